@@ -1,0 +1,3 @@
+"""nexusbench: how should prefill and decode share a GPU, and what does each way of scheduling cost?"""
+
+__version__ = "0.1.0"

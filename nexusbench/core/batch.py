@@ -1,0 +1,123 @@
+"""The values that policies, engine and devices exchange: batches, plans, splits and what a step gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from nexusbench.core.request import Request
+
+
+class Chunk(msgspec.Struct, gc=False, eq=False):
+    """``num_tokens`` consecutive tokens of one request, after ``context`` tokens already computed."""
+
+    request: Request
+    num_tokens: int
+    context: int
+
+
+class BatchShape(msgspec.Struct, frozen=True, gc=False):
+    """What a cost model needs to know of a batch: sizes, no requests.
+
+    ``decode_context`` is the sum over decodes of the tokens already in the KV cache; ``chunks`` holds
+    ``(num_tokens, context)`` pairs; ``layers`` is a half-open range, ``repeat`` the decode steps in one launch.
+    """
+
+    num_decodes: int
+    decode_context: int
+    chunks: tuple[tuple[int, int], ...] = ()
+    layers: tuple[int, int] | None = None
+    repeat: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of the dense layers."""
+        return self.num_decodes + sum(n for n, _ in self.chunks)
+
+
+class Batch(msgspec.Struct, gc=False, eq=False):
+    """What one partition computes in one launch.
+
+    ``decodes`` compute one token each (the last known one), ``chunks`` several. ``layers`` restricts the launch
+    to a half-open range of layers (layer-wise prefill), ``repeat`` > 1 asks for that many decode steps at once.
+    """
+
+    partition: str
+    decodes: list[Request]
+    chunks: list[Chunk]
+    shape: BatchShape
+    layers: tuple[int, int] | None = None
+    repeat: int = 1
+
+    @property
+    def items(self) -> Iterator[tuple[Request, int]]:
+        """Every (request, tokens to compute) of the batch."""
+        for request in self.decodes:
+            yield request, 1
+        for chunk in self.chunks:
+            yield chunk.request, chunk.num_tokens
+
+
+class Preemption(msgspec.Struct, frozen=True, gc=False):
+    """Take a request's KV blocks away; ``recompute`` drops them, ``swap`` moves them to host memory."""
+
+    request: Request
+    kind: Literal["recompute", "swap"] = "recompute"
+    lost_tokens: int = 0  # computed tokens given up, before any are found again in the cache
+
+
+class Transfer(msgspec.Struct, frozen=True, gc=False):
+    """Move a request's KV blocks between the pools of two partitions (several GPUs)."""
+
+    request: Request
+    source: str
+    target: str
+
+
+class Plan(msgspec.Struct, gc=False):
+    """What a policy proposes at one instant: a value, nothing has happened yet on the device.
+
+    ``wake_at`` (ns) asks to be called again at that time even if nothing happens before.
+    """
+
+    batches: list[Batch] = []
+    preemptions: list[Preemption] = []
+    transfers: list[Transfer] = []
+    wake_at: int | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to launch, preempt or move."""
+        return not (self.batches or self.preemptions or self.transfers)
+
+
+class Split(msgspec.Struct, frozen=True, gc=False):
+    """How many SMs each partition has. ``overlapping`` splits share SMs, e.g. (100 %, 100 %)."""
+
+    partitions: tuple[str, ...]
+    sms: tuple[int, ...]
+    overlapping: bool = False
+
+    def of(self, partition: str) -> int:
+        """SMs of ``partition``."""
+        return self.sms[self.partitions.index(partition)]
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self.sms)) + ("*" if self.overlapping else "")
+
+
+class StepOutput(msgspec.Struct, gc=False):
+    """A launch, or one repetition of it, that has ended.
+
+    ``end_ns`` is on the device's clock; ``solo_ns`` is what it would have taken with no neighbour on the same
+    SMs (-1 where the device cannot know); ``last`` is False for all but the last repetition; ``tokens`` are the
+    sampled token ids in item order, or None on a device that only keeps time.
+    """
+
+    step: int
+    end_ns: int
+    solo_ns: int = -1
+    last: bool = True
+    tokens: list[int] | None = None

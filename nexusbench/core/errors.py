@@ -1,0 +1,68 @@
+"""The one small tree of errors; each carries the exit code that the command line ends with."""
+
+from __future__ import annotations
+
+
+class NexusbenchError(Exception):
+    """A run or a tool failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(NexusbenchError):
+    """The user asked for something impossible; the message says what to do instead (exit code 2)."""
+
+    exit_code = 2
+
+
+class InputError(UsageError):
+    """Bad input, located: ``file:line: field 'x': what is wrong. What to do.``"""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: object = None,
+        line: int | None = None,
+        field: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        where = "" if file is None else str(file)
+        if line is not None:
+            where += f":{line}"
+        text = f"{where}: " if where else ""
+        if field is not None:
+            text += f"field '{field}': "
+        text += problem
+        if hint:
+            text += f". {hint}"
+        super().__init__(text)
+        self.file, self.line, self.field, self.problem, self.hint = file, line, field, problem, hint
+
+
+class PlanRefused(NexusbenchError):
+    """A policy proposed something that the engine's contract forbids; names the invariant."""
+
+    def __init__(self, invariant: str, policy: str, problem: str) -> None:
+        super().__init__(f"{invariant}: policy '{policy}' {problem}")
+        self.invariant, self.policy, self.problem = invariant, policy, problem
+
+
+class InvariantBreach(NexusbenchError):
+    """One of the invariants of docs/invariants.md does not hold; ``invariant`` is its name (I1..I11)."""
+
+    def __init__(self, invariant: str, problem: str) -> None:
+        super().__init__(f"invariant {invariant} broken: {problem}")
+        self.invariant, self.problem = invariant, problem
+
+
+class EngineStalled(NexusbenchError):
+    """Work is left, nothing is in flight, no event is due: the policy will never finish it (I10)."""
+
+    invariant = "I10"
+
+
+class Interrupted(NexusbenchError):
+    """The user pressed Ctrl-C; what was finished by then is kept (exit code 130)."""
+
+    exit_code = 130

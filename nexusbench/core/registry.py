@@ -1,0 +1,119 @@
+"""Plug-in families: one file each, found by listing the folder or an entry point, imported on use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any
+
+import msgspec
+
+from nexusbench.core.errors import InputError, UsageError
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A hint sentence: the closest known word if there is one, else all of them."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(known) if known else 'none'}"
+
+
+class Registry:
+    """The plug-ins of one family, e.g. schedulers: module name = plug-in name, one class a module.
+
+    ``package`` is the folder that is listed (modules that start with ``_`` and ``base`` are machinery, not
+    plug-ins); the entry-point group has the same name. Nothing is imported before :meth:`load`.
+    """
+
+    def __init__(self, package: str, kind: str, base: str) -> None:
+        self.package, self.kind, self._base = package, kind, base
+
+    def _sources(self) -> dict[str, str]:
+        """Plug-in name -> 'module' or 'module:attribute'. Raises UsageError on a name clash."""
+        package = importlib.import_module(self.package)
+        found: dict[str, str] = {}
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name != "base" and not module.name.startswith("_"):
+                found[module.name.replace("_", "-")] = f"{self.package}.{module.name}"
+        for entry in entry_points(group=self.package):
+            if entry.name in found and found[entry.name] != entry.value:
+                raise UsageError(
+                    f"two {self.kind}s are called '{entry.name}': {found[entry.name]} and {entry.value}. "
+                    "Rename one, or uninstall the package that brings the second"
+                )
+            found[entry.name] = entry.value
+        return found
+
+    def names(self) -> list[str]:
+        """All plug-in names, sorted."""
+        return sorted(self._sources())
+
+    def load(self, name: str) -> type[Any]:
+        """The plug-in class called ``name``. Raises UsageError if there is none, or not exactly one."""
+        sources = self._sources()
+        if name not in sources:
+            raise UsageError(
+                f"no {self.kind} called '{name}'. {did_you_mean(name, sorted(sources))}"
+            )
+        target, _, attribute = sources[name].partition(":")
+        module = importlib.import_module(target)
+        if attribute:
+            return getattr(module, attribute)  # type: ignore[no-any-return]
+        base = getattr(importlib.import_module(f"{self.package}.base"), self._base)
+        classes = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, base) and value.__module__ == target
+        ]
+        if len(classes) != 1:
+            raise UsageError(
+                f"{module.__file__}: a {self.kind} file must define exactly one subclass of "
+                f"{self._base}, found {len(classes)}"
+            )
+        return classes[0]
+
+    def create(self, spec: str, **extra: Any) -> Any:
+        """An instance from ``name`` or ``name:key=value,key=value``.
+
+        The class's ``Options`` (a frozen msgspec struct that forbids unknown keys) checks the options.
+        Raises InputError that names the option and what it should be.
+        """
+        name, options = split_spec(spec)
+        cls = self.load(name)
+        return cls(options=parse_options(cls.Options, options, f"{self.kind} '{name}'"), **extra)
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """``name:key=value,key=value`` -> name and its options as text."""
+    name, _, rest = spec.partition(":")
+    options: dict[str, str] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"option '{part}' of '{spec}' has no value; write {name}:{part}=VALUE")
+        if key.strip() in options:
+            raise UsageError(f"option '{key.strip()}' of '{spec}' is given twice")
+        options[key.strip()] = value.strip()
+    return name.strip(), options
+
+
+def parse_options(options_type: type[Any], options: dict[str, str], owner: str) -> Any:
+    """Text options as the struct ``options_type``. Raises InputError naming option, value and type."""
+    known = [field.encode_name for field in msgspec.structs.fields(options_type)]
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"{owner} has no such option", field=key, hint=did_you_mean(key, known)
+            )
+    for key, value in options.items():
+        try:
+            msgspec.convert({key: value}, options_type, strict=False)
+        except msgspec.ValidationError as error:
+            reason = str(error).split(" - at")[0]
+            raise InputError(
+                f"{owner} cannot use '{value}': {reason}", field=key, hint="See nexusbench list"
+            ) from None
+    return msgspec.convert(options, options_type, strict=False)

@@ -1,0 +1,149 @@
+"""Descriptions of models, GPUs and devices: frozen, complete, one owner each."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexusbench.core.batch import Split
+
+DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+
+
+class Dtypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Data type per tensor class; names are keys of DTYPE_BYTES."""
+
+    weights: str = "bfloat16"
+    embeddings: str = "bfloat16"  # input embedding and output head
+    kv: str = "bfloat16"
+    activations: str = "bfloat16"
+
+
+class MoeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Mixture of experts: each token uses ``experts_per_token`` of ``num_experts`` routed experts."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int  # of one routed expert
+    num_shared_experts: int = 0
+
+
+class Linear(msgspec.Struct, frozen=True, gc=False):
+    """A dense layer ``[tokens, inputs] x [inputs, outputs]`` that stands ``count`` times in the model."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A decoder-only transformer with SwiGLU and grouped-query attention (Llama and Qwen families)."""
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_model_len: int
+    tie_word_embeddings: bool = False
+    dtypes: Dtypes = Dtypes()
+    moe: MoeSpec | None = None
+    source: str = ""
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV-cache bytes of one token over all layers: 2 (K and V) x layers x KV heads x head size."""
+        values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
+        return values * DTYPE_BYTES[self.dtypes.kv]
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The dense layers of the decoder stack, without the output head; experts count once each."""
+        d, layers = self.hidden_size, self.num_layers
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = (Linear("qkv", d, q + 2 * kv, layers), Linear("attn_out", q, d, layers))
+        if self.moe is None:
+            f = self.intermediate_size
+            return (*attention, Linear("gate_up", d, 2 * f, layers), Linear("down", f, d, layers))
+        f, experts = self.moe.intermediate_size, self.moe.num_experts + self.moe.num_shared_experts
+        return (
+            *attention,
+            Linear("router", d, self.moe.num_experts, layers),
+            Linear("expert_gate_up", d, 2 * f, layers * experts),
+            Linear("expert_down", f, d, layers * experts),
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters: dense layers, embedding and head (norms and biases are left out, < 0.1 %)."""
+        dense = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears)
+        heads = 1 if self.tie_word_embeddings else 2
+        return dense + heads * self.vocab_size * self.hidden_size
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of all parameters in their data types."""
+        heads = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        dense = self.num_parameters - heads
+        return (
+            dense * DTYPE_BYTES[self.dtypes.weights] + heads * DTYPE_BYTES[self.dtypes.embeddings]
+        )
+
+
+class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Constants of the simulated device's physics that no data sheet gives; each GPU file states their source.
+
+    ``bandwidth_curve`` holds (share of SMs, share of the attainable HBM bandwidth) points, piecewise linear.
+    """
+
+    dense_efficiency: float  # attainable share of peak FLOP/s in large GEMMs
+    attention_efficiency: float  # attainable share of peak FLOP/s in prefill attention
+    bandwidth_efficiency: float  # attainable share of HBM peak with all SMs streaming
+    bandwidth_curve: tuple[tuple[float, float], ...]
+    kernel_us: float  # fixed time of one kernel inside a step (launch from a graph, ramp, tail)
+    step_overhead_us: float  # host and launch time of a step that the GPU waits for
+    l2_interference: float  # share of extra HBM traffic when a neighbour streams through L2
+    jitter: float  # half-width of the seeded uniform noise on a step, as a share of it
+
+
+class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A GPU as published (and, for the simulator, its constants). ``sources`` names the origin of each number."""
+
+    name: str
+    num_sms: int
+    clock_mhz: float  # boost clock that the peak refers to
+    peak_tflops: float  # dense BF16 with FP32 accumulation, no sparsity
+    hbm_gib: float
+    hbm_gbps: float  # GB/s, 1e9 bytes
+    l2_mib: float
+    sm_minimum: int  # smallest green-context partition
+    sm_multiple: int  # and its granularity
+    link_gbps: float  # to another GPU, one direction, GB/s: NVLink or PCIe
+    link_latency_us: float
+    sim: SimConstants
+    sources: dict[str, str]
+
+
+class DeviceSpec(msgspec.Struct, frozen=True):
+    """What the layers above may know of a device.
+
+    ``splits`` are the legal splits for the partitions (prefill, decode), growing prefill share; ``whole`` gives
+    all SMs to the partition ``all``. ``depth`` is how many batches a partition may queue. ``kv_bytes`` is the
+    memory left for KV blocks after weights and reserves.
+    """
+
+    name: str
+    kind: str  # sim, cpu or cuda
+    simulated: bool
+    num_sms: int
+    splits: tuple[Split, ...]
+    whole: Split
+    depth: int
+    kv_bytes: float
+    num_layers: int  # of the model; a launch can be restricted to some of them
+    tensor_parallel: int = 1
+    supports_swap: bool = False
+    supports_transfers: bool = False

@@ -1,0 +1,140 @@
+"""What is true right now: queues, what is in flight, the split in force. The engine's alone to change."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from nexusbench.core.batch import Batch, BatchShape, Split
+from nexusbench.core.request import Request
+from nexusbench.core.specs import DeviceSpec
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Budgets of a step and of the engine, with vLLM's names and meanings."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+
+class KvView(Protocol):
+    """What a policy may know of the KV cache; counts are blocks."""
+
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_free(self) -> int: ...
+    @property
+    def num_used(self) -> int: ...
+    @property
+    def usage(self) -> float: ...
+
+
+class WaitingQueue:
+    """Requests that hold no KV blocks, in the policy's order: ``order_key``, then arrival.
+
+    The keys do not change while a request waits, so the head is found in constant time and an insertion costs
+    one binary search: a queue of 100,000 is as cheap to schedule from as one of ten.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        # Descending, so that the head is the cheap end of the list.
+        self._items: list[tuple[float, int, Request]] = []
+
+    def add(self, request: Request) -> None:
+        """Put ``request`` in its place."""
+        insort(self._items, (-request.order_key, -request.index, request))
+
+    @property
+    def head(self) -> Request | None:
+        """The next request, or None."""
+        return self._items[-1][2] if self._items else None
+
+    def remove(self, request: Request) -> None:
+        """Take ``request`` out (constant time for the head)."""
+        items = self._items
+        if items and items[-1][2] is request:
+            items.pop()
+            return
+        for position in range(len(items) - 1, -1, -1):
+            if items[position][2] is request:
+                del items[position]
+                return
+        raise KeyError(request.id)
+
+    def __iter__(self) -> Iterator[Request]:
+        """In order; the queue may lose requests that were already yielded while this runs."""
+        for position in range(len(self._items) - 1, -1, -1):
+            yield self._items[position][2]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class InFlight(msgspec.Struct, gc=False, eq=False):
+    """A batch that was submitted and has not ended."""
+
+    step: int
+    batch: Batch
+    sms: int
+    submitted_ns: int
+
+
+class EngineState:
+    """The engine's whole state, read by partitioners as it is and by schedulers through their context.
+
+    ``decoding`` and ``prefilling`` together are what vLLM calls running: requests that hold KV blocks, in the
+    order in which they joined; a decoding request has exactly one token left to compute.
+    """
+
+    __slots__ = (
+        "decoding",
+        "device",
+        "in_flight",
+        "kv",
+        "limits",
+        "now",
+        "prefilling",
+        "split",
+        "waiting",
+    )
+
+    def __init__(
+        self, device: DeviceSpec, kv: KvView, limits: Limits, partitions: tuple[str, ...], split: Split
+    ) -> None:
+        self.now = 0
+        self.device = device
+        self.kv = kv
+        self.limits = limits
+        self.waiting = WaitingQueue()
+        self.decoding: list[Request] = []
+        self.prefilling: list[Request] = []
+        self.in_flight: dict[str, list[InFlight]] = {name: [] for name in partitions}
+        self.split = split
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold KV blocks."""
+        return len(self.decoding) + len(self.prefilling)
+
+    @property
+    def busy(self) -> bool:
+        """Something is in flight."""
+        return any(self.in_flight.values())
+
+    def free_slots(self, partition: str) -> int:
+        """How many more batches ``partition`` can queue."""
+        return self.device.depth - len(self.in_flight[partition])
+
+    def shape_on(self, partition: str) -> BatchShape | None:
+        """The shape of the batch that runs on ``partition``, or None."""
+        running = self.in_flight[partition]
+        return running[0].batch.shape if running else None

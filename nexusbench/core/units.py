@@ -1,0 +1,25 @@
+"""Units: time is integer nanoseconds inside, seconds or milliseconds only where a person reads it."""
+
+from __future__ import annotations
+
+NS_PER_US = 1_000
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Smallest integer not below numerator / denominator (denominator > 0)."""
+    return -(-numerator // denominator)
+
+
+def ms(ns: float) -> float:
+    """Nanoseconds as milliseconds."""
+    return ns / NS_PER_MS
+
+
+def seconds(ns: float) -> float:
+    """Nanoseconds as seconds."""
+    return ns / NS_PER_S

@@ -1,0 +1,1 @@
+"""Devices: what computes batches and owns the only clock."""

@@ -1,0 +1,67 @@
+"""The device seam: submit a batch, wait for what ends, read the clock."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import msgspec
+
+from nexusbench.core.batch import Batch, StepOutput
+from nexusbench.core.registry import Registry
+from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
+
+
+class DeviceOptions(msgspec.Struct, frozen=True):
+    """What a device must know to be opened: memory shares, the largest step it will see, the seed."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel: int = 1
+    seed: int = 0
+
+
+class Device(ABC):
+    """Something that runs batches on partitions of its SMs and owns the run's only clock.
+
+    ``submit`` returns at once; ``wait`` blocks (on a virtual clock: jumps) until something ended or ``until`` is
+    reached. Step numbers are the engine's, growing by one.
+    """
+
+    spec: DeviceSpec
+    gpu: GpuSpec  # published numbers, for beliefs and for reports
+    source: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
+        """The device that ``KIND:argument`` names, ready to run ``model``.
+
+        Raises UsageError if there is no such device or the model does not fit it.
+        """
+
+    @abstractmethod
+    def now(self) -> int:
+        """Nanoseconds since the run began; never backwards."""
+
+    @abstractmethod
+    def submit(self, step: int, batch: Batch, sms: int) -> None:
+        """Start ``batch`` on ``sms`` SMs of ``batch.partition``.
+
+        Raises NexusbenchError if the partition's queue is full (``spec.depth``) or ``sms`` is out of range.
+        """
+
+    @abstractmethod
+    def wait(self, until: int | None) -> list[StepOutput]:
+        """Outputs of launches that ended, in order of ``end_ns``; [] if ``until`` (ns) came first.
+
+        With nothing in flight and ``until`` None it returns [] at once.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release threads and memory; also after an error. Calling it twice is fine."""
+
+
+devices = Registry("nexusbench.devices", "device", "Device")

@@ -1,0 +1,175 @@
+"""The simulated GPU: a virtual clock over the physics of ``_physics.py``, deterministic by seed."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar, Self
+
+import msgspec
+
+from nexusbench.core.batch import Batch, Split, StepOutput
+from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
+from nexusbench.core.units import GIB
+from nexusbench.devices._gpus import legal_splits, load_gpu
+from nexusbench.devices._physics import Load, Physics
+from nexusbench.devices.base import Device, DeviceOptions
+
+# CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the 2,588 KV blocks that
+# a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B (LLMServingSim data set, MIT).
+RESERVED_BYTES = 0.86 * GIB
+
+
+class Launch(msgspec.Struct, gc=False, eq=False):
+    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it goes now."""
+
+    step: int
+    partition: str
+    load: Load
+    left: float
+    slow: float
+    ends_ns: int
+    solo_ns: int
+    repeats_left: int
+
+
+class Sim(Device):
+    """A GPU described by data, one virtual nanosecond clock, one launch at a time per partition.
+
+    Two launches that overlap slow each other down as Physics says; whenever one starts or ends, the other's remaining
+    work is re-timed. Everything it produces is simulated and labelled so.
+    """
+
+    source: ClassVar[str] = "virtual clock; physics in docs/architecture.md"
+
+    def __init__(self, gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> None:
+        self.gpu, self.model = gpu, model
+        self.physics = Physics(gpu, model, options.tensor_parallel)
+        self.spec = DeviceSpec(
+            name=f"sim:{gpu.name}" + (f" x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""),
+            kind="sim",
+            simulated=True,
+            num_sms=gpu.num_sms,
+            splits=legal_splits(gpu),
+            whole=Split(("all",), (gpu.num_sms,)),
+            depth=1,
+            kv_bytes=_kv_bytes(gpu, model, options),
+            num_layers=model.num_layers,
+            tensor_parallel=options.tensor_parallel,
+        )
+        self._now = 0
+        self._launches: list[Launch] = []
+        self._noise = random.Random(options.seed)
+        self._jitter = gpu.sim.jitter
+
+    @classmethod
+    def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
+        """``sim:l20`` or ``sim:FILE.toml``. Raises UsageError if the weights do not fit."""
+        if not argument:
+            raise UsageError("--device sim needs a GPU: write sim:l20, or sim:FILE.toml for your own")
+        return cls(load_gpu(argument), model, options)
+
+    def now(self) -> int:
+        """Virtual nanoseconds."""
+        return self._now
+
+    def submit(self, step: int, batch: Batch, sms: int) -> None:
+        """Start now; the neighbour, if any, is slowed down from now on."""
+        launches = self._launches
+        if not 0 < sms <= self.gpu.num_sms:
+            raise NexusbenchError(f"{self.spec.name} has {self.gpu.num_sms} SMs, not {sms}")
+        for launch in launches:
+            if launch.partition == batch.partition:
+                raise NexusbenchError(f"partition '{batch.partition}' of {self.spec.name} is busy")
+        load = self.physics.load(batch.shape, sms)
+        solo = load.solo * (1.0 + self._jitter * (2.0 * self._noise.random() - 1.0))
+        end = self._now + int(solo) + 1
+        launch = Launch(step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat)
+        launches.append(launch)
+        if len(launches) > 1:
+            self._retime(self._now)
+
+    def wait(self, until: int | None) -> list[StepOutput]:
+        """Jump to the next end, or to ``until`` if that is earlier."""
+        launches = self._launches
+        if not launches:
+            if until is not None and until > self._now:
+                self._now = until
+            return []
+        end = launches[0].ends_ns if len(launches) == 1 else min([x.ends_ns for x in launches])
+        if until is not None and until < end:
+            self._advance(until)
+            return []
+        if len(launches) == 1:
+            launch = launches[0]
+            self._now = end
+            if launch.repeats_left == 1:
+                launches.clear()
+            else:
+                self._next_repetition(launch)
+            return [StepOutput(launch.step, end, launch.solo_ns, not launches)]
+        return self._end_some(end)
+
+    def close(self) -> None:
+        """Nothing to release."""
+        self._launches.clear()
+
+    def _end_some(self, end: int) -> list[StepOutput]:
+        """Outputs at ``end`` with several launches in flight; the rest speed up."""
+        self._advance(end)
+        outputs = []
+        for launch in [x for x in self._launches if x.ends_ns <= end]:
+            last = launch.repeats_left == 1
+            if last:
+                self._launches.remove(launch)
+            else:
+                self._next_repetition(launch)
+            outputs.append(StepOutput(launch.step, end, launch.solo_ns, last))
+        self._retime(end)
+        return outputs
+
+    def _next_repetition(self, launch: Launch) -> None:
+        """The next decode step of one launch (its context growth of one token a row is below the noise)."""
+        launch.repeats_left -= 1
+        launch.left = launch.load.solo
+        launch.solo_ns = int(launch.load.solo) + 1
+        launch.ends_ns = self._now + int(launch.left * launch.slow) + 1
+
+    def _advance(self, to: int) -> None:
+        """Let time pass: every launch does work at its present speed."""
+        elapsed = to - self._now
+        self._now = to
+        for launch in self._launches:
+            launch.left = max(0.0, launch.left - elapsed / launch.slow)
+
+    def _retime(self, now: int) -> None:
+        """New speeds and ends after a launch started or ended."""
+        for launch in self._launches:
+            slow = 1.0
+            for other in self._launches:
+                if other is not launch:
+                    slow += self.physics.slowdown(launch.load, other.load) - 1.0
+            launch.slow = slow
+            launch.ends_ns = now + int(launch.left * slow) + 1
+
+
+def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
+    """Bytes for KV blocks over all GPUs of the group, as vLLM sizes them: a share of memory less weights and peaks.
+
+    Raises UsageError if nothing is left.
+    """
+    tp = options.tensor_parallel
+    usable = options.gpu_memory_utilization * gpu.hbm_gib * GIB
+    weights = model.weight_bytes / tp
+    # Widest live tensors of a step: gate and up, a few hidden states, and the logits in float32.
+    activations = 2.0 * options.max_num_batched_tokens * (
+        2 * model.intermediate_size / tp + 4 * model.hidden_size
+    ) + 4.0 * options.max_num_seqs * model.vocab_size
+    left = usable - weights - activations - RESERVED_BYTES
+    if left <= 0:
+        raise UsageError(
+            f"{model.name} does not fit sim:{gpu.name}: weights {weights / GIB:.1f} GiB, activations "
+            f"{activations / GIB:.1f}, reserve {RESERVED_BYTES / GIB:.1f}, of {usable / GIB:.1f} GiB usable. "
+            "Raise --tensor-parallel-size or --gpu-memory-utilization, or pick a larger GPU"
+        )
+    return left * tp

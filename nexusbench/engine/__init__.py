@@ -1,0 +1,1 @@
+"""The serving engine: one loop, one executor, its invariants."""

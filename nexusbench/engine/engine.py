@@ -1,0 +1,157 @@
+"""THE loop: admit what has arrived, ask the policy, size the partitions, launch, complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused
+from nexusbench.core.events import OUTCOMES, EventLog
+from nexusbench.core.request import Request
+from nexusbench.core.state import EngineState, Limits
+from nexusbench.devices.base import Device
+from nexusbench.engine.executor import Executor
+from nexusbench.engine.invariants import Auditor
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.partitioners.base import Partitioner
+from nexusbench.schedulers.base import Scheduler, SchedulerContext
+
+REJECTED = OUTCOMES.index("rejected")
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the books (I3)."""
+
+    limits: Limits
+    audit_every: int = 4096
+
+
+class Engine:
+    """Serves a list of requests on a device under a policy; everything that happens goes to ``log``.
+
+    ``stopwatch`` reads a real clock in ns to time decisions, which never enters the log. ``observer`` is called after
+    every step with the state, for progress and for writing parts of the log; it may raise to stop the run.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        scheduler: Scheduler,
+        partitioner: Partitioner,
+        kv: KVCacheManager,
+        requests: Sequence[Request],
+        config: EngineConfig,
+        *,
+        log: EventLog | None = None,
+        stopwatch: Callable[[], int] | None = None,
+        observer: Callable[[Engine], None] | None = None,
+    ) -> None:
+        self.device, self.scheduler, self.partitioner, self.kv = device, scheduler, partitioner, kv
+        self.requests, self.config = requests, config
+        self.log = log if log is not None else EventLog()
+        self.state = EngineState(
+            device.spec, kv, config.limits, scheduler.partitions, partitioner.initial(device.spec)
+        )
+        self.context = SchedulerContext(self.state, kv, scheduler.name)
+        self.executor = Executor(self.state, kv, device, scheduler, partitioner, self.log)
+        self.auditor = Auditor(self.state, kv, self.executor, scheduler)
+        self.decision_ns: list[int] = []  # one entry per call of the policy, if a stopwatch was given
+        self.num_arrived = 0
+        self._stopwatch, self._observer = stopwatch, observer
+        self._wake_at: int | None = None
+
+    def run(self) -> None:
+        """Serve all requests; on return each has ended exactly once and every invariant was checked.
+
+        Raises PlanRefused, EngineStalled or InvariantBreach, each naming the invariant.
+        """
+        executor, auditor, observer = self.executor, self.auditor, self._observer
+        next_audit = self.config.audit_every
+        self.admit(self.device.now())
+        while self.num_arrived < len(self.requests) or self.state.num_running or self.state.waiting:
+            if self._has_free_slot():
+                self._decide()
+            if not self.state.busy and self._next_event() is None:
+                raise EngineStalled(self._stall_report())
+            for output in self.device.wait(self._next_event()):
+                executor.complete(output)
+            self.admit(self.device.now())
+            if executor.num_steps >= next_audit:
+                auditor.check_books()
+                next_audit = executor.num_steps + self.config.audit_every
+            if observer is not None:
+                observer(self)
+        auditor.check_end(self.num_arrived)
+
+    def admit(self, now: int) -> None:
+        """Let in what has arrived by ``now``; what can never fit is rejected at once."""
+        state = self.state
+        if now < state.now:
+            raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
+        state.now = now
+        requests, limits = self.requests, self.config.limits
+        while self.num_arrived < len(requests) and requests[self.num_arrived].arrival_ns <= now:
+            r = requests[self.num_arrived]
+            self.num_arrived += 1
+            self.log.tables["arrived"].row(
+                r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens
+            )
+            if r.stop_len > limits.max_model_len:
+                self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
+            elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
+                self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
+            else:
+                r.num_tokens = r.num_prompt_tokens
+                r.order_key = self.scheduler.order_key(r)
+                state.waiting.add(r)
+
+    def _decide(self) -> None:
+        """One scheduling instant: plan, split, commit."""
+        state, ctx = self.state, self.context
+        ctx.begin()
+        watch = self._stopwatch
+        started = watch() if watch is not None else 0
+        plan = self.scheduler.schedule(ctx)
+        if plan.batches:
+            split = self.partitioner.split(plan, state)
+        else:
+            split = state.split
+        if watch is not None:
+            self.decision_ns.append(watch() - started)
+        try:
+            self.executor.commit(plan, split, ctx)
+        except PlanRefused:
+            ctx.rollback()
+            raise
+        if self.scheduler.work_conserving:
+            self.auditor.check_work_conserving(plan)
+        self._wake_at = plan.wake_at
+
+    def _has_free_slot(self) -> bool:
+        """Some partition can take a batch and some request could want it."""
+        state = self.state
+        if not (state.waiting or state.decoding or state.prefilling):
+            return False
+        depth = self.device.spec.depth
+        return any(len(running) < depth for running in state.in_flight.values())
+
+    def _next_event(self) -> int | None:
+        """When to be woken at the latest: the next arrival, if a partition is free for it, or wake_at."""
+        due = self._wake_at if self._wake_at is not None and self._wake_at > self.state.now else None
+        if self.num_arrived < len(self.requests):
+            depth = self.device.spec.depth
+            if any(len(running) < depth for running in self.state.in_flight.values()):
+                arrival = self.requests[self.num_arrived].arrival_ns
+                due = arrival if due is None else min(due, arrival)
+        return due
+
+    def _stall_report(self) -> str:
+        state = self.state
+        stuck = [*state.decoding, *state.prefilling, *state.waiting]
+        names = ", ".join(r.id for r in stuck[:3]) + (", ..." if len(stuck) > 3 else "")
+        return (
+            f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and nothing to wait for, "
+            f"at {state.now} ns: {len(state.decoding)} decoding, {len(state.prefilling)} prefilling, "
+            f"{len(state.waiting)} waiting ({names}); {self.kv.num_free} of {self.kv.num_blocks} KV blocks free"
+        )

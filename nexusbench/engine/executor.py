@@ -1,0 +1,248 @@
+"""Commit a plan, complete a step: the only code that changes queues, progress and the event log."""
+
+from __future__ import annotations
+
+from nexusbench.core.batch import Batch, BatchShape, Plan, Split, StepOutput
+from nexusbench.core.errors import InvariantBreach, PlanRefused
+from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS, EventLog
+from nexusbench.core.request import Request
+from nexusbench.core.state import EngineState, InFlight
+from nexusbench.devices.base import Device
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.partitioners.base import Partitioner
+from nexusbench.schedulers.base import Scheduler, SchedulerContext
+
+FINISHED = OUTCOMES.index("finished")
+RECOMPUTE = PREEMPTION_KINDS.index("recompute")
+
+
+class Executor:
+    """Turns a policy's proposal into launches, and ended launches into progress.
+
+    The allocator already holds the plan's blocks (the context journalled them there); what is left to do here is
+    to check the plan against the contract, log it and launch it.
+    """
+
+    def __init__(
+        self,
+        state: EngineState,
+        kv: KVCacheManager,
+        device: Device,
+        scheduler: Scheduler,
+        partitioner: Partitioner,
+        log: EventLog,
+    ) -> None:
+        self.state, self.kv, self.device, self.log = state, kv, device, log
+        self.scheduler, self.partitioner = scheduler, partitioner
+        self.num_steps = 0
+        self.num_ended = 0
+        self.num_tokens = 0
+        self.splits: list[Split] = []
+        self._steps: dict[int, InFlight] = {}
+        self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
+        self._set_split(state.split)
+
+    # -- commit ---------------------------------------------------------------------------------------------
+
+    def commit(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
+        """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it breaks a rule."""
+        self._check(plan, split)
+        state, tables = self.state, self.log.tables
+        for request in ctx.kv_blocked:
+            tables["kv_blocked"].row(request.index, state.now)
+        ctx.kv_blocked.clear()
+        for preemption in plan.preemptions:
+            request = preemption.request
+            lost = preemption.lost_tokens
+            tables["preempted"].row(request.index, state.now, RECOMPUTE, lost)
+        if split is not state.split and split != state.split:
+            self._set_split(split)
+        launched = {batch.partition for batch in plan.batches}
+        for batch in plan.batches:
+            self._launch(batch, self._sms(batch.partition, launched))
+
+    def _check(self, plan: Plan, split: Split) -> None:
+        """The contract of a plan (docs/invariants.md)."""
+        policy, state = self.scheduler.name, self.state
+        if plan.transfers and not state.device.supports_transfers:
+            raise PlanRefused("contract", policy, "moves KV between pools, but this device has one pool")
+        for preemption in plan.preemptions:
+            if preemption.kind == "swap" and not state.device.supports_swap:
+                raise PlanRefused("contract", policy, "swaps KV out, which this device cannot")
+        if plan.batches and split is not state.split and (
+            split not in state.device.splits and split != state.device.whole
+        ):
+            raise PlanRefused("I5", self.partitioner.name, f"wants the illegal split {split}")
+        for batch in plan.batches:
+            if batch.partition not in state.in_flight:
+                raise PlanRefused("contract", policy, f"knows no partition '{batch.partition}'")
+            if len(state.in_flight[batch.partition]) >= state.device.depth:
+                raise PlanRefused("I5", policy, f"launches on '{batch.partition}', whose queue is full")
+            shape = batch.shape
+            if shape.num_tokens > state.limits.max_num_batched_tokens or not shape.num_tokens:
+                raise PlanRefused(
+                    "contract", policy, f"launches {shape.num_tokens} tokens; the budget is 1 to "
+                    f"{state.limits.max_num_batched_tokens}",
+                )  # fmt: skip
+            for chunk in batch.chunks:
+                if not chunk.request.in_flight or not chunk.request.blocks:
+                    raise PlanRefused("I11", policy, f"launches '{chunk.request.id}' unscheduled")
+                self._check_layers(batch, chunk.request)
+
+    def _check_layers(self, batch: Batch, request: Request) -> None:
+        start = batch.layers[0] if batch.layers is not None else 0
+        if start != request.layers_done:
+            raise PlanRefused(
+                "contract", self.scheduler.name,
+                f"computes '{request.id}' from layer {start}, but {request.layers_done} are done",
+            )  # fmt: skip
+
+    def _sms(self, partition: str, launched: set[str]) -> int:
+        """SMs of a launch: its share, or all of them if it is alone and the partitioner lets it expand."""
+        state = self.state
+        if self.partitioner.options.idle == "expand":
+            for other, running in state.in_flight.items():
+                if other != partition and (running or other in launched):
+                    break
+            else:
+                return state.device.num_sms
+        return state.split.of(partition)
+
+    def _launch(self, batch: Batch, sms: int) -> None:
+        state, shape, step = self.state, batch.shape, self.num_steps
+        self.num_steps = step + 1
+        belief = self.partitioner.belief
+        predicted = -1
+        if belief is not None:
+            predicted = int(belief.predict(shape, sms, self._neighbour(batch.partition)))
+        prefill_tokens = shape.num_tokens - shape.num_decodes
+        if batch.chunks:
+            self._log_chunks(step, batch)
+        self.log.tables["submitted"].row(
+            step, state.now, self._partition_code[batch.partition], sms, shape.num_decodes,
+            shape.decode_context, len(shape.chunks), prefill_tokens, predicted,
+            self.kv.num_used, state.num_running, len(state.waiting), len(self.splits) - 1,
+        )  # fmt: skip
+        entry = InFlight(step, batch, sms, state.now)
+        state.in_flight[batch.partition].append(entry)
+        self._steps[step] = entry
+        self.device.submit(step, batch, sms)
+
+    def _neighbour(self, partition: str) -> tuple[BatchShape, int] | None:
+        """What runs beside ``partition`` right now."""
+        for other, running in self.state.in_flight.items():
+            if other != partition and running:
+                return running[0].batch.shape, running[0].sms
+        return None
+
+    def _log_chunks(self, step: int, batch: Batch) -> None:
+        """Chunks of a launch; a request's first chunk after it waited is its admission."""
+        tables, now = self.log.tables, self.state.now
+        for chunk in batch.chunks:
+            request = chunk.request
+            tables["chunk"].row(step, request.index, chunk.num_tokens, chunk.context)
+            if chunk.context == request.num_cached_tokens and request.layers_done == 0:
+                tables["admitted"].row(request.index, now, chunk.context)
+                request.kv_blocked = False
+
+    def _set_split(self, split: Split) -> None:
+        self.state.split = split
+        self.splits.append(split)
+        reason = self.log.code(self.partitioner.mode)
+        self.log.tables["repartitioned"].row(self.state.now, len(self.splits) - 1, reason)
+
+    # -- complete -------------------------------------------------------------------------------------------
+
+    def complete(self, output: StepOutput) -> None:
+        """Book an ended launch (or one repetition of it): progress, tokens, ends, freed blocks, hashes."""
+        state = self.state
+        if output.end_ns < state.now:
+            raise InvariantBreach("I2", f"step {output.step} ended before {state.now} ns")
+        state.now = output.end_ns
+        entry = self._steps[output.step]
+        batch = entry.batch
+        if output.last:
+            del self._steps[output.step]
+            state.in_flight[batch.partition].remove(entry)
+        made = self.log.tables["token"].columns["request"]
+        before = len(made)
+        if batch.repeat > 1:
+            done = self._complete_repetition(entry, output.last)
+        else:
+            done = self._complete_decodes(batch.decodes)
+        if batch.chunks:
+            done += self._complete_chunks(batch)
+        count = len(made) - before
+        self.num_tokens += count
+        self.log.tables["step_done"].row(output.step, output.end_ns, output.solo_ns, count)
+        for request in done:
+            self._finish(request)
+
+    def _complete_decodes(self, decodes: list[Request]) -> list[Request]:
+        """One token for each; returns those that are done."""
+        done = []
+        for request in decodes:
+            count = request.num_tokens
+            request.num_computed_tokens = count
+            count += 1
+            request.num_tokens = count
+            request.in_flight = False
+            if count >= request.stop_len:
+                done.append(request)
+        self.log.tables["token"].columns["request"].extend([r.index for r in decodes])
+        return done
+
+    def _complete_repetition(self, entry: InFlight, last: bool) -> list[Request]:
+        """One of several decode steps in one launch.
+
+        A request that ends before the last repetition stays in flight, its blocks held, until the launch ends (I11).
+        """
+        alive = [r for r in entry.batch.decodes if r.num_tokens < r.stop_len]
+        self._complete_decodes(alive)
+        for request in entry.batch.decodes:
+            request.in_flight = not last
+        for request in alive:
+            if request.num_tokens >= request.stop_len:
+                self.end(request, FINISHED, "length")
+        if last:
+            for request in entry.batch.decodes:
+                if request.num_tokens >= request.stop_len:
+                    self._forget(request)
+        return []
+
+    def _complete_chunks(self, batch: Batch) -> list[Request]:
+        """Progress of chunks; one that reaches the end of its request's tokens makes a token."""
+        state, done = self.state, []
+        made = self.log.tables["token"].columns["request"]
+        for chunk in batch.chunks:
+            request = chunk.request
+            request.in_flight = False
+            if batch.layers is not None and batch.layers[1] < state.device.num_layers:
+                request.layers_done = batch.layers[1]
+                continue
+            request.layers_done = 0
+            request.num_computed_tokens = chunk.context + chunk.num_tokens
+            self.kv.publish(request)
+            if request.num_computed_tokens == request.num_tokens:
+                request.num_tokens += 1
+                made.append(request.index)
+                state.prefilling.remove(request)
+                state.decoding.append(request)
+                if request.num_tokens >= request.stop_len:
+                    done.append(request)
+        return done
+
+    def _finish(self, request: Request) -> None:
+        self.end(request, FINISHED, "length")
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        self.state.decoding.remove(request)
+        self.kv.free(request)
+        self.scheduler.finished(request)
+
+    def end(self, request: Request, outcome: int, reason: str) -> None:
+        """Log the one end of a request (I1)."""
+        self.num_ended += 1
+        row = self.log.tables["ended"].row
+        row(request.index, self.state.now, outcome, self.log.code(reason))

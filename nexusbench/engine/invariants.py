@@ -1,0 +1,85 @@
+"""The invariants that a run checks on itself; docs/invariants.md says what each means."""
+
+from __future__ import annotations
+
+from nexusbench.core.batch import Plan
+from nexusbench.core.errors import InvariantBreach
+from nexusbench.core.state import EngineState
+from nexusbench.engine.executor import Executor
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.schedulers.base import Scheduler
+
+
+class Auditor:
+    """Checks the books during and after a run; every breach raises InvariantBreach with its name.
+
+    I2, I5 and I11 are checked where they could break (executor, context); here are those that need an overview.
+    """
+
+    def __init__(
+        self, state: EngineState, kv: KVCacheManager, executor: Executor, scheduler: Scheduler
+    ) -> None:
+        self._state, self._kv, self._executor, self._scheduler = state, kv, executor, scheduler
+        self.num_audits = 0
+
+    def check_books(self) -> None:
+        """I3: every block is free or held, reference counts are exact; blocks cover what is computed."""
+        state = self._state
+        self.num_audits += 1
+        running = [*state.decoding, *state.prefilling]
+        problem = self._kv.pool.audit(r.blocks for r in running)
+        if problem is not None:
+            raise InvariantBreach("I3", problem)
+        for r in running:
+            if len(r.blocks) * self._kv.block_size < r.num_computed_tokens:
+                raise InvariantBreach("I3", f"request '{r.id}' has computed tokens without a block")
+        for r in state.waiting:
+            if r.blocks:
+                raise InvariantBreach("I3", f"waiting request '{r.id}' holds blocks")
+
+    def check_end(self, offered: int) -> None:
+        """I1, I3 and I4 once nothing is left to do."""
+        self.check_books()
+        executor, state = self._executor, self._state
+        if state.busy:
+            raise InvariantBreach("I1", "a launch is still in flight at the end")
+        if executor.num_ended != offered:
+            raise InvariantBreach("I1", f"{offered} requests offered, {executor.num_ended} ended")
+        if self._kv.num_used:
+            raise InvariantBreach("I3", f"{self._kv.num_used} blocks are held after the last request")
+
+    def check_work_conserving(self, plan: Plan) -> None:
+        """I7: no partition idles while a request that could run there is ready and would fit.
+
+        Ready means: a decoding request that is not in flight and has room for its next token (``decode`` and ``all``),
+        or a prefilling or waiting one for whose remaining tokens there are free blocks (``prefill`` and ``all``).
+        """
+        state = self._state
+        if plan.preemptions:
+            return
+        for partition, running in state.in_flight.items():
+            if running:
+                continue
+            if partition != "prefill" and self._decode_ready():
+                raise self._idle(partition, "a decoding request is ready")
+            if partition != "decode" and self._prefill_ready():
+                raise self._idle(partition, "a prompt is waiting and would fit")
+
+    def _idle(self, partition: str, why: str) -> InvariantBreach:
+        return InvariantBreach(
+            "I7", f"scheduler '{self._scheduler.name}' leaves '{partition}' idle although {why}"
+        )
+
+    def _decode_ready(self) -> bool:
+        return self._kv.num_free > 0 and any(not r.in_flight for r in self._state.decoding)
+
+    def _prefill_ready(self) -> bool:
+        state, size, free = self._state, self._kv.block_size, self._kv.num_free
+        for r in state.prefilling:
+            if not r.in_flight and r.num_tokens <= (len(r.blocks) + free) * size:
+                return True
+        if state.num_running >= state.limits.max_num_seqs:
+            return False
+        head = state.waiting.head
+        # A margin of one block per running request: a policy may keep room for their next tokens.
+        return head is not None and head.num_tokens <= (free - state.num_running) * size

@@ -1,0 +1,1 @@
+"""Paged KV cache: blocks, reference counts, prefix reuse."""

@@ -1,0 +1,138 @@
+"""KVCacheManager: which blocks each request holds, and which prompt prefixes can be reused."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexusbench.core.request import Request
+from nexusbench.core.units import ceil_div
+from nexusbench.kv.block_pool import BlockPool
+
+
+class Undo(msgspec.Struct, gc=False):
+    """What one allocation changed, so that it can be taken back.
+
+    Only the recency of shared cached blocks is not restored: looking them up was a use.
+    """
+
+    request: Request
+    shared: list[int]
+    taken: list[int]
+    evicted: list[int]
+
+
+class KVCacheManager:
+    """Paged KV cache of ``num_blocks`` blocks of ``block_size`` tokens.
+
+    ``hash_block`` is how many prompt tokens one of a request's ``prefix_ids`` stands for; it must be a multiple of
+    the block size, so that one id names the content of whole blocks.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, hash_block: int = 512, prefix_caching: bool = True
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.prefix_caching = prefix_caching
+        self.pool = BlockPool(num_blocks)
+        self._blocks_per_id = max(1, hash_block // block_size)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be had now (cached free ones included)."""
+        return self.pool.num_free
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that requests hold."""
+        return self.num_blocks - self.pool.num_free
+
+    @property
+    def usage(self) -> float:
+        """Share of all blocks that requests hold."""
+        return self.num_used / self.num_blocks
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that ``num_tokens`` tokens fill."""
+        return ceil_div(num_tokens, self.block_size)
+
+    def _key(self, request: Request, position: int) -> int:
+        """The hash of a request's full block: shared where the trace knows the content, else private.
+
+        Private keys let a preempted request find its own blocks again; they are negative, shared ones are not.
+        """
+        per_id = self._blocks_per_id
+        if request.prefix_ids and position < request.num_prompt_tokens // self.block_size:
+            return request.prefix_ids[position // per_id] * per_id + position % per_id
+        return -((request.index << 24) | position) - 1
+
+    def find_prefix(self, request: Request) -> list[int]:
+        """Blocks of the longest cached prefix, at least one token short of the request.
+
+        The last known token is always computed, since its logits are needed (as vLLM does).
+        """
+        if not self.prefix_caching or (not request.prefix_ids and not request.num_preemptions):
+            return []
+        found: list[int] = []
+        find = self.pool.find
+        for position in range((request.num_tokens - 1) // self.block_size):
+            block = find(self._key(request, position))
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def allocate(self, request: Request, num_tokens: int, prefix: list[int]) -> Undo | None:
+        """Make room for the first ``num_tokens`` tokens; ``prefix`` are cached blocks to share first.
+
+        Returns the undo record, or None (and changes nothing) if there are not enough free blocks.
+        """
+        pool = self.pool
+        needed = ceil_div(num_tokens, self.block_size) - len(request.blocks) - len(prefix)
+        free_prefix = sum(1 for block in prefix if not pool.refs[block]) if prefix else 0
+        if needed > pool.num_free - free_prefix:
+            return None
+        if prefix:
+            pool.share(prefix)
+            request.blocks.extend(prefix)
+        taken: list[int] = []
+        evicted: list[int] = []
+        if needed > 0:
+            taken, evicted = pool.take(needed)
+            request.blocks.extend(taken)
+        return Undo(request, prefix, taken, evicted)
+
+    def undo(self, record: Undo) -> None:
+        """Take :meth:`allocate` back."""
+        request, pool = record.request, self.pool
+        if record.taken:
+            del request.blocks[-len(record.taken) :]
+            pool.untake(record.taken, record.evicted)
+        if record.shared:
+            del request.blocks[-len(record.shared) :]
+            pool.release(record.shared)
+
+    def publish(self, request: Request) -> None:
+        """Make the computed full prompt blocks of ``request`` findable (called when a step completes)."""
+        if not (self.prefix_caching and request.prefix_ids):
+            return
+        computed = min(request.num_computed_tokens, request.num_prompt_tokens) // self.block_size
+        for position in range(request.num_hashed_blocks, computed):
+            self.pool.publish(request.blocks[position], self._key(request, position))
+        request.num_hashed_blocks = max(request.num_hashed_blocks, computed)
+
+    def free(self, request: Request, *, will_return: bool = False) -> list[int]:
+        """Give back all blocks, last first; returns them in that order (undo record for the pool).
+
+        A request that was preempted and ``will_return`` leaves its computed blocks findable under private keys, so
+        what is not evicted meanwhile need not be recomputed.
+        """
+        if will_return and self.prefix_caching:
+            computed = request.num_computed_tokens // self.block_size
+            for position in range(request.num_hashed_blocks, computed):
+                self.pool.publish(request.blocks[position], self._key(request, position))
+        blocks = request.blocks[::-1]
+        self.pool.release(blocks)
+        request.blocks = []
+        request.num_hashed_blocks = 0
+        return blocks

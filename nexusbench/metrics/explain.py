@@ -1,0 +1,173 @@
+"""Where one request's time went: parts that add up to its end-to-end latency, to the nanosecond."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import msgspec
+import numpy as np
+
+from nexusbench.core.errors import UsageError
+from nexusbench.core.events import OUTCOMES
+from nexusbench.core.registry import did_you_mean
+from nexusbench.metrics.intervals import IntArray
+from nexusbench.metrics.run_events import RunEvents
+
+# Part -> what it means; in the order in which it is shown.
+PARTS = {
+    "queue": "from arrival to the first admission, other than for want of KV blocks",
+    "kv_wait": "waiting for KV blocks, before the first admission or after a preemption",
+    "requeue": "waiting again after a preemption, other than for want of KV blocks",
+    "compute": "in running steps, as long as they would have taken without a neighbour",
+    "contention": "in running steps, what a neighbour on the GPU added",
+    "between_steps": "admitted, in no running step",
+}
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Where a request's time went. Times are ns; ``parts`` has the keys of PARTS and sums to
+    ``total_ns``.
+
+    ``total_ns`` is the end-to-end latency, or the time to the end of the log for an unfinished
+    request. Where the device does not know solo times, ``contention_known`` is False and contention
+    is in compute.
+    """
+
+    id: str
+    index: int
+    tenant: str
+    simulated: bool
+    outcome: str
+    reason: str
+    arrival_ns: int
+    total_ns: int
+    ttft_ns: int | None
+    parts: dict[str, int]
+    prompt_tokens: int
+    cached_tokens: int  # at the first admission
+    output_tokens: int
+    steps: int
+    chunks: int
+    preemptions: int
+    lost_tokens: int
+    mean_batch: float | None  # requests per step it took part in
+    contention_known: bool
+
+
+def find_request(run: RunEvents, request: str) -> int:
+    """Index of the request with this id, or with this index if no id matches. Raises UsageError."""
+    ids = run.requests["id"].tolist()
+    if request in ids:
+        return int(ids.index(request))
+    if request.isdecimal() and int(request) < run.num_requests:
+        return int(request)
+    raise UsageError(f"no request '{request}' in this run. {did_you_mean(request, ids[:1000])}")
+
+
+def explain(run: RunEvents, request: int) -> Explanation:
+    """Where the time of request ``request`` (its index) went. Raises UsageError if it is not in the
+    run.
+    """
+    if not 0 <= request < run.num_requests or not run.offered[request]:
+        raise UsageError(
+            f"request {request} never arrived in this run ({run.num_requests} requests)"
+        )
+    arrival = int(run.arrival[request])
+    end = _end(run, request)
+    parts = dict.fromkeys(PARTS, 0)
+    _add_waits(run, request, end, parts)
+    rows = _iterations_of(run, request)
+    known = _add_steps(run, rows, (arrival, end), parts)
+    parts["between_steps"] = end - arrival - sum(parts.values())
+    launches, submitted = run.iterations.launch[rows], run.tables["submitted"]
+    sizes = submitted["decodes"][launches] + submitted["chunks"][launches]
+    preempted = run.tables["preempted"]["request"] == request
+    admission = int(run.first_admission[request])
+    return Explanation(
+        id=str(run.requests["id"][request]),
+        index=request,
+        tenant=str(run.requests["tenant"][request]),
+        simulated=run.facts.simulated,
+        outcome=OUTCOMES[run.outcome[request]] if run.outcome[request] >= 0 else "unfinished",
+        reason=_reason(run, request),
+        arrival_ns=arrival,
+        total_ns=end - arrival,
+        ttft_ns=int(run.first_token[request]) - arrival if run.num_output_tokens[request] else None,
+        parts=parts,
+        prompt_tokens=int(run.requests["prompt_tokens"][request]),
+        cached_tokens=(
+            int(run.tables["admitted"]["cached_tokens"][admission]) if admission >= 0 else 0
+        ),
+        output_tokens=int(run.num_output_tokens[request]),
+        steps=len(rows),
+        chunks=int((run.tables["chunk"]["request"] == request).sum()),
+        preemptions=int(preempted.sum()),
+        lost_tokens=int(run.tables["preempted"]["lost_tokens"][preempted].sum()),
+        mean_batch=float(sizes.mean()) if len(sizes) else None,
+        contention_known=known,
+    )
+
+
+def _end(run: RunEvents, request: int) -> int:
+    """When the request ended; for an unfinished one the last time in the log, not before its
+    arrival.
+    """
+    if run.ended[request] >= 0:
+        return int(run.ended[request])
+    last = [
+        columns["time"].max() for columns in run.tables.values() if len(columns.get("time", ()))
+    ]
+    return max(int(run.arrival[request]), *map(int, last))
+
+
+def _reason(run: RunEvents, request: int) -> str:
+    ended = run.tables["ended"]
+    codes = ended["reason"][ended["request"] == request]
+    known = len(codes) and 0 <= codes[0] < len(run.facts.strings)
+    return run.facts.strings[int(codes[0])] if known else ""
+
+
+def _add_waits(run: RunEvents, request: int, end: int, parts: dict[str, int]) -> None:
+    """Add the time in the waiting queue; each wait ends with an admission, or with the request."""
+    admitted = _times(run, "admitted", request)
+    blocked = _times(run, "kv_blocked", request)
+    begins = [int(run.arrival[request]), *_times(run, "preempted", request)]
+    waits = zip_longest(begins, admitted[: len(begins)], fillvalue=end)
+    for number, (begin, until) in enumerate(waits):
+        since = next((time for time in blocked if begin <= time <= until), until)
+        parts["queue" if number == 0 else "requeue"] += since - begin
+        parts["kv_wait"] += until - since
+
+
+def _times(run: RunEvents, table: str, request: int) -> list[int]:
+    columns = run.tables[table]
+    times: list[int] = columns["time"][columns["request"] == request].tolist()
+    return times
+
+
+def _iterations_of(run: RunEvents, request: int) -> IntArray:
+    """The completed forward passes a request took part in: with a chunk, or by getting a token."""
+    passes, chunk, done = run.iterations, run.tables["chunk"], run.tables["step_done"]
+    steps = chunk["step"][chunk["request"] == request]
+    with_chunk = np.flatnonzero(np.isin(done["step"], steps))
+    tokens = np.flatnonzero(run.tables["token"]["request"] == request)
+    with_token = np.searchsorted(np.cumsum(done["tokens"]), tokens, side="right")
+    rows = np.union1d(with_chunk, with_token)
+    return rows[np.argsort(passes.start[rows], kind="stable")]
+
+
+def _add_steps(
+    run: RunEvents, rows: IntArray, life: tuple[int, int], parts: dict[str, int]
+) -> bool:
+    """Add the time in running steps; False if a step's solo time is unknown."""
+    passes = run.iterations
+    starts, ends = np.clip(passes.start[rows], *life), np.clip(passes.end[rows], *life)
+    if len(rows):
+        # A request is in one step at a time; should two overlap, no moment is counted twice.
+        starts[1:] = np.maximum(starts[1:], np.maximum.accumulate(ends)[:-1])
+    actual = np.maximum(ends - starts, 0)
+    solo = passes.solo[rows]
+    compute = np.where(solo >= 0, np.minimum(solo, actual), actual)
+    parts["compute"] += int(compute.sum())
+    parts["contention"] += int((actual - compute).sum())
+    return bool((solo >= 0).all())

@@ -1,0 +1,96 @@
+"""Latencies of requests and tokens; all count from the scheduled arrival."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nexusbench.metrics.base import Distribution
+from nexusbench.metrics.intervals import FloatArray
+from nexusbench.metrics.run_events import RunEvents, to_ms
+
+
+class TimeToFirstToken(Distribution):
+    """From arrival to the first token, of every request that got one."""
+
+    tag, unit, direction = "ttft", "ms", "lower"
+    title = "time to first token"
+    formula = "f_i - a_i, i in G"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per answered request."""
+        return to_ms((run.first_token - run.arrival)[run.answered])
+
+
+class Queueing(Distribution):
+    """The part of TTFT before the request first left the waiting queue."""
+
+    tag, unit, direction = "ttft_queueing", "ms", "lower"
+    title = "queueing part of TTFT"
+    formula = "s_i - a_i, i in G"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per answered request, so that its mean and that of service add up to TTFT's."""
+        return to_ms((run.first_admitted - run.arrival)[run.answered])
+
+
+class Service(Distribution):
+    """The part of TTFT after the request first left the waiting queue."""
+
+    tag, unit, direction = "ttft_service", "ms", "lower"
+    title = "service part of TTFT"
+    formula = "f_i - s_i, i in G"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per answered request."""
+        return to_ms((run.first_token - run.first_admitted)[run.answered])
+
+
+class TimeBetweenTokens(Distribution):
+    """Every gap between a request's consecutive tokens, pooled over requests; also called ITL."""
+
+    tag, unit, direction = "tbt", "ms", "lower"
+    title = "time between tokens (ITL)"
+    formula = "t_i,k - t_i,k-1 for k = 2..n_i, i in M, pooled"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per gap."""
+        return to_ms(run.gaps[np.repeat(run.measured, run.num_gaps)])
+
+
+class TimePerOutputToken(Distribution):
+    """A request's mean time per token after the first."""
+
+    tag, unit, direction = "tpot", "ms", "lower"
+    title = "time per output token"
+    formula = "(e2e_i - ttft_i) / (n_i - 1), i in F with n_i > 1"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per finished request of two tokens or more."""
+        keep = run.finished & (run.num_output_tokens > 1)
+        time = (run.ended - run.first_token)[keep]
+        return to_ms(time / (run.num_output_tokens[keep] - 1))
+
+
+class EndToEnd(Distribution):
+    """From arrival to the end, of finished requests."""
+
+    tag, unit, direction = "e2e", "ms", "lower"
+    title = "end-to-end latency"
+    formula = "e_i - a_i, i in F"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per finished request."""
+        return to_ms((run.ended - run.arrival)[run.finished])
+
+
+class NormalisedLatency(Distribution):
+    """End-to-end latency per output token."""
+
+    tag, unit, direction = "normalised_latency", "ms/token", "lower"
+    title = "normalised latency"
+    formula = "e2e_i / n_i, i in F with n_i > 0"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per finished request with output."""
+        keep = run.finished & (run.num_output_tokens > 0)
+        return to_ms((run.ended - run.arrival)[keep] / run.num_output_tokens[keep])

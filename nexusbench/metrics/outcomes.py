@@ -1,0 +1,69 @@
+"""How many measured requests were offered, and what became of them."""
+
+from __future__ import annotations
+
+from nexusbench.core.events import OUTCOMES
+from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.run_events import RunEvents
+
+
+class Offered(Scalar):
+    """Requests that arrived after the warm-up."""
+
+    tag, unit, direction = "offered", "requests", "none"
+    title = "offered"
+    formula = "|M|"
+
+    def value(self, run: RunEvents) -> float:
+        """A count."""
+        return int(run.measured.sum())
+
+
+class _Ended(Scalar):
+    """Requests with one outcome; the tag is the outcome."""
+
+    unit = "requests"
+
+    def value(self, run: RunEvents) -> float:
+        """A count."""
+        return int((run.measured & (run.outcome == OUTCOMES.index(self.tag))).sum())
+
+
+class Finished(_Ended):
+    """Requests that got all their tokens."""
+
+    tag, direction, title = "finished", "higher", "finished"
+    formula = "|F|"
+
+
+class Rejected(_Ended):
+    """Requests that could never be served, such as one longer than the context."""
+
+    tag, direction, title = "rejected", "lower", "rejected"
+    formula = "|{i in M : outcome rejected}|"
+
+
+class Failed(_Ended):
+    """Requests that the engine gave up."""
+
+    tag, direction, title = "failed", "lower", "failed"
+    formula = "|{i in M : outcome failed}|"
+
+
+class Cancelled(_Ended):
+    """Requests that were called off."""
+
+    tag, direction, title = "cancelled", "lower", "cancelled"
+    formula = "|{i in M : outcome cancelled}|"
+
+
+class Unfinished(Scalar):
+    """Requests without an end: the run was killed or interrupted."""
+
+    tag, unit, direction = "unfinished", "requests", "lower"
+    title = "unfinished"
+    formula = "|{i in M : no outcome}|"
+
+    def value(self, run: RunEvents) -> float:
+        """A count."""
+        return int((run.measured & (run.outcome < 0)).sum())

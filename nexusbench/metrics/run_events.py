@@ -1,0 +1,359 @@
+"""A run as arrays: event tables, request columns, facts, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
+from nexusbench.core.registry import did_you_mean
+from nexusbench.core.units import NS_PER_MS
+from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
+
+BoolArray = npt.NDArray[np.bool_]
+Columns = Mapping[str, Any]
+
+SLO_KEYS = ("ttft", "tbt", "tpot", "e2e")
+SLO_ALIASES = {"itl": "tbt", "e2el": "e2e"}
+
+
+def check_slo(slo: Mapping[str, float]) -> dict[str, float]:
+    """SLO bounds in ms under their own names (itl is tbt, e2el is e2e). Raises UsageError on a bad
+    one.
+    """
+    checked: dict[str, float] = {}
+    for name, bound in slo.items():
+        key = SLO_ALIASES.get(name, name)
+        if key not in SLO_KEYS:
+            raise UsageError(f"no SLO called '{name}'. {did_you_mean(name, list(SLO_KEYS))}")
+        if not (math.isfinite(bound) and bound > 0):
+            raise UsageError(f"SLO '{name}' is {bound}; give a bound in ms above 0")
+        if key in checked:
+            raise UsageError(f"SLO '{key}' is given twice")
+        checked[key] = float(bound)
+    return {key: checked[key] for key in SLO_KEYS if key in checked}
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the event log does not say about a run; ``partitions``, ``splits``, ``strings`` decode
+    its codes.
+    """
+
+    simulated: bool
+    num_sms: int
+    kv_blocks: int
+    block_size: int
+    partitions: tuple[str, ...]
+    splits: tuple[tuple[int, ...], ...] = ()
+    strings: tuple[str, ...] = ()
+    slo: dict[str, float] = {}  # bounds in ms
+    warmup_ns: int = 0
+
+
+class EventSource(Protocol):
+    """A stored run: ``events()`` gives the dicts ``tables``, ``requests`` and ``facts``."""
+
+    def events(self) -> dict[str, Any]:
+        """The run's arrays and facts."""
+
+
+class Iterations(NamedTuple):
+    """Completed forward passes, one per row of ``step_done``; times in ns, ``solo`` -1 where
+    unknown.
+    """
+
+    launch: IntArray  # its row in ``submitted``
+    start: IntArray
+    end: IntArray
+    solo: IntArray
+
+
+class Launches(NamedTuple):
+    """Completed launches that began after the warm-up; times in ns, ``solo`` -1 where unknown."""
+
+    row: IntArray  # in ``submitted``
+    start: IntArray
+    end: IntArray
+    solo: IntArray
+
+
+def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
+    """Stable argsort of integers in 0..size-1: radix passes of 16 bits, many times faster than a
+    merge sort.
+    """
+    order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
+    if size > 0x10000:
+        order = order[np.argsort((keys[order] >> 16).astype(np.uint16), kind="stable")]
+    return order
+
+
+class RunEvents:
+    """All facts of one run. Arrays over requests are indexed by request; times are ns, -1 for
+    "never".
+
+    Works on the log of a killed run too: what has no end counts as unfinished. "Measured" is what
+    began at or after ``warmup_ns``: requests by arrival, launches by start.
+    """
+
+    def __init__(self, tables: Mapping[str, Columns], requests: Columns, facts: Facts) -> None:
+        """Take equally long columns per table of SCHEMA. Raises InputError if they do not fit
+        together.
+        """
+        self.facts = msgspec.structs.replace(facts, slo=check_slo(facts.slo))
+        self.requests: dict[str, npt.NDArray[Any]] = {
+            name: np.asarray(column, dtype=object if name in ("id", "tenant") else np.int64)
+            for name, column in requests.items()
+        }
+        self.tables: dict[str, dict[str, npt.NDArray[Any]]] = {
+            name: {column: np.array(tables[name][column], dtype=_dtype(name)) for column in columns}
+            for name, columns in SCHEMA.items()
+        }
+        self.num_requests = len(self.requests["request"])
+        self._check()
+
+    @classmethod
+    def from_log(
+        cls, log: EventLog, requests: Columns, facts: Facts | Mapping[str, Any]
+    ) -> RunEvents:
+        """The run of a log that was never drained; the log's strings are added to the facts."""
+        if not isinstance(facts, Facts):
+            facts = msgspec.convert(dict(facts), Facts)
+        facts = msgspec.structs.replace(facts, strings=tuple(log.strings))
+        return cls({name: table.columns for name, table in log.tables.items()}, requests, facts)
+
+    @classmethod
+    def from_reader(
+        cls,
+        reader: EventSource,
+        *,
+        slo: Mapping[str, float] | None = None,
+        warmup_ns: int | None = None,
+    ) -> RunEvents:
+        """A stored run, optionally judged by another SLO or warm-up than its own."""
+        stored = reader.events()
+        changes: dict[str, Any] = {} if slo is None else {"slo": dict(slo)}
+        if warmup_ns is not None:
+            changes["warmup_ns"] = warmup_ns
+        facts = msgspec.convert({**stored["facts"], **changes}, Facts)
+        return cls(stored["tables"], stored["requests"], facts)
+
+    def _check(self) -> None:
+        if not np.array_equal(self.requests["request"], np.arange(self.num_requests)):
+            raise InputError("the requests of the run are not numbered 0..n-1; it is damaged")
+        for name, columns in self.tables.items():
+            request = columns.get("request")
+            if request is None or not len(request):
+                continue
+            if request.min() < 0 or request.max() >= self.num_requests:
+                raise InputError(f"event table '{name}' names a request that does not exist")
+        if len(self.tables["token"]["request"]) != self.tables["step_done"]["tokens"].sum():
+            raise InputError(
+                "event tables 'token' and 'step_done' do not agree; the run is damaged"
+            )
+
+    # Requests -------------------------------------------------------------------------------------
+
+    @cached_property
+    def arrival(self) -> IntArray:
+        """Scheduled arrival."""
+        return self.requests["arrival"]
+
+    @cached_property
+    def offered(self) -> BoolArray:
+        """It arrived; in an interrupted run the rest of the trace never did."""
+        offered = np.zeros(self.num_requests, dtype=np.bool_)
+        offered[self.tables["arrived"]["request"]] = True
+        return offered
+
+    @cached_property
+    def measured(self) -> BoolArray:
+        """Offered, and not in the warm-up."""
+        late: BoolArray = self.arrival >= self.facts.warmup_ns
+        return self.offered & late
+
+    @cached_property
+    def first_admission(self) -> IntArray:
+        """Row of ``admitted`` where a request first left the queue."""
+        requests = self.tables["admitted"]["request"]
+        rows = np.full(self.num_requests, -1, dtype=np.int64)
+        # The last assignment to an index wins, so going backwards leaves the first.
+        rows[requests[::-1]] = np.arange(len(requests))[::-1]
+        return rows
+
+    @cached_property
+    def first_admitted(self) -> IntArray:
+        """When a request first left the queue."""
+        return _pick(self.tables["admitted"]["time"], self.first_admission)
+
+    @cached_property
+    def outcome(self) -> IntArray:
+        """Index into OUTCOMES, -1 for unfinished."""
+        outcome = np.full(self.num_requests, -1, dtype=np.int64)
+        outcome[self.tables["ended"]["request"]] = self.tables["ended"]["outcome"]
+        return outcome
+
+    @cached_property
+    def ended(self) -> IntArray:
+        """When a request ended, however it did."""
+        ended = np.full(self.num_requests, -1, dtype=np.int64)
+        ended[self.tables["ended"]["request"]] = self.tables["ended"]["time"]
+        return ended
+
+    @cached_property
+    def finished(self) -> BoolArray:
+        """Measured requests that finished."""
+        finished: BoolArray = self.outcome == OUTCOMES.index("finished")
+        return self.measured & finished
+
+    @cached_property
+    def answered(self) -> BoolArray:
+        """Measured requests that got a first token, whatever became of them."""
+        begun: BoolArray = self.num_output_tokens > 0
+        return self.measured & begun
+
+    # Tokens ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def num_output_tokens(self) -> IntArray:
+        """Tokens that a request got."""
+        return np.bincount(self.tables["token"]["request"], minlength=self.num_requests)
+
+    @cached_property
+    def token_times(self) -> IntArray:
+        """Times of all tokens, request by request, in order within each."""
+        done, requests = self.tables["step_done"], self.tables["token"]["request"]
+        times = np.repeat(done["time"], done["tokens"])
+        return times[stable_order(requests, self.num_requests)]
+
+    @cached_property
+    def _token_ends(self) -> IntArray:
+        return np.cumsum(self.num_output_tokens)
+
+    @cached_property
+    def first_token(self) -> IntArray:
+        """When a request got its first token."""
+        rows = self._token_ends - self.num_output_tokens
+        return _pick(self.token_times, np.where(self.num_output_tokens > 0, rows, -1))
+
+    @cached_property
+    def last_token(self) -> IntArray:
+        """When a request got its last token so far."""
+        rows = self._token_ends - 1
+        return _pick(self.token_times, np.where(self.num_output_tokens > 0, rows, -1))
+
+    @cached_property
+    def num_gaps(self) -> IntArray:
+        """Gaps between a request's tokens."""
+        return np.maximum(self.num_output_tokens - 1, 0)
+
+    @cached_property
+    def gaps(self) -> IntArray:
+        """Every gap between consecutive tokens of a request, request by request; preemptions
+        included.
+        """
+        first_of_request = np.zeros(len(self.token_times) + 1, dtype=np.bool_)
+        first_of_request[self._token_ends - self.num_output_tokens] = True
+        return np.diff(self.token_times)[~first_of_request[1:-1]]
+
+    @cached_property
+    def gap_request(self) -> IntArray:
+        """Whose gap each of ``gaps`` is."""
+        return np.repeat(np.arange(self.num_requests), self.num_gaps)
+
+    # Window ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def window(self) -> tuple[int, int]:
+        """First measured arrival, and the last end or token of a measured request; ns."""
+        if not self.measured.any():
+            return 0, 0
+        start = int(self.arrival[self.measured].min())
+        last = np.maximum(self.ended, self.last_token)[self.measured].max()
+        return start, max(start, int(last))
+
+    @property
+    def makespan(self) -> int:
+        """Length of the window, ns."""
+        return self.window[1] - self.window[0]
+
+    # Steps ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def iterations(self) -> Iterations:
+        """Completed forward passes, in order of their ends.
+
+        A pass begins when it was launched, or when its partition ended the pass before if that is
+        later: a device with a queue of depth 2 takes a batch before it can start it.
+        """
+        done, submitted = self.tables["step_done"], self.tables["submitted"]
+        order = np.argsort(submitted["step"], kind="stable")
+        launch = np.searchsorted(submitted["step"], done["step"], sorter=order)
+        if len(launch) and launch.max() >= len(order):
+            raise InputError("event table 'step_done' names a step that was never submitted")
+        launch = order[launch] if len(launch) else launch
+        if not np.array_equal(submitted["step"][launch], done["step"]):
+            raise InputError("event table 'step_done' names a step that was never submitted")
+        start, partition = submitted["time"][launch], submitted["partition"][launch]
+        for code in np.unique(partition):
+            rows = np.flatnonzero(partition == code)
+            start[rows[1:]] = np.maximum(start[rows[1:]], done["time"][rows[:-1]])
+        return Iterations(launch, start, done["time"], done["solo"])
+
+    @cached_property
+    def launches(self) -> Launches:
+        """Completed launches after the warm-up; a launch of several passes lasts from first to
+        last.
+        """
+        passes, count = self.iterations, len(self.tables["submitted"]["step"])
+        start, end, solo = (np.full(count, -1, dtype=np.int64) for _ in range(3))
+        start[passes.launch[::-1]] = passes.start[::-1]
+        end[passes.launch] = passes.end
+        solo[passes.launch] = 0
+        np.add.at(solo, passes.launch, passes.solo)
+        solo[passes.launch[passes.solo < 0]] = -1
+        rows = np.flatnonzero((end >= 0) & (start >= self.facts.warmup_ns))
+        return Launches(rows, start[rows], end[rows], solo[rows])
+
+    def of_launches(self, column: str) -> IntArray:
+        """A column of ``submitted`` for each of ``launches``."""
+        return self.tables["submitted"][column][self.launches.row]
+
+    @cached_property
+    def busy(self) -> Intervals:
+        """When at least one partition computed, within the window."""
+        return self.busy_of(None)
+
+    def busy_of(self, partition: int | None) -> Intervals:
+        """When a partition (index into the facts' partitions; None for any) computed, within the
+        window.
+        """
+        launches = self.launches
+        keep = slice(None) if partition is None else self.of_launches("partition") == partition
+        start, end = self.window
+        return union(
+            np.clip(launches.start[keep], start, end), np.clip(launches.end[keep], start, end)
+        )
+
+
+def to_ms(ns: npt.NDArray[Any]) -> FloatArray:
+    """Nanoseconds as milliseconds."""
+    return ns / NS_PER_MS
+
+
+def _pick(values: IntArray, rows: IntArray) -> IntArray:
+    """``values[rows]``, -1 where the row is -1."""
+    picked = np.full(len(rows), -1, dtype=np.int64)
+    known = rows >= 0
+    picked[known] = values[rows[known]]
+    return picked
+
+
+def _dtype(table: str) -> type[np.signedinteger[Any]]:
+    return np.int32 if table == "token" else np.int64

@@ -1,0 +1,1 @@
+"""Models: their description from an HF ``config.json`` (needs no torch) and the torch decoder."""

@@ -1,0 +1,1 @@
+"""Who sizes the partitions, one file each."""

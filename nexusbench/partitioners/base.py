@@ -1,0 +1,93 @@
+"""The partitioner seam: how many SMs each partition gets, with the brakes that every one shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import msgspec
+
+from nexusbench.core.batch import BatchShape, Plan, Split
+from nexusbench.core.registry import Registry
+from nexusbench.core.specs import DeviceSpec
+from nexusbench.core.state import EngineState
+from nexusbench.core.units import NS_PER_MS
+from nexusbench.costs.base import CostModel
+
+
+class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options that every partitioner has.
+
+    ``idle``: what a lone batch gets while the neighbour has nothing to run: ``expand`` to all SMs, or ``reserve``
+    (keep to its share). ``min_interval_ms``: re-partition budget, the shortest time between two changes.
+    """
+
+    idle: Literal["expand", "reserve"] = "expand"
+    min_interval_ms: float = 0.0
+
+
+class Partitioner(ABC):
+    """Sizes the partitions for what is about to be launched.
+
+    ``partitions`` names the partition sets it can serve; ``belief`` is the cost model it asks, or None. ``mode`` is
+    logged with every change of split.
+    """
+
+    Options: ClassVar[type[PartitionerOptions]] = PartitionerOptions
+    serves: ClassVar[tuple[tuple[str, ...], ...]] = (("prefill", "decode"),)
+    needs_belief: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        options: PartitionerOptions | None = None,
+        *,
+        partitions: tuple[str, ...] = ("prefill", "decode"),
+        belief: CostModel | None = None,
+    ) -> None:
+        self.options = options if options is not None else self.Options()
+        self.partitions = partitions
+        self.belief = belief
+        self.mode = "initial"
+        self._changed_at: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name the user types."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    @abstractmethod
+    def initial(self, spec: DeviceSpec) -> Split:
+        """The split in force before anything ran; one of the device's legal ones."""
+
+    @abstractmethod
+    def split(self, plan: Plan, state: EngineState) -> Split:
+        """The split for ``plan``, one of ``state.device.splits`` (or its ``whole``)."""
+
+    def settle(self, wanted: Split, state: EngineState, least_change: int) -> Split:
+        """Hysteresis and budget: the split in force, unless ``wanted`` is worth the change and due.
+
+        ``least_change`` is in SMs of the first partition, compared with the last *applied* split (Nexus
+        Algorithm 1, its buffer), not with the last wanted one, so slow drifts do get through.
+        """
+        current = state.split
+        if abs(wanted.sms[0] - current.sms[0]) < least_change:
+            return current
+        wait = self.options.min_interval_ms * NS_PER_MS
+        if self._changed_at is not None and state.now - self._changed_at < wait:
+            return current
+        if wanted != current:
+            self._changed_at = state.now
+        return wanted
+
+
+def shapes_to_run(plan: Plan, state: EngineState) -> dict[str, BatchShape]:
+    """What each partition will be running once ``plan`` is launched: its new batch, else the one in flight."""
+    shapes = {batch.partition: batch.shape for batch in plan.batches}
+    for partition, running in state.in_flight.items():
+        if running and partition not in shapes:
+            shapes[partition] = running[0].batch.shape
+    return shapes
+
+
+partitioners = Registry("nexusbench.partitioners", "partitioner", "Partitioner")

@@ -1,0 +1,41 @@
+"""A fixed split: the baseline that a dynamic one has to beat."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nexusbench.core.batch import Plan, Split
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import DeviceSpec
+from nexusbench.core.state import EngineState
+from nexusbench.partitioners.base import Partitioner, PartitionerOptions
+
+
+class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``prefill``: percent of the SMs for prefill; the nearest legal split is used."""
+
+    prefill: float = 50.0
+
+
+class Fixed(Partitioner):
+    """The legal split whose prefill share is nearest to ``prefill`` percent, for ever."""
+
+    Options: ClassVar[type[PartitionerOptions]] = FixedOptions
+    source: ClassVar[str] = "static partition, e.g. Nexus section 6.5 (Nexus-Wo-SC; its share is not published)"
+
+    def initial(self, spec: DeviceSpec) -> Split:
+        """The nearest legal split. Raises InputError for a percentage outside 0 to 100."""
+        assert isinstance(self.options, FixedOptions)
+        percent = self.options.prefill
+        if not 0 < percent < 100:
+            raise InputError(
+                f"partitioner 'fixed' needs a share between 0 and 100 percent, not {percent:g}",
+                field="prefill",
+                hint="For unpartitioned streams use --partitioner whole",
+            )
+        legal = [split for split in spec.splits if not split.overlapping]
+        return min(legal, key=lambda split: abs(100 * split.sms[0] / spec.num_sms - percent))
+
+    def split(self, plan: Plan, state: EngineState) -> Split:
+        """Never changes."""
+        return state.split

@@ -1,0 +1,1 @@
+"""Run folders: the manifest, atomic part-files of events, and a strict reader of both."""

@@ -1,0 +1,154 @@
+"""The manifest of a run: what was asked, what was resolved, and with which versions it was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+import nexusbench
+from nexusbench.core.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+Status = Literal["running", "complete", "interrupted", "failed"]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a run was: enough to make it again, and to read its event log.
+
+    ``resolved`` must hold ``num_sms``, ``kv_blocks`` and ``block_size`` (and ``slo`` in ms,
+    ``warmup_ns`` where given): metrics read them. ``strings`` and ``splits`` are what the codes in
+    the event tables stand for; ``parts`` has one entry per committed flush, the rows of each table
+    it wrote. Part-files that no entry names were being written when the run was killed, and are not
+    part of it.
+    """
+
+    run_id: str
+    created_utc: str  # ISO 8601, given by the caller: nothing on this floor reads a clock
+    simulated: bool
+    nexusbench: str
+    python: str
+    numpy: str
+    pyarrow: str
+    platform: str
+    git_commit: str | None  # of the checkout that the package lies in, None if in none
+    git_dirty: bool | None
+    config: dict[str, Any]
+    resolved: dict[str, Any]
+    partitions: list[str]
+    splits: list[list[int]] = []  # row = split code of the event log: SMs per partition
+    strings: list[str] = []
+    parts: list[dict[str, int]] = []
+    status: Status = "running"
+    message: str = ""
+    event_digest: str = ""
+    invariants: dict[str, str] = {}
+    schema: int = SCHEMA_VERSION
+
+
+def new_manifest(
+    run_id: str,
+    created_utc: str,
+    *,
+    simulated: bool,
+    config: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    partitions: Sequence[str],
+    splits: Sequence[Sequence[int]] = (),
+) -> Manifest:
+    """The manifest of a run that begins, with versions and the checkout's git state."""
+    commit, dirty = git_state(Path(nexusbench.__file__).parent)
+    return Manifest(
+        run_id=run_id,
+        created_utc=created_utc,
+        simulated=simulated,
+        nexusbench=nexusbench.__version__,
+        python=platform.python_version(),
+        numpy=_version("numpy"),
+        pyarrow=_version("pyarrow"),
+        platform=platform.platform(),
+        git_commit=commit,
+        git_dirty=dirty,
+        config=dict(config),
+        resolved=dict(resolved),
+        partitions=list(partitions),
+        splits=[list(split) for split in splits],
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def git_state(package: Path) -> tuple[str | None, bool | None]:
+    """Commit and dirtiness of the checkout that tracks ``package``; (None, None) if none does.
+
+    A package installed inside somebody else's repository (a virtual environment in a checkout) is
+    not tracked there, so that repository's commit is not taken for ours. Untracked files in the
+    package make it dirty: a dropped-in scheduler is a change.
+    """
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit = _git(package, "rev-parse", "--verify", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--", ".")
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # Variables like GIT_DIR (set inside hooks) would point git at another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env=environment,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def encode_json(document: object) -> bytes:
+    """A document as indented JSON with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def decode_manifest(data: bytes, file: Path) -> Manifest:
+    """The manifest in ``data``. Raises InputError that names ``file``: not JSON, a wrong field, a
+    newer schema.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"made by a newer nexusbench (schema {version}, this one reads {SCHEMA_VERSION})",
+                file=file,
+                hint="Upgrade nexusbench to read it",
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at ")
+        field = place.strip("`").removeprefix("$.") or None
+        raise InputError(f"not a run's manifest: {problem}", file=file, field=field) from None
+    except msgspec.DecodeError as error:
+        raise InputError(
+            f"not valid JSON: {error}", file=file, hint="The run cannot be read without it"
+        ) from None

@@ -1,0 +1,201 @@
+"""Writing a run folder so that a kill at any moment leaves a readable run.
+
+    <root>/<run-id>/manifest.json        replaced atomically; commits each flush
+                    requests.parquet     the offered requests, written before the manifest
+                    events/<table>-<part>.parquet
+                    summary.json         when the run has ended
+
+Every file is written under a temporary name and renamed. A flush writes its part-files first and
+then the manifest that lists them: parts that no manifest lists do not exist for the reader, so the
+tables of a killed run always fit together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.events import EventLog
+from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REQUESTS_FILE = "requests.parquet"
+SUMMARY_FILE = "summary.json"
+EVENTS_FOLDER = "events"
+TEMPORARY_SUFFIX = ".tmp"
+# ``request`` is the index that the event log uses; arrival in ns; output_tokens is the true length.
+REQUEST_COLUMNS = (
+    "request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens",
+)  # fmt: skip
+_TEXT_COLUMNS = ("id", "tenant")
+
+
+def part_file(table: str, part: int) -> str:
+    """File name of one part of an event table."""
+    return f"{table}-{part:05d}.parquet"
+
+
+class RunWriter:
+    """The writer of one run folder; ``path`` is the folder, ``manifest`` what was last written.
+
+    Interrupt handlers should set a flag and let the run call :meth:`finish`: an exception raised
+    inside :meth:`flush` leaves the folder readable, but the log may then be drained only in part.
+    """
+
+    def __init__(
+        self, root: Path, manifest: Manifest, requests: Mapping[str, Sequence[Any]]
+    ) -> None:
+        """Make ``root/<run_id>`` (``-2``, ``-3`` ... if taken) and write the requests and the
+        manifest.
+
+        ``requests`` holds equally long columns named by REQUEST_COLUMNS. Raises UsageError if the
+        folder cannot be made, NexusbenchError if it cannot be written to.
+        """
+        self.path = _make_folder(Path(root), manifest.run_id)
+        self.manifest = msgspec.structs.replace(manifest, run_id=self.path.name, parts=[])
+        try:
+            self._write_table(self.path / REQUESTS_FILE, _request_table(requests))
+            self._write_manifest(self.manifest)
+        except BaseException:
+            # Without a manifest the folder is no run; it is new and holds nothing else.
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def flush(self, log: EventLog, splits: Sequence[Sequence[int]] | None = None) -> None:
+        """Store the rows that ``log`` holds, commit them, and drain the log.
+
+        ``splits`` replaces the manifest's split table if given. Raises NexusbenchError naming the
+        file if it cannot be written; what was committed before stays readable and the log keeps its
+        rows.
+        """
+        part = len(self.manifest.parts)
+        rows: dict[str, int] = {}
+        for name, table in log.tables.items():
+            if len(table):
+                path = self.path / EVENTS_FOLDER / part_file(name, part)
+                self._write_table(path, _event_table(table.columns))
+                rows[name] = len(table)
+        changed = msgspec.structs.replace(
+            self.manifest,
+            strings=list(log.strings),
+            splits=self.manifest.splits if splits is None else [list(row) for row in splits],
+            parts=[*self.manifest.parts, rows] if rows else self.manifest.parts,
+        )
+        if changed != self.manifest:
+            self._write_manifest(changed)
+        log.drain()
+
+    def finish(
+        self,
+        status: Status,
+        summary: Mapping[str, Any] | None = None,
+        message: str = "",
+        *,
+        event_digest: str = "",
+        invariants: Mapping[str, str] | None = None,
+        resolved: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the summary and the manifest's final status; ``resolved`` adds what only the end
+        knows.
+
+        Raises NexusbenchError naming the file if it cannot be written.
+        """
+        if summary is not None:
+            self._write_bytes(self.path / SUMMARY_FILE, encode_json(summary))
+        self._write_manifest(
+            msgspec.structs.replace(
+                self.manifest,
+                status=status,
+                message=message,
+                event_digest=event_digest,
+                invariants=dict(invariants or {}),
+                resolved={**self.manifest.resolved, **(resolved or {})},
+            )
+        )
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self._write_bytes(self.path / MANIFEST_FILE, encode_json(manifest))
+        self.manifest = manifest
+
+    def _write_bytes(self, path: Path, data: bytes) -> None:
+        _write_atomically(path, lambda temporary: _write_all(temporary, data))
+
+    def _write_table(self, path: Path, table: pa.Table) -> None:
+        import pyarrow.parquet as pq
+
+        _write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _make_folder(root: Path, base: str) -> Path:
+    if base in ("", ".", "..") or Path(base).name != base:
+        raise UsageError(f"run name '{base}' is not a plain folder name. Use letters, digits, - _")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path, count = root / base, 1
+        while True:
+            try:
+                # mkdir itself is the test, so that two runs started at once never share a folder.
+                path.mkdir()
+                break
+            except FileExistsError:
+                count += 1
+                path = root / f"{base}-{count}"
+        (path / EVENTS_FOLDER).mkdir()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write results to {root}: {error.strerror or error}. "
+            "Choose a folder that you may write to"
+        ) from None
+    return path
+
+
+def _write_all(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """``write`` to a temporary name beside ``path``, then rename: readers see the old file or the
+    new one.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise NexusbenchError(
+            f"cannot write {path}: {error.strerror or error}. What was written before is kept and "
+            "readable; make room, or choose another results folder"
+        ) from None
+
+
+def _event_table(columns: Mapping[str, Any]) -> pa.Table:
+    import numpy as np
+    import pyarrow as pa
+
+    # A copy: the log cannot drain an array while a view of its buffer is alive.
+    return pa.table({name: pa.array(np.array(column)) for name, column in columns.items()})
+
+
+def _request_table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    if set(columns) != set(REQUEST_COLUMNS) or len({len(c) for c in columns.values()}) != 1:
+        raise NexusbenchError(
+            f"request columns must be {', '.join(REQUEST_COLUMNS)}, all of one length"
+        )
+    return pa.table(
+        {
+            name: pa.array(columns[name], type=pa.string() if name in _TEXT_COLUMNS else pa.int64())
+            for name in REQUEST_COLUMNS
+        }
+    )

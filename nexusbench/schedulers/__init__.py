@@ -1,0 +1,1 @@
+"""Scheduling policies, one file each; see docs/adding-a-scheduler.md."""

@@ -1,0 +1,69 @@
+"""The scheduler seam: a policy looks at a context and proposes a plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import msgspec
+
+from nexusbench.core.batch import Plan
+from nexusbench.core.registry import Registry
+from nexusbench.core.request import RequestView
+from nexusbench.schedulers._context import SchedulerContext
+
+__all__ = ["Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
+
+
+class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options that every scheduler has.
+
+    ``order``: who of the waiting goes first. ``fcfs`` by arrival; ``spf`` shortest prompt first with ageing,
+    score = tokens left - gamma x age (Nexus Eq. in section 4.3.1, gamma in tokens per second).
+    """
+
+    order: Literal["fcfs", "spf"] = "fcfs"
+    gamma: float = 15.0
+
+
+class Scheduler(ABC):
+    """A scheduling policy: subclass it in a file of its own in this folder, and it is in ``nexusbench list``.
+
+    ``partitions`` names the shares of the GPU that its batches run on, ``default_partitioner`` who sizes them.
+    ``work_conserving`` promises invariant I7 (no partition idles while it could be filled); a policy that leaves
+    one idle on purpose sets it to False and says why. ``source`` names paper or code that it follows.
+    """
+
+    Options: ClassVar[type[SchedulerOptions]] = SchedulerOptions
+    partitions: ClassVar[tuple[str, ...]] = ("all",)
+    default_partitioner: ClassVar[str] = "whole"
+    work_conserving: ClassVar[bool] = True
+    source: ClassVar[str] = ""
+
+    def __init__(self, options: SchedulerOptions | None = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    @property
+    def name(self) -> str:
+        """The name the user types."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    def order_key(self, request: RequestView) -> float:
+        """Place in the waiting queue, smaller first; asked once each time a request starts to wait.
+
+        For ``spf`` the score ``left - gamma (now - arrival)`` orders requests as ``left + gamma arrival`` does,
+        which no longer depends on now, so the queue never needs sorting again.
+        """
+        if self.options.order == "spf":
+            return request.num_tokens + self.options.gamma * request.arrival_ns * 1e-9
+        return float(request.index)
+
+    @abstractmethod
+    def schedule(self, ctx: SchedulerContext) -> Plan:
+        """Propose what to launch now; called whenever a partition has a free slot and there is work."""
+
+    def finished(self, request: RequestView) -> None:
+        """Told after a request ended, for policies that keep books."""
+
+
+schedulers = Registry("nexusbench.schedulers", "scheduler", "Scheduler")

@@ -1,0 +1,121 @@
+"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction when it was too bold."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from nexusbench.core.batch import Plan
+from nexusbench.core.request import RequestView
+from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
+
+CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's further output
+RETRACT_STEPS = 20  # decode steps that must fit after a retraction
+
+
+class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one prefill batch.
+
+    The chunk size is the engine's token budget, so that all schedulers compared have the same one.
+    """
+
+    schedule_conservativeness: float = 1.0
+    init_new_token_ratio: float = 0.7
+    min_new_token_ratio_factor: float = 0.14
+    new_token_ratio_decay_steps: int = 600
+    max_prefill_tokens: int = 16_384
+
+
+class Sglang(Scheduler):
+    """Whenever a prompt can be admitted a prefill batch runs alone and decodes wait; else all decodes step once.
+
+    Admission: free tokens, less what the running requests are expected to add (``new_token_ratio`` of what they may).
+    The ratio sinks with every decode step and is reset after a retraction. Deviations: blocks of 16 instead of single
+    tokens; no radix-tree order (``lpm``), fcfs is SGLang's default.
+    """
+
+    Options: ClassVar[type[SchedulerOptions]] = SglangOptions
+    source: ClassVar[str] = "SGLang 0.4.4.post1: scheduler.py, schedule_policy.py, schedule_batch.py"
+
+    def __init__(self, options: SchedulerOptions | None = None) -> None:
+        super().__init__(options)
+        own = cast(SglangOptions, self.options)
+        self._start_ratio = min(1.0, own.init_new_token_ratio * own.schedule_conservativeness)
+        self._least_ratio = self._start_ratio * own.min_new_token_ratio_factor
+        self._decay = (self._start_ratio - self._least_ratio) / own.new_token_ratio_decay_steps
+        self._ratio = self._start_ratio
+        self._latest_index = 0
+
+    def order_key(self, request: RequestView) -> float:
+        """As the base class; a retracted request queues behind everyone who has arrived (SGLang appends it)."""
+        self._latest_index = max(self._latest_index, request.index)
+        if self.options.order == "fcfs" and request.num_preemptions:
+            return self._latest_index + 0.5
+        return super().order_key(request)
+
+    def schedule(self, ctx: SchedulerContext) -> Plan:
+        """A prefill batch if there can be one, else a decode step."""
+        if not ctx.free_slots():
+            return ctx.plan()
+        if not self._prefill(ctx):
+            self._decode(ctx)
+        return ctx.plan()
+
+    def _prefill(self, ctx: SchedulerContext) -> bool:
+        """PrefillAdder: the chunked prompt first, then the queue until tokens run out."""
+        started = False
+        for request in list(ctx.prefilling):
+            started = bool(ctx.try_schedule(request)) or started
+        room = self._room(ctx)
+        taken, most = 0, cast(SglangOptions, self.options).max_prefill_tokens
+        while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
+            extend = head.num_tokens - ctx.cached_tokens(head)
+            total = extend + self._expected_output(head, ctx)
+            alone = not ctx.num_running
+            if total >= room and not alone:
+                break
+            scheduled = ctx.try_schedule(head, most - taken)
+            if not scheduled:
+                break
+            started, taken, room = True, taken + scheduled, room - total
+            if scheduled < extend:
+                break  # truncated: it must be finished before others are chunked
+        return started
+
+    def _expected_output(self, request: RequestView, ctx: SchedulerContext) -> int:
+        """Tokens a request may still add, clipped as SGLang does (by 4,096, and by the pool)."""
+        generated = request.num_tokens - request.num_prompt_tokens
+        pool = ctx.kv.num_blocks * ctx.kv.block_size
+        most = min(request.max_tokens, pool - request.num_prompt_tokens - 1)
+        return max(0, min(most - generated, CLIP_MAX_NEW_TOKENS))
+
+    def _room(self, ctx: SchedulerContext) -> float:
+        """Tokens free now less the growth expected of everyone who runs."""
+        free = ctx.kv.num_free * ctx.kv.block_size
+        growth = sum([self._expected_output(r, ctx) for r in ctx.decoding])
+        for request in ctx.prefilling:
+            growth += self._expected_output(request, ctx)
+            free -= request.num_tokens - request.num_computed_tokens
+        return free - growth * self._ratio
+
+    def _decode(self, ctx: SchedulerContext) -> None:
+        """One step for all, after retracting whom memory does not carry."""
+        size = ctx.kv.block_size
+        needed = sum([1 for r in ctx.decoding if not r.num_computed_tokens % size])
+        if needed > ctx.kv.num_free:
+            self._retract(ctx)
+        else:
+            self._ratio = max(self._least_ratio, self._ratio - self._decay)
+        ctx.schedule_decodes(victim=ctx.last_running)
+
+    def _retract(self, ctx: SchedulerContext) -> None:
+        """Fewest output tokens first (ties: longest prompt) until 20 more steps fit for the rest."""
+        order = sorted(
+            ctx.decoding,
+            key=lambda r: (r.num_tokens - r.num_prompt_tokens, -r.num_prompt_tokens),
+            reverse=True,
+        )
+        while len(order) > 1 and ctx.kv.num_free * ctx.kv.block_size < len(order) * RETRACT_STEPS:
+            ctx.preempt(order.pop())
+        decoded = sum(r.num_tokens - r.num_prompt_tokens for r in order)
+        allowed = sum(r.max_tokens for r in order)
+        self._ratio = min(1.0, (decoded + RETRACT_STEPS * len(order)) / max(1, allowed))

@@ -1,0 +1,41 @@
+"""vLLM v1's scheduler (rules as of 0.7 to 0.8): chunked prefill in one token budget, decodes first."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nexusbench.core.batch import Plan
+from nexusbench.core.request import RequestView
+from nexusbench.schedulers.base import Scheduler, SchedulerContext
+
+
+class Vllm(Scheduler):
+    """No phases: every running request gets the tokens it lacks, then the waiting ones, in one budget.
+
+    Deviations: asynchronous scheduling and multi-step are off; running order is "decoding, then prefilling, each in
+    order of joining", which equals vLLM's list unless several prompts are in mid-prefill.
+    """
+
+    source: ClassVar[str] = "vLLM v1 scheduler, 0.7-0.8; chunked prefill after Sarathi-Serve (2403.02310)"
+
+    def schedule(self, ctx: SchedulerContext) -> Plan:
+        """Running first (preempting the last to join where blocks lack), then admit in order."""
+        ctx.schedule_decodes(victim=ctx.last_running)
+        for request in list(ctx.prefilling):
+            if not self._continue(ctx, request):
+                break
+        if not ctx.preempted:
+            while (head := ctx.waiting.head) is not None and ctx.try_schedule(head):
+                pass
+        return ctx.plan()
+
+    def _continue(self, ctx: SchedulerContext, request: RequestView) -> bool:
+        """Give a partial prefill its next chunk; False when the budget is gone or it was itself preempted."""
+        while ctx.budget() > 0 and not ctx.try_schedule(request):
+            victim = ctx.last_running(request)
+            if victim is None:
+                return False
+            ctx.preempt(victim)
+            if victim is request:
+                return False
+        return ctx.budget() > 0

@@ -1,0 +1,1 @@
+"""Traces: read, transformed, generated. Requests as they arrive, before any engine sees them."""

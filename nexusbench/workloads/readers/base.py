@@ -1,0 +1,62 @@
+"""The reader seam: a format recognises its text and turns it into requests."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import msgspec
+
+from nexusbench.core.registry import Registry
+from nexusbench.core.units import NS_PER_MS
+from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.source import Source
+
+__all__ = ["Parsed", "Reader", "readers"]
+
+
+class Parsed(msgspec.Struct):
+    """What a reader found: requests in file order with arrivals on the file's own clock (ns).
+
+    ``lines`` holds the 1-based line of each request, so that later checks can name it; ``notes``
+    are facts of this file that a reader of the results must see.
+    """
+
+    requests: list[TraceRequest]
+    lines: list[int]
+    hash_block: int = 512
+    notes: list[str] = []
+
+
+class Reader(ABC):
+    """A trace format: subclass it in a file of its own in this folder.
+
+    ``time_field`` and ``id_field`` name the columns of arrival and identity in error messages,
+    ``unit`` says what the times mean, ``example`` is the start of such a file. A reader checks each
+    line for itself; order, duplicate ids and rebasing to zero are checked once for all formats.
+    """
+
+    time_field: ClassVar[str]
+    id_field: ClassVar[str] = "id"
+    unit: ClassVar[str]
+    example: ClassVar[str]
+    source: ClassVar[str] = ""
+
+    @abstractmethod
+    def confidence(self, text: bytes) -> int:
+        """How surely ``text`` (a whole file, not empty) is of this format; 0 is no, highest wins.
+
+        1: any file of this kind (JSON lines); 2: fields of exactly this format; more: a special
+        case of another format.
+        """
+
+    @abstractmethod
+    def read(self, source: Source) -> Parsed:
+        """All requests. Raises InputError that names file, line and field of the first fault."""
+
+    def clock(self, ns: int) -> str:
+        """An arrival as the file would print it."""
+        return f"{ns / NS_PER_MS:,.15g} ms"
+
+
+readers = Registry("nexusbench.workloads.readers", "trace format", "Reader")

@@ -1,0 +1,76 @@
+"""Mooncake's published traces (FAST 2025): JSON lines with a hash id for each 512 prompt tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from nexusbench.core.errors import InputError
+from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.readers._jsonl import (
+    HashIds,
+    Milliseconds,
+    Tokens,
+    arrival_ns,
+    check_hash_counts,
+    is_jsonl,
+    read_lines,
+)
+from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.source import Source
+
+HASH_BLOCK = 512
+# A file with one of these is our own format, which must say its hash block itself.
+_NATIVE_ONLY = (b'"hash_block"', b'"id"', b'"tenant"')
+
+
+class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """One request; ``timestamp`` in ms, lengths in tokens, an id per 512 prompt tokens."""
+
+    timestamp: Milliseconds
+    input_length: Tokens
+    output_length: Tokens
+    hash_ids: HashIds
+
+
+class Mooncake(Reader):
+    """Reads the four fields of Mooncake's traces, all of them required."""
+
+    time_field: ClassVar[str] = "timestamp"
+    unit: ClassVar[str] = "timestamps in ms"
+    example: ClassVar[str] = (
+        '{"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [0, 1]}'
+    )
+    source: ClassVar[str] = "Mooncake, FAST 2025; github.com/kvcache-ai/Mooncake, FAST25-release"
+
+    def confidence(self, text: bytes) -> int:
+        """JSON lines with hash ids and without any field that only the native format has."""
+        if not is_jsonl(text) or b'"hash_ids"' not in text:
+            return 0
+        return 0 if any(key in text for key in _NATIVE_ONLY) else 2
+
+    def read(self, source: Source) -> Parsed:
+        """All requests. Raises InputError that names file, line and field of the first fault."""
+        rows, lines = read_lines(source, Line)
+        for row, line in zip(rows, lines, strict=True):
+            if not row.hash_ids:
+                raise InputError(
+                    "is empty",
+                    file=source.path,
+                    line=line,
+                    field="hash_ids",
+                    hint=f"Give one id for each {HASH_BLOCK} input tokens",
+                )
+        check_hash_counts(rows, lines, HASH_BLOCK, source.path)
+        requests = [
+            TraceRequest(
+                id=str(index),
+                arrival_ns=arrival_ns(row.timestamp),
+                prompt_tokens=row.input_length,
+                output_tokens=row.output_length,
+                hash_ids=row.hash_ids,
+            )
+            for index, row in enumerate(rows)
+        ]
+        return Parsed(requests, lines, HASH_BLOCK)
