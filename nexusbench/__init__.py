@@ -1,3 +1,28 @@
-"""nexusbench: how should prefill and decode share a GPU, and what does each way of scheduling cost?"""
+"""nexusbench: how should prefill and decode share a GPU, and what does each way of scheduling cost?
 
+``nexusbench.run(nexusbench.RunConfig(trace="trace.jsonl"))`` is the whole Python API; names load on
+first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nexusbench.config import RunConfig
+    from nexusbench.runner import RunResult, run
+
+__all__ = ["RunConfig", "RunResult", "__version__", "run"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RunConfig":
+        from nexusbench.config import RunConfig
+
+        return RunConfig
+    if name in ("run", "RunResult"):
+        from nexusbench import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module 'nexusbench' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""The vocabulary of the project; stdlib and msgspec only."""

@@ -1,4 +1,6 @@
-"""The values that policies, engine and devices exchange: batches, plans, splits and what a step gave."""
+"""The values that policies, engine and devices exchange: batches, plans, splits and what a step
+gave.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from nexusbench.core.request import Request
 
 
 class Chunk(msgspec.Struct, gc=False, eq=False):
-    """``num_tokens`` consecutive tokens of one request, after ``context`` tokens already computed."""
+    """``num_tokens`` consecutive tokens of one request, after ``context`` computed ones."""
 
     request: Request
     num_tokens: int
@@ -21,8 +23,9 @@ class Chunk(msgspec.Struct, gc=False, eq=False):
 class BatchShape(msgspec.Struct, frozen=True, gc=False):
     """What a cost model needs to know of a batch: sizes, no requests.
 
-    ``decode_context`` is the sum over decodes of the tokens already in the KV cache; ``chunks`` holds
-    ``(num_tokens, context)`` pairs; ``layers`` is a half-open range, ``repeat`` the decode steps in one launch.
+    ``decode_context`` is the sum over decodes of the tokens already in the KV cache; ``chunks``
+    holds ``(num_tokens, context)`` pairs; ``layers`` is a half-open range, ``repeat`` the decode
+    steps in one launch.
     """
 
     num_decodes: int
@@ -40,8 +43,9 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
 class Batch(msgspec.Struct, gc=False, eq=False):
     """What one partition computes in one launch.
 
-    ``decodes`` compute one token each (the last known one), ``chunks`` several. ``layers`` restricts the launch
-    to a half-open range of layers (layer-wise prefill), ``repeat`` > 1 asks for that many decode steps at once.
+    ``decodes`` compute one token each (the last known one), ``chunks`` several. ``layers``
+    restricts the launch to a half-open range of layers (layer-wise prefill), ``repeat`` > 1 asks
+    for that many decode steps at once.
     """
 
     partition: str
@@ -61,7 +65,9 @@ class Batch(msgspec.Struct, gc=False, eq=False):
 
 
 class Preemption(msgspec.Struct, frozen=True, gc=False):
-    """Take a request's KV blocks away; ``recompute`` drops them, ``swap`` moves them to host memory."""
+    """Take a request's KV blocks away; ``recompute`` drops them, ``swap`` moves them to host
+    memory.
+    """
 
     request: Request
     kind: Literal["recompute", "swap"] = "recompute"
@@ -111,9 +117,10 @@ class Split(msgspec.Struct, frozen=True, gc=False):
 class StepOutput(msgspec.Struct, gc=False):
     """A launch, or one repetition of it, that has ended.
 
-    ``end_ns`` is on the device's clock; ``solo_ns`` is what it would have taken with no neighbour on the same
-    SMs (-1 where the device cannot know); ``last`` is False for all but the last repetition; ``tokens`` are the
-    sampled token ids in item order, or None on a device that only keeps time.
+    ``end_ns`` is on the device's clock; ``solo_ns`` is what it would have taken with no neighbour
+    on the same SMs (-1 where the device cannot know); ``last`` is False for all but the last
+    repetition; ``tokens`` are the sampled token ids in item order, or None on a device that only
+    keeps time.
     """
 
     step: int

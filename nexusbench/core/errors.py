@@ -10,7 +10,7 @@ class NexusbenchError(Exception):
 
 
 class UsageError(NexusbenchError):
-    """The user asked for something impossible; the message says what to do instead (exit code 2)."""
+    """Something impossible was asked for; the message says what to do instead (exit code 2)."""
 
     exit_code = 2
 
@@ -49,7 +49,9 @@ class PlanRefused(NexusbenchError):
 
 
 class InvariantBreach(NexusbenchError):
-    """One of the invariants of docs/invariants.md does not hold; ``invariant`` is its name (I1..I11)."""
+    """One of the invariants of docs/invariants.md does not hold; ``invariant`` is its name
+    (I1..I11).
+    """
 
     def __init__(self, invariant: str, problem: str) -> None:
         super().__init__(f"invariant {invariant} broken: {problem}")
@@ -57,7 +59,7 @@ class InvariantBreach(NexusbenchError):
 
 
 class EngineStalled(NexusbenchError):
-    """Work is left, nothing is in flight, no event is due: the policy will never finish it (I10)."""
+    """Work is left, nothing is in flight, no event is due: it would never finish (I10)."""
 
     invariant = "I10"
 

@@ -10,25 +10,31 @@ from collections.abc import Mapping
 SCHEMA: Mapping[str, tuple[str, ...]] = {
     # A request was offered, at its *scheduled* time; max_tokens is the bound a policy may see.
     "arrived": ("request", "time", "prompt_tokens", "max_tokens"),
-    # It left the waiting queue (again after a preemption): cached_tokens came from the prefix cache.
+    # It left the waiting queue (again after a preemption): cached_tokens came from the prefix
+    # cache.
     "admitted": ("request", "time", "cached_tokens"),
     # It could have been admitted but for want of KV blocks; at most once per wait.
     "kv_blocked": ("request", "time"),
-    # A batch was launched. predicted is the belief (ns, -1 for none); used blocks exclude cached free ones.
+    # A batch was launched. predicted is the belief (ns, -1 for none); used blocks exclude cached
+    # free ones.
     "submitted": (
         "step", "time", "partition", "sms", "decodes", "decode_context", "chunks", "prefill_tokens",
         "predicted", "kv_used", "running", "waiting", "split",
     ),
     # Which requests computed how many prompt (or recomputed) tokens in which step.
     "chunk": ("step", "request", "tokens", "context"),
-    # A launch ended; solo is its time without a neighbour (-1 unknown); tokens = rows of "token" it made.
+    # A launch ended; solo is its time without a neighbour (-1 unknown); tokens = rows of "token" it
+    # made.
     "step_done": ("step", "time", "solo", "tokens"),
-    # The requests that got a token, in step order: step_done.tokens says how many rows belong to each step.
+    # The requests that got a token, in step order: step_done.tokens says how many rows belong to
+    # each step.
     "token": ("request",),
-    # The split in force changed to row `split` of the split table; reason is the partitioner's mode.
+    # The split in force changed to row `split` of the split table; reason is the partitioner's
+    # mode.
     "repartitioned": ("time", "split", "reason"),
     "preempted": ("request", "time", "kind", "lost_tokens"),
-    # The one end of a request; outcome is an index into OUTCOMES, reason one into the log's strings.
+    # The one end of a request; outcome is an index into OUTCOMES, reason one into the log's
+    # strings.
     "ended": ("request", "time", "outcome", "reason"),
 }  # fmt: skip
 
@@ -65,8 +71,8 @@ class Table:
 class EventLog:
     """All tables of a run, plus the strings and splits that their codes stand for.
 
-    ``digest`` is the SHA-256 over every row in order, whether still held or already drained to disk, so equal
-    digests mean byte-identical logs (invariant I6).
+    ``digest`` is the SHA-256 over every row in order, whether still held or already drained to
+    disk, so equal digests mean byte-identical logs (invariant I6).
     """
 
     def __init__(self) -> None:
@@ -74,7 +80,9 @@ class EventLog:
         self.strings: list[str] = []
         self._codes: dict[str, int] = {}
         self._hashes = {
-            (name, column): hashlib.sha256() for name, columns in SCHEMA.items() for column in columns
+            (name, column): hashlib.sha256()
+            for name, columns in SCHEMA.items()
+            for column in columns
         }
 
     def code(self, text: str) -> int:

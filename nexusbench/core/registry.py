@@ -1,4 +1,4 @@
-"""Plug-in families: one file each, found by listing the folder or an entry point, imported on use."""
+"""Plug-in families: one file each, found by listing or entry point, imported on use."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def did_you_mean(word: str, known: list[str]) -> str:
 class Registry:
     """The plug-ins of one family, e.g. schedulers: module name = plug-in name, one class a module.
 
-    ``package`` is the folder that is listed (modules that start with ``_`` and ``base`` are machinery, not
-    plug-ins); the entry-point group has the same name. Nothing is imported before :meth:`load`.
+    ``package`` is the folder that is listed (modules that start with ``_`` and ``base`` are
+    machinery, not plug-ins); the entry-point group has the same name. Nothing is imported before
+    :meth:`load`.
     """
 
     def __init__(self, package: str, kind: str, base: str) -> None:
@@ -41,7 +42,8 @@ class Registry:
         for entry in entry_points(group=self.package):
             if entry.name in found and found[entry.name] != entry.value:
                 raise UsageError(
-                    f"two {self.kind}s are called '{entry.name}': {found[entry.name]} and {entry.value}. "
+                    f"two {self.kind}s are called '{entry.name}': {found[entry.name]} and "
+                    f"{entry.value}. "
                     "Rename one, or uninstall the package that brings the second"
                 )
             found[entry.name] = entry.value
@@ -52,7 +54,9 @@ class Registry:
         return sorted(self._sources())
 
     def load(self, name: str) -> type[Any]:
-        """The plug-in class called ``name``. Raises UsageError if there is none, or not exactly one."""
+        """The plug-in class called ``name``. Raises UsageError if there is none, or not exactly
+        one.
+        """
         sources = self._sources()
         if name not in sources:
             raise UsageError(
@@ -78,8 +82,8 @@ class Registry:
     def create(self, spec: str, **extra: Any) -> Any:
         """An instance from ``name`` or ``name:key=value,key=value``.
 
-        The class's ``Options`` (a frozen msgspec struct that forbids unknown keys) checks the options.
-        Raises InputError that names the option and what it should be.
+        The class's ``Options`` (a frozen msgspec struct that forbids unknown keys) checks the
+        options. Raises InputError that names the option and what it should be.
         """
         name, options = split_spec(spec)
         cls = self.load(name)
@@ -101,7 +105,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def parse_options(options_type: type[Any], options: dict[str, str], owner: str) -> Any:
-    """Text options as the struct ``options_type``. Raises InputError naming option, value and type."""
+    """Text options as an ``options_type``. Raises InputError naming option, value and type."""
     known = [field.encode_name for field in msgspec.structs.fields(options_type)]
     for key in options:
         if key not in known:

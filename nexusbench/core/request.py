@@ -37,9 +37,9 @@ class RequestView(Protocol):
 class Request(msgspec.Struct, gc=False, eq=False):
     """One request on its way through the engine.
 
-    There is no prefill or decode state: ``num_computed_tokens`` catches up with ``num_tokens`` (prompt plus
-    what was generated), and chunked prefill, prefix hits and recomputation all follow from those two numbers.
-    Tokens are counted, times are nanoseconds on the device's clock.
+    There is no prefill or decode state: ``num_computed_tokens`` catches up with ``num_tokens``
+    (prompt plus what was generated), and chunked prefill, prefix hits and recomputation all follow
+    from those two numbers. Tokens are counted, times are nanoseconds on the device's clock.
     """
 
     id: str
@@ -48,7 +48,9 @@ class Request(msgspec.Struct, gc=False, eq=False):
     num_prompt_tokens: int
     max_tokens: int
     stop_len: int  # prompt + true output length; the engine's alone (oracle boundary)
-    prefix_ids: tuple[int, ...] = ()  # one id per hash_block prompt tokens, equal only for equal prefixes
+    prefix_ids: tuple[
+        int, ...
+    ] = ()  # one id per hash_block prompt tokens, equal only for equal prefixes
     tenant: str = ""
     num_tokens: int = 0
     num_computed_tokens: int = 0

@@ -6,7 +6,14 @@ import msgspec
 
 from nexusbench.core.batch import Split
 
-DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+DTYPE_BYTES = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5,
+}
 
 
 class Dtypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -19,7 +26,7 @@ class Dtypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MoeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Mixture of experts: each token uses ``experts_per_token`` of ``num_experts`` routed experts."""
+    """Mixture of experts: a token uses ``experts_per_token`` of ``num_experts`` routed ones."""
 
     num_experts: int
     experts_per_token: int
@@ -28,7 +35,9 @@ class MoeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Linear(msgspec.Struct, frozen=True, gc=False):
-    """A dense layer ``[tokens, inputs] x [inputs, outputs]`` that stands ``count`` times in the model."""
+    """A dense layer ``[tokens, inputs] x [inputs, outputs]`` that stands ``count`` times in the
+    model.
+    """
 
     name: str
     inputs: int
@@ -37,7 +46,7 @@ class Linear(msgspec.Struct, frozen=True, gc=False):
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A decoder-only transformer with SwiGLU and grouped-query attention (Llama and Qwen families)."""
+    """A decoder-only transformer with SwiGLU and grouped-query attention (Llama, Qwen)."""
 
     name: str
     num_layers: int
@@ -55,13 +64,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """KV-cache bytes of one token over all layers: 2 (K and V) x layers x KV heads x head size."""
+        """KV-cache bytes of one token: 2 (K and V) x layers x KV heads x head size."""
         values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
         return values * DTYPE_BYTES[self.dtypes.kv]
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The dense layers of the decoder stack, without the output head; experts count once each."""
+        """The dense layers of the decoder stack, without the output head."""
         d, layers = self.hidden_size, self.num_layers
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = (Linear("qkv", d, q + 2 * kv, layers), Linear("attn_out", q, d, layers))
@@ -78,7 +87,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def num_parameters(self) -> int:
-        """All parameters: dense layers, embedding and head (norms and biases are left out, < 0.1 %)."""
+        """All parameters: dense layers, embedding and head (norms and biases are left out, < 0.1
+        %).
+        """
         dense = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears)
         heads = 1 if self.tie_word_embeddings else 2
         return dense + heads * self.vocab_size * self.hidden_size
@@ -94,9 +105,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Constants of the simulated device's physics that no data sheet gives; each GPU file states their source.
+    """Constants of the simulated device's physics that no data sheet gives; each GPU file states
+    their source.
 
-    ``bandwidth_curve`` holds (share of SMs, share of the attainable HBM bandwidth) points, piecewise linear.
+    ``bandwidth_curve`` holds (share of SMs, share of the attainable HBM bandwidth) points,
+    piecewise linear.
     """
 
     dense_efficiency: float  # attainable share of peak FLOP/s in large GEMMs
@@ -110,7 +123,9 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A GPU as published (and, for the simulator, its constants). ``sources`` names the origin of each number."""
+    """A GPU as published (and, for the simulator, its constants). ``sources`` names the origin of
+    each number.
+    """
 
     name: str
     num_sms: int
@@ -130,9 +145,9 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeviceSpec(msgspec.Struct, frozen=True):
     """What the layers above may know of a device.
 
-    ``splits`` are the legal splits for the partitions (prefill, decode), growing prefill share; ``whole`` gives
-    all SMs to the partition ``all``. ``depth`` is how many batches a partition may queue. ``kv_bytes`` is the
-    memory left for KV blocks after weights and reserves.
+    ``splits`` are the legal splits for the partitions (prefill, decode), growing prefill share;
+    ``whole`` gives all SMs to the partition ``all``. ``depth`` is how many batches a partition may
+    queue. ``kv_bytes`` is the memory left for KV blocks after weights and reserves.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is true right now: queues, what is in flight, the split in force. The engine's alone to change."""
+"""What is true right now: queues, what is in flight, the split in force."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class KvView(Protocol):
 class WaitingQueue:
     """Requests that hold no KV blocks, in the policy's order: ``order_key``, then arrival.
 
-    The keys do not change while a request waits, so the head is found in constant time and an insertion costs
-    one binary search: a queue of 100,000 is as cheap to schedule from as one of ten.
+    The keys do not change while a request waits, so the head is found in constant time and an
+    insertion costs one binary search: a queue of 100,000 is as cheap to schedule from as one of
+    ten.
     """
 
     __slots__ = ("_items",)
@@ -89,10 +90,12 @@ class InFlight(msgspec.Struct, gc=False, eq=False):
 
 
 class EngineState:
-    """The engine's whole state, read by partitioners as it is and by schedulers through their context.
+    """The engine's whole state, read by partitioners as it is and by schedulers through their
+    context.
 
-    ``decoding`` and ``prefilling`` together are what vLLM calls running: requests that hold KV blocks, in the
-    order in which they joined; a decoding request has exactly one token left to compute.
+    ``decoding`` and ``prefilling`` together are what vLLM calls running: requests that hold KV
+    blocks, in the order in which they joined; a decoding request has exactly one token left to
+    compute.
     """
 
     __slots__ = (
@@ -108,7 +111,12 @@ class EngineState:
     )
 
     def __init__(
-        self, device: DeviceSpec, kv: KvView, limits: Limits, partitions: tuple[str, ...], split: Split
+        self,
+        device: DeviceSpec,
+        kv: KvView,
+        limits: Limits,
+        partitions: tuple[str, ...],
+        split: Split,
     ) -> None:
         self.now = 0
         self.device = device

@@ -1,4 +1,4 @@
-"""Units: time is integer nanoseconds inside, seconds or milliseconds only where a person reads it."""
+"""Units: time is integer nanoseconds inside, seconds or milliseconds where people read it."""
 
 from __future__ import annotations
 

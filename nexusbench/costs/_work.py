@@ -1,4 +1,6 @@
-"""How much work a batch is: FLOPs and bytes per operator. Facts of the model, shared by belief and truth."""
+"""How much work a batch is: FLOPs and bytes per operator. Facts of the model, shared by belief and
+truth.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from nexusbench.core.specs import DTYPE_BYTES, Linear, ModelSpec
 class ModelWork(msgspec.Struct, frozen=True, gc=False):
     """Per-model constants of the work counts, per GPU of a tensor-parallel group.
 
-    ``linears`` are this GPU's shards; an expert layer's ``share`` of the tokens is experts_per_token/num_experts.
+    ``linears`` are this GPU's shards; an expert layer's ``share`` of the tokens is
+    experts_per_token/num_experts.
     """
 
     linears: tuple[Linear, ...]
@@ -29,10 +32,11 @@ class ModelWork(msgspec.Struct, frozen=True, gc=False):
 
 
 def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
-    """The work constants of ``model`` sharded ``tensor_parallel`` ways (Megatron layout, 1909.08053).
+    """The work constants of ``model`` sharded ``tensor_parallel`` ways (Megatron layout,
+    1909.08053).
 
-    QKV, gate/up and the head are split by columns, attention output and down by rows; KV heads are replicated
-    where there are fewer than GPUs.
+    QKV, gate/up and the head are split by columns, attention output and down by rows; KV heads are
+    replicated where there are fewer than GPUs.
     """
     tp = tensor_parallel
     linears, shares = [], []

@@ -17,7 +17,9 @@ class CostModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class CostModel(ABC):
-    """A belief. It is built from published numbers or fitted to a profile, never from the device it is asked about."""
+    """A belief. It is built from published numbers or fitted to a profile, never from the device it
+    is asked about.
+    """
 
     Options: ClassVar[type[CostModelOptions]] = CostModelOptions
     source: ClassVar[str] = ""
@@ -41,7 +43,9 @@ class CostModel(ABC):
     def predict(
         self, shape: BatchShape, sms: int, neighbour: tuple[BatchShape, int] | None = None
     ) -> float:
-        """Nanoseconds that ``shape`` takes on ``sms`` SMs while ``neighbour`` (shape, SMs) runs beside it."""
+        """Nanoseconds that ``shape`` takes on ``sms`` SMs while ``neighbour`` (shape, SMs) runs
+        beside it.
+        """
 
 
 cost_models = Registry("nexusbench.costs", "cost model", "CostModel")

@@ -13,8 +13,9 @@ from nexusbench.costs.base import CostModel, CostModelOptions
 class RooflineOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Assumptions that a data sheet does not settle.
 
-    ``bandwidth_sms``: share of SMs that saturates HBM (Bullet's N_d/N, 30 of 108 on an A100, 2504.19516 Eq. 1); 0 gives
-    Nexus's form, in which memory time does not depend on SMs. ``contention``: Nexus section 4.1.1, with byte rates.
+    ``bandwidth_sms``: share of SMs that saturates HBM (Bullet's N_d/N, 30 of 108 on an A100,
+    2504.19516 Eq. 1); 0 gives Nexus's form, in which memory time does not depend on SMs.
+    ``contention``: Nexus section 4.1.1, with byte rates.
     """
 
     bandwidth_sms: float = 30 / 108
@@ -24,14 +25,17 @@ class RooflineOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True,
 class Roofline(CostModel):
     """Sum over operators of max(compute, memory), decode attention sharing HBM with the neighbour.
 
-    Compute is c/(C r) for a share r of the SMs (Nexus section 4.1.1 with R_sat = 1: nothing was fitted). Decode
-    attention's bandwidth beside a prefill is B (P_attn b_d/(b_d + b_p1) + P_dense b_d/(b_d + b_p2)), where the b are
-    byte *rates* (bytes over the time in which they move) and P_attn is the share of prefill time in attention; the
-    paper's plain byte counts compare one decode step with a whole chunk, which starves any decode.
+    Compute is c/(C r) for a share r of the SMs (Nexus section 4.1.1 with R_sat = 1: nothing was
+    fitted). Decode attention's bandwidth beside a prefill is B (P_attn b_d/(b_d + b_p1) + P_dense
+    b_d/(b_d + b_p2)), where the b are byte *rates* (bytes over the time in which they move) and
+    P_attn is the share of prefill time in attention; the paper's plain byte counts compare one
+    decode step with a whole chunk, which starves any decode.
     """
 
     Options: ClassVar[type[CostModelOptions]] = RooflineOptions
-    source: ClassVar[str] = "Nexus section 4.1.1 (2507.06608); bandwidth over SMs after Bullet (2504.19516)"
+    source: ClassVar[str] = (
+        "Nexus section 4.1.1 (2507.06608); bandwidth over SMs after Bullet (2504.19516)"
+    )
 
     def __init__(
         self,
@@ -79,7 +83,9 @@ class Roofline(CostModel):
 
     def _bandwidth(self, sms: int) -> float:
         """Bytes per ns that ``sms`` SMs can move."""
-        return self._bytes_per_ns * min(1.0, sms / self._bandwidth_sms if self._bandwidth_sms else 1.0)
+        return self._bytes_per_ns * min(
+            1.0, sms / self._bandwidth_sms if self._bandwidth_sms else 1.0
+        )
 
     def _alone(self, shape: BatchShape, sms: int) -> tuple[float, float, float, float]:
         """(dense ns, dense bytes, chunk attention ns, chunk attention bytes)."""

@@ -1,1 +1,1 @@
-"""Models and GPUs as data: ``models/*.json`` as published, ``gpus/*.toml`` with the source of each number."""
+"""Models (``models/*.json``, as published) and GPUs (``gpus/*.toml``, each number sourced)."""

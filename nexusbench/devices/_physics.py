@@ -1,11 +1,15 @@
-"""The simulated GPU's truth: how long a batch takes on some SMs, and what two batches do to each other.
+"""The simulated GPU's truth: how long a batch takes on some SMs, and what two batches do to each
+other.
 
-Richer than any belief on purpose: tiles and waves, split-K, kernel and host overheads, a measured-like bandwidth curve,
-fair sharing of HBM per pair of operator classes, L2 interference and noise. Only + - * / and comparisons are used,
-so every IEEE-754 machine computes the same numbers (invariant I6).
+Richer than any belief on purpose: tiles and waves, split-K, kernel and host overheads, a
+measured-like bandwidth curve, fair sharing of HBM per pair of operator classes, L2 interference and
+noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes the same numbers
+(invariant I6).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import msgspec
 
@@ -25,8 +29,8 @@ KERNELS_PER_LAYER = 9  # 4 GEMMs, attention, 2 norms, rotary, activation
 class OperatorClass(msgspec.Struct, frozen=True, gc=False):
     """One side's dense layers, or its attention, alone on its SMs.
 
-    ``compute`` and ``memory`` are the ns in operators bound by tensor cores or by HBM (the rest of ``time`` is
-    launches); ``busy`` is all tensor-core time, ``traffic`` all HBM bytes.
+    ``compute`` and ``memory`` are the ns in operators bound by tensor cores or by HBM (the rest of
+    ``time`` is launches); ``busy`` is all tensor-core time, ``traffic`` all HBM bytes.
     """
 
     time: float
@@ -37,7 +41,7 @@ class OperatorClass(msgspec.Struct, frozen=True, gc=False):
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):
-    """A batch on some SMs: ns without a neighbour, and the classes that a neighbour can slow down."""
+    """A batch on some SMs: ns without a neighbour, and the classes that one can slow down."""
 
     solo: float
     sms: int
@@ -59,7 +63,8 @@ class Physics:
         self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
         self._overhead = gpu.sim.step_overhead_us * 1e3
-        # Decode packs a KV head's query heads into one tile of 16 rows; unused rows are wasted work.
+        # Decode packs a KV head's query heads into one tile of 16 rows; unused rows are wasted
+        # work.
         group = max(1, self._work.num_heads // self._work.num_kv_heads)
         self._decode_padding = max(1.0, ROW_GRANULE / group)
 
@@ -67,7 +72,7 @@ class Physics:
         """Bytes per ns that ``sms`` SMs draw alone, on the GPU's piecewise-linear curve."""
         share = sms / self.gpu.num_sms
         curve = self.gpu.sim.bandwidth_curve
-        for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(curve):
             if share <= x1:
                 return self.bandwidth_all * (y0 + (y1 - y0) * (share - x0) / (x1 - x0))
         return self.bandwidth_all
@@ -94,7 +99,7 @@ class Physics:
         solo = self._overhead + dense.time + attention.time + share * self._all_reduce(tokens)
         return Load(solo, sms, dense, attention)
 
-    # -- dense ----------------------------------------------------------------------------------------------
+    # -- dense -------------------------------------------------------------------------------------
 
     def _stack(self, rows: int, sms: int) -> OperatorClass:
         """All dense layers, element-wise kernels and launches of the decoder stack."""
@@ -105,7 +110,8 @@ class Physics:
             busy = self._gemm(used, linear, sms) * linear.count
             moved = linear.count * self._gemm_bytes(used, linear, work.weight_bytes_each)
             parts.append(_bound(busy, moved, bandwidth))
-        # Norms and residuals touch the hidden state about 8 times a layer, the activation its wide one 3 times.
+        # Norms and residuals touch the hidden state about 8 times a layer, the activation its wide
+        # one 3 times.
         wide = 8 * work.hidden_size + 3 * self.model.intermediate_size / self.tensor_parallel
         moved = rows * wide * work.activation_bytes * work.num_layers
         parts.append(_bound(0.0, moved, bandwidth))
@@ -141,7 +147,7 @@ class Physics:
                     best = time
         return best
 
-    # -- attention and communication ------------------------------------------------------------------------
+    # -- attention and communication ---------------------------------------------------------------
 
     def _attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Prefill chunks and decodes, one after the other."""
@@ -171,7 +177,9 @@ class Physics:
         return decode if prefill is _NOTHING else _scaled_sum(prefill, 1.0, decode)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Two ring all-reduces a layer: 2 (p-1)/p of the data over the link, 2 (p-1) hops of latency."""
+        """Two ring all-reduces a layer: 2 (p-1)/p of the data over the link, 2 (p-1) hops of
+        latency.
+        """
         p = self.tensor_parallel
         if p == 1:
             return 0.0
@@ -181,14 +189,15 @@ class Physics:
         )
         return 2 * self._work.num_layers * once
 
-    # -- two at once ----------------------------------------------------------------------------------------
+    # -- two at once -------------------------------------------------------------------------------
 
     def slowdown(self, side: Load, other: Load) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1).
 
-        Each operator class of one side meets each class of the other for the product of their shares of time; a pair
-        shares HBM fairly (each may draw half, and what the other leaves), and on SMs that both claim, the tensor
-        cores in proportion to demand. Host and launch gaps of either side meet nobody.
+        Each operator class of one side meets each class of the other for the product of their
+        shares of time; a pair shares HBM fairly (each may draw half, and what the other leaves),
+        and on SMs that both claim, the tensor cores in proportion to demand. Host and launch gaps
+        of either side meet nobody.
         """
         shared = side.sms + other.sms - self.gpu.num_sms
         on_shared = shared / side.sms if shared > 0 else 0.0
@@ -203,11 +212,12 @@ class Physics:
         return 1.0 + extra / (side.solo * other.solo)
 
     def _stretched(self, mine: OperatorClass, theirs: OperatorClass, on_shared: float) -> float:
-        """ns that ``mine`` takes if ``theirs`` runs beside it all the time."""
+        """Ns that ``mine`` takes if ``theirs`` runs beside it all the time."""
         total = self.bandwidth_all
         wanted = mine.traffic / mine.time
         beside = theirs.traffic / theirs.time
-        # A streaming neighbour evicts what would have been hit in L2: extra traffic, in proportion to its share.
+        # A streaming neighbour evicts what would have been hit in L2: extra traffic, in proportion
+        # to its share.
         wanted *= 1.0 + self.gpu.sim.l2_interference * beside / total
         if wanted + beside <= total or wanted <= 0.5 * total:
             starved = 0.0

@@ -13,7 +13,7 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 
 
 class DeviceOptions(msgspec.Struct, frozen=True):
-    """What a device must know to be opened: memory shares, the largest step it will see, the seed."""
+    """What a device must know to be opened: memory shares, largest step, seed."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -25,13 +25,25 @@ class DeviceOptions(msgspec.Struct, frozen=True):
 class Device(ABC):
     """Something that runs batches on partitions of its SMs and owns the run's only clock.
 
-    ``submit`` returns at once; ``wait`` blocks (on a virtual clock: jumps) until something ended or ``until`` is
-    reached. Step numbers are the engine's, growing by one.
+    ``submit`` returns at once; ``wait`` blocks (on a virtual clock: jumps) until something ended or
+    ``until`` is reached. Step numbers are the engine's, growing by one.
     """
 
     spec: DeviceSpec
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, argument: str) -> GpuSpec:
+        """The GPU that ``KIND:argument`` names, without opening it. Raises UsageError if there is
+        none.
+        """
+
+    @classmethod
+    def usable(cls) -> bool:
+        """Whether this machine can open the device now (``--device auto`` and ``doctor`` ask)."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -49,7 +61,8 @@ class Device(ABC):
     def submit(self, step: int, batch: Batch, sms: int) -> None:
         """Start ``batch`` on ``sms`` SMs of ``batch.partition``.
 
-        Raises NexusbenchError if the partition's queue is full (``spec.depth``) or ``sms`` is out of range.
+        Raises NexusbenchError if the partition's queue is full (``spec.depth``) or ``sms`` is out
+        of range.
         """
 
     @abstractmethod

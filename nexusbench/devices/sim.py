@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import ClassVar, Self
 
 import msgspec
@@ -15,13 +16,16 @@ from nexusbench.devices._gpus import legal_splits, load_gpu
 from nexusbench.devices._physics import Load, Physics
 from nexusbench.devices.base import Device, DeviceOptions
 
-# CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the 2,588 KV blocks that
-# a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B (LLMServingSim data set, MIT).
+# CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
+# 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B
+# (LLMServingSim data set, MIT).
 RESERVED_BYTES = 0.86 * GIB
 
 
 class Launch(msgspec.Struct, gc=False, eq=False):
-    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it goes now."""
+    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it
+    goes now.
+    """
 
     step: int
     partition: str
@@ -36,17 +40,20 @@ class Launch(msgspec.Struct, gc=False, eq=False):
 class Sim(Device):
     """A GPU described by data, one virtual nanosecond clock, one launch at a time per partition.
 
-    Two launches that overlap slow each other down as Physics says; whenever one starts or ends, the other's remaining
-    work is re-timed. Everything it produces is simulated and labelled so.
+    Two launches that overlap slow each other down as Physics says; whenever one starts or ends, the
+    other's remaining work is re-timed. Everything it produces is simulated and labelled so.
     """
 
     source: ClassVar[str] = "virtual clock; physics in docs/architecture.md"
 
-    def __init__(self, gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> None:
+    def __init__(
+        self, gpu: GpuSpec, model: ModelSpec, options: DeviceOptions, *, name: str = ""
+    ) -> None:
         self.gpu, self.model = gpu, model
+        group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
         self.physics = Physics(gpu, model, options.tensor_parallel)
         self.spec = DeviceSpec(
-            name=f"sim:{gpu.name}" + (f" x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""),
+            name=f"sim:{name or gpu.name}{group}",
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms,
@@ -63,11 +70,18 @@ class Sim(Device):
         self._jitter = gpu.sim.jitter
 
     @classmethod
+    def describe(cls, argument: str) -> GpuSpec:
+        """A shipped GPU by name, or one from the user's own TOML file."""
+        if not argument:
+            raise UsageError(
+                "--device sim needs a GPU: write sim:l20, or sim:FILE.toml for your own"
+            )
+        return load_gpu(argument)
+
+    @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
         """``sim:l20`` or ``sim:FILE.toml``. Raises UsageError if the weights do not fit."""
-        if not argument:
-            raise UsageError("--device sim needs a GPU: write sim:l20, or sim:FILE.toml for your own")
-        return cls(load_gpu(argument), model, options)
+        return cls(cls.describe(argument), model, options, name=Path(argument).stem.lower())
 
     def now(self) -> int:
         """Virtual nanoseconds."""
@@ -129,7 +143,9 @@ class Sim(Device):
         return outputs
 
     def _next_repetition(self, launch: Launch) -> None:
-        """The next decode step of one launch (its context growth of one token a row is below the noise)."""
+        """The next decode step of one launch (its context growth of one token a row is below the
+        noise).
+        """
         launch.repeats_left -= 1
         launch.left = launch.load.solo
         launch.solo_ns = int(launch.load.solo) + 1
@@ -154,7 +170,8 @@ class Sim(Device):
 
 
 def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
-    """Bytes for KV blocks over all GPUs of the group, as vLLM sizes them: a share of memory less weights and peaks.
+    """Bytes for KV blocks over all GPUs of the group, as vLLM sizes them: a share of memory less
+    weights and peaks.
 
     Raises UsageError if nothing is left.
     """
@@ -162,14 +179,18 @@ def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
     usable = options.gpu_memory_utilization * gpu.hbm_gib * GIB
     weights = model.weight_bytes / tp
     # Widest live tensors of a step: gate and up, a few hidden states, and the logits in float32.
-    activations = 2.0 * options.max_num_batched_tokens * (
-        2 * model.intermediate_size / tp + 4 * model.hidden_size
-    ) + 4.0 * options.max_num_seqs * model.vocab_size
+    activations = (
+        2.0
+        * options.max_num_batched_tokens
+        * (2 * model.intermediate_size / tp + 4 * model.hidden_size)
+        + 4.0 * options.max_num_seqs * model.vocab_size
+    )
     left = usable - weights - activations - RESERVED_BYTES
     if left <= 0:
         raise UsageError(
-            f"{model.name} does not fit sim:{gpu.name}: weights {weights / GIB:.1f} GiB, activations "
-            f"{activations / GIB:.1f}, reserve {RESERVED_BYTES / GIB:.1f}, of {usable / GIB:.1f} GiB usable. "
-            "Raise --tensor-parallel-size or --gpu-memory-utilization, or pick a larger GPU"
+            f"{model.name} does not fit {gpu.name}: weights {weights / GIB:.1f} GiB, activations "
+            f"{activations / GIB:.1f}, reserve {RESERVED_BYTES / GIB:.1f}, of "
+            f"{usable / GIB:.1f} GiB usable. Raise --tensor-parallel-size or "
+            "--gpu-memory-utilization, or pick a larger GPU"
         )
     return left * tp

@@ -21,17 +21,21 @@ REJECTED = OUTCOMES.index("rejected")
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the books (I3)."""
+    """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the
+    books (I3).
+    """
 
     limits: Limits
     audit_every: int = 4096
 
 
 class Engine:
-    """Serves a list of requests on a device under a policy; everything that happens goes to ``log``.
+    """Serves a list of requests on a device under a policy; everything that happens goes to
+    ``log``.
 
-    ``stopwatch`` reads a real clock in ns to time decisions, which never enters the log. ``observer`` is called after
-    every step with the state, for progress and for writing parts of the log; it may raise to stop the run.
+    ``stopwatch`` reads a real clock in ns to time decisions, which never enters the log.
+    ``observer`` is called after every step with the state, for progress and for writing parts of
+    the log; it may raise to stop the run.
     """
 
     def __init__(
@@ -56,13 +60,16 @@ class Engine:
         self.context = SchedulerContext(self.state, kv, scheduler.name)
         self.executor = Executor(self.state, kv, device, scheduler, partitioner, self.log)
         self.auditor = Auditor(self.state, kv, self.executor, scheduler)
-        self.decision_ns: list[int] = []  # one entry per call of the policy, if a stopwatch was given
+        self.decision_ns: list[
+            int
+        ] = []  # one entry per call of the policy, if a stopwatch was given
         self.num_arrived = 0
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
 
     def run(self) -> None:
-        """Serve all requests; on return each has ended exactly once and every invariant was checked.
+        """Serve all requests; on return each has ended exactly once and every invariant was
+        checked.
 
         Raises PlanRefused, EngineStalled or InvariantBreach, each naming the invariant.
         """
@@ -94,13 +101,13 @@ class Engine:
         while self.num_arrived < len(requests) and requests[self.num_arrived].arrival_ns <= now:
             r = requests[self.num_arrived]
             self.num_arrived += 1
-            self.log.tables["arrived"].row(
-                r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens
-            )
+            self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
             if r.stop_len > limits.max_model_len:
                 self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
             elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
-                self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
+                self.executor.end(
+                    r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks"
+                )
             else:
                 r.num_tokens = r.num_prompt_tokens
                 r.order_key = self.scheduler.order_key(r)
@@ -113,10 +120,7 @@ class Engine:
         watch = self._stopwatch
         started = watch() if watch is not None else 0
         plan = self.scheduler.schedule(ctx)
-        if plan.batches:
-            split = self.partitioner.split(plan, state)
-        else:
-            split = state.split
+        split = self.partitioner.split(plan, state) if plan.batches else state.split
         if watch is not None:
             self.decision_ns.append(watch() - started)
         try:
@@ -137,8 +141,12 @@ class Engine:
         return any(len(running) < depth for running in state.in_flight.values())
 
     def _next_event(self) -> int | None:
-        """When to be woken at the latest: the next arrival, if a partition is free for it, or wake_at."""
-        due = self._wake_at if self._wake_at is not None and self._wake_at > self.state.now else None
+        """When to be woken at the latest: the next arrival, if a partition is free for it, or
+        wake_at.
+        """
+        due = (
+            self._wake_at if self._wake_at is not None and self._wake_at > self.state.now else None
+        )
         if self.num_arrived < len(self.requests):
             depth = self.device.spec.depth
             if any(len(running) < depth for running in self.state.in_flight.values()):
@@ -151,7 +159,8 @@ class Engine:
         stuck = [*state.decoding, *state.prefilling, *state.waiting]
         names = ", ".join(r.id for r in stuck[:3]) + (", ..." if len(stuck) > 3 else "")
         return (
-            f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and nothing to wait for, "
-            f"at {state.now} ns: {len(state.decoding)} decoding, {len(state.prefilling)} prefilling, "
-            f"{len(state.waiting)} waiting ({names}); {self.kv.num_free} of {self.kv.num_blocks} KV blocks free"
+            f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and "
+            f"nothing to wait for, at {state.now} ns: {len(state.decoding)} decoding, "
+            f"{len(state.prefilling)} prefilling, {len(state.waiting)} waiting ({names}); "
+            f"{self.kv.num_free} of {self.kv.num_blocks} KV blocks free"
         )

@@ -19,8 +19,8 @@ RECOMPUTE = PREEMPTION_KINDS.index("recompute")
 class Executor:
     """Turns a policy's proposal into launches, and ended launches into progress.
 
-    The allocator already holds the plan's blocks (the context journalled them there); what is left to do here is
-    to check the plan against the contract, log it and launch it.
+    The allocator already holds the plan's blocks (the context journalled them there); what is left
+    to do here is to check the plan against the contract, log it and launch it.
     """
 
     def __init__(
@@ -42,10 +42,12 @@ class Executor:
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
         self._set_split(state.split)
 
-    # -- commit ---------------------------------------------------------------------------------------------
+    # -- commit ------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
-        """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it breaks a rule."""
+        """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it
+        breaks a rule.
+        """
         self._check(plan, split)
         state, tables = self.state, self.log.tables
         for request in ctx.kv_blocked:
@@ -65,19 +67,25 @@ class Executor:
         """The contract of a plan (docs/invariants.md)."""
         policy, state = self.scheduler.name, self.state
         if plan.transfers and not state.device.supports_transfers:
-            raise PlanRefused("contract", policy, "moves KV between pools, but this device has one pool")
+            raise PlanRefused(
+                "contract", policy, "moves KV between pools, but this device has one pool"
+            )
         for preemption in plan.preemptions:
             if preemption.kind == "swap" and not state.device.supports_swap:
                 raise PlanRefused("contract", policy, "swaps KV out, which this device cannot")
-        if plan.batches and split is not state.split and (
-            split not in state.device.splits and split != state.device.whole
+        if (
+            plan.batches
+            and split is not state.split
+            and (split not in state.device.splits and split != state.device.whole)
         ):
             raise PlanRefused("I5", self.partitioner.name, f"wants the illegal split {split}")
         for batch in plan.batches:
             if batch.partition not in state.in_flight:
                 raise PlanRefused("contract", policy, f"knows no partition '{batch.partition}'")
             if len(state.in_flight[batch.partition]) >= state.device.depth:
-                raise PlanRefused("I5", policy, f"launches on '{batch.partition}', whose queue is full")
+                raise PlanRefused(
+                    "I5", policy, f"launches on '{batch.partition}', whose queue is full"
+                )
             shape = batch.shape
             if shape.num_tokens > state.limits.max_num_batched_tokens or not shape.num_tokens:
                 raise PlanRefused(
@@ -98,7 +106,9 @@ class Executor:
             )  # fmt: skip
 
     def _sms(self, partition: str, launched: set[str]) -> int:
-        """SMs of a launch: its share, or all of them if it is alone and the partitioner lets it expand."""
+        """SMs of a launch: its share, or all of them if it is alone and the partitioner lets it
+        expand.
+        """
         state = self.state
         if self.partitioner.options.idle == "expand":
             for other, running in state.in_flight.items():
@@ -151,10 +161,12 @@ class Executor:
         reason = self.log.code(self.partitioner.mode)
         self.log.tables["repartitioned"].row(self.state.now, len(self.splits) - 1, reason)
 
-    # -- complete -------------------------------------------------------------------------------------------
+    # -- complete ----------------------------------------------------------------------------------
 
     def complete(self, output: StepOutput) -> None:
-        """Book an ended launch (or one repetition of it): progress, tokens, ends, freed blocks, hashes."""
+        """Book an ended launch (or one repetition of it): progress, tokens, ends, freed blocks,
+        hashes.
+        """
         state = self.state
         if output.end_ns < state.now:
             raise InvariantBreach("I2", f"step {output.step} ended before {state.now} ns")
@@ -195,7 +207,8 @@ class Executor:
     def _complete_repetition(self, entry: InFlight, last: bool) -> list[Request]:
         """One of several decode steps in one launch.
 
-        A request that ends before the last repetition stays in flight, its blocks held, until the launch ends (I11).
+        A request that ends before the last repetition stays in flight, its blocks held, until the
+        launch ends (I11).
         """
         alive = [r for r in entry.batch.decodes if r.num_tokens < r.stop_len]
         self._complete_decodes(alive)

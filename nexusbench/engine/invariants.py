@@ -13,7 +13,8 @@ from nexusbench.schedulers.base import Scheduler
 class Auditor:
     """Checks the books during and after a run; every breach raises InvariantBreach with its name.
 
-    I2, I5 and I11 are checked where they could break (executor, context); here are those that need an overview.
+    I2, I5 and I11 are checked where they could break (executor, context); here are those that need
+    an overview.
     """
 
     def __init__(
@@ -23,7 +24,9 @@ class Auditor:
         self.num_audits = 0
 
     def check_books(self) -> None:
-        """I3: every block is free or held, reference counts are exact; blocks cover what is computed."""
+        """I3: every block is free or held, reference counts are exact; blocks cover what is
+        computed.
+        """
         state = self._state
         self.num_audits += 1
         running = [*state.decoding, *state.prefilling]
@@ -46,13 +49,16 @@ class Auditor:
         if executor.num_ended != offered:
             raise InvariantBreach("I1", f"{offered} requests offered, {executor.num_ended} ended")
         if self._kv.num_used:
-            raise InvariantBreach("I3", f"{self._kv.num_used} blocks are held after the last request")
+            raise InvariantBreach(
+                "I3", f"{self._kv.num_used} blocks are held after the last request"
+            )
 
     def check_work_conserving(self, plan: Plan) -> None:
         """I7: no partition idles while a request that could run there is ready and would fit.
 
-        Ready means: a decoding request that is not in flight and has room for its next token (``decode`` and ``all``),
-        or a prefilling or waiting one for whose remaining tokens there are free blocks (``prefill`` and ``all``).
+        Ready means: a decoding request that is not in flight and has room for its next token
+        (``decode`` and ``all``), or a prefilling or waiting one for whose remaining tokens there
+        are free blocks (``prefill`` and ``all``).
         """
         state = self._state
         if plan.preemptions:

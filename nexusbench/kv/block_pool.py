@@ -1,4 +1,4 @@
-"""The one allocator of KV blocks: reference counts, a prefix index and LRU eviction, all undoable."""
+"""The one allocator of KV blocks: reference counts, prefix index, LRU eviction, undo."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterable
 class BlockPool:
     """``num_blocks`` blocks with reference counts.
 
-    A free block is either *blank* (its content is of no use to anyone) or *cached* (its content carries a
-    published hash and may be hit again). Blank blocks are given out first, then cached ones, least recently freed
-    first; a request's blocks are freed last block first, so its tail is evicted before its head, which is the part
-    that other prompts can share. :meth:`untake` and :meth:`unrelease` undo exactly, in reverse order, which is
-    how a refused plan leaves no trace (semantics after vLLM v1's block pool; blank-first is ours).
+    A free block is either *blank* (its content is of no use to anyone) or *cached* (its content
+    carries a published hash and may be hit again). Blank blocks are given out first, then cached
+    ones, least recently freed first; a request's blocks are freed last block first, so its tail is
+    evicted before its head, which is the part that other prompts can share. :meth:`untake` and
+    :meth:`unrelease` undo exactly, in reverse order, which is how a refused plan leaves no trace
+    (semantics after vLLM v1's block pool; blank-first is ours).
     """
 
     __slots__ = ("_block_of", "_hash_of", "blank", "cached", "num_blocks", "refs")
@@ -32,7 +33,8 @@ class BlockPool:
         return len(self.blank) + len(self.cached)
 
     def take(self, count: int) -> tuple[list[int], list[int]]:
-        """``count`` blocks for one holder, and the hashes evicted for the last of them (undo record).
+        """``count`` blocks for one holder, and the hashes evicted for the last of them (undo
+        record).
 
         The caller has checked that ``count <= num_free``.
         """
@@ -55,7 +57,9 @@ class BlockPool:
         return blocks, evicted
 
     def untake(self, blocks: list[int], evicted: list[int]) -> None:
-        """Undo :meth:`take`: the same blocks, blank or cached under the same hash, in the same order."""
+        """Undo :meth:`take`: the same blocks, blank or cached under the same hash, in the same
+        order.
+        """
         for block in reversed(blocks):
             self.refs[block] = 0
             if evicted:
@@ -100,7 +104,9 @@ class BlockPool:
             refs[block] += 1
 
     def publish(self, block: int, key: int) -> None:
-        """Make a held block findable; the first block with that content wins, later copies stay private."""
+        """Make a held block findable; the first block with that content wins, later copies stay
+        private.
+        """
         if key not in self._block_of and block not in self._hash_of:
             self._block_of[key] = block
             self._hash_of[block] = key
@@ -108,7 +114,8 @@ class BlockPool:
     def audit(self, holders: Iterable[list[int]]) -> str | None:
         """What is wrong with the books, or None (invariant I3).
 
-        Free + held must be all blocks, none twice, and reference counts those of ``holders`` exactly.
+        Free + held must be all blocks, none twice, and reference counts those of ``holders``
+        exactly.
         """
         counts = [0] * self.num_blocks
         for blocks in holders:

@@ -24,12 +24,17 @@ class Undo(msgspec.Struct, gc=False):
 class KVCacheManager:
     """Paged KV cache of ``num_blocks`` blocks of ``block_size`` tokens.
 
-    ``hash_block`` is how many prompt tokens one of a request's ``prefix_ids`` stands for; it must be a multiple of
-    the block size, so that one id names the content of whole blocks.
+    ``hash_block`` is how many prompt tokens one of a request's ``prefix_ids`` stands for; it must
+    be a multiple of the block size, so that one id names the content of whole blocks.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, hash_block: int = 512, prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        hash_block: int = 512,
+        prefix_caching: bool = True,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
@@ -57,9 +62,11 @@ class KVCacheManager:
         return ceil_div(num_tokens, self.block_size)
 
     def _key(self, request: Request, position: int) -> int:
-        """The hash of a request's full block: shared where the trace knows the content, else private.
+        """The hash of a request's full block: shared where the trace knows the content, else
+        private.
 
-        Private keys let a preempted request find its own blocks again; they are negative, shared ones are not.
+        Private keys let a preempted request find its own blocks again; they are negative, shared
+        ones are not.
         """
         per_id = self._blocks_per_id
         if request.prefix_ids and position < request.num_prompt_tokens // self.block_size:
@@ -83,7 +90,8 @@ class KVCacheManager:
         return found
 
     def allocate(self, request: Request, num_tokens: int, prefix: list[int]) -> Undo | None:
-        """Make room for the first ``num_tokens`` tokens; ``prefix`` are cached blocks to share first.
+        """Make room for the first ``num_tokens`` tokens; ``prefix`` are cached blocks to share
+        first.
 
         Returns the undo record, or None (and changes nothing) if there are not enough free blocks.
         """
@@ -113,7 +121,9 @@ class KVCacheManager:
             pool.release(record.shared)
 
     def publish(self, request: Request) -> None:
-        """Make the computed full prompt blocks of ``request`` findable (called when a step completes)."""
+        """Make the computed full prompt blocks of ``request`` findable (called when a step
+        completes).
+        """
         if not (self.prefix_caching and request.prefix_ids):
             return
         computed = min(request.num_computed_tokens, request.num_prompt_tokens) // self.block_size
@@ -124,8 +134,8 @@ class KVCacheManager:
     def free(self, request: Request, *, will_return: bool = False) -> list[int]:
         """Give back all blocks, last first; returns them in that order (undo record for the pool).
 
-        A request that was preempted and ``will_return`` leaves its computed blocks findable under private keys, so
-        what is not evicted meanwhile need not be recomputed.
+        A request that was preempted and ``will_return`` leaves its computed blocks findable under
+        private keys, so what is not evicted meanwhile need not be recomputed.
         """
         if will_return and self.prefix_caching:
             computed = request.num_computed_tokens // self.block_size

@@ -1,4 +1,4 @@
-"""HF ``config.json`` -> :class:`ModelSpec`: the shipped models, or any file of a supported family."""
+"""HF ``config.json`` -> :class:`ModelSpec`: shipped models or any file of a supported family."""
 
 from __future__ import annotations
 
@@ -185,8 +185,8 @@ def _family(config: _Config) -> str:
 def _refuse_unlike(config: _Config, family: str) -> None:
     """Refuse what a ModelSpec cannot say: sliding windows, other activations than SwiGLU's.
 
-    A window bounds the KV cache and the attention cost of a layer; described as full attention, both would be
-    overstated without a word. Windows that are switched off (all Qwen2.5 files) are fine.
+    A window bounds the KV cache and the attention cost of a layer; described as full attention,
+    both would be overstated without a word. Windows that are off (all Qwen2.5 files) are fine.
     """
     hint = "Only full attention is modelled; switch the window off to simulate that instead"
     if config.flag("use_sliding_window"):
@@ -256,7 +256,7 @@ def _dtypes(config: _Config) -> Dtypes:
 
 
 def _quantised(config: _Config) -> str | None:
-    """The weights' type by ``quantization_config``, or None. Scales and zeros (a few %) are left out."""
+    """The weights' type by ``quantization_config``, or None; scales (a few %) are left out."""
     quantisation = config.data.get("quantization_config")
     if quantisation is None:
         return None

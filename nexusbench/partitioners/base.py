@@ -18,8 +18,9 @@ from nexusbench.costs.base import CostModel
 class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options that every partitioner has.
 
-    ``idle``: what a lone batch gets while the neighbour has nothing to run: ``expand`` to all SMs, or ``reserve``
-    (keep to its share). ``min_interval_ms``: re-partition budget, the shortest time between two changes.
+    ``idle``: what a lone batch gets while the neighbour has nothing to run: ``expand`` to all SMs,
+    or ``reserve`` (keep to its share). ``min_interval_ms``: re-partition budget, the shortest time
+    between two changes.
     """
 
     idle: Literal["expand", "reserve"] = "expand"
@@ -29,8 +30,8 @@ class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 class Partitioner(ABC):
     """Sizes the partitions for what is about to be launched.
 
-    ``partitions`` names the partition sets it can serve; ``belief`` is the cost model it asks, or None. ``mode`` is
-    logged with every change of split.
+    ``partitions`` names the partition sets it can serve; ``belief`` is the cost model it asks, or
+    None. ``mode`` is logged with every change of split.
     """
 
     Options: ClassVar[type[PartitionerOptions]] = PartitionerOptions
@@ -67,8 +68,9 @@ class Partitioner(ABC):
     def settle(self, wanted: Split, state: EngineState, least_change: int) -> Split:
         """Hysteresis and budget: the split in force, unless ``wanted`` is worth the change and due.
 
-        ``least_change`` is in SMs of the first partition, compared with the last *applied* split (Nexus
-        Algorithm 1, its buffer), not with the last wanted one, so slow drifts do get through.
+        ``least_change`` is in SMs of the first partition, compared with the last *applied* split
+        (Nexus Algorithm 1, its buffer), not with the last wanted one, so slow drifts do get
+        through.
         """
         current = state.split
         if abs(wanted.sms[0] - current.sms[0]) < least_change:
@@ -82,7 +84,9 @@ class Partitioner(ABC):
 
 
 def shapes_to_run(plan: Plan, state: EngineState) -> dict[str, BatchShape]:
-    """What each partition will be running once ``plan`` is launched: its new batch, else the one in flight."""
+    """What each partition will be running once ``plan`` is launched: its new batch, else the one in
+    flight.
+    """
     shapes = {batch.partition: batch.shape for batch in plan.batches}
     for partition, running in state.in_flight.items():
         if running and partition not in shapes:

@@ -21,7 +21,9 @@ class Fixed(Partitioner):
     """The legal split whose prefill share is nearest to ``prefill`` percent, for ever."""
 
     Options: ClassVar[type[PartitionerOptions]] = FixedOptions
-    source: ClassVar[str] = "static partition, e.g. Nexus section 6.5 (Nexus-Wo-SC; its share is not published)"
+    source: ClassVar[str] = (
+        "static partition, e.g. Nexus section 6.5 (Nexus-Wo-SC; its share is not published)"
+    )
 
     def initial(self, spec: DeviceSpec) -> Split:
         """The nearest legal split. Raises InputError for a percentage outside 0 to 100."""

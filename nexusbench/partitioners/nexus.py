@@ -1,4 +1,6 @@
-"""Nexus's partition controller (arXiv 2507.06608, section 4.2, Algorithm 1) over a device's legal splits."""
+"""Nexus's partition controller (arXiv 2507.06608, section 4.2, Algorithm 1) over a device's legal
+splits.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ from nexusbench.partitioners.base import Partitioner, PartitionerOptions, shapes
 class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Constants of section 5, and the two choices the text leaves open.
 
-    ``alpha`` bounds prefill's slow-down while decode is the target, ``beta`` decode's while prefill is; ``kv_switch`` is
-    the share of KV memory in use up to which prefill is the target; ``delta`` the hysteresis in percent of the SMs (not
-    published; at least one step of the device). ``reading`` of the slacks: ``literal`` as printed, or ``swapped``
-    (alpha for decode, beta for prefill), see docs/decisions/0005.
+    ``alpha`` bounds prefill's slow-down while decode is the target, ``beta`` decode's while prefill
+    is; ``kv_switch`` is the share of KV memory in use up to which prefill is the target; ``delta``
+    the hysteresis in percent of the SMs (not published; at least one step of the device).
+    ``reading`` of the slacks: ``literal`` as printed, or ``swapped`` (alpha for decode, beta for
+    prefill), see docs/decisions/0005.
     """
 
     alpha: float = 1.3
@@ -29,9 +32,9 @@ class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
 class Nexus(Partitioner):
     """Give the target all but the smallest share with which the other stage stays within its slack.
 
-    Algorithm 1 walks there in steps of 1 % of the SMs; its end point depends only on the other stage's constraint, so we
-    solve for it by bisection over the legal splits (the belief is monotone in SMs). Without a neighbour there is
-    nothing to decide and the split stays.
+    Algorithm 1 walks there in steps of 1 % of the SMs; its end point depends only on the other
+    stage's constraint, so we solve for it by bisection over the legal splits (the belief is
+    monotone in SMs). Without a neighbour there is nothing to decide and the split stays.
     """
 
     Options: ClassVar[type[PartitionerOptions]] = NexusOptions
@@ -62,10 +65,11 @@ class Nexus(Partitioner):
     def _solve(
         self, prefill: BatchShape, decode: BatchShape, prefill_first: bool, slack: float
     ) -> Split:
-        """The split that gives the other stage the fewest SMs within ``slack`` of its time on all SMs.
+        """The split that gives the other stage the fewest SMs within ``slack`` of its time on all
+        SMs.
 
-        T_opt is taken without contention: with all SMs the other stage has no neighbour (notes to 4.1.1).
-        Where no legal split meets the slack, the other stage gets the most it can.
+        T_opt is taken without contention: with all SMs the other stage has no neighbour (notes to
+        4.1.1). Where no legal split meets the slack, the other stage gets the most it can.
         """
         belief = self.belief
         assert belief is not None

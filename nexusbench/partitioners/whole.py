@@ -11,10 +11,14 @@ from nexusbench.partitioners.base import Partitioner
 
 
 class Whole(Partitioner):
-    """All SMs to the partition ``all``; for two partitions, the overlapping (100 %, 100 %) two-stream split."""
+    """All SMs to the partition ``all``; for two partitions, the overlapping (100 %, 100 %)
+    two-stream split.
+    """
 
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("all",), ("prefill", "decode"))
-    source: ClassVar[str] = "unpartitioned; semi-PD's (100,100) baseline (2504.19867) for two streams"
+    source: ClassVar[str] = (
+        "unpartitioned; semi-PD's (100,100) baseline (2504.19867) for two streams"
+    )
 
     def initial(self, spec: DeviceSpec) -> Split:
         """The whole device, or the overlapping split."""

@@ -51,9 +51,9 @@ class Eviction(msgspec.Struct, gc=False):
 class SchedulerContext:
     """One scheduling instant, as a policy sees it.
 
-    Reading is free; ``schedule_decodes``, ``try_schedule`` and ``preempt`` act on the real allocator and are
-    journalled, so that :meth:`rollback` (or a refused plan) leaves everything as it was. There is no clock here but
-    ``now``, no device, no tensor, and no true output length.
+    Reading is free; ``schedule_decodes``, ``try_schedule`` and ``preempt`` act on the real
+    allocator and are journalled, so that :meth:`rollback` (or a refused plan) leaves everything as
+    it was. There is no clock here but ``now``, no device, no tensor, and no true output length.
     """
 
     def __init__(self, state: EngineState, kv: KVCacheManager, policy: str) -> None:
@@ -65,7 +65,7 @@ class SchedulerContext:
         self._preempted: list[Preemption] = []
         self.kv_blocked: list[Request] = []  # newly blocked; the engine logs and clears it
 
-    # -- what a policy may see ------------------------------------------------------------------------------
+    # -- what a policy may see ---------------------------------------------------------------------
 
     @property
     def now(self) -> int:
@@ -104,7 +104,7 @@ class SchedulerContext:
 
     @property
     def preempted(self) -> bool:
-        """This plan preempts somebody (vLLM then admits nobody in the same step)."""
+        """Whether the plan preempts somebody (vLLM then admits nobody in the same step)."""
         return bool(self._preempted)
 
     def free_slots(self, partition: str = "all") -> int:
@@ -120,15 +120,17 @@ class SchedulerContext:
         """Prompt tokens of a waiting request that the prefix cache holds now."""
         return len(self._kv.find_prefix(cast(Request, request))) * self._kv.block_size
 
-    # -- what a policy may do -------------------------------------------------------------------------------
+    # -- what a policy may do ----------------------------------------------------------------------
 
     def schedule_decodes(
         self, partition: str = "all", *, victim: Victim | None = None, repeat: int = 1
     ) -> int:
-        """Put every decoding request that is not in flight into ``partition``'s batch, one token each.
+        """Put every decoding request that is not in flight into ``partition``'s batch, one token
+        each.
 
-        Where no block is free, ``victim(request)`` names whom to preempt for it (None: leave the request
-        out this time). ``repeat`` plans that many decode steps in one launch. Returns how many were scheduled.
+        Where no block is free, ``victim(request)`` names whom to preempt for it (None: leave the
+        request out this time). ``repeat`` plans that many decode steps in one launch. Returns how
+        many were scheduled.
         """
         decoding = self._state.decoding
         if not decoding or self._state.free_slots(partition) < 1:
@@ -151,10 +153,7 @@ class SchedulerContext:
     def _make_room(self, ready: list[Request], victim: Victim | None, repeat: int) -> list[Request]:
         """Blocks for the next ``repeat`` tokens of each; returns those that got them."""
         size = self._kv.block_size
-        if repeat == 1:
-            needy = [r for r in ready if not r.num_computed_tokens % size]
-        else:
-            needy = ready
+        needy = [r for r in ready if not r.num_computed_tokens % size] if repeat == 1 else ready
         allocate, journal = self._kv.allocate, self._journal
         left_out: list[Request] = []
         for request in needy:
@@ -187,8 +186,9 @@ class SchedulerContext:
     ) -> int:
         """Put the next tokens of a waiting or prefilling request into ``partition``'s batch.
 
-        At most ``num_tokens`` (default: all that are left), at most the budget. Returns the tokens scheduled, or 0
-        and no change if there is no slot, budget, seat (``max_num_seqs``) or block for them.
+        At most ``num_tokens`` (default: all that are left), at most the budget. Returns the tokens
+        scheduled, or 0 and no change if there is no slot, budget, seat (``max_num_seqs``) or block
+        for them.
         """
         r = cast(Request, request)
         state = self._state
@@ -234,7 +234,9 @@ class SchedulerContext:
         if r.in_flight:
             raise PlanRefused("I11", self._policy, f"preempts request '{r.id}', which is in flight")
         if not r.blocks:
-            raise PlanRefused("I11", self._policy, f"preempts request '{r.id}', which holds no blocks")
+            raise PlanRefused(
+                "I11", self._policy, f"preempts request '{r.id}', which holds no blocks"
+            )
         state = self._state
         queue = state.decoding if r in state.decoding else state.prefilling
         position = queue.index(r)
@@ -249,7 +251,9 @@ class SchedulerContext:
         self._preempted.append(Preemption(r, lost_tokens=entry.num_computed))
 
     def last_running(self, request: RequestView) -> RequestView | None:
-        """The usual victim (vLLM): the request that joined last and is not in flight, maybe ``request``."""
+        """The usual victim (vLLM): the request that joined last and is not in flight, maybe
+        ``request``.
+        """
         for queue in (self._state.prefilling, self._state.decoding):
             for candidate in reversed(queue):
                 if not candidate.in_flight:
@@ -266,13 +270,11 @@ class SchedulerContext:
                     len(draft.decodes), draft.context, chunks, draft.layers, draft.repeat
                 )
                 batches.append(
-                    Batch(
-                        partition, draft.decodes, draft.chunks, shape, draft.layers, draft.repeat
-                    )
+                    Batch(partition, draft.decodes, draft.chunks, shape, draft.layers, draft.repeat)
                 )
         return Plan(batches, list(self._preempted), [], wake_at)
 
-    # -- the journal ----------------------------------------------------------------------------------------
+    # -- the journal -------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """A new instant (the engine calls this, not a policy)."""

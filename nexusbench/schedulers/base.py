@@ -18,8 +18,9 @@ __all__ = ["Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
 class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options that every scheduler has.
 
-    ``order``: who of the waiting goes first. ``fcfs`` by arrival; ``spf`` shortest prompt first with ageing,
-    score = tokens left - gamma x age (Nexus Eq. in section 4.3.1, gamma in tokens per second).
+    ``order``: who of the waiting goes first. ``fcfs`` by arrival; ``spf`` shortest prompt first
+    with ageing, score = tokens left - gamma x age (Nexus Eq. in section 4.3.1, gamma in tokens per
+    second).
     """
 
     order: Literal["fcfs", "spf"] = "fcfs"
@@ -27,11 +28,13 @@ class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class Scheduler(ABC):
-    """A scheduling policy: subclass it in a file of its own in this folder, and it is in ``nexusbench list``.
+    """A scheduling policy: subclass it in a file of its own in this folder, and it is in
+    ``nexusbench list``.
 
-    ``partitions`` names the shares of the GPU that its batches run on, ``default_partitioner`` who sizes them.
-    ``work_conserving`` promises invariant I7 (no partition idles while it could be filled); a policy that leaves
-    one idle on purpose sets it to False and says why. ``source`` names paper or code that it follows.
+    ``partitions`` names the shares of the GPU that its batches run on, ``default_partitioner`` who
+    sizes them. ``work_conserving`` promises invariant I7 (no partition idles while it could be
+    filled); a policy that leaves one idle on purpose sets it to False and says why. ``source``
+    names paper or code that it follows.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = SchedulerOptions
@@ -51,8 +54,8 @@ class Scheduler(ABC):
     def order_key(self, request: RequestView) -> float:
         """Place in the waiting queue, smaller first; asked once each time a request starts to wait.
 
-        For ``spf`` the score ``left - gamma (now - arrival)`` orders requests as ``left + gamma arrival`` does,
-        which no longer depends on now, so the queue never needs sorting again.
+        For ``spf`` the score ``left - gamma (now - arrival)`` orders requests as ``left + gamma
+        arrival`` does, which no longer depends on now, so the queue never needs sorting again.
         """
         if self.options.order == "spf":
             return request.num_tokens + self.options.gamma * request.arrival_ns * 1e-9
@@ -60,9 +63,11 @@ class Scheduler(ABC):
 
     @abstractmethod
     def schedule(self, ctx: SchedulerContext) -> Plan:
-        """Propose what to launch now; called whenever a partition has a free slot and there is work."""
+        """Propose what to launch now; called whenever a partition has a free slot and there is
+        work.
+        """
 
-    def finished(self, request: RequestView) -> None:
+    def finished(self, request: RequestView) -> None:  # noqa: B027 - a hook, not a duty
         """Told after a request ended, for policies that keep books."""
 
 

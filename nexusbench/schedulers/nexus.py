@@ -11,16 +11,20 @@ from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOpt
 
 
 class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Nexus orders prompts shortest first with ageing (section 4.3.1, Algorithm 2; gamma = 15, section 5)."""
+    """Nexus orders prompts shortest first with ageing (section 4.3.1, Algorithm 2; gamma = 15,
+    section 5).
+    """
 
     order: Literal["fcfs", "spf"] = "spf"
 
 
 class Nexus(Scheduler):
-    """Decodes FCFS on ``decode``, prompts in SPF order with ageing on ``prefill``; each stream at its own pace.
+    """Decodes FCFS on ``decode``, prompts in SPF order with ageing on ``prefill``; each stream at
+    its own pace.
 
-    Deviations (docs/decisions/0006): a prompt longer than the budget is chunked (Algorithm 2 as printed would never take
-    it), and a prompt in mid-prefill keeps competing by its remaining tokens, which the score already favours.
+    Deviations (docs/decisions/0006): a prompt longer than the budget is chunked (Algorithm 2 as
+    printed would never take it), and a prompt in mid-prefill keeps competing by its remaining
+    tokens, which the score already favours.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = NexusOptions

@@ -1,4 +1,6 @@
-"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction when it was too bold."""
+"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction when it was
+too bold.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ RETRACT_STEPS = 20  # decode steps that must fit after a retraction
 
 
 class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one prefill batch.
+    """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one
+    prefill batch.
 
     The chunk size is the engine's token budget, so that all schedulers compared have the same one.
     """
@@ -26,15 +29,19 @@ class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
 
 
 class Sglang(Scheduler):
-    """Whenever a prompt can be admitted a prefill batch runs alone and decodes wait; else all decodes step once.
+    """Whenever a prompt can be admitted a prefill batch runs alone and decodes wait; else all
+    decodes step once.
 
-    Admission: free tokens, less what the running requests are expected to add (``new_token_ratio`` of what they may).
-    The ratio sinks with every decode step and is reset after a retraction. Deviations: blocks of 16 instead of single
-    tokens; no radix-tree order (``lpm``), fcfs is SGLang's default.
+    Admission: free tokens, less what the running requests are expected to add (``new_token_ratio``
+    of what they may). The ratio sinks with every decode step and is reset after a retraction.
+    Deviations: blocks of 16 instead of single tokens; no radix-tree order (``lpm``), fcfs is
+    SGLang's default.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = SglangOptions
-    source: ClassVar[str] = "SGLang 0.4.4.post1: scheduler.py, schedule_policy.py, schedule_batch.py"
+    source: ClassVar[str] = (
+        "SGLang 0.4.4.post1: scheduler.py, schedule_policy.py, schedule_batch.py"
+    )
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
@@ -46,7 +53,9 @@ class Sglang(Scheduler):
         self._latest_index = 0
 
     def order_key(self, request: RequestView) -> float:
-        """As the base class; a retracted request queues behind everyone who has arrived (SGLang appends it)."""
+        """As the base class; a retracted request queues behind everyone who has arrived (SGLang
+        appends it).
+        """
         self._latest_index = max(self._latest_index, request.index)
         if self.options.order == "fcfs" and request.num_preemptions:
             return self._latest_index + 0.5
@@ -108,7 +117,7 @@ class Sglang(Scheduler):
         ctx.schedule_decodes(victim=ctx.last_running)
 
     def _retract(self, ctx: SchedulerContext) -> None:
-        """Fewest output tokens first (ties: longest prompt) until 20 more steps fit for the rest."""
+        """Fewest output tokens first (ties: longest prompt) until 20 steps fit for the rest."""
         order = sorted(
             ctx.decoding,
             key=lambda r: (r.num_tokens - r.num_prompt_tokens, -r.num_prompt_tokens),

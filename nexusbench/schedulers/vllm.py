@@ -1,4 +1,4 @@
-"""vLLM v1's scheduler (rules as of 0.7 to 0.8): chunked prefill in one token budget, decodes first."""
+"""vLLM v1's scheduler (0.7 to 0.8): chunked prefill in one token budget, decodes first."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 
 class Vllm(Scheduler):
-    """No phases: every running request gets the tokens it lacks, then the waiting ones, in one budget.
+    """No phases: every running request gets the tokens it lacks, then the waiting ones, in one
+    budget.
 
-    Deviations: asynchronous scheduling and multi-step are off; running order is "decoding, then prefilling, each in
-    order of joining", which equals vLLM's list unless several prompts are in mid-prefill.
+    Deviations: asynchronous scheduling and multi-step are off; running order is "decoding, then
+    prefilling, each in order of joining", which equals vLLM's list unless several prompts are in
+    mid-prefill.
     """
 
-    source: ClassVar[str] = "vLLM v1 scheduler, 0.7-0.8; chunked prefill after Sarathi-Serve (2403.02310)"
+    source: ClassVar[str] = (
+        "vLLM v1 scheduler, 0.7-0.8; chunked prefill after Sarathi-Serve (2403.02310)"
+    )
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """Running first (preempting the last to join where blocks lack), then admit in order."""
@@ -30,7 +34,9 @@ class Vllm(Scheduler):
         return ctx.plan()
 
     def _continue(self, ctx: SchedulerContext, request: RequestView) -> bool:
-        """Give a partial prefill its next chunk; False when the budget is gone or it was itself preempted."""
+        """Give a partial prefill its next chunk; False when the budget is gone or it was itself
+        preempted.
+        """
         while ctx.budget() > 0 and not ctx.try_schedule(request):
             victim = ctx.last_running(request)
             if victim is None:

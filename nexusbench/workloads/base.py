@@ -14,13 +14,13 @@ class TraceRequest(msgspec.Struct, gc=False):
     output_tokens: int
     hash_ids: tuple[int, ...] = ()
     tenant: str = ""
-    max_tokens: int = 0  # the bound a policy may see; set by workloads.bounds
+    max_tokens: int = 0  # the bound a policy may see; set by workloads.transform.bounds
 
 
 class Trace(msgspec.Struct):
     """Requests in order of arrival, first arrival at 0, and how they came to be.
 
-    ``notes`` are the facts a reader must see (format and unit detected, rescaling, ties spread, limits).
+    ``notes`` are the facts a reader must see (format and unit detected, rescaling, ties, limits).
     """
 
     name: str

@@ -17,7 +17,7 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A text file: ``text`` is UTF-8 without byte-order mark, ``sha256`` that of the file as stored."""
+    """A text file: ``text`` is UTF-8 without byte-order mark, ``sha256`` is of the stored bytes."""
 
     path: Path
     text: bytes
@@ -56,7 +56,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UsageError(
-            f"{path}: cannot write: {error.strerror}. Choose a file in a folder that you may write to"
+            f"{path}: cannot write: {error.strerror}. Choose a folder that you may write to"
         ) from None
 
 

@@ -21,7 +21,8 @@ _MAX_MS = 9_000_000_000_000
 MAX_TOKENS = 2**31 - 1
 
 Milliseconds = (
-    Annotated[int, msgspec.Meta(ge=0, le=_MAX_MS)] | Annotated[float, msgspec.Meta(ge=0, le=_MAX_MS)]
+    Annotated[int, msgspec.Meta(ge=0, le=_MAX_MS)]
+    | Annotated[float, msgspec.Meta(ge=0, le=_MAX_MS)]
 )
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 HashIds = tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], ...]

@@ -30,17 +30,19 @@ _COUNT = re.compile(r"\d{1,10}", re.ASCII)
 class Azure(Reader):
     """Reads Azure's CSV. Times without an offset count as UTC.
 
-    Rows with no generated token (requests that a production service logged, but that failed or were
-    filtered before their first token) have nothing to serve: they are skipped, and counted in a note.
+    Rows with no generated token (a production service logs requests that fail or are filtered
+    before their first token) have nothing to serve: they are skipped, and counted in a note.
     """
 
     time_field: ClassVar[str] = "TIMESTAMP"
     unit: ClassVar[str] = "wall-clock timestamps"
     example: ClassVar[str] = _HEADER
-    source: ClassVar[str] = "Azure Public Dataset, CC-BY-4.0 (Splitwise ISCA 2024, DynamoLLM HPCA 2025)"
+    source: ClassVar[str] = (
+        "Azure Public Dataset, CC-BY-4.0 (Splitwise ISCA 2024, DynamoLLM HPCA 2025)"
+    )
 
     def confidence(self, text: bytes) -> int:
-        """The first line names two of the columns (so that an error can say which one is missing)."""
+        """The first line names two of the columns, so that an error can name the third."""
         header = text[: max(0, text.find(b"\n"))] or text
         cells = [cell.strip() for cell in header.decode().lower().split(",")]
         return 2 if sum(column.lower() in cells for column in COLUMNS) >= 2 else 0

@@ -1,0 +1,234 @@
+"""The composition root: from a RunConfig to the objects of one run, each resolved exactly once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import UsageError
+from nexusbench.core.request import Request
+from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.state import Limits
+from nexusbench.core.units import NS_PER_S
+from nexusbench.costs.base import cost_models
+from nexusbench.devices.base import Device, DeviceOptions, devices
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.models.config import load_model
+from nexusbench.partitioners.base import Partitioner, partitioners
+from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.workloads import transform
+from nexusbench.workloads.base import Trace
+from nexusbench.workloads.trace import load_trace, prefix_ids
+
+
+class Assembly(msgspec.Struct):
+    """The objects of one run, resolved and ready; ``facts`` is for the manifest."""
+
+    config: RunConfig
+    trace: Trace
+    model: ModelSpec
+    device: Device
+    scheduler: Scheduler
+    partitioner: Partitioner
+    kv: KVCacheManager
+    requests: list[Request]
+    limits: Limits
+    facts: dict[str, Any]
+
+
+def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
+    """Load and transform the trace of ``config``; every transformation leaves a note."""
+    trace = load_trace(Path(config.trace))
+    if config.window is not None:
+        trace = transform.window(trace, *transform.parse_window(config.window))
+    if config.limit is not None:
+        trace = transform.limit(trace, config.limit)
+    if config.spread_ties != "none":
+        trace = transform.spread_ties(trace, config.spread_ties, config.seed)
+    if config.speed is not None:
+        trace = transform.speed(trace, config.speed)
+    if config.burstiness is not None:
+        if config.request_rate is None:
+            raise UsageError("--burstiness redraws arrivals and needs --request-rate")
+        trace = transform.burstiness(trace, config.request_rate, config.burstiness, config.seed)
+    elif config.request_rate is not None:
+        trace = transform.rate(trace, config.request_rate)
+    bound: int | Literal["trace"] | None = None
+    if config.max_tokens is not None:
+        bound = "trace" if config.max_tokens == "trace" else _positive_int(config.max_tokens)
+    trace = transform.bounds(trace, bound)
+    return transform.fit_context(trace, max_model_len, config.too_long)
+
+
+def assemble(config: RunConfig) -> Assembly:
+    """Build every object of a run. Raises UsageError or InputError for whatever cannot be."""
+    model = load_model(config.model)
+    max_model_len = config.max_model_len or model.max_model_len
+    if max_model_len > model.max_model_len:
+        raise UsageError(f"--max-model-len {max_model_len}: {model.name} has {model.max_model_len}")
+    trace = prepare_trace(config, max_model_len)
+    scheduler: Scheduler = schedulers.create(config.scheduler)
+    device, limits = open_device(config, model, max_model_len)
+    try:
+        partitioner = _partitioner(config, scheduler, device.gpu, model)
+        kv = _kv_cache(config, model, device, trace)
+        requests = make_requests(trace, config.block_size)
+        _check_pool(requests, kv)
+    except BaseException:
+        device.close()
+        raise
+    facts = _facts(config, trace, model, device, scheduler, partitioner, kv, limits)
+    return Assembly(
+        config, trace, model, device, scheduler, partitioner, kv, requests, limits, facts
+    )
+
+
+def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tuple[Device, Limits]:
+    """The device of ``config`` and the step budgets that follow from it (vLLM's API-server
+    defaults).
+    """
+    kind, _, argument = resolve_device(config.device).partition(":")
+    cls: type[Device] = devices.load(kind)
+    # Large-memory GPUs other than the A100 get vLLM's larger defaults (arg_utils, V1); see
+    # docs/decisions/0004.
+    gpu = cls.describe(argument)
+    large = gpu.hbm_gib >= 70 and "a100" not in gpu.name.lower()
+    limits = Limits(
+        config.max_num_seqs or (1024 if large else 256),
+        config.max_num_batched_tokens or (8192 if large else 2048),
+        max_model_len,
+    )
+    options = DeviceOptions(
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel=config.tensor_parallel_size,
+        seed=config.seed,
+    )
+    return cls.open(argument, model, options), limits
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is a usable CUDA GPU where the CUDA device is there, else the paper's GPU,
+    simulated.
+    """
+    if name != "auto":
+        return name
+    if "cuda" in devices.names() and devices.load("cuda").usable():
+        return "cuda"
+    return "sim:l20"
+
+
+def make_requests(trace: Trace, block_size: int) -> list[Request]:
+    """Engine requests from a trace; prefix ids become comparable over the whole trace."""
+    chains = prefix_ids(trace, block_size)
+    return [
+        Request(
+            id=r.id,
+            index=index,
+            arrival_ns=r.arrival_ns,
+            num_prompt_tokens=r.prompt_tokens,
+            max_tokens=r.max_tokens,
+            stop_len=r.prompt_tokens + r.output_tokens,
+            prefix_ids=chains[index],
+            tenant=r.tenant,
+        )
+        for index, r in enumerate(trace.requests)
+    ]
+
+
+def _partitioner(
+    config: RunConfig, scheduler: Scheduler, gpu: GpuSpec, model: ModelSpec
+) -> Partitioner:
+    spec = config.partitioner or scheduler.default_partitioner
+    cls: type[Partitioner] = partitioners.load(spec.partition(":")[0])
+    if scheduler.partitions not in cls.serves:
+        raise UsageError(
+            f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
+            f"{'/'.join(scheduler.partitions)}; its default is '{scheduler.default_partitioner}'"
+        )
+    belief = None
+    if cls.needs_belief:
+        belief = cost_models.create(
+            config.cost_model, gpu=gpu, model=model, tensor_parallel=config.tensor_parallel_size
+        )
+    made: Partitioner = partitioners.create(spec, partitions=scheduler.partitions, belief=belief)
+    return made
+
+
+def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
+    block_bytes = model.kv_bytes_per_token * config.block_size
+    blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
+    if trace.hash_block % config.block_size:
+        raise UsageError(
+            f"--block-size {config.block_size} does not divide the trace's hash block of "
+            f"{trace.hash_block} tokens; pick one that does"
+        )
+    return KVCacheManager(
+        blocks, config.block_size, hash_block=trace.hash_block, prefix_caching=config.prefix_caching
+    )
+
+
+def _check_pool(requests: list[Request], kv: KVCacheManager) -> None:
+    """Refuse a pool in which not one request fits; single misfits are rejected and counted by the
+    engine.
+    """
+    if requests and all(kv.blocks_for(r.stop_len) > kv.num_blocks for r in requests):
+        least = min(kv.blocks_for(r.stop_len) for r in requests)
+        raise UsageError(
+            f"a KV pool of {kv.num_blocks} blocks of {kv.block_size} tokens holds no request of "
+            f"this trace: the smallest needs {least}. Raise --kv-blocks or "
+            "--gpu-memory-utilization, or pick a larger GPU"
+        )
+
+
+def _facts(
+    config: RunConfig,
+    trace: Trace,
+    model: ModelSpec,
+    device: Device,
+    scheduler: Scheduler,
+    partitioner: Partitioner,
+    kv: KVCacheManager,
+    limits: Limits,
+) -> dict[str, Any]:
+    """What was resolved, for the manifest."""
+    spec = device.spec
+    belief = partitioner.belief
+    return {
+        "device": spec.name,
+        "gpu": msgspec.to_builtins(device.gpu),
+        "num_sms": spec.num_sms,
+        "legal_splits": [str(split) for split in spec.splits],
+        "model": msgspec.to_builtins(model),
+        "scheduler": scheduler.name,
+        "scheduler_options": msgspec.to_builtins(scheduler.options),
+        "partitioner": partitioner.name,
+        "partitioner_options": msgspec.to_builtins(partitioner.options),
+        "belief": None
+        if belief is None
+        else {"cost_model": belief.name, "options": msgspec.to_builtins(belief.options)},
+        "kv_blocks": kv.num_blocks,
+        "block_size": kv.block_size,
+        "limits": msgspec.to_builtins(limits),
+        "trace": {
+            "name": trace.name,
+            "format": trace.format,
+            "sha256": trace.sha256,
+            "requests": len(trace.requests),
+            "notes": trace.notes,
+            "oracle_max_tokens": trace.oracle_max_tokens,
+        },
+        "seed": config.seed,
+        "slo": dict(config.goodput),
+        "warmup_ns": round(config.warmup_s * NS_PER_S),
+    }
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--max-tokens takes a positive integer or 'trace', not '{text}'")
+    return int(text)

@@ -1,0 +1,42 @@
+"""RunConfig: everything that decides a run, in one frozen value."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that decides a run: the same config and trace give the same event log on ``sim``
+    (I6).
+
+    Names and meanings are vLLM's where it has them; None means "resolve from device and model", and
+    what was resolved stands in the manifest. ``goodput`` maps ttft, tbt, tpot, e2e to bounds in ms.
+    """
+
+    trace: str
+    device: str = "auto"
+    model: str = "llama-3.1-8b"
+    scheduler: str = "nexus"
+    partitioner: str | None = None
+    cost_model: str = "roofline"
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    kv_blocks: int | None = None
+    block_size: int = 16
+    prefix_caching: bool = True
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    too_long: Literal["reject", "skip", "clip", "error"] = "reject"
+    speed: float | None = None
+    request_rate: float | None = None
+    burstiness: float | None = None
+    limit: int | None = None
+    window: str | None = None
+    spread_ties: Literal["none", "uniform"] = "none"
+    max_tokens: str | None = None
+    warmup_s: float = 0.0
+    goodput: dict[str, float] = {}
+    seed: int = 0

@@ -1,0 +1,221 @@
+"""GPU descriptions: shipped ``data/gpus/*.toml`` or a user's own; the splits a GPU allows."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tomllib
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.core.batch import Split
+from nexusbench.core.errors import InputError
+from nexusbench.core.registry import did_you_mean
+from nexusbench.core.specs import GpuSpec, SimConstants
+
+_SHIPPED = "nexusbench.data"
+# Shares of a whole; zero is allowed only for those in _MAY_BE_ZERO.
+_SHARES = (
+    "dense_efficiency",
+    "attention_efficiency",
+    "bandwidth_efficiency",
+    "l2_interference",
+    "jitter",
+)
+_MAY_BE_ZERO = ("link_latency_us", "kernel_us", "step_overhead_us", "l2_interference", "jitter")
+# Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
+_MOST_SMS = 2048
+_LARGEST = 1e9
+
+
+def gpu_names() -> list[str]:
+    """The shipped GPUs, sorted: what ``load_gpu`` accepts by name."""
+    folder = files(_SHIPPED) / "gpus"
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_gpu(name_or_path: str | os.PathLike[str]) -> GpuSpec:
+    """The GPU of a shipped name (any case) or of a path that ends in ``.toml``.
+
+    Raises InputError naming file, line and field: unknown or missing keys, wrong types, values
+    that are not finite or out of range, a bandwidth curve that does not rise from (0, 0) to (1, 1).
+    """
+    text = os.fspath(name_or_path)
+    if text.lower().endswith(".toml"):
+        return _parse(_read(Path(text)), text)
+    names = gpu_names()
+    name = text.lower()
+    if name not in names:
+        raise InputError(
+            f"no GPU called '{text}'",
+            hint=f"{did_you_mean(name, names)} (a file of your own must end in .toml)",
+        )
+    document = (files(_SHIPPED) / "gpus" / f"{name}.toml").read_text(encoding="utf-8")
+    return _parse(document, f"{name}.toml")
+
+
+def legal_splits(gpu: GpuSpec) -> tuple[Split, ...]:
+    """The splits for the partitions (prefill, decode), growing prefill share.
+
+    Prefill gets a group of the driver's granularity, decode the remainder, which need not be a
+    multiple of it. Last stands the split where both may use every SM, flagged overlapping.
+    """
+    partitions, total = ("prefill", "decode"), gpu.num_sms
+    first = -(-gpu.sm_minimum // gpu.sm_multiple) * gpu.sm_multiple
+    disjoint = (
+        Split(partitions, (prefill, total - prefill))
+        for prefill in range(first, total - gpu.sm_minimum + 1, gpu.sm_multiple)
+    )
+    return (*disjoint, Split(partitions, (total, total), overlapping=True))
+
+
+def _read(path: Path) -> str:
+    """The file's text. Raises InputError if it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}",
+            file=path,
+            hint=f"Give a GPU file, or one of: {', '.join(gpu_names())}",
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError("is not text in UTF-8", file=path, hint="Give a TOML file") from None
+
+
+class _Document:
+    """A parsed GPU file whose every complaint names file, line and field."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._text, self.file = text, file
+        try:
+            self.data: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            at = re.search(r"\(at line (\d+)", str(error))
+            line = int(at[1]) if at else len(text.splitlines()) or 1
+            problem = str(error).split(" (at ")[0]
+            raise InputError(
+                f"is not valid TOML: {problem}", file=file, line=line, hint="Correct this line"
+            ) from None
+        except RecursionError:
+            raise InputError("is nested too deeply", file=file, hint="Give a GPU file") from None
+
+    def error(self, table: str, key: str, problem: str, hint: str) -> InputError:
+        """The complaint about ``key`` of ``table`` ('' = top level), with its line, if any."""
+        field = f"{table}.{key}" if table else key
+        current, line = "", None  # the table that the line stands in
+        for number, content in enumerate(self._text.splitlines(), start=1):
+            header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$", content)
+            if header:
+                current = header[1]
+            entry = re.match(r"""\s*["']?([\w.-]+)["']?\s*=""", content)
+            named = entry is not None and current == table and entry[1] == key
+            if named or (header is not None and not table and current == key):
+                line = number
+                break
+        return InputError(problem, file=self.file, line=line, field=field, hint=hint)
+
+
+def _parse(text: str, file: str) -> GpuSpec:
+    """The checked spec of one document; ``file`` is what errors name."""
+    document = _Document(text, file)
+    data = dict(document.data)
+    sources, sim = data.pop("sources", {}), data.pop("sim", None)
+    top = _table(document, "", data, GpuSpec, nested=("sim", "sources"))
+    if not isinstance(sim, dict):
+        problem = "is missing" if sim is None else "is not a table"
+        raise document.error(
+            "", "sim", problem, "Add a [sim] table; copy that of a shipped GPU to begin with"
+        )
+    constants = _table(document, "sim", sim, SimConstants)
+    _check_curve(document, constants["bandwidth_curve"])
+    _check_sources(document, sources)
+    for key in ("sm_minimum", "sm_multiple"):
+        if top[key] > top["num_sms"]:
+            raise document.error(
+                "", key, f"{top[key]} exceeds num_sms {top['num_sms']}", "Correct one of them"
+            )
+    return GpuSpec(**top, sim=SimConstants(**constants), sources=sources)
+
+
+def _table(
+    document: _Document,
+    table: str,
+    data: dict[str, Any],
+    spec: type[msgspec.Struct],
+    nested: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The values of one table, typed as ``spec``'s fields (without ``nested``) and in range."""
+    fields = {f.name: f.type for f in msgspec.structs.fields(spec) if f.name not in nested}
+    for key in data:
+        if key not in fields:
+            raise document.error(
+                table, key, "is not a known key", did_you_mean(key, [*fields, *nested])
+            )
+    values = {}
+    for key, expected in fields.items():
+        if key not in data:
+            hint = "Every key of a shipped GPU is required"
+            raise document.error(table, key, "is missing", hint)
+        try:
+            values[key] = msgspec.convert(data[key], expected)
+        except msgspec.ValidationError as error:
+            problem = f"has the wrong type: {error}"
+            raise document.error(table, key, problem, "Write it as in a shipped GPU file") from None
+        _check_value(document, table, key, values[key])
+    return values
+
+
+def _check_value(document: _Document, table: str, key: str, value: object) -> None:
+    """Refuse an empty name and numbers that are not finite or out of the key's range."""
+    if isinstance(value, str) and not value.strip():
+        raise document.error(table, key, "is empty", "Name the GPU")
+    if not isinstance(value, int | float):
+        return
+    largest = _MOST_SMS if key == "num_sms" else 1.0 if key in _SHARES else _LARGEST
+    enough = value >= 0 if key in _MAY_BE_ZERO else value > 0
+    if not (math.isfinite(value) and enough and value <= largest):
+        low = "at least 0" if key in _MAY_BE_ZERO else "above 0"
+        raise document.error(table, key, f"is {value}", f"It must be {low} and at most {largest:g}")
+
+
+def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) -> None:
+    """A bandwidth curve rises from (0, 0) to (1, 1); no share of SMs stands twice."""
+
+    def refuse(problem: str) -> InputError:
+        hint = "It must rise from [0, 0] to [1, 1] in both columns"
+        return document.error("sim", "bandwidth_curve", problem, hint)
+
+    for point in curve:
+        if not all(math.isfinite(share) for share in point):
+            raise refuse(f"holds {list(point)}, which is not finite")
+    if len(curve) < 2 or curve[0] != (0, 0):
+        raise refuse("does not start at [0, 0]")
+    if curve[-1] != (1, 1):
+        raise refuse("does not end at [1, 1]")
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x1 <= x0 or y1 < y0:
+            raise refuse(f"falls from [{x0}, {y0}] to [{x1}, {y1}]")
+
+
+def _check_sources(document: _Document, sources: object) -> None:
+    """Sources are texts about known keys; a file of the user's own may leave them out."""
+    if not isinstance(sources, dict):
+        raise document.error("", "sources", "is not a table", "Write [sources], or leave it out")
+    known = [
+        field.name for spec in (GpuSpec, SimConstants) for field in msgspec.structs.fields(spec)
+    ]
+    for key, text in sources.items():
+        if key not in known:
+            raise document.error("sources", key, "is not a known key", did_you_mean(key, known))
+        if not isinstance(text, str):
+            raise document.error("sources", key, "is not a text", "Name the source in quotes")

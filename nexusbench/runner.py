@@ -1,0 +1,249 @@
+"""Run a config: assemble, serve, record, summarise. The stable Python API is ``nexusbench.run``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nexusbench.assembly import Assembly, assemble
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import Interrupted, NexusbenchError
+from nexusbench.core.units import NS_PER_MS
+from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
+from nexusbench.engine.engine import Engine, EngineConfig
+
+if TYPE_CHECKING:
+    from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.results.manifest import Status
+    from nexusbench.results.store import RunWriter
+
+FLUSH_ROWS = 400_000  # event rows held before they are written to disk (a few MB)
+CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
+PROGRESS_NS = 100 * NS_PER_MS
+INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
+
+Progress = Callable[[Engine], None]
+
+
+class RunResult(msgspec.Struct):
+    """What came out of a run.
+
+    ``summary`` is docs/metrics.md as JSON-ready values, ``event_digest`` the SHA-256 of the event
+    log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere).
+    """
+
+    config: RunConfig
+    summary: dict[str, Any]
+    events: RunEvents
+    event_digest: str
+    folder: Path | None
+    notes: list[str]
+
+
+def run(
+    config: RunConfig, *, results: Path | None = None, progress: Progress | None = None
+) -> RunResult:
+    """Serve ``config.trace`` and return what happened; with ``results``, keep it in a new folder
+    there.
+
+    ``progress`` is called about ten times a second with the engine. Raises UsageError (or
+    InputError) for what cannot be run, Interrupted after Ctrl-C, and other NexusbenchErrors for a
+    run that failed; in the last two cases the folder keeps every event up to that moment and its
+    manifest says why it ends.
+    """
+    assembly = assemble(config)
+    try:
+        return _serve(assembly, results, progress)
+    finally:
+        assembly.device.close()
+
+
+def _serve(assembly: Assembly, results: Path | None, progress: Progress | None) -> RunResult:
+    from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import summarise
+
+    writer = _open_writer(assembly, results) if results is not None else None
+    with _sigint_flag() as interrupted:
+        recorder = Recorder(writer, progress, interrupted)
+        engine = Engine(
+            assembly.device,
+            assembly.scheduler,
+            assembly.partitioner,
+            assembly.kv,
+            assembly.requests,
+            EngineConfig(assembly.limits),
+            stopwatch=stopwatch_ns,
+            observer=recorder.after_step,
+        )
+        try:
+            engine.run()
+        except BaseException as error:
+            recorder.give_up(engine, error)
+            raise
+        if progress is not None:
+            progress(engine)
+        facts = _facts(assembly, engine)
+        if writer is None:
+            events = RunEvents.from_log(engine.log, _request_columns(assembly), facts)
+        else:
+            from nexusbench.results.reader import RunReader
+
+            writer.flush(engine.log, _splits(engine))
+            events = RunEvents.from_reader(RunReader(writer.path))
+        summary = summarise(events)
+        summary["decision_us"] = _decision_times(engine)
+        digest = engine.log.digest()
+        if writer is not None:
+            kept = {key: value for key, value in summary.items() if key != "decision_us"}
+            writer.finish(
+                "complete",
+                kept,
+                event_digest=digest,
+                invariants=dict.fromkeys(INVARIANTS, "held"),
+                resolved={"decision_us": summary["decision_us"]},
+            )
+    folder = writer.path if writer is not None else None
+    return RunResult(assembly.config, summary, events, digest, folder, assembly.trace.notes)
+
+
+class Recorder:
+    """The engine's observer: stops on Ctrl-C between steps, writes full buffers, shows progress."""
+
+    def __init__(
+        self, writer: RunWriter | None, progress: Progress | None, interrupted: threading.Event
+    ) -> None:
+        self._writer, self._progress, self._interrupted = writer, progress, interrupted
+        self._next_check = CHECK_STEPS
+        self._next_progress = stopwatch_ns()
+
+    def after_step(self, engine: Engine) -> None:
+        """Cheap unless a check is due."""
+        if engine.executor.num_steps < self._next_check:
+            return
+        self._next_check = engine.executor.num_steps + CHECK_STEPS
+        if self._interrupted.is_set():
+            raise Interrupted(
+                f"interrupted at {engine.state.now / 1e9:.1f} s of the run, "
+                f"{engine.executor.num_ended} of {len(engine.requests)} requests ended"
+            )
+        if self._progress is not None and stopwatch_ns() >= self._next_progress:
+            self._progress(engine)
+            self._next_progress = stopwatch_ns() + PROGRESS_NS
+        if self._writer is not None and len(engine.log) >= FLUSH_ROWS:
+            self._writer.flush(engine.log, _splits(engine))
+
+    def give_up(self, engine: Engine, error: BaseException) -> None:
+        """Keep what there is, and say in the manifest why it ends."""
+        if self._writer is None:
+            return
+        self._writer.flush(engine.log, _splits(engine))
+        status: Status = (
+            "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+        )
+        message = str(error) or type(error).__name__
+        self._writer.finish(status, None, message, event_digest=engine.log.digest())
+        if isinstance(error, NexusbenchError):
+            error.args = (f"{error}. Kept: {self._writer.path}",)
+
+
+@contextmanager
+def _sigint_flag() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag, so that a run stops between two steps with its books in order.
+
+    A second Ctrl-C raises KeyboardInterrupt as usual. Outside the main thread signals are not ours
+    to handle.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_sigint(number: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    signal.signal(signal.SIGINT, on_sigint)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
+    from nexusbench.results.manifest import new_manifest
+    from nexusbench.results.store import RunWriter
+
+    created = utc_now()
+    config, spec = assembly.config, assembly.device.spec
+    name = "-".join(
+        [
+            created.strftime("%Y%m%d-%H%M%S"),
+            assembly.trace.name,
+            assembly.scheduler.name,
+            spec.name.replace(":", "-").replace(" ", "-"),
+            f"s{config.seed}",
+        ]
+    )
+    manifest = new_manifest(
+        name,
+        created.isoformat(timespec="seconds"),
+        simulated=spec.simulated,
+        config=msgspec.to_builtins(config),
+        resolved=assembly.facts,
+        partitions=assembly.scheduler.partitions,
+    )
+    return RunWriter(results, manifest, _request_columns(assembly))
+
+
+def _request_columns(assembly: Assembly) -> dict[str, list[Any]]:
+    requests = assembly.requests
+    return {
+        "request": [r.index for r in requests],
+        "id": [r.id for r in requests],
+        "tenant": [r.tenant for r in requests],
+        "arrival": [r.arrival_ns for r in requests],
+        "prompt_tokens": [r.num_prompt_tokens for r in requests],
+        "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
+        "max_tokens": [r.max_tokens for r in requests],
+    }
+
+
+def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
+    return {
+        "simulated": assembly.device.spec.simulated,
+        "num_sms": assembly.device.spec.num_sms,
+        "kv_blocks": assembly.kv.num_blocks,
+        "block_size": assembly.kv.block_size,
+        "partitions": assembly.scheduler.partitions,
+        "splits": _splits(engine),
+        "slo": assembly.facts["slo"],
+        "warmup_ns": assembly.facts["warmup_ns"],
+    }
+
+
+def _splits(engine: Engine) -> list[tuple[int, ...]]:
+    return [split.sms for split in engine.executor.splits]
+
+
+def _decision_times(engine: Engine) -> dict[str, float]:
+    """Real microseconds per scheduling decision (policy and partitioner), outside the event log."""
+    import numpy as np
+
+    if not engine.decision_ns:
+        return {}
+    values = np.asarray(engine.decision_ns) / 1e3
+    return {
+        "mean": round(float(values.mean()), 2),
+        "p50": round(float(np.percentile(values, 50)), 2),
+        "p99": round(float(np.percentile(values, 99)), 2),
+        "n": len(values),
+    }

@@ -1,0 +1,102 @@
+"""Length laws of a workload spec: one frozen struct each, named in ``LAWS``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Length = Annotated[float, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+_MAX_EXPONENT = 16.0
+_GRID = 2000  # midpoints per segment; the mean is then right to five digits
+
+
+class LengthLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A distribution of token counts; the fields of a subclass are its keys in the spec."""
+
+    def lengths(self, uniform: Floats) -> list[int]:
+        """Token counts for uniform numbers in [0, 1): the inverse distribution function."""
+        raise NotImplementedError
+
+
+class Quantiles(LengthLaw, frozen=True, forbid_unknown_fields=True):
+    """Known quantiles, as papers print them: (share, tokens) pairs from share 0 to share 1.
+
+    Between two quantiles a < b the inverse distribution function is ((1-t) a^k + t b^k)^(1/k), t
+    from 0 to 1: straight for k = 1, straight in the logarithm for k -> 0. Straight lines put the
+    mean 4 to 32 % above what the Nexus paper prints, as lengths crowd towards the lower quantile;
+    so one k for all segments is solved such that the law has the ``mean``. Without one, k is 0.
+    """
+
+    quantiles: tuple[tuple[Share, Length], ...]
+    mean: Length | None = None
+
+    def __post_init__(self) -> None:
+        shares = [share for share, _ in self.quantiles]
+        values = [value for _, value in self.quantiles]
+        if len(shares) < 2 or shares[0] != 0 or shares[-1] != 1:
+            raise ValueError("quantiles must begin with share 0 and end with share 1")
+        if any(after <= before for before, after in pairwise(shares)):
+            raise ValueError("shares must grow from quantile to quantile")
+        if any(after < before for before, after in pairwise(values)):
+            raise ValueError("lengths must not fall from quantile to quantile")
+        self.exponent()
+
+    def exponent(self) -> float:
+        """The k that gives the mean. Raises ValueError if no curve through the quantiles has it."""
+        if self.mean is None:
+            return 0.0
+        low, high = -_MAX_EXPONENT, _MAX_EXPONENT
+        least, most = self._mean(low), self._mean(high)
+        if not least <= self.mean <= most:
+            raise ValueError(
+                f"a mean of {self.mean:g} cannot be: the quantiles allow {least:.1f} to {most:.1f}"
+            )
+        # The mean grows with k. Six decimals move it by far less than a token, and hide the last
+        # bits of powers and logarithms, so that a spec gives the same lengths everywhere.
+        while high - low > 1e-7:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._mean(middle) < self.mean else (low, middle)
+        return round(low, 6)
+
+    def lengths(self, uniform: Floats) -> list[int]:
+        """Token counts, rounded to the nearest."""
+        import numpy as np
+
+        # Rounding can turn a number just below 1 into 1, which would belong to no segment.
+        uniform = np.minimum(uniform, np.nextafter(1.0, 0.0))
+        values = np.empty_like(uniform)
+        k = self.exponent()
+        for (low, a), (high, b) in pairwise(self.quantiles):
+            here = (uniform >= low) & (uniform < high)
+            values[here] = _between(a, b, k, (uniform[here] - low) / (high - low))
+        counts: list[int] = np.rint(values).astype(np.int64).tolist()
+        return counts
+
+    def _mean(self, k: float) -> float:
+        import numpy as np
+
+        grid = (np.arange(_GRID) + 0.5) / _GRID
+        return sum(
+            (high - low) * float(_between(a, b, k, grid).mean())
+            for (low, a), (high, b) in pairwise(self.quantiles)
+        )
+
+
+def _between(a: float, b: float, k: float, t: Floats) -> Floats:
+    """The interpolation of :class:`Quantiles`, in ratios so that large powers do not overflow."""
+    ratio = b / a
+    curve: Any = ratio**t if abs(k) < 1e-6 else (1 + t * (ratio**k - 1)) ** (1 / k)
+    return a * curve  # type: ignore[no-any-return]
+
+
+LAWS: dict[str, type[LengthLaw]] = {"quantiles": Quantiles}

@@ -1,0 +1,185 @@
+"""Traces from files and back: format detected, order checked, first arrival at zero."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.units import NS_PER_MS, NS_PER_S
+from nexusbench.workloads.base import Trace, TraceRequest
+from nexusbench.workloads.readers.base import Parsed, Reader, readers
+from nexusbench.workloads.source import Source, read_source, write_atomic
+
+__all__ = ["load_trace", "prefix_ids", "span_text", "write_trace"]
+
+# Arrivals stay below 146 years, so that sums of times fit 63 bits.
+_MAX_SPAN_NS = 2**62
+
+
+def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace:
+    """Read a trace, plain or gzip, in any format of ``readers/`` (detected unless named).
+
+    Arrivals are ns from the first one. ``notes`` tell format, unit, size, span, ties and the time
+    that became zero. Raises InputError that names file, line and field of the first fault, and
+    UsageError for a ``format`` that there is not.
+    """
+    source = read_source(path)
+    name = format if format is not None else _detect(source)
+    reader: Reader = readers.load(name)()
+    parsed = reader.read(source)
+    _check(parsed, reader, source.path)
+    first = parsed.requests[0].arrival_ns
+    for request in parsed.requests:
+        request.arrival_ns -= first
+    notes = [_summary(name, reader.unit, parsed.requests), *parsed.notes]
+    if first:
+        notes.append(f"first arrival, {reader.clock(first)} in the file, is time 0")
+    return Trace(
+        name=_stem(source.path),
+        requests=parsed.requests,
+        hash_block=parsed.hash_block,
+        format=name,
+        sha256=source.sha256,
+        notes=notes,
+    )
+
+
+def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write ``trace`` as native JSON lines (plain text), all of it or nothing.
+
+    Nanoseconds survive. ``max_tokens`` and notes are no part of a trace file. Raises UsageError if
+    the file cannot be written.
+    """
+    numbered = all(request.id == str(index) for index, request in enumerate(trace.requests))
+    block: int | None = trace.hash_block
+    lines: list[bytes] = []
+    for request in trace.requests:
+        whole, rest = divmod(request.arrival_ns, NS_PER_MS)
+        line: dict[str, Any] = {
+            "timestamp": whole + rest / NS_PER_MS if rest else whole,
+            "input_length": request.prompt_tokens,
+            "output_length": request.output_tokens,
+        }
+        if request.hash_ids:
+            line["hash_ids"] = request.hash_ids
+            if block is not None:
+                line["hash_block"], block = block, None
+        if not numbered:
+            line["id"] = request.id
+        if request.tenant:
+            line["tenant"] = request.tenant
+        lines.append(msgspec.json.encode(line))
+    write_atomic(path, b"\n".join(lines) + b"\n")
+
+
+def prefix_ids(trace: Trace, block_size: int) -> list[tuple[int, ...]]:
+    """For each request one number per hash id, equal only where all hash ids before are equal too.
+
+    Hash ids of some traces name a block's content alone; a KV block can be shared only if all
+    before it is the same too. Numbers are 0, 1, 2 ... in order of first use. ``block_size`` is the
+    KV cache's, in tokens. Raises InputError if the hash block is not a multiple of it.
+    """
+    if trace.hash_block % block_size and any(request.hash_ids for request in trace.requests):
+        raise InputError(
+            f"trace '{trace.name}' has a hash id per {trace.hash_block} tokens, no multiple of the "
+            f"KV block of {block_size} tokens",
+            field="hash_block",
+            hint="Choose a block size that divides it",
+        )
+    numbers: dict[tuple[int, int], int] = {}
+    chains: list[tuple[int, ...]] = []
+    for request in trace.requests:
+        parent = -1
+        chain: list[int] = []
+        for hash_id in request.hash_ids:
+            parent = numbers.setdefault((parent, hash_id), len(numbers))
+            chain.append(parent)
+        chains.append(tuple(chain))
+    return chains
+
+
+def span_text(ns: int) -> str:
+    """A duration for people: ``58.9 min`` from two minutes on, else seconds."""
+    seconds = ns / NS_PER_S
+    return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:.4g} s"
+
+
+def _detect(source: Source) -> str:
+    """The format that knows the text best. Raises InputError if none or several do."""
+    loaded = {name: readers.load(name)() for name in readers.names()}
+    scores = {name: reader.confidence(source.text) for name, reader in loaded.items()}
+    best = max(scores.values(), default=0)
+    names = [name for name, score in scores.items() if score == best]
+    if best == 0:
+        known = "; ".join(f"{name} starts with {loaded[name].example}" for name in names)
+        start = source.text.lstrip()[:40].decode(errors="replace").splitlines()[0]
+        raise InputError(
+            f"no known trace format starts with '{start}'",
+            file=source.path,
+            line=source.text[: len(source.text) - len(source.text.lstrip())].count(b"\n") + 1,
+            hint=f"Known: {known}",
+        )
+    if len(names) > 1:
+        raise InputError(
+            f"could be of the formats {' or '.join(names)}",
+            file=source.path,
+            hint="Name the format",
+        )
+    return names[0]
+
+
+def _check(parsed: Parsed, reader: Reader, path: Path) -> None:
+    """What every trace must keep: requests at all, time that does not go back, ids of their own."""
+    requests, lines = parsed.requests, parsed.lines
+    if not requests:
+        raise InputError("there are no requests", file=path, hint="Is the download complete?")
+    for index, (before, after) in enumerate(itertools.pairwise(requests), 1):
+        if after.arrival_ns < before.arrival_ns:
+            raise InputError(
+                f"time goes back from {reader.clock(before.arrival_ns)} in line {lines[index - 1]} "
+                f"to {reader.clock(after.arrival_ns)}",
+                file=path,
+                line=lines[index],
+                field=reader.time_field,
+                hint="Sort the file by time",
+            )
+    if requests[-1].arrival_ns - requests[0].arrival_ns > _MAX_SPAN_NS:
+        raise InputError(
+            "is more than 146 years after the first",
+            file=path,
+            line=lines[-1],
+            field=reader.time_field,
+            hint="Check the unit",
+        )
+    if len({request.id for request in requests}) < len(requests):
+        seen: dict[str, int] = {}
+        for request, line in zip(requests, lines, strict=True):
+            if request.id in seen:
+                raise InputError(
+                    f"'{request.id}' is the id of line {seen[request.id]} too",
+                    file=path,
+                    line=line,
+                    field=reader.id_field,
+                    hint="Give every request an id of its own, or none an id",
+                )
+            seen[request.id] = line
+
+
+def _summary(name: str, unit: str, requests: list[TraceRequest]) -> str:
+    ties = len(requests) - len({request.arrival_ns for request in requests})
+    parts = [f"format {name}", unit, f"{len(requests):,} requests"]
+    parts.append(span_text(requests[-1].arrival_ns))
+    if ties:
+        parts.append(f"{100 * ties / len(requests):.2g} % of arrivals tie")
+    return ", ".join(parts)
+
+
+def _stem(path: Path) -> str:
+    """The file name without ``.gz`` and without one more ending."""
+    name = path.name.removesuffix(".gz")
+    return Path(name).stem or name

@@ -1,0 +1,259 @@
+"""The shipped GPUs, the legal splits, and broken GPU files."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import GpuSpec, SimConstants
+from nexusbench.devices._gpus import gpu_names, legal_splits, load_gpu
+
+NAMES = ["a100", "h100", "h200", "l20", "l40s", "rtx4090"]
+L20 = (files("nexusbench.data") / "gpus" / "l20.toml").read_text(encoding="utf-8")
+
+
+def curve_at(gpu: GpuSpec, share: float) -> float:
+    for (x0, y0), (x1, y1) in pairwise(gpu.sim.bandwidth_curve):
+        if share <= x1:
+            return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
+    raise AssertionError(share)
+
+
+def test_the_shipped_gpus_are_found_in_any_case() -> None:
+    assert gpu_names() == NAMES
+    assert load_gpu("H200") == load_gpu("h200")
+    assert load_gpu("h200").name == "NVIDIA H200 (SXM)"
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "tflops", "gib", "gbps", "l2", "granularity"),
+    [
+        ("l20", 92, 119.5, 44.988, 864, 96, (4, 2)),
+        ("l40s", 142, 362.05, 44.988, 864, 96, (4, 2)),
+        ("rtx4090", 128, 165.2, 25250627584 / 2**30, 1008, 72, (4, 2)),
+        ("a100", 108, 312, 80, 2039, 40, (4, 2)),
+        ("h100", 132, 989.4, 81559 / 1024, 3352, 50, (8, 8)),
+        ("h200", 132, 989.4, 143771 / 1024, 4800, 50, (8, 8)),
+    ],
+)
+def test_published_numbers(
+    name: str,
+    sms: int,
+    tflops: float,
+    gib: float,
+    gbps: float,
+    l2: float,
+    granularity: tuple[int, int],
+) -> None:
+    gpu = load_gpu(name)
+    assert (gpu.num_sms, gpu.peak_tflops, gpu.hbm_gbps, gpu.l2_mib) == (sms, tflops, gbps, l2)
+    assert gpu.hbm_gib == pytest.approx(gib, rel=1e-4)
+    assert (gpu.sm_minimum, gpu.sm_multiple) == granularity
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_peak_follows_from_the_clock(name: str) -> None:
+    """Tensor cores do a power of two of FLOP per SM and cycle; data sheets round by up to 1.5 %."""
+    gpu = load_gpu(name)
+    per_cycle = gpu.peak_tflops * 1e6 / (gpu.num_sms * gpu.clock_mhz)
+    assert min(abs(per_cycle / power - 1) for power in (512, 1024, 2048, 4096)) < 0.015
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_its_source(name: str) -> None:
+    numbers = {
+        field.name
+        for spec in (GpuSpec, SimConstants)
+        for field in msgspec.structs.fields(spec)
+        if field.name not in ("name", "sim", "sources")
+    }
+    sources = load_gpu(name).sources
+    assert set(sources) == numbers
+    assert all(len(text) > 10 for text in sources.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_curves_are_concave(name: str) -> None:
+    curve = load_gpu(name).sim.bandwidth_curve
+    slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(curve)]
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(slopes))
+
+
+def test_the_l20_curve_reproduces_the_nexus_paper() -> None:
+    gpu = load_gpu("l20")
+    saved = {
+        percent: 1 - curve_at(gpu, percent / 100) / curve_at(gpu, (percent + 10) / 100)
+        for percent in range(30, 100, 10)
+    }
+    assert saved[30] == pytest.approx(0.10, abs=0.01)
+    assert all(saved[percent] < 0.03 for percent in range(50, 100, 10))
+
+
+@pytest.mark.parametrize(
+    ("sms", "slowdown"), [(32, 1.33), (48, 1.21), (64, 1.09), (80, 1.08), (96, 1.06)]
+)
+def test_the_h200_curve_follows_published_slowdowns(sms: int, slowdown: float) -> None:
+    assert 1 / curve_at(load_gpu("h200"), sms / 132) == pytest.approx(slowdown, abs=0.03)
+
+
+def test_splits_of_the_h200() -> None:
+    *disjoint, overlapping = legal_splits(load_gpu("h200"))
+    assert [split.of("prefill") for split in disjoint] == list(range(8, 121, 8))
+    assert disjoint[-1].sms == (120, 12)
+    assert all(sum(split.sms) == 132 and not split.overlapping for split in disjoint)
+    assert overlapping.sms == (132, 132)
+    assert overlapping.overlapping
+
+
+def test_splits_of_the_l20() -> None:
+    splits = legal_splits(load_gpu("l20"))
+    assert len(splits) == 44
+    assert (splits[0].sms, splits[-2].sms) == ((4, 88), (88, 4))
+
+
+@given(st.integers(1, 300), st.data())
+def test_splits_keep_to_the_granularity(num_sms: int, data: st.DataObject) -> None:
+    least, step = data.draw(st.integers(1, num_sms)), data.draw(st.integers(1, num_sms))
+    gpu = msgspec.structs.replace(
+        load_gpu("l20"), num_sms=num_sms, sm_minimum=least, sm_multiple=step
+    )
+    *disjoint, last = legal_splits(gpu)
+    expected = [p for p in range(1, num_sms) if p % step == 0 and least <= p <= num_sms - least]
+    assert [split.of("prefill") for split in disjoint] == expected
+    assert last.overlapping
+
+
+def test_a_file_of_the_users_own_needs_no_sources(tmp_path: Path) -> None:
+    path = tmp_path / "mine.TOML"
+    path.write_text(L20.split("[sources]")[0].replace("NVIDIA L20", "mine"), encoding="utf-8")
+    gpu = load_gpu(path)
+    assert (gpu.name, gpu.num_sms, gpu.sources) == ("mine", 92, {})
+
+
+def test_integers_do_where_a_number_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    path.write_text(L20.replace("clock_mhz = 2520.0", "clock_mhz = 2520"), encoding="utf-8")
+    assert load_gpu(str(path)) == load_gpu("l20")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("h20O", "Did you mean 'h200'?"), ("rtx-4090", "'rtx4090'"), ("", "Known: a100")],
+)
+def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)):
+        load_gpu(name)
+
+
+# What to replace in the L20's file, by what, the field the message must name, and its words.
+BROKEN = [
+    ("num_sms = 92", "num_smz = 92", "num_smz", "Did you mean 'num_sms'?"),
+    ("num_sms = 92\n", "", "num_sms", "is missing"),
+    ("num_sms = 92", "num_sms = '92'", "num_sms", "wrong type"),
+    ("num_sms = 92", "num_sms = true", "num_sms", "wrong type"),
+    ("num_sms = 92", "num_sms = 92.5", "num_sms", "wrong type"),
+    ("num_sms = 92", "num_sms = 0", "num_sms", "above 0"),
+    ("num_sms = 92", "num_sms = 92000000", "num_sms", "at most 2048"),
+    ("sm_minimum = 4", "sm_minimum = 93", "sm_minimum", "exceeds num_sms 92"),
+    ("sm_multiple = 2", "sm_multiple = 0", "sm_multiple", "above 0"),
+    ("sm_multiple = 2", "sm_multiple = 200", "sm_multiple", "exceeds num_sms 92"),
+    ("clock_mhz = 2520.0", "clock_mhz = nan", "clock_mhz", "is nan"),
+    ("hbm_gib = 44.988", "hbm_gib = inf", "hbm_gib", "is inf"),
+    ("hbm_gbps = 864.0", "hbm_gbps = -864.0", "hbm_gbps", "above 0"),
+    ("link_latency_us = 10.0", "link_latency_us = -1", "link_latency_us", "at least 0"),
+    ('name = "NVIDIA L20"', 'name = " "', "name", "is empty"),
+    ("[sim]", "[simulator]", "simulator", "is not a known key"),
+    ("jitter = 0.02", "jitter = 2", "sim.jitter", "at most 1"),
+    ("jitter = 0.02", "jiter = 0.02", "sim.jiter", "Did you mean 'jitter'?"),
+    ("kernel_us = 2.0\n", "", "sim.kernel_us", "is missing"),
+    ("[0.0, 0.0],", "[0.0, 0.1],", "sim.bandwidth_curve", "start at [0, 0]"),
+    ("[1.0, 1.0],", "[1.0, 0.9],", "sim.bandwidth_curve", "end at [1, 1]"),
+    ("[0.3, 0.83],", "[0.3, 0.6],", "sim.bandwidth_curve", "falls from [0.2, 0.68]"),
+    ("[0.3, 0.83],", "[0.2, 0.83],", "sim.bandwidth_curve", "falls from [0.2, 0.68]"),
+    ("[0.3, 0.83],", "[0.3, nan],", "sim.bandwidth_curve", "not finite"),
+    ("[0.3, 0.83],", "[0.3],", "sim.bandwidth_curve", "wrong type"),
+    ("[sources]", "[sources]\nnum_smz = 'x'", "sources.num_smz", "Did you mean 'num_sms'?"),
+    ("[sources]", "[sources]\nsim = 3", "sources.sim", "is not a text"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "field", "words"), BROKEN)
+def test_a_broken_file_is_located(
+    tmp_path: Path, old: str, new: str, field: str, words: str
+) -> None:
+    assert old in L20
+    path = tmp_path / "gpu.toml"
+    path.write_text(L20.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert f"field '{field}'" in message
+    assert words in message
+    assert "\n" not in message
+    if "missing" not in words:
+        assert caught.value.line is not None
+
+
+def test_lines_are_those_of_the_right_table(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    head, tail = L20.split("[sim]")
+    sim, sources = tail.split("[sources]")
+    path.write_text(
+        f"{head}[sources]{sources}[sim]{sim.replace('jitter = 0.02', 'jitter = -1')}",
+        encoding="utf-8",
+    )
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert caught.value.line == lines.index("jitter = -1") + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (b"name = 'x'\nnum_sms = = 3\n", 2, "not valid TOML"),
+        (b"name = 'x'\nsources = [1, 2", 2, "not valid TOML"),
+        (b"", None, "field 'name': is missing"),
+        (b"sources = 3", None, "field 'name': is missing"),
+        (b"\xff\xfe\x00", None, "UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_gpu(
+    tmp_path: Path, content: bytes, line: int | None, words: str
+) -> None:
+    path = tmp_path / "gpu.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        load_gpu(path)
+    assert caught.value.line == line
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    path, head = tmp_path / "gpu.toml", L20.split("[sim]")[0]
+    path.write_text(f"{head}sim = 3", encoding="utf-8")
+    with pytest.raises(InputError, match="field 'sim': is not a table"):
+        load_gpu(path)
+    path.write_text(head, encoding="utf-8")
+    with pytest.raises(InputError, match="field 'sim': is missing"):
+        load_gpu(path)
+    path.write_text(f"sources = 3\n{L20.split('[sources]')[0]}", encoding="utf-8")
+    with pytest.raises(InputError, match="field 'sources': is not a table"):
+        load_gpu(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        load_gpu(tmp_path / "none.toml")
+    folder = tmp_path / "folder.toml"
+    folder.mkdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        load_gpu(folder)

@@ -1,0 +1,284 @@
+"""The shipped models, families read from config.json, and broken ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import Dtypes, MoeSpec
+from nexusbench.models.config import load_model, model_names
+
+NAMES = ["llama-2-7b", "llama-3.1-70b", "llama-3.1-8b", "qwen2.5-14b", "qwen2.5-3b"]
+BASE: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 1000,
+}
+REMOVED = object()
+
+
+def config(tmp_path: Path, **changes: object) -> Path:
+    data = {key: value for key, value in {**BASE, **changes}.items() if value is not REMOVED}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(data, indent=2), encoding="utf-8")
+    return path
+
+
+def test_the_shipped_models_are_found_in_any_case() -> None:
+    assert model_names() == NAMES
+    assert load_model("Llama-3.1-8B") == load_model("llama-3.1-8b")
+    assert load_model("Llama-3.1-8B").name == "llama-3.1-8b"
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "kv_bytes", "context", "dtype"),
+    [
+        ("qwen2.5-3b", 3.09, 36 * 2 * 2 * 128 * 2, 32768, "bfloat16"),
+        ("qwen2.5-14b", 14.77, 48 * 2 * 8 * 128 * 2, 131072, "bfloat16"),
+        ("llama-3.1-8b", 8.03, 32 * 2 * 8 * 128 * 2, 131072, "bfloat16"),
+        ("llama-3.1-70b", 70.55, 80 * 2 * 8 * 128 * 2, 131072, "bfloat16"),
+        ("llama-2-7b", 6.74, 32 * 2 * 32 * 128 * 2, 4096, "float16"),
+    ],
+)
+def test_shipped_sizes(name: str, billions: float, kv_bytes: int, context: int, dtype: str) -> None:
+    model = load_model(name)
+    assert model.num_parameters / 1e9 == pytest.approx(billions, rel=0.003)
+    assert model.kv_bytes_per_token == kv_bytes
+    assert model.max_model_len == context
+    assert model.dtypes == Dtypes(dtype, dtype, dtype, dtype)
+    assert model.tie_word_embeddings == (name == "qwen2.5-3b")
+    assert model.moe is None
+
+
+def test_every_shipped_model_has_its_source() -> None:
+    text = (files("nexusbench.data") / "models" / "sources.toml").read_text(encoding="utf-8")
+    assert sorted(tomllib.loads(text)) == NAMES
+    for name in NAMES:
+        assert load_model(name).source.startswith("https://huggingface.co/")
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, nexusbench.models.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_and_its_folder_give_the_same_model(tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    path = config(folder)
+    model = load_model(folder)
+    assert model == load_model(str(path))
+    assert (model.name, model.source) == ("my-model", str(path))
+    assert (model.head_dim, model.num_kv_heads, model.max_model_len) == (8, 2, 512)
+    other = path.rename(folder / "tiny.json")
+    assert load_model(other).name == "tiny"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_dense_families(tmp_path: Path, family: str) -> None:
+    model = load_model(config(tmp_path, model_type=family, head_dim=32))
+    assert model.head_dim == 32
+    assert model.moe is None
+
+
+def test_old_llama_configs_leave_the_kv_heads_out(tmp_path: Path) -> None:
+    assert load_model(config(tmp_path, num_key_value_heads=REMOVED)).num_kv_heads == 8
+    with pytest.raises(InputError, match="num_key_value_heads"):
+        load_model(config(tmp_path, model_type="mistral", num_key_value_heads=None))
+
+
+def test_mixtral(tmp_path: Path) -> None:
+    path = config(
+        tmp_path,
+        model_type="mixtral",
+        sliding_window=None,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    )
+    assert load_model(path).moe == MoeSpec(8, 2, 128)
+
+
+@pytest.mark.parametrize(("shared", "count"), [(REMOVED, 0), (0, 0), (192, 4)])
+def test_qwen_moe_and_its_shared_experts(tmp_path: Path, shared: object, count: int) -> None:
+    path = config(
+        tmp_path,
+        model_type="qwen2_moe",
+        num_experts=60,
+        num_experts_per_tok=4,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=shared,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    )
+    assert load_model(path).moe == MoeSpec(60, 4, 48, count)
+
+
+def test_qwen3_30b_a3b_has_its_published_size(tmp_path: Path) -> None:
+    path = config(
+        tmp_path,
+        model_type="qwen3_moe",
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        vocab_size=151936,
+    )
+    assert load_model(path).num_parameters / 1e9 == pytest.approx(30.5, rel=0.003)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "weights"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        (None, "float16"),
+    ],
+)
+def test_quantisation_touches_only_the_weights(
+    tmp_path: Path, quantisation: object, weights: str
+) -> None:
+    path = config(tmp_path, torch_dtype="float16", quantization_config=quantisation)
+    assert load_model(path).dtypes == Dtypes(weights, "float16", "float16", "float16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [
+        ({"torch_dtype": REMOVED}, "bfloat16"),
+        ({"torch_dtype": REMOVED, "dtype": "float32"}, "float32"),
+        ({"torch_dtype": "torch.float16"}, "float16"),
+    ],
+)
+def test_dtype_under_both_its_names(tmp_path: Path, changes: dict[str, object], dtype: str) -> None:
+    assert load_model(config(tmp_path, **changes)).dtypes.weights == dtype
+
+
+def test_a_window_that_is_off_is_fine(tmp_path: Path) -> None:
+    load_model(config(tmp_path, model_type="qwen2", sliding_window=64, use_sliding_window=False))
+    load_model(config(tmp_path, model_type="mistral", sliding_window=512))
+    load_model(config(tmp_path, layer_types=["full_attention", "full_attention"]))
+
+
+MOE = {"num_local_experts": 8, "num_experts_per_tok": 2, "model_type": "mixtral"}
+QWEN_MOE = {**MOE, "model_type": "qwen2_moe", "moe_intermediate_size": 48}
+# Changes to a good config, the field the message must name, and its words.
+BROKEN: list[tuple[dict[str, object], str, str]] = [
+    ({"model_type": "gpt2"}, "model_type", "Supported: llama"),
+    ({"model_type": ["llama"]}, "model_type", "not supported"),
+    ({"model_type": REMOVED}, "model_type", "is missing"),
+    ({"hidden_size": REMOVED}, "hidden_size", "is missing"),
+    ({"hidden_size": "64"}, "hidden_size", "not an integer"),
+    ({"hidden_size": 64.0}, "hidden_size", "not an integer"),
+    ({"hidden_size": True}, "hidden_size", "not an integer"),
+    ({"hidden_size": float("nan")}, "hidden_size", "is NaN"),
+    ({"hidden_size": 10**12}, "hidden_size", "between 1 and"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers", "is 0"),
+    ({"vocab_size": -5}, "vocab_size", "is -5"),
+    ({"max_position_embeddings": None}, "max_position_embeddings", "is missing"),
+    ({"intermediate_size": [1]}, "intermediate_size", "not an integer"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads", "does not divide the 8"),
+    ({"num_key_value_heads": 16}, "num_key_value_heads", "does not divide the 8"),
+    ({"hidden_size": 63}, "num_attention_heads", "head_dim is not given"),
+    ({"head_dim": 0}, "head_dim", "is 0"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings", "true or false"),
+    ({"torch_dtype": "float64"}, "torch_dtype", "Supported: bfloat16"),
+    ({"dtype": 16}, "dtype", "Supported: bfloat16"),
+    ({"hidden_act": "gelu"}, "hidden_act", "SwiGLU"),
+    ({"use_sliding_window": True}, "use_sliding_window", "full attention"),
+    ({"model_type": "mistral", "sliding_window": 64}, "sliding_window", "64 is below"),
+    ({"layer_types": ["sliding_attention"]}, "layer_types", "other than full_attention"),
+    ({"layer_types": 3}, "layer_types", "other than full_attention"),
+    ({"quantization_config": "fp8"}, "quantization_config", "not an object"),
+    ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "quant_method", "bits 3"),
+    ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quant_method", "Supported"),
+    ({**MOE, "num_local_experts": REMOVED}, "num_local_experts", "is missing"),
+    ({**MOE, "num_experts_per_tok": 9}, "num_experts_per_tok", "exceeds the 8"),
+    ({**QWEN_MOE, "moe_intermediate_size": REMOVED}, "moe_intermediate_size", "is missing"),
+    ({**QWEN_MOE, "decoder_sparse_step": 2}, "decoder_sparse_step", "mixes dense"),
+    ({**QWEN_MOE, "mlp_only_layers": [0]}, "mlp_only_layers", "mixes dense"),
+    ({**QWEN_MOE, "shared_expert_intermediate_size": 50}, "shared_expert", "not a multiple"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field", "words"), BROKEN)
+def test_a_broken_config_is_located(
+    tmp_path: Path, changes: dict[str, object], field: str, words: str
+) -> None:
+    path = config(tmp_path, **changes)
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert field in message
+    assert words in message
+    assert "\n" not in message
+    assert caught.value.field is not None
+    if REMOVED not in changes.values():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert caught.value.line is not None
+        assert caught.value.field.split(".")[-1] in lines[caught.value.line - 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (b"", 1, "is empty"),
+        (b'{\n  "hidden_size": 64,\n  "vocab', 3, "not valid JSON"),
+        (b'{\n  "hidden_size": 64,\n', 3, "not valid JSON"),
+        (b"[1, 2]", None, "holds a JSON list, not an object"),
+        (b"null", None, "not an object"),
+        (b"\xff\xfe{", None, "UTF-8"),
+        (b"[" * 200_000, None, "not a usable JSON document"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", None, "not a usable JSON document"),
+    ],
+)
+def test_a_file_that_is_no_config(
+    tmp_path: Path, content: bytes, line: int | None, words: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        load_model(path)
+    assert caught.value.line == line
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("lama-3.1-8b", "Did you mean 'llama-3.1-8b'?"),
+        ("Qwen/Qwen2.5-3B", "Did you mean 'qwen2.5-3b'?"),
+        ("zzz", "Known: llama-2-7b"),
+        ("", "Known: llama-2-7b"),
+    ],
+)
+def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)):
+        load_model(name)
+
+
+def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+        load_model(tmp_path)
