@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ class RunResult(msgspec.Struct):
     """What came out of a run.
 
     ``summary`` is docs/metrics.md as JSON-ready values, ``event_digest`` the SHA-256 of the event
-    log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere).
+    log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere),
+    ``resolved`` what the config became on this device and model.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class RunResult(msgspec.Struct):
     event_digest: str
     folder: Path | None
     notes: list[str]
+    resolved: dict[str, Any] = {}
 
 
 def run(
@@ -110,7 +112,9 @@ def _serve(assembly: Assembly, results: Path | None, progress: Progress | None) 
                 resolved={"decision_us": summary["decision_us"]},
             )
     folder = writer.path if writer is not None else None
-    return RunResult(assembly.config, summary, events, digest, folder, assembly.trace.notes)
+    return RunResult(
+        assembly.config, summary, events, digest, folder, assembly.trace.notes, assembly.facts
+    )
 
 
 class Recorder:
@@ -143,7 +147,8 @@ class Recorder:
         """Keep what there is, and say in the manifest why it ends."""
         if self._writer is None:
             return
-        self._writer.flush(engine.log, _splits(engine))
+        with suppress(NexusbenchError):  # e.g. a full disk: the first error is the one to tell
+            self._writer.flush(engine.log, _splits(engine))
         status: Status = (
             "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
         )

@@ -118,7 +118,14 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bandwidth_curve: tuple[tuple[float, float], ...]
     kernel_us: float  # fixed time of one kernel inside a step (launch from a graph, ramp, tail)
     step_overhead_us: float  # host and launch time of a step that the GPU waits for
-    l2_interference: float  # share of extra HBM traffic when a neighbour streams through L2
+    # How much longer memory-bound operators take beside a neighbour that keeps the tensor cores of
+    # all SMs busy (and with them L2 and the interconnect), by what the neighbour computes:
+    dense_interference: float
+    attention_interference: float
+    stream_interference: float  # ... and compute-bound ones beside one that uses all HBM bandwidth
+    # On SMs that two launches both claim: 0 = they overlap as far as their demands allow,
+    # 1 = they only take turns.
+    turn_taking: float
     jitter: float  # half-width of the seeded uniform noise on a step, as a share of it
 
 

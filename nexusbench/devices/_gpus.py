@@ -24,10 +24,19 @@ _SHARES = (
     "dense_efficiency",
     "attention_efficiency",
     "bandwidth_efficiency",
-    "l2_interference",
+    "turn_taking",
     "jitter",
 )
-_MAY_BE_ZERO = ("link_latency_us", "kernel_us", "step_overhead_us", "l2_interference", "jitter")
+_MAY_BE_ZERO = (
+    "link_latency_us",
+    "kernel_us",
+    "step_overhead_us",
+    "dense_interference",
+    "attention_interference",
+    "stream_interference",
+    "turn_taking",
+    "jitter",
+)
 # Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
 _MOST_SMS = 2048
 _LARGEST = 1e9

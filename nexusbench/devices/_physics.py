@@ -2,7 +2,7 @@
 other.
 
 Richer than any belief on purpose: tiles and waves, split-K, kernel and host overheads, a
-measured-like bandwidth curve, fair sharing of HBM per pair of operator classes, L2 interference and
+measured-like bandwidth curve, fair sharing of HBM per pair of operator classes, interference and
 noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes the same numbers
 (invariant I6).
 """
@@ -195,40 +195,47 @@ class Physics:
         """How many times slower ``side`` runs while ``other`` does (at least 1).
 
         Each operator class of one side meets each class of the other for the product of their
-        shares of time; a pair shares HBM fairly (each may draw half, and what the other leaves),
-        and on SMs that both claim, the tensor cores in proportion to demand. Host and launch gaps
-        of either side meet nobody.
+        shares of time. Host and launch gaps of either side meet nobody.
         """
+        constants = self.gpu.sim
         shared = side.sms + other.sms - self.gpu.num_sms
         on_shared = shared / side.sms if shared > 0 else 0.0
+        reach = other.sms / self.gpu.num_sms
         extra = 0.0
         for mine in (side.dense, side.attention):
             if mine.time <= 0.0:
                 continue
-            for theirs in (other.dense, other.attention):
+            for theirs, disturbs in (
+                (other.dense, constants.dense_interference * reach),
+                (other.attention, constants.attention_interference * reach),
+            ):
                 if theirs.time > 0.0:
-                    stretched = self._stretched(mine, theirs, on_shared)
-                    extra += (stretched - mine.time) * theirs.time
+                    extra += self._delay(mine, theirs, disturbs, on_shared) * theirs.time
         return 1.0 + extra / (side.solo * other.solo)
 
-    def _stretched(self, mine: OperatorClass, theirs: OperatorClass, on_shared: float) -> float:
-        """Ns that ``mine`` takes if ``theirs`` runs beside it all the time."""
+    def _delay(
+        self, mine: OperatorClass, theirs: OperatorClass, disturbs: float, on_shared: float
+    ) -> float:
+        """Extra ns that ``mine`` takes if ``theirs`` runs beside it all the time.
+
+        HBM is shared fairly (each may draw half, and what the other leaves); a busy neighbour also
+        disturbs memory-bound operators through L2, a streaming one compute-bound operators; on SMs
+        that both claim they overlap as far as their tensor-core demands allow, or take turns.
+        """
         total = self.bandwidth_all
-        wanted = mine.traffic / mine.time
-        beside = theirs.traffic / theirs.time
-        # A streaming neighbour evicts what would have been hit in L2: extra traffic, in proportion
-        # to its share.
-        wanted *= 1.0 + self.gpu.sim.l2_interference * beside / total
-        if wanted + beside <= total or wanted <= 0.5 * total:
-            starved = 0.0
-        else:
+        wanted, beside = mine.traffic / mine.time, theirs.traffic / theirs.time
+        busy = theirs.busy / theirs.time
+        starved = 0.0
+        if wanted + beside > total and wanted > 0.5 * total:
             starved = wanted / max(0.5 * total, total - beside) - 1.0
-        time = mine.time + mine.memory * starved
+        delay = mine.memory * (starved + disturbs * busy)
+        delay += mine.compute * self.gpu.sim.stream_interference * min(1.0, beside / total)
         if on_shared > 0.0:
-            demand = mine.busy / mine.time + theirs.busy / theirs.time
-            if demand > 1.0:
-                time += mine.compute * on_shared * (demand - 1.0)
-        return time
+            overlap = max(0.0, mine.busy / mine.time + busy - 1.0) * mine.compute
+            turns = mine.time
+            share = self.gpu.sim.turn_taking
+            delay += on_shared * (share * turns + (1.0 - share) * overlap)
+        return delay
 
 
 _NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0)

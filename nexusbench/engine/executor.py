@@ -37,7 +37,8 @@ class Executor:
         self.num_steps = 0
         self.num_ended = 0
         self.num_tokens = 0
-        self.splits: list[Split] = []
+        self.splits: list[Split] = []  # row = split code of the log
+        self._split_code = 0
         self._steps: dict[int, InFlight] = {}
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
         self._set_split(state.split)
@@ -131,7 +132,7 @@ class Executor:
         self.log.tables["submitted"].row(
             step, state.now, self._partition_code[batch.partition], sms, shape.num_decodes,
             shape.decode_context, len(shape.chunks), prefill_tokens, predicted,
-            self.kv.num_used, state.num_running, len(state.waiting), len(self.splits) - 1,
+            self.kv.num_used, state.num_running, len(state.waiting), self._split_code,
         )  # fmt: skip
         entry = InFlight(step, batch, sms, state.now)
         state.in_flight[batch.partition].append(entry)
@@ -157,9 +158,11 @@ class Executor:
 
     def _set_split(self, split: Split) -> None:
         self.state.split = split
-        self.splits.append(split)
+        if split not in self.splits:
+            self.splits.append(split)
+        self._split_code = self.splits.index(split)
         reason = self.log.code(self.partitioner.mode)
-        self.log.tables["repartitioned"].row(self.state.now, len(self.splits) - 1, reason)
+        self.log.tables["repartitioned"].row(self.state.now, self._split_code, reason)
 
     # -- complete ----------------------------------------------------------------------------------
 

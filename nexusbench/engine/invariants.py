@@ -81,9 +81,10 @@ class Auditor:
 
     def _prefill_ready(self) -> bool:
         state, size, free = self._state, self._kv.block_size, self._kv.num_free
-        for r in state.prefilling:
-            if not r.in_flight and r.num_tokens <= (len(r.blocks) + free) * size:
-                return True
+        started = [r for r in state.prefilling if not r.in_flight]
+        if started:
+            # Whoever is in mid-prefill comes first, and a policy may let the others wait behind it.
+            return all(r.num_tokens <= (len(r.blocks) + free) * size for r in started)
         if state.num_running >= state.limits.max_num_seqs:
             return False
         head = state.waiting.head

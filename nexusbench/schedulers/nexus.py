@@ -38,19 +38,35 @@ class Nexus(Scheduler):
             ctx.schedule_decodes("decode", victim=ctx.last_running)
         if ctx.free_slots("prefill") and not ctx.preempted:
             for request in self._prompts(ctx):
-                if not ctx.try_schedule(request, partition="prefill"):
+                if not self._take(ctx, request):
                     break
         return ctx.plan()
 
+    def _take(self, ctx: SchedulerContext, request: RequestView) -> bool:
+        """Schedule a prompt; one in mid-prefill may take the blocks of a later one in mid-prefill.
+
+        Decodes are never preempted for a prompt: they end by themselves and free their blocks. But
+        without this rule two half-done prompts could wait for each other's blocks for ever.
+        """
+        scheduled = ctx.try_schedule(request, partition="prefill")
+        while not scheduled and request in ctx.prefilling and ctx.budget("prefill") > 0:
+            later = [r for r in ctx.prefilling if not r.in_flight and r is not request]
+            if not later:
+                break
+            ctx.preempt(max(later, key=self._key))
+            scheduled = ctx.try_schedule(request, partition="prefill")
+        return bool(scheduled)
+
     def _prompts(self, ctx: SchedulerContext) -> Iterator[RequestView]:
         """Prompts in mid-prefill and waiting ones, merged by score."""
-        started = sorted(
-            (r for r in ctx.prefilling if not r.in_flight), key=lambda r: self._key(r), reverse=True
-        )
+        started = [r for r in ctx.prefilling if not r.in_flight]
+        started.sort(key=self._key, reverse=True)
         while True:
             head = ctx.waiting.head
             if started and (head is None or self._key(started[-1]) <= self._key(head)):
-                yield started.pop()
+                prompt = started.pop()
+                if prompt in ctx.prefilling:
+                    yield prompt  # not one that was preempted for an earlier one just now
             elif head is not None:
                 yield head
             else:

@@ -1,9 +1,9 @@
 """Workload specs: a TOML file that makes a trace, the same one on every machine.
 
-    [workload]                      name, num_requests, seed, sampling
-    [arrivals]                      process = "poisson", and the keys of that process
-    [[classes]]                     name (the tenant), weight
-    input = {...}  output = {...}   law = "quantiles" unless said otherwise, and its keys
+    [workload]                        name, num_requests, seed, sampling
+    [arrivals]                        process = "poisson", and the keys of that process
+    [[classes]]                       name (the tenant), weight
+    [classes.input] [classes.output]  law = "quantiles" unless said otherwise, and its keys
 
 ``python -m nexusbench.workloads.spec SPEC.toml -o FILE.jsonl`` writes the trace.
 """

@@ -222,8 +222,8 @@ def fit_context(trace: Trace, max_model_len: int, policy: ContextPolicy = "rejec
     if not kept:
         raise UsageError(f"{note}, and none would be left. Choose a longer context")
     skipped = len(requests) - len(kept)
-    done = [f"{clipped:,} prompts clipped"] if clipped else []
-    done += [f"{skipped:,} requests skipped"] if skipped else []
+    done = [f"prompts clipped: {clipped:,}"] if clipped else []
+    done += [f"requests skipped: {skipped:,}"] if skipped else []
     return _noted(trace, _rebased(kept), "; ".join([note, *done]))
 
 

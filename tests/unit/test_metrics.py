@@ -38,7 +38,8 @@ class Log:
         self.requests: dict[str, list] = {
             name: []
             for name in (
-                "request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens",
+                "request", "id", "tenant", "arrival",
+                "prompt_tokens", "output_tokens", "max_tokens",
             )
         }  # fmt: skip
 
@@ -97,7 +98,7 @@ class Log:
 
 
 def two_requests() -> Log:
-    """r0: arrives 0, admitted 2, tokens 10, 14, 24, done. r1: arrives 5, admitted 10, tokens 14, 24, 30."""
+    """r0: arrives 0, admitted 2, tokens 10 14 24. r1: arrives 5, admitted 10, tokens 14 24 30."""
     log = Log()
     log.request(0, prompt=100, output=3)
     log.request(5, prompt=300, output=3)
@@ -245,7 +246,7 @@ def test_warm_up_leaves_by_start_time() -> None:
     run = two_requests().run(warmup_ns=5 * MS)
     assert values("ttft", run) == [9]
     assert values("tbt", run) == [6, 10]
-    # The steps at 10, 14 and 24 stay, the one that began at 2 goes; the window begins with r1's arrival.
+    # The steps at 10, 14 and 24 stay, the one that began at 2 goes; the window begins with r1.
     assert len(values("batch_size", run)) == 3
     assert value("makespan", run) == 0.025
     assert value("busy", run) == pytest.approx(80)

@@ -342,7 +342,7 @@ def test_the_manifest_says_what_made_it() -> None:
 
 def test_writing_and_reading_load_pyarrow_only_when_used() -> None:
     code = (
-        "import sys, nexusbench.results.store, nexusbench.results.reader, nexusbench.results.manifest;"
+        "import sys, nexusbench.results.store, nexusbench.results.reader;"
         "sys.exit(any(name in sys.modules for name in ('pyarrow', 'numpy')))"
     )
     root = Path(store.__file__).parents[2]

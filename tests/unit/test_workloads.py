@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -65,6 +64,7 @@ def traces(draw: st.DrawFn) -> Trace:
     return make(times, lengths)
 
 
+@settings(deadline=None)
 @given(traces(), st.floats(0.01, 100))
 def test_speed_divides_every_time(trace: Trace, factor: float) -> None:
     copy = deep(trace)
@@ -75,6 +75,7 @@ def test_speed_divides_every_time(trace: Trace, factor: float) -> None:
     assert ids_of(fast) == ids_of(trace)
 
 
+@settings(deadline=None)
 @given(traces(), st.floats(0.01, 100))
 def test_rate_is_met_and_meeting_it_again_changes_nothing(trace: Trace, wanted: float) -> None:
     copy = deep(trace)
@@ -89,6 +90,7 @@ def test_rate_is_met_and_meeting_it_again_changes_nothing(trace: Trace, wanted: 
     assert len(scaled.requests) == len(trace.requests)
 
 
+@settings(deadline=None)
 @given(traces(), st.floats(0.1, 10), st.floats(0.1, 10), st.integers(0, 2**32))
 def test_burstiness_redraws_times_only(trace: Trace, rate: float, shape: float, seed: int) -> None:
     copy = deep(trace)
@@ -109,6 +111,7 @@ def test_burstiness_has_rate_and_variation_of_its_shape(shape: float) -> None:
     assert deviation / mean == pytest.approx(1 / math.sqrt(shape), rel=0.05)
 
 
+@settings(deadline=None)
 @given(traces(), st.integers(1, 40))
 def test_limit_keeps_the_head(trace: Trace, n: int) -> None:
     copy = deep(trace)
@@ -117,6 +120,7 @@ def test_limit_keeps_the_head(trace: Trace, n: int) -> None:
     assert cut.requests == trace.requests[:n]
 
 
+@settings(deadline=None)
 @given(traces(), st.floats(0, 50), st.floats(0.1, 50))
 def test_window_keeps_exactly_what_arrives_in_it(trace: Trace, start: float, width: float) -> None:
     copy = deep(trace)
@@ -133,6 +137,7 @@ def test_window_keeps_exactly_what_arrives_in_it(trace: Trace, start: float, wid
     assert arrivals_of(cut) == [r.arrival_ns - inside[0].arrival_ns for r in inside]
 
 
+@settings(deadline=None)
 @given(traces(), st.integers(0, 2**32))
 def test_spread_ties_keeps_order_groups_and_single_requests(trace: Trace, seed: int) -> None:
     copy = deep(trace)
@@ -168,6 +173,7 @@ def test_spread_ties_none_and_impossible_are_noted() -> None:
     assert transform.spread_ties(make([0, 5]), "uniform", 0).notes == ["no ties"]
 
 
+@settings(deadline=None)
 @given(traces(), st.one_of(st.none(), st.just("trace"), st.integers(1, 120)))
 def test_bounds_never_lie_below_the_output(trace: Trace, bound: str | int | None) -> None:
     copy = deep(trace)
@@ -196,17 +202,23 @@ def test_bounds_count_what_they_clip() -> None:
     assert "ORACLE" in transform.bounds(make([0]), "trace").notes[-1]
 
 
+@settings(deadline=None)
 @given(traces(), st.integers(2, 250), st.sampled_from(["reject", "skip", "clip"]))
 def test_fit_context_leaves_only_what_fits_unless_it_rejects(
     trace: Trace, length: int, policy: transform.ContextPolicy
 ) -> None:
     copy = deep(trace)
     over = sum(r.prompt_tokens + r.output_tokens > length for r in trace.requests)
-    try:
-        fitted = transform.fit_context(trace, length, policy)
-    except UsageError as error:
-        assert "none would be left" in str(error)
+    if policy != "reject" and not any(
+        r.output_tokens < length
+        if policy == "clip"
+        else r.prompt_tokens + r.output_tokens <= length
+        for r in trace.requests
+    ):
+        with pytest.raises(UsageError, match="none would be left"):
+            transform.fit_context(trace, length, policy)
         return
+    fitted = transform.fit_context(trace, length, policy)
     check_pure(trace, copy, fitted)
     assert f"{over} of {len(trace.requests)} requests exceed" in fitted.notes[-1]
     if policy == "reject":
@@ -229,7 +241,7 @@ def test_fit_context_clips_skips_and_refuses() -> None:
     clipped = transform.fit_context(trace, 50, "clip")
     assert [r.prompt_tokens for r in clipped.requests] == [10, 45, 1]
     assert clipped.notes == [
-        "context 50 tokens: 2 of 4 requests exceed it; 1 prompts clipped; 1 requests skipped"
+        "context 50 tokens: 2 of 4 requests exceed it; prompts clipped: 1; requests skipped: 1"
     ]
     assert ids_of(transform.fit_context(trace, 50, "skip")) == ["0", "3"]
     with pytest.raises(UsageError, match=r"'1' with 100 \+ 5 tokens"):
@@ -269,12 +281,15 @@ def test_parse_window(text: str, window: tuple[float, float | None]) -> None:
     assert transform.parse_window(text) == window
 
 
-@pytest.mark.parametrize("text", ["60", "a:b", "", "5:4", "-1:4", "nan:4", "inf:", "1:nan", "1:2:3"])
+@pytest.mark.parametrize(
+    "text", ["60", "a:b", "", "5:4", "-1:4", "nan:4", "inf:", "1:nan", "1:2:3"]
+)
 def test_parse_window_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="window"):
         transform.parse_window(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=12))
 def test_prefix_ids_are_equal_exactly_where_prefixes_are(chains: list[list[int]]) -> None:
     requests = [
@@ -302,7 +317,7 @@ def test_prefix_ids_need_a_block_size_that_divides() -> None:
     assert prefix_ids(plain, 16) == [()]
 
 
-@settings(max_examples=50)
+@settings(deadline=None)
 @given(traces(), st.booleans())
 def test_written_traces_read_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, trace: Trace, named: bool

@@ -1,4 +1,4 @@
-"""Specs make the shipped traces, byte for byte, and these have the lengths of the paper's Table 1."""
+"""Specs make the shipped traces, byte for byte; their lengths are those of the paper's Table 1."""
 
 from __future__ import annotations
 

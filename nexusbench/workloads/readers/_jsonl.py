@@ -104,7 +104,7 @@ def _explain(
     def fault(problem: str, field: str | None = None, hint: str | None = None) -> InputError:
         return InputError(problem, file=path, line=number, field=field, hint=hint)
 
-    one_object = "Each line must be one JSON object"
+    one_object, remedy = "Each line must be one JSON object", "Correct or remove the line"
     try:
         # The standard library accepts NaN and Infinity, so they can be named here.
         value: Any = json.loads(raw)
@@ -129,7 +129,7 @@ def _explain(
             if field.required:
                 return fault("missing", name, f"It must be {RULES[name]}")
         elif not _valid(value[name], field.type):
-            return fault(f"must be {RULES[name]}, not {_short(value[name])}", name, "Correct it")
+            return fault(f"must be {RULES[name]}, not {_short(value[name])}", name, remedy)
     return fault(str(error), hint=one_object)
 
 

@@ -142,6 +142,6 @@ def _explain(row: str, path: Path, line: int) -> InputError:
             return fault(
                 f"must be a whole number of tokens, {least} to {MAX_TOKENS:,}, not '{cell[:40]}'",
                 column,
-                "Correct the cell or remove the row",
+                "Correct or remove the row",
             )
     return fault("cannot be read", None, f"Each row is {_HEADER}")

@@ -1,0 +1,240 @@
+"""The flags of ``serve-trace``, one alias each, in vLLM's dialect where it has one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexusbench.core.registry import did_you_mean
+
+_WHAT, _MEMORY, _LIMITS = "What is run", "Memory", "Budgets"
+_TRAFFIC, _MEASURE, _OUTPUT = "Traffic", "Measurement", "Output"
+
+
+def positive(value: float | None) -> float | None:
+    """A Typer callback: None, or a finite number above 0."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value:g} is not a finite number above 0.")
+    return value
+
+
+def not_negative(value: float) -> float:
+    """A Typer callback: a finite number of at least 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"{value:g} is not a finite number of at least 0.")
+    return value
+
+
+def share(value: float) -> float:
+    """A Typer callback: a share, above 0 and at most 1."""
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{value:g} is not a share above 0 and at most 1.")
+    return value
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A Typer callback for one of some words."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise typer.BadParameter(f"'{value}' is unknown. {did_you_mean(value, list(words))}")
+        return value
+
+    return check
+
+
+TracePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TRACE",
+        show_default=False,
+        help="Native JSON lines, Mooncake JSON lines or Azure CSV; plain or .gz (detected).",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=_WHAT,
+        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, or sim:FILE.toml for your own GPU.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(rich_help_panel=_WHAT, help="A shipped model, an HF config.json, or its folder."),
+]
+Schedulers = Annotated[
+    list[str],
+    typer.Option(
+        rich_help_panel=_WHAT,
+        metavar="NAME[:KEY=VALUE,...]",
+        help="Several, as a,b,c or by repeating the flag, run one after the other on one trace.",
+    ),
+]
+Partitioners = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=_WHAT,
+        metavar="NAME[:KEY=VALUE,...]",
+        show_default="each scheduler's own",
+        help="One for all schedulers, or one for each in the same order.",
+    ),
+]
+CostModel = Annotated[
+    str, typer.Option(rich_help_panel=_WHAT, help="What the partitioner believes a batch costs.")
+]
+TensorParallel = Annotated[
+    int, typer.Option(min=1, rich_help_panel=_WHAT, help="GPUs that share every layer.")
+]
+Utilization = Annotated[
+    float,
+    typer.Option(
+        callback=share, rich_help_panel=_MEMORY, help="Share of GPU memory for weights and KV."
+    ),
+]
+KvBlocks = Annotated[
+    int | None,
+    typer.Option(
+        min=1, rich_help_panel=_MEMORY, show_default="from memory", help="KV blocks in the pool."
+    ),
+]
+BlockSize = Annotated[
+    int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Tokens of a KV block.")
+]
+PrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        "--prefix-caching/--no-prefix-caching",
+        rich_help_panel=_MEMORY,
+        help="Reuse the KV blocks of equal prefixes.",
+    ),
+]
+MaxSeqs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, rich_help_panel=_LIMITS, show_default="vLLM's for this GPU", help="Requests a step."
+    ),
+]
+MaxBatchedTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, rich_help_panel=_LIMITS, show_default="vLLM's for this GPU", help="Tokens a step."
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(
+        min=1, rich_help_panel=_LIMITS, show_default="the model's", help="Prompt and output tokens."
+    ),
+]
+TooLong = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("reject", "skip", "clip", "error"),
+        metavar="reject|skip|clip|error",
+        rich_help_panel=_LIMITS,
+        help="Requests beyond --max-model-len: reject (counts as a miss), skip, clip the prompt.",
+    ),
+]
+MaxTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|trace",
+        rich_help_panel=_LIMITS,
+        show_default="a power of two for all",
+        help="The output bound that a policy may see; 'trace' tells it the truth (an oracle).",
+    ),
+]
+Speed = Annotated[
+    float | None,
+    typer.Option(
+        callback=positive,
+        rich_help_panel=_TRAFFIC,
+        help="Replay this many times as fast: 2 is faster, half the time between arrivals.",
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        "--request-rate",
+        callback=positive,
+        rich_help_panel=_TRAFFIC,
+        help="Rescale time evenly to this mean rate, requests per second.",
+    ),
+]
+Burstiness = Annotated[
+    float | None,
+    typer.Option(
+        callback=positive,
+        rich_help_panel=_TRAFFIC,
+        help="Redraw arrivals with --rate: gamma gaps, 1 is Poisson, less is burstier.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", "--num-prompts", min=1, rich_help_panel=_TRAFFIC, help="The first N requests."
+    ),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A:B", rich_help_panel=_TRAFFIC, help="Requests that arrive in seconds A to B."
+    ),
+]
+SpreadTies = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("none", "uniform"),
+        metavar="none|uniform",
+        rich_help_panel=_TRAFFIC,
+        help="Spread requests that share a coarse timestamp until the next one.",
+    ),
+]
+Warmup = Annotated[
+    float,
+    typer.Option(
+        "--warmup",
+        callback=not_negative,
+        metavar="SECONDS",
+        rich_help_panel=_MEASURE,
+        help="Leave out what starts earlier than this.",
+    ),
+]
+Goodput = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--goodput",
+        metavar="KEY:MS ...",
+        rich_help_panel=_MEASURE,
+        help="Bounds on ttft, tpot, e2e or tbt (p99 of a request), as in: ttft:500 tbt:50",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_MEASURE, help="The first seed.")]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=1000,
+        rich_help_panel=_MEASURE,
+        help="Run N seeds each: 95 % intervals, and paired differences against the first scheduler.",
+    ),
+]
+Results = Annotated[
+    Path, typer.Option(metavar="DIR", rich_help_panel=_OUTPUT, help="Where runs are kept.")
+]
+NoSave = Annotated[bool, typer.Option("--no-save", rich_help_panel=_OUTPUT, help="Keep no run.")]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON document on stdout.")
+]
+NoProgress = Annotated[
+    bool, typer.Option("--no-progress", rich_help_panel=_OUTPUT, help="Nothing while it runs.")
+]
+Formulas = Annotated[
+    bool, typer.Option("--formulas", rich_help_panel=_OUTPUT, help="Print every formula shown.")
+]

@@ -1,0 +1,135 @@
+"""The Typer app and ``entry()``: every outcome becomes one clear line and the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from nexusbench import __version__
+from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli.compare import compare
+from nexusbench.cli.doctor import doctor
+from nexusbench.cli.explain import explain
+from nexusbench.cli.list_plugins import list_plugins
+from nexusbench.cli.rerun import rerun
+from nexusbench.cli.serve_trace import serve_trace
+from nexusbench.core.errors import NexusbenchError
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+# Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
+_ClickError: type[Exception] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
+)
+
+app = typer.Typer(
+    name="nexusbench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve-trace")(serve_trace)
+app.command("compare")(compare)
+app.command("rerun")(rerun)
+app.command("explain")(explain)
+app.command("list")(list_plugins)
+app.command("doctor")(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"nexusbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def nexusbench(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show the traceback of an error (anywhere; or NEXUSBENCH_DEBUG=1)."
+        ),
+    ] = False,
+) -> None:
+    """How should prefill and decode share a GPU, and what does each way of scheduling cost?
+
+    One serving engine with pluggable schedulers replays a trace on a simulated or a real GPU.
+    Results go to stdout; progress, warnings and errors to stderr.
+    """
+
+
+def entry() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a sign gets a replacement, not a crash at the end of a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    # Accepted anywhere on the line, since it is usually added to a command that just failed.
+    debug = "--debug" in arguments or os.environ.get("NEXUSBENCH_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(expand_goodput(arguments), prog_name="nexusbench", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_FAILED
+    except BrokenPipeError:
+        return _reader_left()
+    except KeyboardInterrupt:
+        return _report("interrupted", EXIT_INTERRUPTED, debug)
+    except typer.Abort:
+        return _report("interrupted", EXIT_INTERRUPTED, debug)
+    except NexusbenchError as error:
+        return _report(str(error), error.exit_code, debug)
+    except _ClickError as error:
+        return _usage_error(error, debug)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            return _reader_left()
+        hint = "" if debug else ". Add --debug for the traceback, and please report it"
+        return _report(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_FAILED, debug)
+    if code == EXIT_INTERRUPTED:
+        # Commands end with SystemExit; this code comes from Typer's own handling of Ctrl-C.
+        return _report("interrupted", EXIT_INTERRUPTED, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _usage_error(error: Exception, debug: bool) -> int:
+    """A wrong flag or argument; help asked for by giving no command at all is no error."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # Newer versions have printed the help already and leave the message empty.
+        if message:
+            print(message)
+        return 2
+    where = context.command_path if context is not None else "nexusbench"
+    sentence = message.rstrip().rstrip(".")
+    return _report(f"{sentence}. See {where} --help", getattr(error, "exit_code", 2), debug)
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _reader_left() -> int:
+    """``nexusbench ... | head``: say nothing, and keep the interpreter from saying it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_FAILED

@@ -1,0 +1,55 @@
+"""``nexusbench serve-trace``: replay a trace under one or more schedulers, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from nexusbench.cli import _flags as flags
+
+
+def serve_trace(
+    context: typer.Context,
+    trace: flags.TracePath,
+    device: flags.Device = "auto",
+    model: flags.Model = "llama-3.1-8b",
+    scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nobody changes it)
+    partitioner: flags.Partitioners = None,
+    cost_model: flags.CostModel = "roofline",
+    tensor_parallel_size: flags.TensorParallel = 1,
+    gpu_memory_utilization: flags.Utilization = 0.9,
+    kv_blocks: flags.KvBlocks = None,
+    block_size: flags.BlockSize = 16,
+    prefix_caching: flags.PrefixCaching = True,
+    max_num_seqs: flags.MaxSeqs = None,
+    max_num_batched_tokens: flags.MaxBatchedTokens = None,
+    max_model_len: flags.MaxModelLen = None,
+    too_long: flags.TooLong = "reject",
+    max_tokens: flags.MaxTokens = None,
+    speed: flags.Speed = None,
+    request_rate: flags.Rate = None,
+    burstiness: flags.Burstiness = None,
+    limit: flags.Limit = None,
+    window: flags.Window = None,
+    spread_ties: flags.SpreadTies = "none",
+    warmup_s: flags.Warmup = 0.0,
+    goodput: flags.Goodput = None,
+    seed: flags.Seed = 0,
+    seeds: flags.Seeds = 1,
+    results: flags.Results = Path("results"),
+    no_save: flags.NoSave = False,
+    json: flags.Json = False,
+    no_progress: flags.NoProgress = False,
+    formulas: flags.Formulas = False,
+) -> None:
+    """Replay TRACE under one or more schedulers and show who wins, and why.
+
+    nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
+    """
+    from nexusbench.cli._session import Output, plan_jobs, serve
+
+    # The parameters are named as RunConfig's fields, so they are taken by name, not listed again.
+    jobs = plan_jobs(context.params)
+    folder = None if no_save else results
+    serve(jobs, Output(folder, as_json=json, quiet=no_progress, formulas=formulas))
