@@ -1,0 +1,87 @@
+"""Progress on stderr: a live panel on a terminal, else one line when a run ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from nexusbench.cli._console import progress_console
+from nexusbench.cli._progress import ProgressReader, Snapshot
+from nexusbench.core.units import NS_PER_S
+from nexusbench.devices._stopwatch import stopwatch_ns
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from nexusbench.engine.engine import Engine
+
+
+class Follower:
+    """The callback of a run: keeps the last snapshot and shows it, if there is where."""
+
+    def __init__(self, title: str, show: Callable[[RenderableType], None] | None = None) -> None:
+        self.title, self._show = title, show
+        self._read = ProgressReader()
+        self._began = stopwatch_ns()
+        self._simulated = False
+        self.last: Snapshot | None = None
+
+    def __call__(self, engine: Engine) -> None:
+        """Take a snapshot and show it."""
+        self._simulated = engine.device.spec.simulated
+        self.last = self._read(engine)
+        if self._show is not None:
+            self._show(self._panel(self.last))
+
+    def summary(self) -> str:
+        """One line at the end of the run."""
+        if self.last is None:
+            return self.title
+        return f"{self.title}: {self.last.ended:,} of {self.last.offered:,} requests, {self._pace()}"
+
+    def _pace(self) -> str:
+        assert self.last is not None
+        wall = max(1e-9, (stopwatch_ns() - self._began) / NS_PER_S)
+        run = self.last.now_ns / NS_PER_S
+        if not self._simulated:
+            return f"{run:,.1f} s"
+        return f"{run:,.1f} s simulated in {wall:,.1f} s ({run / wall:,.0f}x)"
+
+    def _panel(self, now: Snapshot) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        top = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(1, now.offered), completed=now.ended, width=24)
+        top.add_row(self.title, bar, f"{now.ended:,}/{now.offered:,}", self._pace())
+        grid.add_row(top)
+        ttft = "-" if now.ttft_ms is None else f"{now.ttft_ms:,.0f} ms"
+        tbt = "-" if now.tbt_ms is None else f"{now.tbt_ms:,.1f} ms"
+        grid.add_row(
+            f"  running {now.running:,}  waiting {now.waiting:,}  KV {100 * now.kv_usage:.0f} %  "
+            f"split {now.split}  recent TTFT {ttft}  TBT {tbt}"
+        )
+        return grid
+
+
+@contextmanager
+def follow(title: str, *, quiet: bool) -> Iterator[Follower | None]:
+    """Show the progress of one run on stderr; None where nothing is wanted."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        print(f"{title}: started", file=sys.stderr, flush=True)
+        follower = Follower(title)
+        yield follower
+    else:
+        from rich.live import Live
+
+        with Live(console=progress_console(), auto_refresh=False, transient=True) as live:
+            follower = Follower(title, lambda shown: live.update(shown, refresh=True))
+            yield follower
+    print(follower.summary(), file=sys.stderr, flush=True)

@@ -1,0 +1,158 @@
+"""What is happening right now, read from the engine cheaply: counts, and rolling TTFT and TBT."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from nexusbench.core.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from nexusbench.engine.engine import Engine
+
+RECENT_GAPS = 4096
+RECENT_FIRST = 256
+# More new tokens than this are not all worth sorting: only the latest are.
+MOST_TOKENS = 20_000
+_NEVER, _UNKNOWN = -1, -2
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A moment of a run; times in ns of the device's clock, latencies in ms, None if unknown."""
+
+    ended: int
+    offered: int
+    now_ns: int
+    tokens: int
+    running: int
+    waiting: int
+    kv_usage: float
+    split: str
+    ttft_ms: float | None
+    tbt_ms: float | None
+
+
+class _NewRows(NamedTuple):
+    requests: IntArray
+    times: IntArray
+
+
+class RollingLatency:
+    """Mean TTFT and TBT of the most recent tokens; each call reads only rows it has not seen.
+
+    The engine's log is emptied whenever its rows are written to disk. ``num_tokens`` counts all
+    tokens ever made, so what the table lacks of them was drained, and a position counted from the
+    start of the run stays valid. Rows drained unseen are not made up for: the requests they may
+    concern are left out until their next token.
+    """
+
+    def __init__(self, arrivals: IntArray) -> None:
+        self._arrivals = arrivals
+        self._last: IntArray = np.full(len(arrivals), _NEVER, dtype=np.int64)
+        self._seen = self._drained = self._step_row = 0
+        self._gaps = np.empty(0, dtype=np.int64)
+        self._first = np.empty(0, dtype=np.int64)
+
+    def update(self, engine: Engine) -> None:
+        """Take in what is new."""
+        rows = self._new_rows(engine)
+        if len(rows.requests) > MOST_TOKENS:
+            # Where a request stands several times the last assignment wins, which is the latest.
+            early = slice(0, len(rows.requests) - MOST_TOKENS)
+            self._last[rows.requests[early]] = rows.times[early]
+            rows = _NewRows(rows.requests[-MOST_TOKENS:], rows.times[-MOST_TOKENS:])
+        if len(rows.requests):
+            self._add(rows)
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Mean over the last RECENT_FIRST first tokens."""
+        return float(self._first.mean()) / NS_PER_MS if len(self._first) else None
+
+    @property
+    def tbt_ms(self) -> float | None:
+        """Mean over the last RECENT_GAPS gaps."""
+        return float(self._gaps.mean()) / NS_PER_MS if len(self._gaps) else None
+
+    def _new_rows(self, engine: Engine) -> _NewRows:
+        tables = engine.log.tables
+        token, done = tables["token"].columns, tables["step_done"].columns
+        held = len(token["request"])
+        drained = engine.executor.num_tokens - held
+        if drained != self._drained:
+            self._drained, self._step_row = drained, 0
+            if drained > self._seen:
+                self._forget(engine, _copy(token["request"], 0))
+                self._seen = drained
+        start = self._seen - drained
+        # Both tables are drained together, so a step that is held has all its tokens held.
+        counts = _copy(done["tokens"], self._step_row)
+        times = np.repeat(_copy(done["time"], self._step_row), counts)
+        requests = _copy(token["request"], held - len(times))
+        skip = start - (held - len(times))
+        self._step_row, self._seen = len(done["time"]), drained + held
+        return _NewRows(requests[skip:], times[skip:])
+
+    def _forget(self, engine: Engine, held: IntArray) -> None:
+        """Rows were lost: whoever had a token in them has an unknown last one."""
+        self._last[self._last >= 0] = _UNKNOWN
+        silent = np.flatnonzero(self._last[: engine.num_arrived] == _NEVER)
+        visible = np.bincount(held, minlength=len(self._last))
+        for request in silent.tolist():
+            if engine.requests[request].num_output_tokens > visible[request]:
+                self._last[request] = _UNKNOWN
+
+    def _add(self, rows: _NewRows) -> None:
+        order = np.argsort(rows.requests, kind="stable")
+        requests, times = rows.requests[order], rows.times[order]
+        begins = np.append(True, requests[1:] != requests[:-1])
+        before = np.append(0, times[:-1])
+        before[begins] = self._last[requests[begins]]
+        gaps, first = before >= 0, before == _NEVER
+        # Back into the order of time, so that the most recent are the last.
+        back = np.argsort(order, kind="stable")
+        self._gaps = np.append(self._gaps, (times - before)[back][gaps[back]])[-RECENT_GAPS:]
+        ttft = (times - self._arrivals[requests])[back][first[back]]
+        self._first = np.append(self._first, ttft)[-RECENT_FIRST:]
+        self._last[rows.requests] = rows.times
+
+
+class ProgressReader:
+    """Turns an engine into snapshots."""
+
+    def __init__(self) -> None:
+        self._rolling: RollingLatency | None = None
+
+    def __call__(self, engine: Engine) -> Snapshot:
+        """The engine now."""
+        if self._rolling is None:
+            arrivals = np.fromiter(
+                (request.arrival_ns for request in engine.requests), np.int64, len(engine.requests)
+            )
+            self._rolling = RollingLatency(arrivals)
+        self._rolling.update(engine)
+        state = engine.state
+        return Snapshot(
+            ended=engine.executor.num_ended,
+            offered=len(engine.requests),
+            now_ns=state.now,
+            tokens=engine.executor.num_tokens,
+            running=state.num_running,
+            waiting=len(state.waiting),
+            kv_usage=state.kv.usage,
+            split=str(state.split),
+            ttft_ms=self._rolling.ttft_ms,
+            tbt_ms=self._rolling.tbt_ms,
+        )
+
+
+def _copy(column: array[int], start: int) -> IntArray:
+    """The column from ``start`` as an array of its own: a view would keep the log from growing."""
+    values: IntArray = np.array(column[start:], dtype=np.int64)
+    return values

@@ -1,0 +1,167 @@
+"""What a person reads: header, table, footnotes, verdict, where the runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nexusbench.cli._console import print_whole
+from nexusbench.cli._seeds import seeds_lines, seeds_table
+from nexusbench.cli._table import Row, make_rows, render_rows
+from nexusbench.cli._verdict import verdict
+from nexusbench.cli._view import Column, RunView
+from nexusbench.core.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_DEFINITIONS = (
+    "TTFT: scheduled arrival to first token = queueing (to first admission) + service.",
+    "TBT: every gap between a request's tokens, pooled. TPOT: (end to end - TTFT) / (tokens - 1).",
+)
+_SLO_DEFINITION = (
+    "goodput: requests that kept every bound, per second. Attainment: their share of the requests "
+    "offered; what was rejected, failed or did not finish is a miss."
+)
+
+
+def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
+    """The table with its footnotes, paired differences if there are seeds, and the verdict."""
+    rows = make_rows(columns)
+    print_whole(console, render_rows(columns, rows))
+    for line in _footnotes(columns, rows):
+        console.print(line, style="dim")
+    if formulas:
+        _show_formulas(console, columns)
+    if any(len(column.views) > 1 for column in columns):
+        console.print()
+        if len(columns) > 1:
+            print_whole(console, seeds_table(columns))
+        for line in seeds_lines(columns):
+            console.print(line, style="dim")
+    sentences = verdict(columns)
+    if sentences:
+        simulated = any(column.first.simulated for column in columns)
+        console.print()
+        console.print(("Simulated: " if simulated else "") + " ".join(sentences), style="bold")
+
+
+def header(console: Console, view: RunView, title: str) -> None:
+    """What ran on what; the same for all columns of one call of serve-trace."""
+    from rich.table import Table
+    from rich.text import Text
+
+    resolved = view.resolved
+    console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in header_lines(view, resolved):
+        grid.add_row(name, Text(text))
+    console.print(grid)
+
+
+def badge(simulated: bool) -> Text:
+    """Simulated or measured; unmistakable without colour too."""
+    from rich.text import Text
+
+    if simulated:
+        return Text("[SIMULATED: no GPU was used]", style="bold black on yellow")
+    return Text("[MEASURED]", style="bold white on green")
+
+
+def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each header line."""
+    gpu, limits, trace = resolved["gpu"], resolved["limits"], resolved["trace"]
+    asked = view.config.get("device")
+    device = f"{resolved['device']}: {gpu['name']}, {resolved['num_sms']} SMs"
+    if asked == "auto":
+        device += " (--device auto" + ("; no usable CUDA GPU here)" if view.simulated else ")")
+    tokens = resolved["kv_blocks"] * resolved["block_size"]
+    caching = "on" if view.config.get("prefix_caching") else "off"
+    lines = [
+        ("device", device),
+        ("model", _model_line(view, resolved)),
+        ("trace", _trace_line(view, trace)),
+        (
+            "KV pool",
+            f"{resolved['kv_blocks']:,} blocks of {resolved['block_size']} tokens "
+            f"= {tokens:,} tokens; prefix caching {caching}",
+        ),
+        (
+            "limits",
+            f"max_num_seqs {limits['max_num_seqs']:,}, max_num_batched_tokens "
+            f"{limits['max_num_batched_tokens']:,}, max_model_len {limits['max_model_len']:,}",
+        ),
+    ]
+    if view.summary["slo"]:
+        bounds = ", ".join(f"{key} {bound:g} ms" for key, bound in view.summary["slo"].items())
+        lines.append(("SLO", bounds + (" (tbt: p99 of each request)" if "tbt" in bounds else "")))
+    warmup = view.summary["warmup"]
+    if warmup["seconds"]:
+        lines.append(
+            ("warm-up", f"{warmup['requests']:,} requests of the first {warmup['seconds']:g} s out")
+        )
+    return lines
+
+
+def _model_line(view: RunView, resolved: dict[str, Any]) -> str:
+    model = resolved["model"]
+    dtypes = model["dtypes"]
+    text = f"{model['name']}, weights {dtypes['weights']}, KV {dtypes['kv']}"
+    degree = view.config.get("tensor_parallel_size", 1)
+    return text + (f", tensor parallel over {degree} GPUs" if degree > 1 else "")
+
+
+def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
+    span, count = view.span_ns / NS_PER_S, trace["requests"]
+    text = f"{trace['name']}: {count:,} requests"
+    if span:
+        text += f" in {span:,.1f} s, mean {(count - 1) / span:.3g} req/s"
+    # The first note repeats what has just been said, but for format and unit.
+    notes = [*trace["notes"][:1], *trace["notes"][1:]]
+    return "; ".join([text, *notes])
+
+
+def _footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    cells = [cell for row in rows for cell in row.cells]
+    notes = []
+    if any(cell.best for cell in cells):
+        notes.append("* best of its row; equal values share it")
+    if any(cell.weak for cell in cells):
+        notes.append("~ fewer than 10 samples beyond this percentile: weak")
+    if any(len(column.views) > 1 for column in columns):
+        notes.append("± half a 95 % interval over seeds")
+    lines = ["; ".join(notes)] if notes else []
+    lines += _DEFINITIONS
+    if columns[0].first.summary["slo"]:
+        lines.append(_SLO_DEFINITION)
+    return lines
+
+
+def _show_formulas(console: Console, columns: Sequence[Column]) -> None:
+    from rich.table import Table
+
+    console.print()
+    table = Table.grid(padding=(0, 2))
+    for tag, formula in columns[0].first.summary["formulas"].items():
+        table.add_row(tag, columns[0].entry(tag)["unit"], formula)
+    console.print(table)
+    console.print("Symbols: docs/metrics.md", style="dim")
+
+
+def kept_lines(views: Sequence[RunView]) -> list[str]:
+    """Where each run is, and how to look further."""
+    kept = [view for view in views if view.folder is not None]
+    if not kept:
+        return ["Nothing was kept (--no-save)."]
+    width = max(len(_who(view, kept)) for view in kept)
+    lines = [f"kept  {_who(view, kept):<{width}}  {view.folder}" for view in kept]
+    lines.append(f"next  nexusbench explain {kept[0].folder}    (the slowest requests, and why)")
+    return lines
+
+
+def _who(view: RunView, views: Sequence[RunView]) -> str:
+    seeds = {other.config.get("seed") for other in views}
+    return view.label + (f" seed {view.config.get('seed')}" if len(seeds) > 1 else "")

@@ -1,0 +1,95 @@
+"""Several seeds: paired differences against the first scheduler, and what a seed varies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nexusbench.cli._view import Column
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Title, tag, statistic and unit of what is compared.
+_COMPARED = (
+    ("TTFT mean", "ttft", "mean", "ms"),
+    ("TTFT p99", "ttft", "p99", "ms"),
+    ("TBT mean", "tbt", "mean", "ms"),
+    ("TBT p99", "tbt", "p99", "ms"),
+    ("TPOT mean", "tpot", "mean", "ms"),
+    ("end to end mean", "e2e", "mean", "ms"),
+    ("output throughput", "output_throughput", "value", "tok/s"),
+    ("goodput", "goodput", "value", "req/s"),
+    ("SLO attainment", "attainment", "value", "%"),
+)
+
+
+def paired_differences(columns: Sequence[Column]) -> dict[str, Any]:
+    """Label -> tag -> statistic -> the difference to the first column over the seeds both have."""
+    from nexusbench.metrics.summary import paired
+
+    base, found = columns[0], {}
+    for column in columns[1:]:
+        by_seed = {view.config["seed"]: view.summary for view in column.views}
+        both = [view for view in base.views if view.config["seed"] in by_seed]
+        found[column.label] = paired(
+            [view.summary for view in both], [by_seed[view.config["seed"]] for view in both]
+        )
+    return found
+
+
+def seeds_table(columns: Sequence[Column]) -> Table:
+    """Each further scheduler minus the first; the better side is named where the interval tells."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    base = columns[0]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"difference to {base.label}, paired by seed: mean [95 % interval]",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("", style="dim", no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(Text(column.label), justify="right")
+    differences = paired_differences(columns)
+    for title, tag, name, unit in _COMPARED:
+        found = [differences[c.label].get(tag, {}).get(name) for c in columns[1:]]
+        if any(difference is not None for difference in found):
+            table.add_row(title, unit, *[_text(difference, base.label) for difference in found])
+    return table
+
+
+def _text(difference: dict[str, Any] | None, base: str) -> str:
+    if difference is None:
+        return "-"
+    if difference["low"] is None:
+        return f"{difference['mean']:+,.3g} (one seed)"
+    text = f"{difference['mean']:+,.3g} [{difference['low']:+,.3g}, {difference['high']:+,.3g}]"
+    verdict = {"a": f" {base} better", "b": " better", None: " no difference"}
+    return text + verdict[difference["better"]]
+
+
+def seeds_lines(columns: Sequence[Column]) -> list[str]:
+    """What the intervals are about."""
+    first = columns[0].first
+    config, jitter = first.config, first.resolved["gpu"].get("sim", {}).get("jitter", 0.0)
+    seeds = sorted({view.config["seed"] for column in columns for view in column.views})
+    varies = []
+    if first.simulated and jitter:
+        varies.append(f"the step-time noise of the simulated device (±{100 * jitter:g} %)")
+    if not first.simulated:
+        varies.append("nothing on a real device but the order of chance: repetitions")
+    if config.get("spread_ties") == "uniform":
+        varies.append("how ties are spread")
+    if config.get("burstiness") is not None:
+        varies.append("the redrawn arrivals")
+    what = " and ".join(varies) if varies else "nothing here: every seed gives the same run"
+    return [
+        f"Seeds {seeds[0]} to {seeds[-1]} vary {what}. The requests are those of one trace: the "
+        "intervals say nothing about other traffic."
+    ]

@@ -1,0 +1,179 @@
+"""One call of ``serve-trace``: the runs it asks for, one after the other, and what is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.cli._console import results_console
+from nexusbench.cli._live import follow
+from nexusbench.cli._policies import check_policies, pair_policies, split_policies
+from nexusbench.cli._screen import header, kept_lines, show_columns
+from nexusbench.cli._seeds import paired_differences
+from nexusbench.cli._view import RunView, by_label, view_of_result
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.metrics.run_events import check_slo
+from nexusbench.metrics.summary import over_seeds
+from nexusbench.runner import run
+from nexusbench.workloads.transform import parse_window
+
+JSON_SCHEMA = 1
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One run to make: ``label`` heads its column, ``title`` names it in progress and errors."""
+
+    label: str
+    title: str
+    config: RunConfig
+
+
+class Output(msgspec.Struct, frozen=True):
+    """Where results go: ``results`` is the folder of runs, None to keep none."""
+
+    results: Path | None
+    as_json: bool = False
+    quiet: bool = False
+    formulas: bool = False
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A run that did not come to its end."""
+
+    label: str
+    seed: int
+    error: str
+    exit_code: int
+
+
+def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
+    """The runs that the flags of ``serve-trace`` ask for. Raises UsageError naming the flag."""
+    schedulers = split_policies(flags["scheduler"], "--scheduler")
+    partitioners = split_policies(flags["partitioner"] or [], "--partitioner")
+    pairs = pair_policies(schedulers, partitioners)
+    check_policies(pairs, flags["cost_model"])
+    _check_texts(flags)
+    names = set(RunConfig.__struct_fields__) & set(flags)
+    fields = {name: flags[name] for name in names}
+    fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
+    seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
+    labels = _labels(pairs)
+    many = len(labels) * len(seeds)
+    jobs = []
+    for label, (scheduler, partitioner) in zip(labels, pairs, strict=True):
+        for seed in seeds:
+            own = {"scheduler": scheduler, "partitioner": partitioner, "seed": seed}
+            title = label + (f", seed {seed}" if len(seeds) > 1 else "")
+            title += f" ({len(jobs) + 1} of {many})" if many > 1 else ""
+            jobs.append(Job(label, title, RunConfig(**{**fields, **own})))
+    return jobs
+
+
+def _labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
+    """The schedulers as typed; with the partitioner where that tells them apart, else a number."""
+    several = len({partitioner for _, partitioner in pairs}) > 1
+    labels: list[str] = []
+    for scheduler, partitioner in pairs:
+        label = f"{scheduler} + {partitioner}" if several and partitioner else scheduler
+        again = labels.count(label)
+        labels.append(f"{label} #{again + 1}" if again else label)
+    return labels
+
+
+def _check_texts(flags: Mapping[str, Any]) -> None:
+    if flags["window"] is not None:
+        try:
+            parse_window(flags["window"])
+        except UsageError as error:
+            raise UsageError(f"--window: {error}") from None
+    if flags["burstiness"] is not None and flags["request_rate"] is None:
+        raise UsageError("--burstiness redraws arrivals and needs --rate")
+
+
+def parse_goodput(values: Sequence[str]) -> dict[str, float]:
+    """``ttft:500,tbt:50`` in any number of values as bounds in ms. Raises UsageError."""
+    bounds: dict[str, float] = {}
+    for text in (piece for value in values for piece in value.replace(",", " ").split()):
+        key, colon, number = text.partition(":")
+        try:
+            bound = float(number)
+        except ValueError:
+            colon, bound = "", 0.0
+        if not colon:
+            raise UsageError(
+                f"--goodput '{text}' is not KEY:MS. Write milliseconds, as in ttft:500 tbt:50"
+            )
+        if key in bounds:
+            raise UsageError(f"--goodput: '{key}' is given twice")
+        bounds[key] = bound
+    try:
+        return check_slo(bounds)
+    except UsageError as error:
+        raise UsageError(f"--goodput: {error}") from None
+
+
+def serve(jobs: Sequence[Job], output: Output) -> None:
+    """Run all jobs, show those that ended; exits with the code of the first that did not.
+
+    A run that fails does not stop the others, for they may not share its fault; a usage error and
+    Ctrl-C do.
+    """
+    views: list[RunView] = []
+    failures: list[Failure] = []
+    for job in jobs:
+        try:
+            with follow(job.title, quiet=output.quiet) as progress:
+                result = run(job.config, results=output.results, progress=progress)
+        except NexusbenchError as error:
+            if not views and (len(jobs) == 1 or isinstance(error, UsageError | Interrupted)):
+                raise
+            failures.append(Failure(job.label, job.config.seed, str(error), error.exit_code))
+            print(f"error: {job.title}: {error}", file=sys.stderr)
+            if isinstance(error, UsageError | Interrupted):
+                break
+        else:
+            views.append(view_of_result(result, job.label))
+    if output.as_json:
+        print(json.dumps(_document(views, failures), indent=2, allow_nan=False))
+    elif views:
+        _show(views, output)
+    if failures:
+        sys.stdout.flush()
+        raise SystemExit(failures[0].exit_code)
+
+
+def _show(views: Sequence[RunView], output: Output) -> None:
+    console = results_console()
+    header(console, views[0], "nexusbench serve-trace")
+    show_columns(console, by_label(views), formulas=output.formulas)
+    console.print()
+    for line in kept_lines(views):
+        console.print(line, soft_wrap=True)
+
+
+def _document(views: Sequence[RunView], failures: Sequence[Failure]) -> dict[str, Any]:
+    columns = by_label(views)
+    document: dict[str, Any] = {
+        "schema": JSON_SCHEMA,
+        "command": "serve-trace",
+        "nexusbench": __version__,
+        "simulated": any(view.simulated for view in views),
+        "runs": [view.as_json() for view in views],
+        "failed": [msgspec.structs.asdict(failure) for failure in failures],
+    }
+    if any(len(column.views) > 1 for column in columns):
+        document["over_seeds"] = {
+            column.label: over_seeds([view.summary for view in column.views]) for column in columns
+        }
+        document["paired"] = {
+            "base": columns[0].label,
+            "differences": paired_differences(columns),
+        }
+    return document

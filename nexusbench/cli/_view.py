@@ -1,0 +1,180 @@
+"""One finished or stored run as the tables read it, and runs of one policy over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.results.reader import RunReader
+    from nexusbench.runner import RunResult
+
+
+class RunView(msgspec.Struct):
+    """A run: ``config`` is what was asked, ``resolved`` what it became, ``status`` how it ended."""
+
+    label: str
+    status: str
+    simulated: bool
+    config: dict[str, Any]
+    resolved: dict[str, Any]
+    summary: dict[str, Any]
+    folder: Path | None = None
+    event_digest: str = ""
+    span_ns: int = 0  # of the requests' arrivals
+    message: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """It came to its own end."""
+        return self.status == "complete"
+
+    @property
+    def decision_us(self) -> dict[str, float]:
+        """Real time per scheduling decision, microseconds; empty where unknown."""
+        timed: dict[str, float] = self.resolved.get("decision_us", {})
+        return timed
+
+    def as_json(self) -> dict[str, Any]:
+        """The run for ``--json``."""
+        return {
+            "label": self.label,
+            "run_id": self.folder.name if self.folder else None,
+            "folder": str(self.folder) if self.folder else None,
+            "status": self.status,
+            "message": self.message,
+            "simulated": self.simulated,
+            "event_digest": self.event_digest,
+            "config": self.config,
+            "resolved": self.resolved,
+            "summary": self.summary,
+        }
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A statistic: of one run, or the mean over seeds with half its 95 % interval."""
+
+    value: float
+    half: float | None = None
+
+
+class Column(msgspec.Struct):
+    """What one column of a table shows: the runs of one policy, one per seed."""
+
+    label: str
+    views: list[RunView]
+
+    @property
+    def first(self) -> RunView:
+        """The run of the first seed."""
+        return self.views[0]
+
+    @property
+    def complete(self) -> bool:
+        """All its runs came to their own end, so that it may be called best."""
+        return all(view.complete for view in self.views)
+
+    def entry(self, tag: str) -> dict[str, Any]:
+        """What a metric is: unit, direction, title."""
+        entry: dict[str, Any] = self.first.summary["metrics"].get(tag, {})
+        return entry
+
+    def statistic(self, tag: str, name: str) -> Estimate | None:
+        """One statistic of a metric; None where no run has it."""
+        if tag == "decision_us":
+            return _estimate([view.decision_us.get(name) for view in self.views])
+        return _estimate(
+            [view.summary["metrics"].get(tag, {}).get(name) for view in self.views],
+        )
+
+    def weak(self, tag: str, name: str) -> bool:
+        """In some run the percentile has too few samples beyond it."""
+        return any(
+            name in view.summary["metrics"].get(tag, {}).get("weak", []) for view in self.views
+        )
+
+    def split_share(self) -> tuple[str, float] | None:
+        """The split that was used longest, and its percentage of launched time."""
+        totals: dict[str, float] = {}
+        for view in self.views:
+            for split, percent in view.summary.get("split_shares", {}).items():
+                totals[split] = totals.get(split, 0.0) + percent / len(self.views)
+        if not totals:
+            return None
+        split = max(totals, key=lambda name: totals[name])
+        return split, totals[split]
+
+
+def _estimate(values: Sequence[float | None]) -> Estimate | None:
+    from nexusbench.metrics.summary import interval
+
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    found = interval(known)
+    half = None if found["low"] is None else found["mean"] - found["low"]
+    return Estimate(found["mean"], half)
+
+
+def view_of_result(result: RunResult, label: str) -> RunView:
+    """The view of a run that has just ended."""
+    resolved = {**result.resolved, "decision_us": result.summary.get("decision_us", {})}
+    summary = {key: value for key, value in result.summary.items() if key != "decision_us"}
+    return RunView(
+        label=label,
+        status="complete",
+        simulated=summary["simulated"],
+        config=msgspec.to_builtins(result.config),
+        resolved=resolved,
+        summary=summary,
+        folder=result.folder,
+        event_digest=result.event_digest,
+        span_ns=_span(result.events.requests["arrival"]),
+    )
+
+
+def view_of_reader(reader: RunReader, slo: Mapping[str, float] | None = None) -> RunView:
+    """The view of a stored run, computed from its events where it has no summary.
+
+    ``slo`` judges it by other bounds than its own. Raises InputError naming what is damaged.
+    """
+    from nexusbench.metrics.summary import summarise
+
+    manifest = reader.manifest
+    summary = reader.summary() if slo is None and reader.complete else None
+    if summary is None:
+        summary = summarise(_events(reader, slo))
+    return RunView(
+        label=str(manifest.config.get("scheduler", manifest.run_id)),
+        status=reader.status,
+        simulated=manifest.simulated,
+        config=manifest.config,
+        resolved=manifest.resolved,
+        summary=summary,
+        folder=reader.path,
+        event_digest=manifest.event_digest,
+        span_ns=_span(reader.requests()["arrival"]),
+        message=manifest.message,
+    )
+
+
+def _events(reader: RunReader, slo: Mapping[str, float] | None) -> RunEvents:
+    from nexusbench.metrics.run_events import RunEvents
+
+    return RunEvents.from_reader(reader, slo=slo)
+
+
+def _span(arrivals: Any) -> int:
+    return int(arrivals.max() - arrivals.min()) if len(arrivals) else 0
+
+
+def by_label(views: Sequence[RunView]) -> list[Column]:
+    """Columns in order of first appearance."""
+    columns: dict[str, Column] = {}
+    for view in views:
+        columns.setdefault(view.label, Column(view.label, [])).views.append(view)
+    return list(columns.values())

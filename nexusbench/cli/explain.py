@@ -1,0 +1,3 @@
+"""stub"""
+def explain() -> None:
+    """stub"""

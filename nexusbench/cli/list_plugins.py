@@ -1,0 +1,3 @@
+"""stub"""
+def list_plugins() -> None:
+    """stub"""

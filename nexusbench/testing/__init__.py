@@ -1,0 +1,23 @@
+"""The contract of plug-ins as tests that anyone can run on their own: no test framework needed.
+
+Each check returns None, or raises :class:`ConformanceError` whose text begins with the name of the
+invariant (docs/invariants.md) that does not hold.
+"""
+
+from nexusbench.testing._errors import ConformanceError
+from nexusbench.testing._harness import offer, serve, tiny_device, tiny_gpu, tiny_model
+from nexusbench.testing.device import check_device
+from nexusbench.testing.partitioner import check_partitioner
+from nexusbench.testing.scheduler import check_scheduler
+
+__all__ = [
+    "ConformanceError",
+    "check_device",
+    "check_partitioner",
+    "check_scheduler",
+    "offer",
+    "serve",
+    "tiny_device",
+    "tiny_gpu",
+    "tiny_model",
+]
