@@ -74,6 +74,7 @@ def assemble(config: RunConfig) -> Assembly:
     device, limits = open_device(config, model, max_model_len)
     try:
         partitioner = _partitioner(config, scheduler, device.gpu, model)
+        partitioner.initial(device.spec)  # refuses impossible options before anything is written
         kv = _kv_cache(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
         _check_pool(requests, kv)

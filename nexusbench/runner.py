@@ -181,6 +181,8 @@ def _sigint_flag() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
+    if flag.is_set():
+        raise KeyboardInterrupt  # too late to stop this run, but it was meant
 
 
 def _open_writer(assembly: Assembly, results: Path) -> RunWriter:

@@ -1,4 +1,4 @@
-"""vLLM's ``--goodput ttft:500 tbt:50``: several values after one flag, which Click does not know."""
+"""vLLM's ``--goodput ttft:500 tbt:50``: several values after one flag, unknown to Click."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,10 +30,29 @@ def _console(stream: IO[str]) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def print_whole(console: Console, renderable: RenderableType) -> None:
-    """Print a table at its natural width: numbers that are cut off would be worse than wrapping."""
+def natural_width(console: Console, renderable: RenderableType) -> int:
+    """Columns that ``renderable`` takes without wrapping."""
     from rich.measure import Measurement
 
-    options = console.options.update(max_width=10_000)
-    needed = Measurement.get(console, options, renderable).maximum
-    console.print(renderable, width=max(console.width, needed), crop=False, soft_wrap=False)
+    return Measurement.get(console, console.options.update(max_width=10_000), renderable).maximum
+
+
+def print_whole(console: Console, renderable: RenderableType) -> None:
+    """Print a table at its natural width: numbers broken in two would be worse than long lines."""
+    usual = console.width
+    console.width = max(usual, natural_width(console, renderable))
+    console.print(renderable)
+    console.width = usual
+
+
+def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Print a paragraph, wrapped to the console; further lines are indented."""
+    lines = textwrap.wrap(
+        text,
+        console.width,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    for line in lines:
+        console.print(line, style=style, soft_wrap=True)

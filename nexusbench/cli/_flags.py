@@ -11,7 +11,7 @@ import typer
 
 from nexusbench.core.registry import did_you_mean
 
-_WHAT, _MEMORY, _LIMITS = "What is run", "Memory", "Budgets"
+_WHAT, _MEMORY, _PREFIX, _LIMITS = "What is run", "Memory", "Prefix cache", "Budgets"
 _TRAFFIC, _MEASURE, _OUTPUT = "Traffic", "Measurement", "Output"
 
 
@@ -109,8 +109,9 @@ PrefixCaching = Annotated[
     typer.Option(
         "--enable-prefix-caching/--no-enable-prefix-caching",
         "--prefix-caching/--no-prefix-caching",
-        rich_help_panel=_MEMORY,
-        help="Reuse the KV blocks of equal prefixes.",
+        # A panel of its own: the long negative name would squeeze the others of a shared one.
+        rich_help_panel=_PREFIX,
+        help="Reuse KV blocks (off: --no-prefix-caching).",
     ),
 ]
 MaxSeqs = Annotated[
@@ -222,7 +223,7 @@ Seeds = Annotated[
         min=1,
         max=1000,
         rich_help_panel=_MEASURE,
-        help="Run N seeds each: 95 % intervals, and paired differences against the first scheduler.",
+        help="Run N seeds each: 95 % intervals, paired differences to the first scheduler.",
     ),
 ]
 Results = Annotated[

@@ -25,11 +25,15 @@ class Follower:
         self.title, self._show = title, show
         self._read = ProgressReader()
         self._began = stopwatch_ns()
+        self._told = show is not None
         self._simulated = False
         self.last: Snapshot | None = None
 
     def __call__(self, engine: Engine) -> None:
-        """Take a snapshot and show it."""
+        """Take a snapshot and show it; without a terminal, say once that the run has begun."""
+        if not self._told:
+            print(f"{self.title}: started", file=sys.stderr, flush=True)
+            self._told = True
         self._simulated = engine.device.spec.simulated
         self.last = self._read(engine)
         if self._show is not None:
@@ -39,7 +43,9 @@ class Follower:
         """One line at the end of the run."""
         if self.last is None:
             return self.title
-        return f"{self.title}: {self.last.ended:,} of {self.last.offered:,} requests, {self._pace()}"
+        return (
+            f"{self.title}: {self.last.ended:,} of {self.last.offered:,} requests, {self._pace()}"
+        )
 
     def _pace(self) -> str:
         assert self.last is not None
@@ -75,7 +81,6 @@ def follow(title: str, *, quiet: bool) -> Iterator[Follower | None]:
         yield None
         return
     if not sys.stderr.isatty():
-        print(f"{title}: started", file=sys.stderr, flush=True)
         follower = Follower(title)
         yield follower
     else:

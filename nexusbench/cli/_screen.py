@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nexusbench.cli._console import print_whole
+from nexusbench.cli._console import natural_width, print_whole, say
 from nexusbench.cli._seeds import seeds_lines, seeds_table
 from nexusbench.cli._table import Row, make_rows, render_rows
 from nexusbench.cli._verdict import verdict
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+_INDENT = 10
 _DEFINITIONS = (
     "TTFT: scheduled arrival to first token = queueing (to first admission) + service.",
     "TBT: every gap between a request's tokens, pooled. TPOT: (end to end - TTFT) / (tokens - 1).",
@@ -29,9 +30,9 @@ _SLO_DEFINITION = (
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
     """The table with its footnotes, paired differences if there are seeds, and the verdict."""
     rows = make_rows(columns)
-    print_whole(console, render_rows(columns, rows))
+    _show_rows(console, columns, rows)
     for line in _footnotes(columns, rows):
-        console.print(line, style="dim")
+        say(console, line, "dim")
     if formulas:
         _show_formulas(console, columns)
     if any(len(column.views) > 1 for column in columns):
@@ -39,27 +40,33 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
         if len(columns) > 1:
             print_whole(console, seeds_table(columns))
         for line in seeds_lines(columns):
-            console.print(line, style="dim")
+            say(console, line, "dim")
     sentences = verdict(columns)
     if sentences:
         simulated = any(column.first.simulated for column in columns)
         console.print()
-        console.print(("Simulated: " if simulated else "") + " ".join(sentences), style="bold")
+        say(console, ("Simulated: " if simulated else "") + " ".join(sentences), "bold")
 
 
-def header(console: Console, view: RunView, title: str) -> None:
+def _show_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """One table, or one below the other where the terminal is too narrow for all columns."""
+    for count in range(len(columns), 0, -1):
+        blocks = [slice(start, start + count) for start in range(0, len(columns), count)]
+        tables = [render_rows(columns, rows, block) for block in blocks]
+        if count == 1 or all(natural_width(console, t) <= console.width for t in tables):
+            for table in tables:
+                print_whole(console, table)
+            return
+
+
+def header(console: Console, columns: Sequence[Column], title: str) -> None:
     """What ran on what; the same for all columns of one call of serve-trace."""
-    from rich.table import Table
     from rich.text import Text
 
-    resolved = view.resolved
+    view = columns[0].first
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in header_lines(view, resolved):
-        grid.add_row(name, Text(text))
-    console.print(grid)
+    for name, text in [*header_lines(view, view.resolved), ("policies", _policies(columns))]:
+        say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
 
 
 def badge(simulated: bool) -> Text:
@@ -119,9 +126,19 @@ def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
     text = f"{trace['name']}: {count:,} requests"
     if span:
         text += f" in {span:,.1f} s, mean {(count - 1) / span:.3g} req/s"
-    # The first note repeats what has just been said, but for format and unit.
-    notes = [*trace["notes"][:1], *trace["notes"][1:]]
-    return "; ".join([text, *notes])
+    # The first note is about the file as it is, the others about what was made of it.
+    return f"{text}. File: {'; '.join(trace['notes'])}"
+
+
+def _policies(columns: Sequence[Column]) -> str:
+    """Scheduler, partitioner and belief of each column."""
+    texts = []
+    for column in columns:
+        resolved = column.first.resolved
+        belief = resolved["belief"]
+        asks = f" asking {belief['cost_model']}" if belief else ""
+        texts.append(f"{column.label} (partitioner {resolved['partitioner']}{asks})")
+    return ", ".join(texts)
 
 
 def _footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nexusbench.cli._table import decimals
 from nexusbench.cli._view import Column
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_SECONDS_FROM_MS = 1000.0
 # Title, tag, statistic and unit of what is compared.
 _COMPARED = (
     ("TTFT mean", "ttft", "mean", "ms"),
@@ -59,19 +61,30 @@ def seeds_table(columns: Sequence[Column]) -> Table:
     differences = paired_differences(columns)
     for title, tag, name, unit in _COMPARED:
         found = [differences[c.label].get(tag, {}).get(name) for c in columns[1:]]
-        if any(difference is not None for difference in found):
-            table.add_row(title, unit, *[_text(difference, base.label) for difference in found])
+        known = [difference for difference in found if difference is not None]
+        if not known:
+            continue
+        seconds = unit == "ms" and any(abs(d["mean"]) >= _SECONDS_FROM_MS for d in known)
+        scale = 1e-3 if seconds else 1.0
+        places = decimals([d["mean"] * scale for d in known])
+        labels = [(base.label, column.label) for column in columns[1:]]
+        cells = [
+            "-" if d is None else _text(d, pair, scale, places)
+            for d, pair in zip(found, labels, strict=True)
+        ]
+        table.add_row(title, "s" if seconds else unit, *cells)
     return table
 
 
-def _text(difference: dict[str, Any] | None, base: str) -> str:
-    if difference is None:
-        return "-"
-    if difference["low"] is None:
-        return f"{difference['mean']:+,.3g} (one seed)"
-    text = f"{difference['mean']:+,.3g} [{difference['low']:+,.3g}, {difference['high']:+,.3g}]"
-    verdict = {"a": f" {base} better", "b": " better", None: " no difference"}
-    return text + verdict[difference["better"]]
+def _text(difference: dict[str, Any], labels: tuple[str, str], scale: float, places: int) -> str:
+    mean, low, high = (
+        None if value is None else f"{value * scale:+,.{places}f}"
+        for value in (difference["mean"], difference["low"], difference["high"])
+    )
+    if low is None:
+        return f"{mean} (one seed)"
+    better = {"a": f"{labels[0]} better", "b": f"{labels[1]} better", None: "no clear difference"}
+    return f"{mean} [{low}, {high}] {better[difference['better']]}"
 
 
 def seeds_lines(columns: Sequence[Column]) -> list[str]:

@@ -25,6 +25,8 @@ from nexusbench.runner import run
 from nexusbench.workloads.transform import parse_window
 
 JSON_SCHEMA = 1
+# What would stop the runs that follow too, or is meant to.
+_STOPPING = (UsageError, Interrupted, KeyboardInterrupt)
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -66,7 +68,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
     labels = _labels(pairs)
     many = len(labels) * len(seeds)
-    jobs = []
+    jobs: list[Job] = []
     for label, (scheduler, partitioner) in zip(labels, pairs, strict=True):
         for seed in seeds:
             own = {"scheduler": scheduler, "partitioner": partitioner, "seed": seed}
@@ -127,16 +129,18 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
     """
     views: list[RunView] = []
     failures: list[Failure] = []
+    cause: BaseException | None = None
     for job in jobs:
         try:
             with follow(job.title, quiet=output.quiet) as progress:
                 result = run(job.config, results=output.results, progress=progress)
-        except NexusbenchError as error:
-            if not views and (len(jobs) == 1 or isinstance(error, UsageError | Interrupted)):
+        except (Exception, KeyboardInterrupt) as error:
+            if not views and (len(jobs) == 1 or isinstance(error, _STOPPING)):
                 raise
-            failures.append(Failure(job.label, job.config.seed, str(error), error.exit_code))
-            print(f"error: {job.title}: {error}", file=sys.stderr)
-            if isinstance(error, UsageError | Interrupted):
+            failures.append(_failure(job, error))
+            cause = cause or error
+            print(f"error: {job.title}: {failures[-1].error}", file=sys.stderr)
+            if isinstance(error, _STOPPING):
                 break
         else:
             views.append(view_of_result(result, job.label))
@@ -146,13 +150,25 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
         _show(views, output)
     if failures:
         sys.stdout.flush()
-        raise SystemExit(failures[0].exit_code)
+        raise SystemExit(failures[0].exit_code) from cause
+
+
+def _failure(job: Job, error: BaseException) -> Failure:
+    """A policy that somebody is writing may raise anything: it fails its own run only."""
+    if isinstance(error, NexusbenchError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        text, code = "interrupted", Interrupted.exit_code
+    else:
+        text, code = f"unexpected {type(error).__name__}: {error}", NexusbenchError.exit_code
+    return Failure(job.label, job.config.seed, " ".join(text.split()), code)
 
 
 def _show(views: Sequence[RunView], output: Output) -> None:
     console = results_console()
-    header(console, views[0], "nexusbench serve-trace")
-    show_columns(console, by_label(views), formulas=output.formulas)
+    columns = by_label(views)
+    header(console, columns, "nexusbench serve-trace")
+    show_columns(console, columns, formulas=output.formulas)
     console.print()
     for line in kept_lines(views):
         console.print(line, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ SCALARS = (
 # Shown only where they are not zero for everyone: their absence is no news.
 _ONLY_IF_ANY = ("rejected", "failed", "unfinished")
 _SECONDS_FROM_MS = 1000.0
-_DIRECTIONS = {"decision_us": "lower"}
+# Whoever runs one batch at a time has no contention: that is no merit.
+_DIRECTIONS = {"decision_us": "lower", "contention": "none"}
 
 
 class Cell(msgspec.Struct):
@@ -133,7 +135,8 @@ def _row(
     if all(estimate is None for estimate in found):
         return None
     values = [None if e is None else e.value * scale for e in found]
-    places = decimals([value for value in values if value is not None])
+    known = [value for value in values if value is not None]
+    places = min(1, decimals(known)) if second.startswith("%") else decimals(known)
     cells = [
         Cell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, name))
         for column, e in zip(columns, found, strict=True)
@@ -152,11 +155,12 @@ def _split_row(columns: Sequence[Column]) -> Row | None:
 
 
 def decimals(values: Sequence[float]) -> int:
-    """Decimal places that give the largest value about four digits; counts get none."""
-    largest = max((abs(value) for value in values), default=0.0)
+    """Decimal places that give the smallest value three digits, and the largest not too many."""
+    sizes = [abs(value) for value in values if value]
     if all(value == int(value) for value in values):
         return 0
-    return 0 if largest >= 1000 else 1 if largest >= 100 else 2 if largest >= 10 else 3
+    places = min(3, max(0, 2 - math.floor(math.log10(min(sizes)))))
+    return min(places, 1 if max(sizes) >= 1000 else 2 if max(sizes) >= 10 else 3)
 
 
 def _text(estimate: Estimate, scale: float, places: int) -> str:
@@ -189,8 +193,10 @@ def _mark_best(
             cell.best = True
 
 
-def render_rows(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """The rich table of some rows."""
+def render_rows(
+    columns: Sequence[Column], rows: Sequence[Row], block: slice = slice(None)
+) -> Table:
+    """The rich table of some rows, with a block of the columns."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -198,13 +204,14 @@ def render_rows(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True, style="dim")
-    for column in columns:
-        table.add_column(Text(column.label), justify="right", overflow="fold")
+    for column in columns[block]:
+        head = Text(column.label.replace(", ", "\n"))
+        table.add_column(head, justify="right", no_wrap=True)
     # Marks hang to the right of the digits, so that these stay in line.
     hang = max((len(c.marked) - len(c.text) for row in rows for c in row.cells), default=0)
     for row in rows:
         cells = []
-        for cell in row.cells:
+        for cell in row.cells[block]:
             text = cell.marked + "\u00a0" * (hang - len(cell.marked) + len(cell.text))
             cells.append(Text(text, style="bold green" if cell.best else ""))
         table.add_row(row.title, row.name, *cells, end_section=row.last)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.cli._view import Column
+from nexusbench.cli._view import Column, Estimate
 
 # Differences below this are called equal: the simulator's own noise is of that size.
 _EQUAL = 0.01
+# Of more runs than this only the next best and the worst are named.
+_MOST_NAMED = 3
 # What is compared: words, tag, statistic, is less better.
 _CLAIMS = (
     ("mean TTFT", "ttft", "mean", True),
@@ -28,22 +30,39 @@ def verdict(columns: Sequence[Column]) -> list[str]:
     ] + _remarks(rivals)
 
 
-def _sentence(
-    columns: Sequence[Column], words: str, tag: str, name: str, less: bool
-) -> str | None:
-    found = [(c.label, e.value) for c in columns if (e := c.statistic(tag, name)) is not None]
-    if len(found) < 2:
+def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
+    known = [(c.label, e) for c in columns if (e := c.statistic(tag, name)) is not None]
+    if len(known) < 2:
         return None
-    found.sort(key=lambda pair: pair[1], reverse=not less)
-    (winner, best), rest = found[0], found[1:]
-    level = [label for label, value in rest if abs(value - best) <= _EQUAL * abs(best)]
+    known.sort(key=lambda pair: pair[1].value, reverse=not less)
+    (winner, first), rest = known[0], known[1:]
+    best = first.value
+    level = [label for label, estimate in rest if _level(first, estimate)]
+    seeded = any(estimate.half is not None for _, estimate in known)
+    within = "within 1 % or the spread over seeds" if seeded else "within 1 %"
     if len(level) == len(rest):
-        return f"{_sentence_case(words)} is the same for all within 1 % ({_amount(best, tag)})."
-    names = " and ".join([winner, *level])
+        return f"{_sentence_case(words)} is the same for all {within} ({_amount(best, tag)})."
     verb, degree = ("have" if level else "has"), ("lowest" if less else "highest")
-    others = [pair for pair in rest if pair[0] not in level]
+    others = [(label, estimate.value) for label, estimate in rest if label not in level]
+    if len(others) > _MOST_NAMED:
+        others = [others[0], others[-1]]
     factors = ", ".join(_factor(best, value, label, less) for label, value in others)
+    names = _names([winner, *level], within)
     return f"{names} {verb} the {degree} {words} ({_amount(best, tag)}: {factors})."
+
+
+def _level(best: Estimate, other: Estimate) -> bool:
+    """Too near to call: within 1 %, or with intervals over seeds that overlap."""
+    spread = (best.half or 0.0) + (other.half or 0.0)
+    return abs(other.value - best.value) <= max(_EQUAL * abs(best.value), spread)
+
+
+def _names(labels: Sequence[str], within: str) -> str:
+    if len(labels) == 1:
+        return labels[0]
+    if len(labels) > _MOST_NAMED:
+        return f"{labels[0]} and {len(labels) - 1} others, {within},"
+    return f"{' and '.join(labels)}, {within},"
 
 
 def _sentence_case(words: str) -> str:

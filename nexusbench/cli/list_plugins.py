@@ -1,3 +1,31 @@
-"""stub"""
-def list_plugins() -> None:
-    """stub"""
+"""``nexusbench list``: what there is to choose from, with sources and options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nexusbench.cli import _flags as flags
+
+FAMILIES = (
+    "schedulers", "partitioners", "cost-models", "devices", "gpus", "models", "metrics", "formats",
+)  # fmt: skip
+
+
+def list_plugins(
+    family: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAMILY",
+            show_default=False,
+            callback=flags.one_of(*FAMILIES),
+            help=f"One of: {', '.join(FAMILIES)}.",
+        ),
+    ],
+    json: flags.Json = False,
+) -> None:
+    """List what there is to choose from: name, purpose, source, options with defaults."""
+    from nexusbench.cli._catalogue import show_family
+
+    show_family(family, as_json=json)

@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> int:
         code = app(expand_goodput(arguments), prog_name="nexusbench", standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as stop:
+        if debug and stop.__cause__ is not None:
+            traceback.print_exception(stop.__cause__)
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
     except BrokenPipeError:
         return _reader_left()
@@ -117,8 +119,9 @@ def _usage_error(error: Exception, debug: bool) -> int:
             print(message)
         return 2
     where = context.command_path if context is not None else "nexusbench"
-    sentence = message.rstrip().rstrip(".")
-    return _report(f"{sentence}. See {where} --help", getattr(error, "exit_code", 2), debug)
+    sentence = message.rstrip()
+    sentence += "" if sentence.endswith((".", "?")) else "."
+    return _report(f"{sentence} See {where} --help", getattr(error, "exit_code", 2), debug)
 
 
 def _report(message: str, code: int, debug: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import pkgutil
 from importlib.metadata import entry_points
 from typing import Any
@@ -106,7 +107,8 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 def parse_options(options_type: type[Any], options: dict[str, str], owner: str) -> Any:
     """Text options as an ``options_type``. Raises InputError naming option, value and type."""
-    known = [field.encode_name for field in msgspec.structs.fields(options_type)]
+    kinds = {field.encode_name: field.type for field in msgspec.structs.fields(options_type)}
+    known = list(kinds)
     for key in options:
         if key not in known:
             raise InputError(
@@ -118,6 +120,18 @@ def parse_options(options_type: type[Any], options: dict[str, str], owner: str) 
         except msgspec.ValidationError as error:
             reason = str(error).split(" - at")[0]
             raise InputError(
-                f"{owner} cannot use '{value}': {reason}", field=key, hint="See nexusbench list"
+                f"{owner} cannot use '{value}': {reason}", field=key, hint=_choices(kinds[key])
             ) from None
+        if kinds[key] is float and not math.isfinite(float(value)):
+            raise InputError(
+                f"{owner} cannot use '{value}'", field=key, hint="Give a finite number"
+            )
     return msgspec.convert(options, options_type, strict=False)
+
+
+def _choices(kind: Any) -> str:
+    """A hint: the words of a Literal, or where to look."""
+    words = getattr(kind, "__args__", ())
+    if words and all(isinstance(word, str) for word in words):
+        return f"Choose {' or '.join(words)}"
+    return "See nexusbench list"

@@ -58,6 +58,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     num_preemptions: int = 0
     in_flight: bool = False
     layers_done: int = 0  # of the chunk that is being computed layer by layer
+    layers_tokens: int = 0  # that chunk's size
     num_hashed_blocks: int = 0  # leading blocks whose hashes are published
     blocks: list[int] = []
     kv_blocked: bool = False  # an admission was tried and failed for want of blocks

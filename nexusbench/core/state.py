@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from nexusbench.core.batch import Batch, BatchShape, Split
+from nexusbench.core.batch import Batch, Split
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec
 
@@ -86,7 +86,6 @@ class InFlight(msgspec.Struct, gc=False, eq=False):
     step: int
     batch: Batch
     sms: int
-    submitted_ns: int
 
 
 class EngineState:
@@ -141,8 +140,3 @@ class EngineState:
     def free_slots(self, partition: str) -> int:
         """How many more batches ``partition`` can queue."""
         return self.device.depth - len(self.in_flight[partition])
-
-    def shape_on(self, partition: str) -> BatchShape | None:
-        """The shape of the batch that runs on ``partition``, or None."""
-        running = self.in_flight[partition]
-        return running[0].batch.shape if running else None

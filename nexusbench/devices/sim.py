@@ -112,7 +112,7 @@ class Sim(Device):
             return []
         end = launches[0].ends_ns if len(launches) == 1 else min([x.ends_ns for x in launches])
         if until is not None and until < end:
-            self._advance(until)
+            self._advance(max(until, self._now))
             return []
         if len(launches) == 1:
             launch = launches[0]

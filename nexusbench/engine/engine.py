@@ -18,6 +18,7 @@ from nexusbench.partitioners.base import Partitioner
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 REJECTED = OUTCOMES.index("rejected")
+MOST_PREEMPTING = 1000  # decisions in a row that preempt and launch nothing
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -57,15 +58,15 @@ class Engine:
         self.state = EngineState(
             device.spec, kv, config.limits, scheduler.partitions, partitioner.initial(device.spec)
         )
-        self.context = SchedulerContext(self.state, kv, scheduler.name)
+        self.context = SchedulerContext(self.state, kv, scheduler.name, scheduler.order_key)
         self.executor = Executor(self.state, kv, device, scheduler, partitioner, self.log)
         self.auditor = Auditor(self.state, kv, self.executor, scheduler)
-        self.decision_ns: list[
-            int
-        ] = []  # one entry per call of the policy, if a stopwatch was given
+        # One entry per call of the policy, if a stopwatch was given.
+        self.decision_ns: list[int] = []
         self.num_arrived = 0
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
+        self._preempting = 0  # decisions in a row that only preempted, with nothing in flight
 
     def run(self) -> None:
         """Serve all requests; on return each has ended exactly once and every invariant was
@@ -79,7 +80,7 @@ class Engine:
         while self.num_arrived < len(self.requests) or self.state.num_running or self.state.waiting:
             if self._has_free_slot():
                 self._decide()
-            if not self.state.busy and self._next_event() is None:
+            if not self.state.busy and self._next_event() is None and self._is_stuck():
                 raise EngineStalled(self._stall_report())
             for output in self.device.wait(self._next_event()):
                 executor.complete(output)
@@ -89,7 +90,7 @@ class Engine:
                 next_audit = executor.num_steps + self.config.audit_every
             if observer is not None:
                 observer(self)
-        auditor.check_end(self.num_arrived)
+        auditor.check_end(self.requests)
 
     def admit(self, now: int) -> None:
         """Let in what has arrived by ``now``; what can never fit is rejected at once."""
@@ -131,6 +132,8 @@ class Engine:
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
         self._wake_at = plan.wake_at
+        only_preempted = bool(plan.preemptions) and not state.busy
+        self._preempting = self._preempting + 1 if only_preempted else 0
 
     def _has_free_slot(self) -> bool:
         """Some partition can take a batch and some request could want it."""
@@ -153,6 +156,12 @@ class Engine:
                 arrival = self.requests[self.num_arrived].arrival_ns
                 due = arrival if due is None else min(due, arrival)
         return due
+
+    def _is_stuck(self) -> bool:
+        """Nothing will change any more. A plan that only preempts may be used by the next one, but
+        not for ever.
+        """
+        return not 0 < self._preempting <= MOST_PREEMPTING
 
     def _stall_report(self) -> str:
         state = self.state

@@ -49,7 +49,7 @@ class Executor:
         """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it
         breaks a rule.
         """
-        self._check(plan, split)
+        self._check(plan, split, ctx)
         state, tables = self.state, self.log.tables
         for request in ctx.kv_blocked:
             tables["kv_blocked"].row(request.index, state.now)
@@ -61,10 +61,14 @@ class Executor:
         if split is not state.split and split != state.split:
             self._set_split(split)
         launched = {batch.partition for batch in plan.batches}
-        for batch in plan.batches:
-            self._launch(batch, self._sms(batch.partition, launched))
+        launches = [(batch, self._sms(batch.partition, launched)) for batch in plan.batches]
+        for batch, sms in launches:
+            beside = self._neighbour(batch.partition)
+            if beside is None and len(launches) > 1:
+                beside = next((b.shape, n) for b, n in launches if b is not batch)
+            self._launch(batch, sms, beside)
 
-    def _check(self, plan: Plan, split: Split) -> None:
+    def _check(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
         """The contract of a plan (docs/invariants.md)."""
         policy, state = self.scheduler.name, self.state
         if plan.transfers and not state.device.supports_transfers:
@@ -93,18 +97,30 @@ class Executor:
                     "contract", policy, f"launches {shape.num_tokens} tokens; the budget is 1 to "
                     f"{state.limits.max_num_batched_tokens}",
                 )  # fmt: skip
-            for chunk in batch.chunks:
-                if not chunk.request.in_flight or not chunk.request.blocks:
-                    raise PlanRefused("I11", policy, f"launches '{chunk.request.id}' unscheduled")
-                self._check_layers(batch, chunk.request)
+            if not ctx.built(batch):
+                raise PlanRefused(
+                    "contract", policy, "launches a batch that it did not build with the context"
+                )
+            self._check_pieces(batch)
 
-    def _check_layers(self, batch: Batch, request: Request) -> None:
-        start = batch.layers[0] if batch.layers is not None else 0
-        if start != request.layers_done:
+    def _check_pieces(self, batch: Batch) -> None:
+        """Layer ranges are for chunks, from where they stopped; repetitions are for decodes."""
+        policy, layers, most = self.scheduler.name, batch.layers, self.state.device.num_layers
+        if batch.repeat < 1 or (batch.repeat > 1 and (batch.chunks or layers is not None)):
+            raise PlanRefused("contract", policy, "repeats more than whole decode steps")
+        if layers is not None and (batch.decodes or not 0 <= layers[0] < layers[1] <= most):
             raise PlanRefused(
-                "contract", self.scheduler.name,
-                f"computes '{request.id}' from layer {start}, but {request.layers_done} are done",
-            )  # fmt: skip
+                "contract", policy, f"computes layers {layers} of {most}, or decodes with them"
+            )
+        start = layers[0] if layers is not None else 0
+        for chunk in batch.chunks:
+            done = chunk.request.layers_done
+            if start != done or (done and chunk.num_tokens != chunk.request.layers_tokens):
+                raise PlanRefused(
+                    "contract", policy, f"computes {chunk.num_tokens} tokens of "
+                    f"'{chunk.request.id}' from layer {start}, but {done} layers of "
+                    f"{chunk.request.layers_tokens} tokens are done",
+                )  # fmt: skip
 
     def _sms(self, partition: str, launched: set[str]) -> int:
         """SMs of a launch: its share, or all of them if it is alone and the partitioner lets it
@@ -119,13 +135,13 @@ class Executor:
                 return state.device.num_sms
         return state.split.of(partition)
 
-    def _launch(self, batch: Batch, sms: int) -> None:
+    def _launch(self, batch: Batch, sms: int, beside: tuple[BatchShape, int] | None) -> None:
         state, shape, step = self.state, batch.shape, self.num_steps
         self.num_steps = step + 1
         belief = self.partitioner.belief
         predicted = -1
         if belief is not None:
-            predicted = int(belief.predict(shape, sms, self._neighbour(batch.partition)))
+            predicted = int(belief.predict(shape, sms, beside))
         prefill_tokens = shape.num_tokens - shape.num_decodes
         if batch.chunks:
             self._log_chunks(step, batch)
@@ -134,7 +150,7 @@ class Executor:
             shape.decode_context, len(shape.chunks), prefill_tokens, predicted,
             self.kv.num_used, state.num_running, len(state.waiting), self._split_code,
         )  # fmt: skip
-        entry = InFlight(step, batch, sms, state.now)
+        entry = InFlight(step, batch, sms)
         state.in_flight[batch.partition].append(entry)
         self._steps[step] = entry
         self.device.submit(step, batch, sms)
@@ -235,6 +251,7 @@ class Executor:
             request.in_flight = False
             if batch.layers is not None and batch.layers[1] < state.device.num_layers:
                 request.layers_done = batch.layers[1]
+                request.layers_tokens = chunk.num_tokens
                 continue
             request.layers_done = 0
             request.num_computed_tokens = chunk.context + chunk.num_tokens

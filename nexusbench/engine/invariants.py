@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nexusbench.core.batch import Plan
 from nexusbench.core.errors import InvariantBreach
+from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState
 from nexusbench.engine.executor import Executor
 from nexusbench.kv.manager import KVCacheManager
@@ -21,14 +24,12 @@ class Auditor:
         self, state: EngineState, kv: KVCacheManager, executor: Executor, scheduler: Scheduler
     ) -> None:
         self._state, self._kv, self._executor, self._scheduler = state, kv, executor, scheduler
-        self.num_audits = 0
 
     def check_books(self) -> None:
         """I3: every block is free or held, reference counts are exact; blocks cover what is
         computed.
         """
         state = self._state
-        self.num_audits += 1
         running = [*state.decoding, *state.prefilling]
         problem = self._kv.pool.audit(r.blocks for r in running)
         if problem is not None:
@@ -40,12 +41,23 @@ class Auditor:
             if r.blocks:
                 raise InvariantBreach("I3", f"waiting request '{r.id}' holds blocks")
 
-    def check_end(self, offered: int) -> None:
-        """I1, I3 and I4 once nothing is left to do."""
+    def check_end(self, requests: Sequence[Request]) -> None:
+        """I1, I3 and I4 once nothing is left to do; ``requests`` are all that were offered."""
         self.check_books()
-        executor, state = self._executor, self._state
+        executor, state, offered = self._executor, self._state, len(requests)
         if state.busy:
             raise InvariantBreach("I1", "a launch is still in flight at the end")
+        made = 0
+        for r in requests:
+            if r.num_tokens not in (0, r.stop_len):  # 0: rejected
+                raise InvariantBreach(
+                    "I4", f"'{r.id}' has {r.num_tokens} tokens at the end, not {r.stop_len}"
+                )
+            made += r.num_output_tokens if r.num_tokens else 0
+        if made != executor.num_tokens:
+            raise InvariantBreach(
+                "I4", f"{made} tokens generated, but {executor.num_tokens} reported"
+            )
         if executor.num_ended != offered:
             raise InvariantBreach("I1", f"{offered} requests offered, {executor.num_ended} ended")
         if self._kv.num_used:

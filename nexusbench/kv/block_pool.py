@@ -103,13 +103,20 @@ class BlockPool:
                 del self.cached[block]
             refs[block] += 1
 
-    def publish(self, block: int, key: int) -> None:
+    def publish(self, block: int, key: int) -> bool:
         """Make a held block findable; the first block with that content wins, later copies stay
-        private.
+        private. Returns whether this one did.
         """
-        if key not in self._block_of and block not in self._hash_of:
-            self._block_of[key] = block
-            self._hash_of[block] = key
+        if key in self._block_of or block in self._hash_of:
+            return False
+        self._block_of[key] = block
+        self._hash_of[block] = key
+        return True
+
+    def unpublish(self, blocks: list[int]) -> None:
+        """Undo :meth:`publish` of held blocks."""
+        for block in blocks:
+            del self._block_of[self._hash_of.pop(block)]
 
     def audit(self, holders: Iterable[list[int]]) -> str | None:
         """What is wrong with the books, or None (invariant I3).

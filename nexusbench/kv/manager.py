@@ -131,16 +131,26 @@ class KVCacheManager:
             self.pool.publish(request.blocks[position], self._key(request, position))
         request.num_hashed_blocks = max(request.num_hashed_blocks, computed)
 
-    def free(self, request: Request, *, will_return: bool = False) -> list[int]:
-        """Give back all blocks, last first; returns them in that order (undo record for the pool).
+    def publish_own(self, request: Request) -> list[int]:
+        """Make all computed full blocks of a request that will return findable, by itself at least.
 
-        A request that was preempted and ``will_return`` leaves its computed blocks findable under
-        private keys, so what is not evicted meanwhile need not be recomputed.
+        So what is not evicted until then need not be recomputed. Returns the blocks whose hashes
+        are new (undo record for the pool).
         """
-        if will_return and self.prefix_caching:
-            computed = request.num_computed_tokens // self.block_size
-            for position in range(request.num_hashed_blocks, computed):
-                self.pool.publish(request.blocks[position], self._key(request, position))
+        if not self.prefix_caching:
+            return []
+        publish, blocks = self.pool.publish, request.blocks
+        computed = request.num_computed_tokens // self.block_size
+        return [
+            blocks[position]
+            for position in range(request.num_hashed_blocks, computed)
+            if publish(blocks[position], self._key(request, position))
+        ]
+
+    def free(self, request: Request) -> list[int]:
+        """Give back all blocks, last first; returns them in that order (undo record for the
+        pool).
+        """
         blocks = request.blocks[::-1]
         self.pool.release(blocks)
         request.blocks = []

@@ -35,6 +35,7 @@ class Admission(msgspec.Struct, gc=False):
 
     request: Request
     cached: int
+    cached_before: int  # at the admission before, if any
 
 
 class Eviction(msgspec.Struct, gc=False):
@@ -42,8 +43,11 @@ class Eviction(msgspec.Struct, gc=False):
 
     request: Request
     blocks: list[int]
+    published: list[int]
     num_computed: int
     num_hashed: int
+    layers_done: int
+    order_key: float
     queue: list[Request]
     position: int
 
@@ -56,10 +60,17 @@ class SchedulerContext:
     it was. There is no clock here but ``now``, no device, no tensor, and no true output length.
     """
 
-    def __init__(self, state: EngineState, kv: KVCacheManager, policy: str) -> None:
+    def __init__(
+        self,
+        state: EngineState,
+        kv: KVCacheManager,
+        policy: str,
+        order_key: Callable[[RequestView], float],
+    ) -> None:
         self._state = state
         self._kv = kv
         self._policy = policy
+        self._order_key = order_key
         self._journal: list[Undo | Admission | Eviction | Chunk | list[Request]] = []
         self._drafts: dict[str, Draft] = {}
         self._preempted: list[Preemption] = []
@@ -195,6 +206,11 @@ class SchedulerContext:
         if r.in_flight or state.free_slots(partition) < 1:
             return 0
         is_waiting = not r.blocks
+        if not is_waiting and r not in state.prefilling:
+            raise PlanRefused(
+                "contract", self._policy, f"gives '{r.id}', which is decoding, to try_schedule; "
+                "schedule_decodes takes those",
+            )  # fmt: skip
         if is_waiting and state.num_running >= state.limits.max_num_seqs:
             return 0
         prefix = self._kv.find_prefix(r) if is_waiting else []
@@ -214,8 +230,8 @@ class SchedulerContext:
         if is_waiting:
             state.waiting.remove(r)
             state.prefilling.append(r)
+            self._journal.append(Admission(r, computed, r.num_cached_tokens))
             r.num_computed_tokens = r.num_cached_tokens = computed
-            self._journal.append(Admission(r, computed))
         r.in_flight = True
         chunk = Chunk(r, count, computed)
         draft = self._drafts.setdefault(partition, Draft())
@@ -240,12 +256,17 @@ class SchedulerContext:
         state = self._state
         queue = state.decoding if r in state.decoding else state.prefilling
         position = queue.index(r)
-        entry = Eviction(r, [], r.num_computed_tokens, r.num_hashed_blocks, queue, position)
+        computed, hashed = r.num_computed_tokens, r.num_hashed_blocks
+        published = self._kv.publish_own(r)
+        blocks = self._kv.free(r)
         del queue[position]
-        entry.blocks = self._kv.free(r, will_return=True)
+        entry = Eviction(
+            r, blocks, published, computed, hashed, r.layers_done, r.order_key, queue, position
+        )
         r.num_computed_tokens = 0
         r.layers_done = 0
         r.num_preemptions += 1
+        r.order_key = self._order_key(r)
         state.waiting.add(r)
         self._journal.append(entry)
         self._preempted.append(Preemption(r, lost_tokens=entry.num_computed))
@@ -274,6 +295,13 @@ class SchedulerContext:
                 )
         return Plan(batches, list(self._preempted), [], wake_at)
 
+    def built(self, batch: Batch) -> bool:
+        """Whether ``batch`` is the one that was put together here in this instant."""
+        draft = self._drafts.get(batch.partition)
+        return draft is not None and (
+            batch.decodes is draft.decodes and batch.chunks is draft.chunks
+        )
+
     # -- the journal -------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -296,7 +324,8 @@ class SchedulerContext:
                 self._undo_chunk(entry)
             elif isinstance(entry, Admission):
                 self._state.prefilling.remove(entry.request)
-                entry.request.num_computed_tokens = entry.request.num_cached_tokens = 0
+                entry.request.num_computed_tokens = 0
+                entry.request.num_cached_tokens = entry.cached_before
                 self._state.waiting.add(entry.request)
             elif isinstance(entry, Eviction):
                 self._undo_eviction(entry)
@@ -324,8 +353,11 @@ class SchedulerContext:
         self._preempted.pop()
         self._state.waiting.remove(request)
         self._kv.pool.unrelease(entry.blocks)
+        self._kv.pool.unpublish(entry.published)
         request.blocks = entry.blocks[::-1]
         request.num_hashed_blocks = entry.num_hashed
         request.num_computed_tokens = entry.num_computed
+        request.layers_done = entry.layers_done
         request.num_preemptions -= 1
+        request.order_key = entry.order_key
         entry.queue.insert(entry.position, request)

@@ -38,8 +38,9 @@ class Nexus(Scheduler):
             ctx.schedule_decodes("decode", victim=ctx.last_running)
         if ctx.free_slots("prefill") and not ctx.preempted:
             for request in self._prompts(ctx):
-                if not self._take(ctx, request):
-                    break
+                started = request in ctx.prefilling
+                if not self._take(ctx, request) and started:
+                    break  # its blocks come next; nobody new may take them
         return ctx.plan()
 
     def _take(self, ctx: SchedulerContext, request: RequestView) -> bool:
@@ -58,17 +59,24 @@ class Nexus(Scheduler):
         return bool(scheduled)
 
     def _prompts(self, ctx: SchedulerContext) -> Iterator[RequestView]:
-        """Prompts in mid-prefill and waiting ones, merged by score."""
+        """Prompts in mid-prefill and waiting ones, merged by score.
+
+        A waiting one that finds no seat or no blocks keeps out those behind it, but not the prompts
+        that have both.
+        """
         started = [r for r in ctx.prefilling if not r.in_flight]
         started.sort(key=self._key, reverse=True)
-        while True:
-            head = ctx.waiting.head
+        admitting = ctx.num_running < ctx.limits.max_num_seqs
+        while ctx.budget("prefill") > 0:
+            head = ctx.waiting.head if admitting else None
             if started and (head is None or self._key(started[-1]) <= self._key(head)):
                 prompt = started.pop()
                 if prompt in ctx.prefilling:
                     yield prompt  # not one that was preempted for an earlier one just now
             elif head is not None:
                 yield head
+                taken = ctx.waiting.head is not head
+                admitting = taken and ctx.num_running < ctx.limits.max_num_seqs
             else:
                 return
 

@@ -1,0 +1,125 @@
+"""A stored run once more: same trace, same config, and the digests side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.cli._console import results_console
+from nexusbench.cli._live import follow
+from nexusbench.cli._screen import badge
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import InputError
+from nexusbench.results.manifest import MANIFEST_FILE, Manifest
+from nexusbench.results.reader import RunReader
+from nexusbench.runner import RunResult, run
+from nexusbench.workloads.source import read_source
+
+EXIT_DIFFERS, EXIT_INCONCLUSIVE = 1, 4
+
+
+def run_again(
+    run_name: str, results: Path, *, trace: Path | None, as_json: bool, quiet: bool
+) -> None:
+    """Run it, say whether the event log is identical, and exit accordingly."""
+    reader = RunReader(run_name, results)
+    config = _config(reader, trace)
+    _check_trace(reader, config)
+    with follow(f"rerun {reader.path.name}", quiet=quiet) as progress:
+        result = run(config, results=results, progress=progress)
+    verdict, sentence, code = _verdict(reader, result)
+    changes = differences(reader.manifest, result)
+    if as_json:
+        document: dict[str, Any] = {
+            "schema": JSON_SCHEMA,
+            "command": "rerun",
+            "simulated": result.summary["simulated"],
+            "original": {"folder": str(reader.path), "event_digest": reader.manifest.event_digest},
+            "rerun": {"folder": str(result.folder), "event_digest": result.event_digest},
+            "verdict": verdict,
+            "changes": changes,
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        from rich.text import Text
+
+        console = results_console()
+        console.print(
+            Text.assemble((sentence, "bold"), "  ", badge(result.summary["simulated"])),
+            soft_wrap=True,
+        )
+        for line in changes:
+            console.print(f"changed  {line}", soft_wrap=True)
+        console.print(f"original {reader.path}  {reader.manifest.event_digest}", soft_wrap=True)
+        console.print(f"rerun    {result.folder}  {result.event_digest}", soft_wrap=True)
+    if code:
+        raise SystemExit(code)
+
+
+def _config(reader: RunReader, trace: Path | None) -> RunConfig:
+    try:
+        config = msgspec.convert(reader.manifest.config, RunConfig)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{error}",
+            file=reader.path / MANIFEST_FILE,
+            field="config",
+            hint="It was made by another version of nexusbench",
+        ) from None
+    return config if trace is None else msgspec.structs.replace(config, trace=str(trace))
+
+
+def _check_trace(reader: RunReader, config: RunConfig) -> None:
+    """The trace must be the one of the run, byte for byte. Raises InputError if it is not."""
+    try:
+        found = read_source(config.trace).sha256
+    except InputError as error:
+        hint = "Say where it is now with --trace FILE"
+        raise InputError(f"the run's trace: {error.problem}", file=error.file, hint=hint) from None
+    recorded = reader.manifest.resolved.get("trace", {}).get("sha256")
+    if found != recorded:
+        raise InputError(
+            f"is not the trace of the run: its sha256 is {found[:12]}, that of the run "
+            f"{str(recorded)[:12]}",
+            file=config.trace,
+            hint="Give the original with --trace FILE",
+        )
+
+
+def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
+    """A word for machines, a sentence, and the exit code."""
+    if not result.summary["simulated"]:
+        return "measured", "ran again; a real device never gives the same event log twice", 0
+    if not reader.complete:
+        sentence = f"nothing to compare with: the original is {reader.status}"
+        return "inconclusive", sentence, EXIT_INCONCLUSIVE
+    if result.event_digest == reader.manifest.event_digest:
+        return "identical", "identical event log", 0
+    return "differs", "the event log differs", EXIT_DIFFERS
+
+
+def differences(manifest: Manifest, result: RunResult) -> list[str]:
+    """What was resolved differently, or made by other versions: the usual suspects."""
+    # Through JSON, as the recorded one went: tuples become lists.
+    new = json.loads(msgspec.json.encode(result.resolved))
+    changes = [
+        f"{key}: {_brief(old)} -> {_brief(new.get(key))}"
+        for key, old in manifest.resolved.items()
+        if key != "decision_us" and new.get(key) != old and key != "trace"
+    ]
+    if result.folder is not None:
+        made = RunReader(result.folder).manifest
+        for name in ("nexusbench", "git_commit", "git_dirty", "python", "numpy"):
+            old, now = getattr(manifest, name), getattr(made, name)
+            if old != now:
+                changes.append(f"{name}: {old} -> {now}")
+    return changes
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

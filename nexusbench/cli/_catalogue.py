@@ -1,0 +1,204 @@
+"""The entries of ``nexusbench list``: read from the plug-ins themselves, broken ones included."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from nexusbench.cli._console import results_console, say
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.registry import Registry
+
+
+class Option(msgspec.Struct, frozen=True):
+    """An option of a plug-in: its type and default as text."""
+
+    name: str
+    type: str
+    default: str
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something to choose: ``facts`` are short details, ``error`` why it cannot be used."""
+
+    name: str
+    about: str = ""
+    source: str = ""
+    facts: list[str] = []
+    options: list[Option] = []
+    error: str = ""
+
+
+def show_family(family: str, *, as_json: bool) -> None:
+    """Print one family."""
+    entries = _FAMILIES[family]()
+    if as_json:
+        document = {
+            "schema": JSON_SCHEMA,
+            "command": "list",
+            "family": family,
+            "entries": msgspec.to_builtins(entries),
+        }
+        print(json.dumps(document, indent=2))
+        return
+    from rich.text import Text
+
+    console = results_console()
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        name = f"{entry.name:<{width}}"
+        if entry.error:
+            say(console, f"{name}  BROKEN: {entry.error}", "red", width + 2)
+            continue
+        say(console, f"{name}  {entry.about}".rstrip(), "bold", width + 2)
+        for fact in entry.facts:
+            say(console, f"{'':<{width}}  {fact}", indent=width + 4)
+        for option in entry.options:
+            line = f"{'':<{width}}  :{option.name}={option.default}   {option.type}"
+            console.print(Text(line), soft_wrap=True)
+        if entry.source:
+            say(console, f"{'':<{width}}  source: {entry.source}", "dim", width + 4)
+
+
+def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[Entry]:
+    """The entries of a registry; one that does not load does not hide the others."""
+    entries = []
+    for name in registry.names():
+        try:
+            cls = registry.load(name)
+            entry = Entry(name, _first_line(cls), cls.source, facts(cls), _options(cls))
+        except NexusbenchError as error:
+            entry = Entry(name, error=str(error))
+        except Exception as error:
+            # A user's plug-in may fail in any way when it is imported.
+            entry = Entry(name, error=f"{type(error).__name__}: {error}")
+        entries.append(entry)
+    return entries
+
+
+def _first_line(cls: type[Any]) -> str:
+    paragraph = (inspect.getdoc(cls) or "").split("\n\n")[0]
+    return " ".join(paragraph.split()).replace("``", "")
+
+
+def _options(cls: type[Any]) -> list[Option]:
+    options = getattr(cls, "Options", None)
+    if options is None:
+        return []
+    return [
+        Option(field.encode_name, _type_name(field.type), _default(field))
+        for field in msgspec.structs.fields(options)
+    ]
+
+
+def _type_name(declared: Any) -> str:
+    words = getattr(declared, "__args__", None)
+    if words and all(isinstance(word, str) for word in words):
+        return "|".join(words)
+    return str(getattr(declared, "__name__", declared))
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    if field.default is not msgspec.NODEFAULT:
+        return str(field.default)
+    return "" if field.default_factory is msgspec.NODEFAULT else str(field.default_factory())
+
+
+def _schedulers() -> list[Entry]:
+    from nexusbench.schedulers.base import schedulers
+
+    def facts(cls: Any) -> list[str]:
+        return [
+            f"runs on {' and '.join(cls.partitions)}, default partitioner {cls.default_partitioner}"
+        ]
+
+    return _plugins(schedulers, facts)
+
+
+def _partitioners() -> list[Entry]:
+    from nexusbench.partitioners.base import partitioners
+
+    def facts(cls: Any) -> list[str]:
+        served = " or ".join(" and ".join(partitions) for partitions in cls.serves)
+        return [f"serves {served}" + ("; asks a cost model" if cls.needs_belief else "")]
+
+    return _plugins(partitioners, facts)
+
+
+def _cost_models() -> list[Entry]:
+    from nexusbench.costs.base import cost_models
+
+    return _plugins(cost_models, lambda cls: [])
+
+
+def _devices() -> list[Entry]:
+    from nexusbench.devices.base import devices
+
+    return _plugins(devices, lambda cls: [] if cls.usable() else ["not usable on this machine"])
+
+
+def _formats() -> list[Entry]:
+    from nexusbench.workloads.readers.base import readers
+
+    return _plugins(readers, lambda cls: [cls.unit, f"starts with {cls.example}"])
+
+
+def _metrics() -> list[Entry]:
+    from nexusbench.metrics.base import load_metrics
+
+    better = {"lower": "lower is better", "higher": "higher is better", "none": "no better side"}
+    return [
+        Entry(tag, f"{m.title} [{m.unit}], {better[m.direction]}", facts=[m.formula])
+        for tag, m in sorted(load_metrics().items())
+    ]
+
+
+def _gpus() -> list[Entry]:
+    from nexusbench.devices._gpus import gpu_names, legal_splits, load_gpu
+
+    entries = []
+    for name in gpu_names():
+        gpu = load_gpu(name)
+        facts = [
+            f"{gpu.num_sms} SMs, {gpu.peak_tflops:g} TFLOP/s dense BF16, {gpu.hbm_gib:g} GiB at "
+            f"{gpu.hbm_gbps:,.0f} GB/s, L2 {gpu.l2_mib:g} MiB",
+            f"partitions from {gpu.sm_minimum} SMs in steps of {gpu.sm_multiple}: "
+            f"{len(legal_splits(gpu)) - 1} splits; use --device sim:{name}",
+        ]
+        entries.append(Entry(name, gpu.name, facts=facts))
+    return entries
+
+
+def _models() -> list[Entry]:
+    from nexusbench.models.config import load_model, model_names
+
+    entries = []
+    for name in model_names():
+        model = load_model(name)
+        about = (
+            f"{model.num_parameters / 1e9:.2f} billion parameters, {model.weight_bytes / 1e9:.1f} "
+            f"GB of weights ({model.dtypes.weights})"
+        )
+        facts = [
+            f"{model.num_layers} layers, context {model.max_model_len:,}, KV "
+            f"{model.kv_bytes_per_token / 1024:g} KiB per token"
+        ]
+        entries.append(Entry(name, about, model.source, facts))
+    return entries
+
+
+# What is found by listing a folder or by entry points, so that a user's own may be among it.
+PLUGIN_FAMILIES: dict[str, Callable[[], list[Entry]]] = {
+    "schedulers": _schedulers,
+    "partitioners": _partitioners,
+    "cost-models": _cost_models,
+    "devices": _devices,
+    "metrics": _metrics,
+    "formats": _formats,
+}
+_FAMILIES = {**PLUGIN_FAMILIES, "gpus": _gpus, "models": _models}

@@ -1,0 +1,167 @@
+"""The checks of ``doctor``: each gives a line, and only the core's decide the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.cli._console import results_console, say
+from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.units import GIB
+
+_REQUIRED = ("msgspec", "numpy", "pyarrow", "rich", "typer")
+_OPTIONAL = ("torch", "safetensors", "nvidia-ml-py", "cuda-bindings")
+_MOST_NAMED = 12
+_PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line: ``ok``, ``note`` (fine, but to know) or ``broken`` (the core does not work)."""
+
+    check: str
+    state: Literal["ok", "note", "broken"]
+    text: str
+
+
+def check_up(results: Path, *, as_json: bool) -> bool:
+    """Print all findings; True unless the core is broken."""
+    findings = [
+        *_machine(), *_packages(), *_plugins(), *_devices(), _results_folder(results), _probe(),
+    ]  # fmt: skip
+    fine = all(finding.state != "broken" for finding in findings)
+    if as_json:
+        document = {"command": "doctor", "ok": fine, "findings": msgspec.to_builtins(findings)}
+        print(json.dumps(document, indent=2))
+        return fine
+    console = results_console()
+    styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
+    for finding in findings:
+        line = f"{finding.state:<7} {finding.check:<14} {finding.text}"
+        say(console, line, styles[finding.state], 23)
+    say(console, "The core works." if fine else "The core is broken.", "bold")
+    return fine
+
+
+def _machine() -> Iterator[Finding]:
+    version = platform.python_version()
+    yield Finding("nexusbench", "ok", __version__)
+    yield Finding("python", "ok", f"{version} ({platform.python_implementation()})")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{platform.platform()}, {usable} CPU cores usable"
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+        text += f", {memory:.1f} GiB of memory"
+    yield Finding("machine", "ok", text)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in _REQUIRED:
+        version = _version(name)
+        if version is None:
+            yield Finding(name, "broken", f"not installed; pip install {name}")
+        else:
+            yield Finding(name, "ok", version)
+    found = {name: _version(name) for name in _OPTIONAL}
+    have = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    yield Finding("optional", "ok", have or "none installed; simulated devices need none")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plugins() -> Iterator[Finding]:
+    """Every plug-in loads, and no two share a name."""
+    from nexusbench.cli._catalogue import PLUGIN_FAMILIES
+
+    for family, entries_of in PLUGIN_FAMILIES.items():
+        try:
+            entries = entries_of()
+        except NexusbenchError as error:
+            yield Finding(family, "broken", str(error))
+            continue
+        broken = [entry for entry in entries if entry.error]
+        for entry in broken:
+            yield Finding(family, "broken", f"{entry.name}: {entry.error}")
+        if not broken:
+            names = ", ".join(entry.name for entry in entries)
+            long = len(entries) > _MOST_NAMED
+            yield Finding(family, "ok", f"{len(entries)} found" if long else names)
+
+
+def _devices() -> Iterator[Finding]:
+    """Which devices can be opened here, and how to get the others."""
+    from nexusbench.assembly import resolve_device
+    from nexusbench.devices.base import devices
+
+    for name in devices.names():
+        try:
+            usable = devices.load(name).usable()
+        except Exception as error:
+            yield Finding(f"device {name}", "note", f"does not load: {error}")
+            continue
+        if usable:
+            note = "always there; every result is labelled simulated" if name == "sim" else "usable"
+            yield Finding(f"device {name}", "ok", note)
+        else:
+            yield Finding(f"device {name}", "note", f"not usable: {_reason(name)}")
+    if "cuda" not in devices.names():
+        yield Finding("device cuda", "note", "this version has none: a GPU here is not used")
+    yield Finding("device auto", "ok", f"means {resolve_device('auto')} here")
+
+
+def _reason(device: str) -> str:
+    """Why a real device cannot be opened."""
+    extra = "cuda" if device == "cuda" else "torch"
+    if _version("torch") is None:
+        return f'torch is not installed; pip install "nexusbench[{extra}]"'
+    if device == "cuda" and shutil.which("nvidia-smi") is None:
+        return "no NVIDIA driver was found (nvidia-smi is not there)"
+    return "see the device's documentation"
+
+
+def _results_folder(results: Path) -> Finding:
+    """Runs can be kept; the folder itself is not made by looking."""
+    existing = results
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        return Finding("results", "note", f"{existing} is no folder: choose another --results")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Finding("results", "note", f"{existing} cannot be written to: {error.strerror}")
+    free = shutil.disk_usage(existing).free / GIB
+    return Finding("results", "ok", f"{results} can be written to, {free:,.1f} GiB free")
+
+
+def _probe() -> Finding:
+    """Serve one request on a simulated GPU, all the way."""
+    from nexusbench.config import RunConfig
+    from nexusbench.runner import run
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder) / "probe.jsonl"
+            trace.write_bytes(_PROBE)
+            result = run(RunConfig(trace=str(trace), device="sim:l20"), results=Path(folder))
+            finished = result.summary["metrics"]["finished"]["value"]
+    except Exception as error:
+        return Finding("engine", "broken", f"{type(error).__name__}: {error}")
+    if finished != 1:
+        return Finding("engine", "broken", "the test request did not finish")
+    return Finding("engine", "ok", "served a test request on sim:l20, invariants checked")

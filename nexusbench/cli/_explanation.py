@@ -1,0 +1,222 @@
+"""What ``explain`` shows: a bar of parts, facts, neighbours; or the slowest requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from nexusbench.cli._console import print_whole, results_console, say
+from nexusbench.cli._neighbours import Neighbours, neighbours_of
+from nexusbench.cli._screen import badge
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.core.units import ms
+from nexusbench.metrics.explain import PARTS, Explanation, explain, find_request
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.results.reader import RunReader
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BAR = 48
+# Letters as well as colours, so that the bar can be read without them.
+_LETTERS = {
+    "queue": ("q", "yellow"),
+    "kv_wait": ("k", "red"),
+    "requeue": ("r", "magenta"),
+    "compute": ("c", "green"),
+    "contention": ("x", "bright_red"),
+    "between_steps": (".", "dim"),
+}
+
+
+def explain_request(name: str, results: Path, request: str, *, as_json: bool) -> None:
+    """Show one request. Raises UsageError if it is not in the run."""
+    reader = RunReader(name, results)
+    run = RunEvents.from_reader(reader)
+    index = find_request(run, request)
+    found = explain(run, index)
+    near = neighbours_of(run, index)
+    if as_json:
+        document = {
+            "schema": JSON_SCHEMA,
+            "command": "explain",
+            "run": str(reader.path),
+            "status": reader.status,
+            **msgspec.to_builtins(found),
+            "neighbours": msgspec.to_builtins(near),
+        }
+        print(json.dumps(document, indent=2))
+        return
+    console = results_console()
+    _title(console, reader, f"request {found.id}")
+    _show_outcome(console, found)
+    _show_parts(console, found)
+    _show_facts(console, found, near)
+
+
+def _title(console: Console, reader: RunReader, what: str) -> None:
+    from rich.text import Text
+
+    shown = badge(reader.manifest.simulated)
+    console.print(Text.assemble((what, "bold"), f" of {reader.path.name}  ", shown), soft_wrap=True)
+    if not reader.complete:
+        say(console, f"WARNING: this run is {reader.status}; only what it kept is known", "red")
+
+
+def _show_outcome(console: Console, found: Explanation) -> None:
+    text = found.outcome + (f" ({found.reason})" if found.reason else "")
+    text += f", {ms(found.total_ns):,.1f} ms from arrival to "
+    text += "the end of the log" if found.outcome == "unfinished" else "its end"
+    if found.ttft_ns is not None:
+        text += f", TTFT {ms(found.ttft_ns):,.1f} ms"
+        if found.output_tokens > 1:
+            gap = (found.total_ns - found.ttft_ns) / (found.output_tokens - 1)
+            text += f", then {ms(gap):,.1f} ms per token"
+    say(console, text)
+
+
+def _show_parts(console: Console, found: Explanation) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    total = max(1, found.total_ns)
+    bar = Text("  [")
+    for part, start, end in _segments(found.parts, total):
+        letter, style = _LETTERS[part]
+        bar.append(letter * (end - start), style=style)
+    bar.append("]")
+    console.print(bar)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for part, time in found.parts.items():
+        if time:
+            letter, style = _LETTERS[part]
+            name = Text.assemble((f"  {letter} ", style), part.replace("_", " "))
+            meaning = Text(PARTS[part], style="dim")
+            table.add_row(name, f"{ms(time):,.1f} ms", f"{100 * time / total:.1f} %", meaning)
+    console.print(table)
+    if not found.contention_known:
+        say(console, "The device cannot know contention: it is part of compute.", "dim")
+
+
+def _segments(parts: dict[str, int], total: int) -> list[tuple[str, int, int]]:
+    """Part, first and last position in the bar; rounded at the borders, so that it fits exactly."""
+    segments, sofar, place = [], 0, 0
+    for part, time in parts.items():
+        sofar += time
+        end = round(_BAR * sofar / total)
+        segments.append((part, place, end))
+        place = end
+    return segments
+
+
+def _show_facts(console: Console, found: Explanation, near: Neighbours) -> None:
+    facts = [
+        f"prompt {found.prompt_tokens:,} tokens, {found.cached_tokens:,} of them from the prefix "
+        f"cache, computed in {found.chunks:,} chunks; output {found.output_tokens:,} tokens",
+        f"in {found.steps:,} steps"
+        + (f", {found.mean_batch:,.1f} requests in each on average" if found.mean_batch else ""),
+    ]
+    if found.preemptions:
+        facts.append(f"preempted {found.preemptions} times, {found.lost_tokens:,} tokens lost")
+    facts.append(
+        f"on arrival {near.waiting_at_arrival:,} were waiting; {near.admitted_before:,} were "
+        f"admitted while it waited, {near.overtook:,} of which had come later"
+    )
+    if near.prefills:
+        names = ", ".join(f"{prompt.id} ({prompt.tokens:,})" for prompt in near.prefills)
+        facts.append(
+            f"until its first token {near.prefill_tokens:,} prompt tokens of others were computed, "
+            f"most of {names}"
+        )
+    if found.tenant:
+        facts.append(f"tenant {found.tenant}")
+    for fact in facts:
+        say(console, f"  - {fact}", indent=4)
+
+
+def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
+    """Show the requests with the longest TTFT; those that never got a token come first."""
+    reader = RunReader(name, results)
+    run = RunEvents.from_reader(reader)
+    chosen = _slowest(run, top)
+    rows = [_slow_row(run, index) for index in chosen]
+    if as_json:
+        document = {
+            "schema": JSON_SCHEMA,
+            "command": "explain",
+            "run": str(reader.path),
+            "status": reader.status,
+            "simulated": reader.manifest.simulated,
+            "slowest": rows,
+        }
+        print(json.dumps(document, indent=2))
+        return
+    console = results_console()
+    _title(console, reader, f"the {len(rows)} requests with the longest TTFT")
+    if not rows:
+        say(console, "No request arrived in what this run kept.")
+        return
+    _show_slowest(console, rows)
+    say(console, f"next  nexusbench explain {reader.path} --request {rows[0]['id']}")
+
+
+def _slowest(run: RunEvents, top: int) -> list[int]:
+    """Indices, slowest first. A request without a token has waited to the end of the log, at least;
+    one that was rejected has not waited at all.
+    """
+    refused = (run.ended >= 0) & (run.num_output_tokens == 0)
+    times = np.where(run.first_token >= 0, run.first_token - run.arrival, np.iinfo(np.int64).max)
+    order = np.argsort(-times, kind="stable")
+    listed = order[(run.offered & ~refused)[order]]
+    return [int(index) for index in listed[:top]]
+
+
+def _slow_row(run: RunEvents, index: int) -> dict[str, Any]:
+    arrival, admitted = int(run.arrival[index]), int(run.first_admitted[index])
+    first = int(run.first_token[index])
+    return {
+        "id": str(run.requests["id"][index]),
+        "arrival_s": arrival / 1e9,
+        "prompt_tokens": int(run.requests["prompt_tokens"][index]),
+        "output_tokens": int(run.num_output_tokens[index]),
+        "ttft_ms": ms(first - arrival) if first >= 0 else None,
+        "queueing_ms": ms(admitted - arrival) if admitted >= 0 else None,
+        "service_ms": ms(first - admitted) if first >= 0 and admitted >= 0 else None,
+        "preemptions": int((run.tables["preempted"]["request"] == index).sum()),
+    }
+
+
+def _show_slowest(console: Console, rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    heads = {
+        "id": "request",
+        "arrival_s": "arrival, s",
+        "prompt_tokens": "prompt",
+        "output_tokens": "output",
+        "ttft_ms": "TTFT, ms",
+        "queueing_ms": "queueing, ms",
+        "service_ms": "service, ms",
+        "preemptions": "preempted",
+    }
+    for head in heads.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*[_cell(row[key]) for key in heads])
+    print_whole(console, table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "never"
+    return f"{value:,.1f}" if isinstance(value, float) else str(value)

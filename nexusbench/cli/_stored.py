@@ -1,0 +1,170 @@
+"""Stored runs side by side: labels that tell them apart, warnings where they are not comparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexusbench import __version__
+from nexusbench.cli._console import progress_console, results_console
+from nexusbench.cli._screen import badge, header, show_columns
+from nexusbench.cli._session import JSON_SCHEMA, parse_goodput
+from nexusbench.cli._view import Column, RunView, view_of_reader
+from nexusbench.results.reader import RunReader
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# What must be equal for a comparison to be about the schedulers alone: name, path into the run.
+_SAME = (
+    ("trace (sha256)", ("resolved", "trace", "sha256")),
+    ("device", ("resolved", "device")),
+    ("model", ("resolved", "model")),
+    ("SLO", ("summary", "slo")),
+    ("warm-up", ("resolved", "warmup_ns")),
+    ("limits", ("resolved", "limits")),
+    ("KV blocks", ("resolved", "kv_blocks")),
+    ("block size", ("resolved", "block_size")),
+    ("prefix caching", ("config", "prefix_caching")),
+    *(
+        (f"--{name.replace('_', '-')}", ("config", name))
+        for name in (
+            "speed", "request_rate", "burstiness", "limit", "window", "spread_ties", "max_tokens",
+            "too_long",
+        )
+    ),
+)  # fmt: skip
+# What may tell two runs of one scheduler apart in a column's head, in this order.
+_TELLING = (
+    ("resolved", "device"),
+    ("resolved", "model", "name"),
+    ("resolved", "trace", "name"),
+    ("config", "partitioner"),
+    ("config", "request_rate"),
+    ("config", "speed"),
+    ("config", "seed"),
+)
+
+
+def compare_runs(
+    runs: Sequence[str],
+    results: Path,
+    *,
+    goodput: Sequence[str] = (),
+    as_json: bool = False,
+    formulas: bool = False,
+) -> None:
+    """Show or print runs. Raises InputError naming what cannot be read."""
+    slo = parse_goodput(goodput) if goodput else None
+    views = [view_of_reader(RunReader(run, results), slo) for run in runs]
+    label_apart(views)
+    warnings = find_warnings(views)
+    if as_json:
+        for warning in warnings:
+            progress_console().print(f"WARNING: {warning}", soft_wrap=True)
+        document: dict[str, Any] = {
+            "schema": JSON_SCHEMA,
+            "command": "compare",
+            "nexusbench": __version__,
+            "simulated": any(view.simulated for view in views),
+            "warnings": warnings,
+            "runs": [view.as_json() for view in views],
+        }
+        print(json.dumps(document, indent=2, allow_nan=False))
+        return
+    _show(views, warnings, formulas)
+
+
+def _show(views: Sequence[RunView], warnings: Sequence[str], formulas: bool) -> None:
+    console = results_console()
+    # One column a run: seeds are not pooled here, since nobody said that they belong together.
+    columns = [Column(view.label, [view]) for view in views]
+    if warnings:
+        _show_mixed(console, columns)
+    else:
+        header(console, columns, "nexusbench compare")
+    for warning in warnings:
+        console.print(f"WARNING: {warning}", style="bold red", soft_wrap=True)
+    show_columns(console, columns, formulas=formulas)
+    console.print()
+    width = max(len(view.label) for view in views)
+    for view in views:
+        reason = f": {view.message}" if view.message else ""
+        name = " ".join(view.label.split())
+        console.print(f"{name:<{width}}  {view.folder}  {view.status}{reason}", soft_wrap=True)
+
+
+def _show_mixed(console: Console, columns: Sequence[Column]) -> None:
+    """The title for runs that have no common header."""
+    from rich.text import Text
+
+    console.print(Text("nexusbench compare", style="bold"))
+    for column in columns:
+        trace = column.first.resolved["trace"]
+        console.print(
+            Text.assemble(
+                badge(column.first.simulated),
+                f"  {column.label}: {column.first.resolved['device']}, "
+                f"{column.first.resolved['model']['name']}, {trace['name']}",
+            ),
+            soft_wrap=True,
+        )
+
+
+def label_apart(views: Sequence[RunView]) -> None:
+    """Give every view a label of its own: the scheduler, and whatever tells it from the others."""
+    bases = [view.label for view in views]
+    telling = [
+        path for path in _TELLING if len({str(_look(view, path)) for view in views}) > 1
+    ] if len(set(bases)) < len(bases) else []  # fmt: skip
+    taken: dict[str, int] = {}
+    for view in views:
+        words = [view.label]
+        for path in telling:
+            value = _look(view, path)
+            if value is not None:
+                plain = path[0] == "resolved" or path[-1] == "partitioner"
+                words.append(str(value) if plain else f"{path[-1]} {value}")
+        label = ", ".join(words)
+        taken[label] = taken.get(label, 0) + 1
+        view.label = label if taken[label] == 1 else f"{label} #{taken[label]}"
+
+
+def find_warnings(views: Sequence[RunView]) -> list[str]:
+    """What makes these runs differ in more than their schedulers, and which were cut short."""
+    warnings = []
+    for name, path in _SAME:
+        values = [_look(view, path) for view in views]
+        if any(value != values[0] for value in values):
+            shown = ", ".join(
+                f"{view.label} {_brief(value)}" for view, value in zip(views, values, strict=True)
+            )
+            warnings.append(f"the runs differ in {name}: {shown}")
+    if len({view.simulated for view in views}) > 1:
+        warnings.append("simulated and measured runs are mixed")
+    warnings += [
+        f"{view.label} is {view.status}: its numbers are of the part that was kept, "
+        "and it is never called best"
+        for view in views
+        if not view.complete
+    ]
+    return warnings
+
+
+def _look(view: RunView, path: Sequence[str]) -> Any:
+    """A value inside a run, None where it has none."""
+    value: Any = getattr(view, path[0])
+    for key in path[1:]:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        if "name" in value:
+            return str(value["name"])
+        return " ".join(f"{key}:{item}" for key, item in value.items()) or "none"
+    text = str(value)
+    return text[:8] + "..." if len(text) == 64 else text

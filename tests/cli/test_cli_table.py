@@ -1,0 +1,207 @@
+"""The table and the verdict: marks, units, directions, seeds, narrow terminals."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nexusbench.cli._policies import pair_policies, split_policies
+from nexusbench.cli._screen import show_columns
+from nexusbench.cli._seeds import seeds_lines
+from nexusbench.cli._stored import label_apart
+from nexusbench.cli._table import Row, decimals, make_rows
+from nexusbench.cli._verdict import verdict
+from nexusbench.cli._view import Column, RunView, by_label
+from nexusbench.core.errors import UsageError
+from nexusbench.core.events import EventLog
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.metrics.summary import describe, summarise
+
+FACTS = {
+    "simulated": True, "num_sms": 8, "kv_blocks": 10, "block_size": 16, "partitions": ("all",),
+}  # fmt: skip
+NOTHING: dict[str, Any] = {
+    name: []
+    for name in ("request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens")
+} | {"max_tokens": []}  # fmt: skip
+
+
+def view(label: str, status: str = "complete", seed: int = 0, **values: Any) -> RunView:
+    """A run whose metrics are given: a list for a distribution, a number for a scalar."""
+    import numpy as np
+
+    summary = summarise(RunEvents.from_log(EventLog(), NOTHING, FACTS))
+    for tag, value in values.items():
+        if isinstance(value, list):
+            summary["metrics"][tag].update(describe(np.array(value, dtype=float)))
+        else:
+            summary["metrics"][tag]["value"] = value
+    resolved = {"gpu": {"sim": {"jitter": 0.02}}, "decision_us": {"mean": 5.0}}
+    return RunView(label, status, True, {"seed": seed}, resolved, summary)
+
+
+def rows_of(*views: RunView) -> dict[tuple[str, str], Row]:
+    """Rows by title (of the metric) and statistic."""
+    rows, title = {}, ""
+    for row in make_rows(by_label(views)):
+        title = row.title.strip() or title
+        rows[title, row.name] = row
+    return rows
+
+
+def marks(row: Row) -> list[bool]:
+    return [cell.best for cell in row.cells]
+
+
+def test_best_follows_the_direction_and_ties_share_it() -> None:
+    rows = rows_of(
+        view("a", ttft=[10.0], output_throughput=50.0, preemptions=0, kv_use_mean=1.0),
+        view("b", ttft=[20.0], output_throughput=70.0, preemptions=0, kv_use_mean=2.0),
+        view("c", ttft=[10.0], output_throughput=70.0, preemptions=0, kv_use_mean=3.0),
+    )
+    assert marks(rows["TTFT, ms", "mean"]) == [True, False, True]
+    assert marks(rows["output throughput", "tok/s"]) == [False, True, True]
+    # Where all are equal nothing is best, and KV use has no better side.
+    assert marks(rows["preemptions", ""]) == [False, False, False]
+    assert marks(rows["KV use, mean", "%"]) == [False, False, False]
+
+
+def test_values_that_read_the_same_share_the_mark() -> None:
+    rows = rows_of(view("a", ttft=[100.01]), view("b", ttft=[100.02]), view("c", ttft=[300.0]))
+    assert marks(rows["TTFT, ms", "mean"]) == [True, True, False]
+
+
+def test_a_partial_run_is_never_best() -> None:
+    rows = rows_of(
+        view("a", "killed or still running", ttft=[1.0]), view("b", ttft=[20.0]),
+        view("c", ttft=[30.0]),
+    )  # fmt: skip
+    assert marks(rows["TTFT, ms", "mean"]) == [False, True, False]
+
+
+def test_one_run_is_not_best_of_anything() -> None:
+    assert marks(rows_of(view("a", ttft=[1.0]))["TTFT, ms", "mean"]) == [False]
+
+
+def test_weak_percentiles_are_marked() -> None:
+    rows = rows_of(view("a", ttft=[float(n) for n in range(300)]))
+    assert rows["TTFT, ms", "p99"].cells[0].marked.endswith("~")
+    assert not rows["TTFT, ms", "p95"].cells[0].weak
+
+
+def test_parts_of_ttft_share_its_unit() -> None:
+    rows = rows_of(view("a", ttft=[2500.0], ttft_queueing=[2400.0], ttft_service=[100.0]))
+    assert rows["TTFT, s", "mean"].cells[0].text == "2.50"
+    assert rows["service, s", "mean"].cells[0].text == "0.100"
+
+
+def test_no_value_is_a_dash_and_no_row_where_nobody_has_one() -> None:
+    rows = rows_of(view("a", ttft=[10.0]), view("b"))
+    assert [cell.text for cell in rows["TTFT, ms", "mean"].cells] == ["10", "-"]
+    assert ("goodput", "req/s") not in rows
+    assert ("rejected", "") not in rows
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [([1.0, 2000.0], 0), ([0.0], 0), ([45.25, 1272.9], 1), ([0.82, 16.1], 2), ([1.645, 1.8], 2),
+     ([0.0691, 0.012], 3), ([1234.5, 2000.5], 0), ([], 0)],
+)  # fmt: skip
+def test_decimals(values: list[float], places: int) -> None:
+    assert decimals(values) == places
+
+
+def test_verdict_names_winner_and_factors() -> None:
+    columns = by_label(
+        [
+            view("a", ttft=[1000.0], tbt=[50.0], output_throughput=100.0),
+            view("b", ttft=[2300.0], tbt=[50.2], output_throughput=120.0),
+        ]
+    )
+    text = " ".join(verdict(columns))
+    assert "a has the lowest mean TTFT (1.00 s: 2.3x lower than b)" in text
+    assert "P99 TBT is the same for all within 1 %" in text
+    assert "b has the highest output throughput (120.0 tok/s: 20.0 % higher than a)" in text
+    assert verdict(columns[:1]) == []
+
+
+def test_verdict_says_when_the_requests_are_not_the_same() -> None:
+    columns = by_label([view("a", ttft=[1.0], finished=9), view("b", ttft=[2.0], finished=10)])
+    assert "a 9, b 10" in verdict(columns)[-1]
+
+
+def test_verdict_over_seeds_needs_intervals_apart() -> None:
+    near = [view("a", seed=s, ttft=[100.0 + 30 * s]) for s in range(3)]
+    near += [view("b", seed=s, ttft=[110.0 + 30 * s]) for s in range(3)]
+    assert "same for all within 1 % or the spread over seeds" in verdict(by_label(near))[0]
+    far = near[:3] + [view("b", seed=s, ttft=[900.0 + s]) for s in range(3)]
+    assert "a has the lowest mean TTFT" in verdict(by_label(far))[0]
+
+
+def test_seeds_say_what_they_vary() -> None:
+    views = [view("a", seed=s, ttft=[1.0]) for s in range(2)]
+    assert "step-time noise" in seeds_lines(by_label(views))[0]
+    for one in views:
+        one.resolved = {"gpu": {"sim": {"jitter": 0.0}}}
+    assert "every seed gives the same run" in seeds_lines(by_label(views))[0]
+
+
+def test_narrow_terminals_get_several_tables() -> None:
+    columns = [Column(f"scheduler-{n}", [view(f"scheduler-{n}", ttft=[n + 1.0])]) for n in range(9)]
+    stream = io.StringIO()
+    show_columns(Console(file=stream, width=90), columns)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 90
+    assert sum("scheduler-0" in line for line in lines if "has the" not in line) == 1
+    assert all(any(f"scheduler-{n}" in line for line in lines) for n in range(9))
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_no_color_leaves_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    columns = by_label([view("a", ttft=[10.0]), view("b", ttft=[20.0])])
+    show_columns(Console(file=stream, width=100, force_terminal=True), columns)
+    assert "10*" in stream.getvalue()
+    assert "\x1b[32m" not in stream.getvalue()
+    assert "\x1b[1;32m" not in stream.getvalue()
+
+
+def test_labels_tell_apart() -> None:
+    same = [view("nexus"), view("nexus")]
+    label_apart(same)
+    assert [one.label for one in same] == ["nexus", "nexus #2"]
+    seeds = [view("nexus", seed=1), view("nexus", seed=2)]
+    label_apart(seeds)
+    assert [one.label for one in seeds] == ["nexus, seed 1", "nexus, seed 2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "specs"),
+    [
+        (["a,b,c"], ["a", "b", "c"]),
+        (["a:x=1,y=2,b", "c"], ["a:x=1,y=2", "b", "c"]),
+        (["a,x=1,b:y=2"], ["a:x=1", "b:y=2"]),
+        (["a:p=b:c,d"], ["a:p=b:c", "d"]),
+        ([" a , b "], ["a", "b"]),
+    ],
+)
+def test_split_policies(values: list[str], specs: list[str]) -> None:
+    assert split_policies(values, "--scheduler") == specs
+
+
+@pytest.mark.parametrize("values", [[""], ["a,,b"], ["x=1,a"], ["a", "x=1"], [":x=1"]])
+def test_split_policies_refuses(values: list[str]) -> None:
+    with pytest.raises(UsageError, match="--scheduler"):
+        split_policies(values, "--scheduler")
+
+
+def test_pair_policies() -> None:
+    assert pair_policies(["a", "b"], []) == [("a", None), ("b", None)]
+    assert pair_policies(["a", "b"], ["p"]) == [("a", "p"), ("b", "p")]
+    assert pair_policies(["a", "b"], ["p", "q"]) == [("a", "p"), ("b", "q")]
+    with pytest.raises(UsageError, match="--partitioner"):
+        pair_policies(["a"], ["p", "q"])

@@ -1,0 +1,106 @@
+"""check_scheduler passes what is shipped, and fails what is wrong with the right name."""
+
+from __future__ import annotations
+
+import pytest
+
+from nexusbench.core.errors import UsageError
+from nexusbench.partitioners.base import partitioners
+from nexusbench.schedulers.base import schedulers
+from nexusbench.testing import ConformanceError, check_scheduler
+from nexusbench.testing.__main__ import main
+from nexusbench.testing._harness import make_scheduler
+from nexusbench.testing.scheduler import check_starvation
+from tests.conformance import bad_schedulers as bad
+
+
+def pairs():
+    """Every shipped scheduler on its own partitioner, and on every other that serves it."""
+    for scheduler in schedulers.names():
+        cls = schedulers.load(scheduler)
+        for partitioner in partitioners.names():
+            if cls.partitions in partitioners.load(partitioner).serves:
+                yield scheduler, partitioner
+
+
+@pytest.mark.parametrize(("scheduler", "partitioner"), list(pairs()))
+@pytest.mark.parametrize("order", ["fcfs", "spf"])
+def test_shipped(scheduler, partitioner, order):
+    check_scheduler(f"{scheduler}:order={order}", partitioner=partitioner, examples=4)
+
+
+def test_classes_and_factories_are_taken():
+    check_scheduler(bad.Honest, examples=1)
+    check_scheduler(lambda: bad.TwoStreams(), examples=1)
+
+
+BREACHES = [
+    (bad.PeeksAtLength, "I9: "),
+    (bad.PeeksThroughState, "I9: "),
+    (bad.PeeksThroughGc, "I9: "),
+    (bad.PeeksThroughFrames, "I9: "),
+    (bad.NeverChunks, "I10: stalls"),
+    (bad.NeverChunksAndSaysNothing, "I7: "),
+    (bad.HoldsAndWaits, "I10: stalls"),
+    (bad.Lifo, "I10: starves"),
+    (bad.NeglectsOldDecodes, "I10: starves: 'r0'"),
+    (bad.Mutates, "I11: "),
+    (bad.MutatesQueue, "I11: "),
+    (bad.MutatesInHook, "I11: "),
+    (bad.PreemptsInFlight, "I11: "),
+    (bad.ReschedulesInFlight, "I11: "),
+    (bad.LaunchesInFlight, "I11: "),
+    (bad.OverBudget, "contract: "),
+    (bad.Unscheduled, "contract: "),
+    (bad.Twice, "contract: schedules 'r"),
+    (bad.Forgets, "contract: "),
+    (bad.WrongShape, "contract: "),
+    (bad.InventsPreemptions, "contract: "),
+    (bad.DecodesByTrySchedule, "contract: "),
+    (bad.Idles, "I7: "),
+    (bad.Livelock, "I10: makes no progress"),
+    (bad.WakesForEver, "I10: makes no progress"),
+    (bad.LoopsInside, "I10: makes no progress"),
+    (bad.Random, "I6: "),
+    (bad.Raises, "contract: raises ZeroDivisionError"),
+    (bad.ReturnsNothing, "contract: schedule returns None"),
+    (bad.TakesBlocks, "I3: "),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "begins"), BREACHES, ids=[policy.__name__ for policy, _ in BREACHES]
+)
+def test_bad_policies_fail_by_name(policy, begins):
+    with pytest.raises(ConformanceError) as caught:
+        check_scheduler(policy, examples=2)
+    assert str(caught.value).startswith(begins)
+    assert "workload: " in str(caught.value)
+    assert caught.value.invariant == begins.partition(":")[0]
+
+
+def test_opting_out_of_i7_opts_out_of_nothing_else():
+    check_scheduler(bad.IdlesAndSaysSo, examples=2)
+
+
+@pytest.mark.parametrize("name", schedulers.names())
+def test_spf_without_ageing_starves(name):
+    check_starvation(lambda: make_scheduler(f"{name}:order=spf"))
+    with pytest.raises(ConformanceError, match=r"^I10: starves: 'r15' \(160 prompt tokens"):
+        check_starvation(lambda: make_scheduler(f"{name}:order=spf,gamma=0"))
+
+
+def test_unknown_names_are_usage_errors():
+    with pytest.raises(UsageError, match="Did you mean 'vllm'"):
+        check_scheduler("vlm")
+    with pytest.raises(UsageError, match="no Scheduler"):
+        check_scheduler(lambda: 3)
+
+
+def test_command_line(capsys):
+    assert main(["scheduler", "vllm", "--examples", "1"]) == 0
+    assert "scheduler 'vllm' keeps the contract" in capsys.readouterr().out
+    assert main(["scheduler", "vllm:order=spf,gamma=0", "--examples", "0"]) == 1
+    assert "fails: I10: starves" in capsys.readouterr().err
+    assert main(["partitioner", "fxed"]) == 2
+    assert "Did you mean 'fixed'" in capsys.readouterr().err

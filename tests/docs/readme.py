@@ -1,0 +1,63 @@
+"""The README's terminal output, and how to make it again: ``python -m tests.docs.readme``."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"<!-- output: (.+?) -->\n```text\n(.*?)```\n<!-- end of output -->", re.DOTALL)
+COLUMNS = 100
+# Rows of real time: they differ from run to run.
+REAL_TIME = ("decision time",)
+# Lines that name the folder of a run.
+FOLDERS = re.compile(r"^\s*(kept|nexus|vllm|sglang)\b.*results/|Look further|nexusbench explain", re.I)
+
+
+def shown() -> tuple[list[str], str]:
+    """The command (as arguments after ``nexusbench``) and the output that the README shows."""
+    found = BLOCK.search(README.read_text())
+    assert found is not None, "README.md has lost its output block"
+    return found.group(1).split()[1:], found.group(2)
+
+
+def run(arguments: list[str]) -> str:
+    """Stdout of the command, 100 columns wide, without colour, kept nowhere."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "workloads").symlink_to(ROOT / "workloads")
+        environment = {**os.environ, "COLUMNS": str(COLUMNS), "NO_COLOR": "1", "TERM": "dumb"}
+        environment["PYTHONPATH"] = str(ROOT)
+        done = subprocess.run(
+            [sys.executable, "-m", "nexusbench", *arguments],
+            cwd=scratch, env=environment, capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+    return done.stdout
+
+
+def stable_lines(text: str) -> list[str]:
+    """Lines that are the same in every run, without trailing blanks."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    return [
+        line
+        for line in lines
+        if line and not any(word in line for word in REAL_TIME) and not FOLDERS.search(line)
+    ]
+
+
+def main() -> None:
+    """Put the present output into the README."""
+    arguments, _ = shown()
+    lines = [line.rstrip() for line in run(arguments).splitlines()]
+    text = "\n".join(line for line in lines if not FOLDERS.search(line)).strip("\n")
+    block = f"<!-- output: nexusbench {' '.join(arguments)} -->\n```text\n{text}\n```\n"
+    block += "<!-- end of output -->"
+    README.write_text(BLOCK.sub(lambda _: block, README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
