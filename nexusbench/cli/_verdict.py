@@ -25,9 +25,10 @@ def verdict(columns: Sequence[Column]) -> list[str]:
     rivals = [column for column in columns if column.complete]
     if len(rivals) < 2:
         return []
-    return [
-        sentence for claim in _CLAIMS if (sentence := _sentence(rivals, *claim)) is not None
-    ] + _remarks(rivals)
+    claims = [_sentence(rivals, *claim) for claim in _CLAIMS]
+    return [sentence for sentence in (*claims, _why(rivals), _price(rivals)) if sentence] + (
+        _remarks(rivals)
+    )
 
 
 def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
@@ -49,6 +50,44 @@ def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: 
     factors = ", ".join(_factor(best, value, label, less) for label, value in others)
     names = _names([winner, *level], within)
     return f"{names} {verb} the {degree} {words} ({_amount(best, tag)}: {factors})."
+
+
+def _by_mean_ttft(columns: Sequence[Column]) -> list[Column]:
+    """Those with a mean TTFT, best first."""
+    known = [(e.value, i) for i, c in enumerate(columns) if (e := c.statistic("ttft", "mean"))]
+    return [columns[i] for _, i in sorted(known)]
+
+
+def _why(columns: Sequence[Column]) -> str | None:
+    """Where the winner's TTFT and the next one's come from."""
+    ranked = _by_mean_ttft(columns)[:2]
+    parts = []
+    for column in ranked:
+        waits = column.statistic("ttft_queueing", "mean")
+        serves = column.statistic("ttft_service", "mean")
+        if waits is None or serves is None:
+            return None
+        parts.append(
+            f"{column.label} {_amount(waits.value, '')} in the queue + "
+            f"{_amount(serves.value, '')} in service"
+        )
+    return f"Why: mean TTFT is {'; '.join(parts)}." if len(parts) == 2 else None
+
+
+def _price(columns: Sequence[Column]) -> str | None:
+    """A tail that the winner of the mean pays with."""
+    ranked = _by_mean_ttft(columns)
+    tails = {c.label: e.value for c in ranked if (e := c.statistic("ttft", "p95")) and e.value > 0}
+    if len(tails) < 2 or ranked[0].label not in tails:
+        return None
+    own = tails[ranked[0].label]
+    label, best = min(tails.items(), key=lambda item: item[1])
+    if own < 1.5 * best:
+        return None
+    return (
+        f"The price: {ranked[0].label}'s p95 TTFT is {_amount(own, '')}, {own / best:.1f}x that of "
+        f"{label}."
+    )
 
 
 def _level(best: Estimate, other: Estimate) -> bool:
