@@ -250,13 +250,16 @@ def _bound(busy: float, traffic: float, bandwidth: float) -> OperatorClass:
 
 
 def _total(parts: list[OperatorClass], launches: float) -> OperatorClass:
-    return OperatorClass(
-        sum(p.time for p in parts) + launches,
-        sum(p.compute for p in parts),
-        sum(p.memory for p in parts),
-        sum(p.busy for p in parts),
-        sum(p.traffic for p in parts),
-    )
+    # Not sum(): from Python 3.12 on it compensates the rounding of floats, which gives other times
+    # than 3.11 (I6).
+    time = compute = memory = busy = traffic = 0.0
+    for part in parts:
+        time += part.time
+        compute += part.compute
+        memory += part.memory
+        busy += part.busy
+        traffic += part.traffic
+    return OperatorClass(time + launches, compute, memory, busy, traffic)
 
 
 def _scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClass:

@@ -18,7 +18,7 @@ from nexusbench.partitioners.base import Partitioner
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 REJECTED = OUTCOMES.index("rejected")
-MOST_PREEMPTING = 1000  # decisions in a row that preempt and launch nothing
+MOST_FRUITLESS = 10_000  # decisions in a row that leave everything idle while work is there
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -66,7 +66,8 @@ class Engine:
         self.num_arrived = 0
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
-        self._preempting = 0  # decisions in a row that only preempted, with nothing in flight
+        self._fruitless = 0  # decisions in a row after which nothing was in flight
+        self._only_preempted = False  # so did the last one, but for preemptions
 
     def run(self) -> None:
         """Serve all requests; on return each has ended exactly once and every invariant was
@@ -80,7 +81,7 @@ class Engine:
         while self.num_arrived < len(self.requests) or self.state.num_running or self.state.waiting:
             if self._has_free_slot():
                 self._decide()
-            if not self.state.busy and self._next_event() is None and self._is_stuck():
+            if self._is_stuck():
                 raise EngineStalled(self._stall_report())
             for output in self.device.wait(self._next_event()):
                 executor.complete(output)
@@ -132,8 +133,8 @@ class Engine:
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
         self._wake_at = plan.wake_at
-        only_preempted = bool(plan.preemptions) and not state.busy
-        self._preempting = self._preempting + 1 if only_preempted else 0
+        self._fruitless = 0 if state.busy else self._fruitless + 1
+        self._only_preempted = bool(plan.preemptions) and not state.busy
 
     def _has_free_slot(self) -> bool:
         """Some partition can take a batch and some request could want it."""
@@ -158,10 +159,15 @@ class Engine:
         return due
 
     def _is_stuck(self) -> bool:
-        """Nothing will change any more. A plan that only preempts may be used by the next one, but
-        not for ever.
+        """Nothing will change any more, or the policy has had more than enough chances.
+
+        A plan that only preempts, or that only asks to be woken, may prepare the next one; but not
+        for ever.
         """
-        return not 0 < self._preempting <= MOST_PREEMPTING
+        if self.state.busy:
+            return False
+        nothing_due = self._next_event() is None and not self._only_preempted
+        return nothing_due or self._fruitless > MOST_FRUITLESS
 
     def _stall_report(self) -> str:
         state = self.state

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from nexusbench.core.batch import BatchShape, Plan, Split
+from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
@@ -81,6 +82,17 @@ class Partitioner(ABC):
         if wanted != current:
             self._changed_at = state.now
         return wanted
+
+
+def disjoint_splits(spec: DeviceSpec, policy: str) -> list[Split]:
+    """The legal splits in which no SM is shared. Raises UsageError if the device has none."""
+    legal = [split for split in spec.splits if not split.overlapping]
+    if not legal:
+        raise UsageError(
+            f"partitioner '{policy}' cannot split {spec.name}: its {spec.num_sms} SMs do not make "
+            "two partitions. Use --partitioner whole"
+        )
+    return legal
 
 
 def shapes_to_run(plan: Plan, state: EngineState) -> dict[str, BatchShape]:

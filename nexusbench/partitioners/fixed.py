@@ -8,7 +8,7 @@ from nexusbench.core.batch import Plan, Split
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.partitioners.base import Partitioner, PartitionerOptions
+from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 
 
 class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,7 +35,7 @@ class Fixed(Partitioner):
                 field="prefill",
                 hint="For unpartitioned streams use --partitioner whole",
             )
-        legal = [split for split in spec.splits if not split.overlapping]
+        legal = disjoint_splits(spec, self.name)
         return min(legal, key=lambda split: abs(100 * split.sms[0] / spec.num_sms - percent))
 
     def split(self, plan: Plan, state: EngineState) -> Split:

@@ -9,7 +9,12 @@ from typing import ClassVar, Literal
 from nexusbench.core.batch import BatchShape, Plan, Split
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.partitioners.base import Partitioner, PartitionerOptions, shapes_to_run
+from nexusbench.partitioners.base import (
+    Partitioner,
+    PartitionerOptions,
+    disjoint_splits,
+    shapes_to_run,
+)
 
 
 class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +48,7 @@ class Nexus(Partitioner):
 
     def initial(self, spec: DeviceSpec) -> Split:
         """Half and half, until both stages have something to run."""
-        self._legal = [split for split in spec.splits if not split.overlapping]
+        self._legal = disjoint_splits(spec, self.name)
         assert isinstance(self.options, NexusOptions)
         step = self._legal[1].sms[0] - self._legal[0].sms[0] if len(self._legal) > 1 else 1
         self._least_change = max(step, round(self.options.delta / 100 * spec.num_sms))

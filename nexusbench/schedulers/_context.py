@@ -147,6 +147,8 @@ class SchedulerContext:
         if not decoding or self._state.free_slots(partition) < 1:
             return 0
         draft = self._drafts.setdefault(partition, Draft())
+        if draft.decodes and draft.repeat != repeat:
+            raise PlanRefused("contract", self._policy, "mixes repetitions in one batch")
         room = self._state.limits.max_num_batched_tokens - draft.tokens
         ready = [r for r in decoding if not r.in_flight][:room]
         ready = self._make_room(ready, victim, repeat)
@@ -220,6 +222,9 @@ class SchedulerContext:
             count = min(count, num_tokens)
         if count <= 0:
             return 0
+        draft = self._drafts.get(partition)
+        if draft is not None and draft.chunks and draft.layers != layers:
+            raise PlanRefused("contract", self._policy, "mixes layer ranges in one batch")
         undo = self._kv.allocate(r, computed + count, prefix)
         if undo is None:
             if is_waiting and not r.kv_blocked:
@@ -331,6 +336,13 @@ class SchedulerContext:
                 self._undo_eviction(entry)
             else:
                 self._undo_decodes(entry)
+        for partition, draft in list(self._drafts.items()):
+            if not draft.chunks:
+                draft.layers = None
+            if not draft.decodes:
+                draft.repeat = 1
+                if not draft.chunks:
+                    del self._drafts[partition]
 
     def _undo_chunk(self, chunk: Chunk) -> None:
         chunk.request.in_flight = False

@@ -16,7 +16,9 @@ COLUMNS = 100
 # Rows of real time: they differ from run to run.
 REAL_TIME = ("decision time",)
 # Lines that name the folder of a run.
-FOLDERS = re.compile(r"^\s*(kept|nexus|vllm|sglang)\b.*results/|Look further|nexusbench explain", re.I)
+FOLDERS = re.compile(
+    r"^\s*(kept|nexus|vllm|sglang)\b.*results/|Look further|nexusbench explain", re.I
+)
 
 
 def shown() -> tuple[list[str], str]:

@@ -18,7 +18,9 @@ PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 BASH_BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 
-def run_module(module: str, *arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: str, path: Path, cwd: Path
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "200", "NO_COLOR": "1"}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -75,7 +77,9 @@ def test_readme_commands_exist(tmp_path: Path) -> None:
 def package_with_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with the guide's scheduler dropped in as one file."""
     path = tmp_path_factory.mktemp("dropped-in")
-    shutil.copytree(ROOT / "nexusbench", path / "nexusbench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "nexusbench", path / "nexusbench", ignore=shutil.ignore_patterns("__pycache__")
+    )
     code = PYTHON_BLOCK.findall((ROOT / "docs" / "adding-a-scheduler.md").read_text())[0]
     (path / "nexusbench" / "schedulers" / "longest_first.py").write_text(code)
     return path

@@ -38,9 +38,11 @@ def test_same_seed_same_log(policy, workload):
 def test_nothing_depends_on_the_future(policy, seed):
     scheduler, partitioner = policy
     *_, pair = twins(seed, 1)
-    check_twins(
-        pair, lambda workload: observed_run(workload, lambda: make_scheduler(scheduler), partitioner)
-    )
+
+    def run(workload):
+        return observed_run(workload, lambda: make_scheduler(scheduler), partitioner)
+
+    check_twins(pair, run)
 
 
 @settings(max_examples=30)

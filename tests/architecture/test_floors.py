@@ -1,0 +1,155 @@
+"""The shape of the code: floors, sizes, docstrings, no clock above the devices."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "nexusbench"
+
+# Imports go strictly down; packages on one floor never import each other.
+FLOORS = {
+    "core": 0, "data": 0,
+    "kv": 1, "costs": 1, "workloads": 1, "metrics": 1, "results": 1, "counters": 1, "kernels": 1,
+    "models": 2, "schedulers": 2, "partitioners": 2,
+    "devices": 3,
+    "engine": 4, "profiling": 4,
+    "config": 5, "assembly": 5, "runner": 5,
+    "experiments": 6, "report": 6, "gates": 6, "testing": 6,
+    "cli": 7, "__main__": 8,
+}  # fmt: skip
+COMPOSITION = {"config", "assembly", "runner"}  # three modules on one floor that form one root
+FILE_LINES, FUNCTION_LINES, SCHEDULER_LINES = 400, 60, 150
+CLOCKS = {
+    ("time", "time"), ("time", "time_ns"), ("time", "perf_counter"), ("time", "perf_counter_ns"),
+    ("time", "monotonic"), ("time", "monotonic_ns"), ("time", "process_time"), ("time", "sleep"),
+    ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today"),
+}  # fmt: skip
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def home(path):
+    """The package, or module of the composition root, that a file belongs to ('' for the top)."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imported(path):
+    """(line, first component below nexusbench) of every import, TYPE_CHECKING ones too."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                pytest.fail(f"{name(path)}:{node.lineno}: write absolute imports")
+            modules = [node.module or ""]
+            if node.module == "nexusbench":
+                modules = [f"nexusbench.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            top, _, rest = module.partition(".")
+            if top == "nexusbench" and rest:
+                yield node.lineno, rest.split(".")[0]
+
+
+def test_every_package_has_a_floor():
+    homes = {home(path) for path in FILES} - {""}
+    assert homes <= set(FLOORS), f"give {homes - set(FLOORS)} a floor, in docs and here"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_strictly_down(path):
+    mine = home(path)
+    if not mine:
+        return  # nexusbench/__init__.py only names the public API, lazily
+    for line, theirs in imported(path):
+        if theirs == mine or theirs in ("__version__",):
+            continue
+        together = {mine, theirs} <= COMPOSITION
+        assert together or FLOORS[theirs] < FLOORS[mine], (
+            f"{name(path)}:{line}: {mine} (floor {FLOORS[mine]}) imports {theirs} "
+            f"(floor {FLOORS[theirs]})"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_sizes(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= FILE_LINES, f"{name(path)} has {lines} lines, at most {FILE_LINES}"
+    is_policy = path.parent.name == "schedulers" and not path.name.startswith("_")
+    if is_policy:
+        assert lines <= SCHEDULER_LINES, f"{name(path)} has {lines} lines"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            long = (node.end_lineno or 0) - node.lineno + 1
+            where = f"{name(path)}:{node.lineno}: {node.name}"
+            assert long <= FUNCTION_LINES, f"{where} has {long} lines, at most {FUNCTION_LINES}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_docstrings(path):
+    assert ast.get_docstring(tree(path)), f"{name(path)} has no docstring"
+    for node in tree(path).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{name(path)}:{node.lineno}: {node.name} has none"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if home(path) not in ("devices", "profiling")], ids=name
+)
+def test_no_clock_above_the_devices(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            assert "time" not in [alias.name for alias in node.names], f"{name(path)}:{node.lineno}"
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "time", f"{name(path)}:{node.lineno} imports the clock"
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            last = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            assert (last, node.attr) not in CLOCKS, f"{name(path)}:{node.lineno} reads the clock"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_no_rooms_without_a_purpose(path):
+    for part in path.relative_to(PACKAGE).with_suffix("").parts:
+        assert part.strip("_") not in ("utils", "util", "common", "helpers", "misc"), name(path)
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ClassDef):
+            assert not node.name.endswith("Manager") or node.name == "KVCacheManager", node.name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        PACKAGE / "devices" / "_physics.py",
+        *sorted(path for path in (PACKAGE / "costs").glob("*.py") if path.stem != "fit"),
+    ],
+    ids=name,
+)
+def test_truth_and_belief_use_plain_arithmetic(path):
+    """I6: what differs between machines or Pythons may not decide a split or a time.
+
+    ``sum`` compensates floats from Python 3.12 on; exp, log and powers differ between C libraries.
+    """
+    for node in ast.walk(tree(path)):
+        where = f"{name(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("sum", "pow"), f"{where}: write the loop"
+        if isinstance(node, ast.BinOp):
+            assert not isinstance(node.op, ast.Pow), f"{where}: write the product"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.value.id not in ("math", "np", "numpy"), f"{where}: plain arithmetic only"

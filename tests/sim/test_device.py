@@ -1,0 +1,143 @@
+"""The simulated GPU: one case by hand, and two at once are never faster than one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nexusbench.core.batch import Batch, BatchShape
+from nexusbench.devices._gpus import gpu_names, load_gpu
+from nexusbench.devices._physics import KERNELS_PER_LAYER, Physics
+from nexusbench.models.config import load_model
+from nexusbench.testing import tiny_device, tiny_gpu, tiny_model
+
+QUIET = tiny_gpu(jitter=0.0)
+PREFILL, DECODE = BatchShape(0, 0, ((60, 100),)), BatchShape(8, 900)
+
+
+def launch(device, step, partition, shape, sms):
+    device.submit(step, Batch(partition, [], [], shape, shape.layers, shape.repeat), sms)
+
+
+def ends(*launches, gpu=QUIET):
+    """Run (partition, shape, sms) launches that start together; returns end by partition."""
+    device = tiny_device(gpu=gpu)
+    for step, (partition, shape, sms) in enumerate(launches):
+        launch(device, step, partition, shape, sms)
+    times = {}
+    while outputs := device.wait(None):
+        for output in outputs:
+            times[launches[output.step][0]] = output.end_ns
+    return times
+
+
+def test_a_decode_by_hand():
+    """16 rows are one granule of every GEMM: all of them wait for memory on this GPU."""
+    model = tiny_model()
+    bandwidth = 0.5 * 0.9
+    bytes_moved = sum(
+        x.count * (x.inputs * x.outputs * 2 + 16 * (x.inputs + x.outputs) * 2)
+        for x in model.linears
+    )
+    bytes_moved += 16 * (8 * 256 + 3 * 512) * 2 * 4  # norms, residuals, activation
+    head = 256 * 1000 * 2 + 16 * (256 + 1000) * 2
+    kv = (1600 + 16) * 2 * 4 * 2 * 64 * 2
+    launches = KERNELS_PER_LAYER * 4 * 2_000
+    expected = 300_000 + launches + (bytes_moved + head + kv) / bandwidth
+    assert ends(("all", BatchShape(16, 1600), 16))["all"] == pytest.approx(expected, abs=2)
+
+
+def test_layers_and_repetitions():
+    whole = ends(("all", PREFILL, 16))["all"]
+    first = ends(("all", BatchShape(0, 0, PREFILL.chunks, (0, 2)), 16))["all"]
+    second = ends(("all", BatchShape(0, 0, PREFILL.chunks, (2, 4)), 16))["all"]
+    assert first < second < whole  # the last piece has the head
+    assert first + second == pytest.approx(whole + 300_000, abs=4)
+    once, thrice = (ends(("all", BatchShape(8, 900, repeat=k), 16))["all"] for k in (1, 3))
+    assert thrice == pytest.approx(3 * once, abs=4)
+
+
+@pytest.mark.parametrize("name", ["l20", "h200", "a100"])
+def test_two_at_once_take_at_least_as_long_as_one(name):
+    gpu = load_gpu(name)
+    physics = Physics(gpu, load_model("llama-3.1-8b"))
+    shapes = st.one_of(
+        st.builds(BatchShape, st.integers(1, 256), st.integers(0, 400_000)),
+        st.builds(
+            lambda n, c: BatchShape(0, 0, ((n, c),)), st.integers(1, 8192), st.integers(0, 30_000)
+        ),
+    )
+    total = gpu.num_sms
+
+    @settings(max_examples=60)
+    @given(shapes, shapes, st.integers(1, total), st.integers(1, total))
+    def check(one, two, a, b):
+        side, other = physics.load(one, a), physics.load(two, b)
+        assert physics.slowdown(side, other) >= 1.0
+        assert side.solo > 0
+
+    check()
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_more_sms_help_on_the_whole(name):
+    """Waves make single steps up and down, but twice the SMs never take longer."""
+    gpu = load_gpu(name)
+    physics = Physics(gpu, load_model("llama-3.1-8b"))
+    for shape in (BatchShape(64, 64_000), BatchShape(0, 0, ((2048, 4000),))):
+        for sms in (4, 8, 16, 32, gpu.num_sms // 2):
+            assert physics.load(shape, 2 * sms).solo <= physics.load(shape, sms).solo * 1.0001
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 14), st.booleans())
+def test_co_running_ends_later_and_the_rest_speeds_up_again(prefill, overlapping):
+    decode = 16 if overlapping else 16 - prefill
+    prefill = 16 if overlapping else prefill
+    alone = ends(("prefill", PREFILL, prefill)), ends(("decode", DECODE, decode))
+    both = ends(("prefill", PREFILL, prefill), ("decode", DECODE, decode))
+    assert both["prefill"] >= alone[0]["prefill"]
+    assert both["decode"] >= alone[1]["decode"]
+    # Whoever ends last is slowed only while the other runs.
+    last = max(both, key=both.get)
+    first = min(both.values())
+    physics = Physics(QUIET, tiny_model())
+    loads = {"prefill": physics.load(PREFILL, prefill), "decode": physics.load(DECODE, decode)}
+    other = "decode" if last == "prefill" else "prefill"
+    slow = physics.slowdown(loads[last], loads[other])
+    expected = first + loads[last].solo - first / slow
+    assert both[last] == pytest.approx(expected, abs=10)
+
+
+def test_a_wake_up_in_the_middle_changes_nothing():
+    device = tiny_device(gpu=QUIET)
+    launch(device, 0, "prefill", PREFILL, 10)
+    launch(device, 1, "decode", DECODE, 6)
+    times = {}
+    while len(times) < 2:
+        for output in device.wait(device.now() + 777_777):
+            times[output.step] = output.end_ns
+    both = ends(("prefill", PREFILL, 10), ("decode", DECODE, 6))
+    assert times[0] == pytest.approx(both["prefill"], abs=50)
+    assert times[1] == pytest.approx(both["decode"], abs=50)
+
+
+def test_waiting_for_the_past_leaves_the_clock_alone():
+    device = tiny_device(gpu=QUIET)
+    device.wait(5_000)
+    launch(device, 0, "all", DECODE, 16)
+    assert device.wait(1_000) == []
+    assert device.now() == 5_000
+
+
+def test_the_seed_decides_the_noise():
+    def end(seed):
+        device = tiny_device(seed)
+        launch(device, 0, "all", PREFILL, 16)
+        return device.wait(None)[0].end_ns
+
+    assert end(1) == end(1)
+    assert len({end(seed) for seed in range(5)}) == 5
+    quiet = ends(("all", PREFILL, 16))["all"]
+    assert all(abs(end(seed) - quiet) <= 0.01 * quiet + 1 for seed in range(5))
