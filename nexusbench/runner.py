@@ -91,17 +91,20 @@ def _serve(assembly: Assembly, results: Path | None, progress: Progress | None) 
             raise
         if progress is not None:
             progress(engine)
-        facts = _facts(assembly, engine)
+        decisions, digest = _decision_times(engine), engine.log.digest()
         if writer is None:
-            events = RunEvents.from_log(engine.log, _request_columns(assembly), facts)
+            columns, facts = _request_columns(assembly), _facts(assembly, engine)
+            events = RunEvents.from_log(engine.log, columns, facts)
         else:
             from nexusbench.results.reader import RunReader
 
             writer.flush(engine.log, _splits(engine))
+            # A million requests are a third of a GiB: let them go before metrics need room.
+            del engine
+            assembly.requests, assembly.trace.requests = [], []
             events = RunEvents.from_reader(RunReader(writer.path))
         summary = summarise(events)
-        summary["decision_us"] = _decision_times(engine)
-        digest = engine.log.digest()
+        summary["decision_us"] = decisions
         if writer is not None:
             kept = {key: value for key, value in summary.items() if key != "decision_us"}
             writer.finish(

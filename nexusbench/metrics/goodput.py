@@ -7,7 +7,8 @@ import numpy as np
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.intervals import FloatArray
-from nexusbench.metrics.run_events import BoolArray, RunEvents, stable_order
+from nexusbench.metrics.run_events import BoolArray, RunEvents
+from nexusbench.metrics.tokens import stable_order
 
 _NO_SLO = "no SLO was given, e.g. ttft:500 tbt:50"
 
@@ -17,7 +18,8 @@ def request_p99_gaps(run: RunEvents) -> FloatArray:
     if not len(run.gaps):
         return np.zeros(run.num_requests)
     by_size = np.argsort(run.gaps)
-    ordered = run.gaps[by_size[stable_order(run.gap_request[by_size], run.num_requests)]]
+    by_request = by_size[stable_order(run.gap_request[by_size], run.num_requests)]
+    ordered = run.gaps[by_request].astype(np.int64)
     last = np.maximum(run.num_gaps - 1, 0)
     place = 0.99 * last
     low = place.astype(np.int64)

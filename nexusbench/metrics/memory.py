@@ -7,7 +7,8 @@ import numpy as np
 from nexusbench.core.events import PREEMPTION_KINDS
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.intervals import IntArray
-from nexusbench.metrics.run_events import RunEvents, stable_order
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.metrics.tokens import stable_order
 
 
 def _rank_within(requests: IntArray, num_requests: int) -> IntArray:

@@ -16,6 +16,7 @@ from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
+from nexusbench.metrics.tokens import Tokens, gap_owners, read_tokens
 
 BoolArray = npt.NDArray[np.bool_]
 Columns = Mapping[str, Any]
@@ -84,16 +85,6 @@ class Launches(NamedTuple):
     solo: IntArray
 
 
-def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
-    """Stable argsort of integers in 0..size-1: radix passes of 16 bits, many times faster than a
-    merge sort.
-    """
-    order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
-    if size > 0x10000:
-        order = order[np.argsort((keys[order] >> 16).astype(np.uint16), kind="stable")]
-    return order
-
-
 class RunEvents:
     """All facts of one run. Arrays over requests are indexed by request; times are ns, -1 for
     "never".
@@ -112,7 +103,7 @@ class RunEvents:
             for name, column in requests.items()
         }
         self.tables: dict[str, dict[str, npt.NDArray[Any]]] = {
-            name: {column: np.array(tables[name][column], dtype=_dtype(name)) for column in columns}
+            name: {column: _column(tables[name][column], _dtype(name)) for column in columns}
             for name, columns in SCHEMA.items()
         }
         self.num_requests = len(self.requests["request"])
@@ -221,51 +212,42 @@ class RunEvents:
     # Tokens ---------------------------------------------------------------------------------------
 
     @cached_property
+    def _tokens(self) -> Tokens:
+        done = self.tables["step_done"]
+        requests = self.tables["token"]["request"]
+        return read_tokens(requests, done["time"], done["tokens"], self.num_requests)
+
+    @property
     def num_output_tokens(self) -> IntArray:
         """Tokens that a request got."""
-        return np.bincount(self.tables["token"]["request"], minlength=self.num_requests)
+        return self._tokens.number
 
-    @cached_property
-    def token_times(self) -> IntArray:
-        """Times of all tokens, request by request, in order within each."""
-        done, requests = self.tables["step_done"], self.tables["token"]["request"]
-        times = np.repeat(done["time"], done["tokens"])
-        return times[stable_order(requests, self.num_requests)]
-
-    @cached_property
-    def _token_ends(self) -> IntArray:
-        return np.cumsum(self.num_output_tokens)
-
-    @cached_property
+    @property
     def first_token(self) -> IntArray:
         """When a request got its first token."""
-        rows = self._token_ends - self.num_output_tokens
-        return _pick(self.token_times, np.where(self.num_output_tokens > 0, rows, -1))
+        return self._tokens.first
 
-    @cached_property
+    @property
     def last_token(self) -> IntArray:
         """When a request got its last token so far."""
-        rows = self._token_ends - 1
-        return _pick(self.token_times, np.where(self.num_output_tokens > 0, rows, -1))
+        return self._tokens.last
 
     @cached_property
     def num_gaps(self) -> IntArray:
         """Gaps between a request's tokens."""
         return np.maximum(self.num_output_tokens - 1, 0)
 
-    @cached_property
-    def gaps(self) -> IntArray:
-        """Every gap between consecutive tokens of a request, request by request; preemptions
-        included.
+    @property
+    def gaps(self) -> npt.NDArray[Any]:
+        """Every gap between consecutive tokens of a request, in order of the later token;
+        preemptions included.
         """
-        first_of_request = np.zeros(len(self.token_times) + 1, dtype=np.bool_)
-        first_of_request[self._token_ends - self.num_output_tokens] = True
-        return np.diff(self.token_times)[~first_of_request[1:-1]]
+        return self._tokens.gaps
 
     @cached_property
-    def gap_request(self) -> IntArray:
+    def gap_request(self) -> npt.NDArray[np.int32]:
         """Whose gap each of ``gaps`` is."""
-        return np.repeat(np.arange(self.num_requests), self.num_gaps)
+        return gap_owners(self.tables["token"]["request"], self.num_requests)
 
     # Window ---------------------------------------------------------------------------------------
 
@@ -353,6 +335,12 @@ def _pick(values: IntArray, rows: IntArray) -> IntArray:
     known = rows >= 0
     picked[known] = values[rows[known]]
     return picked
+
+
+def _column(values: Any, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
+    """An array of our own; what is an array already is nobody else's."""
+    own = isinstance(values, np.ndarray)
+    return np.asarray(values, dtype=dtype) if own else np.array(values, dtype=dtype)
 
 
 def _dtype(table: str) -> type[np.signedinteger[Any]]:

@@ -13,6 +13,7 @@ from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.splits import split_shares
+from nexusbench.metrics.tokens import MANY
 
 SUMMARY_SCHEMA = 1
 PERCENTILES = (50, 95, 99)
@@ -57,7 +58,9 @@ def _entry(metric: Metric, run: RunEvents) -> dict[str, Any]:
         "direction": metric.direction,
     }
     if isinstance(metric, Distribution):
-        values = np.asarray(metric.values(run), dtype=np.float64)
+        values: np.ndarray[Any, np.dtype[Any]] = np.asarray(metric.values(run))
+        if values.dtype.kind != "f":
+            values = values.astype(np.float64)
         entry.update(describe(values, metric.tag))
         missing = not len(values)
     elif isinstance(metric, Scalar):
@@ -71,17 +74,19 @@ def _entry(metric: Metric, run: RunEvents) -> dict[str, Any]:
     return entry
 
 
-def describe(values: np.ndarray[Any, np.dtype[np.float64]], tag: str = "") -> dict[str, Any]:
+def describe(values: np.ndarray[Any, np.dtype[Any]], tag: str = "") -> dict[str, Any]:
     """STATISTICS and ``n`` of some values; ``weak`` lists percentiles with too few samples beyond
     them.
 
-    Percentiles interpolate linearly. Without values every statistic is None.
+    Percentiles interpolate linearly. Without values every statistic is None. Very many values are
+    put in another order on the way, to spare a copy.
     """
     n = len(values)
     if not n:
         return {**dict.fromkeys(STATISTICS), "n": 0, "weak": []}
-    statistics = {"mean": _finite(float(values.mean()), tag)}
-    for q, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True):
+    statistics = {"mean": _finite(float(values.mean(dtype=np.float64)), tag)}
+    percentiles = np.percentile(values, PERCENTILES, overwrite_input=n > MANY)
+    for q, value in zip(PERCENTILES, percentiles, strict=True):
         statistics[f"p{q}"] = _finite(float(value), tag)
     statistics |= {"min": float(values.min()), "max": float(values.max())}
     weak = [f"p{q}" for q in PERCENTILES if n * (100 - q) < 100 * TAIL_SAMPLES]

@@ -78,7 +78,10 @@ class RunReader:
             raise InputError(
                 f"no event table '{name}'", file=self.path, hint=did_you_mean(name, list(SCHEMA))
             )
-        parts: list[Columns] = []
+        total = sum(rows.get(name, 0) for rows in self.manifest.parts)
+        kind = np.int32 if name == "token" else np.int64
+        whole: Columns = {column: np.empty(total, dtype=kind) for column in SCHEMA[name]}
+        filled = 0
         for number, rows in enumerate(self.manifest.parts):
             if name in rows:
                 file = self.path / EVENTS_FOLDER / part_file(name, number)
@@ -90,12 +93,10 @@ class RunReader:
                         file=file,
                         hint="The file was changed after the run",
                     )
-                parts.append(columns)
-        empty = np.empty(0, dtype=np.int64)
-        return {
-            column: np.concatenate([part[column] for part in parts]) if parts else empty
-            for column in SCHEMA[name]
-        }
+                for column, values in columns.items():
+                    whole[column][filled : filled + found] = values
+                filled += found
+        return whole
 
     def events(self) -> dict[str, Any]:
         """Everything metrics need, as plain dicts: ``tables``, ``requests`` and ``facts``.

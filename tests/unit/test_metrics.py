@@ -15,8 +15,9 @@ from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.metrics.base import Distribution, Scalar, load_metrics
 from nexusbench.metrics.goodput import request_p99_gaps
 from nexusbench.metrics.intervals import time_with_several, union
-from nexusbench.metrics.run_events import Facts, RunEvents, check_slo, stable_order
+from nexusbench.metrics.run_events import Facts, RunEvents, check_slo
 from nexusbench.metrics.splits import split_shares
+from nexusbench.metrics.tokens import stable_order
 
 MS = 1_000_000
 METRICS = load_metrics()

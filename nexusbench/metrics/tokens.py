@@ -1,0 +1,107 @@
+"""The token table read in chunks: counts, first and last tokens, gaps, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nexusbench.metrics.intervals import IntArray
+
+CHUNK = 1 << 19  # tokens at a time
+MANY = 1 << 24  # values of a distribution from which on memory counts more than the 8th digit
+_SMALL_GAPS = np.iinfo(np.uint32).max  # ns; longer ones need 64 bits
+
+
+class Tokens(NamedTuple):
+    """Per request its tokens and the times of the first and last (ns, -1 for none); every gap.
+
+    ``gaps`` is in order of the later token's time, in 32 bits where all fit; ns.
+    """
+
+    number: IntArray
+    first: IntArray
+    last: IntArray
+    gaps: npt.NDArray[Any]
+
+
+class _Chunk(NamedTuple):
+    request: IntArray  # sorted, stable
+    time: IntArray
+    before: IntArray  # the request's token before, -1 for none
+    place: IntArray  # in the chunk as logged
+
+
+def read_tokens(requests: IntArray, times: IntArray, counts: IntArray, size: int) -> Tokens:
+    """Tokens of ``size`` requests: ``requests`` is the log's token column, ``times`` and ``counts``
+    the times of the steps and how many tokens each made.
+    """
+    count = np.bincount(requests, minlength=size)
+    first = np.full(size, -1, dtype=np.int64)
+    last = np.full(size, -1, dtype=np.int64)
+    gaps: npt.NDArray[Any] = np.empty(len(requests) - int((count > 0).sum()), dtype=np.uint32)
+    filled = 0
+    for chunk in _chunks(requests, times, counts, last):
+        begins = chunk.before < 0
+        first[chunk.request[begins]] = chunk.time[begins]
+        later = ~begins
+        found = np.empty(len(begins), dtype=np.int64)
+        found[chunk.place] = chunk.time - chunk.before
+        kept = np.empty(len(begins), dtype=np.bool_)
+        kept[chunk.place] = later
+        new = found[kept]
+        if len(new) and gaps.dtype == np.uint32 and new.max() > _SMALL_GAPS:
+            gaps = gaps.astype(np.int64)
+        gaps[filled : filled + len(new)] = new
+        filled += len(new)
+    return Tokens(count, first, last, gaps)
+
+
+def gap_owners(requests: IntArray, size: int) -> npt.NDArray[np.int32]:
+    """Whose gap each of ``Tokens.gaps`` is."""
+    seen = np.zeros(size, dtype=np.bool_)
+    parts = []
+    for start in range(0, len(requests), CHUNK):
+        part = requests[start : start + CHUNK]
+        _, firsts = np.unique(part, return_index=True)
+        begins = np.zeros(len(part), dtype=np.bool_)
+        begins[firsts] = ~seen[part[firsts]]
+        seen[part[firsts]] = True
+        parts.append(part[~begins].astype(np.int32))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
+    """Stable argsort of integers in 0..size-1: radix passes of 16 bits, many times faster than a
+    merge sort.
+    """
+    order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
+    if size > 0x10000:
+        order = order[np.argsort((keys[order] >> 16).astype(np.uint16), kind="stable")]
+    return order
+
+
+def _chunks(
+    requests: IntArray, times: IntArray, counts: IntArray, last: IntArray
+) -> Iterator[_Chunk]:
+    """Chunks of the token table by request; ``last`` is kept up to date between them."""
+    ends = np.cumsum(counts)
+    for start in range(0, len(requests), CHUNK):
+        stop = min(start + CHUNK, len(requests))
+        low, high = np.searchsorted(ends, [start, stop - 1], side="right")
+        within = counts[low : high + 1].copy()
+        within[0] = min(ends[low], stop) - start
+        if high > low:
+            within[-1] = stop - ends[high - 1]
+        moments = np.repeat(times[low : high + 1], within)
+        part = requests[start:stop]
+        order = stable_order(part, len(last))
+        request, time = part[order], moments[order]
+        same = np.zeros(len(request), dtype=np.bool_)
+        same[1:] = request[1:] == request[:-1]
+        before = last[request]
+        before[1:][same[1:]] = time[:-1][same[1:]]
+        last[request] = time  # the last of equal indices wins: the latest token
+        yield _Chunk(request, time, before, order)
