@@ -6,7 +6,9 @@ import difflib
 import importlib
 import math
 import pkgutil
+import traceback
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -64,7 +66,7 @@ class Registry:
                 f"no {self.kind} called '{name}'. {did_you_mean(name, sorted(sources))}"
             )
         target, _, attribute = sources[name].partition(":")
-        module = importlib.import_module(target)
+        module = self._import(target)
         if attribute:
             return getattr(module, attribute)  # type: ignore[no-any-return]
         base = getattr(importlib.import_module(f"{self.package}.base"), self._base)
@@ -80,6 +82,22 @@ class Registry:
             )
         return classes[0]
 
+    def _import(self, target: str) -> ModuleType:
+        """The plug-in's module. Its own faults are the plug-in's, and named so (UsageError)."""
+        try:
+            return importlib.import_module(target)
+        except UsageError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename}:{last.lineno}"
+            if isinstance(error, SyntaxError):
+                where = f"{error.filename}:{error.lineno}"
+            raise UsageError(
+                f"{where}: {self.kind} module '{target}' cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def create(self, spec: str, **extra: Any) -> Any:
         """An instance from ``name`` or ``name:key=value,key=value``.
 
@@ -88,7 +106,11 @@ class Registry:
         """
         name, options = split_spec(spec)
         cls = self.load(name)
-        return cls(options=parse_options(cls.Options, options, f"{self.kind} '{name}'"), **extra)
+        made = parse_options(cls.Options, options, f"{self.kind} '{name}'")
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise UsageError(f"{self.kind} '{name}' ({cls.__name__}) lacks: {', '.join(missing)}")
+        return cls(options=made, **extra)
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:

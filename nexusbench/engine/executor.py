@@ -71,6 +71,8 @@ class Executor:
     def _check(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
         """The contract of a plan (docs/invariants.md)."""
         policy, state = self.scheduler.name, self.state
+        if not isinstance(plan, Plan):
+            raise PlanRefused("contract", policy, f"returns {plan!r} from schedule, not a Plan")
         if plan.transfers and not state.device.supports_transfers:
             raise PlanRefused(
                 "contract", policy, "moves KV between pools, but this device has one pool"
