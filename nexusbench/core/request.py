@@ -66,7 +66,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     kv_blocked: bool = False  # an admission was tried and failed for want of blocks
     order_key: float = 0.0  # place in the waiting queue; smaller goes first
     arrival_rank: int = 0  # how many had arrived before it
-    after: int = -1  # index of the request that must finish first; arrival_ns is then set by its end
+    after: int = -1  # index of the request whose end sets arrival_ns; -1 for none
     think_ns: int = 0  # from the end of that one to this one's arrival
     timeout_ns: int = 0  # its client gives up this long after the arrival; 0 never
     cancel_after_ns: int = 0  # the same for a client that calls it off without need

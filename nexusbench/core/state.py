@@ -66,7 +66,7 @@ class WaitingQueue:
             items.pop()
             return
         # A shorter tuple sorts before the longer one that it begins.
-        position = bisect_left(items, (-request.order_key, -request.index))  # type: ignore[type-var]
+        position = bisect_left(items, (-request.order_key, -request.index))
         if position == len(items) or items[position][2] is not request:
             raise KeyError(request.id)
         del items[position]

@@ -175,7 +175,8 @@ def make_partitioner(
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """Where requests are served: the KV pool, the budgets, the GPU, how often books are audited,
-    and the users of a closed loop (0: none)."""
+    and the users of a closed loop (0: none).
+    """
 
     kv_blocks: int = 512
     block_size: int = 4

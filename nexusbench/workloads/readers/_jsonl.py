@@ -26,6 +26,10 @@ Milliseconds = (
 )
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 HashIds = tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], ...]
+Duration = (
+    Annotated[int, msgspec.Meta(gt=0, le=_MAX_MS)]
+    | Annotated[float, msgspec.Meta(gt=0, le=_MAX_MS)]
+)
 Identity = Annotated[str, msgspec.Meta(min_length=1)] | int
 
 RULES = {
@@ -36,6 +40,12 @@ RULES = {
     "hash_block": "a whole number of tokens, 1 or more",
     "id": "a text that is not empty, or a whole number",
     "tenant": "a text",
+    "session": "a text that is not empty",
+    "turn": "a whole number, 0 for the first turn of a session",
+    "think_time": "a finite number of milliseconds, 0 or more",
+    "timeout": "a finite number of milliseconds above 0",
+    "cancel_after": "a finite number of milliseconds above 0",
+    "concurrency": "a whole number of users, 1 or more",
 }
 
 
