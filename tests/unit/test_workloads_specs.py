@@ -10,8 +10,8 @@ import pytest
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.workloads.arrivals import Poisson
 from nexusbench.workloads.base import Trace
-from nexusbench.workloads.lengths import Quantiles
 from nexusbench.workloads.generate import make_trace
+from nexusbench.workloads.lengths import Quantiles
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import load_trace, write_trace
