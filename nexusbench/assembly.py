@@ -21,7 +21,7 @@ from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
-from nexusbench.workloads.trace import load_trace, prefix_ids
+from nexusbench.workloads.trace import conversation_ids, load_trace
 
 
 class Assembly(msgspec.Struct):
@@ -127,7 +127,7 @@ def resolve_device(name: str) -> str:
 
 def make_requests(trace: Trace, block_size: int) -> list[Request]:
     """Engine requests from a trace; prefix ids become comparable over the whole trace."""
-    chains = prefix_ids(trace, block_size)
+    chains = conversation_ids(trace, block_size)
     after = _earlier_turns(trace)
     return [
         Request(
@@ -137,7 +137,8 @@ def make_requests(trace: Trace, block_size: int) -> list[Request]:
             num_prompt_tokens=r.prompt_tokens,
             max_tokens=r.max_tokens,
             stop_len=r.prompt_tokens + r.output_tokens,
-            prefix_ids=chains[index],
+            prefix_ids=chains[index][0],
+            named_tokens=chains[index][1],
             tenant=r.tenant,
             after=after[index] if r.follows else -1,
             think_ns=r.think_ns,

@@ -66,6 +66,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     kv_blocked: bool = False  # an admission was tried and failed for want of blocks
     order_key: float = 0.0  # place in the waiting queue; smaller goes first
     arrival_rank: int = 0  # how many had arrived before it
+    named_tokens: int = 0  # how many tokens prefix_ids name, if its session may share its answer
     after: int = -1  # index of the request whose end sets arrival_ns; -1 for none
     think_ns: int = 0  # from the end of that one to this one's arrival
     timeout_ns: int = 0  # its client gives up this long after the arrival; 0 never

@@ -306,6 +306,8 @@ class Executor:
                 state.decoding.remove(request)
             except ValueError:  # cancelled before its first token
                 state.prefilling.remove(request)
+            if request.named_tokens:
+                self.kv.publish_own(request)  # the next turn begins with this prompt and answer
             self.kv.free(request)
         else:
             state.waiting.remove(request)

@@ -129,6 +129,7 @@ def fresh(request: Request) -> Request:
         stop_len=request.stop_len,
         prefix_ids=request.prefix_ids,
         tenant=request.tenant,
+        named_tokens=request.named_tokens,
         after=request.after,
         think_ns=request.think_ns,
         timeout_ns=request.timeout_ns,

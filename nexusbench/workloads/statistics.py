@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import Trace, TraceRequest
-from nexusbench.workloads.trace import prefix_ids
+from nexusbench.workloads.trace import conversation_ids, prefix_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,16 +54,18 @@ def prefix_ceiling(trace: Trace) -> dict[str, Any] | None:
     """Share of the prompt that a cache without limits would have seen before, in percent.
 
     ``blocks``: of hash blocks, as published for such traces. ``tokens``: of prompt tokens, in whole
-    blocks and at least one token short of the prompt, as an engine can use it. None without hash
-    ids.
+    blocks and at least one token short of the prompt, as an engine can use it. Answers are kept
+    too, for the next turn. None without hash ids.
     """
     if not any(request.hash_ids for request in trace.requests):
         return None
-    seen, total, hits, reused = 0, 0, 0, 0
-    for request, chain in zip(trace.requests, prefix_ids(trace, 1), strict=True):
-        # Names count up in order of first use, so what is below the next one was seen before.
-        known = sum(name < seen for name in chain)
-        seen = max(seen, max(chain, default=-1) + 1)
+    seen: set[int] = set()
+    total = hits = reused = 0
+    chains = zip(trace.requests, prefix_ids(trace, 1), conversation_ids(trace, 1), strict=True)
+    for request, chain, (kept, _) in chains:
+        # A name stands for all before it too, so what was seen comes first.
+        known = sum(name in seen for name in chain)
+        seen.update(chain, kept)
         total, hits = total + len(chain), hits + known
         whole = min(known, (request.prompt_tokens - 1) // trace.hash_block)
         reused += whole * trace.hash_block

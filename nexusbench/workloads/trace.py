@@ -15,7 +15,7 @@ from nexusbench.workloads.base import Trace
 from nexusbench.workloads.readers.base import Parsed, Reader, readers
 from nexusbench.workloads.source import Source, read_source, write_atomic
 
-__all__ = ["load_trace", "prefix_ids", "span_text", "write_trace"]
+__all__ = ["conversation_ids", "load_trace", "prefix_ids", "span_text", "write_trace"]
 
 # Arrivals stay below 146 years, so that sums of times fit 63 bits.
 _MAX_SPAN_NS = 2**62
@@ -122,6 +122,35 @@ def prefix_ids(trace: Trace, block_size: int) -> list[tuple[int, ...]]:
             chain.append(parent)
         chains.append(tuple(chain))
     return chains
+
+
+def conversation_ids(trace: Trace, block_size: int) -> list[tuple[tuple[int, ...], int]]:
+    """The numbers of :func:`prefix_ids`, and how many leading tokens of prompt and answer they name
+    (0: the prompt alone, of a request without a session).
+
+    Where the next turn of a session goes on from a prompt and its answer, that turn's numbers name
+    the answer too, in whole hash blocks, so that an engine which keeps the answer can share it.
+    """
+    requests, block = trace.requests, trace.hash_block
+    chains = prefix_ids(trace, block_size)
+    named: list[tuple[tuple[int, ...], int]] = [(chain, 0) for chain in chains]
+    following: dict[str, int] = {}
+    for index in range(len(requests) - 1, -1, -1):
+        request, chain = requests[index], chains[index]
+        if not request.session:
+            continue
+        after = following.get(request.session)
+        following[request.session] = index
+        if not chain:
+            continue
+        named[index] = (chain, request.prompt_tokens)
+        own, length = request.prompt_tokens // block, request.prompt_tokens + request.output_tokens
+        whole = length // block
+        if after is not None and requests[after].prompt_tokens >= length and whole > own:
+            ahead = chains[after]
+            if ahead[:own] == chain[:own]:
+                named[index] = (ahead[:whole], whole * block)
+    return named
 
 
 def span_text(ns: int) -> str:

@@ -224,6 +224,8 @@ def client_driven(draw):
             r.think_ns = draw(st.sampled_from([0, 1, 30 * MS]))
         free.append(r.index)
         r.timeout_ns = draw(st.sampled_from([0, 0, 0, 1, 40 * MS, 900 * MS]))
+        if r.prefix_ids and draw(st.booleans()):
+            r.named_tokens = r.num_prompt_tokens
         r.cancel_after_ns = draw(st.sampled_from([0, 0, 0, 25 * MS, 900 * MS]))
     return workload, draw(st.sampled_from([0, 0, 1, 2, 5]))
 

@@ -221,3 +221,34 @@ def test_written_traces_come_back(tmp_path_factory: pytest.TempPathFactory, trac
     second = path.with_name("again.jsonl")
     write_trace(again, second)
     assert second.read_bytes() == path.read_bytes()
+
+
+def test_the_next_turn_finds_prompt_and_answer_in_the_cache() -> None:
+    from nexusbench.testing import serve
+    from nexusbench.testing._harness import Setting
+    from nexusbench.workloads.statistics import prefix_ceiling
+    from nexusbench.workloads.trace import conversation_ids
+
+    # Blocks of 8 tokens: the 20 + 13 tokens of turn 0 are 4 whole ones.
+    ids = (1, 2, 3, 4, 5, 6, 7)
+    turns = [
+        TraceRequest("0", 0, 20, 13, (1, 2, 90), session="a"),
+        TraceRequest("1", 0, 50, 6, ids, session="a", turn=1, follows=True, think_ns=MS),
+        TraceRequest("2", 0, 20, 13, (1, 2, 90)),
+        TraceRequest("3", 0, 50, 6, (1, 2, 80, 81, 82, 83, 84), session="b"),
+    ]
+    trace = Trace("t", turns, hash_block=8)
+    named = conversation_ids(trace, 4)
+    assert [tokens for _, tokens in named] == [32, 50, 0, 50]
+    assert named[0][0] == named[1][0][:4]
+    ceiling = prefix_ceiling(trace)
+    assert ceiling is not None
+    assert ceiling["tokens"] == pytest.approx(100 * (32 + 16 + 16) / 140)
+    engine = serve(make_requests(transform.bounds(trace), 4)[:2], "vllm", setting=Setting())
+    assert list(engine.log.tables["admitted"].columns["cached_tokens"]) == [0, 32]
+    # Without its session the answer is not kept.
+    turns[0].session = turns[1].session = ""
+    turns[1].follows = False
+    turns[1].arrival_ns = 10**10
+    engine = serve(make_requests(transform.bounds(trace), 4)[:2], "vllm", setting=Setting())
+    assert list(engine.log.tables["admitted"].columns["cached_tokens"]) == [0, 16]
