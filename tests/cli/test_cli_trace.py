@@ -153,6 +153,23 @@ def test_sessions_are_served_and_compared(call: Call, chats: Path) -> None:
     assert "identical" in again.out
 
 
+def test_explain_a_turn_that_never_came(call: Call, tmp_path: Path) -> None:
+    lines = [
+        {"timestamp": 0, "input_length": 4000, "output_length": 9, "session": "a", "turn": 0,
+         "timeout": 1},
+        {"input_length": 5000, "output_length": 9, "session": "a", "turn": 1},
+        {"timestamp": 0, "input_length": 4000, "output_length": 9},
+    ]  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    done = call("serve-trace", "t.jsonl", "--json")
+    assert done.code == 0, done.err
+    folder = json.loads(done.out)["runs"][0]["folder"]
+    shown = call("explain", folder, "--request", 1)
+    assert "cancelled (earlier turn did not finish), 0.0 ms from arrival to its end" in shown.out
+    assert "prompt tokens of others" not in shown.out
+    assert "cancelled (timeout)" in call("explain", folder, "--request", 0).out
+
+
 def test_later_turns_come_later_under_a_slower_scheduler(call: Call, chats: Path) -> None:
     """The arrivals of the later turns are the run's, those of the first turns the trace's."""
     import nexusbench
