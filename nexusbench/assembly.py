@@ -21,7 +21,7 @@ from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
-from nexusbench.workloads.trace import load_trace, prefix_ids
+from nexusbench.workloads.trace import conversation_ids, load_trace
 
 
 class Assembly(msgspec.Struct):
@@ -56,6 +56,8 @@ def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
         trace = transform.burstiness(trace, config.request_rate, config.burstiness, config.seed)
     elif config.request_rate is not None:
         trace = transform.rate(trace, config.request_rate)
+    if config.concurrency is not None:
+        trace = transform.closed_loop(trace, config.concurrency)
     bound: int | Literal["trace"] | None = None
     if config.max_tokens is not None:
         bound = "trace" if config.max_tokens == "trace" else _positive_int(config.max_tokens)
@@ -125,7 +127,8 @@ def resolve_device(name: str) -> str:
 
 def make_requests(trace: Trace, block_size: int) -> list[Request]:
     """Engine requests from a trace; prefix ids become comparable over the whole trace."""
-    chains = prefix_ids(trace, block_size)
+    chains = conversation_ids(trace, block_size)
+    after = _earlier_turns(trace)
     return [
         Request(
             id=r.id,
@@ -134,11 +137,27 @@ def make_requests(trace: Trace, block_size: int) -> list[Request]:
             num_prompt_tokens=r.prompt_tokens,
             max_tokens=r.max_tokens,
             stop_len=r.prompt_tokens + r.output_tokens,
-            prefix_ids=chains[index],
+            prefix_ids=chains[index][0],
+            named_tokens=chains[index][1],
             tenant=r.tenant,
+            after=after[index] if r.follows else -1,
+            think_ns=r.think_ns,
+            timeout_ns=r.timeout_ns,
+            cancel_after_ns=r.cancel_after_ns,
         )
         for index, r in enumerate(trace.requests)
     ]
+
+
+def _earlier_turns(trace: Trace) -> list[int]:
+    """For each request the index of its session's turn before, -1 where there is none."""
+    latest: dict[str, int] = {}
+    earlier: list[int] = []
+    for index, request in enumerate(trace.requests):
+        earlier.append(latest.get(request.session, -1) if request.session else -1)
+        if request.session:
+            latest[request.session] = index
+    return earlier
 
 
 def _partitioner(
@@ -222,10 +241,15 @@ def _facts(
             "requests": len(trace.requests),
             "notes": trace.notes,
             "oracle_max_tokens": trace.oracle_max_tokens,
+            "concurrency": trace.concurrency,
+            "following": sum(r.follows for r in trace.requests),
         },
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),
+        "gpus": config.tensor_parallel_size,
+        "price_per_hour": config.price_per_hour,
+        "watts": config.watts,
     }
 
 

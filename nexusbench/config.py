@@ -13,6 +13,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Names and meanings are vLLM's where it has them; None means "resolve from device and model", and
     what was resolved stands in the manifest. ``goodput`` maps ttft, tbt, tpot, e2e to bounds in ms.
+    ``concurrency`` makes the trace a closed loop of so many users. ``price_per_hour`` is
+    dollars for an hour of one GPU, ``watts`` what one GPU draws.
     """
 
     trace: str
@@ -36,7 +38,10 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     limit: int | None = None
     window: str | None = None
     spread_ties: Literal["none", "uniform"] = "none"
+    concurrency: int | None = None
     max_tokens: str | None = None
     warmup_s: float = 0.0
     goodput: dict[str, float] = {}
+    price_per_hour: float | None = None
+    watts: float | None = None
     seed: int = 0

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FLUSH_ROWS = 400_000  # event rows held before they are written to disk (a few MB)
 CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
 PROGRESS_NS = 100 * NS_PER_MS
+# What metrics need of the facts that an assembly resolved.
+RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts")
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
 Progress = Callable[[Engine], None]
@@ -80,7 +82,7 @@ def _serve(assembly: Assembly, results: Path | None, progress: Progress | None) 
             assembly.partitioner,
             assembly.kv,
             assembly.requests,
-            EngineConfig(assembly.limits),
+            EngineConfig(assembly.limits, concurrency=assembly.trace.concurrency),
             stopwatch=stopwatch_ns,
             observer=recorder.after_step,
         )
@@ -215,12 +217,13 @@ def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
 
 
 def _request_columns(assembly: Assembly) -> dict[str, list[Any]]:
-    requests = assembly.requests
+    requests, closed = assembly.requests, assembly.trace.concurrency > 0
     return {
         "request": [r.index for r in requests],
         "id": [r.id for r in requests],
         "tenant": [r.tenant for r in requests],
-        "arrival": [r.arrival_ns for r in requests],
+        # -1: it arrives when another one has ended; the event log says when that was.
+        "arrival": [-1 if closed or r.after >= 0 else r.arrival_ns for r in requests],
         "prompt_tokens": [r.num_prompt_tokens for r in requests],
         "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
         "max_tokens": [r.max_tokens for r in requests],
@@ -235,8 +238,7 @@ def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
         "block_size": assembly.kv.block_size,
         "partitions": assembly.scheduler.partitions,
         "splits": _splits(engine),
-        "slo": assembly.facts["slo"],
-        "warmup_ns": assembly.facts["warmup_ns"],
+        **{key: assembly.facts[key] for key in RESOLVED_FACTS},
     }
 
 

@@ -132,8 +132,9 @@ def _show_facts(console: Console, found: Explanation, near: Neighbours) -> None:
     )
     if near.prefills:
         names = ", ".join(f"{prompt.id} ({prompt.tokens:,})" for prompt in near.prefills)
+        until = "its first token" if found.ttft_ns is not None else "its end"
         facts.append(
-            f"until its first token {near.prefill_tokens:,} prompt tokens of others were computed, "
+            f"until {until} {near.prefill_tokens:,} prompt tokens of others were computed, "
             f"most of {names}"
         )
     if found.tenant:

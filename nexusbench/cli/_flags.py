@@ -52,7 +52,7 @@ TracePath = Annotated[
     typer.Argument(
         metavar="TRACE",
         show_default=False,
-        help="Native JSON lines, Mooncake JSON lines or Azure CSV; plain or .gz (detected).",
+        help="Native, Mooncake or Qwen JSON lines, Azure or BurstGPT CSV; plain or .gz (detected).",
     ),
 ]
 Device = Annotated[
@@ -197,6 +197,14 @@ SpreadTies = Annotated[
         help="Spread requests that share a coarse timestamp until the next one.",
     ),
 ]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        rich_help_panel=_TRAFFIC,
+        help="A closed loop of N users: the next request comes when one is free, no timestamps.",
+    ),
+]
 Warmup = Annotated[
     float,
     typer.Option(
@@ -214,6 +222,33 @@ Goodput = Annotated[
         metavar="KEY:MS ...",
         rich_help_panel=_MEASURE,
         help="Bounds on ttft, tpot, e2e or tbt (p99 of a request), as in: ttft:500 tbt:50",
+    ),
+]
+By = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--by",
+        metavar="prompt-length|tenant",
+        rich_help_panel=_MEASURE,
+        help="A further table that shows who pays: requests by prompt length, or by tenant.",
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price-per-hour",
+        callback=positive,
+        metavar="DOLLARS",
+        rich_help_panel=_MEASURE,
+        help="Of one GPU: adds the cost of a million output tokens.",
+    ),
+]
+Watts = Annotated[
+    float | None,
+    typer.Option(
+        callback=positive,
+        rich_help_panel=_MEASURE,
+        help="Drawn by one GPU: adds joules per output token.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_MEASURE, help="The first seed.")]

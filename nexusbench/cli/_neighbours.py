@@ -33,11 +33,13 @@ class Neighbours(msgspec.Struct, frozen=True):
 
 
 def neighbours_of(run: RunEvents, request: int) -> Neighbours:
-    """Who was there until the first token of ``request`` (or until it was last seen)."""
+    """Who was there until the first token of ``request`` (or its end, or the log's)."""
     arrival = int(run.arrival[request])
     admitted = int(run.first_admitted[request])
     first = int(run.first_token[request])
-    last = max(int(c["time"].max()) for c in run.tables.values() if len(c.get("time", ())))
+    last = int(run.ended[request])
+    if last < 0:
+        last = max(int(c["time"].max()) for c in run.tables.values() if len(c.get("time", ())))
     waited_until = admitted if admitted >= 0 else last
     until = first if first >= 0 else last
     others: BoolArray = run.offered & (np.arange(run.num_requests) != request)

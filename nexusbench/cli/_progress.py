@@ -52,9 +52,8 @@ class RollingLatency:
     concern are left out until their next token.
     """
 
-    def __init__(self, arrivals: IntArray) -> None:
-        self._arrivals = arrivals
-        self._last: IntArray = np.full(len(arrivals), _NEVER, dtype=np.int64)
+    def __init__(self, num_requests: int) -> None:
+        self._last: IntArray = np.full(num_requests, _NEVER, dtype=np.int64)
         self._seen = self._drained = self._step_row = 0
         self._gaps = np.empty(0, dtype=np.int64)
         self._first = np.empty(0, dtype=np.int64)
@@ -68,7 +67,7 @@ class RollingLatency:
             self._last[rows.requests[early]] = rows.times[early]
             rows = _NewRows(rows.requests[-MOST_TOKENS:], rows.times[-MOST_TOKENS:])
         if len(rows.requests):
-            self._add(rows)
+            self._add(rows, engine)
 
     @property
     def ttft_ms(self) -> float | None:
@@ -102,13 +101,13 @@ class RollingLatency:
     def _forget(self, engine: Engine, held: IntArray) -> None:
         """Rows were lost: whoever had a token in them has an unknown last one."""
         self._last[self._last >= 0] = _UNKNOWN
-        silent = np.flatnonzero(self._last[: engine.num_arrived] == _NEVER)
+        silent = np.flatnonzero(self._last == _NEVER)
         visible = np.bincount(held, minlength=len(self._last))
         for request in silent.tolist():
             if engine.requests[request].num_output_tokens > visible[request]:
                 self._last[request] = _UNKNOWN
 
-    def _add(self, rows: _NewRows) -> None:
+    def _add(self, rows: _NewRows, engine: Engine) -> None:
         order = np.argsort(rows.requests, kind="stable")
         requests, times = rows.requests[order], rows.times[order]
         begins = np.append(True, requests[1:] != requests[:-1])
@@ -118,7 +117,10 @@ class RollingLatency:
         # Back into the order of time, so that the most recent are the last.
         back = np.argsort(order, kind="stable")
         self._gaps = np.append(self._gaps, (times - before)[back][gaps[back]])[-RECENT_GAPS:]
-        ttft = (times - self._arrivals[requests])[back][first[back]]
+        begun = np.flatnonzero(first[back])[-RECENT_FIRST:]
+        # Asked only now: when a later turn of a session arrives was not known at the start.
+        offered = [engine.requests[r].arrival_ns for r in requests[back][begun].tolist()]
+        ttft = times[back][begun] - np.array(offered, dtype=np.int64)
         self._first = np.append(self._first, ttft)[-RECENT_FIRST:]
         self._last[rows.requests] = rows.times
 
@@ -132,10 +134,7 @@ class ProgressReader:
     def __call__(self, engine: Engine) -> Snapshot:
         """The engine now."""
         if self._rolling is None:
-            arrivals = np.fromiter(
-                (request.arrival_ns for request in engine.requests), np.int64, len(engine.requests)
-            )
-            self._rolling = RollingLatency(arrivals)
+            self._rolling = RollingLatency(len(engine.requests))
         self._rolling.update(engine)
         state = engine.state
         return Snapshot(

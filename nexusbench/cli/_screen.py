@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nexusbench.cli._console import natural_width, print_whole, say
+from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, seeds_table
 from nexusbench.cli._table import Row, make_rows, render_rows
 from nexusbench.cli._verdict import verdict
@@ -31,6 +32,7 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
     """The table with its footnotes, paired differences if there are seeds, and the verdict."""
     rows = make_rows(columns)
     _show_rows(console, columns, rows)
+    show_groups(console, columns)
     for line in _footnotes(columns, rows):
         say(console, line, "dim")
     if formulas:
@@ -123,9 +125,13 @@ def _model_line(view: RunView, resolved: dict[str, Any]) -> str:
 
 def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
     span, count = view.span_ns / NS_PER_S, trace["requests"]
+    following, users = trace.get("following", 0), trace.get("concurrency", 0)
     text = f"{trace['name']}: {count:,} requests"
-    if span:
-        text += f" in {span:,.1f} s, mean {(count - 1) / span:.3g} req/s"
+    if users:
+        text += f" of {users:,} users in a closed loop"
+    elif span:
+        what = "first turns/s" if following else "req/s"
+        text += f" in {span:,.1f} s, mean {(count - following - 1) / span:.3g} {what}"
     # The first note is about the file as it is, the others about what was made of it.
     return f"{text}. File: {'; '.join(trace['notes'])}"
 

@@ -19,6 +19,7 @@ from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._view import RunView, by_label, view_of_result
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.summary import over_seeds
 from nexusbench.runner import run
@@ -44,6 +45,7 @@ class Output(msgspec.Struct, frozen=True):
     as_json: bool = False
     quiet: bool = False
     formulas: bool = False
+    by: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -97,6 +99,12 @@ def _check_texts(flags: Mapping[str, Any]) -> None:
             raise UsageError(f"--window: {error}") from None
     if flags["burstiness"] is not None and flags["request_rate"] is None:
         raise UsageError("--burstiness redraws arrivals and needs --rate")
+    if flags["concurrency"] is not None:
+        for name, flag in (("request_rate", "--rate"), ("speed", "--speed")):
+            if flags[name] is not None:
+                raise UsageError(
+                    f"--concurrency gives up the timestamps that {flag} changes. Choose one"
+                )
 
 
 def parse_goodput(values: Sequence[str]) -> dict[str, float]:
@@ -121,6 +129,17 @@ def parse_goodput(values: Sequence[str]) -> dict[str, float]:
         raise UsageError(f"--goodput: {error}") from None
 
 
+def parse_by(values: Sequence[str]) -> tuple[str, ...]:
+    """``prompt-length,tenant`` in any number of values, as names. Raises UsageError."""
+    from nexusbench.metrics.groups import GROUPINGS
+
+    names = [name.strip() for value in values for name in value.split(",")]
+    for name in names:
+        if name not in GROUPINGS:
+            raise UsageError(f"--by '{name}' is unknown. {did_you_mean(name, list(GROUPINGS))}")
+    return tuple(dict.fromkeys(names))
+
+
 def serve(jobs: Sequence[Job], output: Output) -> None:
     """Run all jobs, show those that ended; exits with the code of the first that did not.
 
@@ -143,7 +162,7 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
             if isinstance(error, _STOPPING):
                 break
         else:
-            views.append(view_of_result(result, job.label))
+            views.append(view_of_result(result, job.label, output.by))
     if output.as_json:
         print(json.dumps(_document(views, failures), indent=2, allow_nan=False))
     elif views:

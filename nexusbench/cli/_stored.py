@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nexusbench import __version__
 from nexusbench.cli._console import progress_console, results_console
 from nexusbench.cli._screen import badge, header, show_columns
-from nexusbench.cli._session import JSON_SCHEMA, parse_goodput
-from nexusbench.cli._view import Column, RunView, view_of_reader
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli._view import Column, Judgement, RunView, view_of_reader
 from nexusbench.results.reader import RunReader
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ _SAME = (
     *(
         (f"--{name.replace('_', '-')}", ("config", name))
         for name in (
-            "speed", "request_rate", "burstiness", "limit", "window", "spread_ties", "max_tokens",
-            "too_long",
+            "speed", "request_rate", "burstiness", "limit", "window", "spread_ties", "concurrency",
+            "max_tokens", "too_long",
         )
     ),
 )  # fmt: skip
@@ -44,6 +44,7 @@ _TELLING = (
     ("config", "partitioner"),
     ("config", "request_rate"),
     ("config", "speed"),
+    ("config", "concurrency"),
     ("config", "seed"),
 )
 
@@ -51,14 +52,13 @@ _TELLING = (
 def compare_runs(
     runs: Sequence[str],
     results: Path,
+    judgement: Judgement,
     *,
-    goodput: Sequence[str] = (),
     as_json: bool = False,
     formulas: bool = False,
 ) -> None:
     """Show or print runs. Raises InputError naming what cannot be read."""
-    slo = parse_goodput(goodput) if goodput else None
-    views = [view_of_reader(RunReader(run, results), slo) for run in runs]
+    views = [view_of_reader(RunReader(run, results), judgement) for run in runs]
     label_apart(views)
     warnings = find_warnings(views)
     if as_json:

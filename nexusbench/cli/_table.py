@@ -28,11 +28,14 @@ SCALARS = (
         ("requests finished", "", "finished", "value"),
         ("rejected", "", "rejected", "value"),
         ("failed", "", "failed", "value"),
+        ("cancelled", "", "cancelled", "value"),
         ("unfinished", "", "unfinished", "value"),
         ("request throughput", "req/s", "request_throughput", "value"),
         ("output throughput", "tok/s", "output_throughput", "value"),
         ("goodput", "req/s", "goodput", "value"),
         ("SLO attainment", "% of offered", "attainment", "value"),
+        ("cost", "$/M output tok", "cost_per_mtok", "value"),
+        ("energy", "J/output token", "joules_per_token", "value"),
     ),
     (
         ("preemptions", "", "preemptions", "value"),
@@ -53,7 +56,7 @@ SCALARS = (
     (("decision time, mean", "µs, real", "decision_us", "mean"),),
 )
 # Shown only where they are not zero for everyone: their absence is no news.
-_ONLY_IF_ANY = ("rejected", "failed", "unfinished")
+_ONLY_IF_ANY = ("rejected", "failed", "cancelled", "unfinished")
 _SECONDS_FROM_MS = 1000.0
 # Whoever runs one batch at a time has no contention: that is no merit.
 _DIRECTIONS = {"decision_us": "lower", "contention": "none"}

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
-    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.results.reader import RunReader
     from nexusbench.runner import RunResult
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """By what runs are judged: None is each run's own. ``by`` names groupings of requests."""
+
+    slo: dict[str, float] | None = None
+    price_per_hour: float | None = None
+    watts: float | None = None
+    by: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether a stored summary serves."""
+        given = (self.slo, self.price_per_hour, self.watts)
+        return not self.by and all(value is None for value in given)
 
 
 class RunView(msgspec.Struct):
@@ -27,6 +41,7 @@ class RunView(msgspec.Struct):
     event_digest: str = ""
     span_ns: int = 0  # of the requests' arrivals
     message: str = ""
+    groups: dict[str, list[dict[str, Any]]] = {}  # grouping -> its groups, where asked for
 
     @property
     def complete(self) -> bool:
@@ -41,7 +56,7 @@ class RunView(msgspec.Struct):
 
     def as_json(self) -> dict[str, Any]:
         """The run for ``--json``."""
-        return {
+        document = {
             "label": self.label,
             "run_id": self.folder.name if self.folder else None,
             "folder": str(self.folder) if self.folder else None,
@@ -53,6 +68,7 @@ class RunView(msgspec.Struct):
             "resolved": self.resolved,
             "summary": self.summary,
         }
+        return {**document, "groups": self.groups} if self.groups else document
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -120,8 +136,10 @@ def _estimate(values: Sequence[float | None]) -> Estimate | None:
     return Estimate(found["mean"], half)
 
 
-def view_of_result(result: RunResult, label: str) -> RunView:
+def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> RunView:
     """The view of a run that has just ended."""
+    from nexusbench.metrics.groups import group
+
     resolved = {**result.resolved, "decision_us": result.summary.get("decision_us", {})}
     summary = {key: value for key, value in result.summary.items() if key != "decision_us"}
     return RunView(
@@ -134,20 +152,29 @@ def view_of_result(result: RunResult, label: str) -> RunView:
         folder=result.folder,
         event_digest=result.event_digest,
         span_ns=_span(result.events.requests["arrival"]),
+        groups={name: group(result.events, name) for name in by},
     )
 
 
-def view_of_reader(reader: RunReader, slo: Mapping[str, float] | None = None) -> RunView:
-    """The view of a stored run, computed from its events where it has no summary.
+def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> RunView:
+    """The view of a stored run, computed from its events where no stored summary serves.
 
-    ``slo`` judges it by other bounds than its own. Raises InputError naming what is damaged.
+    Raises InputError naming what is damaged.
     """
+    from nexusbench.metrics.groups import group
+    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
+    judged = judgement or Judgement()
     manifest = reader.manifest
-    summary = reader.summary() if slo is None and reader.complete else None
+    summary = reader.summary() if judged.own and reader.complete else None
+    groups: dict[str, list[dict[str, Any]]] = {}
     if summary is None:
-        summary = summarise(_events(reader, slo))
+        events = RunEvents.from_reader(
+            reader, slo=judged.slo, price_per_hour=judged.price_per_hour, watts=judged.watts
+        )
+        summary = summarise(events)
+        groups = {name: group(events, name) for name in judged.by}
     return RunView(
         label=str(manifest.config.get("scheduler", manifest.run_id)),
         status=reader.status,
@@ -159,17 +186,13 @@ def view_of_reader(reader: RunReader, slo: Mapping[str, float] | None = None) ->
         event_digest=manifest.event_digest,
         span_ns=_span(reader.requests()["arrival"]),
         message=manifest.message,
+        groups=groups,
     )
 
 
-def _events(reader: RunReader, slo: Mapping[str, float] | None) -> RunEvents:
-    from nexusbench.metrics.run_events import RunEvents
-
-    return RunEvents.from_reader(reader, slo=slo)
-
-
 def _span(arrivals: Any) -> int:
-    return int(arrivals.max() - arrivals.min()) if len(arrivals) else 0
+    known = arrivals[arrivals >= 0]
+    return int(known.max() - known.min()) if len(known) else 0
 
 
 def by_label(views: Sequence[RunView]) -> list[Column]:

@@ -19,13 +19,20 @@ def compare(
     runs: Runs,
     results: flags.Results = Path("results"),
     goodput: flags.Goodput = None,
+    by: flags.By = None,
+    price_per_hour: flags.Price = None,
+    watts: flags.Watts = None,
     json: flags.Json = False,
     formulas: flags.Formulas = False,
 ) -> None:
     """Show stored runs side by side; interrupted and killed ones too, with what they kept.
 
-    With --goodput all runs are judged by these bounds instead of their own.
+    With --goodput, --price-per-hour or --watts all runs are judged by these instead of their own.
     """
+    from nexusbench.cli._session import parse_by, parse_goodput
     from nexusbench.cli._stored import compare_runs
+    from nexusbench.cli._view import Judgement
 
-    compare_runs(runs, results, goodput=goodput or [], as_json=json, formulas=formulas)
+    slo = parse_goodput(goodput) if goodput else None
+    judgement = Judgement(slo, price_per_hour, watts, parse_by(by or []))
+    compare_runs(runs, results, judgement, as_json=json, formulas=formulas)

@@ -33,8 +33,12 @@ def serve_trace(
     limit: flags.Limit = None,
     window: flags.Window = None,
     spread_ties: flags.SpreadTies = "none",
+    concurrency: flags.Concurrency = None,
     warmup_s: flags.Warmup = 0.0,
     goodput: flags.Goodput = None,
+    by: flags.By = None,
+    price_per_hour: flags.Price = None,
+    watts: flags.Watts = None,
     seed: flags.Seed = 0,
     seeds: flags.Seeds = 1,
     results: flags.Results = Path("results"),
@@ -47,9 +51,10 @@ def serve_trace(
 
     nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
     """
-    from nexusbench.cli._session import Output, plan_jobs, serve
+    from nexusbench.cli._session import Output, parse_by, plan_jobs, serve
 
     # The parameters are named as RunConfig's fields, so they are taken by name, not listed again.
     jobs = plan_jobs(context.params)
     folder = None if no_save else results
-    serve(jobs, Output(folder, as_json=json, quiet=no_progress, formulas=formulas))
+    groupings = parse_by(by or [])
+    serve(jobs, Output(folder, as_json=json, quiet=no_progress, formulas=formulas, by=groupings))

@@ -32,6 +32,8 @@ class RequestView(Protocol):
     def in_flight(self) -> bool: ...
     @property
     def tenant(self) -> str: ...
+    @property
+    def arrival_rank(self) -> int: ...
 
 
 class Request(msgspec.Struct, gc=False, eq=False):
@@ -63,6 +65,13 @@ class Request(msgspec.Struct, gc=False, eq=False):
     blocks: list[int] = []
     kv_blocked: bool = False  # an admission was tried and failed for want of blocks
     order_key: float = 0.0  # place in the waiting queue; smaller goes first
+    arrival_rank: int = 0  # how many had arrived before it
+    named_tokens: int = 0  # how many tokens prefix_ids name, if its session may share its answer
+    after: int = -1  # index of the request whose end sets arrival_ns; -1 for none
+    think_ns: int = 0  # from the end of that one to this one's arrival
+    timeout_ns: int = 0  # its client gives up this long after the arrival; 0 never
+    cancel_after_ns: int = 0  # the same for a client that calls it off without need
+    outcome: int = -1  # index into OUTCOMES once it has ended
 
     @property
     def num_output_tokens(self) -> int:

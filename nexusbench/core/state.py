@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -65,11 +65,11 @@ class WaitingQueue:
         if items and items[-1][2] is request:
             items.pop()
             return
-        for position in range(len(items) - 1, -1, -1):
-            if items[position][2] is request:
-                del items[position]
-                return
-        raise KeyError(request.id)
+        # A shorter tuple sorts before the longer one that it begins.
+        position = bisect_left(items, (-request.order_key, -request.index))
+        if position == len(items) or items[position][2] is not request:
+            raise KeyError(request.id)
+        del items[position]
 
     def __iter__(self) -> Iterator[Request]:
         """In order; the queue may lose requests that were already yielded while this runs."""

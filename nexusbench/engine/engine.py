@@ -11,6 +11,7 @@ from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.devices.base import Device
+from nexusbench.engine.arrivals import NEVER, Arrivals, Patience
 from nexusbench.engine.executor import Executor
 from nexusbench.engine.invariants import Auditor
 from nexusbench.kv.manager import KVCacheManager
@@ -23,11 +24,12 @@ MOST_FRUITLESS = 10_000  # decisions in a row that leave everything idle while w
 
 class EngineConfig(msgspec.Struct, frozen=True):
     """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the
-    books (I3).
+    books (I3). ``concurrency``: users of a closed loop, 0 where arrivals wait for no free user.
     """
 
     limits: Limits
     audit_every: int = 4096
+    concurrency: int = 0
 
 
 class Engine:
@@ -59,11 +61,14 @@ class Engine:
             device.spec, kv, config.limits, scheduler.partitions, partitioner.initial(device.spec)
         )
         self.context = SchedulerContext(self.state, kv, scheduler.name, scheduler.order_key)
-        self.executor = Executor(self.state, kv, device, scheduler, partitioner, self.log)
+        self.arrivals = Arrivals(requests, config.concurrency)
+        self.patience = Patience(requests)
+        self.executor = Executor(
+            self.state, kv, device, scheduler, partitioner, self.log, self.arrivals
+        )
         self.auditor = Auditor(self.state, kv, self.executor, scheduler)
         # One entry per call of the policy, if a stopwatch was given.
         self.decision_ns: list[int] = []
-        self.num_arrived = 0
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
         self._fruitless = 0  # decisions in a row after which nothing was in flight
@@ -76,9 +81,10 @@ class Engine:
         Raises PlanRefused, EngineStalled or InvariantBreach, each naming the invariant.
         """
         executor, auditor, observer = self.executor, self.auditor, self._observer
+        arrivals, state = self.arrivals, self.state
         next_audit = self.config.audit_every
         self.admit(self.device.now())
-        while self.num_arrived < len(self.requests) or self.state.num_running or self.state.waiting:
+        while arrivals.num_left or state.decoding or state.prefilling or state.waiting:
             if self._has_free_slot():
                 self._decide()
             if self._is_stuck():
@@ -93,27 +99,38 @@ class Engine:
                 observer(self)
         auditor.check_end(self.requests)
 
+    @property
+    def num_arrived(self) -> int:
+        """Requests that have been offered so far."""
+        return len(self.requests) - self.arrivals.num_left
+
     def admit(self, now: int) -> None:
-        """Let in what has arrived by ``now``; what can never fit is rejected at once."""
-        state = self.state
+        """Let in what has arrived by ``now``, and let go whose client has given up by then."""
+        state, arrivals, patience = self.state, self.arrivals, self.patience
         if now < state.now:
             raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
         state.now = now
-        requests, limits = self.requests, self.config.limits
-        while self.num_arrived < len(requests) and requests[self.num_arrived].arrival_ns <= now:
-            r = requests[self.num_arrived]
-            self.num_arrived += 1
-            self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
-            if r.stop_len > limits.max_model_len:
-                self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
-            elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
-                self.executor.end(
-                    r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks"
-                )
-            else:
-                r.num_tokens = r.num_prompt_tokens
-                r.order_key = self.scheduler.order_key(r)
-                state.waiting.add(r)
+        # An end can free a user of a closed loop, who sends the next request at once.
+        while arrivals.next_ns <= now or patience.next_ns <= now:
+            for request in arrivals.pop_due(now):
+                self._offer(request)
+            for request, reason in patience.pop_due(now):
+                self.executor.cancel(request, reason)
+
+    def _offer(self, r: Request) -> None:
+        """A request arrives; what can never fit is rejected at once."""
+        limits = self.config.limits
+        r.arrival_rank = self.num_arrived - 1
+        self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
+        if r.stop_len > limits.max_model_len:
+            self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
+        elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
+            self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
+        else:
+            r.num_tokens = r.num_prompt_tokens
+            r.order_key = self.scheduler.order_key(r)
+            self.state.waiting.add(r)
+            self.patience.watch(r)
 
     def _decide(self) -> None:
         """One scheduling instant: plan, split, commit."""
@@ -145,18 +162,19 @@ class Engine:
         return any(len(running) < depth for running in state.in_flight.values())
 
     def _next_event(self) -> int | None:
-        """When to be woken at the latest: the next arrival, if a partition is free for it, or
-        wake_at.
+        """When to be woken at the latest, or None: wake_at, a client that gives up, or the next
+        arrival, if a partition is free for it or its client's patience must be watched.
         """
-        due = (
-            self._wake_at if self._wake_at is not None and self._wake_at > self.state.now else None
-        )
-        if self.num_arrived < len(self.requests):
+        due = self.patience.next_ns
+        if self._wake_at is not None and self.state.now < self._wake_at < due:
+            due = self._wake_at
+        arrival = self.arrivals.next_ns
+        if arrival < due:
             depth = self.device.spec.depth
-            if any(len(running) < depth for running in self.state.in_flight.values()):
-                arrival = self.requests[self.num_arrived].arrival_ns
-                due = arrival if due is None else min(due, arrival)
-        return due
+            running = self.state.in_flight.values()
+            if self.patience.armed or any(len(launches) < depth for launches in running):
+                due = arrival
+        return None if due == NEVER else due
 
     def _is_stuck(self) -> bool:
         """Nothing will change any more, or the policy has had more than enough chances.

@@ -8,11 +8,13 @@ from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS, EventLog
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.devices.base import Device
+from nexusbench.engine.arrivals import ORPHANED, Arrivals
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 FINISHED = OUTCOMES.index("finished")
+CANCELLED = OUTCOMES.index("cancelled")
 RECOMPUTE = PREEMPTION_KINDS.index("recompute")
 
 
@@ -31,15 +33,17 @@ class Executor:
         scheduler: Scheduler,
         partitioner: Partitioner,
         log: EventLog,
+        arrivals: Arrivals,
     ) -> None:
         self.state, self.kv, self.device, self.log = state, kv, device, log
-        self.scheduler, self.partitioner = scheduler, partitioner
+        self.scheduler, self.partitioner, self.arrivals = scheduler, partitioner, arrivals
         self.num_steps = 0
         self.num_ended = 0
         self.num_tokens = 0
         self.splits: list[Split] = []  # row = split code of the log
         self._split_code = 0
         self._steps: dict[int, InFlight] = {}
+        self._leaving: dict[int, tuple[Request, str]] = {}  # cancelled in flight, and why
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
         self._set_split(state.split)
 
@@ -210,6 +214,9 @@ class Executor:
         self.log.tables["step_done"].row(output.step, output.end_ns, output.solo_ns, count)
         for request in done:
             self._finish(request)
+            self._forget(request)
+        if self._leaving:
+            self._let_go()
 
     def _complete_decodes(self, decodes: list[Request]) -> list[Request]:
         """One token for each; returns those that are done."""
@@ -237,7 +244,7 @@ class Executor:
             request.in_flight = not last
         for request in alive:
             if request.num_tokens >= request.stop_len:
-                self.end(request, FINISHED, "length")
+                self._finish(request)
         if last:
             for request in entry.batch.decodes:
                 if request.num_tokens >= request.stop_len:
@@ -267,17 +274,62 @@ class Executor:
                     done.append(request)
         return done
 
-    def _finish(self, request: Request) -> None:
-        self.end(request, FINISHED, "length")
+    # -- ends --------------------------------------------------------------------------------------
+
+    def cancel(self, request: Request, reason: str) -> None:
+        """A client gives up: at once, or if the request is in flight when its launch ends (I11)."""
+        if request.in_flight:
+            self._leaving[request.index] = (request, reason)
+            return
+        self.end(request, CANCELLED, reason)
         self._forget(request)
 
+    def _let_go(self) -> None:
+        """End those cancelled in flight whose launch has ended."""
+        for request, reason in list(self._leaving.values()):
+            if not request.in_flight:
+                del self._leaving[request.index]
+                self.end(request, CANCELLED, reason)
+                self._forget(request)
+
+    def _finish(self, request: Request) -> None:
+        """All tokens are there; of use only to a client that has not given up before."""
+        left = self._leaving.pop(request.index, None) if self._leaving else None
+        if left is None:
+            self.end(request, FINISHED, "length")
+        else:
+            self.end(request, CANCELLED, left[1])
+
     def _forget(self, request: Request) -> None:
-        self.state.decoding.remove(request)
-        self.kv.free(request)
+        """Take an ended request out of its queue and free its blocks."""
+        state = self.state
+        if request.blocks:
+            try:
+                state.decoding.remove(request)
+            except ValueError:  # cancelled before its first token
+                state.prefilling.remove(request)
+            if request.named_tokens:
+                self.kv.publish_own(request)  # the next turn begins with this prompt and answer
+            self.kv.free(request)
+        else:
+            state.waiting.remove(request)
         self.scheduler.finished(request)
 
     def end(self, request: Request, outcome: int, reason: str) -> None:
-        """Log the one end of a request (I1)."""
+        """Log the one end of a request (I1), and the ends of what would have followed it."""
+        self._log_end(request, outcome, reason)
+        if self.arrivals.chained:
+            now = self.state.now
+            for orphan in self.arrivals.ended(request, now, finished=outcome == FINISHED):
+                orphan.arrival_ns = now
+                row = self.log.tables["arrived"].row
+                row(orphan.index, now, orphan.num_prompt_tokens, orphan.max_tokens)
+                self._log_end(orphan, CANCELLED, ORPHANED)
+
+    def _log_end(self, request: Request, outcome: int, reason: str) -> None:
+        if request.outcome >= 0:
+            raise InvariantBreach("I1", f"request '{request.id}' ended twice")
+        request.outcome = outcome
         self.num_ended += 1
         row = self.log.tables["ended"].row
         row(request.index, self.state.now, outcome, self.log.code(reason))

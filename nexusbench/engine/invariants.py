@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.errors import InvariantBreach
+from nexusbench.core.events import OUTCOMES
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState
 from nexusbench.engine.executor import Executor
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.schedulers.base import Scheduler
+
+FINISHED = OUTCOMES.index("finished")
 
 
 class Auditor:
@@ -49,9 +52,13 @@ class Auditor:
             raise InvariantBreach("I1", "a launch is still in flight at the end")
         made = 0
         for r in requests:
-            if r.num_tokens not in (0, r.stop_len):  # 0: rejected
+            if r.outcome < 0:
+                raise InvariantBreach("I1", f"request '{r.id}' never ended")
+            # 0: rejected, or cancelled before it could arrive.
+            least = r.stop_len if r.outcome == FINISHED else r.num_prompt_tokens
+            if not (least <= r.num_tokens <= r.stop_len or (not r.num_tokens and r.outcome)):
                 raise InvariantBreach(
-                    "I4", f"'{r.id}' has {r.num_tokens} tokens at the end, not {r.stop_len}"
+                    "I4", f"'{r.id}' has {r.num_tokens} tokens at the end, not {least} or more"
                 )
             made += r.num_output_tokens if r.num_tokens else 0
         if made != executor.num_tokens:

@@ -69,7 +69,8 @@ class KVCacheManager:
         ones are not.
         """
         per_id = self._blocks_per_id
-        if request.prefix_ids and position < request.num_prompt_tokens // self.block_size:
+        named = request.named_tokens or request.num_prompt_tokens
+        if request.prefix_ids and position < named // self.block_size:
             return request.prefix_ids[position // per_id] * per_id + position % per_id
         return -((request.index << 24) | position) - 1
 

@@ -56,6 +56,9 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strings: tuple[str, ...] = ()
     slo: dict[str, float] = {}  # bounds in ms
     warmup_ns: int = 0
+    gpus: int = 1
+    price_per_hour: float | None = None  # dollars for one GPU
+    watts: float | None = None  # of one GPU
 
 
 class EventSource(Protocol):
@@ -126,12 +129,18 @@ class RunEvents:
         *,
         slo: Mapping[str, float] | None = None,
         warmup_ns: int | None = None,
+        price_per_hour: float | None = None,
+        watts: float | None = None,
     ) -> RunEvents:
-        """A stored run, optionally judged by another SLO or warm-up than its own."""
+        """A stored run, optionally judged by another SLO, warm-up, price or power than its own."""
         stored = reader.events()
-        changes: dict[str, Any] = {} if slo is None else {"slo": dict(slo)}
-        if warmup_ns is not None:
-            changes["warmup_ns"] = warmup_ns
+        asked = {
+            "slo": slo if slo is None else dict(slo),
+            "warmup_ns": warmup_ns,
+            "price_per_hour": price_per_hour,
+            "watts": watts,
+        }
+        changes = {key: value for key, value in asked.items() if value is not None}
         facts = msgspec.convert({**stored["facts"], **changes}, Facts)
         return cls(stored["tables"], stored["requests"], facts)
 
@@ -153,8 +162,10 @@ class RunEvents:
 
     @cached_property
     def arrival(self) -> IntArray:
-        """Scheduled arrival."""
-        return self.requests["arrival"]
+        """Scheduled arrival; -1 for what waits for a request that has not ended."""
+        arrival = self.requests["arrival"].copy()
+        arrival[self.tables["arrived"]["request"]] = self.tables["arrived"]["time"]
+        return arrival
 
     @cached_property
     def offered(self) -> BoolArray:

@@ -36,6 +36,9 @@ class _Resolved(msgspec.Struct):
     block_size: int
     slo: dict[str, float] = {}
     warmup_ns: int = 0
+    gpus: int = 1
+    price_per_hour: float | None = None
+    watts: float | None = None
 
 
 class RunReader:

@@ -59,7 +59,7 @@ class Scheduler(ABC):
         """
         if self.options.order == "spf":
             return request.num_tokens + self.options.gamma * request.arrival_ns * 1e-9
-        return float(request.index)
+        return float(request.arrival_rank)
 
     @abstractmethod
     def schedule(self, ctx: SchedulerContext) -> Plan:

@@ -50,15 +50,15 @@ class Sglang(Scheduler):
         self._least_ratio = self._start_ratio * own.min_new_token_ratio_factor
         self._decay = (self._start_ratio - self._least_ratio) / own.new_token_ratio_decay_steps
         self._ratio = self._start_ratio
-        self._latest_index = 0
+        self._latest_rank = 0
 
     def order_key(self, request: RequestView) -> float:
         """As the base class; a retracted request queues behind everyone who has arrived (SGLang
         appends it).
         """
-        self._latest_index = max(self._latest_index, request.index)
+        self._latest_rank = max(self._latest_rank, request.arrival_rank)
         if self.options.order == "fcfs" and request.num_preemptions:
-            return self._latest_index + 0.5
+            return self._latest_rank + 0.5
         return super().order_key(request)
 
     def schedule(self, ctx: SchedulerContext) -> Plan:

@@ -92,8 +92,17 @@ def offer(
     *,
     max_tokens: int = 64,
     prefix_ids: tuple[int, ...] = (),
+    after: int = -1,
+    think_ms: float = 0.0,
+    timeout_ms: float = 0.0,
+    cancel_after_ms: float = 0.0,
 ) -> Request:
-    """A request of ``prompt`` + ``output`` tokens; ``index`` counts from 0 in order of arrival."""
+    """A request of ``prompt`` + ``output`` tokens; ``index`` counts from 0 in order of arrival.
+
+    ``after`` is the index of the request that must finish first (``arrival_ms`` is then of no
+    meaning), ``think_ms`` the time from its end to this one's arrival; a timeout or cancellation
+    of 0 never comes.
+    """
     return Request(
         id=f"r{index}",
         index=index,
@@ -102,6 +111,10 @@ def offer(
         max_tokens=max(max_tokens, output),
         stop_len=prompt + output,
         prefix_ids=prefix_ids,
+        after=after,
+        think_ns=round(think_ms * NS_PER_MS),
+        timeout_ns=round(timeout_ms * NS_PER_MS),
+        cancel_after_ns=round(cancel_after_ms * NS_PER_MS),
     )
 
 
@@ -116,6 +129,11 @@ def fresh(request: Request) -> Request:
         stop_len=request.stop_len,
         prefix_ids=request.prefix_ids,
         tenant=request.tenant,
+        named_tokens=request.named_tokens,
+        after=request.after,
+        think_ns=request.think_ns,
+        timeout_ns=request.timeout_ns,
+        cancel_after_ns=request.cancel_after_ns,
     )
 
 
@@ -157,7 +175,9 @@ def make_partitioner(
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """Where requests are served: the KV pool, the budgets, the GPU, how often books are audited."""
+    """Where requests are served: the KV pool, the budgets, the GPU, how often books are audited,
+    and the users of a closed loop (0: none).
+    """
 
     kv_blocks: int = 512
     block_size: int = 4
@@ -166,6 +186,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = LIMITS
     gpu: GpuSpec | None = None
     audit_every: int = 1
+    concurrency: int = 0
 
 
 def build(
@@ -192,7 +213,7 @@ def build(
             prefix_caching=own.prefix_caching,
         ),
         [fresh(request) for request in requests],
-        EngineConfig(own.limits, own.audit_every),
+        EngineConfig(own.limits, own.audit_every, own.concurrency),
         observer=observer,
     )
 

@@ -11,7 +11,8 @@ from nexusbench.core.units import ms
 from nexusbench.engine.engine import Engine
 from nexusbench.testing._errors import ConformanceError
 
-FINISHED = OUTCOMES.index("finished")
+# The least and the most share of its tokens that a request can have got, by outcome.
+_TOKENS = {"finished": (1, 1), "rejected": (0, 0), "failed": (0, 1), "cancelled": (0, 1)}
 History = dict[str, list[tuple[int, ...]]]
 
 
@@ -21,9 +22,10 @@ def check_log(engine: Engine) -> None:
     outcome = _ends(engine)
     tokens = Counter(log.tables["token"].columns["request"])
     for r in engine.requests:
-        wanted = r.stop_len - r.num_prompt_tokens if outcome[r.index] == FINISHED else 0
-        if tokens[r.index] != wanted:
-            problem = f"'{r.id}' got {tokens[r.index]} tokens, not {wanted}"
+        length = r.stop_len - r.num_prompt_tokens
+        least, most = _TOKENS[OUTCOMES[outcome[r.index]]]
+        if not least * length <= tokens[r.index] <= most * length:
+            problem = f"'{r.id}' got {tokens[r.index]} tokens of {length}"
             raise ConformanceError("I4", problem)
     for table, column in (("submitted", "time"), ("step_done", "time")):
         times = log.tables[table].columns[column]

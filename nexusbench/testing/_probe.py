@@ -17,7 +17,8 @@ MOST_CALLS = 20_000  # calls of the context in one instant, before it counts as 
 FIELDS = (
     "id", "arrival_ns", "num_prompt_tokens", "max_tokens", "stop_len", "prefix_ids", "tenant",
     "num_tokens", "num_computed_tokens", "num_cached_tokens", "num_preemptions", "in_flight",
-    "layers_done", "layers_tokens", "num_hashed_blocks", "order_key",
+    "layers_done", "layers_tokens", "num_hashed_blocks", "order_key", "arrival_rank", "after",
+    "named_tokens", "think_ns", "timeout_ns", "cancel_after_ns", "outcome",
 )  # fmt: skip
 
 Row = dict[str, Any]

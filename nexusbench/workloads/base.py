@@ -6,7 +6,12 @@ import msgspec
 
 
 class TraceRequest(msgspec.Struct, gc=False):
-    """One line of a trace. ``hash_ids`` name the prompt's blocks of ``Trace.hash_block`` tokens."""
+    """One line of a trace. ``hash_ids`` name the prompt's blocks of ``Trace.hash_block`` tokens.
+
+    ``session`` and ``turn`` (from 0) label a conversation. A turn that ``follows`` arrives
+    ``think_ns`` after the end of the turn before; its ``arrival_ns`` is that of its session's first
+    turn. Its client gives up ``timeout_ns`` or ``cancel_after_ns`` after its arrival (0: never).
+    """
 
     id: str
     arrival_ns: int
@@ -15,11 +20,19 @@ class TraceRequest(msgspec.Struct, gc=False):
     hash_ids: tuple[int, ...] = ()
     tenant: str = ""
     max_tokens: int = 0  # the bound a policy may see; set by workloads.transform.bounds
+    session: str = ""
+    turn: int = 0
+    follows: bool = False
+    think_ns: int = 0
+    timeout_ns: int = 0
+    cancel_after_ns: int = 0
 
 
 class Trace(msgspec.Struct):
     """Requests in order of arrival, first arrival at 0, and how they came to be.
 
+    ``concurrency`` above 0 is a closed loop: so many users, each of whom sends the next request (or
+    begins the next session) when the last one has ended; arrivals are then 0 for all.
     ``notes`` are the facts a reader must see (format and unit detected, rescaling, ties, limits).
     """
 
@@ -30,3 +43,4 @@ class Trace(msgspec.Struct):
     sha256: str = ""
     notes: list[str] = []
     oracle_max_tokens: bool = False  # policies see true lengths: must be labelled
+    concurrency: int = 0

@@ -1,7 +1,8 @@
-"""Length laws of a workload spec: one frozen struct each, named in ``LAWS``."""
+"""Laws of a workload spec (lengths, turns, times): one frozen struct each, named in ``LAWS``."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,15 +18,80 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Length = Annotated[float, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 _MAX_EXPONENT = 16.0
+_MOST_EXPONENT = 600.0  # e to this is still finite
 _GRID = 2000  # midpoints per segment; the mean is then right to five digits
 
 
 class LengthLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A distribution of token counts; the fields of a subclass are its keys in the spec."""
+    """A distribution of counts (tokens, turns, milliseconds); the fields of a subclass are its keys
+    in the spec.
+    """
 
     def lengths(self, uniform: Floats) -> list[int]:
-        """Token counts for uniform numbers in [0, 1): the inverse distribution function."""
+        """Counts of 1 or more for uniform numbers in [0, 1): the inverse distribution function."""
         raise NotImplementedError
+
+
+class Fixed(LengthLaw, frozen=True, forbid_unknown_fields=True):
+    """Always ``value``."""
+
+    value: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+    def lengths(self, uniform: Floats) -> list[int]:
+        """The value, as often as asked for."""
+        return [self.value] * len(uniform)
+
+
+class Exponential(LengthLaw, frozen=True, forbid_unknown_fields=True):
+    """Exponential of the given ``mean``, at least 1."""
+
+    mean: Length
+
+    def lengths(self, uniform: Floats) -> list[int]:
+        """Counts, rounded to the nearest."""
+        return [max(1, round(-self.mean * math.log1p(-u))) for u in uniform.tolist()]
+
+
+class Lognormal(LengthLaw, frozen=True, forbid_unknown_fields=True):
+    """Lognormal, by ``median`` and ``sigma`` (of the logarithm), or by ``mean`` and ``cv``.
+
+    What falls outside ``least`` to ``most`` is set to the nearer of them, so that a narrow range
+    moves the mean.
+    """
+
+    median: Length | None = None
+    sigma: Annotated[float, msgspec.Meta(ge=0, le=10)] | None = None
+    mean: Length | None = None
+    cv: Annotated[float, msgspec.Meta(ge=0, le=1000)] | None = None
+    least: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = 1
+    most: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = 2**31 - 1
+
+    def __post_init__(self) -> None:
+        given = [
+            name for name in ("median", "sigma", "mean", "cv") if getattr(self, name) is not None
+        ]
+        if given not in (["median", "sigma"], ["mean", "cv"]):
+            raise ValueError("a lognormal law needs median and sigma, or mean and cv")
+        if self.least > self.most:
+            raise ValueError(f"least {self.least} is above most {self.most}")
+
+    def lengths(self, uniform: Floats) -> list[int]:
+        """Counts, rounded to the nearest."""
+        from statistics import NormalDist
+
+        if self.median is not None:
+            middle, sigma = self.median, self.sigma or 0.0
+        else:
+            variance = math.log1p((self.cv or 0.0) ** 2)
+            middle, sigma = (self.mean or 1.0) / math.exp(variance / 2), math.sqrt(variance)
+        inverse = NormalDist().inv_cdf
+        counts = []
+        for u in uniform.tolist():
+            # 0 has no finite normal value; the smallest number that the generator can draw does.
+            exponent = min(sigma * inverse(max(u, 2.0**-53)), _MOST_EXPONENT)
+            value = min(middle * math.exp(exponent), float(self.most))
+            counts.append(max(self.least, round(value)))
+        return counts
 
 
 class Quantiles(LengthLaw, frozen=True, forbid_unknown_fields=True):
@@ -99,4 +165,9 @@ def _between(a: float, b: float, k: float, t: Floats) -> Floats:
     return a * curve  # type: ignore[no-any-return]
 
 
-LAWS: dict[str, type[LengthLaw]] = {"quantiles": Quantiles}
+LAWS: dict[str, type[LengthLaw]] = {
+    "quantiles": Quantiles,
+    "fixed": Fixed,
+    "lognormal": Lognormal,
+    "exponential": Exponential,
+}

@@ -1,41 +1,38 @@
 """Workload specs: a TOML file that makes a trace, the same one on every machine.
 
-    [workload]                        name, num_requests, seed, sampling
+    [workload]                        name, num_requests, seed, sampling, hash_block
     [arrivals]                        process = "poisson", and the keys of that process
     [[classes]]                       name (the tenant), weight
     [classes.input] [classes.output]  law = "quantiles" unless said otherwise, and its keys
+    [classes.lengths]                 or both from the rows of a table: file
+    [prefixes]                        trees of shared prompt beginnings
+    [sessions]                        turns, think_time, max_context
+    [timeouts] [cancellations]        share, after
+    [tenants]                         count, zipf
 
-``python -m nexusbench.workloads.spec SPEC.toml -o FILE.jsonl`` writes the trace.
+docs/workloads.md describes every key; ``nexusbench trace make`` writes the trace.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from nexusbench.core.errors import InputError, NexusbenchError
+from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.workloads.arrivals import PROCESSES, ArrivalProcess
-from nexusbench.workloads.base import Trace, TraceRequest
+from nexusbench.workloads.forest import Count, Exponent, Prefixes, Share
 from nexusbench.workloads.lengths import LAWS, LengthLaw
 from nexusbench.workloads.source import read_source
-from nexusbench.workloads.streams import stream
-from nexusbench.workloads.trace import span_text, write_trace
+from nexusbench.workloads.tables import LengthTable, load_table
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from nexusbench.workloads.lengths import Floats
-
-__all__ = ["ClassSpec", "Workload", "WorkloadSpec", "load_spec", "make_trace"]
+__all__ = ["ClassSpec", "GivingUp", "Sessions", "Tenants", "Workload", "WorkloadSpec", "load_spec"]
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -47,12 +44,14 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``sampling``: ``independent`` draws each request by itself; ``stratified`` gives every class its
     exact share of the requests and takes one length from each of as many equal slices of its law,
     in random order. Then a few hundred requests already have the law's mean and tail.
+    ``hash_block`` is the prompt tokens per hash id, where prefixes or sessions make any.
     """
 
     name: Name
     num_requests: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     sampling: Literal["independent", "stratified"] = "independent"
+    hash_block: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 16
 
 
 class ClassShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,10 +62,48 @@ class ClassShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ClassSpec(ClassShare, frozen=True, kw_only=True):
-    """A ``[[classes]]`` table: a kind of request and its lengths in tokens."""
+    """A ``[[classes]]`` table: a kind of request and its lengths in tokens, by laws or a table."""
 
-    input: LengthLaw
-    output: LengthLaw
+    input: LengthLaw | None = None
+    output: LengthLaw | None = None
+    table: LengthTable | None = None
+
+
+class Sessions(msgspec.Struct, frozen=True, kw_only=True):
+    """The ``[sessions]`` table: ``turns`` per session, ``think_time`` (ms) before each later turn.
+
+    A session has no further turn once prompt and output would exceed ``max_context`` tokens.
+    """
+
+    turns: LengthLaw
+    think_time: LengthLaw | None = None
+    max_context: int = 2**31 - 1
+
+
+class GivingUp(msgspec.Struct, frozen=True, kw_only=True):
+    """``[timeouts]`` or ``[cancellations]``: ``share`` of the requests are given up ``after`` so
+    many ms.
+    """
+
+    after: LengthLaw
+    share: float = 1.0
+
+
+class Tenants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[tenants]`` table: ``count`` tenants with weights 1/rank^``zipf``, whatever the
+    class.
+    """
+
+    count: Count
+    zipf: Exponent = 0.0
+
+
+class _MaxContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    max_context: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = 2**31 - 1
+
+
+class _Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    share: Share = 1.0
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True):
@@ -76,6 +113,16 @@ class WorkloadSpec(msgspec.Struct, frozen=True):
     arrivals: ArrivalProcess
     classes: tuple[ClassSpec, ...]
     sha256: str = ""
+    prefixes: Prefixes | None = None
+    sessions: Sessions | None = None
+    timeouts: GivingUp | None = None
+    cancellations: GivingUp | None = None
+    tenants: Tenants | None = None
+
+    @property
+    def hashed(self) -> bool:
+        """Whether its requests have hash ids."""
+        return self.prefixes is not None or self.sessions is not None
 
 
 def load_spec(path: str | os.PathLike[str]) -> WorkloadSpec:
@@ -94,65 +141,6 @@ def load_spec(path: str | os.PathLike[str]) -> WorkloadSpec:
     return _spec(document, _Place(source.path, source.sha256))
 
 
-def make_trace(spec: WorkloadSpec) -> Trace:
-    """The trace of a spec.
-
-    Choice of class, arrivals, and each class's input and output lengths have random streams of
-    their own, so changing one leaves the others as they are.
-    """
-    plan, n = spec.workload, spec.workload.num_requests
-    chosen = _choose(spec)
-    arrivals = spec.arrivals.draw(n, stream(plan.seed, "arrivals"))
-    prompts, outputs = [0] * n, [0] * n
-    for position, kind in enumerate(spec.classes):
-        places = [index for index in range(n) if chosen[index] == position]
-        for name, law, lengths in (
-            ("input", kind.input, prompts),
-            ("output", kind.output, outputs),
-        ):
-            uniform = _uniform(plan, len(places), stream(plan.seed, kind.name, name))
-            for place, length in zip(places, law.lengths(uniform), strict=True):
-                lengths[place] = length
-    requests = [
-        TraceRequest(str(i), arrivals[i], prompts[i], outputs[i], (), spec.classes[chosen[i]].name)
-        for i in range(n)
-    ]
-    note = f"generated, {n:,} requests, {span_text(arrivals[-1])}, seed {plan.seed}"
-    return Trace(plan.name, requests, format="spec", sha256=spec.sha256, notes=[note])
-
-
-def _choose(spec: WorkloadSpec) -> list[int]:
-    """The class of each request, by position in the spec."""
-    import numpy as np
-
-    plan = spec.workload
-    rng = stream(plan.seed, "classes")
-    edges = np.cumsum([kind.weight for kind in spec.classes])
-    # A number belongs to the class whose cumulative weight it falls under. Stratified, the numbers
-    # are the same for every seed up to their order, so a class count is off by one at most.
-    uniform = rng.random(plan.num_requests)
-    if plan.sampling == "stratified":
-        uniform = (_order(plan.num_requests, rng) + 0.5) / plan.num_requests
-    chosen: list[int] = np.searchsorted(edges / edges[-1], uniform, side="right").tolist()
-    return chosen
-
-
-def _uniform(plan: Workload, n: int, rng: np.random.Generator) -> Floats:
-    """``n`` uniform numbers in [0, 1), independent or one from each of ``n`` equal slices."""
-    inside = rng.random(n)
-    if plan.sampling == "independent":
-        return inside
-    values: Floats = (_order(n, rng) + inside) / n
-    return values
-
-
-def _order(n: int, rng: np.random.Generator) -> Any:
-    """A random order of 0..n-1, from plain uniforms (the same for every version of numpy)."""
-    import numpy as np
-
-    return np.argsort(rng.random(n), kind="stable")
-
-
 class _Place(msgspec.Struct, frozen=True):
     """Where a table stands, for error messages."""
 
@@ -169,8 +157,9 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
-    tables = ("workload", "arrivals", "classes")
-    _check_keys(document, tables, tables, place)
+    required = ("workload", "arrivals", "classes")
+    optional = ("prefixes", "sessions", "timeouts", "cancellations", "tenants")
+    _check_keys(document, (*required, *optional), required, place)
     classes = document["classes"]
     if not isinstance(classes, list) or not classes:
         raise place.fault("must be one or more [[classes]] tables", "classes")
@@ -181,23 +170,63 @@ def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
             raise place.fault(
                 f"two classes are called '{name}'", f"classes[{index}].name", "Rename one"
             )
-    return WorkloadSpec(
-        _convert(document["workload"], Workload, place.at("workload")),
-        _named(document["arrivals"], PROCESSES, "process", None, place.at("arrivals")),
-        kinds,
-        place.sha256,
-    )
+    workload = _convert(document["workload"], Workload, place.at("workload"))
+    made: dict[str, Any] = {}
+    if "prefixes" in document:
+        made["prefixes"] = _convert(document["prefixes"], Prefixes, place.at("prefixes"))
+        if made["prefixes"].tokens % workload.hash_block:
+            raise place.fault(
+                f"{made['prefixes'].tokens} tokens are no multiple of the hash block of "
+                f"{workload.hash_block}", "prefixes.tokens", "Change it, or workload.hash_block",
+            )  # fmt: skip
+    if "sessions" in document:
+        here = place.at("sessions")
+        laws, rest = _laws(document["sessions"], ("turns",), ("think_time",), here)
+        made["sessions"] = Sessions(
+            **laws, max_context=_convert(rest, _MaxContext, here).max_context
+        )
+    for name in ("timeouts", "cancellations"):
+        if name in document:
+            here = place.at(name)
+            laws, rest = _laws(document[name], ("after",), (), here)
+            made[name] = GivingUp(**laws, share=_convert(rest, _Given, here).share)
+    if "tenants" in document:
+        made["tenants"] = _convert(document["tenants"], Tenants, place.at("tenants"))
+    arrivals = _named(document["arrivals"], PROCESSES, "process", None, place.at("arrivals"))
+    return WorkloadSpec(workload, arrivals, kinds, place.sha256, **made)
 
 
 def _class(table: Any, place: _Place) -> ClassSpec:
-    _check_keys(table, ("name", "input", "output", "weight"), ("name", "input", "output"), place)
-    laws = {
-        side: _named(table[side], LAWS, "law", "quantiles", place.at(side))
-        for side in ("input", "output")
-    }
-    rest = {key: value for key, value in table.items() if key not in laws}
+    if isinstance(table, dict) and "lengths" in table:
+        _check_keys(table, ("name", "lengths", "weight"), ("name",), place)
+        _check_keys(table["lengths"], ("file",), ("file",), place.at("lengths"))
+        file = table["lengths"]["file"]
+        if not isinstance(file, str) or not file:
+            raise place.fault("must be the path of a CSV file", "lengths.file")
+        laws: dict[str, Any] = {"table": load_table(place.path.parent / file)}
+        rest = {key: value for key, value in table.items() if key != "lengths"}
+    else:
+        _check_keys(table, ("name", "input", "output", "lengths", "weight"), ("name",), place)
+        laws, rest = _laws(table, ("input", "output"), (), place)
     share = _convert(rest, ClassShare, place)
     return ClassSpec(name=share.name, weight=share.weight, **laws)
+
+
+def _laws(
+    table: Any, required: Sequence[str], optional: Sequence[str], place: _Place
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The laws among the keys of ``table``, and its other keys."""
+    if not isinstance(table, dict):
+        raise place.fault("must be a table")
+    for key in required:
+        if key not in table:
+            raise place.fault("missing", key, "Add it")
+    laws = {
+        key: _named(table[key], LAWS, "law", "quantiles", place.at(key))
+        for key in (*required, *optional)
+        if key in table
+    }
+    return laws, {key: value for key, value in table.items() if key not in laws}
 
 
 def _named(
@@ -235,25 +264,3 @@ def _check_keys(table: Any, known: Sequence[str], required: Sequence[str], place
     for key in required:
         if key not in table:
             raise place.fault("missing", key, "Add it")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the trace of a spec; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nexusbench.workloads.spec", description=__doc__
-    )
-    parser.add_argument("spec", type=Path, help="the TOML spec")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSONL trace to write")
-    arguments = parser.parse_args(argv)
-    try:
-        trace = make_trace(load_spec(arguments.spec))
-        write_trace(trace, arguments.output)
-    except NexusbenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"{arguments.output}: {trace.notes[0]}", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

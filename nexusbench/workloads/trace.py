@@ -11,11 +11,11 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
-from nexusbench.workloads.base import Trace, TraceRequest
+from nexusbench.workloads.base import Trace
 from nexusbench.workloads.readers.base import Parsed, Reader, readers
 from nexusbench.workloads.source import Source, read_source, write_atomic
 
-__all__ = ["load_trace", "prefix_ids", "span_text", "write_trace"]
+__all__ = ["conversation_ids", "load_trace", "prefix_ids", "span_text", "write_trace"]
 
 # Arrivals stay below 146 years, so that sums of times fit 63 bits.
 _MAX_SPAN_NS = 2**62
@@ -36,7 +36,7 @@ def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace
     first = parsed.requests[0].arrival_ns
     for request in parsed.requests:
         request.arrival_ns -= first
-    notes = [_summary(name, reader.unit, parsed.requests), *parsed.notes]
+    notes = [_summary(name, reader.unit, parsed), *parsed.notes]
     if first:
         notes.append(f"first arrival, {reader.clock(first)} in the file, is time 0")
     return Trace(
@@ -46,6 +46,7 @@ def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace
         format=name,
         sha256=source.sha256,
         notes=notes,
+        concurrency=parsed.concurrency,
     )
 
 
@@ -55,16 +56,20 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     Nanoseconds survive. ``max_tokens`` and notes are no part of a trace file. Raises UsageError if
     the file cannot be written.
     """
+    write_atomic(path, native_lines(trace))
+
+
+def native_lines(trace: Trace) -> bytes:
+    """``trace`` as native JSON lines."""
     numbered = all(request.id == str(index) for index, request in enumerate(trace.requests))
     block: int | None = trace.hash_block
+    concurrency = trace.concurrency
     lines: list[bytes] = []
     for request in trace.requests:
-        whole, rest = divmod(request.arrival_ns, NS_PER_MS)
-        line: dict[str, Any] = {
-            "timestamp": whole + rest / NS_PER_MS if rest else whole,
-            "input_length": request.prompt_tokens,
-            "output_length": request.output_tokens,
-        }
+        line: dict[str, Any] = {}
+        if not (request.follows or trace.concurrency):
+            line["timestamp"] = _milliseconds(request.arrival_ns)
+        line |= {"input_length": request.prompt_tokens, "output_length": request.output_tokens}
         if request.hash_ids:
             line["hash_ids"] = request.hash_ids
             if block is not None:
@@ -73,8 +78,24 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
             line["id"] = request.id
         if request.tenant:
             line["tenant"] = request.tenant
+        if concurrency:
+            line["concurrency"], concurrency = concurrency, 0
+        if request.session:
+            line |= {"session": request.session, "turn": request.turn}
+        if request.think_ns:
+            line["think_time"] = _milliseconds(request.think_ns)
+        if request.timeout_ns:
+            line["timeout"] = _milliseconds(request.timeout_ns)
+        if request.cancel_after_ns:
+            line["cancel_after"] = _milliseconds(request.cancel_after_ns)
         lines.append(msgspec.json.encode(line))
-    write_atomic(path, b"\n".join(lines) + b"\n")
+    return b"\n".join(lines) + b"\n"
+
+
+def _milliseconds(ns: int) -> float:
+    """Whole milliseconds as an int, so that they print as one."""
+    whole, rest = divmod(ns, NS_PER_MS)
+    return whole + rest / NS_PER_MS if rest else whole
 
 
 def prefix_ids(trace: Trace, block_size: int) -> list[tuple[int, ...]]:
@@ -101,6 +122,35 @@ def prefix_ids(trace: Trace, block_size: int) -> list[tuple[int, ...]]:
             chain.append(parent)
         chains.append(tuple(chain))
     return chains
+
+
+def conversation_ids(trace: Trace, block_size: int) -> list[tuple[tuple[int, ...], int]]:
+    """The numbers of :func:`prefix_ids`, and how many leading tokens of prompt and answer they name
+    (0: the prompt alone, of a request without a session).
+
+    Where the next turn of a session goes on from a prompt and its answer, that turn's numbers name
+    the answer too, in whole hash blocks, so that an engine which keeps the answer can share it.
+    """
+    requests, block = trace.requests, trace.hash_block
+    chains = prefix_ids(trace, block_size)
+    named: list[tuple[tuple[int, ...], int]] = [(chain, 0) for chain in chains]
+    following: dict[str, int] = {}
+    for index in range(len(requests) - 1, -1, -1):
+        request, chain = requests[index], chains[index]
+        if not request.session:
+            continue
+        after = following.get(request.session)
+        following[request.session] = index
+        if not chain:
+            continue
+        named[index] = (chain, request.prompt_tokens)
+        own, length = request.prompt_tokens // block, request.prompt_tokens + request.output_tokens
+        whole = length // block
+        if after is not None and requests[after].prompt_tokens >= length and whole > own:
+            ahead = chains[after]
+            if ahead[:own] == chain[:own]:
+                named[index] = (ahead[:whole], whole * block)
+    return named
 
 
 def span_text(ns: int) -> str:
@@ -138,21 +188,23 @@ def _check(parsed: Parsed, reader: Reader, path: Path) -> None:
     requests, lines = parsed.requests, parsed.lines
     if not requests:
         raise InputError("there are no requests", file=path, hint="Is the download complete?")
-    for index, (before, after) in enumerate(itertools.pairwise(requests), 1):
-        if after.arrival_ns < before.arrival_ns:
+    # What follows another request has no time of its own.
+    timed = [index for index, request in enumerate(requests) if not request.follows]
+    for before, after in itertools.pairwise(timed):
+        if requests[after].arrival_ns < requests[before].arrival_ns:
             raise InputError(
-                f"time goes back from {reader.clock(before.arrival_ns)} in line {lines[index - 1]} "
-                f"to {reader.clock(after.arrival_ns)}",
+                f"time goes back from {reader.clock(requests[before].arrival_ns)} in line "
+                f"{lines[before]} to {reader.clock(requests[after].arrival_ns)}",
                 file=path,
-                line=lines[index],
+                line=lines[after],
                 field=reader.time_field,
                 hint="Sort the file by time",
             )
-    if requests[-1].arrival_ns - requests[0].arrival_ns > _MAX_SPAN_NS:
+    if requests[timed[-1]].arrival_ns - requests[0].arrival_ns > _MAX_SPAN_NS:
         raise InputError(
             "is more than 146 years after the first",
             file=path,
-            line=lines[-1],
+            line=lines[timed[-1]],
             field=reader.time_field,
             hint="Check the unit",
         )
@@ -170,12 +222,15 @@ def _check(parsed: Parsed, reader: Reader, path: Path) -> None:
             seen[request.id] = line
 
 
-def _summary(name: str, unit: str, requests: list[TraceRequest]) -> str:
-    ties = len(requests) - len({request.arrival_ns for request in requests})
-    parts = [f"format {name}", unit, f"{len(requests):,} requests"]
-    parts.append(span_text(requests[-1].arrival_ns))
+def _summary(name: str, unit: str, parsed: Parsed) -> str:
+    arrivals = [request.arrival_ns for request in parsed.requests if not request.follows]
+    parts = [f"format {name}", unit, f"{len(parsed.requests):,} requests"]
+    if parsed.concurrency:
+        return ", ".join([*parts, f"closed loop of {parsed.concurrency:,} users"])
+    parts.append(span_text(arrivals[-1]))
+    ties = len(arrivals) - len(set(arrivals))
     if ties:
-        parts.append(f"{100 * ties / len(requests):.2g} % of arrivals tie")
+        parts.append(f"{100 * ties / len(arrivals):.2g} % of arrivals tie")
     return ", ".join(parts)
 
 

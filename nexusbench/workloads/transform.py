@@ -1,6 +1,8 @@
 """Pure changes of a trace: each returns a new one with a note that says what was done.
 
-Order and identity of requests are kept; after each, the first arrival is at 0.
+Order and identity of requests are kept; after each, the first arrival is at 0. Arrivals are those
+of lone requests and of first turns: a turn that follows another goes where its session goes. A
+closed loop has no arrivals to change.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
 
 __all__ = [
-    "bounds", "burstiness", "fit_context", "limit", "parse_window", "rate", "speed",
+    "bounds", "burstiness", "closed_loop", "fit_context", "limit", "parse_window", "rate", "speed",
     "spread_ties", "window",
 ]  # fmt: skip
 
@@ -28,10 +30,17 @@ ContextPolicy = Literal["reject", "skip", "clip", "error"]
 
 
 def speed(trace: Trace, factor: float) -> Trace:
-    """Replay ``factor`` times as fast (2: half the time between arrivals). Raises UsageError."""
+    """Replay ``factor`` times as fast (2: half the time between arrivals, and to think).
+
+    Timeouts stay as they are. Raises UsageError.
+    """
     _positive("speed", factor)
-    arrivals = [round(request.arrival_ns / factor) for request in trace.requests]
-    return _moved(trace, arrivals, f"replayed {factor:g} times as fast")
+    _check_open(trace, "speed")
+    arrivals = [round(request.arrival_ns / factor) for request in _timed(trace)]
+    moved = _moved(trace, arrivals, f"replayed {factor:g} times as fast")
+    for request in moved.requests:
+        request.think_ns = round(request.think_ns / factor)
+    return moved
 
 
 def rate(trace: Trace, req_per_s: float) -> Trace:
@@ -41,16 +50,19 @@ def rate(trace: Trace, req_per_s: float) -> Trace:
     opens no gap of its own. Raises UsageError if there is no gap to stretch.
     """
     _positive("rate", req_per_s)
-    span = trace.requests[-1].arrival_ns
+    _check_open(trace, "rate")
+    timed = _timed(trace)
+    span = timed[-1].arrival_ns
     if not span:
         raise UsageError(
-            f"rate: all {len(trace.requests)} requests of '{trace.name}' arrive at once, so there "
+            f"rate: all {len(timed)} requests of '{trace.name}' arrive at once, so there "
             "is no time between them to stretch. Draw arrivals with burstiness 1 (Poisson) instead"
         )
-    have = (len(trace.requests) - 1) * NS_PER_S / span
+    have = (len(timed) - 1) * NS_PER_S / span
     factor = req_per_s / have
-    arrivals = [round(request.arrival_ns / factor) for request in trace.requests]
-    note = f"rescaled from {have:.3g} to {req_per_s:g} requests/s (mean, (n-1)/span)"
+    arrivals = [round(request.arrival_ns / factor) for request in timed]
+    what = "requests/s" if len(timed) == len(trace.requests) else "first turns/s"
+    note = f"rescaled from {have:.3g} to {req_per_s:g} {what} (mean, (n-1)/span)"
     return _moved(trace, arrivals, note)
 
 
@@ -63,7 +75,8 @@ def burstiness(trace: Trace, req_per_s: float, shape: float, seed: int) -> Trace
     """
     _positive("rate", req_per_s)
     _positive("burstiness", shape)
-    count = len(trace.requests) - 1
+    _check_open(trace, "burstiness")
+    count = len(_timed(trace)) - 1
     gaps = stream(seed, "burstiness").gamma(shape, 1 / (req_per_s * shape), count)
     now = 0.0
     arrivals = [0]
@@ -103,9 +116,11 @@ def parse_window(text: str) -> tuple[float, float | None]:
 def window(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
     """The requests that arrive in [start_s, end_s) seconds of trace time, the first again at 0.
 
-    ``end_s`` None is the end of the trace. Raises UsageError if none do.
+    ``end_s`` None is the end of the trace. Turns that follow others come with the first of their
+    session. Raises UsageError if none do.
     """
     _check_window(start_s, end_s)
+    _check_open(trace, "window")
     low = start_s * NS_PER_S
     high = math.inf if end_s is None else end_s * NS_PER_S
     kept = [request for request in trace.requests if low <= request.arrival_ns < high]
@@ -129,9 +144,12 @@ def spread_ties(trace: Trace, how: Ties, seed: int) -> Trace:
     """
     if how not in ("none", "uniform"):
         raise UsageError(f"spread-ties '{how}' is unknown. Choose none or uniform")
-    groups = _groups(trace.requests)
+    if how == "uniform":
+        _check_open(trace, "spread-ties")
+    timed = _timed(trace)
+    groups = _groups(timed)
     ties = sum(len(group) for group in groups if len(group) > 1)
-    share = f"{ties:,} of {len(trace.requests):,} requests share a timestamp"
+    share = f"{ties:,} of {len(timed):,} requests share a timestamp"
     if how == "none" or not ties:
         return _noted(
             trace, trace.requests, f"{share}; replayed as they are" if ties else "no ties"
@@ -152,6 +170,24 @@ def spread_ties(trace: Trace, how: Ties, seed: int) -> Trace:
     arrivals[0] = 0
     note = f"{share}; spread uniformly until the next timestamp, seed {seed}"
     return _moved(trace, arrivals, note)
+
+
+def closed_loop(trace: Trace, users: int) -> Trace:
+    """The same requests in the same order, sent by ``users`` users: timestamps are given up.
+
+    Each user sends the next request, or begins the next session, when the last one has ended; turns
+    of a session follow one another, timestamps or not. Raises UsageError for less than one user.
+    """
+    if users < 1:
+        raise UsageError(f"concurrency {users} is impossible. Choose 1 or more")
+    requests = [_with(request, arrival_ns=0) for request in trace.requests]
+    begun: set[str] = set()
+    for request in requests:
+        request.follows = request.session in begun
+        if request.session:
+            begun.add(request.session)
+    note = f"closed loop of {users:,} users; timestamps are ignored"
+    return msgspec.structs.replace(_noted(trace, requests, note), concurrency=users)
 
 
 def bounds(trace: Trace, max_tokens: Literal["trace"] | int | None = None) -> Trace:
@@ -190,6 +226,7 @@ def fit_context(trace: Trace, max_model_len: int, policy: ContextPolicy = "rejec
     ``reject``: they stay, for the engine to reject (only counted). ``skip``: dropped. ``clip``: the
     prompt is cut at its end so that the request fits exactly, hash ids beyond the cut go; an output
     that leaves no room for one prompt token cannot be helped so and is dropped. ``error``: refused.
+    What follows a dropped turn is dropped too.
     Raises UsageError for ``error`` with such requests, if none is left, or for another word.
     """
     requests = trace.requests
@@ -211,14 +248,19 @@ def fit_context(trace: Trace, max_model_len: int, policy: ContextPolicy = "rejec
         )
     kept: list[TraceRequest] = []
     clipped = 0
+    broken: set[str] = set()  # sessions that lost a turn
     for request in requests:
         room = max_model_len - request.output_tokens
+        if request.follows and request.session in broken:
+            continue
         if request.prompt_tokens <= room:
             kept.append(request)
         elif policy == "clip" and room >= 1:
             ids = request.hash_ids[: ceil_div(room, trace.hash_block)]
             kept.append(_with(request, prompt_tokens=room, hash_ids=ids))
             clipped += 1
+        elif request.session:
+            broken.add(request.session)
     if not kept:
         raise UsageError(f"{note}, and none would be left. Choose a longer context")
     skipped = len(requests) - len(kept)
@@ -245,6 +287,12 @@ def _with(
         request.hash_ids if hash_ids is None else hash_ids,
         request.tenant,
         request.max_tokens if max_tokens is None else max_tokens,
+        request.session,
+        request.turn,
+        request.follows,
+        request.think_ns,
+        request.timeout_ns,
+        request.cancel_after_ns,
     )
 
 
@@ -252,11 +300,34 @@ def _noted(trace: Trace, requests: list[TraceRequest], note: str) -> Trace:
     return msgspec.structs.replace(trace, requests=list(requests), notes=[*trace.notes, note])
 
 
+def _timed(trace: Trace) -> list[TraceRequest]:
+    """The requests that have an arrival of their own."""
+    return [request for request in trace.requests if not request.follows]
+
+
+def _check_open(trace: Trace, name: str) -> None:
+    if trace.concurrency:
+        raise UsageError(
+            f"{name}: '{trace.name}' is a closed loop of {trace.concurrency} users, whose arrivals "
+            "follow from the run. Change the concurrency instead"
+        )
+
+
 def _moved(trace: Trace, arrivals: Iterable[int], note: str) -> Trace:
     """The same requests at other times; the note also tells the new span."""
-    pairs = zip(trace.requests, arrivals, strict=True)
-    requests = [_with(request, arrival_ns=arrival) for request, arrival in pairs]
-    return _noted(trace, requests, f"{note}; now {span_text(requests[-1].arrival_ns)}")
+    requests: list[TraceRequest] = []
+    begun: dict[str, int] = {}
+    times = iter(arrivals)
+    last = 0
+    for request in trace.requests:
+        if request.follows:
+            requests.append(_with(request, arrival_ns=begun[request.session]))
+            continue
+        last = next(times)
+        requests.append(_with(request, arrival_ns=last))
+        if request.session:
+            begun[request.session] = last
+    return _noted(trace, requests, f"{note}; now {span_text(last)}")
 
 
 def _rebased(requests: list[TraceRequest]) -> list[TraceRequest]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from commandline import write_trace
 
@@ -24,9 +23,8 @@ class Script:
     def __init__(self, arrivals: list[int]) -> None:
         self.log = EventLog()
         self.executor = SimpleNamespace(num_tokens=0)
-        self.requests = [SimpleNamespace(num_output_tokens=0) for _ in arrivals]
-        self.num_arrived = len(arrivals)
-        self.rolling = RollingLatency(np.array(arrivals, dtype=np.int64) * MS)
+        self.requests = [SimpleNamespace(num_output_tokens=0, arrival_ns=t * MS) for t in arrivals]
+        self.rolling = RollingLatency(len(arrivals))
 
     def step(self, time_ms: int, *requests: int) -> None:
         self.log.tables["step_done"].row(0, time_ms * MS, -1, len(requests))

@@ -159,6 +159,8 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
         ("total_throughput", 406 / 0.030),
         ("goodput", None),
         ("attainment", None),
+        ("cost_per_mtok", None),
+        ("joules_per_token", None),
         ("offered", 2),
         ("finished", 2),
         ("rejected", 0),
@@ -183,6 +185,14 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
 def test_scalars_by_hand(tag: str, expected: float | None) -> None:
     got = value(tag, two_requests().run())
     assert got == (None if expected is None else pytest.approx(expected))
+
+
+def test_price_and_power_are_of_all_gpus_over_the_whole_window() -> None:
+    run = two_requests().run(gpus=2, price_per_hour=3.6, watts=500.0)
+    # Two GPUs for 30 ms and six tokens; 3.6 $/h are 0.1 cents a second.
+    assert value("cost_per_mtok", run) == pytest.approx(1e6 * 2 * 0.001 * 0.030 / 6)
+    assert value("joules_per_token", run) == pytest.approx(2 * 500 * 0.030 / 6)
+    assert "--watts" in METRICS["joules_per_token"].reason(two_requests().run())
 
 
 def test_every_metric_is_tested_by_hand() -> None:

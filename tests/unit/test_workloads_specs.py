@@ -10,8 +10,9 @@ import pytest
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.workloads.arrivals import Poisson
 from nexusbench.workloads.base import Trace
+from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.lengths import Quantiles
-from nexusbench.workloads.spec import load_spec, main, make_trace
+from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import load_trace, write_trace
 
@@ -65,7 +66,7 @@ def readme_row(name: str, trace: Trace) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_trace_is_what_its_spec_makes(name: str, tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl"
-    assert main([str(FOLDER / f"{name}.toml"), "-o", str(again)]) == 0
+    write_trace(make_trace(load_spec(FOLDER / f"{name}.toml")), again)
     assert again.read_bytes() == (FOLDER / f"{name}.jsonl").read_bytes()
 
 
@@ -203,16 +204,6 @@ def test_broken_spec_names_file_and_key(
 def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"classes\[1\]\.name.*two classes"):
         load_spec(_spec(tmp_path, MINIMAL + MINIMAL[MINIMAL.index("[[classes]]") :]))
-
-
-def test_main_ends_with_the_exit_code_of_the_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(tmp_path / "none.toml"), "-o", str(tmp_path / "o.jsonl")]) == 2
-    assert "no such file" in capsys.readouterr().err
-    good = _spec(tmp_path, MINIMAL)
-    assert main([str(good), "-o", str(tmp_path / "none" / "o.jsonl")]) == 2
-    assert "cannot write" in capsys.readouterr().err
 
 
 def test_writing_fails_without_leaving_anything(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -26,6 +26,10 @@ Milliseconds = (
 )
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 HashIds = tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], ...]
+Duration = (
+    Annotated[int, msgspec.Meta(gt=0, le=_MAX_MS)]
+    | Annotated[float, msgspec.Meta(gt=0, le=_MAX_MS)]
+)
 Identity = Annotated[str, msgspec.Meta(min_length=1)] | int
 
 RULES = {
@@ -36,6 +40,12 @@ RULES = {
     "hash_block": "a whole number of tokens, 1 or more",
     "id": "a text that is not empty, or a whole number",
     "tenant": "a text",
+    "session": "a text that is not empty",
+    "turn": "a whole number, 0 for the first turn of a session",
+    "think_time": "a finite number of milliseconds, 0 or more",
+    "timeout": "a finite number of milliseconds above 0",
+    "cancel_after": "a finite number of milliseconds above 0",
+    "concurrency": "a whole number of users, 1 or more",
 }
 
 
@@ -54,10 +64,13 @@ def is_jsonl(text: bytes) -> bool:
     return text.lstrip()[:1] in (b"{", b"[")
 
 
-def read_lines(source: Source, line_type: type[LineT]) -> tuple[list[LineT], list[int]]:
+def read_lines(
+    source: Source, line_type: type[LineT], rules: Mapping[str, str] = RULES
+) -> tuple[list[LineT], list[int]]:
     """Decode each line that is not blank; also the 1-based numbers of these lines.
 
-    Raises InputError for the first line that is no ``line_type``.
+    Raises InputError for the first line that is no ``line_type``; ``rules`` says in words what each
+    of its fields must be.
     """
     decode = msgspec.json.Decoder(line_type).decode
     rows: list[LineT] = []
@@ -68,7 +81,7 @@ def read_lines(source: Source, line_type: type[LineT]) -> tuple[list[LineT], lis
         except msgspec.DecodeError as error:
             if not raw.strip():
                 continue
-            raise _explain(raw, error, source.path, number, line_type) from None
+            raise _explain(raw, error, source.path, number, line_type, rules) from None
         numbers.append(number)
     return rows, numbers
 
@@ -97,7 +110,12 @@ def check_hash_counts(
 
 
 def _explain(
-    raw: bytes, error: msgspec.DecodeError, path: Path, number: int, line_type: type[msgspec.Struct]
+    raw: bytes,
+    error: msgspec.DecodeError,
+    path: Path,
+    number: int,
+    line_type: type[msgspec.Struct],
+    rules: Mapping[str, str],
 ) -> InputError:
     """The error of a line that could not be decoded: which field, what it should be, what to do."""
 
@@ -127,9 +145,9 @@ def _explain(
     for name, field in fields.items():
         if name not in value:
             if field.required:
-                return fault("missing", name, f"It must be {RULES[name]}")
+                return fault("missing", name, f"It must be {rules[name]}")
         elif not _valid(value[name], field.type):
-            return fault(f"must be {RULES[name]}, not {_short(value[name])}", name, remedy)
+            return fault(f"must be {rules[name]}, not {_short(value[name])}", name, remedy)
     return fault(str(error), hint=one_object)
 
 

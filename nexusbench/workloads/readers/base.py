@@ -26,6 +26,7 @@ class Parsed(msgspec.Struct):
     lines: list[int]
     hash_block: int = 512
     notes: list[str] = []
+    concurrency: int = 0
 
 
 class Reader(ABC):

@@ -22,7 +22,10 @@ from nexusbench.workloads.source import Source
 
 HASH_BLOCK = 512
 # A file with one of these is our own format, which must say its hash block itself.
-_NATIVE_ONLY = (b'"hash_block"', b'"id"', b'"tenant"')
+_NATIVE_ONLY = (
+    b'"hash_block"', b'"id"', b'"tenant"', b'"session"', b'"turn"', b'"think_time"', b'"timeout"',
+    b'"cancel_after"', b'"concurrency"',
+)  # fmt: skip
 
 
 class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):

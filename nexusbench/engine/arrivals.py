@@ -1,0 +1,147 @@
+"""When clients send requests, and when they give up: the engine's only knowledge of the outside.
+
+A request arrives at a time of its own (open loop), when an earlier one of its session has finished
+and its user has thought (sessions), or when one of a fixed number of users is free (closed loop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+
+from nexusbench.core.errors import UsageError
+from nexusbench.core.request import Request
+
+NEVER = 2**63 - 1
+TIMEOUT, BY_CLIENT = "timeout", "cancelled by client"
+ORPHANED = "earlier turn did not finish"
+
+
+class Arrivals:
+    """The requests that have not arrived yet; ``next_ns`` is when the next one does (NEVER if none
+    can be named).
+
+    ``concurrency`` users (0: no limit) each serve themselves the next session, or lone request,
+    when their last one has ended. A trace in which nothing waits for anything costs a cursor.
+    """
+
+    def __init__(self, requests: Sequence[Request], concurrency: int = 0) -> None:
+        """``requests`` that follow none are in order of arrival, and each stands after the one it
+        follows. Raises UsageError if not.
+        """
+        self.num_left = len(requests)
+        self.concurrency = concurrency
+        self._follower = _followers(requests)
+        # Whether the end of a request can make another one arrive: else nobody need tell it here.
+        self.chained = bool(self._follower or concurrency)
+        self._roots = [r for r in requests if r.after < 0] if self._follower else requests
+        self._root = 0
+        self._due: list[tuple[int, int, Request]] = []
+        self._free = concurrency
+        self.next_ns = NEVER
+        if concurrency:
+            self._seat_users(0)
+        self._look()
+
+    def pop_due(self, now: int) -> Iterator[Request]:
+        """The requests that have arrived by ``now``, in order of arrival."""
+        while self.next_ns <= now:
+            if self._due and not self._root_is_first():
+                request = heappop(self._due)[2]
+            else:
+                request = self._roots[self._root]
+                self._root += 1
+            self.num_left -= 1
+            self._look()
+            yield request
+
+    def ended(self, request: Request, now: int, *, finished: bool) -> list[Request]:
+        """Be told of an end, if ``chained``.
+
+        What follows a finished request arrives after its think time. What follows any other never
+        arrives: these requests are returned, for the engine to account for.
+        """
+        follower = self._follower.get(request.index)
+        orphans: list[Request] = []
+        if follower is not None and finished:
+            follower.arrival_ns = now + follower.think_ns
+            heappush(self._due, (follower.arrival_ns, follower.index, follower))
+        else:
+            while follower is not None:
+                orphans.append(follower)
+                follower = self._follower.get(follower.index)
+            self.num_left -= len(orphans)
+            if self.concurrency:
+                self._free += 1
+                self._seat_users(now)
+        self._look()
+        return orphans
+
+    def _seat_users(self, now: int) -> None:
+        """Let every free user start the next session of the trace."""
+        while self._free and self._root < len(self._roots):
+            request = self._roots[self._root]
+            self._root += 1
+            self._free -= 1
+            request.arrival_ns = now
+            heappush(self._due, (now, request.index, request))
+
+    def _root_is_first(self) -> bool:
+        """At one and the same time the one that stands first in the trace arrives first."""
+        if self.concurrency or self._root >= len(self._roots):
+            return False
+        root = self._roots[self._root]
+        return (root.arrival_ns, root.index) < self._due[0][:2]
+
+    def _look(self) -> None:
+        """Find out when the next request arrives."""
+        due = self._due[0][0] if self._due else NEVER
+        if not self.concurrency and self._root < len(self._roots):
+            due = min(due, self._roots[self._root].arrival_ns)
+        self.next_ns = due
+
+
+class Patience:
+    """When the clients of arrived requests give up; ``next_ns`` is the next such time, or NEVER.
+
+    ``armed`` says whether any client of ``requests`` ever may.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.armed = any(r.timeout_ns or r.cancel_after_ns for r in requests)
+        self.next_ns = NEVER
+        self._heap: list[tuple[int, int, str, Request]] = []
+
+    def watch(self, request: Request) -> None:
+        """A request has arrived; its clocks run from its scheduled arrival."""
+        timeout, cancel = request.timeout_ns, request.cancel_after_ns
+        if not (timeout or cancel):
+            return
+        if timeout and not (cancel and cancel < timeout):
+            entry = (request.arrival_ns + timeout, request.index, TIMEOUT, request)
+        else:
+            entry = (request.arrival_ns + cancel, request.index, BY_CLIENT, request)
+        heappush(self._heap, entry)
+        self.next_ns = self._heap[0][0]
+
+    def pop_due(self, now: int) -> Iterator[tuple[Request, str]]:
+        """Who has given up by ``now`` before the request ended, and the reason."""
+        heap = self._heap
+        while heap and (heap[0][0] <= now or heap[0][3].outcome >= 0):
+            _, _, reason, request = heappop(heap)
+            if request.outcome < 0:
+                yield request, reason
+        self.next_ns = heap[0][0] if heap else NEVER
+
+
+def _followers(requests: Sequence[Request]) -> dict[int, Request]:
+    """Index of a request -> the one that follows it. Raises UsageError for what has no order."""
+    followers: dict[int, Request] = {}
+    for r in requests:
+        if r.after >= 0:
+            if r.after >= r.index:
+                raise UsageError(f"request '{r.id}' follows one that stands after it in the trace")
+            if r.after in followers:
+                raise UsageError(f"two requests follow request '{requests[r.after].id}'")
+            followers[r.after] = r
+    return followers
