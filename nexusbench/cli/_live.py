@@ -39,7 +39,9 @@ class Follower:
         """One line at the end of the run."""
         if self.last is None:
             return self.title
-        return f"{self.title}: {self.last.ended:,} of {self.last.offered:,} requests, {self._pace()}"
+        return (
+            f"{self.title}: {self.last.ended:,} of {self.last.offered:,} requests, {self._pace()}"
+        )
 
     def _pace(self) -> str:
         assert self.last is not None

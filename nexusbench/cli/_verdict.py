@@ -28,9 +28,7 @@ def verdict(columns: Sequence[Column]) -> list[str]:
     ] + _remarks(rivals)
 
 
-def _sentence(
-    columns: Sequence[Column], words: str, tag: str, name: str, less: bool
-) -> str | None:
+def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
     found = [(c.label, e.value) for c in columns if (e := c.statistic(tag, name)) is not None]
     if len(found) < 2:
         return None

@@ -1,3 +1,5 @@
 """stub"""
+
+
 def compare() -> None:
     """stub"""

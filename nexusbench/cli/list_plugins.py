@@ -1,3 +1,5 @@
 """stub"""
+
+
 def list_plugins() -> None:
     """stub"""
