@@ -3,9 +3,9 @@
 A thread block takes one tile of query rows of one head through its keys, block by block. The two
 kernel generations differ in what a tile is, and that explains most of what was measured (sources in
 docs/fidelity.md). FlashAttention-2 with a paged cache has tiles of 64 rows of one head; only a
-batch of single-token rows packs the query heads that share a KV head into one tile, and splits long
-keys over idle SMs. So decodes beside a prefill chunk cost a whole tile per query head each, and read
-their keys once per query head unless heads that share them run at the same time.
+batch of single-token rows packs the query heads that share a KV head into one tile, and splits
+long keys over idle SMs. So decodes beside a prefill chunk cost a whole tile per query head each,
+and read their keys once per query head unless heads that share them run at the same time.
 FlashAttention-3 packs heads always.
 """
 
@@ -164,7 +164,7 @@ class Attention:
         return self._spread(tiles * splits, tiles * splits * single, single, sms), fixed
 
     def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
-        """ns of tiles dealt to SMs: their mean, and what the last wave and the longest add."""
+        """The ns of tiles dealt to SMs: their mean, what the last wave and the longest add."""
         if tiles <= sms:
             return longest
         mean = work / tiles

@@ -65,7 +65,7 @@ class L2:
         self._ns, self._sms = 1.0 / gpu.sim.l2_gbps, gpu.num_sms
 
     def per_byte(self, size: float, sms: int, cold: float) -> float:
-        """ns per byte of ``size`` bytes in all, ``cold`` if they come from HBM."""
+        """Time (ns) per byte of ``size`` bytes in all, ``cold`` if they come from HBM."""
         resident = min(1.0, max(0.0, 5.0 - 4.0 * size / self._bytes))
         warm = self._ns * self._sms / sms
         return cold + resident * (warm - cold) if warm < cold else cold

@@ -3,8 +3,8 @@ other.
 
 Richer than any belief on purpose: tiles and waves, split-K, attention tile by tile, kernel and host
 overheads, a measured-like bandwidth curve, fair sharing of HBM per pair of operator classes,
-interference and noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes the
-same numbers (invariant I6). How far it is from measurements: docs/fidelity.md.
+interference and noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
+the same numbers (invariant I6). How far it is from measurements: docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Physics:
         kv_bytes = work.kv_bytes_per_token / (
             2 * work.num_layers * work.num_kv_heads * model.head_dim
         )
-        self._one_layer = Attention(
+        self.one_layer = Attention(
             gpu,
             work.num_heads,
             work.num_kv_heads,
@@ -117,7 +117,7 @@ class Physics:
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
         decodes = shape.num_decodes
-        one = self._one_layer.time(
+        one = self.one_layer.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
         )
         layers = self._work.num_layers
@@ -162,7 +162,7 @@ class Physics:
         )
 
     def _streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
-        """Element-wise kernels that move ``size`` bytes, through L2 where the last one left them."""
+        """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
         moving = size * self._l2.per_byte(size / kernels, sms, 1.0 / self._bandwidth[sms])
         fixed = kernels * self.gpu.sim.kernel_us * 1e3
         return OperatorClass(fixed + moving, 0.0, moving, 0.0, size)
