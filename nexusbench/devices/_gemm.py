@@ -6,7 +6,7 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.devices._operators import L2, OperatorClass, overlapped
 
 # (rows, columns, share of the attainable rate) of GEMM tiles. Shapes are those that cuBLAS kernels
-# are named after; the shares were fitted once, for all GPUs together (docs/fidelity.md).
+# are named after; the shares were fitted once, for H200, H100 and L40S together (docs/fidelity.md).
 TILES = ((256, 128, 1.0), (128, 128, 0.99), (64, 128, 1.0), (64, 64, 0.93), (16, 64, 0.34))
 SPLIT_K = (1, 2, 4, 8)
 _LARGEST = 256 * 128

@@ -10,7 +10,7 @@ from nexusbench.costs._work import prefill_pairs
 from nexusbench.devices._attention import Attention
 from nexusbench.devices._operators import OperatorClass
 from nexusbench.devices._physics import Physics
-from nexusbench.devices._tables import Grid, KernelTable, attention_blocks
+from nexusbench.devices._tables import Grid, KernelTable, Point, attention_blocks
 
 
 class MeasuredPhysics(Physics):
@@ -63,17 +63,20 @@ class AttentionStretch:
     ) -> None:
         blocks = attention_blocks(table.attention)
 
-        def ratio(us: float, chunk: int, before: int, count: int, keys: int) -> float:
+        def ratio(us: float, point: Point) -> float:
             # The row's kv_decode counts the tokens before the new one.
+            chunk, before, count, keys = point
             chunks = ((chunk, before),) if chunk else ()
             made = one_layer.time(chunks, count, count * (keys + 1), num_sms, bandwidth)
             return us * 1e3 / made.time
 
-        self._prefill = Grid({p: ratio(us, *p, 0, 0) for p, us in blocks["prefill"].items()})
-        self._decode = Grid({p: ratio(us, 0, 0, *p) for p, us in blocks["decode"].items()})
-        self._mixed = Grid(
-            {(c, b, n, k): ratio(us, c, b, n, k) for (c, b, n, k), us in blocks["mixed"].items()}
+        self._prefill = Grid(
+            {(c, b): ratio(us, (c, b, 0, 0)) for (c, b), us in blocks["prefill"].items()}
         )
+        self._decode = Grid(
+            {(n, k): ratio(us, (0, 0, n, k)) for (n, k), us in blocks["decode"].items()}
+        )
+        self._mixed = Grid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
 
     def __call__(self, shape: BatchShape) -> float:
         """The ratio at the one chunk and the equal decodes that amount to the same work."""

@@ -110,7 +110,7 @@ class Physics:
                 rows, head.inputs, head.outputs, self._work.head_bytes_each, sms
             )
             logits = rows * head.outputs * LOGIT_BYTES * SAMPLER_PASSES
-            known = total([product, self._streamed(logits, sms, SAMPLER_PASSES)])
+            known = total([product, self.streamed(logits, sms, SAMPLER_PASSES)])
             self._head_memo[granules, sms] = known
         return known
 
@@ -144,7 +144,7 @@ class Physics:
         hidden, wide = work.hidden_size, self.model.intermediate_size / self.tensor_parallel
         rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
         for values in (4 * hidden, 4 * hidden, 2 * rotated, 3 * wide):
-            kernel = self._streamed(rows * values * work.activation_bytes, sms)
+            kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
         return made
 
@@ -161,11 +161,11 @@ class Physics:
             self._bandwidth[sms],
         )
 
-    def _streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
+    def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
         """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
         moving = size * self._l2.per_byte(size / kernels, sms, 1.0 / self._bandwidth[sms])
         fixed = kernels * self.gpu.sim.kernel_us * 1e3
-        return OperatorClass(fixed + moving, 0.0, moving, 0.0, size)
+        return OperatorClass(max(fixed, moving), 0.0, moving, 0.0, size)
 
     def _all_reduce(self, tokens: int) -> float:
         """Two ring all-reduces a layer: 2 (p-1)/p of the data over the link, 2 (p-1) hops of

@@ -36,7 +36,8 @@ PER_STEP = ("embedding", "final_layernorm")
 PER_SEQUENCE = ("lm_head", "sampler")
 ATTENTION_AXES = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 
-Row = tuple[tuple[int, ...], float]
+Point = tuple[int, ...]
+Row = tuple[Point, float]
 
 
 class Curve:
@@ -61,7 +62,7 @@ class Curve:
 class Grid:
     """A function on a full grid, multilinear between its points and constant beyond its ends."""
 
-    def __init__(self, points: dict[tuple[int, ...], float]) -> None:
+    def __init__(self, points: dict[Point, float]) -> None:
         self.axes = tuple(tuple(sorted(set(axis))) for axis in zip(*points, strict=True))
         self.values = [points[point] for point in product(*self.axes)]
         strides = [1] * len(self.axes)
@@ -97,7 +98,7 @@ class KernelTable:
         self,
         dense: dict[str, Curve],
         sequence: dict[str, Curve],
-        attention: dict[tuple[int, ...], float],
+        attention: dict[Point, float],
         sha256: str = "",
     ) -> None:
         self.dense, self.sequence, self.attention = dense, sequence, attention
@@ -142,10 +143,10 @@ def load_table(folder: Path, gpu: GpuSpec, model: ModelSpec, tensor_parallel: in
 
 
 def attention_blocks(
-    attention: dict[tuple[int, ...], float],
-) -> dict[str, dict[tuple[int, ...], float]]:
+    attention: dict[Point, float],
+) -> dict[str, dict[Point, float]]:
     """Attention rows as three grids: prefill (chunk, kv), decode (count, kv), mixed (all four)."""
-    blocks: dict[str, dict[tuple[int, ...], float]] = {"prefill": {}, "decode": {}, "mixed": {}}
+    blocks: dict[str, dict[Point, float]] = {"prefill": {}, "decode": {}, "mixed": {}}
     for (chunk, before, count, keys), time in attention.items():
         if chunk and count:
             blocks["mixed"][chunk, before, count, keys] = time
@@ -246,7 +247,7 @@ def _numbers(
     path: Path, rows: Iterable[tuple[int, dict[str, str]]], keys: Sequence[str]
 ) -> Iterable[Row]:
     """(counts, us) of each row. Raises InputError for what is no count, no time, or twice there."""
-    seen: set[tuple[int, ...]] = set()
+    seen: set[Point] = set()
     for line, row in rows:
         counts = []
         for key in keys:
