@@ -36,7 +36,7 @@ def installed(gpu_name: str) -> Path:
 
 
 def read(folder: Path, gpu: GpuSpec, gpu_name: str) -> Samples:
-    """The bf16 kernels of vLLM in ``folder`` (of one system). Raises InputError if there are none."""
+    """The bf16 kernels of vLLM in a system's folder. Raises InputError if there are none."""
     fitted = gpu_name.lower() in SYSTEMS
     samples = Samples([])
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
