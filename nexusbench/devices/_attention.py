@@ -12,6 +12,7 @@ FlashAttention-3 packs heads always.
 from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
+from nexusbench.core.units import MIB
 from nexusbench.devices._operators import L2, NOTHING, OperatorClass, overlapped
 
 _Chunks = tuple[tuple[int, int], ...]
@@ -55,7 +56,7 @@ class Attention:
             2.0 * num_heads * head_dim * activation_bytes
             + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         )
-        self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * 2**20
+        self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
     def time(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nexusbench.core.specs import GpuSpec
+from nexusbench.core.units import MIB
 
 
 class OperatorClass(msgspec.Struct, frozen=True, gc=False):
@@ -61,7 +62,7 @@ class L2:
     """Operands that a benchmark goes round stay in L2 if they fit its ``l2_share``."""
 
     def __init__(self, gpu: GpuSpec) -> None:
-        self._bytes = gpu.sim.l2_share * gpu.l2_mib * 2**20
+        self._bytes = gpu.sim.l2_share * gpu.l2_mib * MIB
         self._ns, self._sms = 1.0 / gpu.sim.l2_gbps, gpu.num_sms
 
     def per_byte(self, size: float, sms: int, cold: float) -> float:

@@ -135,7 +135,8 @@ def _rows(recording: Recording, events: RunEvents) -> list[Comparison]:
         Comparison("makespan", "value", "s", makespan, simulated),
         Comparison(
             "output_throughput", "value", "tok/s",
-            tokens.sum() / makespan if makespan else None, tokens.sum() / simulated,
+            float(tokens.sum()) / makespan if makespan else None,
+            float(tokens.sum()) / simulated,
         ),
         Comparison(
             "request_throughput", "value", "req/s",
