@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
-from nexusbench.devices._operators import L2, NOTHING, OperatorClass, overlapped
+from nexusbench.devices._operators import L2, NOTHING, OperatorClass
 
 _Chunks = tuple[tuple[int, int], ...]
 
 
 class Attention:
-    """Times of one layer's attention on one GPU, KV write included."""
+    """Times of the attention of some layers of equal shape on one GPU, KV write included."""
 
     def __init__(
         self,
@@ -29,8 +29,10 @@ class Attention:
         head_dim: int,
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
+        layers: int = 1,
     ) -> None:
         sim = gpu.sim
+        self._layers = layers
         self._packs = sim.attention_kernel == "fa3"
         self._kv_heads, self._heads = num_kv_heads, num_heads
         self._group = max(1, num_heads // num_kv_heads)
@@ -68,7 +70,7 @@ class Attention:
         *,
         copies: int = 0,
     ) -> OperatorClass:
-        """``chunks`` of (tokens, tokens before them) and decodes in one kernel; ns of one layer.
+        """``chunks`` of (tokens, tokens before them) and decodes in one kernel per layer; ns.
 
         ``decode_context`` is the sum over decodes of the keys each reads, its own included.
         ``copies`` as in ``Gemm.time``.
@@ -96,14 +98,23 @@ class Attention:
         # Queries and new keys come from the layer before, through L2 if they fit. They stand at the
         # ends of tiles, the KV write in a kernel of its own: nothing overlaps with them.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
-        made = overlapped(fixed + new * warm, busy, read * cold, self._exposed, new + read)
-        if not num_decodes:
-            return made
-        # Decode tiles wait for their keys more than for the tensor cores, which do little for them.
-        memory = made.memory + made.compute * streamed
-        tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
+        moving, layers = read * cold, self._layers
+        memory = 0.0
+        if busy >= moving:
+            longer = busy + self._exposed * moving
+        else:
+            longer = memory = moving + self._exposed * busy
+        tensor = busy
+        if num_decodes:
+            # Decode tiles wait for their keys more than for the tensor cores, which do little.
+            memory += (longer - memory) * streamed
+            tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
         return OperatorClass(
-            made.time, made.compute + made.memory - memory, memory, tensor, made.traffic
+            (fixed + new * warm + longer) * layers,
+            (longer - memory) * layers,
+            memory * layers,
+            tensor * layers,
+            (new + read) * layers,
         )
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:

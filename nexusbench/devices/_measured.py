@@ -4,10 +4,11 @@ SMs, the physics how that changes on fewer, between the measured points and besi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs._work import prefill_pairs
-from nexusbench.devices._attention import Attention
 from nexusbench.devices._operators import OperatorClass
 from nexusbench.devices._physics import Physics
 from nexusbench.devices._tables import Grid, KernelTable, Point, attention_blocks
@@ -21,7 +22,7 @@ class MeasuredPhysics(Physics):
     ) -> None:
         super().__init__(gpu, model, tensor_parallel)
         self.table = table
-        self._stretch = AttentionStretch(table, self.one_layer, gpu.num_sms, self.bandwidth_all)
+        self._stretch = AttentionStretch(table, super().attention, model.num_layers, gpu.num_sms)
         self._dense_known: dict[tuple[int, int], OperatorClass] = {}
         self._head_known: dict[tuple[int, int], OperatorClass] = {}
 
@@ -59,16 +60,16 @@ class AttentionStretch:
     """
 
     def __init__(
-        self, table: KernelTable, one_layer: Attention, num_sms: int, bandwidth: float
+        self,
+        table: KernelTable,
+        physics: Callable[[BatchShape, int], OperatorClass],
+        layers: int,
+        num_sms: int,
     ) -> None:
         blocks = attention_blocks(table.attention)
 
         def ratio(us: float, point: Point) -> float:
-            # The row's kv_decode counts the tokens before the new one.
-            chunk, before, count, keys = point
-            chunks = ((chunk, before),) if chunk else ()
-            made = one_layer.time(chunks, count, count * (keys + 1), num_sms, bandwidth)
-            return us * 1e3 / made.time
+            return us * 1e3 * layers / physics(shape_of(point), num_sms).time
 
         self._prefill = Grid(
             {(c, b): ratio(us, (c, b, 0, 0)) for (c, b), us in blocks["prefill"].items()}
@@ -92,6 +93,12 @@ class AttentionStretch:
         if not count:
             return self._prefill((chunk, before_all))
         return self._mixed((chunk, before_all, count, keys))
+
+
+def shape_of(point: Point) -> BatchShape:
+    """The batch of an attention row; its kv_decode counts the tokens before the new one."""
+    chunk, before, count, keys = point
+    return BatchShape(count, count * keys, ((chunk, before),) if chunk else ())
 
 
 def stretched(made: OperatorClass, factor: float) -> OperatorClass:

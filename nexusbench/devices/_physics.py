@@ -50,13 +50,14 @@ class Physics:
         kv_bytes = work.kv_bytes_per_token / (
             2 * work.num_layers * work.num_kv_heads * model.head_dim
         )
-        self.one_layer = Attention(
+        self._attention = Attention(
             gpu,
             work.num_heads,
             work.num_kv_heads,
             model.head_dim,
             kv_bytes,
             work.activation_bytes,
+            work.num_layers,
         )
 
     def _bandwidth_of(self, sms: int) -> float:
@@ -117,16 +118,8 @@ class Physics:
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
         decodes = shape.num_decodes
-        one = self.one_layer.time(
+        return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
-        )
-        layers = self._work.num_layers
-        return OperatorClass(
-            one.time * layers,
-            one.compute * layers,
-            one.memory * layers,
-            one.busy * layers,
-            one.traffic * layers,
         )
 
     def _stack(self, rows: int, sms: int) -> OperatorClass:

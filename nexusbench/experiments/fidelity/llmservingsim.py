@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs._work import model_work
-from nexusbench.devices._attention import Attention
 from nexusbench.devices._gemm import Gemm
-from nexusbench.devices._measured import AttentionStretch
+from nexusbench.devices._measured import AttentionStretch, shape_of
 from nexusbench.devices._physics import Physics
 from nexusbench.devices._tables import ATTENTION_AXES, Curve, KernelTable, Point, load_table
 from nexusbench.experiments.fidelity.samples import Sample, Samples
@@ -27,11 +25,10 @@ def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> Samples:
     physics = Physics(gpu, model)
     fitted = FITTED_GPU in gpu.name
     samples = list(_dense(table, physics, fitted))
-    bandwidth = physics.bandwidth_all
     for point, measured in table.attention.items():
-        made = _attention_us(physics.one_layer, point, gpu.num_sms, bandwidth)
+        made = _attention_us(physics, point)
         samples.append(Sample(_name(point), measured, made, fitted and _half(point)))
-    return Samples(samples, _held_out_grids(table, physics.one_layer, gpu.num_sms, bandwidth))
+    return Samples(samples, _held_out_grids(table, physics))
 
 
 def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Sample]:
@@ -66,10 +63,10 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Sampl
             yield Sample(operator, measured, predict(count) / 1e3, half, (name,), count)
 
 
-def _attention_us(one: Attention, point: Point, sms: int, bandwidth: float) -> float:
-    chunk, before, count, keys = point
-    chunks = ((chunk, before),) if chunk else ()
-    return one.time(chunks, count, count * (keys + 1), sms, bandwidth).time / 1e3
+def _attention_us(physics: Physics, point: Point) -> float:
+    """Microseconds of one layer's attention."""
+    made = physics.attention(shape_of(point), physics.gpu.num_sms)
+    return made.time / physics.model.num_layers / 1e3
 
 
 def _name(point: Point) -> str:
@@ -83,24 +80,20 @@ def _half(point: Point) -> bool:
     return sum(w * log for w, log in zip((3, 5, 7, 11), logs, strict=True)) % 2 == 0
 
 
-def _held_out_grids(
-    table: KernelTable, one: Attention, sms: int, bandwidth: float
-) -> list[tuple[str, float, float]]:
+def _held_out_grids(table: KernelTable, physics: Physics) -> list[tuple[str, float, float]]:
     """Every second value between the ends of each axis in turn left out of the grid, and predicted
     by the physics stretched as measured at the rest.
     """
+    layers, sms = physics.model.num_layers, physics.gpu.num_sms
     held_out = []
     for axis in range(len(ATTENTION_AXES)):
         values = sorted({point[axis] for point in table.attention} - {0})
         dropped = set(values[1:-1:2])
         rest = {p: us for p, us in table.attention.items() if p[axis] not in dropped}
         thinner = KernelTable(table.dense, table.sequence, rest)
-        stretch = AttentionStretch(thinner, one, sms, bandwidth)
+        stretch = AttentionStretch(thinner, physics.attention, layers, sms)
         for point, measured in table.attention.items():
             if point[axis] in dropped:
-                chunk, before, count, keys = point
-                chunks = ((chunk, before),) if chunk else ()
-                factor = stretch(BatchShape(count, count * keys, chunks))
-                made = _attention_us(one, point, sms, bandwidth) * factor
+                made = _attention_us(physics, point) * stretch(shape_of(point))
                 held_out.append((_name(point), made, measured))
     return held_out
