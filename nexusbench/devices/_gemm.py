@@ -40,14 +40,16 @@ class Gemm:
     ) -> OperatorClass:
         """One product on ``sms`` SMs that draw ``bandwidth`` bytes per ns, in ns.
 
-        The best tile and split of K is taken, as a tuned library does. ``copies``: sets of operands
-        that a benchmark goes round, so that small ones stay in L2; 0 in a serving step, where the
+        The best tile and split of K is taken, as a tuned library does. ``copies``: weights that a
+        benchmark goes round, so that small ones stay in L2; 0 in a serving step, where the
         other layers evict them.
         """
-        traffic = inputs * outputs * weight_bytes + rows * (inputs + outputs) * activation_bytes
+        weights = inputs * outputs * weight_bytes
+        activations = rows * (inputs + outputs) * activation_bytes
+        traffic = weights + activations
         per_byte = 1.0 / bandwidth
         if copies:
-            per_byte = self._l2.per_byte(copies * traffic, sms, per_byte)
+            per_byte = self._l2.per_byte(copies * weights + activations, sms, per_byte)
         moving = traffic * per_byte
         best = None
         for height, width, share in TILES:

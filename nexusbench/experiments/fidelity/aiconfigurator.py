@@ -15,9 +15,10 @@ from nexusbench.devices._gemm import Gemm
 from nexusbench.experiments.fidelity.samples import Sample, Samples
 
 SYSTEMS = {"h200": "h200_sxm", "h100": "h100_sxm", "a100": "a100_sxm", "l40s": "l40s"}
-# Its collector goes round six sets of GEMM operands "to reduce impact of L2 cache hit", and repeats
-# attention on one.
+# Its vLLM collector goes round six weights of a product (collect_gemm.py, outside_loop_count), and
+# repeats attention on one set of operands.
 GEMM_COPIES, ATTENTION_COPIES = 6, 1
+SMALL_FITTED = ("h200", "h100", "l40s")  # whose fit took small products in, too
 SMALLEST = 1024  # N and K of the products that decoder layers have; smaller ones are scored apart
 
 
@@ -40,7 +41,8 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str) -> Samples:
     fitted = gpu_name.lower() in SYSTEMS
     samples = Samples([])
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
-    samples.samples += _gemm(_rows(folder, "gemm", "gemm_perf"), gpu, bandwidth, fitted)
+    small = gpu_name.lower() in SMALL_FITTED
+    samples.samples += _gemm(_rows(folder, "gemm", "gemm_perf"), gpu, bandwidth, fitted, small)
     for kind in ("context", "generation"):
         rows = _rows(folder, "attention", f"{kind}_attention_perf")
         samples.samples += _attention(rows, kind, gpu, bandwidth, fitted)
@@ -68,7 +70,7 @@ def _rows(folder: Path, family: str, name: str) -> list[dict[str, Any]]:
 
 
 def _gemm(
-    rows: list[dict[str, Any]], gpu: GpuSpec, bandwidth: float, fitted: bool
+    rows: list[dict[str, Any]], gpu: GpuSpec, bandwidth: float, fitted: bool, small: bool
 ) -> Iterator[Sample]:
     gemm = Gemm(gpu)
     for row in rows:
@@ -81,7 +83,7 @@ def _gemm(
             "gemm" if large else "gemm under 1024",
             row["latency"] * 1e3,
             made.time / 1e3,
-            fitted and large and (_sevenths(n, 7) + _sevenths(k, 11)) % 2 == 0,
+            fitted and (large or small) and (_sevenths(n, 7) + _sevenths(k, 11)) % 2 == 0,
             (n, k),
             m,
         )
