@@ -138,6 +138,29 @@ def import_(
         console.print(note, soft_wrap=True)
 
 
+@app.command("fit")
+def fit_(
+    gpu: Annotated[str, typer.Argument(metavar="GPU", help="A shipped GPU, or a .toml file.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="As for validate kernels.")],
+    family: Annotated[str, typer.Option("--family", help="gemm or attention")] = "gemm",
+    model: ModelName = "llama-3.1-8b",
+    evaluations: Annotated[int, typer.Option("--evaluations", min=20)] = 400,
+) -> None:
+    """Fit a GPU's constants on half of a table; prints the lines for its [sim] section."""
+    from nexusbench.cli._console import progress_console, results_console
+    from nexusbench.core.errors import UsageError
+    from nexusbench.devices._gpus import load_gpu
+    from nexusbench.experiments.fidelity.fit import BOUNDS, fit
+    from nexusbench.models.config import load_model
+
+    if family not in BOUNDS:
+        raise UsageError(f"--family takes {' or '.join(BOUNDS)}, not '{family}'")
+    made = fit(load_gpu(gpu), gpu, load_model(model), table, family, evaluations)
+    progress_console().print(f"MAPE on the fitted half: {made.before:.2f} -> {made.after:.2f} %")
+    for name, value in made.constants.items():
+        results_console().print(f"{name} = {value}")
+
+
 def _hold(bounds: dict[str, float], reached: dict[str, float]) -> None:
     """Exit with 3, naming what broke, unless every bound holds."""
     from nexusbench.cli._console import progress_console

@@ -15,6 +15,7 @@ from nexusbench.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.experiments.fidelity.bench_serve import import_bench_serve
 from nexusbench.experiments.fidelity.errors import broken_bounds, errors, parse_bounds
+from nexusbench.experiments.fidelity.fit import nelder_mead
 from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import replay
 
@@ -110,6 +111,15 @@ def test_errors_and_bounds() -> None:
     ]
     with pytest.raises(UsageError, match="Did you mean 'makespan'"):
         broken_bounds({"makespam": 3.0}, {"makespan": 1.0})
+
+
+def test_nelder_mead_finds_a_minimum() -> None:
+    def loss(x: np.ndarray) -> float:
+        return float((x[0] - 1) ** 2 + 3 * abs(x[1] + 2) + (x[2] * x[0]) ** 2)
+
+    best, value = nelder_mead(loss, np.array([3.0, 3.0, 3.0]), 600)
+    assert value < 1e-2
+    assert best == pytest.approx([1, -2, 0], abs=0.1)
 
 
 def test_the_command_exits_with_3_for_a_broken_bound(tmp_path: Path) -> None:

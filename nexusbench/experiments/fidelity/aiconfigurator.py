@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,18 @@ def installed(gpu_name: str) -> Path:
     return root / SYSTEMS[gpu_name.lower()]
 
 
-def read(folder: Path, gpu: GpuSpec, gpu_name: str) -> Samples:
-    """The bf16 kernels of vLLM in a system's folder. Raises InputError if there are none."""
+def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> Samples:
+    """The bf16 kernels of vLLM in a system's folder, every ``thin``-th row of them. Raises
+    InputError if there are none.
+    """
     fitted = gpu_name.lower() in SYSTEMS
     samples = Samples([])
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     small = gpu_name.lower() in SMALL_FITTED
-    samples.samples += _gemm(_rows(folder, "gemm", "gemm_perf"), gpu, bandwidth, fitted, small)
+    rows = _rows(folder, "gemm", "gemm_perf")[::thin]
+    samples.samples += _gemm(rows, gpu, bandwidth, fitted, small)
     for kind in ("context", "generation"):
-        rows = _rows(folder, "attention", f"{kind}_attention_perf")
+        rows = _rows(folder, "attention", f"{kind}_attention_perf")[::thin]
         samples.samples += _attention(rows, kind, gpu, bandwidth, fitted)
     samples.notes.append(
         "left out: fp8 operands or KV cache, sliding windows, heads above 256, and kernels other "
@@ -53,6 +57,7 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str) -> Samples:
     return samples
 
 
+@lru_cache
 def _rows(folder: Path, family: str, name: str) -> list[dict[str, Any]]:
     """The newest vLLM table of a family, as dicts."""
     import pyarrow.parquet as pq

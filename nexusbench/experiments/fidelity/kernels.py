@@ -37,17 +37,21 @@ def score_kernels(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> 
     return summarise(read_samples(gpu, gpu_name, model, table))
 
 
-def read_samples(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> Samples:
-    """The measured operators of ``table``. Raises InputError for what is no table."""
+def read_samples(
+    gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, thin: int = 1
+) -> Samples:
+    """The measured operators of ``table``; of aiconfigurator's every ``thin``-th row. Raises
+    InputError for what is no table.
+    """
     if table == "aiconfigurator":
-        return aiconfigurator.read(aiconfigurator.installed(gpu_name), gpu, gpu_name)
+        return aiconfigurator.read(aiconfigurator.installed(gpu_name), gpu, gpu_name, thin)
     path = Path(table)
     if path.is_file():
         return vidur.read(path, gpu)
     if (path / "meta.yaml").exists():
         return llmservingsim.read(path, gpu, model)
     if path.is_dir():
-        return aiconfigurator.read(path, gpu, gpu_name)
+        return aiconfigurator.read(path, gpu, gpu_name, thin)
     raise InputError("does not exist", file=table, hint="Give a table, or 'aiconfigurator'")
 
 
