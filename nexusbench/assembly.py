@@ -110,6 +110,7 @@ def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tupl
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel=config.tensor_parallel_size,
         seed=config.seed,
+        kernel_table=config.kernel_table,
     )
     return cls.open(argument, model, options), limits
 
@@ -222,6 +223,7 @@ def _facts(
         "device": spec.name,
         "gpu": msgspec.to_builtins(device.gpu),
         "num_sms": spec.num_sms,
+        "kernel_table": device.kernel_table_sha256,
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
         "scheduler": scheduler.name,

@@ -24,6 +24,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     partitioner: str | None = None
     cost_model: str = "roofline"
     tensor_parallel_size: int = 1
+    kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9
     kv_blocks: int | None = None
     block_size: int = 16

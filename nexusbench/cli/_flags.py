@@ -86,6 +86,14 @@ Partitioners = Annotated[
 CostModel = Annotated[
     str, typer.Option(rich_help_panel=_WHAT, help="What the partitioner believes a batch costs.")
 ]
+KernelTable = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        rich_help_panel=_WHAT,
+        help="Measured operator times for the simulated GPU, instead of its physics alone.",
+    ),
+]
 TensorParallel = Annotated[
     int, typer.Option(min=1, rich_help_panel=_WHAT, help="GPUs that share every layer.")
 ]

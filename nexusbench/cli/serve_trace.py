@@ -17,6 +17,7 @@ def serve_trace(
     scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nobody changes it)
     partitioner: flags.Partitioners = None,
     cost_model: flags.CostModel = "roofline",
+    kernel_table: flags.KernelTable = None,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,
     kv_blocks: flags.KvBlocks = None,

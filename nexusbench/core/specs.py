@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from nexusbench.core.batch import Split
@@ -112,11 +114,11 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     piecewise linear.
     """
 
-    dense_efficiency: float  # attainable share of peak FLOP/s in large GEMMs
-    attention_efficiency: float  # attainable share of peak FLOP/s in prefill attention
+    dense_efficiency: float  # attainable share of peak FLOP/s in a full wave of large GEMM tiles
+    attention_efficiency: float  # the same of attention tiles, softmax apart
     bandwidth_efficiency: float  # attainable share of HBM peak with all SMs streaming
     bandwidth_curve: tuple[tuple[float, float], ...]
-    kernel_us: float  # fixed time of one kernel inside a step (launch from a graph, ramp, tail)
+    kernel_us: float  # an element-wise kernel inside a step (launch from a graph, ramp, tail)
     step_overhead_us: float  # host and launch time of a step that the GPU waits for
     # How much longer memory-bound operators take beside a neighbour that keeps the tensor cores of
     # all SMs busy (and with them L2 and the interconnect), by what the neighbour computes:
@@ -127,6 +129,27 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # 1 = they only take turns.
     turn_taking: float
     jitter: float  # half-width of the seeded uniform noise on a step, as a share of it
+    # A GEMM (devices/_gemm.py).
+    dense_launch_us: float = 3.0  # fixed time of one
+    dense_wave_share: float = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
+    dense_overlap: float = 0.1  # share of the shorter of compute and memory time that adds up
+    dense_depth_us: float = 0.2  # latency of walking 1,000 of the inner dimension
+    dense_epilogue_us: float = 1.0  # prologue and epilogue of a wave of the largest tiles
+    dense_split_us: float = 1.5  # reduction after splitting the inner dimension
+    # Attention (devices/_attention.py).
+    attention_kernel: Literal["fa2", "fa3"] = "fa2"  # FlashAttention of that generation
+    attention_launch_us: float = 6.0  # fixed time of a layer's attention, KV write included
+    attention_tile_us: float = 1.5  # prologue and epilogue of one tile of query rows
+    attention_block_us: float = 0.5  # softmax of one tile and key block beside its products
+    attention_empty_us: float = 0.3  # a thread block that finds no row to do (fa2)
+    attention_tail: float = 0.8  # share of the last wave, and of the longest tile, that adds up
+    attention_overlap: float = 0.3  # as dense_overlap
+    attention_combine_us: float = 3.5  # merging the parts of a decode whose keys were split
+    attention_swap_us: float = 3.5  # regrouping the query heads of a decode batch
+    # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
+    # evict them.
+    l2_gbps: float = 2000.0  # rate at which operands that stay in L2 are read
+    l2_share: float = 0.5  # share of L2 that holds them
 
 
 class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,6 +26,11 @@ _SHARES = (
     "bandwidth_efficiency",
     "turn_taking",
     "jitter",
+    "dense_wave_share",
+    "dense_overlap",
+    "attention_tail",
+    "attention_overlap",
+    "l2_share",
 )
 _MAY_BE_ZERO = (
     "link_latency_us",
@@ -36,6 +41,20 @@ _MAY_BE_ZERO = (
     "stream_interference",
     "turn_taking",
     "jitter",
+    "dense_launch_us",
+    "dense_wave_share",
+    "dense_overlap",
+    "dense_depth_us",
+    "dense_epilogue_us",
+    "dense_split_us",
+    "attention_launch_us",
+    "attention_tile_us",
+    "attention_block_us",
+    "attention_empty_us",
+    "attention_tail",
+    "attention_overlap",
+    "attention_combine_us",
+    "attention_swap_us",
 )
 # Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
 _MOST_SMS = 2048

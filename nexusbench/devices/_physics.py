@@ -1,10 +1,10 @@
 """The simulated GPU's truth: how long a batch takes on some SMs, and what two batches do to each
 other.
 
-Richer than any belief on purpose: tiles and waves, split-K, kernel and host overheads, a
-measured-like bandwidth curve, fair sharing of HBM per pair of operator classes, interference and
-noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes the same numbers
-(invariant I6).
+Richer than any belief on purpose: tiles and waves, split-K, attention tile by tile, kernel and host
+overheads, a measured-like bandwidth curve, fair sharing of HBM per pair of operator classes,
+interference and noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
+the same numbers (invariant I6). How far it is from measurements: docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -14,30 +14,15 @@ from itertools import pairwise
 import msgspec
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
-from nexusbench.costs._work import ModelWork, model_work, prefill_pairs
+from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.costs._work import ModelWork, model_work
+from nexusbench.devices._attention import Attention
+from nexusbench.devices._gemm import Gemm
+from nexusbench.devices._operators import L2, NOTHING, OperatorClass, scaled_sum, total
 
-# (rows, columns, share of the attainable rate) of GEMM tiles; small ones reuse less and run slower.
-# Shapes are those that cuBLAS kernels are named after; the shares are simulator constants.
-TILES = ((256, 128, 1.0), (128, 128, 0.95), (64, 128, 0.80), (16, 128, 0.40))
-SPLIT_K = (1, 2, 4, 8)
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
-QUERY_TILE = 128  # query rows of a prefill-attention thread block (FlashAttention-2)
-KERNELS_PER_LAYER = 9  # 4 GEMMs, attention, 2 norms, rotary, activation
-
-
-class OperatorClass(msgspec.Struct, frozen=True, gc=False):
-    """One side's dense layers, or its attention, alone on its SMs.
-
-    ``compute`` and ``memory`` are the ns in operators bound by tensor cores or by HBM (the rest of
-    ``time`` is launches); ``busy`` is all tensor-core time, ``traffic`` all HBM bytes.
-    """
-
-    time: float
-    compute: float
-    memory: float
-    busy: float
-    traffic: float
+LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
+SAMPLER_PASSES = 2
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):
@@ -54,19 +39,26 @@ class Physics:
 
     def __init__(self, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int = 1) -> None:
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
-        self._work: ModelWork = model_work(model, tensor_parallel)
-        self._sm_flops = gpu.peak_tflops * 1e3 / gpu.num_sms  # per ns
-        self._dense_rate = self._sm_flops * gpu.sim.dense_efficiency
-        self._attention_rate = self._sm_flops * gpu.sim.attention_efficiency
+        work: ModelWork = model_work(model, tensor_parallel)
+        self._work = work
         self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
         self._bandwidth = [self._bandwidth_of(sms) for sms in range(gpu.num_sms + 1)]
         self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
         self._overhead = gpu.sim.step_overhead_us * 1e3
-        # Decode packs a KV head's query heads into one tile of 16 rows; unused rows are wasted
-        # work.
-        group = max(1, self._work.num_heads // self._work.num_kv_heads)
-        self._decode_padding = max(1.0, ROW_GRANULE / group)
+        self._gemm, self._l2 = Gemm(gpu), L2(gpu)
+        kv_bytes = work.kv_bytes_per_token / (
+            2 * work.num_layers * work.num_kv_heads * model.head_dim
+        )
+        self._attention = Attention(
+            gpu,
+            work.num_heads,
+            work.num_kv_heads,
+            model.head_dim,
+            kv_bytes,
+            work.activation_bytes,
+            work.num_layers,
+        )
 
     def _bandwidth_of(self, sms: int) -> float:
         """Bytes per ns that ``sms`` SMs draw alone, on the GPU's piecewise-linear curve."""
@@ -82,107 +74,97 @@ class Physics:
         tokens = shape.num_decodes
         for count, _ in shape.chunks:
             tokens += count
-        granules = (tokens + ROW_GRANULE - 1) // ROW_GRANULE
-        dense = self._dense_memo.get((granules, sms))
-        if dense is None:
-            dense = self._dense_memo[granules, sms] = self._stack(granules * ROW_GRANULE, sms)
-        attention = self._attention(shape, sms)
+        sequences = shape.num_decodes + len(shape.chunks)
+        dense = self.dense(tokens, sms)
+        attention = self.attention(shape, sms)
+        layers = self._work.num_layers
         if shape.layers is None:
-            share, head = 1.0, self._head(shape.num_decodes + len(shape.chunks), sms)
+            share, head = 1.0, self.head(sequences, sms)
+            dense = scaled_sum(head, 1.0, dense)
         else:
-            share = (shape.layers[1] - shape.layers[0]) / self._work.num_layers
-            last = shape.layers[1] == self._work.num_layers
-            head = self._head(shape.num_decodes + len(shape.chunks), sms) if last else _NOTHING
-        dense = _scaled_sum(dense, share, head)
-        if share < 1.0:
-            attention = _scaled_sum(attention, share, _NOTHING)
-        solo = self._overhead + dense.time + attention.time + share * self._all_reduce(tokens)
+            share = (shape.layers[1] - shape.layers[0]) / layers
+            head = self.head(sequences, sms) if shape.layers[1] == layers else NOTHING
+            dense = scaled_sum(dense, share, head)
+            attention = scaled_sum(attention, share, NOTHING)
+        solo = self._overhead + dense.time + attention.time
+        if self.tensor_parallel > 1:
+            solo += share * self._all_reduce(tokens)
         return Load(solo, sms, dense, attention)
 
-    # -- dense -------------------------------------------------------------------------------------
+    # -- operators of one launch -------------------------------------------------------------------
 
-    def _stack(self, rows: int, sms: int) -> OperatorClass:
-        """All dense layers, element-wise kernels and launches of the decoder stack."""
-        work, bandwidth = self._work, self._bandwidth[sms]
-        parts = []
-        for linear, share in zip(work.linears, work.token_share, strict=True):
-            used = max(1, round(rows * share))
-            busy = self._gemm(used, linear, sms) * linear.count
-            moved = linear.count * self._gemm_bytes(used, linear, work.weight_bytes_each)
-            parts.append(_bound(busy, moved, bandwidth))
-        # Norms and residuals touch the hidden state about 8 times a layer, the activation its wide
-        # one 3 times.
-        wide = 8 * work.hidden_size + 3 * self.model.intermediate_size / self.tensor_parallel
-        moved = rows * wide * work.activation_bytes * work.num_layers
-        parts.append(_bound(0.0, moved, bandwidth))
-        launches = KERNELS_PER_LAYER * work.num_layers * self.gpu.sim.kernel_us * 1e3
-        return _total(parts, launches)
+    def dense(self, tokens: int, sms: int) -> OperatorClass:
+        """All dense layers and element-wise kernels of the decoder stack."""
+        granules = (tokens + ROW_GRANULE - 1) // ROW_GRANULE
+        known = self._dense_memo.get((granules, sms))
+        if known is None:
+            known = self._dense_memo[granules, sms] = self._stack(granules * ROW_GRANULE, sms)
+        return known
 
-    def _head(self, rows: int, sms: int) -> OperatorClass:
-        """The output head on the last token of each sequence."""
-        granules = (rows + ROW_GRANULE - 1) // ROW_GRANULE
+    def head(self, sequences: int, sms: int) -> OperatorClass:
+        """The output head on the last token of each sequence, and sampling from its logits."""
+        granules = (sequences + ROW_GRANULE - 1) // ROW_GRANULE
         known = self._head_memo.get((granules, sms))
         if known is None:
-            head = self._work.head
-            busy = self._gemm(granules * ROW_GRANULE, head, sms)
-            moved = self._gemm_bytes(granules * ROW_GRANULE, head, self._work.head_bytes_each)
-            known = _bound(busy, moved, self._bandwidth[sms])
+            rows, head = granules * ROW_GRANULE, self._work.head
+            product = self._product(
+                rows, head.inputs, head.outputs, self._work.head_bytes_each, sms
+            )
+            logits = rows * head.outputs * LOGIT_BYTES * SAMPLER_PASSES
+            known = total([product, self.streamed(logits, sms, SAMPLER_PASSES)])
             self._head_memo[granules, sms] = known
         return known
 
-    def _gemm_bytes(self, rows: int, linear: Linear, weight_bytes: float) -> float:
-        activations = rows * (linear.inputs + linear.outputs) * self._work.activation_bytes
-        return linear.inputs * linear.outputs * weight_bytes + activations
+    def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
+        """Attention of all layers."""
+        decodes = shape.num_decodes
+        return self._attention.time(
+            shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
+        )
 
-    def _gemm(self, rows: int, linear: Linear, sms: int) -> float:
-        """Compute ns of one GEMM: the best tile and split of K, in whole waves over ``sms`` SMs."""
-        best = 0.0
-        for height, width, share in TILES:
-            tiles = -(-rows // height) * -(-linear.outputs // width)
-            tile_time = 2.0 * height * width * linear.inputs / (self._dense_rate * share)
-            for parts in SPLIT_K:
-                waves = -(-tiles * parts // sms)
-                time = waves * tile_time / parts
-                if best == 0.0 or time < best:
-                    best = time
-        return best
-
-    # -- attention and communication ---------------------------------------------------------------
-
-    def _attention(self, shape: BatchShape, sms: int) -> OperatorClass:
-        """Prefill chunks and decodes, one after the other."""
-        work, bandwidth = self._work, self._bandwidth[sms]
-        rate = self._attention_rate * sms
-        prefill = decode = _NOTHING
-        if shape.chunks:
-            pairs = queries = context = blocks = 0.0
-            for count, before in shape.chunks:
-                pairs += prefill_pairs(count, before)
-                queries += count
-                context += count + before
-                blocks += -(-count // QUERY_TILE) * work.num_heads
-            idle_tail = -(-blocks // sms) * sms / blocks
-            busy = pairs * work.attention_flops * work.num_layers / rate * idle_tail
-            moved = context * work.kv_bytes_per_token + (
-                queries * work.query_bytes_per_token * work.num_layers
+    def _stack(self, rows: int, sms: int) -> OperatorClass:
+        """The decoder stack without attention, not memoised."""
+        work = self._work
+        made = NOTHING
+        for linear, share in zip(work.linears, work.token_share, strict=True):
+            used = max(1, round(rows * share))
+            product = self._product(
+                used, linear.inputs, linear.outputs, work.weight_bytes_each, sms
             )
-            prefill = _bound(busy, moved, bandwidth)
-        if shape.num_decodes:
-            context = shape.decode_context + shape.num_decodes
-            flops = context * work.attention_flops * work.num_layers
-            moved = context * work.kv_bytes_per_token
-            decode = _bound(flops * self._decode_padding / rate, moved, bandwidth)
-        if decode is _NOTHING:
-            return prefill
-        return decode if prefill is _NOTHING else _scaled_sum(prefill, 1.0, decode)
+            made = scaled_sum(product, linear.count, made)
+        # Values a token's kernels touch: two norms with residual (two read, two written), rotary
+        # embedding, and an activation that reads two wide rows and writes one.
+        hidden, wide = work.hidden_size, self.model.intermediate_size / self.tensor_parallel
+        rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
+        for values in (4 * hidden, 4 * hidden, 2 * rotated, 3 * wide):
+            kernel = self.streamed(rows * values * work.activation_bytes, sms)
+            made = scaled_sum(kernel, work.num_layers, made)
+        return made
+
+    def _product(
+        self, rows: int, inputs: int, outputs: int, weight_bytes: float, sms: int
+    ) -> OperatorClass:
+        return self._gemm.time(
+            rows,
+            inputs,
+            outputs,
+            weight_bytes,
+            self._work.activation_bytes,
+            sms,
+            self._bandwidth[sms],
+        )
+
+    def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
+        """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
+        moving = size * self._l2.per_byte(size / kernels, sms, 1.0 / self._bandwidth[sms])
+        fixed = kernels * self.gpu.sim.kernel_us * 1e3
+        return OperatorClass(max(fixed, moving), 0.0, moving, 0.0, size)
 
     def _all_reduce(self, tokens: int) -> float:
         """Two ring all-reduces a layer: 2 (p-1)/p of the data over the link, 2 (p-1) hops of
         latency.
         """
         p = self.tensor_parallel
-        if p == 1:
-            return 0.0
         size = tokens * self._work.hidden_size * self._work.activation_bytes
         once = 2 * (p - 1) / p * size / self.gpu.link_gbps + 2 * (p - 1) * (
             self.gpu.link_latency_us * 1e3
@@ -236,37 +218,3 @@ class Physics:
             share = self.gpu.sim.turn_taking
             delay += on_shared * (share * turns + (1.0 - share) * overlap)
         return delay
-
-
-_NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def _bound(busy: float, traffic: float, bandwidth: float) -> OperatorClass:
-    """One operator: the longer of tensor-core ns and ns to move ``traffic`` bytes."""
-    moving = traffic / bandwidth
-    if busy >= moving:
-        return OperatorClass(busy, busy, 0.0, busy, traffic)
-    return OperatorClass(moving, 0.0, moving, busy, traffic)
-
-
-def _total(parts: list[OperatorClass], launches: float) -> OperatorClass:
-    # Not sum(): from Python 3.12 on it compensates the rounding of floats, which gives other times
-    # than 3.11 (I6).
-    time = compute = memory = busy = traffic = 0.0
-    for part in parts:
-        time += part.time
-        compute += part.compute
-        memory += part.memory
-        busy += part.busy
-        traffic += part.traffic
-    return OperatorClass(time + launches, compute, memory, busy, traffic)
-
-
-def _scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClass:
-    return OperatorClass(
-        a.time * scale + b.time,
-        a.compute * scale + b.compute,
-        a.memory * scale + b.memory,
-        a.busy * scale + b.busy,
-        a.traffic * scale + b.traffic,
-    )

@@ -13,13 +13,14 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 
 
 class DeviceOptions(msgspec.Struct, frozen=True):
-    """What a device must know to be opened: memory shares, largest step, seed."""
+    """What a device must know to be opened: memory shares, largest step, seed, measured times."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
     gpu_memory_utilization: float = 0.9
     tensor_parallel: int = 1
     seed: int = 0
+    kernel_table: str | None = None  # a folder; simulated devices only
 
 
 class Device(ABC):
@@ -32,6 +33,7 @@ class Device(ABC):
     spec: DeviceSpec
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
+    kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
 
     @classmethod
     @abstractmethod

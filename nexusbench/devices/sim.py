@@ -13,7 +13,9 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices._gpus import legal_splits, load_gpu
+from nexusbench.devices._measured import MeasuredPhysics
 from nexusbench.devices._physics import Load, Physics
+from nexusbench.devices._tables import load_table
 from nexusbench.devices.base import Device, DeviceOptions
 
 # CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
@@ -52,6 +54,10 @@ class Sim(Device):
         self.gpu, self.model = gpu, model
         group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
         self.physics = Physics(gpu, model, options.tensor_parallel)
+        if options.kernel_table is not None:
+            table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
+            self.physics = MeasuredPhysics(gpu, model, table, options.tensor_parallel)
+            self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
             name=f"sim:{name or gpu.name}{group}",
             kind="sim",

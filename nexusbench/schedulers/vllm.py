@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.request import RequestView
-from nexusbench.schedulers.base import Scheduler, SchedulerContext
+from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
+
+
+class VllmOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``whole_prompt``: admit a prompt only if all of it fits into free blocks, not just its first
+    chunk. vLLM's ``scheduler_reserve_full_isl``, on by default in 0.19; prompts in mid-prefill are
+    then no longer preempted for want of blocks.
+    """
+
+    whole_prompt: bool = False
 
 
 class Vllm(Scheduler):
@@ -18,6 +27,7 @@ class Vllm(Scheduler):
     mid-prefill.
     """
 
+    Options: ClassVar[type[SchedulerOptions]] = VllmOptions
     source: ClassVar[str] = (
         "vLLM v1 scheduler, 0.7-0.8; chunked prefill after Sarathi-Serve (2403.02310)"
     )
@@ -29,9 +39,17 @@ class Vllm(Scheduler):
             if not self._continue(ctx, request):
                 break
         if not ctx.preempted:
-            while (head := ctx.waiting.head) is not None and ctx.try_schedule(head):
+            while (head := ctx.waiting.head) is not None and self._admit(ctx, head):
                 pass
         return ctx.plan()
+
+    def _admit(self, ctx: SchedulerContext, head: RequestView) -> bool:
+        """Start the head of the queue, if there is room for it."""
+        if cast(VllmOptions, self.options).whole_prompt:
+            size = ctx.kv.block_size
+            if -(-(head.num_tokens - ctx.cached_tokens(head)) // size) > ctx.kv.num_free:
+                return False
+        return ctx.try_schedule(head) > 0
 
     def _continue(self, ctx: SchedulerContext, request: RequestView) -> bool:
         """Give a partial prefill its next chunk; False when the budget is gone or it was itself

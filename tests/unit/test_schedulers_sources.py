@@ -123,9 +123,9 @@ def test_sglang_retracts_fewest_outputs_first_then_the_longest_prompt():
     serve(requests, policy, setting=Setting(kv_blocks=64))
     assert order
     for before, gone, left in order:
-        expected = sorted(before, key=lambda r: (r[1], -r[2]))
-        assert gone == [index for index, _, _ in expected[: len(gone)]]
-        assert left == {index for index, _, _ in expected[len(gone) :]}
+        keys = {index: (outputs, -prompt) for index, outputs, prompt in before}
+        assert [keys[index] for index in gone] == sorted(keys.values())[: len(gone)]
+        assert left == set(keys) - set(gone)
         assert left
 
 

@@ -1,0 +1,1 @@
+"""How far the simulated GPU is from measurements: by kernel, and over whole recorded runs."""

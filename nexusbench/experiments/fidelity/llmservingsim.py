@@ -1,0 +1,99 @@
+"""A ``--kernel-table`` folder (LLMServingSim's format), scored operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.costs._work import model_work
+from nexusbench.devices._gemm import Gemm
+from nexusbench.devices._measured import AttentionStretch, shape_of
+from nexusbench.devices._physics import Physics
+from nexusbench.devices._tables import ATTENTION_AXES, Curve, KernelTable, Point, load_table
+from nexusbench.experiments.fidelity.samples import Sample, Samples
+
+FITTED_GPU = "RTX 4090"
+PRODUCTS = {
+    "qkv_proj": "qkv", "o_proj": "attn_out", "gate_up_proj": "gate_up", "down_proj": "down",
+}  # fmt: skip
+
+
+def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> Samples:
+    """Every operator of the table. Raises InputError as ``load_table`` does."""
+    table = load_table(folder, gpu, model, 1)
+    physics = Physics(gpu, model)
+    fitted = FITTED_GPU in gpu.name
+    samples = list(_dense(table, physics, fitted))
+    for point, measured in table.attention.items():
+        made = _attention_us(physics, point)
+        samples.append(Sample(_name(point), measured, made, fitted and _half(point)))
+    return Samples(samples, _held_out_grids(table, physics))
+
+
+def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Sample]:
+    """Matrix products and element-wise kernels, over tokens or sequences."""
+    gpu, model, work = physics.gpu, physics.model, model_work(physics.model)
+    sms, bandwidth, gemm = gpu.num_sms, physics.bandwidth_all, Gemm(gpu)
+    shapes = {linear.name: (linear.inputs, linear.outputs) for linear in work.linears}
+    shapes["lm_head"] = work.head.inputs, work.head.outputs
+    hidden, wide = work.hidden_size, model.intermediate_size
+    rotated = 2 * (work.num_heads + work.num_kv_heads) * model.head_dim
+    values = {"layernorm": 4 * hidden, "rotary_emb": rotated, "act_fn": 3 * wide}
+
+    def product(name: str) -> Callable[[int], float]:
+        inputs, outputs = shapes[name]
+        return lambda rows: gemm.time(rows, inputs, outputs, 2.0, 2.0, sms, bandwidth).time
+
+    def streamed(row_bytes: float) -> Callable[[int], float]:
+        return lambda rows: physics.streamed(rows * row_bytes, sms).time
+
+    curves: list[tuple[str, str, Curve, Callable[[int], float]]] = [
+        ("gemm", name, table.dense[name], product(shape)) for name, shape in PRODUCTS.items()
+    ]
+    curves.append(("gemm", "lm_head", table.sequence["lm_head"], product("lm_head")))
+    for name, each in values.items():
+        curves.append(("element-wise", name, table.dense[name], streamed(each * 2.0)))
+    for operator, name, curve, predict in curves:
+        # Fitted on the even ranks of all counts that the products were measured at.
+        counts = sorted({*table.dense["qkv_proj"].xs, *table.sequence["lm_head"].xs})
+        even = set(counts[::2])
+        for count, measured in zip(curve.xs, curve.ys, strict=True):
+            half = fitted and operator == "gemm" and count in even
+            yield Sample(operator, measured, predict(count) / 1e3, half, (name,), count)
+
+
+def _attention_us(physics: Physics, point: Point) -> float:
+    """Microseconds of one layer's attention."""
+    made = physics.attention(shape_of(point), physics.gpu.num_sms)
+    return made.time / physics.model.num_layers / 1e3
+
+
+def _name(point: Point) -> str:
+    chunk, _, count, _ = point
+    return "attention " + ("mixed" if chunk and count else "prefill" if chunk else "decode")
+
+
+def _half(point: Point) -> bool:
+    """Whether a row is in the half that the RTX 4090's constants were fitted on."""
+    logs = [value.bit_length() - 1 for value in point]  # -1 for zero
+    return sum(w * log for w, log in zip((3, 5, 7, 11), logs, strict=True)) % 2 == 0
+
+
+def _held_out_grids(table: KernelTable, physics: Physics) -> list[tuple[str, float, float]]:
+    """Every second value between the ends of each axis in turn left out of the grid, and predicted
+    by the physics stretched as measured at the rest.
+    """
+    layers, sms = physics.model.num_layers, physics.gpu.num_sms
+    held_out = []
+    for axis in range(len(ATTENTION_AXES)):
+        values = sorted({point[axis] for point in table.attention} - {0})
+        dropped = set(values[1:-1:2])
+        rest = {p: us for p, us in table.attention.items() if p[axis] not in dropped}
+        thinner = KernelTable(table.dense, table.sequence, rest)
+        stretch = AttentionStretch(thinner, physics.attention, layers, sms)
+        for point, measured in table.attention.items():
+            if point[axis] in dropped:
+                made = _attention_us(physics, point) * stretch(shape_of(point))
+                held_out.append((_name(point), made, measured))
+    return held_out

@@ -1,0 +1,71 @@
+"""Vidur's dense tables: medians (ms) of a layer's operators by tokens and tensor parallelism."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from pathlib import Path
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import GpuSpec
+from nexusbench.devices._gemm import Gemm
+from nexusbench.experiments.fidelity.samples import Sample, Samples
+
+HEAD_DIM = 128  # of the Llama models that the tables were taken with
+FITTED_GPU = "A100"  # its constants were fitted on every second token count of its table
+
+
+def read(path: Path, gpu: GpuSpec) -> Samples:
+    """The four matrix products of a layer. Raises InputError naming file, line and field."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", file=path, hint="Give a CSV file") from None
+    rows = list(csv.DictReader(io.StringIO(text)))
+    gemm, samples = Gemm(gpu), []
+    bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
+    counts = sorted({_int(path, line, row, "num_tokens") for line, row in enumerate(rows, 2)})
+    fitted = set(counts[::2]) if FITTED_GPU in gpu.name else set()
+    for line, row in enumerate(rows, start=2):
+        hidden, wide = _int(path, line, row, "n_embd"), _int(path, line, row, "n_expanded_embd")
+        degree, tokens = (
+            _int(path, line, row, "num_tensor_parallel_workers"),
+            _int(path, line, row, "num_tokens"),
+        )
+        q = _int(path, line, row, "n_head") * HEAD_DIM
+        kv = _int(path, line, row, "n_kv_head") * HEAD_DIM
+        products = {
+            "attn_pre_proj": (hidden, (q + 2 * kv) // degree),
+            "attn_post_proj": (q // degree, hidden),
+            "mlp_up_proj": (hidden, 2 * wide // degree),
+            "mlp_down_proj": (wide // degree, hidden),
+        }
+        for name, (inputs, outputs) in products.items():
+            made = gemm.time(tokens, inputs, outputs, 2.0, 2.0, gpu.num_sms, bandwidth)
+            measured = 1e3 * _float(path, line, row, f"{name}_ms")
+            samples.append(
+                Sample(
+                    f"gemm tp{degree}", measured, made.time / 1e3, tokens in fitted, (name,), tokens
+                )
+            )
+    return Samples(samples, notes=["element-wise operators were taken unfused and are not scored"])
+
+
+def _int(path: Path, line: int, row: dict[str, str], field: str) -> int:
+    return round(_float(path, line, row, field))
+
+
+def _float(path: Path, line: int, row: dict[str, str], field: str) -> float:
+    try:
+        value = float(row[field])
+        if value > 0:
+            return value
+        problem = f"is {row[field]}, not above 0"
+    except KeyError:
+        problem = "is missing"
+    except (TypeError, ValueError):
+        problem = f"is '{row[field]}', not a number"
+    hint = "Give a dense table of Vidur, or another format named in --help"
+    raise InputError(problem, file=path, line=line, field=field, hint=hint)

@@ -1,0 +1,138 @@
+"""Recorded runs: reading, refusing, importing from vllm bench serve, replaying."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nexusbench.cli.validate import app
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.experiments.fidelity.bench_serve import import_bench_serve
+from nexusbench.experiments.fidelity.errors import broken_bounds, errors, parse_bounds
+from nexusbench.experiments.fidelity.fit import nelder_mead
+from nexusbench.experiments.fidelity.recording import read_recording
+from nexusbench.experiments.fidelity.replay import replay
+
+DETAIL: dict[str, Any] = {
+    "date": "20260101-000000", "model_id": "meta-llama/Llama-3.1-8B", "duration": 3.0,
+    "input_lens": [100, 50, 70], "output_lens": [3, 2, 0], "ttfts": [0.1, 0.2, 0.0],
+    "itls": [[0.02, 0.03], [0.04], []], "start_times": [10.5, 10.0, 10.7],
+    "errors": ["", "", "timed out"],
+}  # fmt: skip
+
+
+def write(folder: Path, detail: dict[str, Any]) -> Path:
+    path = folder / "bench.json"
+    path.write_text(json.dumps(detail))
+    return path
+
+
+def test_bench_serve_becomes_a_recording(tmp_path: Path) -> None:
+    notes = import_bench_serve(write(tmp_path, DETAIL), tmp_path / "run")
+    assert "2 requests; 1 failed" in notes[0]
+    recording = read_recording(tmp_path / "run")
+    first, second = recording.requests
+    assert (first.prompt_tokens, first.output_tokens, first.arrival) == (50, 2, 0.0)
+    assert (second.arrival, second.gaps) == (0.5, (0.02, 0.03))
+    assert second.first == pytest.approx(10.6)
+    assert second.last == pytest.approx(10.65)
+    assert second.scheduled is None
+    assert recording.series is None
+    made = replay(recording, RunConfig(trace="", device="sim:h100"))
+    rows = {(row.name, row.statistic): row for row in made.rows}
+    assert rows["makespan", "value"].measured == pytest.approx(0.65)
+    assert rows["tbt", "mean"].measured == pytest.approx(30.0)
+    assert rows["scheduled_to_first_token", "mean"].measured is None
+    assert rows["ttft", "mean"].measured == pytest.approx(150.0)
+    assert "preemptions" not in made.reached
+
+
+def test_an_imported_folder_is_never_overwritten(tmp_path: Path) -> None:
+    source = write(tmp_path, DETAIL)
+    with pytest.raises(UsageError, match="is not empty"):
+        import_bench_serve(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"itls": None}, "--save-detailed"),
+        ({"start_times": None}, "of a version that saves start_times"),
+        ({"ttfts": [0.1]}, "has 1 items, input_lens has 3"),
+        ({"ttfts": [0.1, "soon", 0.0]}, "field 'ttfts': item 1 is 'soon'"),
+        ({"output_lens": [0, 0, 0]}, "holds no finished request"),
+    ],
+)
+def test_a_bad_result_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        import_bench_serve(write(tmp_path, {**DETAIL, **change}), tmp_path / "run")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("requests.jsonl", '"input_toks": 100', '"input_toks": "x"', ":1: field 'input_toks'"),
+        ("requests.jsonl", '"last_token_ts"', '"last"', ":1: field 'last_token_ts': is missing"),
+        ("requests.jsonl", '{"request_id"', '"request_id"', ":1: is not JSON"),
+        ("meta.json", '"block_size": 16', '"block_size": "x"', "Expected `int`"),
+        ("meta.json", "{", "[", "is not JSON"),
+    ],
+)
+def test_a_broken_recording_is_refused(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
+    import_bench_serve(write(tmp_path, DETAIL), tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(InputError) as error:
+        read_recording(tmp_path / "run")
+    assert message in str(error.value)
+    assert name in str(error.value)
+
+
+def test_errors_and_bounds() -> None:
+    found = errors(np.array([110.0, 80.0]), np.array([100.0, 100.0]))
+    assert found is not None
+    assert (found.n, found.mape, found.bias) == (2, pytest.approx(15), pytest.approx(-5))
+    assert errors(np.array([]), np.array([])) is None
+    assert parse_bounds(["gemm:8", "table gemm:2.5"]) == {"gemm": 8.0, "table gemm": 2.5}
+    for text in ("gemm", "gemm:", "gemm:-1", "gemm:nan", ":8"):
+        with pytest.raises(UsageError, match="NAME:PERCENT"):
+            parse_bounds([text])
+    assert broken_bounds({"a": 3.0, "b": 3.0}, {"a": -2.9, "b": -3.1}) == [
+        "b: -3.10 % breaks its bound of 3 %"
+    ]
+    with pytest.raises(UsageError, match="Did you mean 'makespan'"):
+        broken_bounds({"makespam": 3.0}, {"makespan": 1.0})
+
+
+def test_nelder_mead_finds_a_minimum() -> None:
+    def loss(x: np.ndarray) -> float:
+        return float((x[0] - 1) ** 2 + 3 * abs(x[1] + 2) + (x[2] * x[0]) ** 2)
+
+    best, value = nelder_mead(loss, np.array([3.0, 3.0, 3.0]), 600)
+    assert value < 1e-2
+    assert best == pytest.approx([1, -2, 0], abs=0.1)
+
+
+def test_the_command_exits_with_3_for_a_broken_bound(tmp_path: Path) -> None:
+    runner = CliRunner()
+    source = write(tmp_path, DETAIL)
+    folder = str(tmp_path / "run")
+    assert runner.invoke(app, ["import", str(source), folder]).exit_code == 0
+    command = ["run", folder, "--device", "sim:h100"]
+    shown = runner.invoke(app, command)
+    assert shown.exit_code == 0
+    assert "makespan" in shown.stdout
+    assert runner.invoke(app, [*command, "--bound", "makespan:1000"]).exit_code == 0
+    assert runner.invoke(app, [*command, "--bound", "makespan:0.001"]).exit_code == 3
+    made = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    assert made["simulated"] is True
+    assert {row["name"] for row in made["rows"]} >= {"makespan", "tpot", "ttft"}
