@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from nexusbench.config import RunConfig
+from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
 from nexusbench.costs.base import cost_models
+from nexusbench.devices._gpus import gpu_names
 from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
@@ -67,7 +68,9 @@ def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
 
 def assemble(config: RunConfig) -> Assembly:
     """Build every object of a run. Raises UsageError or InputError for whatever cannot be."""
+    config = check_config(config)
     model = load_model(config.model)
+    _check_tensor_parallel(config.tensor_parallel_size, model)
     max_model_len = config.max_model_len or model.max_model_len
     if max_model_len > model.max_model_len:
         raise UsageError(f"--max-model-len {max_model_len}: {model.name} has {model.max_model_len}")
@@ -84,6 +87,8 @@ def assemble(config: RunConfig) -> Assembly:
         device.close()
         raise
     facts = _facts(config, trace, model, device, scheduler, partitioner, kv, limits)
+    # The requests carry everything now: a second million of them would be kept for nothing.
+    trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
         config, trace, model, device, scheduler, partitioner, kv, requests, limits, facts
     )
@@ -94,6 +99,8 @@ def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tupl
     defaults).
     """
     kind, _, argument = resolve_device(config.device).partition(":")
+    if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
+        raise UsageError(f"'{config.device}' is a GPU, not a device; write sim:{kind}")
     cls: type[Device] = devices.load(kind)
     # Large-memory GPUs other than the A100 get vLLM's larger defaults (arg_utils, V1); see
     # docs/decisions/0004.
@@ -180,10 +187,26 @@ def _partitioner(
     return made
 
 
+def _check_tensor_parallel(size: int, model: ModelSpec) -> None:
+    """Heads must divide evenly; KV heads may be replicated evenly instead."""
+    heads, kv_heads = model.num_heads, model.num_kv_heads
+    legal = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+    ]
+    if size not in legal:
+        raise UsageError(
+            f"--tensor-parallel-size {size}: {model.name} with {heads} heads and {kv_heads} KV "
+            f"heads can be split {', '.join(map(str, legal))} ways"
+        )
+
+
 def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
     block_bytes = model.kv_bytes_per_token * config.block_size
     blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
-    if trace.hash_block % config.block_size:
+    named = any(request.hash_ids for request in trace.requests)
+    if named and trace.hash_block % config.block_size:
         raise UsageError(
             f"--block-size {config.block_size} does not divide the trace's hash block of "
             f"{trace.hash_block} tokens; pick one that does"

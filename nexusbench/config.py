@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
+
+from nexusbench.core.errors import InputError
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,3 +49,48 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     price_per_hour: float | None = None
     watts: float | None = None
     seed: int = 0
+
+
+# Bounds of numbers: field, least, whether the least itself is allowed, most.
+_BOUNDS = (
+    ("tensor_parallel_size", 1, True, math.inf),
+    ("gpu_memory_utilization", 0, False, 1),
+    ("kv_blocks", 1, True, math.inf),
+    ("block_size", 1, True, math.inf),
+    ("max_num_seqs", 1, True, math.inf),
+    ("max_num_batched_tokens", 1, True, math.inf),
+    ("max_model_len", 1, True, math.inf),
+    ("speed", 0, False, math.inf),
+    ("request_rate", 0, False, math.inf),
+    ("burstiness", 0, False, math.inf),
+    ("limit", 1, True, math.inf),
+    ("concurrency", 1, True, math.inf),
+    ("warmup_s", 0, True, math.inf),
+    ("seed", 0, True, math.inf),
+    ("price_per_hour", 0, False, math.inf),
+    ("watts", 0, False, math.inf),
+)
+
+
+def check_config(config: RunConfig) -> RunConfig:
+    """``config`` with every field of its type and within its bounds.
+
+    The command line checks its flags itself, with their names; this is for configs made in Python
+    and for manifests. Raises InputError naming the field.
+    """
+    for name in RunConfig.__struct_fields__:
+        value = msgspec.to_builtins(getattr(config, name))
+        try:
+            msgspec.convert({"trace": "", name: value}, RunConfig)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{str(error).split(' - at')[0]}, got {value!r}", field=name) from None
+    for name, least, inclusive, most in _BOUNDS:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        low = value < least or (value == least and not inclusive)
+        if low or value > most or not math.isfinite(value):
+            bounds = f"{'at least' if inclusive else 'above'} {least}"
+            bounds += f" and at most {most:g}" if math.isfinite(most) else ""
+            raise InputError(f"is {value}", field=name, hint=f"It must be finite, {bounds}")
+    return config

@@ -103,7 +103,7 @@ def _serve(assembly: Assembly, results: Path | None, progress: Progress | None) 
             writer.flush(engine.log, _splits(engine))
             # A million requests are a third of a GiB: let them go before metrics need room.
             del engine
-            assembly.requests, assembly.trace.requests = [], []
+            assembly.requests = []
             events = RunEvents.from_reader(RunReader(writer.path))
         summary = summarise(events)
         summary["decision_us"] = decisions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -68,7 +69,7 @@ class Engine:
         )
         self.auditor = Auditor(self.state, kv, self.executor, scheduler)
         # One entry per call of the policy, if a stopwatch was given.
-        self.decision_ns: list[int] = []
+        self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
         self._fruitless = 0  # decisions in a row after which nothing was in flight

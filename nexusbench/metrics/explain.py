@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from itertools import zip_longest
 
 import msgspec
@@ -9,7 +10,6 @@ import numpy as np
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import OUTCOMES
-from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.intervals import IntArray
 from nexusbench.metrics.run_events import RunEvents
 
@@ -61,7 +61,12 @@ def find_request(run: RunEvents, request: str) -> int:
         return int(ids.index(request))
     if request.isdecimal() and int(request) < run.num_requests:
         return int(request)
-    raise UsageError(f"no request '{request}' in this run. {did_you_mean(request, ids[:1000])}")
+    if not ids:
+        raise UsageError(f"no request '{request}': this run has none")
+    text = f"no request '{request}' among the {len(ids):,} of this run, '{ids[0]}' to '{ids[-1]}'"
+    # Numbers are all alike: only of a name a near miss is likely to be a slip.
+    near = [] if request.isdecimal() else get_close_matches(request, ids[:1000], n=1)
+    raise UsageError(f"{text}. Did you mean '{near[0]}'?" if near else text)
 
 
 def explain(run: RunEvents, request: int) -> Explanation:
@@ -150,7 +155,7 @@ def _iterations_of(run: RunEvents, request: int) -> IntArray:
     passes, chunk, done = run.iterations, run.tables["chunk"], run.tables["step_done"]
     steps = chunk["step"][chunk["request"] == request]
     with_chunk = np.flatnonzero(np.isin(done["step"], steps))
-    tokens = np.flatnonzero(run.tables["token"]["request"] == request)
+    tokens = np.flatnonzero(run.token_request == request)
     with_token = np.searchsorted(np.cumsum(done["tokens"]), tokens, side="right")
     rows = np.union1d(with_chunk, with_token)
     return rows[np.argsort(passes.start[rows], kind="stable")]

@@ -105,10 +105,13 @@ class RunEvents:
             name: np.asarray(column, dtype=object if name in ("id", "tenant") else np.int64)
             for name, column in requests.items()
         }
-        self.tables: dict[str, dict[str, npt.NDArray[Any]]] = {
-            name: {column: _column(tables[name][column], _dtype(name)) for column in columns}
-            for name, columns in SCHEMA.items()
-        }
+        self.tables: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        for name, columns in SCHEMA.items():
+            if name != "token":
+                table = tables[name]
+                self.tables[name] = {c: _column(table[c], np.int64) for c in columns}
+        # The one long table: kept only if it is held anyway, else read again when it is needed.
+        self._token_source = tables
         self.num_requests = len(self.requests["request"])
         self._check()
 
@@ -151,12 +154,12 @@ class RunEvents:
             request = columns.get("request")
             if request is None or not len(request):
                 continue
-            if request.min() < 0 or request.max() >= self.num_requests:
-                raise InputError(f"event table '{name}' names a request that does not exist")
-        if len(self.tables["token"]["request"]) != self.tables["step_done"]["tokens"].sum():
-            raise InputError(
-                "event tables 'token' and 'step_done' do not agree; the run is damaged"
-            )
+            self._check_requests(name, request)
+        _ = self.token_request  # checks it
+
+    def _check_requests(self, table: str, request: npt.NDArray[Any]) -> None:
+        if len(request) and (request.min() < 0 or request.max() >= self.num_requests):
+            raise InputError(f"event table '{table}' names a request that does not exist")
 
     # Requests -------------------------------------------------------------------------------------
 
@@ -222,10 +225,20 @@ class RunEvents:
 
     # Tokens ---------------------------------------------------------------------------------------
 
+    @property
+    def token_request(self) -> npt.NDArray[np.int32]:
+        """Who got each token, in the order of the log. Raises InputError if it is damaged."""
+        requests = _column(self._token_source["token"]["request"], np.int32)
+        self._check_requests("token", requests)
+        if len(requests) != self.tables["step_done"]["tokens"].sum():
+            raise InputError(
+                "event tables 'token' and 'step_done' do not agree; the run is damaged"
+            )
+        return requests
+
     @cached_property
     def _tokens(self) -> Tokens:
-        done = self.tables["step_done"]
-        requests = self.tables["token"]["request"]
+        done, requests = self.tables["step_done"], self.token_request
         return read_tokens(requests, done["time"], done["tokens"], self.num_requests)
 
     @property
@@ -258,7 +271,7 @@ class RunEvents:
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
         """Whose gap each of ``gaps`` is."""
-        return gap_owners(self.tables["token"]["request"], self.num_requests)
+        return gap_owners(self.token_request, self.num_requests)
 
     # Window ---------------------------------------------------------------------------------------
 
@@ -352,7 +365,3 @@ def _column(values: Any, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[Any]
     """An array of our own; what is an array already is nobody else's."""
     own = isinstance(values, np.ndarray)
     return np.asarray(values, dtype=dtype) if own else np.array(values, dtype=dtype)
-
-
-def _dtype(table: str) -> type[np.signedinteger[Any]]:
-    return np.int32 if table == "token" else np.int64

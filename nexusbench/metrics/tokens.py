@@ -28,13 +28,15 @@ class Tokens(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    request: IntArray  # sorted, stable
+    request: npt.NDArray[np.int32]  # sorted, stable
     time: IntArray
     before: IntArray  # the request's token before, -1 for none
     place: IntArray  # in the chunk as logged
 
 
-def read_tokens(requests: IntArray, times: IntArray, counts: IntArray, size: int) -> Tokens:
+def read_tokens(
+    requests: npt.NDArray[np.int32], times: IntArray, counts: IntArray, size: int
+) -> Tokens:
     """Tokens of ``size`` requests: ``requests`` is the log's token column, ``times`` and ``counts``
     the times of the steps and how many tokens each made.
     """
@@ -59,7 +61,7 @@ def read_tokens(requests: IntArray, times: IntArray, counts: IntArray, size: int
     return Tokens(count, first, last, gaps)
 
 
-def gap_owners(requests: IntArray, size: int) -> npt.NDArray[np.int32]:
+def gap_owners(requests: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.int32]:
     """Whose gap each of ``Tokens.gaps`` is."""
     seen = np.zeros(size, dtype=np.bool_)
     parts = []
@@ -84,7 +86,7 @@ def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
 
 
 def _chunks(
-    requests: IntArray, times: IntArray, counts: IntArray, last: IntArray
+    requests: npt.NDArray[np.int32], times: IntArray, counts: IntArray, last: IntArray
 ) -> Iterator[_Chunk]:
     """Chunks of the token table by request; ``last`` is kept up to date between them."""
     ends = np.cumsum(counts)

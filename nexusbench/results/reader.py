@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ class RunReader:
         except msgspec.ValidationError as error:
             raise InputError(f"{error}", file=self.path / MANIFEST_FILE, field="resolved") from None
         return {
-            "tables": {name: self.table(name) for name in SCHEMA},
+            "tables": _Tables(self),
             "requests": self.requests(),
             "facts": {
                 **msgspec.structs.asdict(resolved),
@@ -131,6 +132,22 @@ class RunReader:
             return None
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(f"cannot be read: {error}", file=file) from None
+
+
+class _Tables(Mapping[str, Any]):
+    """The event tables of a run, each read when it is asked for, and not kept."""
+
+    def __init__(self, reader: RunReader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, name: str) -> Columns:
+        return self._reader.table(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SCHEMA)
+
+    def __len__(self) -> int:
+        return len(SCHEMA)
 
 
 def list_runs(root: Path = DEFAULT_ROOT) -> list[str]:

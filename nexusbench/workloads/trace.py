@@ -19,6 +19,9 @@ __all__ = ["conversation_ids", "load_trace", "prefix_ids", "span_text", "write_t
 
 # Arrivals stay below 146 years, so that sums of times fit 63 bits.
 _MAX_SPAN_NS = 2**62
+# As milliseconds these would be a first request 12 days to 3 years after the start; as seconds
+# since 1970 they are 2001 to 5138.
+_EPOCH_SECONDS = (1e9, 1e11)
 
 
 def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace:
@@ -34,6 +37,14 @@ def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace
     parsed = reader.read(source)
     _check(parsed, reader, source.path)
     first = parsed.requests[0].arrival_ns
+    if reader.unit.endswith(" ms") and _EPOCH_SECONDS[0] <= first / NS_PER_MS < _EPOCH_SECONDS[1]:
+        raise InputError(
+            f"{first / NS_PER_MS:.0f} looks like seconds since 1970; this format has {reader.unit}",
+            file=source.path,
+            line=1,
+            field=reader.time_field,
+            hint="Multiply by 1000",
+        )
     for request in parsed.requests:
         request.arrival_ns -= first
     notes = [_summary(name, reader.unit, parsed), *parsed.notes]

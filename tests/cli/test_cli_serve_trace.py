@@ -75,7 +75,8 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
     assert config == {
         "trace": str(trace), "device": "sim:h200", "model": "qwen2.5-3b",
         "scheduler": "nexus:order=fcfs,gamma=3", "partitioner": "fixed:prefill=40",
-        "cost_model": "roofline", "kernel_table": None, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5,
+        "cost_model": "roofline", "kernel_table": None, "tensor_parallel_size": 2,
+        "gpu_memory_utilization": 0.5,
         "kv_blocks": 900, "block_size": 32, "prefix_caching": False, "max_num_seqs": 7,
         "max_num_batched_tokens": 300, "max_model_len": 4000, "too_long": "skip", "speed": 2.0,
         "request_rate": 3.0, "burstiness": 0.5, "limit": 30, "window": "0:100",

@@ -235,7 +235,7 @@ def test_damage_is_named(stored: Path, file: str, damage: str) -> None:
             {"truncated": data[: len(data) // 2], "garbled": b"x" * len(data), "empty": b""}[damage]
         )
     with pytest.raises(InputError) as raised:
-        RunReader(stored).events()
+        RunEvents.from_reader(RunReader(stored))
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
 

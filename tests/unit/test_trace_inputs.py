@@ -70,6 +70,12 @@ BROKEN: dict[str, tuple[bytes, int | None, str, str]] = {
     "time negative": (native(b"timestamp", b"-0.5"), 2, "timestamp", "not -0.5"),
     "time a text": (native(b"timestamp", b'"0"'), 2, "timestamp", "finite"),
     "time a truth value": (native(b"timestamp", b"true"), 2, "timestamp", "not true"),
+    "seconds since 1970": (
+        b'{"timestamp": 1700000000.5, "input_length": 3, "output_length": 2}\n',
+        1,
+        "timestamp",
+        "Multiply by 1000",
+    ),
     "field missing": (LINE + b'{"timestamp": 1, "input_length": 3}', 2, "output_length", "missing"),
     "field misspelt": (native(b"input_lenght", b"3"), 2, "input_lenght", "'input_length'?"),
     "field unknown": (native(b"zzz", b"3"), 2, "zzz", "Known: timestamp"),

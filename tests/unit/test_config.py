@@ -1,0 +1,52 @@
+"""A config made in Python is checked like one from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import nexusbench
+from nexusbench.core.errors import UsageError
+
+TRACE = str(Path(__file__).parents[2] / "workloads" / "mixed.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("gpu_memory_utilization", 90, "at most 1"),
+        ("gpu_memory_utilization", float("nan"), "finite"),
+        ("seed", -4, "at least 0"),
+        ("max_num_seqs", 0, "at least 1"),
+        ("max_num_seqs", "8", "int"),
+        ("limit", "ten", "int"),
+        ("trace", 5, "str"),
+        ("block_size", 0, "at least 1"),
+        ("too_long", "truncate", "truncate"),
+        ("speed", 0, "above 0"),
+        ("warmup_s", -5, "at least 0"),
+    ],
+)
+def test_a_bad_field_is_named(field, value, said):
+    with pytest.raises(UsageError) as caught:
+        nexusbench.run(nexusbench.RunConfig(**{"trace": TRACE, field: value}))
+    assert f"field '{field}'" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [3, 5, 33, 64, 1000])
+def test_heads_that_cannot_be_split(size):
+    config = nexusbench.RunConfig(trace=TRACE, device="sim:h100", tensor_parallel_size=size)
+    with pytest.raises(UsageError, match="1, 2, 4, 8, 16, 32 ways"):
+        nexusbench.run(config)
+
+
+def test_a_gpu_is_not_a_device():
+    with pytest.raises(UsageError, match="write sim:h200"):
+        nexusbench.run(nexusbench.RunConfig(trace=TRACE, device="h200"))
+
+
+def test_any_block_size_where_no_prefix_is_named():
+    config = nexusbench.RunConfig(trace=TRACE, limit=5, block_size=7)
+    assert nexusbench.run(config).summary["metrics"]["finished"]["value"] == 5
