@@ -14,8 +14,9 @@ from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import InputError
+from nexusbench.core.events import SCHEMA
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest
-from nexusbench.results.reader import RunReader
+from nexusbench.results.reader import DEFAULT_ROOT, RunReader
 from nexusbench.runner import RunResult, run
 from nexusbench.workloads.source import read_source
 
@@ -23,14 +24,17 @@ EXIT_DIFFERS, EXIT_INCONCLUSIVE = 1, 4
 
 
 def run_again(
-    run_name: str, results: Path, *, trace: Path | None, as_json: bool, quiet: bool
+    run_name: str, results: Path | None, *, trace: Path | None, as_json: bool, quiet: bool
 ) -> None:
-    """Run it, say whether the event log is identical, and exit accordingly."""
-    reader = RunReader(run_name, results)
+    """Run it, say whether the event log is identical, and exit accordingly.
+
+    Without ``results`` the new run is kept beside the stored one.
+    """
+    reader = RunReader(run_name, results or DEFAULT_ROOT)
     config = _config(reader, trace)
     _check_trace(reader, config)
     with follow(f"rerun {reader.path.name}", quiet=quiet) as progress:
-        result = run(config, results=results, progress=progress)
+        result = run(config, results=results or reader.path.parent, progress=progress)
     verdict, sentence, code = _verdict(reader, result)
     changes = differences(reader.manifest, result)
     if as_json:
@@ -97,9 +101,22 @@ def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
     if not reader.complete:
         sentence = f"nothing to compare with: the original is {reader.status}"
         return "inconclusive", sentence, EXIT_INCONCLUSIVE
+    if damage := _damage(reader):
+        return "damaged", f"nothing to compare with: {damage}", EXIT_INCONCLUSIVE
     if result.event_digest == reader.manifest.event_digest:
         return "identical", "identical event log", 0
     return "differs", "the event log differs", EXIT_DIFFERS
+
+
+def _damage(reader: RunReader) -> str:
+    """What of the stored events cannot be read; empty if all can."""
+    try:
+        reader.requests()
+        for table in SCHEMA:
+            reader.table(table)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def differences(manifest: Manifest, result: RunResult) -> list[str]:

@@ -16,6 +16,7 @@ import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
+from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.units import GIB
 
@@ -40,7 +41,12 @@ def check_up(results: Path, *, as_json: bool) -> bool:
     ]  # fmt: skip
     fine = all(finding.state != "broken" for finding in findings)
     if as_json:
-        document = {"command": "doctor", "ok": fine, "findings": msgspec.to_builtins(findings)}
+        document = {
+            "schema": JSON_SCHEMA,
+            "command": "doctor",
+            "ok": fine,
+            "findings": msgspec.to_builtins(findings),
+        }
         print(json.dumps(document, indent=2))
         return fine
     console = results_console()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,24 @@ def print_whole(console: Console, renderable: RenderableType) -> None:
     console.width = max(usual, natural_width(console, renderable))
     console.print(renderable)
     console.width = usual
+
+
+def print_folded(console: Console, count: int, render: Callable[[slice], RenderableType]) -> None:
+    """One table of ``count`` columns, or several, one below the other, where the terminal is too
+    narrow; ``render`` makes the table of a block of the columns.
+    """
+    for size in range(max(1, count), 0, -1):
+        blocks = [slice(start, start + size) for start in range(0, count, size)]
+        tables = [render(block) for block in blocks]
+        if size == 1 or all(natural_width(console, table) <= console.width for table in tables):
+            for table in tables:
+                print_whole(console, table)
+            return
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 request``, ``2,000 requests``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from nexusbench.cli._console import print_whole, results_console, say
+from nexusbench.cli._console import counted, print_folded, results_console, say
 from nexusbench.cli._neighbours import Neighbours, neighbours_of
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
@@ -120,12 +120,15 @@ def _segments(parts: dict[str, int], total: int) -> list[tuple[str, int, int]]:
 def _show_facts(console: Console, found: Explanation, near: Neighbours) -> None:
     facts = [
         f"prompt {found.prompt_tokens:,} tokens, {found.cached_tokens:,} of them from the prefix "
-        f"cache, computed in {found.chunks:,} chunks; output {found.output_tokens:,} tokens",
-        f"in {found.steps:,} steps"
+        f"cache, computed in {counted(found.chunks, 'chunk')}; "
+        f"output {counted(found.output_tokens, 'token')}",
+        f"in {counted(found.steps, 'step')}"
         + (f", {found.mean_batch:,.1f} requests in each on average" if found.mean_batch else ""),
     ]
     if found.preemptions:
-        facts.append(f"preempted {found.preemptions} times, {found.lost_tokens:,} tokens lost")
+        facts.append(
+            f"preempted {counted(found.preemptions, 'time')}, {found.lost_tokens:,} tokens lost"
+        )
     facts.append(
         f"on arrival {near.waiting_at_arrival:,} were waiting; {near.admitted_before:,} were "
         f"admitted while it waited, {near.overtook:,} of which had come later"
@@ -161,12 +164,13 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
         print(json.dumps(document, indent=2))
         return
     console = results_console()
-    _title(console, reader, f"the {len(rows)} requests with the longest TTFT")
+    _title(console, reader, f"the {counted(len(rows), 'request')} with the longest TTFT")
     if not rows:
         say(console, "No request arrived in what this run kept.")
         return
     _show_slowest(console, rows)
-    say(console, f"next  nexusbench explain {reader.path} --request {rows[0]['id']}")
+    command = f"nexusbench explain {reader.path} --request {rows[0]['id']}"
+    console.print(f"next  {command}", soft_wrap=True)
 
 
 def _slowest(run: RunEvents, top: int) -> list[int]:
@@ -199,9 +203,7 @@ def _show_slowest(console: Console, rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     heads = {
-        "id": "request",
         "arrival_s": "arrival, s",
         "prompt_tokens": "prompt",
         "output_tokens": "output",
@@ -210,11 +212,17 @@ def _show_slowest(console: Console, rows: list[dict[str, Any]]) -> None:
         "service_ms": "service, ms",
         "preemptions": "preempted",
     }
-    for head in heads.values():
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*[_cell(row[key]) for key in heads])
-    print_whole(console, table)
+    keys = list(heads)
+
+    def render(block: slice) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for head in ("request", *(heads[key] for key in keys[block])):
+            table.add_column(head, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(row["id"], *(_cell(row[key]) for key in keys[block]))
+        return table
+
+    print_folded(console, len(keys), render)
 
 
 def _cell(value: object) -> str:

@@ -47,6 +47,13 @@ def one_of(*words: str) -> Callable[[str], str]:
     return check
 
 
+def folder(text: object) -> Path:
+    """A Typer parser: a path, but not the empty one, which would silently be the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty. Write . for the current folder.")
+    return Path(str(text))
+
+
 TracePath = Annotated[
     Path,
     typer.Argument(
@@ -270,7 +277,10 @@ Seeds = Annotated[
     ),
 ]
 Results = Annotated[
-    Path, typer.Option(metavar="DIR", rich_help_panel=_OUTPUT, help="Where runs are kept.")
+    Path,
+    typer.Option(
+        parser=folder, metavar="DIR", rich_help_panel=_OUTPUT, help="Where runs are kept."
+    ),
 ]
 NoSave = Annotated[bool, typer.Option("--no-save", rich_help_panel=_OUTPUT, help="Keep no run.")]
 Json = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nexusbench.cli._console import progress_console
+from nexusbench.cli._console import counted, progress_console
 from nexusbench.cli._progress import ProgressReader, Snapshot
 from nexusbench.core.units import NS_PER_S
 from nexusbench.devices._stopwatch import stopwatch_ns
@@ -44,7 +44,8 @@ class Follower:
         if self.last is None:
             return self.title
         return (
-            f"{self.title}: {self.last.ended:,} of {self.last.offered:,} requests, {self._pace()}"
+            f"{self.title}: {self.last.ended:,} of {counted(self.last.offered, 'request')}, "
+            f"{self._pace()}"
         )
 
     def _pace(self) -> str:

@@ -27,7 +27,7 @@ def split_policies(values: list[str], flag: str) -> list[str]:
             elif not piece or piece.startswith(":"):
                 raise UsageError(f"{flag} '{value}' has an empty name. Write {flag} a,b,c")
             else:
-                specs.append(piece)
+                specs.append(piece.removesuffix(":"))
                 begun = True
     return specs
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nexusbench.cli._console import natural_width, print_whole, say
+from nexusbench.cli._console import counted, print_folded, say
 from nexusbench.cli._groups import show_groups
-from nexusbench.cli._seeds import seeds_lines, seeds_table
+from nexusbench.cli._rejections import rejection_lines
+from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import Row, make_rows, render_rows
 from nexusbench.cli._verdict import verdict
 from nexusbench.cli._view import Column, RunView
@@ -31,7 +32,7 @@ _SLO_DEFINITION = (
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
     """The table with its footnotes, paired differences if there are seeds, and the verdict."""
     rows = make_rows(columns)
-    _show_rows(console, columns, rows)
+    print_folded(console, len(columns), lambda block: render_rows(columns, rows, block))
     show_groups(console, columns)
     for line in _footnotes(columns, rows):
         say(console, line, "dim")
@@ -40,25 +41,16 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
     if any(len(column.views) > 1 for column in columns):
         console.print()
         if len(columns) > 1:
-            print_whole(console, seeds_table(columns))
+            show_seeds(console, columns)
         for line in seeds_lines(columns):
             say(console, line, "dim")
+    for line in rejection_lines(columns):
+        say(console, f"WARNING: {line}", "bold red")
     sentences = verdict(columns)
     if sentences:
         simulated = any(column.first.simulated for column in columns)
         console.print()
         say(console, ("Simulated: " if simulated else "") + " ".join(sentences), "bold")
-
-
-def _show_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row]) -> None:
-    """One table, or one below the other where the terminal is too narrow for all columns."""
-    for count in range(len(columns), 0, -1):
-        blocks = [slice(start, start + count) for start in range(0, len(columns), count)]
-        tables = [render_rows(columns, rows, block) for block in blocks]
-        if count == 1 or all(natural_width(console, t) <= console.width for t in tables):
-            for table in tables:
-                print_whole(console, table)
-            return
 
 
 def header(console: Console, columns: Sequence[Column], title: str) -> None:
@@ -86,7 +78,7 @@ def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str
     asked = view.config.get("device")
     device = f"{resolved['device']}: {gpu['name']}, {resolved['num_sms']} SMs"
     if asked == "auto":
-        device += " (--device auto" + ("; no usable CUDA GPU here)" if view.simulated else ")")
+        device += f" (--device auto{_why_simulated() if view.simulated else ''})"
     tokens = resolved["kv_blocks"] * resolved["block_size"]
     caching = "on" if view.config.get("prefix_caching") else "off"
     lines = [
@@ -109,10 +101,17 @@ def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str
         lines.append(("SLO", bounds + (" (tbt: p99 of each request)" if "tbt" in bounds else "")))
     warmup = view.summary["warmup"]
     if warmup["seconds"]:
-        lines.append(
-            ("warm-up", f"{warmup['requests']:,} requests of the first {warmup['seconds']:g} s out")
-        )
+        left_out = counted(warmup["requests"], "request")
+        lines.append(("warm-up", f"{left_out} of the first {warmup['seconds']:g} s out"))
     return lines
+
+
+def _why_simulated() -> str:
+    """Why ``--device auto`` took no GPU."""
+    from nexusbench.devices.base import devices
+
+    known = "cuda" in devices.names()
+    return "; no usable CUDA GPU here" if known else ": this version runs simulated devices only"
 
 
 def _model_line(view: RunView, resolved: dict[str, Any]) -> str:
@@ -126,7 +125,7 @@ def _model_line(view: RunView, resolved: dict[str, Any]) -> str:
 def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
     span, count = view.span_ns / NS_PER_S, trace["requests"]
     following, users = trace.get("following", 0), trace.get("concurrency", 0)
-    text = f"{trace['name']}: {count:,} requests"
+    text = f"{trace['name']}: {counted(count, 'request')}"
     if users:
         text += f" of {users:,} users in a closed loop"
     elif span:

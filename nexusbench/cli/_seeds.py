@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nexusbench.cli._console import print_folded
 from nexusbench.cli._table import decimals
 from nexusbench.cli._view import Column
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 _SECONDS_FROM_MS = 1000.0
+# A difference below this share of the first scheduler's value has no better side.
+_NEGLIGIBLE = 0.005
 # Title, tag, statistic and unit of what is compared.
 _COMPARED = (
     ("TTFT mean", "ttft", "mean", "ms"),
@@ -37,42 +41,58 @@ def paired_differences(columns: Sequence[Column]) -> dict[str, Any]:
         found[column.label] = paired(
             [view.summary for view in both], [by_seed[view.config["seed"]] for view in both]
         )
+        for tag, by_name in found[column.label].items():
+            for name, difference in by_name.items():
+                own = base.statistic(tag, name)
+                if own and abs(difference["mean"]) <= _NEGLIGIBLE * abs(own.value):
+                    difference["better"] = None
     return found
 
 
-def seeds_table(columns: Sequence[Column]) -> Table:
+def show_seeds(console: Console, columns: Sequence[Column]) -> None:
     """Each further scheduler minus the first; the better side is named where the interval tells."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    base, others = columns[0].label, columns[1:]
+    rows = _rows(base, others, paired_differences(columns))
+    title = f"difference to {base}, paired by seed: mean [95 % interval]"
+    console.print(title, style="bold", soft_wrap=True)
+    print_folded(console, len(others), lambda block: _seeds_table(others[block], rows, block))
 
-    base = columns[0]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"difference to {base.label}, paired by seed: mean [95 % interval]",
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("", no_wrap=True)
-    table.add_column("", style="dim", no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(Text(column.label), justify="right")
-    differences = paired_differences(columns)
+
+def _rows(
+    base: str, others: Sequence[Column], differences: dict[str, Any]
+) -> list[tuple[str, str, list[str]]]:
+    """Title, unit and cells of each row that has a value."""
+    rows = []
     for title, tag, name, unit in _COMPARED:
-        found = [differences[c.label].get(tag, {}).get(name) for c in columns[1:]]
+        found = [differences[column.label].get(tag, {}).get(name) for column in others]
         known = [difference for difference in found if difference is not None]
         if not known:
             continue
         seconds = unit == "ms" and any(abs(d["mean"]) >= _SECONDS_FROM_MS for d in known)
         scale = 1e-3 if seconds else 1.0
         places = decimals([d["mean"] * scale for d in known])
-        labels = [(base.label, column.label) for column in columns[1:]]
         cells = [
-            "-" if d is None else _text(d, pair, scale, places)
-            for d, pair in zip(found, labels, strict=True)
+            "-" if d is None else _text(d, (base, column.label), scale, places)
+            for d, column in zip(found, others, strict=True)
         ]
-        table.add_row(title, "s" if seconds else unit, *cells)
+        rows.append((title, "s" if seconds else unit, cells))
+    return rows
+
+
+def _seeds_table(
+    others: Sequence[Column], rows: Sequence[tuple[str, str, list[str]]], block: slice
+) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("", style="dim", no_wrap=True)
+    for column in others:
+        table.add_column(Text(column.label), justify="right")
+    for title, unit, cells in rows:
+        table.add_row(title, unit, *map(Text, cells[block]))
     return table
 
 

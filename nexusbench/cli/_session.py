@@ -12,8 +12,9 @@ import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console
-from nexusbench.cli._live import follow
+from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._policies import check_policies, pair_policies, split_policies
+from nexusbench.cli._rejections import nothing_measured
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._view import RunView, by_label, view_of_result
@@ -22,7 +23,7 @@ from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.summary import over_seeds
-from nexusbench.runner import run
+from nexusbench.runner import RunResult, run
 from nexusbench.workloads.transform import parse_window
 
 JSON_SCHEMA = 1
@@ -55,6 +56,8 @@ class Failure(msgspec.Struct, frozen=True):
     seed: int
     error: str
     exit_code: int
+    title: str = ""
+    folder: str | None = None  # what was kept of it
 
 
 def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
@@ -144,7 +147,7 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
     """Run all jobs, show those that ended; exits with the code of the first that did not.
 
     A run that fails does not stop the others, for they may not share its fault; a usage error and
-    Ctrl-C do.
+    Ctrl-C do. Runs that measured nothing are an error, though they are shown and kept.
     """
     views: list[RunView] = []
     failures: list[Failure] = []
@@ -152,7 +155,7 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
     for job in jobs:
         try:
             with follow(job.title, quiet=output.quiet) as progress:
-                result = run(job.config, results=output.results, progress=progress)
+                result = _run(job.config, output.results, progress)
         except (Exception, KeyboardInterrupt) as error:
             if not views and (len(jobs) == 1 or isinstance(error, _STOPPING)):
                 raise
@@ -163,13 +166,28 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
                 break
         else:
             views.append(view_of_result(result, job.label, output.by))
+    missing = jobs[len(views) + len(failures) :]
     if output.as_json:
-        print(json.dumps(_document(views, failures), indent=2, allow_nan=False))
+        print(json.dumps(_document(views, failures, missing), indent=2, allow_nan=False))
     elif views:
-        _show(views, output)
+        _show(views, output, _stopped_lines(views, failures, missing))
+    sys.stdout.flush()
+    empty = nothing_measured(views)
+    for line in empty:
+        print(f"error: {line}", file=sys.stderr)
     if failures:
-        sys.stdout.flush()
         raise SystemExit(failures[0].exit_code) from cause
+    if empty:
+        raise SystemExit(NexusbenchError.exit_code)
+
+
+def _run(config: RunConfig, results: Path | None, progress: Follower | None) -> RunResult:
+    try:
+        return run(config, results=results, progress=progress)
+    except UsageError as error:
+        if config.too_long == "error" and "exceed it" in str(error):
+            raise UsageError(f"--too-long error: {error}") from None
+        raise
 
 
 def _failure(job: Job, error: BaseException) -> Failure:
@@ -180,20 +198,42 @@ def _failure(job: Job, error: BaseException) -> Failure:
         text, code = "interrupted", Interrupted.exit_code
     else:
         text, code = f"unexpected {type(error).__name__}: {error}", NexusbenchError.exit_code
-    return Failure(job.label, job.config.seed, " ".join(text.split()), code)
+    # Where the runner says what it kept; it has no other way to tell.
+    _, found, kept = text.rpartition(". Kept: ")
+    folder = kept if found else None
+    return Failure(job.label, job.config.seed, " ".join(text.split()), code, job.title, folder)
 
 
-def _show(views: Sequence[RunView], output: Output) -> None:
+def _stopped_lines(
+    views: Sequence[RunView], failures: Sequence[Failure], missing: Sequence[Job]
+) -> list[str]:
+    """What Ctrl-C, or an error that concerns all runs, kept from running, and what was kept."""
+    lines = []
+    cut = [f for f in failures if f.exit_code == Interrupted.exit_code]
+    if cut:
+        lines.append(f"WARNING: interrupted: {', '.join(f.title for f in cut)}")
+    if missing:
+        lines.append(f"WARNING: did not run: {', '.join(job.title for job in missing)}")
+    folders = [str(view.folder) for view in views if view.folder is not None]
+    partial = [failure.folder for failure in cut if failure.folder]
+    if folders and partial:
+        lines.append(f"next  nexusbench compare {' '.join(folders + partial)}")
+    return lines
+
+
+def _show(views: Sequence[RunView], output: Output, stopped: Sequence[str]) -> None:
     console = results_console()
     columns = by_label(views)
     header(console, columns, "nexusbench serve-trace")
     show_columns(console, columns, formulas=output.formulas)
     console.print()
-    for line in kept_lines(views):
+    for line in [*kept_lines(views), *stopped]:
         console.print(line, soft_wrap=True)
 
 
-def _document(views: Sequence[RunView], failures: Sequence[Failure]) -> dict[str, Any]:
+def _document(
+    views: Sequence[RunView], failures: Sequence[Failure], missing: Sequence[Job]
+) -> dict[str, Any]:
     columns = by_label(views)
     document: dict[str, Any] = {
         "schema": JSON_SCHEMA,
@@ -202,6 +242,7 @@ def _document(views: Sequence[RunView], failures: Sequence[Failure]) -> dict[str
         "simulated": any(view.simulated for view in views),
         "runs": [view.as_json() for view in views],
         "failed": [msgspec.structs.asdict(failure) for failure in failures],
+        "not_run": [{"label": job.label, "seed": job.config.seed} for job in missing],
     }
     if any(len(column.views) > 1 for column in columns):
         document["over_seeds"] = {

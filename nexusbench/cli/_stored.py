@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexusbench import __version__
-from nexusbench.cli._console import progress_console, results_console
+from nexusbench.cli._console import progress_console, results_console, say
 from nexusbench.cli._screen import badge, header, show_columns
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._view import Column, Judgement, RunView, view_of_reader
@@ -36,6 +36,7 @@ _SAME = (
         )
     ),
 )  # fmt: skip
+_MOST_NAMED = 3  # runs, in a warning
 # What may tell two runs of one scheduler apart in a column's head, in this order.
 _TELLING = (
     ("resolved", "device"),
@@ -86,7 +87,7 @@ def _show(views: Sequence[RunView], warnings: Sequence[str], formulas: bool) -> 
     else:
         header(console, columns, "nexusbench compare")
     for warning in warnings:
-        console.print(f"WARNING: {warning}", style="bold red", soft_wrap=True)
+        say(console, f"WARNING: {warning}", "bold red", 9)
     show_columns(console, columns, formulas=formulas)
     console.print()
     width = max(len(view.label) for view in views)
@@ -138,19 +139,29 @@ def find_warnings(views: Sequence[RunView]) -> list[str]:
     for name, path in _SAME:
         values = [_look(view, path) for view in views]
         if any(value != values[0] for value in values):
-            shown = ", ".join(
-                f"{view.label} {_brief(value)}" for view, value in zip(views, values, strict=True)
-            )
+            named: dict[str, list[str]] = {}
+            for view, value in zip(views, _differing(values), strict=True):
+                named.setdefault(_brief(value), []).append(view.label)
+            shown = "; ".join(f"{value} ({_list(labels)})" for value, labels in named.items())
             warnings.append(f"the runs differ in {name}: {shown}")
     if len({view.simulated for view in views}) > 1:
         warnings.append("simulated and measured runs are mixed")
+    partial: dict[str, list[str]] = {}
+    for view in views:
+        if not view.complete:
+            partial.setdefault(view.status, []).append(view.label)
     warnings += [
-        f"{view.label} is {view.status}: its numbers are of the part that was kept, "
-        "and it is never called best"
-        for view in views
-        if not view.complete
+        f"{status}: {_list(labels)}; numbers are of the part that was kept, never called best"
+        for status, labels in partial.items()
     ]
     return warnings
+
+
+def _list(labels: Sequence[str]) -> str:
+    # In quotes, since labels have commas.
+    named = ", ".join(f"'{' '.join(label.split())}'" for label in labels[:_MOST_NAMED])
+    more = len(labels) - _MOST_NAMED
+    return named + (f" and {more} more" if more > 0 else "")
 
 
 def _look(view: RunView, path: Sequence[str]) -> Any:
@@ -159,6 +170,15 @@ def _look(view: RunView, path: Sequence[str]) -> Any:
     for key in path[1:]:
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def _differing(values: Sequence[Any]) -> list[Any]:
+    """The values; of dictionaries only what is not the same in all."""
+    if not all(isinstance(value, dict) for value in values):
+        return list(values)
+    keys = {key: None for value in values for key in value}
+    differ = [key for key in keys if any(v.get(key) != values[0].get(key) for v in values)]
+    return [{key: value[key] for key in differ if key in value} for value in values]
 
 
 def _brief(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._console import results_console, say
+from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.workloads.convert import convert
 from nexusbench.workloads.generate import make_trace
@@ -48,7 +48,7 @@ def convert_file(source: Path, target: Path, format: str) -> None:
     trace = load_trace(source)
     content, changes = convert(trace, format)
     write_atomic(target, content)
-    told = f"{target}: {len(trace.requests):,} requests, format {format}"
+    told = f"{target}: {counted(len(trace.requests), 'request')}, format {format}"
     print("; ".join([told, *trace.notes[1:], *changes]), file=sys.stderr)
 
 

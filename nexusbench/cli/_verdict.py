@@ -17,6 +17,9 @@ _CLAIMS = (
     ("output throughput", "output_throughput", "value", False),
     ("SLO attainment", "attainment", "value", False),
 )
+# Tails that a good mean TTFT may be paid with, and from which factor on it is worth a word.
+_TAILS = (("p95 TTFT", "ttft", "p95"), ("p99 TBT", "tbt", "p99"))
+_DEAR = 1.5
 _UNITS = {"output_throughput": " tok/s", "attainment": " %"}
 
 
@@ -58,11 +61,21 @@ def _by_mean_ttft(columns: Sequence[Column]) -> list[Column]:
     return [columns[i] for _, i in sorted(known)]
 
 
+def _winner_and_rival(columns: Sequence[Column]) -> list[Column]:
+    """The one with the lowest mean TTFT and the next that is not level with it; empty if none."""
+    ranked = _by_mean_ttft(columns)
+    means = [e for column in ranked if (e := column.statistic("ttft", "mean"))]
+    for column, mean in zip(ranked[1:], means[1:], strict=True):
+        if not _level(means[0], mean):
+            return [ranked[0], column]
+    return []
+
+
 def _why(columns: Sequence[Column]) -> str | None:
-    """Where the winner's TTFT and the next one's come from."""
-    ranked = _by_mean_ttft(columns)[:2]
+    """Where the winner's TTFT and that of the next come from."""
+    pair = _winner_and_rival(columns)
     parts = []
-    for column in ranked:
+    for column in pair:
         waits = column.statistic("ttft_queueing", "mean")
         serves = column.statistic("ttft_service", "mean")
         if waits is None or serves is None:
@@ -75,19 +88,23 @@ def _why(columns: Sequence[Column]) -> str | None:
 
 
 def _price(columns: Sequence[Column]) -> str | None:
-    """A tail that the winner of the mean pays with."""
-    ranked = _by_mean_ttft(columns)
-    tails = {c.label: e.value for c in ranked if (e := c.statistic("ttft", "p95")) and e.value > 0}
-    if len(tails) < 2 or ranked[0].label not in tails:
+    """The tails that the winner of the mean TTFT pays with; none where nobody wins it."""
+    pair = _winner_and_rival(columns)
+    prices = [_tail(columns, pair[0], *tail) for tail in _TAILS] if pair else []
+    found = [price for price in prices if price]
+    return f"The price: {pair[0].label}'s {', its '.join(found)}." if found else None
+
+
+def _tail(columns: Sequence[Column], winner: Column, words: str, tag: str, name: str) -> str | None:
+    """One tail of the winner, if another's is much shorter."""
+    tails = {c.label: e.value for c in columns if (e := c.statistic(tag, name)) and e.value > 0}
+    if len(tails) < 2 or winner.label not in tails:
         return None
-    own = tails[ranked[0].label]
+    own = tails[winner.label]
     label, best = min(tails.items(), key=lambda item: item[1])
-    if own < 1.5 * best:
+    if own <= _DEAR * best:
         return None
-    return (
-        f"The price: {ranked[0].label}'s p95 TTFT is {_amount(own, '')}, {own / best:.1f}x that of "
-        f"{label}."
-    )
+    return f"{words} is {_amount(own, '')}, {own / best:.1f}x that of {label}"
 
 
 def _level(best: Estimate, other: Estimate) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.events import OUTCOMES
 
 if TYPE_CHECKING:
     from nexusbench.results.reader import RunReader
@@ -42,6 +46,7 @@ class RunView(msgspec.Struct):
     span_ns: int = 0  # of the requests' arrivals
     message: str = ""
     groups: dict[str, list[dict[str, Any]]] = {}  # grouping -> its groups, where asked for
+    rejections: dict[str, int] = {}  # reason -> requests
 
     @property
     def complete(self) -> bool:
@@ -64,6 +69,7 @@ class RunView(msgspec.Struct):
             "message": self.message,
             "simulated": self.simulated,
             "event_digest": self.event_digest,
+            "rejections": self.rejections,
             "config": self.config,
             "resolved": self.resolved,
             "summary": self.summary,
@@ -153,6 +159,7 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
         event_digest=result.event_digest,
         span_ns=_span(result.events.requests["arrival"]),
         groups={name: group(result.events, name) for name in by},
+        rejections=_rejections(result.events.tables["ended"], result.events.facts.strings),
     )
 
 
@@ -167,7 +174,8 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
 
     judged = judgement or Judgement()
     manifest = reader.manifest
-    summary = reader.summary() if judged.own and reader.complete else None
+    _check_parts(reader)
+    summary = _stored_summary(reader) if judged.own and reader.complete else None
     groups: dict[str, list[dict[str, Any]]] = {}
     if summary is None:
         events = RunEvents.from_reader(
@@ -187,7 +195,48 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         span_ns=_span(reader.requests()["arrival"]),
         message=manifest.message,
         groups=groups,
+        rejections=_rejections(reader.table("ended"), manifest.strings),
     )
+
+
+class _Summary(msgspec.Struct):
+    """What the tables take for granted in a stored summary."""
+
+    simulated: bool
+    metrics: dict[str, dict[str, Any]]
+    slo: dict[str, float]
+    warmup: dict[str, float]
+    formulas: dict[str, str]
+
+
+def _stored_summary(reader: RunReader) -> dict[str, Any] | None:
+    """The summary if it is one of ours; it can be computed again if it is not."""
+    summary = reader.summary()
+    try:
+        msgspec.convert(summary, _Summary)
+    except msgspec.ValidationError:
+        return None
+    return summary
+
+
+def _check_parts(reader: RunReader) -> None:
+    """All event files that the manifest lists are there. Raises InputError naming the first that
+    is not.
+    """
+    from nexusbench.results.store import EVENTS_FOLDER, part_file
+
+    for number, rows in enumerate(reader.manifest.parts):
+        for name in rows:
+            file = reader.path / EVENTS_FOLDER / part_file(name, number)
+            if not file.is_file():
+                hint = "Restore it, or run again"
+                raise InputError("missing, although the manifest lists it", file=file, hint=hint)
+
+
+def _rejections(ended: Mapping[str, Any], strings: Sequence[str]) -> dict[str, int]:
+    codes = ended["reason"][ended["outcome"] == OUTCOMES.index("rejected")].tolist()
+    known = range(len(strings))
+    return dict(Counter(strings[code] if code in known else "no reason given" for code in codes))
 
 
 def _span(arrivals: Any) -> int:

@@ -23,6 +23,8 @@ from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+# The disk's faults, not ours.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
 _ClickError: type[Exception] = next(
     cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
@@ -66,8 +68,11 @@ def nexusbench(
 ) -> None:
     """How should prefill and decode share a GPU, and what does each way of scheduling cost?
 
-    One serving engine with pluggable schedulers replays a trace on a simulated or a real GPU.
+    One serving engine with pluggable schedulers replays a trace on simulated GPUs.
     Results go to stdout; progress, warnings and errors to stderr.
+
+    Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a --bound of validate is
+    broken, 4 nothing for rerun to compare with, 130 interrupted.
     """
 
 
@@ -86,8 +91,7 @@ def main(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("NEXUSBENCH_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = app(expand_goodput(arguments), prog_name="nexusbench", standalone_mode=False)
-        sys.stdout.flush()
+        code = _call(expand_goodput(arguments))
     except SystemExit as stop:
         if debug and stop.__cause__ is not None:
             traceback.print_exception(stop.__cause__)
@@ -105,12 +109,27 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             return _reader_left()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _silence_stdout()
+            place = error.filename or "the output"
+            return _report(f"cannot write {place}: {error.strerror}", EXIT_FAILED, debug)
         hint = "" if debug else ". Add --debug for the traceback, and please report it"
         return _report(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_FAILED, debug)
     if code == EXIT_INTERRUPTED:
         # Commands end with SystemExit; this code comes from Typer's own handling of Ctrl-C.
         return _report("interrupted", EXIT_INTERRUPTED, debug)
     return code if isinstance(code, int) else 0
+
+
+def _call(arguments: list[str]) -> object:
+    """Run the command; what it has printed must have gone out before its end counts."""
+    try:
+        code = app(arguments, prog_name="nexusbench", standalone_mode=False)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
 
 
 def _usage_error(error: Exception, debug: bool) -> int:
@@ -138,5 +157,9 @@ def _report(message: str, code: int, debug: bool) -> int:
 
 def _reader_left() -> int:
     """``nexusbench ... | head``: say nothing, and keep the interpreter from saying it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _silence_stdout()
     return EXIT_FAILED
+
+
+def _silence_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

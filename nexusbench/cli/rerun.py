@@ -18,14 +18,22 @@ def rerun(
         Path | None,
         typer.Option(metavar="FILE", show_default="as recorded", help="Where the trace is now."),
     ] = None,
-    results: flags.Results = Path("results"),
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            parser=flags.folder,
+            metavar="DIR",
+            show_default="beside the original",
+            help="Where to keep the new run, and to look for RUN if it is an id.",
+        ),
+    ] = None,
     json: flags.Json = False,
     no_progress: flags.NoProgress = False,
 ) -> None:
     """Run a stored run's config again and compare the event logs.
 
-    Exit codes: 0 identical (a real device: it ended), 1 it differs, 4 the stored run is partial and
-    there is nothing to compare with. The new run is kept beside the others.
+    Exit codes: 0 identical (a real device: it ended), 1 it differs, 4 the stored run is partial or
+    damaged: there is nothing to compare with.
     """
     from nexusbench.cli._again import run_again
 

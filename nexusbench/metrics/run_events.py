@@ -16,7 +16,7 @@ from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
-from nexusbench.metrics.tokens import Tokens, gap_owners, read_tokens
+from nexusbench.metrics.tokens import MANY, Tokens, gap_owners, read_tokens
 
 BoolArray = npt.NDArray[np.bool_]
 Columns = Mapping[str, Any]
@@ -236,10 +236,15 @@ class RunEvents:
             )
         return requests
 
+    def _read_tokens(self) -> Tokens:
+        done = self.tables["step_done"]
+        return read_tokens(self.token_request, done["time"], done["tokens"], self.num_requests)
+
     @cached_property
     def _tokens(self) -> Tokens:
-        done, requests = self.tables["step_done"], self.token_request
-        return read_tokens(requests, done["time"], done["tokens"], self.num_requests)
+        tokens = self._read_tokens()
+        few = tokens.gaps is not None and len(tokens.gaps) <= MANY
+        return tokens if few else tokens._replace(gaps=None)
 
     @property
     def num_output_tokens(self) -> IntArray:
@@ -265,8 +270,15 @@ class RunEvents:
     def gaps(self) -> npt.NDArray[Any]:
         """Every gap between consecutive tokens of a request, in order of the later token;
         preemptions included.
+
+        More than MANY are not kept: each call reads them again, and the caller may overwrite them.
         """
-        return self._tokens.gaps
+        kept = self._tokens.gaps
+        if kept is not None:
+            return kept
+        read = self._read_tokens().gaps
+        assert read is not None
+        return read
 
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:

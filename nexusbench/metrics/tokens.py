@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     number: IntArray
     first: IntArray
     last: IntArray
-    gaps: npt.NDArray[Any]
+    gaps: npt.NDArray[Any] | None  # None where they were let go
 
 
 class _Chunk(NamedTuple):
@@ -40,7 +40,9 @@ def read_tokens(
     """Tokens of ``size`` requests: ``requests`` is the log's token column, ``times`` and ``counts``
     the times of the steps and how many tokens each made.
     """
-    count = np.bincount(requests, minlength=size)
+    count = np.zeros(size, dtype=np.int64)
+    for start in range(0, len(requests), CHUNK):  # bincount makes a 64-bit copy of what it counts
+        count += np.bincount(requests[start : start + CHUNK], minlength=size)
     first = np.full(size, -1, dtype=np.int64)
     last = np.full(size, -1, dtype=np.int64)
     gaps: npt.NDArray[Any] = np.empty(len(requests) - int((count > 0).sum()), dtype=np.uint32)

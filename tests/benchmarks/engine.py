@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
+from nexusbench.core.batch import Plan, Split
 from nexusbench.core.request import Request
-from nexusbench.core.state import Limits
+from nexusbench.core.state import EngineState, Limits
 from nexusbench.costs.base import cost_models
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
@@ -71,6 +73,25 @@ def served(label: str, engine: Engine) -> float:
     return wall / steps * 1e6
 
 
+def partitioner_decisions(running: int) -> None:
+    """The median time of the nexus partitioner alone, steps in which it had to decide."""
+    engine = build("nexus", made_up(40 * running, running, prompt=800))
+    inner, times = engine.partitioner.split, []
+
+    def timed(plan: Plan, state: EngineState) -> Split:
+        started = time.perf_counter_ns()
+        chosen = inner(plan, state)
+        if len(plan.batches) + sum(map(len, state.in_flight.values())) > 1:
+            times.append(time.perf_counter_ns() - started)
+        return chosen
+
+    with patch.object(engine.partitioner, "split", timed):
+        engine.run()
+    times.sort()
+    middle = times[len(times) // 2] / 1e3
+    print(f"nexus partitioner, about {running} running: median {middle:.1f} us of {len(times):,}")
+
+
 def trace_requests(path: Path) -> list[Request]:
     """The whole trace, as ``serve-trace`` would serve it."""
     from nexusbench.assembly import make_requests, prepare_trace
@@ -93,6 +114,7 @@ def main() -> None:
         for scheduler in ("vllm", "nexus"):
             requests = made_up(40 * running if running > 1 else 100, running)
             served(f"about {running} running, {scheduler}", build(scheduler, requests))
+    partitioner_decisions(256)
     for count in (1_000, 10_000, 100_000):
         engine = build("vllm", made_up(count, 50, output=40))
         served(f"{count:,} requests, about 50 running, vllm", engine)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from commandline import Outcome
+from commandline import Outcome, environment
 
 Call = Callable[..., Outcome]
 LINE = '{"timestamp": %s, "input_length": %s, "output_length": %s}'
@@ -69,7 +71,7 @@ FLAGS: list[tuple[str, str]] = [
     ("--model llama-3.1-70b --device sim:l20", "does not fit"),
     ("--kv-blocks 2", "--kv-blocks"),
     ("--max-model-len 999999", "--max-model-len 999999"),
-    ("--max-model-len 50 --too-long error", "exceed"),
+    ("--max-model-len 50 --too-long error", "--too-long error: "),
     ("--max-model-len 50 --too-long skip", "longer context"),
     ("--results small.jsonl", "small.jsonl"),
     ("--results small.jsonl/below", "small.jsonl"),
@@ -130,6 +132,7 @@ def test_traces(call: Call, tmp_path: Path, name: str) -> None:
 
 
 def test_missing_trace_and_folder(call: Call, tmp_path: Path) -> None:
+    check(call("serve-trace", "small.jsonl", "--results", ""), 2, "--results")
     check(call("serve-trace", "nowhere.jsonl"), 2, "nowhere.jsonl: no such file")
     check(call("serve-trace", tmp_path), 2, "folder")
     check(call("serve-trace"), 2, "TRACE")
@@ -189,3 +192,17 @@ def test_commands(call: Call) -> None:
     check(call("serve-trac"), 2, "serve-trace")
     check(call("list", "schedulrs"), 2, "Did you mean 'schedulers'?")
     check(call("list"), 2, "FAMILY")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", ["list gpus", "doctor --json", "--help"])
+def test_a_full_disk_is_one_line(tmp_path: Path, words: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nexusbench", *words.split()],
+            cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the output: ")
+    assert len(done.stderr.splitlines()) == 1

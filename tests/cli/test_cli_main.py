@@ -41,6 +41,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_help_and_version(call: Call) -> None:
     shown = call("--help")
     assert shown.code == 0
+    assert "simulated GPUs" in shown.out
+    assert "4 nothing for rerun to compare with" in " ".join(shown.out.split())
     for command in ("serve-trace", "compare", "rerun", "explain", "list", "doctor"):
         assert command in shown.out
     assert call("--version").out == f"nexusbench {nexusbench.__version__}\n"
@@ -95,6 +97,7 @@ def test_doctor(call: Call) -> None:
     assert "The core works." in shown.out
     assert not Path("results").exists()
     document = json.loads(call("doctor", "--json").out)
+    assert document["schema"] == 1
     assert document["ok"] is True
     checks = {finding["check"]: finding for finding in document["findings"]}
     assert checks["engine"]["state"] == "ok"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commandline import Outcome, finish, start
 
+from nexusbench.devices.base import devices
 from nexusbench.results.reader import RunReader, list_runs
 
 Call = Callable[..., Outcome]
@@ -134,6 +135,45 @@ def test_warmup_header_and_formulas(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--warmup", 1, "--formulas", "--no-save")
     assert "10 requests of the first 1 s out" in done.out
     assert "f_i - a_i, i in G" in done.out
+
+
+def test_rejections_say_why(call: Call, trace: Path) -> None:
+    pool = call("serve-trace", trace, "--kv-blocks", 20, "--max-model-len", 320, "--no-save")
+    assert pool.code == 0
+    assert "of 40 requests rejected: exceeds max_model_len 320. Raise --max-model-len" in pool.out
+    arguments = ("serve-trace", trace, "--kv-blocks", 20, "--scheduler", "nexus,vllm", "--no-save")
+    both = call(*arguments)
+    text = " ".join(both.out.split())
+    assert "rejected: exceeds the KV pool of 20 blocks (320 tokens). Give it more with" in text
+    assert text.count("WARNING") == 1
+    run = json.loads(call(*arguments, "--json").out)["runs"][0]
+    rejected = run["summary"]["metrics"]["rejected"]["value"]
+    assert run["rejections"] == {"exceeds the KV pool of 20 blocks": rejected}
+    assert f"{rejected} of 40 requests rejected" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--max-model-len 50", "all of 40 requests rejected, exceeds max_model_len 50"),
+        ("--warmup 100", "all began in the --warmup of 100 s"),
+    ],
+)
+def test_nothing_measured_is_an_error(call: Call, trace: Path, flags: str, words: str) -> None:
+    done = call("serve-trace", trace, *flags.split(), "--no-progress")
+    assert done.code == 1
+    assert done.err.startswith("error: nexus: ")
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
+    assert len(list_runs(Path("results"))) == 1
+
+
+def test_one_request_and_an_honest_device(call: Call, trace: Path) -> None:
+    done = call("serve-trace", trace, "--limit", 1, "--no-save")
+    assert "small: 1 request. " in done.out
+    assert "1 of 1 request, " in done.err
+    if "cuda" not in devices.names():
+        assert "(--device auto: this version runs simulated devices only)" in done.out
 
 
 SABOTEUR = '''

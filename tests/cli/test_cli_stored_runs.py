@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -45,6 +46,22 @@ def test_compare_recomputes_a_lost_summary(call: Call, kept: list[str]) -> None:
     assert after["runs"][0]["summary"] == before["runs"][0]["summary"]
 
 
+def test_compare_recomputes_a_summary_that_is_not_ours(call: Call, kept: list[str]) -> None:
+    before = json.loads(call("compare", kept[0], "--json").out)
+    (RESULTS / kept[0] / "summary.json").write_text('{"a": 1}')
+    after = json.loads(call("compare", kept[0], "--json").out)
+    assert after["runs"][0]["summary"] == before["runs"][0]["summary"]
+
+
+def test_compare_names_a_missing_events_file(call: Call, kept: list[str]) -> None:
+    shutil.rmtree(RESULTS / kept[0] / "events")
+    done = call("compare", *kept)
+    assert done.code == 2
+    assert done.out == ""
+    assert f"{kept[0]}/events/" in done.err
+    assert "missing, although the manifest lists it" in done.err
+
+
 def test_compare_under_another_slo(call: Call, kept: list[str]) -> None:
     done = json.loads(call("compare", *kept, "--goodput", "ttft:1", "tbt:1", "--json").out)
     for run in done["runs"]:
@@ -81,6 +98,27 @@ def test_rerun_is_identical(call: Call, kept: list[str]) -> None:
     document = json.loads(call("rerun", kept[1], "--json").out)
     assert document["verdict"] == "identical"
     assert document["original"]["event_digest"] == document["rerun"]["event_digest"]
+
+
+def test_rerun_stays_beside_the_original(call: Call, trace: Path) -> None:
+    assert call("serve-trace", trace, "--results", "elsewhere").code == 0
+    (run,) = list_runs(Path("elsewhere"))
+    assert call("rerun", Path("elsewhere") / run).code == 0
+    assert len(list_runs(Path("elsewhere"))) == 2
+    assert not RESULTS.exists()
+    assert call("rerun", Path("elsewhere") / run, "--results", RESULTS).code == 0
+    assert len(list_runs(RESULTS)) == 1
+    assert "4 the stored run is partial" in " ".join(call("rerun", "--help").out.split())
+
+
+def test_rerun_of_a_damaged_run_is_not_called_identical(call: Call, kept: list[str]) -> None:
+    part = next((RESULTS / kept[0] / "events").glob("token-*.parquet"))
+    part.write_bytes(b"nonsense")
+    done = call("rerun", kept[0])
+    assert done.code == 4
+    assert "identical" not in done.out
+    assert "nothing to compare with" in done.out
+    assert part.name in done.out
 
 
 def test_rerun_that_differs(call: Call, kept: list[str]) -> None:
@@ -126,7 +164,20 @@ def test_explain(call: Call, kept: list[str]) -> None:
     assert found["neighbours"]["waiting_at_arrival"] >= 0
     unknown = call("explain", kept[0], "--request", "nobody")
     assert unknown.code == 2
-    assert "nobody" in unknown.err
+    assert "no request 'nobody' among the 40 of this run, '0' to '39'" in unknown.err
+    assert len(unknown.err) < 100
+    assert "Did you mean" not in call("explain", kept[0], "--request", "9999").err
+
+
+def test_explain_folds_where_the_terminal_is_narrow(
+    call: Call, kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = call("explain", kept[0], "--top", 2).out.splitlines()
+    table = [line for line in lines if kept[0] not in line]
+    assert max(map(len, table)) <= 60
+    assert sum(line.startswith(" request ") for line in table) == 2
+    assert any("preempted" in line for line in table)
 
 
 def _started(
@@ -169,7 +220,7 @@ def test_interrupt_keeps_a_readable_run(call: Call, tmp_path: Path) -> None:
 
 def test_interrupt_shows_what_had_finished(call: Call, tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "long.jsonl", 20_000, gap_ms=20)
-    process = start("serve-trace", trace, "--scheduler", "vllm,nexus:gamma=1", cwd=tmp_path)
+    process = start("serve-trace", trace, "--scheduler", "vllm,nexus:gamma=1,sglang", cwd=tmp_path)
     deadline = time.monotonic() + 30
     while len(list_runs(tmp_path / "results")) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -178,8 +229,13 @@ def test_interrupt_shows_what_had_finished(call: Call, tmp_path: Path) -> None:
     assert done.code == 130
     assert "SIMULATED" in done.out
     assert "vllm" in done.out
-    assert "gamma" not in done.out
-    assert "nexus:gamma=1 (2 of 2): interrupted" in done.err
+    table, _, after = done.out.partition("\nkept ")
+    assert "gamma" not in table
+    assert "WARNING: interrupted: nexus:gamma=1 (2 of 3)\n" in after
+    assert "WARNING: did not run: sglang (3 of 3)\n" in after
+    folders = " ".join(f"results/{run}" for run in list_runs(tmp_path / "results"))
+    assert f"next  nexusbench compare {folders}\n" in after
+    assert "nexus:gamma=1 (2 of 3): interrupted" in done.err
 
 
 def test_kill_leaves_what_was_kept(call: Call, tmp_path: Path) -> None:

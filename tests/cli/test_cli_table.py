@@ -10,8 +10,8 @@ from rich.console import Console
 
 from nexusbench.cli._policies import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
-from nexusbench.cli._seeds import seeds_lines
-from nexusbench.cli._stored import label_apart
+from nexusbench.cli._seeds import paired_differences, seeds_lines
+from nexusbench.cli._stored import find_warnings, label_apart
 from nexusbench.cli._table import Row, decimals, make_rows
 from nexusbench.cli._verdict import verdict
 from nexusbench.cli._view import Column, RunView, by_label
@@ -128,6 +128,21 @@ def test_verdict_names_winner_and_factors() -> None:
     assert verdict(columns[:1]) == []
 
 
+def test_why_names_the_first_rival_that_is_not_level() -> None:
+    parts = {"ttft_queueing": [60.0], "ttft_service": [40.0]}
+    near = [view("a", ttft=[100.0], **parts), view("b", ttft=[100.5], **parts)]
+    assert "Why:" not in " ".join(verdict(by_label(near)))
+    text = " ".join(verdict(by_label([*near, view("c", ttft=[200.0], **parts)])))
+    assert "Why: mean TTFT is a 60.0 ms in the queue + 40.0 ms in service; c 60.0 ms" in text
+
+
+def test_the_price_of_the_best_mean_ttft() -> None:
+    dear = [view("a", ttft=[100.0], tbt=[90.0]), view("b", ttft=[200.0], tbt=[30.0])]
+    assert "The price: a's p99 TBT is 90.0 ms, 3.0x that of b." in verdict(by_label(dear))
+    fair = [view("a", ttft=[100.0], tbt=[45.0]), view("b", ttft=[200.0], tbt=[30.0])]
+    assert "The price" not in " ".join(verdict(by_label(fair)))
+
+
 def test_verdict_says_when_the_requests_are_not_the_same() -> None:
     columns = by_label([view("a", ttft=[1.0], finished=9), view("b", ttft=[2.0], finished=10)])
     assert "a 9, b 10" in verdict(columns)[-1]
@@ -160,6 +175,46 @@ def test_narrow_terminals_get_several_tables() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_differences_over_seeds_fold_too() -> None:
+    views = [
+        view(f"scheduler-{n}", seed=seed, ttft=[900.0 * (n + 1) + seed])
+        for n in range(4) for seed in range(3)
+    ]  # fmt: skip
+    stream = io.StringIO()
+    show_columns(Console(file=stream, width=90), by_label(views))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 90
+    rows = [line for line in lines if line.startswith(" TTFT mean")]
+    assert len(rows) == 3
+    # One unit for all, as in a table that is not folded.
+    assert all(row.split()[2] == "s" for row in rows)
+
+
+def test_differences_that_are_negligible_have_no_better_side() -> None:
+    def better(factor: float) -> object:
+        views = [view("a", seed=seed, ttft=[1000.0 + seed]) for seed in range(3)]
+        views += [view("b", seed=seed, ttft=[factor * 1000.0 + seed]) for seed in range(3)]
+        return paired_differences(by_label(views))["b"]["ttft"]["mean"]["better"]
+
+    assert better(1.004) is None
+    assert better(1.02) == "a"
+
+
+def test_warnings_group_runs_by_value() -> None:
+    views = [view(f"run {n}") for n in range(9)]
+    for n, one in enumerate(views):
+        one.resolved["device"] = "sim:h200" if n == 8 else "sim:l20"
+        one.resolved["limits"] = {"max_num_seqs": 8 if n else 4, "max_model_len": 99}
+        one.status = "interrupted" if n < 2 else "complete"
+    assert find_warnings(views) == [
+        "the runs differ in device: sim:l20 ('run 0', 'run 1', 'run 2' and 5 more); "
+        "sim:h200 ('run 8')",
+        "the runs differ in limits: max_num_seqs:4 ('run 0'); "
+        "max_num_seqs:8 ('run 1', 'run 2', 'run 3' and 5 more)",
+        "interrupted: 'run 0', 'run 1'; numbers are of the part that was kept, never called best",
+    ]
+
+
 def test_no_color_leaves_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
@@ -185,6 +240,7 @@ def test_labels_tell_apart() -> None:
         (["a,b,c"], ["a", "b", "c"]),
         (["a:x=1,y=2,b", "c"], ["a:x=1,y=2", "b", "c"]),
         (["a,x=1,b:y=2"], ["a:x=1", "b:y=2"]),
+        (["vllm:,nexus:,x=1"], ["vllm", "nexus:x=1"]),
         (["a:p=b:c,d"], ["a:p=b:c", "d"]),
         ([" a , b "], ["a", "b"]),
     ],

@@ -50,3 +50,31 @@ def test_small_gaps_take_four_bytes():
     times = np.arange(5, dtype=np.int64) * 1_000_000
     got = tokens.read_tokens(requests, times, np.ones(5, dtype=np.int64), 1)
     assert got.gaps.dtype == np.uint32
+
+
+def test_many_gaps_are_read_again_and_converted_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nexusbench.core.events import EventLog
+    from nexusbench.metrics import latency, run_events
+
+    log = EventLog()
+    for request in (0, 1):
+        log.tables["arrived"].row(request, 0, 5, 9)
+    for step in range(40):
+        log.tables["submitted"].row(step, step * 10**6, 0, 8, 2, 0, 0, 0, -1, 0, 2, 0, 0)
+        log.tables["step_done"].row(step, (step + 1) ** 2 * 10**6, -1, 2)
+        log.tables["token"].columns["request"].extend([0, 1])
+    columns = {name: [0, 1] for name in ("request", "prompt_tokens", "output_tokens", "max_tokens")}
+    columns |= {"id": ["a", "b"], "tenant": ["", ""], "arrival": [0, 0]}
+    facts = {
+        "simulated": True,
+        "num_sms": 8,
+        "kv_blocks": 9,
+        "block_size": 16,
+        "partitions": ["all"],
+    }
+    want = latency.TimeBetweenTokens().values(run_events.RunEvents.from_log(log, columns, facts))
+    for module in (latency, run_events):
+        monkeypatch.setattr(module, "MANY", 16)
+    run = run_events.RunEvents.from_log(log, columns, facts)
+    for _ in range(2):  # the first conversion must not spoil the second
+        assert latency.TimeBetweenTokens().values(run).tolist() == pytest.approx(want.tolist())

@@ -1,0 +1,64 @@
+"""Requests that a run refused, and runs that measured nothing: how many, why, and the remedy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nexusbench.cli._console import counted
+from nexusbench.cli._view import Column, RunView
+
+# How a reason begins -> what to do about it.
+_REMEDIES = {
+    "exceeds the KV pool": "Give it more with --kv-blocks, --gpu-memory-utilization or another "
+    "--device",
+    "exceeds max_model_len": "Raise --max-model-len, or choose --too-long skip or clip",
+}
+
+
+def rejection_lines(columns: Sequence[Column]) -> list[str]:
+    """A sentence per reason; schedulers that it hit alike share one."""
+    names: dict[str, list[str]] = {}
+    for column in columns:
+        reasons: Counter[str] = Counter()
+        for view in column.views:
+            reasons.update(view.rejections)
+        for reason, count in sorted(reasons.items()):
+            total = sum(view.resolved["trace"]["requests"] for view in column.views)
+            detail = _reason(reason, column.first.resolved)
+            text = f"{count:,} of {counted(total, 'request')} rejected: {detail}"
+            names.setdefault(text, []).append(column.label)
+    return [
+        text if len(found) == len(columns) else f"{', '.join(found)}: {text}"
+        for text, found in names.items()
+    ]
+
+
+def _reason(reason: str, resolved: Mapping[str, Any]) -> str:
+    for begin, remedy in _REMEDIES.items():
+        if reason.startswith(begin):
+            tokens = resolved["kv_blocks"] * resolved["block_size"]
+            size = f" ({tokens:,} tokens)" if "KV pool" in begin else ""
+            return f"{reason}{size}. {remedy}"
+    return reason
+
+
+def nothing_measured(views: Sequence[RunView]) -> list[str]:
+    """A sentence for each way in which runs have no numbers at all; none where all have some."""
+    names: dict[str, list[str]] = {}
+    for view in views:
+        metrics = view.summary["metrics"]
+        offered, rejected = metrics["offered"]["value"], metrics["rejected"]["value"]
+        if not offered:
+            seconds = view.summary["warmup"]["seconds"]
+            text = "no request was measured"
+            text += f": all began in the --warmup of {seconds:g} s" if seconds else ""
+        elif offered == rejected:
+            text = f"nothing was measured: all of {counted(int(offered), 'request')} rejected"
+            text += "".join(f", {_reason(reason, view.resolved)}" for reason in view.rejections)
+        else:
+            continue
+        if view.label not in names.setdefault(text, []):
+            names[text].append(view.label)
+    return [f"{', '.join(found)}: {text}" for text, found in names.items()]
