@@ -155,7 +155,8 @@ def _iterations_of(run: RunEvents, request: int) -> IntArray:
     passes, chunk, done = run.iterations, run.tables["chunk"], run.tables["step_done"]
     steps = chunk["step"][chunk["request"] == request]
     with_chunk = np.flatnonzero(np.isin(done["step"], steps))
-    tokens = np.flatnonzero(run.token_request == request)
+    its = [np.empty(0, dtype=np.bool_), *(part == request for part in run.token_parts())]
+    tokens = np.flatnonzero(np.concatenate(its))
     with_token = np.searchsorted(np.cumsum(done["tokens"]), tokens, side="right")
     rows = np.union1d(with_chunk, with_token)
     return rows[np.argsort(passes.start[rows], kind="stable")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -155,7 +155,7 @@ class RunEvents:
             if request is None or not len(request):
                 continue
             self._check_requests(name, request)
-        _ = self.token_request  # checks it
+        self._check_tokens()
 
     def _check_requests(self, table: str, request: npt.NDArray[Any]) -> None:
         if len(request) and (request.min() < 0 or request.max() >= self.num_requests):
@@ -225,20 +225,26 @@ class RunEvents:
 
     # Tokens ---------------------------------------------------------------------------------------
 
-    @property
-    def token_request(self) -> npt.NDArray[np.int32]:
-        """Who got each token, in the order of the log. Raises InputError if it is damaged."""
-        requests = _column(self._token_source["token"]["request"], np.int32)
-        self._check_requests("token", requests)
-        if len(requests) != self.tables["step_done"]["tokens"].sum():
+    def token_parts(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Who got each token, in the order of the log, in pieces."""
+        source = self._token_source
+        pieces = source.parts("token") if hasattr(source, "parts") else [source["token"]]
+        for piece in pieces:
+            yield _column(piece["request"], np.int32)
+
+    def _check_tokens(self) -> None:
+        total = 0
+        for part in self.token_parts():
+            self._check_requests("token", part)
+            total += len(part)
+        if total != self.tables["step_done"]["tokens"].sum():
             raise InputError(
                 "event tables 'token' and 'step_done' do not agree; the run is damaged"
             )
-        return requests
 
     def _read_tokens(self) -> Tokens:
         done = self.tables["step_done"]
-        return read_tokens(self.token_request, done["time"], done["tokens"], self.num_requests)
+        return read_tokens(self.token_parts, done["time"], done["tokens"], self.num_requests)
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -283,7 +289,7 @@ class RunEvents:
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
         """Whose gap each of ``gaps`` is."""
-        return gap_owners(self.token_request, self.num_requests)
+        return gap_owners(self.token_parts, self.num_requests)
 
     # Window ---------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from nexusbench.metrics.intervals import IntArray
 CHUNK = 1 << 19  # tokens at a time
 MANY = 1 << 24  # values of a distribution from which on memory counts more than the 8th digit
 _SMALL_GAPS = np.iinfo(np.uint32).max  # ns; longer ones need 64 bits
+
+
+Parts = Callable[[], Iterator[npt.NDArray[np.int32]]]
 
 
 class Tokens(NamedTuple):
@@ -34,20 +37,21 @@ class _Chunk(NamedTuple):
     place: IntArray  # in the chunk as logged
 
 
-def read_tokens(
-    requests: npt.NDArray[np.int32], times: IntArray, counts: IntArray, size: int
-) -> Tokens:
-    """Tokens of ``size`` requests: ``requests`` is the log's token column, ``times`` and ``counts``
-    the times of the steps and how many tokens each made.
+def read_tokens(parts: Parts, times: IntArray, counts: IntArray, size: int) -> Tokens:
+    """Tokens of ``size`` requests: ``parts()`` gives the log's token column in pieces, each time
+    anew; ``times`` and ``counts`` are the times of the steps and how many tokens each made.
+
+    The pieces are read twice, to know how much room the gaps need.
     """
     count = np.zeros(size, dtype=np.int64)
-    for start in range(0, len(requests), CHUNK):  # bincount makes a 64-bit copy of what it counts
-        count += np.bincount(requests[start : start + CHUNK], minlength=size)
+    for part in _pieces(parts()):
+        count += np.bincount(part, minlength=size)
     first = np.full(size, -1, dtype=np.int64)
     last = np.full(size, -1, dtype=np.int64)
-    gaps: npt.NDArray[Any] = np.empty(len(requests) - int((count > 0).sum()), dtype=np.uint32)
+    total = int(np.maximum(count - 1, 0).sum())
+    gaps: npt.NDArray[Any] = np.empty(total, dtype=np.uint32)
     filled = 0
-    for chunk in _chunks(requests, times, counts, last):
+    for chunk in _chunks(parts(), times, counts, last):
         begins = chunk.before < 0
         first[chunk.request[begins]] = chunk.time[begins]
         later = ~begins
@@ -63,18 +67,17 @@ def read_tokens(
     return Tokens(count, first, last, gaps)
 
 
-def gap_owners(requests: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.int32]:
+def gap_owners(parts: Parts, size: int) -> npt.NDArray[np.int32]:
     """Whose gap each of ``Tokens.gaps`` is."""
     seen = np.zeros(size, dtype=np.bool_)
-    parts = []
-    for start in range(0, len(requests), CHUNK):
-        part = requests[start : start + CHUNK]
+    owners = [np.empty(0, dtype=np.int32)]
+    for part in _pieces(parts()):
         _, firsts = np.unique(part, return_index=True)
         begins = np.zeros(len(part), dtype=np.bool_)
         begins[firsts] = ~seen[part[firsts]]
         seen[part[firsts]] = True
-        parts.append(part[~begins].astype(np.int32))
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+        owners.append(part[~begins].astype(np.int32))
+    return np.concatenate(owners)
 
 
 def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
@@ -87,20 +90,27 @@ def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
     return order
 
 
+def _pieces(parts: Iterator[npt.NDArray[np.int32]]) -> Iterator[npt.NDArray[np.int32]]:
+    """The parts, cut where they are longer than a chunk."""
+    for part in parts:
+        for start in range(0, len(part), CHUNK):
+            yield part[start : start + CHUNK]
+
+
 def _chunks(
-    requests: npt.NDArray[np.int32], times: IntArray, counts: IntArray, last: IntArray
+    parts: Iterator[npt.NDArray[np.int32]], times: IntArray, counts: IntArray, last: IntArray
 ) -> Iterator[_Chunk]:
     """Chunks of the token table by request; ``last`` is kept up to date between them."""
     ends = np.cumsum(counts)
-    for start in range(0, len(requests), CHUNK):
-        stop = min(start + CHUNK, len(requests))
+    stop = 0
+    for part in _pieces(parts):
+        start, stop = stop, stop + len(part)
         low, high = np.searchsorted(ends, [start, stop - 1], side="right")
         within = counts[low : high + 1].copy()
         within[0] = min(ends[low], stop) - start
         if high > low:
             within[-1] = stop - ends[high - 1]
         moments = np.repeat(times[low : high + 1], within)
-        part = requests[start:stop]
         order = stable_order(part, len(last))
         request, time = part[order], moments[order]
         same = np.zeros(len(request), dtype=np.bool_)

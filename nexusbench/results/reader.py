@@ -86,6 +86,17 @@ class RunReader:
         kind = np.int32 if name == "token" else np.int64
         whole: Columns = {column: np.empty(total, dtype=kind) for column in SCHEMA[name]}
         filled = 0
+        for part in self.parts(name):
+            found = len(part[SCHEMA[name][0]])
+            for column, values in part.items():
+                whole[column][filled : filled + found] = values
+            filled += found
+        return whole
+
+    def parts(self, name: str) -> Iterator[Columns]:
+        """One event table part by part, in order: for what is too long to hold. Raises as
+        :meth:`table` does.
+        """
         for number, rows in enumerate(self.manifest.parts):
             if name in rows:
                 file = self.path / EVENTS_FOLDER / part_file(name, number)
@@ -97,10 +108,7 @@ class RunReader:
                         file=file,
                         hint="The file was changed after the run",
                     )
-                for column, values in columns.items():
-                    whole[column][filled : filled + found] = values
-                filled += found
-        return whole
+                yield columns
 
     def events(self) -> dict[str, Any]:
         """Everything metrics need, as plain dicts: ``tables``, ``requests`` and ``facts``.
@@ -142,6 +150,10 @@ class _Tables(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Columns:
         return self._reader.table(name)
+
+    def parts(self, name: str) -> Iterator[Columns]:
+        """One table part by part."""
+        return self._reader.parts(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(SCHEMA)

@@ -61,11 +61,14 @@ def test_readme_commands_exist(tmp_path: Path) -> None:
     flags = {
         (command, flag)
         for line in re.findall(r"^nexusbench .*$", text, re.MULTILINE)
-        for command in [line.split()[1]]
+        for words in [line.split()]
+        for command in [" ".join(words[1 : 3 if words[1] in ("trace", "validate") else 2])]
         for flag in re.findall(r"--[a-z-]+", line.split("#")[0])
     }
     helps = {
-        command: run_module("nexusbench", command, "--help", path=ROOT, cwd=tmp_path).stdout
+        command: run_module(
+            "nexusbench", *command.split(), "--help", path=ROOT, cwd=tmp_path
+        ).stdout
         for command in {command for command, _ in flags} | {"list", "doctor", "compare", "rerun"}
     }
     assert all("Usage" in text for text in helps.values())

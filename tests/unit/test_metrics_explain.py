@@ -126,7 +126,7 @@ def test_parts_are_those_of_the_life_and_add_up(lives: list) -> None:
 def test_counts_of_the_summary_add_up(lives: list, warmup_ns: int) -> None:
     known = [live(index, *one) for index, one in enumerate(lives)]
     stored = logged(known)
-    tables = {**stored.tables, "token": {"request": stored.token_request}}
+    tables = {**stored.tables, "token": {"request": next(stored.token_parts())}}
     run = RunEvents(tables, stored.requests, _facts(stored, warmup_ns))
     metrics = summarise(run, METRICS)["metrics"]
     ends = ("finished", "rejected", "failed", "cancelled", "unfinished")
