@@ -117,7 +117,7 @@ def main() -> None:
     partitioner_decisions(256)
     for count in (1_000, 10_000, 100_000):
         engine = build("vllm", made_up(count, 50, output=40))
-        served(f"{count:,} requests, about 50 running, vllm", engine)
+        served(f"{count:,} requests, short answers, vllm", engine)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of this process {peak:,.0f} MiB")
 
