@@ -83,7 +83,7 @@ def test_a_dropped_in_plugin_is_listed_even_if_broken(
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "plugins")])
     shown = call("list", "schedulers")
     assert shown.code == 0
-    assert "BROKEN: " in shown.out
+    assert "BROKEN:" in shown.out
     assert "ModuleNotFoundError" in shown.out
     assert "vllm" in shown.out
     checked = call("doctor")
