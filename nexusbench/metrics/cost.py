@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.run_events import RunEvents
@@ -15,9 +17,9 @@ class _PerToken(Scalar):
 
     direction = "lower"
 
+    @abstractmethod
     def rate(self, run: RunEvents) -> float | None:
         """What one GPU uses per second; None where nobody said."""
-        raise NotImplementedError
 
     def value(self, run: RunEvents) -> float | None:
         """Use over the window per token generated for measured requests."""

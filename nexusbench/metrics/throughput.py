@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.run_events import RunEvents
@@ -10,9 +12,9 @@ from nexusbench.metrics.run_events import RunEvents
 class _Rate(Scalar):
     """Something counted, per second of the window."""
 
+    @abstractmethod
     def count(self, run: RunEvents) -> int:
         """What is counted."""
-        raise NotImplementedError
 
     def value(self, run: RunEvents) -> float | None:
         """The rate; None where the window is empty."""
