@@ -120,7 +120,8 @@ class StepOutput(msgspec.Struct, gc=False):
     ``end_ns`` is on the device's clock; ``solo_ns`` is what it would have taken with no neighbour
     on the same SMs (-1 where the device cannot know); ``last`` is False for all but the last
     repetition; ``tokens`` are the sampled token ids in item order, or None on a device that only
-    keeps time.
+    keeps time; ``operators_ns`` splits the time by operator class (``dense``, ``attention``), None
+    unless the device was opened to report it and can.
     """
 
     step: int
@@ -128,3 +129,4 @@ class StepOutput(msgspec.Struct, gc=False):
     solo_ns: int = -1
     last: bool = True
     tokens: list[int] | None = None
+    operators_ns: dict[str, float] | None = None

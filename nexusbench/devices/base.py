@@ -13,7 +13,11 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 
 
 class DeviceOptions(msgspec.Struct, frozen=True):
-    """What a device must know to be opened: memory shares, largest step, seed, measured times."""
+    """What a device must know to be opened: memory shares, largest step, seed, measured times.
+
+    ``profiling``: report ns per operator class with every step, and keep exact ``totals`` where the
+    device knows them.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -21,6 +25,7 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     tensor_parallel: int = 1
     seed: int = 0
     kernel_table: str | None = None  # a folder; simulated devices only
+    profiling: bool = False
 
 
 class Device(ABC):
@@ -34,6 +39,7 @@ class Device(ABC):
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
     kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
+    made_of_profile: str | None = None  # points_sha256, where the times are those of a profile
 
     @classmethod
     @abstractmethod
@@ -73,6 +79,16 @@ class Device(ABC):
 
         With nothing in flight and ``until`` None it returns [] at once.
         """
+
+    def environment(self) -> dict[str, str]:
+        """Versions and settings of what lies below (driver, clocks); told, never compared."""
+        return {}
+
+    def totals(self) -> dict[str, float] | None:
+        """Exact cumulative counters (``dram_bytes``, ``sm_active_ns``, ``tensor_busy_ns``,
+        ``busy_ns``, ``now_ns``), or None where only hardware counters could tell.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -39,6 +39,22 @@ class Launch(msgspec.Struct, gc=False, eq=False):
     repeats_left: int
 
 
+class Meters(msgspec.Struct, gc=False):
+    """Cumulative counts over launches (counted whole when they start)."""
+
+    dram_bytes: float = 0.0
+    sm_active_ns: float = 0.0  # SMs x ns
+    tensor_busy_ns: float = 0.0  # of the launch's SMs together
+    busy_ns: float = 0.0
+
+    def count(self, load: Load, repeat: int) -> None:
+        """Add a launch at its solo speed."""
+        self.dram_bytes += repeat * (load.dense.traffic + load.attention.traffic)
+        self.sm_active_ns += repeat * load.sms * load.solo
+        self.tensor_busy_ns += repeat * (load.dense.busy + load.attention.busy)
+        self.busy_ns += repeat * load.solo
+
+
 class Sim(Device):
     """A GPU described by data, one virtual nanosecond clock, one launch at a time per partition.
 
@@ -74,6 +90,7 @@ class Sim(Device):
         self._launches: list[Launch] = []
         self._noise = random.Random(options.seed)
         self._jitter = gpu.sim.jitter
+        self._meters = Meters() if options.profiling else None
 
     @classmethod
     def describe(cls, argument: str) -> GpuSpec:
@@ -106,6 +123,8 @@ class Sim(Device):
         end = self._now + int(solo) + 1
         launch = Launch(step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat)
         launches.append(launch)
+        if self._meters is not None:
+            self._meters.count(load, batch.repeat)
         if len(launches) > 1:
             self._retime(self._now)
 
@@ -127,8 +146,14 @@ class Sim(Device):
                 launches.clear()
             else:
                 self._next_repetition(launch)
-            return [StepOutput(launch.step, end, launch.solo_ns, not launches)]
+            return [self._output(launch, end, not launches)]
         return self._end_some(end)
+
+    def totals(self) -> dict[str, float] | None:
+        """Exact counts of all launches so far; None unless opened for profiling."""
+        if self._meters is None:
+            return None
+        return {**msgspec.structs.asdict(self._meters), "now_ns": float(self._now)}
 
     def close(self) -> None:
         """Nothing to release."""
@@ -144,9 +169,16 @@ class Sim(Device):
                 self._launches.remove(launch)
             else:
                 self._next_repetition(launch)
-            outputs.append(StepOutput(launch.step, end, launch.solo_ns, last))
+            outputs.append(self._output(launch, end, last))
         self._retime(end)
         return outputs
+
+    def _output(self, launch: Launch, end: int, last: bool) -> StepOutput:
+        output = StepOutput(launch.step, end, launch.solo_ns, last)
+        if self._meters is not None:
+            load = launch.load
+            output.operators_ns = {"dense": load.dense.time, "attention": load.attention.time}
+        return output
 
     def _next_repetition(self, launch: Launch) -> None:
         """The next decode step of one launch (its context growth of one token a row is below the

@@ -1,0 +1,220 @@
+"""A profile on disk: ``profile.json`` (facts and fitted models) with ``points.jsonl`` beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.costs._points import Point
+
+SCHEMA = 1
+PROFILE_FILE, POINTS_FILE = "profile.json", "points.jsonl"
+
+
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which device and model a profile is of; equal fingerprints make it usable.
+
+    ``device_sha256`` covers everything that decides times: a simulated GPU's constants and tables,
+    a real one's name and memory; ``environment`` (driver, versions) is told, not compared.
+    """
+
+    device: str
+    simulated: bool
+    num_sms: int
+    tensor_parallel: int
+    device_sha256: str
+    model: str
+    model_sha256: str
+    environment: dict[str, str] = {}
+
+
+class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Errors of a fitted model on held-out points of one phase (in percent of the measured time).
+
+    ``sms`` is ``all``, or which third of the SMs: ``few``, ``half``, ``most``.
+    """
+
+    phase: str
+    corunning: bool
+    sms: str
+    n: int
+    mape: float
+    p95: float
+    bias: float
+
+
+class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fitted cost model: enough to ask it again, and how far it was off."""
+
+    cost_model: str
+    options: dict[str, Any]
+    parameters: dict[str, Any]
+    scores: tuple[Score, ...]
+    num_fitted: int
+    num_held_out: int
+    seconds: float
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a sweep found. ``points_sha256`` names the measurements; it is the profile's identity.
+
+    ``gpu`` and ``model`` are the descriptions that the fits refer to, ``splits`` the legal SM pairs
+    of the device at the time.
+    """
+
+    schema: int
+    nexusbench: str
+    created: str
+    fingerprint: Fingerprint
+    gpu: GpuSpec
+    model: ModelSpec
+    splits: tuple[tuple[int, int], ...]
+    effort: str
+    seed: int
+    points_sha256: str
+    num_points: int
+    fits: tuple[Fit, ...] = ()
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    counters: dict[str, str] = {}  # source -> "on", or why it was off
+
+    def fit_of(self, cost_model: str, options: dict[str, Any]) -> Fit | None:
+        """The fit of that model with exactly those options."""
+        for fit in self.fits:
+            if fit.cost_model == cost_model and fit.options == options:
+                return fit
+        return None
+
+
+def sha256_of(value: Any) -> str:
+    """Of any msgspec-encodable value, in a fixed order of keys."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+def model_fingerprint(model: ModelSpec) -> str:
+    """Of what decides times: everything but names and sources."""
+    return sha256_of(msgspec.structs.replace(model, name="", source=""))
+
+
+def profile_path(path: Path) -> Path:
+    """``profile.json`` itself, whether it or its folder was named."""
+    return path / PROFILE_FILE if path.is_dir() else path
+
+
+def load_profile(path: Path) -> Profile:
+    """The profile in a file or folder. Raises InputError for anything but a profile of our schema,
+    an unfinished sweep included.
+    """
+    file = profile_path(path)
+    if not file.is_file():
+        hint = "Make one: nexusbench profile --device DEVICE --model MODEL -o DIR"
+        if (file.parent / POINTS_FILE).is_file():
+            hint = "Its sweep was not finished: repeat the same nexusbench profile, it resumes"
+        raise InputError("there is no such profile", file=file, hint=hint)
+    text = file.read_bytes()
+    _check_schema(text, file)
+    try:
+        return msgspec.json.decode(text, type=Profile)
+    except msgspec.ValidationError as error:
+        problem, _, at = str(error).partition(" - at ")
+        raise InputError(
+            problem, file=file, field=at.strip("`$.") or None, hint="Profile again, or restore it"
+        ) from None
+
+
+def _check_schema(text: bytes, file: Path) -> None:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", None)
+        raise InputError(
+            "is not JSON, perhaps cut short", file=file, line=line,
+            hint="Profile again with the same folder: points already measured are kept",
+        ) from None  # fmt: skip
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise InputError("is not a profile: it has no schema number", file=file, field="schema")
+    if schema != SCHEMA:
+        newer = schema > SCHEMA
+        raise InputError(
+            f"schema {schema}; this version of nexusbench reads {SCHEMA}", file=file,
+            field="schema", hint="Upgrade nexusbench" if newer else "Profile again",
+        )  # fmt: skip
+
+
+def write_profile(folder: Path, profile: Profile) -> Path:
+    """Write it in one step: a reader sees the old file or the new one."""
+    path = folder / PROFILE_FILE
+    temporary = folder / f".{PROFILE_FILE}.new"
+    text = msgspec.json.format(msgspec.json.encode(profile), indent=1)
+    with temporary.open("wb") as file:
+        file.write(text + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def read_points(path: Path, expected_sha256: str | None = None) -> list[Point]:
+    """All points of a ``points.jsonl``; a last line that a kill cut short is left out.
+
+    Raises InputError naming the line of any other damage, or if the file is not the one that
+    ``expected_sha256`` names.
+    """
+    if not path.is_file():
+        raise InputError(
+            "the measured points are not there", file=path,
+            hint="They stand beside profile.json; copy both, or profile again",
+        )  # fmt: skip
+    data = path.read_bytes()
+    if expected_sha256 is not None and hashlib.sha256(data).hexdigest() != expected_sha256:
+        raise InputError(
+            "these are not the points that the profile was fitted to", file=path,
+            hint="Profile again into this folder: it resumes and fits anew",
+        )  # fmt: skip
+    lines = data.split(b"\n")
+    points = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            points.append(msgspec.json.decode(line, type=Point))
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            if number == len(lines):
+                break  # no newline after it: the process was killed while writing it
+            raise InputError(
+                f"is not a measured point: {error}", file=path, line=number,
+                hint="Delete the line: it will be measured again",
+            ) from None  # fmt: skip
+    return points
+
+
+def check_fingerprint(profile: Profile, file: Path, now: Fingerprint) -> list[str]:
+    """How ``profile`` differs from the device and model of a run: sentences, none if it fits."""
+    was, different = profile.fingerprint, []
+    if was.model_sha256 != now.model_sha256:
+        different.append(f"it is of the model {was.model}, this run serves {now.model}")
+    if was.device != now.device or was.num_sms != now.num_sms:
+        different.append(f"it is of {was.device} ({was.num_sms} SMs), this run uses {now.device}")
+    elif was.device_sha256 != now.device_sha256:
+        different.append(f"{was.device} has other constants or tables now than when it was made")
+    if was.tensor_parallel != now.tensor_parallel:
+        different.append(
+            f"it is of {was.tensor_parallel} GPU(s), this run uses {now.tensor_parallel}"
+        )
+    return different
+
+
+def refuse(file: Path, problems: list[str]) -> None:
+    """Raise UsageError for a profile of something else."""
+    raise UsageError(
+        f"{file}: this profile does not fit the run: {'; '.join(problems)}. Profile this device "
+        "and model, or use it all the same with --force-profile"
+    )
