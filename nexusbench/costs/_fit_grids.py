@@ -39,9 +39,14 @@ def key_of(point: Point) -> Key:
 
 
 def lines_of(points: Iterable[Point]) -> dict[Key, Line]:
-    """Per (size, context) the ns over SMs: the mean where several points say the same."""
+    """Per (size, context) the ns over SMs: the mean where several points say the same.
+
+    Decodes of different lengths are left out: a few of them would bend the lines of equal ones.
+    """
     found: dict[Key, dict[int, list[float]]] = {}
     for point in points:
+        if point.setting.contexts:
+            continue
         found.setdefault(key_of(point), {}).setdefault(point.setting.sms, []).append(point.ns)
     return {
         key: {sms: float(np.mean(ns)) for sms, ns in line.items()} for key, line in found.items()
