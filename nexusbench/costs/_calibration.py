@@ -11,14 +11,15 @@ from nexusbench.costs._surface import between, bracket
 from nexusbench.costs.base import FittedParameters
 
 Operators = Sequence[tuple[float, float]]  # (FLOPs, bytes) of each
+Alpha = tuple[tuple[float, ...], ...]
 
 
 class RooflineParameters(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Fitted constants of the roofline.
 
     ``bandwidth``: attainable share of peak HBM bandwidth; ``bandwidth_sms``: share of the SMs that
-    attains it (N_d/N). ``prefill_alpha`` and ``decode_alpha`` [size][SMs]: measured over roofline
-    time at ``*_sizes`` (tokens, batch size) and ``sms``. ``mixed``: by how much longer a decode's
+    attains it (N_d/N). ``*_dense`` and ``*_attention`` [size][SMs]: alpha, measured over roofline
+    time, at ``*_sizes`` (tokens, batch size) and ``sms``. ``mixed``: by how much longer a decode's
     attention takes beside chunks in one batch. ``decode_bandwidth`` [length][SMs]: what decode on
     ``decode_sms`` SMs still attains beside a prefill whose queries attend to ``lengths`` keys on
     average, as a share of what it attains alone (D_{p,sl}). ``prefill_slowdown`` over
@@ -30,9 +31,11 @@ class RooflineParameters(FittedParameters, frozen=True, forbid_unknown_fields=Tr
     bandwidth_sms: float
     sms: tuple[float, ...]
     prefill_sizes: tuple[float, ...]
-    prefill_alpha: tuple[tuple[float, ...], ...]
+    prefill_dense: Alpha
+    prefill_attention: Alpha
     decode_sizes: tuple[float, ...]
-    decode_alpha: tuple[tuple[float, ...], ...]
+    decode_dense: Alpha
+    decode_attention: Alpha
     mixed: float
     lengths: tuple[float, ...] = ()
     decode_sms: tuple[float, ...] = ()
@@ -43,66 +46,63 @@ class RooflineParameters(FittedParameters, frozen=True, forbid_unknown_fields=Tr
 
 
 class Rates:
-    """ns per FLOP and per byte of one phase, over batch sizes and SMs.
+    """Four rates of one phase over batch sizes and SMs: ns per FLOP and per byte of the dense
+    operators, then of attention.
 
     alpha divides what SMs compute and move. It is interpolated linearly over SMs at the measured
-    counts, the rates linearly in 1/SMs between those, N_d, one SM and all; and neither rate may
-    fall where SMs are taken away, so that no step gets faster by that.
+    counts, the rates linearly in 1/SMs between those, N_d, one SM and all; and no rate may fall
+    where SMs are taken away, so that no step gets faster by that.
     """
 
     def __init__(
         self,
         sizes: tuple[float, ...],
-        alpha: Iterable[Sequence[float]],
-        sms: tuple[float, ...],
-        bandwidth: float,
-        bandwidth_sms: float,
+        classes: Iterable[Iterable[Sequence[float]]],
+        fitted: RooflineParameters,
         gpu: GpuSpec,
     ) -> None:
         whole = float(gpu.num_sms)
-        saturated = bandwidth_sms * whole
-        counts = sorted({1.0, whole, *sms} | ({saturated} if 1.0 < saturated < whole else set()))
+        saturated = fitted.bandwidth_sms * whole
+        counts = sorted({1.0, whole, *fitted.sms, max(1.0, saturated)})
         counts.reverse()
-        self.sizes = sizes if len(sizes) > 1 else (sizes[0], sizes[0] + 1.0)
+        self.sizes = sizes
         self.axis = tuple([1.0 / count for count in counts])
-        self.per_flop: list[list[float]] = []
-        self.per_byte: list[list[float]] = []
-        for line in alpha:
-            flop = byte = 0.0
-            flops, moved = [], []
-            for count in counts:
-                factor = between(sms, line, count)
-                flop = max(flop, factor * whole / (count * gpu.peak_tflops * 1e3))
-                reach = min(1.0, count / saturated)
-                byte = max(byte, factor / (gpu.hbm_gbps * bandwidth * reach))
-                flops.append(flop)
-                moved.append(byte)
-            self.per_flop.append(flops)
-            self.per_byte.append(moved)
-        if len(sizes) == 1:
-            self.per_flop *= 2
-            self.per_byte *= 2
+        self.tables: list[list[list[float]]] = []  # [rate][size][1/SMs]
+        for alpha in classes:
+            per_flop, per_byte = [], []
+            for line in alpha:
+                flop = byte = 0.0
+                flops, moved = [], []
+                for count in counts:
+                    factor = between(fitted.sms, line, count)
+                    flop = max(flop, factor * whole / (count * gpu.peak_tflops * 1e3))
+                    reach = min(1.0, count / saturated) * fitted.bandwidth
+                    byte = max(byte, factor / (gpu.hbm_gbps * reach))
+                    flops.append(flop)
+                    moved.append(byte)
+                per_flop.append(flops)
+                per_byte.append(moved)
+            self.tables += [per_flop, per_byte]
 
-    def lines(self, size: float) -> tuple[list[float], list[float]]:
-        """(ns per FLOP, ns per byte) over ``axis`` for a batch of that size."""
+    def lines(self, size: float) -> list[list[float]]:
+        """The four rates over ``axis`` for a batch of that size."""
         i, u = bracket(self.sizes, size)
         v = 1.0 - u
-        return (
-            [v * a + u * b for a, b in zip(self.per_flop[i], self.per_flop[i + 1], strict=True)],
-            [v * a + u * b for a, b in zip(self.per_byte[i], self.per_byte[i + 1], strict=True)],
-        )
+        return [
+            [v * a + u * b for a, b in zip(table[i], table[i + 1], strict=True)]
+            for table in self.tables
+        ]
 
-    def at(self, size: float, sms: int) -> tuple[float, float]:
-        """(ns per FLOP, ns per byte) on ``sms`` SMs; as :meth:`lines` and then interpolating."""
+    def at(self, size: float, sms: int) -> list[float]:
+        """The four rates on ``sms`` SMs; as :meth:`lines` and then interpolating, to the bit."""
         i, u = bracket(self.sizes, size)
         k, w = bracket(self.axis, 1.0 / sms)
-        v, m = 1.0 - u, k + 1
-        a, b = self.per_flop[i], self.per_flop[i + 1]
-        c, d = self.per_byte[i], self.per_byte[i + 1]
-        return (
-            (v * a[k] + u * b[k]) * (1.0 - w) + (v * a[m] + u * b[m]) * w,
-            (v * c[k] + u * d[k]) * (1.0 - w) + (v * c[m] + u * d[m]) * w,
-        )
+        v, x, m = 1.0 - u, 1.0 - w, k + 1
+        found = []
+        for table in self.tables:
+            a, b = table[i], table[i + 1]
+            found.append((v * a[k] + u * b[k]) * x + (v * a[m] + u * b[m]) * w)
+        return found
 
 
 class Beside:

@@ -186,6 +186,11 @@ def _anchored(
     return axis, np.moveaxis(moved, 0, along)
 
 
+def hats(x: FloatArray, axis: FloatArray) -> FloatArray:
+    """Weights [n, axis] of linear interpolation over ascending ``axis``, constant beyond it."""
+    return np.stack([np.interp(x, axis, unit) for unit in np.eye(len(axis))], axis=1)
+
+
 def factor(known: FloatArray, part: FloatArray, measured: FloatArray) -> float:
     """The factor f >= 0 with the least relative squared error of ``known + f part``; 1 if there is
     nothing to tell it from.

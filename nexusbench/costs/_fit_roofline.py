@@ -11,29 +11,42 @@ import msgspec
 import numpy as np
 
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._calibration import Rates, RooflineParameters
+from nexusbench.core.specs import GpuSpec
+from nexusbench.costs._calibration import RooflineParameters
 from nexusbench.costs._fit import FloatArray, least_relative_squares
-from nexusbench.costs._fit_grids import alone, factor, nodes
+from nexusbench.costs._fit_grids import alone, factor, hats, nodes
 from nexusbench.costs._points import Point
 from nexusbench.costs._work import chunk_work
 from nexusbench.costs.base import Target
 from nexusbench.costs.roofline import Roofline, RooflineOptions
 
-BINS, MOST_SMS = 4, 6  # of alpha, per phase
+BINS, MOST_SMS = 4, 6  # of alpha, per phase and operator class
+SATURATED = tuple([0.04 * i for i in range(1, 21)])  # N_d/N that are tried
+BANDWIDTHS = (0.7, 0.8, 0.9, 1.0)  # and attainable shares of the peak
 MOST_LENGTHS, MOST_SPLITS = 4, 6  # of decode's bandwidth beside a prefill
 ALPHA, SHARE = (0.2, 20.0), (0.05, 1.0)  # bounds
 SMOOTH = 0.03  # weight of neighbouring alphas being alike: fills in what was not measured
+RIDGE = 1e-6  # weight of alpha being 1, for classes that take no time
 TURNS = 2.0  # slowdown where both claim all SMs and nothing was measured: they take turns
 
 
 class Steps(NamedTuple):
-    """Steps of one phase alone: (FLOPs, bytes) [n, operators], sizes, SMs and ns [n]."""
+    """Steps of one phase alone: (FLOPs, bytes) of the dense operators and of attention
+    [n, operators], sizes, SMs and ns [n].
+    """
 
-    flops: FloatArray
-    bytes: FloatArray
+    dense: tuple[FloatArray, FloatArray]
+    attention: tuple[FloatArray, FloatArray]
     sizes: FloatArray
     sms: FloatArray
     ns: FloatArray
+
+
+class Grid(NamedTuple):
+    """Where a phase's alpha is fitted: its sizes; the weights [n, sizes x SMs] of each step."""
+
+    sizes: tuple[float, ...]
+    weights: FloatArray
 
 
 def fit_roofline(
@@ -59,21 +72,27 @@ def _with(model: Roofline, fitted: RooflineParameters, target: Target) -> Roofli
 
 def _steps(points: Iterable[Point], model: Roofline, phase: str) -> Steps:
     """Raises UsageError if alpha cannot be told: fewer than two sizes or SM counts."""
-    rows = []
-    for point in points:
-        operators, keys = model.operators(point.setting.shape)
-        rows.append((
-            [f for f, _ in operators] + [0.0], [b for _, b in operators] + [keys],
-            point.setting.shape.num_tokens, point.setting.sms, point.ns,
-        ))  # fmt: skip
-    if len({row[2] for row in rows}) < 2 or len({row[3] for row in rows}) < 2:
+    chosen = [point for point in points if point.setting.shape.num_tokens]
+    sizes = {point.setting.shape.num_tokens for point in chosen}
+    if len(sizes) < 2 or len({point.setting.sms for point in chosen}) < 2:
         what = "chunk" if phase == "prefill" else "batch"
         raise UsageError(
             f"the roofline needs {phase} alone at two or more {what} sizes and SM counts; measured "
-            f"were {len(rows)} points. Profile more: nexusbench profile without --quick"
+            f"were {len(chosen)} points. Profile more: nexusbench profile without --quick"
         )
-    columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
-    return Steps(*columns)
+    dense, attention = [], []
+    for point in chosen:
+        operators, chunks, kept = model.operators(point.setting.shape)
+        dense.append(operators)
+        attention.append([chunks if phase == "prefill" else (0.0, kept)])
+    work = [np.array(each, dtype=np.float64) for each in (dense, attention)]
+    return Steps(
+        (work[0][:, :, 0], work[0][:, :, 1]),
+        (work[1][:, :, 0], work[1][:, :, 1]),
+        np.array([point.setting.shape.num_tokens for point in chosen], dtype=np.float64),
+        np.array([point.setting.sms for point in chosen], dtype=np.float64),
+        np.array([point.ns for point in chosen], dtype=np.float64),
+    )
 
 
 def _spaced(sizes: FloatArray, count: int) -> tuple[float, ...]:
@@ -84,59 +103,88 @@ def _spaced(sizes: FloatArray, count: int) -> tuple[float, ...]:
 
 
 def _fit_alpha(phases: Sequence[Steps], target: Target) -> RooflineParameters:
-    """Bandwidth, N_d and both phases' alpha at once: they share the memory system."""
+    """Bandwidth and N_d by trying them, as both phases share the memory system; alpha by linear
+    least squares of the relative errors, in which the roofline times are linear.
+    """
     sms = tuple(nodes(np.concatenate([steps.sms for steps in phases]).tolist(), MOST_SMS))
-    sizes = [_spaced(steps.sizes, BINS) for steps in phases]
-    counts = [len(axis) * len(sms) for axis in sizes]
-
-    def unpack(x: FloatArray) -> list[FloatArray]:
-        first = 2 + counts[0]
-        return [x[2:first].reshape(-1, len(sms)), x[first:].reshape(-1, len(sms))]
-
-    def predict(x: FloatArray) -> FloatArray:
-        made, steadiness = [], []
-        for steps, axis, alpha in zip(phases, sizes, unpack(x), strict=True):
-            rates = Rates(axis, alpha.tolist(), sms, float(x[0]), float(x[1]), target.gpu)
-            made.append(_times(steps, rates))
-            for direction in (0, 1):
-                change = np.diff(np.log(alpha), axis=direction).ravel()
-                steadiness.append(np.exp(SMOOTH * change))
-        return np.concatenate([*made, *steadiness])
-
-    measured = np.concatenate([steps.ns for steps in phases])
-    start = [0.9, 0.3, *[1.3] * (counts[0] + counts[1])]
-    extra = len(predict(np.array(start))) - len(measured)
-    bounds = [(0.2, 1.0), (0.01, 1.0), *[ALPHA] * (counts[0] + counts[1])]
-    found = least_relative_squares(
-        predict, start, bounds, np.concatenate([measured, np.ones(extra)])
-    )
-    prefill, decode = unpack(found)
+    grids = [_grid(steps, sms) for steps in phases]
+    best: tuple[float, float, float, list[FloatArray]] | None = None
+    for saturated in SATURATED:
+        for bandwidth in BANDWIDTHS:
+            found = [
+                _solve(steps, grid, sms, (bandwidth, saturated), target.gpu)
+                for steps, grid in zip(phases, grids, strict=True)
+            ]
+            error = found[0][0] + found[1][0]
+            if best is None or error < best[0]:
+                best = (error, bandwidth, saturated, [alpha for _, alpha in found])
+    assert best is not None
+    _, bandwidth, saturated, (prefill, decode) = best
     return RooflineParameters(
-        bandwidth=float(found[0]),
-        bandwidth_sms=float(found[1]),
+        bandwidth=bandwidth,
+        bandwidth_sms=saturated,
         sms=sms,
-        prefill_sizes=sizes[0],
-        prefill_alpha=tuple([tuple(line) for line in prefill.tolist()]),
-        decode_sizes=sizes[1],
-        decode_alpha=tuple([tuple(line) for line in decode.tolist()]),
+        prefill_sizes=grids[0].sizes,
+        prefill_dense=_rows(prefill[0]),
+        prefill_attention=_rows(prefill[1]),
+        decode_sizes=grids[1].sizes,
+        decode_dense=_rows(decode[0]),
+        decode_attention=_rows(decode[1]),
         mixed=1.0,
     )
 
 
-def _times(steps: Steps, rates: Rates) -> FloatArray:
-    """``rooflines`` of all steps at once."""
-    axis, sizes = np.array(rates.axis), np.array(rates.sizes)
-    place = np.clip(np.searchsorted(sizes, steps.sizes, side="right") - 1, 0, len(sizes) - 2)
-    u = np.clip((steps.sizes - sizes[place]) / (sizes[place + 1] - sizes[place]), 0.0, 1.0)
-    found = []
-    for table in (np.array(rates.per_flop), np.array(rates.per_byte)):
-        over = np.stack([np.interp(1.0 / steps.sms, axis, line) for line in table])
-        each = np.arange(len(steps.sms))
-        found.append(over[place, each] * (1.0 - u) + over[place + 1, each] * u)
-    per_flop, per_byte = found
-    longer = np.maximum(steps.flops * per_flop[:, None], steps.bytes * per_byte[:, None])
-    made: FloatArray = longer.sum(axis=1)
+def _grid(steps: Steps, sms: Sequence[float]) -> Grid:
+    """Each step's share of each alpha: linear in size and in 1/SMs."""
+    sizes = _spaced(steps.sizes, BINS)
+    by_size = hats(steps.sizes, np.array(sizes))
+    by_sms = hats(-1.0 / steps.sms, -1.0 / np.array(sms))
+    weights = by_size[:, :, None] * by_sms[:, None, :]
+    return Grid(sizes, weights.reshape(len(steps.ns), -1))
+
+
+def _solve(
+    steps: Steps, grid: Grid, sms: Sequence[float], memory: tuple[float, float], gpu: GpuSpec
+) -> tuple[float, FloatArray]:
+    """(squared relative error, alpha [class, size, SMs]) for (bandwidth, N_d/N) shares.
+
+    Neighbouring alphas are drawn together a little, which fills in what was not measured.
+    """
+    flop_ns = gpu.num_sms / (gpu.peak_tflops * 1e3 * steps.sms)
+    reach = np.minimum(1.0, steps.sms / (memory[1] * gpu.num_sms))
+    byte_ns = 1.0 / (gpu.hbm_gbps * memory[0] * reach)
+    columns = []
+    for flops, moved in (steps.dense, steps.attention):
+        longer = np.maximum(flops * flop_ns[:, None], moved * byte_ns[:, None]).sum(axis=1)
+        columns.append(grid.weights * (longer / steps.ns)[:, None])
+    shape = (2, len(grid.sizes), len(sms))
+    alike = _differences(shape) * SMOOTH
+    matrix = np.concatenate([np.concatenate(columns, axis=1), alike])
+    wanted = np.concatenate([np.ones(len(steps.ns)), np.zeros(len(alike))])
+    # The normal equations: many times faster than lstsq, and SMOOTH keeps them well conditioned.
+    square = matrix.T @ matrix + RIDGE * np.eye(matrix.shape[1])
+    found = np.clip(np.linalg.solve(square, matrix.T @ wanted + RIDGE), *ALPHA)
+    error = float(((matrix @ found - wanted) ** 2).sum())
+    return error, found.reshape(shape)
+
+
+def _differences(shape: tuple[int, int, int]) -> FloatArray:
+    """Rows that take the difference of each two neighbours along sizes and along SMs."""
+    places = np.arange(shape[0] * shape[1] * shape[2]).reshape(shape)
+    pairs = [
+        (places[:, 1:].ravel(), places[:, :-1].ravel()),
+        (places[:, :, 1:].ravel(), places[:, :, :-1].ravel()),
+    ]
+    one = np.concatenate([pair[0] for pair in pairs])
+    other = np.concatenate([pair[1] for pair in pairs])
+    made = np.zeros((len(one), places.size))
+    made[np.arange(len(one)), one] = 1.0
+    made[np.arange(len(one)), other] = -1.0
     return made
+
+
+def _rows(alpha: FloatArray) -> tuple[tuple[float, ...], ...]:
+    return tuple([tuple(line) for line in alpha.tolist()])
 
 
 def _fit_mixed(points: Iterable[Point], model: Roofline) -> float:
@@ -146,7 +194,7 @@ def _fit_mixed(points: Iterable[Point], model: Roofline) -> float:
         setting = point.setting
         if not setting.shape.chunks or not setting.shape.num_decodes:
             continue
-        known, part = model.mixed_times(setting.shape, setting.sms)
+        known, part = model.parts(setting.shape, setting.sms)
         rows.append((known, part, point.ns))
     columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
     return factor(columns[0], columns[1], columns[2])
@@ -190,9 +238,8 @@ def _fit_beside(
 
 def _slowdowns(points: Sequence[Point], own: Sequence[float]) -> tuple[float, ...]:
     """Least-squares slowdowns at ``own`` SMs, interpolated between them for what was measured."""
-    hats = np.eye(len(own))
     sms = np.array([point.setting.sms for point in points], dtype=np.float64)
-    weights = np.stack([np.interp(sms, own, hat) for hat in hats], axis=1)
+    weights = hats(sms, np.array(own))
     measured = np.array([point.slowdown for point in points], dtype=np.float64)
     found = np.linalg.lstsq(weights, measured, rcond=None)[0]
     return tuple(np.maximum(found, 1.0).tolist())
@@ -207,19 +254,19 @@ def _fit_shares(
         assert point.setting.neighbour is not None
         queries, pairs = chunk_work(point.setting.neighbour.chunks)
         keys.append(pairs / queries)
-        flops, moved = model.decode_times(point.setting.shape, point.setting.sms)
-        compute.append(flops)
-        memory.append(moved)
+        computing, moving = model.decode_times(point.setting.shape, point.setting.sms)
+        compute.append(computing)
+        memory.append(moving)
     own = [float(point.setting.sms) for point in points]
     lengths, sms = nodes(keys, MOST_LENGTHS), nodes(own, MOST_SPLITS)
-    by_length = np.stack([np.interp(keys, lengths, hat) for hat in np.eye(len(lengths))], axis=1)
-    by_sms = np.stack([np.interp(own, sms, hat) for hat in np.eye(len(sms))], axis=1)
-    computing, moving = np.array(compute), np.array(memory)
-    before = np.maximum(computing, moving).sum(axis=1)
+    by_length = hats(np.array(keys), np.array(lengths))
+    by_sms = hats(np.array(own), np.array(sms))
+    computes, moves = np.array(compute), np.array(memory)
+    before = np.maximum(computes, moves).sum(axis=1)
 
     def predict(x: FloatArray) -> FloatArray:
         share = ((by_length @ x.reshape(len(lengths), len(sms))) * by_sms).sum(axis=1)
-        made: FloatArray = np.maximum(computing, moving / share[:, None]).sum(axis=1) / before
+        made: FloatArray = np.maximum(computes, moves / share[:, None]).sum(axis=1) / before
         return made
 
     size = len(lengths) * len(sms)

@@ -38,9 +38,9 @@ class Roofline(CostModel):
     P_attn is the share of prefill time in attention; the paper's plain byte counts compare one
     decode step with a whole chunk, which starves any decode.
 
-    With ``parameters`` both terms are stretched by alpha, fitted per phase over batch sizes and
-    SMs; decode's bandwidth beside a prefill is what was measured there, and prefill beside decode
-    is slowed down as measured (Bullet, section 3, Eq. 1-2).
+    With ``parameters`` both terms are stretched by alpha, fitted per phase and operator class over
+    batch sizes and SMs; decode's bandwidth beside a prefill is what was measured there, and prefill
+    beside decode is slowed down as measured (Bullet, section 3, Eq. 1-2).
     """
 
     Options: ClassVar[type[CostModelOptions]] = RooflineOptions
@@ -156,77 +156,82 @@ class Roofline(CostModel):
 
     def _calibrate(self, fitted: RooflineParameters, gpu: GpuSpec) -> None:
         """Make the tables that fitted predictions look up."""
-        common = (fitted.sms, fitted.bandwidth, fitted.bandwidth_sms, gpu)
-        self._prefill = Rates(fitted.prefill_sizes, fitted.prefill_alpha, *common)
-        self._decode = Rates(fitted.decode_sizes, fitted.decode_alpha, *common)
+        classes = (fitted.prefill_dense, fitted.prefill_attention)
+        self._prefill = Rates(fitted.prefill_sizes, classes, fitted, gpu)
+        classes = (fitted.decode_dense, fitted.decode_attention)
+        self._decode = Rates(fitted.decode_sizes, classes, fitted, gpu)
         self._mixed = fitted.mixed
         self._beside = Beside(fitted) if self._contention and fitted.lengths else None
 
-    def operators(self, shape: BatchShape) -> tuple[list[tuple[float, float]], float]:
-        """((FLOPs, bytes) of each operator, decode attention's bytes) of all layers once."""
+    def operators(self, shape: BatchShape) -> tuple[Operators, tuple[float, float], float]:
+        """((FLOPs, bytes) of each dense operator, those of the chunks' attention, bytes of the
+        decodes' attention), of all layers once.
+        """
         tokens, work = shape.num_tokens, self._work
-        found = [
+        dense = [
             (flops * tokens, weights + activations * tokens)
             for flops, weights, activations in self._dense
         ]
         rows = shape.num_decodes + len(shape.chunks)
-        found.append((self._head_flops * rows, self._head_bytes))
-        if shape.chunks:
-            queries, pairs = chunk_work(shape.chunks)
-            keys = queries
-            for _, before in shape.chunks:
-                keys += before
-            size = keys * work.kv_bytes_per_token
-            size += queries * work.query_bytes_per_token * work.num_layers
-            found.append((pairs * work.attention_flops * work.num_layers, size))
-        return found, (shape.decode_context + shape.num_decodes) * work.kv_bytes_per_token
+        dense.append((self._head_flops * rows, self._head_bytes))
+        queries, pairs = chunk_work(shape.chunks)
+        keys = queries
+        for _, before in shape.chunks:
+            keys += before
+        size = keys * work.kv_bytes_per_token
+        size += queries * work.query_bytes_per_token * work.num_layers
+        attention = (pairs * work.attention_flops * work.num_layers, size)
+        kept = (shape.decode_context + shape.num_decodes) * work.kv_bytes_per_token
+        return dense, attention, kept
 
-    def mixed_times(self, shape: BatchShape, sms: int) -> tuple[float, float]:
-        """(ns of all but, ns of the decodes' attention as if alone) in a batch with chunks."""
-        operators, keys = self.operators(shape)
-        time = rooflines(operators, *self._prefill.at(shape.num_tokens, sms))
-        if not shape.num_decodes:
-            return time, 0.0
-        return time, keys * self._decode.at(shape.num_decodes, sms)[1]
+    def parts(self, shape: BatchShape, sms: int) -> tuple[float, float]:
+        """Fitted, alone: (ns of all but the decodes' attention, ns of that as if among decodes)."""
+        dense, attention, kept = self.operators(shape)
+        if not shape.chunks:
+            flop, byte, _, read = self._decode.at(shape.num_decodes, sms)
+            return rooflines(dense, flop, byte), kept * read
+        flop, byte, compute, read = self._prefill.at(shape.num_tokens, sms)
+        time = rooflines(dense, flop, byte) + rooflines((attention,), compute, read)
+        return time, kept * self._decode.at(shape.num_decodes, sms)[3] if kept else 0.0
 
     def decode_times(self, shape: BatchShape, sms: int) -> tuple[list[float], list[float]]:
-        """(computing, moving) ns of each operator of a decode step alone."""
-        operators, keys = self.operators(shape)
-        flop, byte = self._decode.at(shape.num_decodes, sms)
-        computing = [flops * flop for flops, _ in operators]
-        return [*computing, 0.0], [*[size * byte for _, size in operators], keys * byte]
+        """Fitted, alone: ns of computing and ns of moving of each operator of a decode step."""
+        dense, _, kept = self.operators(shape)
+        flop, byte, _, read = self._decode.at(shape.num_decodes, sms)
+        moving = [size * byte for _, size in dense]
+        return [*[flops * flop for flops, _ in dense], 0.0], [*moving, kept * read]
 
     def _fitted_time(
         self, shape: BatchShape, sms: int, neighbour: tuple[BatchShape, int] | None
     ) -> float:
         passes = portion(shape, self._work.num_layers)
         if shape.chunks:
-            time, more = self.mixed_times(shape, sms)
+            time, more = self.parts(shape, sms)
             return passes * self._beside_decode(time + self._mixed * more, sms, neighbour)
-        operators, keys = self.operators(shape)
-        operators.append((0.0, keys))
-        flop, byte = self._decode.at(shape.num_decodes, sms)
-        return passes * self._beside_prefill(operators, flop, byte, sms, neighbour)
+        dense, _, kept = self.operators(shape)
+        rates = self._decode.at(shape.num_decodes, sms)
+        return passes * self._beside_prefill(dense, kept, rates, sms, neighbour)
 
     def _beside_prefill(
         self,
-        operators: Operators,
-        flop: float,
-        byte: float,
+        dense: Operators,
+        kept: float,
+        rates: Sequence[float],
         sms: int,
         neighbour: tuple[BatchShape, int] | None,
     ) -> float:
-        """Nanoseconds of a decode step whose rates alone are ``flop`` and ``byte``."""
+        """Nanoseconds of a decode step that has those rates alone."""
+        flop, byte, _, read = rates
         beside = self._beside
         if neighbour is None or beside is None or not neighbour[0].chunks:
-            return rooflines(operators, flop, byte)
+            return rooflines(dense, flop, byte) + kept * read
         queries, pairs = chunk_work(neighbour[0].chunks)
         share = beside.decode_share(pairs / queries, sms)
-        time = rooflines(operators, flop, byte / share)
+        time = rooflines(dense, flop, byte / share) + kept * (read / share)
         shared = sms + neighbour[1] - self._num_sms
         if shared > 0:
             part = min(1.0, shared / sms)
-            together = rooflines(operators, flop, byte) * beside.overlapping[1]
+            together = (rooflines(dense, flop, byte) + kept * read) * beside.overlapping[1]
             time = time * (1.0 - part) + max(time, together) * part
         return time
 
@@ -254,25 +259,23 @@ class Roofline(CostModel):
         """As :meth:`predict`, to the bit; fitted, what does not depend on SMs is counted once."""
         if not self._calibrated:
             return super().predict_splits(shape, sms, neighbour, neighbour_sms)
-        operators, keys = self.operators(shape)
+        dense, attention, kept = self.operators(shape)
         passes, count = portion(shape, self._work.num_layers), shape.num_decodes
-        prefill = bool(shape.chunks)
-        if not prefill:
-            operators.append((0.0, keys))
-        rates = self._prefill if prefill else self._decode
-        flops, moved = rates.lines(shape.num_tokens if prefill else count)
-        also = self._decode.lines(count)[1] if prefill and count else []
+        rates = self._prefill if shape.chunks else self._decode
+        lines = rates.lines(shape.num_tokens)
+        reading = self._decode.lines(count)[3] if shape.chunks and kept else []
         times = []
         for position, own in enumerate(sms):
             beside = None if neighbour is None else (neighbour, neighbour_sms[position])
-            at = 1.0 / own
-            flop, byte = between(rates.axis, flops, at), between(rates.axis, moved, at)
-            if not prefill:
-                time = self._beside_prefill(operators, flop, byte, own, beside)
+            flop, byte, compute, read = [between(rates.axis, line, 1.0 / own) for line in lines]
+            if not shape.chunks:
+                found = (flop, byte, compute, read)
+                time = self._beside_prefill(dense, kept, found, own, beside)
             else:
-                time = rooflines(operators, flop, byte)
-                if also:
-                    time += self._mixed * (keys * between(self._decode.axis, also, at))
+                time = rooflines(dense, flop, byte) + rooflines((attention,), compute, read)
+                if reading:
+                    more = kept * between(self._decode.axis, reading, 1.0 / own)
+                    time += self._mixed * more
                 time = self._beside_decode(time, own, beside)
             times.append(passes * time)
         return times
