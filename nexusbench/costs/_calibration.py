@@ -112,15 +112,12 @@ class Beside:
 
     def __init__(self, fitted: RooflineParameters) -> None:
         self._fitted = fitted
-        self._lengths = fitted.lengths
-        if len(fitted.lengths) == 1:
-            self._lengths = (fitted.lengths[0], fitted.lengths[0] + 1.0)
-        self._shares = fitted.decode_bandwidth * (2 if len(fitted.lengths) == 1 else 1)
+        self._shares = fitted.decode_bandwidth
         self.overlapping = fitted.overlapping
 
     def decode_share(self, length: float, sms: int) -> float:
         """Share of its own bandwidth that decode on ``sms`` SMs attains beside a prefill."""
-        i, u = bracket(self._lengths, length)
+        i, u = bracket(self._fitted.lengths, length)
         low = between(self._fitted.decode_sms, self._shares[i], sms)
         return low * (1.0 - u) + between(self._fitted.decode_sms, self._shares[i + 1], sms) * u
 

@@ -14,7 +14,6 @@ from nexusbench.costs._work import chunk_work, equivalent_context
 
 FAR = float(2**20)  # tokens or sequences: beyond every batch, so that nothing is outside a grid
 LEAST_SHARE = 0.25  # of the first measured value, the least that is believed below it
-MOST_NODES = 6  # per axis, where what was measured does not form a grid of its own
 
 Key = tuple[float, float]  # (size, context)
 Line = dict[int, float]  # SMs -> value
@@ -202,9 +201,14 @@ def factor(known: FloatArray, part: FloatArray, measured: FloatArray) -> float:
     return max(0.0, float(((measured - known) * weight).sum()) / scale)
 
 
-def nodes(values: Iterable[float], most: int = MOST_NODES) -> list[float]:
-    """At most ``most`` of the distinct values, both ends among them, spread evenly by rank."""
+def nodes(values: Iterable[float], most: int) -> list[float]:
+    """At most ``most`` of the distinct values, both ends among them, spread evenly by rank.
+
+    A single value gets a companion, so that every axis has two.
+    """
     distinct = sorted(set(values))
+    if len(distinct) == 1:
+        return [distinct[0], distinct[0] + 1.0]
     if len(distinct) <= most:
         return distinct
     return [distinct[round(i * (len(distinct) - 1) / (most - 1))] for i in range(most)]

@@ -25,7 +25,7 @@ SATURATED = tuple([0.04 * i for i in range(1, 21)])  # N_d/N that are tried
 BANDWIDTHS = (0.7, 0.8, 0.9, 1.0)  # and attainable shares of the peak
 MOST_LENGTHS, MOST_SPLITS = 4, 6  # of decode's bandwidth beside a prefill
 ALPHA, SHARE = (0.2, 20.0), (0.05, 1.0)  # bounds
-SMOOTH = 0.03  # weight of neighbouring alphas being alike: fills in what was not measured
+SMOOTH = 0.03  # weight of neighbours on a grid being alike: fills in what was not measured
 RIDGE = 1e-6  # weight of alpha being 1, for classes that take no time
 TURNS = 2.0  # slowdown where both claim all SMs and nothing was measured: they take turns
 
@@ -215,10 +215,10 @@ def _fit_beside(
         elif setting.phase == "prefill" or setting.neighbour.chunks:
             apart[setting.phase].append(point)
     for phase, found in apart.items():
-        if len({point.setting.sms for point in found}) < 2:
+        if not found:
             raise UsageError(
-                f"the roofline needs pairs in which {phase} ran beside the other phase on two or "
-                "more splits. Profile pairs too, or fit roofline:contention=false"
+                f"the roofline needs pairs in which {phase} ran beside the other phase. Profile "
+                "pairs too, or fit roofline:contention=false"
             )
     lengths, sms, shares = _fit_shares(apart["decode"], model)
     own = nodes([float(point.setting.sms) for point in apart["prefill"]], MOST_SPLITS)
@@ -240,8 +240,10 @@ def _slowdowns(points: Sequence[Point], own: Sequence[float]) -> tuple[float, ..
     """Least-squares slowdowns at ``own`` SMs, interpolated between them for what was measured."""
     sms = np.array([point.setting.sms for point in points], dtype=np.float64)
     weights = hats(sms, np.array(own))
-    measured = np.array([point.slowdown for point in points], dtype=np.float64)
-    found = np.linalg.lstsq(weights, measured, rcond=None)[0]
+    alike = SMOOTH * np.diff(np.eye(len(own)), axis=0)
+    matrix = np.concatenate([weights, alike])
+    measured = [*[point.slowdown or 1.0 for point in points], *[0.0] * len(alike)]
+    found = np.linalg.lstsq(matrix, np.array(measured), rcond=None)[0]
     return tuple(np.maximum(found, 1.0).tolist())
 
 
@@ -265,12 +267,16 @@ def _fit_shares(
     before = np.maximum(computes, moves).sum(axis=1)
 
     def predict(x: FloatArray) -> FloatArray:
-        share = ((by_length @ x.reshape(len(lengths), len(sms))) * by_sms).sum(axis=1)
-        made: FloatArray = np.maximum(computes, moves / share[:, None]).sum(axis=1) / before
-        return made
+        shares = x.reshape(len(lengths), len(sms))
+        share = ((by_length @ shares) * by_sms).sum(axis=1)
+        made = np.maximum(computes, moves / share[:, None]).sum(axis=1) / before
+        alike = [np.diff(np.log(shares), axis=axis).ravel() for axis in (0, 1)]
+        return np.concatenate([made, np.exp(SMOOTH * np.concatenate(alike))])
 
     size = len(lengths) * len(sms)
     slowdowns = np.array([point.slowdown for point in points], dtype=np.float64)
-    found = least_relative_squares(predict, [0.9] * size, [SHARE] * size, slowdowns)
-    shares = found.reshape(len(lengths), len(sms)).tolist()
-    return tuple(lengths), tuple(sms), tuple([tuple(line) for line in shares])
+    start = [0.9] * size
+    wanted = np.ones(len(predict(np.array(start))))
+    wanted[: len(slowdowns)] = slowdowns
+    found = least_relative_squares(predict, start, [SHARE] * size, wanted)
+    return tuple(lengths), tuple(sms), _rows(found.reshape(len(lengths), len(sms)))

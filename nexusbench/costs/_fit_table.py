@@ -88,7 +88,7 @@ def fit_slowdowns(points: Iterable[Point], phase: str, num_sms: int) -> Slowdown
     """The slowdowns of ``phase`` beside the other phase, on a full grid.
 
     What was not measured is filled from what was, weighted by inverse distance in steps of the
-    grid. Raises UsageError if there are fewer than two SM counts.
+    grid. Raises UsageError if there are no pairs.
     """
     apart: dict[Place, dict[int, float]] = {}
     together: dict[Place, float] = {}
@@ -102,10 +102,10 @@ def fit_slowdowns(points: Iterable[Point], phase: str, num_sms: int) -> Slowdown
         else:
             apart.setdefault(place, {})[setting.sms] = max(1.0, slowdown)
     counts = {sms for line in apart.values() for sms in line}
-    if len(counts) < 2:
+    if not counts:
         raise UsageError(
-            f"the slowdowns of {phase} beside the other phase need pairs on two or more splits; "
-            f"measured were {len(counts)}. Profile pairs too, or fit table:contention=false"
+            f"the slowdowns of {phase} beside the other phase need pairs on one or more splits; "
+            "measured were none. Profile pairs too, or fit table:contention=false"
         )
     own = np.array(nodes([float(sms) for sms in counts], MOST_SPLITS))
     places, values = _lines_of_pairs(apart, together, own)
@@ -116,9 +116,13 @@ def fit_slowdowns(points: Iterable[Point], phase: str, num_sms: int) -> Slowdown
         return np.stack(columns, axis=1)
 
     made = spread_over(places, values, np.array(list(product(*axes))), steps)
-    a, b, c, d = [tuple(axis) for axis in axes]
+    tokens, contexts, batches, keys = [tuple(axis) for axis in axes]
+    lines = made.reshape(len(tokens) * len(contexts), -1, len(own) + 1).tolist()
     return Slowdowns(
-        (a, b, c, d), tuple(own.tolist()), tuple([tuple(line) for line in made.tolist()])
+        (tokens, contexts),
+        (batches, keys),
+        tuple(own.tolist()),
+        tuple([tuple([tuple(line) for line in row]) for row in lines]),
     )
 
 

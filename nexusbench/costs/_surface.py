@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-# Corners of a grid with their weights: (position, weight).
-Corners = list[tuple[int, float]]
+Axes = tuple[tuple[float, ...], tuple[float, ...]]  # each of two or more ascending values
+# Corners of a cell with their weights: (position, weight).
+Corners = tuple[tuple[int, float], tuple[int, float], tuple[int, float], tuple[int, float]]
 Corner = tuple[float, tuple[float, ...]]  # a weight, and values over the SMs
 
 
@@ -34,27 +35,15 @@ def between(axis: tuple[float, ...], values: Sequence[float], x: float) -> float
     return values[i] * (1.0 - u) + values[i + 1] * u
 
 
-def corners(axes: Sequence[tuple[float, ...]], point: Sequence[float]) -> Corners:
-    """Positions in a row-major grid over ``axes`` and the weights of multilinear interpolation at
-    ``point``; constant beyond the ends, and an axis may have a single value.
+def corners(axes: Axes, x: float, y: float) -> Corners:
+    """Positions in a row-major grid over two axes and the weights of bilinear interpolation at
+    (x, y); constant beyond the ends.
     """
-    found: Corners = [(0, 1.0)]
-    for axis, x in zip(axes, point, strict=True):
-        size = len(axis)
-        if x <= axis[0]:
-            found = [(at * size, weight) for at, weight in found]
-        elif x >= axis[-1]:
-            found = [(at * size + size - 1, weight) for at, weight in found]
-        else:
-            i = bisect_right(axis, x)
-            u = (x - axis[i - 1]) / (axis[i] - axis[i - 1])
-            v = 1.0 - u
-            found = [
-                corner
-                for at, weight in found
-                for corner in ((at * size + i - 1, weight * v), (at * size + i, weight * u))
-            ]
-    return found
+    i, u = bracket(axes[0], x)
+    j, v = bracket(axes[1], y)
+    width = len(axes[1])
+    at, a, b = i * width + j, 1.0 - u, 1.0 - v
+    return (at, a * b), (at + 1, a * v), (at + width, u * b), (at + width + 1, u * v)
 
 
 class Surface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

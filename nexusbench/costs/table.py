@@ -11,7 +11,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs._points import Point
-from nexusbench.costs._surface import Surface, between, bracket, corners
+from nexusbench.costs._surface import Axes, Corners, Surface, between, bracket, corners
 from nexusbench.costs._work import chunk_work, equivalent_context, portion
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
 
@@ -27,13 +27,20 @@ class TableOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw
 class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Slowdowns of one phase beside the other, over what both compute and over its own SMs.
 
-    ``axes`` are those of a :data:`Place`; ``values`` has one line per grid point, in row-major
-    order: over ``own`` SMs of disjoint splits, then one where all SMs are shared.
+    ``prefill`` axes are chunk tokens and their context, ``decode`` axes batch and mean context.
+    ``values[prefill][decode]``, positions in either grid in row-major order, is a line: over
+    ``own`` SMs of disjoint splits, then one value where all SMs are shared.
     """
 
-    axes: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    prefill: Axes
+    decode: Axes
     own: tuple[float, ...]
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def around(self, shape: BatchShape, neighbour: BatchShape) -> tuple[Corners, Corners]:
+        """The corners around a pair in the prefill grid and in the decode grid."""
+        tokens, context, batch, keys = place_of(shape, neighbour)
+        return corners(self.prefill, tokens, context), corners(self.decode, batch, keys)
 
 
 class TableParameters(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,25 +96,27 @@ class Table(CostModel):
     ) -> float:
         """Nanoseconds; see the class for what is interpolated."""
         time = 0.0
-        for part, size, context, weight in self._parts(shape):
-            time += weight * part.value(size, context, sms)
+        for surface, size, context, weight in self._parts(shape):
+            time += weight * surface.value(size, context, sms)
         time *= portion(shape, self._layers)
         if neighbour is None:
             return time
         slowdowns = self._prefill_slowdowns if shape.chunks else self._decode_slowdowns
         if slowdowns is None:
             return time
-        found = corners(slowdowns.axes, place_of(shape, neighbour[0]))
-        i, u = bracket(slowdowns.own, sms)
-        low = high = shared = 0.0
-        for at, weight in found:
-            line = slowdowns.values[at]
-            low += weight * line[i]
-            high += weight * line[i + 1]
-            shared += weight * line[-1]
-        return time * contested(
-            low * (1.0 - u) + high * u, shared, sms, sms + neighbour[1] - self._num_sms
-        )
+        prefills, decodes = slowdowns.around(shape, neighbour[0])
+        k, u = bracket(slowdowns.own, sms)
+        m = k + 1
+        low = high = together = 0.0
+        for i, share in prefills:
+            row = slowdowns.values[i]
+            for j, part in decodes:
+                line, weight = row[j], share * part
+                low += weight * line[k]
+                high += weight * line[m]
+                together += weight * line[-1]
+        shared = sms + neighbour[1] - self._num_sms
+        return time * contested(low * (1.0 - u) + high * u, together, sms, shared)
 
     def predict_splits(
         self,
@@ -118,8 +127,8 @@ class Table(CostModel):
     ) -> list[float]:
         """As :meth:`predict`, to the bit; what does not depend on SMs is looked up once."""
         parts = [
-            (part.inverse_sms, part.line(size, context), weight)
-            for part, size, context, weight in self._parts(shape)
+            (surface.inverse_sms, surface.line(size, context), weight)
+            for surface, size, context, weight in self._parts(shape)
         ]
         passes, times = portion(shape, self._layers), []
         for own in sms:
@@ -131,8 +140,11 @@ class Table(CostModel):
         if neighbour is None or slowdowns is None:
             return times
         line = [0.0] * (len(slowdowns.own) + 1)
-        for at, weight in corners(slowdowns.axes, place_of(shape, neighbour)):
-            line = [x + weight * y for x, y in zip(line, slowdowns.values[at], strict=True)]
+        prefills, decodes = slowdowns.around(shape, neighbour)
+        for i, share in prefills:
+            for j, part in decodes:
+                weight, values = share * part, slowdowns.values[i][j]
+                line = [x + weight * y for x, y in zip(line, values, strict=True)]
         num_sms, axis, shared = self._num_sms, slowdowns.own, line[-1]
         return [
             time * contested(between(axis, line, own), shared, own, own + other - num_sms)
