@@ -40,6 +40,9 @@ CLOCK_EVENTS = {
 _EVENT_CALLS = (
     "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons",
 )  # fmt: skip
+_PROCESS_CALLS = (
+    "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2",
+)  # fmt: skip
 _EVENT_NAMES = tuple(f"nvml.clock_event.{name}" for name in CLOCK_EVENTS)
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2  # nvmlClockType_t
 _FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
@@ -102,7 +105,7 @@ class NvmlReader:
         self._nvml, self._handle = nvml, handle
         self.reasons: dict[str, str] = {}
         self._off: set[str] = set()
-        self._event_call = _EVENT_CALLS[0]
+        self._older: dict[str, int] = {}  # functions of which the driver has the older one only
 
     def forget(self) -> None:
         """Drop the reasons of passing failures, for a new run."""
@@ -134,7 +137,7 @@ class NvmlReader:
         try:
             return call()
         except Exception as error:
-            # Also what is no NVMLError: nvidia-ml-py raises its own when structures have changed.
+            # Also what is no NVMLError: nvidia-ml-py has other exceptions, and may gain some.
             code = getattr(error, "value", None)
             if code in _FATAL:
                 raise CounterError(f"{_FATAL[code]} ({error})") from error
@@ -166,25 +169,29 @@ class NvmlReader:
         return float(self._call("nvmlDeviceGetMemoryInfo").used)
 
     def _events(self) -> float:
-        try:
-            return float(self._call(self._event_call))
-        except self._nvml.NVMLError as error:
-            if error.value != _NO_FUNCTION or self._event_call == _EVENT_CALLS[1]:
-                raise
-            self._event_call = _EVENT_CALLS[1]
-            return float(self._call(self._event_call))
+        return float(self._call_either(_EVENT_CALLS))
 
     def _others(self) -> float:
         """Processes other than this one that have a compute context on the GPU."""
-        running = {process.pid for process in self._call("nvmlDeviceGetComputeRunningProcesses")}
+        running = {process.pid for process in self._call_either(_PROCESS_CALLS)}
         if os.getpid() in running:
             return len(running) - 1
         # In a container the driver may list ids of the host, this process's own among them.
-        if Path("/proc/self").exists() and any(
-            not Path(f"/proc/{pid}").exists() for pid in running
-        ):
+        known = Path("/proc/self").exists()
+        if known and any(not Path(f"/proc/{pid}").exists() for pid in running):
             raise CounterError("the driver lists process ids of another namespace (a container?)")
         return len(running)
+
+    def _call_either(self, functions: tuple[str, str]) -> Any:
+        """The newer function, or if the driver lacks it the older one."""
+        place = self._older.get(functions[0], 0)
+        try:
+            return self._call(functions[place])
+        except self._nvml.NVMLError as error:
+            if error.value != _NO_FUNCTION or place == 1:
+                raise
+            self._older[functions[0]] = 1
+            return self._call(functions[1])
 
 
 class GpmWindows:

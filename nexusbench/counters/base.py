@@ -151,7 +151,9 @@ def _mean(read: list[tuple[int, float | None]]) -> float | None:
     total = sum(weight for weight, _ in known)
     if total <= 0:
         return math.fsum(value for _, value in known) / len(known)
-    return math.fsum(weight * value for weight, value in known) / total
+    mean = math.fsum(weight * value for weight, value in known) / total
+    values = [value for _, value in known]
+    return min(max(mean, min(values)), max(values))  # a share stays a share, whatever is rounded
 
 
 class Counters:
