@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import types
+from itertools import pairwise
 
 import pynvml
 import pytest
@@ -63,7 +64,7 @@ def test_everything_in_our_units(driver: FakeDriver) -> None:
     assert {name for name in EVENTS if values[name]} == {"nvml.clock_event.sw_power_cap"}
     plain = [sample for sample in samples if "nvml.power" in sample.values]
     assert len(plain) >= 4  # 10 Hz, and the last one
-    assert all(a.end_ns == b.start_ns for a, b in zip(plain, plain[1:], strict=False))
+    assert all(a.end_ns == b.start_ns for a, b in pairwise(plain))
     windows = [sample for sample in samples if "nvml.sm_util" in sample.values]
     assert len(windows) >= 2
     assert all(window.end_ns - window.start_ns >= 120_000_000 for window in windows)
