@@ -24,14 +24,16 @@ from nexusbench.counters._cupti_backends import (
 from nexusbench.counters._cupti_recording import Recording, read_recording, write_recording
 from nexusbench.counters.base import CounterOptions, CounterSource, Metric, Sample, Support
 
-# Ours -> CUPTI's name. All five fit one pass on GH100, as PM sampling demands. On Hopper wgmma
-# counts in no narrower tensor pipe than this one.
+# Ours -> CUPTI's name. PM sampling demands one pass: the host part of libcupti 13.0.85, which needs
+# no GPU, gives these five one on GA100, GA10x, AD10x, GH100 and GB100. With
+# sm__inst_executed_pipe_tensor.sum in the place of the last they would need two on GA100, GH100
+# and GB100.
 CUPTI_NAMES = {
     "cupti.dram_read": "dram__bytes_read.sum",
     "cupti.dram_write": "dram__bytes_write.sum",
     "cupti.sm_active": "sm__cycles_active.avg",
     "cupti.sm_elapsed": "sm__cycles_elapsed.max",
-    "cupti.tensor_instructions": "sm__inst_executed_pipe_tensor.sum",
+    "cupti.tensor_active": "sm__pipe_tensor_cycles_active.avg",
 }
 _OVERFLOW = (
     "the hardware buffer overflowed and samples were lost: raise buffer_mib or interval_us, or "
@@ -71,8 +73,8 @@ class CuptiCounters(CounterSource):
         ),
         Metric("cupti.sm_elapsed", "cycles", "total", "SM clock cycles (sm__cycles_elapsed.max)"),
         Metric(
-            "cupti.tensor_instructions", "count", "total",
-            "tensor pipe instructions of all SMs (sm__inst_executed_pipe_tensor.sum)",
+            "cupti.tensor_active", "cycles", "total",
+            "cycles with the tensor pipe active, mean over SMs (sm__pipe_tensor_cycles_active.avg)",
         ),
     )  # fmt: skip
 

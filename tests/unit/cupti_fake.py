@@ -12,7 +12,7 @@ Row = tuple[int, int, list[float]]
 
 def rows_of(count: int) -> list[Row]:
     return [
-        (100_000 * n, 100_000 * (n + 1), [4e8, 1e8, 150_000.0, 175_500.0, 1e6])
+        (100_000 * n, 100_000 * (n + 1), [4e8, 1e8, 150_000.0, 175_500.0, 9e4])
         for n in range(count)
     ]
 
