@@ -205,7 +205,9 @@ class Counters:
         return tuple(metric for source in self._sources.values() for metric in source.metrics)
 
     def start(self) -> None:
-        """Start every usable source."""
+        """Start every usable source. Raises CounterError if they run already."""
+        if self._running:
+            raise CounterError("the counters are running already; stop them first")
         self.samples = {}
         for name in list(self._usable):
             try:
