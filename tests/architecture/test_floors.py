@@ -113,9 +113,14 @@ def test_docstrings(path):
             assert ast.get_docstring(node), f"{name(path)}:{node.lineno}: {node.name} has none"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if home(path) not in ("devices", "profiling")], ids=name
-)
+# A sampling thread must stamp what it reads; one small module of counters/ does it for all.
+CLOCKED = [
+    path for path in FILES
+    if home(path) in ("devices", "profiling") or name(path) == "nexusbench/counters/_clock.py"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in CLOCKED], ids=name)
 def test_no_clock_above_the_devices(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
