@@ -1,0 +1,30 @@
+"""Which device and model a profile is of."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexusbench.core.specs import ModelSpec
+from nexusbench.costs._profile import Fingerprint, model_fingerprint, sha256_of
+from nexusbench.devices.base import Device
+
+
+def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
+    """The device as it is now; ``sources`` of a GPU file may be reworded without consequence."""
+    spec = device.spec
+    decisive = [
+        spec.kind,
+        msgspec.structs.replace(device.gpu, sources={}),
+        device.kernel_table_sha256,
+        device.made_of_profile,
+    ]
+    return Fingerprint(
+        device=spec.name,
+        simulated=spec.simulated,
+        num_sms=spec.num_sms,
+        tensor_parallel=spec.tensor_parallel,
+        device_sha256=sha256_of(decisive),
+        model=model.name,
+        model_sha256=model_fingerprint(model),
+        environment=device.environment(),
+    )
