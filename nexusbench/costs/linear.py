@@ -71,6 +71,7 @@ class Linear(CostModel):
 
     Options: ClassVar[type[CostModelOptions]] = LinearOptions
     Parameters: ClassVar[type[FittedParameters]] = LinearParameters
+    monotone = False  # every SM count is fitted on its own, and cells of the guard are steps
     source: ClassVar[str] = "MuxWise, arXiv 2504.14489: estimator and contention guard"
 
     def __init__(

@@ -162,6 +162,8 @@ class Roofline(CostModel):
         self._decode = Rates(fitted.decode_sizes, classes, fitted, gpu)
         self._mixed = fitted.mixed
         self._beside = Beside(fitted) if self._contention and fitted.lengths else None
+        # Alone it is; beside a neighbour a measured slowdown may grow with a side's own SMs.
+        self.monotone = self._beside is None
 
     def operators(self, shape: BatchShape) -> tuple[Operators, tuple[float, float], float]:
         """((FLOPs, bytes) of each dense operator, those of the chunks' attention, bytes of the

@@ -90,6 +90,8 @@ class Table(CostModel):
         contention = options is None or options.contention
         self._prefill_slowdowns = parameters.prefill_slowdowns if contention else None
         self._decode_slowdowns = parameters.decode_slowdowns if contention else None
+        # Alone it is; beside a neighbour a measured slowdown may grow with a side's own SMs.
+        self.monotone = self._decode_slowdowns is None
 
     def predict(
         self, shape: BatchShape, sms: int, neighbour: tuple[BatchShape, int] | None = None
