@@ -94,9 +94,11 @@ def assemble(config: RunConfig) -> Assembly:
     )
 
 
-def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tuple[Device, Limits]:
+def open_device(
+    config: RunConfig, model: ModelSpec, max_model_len: int, *, profiling: bool = False
+) -> tuple[Device, Limits]:
     """The device of ``config`` and the step budgets that follow from it (vLLM's API-server
-    defaults).
+    defaults). ``profiling``: with times by operator class and exact totals where it has them.
     """
     kind, _, argument = resolve_device(config.device).partition(":")
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
@@ -118,6 +120,7 @@ def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tupl
         tensor_parallel=config.tensor_parallel_size,
         seed=config.seed,
         kernel_table=config.kernel_table,
+        profiling=profiling,
     )
     return cls.open(argument, model, options), limits
 
