@@ -70,7 +70,7 @@ def assemble(config: RunConfig) -> Assembly:
     """Build every object of a run. Raises UsageError or InputError for whatever cannot be."""
     config = check_config(config)
     model = load_model(config.model)
-    _check_tensor_parallel(config.tensor_parallel_size, model)
+    check_tensor_parallel(config.tensor_parallel_size, model)
     max_model_len = config.max_model_len or model.max_model_len
     if max_model_len > model.max_model_len:
         raise UsageError(f"--max-model-len {max_model_len}: {model.name} has {model.max_model_len}")
@@ -190,7 +190,7 @@ def _partitioner(
     return made
 
 
-def _check_tensor_parallel(size: int, model: ModelSpec) -> None:
+def check_tensor_parallel(size: int, model: ModelSpec) -> None:
     """Heads must divide evenly; KV heads may be replicated evenly instead."""
     heads, kv_heads = model.num_heads, model.num_kv_heads
     legal = [

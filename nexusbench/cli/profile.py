@@ -86,3 +86,52 @@ def profile(
     from nexusbench.cli._profiling import run_profile
 
     run_profile(context.params)
+
+
+EXIT_DRIFTED = 3
+ProfilePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", show_default=False, help="A profile.json, or the folder it is in."
+    ),
+]
+
+
+@app.command("show")
+def show(
+    path: ProfilePath,
+    json: flags.Json = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            "--plots", parser=flags.folder, metavar="DIR", help="Draw it (needs matplotlib)."
+        ),
+    ] = None,
+) -> None:
+    """Show a stored profile: saturation, benefit, contention, splits, and the fits' errors."""
+    from nexusbench.cli._profiling import show_stored
+
+    show_stored(path, as_json=json, plots=plots)
+
+
+@app.command("check")
+def check(
+    path: ProfilePath,
+    device: Annotated[
+        str | None, typer.Option("--device", show_default="the profile's", help="What to measure.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", show_default="the profile's", help="What it runs.")
+    ] = None,
+    kernel_table: flags.KernelTable = None,
+    json: flags.Json = False,
+) -> None:
+    """Measure a handful of a profile's points again: does it still predict today's device?
+
+    Exit code 0 if it holds, 3 if it has drifted.
+    """
+    from nexusbench.cli._profiling import check_stored
+
+    named = {"device": device, "model": model, "kernel_table": kernel_table}
+    if not check_stored(path, named, as_json=json):
+        raise typer.Exit(EXIT_DRIFTED)

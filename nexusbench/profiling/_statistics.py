@@ -11,8 +11,9 @@ import msgspec
 OUTLIER_MADS = 5.0
 # A MAD of a normal law is this share of its standard deviation.
 _MAD_TO_SIGMA = 1.4826
-# Below this share of the median a deviation is never an outlier: clocks have a resolution.
-_LEAST_DEVIATION = 1e-3
+# A sample closer to the median than this share of it is never an outlier: the MAD of a few samples
+# is small by chance now and then.
+_LEAST_DEVIATION = 0.03
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the normal law's.
 _T95 = (
     math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,

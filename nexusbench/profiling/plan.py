@@ -24,7 +24,7 @@ FINE_BEND = 0.005  # ... a reference line, from which saturation points are read
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One batch over SMs: ``start`` positions, more of ``legal`` where it bends, ``budget`` in all."""
+    """One batch over SMs: ``start``, then more of ``legal`` where it bends, ``budget`` in all."""
 
     work: Work
     legal: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from nexusbench import __version__
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
-from nexusbench.costs._fit import fit_model
+from nexusbench.costs._fit import build, fit_model
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
     POINTS_FILE,
@@ -82,6 +83,9 @@ def make_profile(
     outcome = sweep.run()
     path = folder / POINTS_FILE
     points = read_points(path)
+    splits = tuple(
+        (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2
+    )
     fits, fit_notes = fit_models(points, subject.target(), fitting)
     profile = Profile(
         schema=SCHEMA,
@@ -90,15 +94,13 @@ def make_profile(
         fingerprint=identity,
         gpu=device.gpu,
         model=subject.model,
-        splits=tuple(
-            (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2
-        ),
+        splits=splits,
         effort=effort.name,
         seed=seed,
         points_sha256=_sha256(path),
         num_points=len(points),
         fits=tuple(fits),
-        facts=derive_facts(points, subject.target()),
+        facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
         notes=(*outcome.notes, *fit_notes),
         counters=readers.sources,
     )
@@ -132,7 +134,26 @@ def fittable(name: str) -> bool:
     return getattr(cls.fit, "__func__", cls.fit) is not CostModel.fit.__func__  # type: ignore[attr-defined]
 
 
-def _sha256(path: Path) -> str:
-    import hashlib
+def fitted_model(fit: Fit, target: Target) -> CostModel:
+    """The cost model of a profile's fit. Raises UsageError if it is not installed here or has
+    other parameters now.
+    """
+    cls: type[CostModel] = cost_models.load(fit.cost_model)
+    try:
+        options = msgspec.convert(fit.options, cls.Options)
+        parameters = msgspec.convert(fit.parameters, cls.Parameters)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"the profile's fit of cost model '{fit.cost_model}' is not one of this version: "
+            f"{error}. Profile again into the same folder: it keeps the points and fits anew"
+        ) from None
+    return build(cls, options, parameters, target)
 
+
+def target_of(profile: Profile) -> Target:
+    """What the profile's fits are about."""
+    return Target(profile.gpu, profile.model, profile.fingerprint.tensor_parallel)
+
+
+def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -57,7 +57,9 @@ class Sweep:
         self._plan, self._measurer, self._store, self._seed = plan, measurer, store, seed
         self._stopwatch, self._progress = stopwatch, progress
         self._start = stopwatch()
-        self._measured = self._kept = 0
+        self._there = frozenset(store.points)  # from before
+        self._used: set[str] = set()
+        self._measured = 0
         self._most = plan.most_points
         self._notes: list[str] = list(plan.notes)
 
@@ -70,13 +72,16 @@ class Sweep:
                 self._point(setting)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: {self._measured + self._kept:,} points are kept in "
+                f"interrupted: {len(self._store.points):,} points are kept in "
                 f"{self._store.folder}. Repeat the command to go on from there"
             ) from None
         finally:
             self._store.close()
         return Outcome(
-            self._measured, self._kept, self._elapsed(), tuple(dict.fromkeys(self._notes))
+            self._measured,
+            len(self._used & self._there),
+            self._elapsed(),
+            tuple(dict.fromkeys(self._notes)),
         )
 
     def _line(self, line: Line) -> None:
@@ -92,9 +97,12 @@ class Sweep:
     def _point(self, setting: Setting) -> Point | None:
         """The point of a setting, measured unless it is there; None if it cannot be."""
         points = self._store.points
-        known = points.get(setting.key)
+        key = setting.key
+        known = points.get(key)
         if known is not None:
-            self._kept += 1
+            if key in self._used:
+                self._most -= 1  # planned twice
+            self._used.add(key)
             return known
         before = None
         if setting.neighbour is not None:
@@ -108,6 +116,7 @@ class Sweep:
             self._report(setting, (str(error),))
             return None
         self._store.add(point)
+        self._used.add(key)
         self._measured += 1
         self._report(setting, point.warnings)
         return point
@@ -118,7 +127,7 @@ class Sweep:
     def _report(self, setting: Setting, warnings: tuple[str, ...]) -> None:
         if self._progress is None:
             return
-        elapsed, done = self._elapsed(), self._measured + self._kept
+        elapsed, done = self._elapsed(), len(self._used)
         left = None
         if self._measured:
             left = elapsed / self._measured * max(0, self._most - done)
