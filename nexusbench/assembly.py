@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from nexusbench.belief import make_belief
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
-from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
-from nexusbench.costs.base import cost_models
+from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
 from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
@@ -23,6 +25,9 @@ from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.trace import conversation_ids, load_trace
+
+# (config, device, model) -> the belief and its facts for the manifest.
+BeliefFactory = Callable[[RunConfig, Device, ModelSpec], tuple[CostModel, dict[str, Any]]]
 
 
 class Assembly(msgspec.Struct):
@@ -66,8 +71,12 @@ def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
     return transform.fit_context(trace, max_model_len, config.too_long)
 
 
-def assemble(config: RunConfig) -> Assembly:
-    """Build every object of a run. Raises UsageError or InputError for whatever cannot be."""
+def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly:
+    """Build every object of a run. Raises UsageError or InputError for whatever cannot be.
+
+    ``belief`` makes another belief than the config's, for experiments that ask what a policy would
+    do if it knew the truth.
+    """
     config = check_config(config)
     model = load_model(config.model)
     check_tensor_parallel(config.tensor_parallel_size, model)
@@ -78,7 +87,9 @@ def assemble(config: RunConfig) -> Assembly:
     scheduler: Scheduler = schedulers.create(config.scheduler)
     device, limits = open_device(config, model, max_model_len)
     try:
-        partitioner = _partitioner(config, scheduler, device.gpu, model)
+        partitioner, belief_facts = _partitioner(
+            config, scheduler, device, model, belief or make_belief
+        )
         partitioner.initial(device.spec)  # refuses impossible options before anything is written
         kv = _kv_cache(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
@@ -87,6 +98,7 @@ def assemble(config: RunConfig) -> Assembly:
         device.close()
         raise
     facts = _facts(config, trace, model, device, scheduler, partitioner, kv, limits)
+    facts["belief"] = belief_facts
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
@@ -172,8 +184,13 @@ def _earlier_turns(trace: Trace) -> list[int]:
 
 
 def _partitioner(
-    config: RunConfig, scheduler: Scheduler, gpu: GpuSpec, model: ModelSpec
-) -> Partitioner:
+    config: RunConfig,
+    scheduler: Scheduler,
+    device: Device,
+    model: ModelSpec,
+    make: BeliefFactory,
+) -> tuple[Partitioner, dict[str, Any] | None]:
+    """The partitioner, and the facts of the belief that it asks (None if it asks none)."""
     spec = config.partitioner or scheduler.default_partitioner
     cls: type[Partitioner] = partitioners.load(spec.partition(":")[0])
     if scheduler.partitions not in cls.serves:
@@ -181,13 +198,9 @@ def _partitioner(
             f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
             f"{'/'.join(scheduler.partitions)}; its default is '{scheduler.default_partitioner}'"
         )
-    belief = None
-    if cls.needs_belief:
-        belief = cost_models.create(
-            config.cost_model, gpu=gpu, model=model, tensor_parallel=config.tensor_parallel_size
-        )
+    belief, facts = make(config, device, model) if cls.needs_belief else (None, None)
     made: Partitioner = partitioners.create(spec, partitions=scheduler.partitions, belief=belief)
-    return made
+    return made, facts
 
 
 def check_tensor_parallel(size: int, model: ModelSpec) -> None:
@@ -244,7 +257,6 @@ def _facts(
 ) -> dict[str, Any]:
     """What was resolved, for the manifest."""
     spec = device.spec
-    belief = partitioner.belief
     return {
         "device": spec.name,
         "gpu": msgspec.to_builtins(device.gpu),
@@ -256,9 +268,6 @@ def _facts(
         "scheduler_options": msgspec.to_builtins(scheduler.options),
         "partitioner": partitioner.name,
         "partitioner_options": msgspec.to_builtins(partitioner.options),
-        "belief": None
-        if belief is None
-        else {"cost_model": belief.name, "options": msgspec.to_builtins(belief.options)},
         "kv_blocks": kv.num_blocks,
         "block_size": kv.block_size,
         "limits": msgspec.to_builtins(limits),

@@ -25,7 +25,10 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     model: str = "llama-3.1-8b"
     scheduler: str = "nexus"
     partitioner: str | None = None
-    cost_model: str = "roofline"
+    cost_model: str | None = None
+    profile: str | None = None
+    force_profile: bool = False
+    recalibrate: bool = False
     tensor_parallel_size: int = 1
     kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9

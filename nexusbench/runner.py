@@ -64,12 +64,15 @@ def run(
     """
     assembly = assemble(config)
     try:
-        return _serve(assembly, results, progress)
+        return serve(assembly, results, progress)
     finally:
         assembly.device.close()
 
 
-def _serve(assembly: Assembly, results: Path | None, progress: Progress | None) -> RunResult:
+def serve(
+    assembly: Assembly, results: Path | None = None, progress: Progress | None = None
+) -> RunResult:
+    """:func:`run` for objects that are assembled already; the caller closes the device."""
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 

@@ -97,6 +97,8 @@ def _options(cls: type[Any]) -> list[Option]:
 
 
 def _type_name(declared: Any) -> str:
+    if hasattr(declared, "__metadata__"):  # Annotated[int, bounds]
+        declared = declared.__origin__
     words = getattr(declared, "__args__", None)
     if words and all(isinstance(word, str) for word in words):
         return "|".join(words)
@@ -146,6 +148,16 @@ def _formats() -> list[Entry]:
     from nexusbench.workloads.readers.base import readers
 
     return _plugins(readers, lambda cls: [cls.unit, f"starts with {cls.example}"])
+
+
+def _counters() -> list[Entry]:
+    from nexusbench.counters.base import counters
+
+    def facts(cls: Any) -> list[str]:
+        alone = ["read in repetitions of its own"] if cls.intrusive else []
+        return alone + [f"{m.name} [{m.unit}, {m.kind}] {m.meaning}" for m in cls.metrics]
+
+    return _plugins(counters, facts)
 
 
 def _metrics() -> list[Entry]:
@@ -200,5 +212,6 @@ PLUGIN_FAMILIES: dict[str, Callable[[], list[Entry]]] = {
     "devices": _devices,
     "metrics": _metrics,
     "formats": _formats,
+    "counters": _counters,
 }
 _FAMILIES = {**PLUGIN_FAMILIES, "gpus": _gpus, "models": _models}

@@ -20,8 +20,8 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.units import GIB
 
-_REQUIRED = ("msgspec", "numpy", "pyarrow", "rich", "typer")
-_OPTIONAL = ("torch", "safetensors", "nvidia-ml-py", "cuda-bindings")
+_REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "typer")
+_OPTIONAL = ("torch", "safetensors", "nvidia-ml-py", "cuda-bindings", "cupti-python")
 _MOST_NAMED = 12
 _PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'
 
@@ -37,7 +37,8 @@ class Finding(msgspec.Struct, frozen=True):
 def check_up(results: Path, *, as_json: bool) -> bool:
     """Print all findings; True unless the core is broken."""
     findings = [
-        *_machine(), *_packages(), *_plugins(), *_devices(), _results_folder(results), _probe(),
+        *_machine(), *_packages(), *_plugins(), *_devices(), *_counters(),
+        _results_folder(results), _probe(),
     ]  # fmt: skip
     fine = all(finding.state != "broken" for finding in findings)
     if as_json:
@@ -52,8 +53,8 @@ def check_up(results: Path, *, as_json: bool) -> bool:
     console = results_console()
     styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
     for finding in findings:
-        line = f"{finding.state:<7} {finding.check:<14} {finding.text}"
-        say(console, line, styles[finding.state], 23)
+        line = f"{finding.state:<7} {finding.check:<15} {finding.text}"
+        say(console, line, styles[finding.state], 24)
     say(console, "The core works." if fine else "The core is broken.", "bold")
     return fine
 
@@ -127,6 +128,28 @@ def _devices() -> Iterator[Finding]:
     if "cuda" not in devices.names():
         yield Finding("device cuda", "note", "this version has none: a GPU here is not used")
     yield Finding("device auto", "ok", f"means {resolve_device('auto')} here")
+
+
+def _counters() -> Iterator[Finding]:
+    """Which counters can be read here, and why the others cannot. None is needed to serve."""
+    from nexusbench.counters.base import counters, why
+
+    for name in counters.names():
+        check = f"counter {name}"
+        try:
+            with counters.create(name) as source:
+                support = source.probe()
+                missing = dict(source.reasons)
+        except Exception as error:
+            yield Finding(check, "note", f"does not load: {why(error)}")
+            continue
+        if not support.ok:
+            yield Finding(check, "note", f"off: {support.reason}")
+            continue
+        yield Finding(check, "ok", f"usable{f' ({support.reason})' if support.reason else ''}")
+        for reason in dict.fromkeys(missing.values()):
+            without = ", ".join(metric for metric in missing if missing[metric] == reason)
+            yield Finding(check, "note", f"without {without}: {reason}")
 
 
 def _reason(device: str) -> str:

@@ -91,7 +91,37 @@ Partitioners = Annotated[
     ),
 ]
 CostModel = Annotated[
-    str, typer.Option(rich_help_panel=_WHAT, help="What the partitioner believes a batch costs.")
+    str | None,
+    typer.Option(
+        metavar="NAME[:KEY=VALUE,...]",
+        rich_help_panel=_WHAT,
+        show_default="roofline, with --profile nexus",
+        help="What the partitioner believes a batch costs.",
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_WHAT,
+        help="Fit the cost model to this profile of the device and model (nexusbench profile).",
+    ),
+]
+ForceProfile = Annotated[
+    bool,
+    typer.Option(
+        "--force-profile",
+        rich_help_panel=_WHAT,
+        help="Use --profile even if it is of another device or model.",
+    ),
+]
+Recalibrate = Annotated[
+    bool,
+    typer.Option(
+        "--recalibrate",
+        rich_help_panel=_WHAT,
+        help="Let the belief follow the device: a running ratio of actual to predicted per phase.",
+    ),
 ]
 KernelTable = Annotated[
     str | None,

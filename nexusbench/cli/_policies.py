@@ -45,7 +45,7 @@ def pair_policies(schedulers: list[str], partitioners: list[str]) -> list[tuple[
     return list(zip(schedulers, partitioners, strict=True))
 
 
-def check_policies(pairs: list[tuple[str, str | None]], cost_model: str) -> None:
+def check_policies(pairs: list[tuple[str, str | None]], cost_model: str | None) -> None:
     """Refuse, before anything runs, names, options and pairs that cannot be.
 
     Raises UsageError or InputError that names the policy.
@@ -64,6 +64,8 @@ def check_policies(pairs: list[tuple[str, str | None]], cost_model: str) -> None
                 f"--partitioner {name} cannot serve scheduler '{policy.name}', which runs on "
                 f"{' and '.join(policy.partitions)}. {_hint(pairs, partitioners, policy)}"
             )
+    if cost_model is None:
+        return
     name, options = split_spec(cost_model)
     parse_options(cost_models.load(name).Options, options, f"cost model '{name}'")
 

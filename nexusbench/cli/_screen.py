@@ -141,9 +141,19 @@ def _policies(columns: Sequence[Column]) -> str:
     for column in columns:
         resolved = column.first.resolved
         belief = resolved["belief"]
-        asks = f" asking {belief['cost_model']}" if belief else ""
+        asks = f" asking {_belief(belief)}" if belief else ""
         texts.append(f"{column.label} (partitioner {resolved['partitioner']}{asks})")
     return ", ".join(texts)
+
+
+def _belief(facts: dict[str, Any]) -> str:
+    """What a partitioner asks, and what that was fitted to."""
+    text = str(facts["cost_model"])
+    profile = facts.get("profile")
+    if profile:
+        text += f" fitted to a profile of {profile['of']}"
+        text += " (forced)" if profile["forced"] else ""
+    return text + (", recalibrated" if facts.get("recalibrate") else "")
 
 
 def _footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:

@@ -16,7 +16,10 @@ def serve_trace(
     model: flags.Model = "llama-3.1-8b",
     scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nobody changes it)
     partitioner: flags.Partitioners = None,
-    cost_model: flags.CostModel = "roofline",
+    cost_model: flags.CostModel = None,
+    profile: flags.Profile = None,
+    force_profile: flags.ForceProfile = False,
+    recalibrate: flags.Recalibrate = False,
     kernel_table: flags.KernelTable = None,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,

@@ -68,3 +68,7 @@ class Interrupted(NexusbenchError):
     """The user pressed Ctrl-C; what was finished by then is kept (exit code 130)."""
 
     exit_code = 130
+
+
+class CounterError(NexusbenchError):
+    """A source of counters cannot be read, or broke down; the run itself is not touched by it."""

@@ -81,11 +81,13 @@ class WaitingQueue:
 
 
 class InFlight(msgspec.Struct, gc=False, eq=False):
-    """A batch that was submitted and has not ended."""
+    """A batch that was submitted and has not ended; ``predicted`` is believed ns, -1 for none."""
 
     step: int
     batch: Batch
     sms: int
+    predicted: int = -1
+    since: int = 0  # ns: when it was submitted, or its latest repetition ended
 
 
 class EngineState:

@@ -33,6 +33,7 @@ class Roofline(CostModel):
     """
 
     Options: ClassVar[type[CostModelOptions]] = RooflineOptions
+    works_unfitted: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Nexus section 4.1.1 (2507.06608); bandwidth over SMs after Bullet (2504.19516)"
     )

@@ -44,6 +44,8 @@ class Executor:
         self._split_code = 0
         self._steps: dict[int, InFlight] = {}
         self._leaving: dict[int, tuple[Request, str]] = {}  # cancelled in flight, and why
+        belief = partitioner.belief
+        self._learning = belief if belief is not None and belief.learns else None
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
         self._set_split(state.split)
 
@@ -156,7 +158,7 @@ class Executor:
             shape.decode_context, len(shape.chunks), prefill_tokens, predicted,
             self.kv.num_used, state.num_running, len(state.waiting), self._split_code,
         )  # fmt: skip
-        entry = InFlight(step, batch, sms)
+        entry = InFlight(step, batch, sms, predicted, state.now)
         state.in_flight[batch.partition].append(entry)
         self._steps[step] = entry
         self.device.submit(step, batch, sms)
@@ -198,6 +200,11 @@ class Executor:
         state.now = output.end_ns
         entry = self._steps[output.step]
         batch = entry.batch
+        if self._learning is not None and entry.predicted >= 0:
+            # The belief speaks of a whole launch, this is one repetition of it.
+            taken = (output.end_ns - entry.since) * batch.repeat
+            self._learning.observe(batch.shape, entry.predicted, taken)
+            entry.since = output.end_ns
         if output.last:
             del self._steps[output.step]
             state.in_flight[batch.partition].remove(entry)

@@ -38,8 +38,9 @@ class Nexus(Partitioner):
     """Give the target all but the smallest share with which the other stage stays within its slack.
 
     Algorithm 1 walks there in steps of 1 % of the SMs; its end point depends only on the other
-    stage's constraint, so we solve for it by bisection over the legal splits (the belief is
-    monotone in SMs). Without a neighbour there is nothing to decide and the split stays.
+    stage's constraint, so we solve for it by bisection over the legal splits (or by trying them
+    all, for a belief that is not monotone in SMs). Without a neighbour there is nothing to decide
+    and the split stays.
     """
 
     Options: ClassVar[type[PartitionerOptions]] = NexusOptions
@@ -84,6 +85,12 @@ class Nexus(Partitioner):
         side = 1 if prefill_first else 0  # where the other stage's SMs stand in a split
         # Positions in order of the other stage's growing share; decode's grows towards the front.
         order = range(len(self._legal) - 1, -1, -1) if prefill_first else range(len(self._legal))
+        if not belief.monotone:
+            own_sms = [self._legal[i].sms[side] for i in order]
+            target_sms = [all_sms - own for own in own_sms]
+            times = belief.predict_splits(other, own_sms, target, target_sms)
+            first = next((i for i, time in enumerate(times) if time <= bound), len(times) - 1)
+            return self._legal[order[first]]
         low, high = 0, len(order) - 1
         while low < high:
             middle = (low + high) // 2

@@ -12,7 +12,7 @@ from nexusbench.costs._fit import predicted
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
 from nexusbench.profiling._desk import Desk
-from nexusbench.profiling.fingerprint import fingerprint
+from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.profiling.measure import Measurer, NothingMeasured, Sampling
 from nexusbench.profiling.profile import Subject, fitted_model, target_of
 from nexusbench.profiling.sweep import seed_of
@@ -117,7 +117,7 @@ def _again(measurer: Measurer, point: Point, seed: int) -> Again:
 
 def _comparable(profile: Profile, subject: Subject) -> list[str]:
     """What has changed but does not stand in the way. Raises UsageError for what does."""
-    was, now = profile.fingerprint, fingerprint(subject.device, subject.model)
+    was, now = profile.fingerprint, fingerprint_of(subject.device, subject.model)
     problems = []
     if (was.device, was.num_sms) != (now.device, now.num_sms):
         problems.append(f"it is of {was.device} with {was.num_sms} SMs, not of {now.device}")

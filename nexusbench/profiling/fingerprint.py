@@ -1,4 +1,4 @@
-"""What identifies a device and a model: everything that decides times, nothing that does not."""
+"""Which device and model a profile is of."""
 
 from __future__ import annotations
 
@@ -9,28 +9,21 @@ from nexusbench.costs._profile import Fingerprint, model_fingerprint, sha256_of
 from nexusbench.devices.base import Device
 
 
-def fingerprint(device: Device, model: ModelSpec) -> Fingerprint:
-    """Of an open device that runs ``model``.
-
-    The device's hash covers the GPU's description with its simulator constants (sources, which are
-    texts, apart), the measured tables it uses and the profile it is made of, if any. The
-    environment (driver, versions) is told and never compared.
-    """
-    spec, gpu = device.spec, msgspec.to_builtins(device.gpu)
-    del gpu["sources"]
-    decides = {
-        "kind": spec.kind,
-        "gpu": gpu,
-        "kernel_table": device.kernel_table_sha256,
-        "made_of_profile": device.made_of_profile,
-        "tensor_parallel": spec.tensor_parallel,
-    }
+def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
+    """The device as it is now; ``sources`` of a GPU file may be reworded without consequence."""
+    spec = device.spec
+    decisive = [
+        spec.kind,
+        msgspec.structs.replace(device.gpu, sources={}),
+        device.kernel_table_sha256,
+        device.made_of_profile,
+    ]
     return Fingerprint(
         device=spec.name,
         simulated=spec.simulated,
         num_sms=spec.num_sms,
         tensor_parallel=spec.tensor_parallel,
-        device_sha256=sha256_of(decides),
+        device_sha256=sha256_of(decisive),
         model=model.name,
         model_sha256=model_fingerprint(model),
         environment=device.environment(),

@@ -8,7 +8,7 @@ off them. SM positions are chosen line by line, as the measurements come in (``r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import msgspec
 
@@ -61,30 +61,42 @@ def alone(setting: Setting) -> Setting:
 def refine(line: Line, measured: Mapping[int, float]) -> int | None:
     """The next SM count to measure on a line, or None when it is smooth or its budget is spent.
 
-    Each inner position is predicted from its neighbours, linearly in 1/SMs; the wider side of the
-    worst one is bisected. Depends on nothing but ``measured`` (ns by SM count).
+    Bisects the interval in which linear interpolation in 1/SMs is worst, by the bend of the curve
+    at its ends. Depends on nothing but ``measured`` (ns by SM count).
     """
     for sms in line.start:
         if sms not in measured:
             return sms
-    positions = sorted(measured)
-    if len(positions) >= min(line.budget, len(line.legal)):
+    if len(measured) >= min(line.budget, len(line.legal)):
         return None
-    bends = []
-    for a, b, c in zip(positions, positions[1:], positions[2:], strict=False):
-        weight = (1 / b - 1 / c) / (1 / a - 1 / c)
-        guess = measured[c] + weight * (measured[a] - measured[c])
-        bends.append((abs(guess / measured[b] - 1), a, b, c))
-    for error, a, b, c in sorted(bends, reverse=True):
+    for error, low, high in sorted(_intervals(measured), reverse=True):
         if error <= line.bend:
             break
-        sides = sorted([(1 / a - 1 / b, a, b), (1 / b - 1 / c, b, c)], reverse=True)
-        for _, low, high in sides:
-            between = [sms for sms in line.legal if low < sms < high]
-            if between:
-                middle = 2 / (1 / low + 1 / high)
-                return min(between, key=lambda sms: (abs(sms - middle), sms))
+        between = [sms for sms in line.legal if low < sms < high]
+        if between:
+            middle = 2 / (1 / low + 1 / high)
+            return min(between, key=lambda sms: (abs(sms - middle), sms))
     return None
+
+
+def _intervals(measured: Mapping[int, float]) -> list[tuple[float, int, int]]:
+    """(interpolation error as a share of the latency, SMs at the ends) of each interval.
+
+    With x = 1/SMs the error in the middle of an interval of width h is f'' h^2 / 8, and f'' at a
+    position is the change of slope there over half the distance of its neighbours.
+    """
+    positions = sorted(measured)
+    curvature = dict.fromkeys(positions, 0.0)
+    for a, b, c in zip(positions, positions[1:], positions[2:], strict=False):
+        left = (measured[a] - measured[b]) / (1 / a - 1 / b)
+        right = (measured[b] - measured[c]) / (1 / b - 1 / c)
+        curvature[b] = abs(left - right) / ((1 / a - 1 / c) / 2)
+    found = []
+    for low, high in pairwise(positions):
+        width = 1 / low - 1 / high
+        bend = max(curvature[low], curvature[high]) * width * width / 8
+        found.append((bend / min(measured[low], measured[high]), low, high))
+    return found
 
 
 def make_plan(

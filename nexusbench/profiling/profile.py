@@ -28,7 +28,7 @@ from nexusbench.devices.base import Device
 from nexusbench.profiling._desk import Desk, Pool, Work, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
-from nexusbench.profiling.fingerprint import fingerprint
+from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.profiling.measure import Measurer, Readers
 from nexusbench.profiling.plan import make_plan
 from nexusbench.profiling.store import SWEEP_SCHEMA, Header, PointStore
@@ -72,7 +72,7 @@ def make_profile(
     readers = readers if readers is not None else Readers()
     device, pool = subject.device, subject.pool()
     plan = make_plan(device.spec, pool, effort, batches)
-    identity = fingerprint(device, subject.model)
+    identity = fingerprint_of(device, subject.model)
     header = Header(
         SWEEP_SCHEMA, identity, subject.limits, subject.block_size, pool.num_blocks, effort.name,
         seed,

@@ -18,11 +18,16 @@ FLOORS = {
     "models": 2, "schedulers": 2, "partitioners": 2,
     "devices": 3,
     "engine": 4, "profiling": 4,
-    "config": 5, "assembly": 5, "runner": 5,
+    "config": 5, "belief": 5, "assembly": 5, "runner": 5,
     "experiments": 6, "report": 6, "gates": 6, "testing": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
-COMPOSITION = {"config", "assembly", "runner"}  # three modules on one floor that form one root
+COMPOSITION = {
+    "config",
+    "belief",
+    "assembly",
+    "runner",
+}  # four modules on one floor that form one root
 FILE_LINES, FUNCTION_LINES, SCHEDULER_LINES = 400, 60, 150
 CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("time", "perf_counter"), ("time", "perf_counter_ns"),
@@ -108,9 +113,14 @@ def test_docstrings(path):
             assert ast.get_docstring(node), f"{name(path)}:{node.lineno}: {node.name} has none"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if home(path) not in ("devices", "profiling")], ids=name
-)
+# A sampling thread must stamp what it reads; one small module of counters/ does it for all.
+CLOCKED = [
+    path for path in FILES
+    if home(path) in ("devices", "profiling") or name(path) == "nexusbench/counters/_clock.py"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in CLOCKED], ids=name)
 def test_no_clock_above_the_devices(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -132,11 +142,24 @@ def test_no_rooms_without_a_purpose(path):
             assert not node.name.endswith("Manager") or node.name == "KVCacheManager", node.name
 
 
+# numpy does the same as plain arithmetic, element by element, in these.
+EXACT_ARRAY = ("array", "asarray", "maximum", "minimum", "broadcast_to", "float64", "where")
+
+
+def deciding(node):
+    """The nodes that run while serving: fits run once, and leave their numbers in a profile."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) and child.name.strip("_").startswith("fit"):
+            continue
+        yield child
+        yield from deciding(child)
+
+
 @pytest.mark.parametrize(
     "path",
     [
         PACKAGE / "devices" / "_physics.py",
-        *sorted(path for path in (PACKAGE / "costs").glob("*.py") if path.stem != "_fit"),
+        *sorted(path for path in (PACKAGE / "costs").glob("*.py") if "fit" not in path.stem),
     ],
     ids=name,
 )
@@ -145,11 +168,13 @@ def test_truth_and_belief_use_plain_arithmetic(path):
 
     ``sum`` compensates floats from Python 3.12 on; exp, log and powers differ between C libraries.
     """
-    for node in ast.walk(tree(path)):
+    for node in deciding(tree(path)):
         where = f"{name(path)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("sum", "pow"), f"{where}: write the loop"
         if isinstance(node, ast.BinOp):
             assert not isinstance(node.op, ast.Pow), f"{where}: write the product"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert node.value.id not in ("math", "np", "numpy"), f"{where}: plain arithmetic only"
+            exact = node.value.id in ("np", "numpy") and node.attr in EXACT_ARRAY
+            outside = node.value.id not in ("math", "np", "numpy")
+            assert outside or exact, f"{where}: plain arithmetic only"

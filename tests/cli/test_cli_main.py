@@ -73,6 +73,15 @@ def test_list_tells_sources_and_options(call: Call) -> None:
     assert order["type"] == "fcfs|spf"
 
 
+def test_list_tells_units_of_counters(call: Call) -> None:
+    entries = json.loads(call("list", "counters", "--json").out)["entries"]
+    assert [entry["name"] for entry in entries] == ["cupti", "nvml", "process", "sim"]
+    facts = {fact for entry in entries for fact in entry["facts"]}
+    assert "nvml.energy [joules, total] energy of the board" in facts
+    assert "read in repetitions of its own" in entries[0]["facts"]
+    assert entries[0]["options"][0]["type"] == "int"
+
+
 def test_a_dropped_in_plugin_is_listed_even_if_broken(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +111,9 @@ def test_doctor(call: Call) -> None:
     checks = {finding["check"]: finding for finding in document["findings"]}
     assert checks["engine"]["state"] == "ok"
     assert checks["numpy"]["state"] == "ok"
+    assert checks["counter process"]["state"] == "ok"
+    assert checks["counter sim"]["state"] == "note"
+    assert "no device is attached" in checks["counter sim"]["text"]
     Path("results").write_text("in the way")
     blocked = call("doctor")
     assert blocked.code == 0

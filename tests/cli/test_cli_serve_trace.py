@@ -64,8 +64,9 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
     done = call(
         "serve-trace", trace, "--device", "sim:h200", "--model", "qwen2.5-3b",
         "--scheduler", "nexus:order=fcfs,gamma=3", "--partitioner", "fixed:prefill=40",
-        "--cost-model", "roofline", "--tensor-parallel-size", 2, "--gpu-memory-utilization", 0.5,
-        "--kv-blocks", 900, "--block-size", 32, "--no-enable-prefix-caching", "--max-num-seqs", 7,
+        "--cost-model", "roofline", "--recalibrate", "--tensor-parallel-size", 2,
+        "--gpu-memory-utilization", 0.5, "--kv-blocks", 900, "--block-size", 32,
+        "--no-enable-prefix-caching", "--max-num-seqs", 7,
         "--max-num-batched-tokens", 300, "--max-model-len", 4000, "--too-long", "skip",
         "--speed", 2, "--request-rate", 3, "--burstiness", 0.5, "--limit", 30, "--window", "0:100",
         "--spread-ties", "uniform", "--max-tokens", 9, "--warmup", 1, "--goodput", "ttft:500",
@@ -76,7 +77,8 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
     assert config == {
         "trace": str(trace), "device": "sim:h200", "model": "qwen2.5-3b",
         "scheduler": "nexus:order=fcfs,gamma=3", "partitioner": "fixed:prefill=40",
-        "cost_model": "roofline", "kernel_table": None, "tensor_parallel_size": 2,
+        "cost_model": "roofline", "profile": None, "force_profile": False, "recalibrate": True,
+        "kernel_table": None, "tensor_parallel_size": 2,
         "gpu_memory_utilization": 0.5,
         "kv_blocks": 900, "block_size": 32, "prefix_caching": False, "max_num_seqs": 7,
         "max_num_batched_tokens": 300, "max_model_len": 4000, "too_long": "skip", "speed": 2.0,

@@ -28,9 +28,13 @@ class Table:
 
     def __init__(self, prefill, decode):
         self.times = {"prefill": prefill, "decode": decode}
+        self.monotone = True
 
     def predict(self, shape, sms, neighbour=None):
         return self.times["prefill" if shape.chunks else "decode"][sms]
+
+    def predict_splits(self, shape, sms, neighbour=None, neighbour_sms=()):
+        return [self.predict(shape, own) for own in sms]
 
 
 def nexus(belief, gpu=GPU, **options):

@@ -1,0 +1,130 @@
+"""From a config to the belief that a partitioner asks: analytic, or fitted to a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.registry import parse_options, split_spec
+from nexusbench.core.specs import ModelSpec
+from nexusbench.costs._profile import (
+    POINTS_FILE,
+    Fit,
+    Profile,
+    check_fingerprint,
+    load_profile,
+    profile_path,
+    read_points,
+    refuse,
+)
+from nexusbench.costs._recalibrated import Recalibrated
+from nexusbench.costs.base import CostModel, CostModelOptions, Target, cost_models
+from nexusbench.devices._stopwatch import stopwatch_ns
+from nexusbench.devices.base import Device
+from nexusbench.profiling.fingerprint import fingerprint_of
+
+ANALYTIC, FITTED = "roofline", "nexus"  # what is asked unless a cost model is named
+
+
+def default_cost_model(profile: str | None) -> str:
+    """Nexus's own form where there is a profile to fit it to, else the analytic belief."""
+    return ANALYTIC if profile is None else FITTED
+
+
+def make_belief(
+    config: RunConfig, device: Device, model: ModelSpec
+) -> tuple[CostModel, dict[str, Any]]:
+    """The belief of ``config`` and the facts of it for the manifest.
+
+    Raises UsageError or InputError for a profile of something else, a damaged one, one that the
+    device's own times were made of, or a cost model that needs a profile and has none.
+    """
+    spec = config.cost_model or default_cost_model(config.profile)
+    target = Target(device.gpu, model, config.tensor_parallel_size)
+    profile_facts: dict[str, Any] | None = None
+    if config.profile is None:
+        belief = _unfitted(spec, target)
+    else:
+        belief, profile_facts = _from_profile(spec, Path(config.profile), config, device, target)
+    facts = {
+        "cost_model": belief.name,
+        "options": msgspec.to_builtins(belief.options),
+        "profile": profile_facts,
+        "recalibrate": config.recalibrate,
+    }
+    return (Recalibrated(belief) if config.recalibrate else belief), facts
+
+
+def _unfitted(spec: str, target: Target) -> CostModel:
+    name = split_spec(spec)[0]
+    if not cost_models.load(name).works_unfitted:
+        raise UsageError(
+            f"cost model '{name}' must be fitted to a profile: make one with nexusbench profile, "
+            f"then give --profile FILE. Without one use --cost-model {ANALYTIC}"
+        )
+    made: CostModel = cost_models.create(
+        spec, gpu=target.gpu, model=target.model, tensor_parallel=target.tensor_parallel
+    )
+    return made
+
+
+def _from_profile(
+    spec: str, path: Path, config: RunConfig, device: Device, target: Target
+) -> tuple[CostModel, dict[str, Any]]:
+    profile, file = load_profile(path), profile_path(path)
+    _check_truth(profile, file, device)
+    different = check_fingerprint(profile, file, fingerprint_of(device, target.model))
+    if different and not config.force_profile:
+        refuse(file, different)
+    name, given = split_spec(spec)
+    cls: type[CostModel] = cost_models.load(name)
+    options: CostModelOptions = parse_options(cls.Options, given, f"cost model '{name}'")
+    fit = profile.fit_of(name, msgspec.to_builtins(options))
+    if fit is None:
+        fit = _fit_now(spec, profile, file)
+    try:
+        parameters = msgspec.convert(fit.parameters, cls.Parameters)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{error}", file=file, field=f"fits: {name}.parameters", hint="Profile again"
+        ) from None
+    # Cost models that count work do so for the profile's own device, forced or not.
+    own = Target(profile.gpu, profile.model, profile.fingerprint.tensor_parallel)
+    used = own if different else target
+    belief = cls(
+        options,
+        gpu=used.gpu,
+        model=used.model,
+        tensor_parallel=used.tensor_parallel,
+        parameters=parameters,
+    )
+    facts = {
+        "file": str(file),
+        "points_sha256": profile.points_sha256,
+        "of": f"{profile.fingerprint.device}, {profile.fingerprint.model}",
+        "forced": bool(different),
+    }
+    return belief, facts
+
+
+def _check_truth(profile: Profile, file: Path, device: Device) -> None:
+    """A belief is never scored against itself; --force-profile does not change that."""
+    if device.made_of_profile == profile.points_sha256:
+        raise UsageError(
+            f"{file}: {device.spec.name} takes its times from this very profile, so a belief "
+            "fitted to it would be scored against itself. Profile another device, or profile this "
+            "one (nexusbench profile --device ...) and use that"
+        )
+
+
+def _fit_now(spec: str, profile: Profile, file: Path) -> Fit:
+    """A model, or a reading of one, that the profile has no fit of: made from its points."""
+    from nexusbench.costs._fit import fit_model
+
+    points = read_points(file.parent / POINTS_FILE, profile.points_sha256)
+    own = Target(profile.gpu, profile.model, profile.fingerprint.tensor_parallel)
+    return fit_model(spec, points, own, stopwatch=stopwatch_ns)

@@ -1,0 +1,66 @@
+"""``nexusbench regret``: what a policy's decisions cost, judged by the simulated truth."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nexusbench.cli import _flags as flags
+
+Beliefs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cost-model",
+        metavar="NAME[:KEY=VALUE,...]",
+        show_default="roofline unfitted; with --profile also all it has fits of",
+        help="Beliefs to compare, as a,b,c or by repeating the flag.",
+    ),
+]
+Partitioners = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--partitioner",
+        metavar="NAME[:KEY=VALUE,...]",
+        show_default="nexus, and fixed to compare with",
+        help="Those that ask a belief run once with each.",
+    ),
+]
+Sample = Annotated[int, typer.Option(min=1, help="Decisions of each run that are judged.")]
+
+
+def regret(
+    trace: flags.TracePath,
+    device: flags.Device = "auto",
+    model: flags.Model = "llama-3.1-8b",
+    profile: flags.Profile = None,
+    force_profile: flags.ForceProfile = False,
+    cost_model: Beliefs = None,
+    partitioner: Partitioners = None,
+    request_rate: flags.Rate = None,
+    limit: flags.Limit = None,
+    sample: Sample = 300,
+    seed: flags.Seed = 0,
+    json: flags.Json = False,
+    no_progress: flags.NoProgress = False,
+) -> None:
+    """Judge decisions by the truth: how far from the best legal split, how often out of bounds.
+
+    On a simulated device only. Each belief serves TRACE under nexus; the oracle asks the truth.
+    """
+    from nexusbench.cli._regretting import show_regret
+    from nexusbench.config import RunConfig
+
+    config = RunConfig(
+        trace=str(trace),
+        device=device,
+        model=model,
+        profile=profile,
+        force_profile=force_profile,
+        request_rate=request_rate,
+        limit=limit,
+        seed=seed,
+    )
+    show_regret(
+        config, cost_model or [], partitioner or [], sample, as_json=json, quiet=no_progress
+    )

@@ -1,0 +1,63 @@
+"""Recorded PM samples as JSON: to keep what was counted, and to replay it elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from nexusbench.core.errors import InputError, NexusbenchError
+
+FORMAT = 1
+
+
+class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """PM samples in CUPTI's own metric names and units.
+
+    ``origin`` says in words where they come from. A row of ``samples`` is start and end in ns of
+    the GPU's clock, then a value (or null) for each of ``metrics``. ``overflow``: the hardware
+    buffer was full, samples are missing at the end.
+    """
+
+    format: int = FORMAT
+    origin: Annotated[str, msgspec.Meta(min_length=1)]
+    chip: str
+    interval_ns: Annotated[int, msgspec.Meta(gt=0)]
+    overflow: bool = False
+    metrics: list[str]
+    samples: list[tuple[int, int, list[float | None]]]
+
+
+def read_recording(path: str | Path) -> Recording:
+    """Raises InputError that names the file and what is wrong in it."""
+    file = Path(path)
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=file) from None
+    try:
+        found = msgspec.json.decode(text, type=Recording)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"is no recording of PM samples: {error}", file=file, hint="See docs/counters.md"
+        ) from None
+    if found.format != FORMAT:
+        raise InputError(f"has format {found.format}, this version reads {FORMAT}", file=file)
+    for number, (start, end, values) in enumerate(found.samples):
+        if end < start or len(values) != len(found.metrics):
+            raise InputError(
+                f"sample {number} has {len(values)} values from {start} to {end} ns; "
+                f"{len(found.metrics)} in order of time are due", file=file, field="samples",
+            )  # fmt: skip
+    return found
+
+
+def write_recording(path: str | Path, recording: Recording) -> None:
+    """One sample a line. Raises NexusbenchError if the file cannot be written."""
+    head = msgspec.json.encode(msgspec.structs.replace(recording, samples=[])).decode()
+    rows = ",\n".join(msgspec.json.encode(sample).decode() for sample in recording.samples)
+    try:
+        Path(path).write_text(head.removesuffix("[]}") + f"[\n{rows}\n]}}\n", encoding="utf-8")
+    except OSError as error:
+        raise NexusbenchError(f"{path}: cannot be written: {error.strerror}") from error
