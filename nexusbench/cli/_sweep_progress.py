@@ -25,7 +25,7 @@ class Watcher:
     def __init__(self, title: str, show: Callable[[RenderableType], None] | None) -> None:
         self._title, self._show = title, show
         self._told: set[str] = set()
-        self._shown_s = -_EVERY_S if show is None else -1.0
+        self._shown_s = 0.0 if show is None else -1.0
 
     def __call__(self, now: Progress) -> None:
         """After every point."""
@@ -35,7 +35,7 @@ class Watcher:
                 self._told.add(kind)
                 print(f"WARNING: {warning}", file=sys.stderr, flush=True)
         wait = _EVERY_S if self._show is None else _REFRESH_S
-        if now.elapsed_s - self._shown_s < wait and now.done < now.most:
+        if now.elapsed_s - self._shown_s < wait:
             return
         self._shown_s = now.elapsed_s
         if self._show is None:

@@ -135,3 +135,26 @@ def check(
     named = {"device": device, "model": model, "kernel_table": kernel_table}
     if not check_stored(path, named, as_json=json):
         raise typer.Exit(EXIT_DRIFTED)
+
+
+@app.command("paper")
+def paper(
+    device: Annotated[str, typer.Option("--device", help="sim:GPU, or a device.")] = "sim:l20",
+    model: Annotated[str, typer.Option("--model", help="A shipped model.")] = "qwen2.5-3b",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            show_default="workloads/ldc.jsonl, if it is here",
+            help="What is replayed for the table of batch types.",
+        ),
+    ] = None,
+    json: flags.Json = False,
+) -> None:
+    """Section 3 of the Nexus paper on this device: its numbers, ours, and which of ours only
+    follow from a constant of the simulator.
+    """
+    from nexusbench.cli._profile_paper import show_paper
+
+    show_paper(device, model, trace, as_json=json)

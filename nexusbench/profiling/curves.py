@@ -65,7 +65,9 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 def lines_of(points: Iterable[Point], phase: str) -> dict[tuple[object, ...], list[Point]]:
-    """Points of ``phase`` alone, neither held out nor skewed, by batch, best covered first."""
+    """Points of ``phase`` alone, neither held out nor skewed, by batch; the reference batch first:
+    the middle one, by latency, of those that were measured on the most SM counts.
+    """
     lines: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
         setting = point.setting
@@ -74,7 +76,13 @@ def lines_of(points: Iterable[Point], phase: str) -> dict[tuple[object, ...], li
             lines.setdefault((shape.num_decodes, shape.decode_context, shape.chunks), []).append(
                 point
             )
-    return dict(sorted(lines.items(), key=lambda line: -len(line[1])))
+    most = max([len(line) for line in lines.values()], default=0)
+    covered = [batch for batch, line in lines.items() if len(line) == most]
+    if covered:
+        covered.sort(key=lambda batch: max(lines[batch], key=lambda p: p.setting.sms).ns)
+        middle = covered[len(covered) // 2]
+        lines = {middle: lines.pop(middle), **lines}
+    return lines
 
 
 def step_time(point: Point) -> float | None:

@@ -342,6 +342,10 @@ def _held_out_mixed(chunk: int, batch: int) -> list[BatchShape]:
         BatchShape(many, many * 1511, ((round(0.29 * chunk), 0),)),
         BatchShape(many, many * 350, ((round(0.13 * chunk), 5200), (round(0.37 * chunk), 0))),
         BatchShape(few, few * 3100, ((round(0.81 * chunk), 2600),)),
+        BatchShape(few, few * 190, ((round(0.06 * chunk), 700),)),
+        BatchShape(many, many * 620, ((round(0.61 * chunk), 9100),)),
+        BatchShape(few, few * 5300, ((round(0.19 * chunk), 0), (round(0.23 * chunk), 3300))),
+        BatchShape(many, many * 1150, ((round(0.08 * chunk), 14_300),)),
     ]
 
 
