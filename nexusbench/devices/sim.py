@@ -149,6 +149,10 @@ class Sim(Device):
             return [self._output(launch, end, not launches)]
         return self._end_some(end)
 
+    def reseed(self, seed: int) -> None:
+        """Jitter from ``seed`` on."""
+        self._noise.seed(seed)
+
     def totals(self) -> dict[str, float] | None:
         """Exact counts of all launches so far; None unless opened for profiling."""
         if self._meters is None:
