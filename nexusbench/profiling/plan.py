@@ -260,7 +260,8 @@ class _Planner:
         """Whole batches that no fit sees, off the grids, over SMs and in pairs."""
         effort = self.effort
         prefills = self._off_grid(_held_out_prefills(self.chunks[-1], self.contexts[-1]))
-        decodes = self._off_grid(_held_out_decodes(self.batches[-1], self.lengths[-1]))
+        tokens = self.pool.num_blocks * self.pool.block_size
+        decodes = self._off_grid(_held_out_decodes(self.batches[-1], self.lengths[-1], tokens))
         for phase, shapes in (("prefill", prefills), ("decode", decodes)):
             for shape in shapes[: effort.held_out_shapes]:
                 for sms in spread(self.sms(phase), effort.held_out_sms):
@@ -323,14 +324,18 @@ def _held_out_prefills(chunk: int, context: int) -> list[BatchShape]:
     ]
 
 
-def _held_out_decodes(batch: int, length: int) -> list[BatchShape]:
-    """Decode batches between the sizes of the grid, at mean contexts between its lengths."""
+def _held_out_decodes(batch: int, length: int, pool: int) -> list[BatchShape]:
+    """Decode batches between the sizes of the grid, at mean contexts between its lengths; at most
+    half of the pool's tokens, so that they fit beside a prompt.
+    """
     shares = ((0.3, 0.021), (0.09, 0.19), (0.55, 0.083), (0.04, 0.37), (0.83, 0.013),
               (0.21, 0.11), (0.012, 0.57), (0.43, 0.035))  # fmt: skip
     made = []
     for size, mean in shares:
         count = max(3, round(size * batch))
-        made.append(BatchShape(count, count * max(40, round(mean * length)) + count // 3))
+        context = min(max(40, round(mean * length)), pool // (2 * count) - MOST_REPEATS)
+        if context > 1:
+            made.append(BatchShape(count, count * context + count // 3))
     return made
 
 
