@@ -138,7 +138,7 @@ def test_a_device_that_reports_no_end_is_named():
 
     made = Measurer(Desk(Silent(lambda batch, sms: 1), POOL), SAMPLING)
     for setting in (Setting("decode", DECODE, 16), pair()):
-        with pytest.raises(NexusbenchError, match="fake has .* reports no end"):
+        with pytest.raises(NexusbenchError, match=r"fake has .* reports no end"):
             made.measure(setting, 0)
 
 

@@ -10,15 +10,8 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
 from nexusbench.profiling._desk import MOST_REPEATS, Pool, Work
 from nexusbench.profiling.effort import DEFAULT, EFFORTS, FULL, QUICK
-from nexusbench.profiling.plan import (
-    Line,
-    alone,
-    legal_sms,
-    make_plan,
-    refine,
-    skewed_contexts,
-    spread,
-)
+from nexusbench.profiling.plan import alone, make_plan, skewed_contexts
+from nexusbench.profiling.positions import Line, legal_sms, refine, spread
 
 SIZES = {
     "small": POOL,
