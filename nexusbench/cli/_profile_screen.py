@@ -240,7 +240,7 @@ def show_fits(console: Console, fits: Sequence[Fit], *, ranges: bool) -> None:
         say(
             console,
             f"{fit.cost_model}: fitted to {counted(fit.num_fitted, 'point')} in "
-            f"{fit.seconds:.1f} s",
+            f"{fit.seconds:.2f} s",
             "dim",
         )
 

@@ -9,11 +9,54 @@ import typer
 
 from nexusbench.cli import _flags as flags
 
-app = typer.Typer(
-    invoke_without_command=True,
-    help="Measure a device and a model; show or check what was measured.",
-)
+app = typer.Typer(invoke_without_command=True)
+EXIT_DRIFTED = 3
 _SWEEP, _OUTPUT = "Sweep", "Output"
+
+Quick = Annotated[bool, typer.Option("--quick", rich_help_panel=_SWEEP, help="About 500 points.")]
+Full = Annotated[bool, typer.Option("--full", rich_help_panel=_SWEEP, help="Several thousand.")]
+Batches = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--batch",
+        metavar="SPEC",
+        rich_help_panel=_SWEEP,
+        help="Measure this batch too, on all SMs (repeatable): 2q2k_32q1s1k is two prompts of "
+        "2,048 tokens and 32 decodes at 1,024.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_SWEEP, help="Of simulated noise.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", rich_help_panel=_SWEEP, help="Forget what the folder holds.")
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        parser=flags.folder,
+        metavar="DIR",
+        rich_help_panel=_OUTPUT,
+        show_default="results/profiles/DEVICE-MODEL",
+        help="Where the profile is kept; a sweep that was cut short goes on from there.",
+    ),
+]
+Plots = Annotated[
+    Path | None,
+    typer.Option(
+        "--plots",
+        parser=flags.folder,
+        metavar="DIR",
+        rich_help_panel=_OUTPUT,
+        help="Draw latency over SMs, contention and splits (needs matplotlib).",
+    ),
+]
+ProfilePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", show_default=False, help="A profile.json, or the folder it is in."
+    ),
+]
 
 
 @app.callback()
@@ -28,56 +71,18 @@ def profile(
     max_num_seqs: flags.MaxSeqs = None,
     max_num_batched_tokens: flags.MaxBatchedTokens = None,
     max_model_len: flags.MaxModelLen = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", rich_help_panel=_SWEEP, help="About 500 points.")
-    ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", rich_help_panel=_SWEEP, help="Many thousand points.")
-    ] = False,
-    batch: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--batch",
-            metavar="SPEC",
-            rich_help_panel=_SWEEP,
-            help="Measure this batch too, on all SMs (repeatable): 2q2k_32q1s1k is two prompts of "
-            "2,048 tokens and 32 decodes at 1,024.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, rich_help_panel=_SWEEP, help="Of simulated noise.")
-    ] = 0,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", rich_help_panel=_SWEEP, help="Forget what the folder holds."),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            parser=flags.folder,
-            metavar="DIR",
-            rich_help_panel=_OUTPUT,
-            show_default="results/profiles/DEVICE-MODEL",
-            help="Where the profile is kept; a sweep that was cut short goes on from there.",
-        ),
-    ] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(
-            "--plots",
-            parser=flags.folder,
-            metavar="DIR",
-            rich_help_panel=_OUTPUT,
-            help="Draw latency over SMs, contention and splits (needs matplotlib).",
-        ),
-    ] = None,
+    quick: Quick = False,
+    full: Full = False,
+    batch: Batches = None,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    output: Folder = None,
+    plots: Plots = None,
     json: flags.Json = False,
     no_progress: flags.NoProgress = False,
 ) -> None:
-    """Sweep a device over SMs, batches and neighbours; find where each phase stops profiting from
-    more SMs and what each costs the other; fit every cost model, judged on batches it never saw.
+    """Measure a device and a model: where each phase stops profiting from more SMs, and what each
+    costs the other; fit every cost model, judged on batches it never saw.
 
     nexusbench profile --device sim:l20 --model qwen2.5-3b --quick
     """
@@ -88,25 +93,11 @@ def profile(
     run_profile(context.params)
 
 
-EXIT_DRIFTED = 3
-ProfilePath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH", show_default=False, help="A profile.json, or the folder it is in."
-    ),
-]
-
-
 @app.command("show")
 def show(
     path: ProfilePath,
     json: flags.Json = False,
-    plots: Annotated[
-        Path | None,
-        typer.Option(
-            "--plots", parser=flags.folder, metavar="DIR", help="Draw it (needs matplotlib)."
-        ),
-    ] = None,
+    plots: Plots = None,
 ) -> None:
     """Show a stored profile: saturation, benefit, contention, splits, and the fits' errors."""
     from nexusbench.cli._profiling import show_stored
@@ -152,9 +143,7 @@ def paper(
     ] = None,
     json: flags.Json = False,
 ) -> None:
-    """Section 3 of the Nexus paper on this device: its numbers, ours, and which of ours only
-    follow from a constant of the simulator.
-    """
+    """The Nexus paper's section 3 beside this device: what is found, and what was put in."""
     from nexusbench.cli._profile_paper import show_paper
 
     show_paper(device, model, trace, as_json=json)

@@ -23,7 +23,7 @@ from nexusbench.devices.sim import Sim
 from nexusbench.profiling._desk import Desk
 from nexusbench.profiling.curves import Curve, step_time
 from nexusbench.profiling.measure import Measurer, Sampling
-from nexusbench.profiling.plan import legal_sms
+from nexusbench.profiling.positions import legal_sms
 from nexusbench.profiling.profile import Subject
 from nexusbench.profiling.sweep import seed_of
 

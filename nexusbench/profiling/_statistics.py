@@ -46,13 +46,17 @@ def estimate(samples: Sequence[float]) -> Estimate:
 
 
 def find_outliers(samples: Sequence[float]) -> tuple[int, ...]:
-    """Positions of outliers, by median absolute deviation."""
+    """Positions of outliers, by median absolute deviation.
+
+    More than a fifth of the samples are no outliers but a second mode, and none is marked.
+    """
     if len(samples) < 5:
         return ()
     middle = median(samples)
     spread = median([abs(value - middle) for value in samples]) * _MAD_TO_SIGMA
     limit = max(OUTLIER_MADS * spread, _LEAST_DEVIATION * abs(middle))
-    return tuple(position for position, value in enumerate(samples) if abs(value - middle) > limit)
+    found = tuple(i for i, value in enumerate(samples) if abs(value - middle) > limit)
+    return found if len(found) <= len(samples) / 5 else ()
 
 
 def half_width(samples: Sequence[float]) -> float:

@@ -92,17 +92,25 @@ def check_profile(profile: Profile, points: Sequence[Point], subject: Subject) -
 
 
 def handful(points: Sequence[Point]) -> list[Point]:
-    """A few points of every kind, from short to long; the same ones each time."""
+    """A few points of every kind, from small batches to large; which ones does not depend on what
+    was measured.
+    """
     groups: dict[tuple[str, str, bool], list[Point]] = {}
     for point in points:
         setting = point.setting
         groups.setdefault((setting.kind, setting.phase, setting.held_out), []).append(point)
     chosen = []
     for _, members in sorted(groups.items()):
-        members.sort(key=lambda point: (point.ns, point.setting.key))
+        members.sort(key=lambda point: (_size(point), point.setting.key))
         places = {len(members) * (2 * i + 1) // (2 * EACH) for i in range(EACH)}
         chosen += [members[place] for place in sorted(places)]
     return chosen
+
+
+def _size(point: Point) -> int:
+    """Tokens read and computed."""
+    shape = point.setting.shape
+    return shape.num_tokens + shape.decode_context + sum(before for _, before in shape.chunks)
 
 
 def _again(measurer: Measurer, point: Point, seed: int) -> Again:

@@ -171,7 +171,7 @@ class Measurer:
     def _enough(self, samples: _Samples, only: int) -> bool:
         """``only`` > 0 asks for so many samples; 0 for as many as the sampling wants."""
         taken = len(samples.times)
-        if samples.discarded >= max(10, 3 * self.sampling.most):
+        if samples.discarded >= max(10, self.sampling.most):
             return True
         if only:
             done = taken + samples.discarded

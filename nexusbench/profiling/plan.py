@@ -2,41 +2,31 @@
 
 Sizes stay within the device's KV pool and step budgets. The grids that are fitted are tensors over
 (chunk, context) and (batch, context), less the corners that exceed the pool; held-out shapes lie
-off them. SM positions are chosen line by line, as the measurements come in (``refine``).
+off them. SM positions are chosen line by line, as the measurements come in (positions.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise, product
+from collections.abc import Sequence
+from itertools import product
 
 import msgspec
 
-from nexusbench.core.batch import BatchShape, Split
+from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.costs._points import Setting
 from nexusbench.profiling._desk import MOST_REPEATS, Pool, Work
 from nexusbench.profiling.effort import Effort
-
-BEND = 0.02  # a line is refined until linear interpolation in 1/SMs is about this good
-FINE_BEND = 0.005  # ... a reference line, from which saturation points are read
-
-
-class Line(msgspec.Struct, frozen=True):
-    """One batch over SMs: ``start``, then more of ``legal`` where it bends, ``budget`` in all."""
-
-    work: Work
-    legal: tuple[int, ...]
-    start: tuple[int, ...]
-    budget: int
-    bend: float = BEND
-
-    def setting(self, sms: int) -> Setting:
-        """That position of the line."""
-        shape = self.work.shape
-        kind = "prefill" if shape.chunks else "decode"
-        return Setting(kind, shape, sms, contexts=self.work.contexts)  # type: ignore[arg-type]
+from nexusbench.profiling.held_out import held_out_decodes, held_out_mixed, held_out_prefills
+from nexusbench.profiling.positions import (
+    FINE_BEND,
+    Line,
+    legal_sms,
+    picked,
+    spread,
+    spread_splits,
+)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -56,47 +46,6 @@ def alone(setting: Setting) -> Setting:
     """The measured side of a pair, without its neighbour."""
     kind = setting.phase
     return msgspec.structs.replace(setting, kind=kind, neighbour=None, neighbour_sms=0)
-
-
-def refine(line: Line, measured: Mapping[int, float]) -> int | None:
-    """The next SM count to measure on a line, or None when it is smooth or its budget is spent.
-
-    Bisects the interval in which linear interpolation in 1/SMs is worst, by the bend of the curve
-    at its ends. Depends on nothing but ``measured`` (ns by SM count).
-    """
-    for sms in line.start:
-        if sms not in measured:
-            return sms
-    if len(measured) >= min(line.budget, len(line.legal)):
-        return None
-    for error, low, high in sorted(_intervals(measured), reverse=True):
-        if error <= line.bend:
-            break
-        between = [sms for sms in line.legal if low < sms < high]
-        if between:
-            middle = 2 / (1 / low + 1 / high)
-            return min(between, key=lambda sms: (abs(sms - middle), sms))
-    return None
-
-
-def _intervals(measured: Mapping[int, float]) -> list[tuple[float, int, int]]:
-    """(interpolation error as a share of the latency, SMs at the ends) of each interval.
-
-    With x = 1/SMs the error in the middle of an interval of width h is f'' h^2 / 8, and f'' at a
-    position is the change of slope there over half the distance of its neighbours.
-    """
-    positions = sorted(measured)
-    curvature = dict.fromkeys(positions, 0.0)
-    for a, b, c in zip(positions, positions[1:], positions[2:], strict=False):
-        left = (measured[a] - measured[b]) / (1 / a - 1 / b)
-        right = (measured[b] - measured[c]) / (1 / b - 1 / c)
-        curvature[b] = abs(left - right) / ((1 / a - 1 / c) / 2)
-    found = []
-    for low, high in pairwise(positions):
-        width = 1 / low - 1 / high
-        bend = max(curvature[low], curvature[high]) * width * width / 8
-        found.append((bend / min(measured[low], measured[high]), low, high))
-    return found
 
 
 def make_plan(
@@ -180,8 +129,8 @@ class _Planner:
         """(c) Decodes beside a chunk in one batch, on all SMs."""
         each, most = self.effort.mixed_each, self.pool.limits.max_num_batched_tokens
         decodes = [b for b in self.batches if 1 < b < min(self.pool.limits.max_num_seqs, most)]
-        chunks = list(product(_picked(self.chunks, each), _picked(self.contexts, 2)))
-        for count in _picked(decodes, each):
+        chunks = list(product(picked(self.chunks, each), picked(self.contexts, 2)))
+        for count in picked(decodes, each):
             for length, (chunk, before) in product(self._lengths_of(count, each), chunks):
                 size = min(chunk, most - count)
                 shape = BatchShape(count, count * length, ((size, before),))
@@ -189,7 +138,7 @@ class _Planner:
 
     def _lengths_of(self, count: int, most: int) -> list[int]:
         """At most so many of the contexts that ``count`` decodes can all have."""
-        return _picked(
+        return picked(
             [
                 length
                 for length in self.lengths
@@ -202,7 +151,7 @@ class _Planner:
         """(b) Decodes of which an eighth are nine times as long as the rest, on a few SM counts."""
         legal = self.sms("decode")
         batches = [count for count in self.batches if count >= 8]
-        for count in _picked(batches, 2):
+        for count in picked(batches, 2):
             for length in self._lengths_of(count, 3):
                 contexts = skewed_contexts(count, length)
                 shape = BatchShape(count, sum(contexts))
@@ -214,12 +163,12 @@ class _Planner:
         effort = self.effort
         prefills = [
             BatchShape(0, 0, ((chunk, context),))
-            for chunk in _picked(self.chunks, effort.pair_chunks)
-            for context in _picked(self.contexts, effort.pair_contexts)
+            for chunk in picked(self.chunks, effort.pair_chunks)
+            for context in picked(self.contexts, effort.pair_contexts)
         ]
         decodes = [
             BatchShape(batch, batch * length)
-            for batch in _picked(self.batches, effort.pair_batches + 1)[1:]
+            for batch in picked(self.batches, effort.pair_batches + 1)[1:]
             for length in self._lengths_of(batch, effort.pair_lengths)
         ]
         self._pair_up(prefills, decodes, effort.pair_splits, held_out=False)
@@ -259,13 +208,14 @@ class _Planner:
     def held_out(self) -> None:
         """Whole batches that no fit sees, off the grids, over SMs and in pairs."""
         effort = self.effort
-        prefills = self._off_grid(_held_out_prefills(self.chunks[-1], self.contexts[-1]))
-        decodes = self._off_grid(_held_out_decodes(self.batches[-1], self.lengths[-1]))
+        prefills = self._off_grid(held_out_prefills(self.chunks[-1], self.contexts[-1]))
+        tokens = self.pool.num_blocks * self.pool.block_size
+        decodes = self._off_grid(held_out_decodes(self.batches[-1], self.lengths[-1], tokens))
         for phase, shapes in (("prefill", prefills), ("decode", decodes)):
             for shape in shapes[: effort.held_out_shapes]:
                 for sms in spread(self.sms(phase), effort.held_out_sms):
                     self._add(Setting(phase, shape, sms, held_out=True))  # type: ignore[arg-type]
-        for shape in self._off_grid(_held_out_mixed(self.chunks[-1], self.batches[-1])):
+        for shape in self._off_grid(held_out_mixed(self.chunks[-1], self.batches[-1])):
             self._add(Setting("mixed", shape, self.spec.num_sms, held_out=True))
         each = effort.held_out_pairs
         self._pair_up(prefills[:each], decodes[:each], effort.held_out_splits, held_out=True)
@@ -302,98 +252,7 @@ class _Planner:
             self._settings.setdefault(setting.key, setting)
 
 
-def _held_out_prefills(chunk: int, context: int) -> list[BatchShape]:
-    """Chunk batches: several prompts in one, one prompt's middle, a short one far in."""
-
-    def part(share: float) -> int:
-        return max(2, round(share * chunk))
-
-    def far(share: float) -> int:
-        return round(share * context)
-
-    return [
-        BatchShape(0, 0, ((part(0.21), 0), (part(0.33), far(0.07)), (part(0.27), far(0.19)))),
-        BatchShape(0, 0, ((part(0.73), far(0.11)),)),
-        BatchShape(0, 0, ((part(0.55), far(0.31)),)),
-        BatchShape(0, 0, ((part(0.11), 0),) * 7),
-        BatchShape(0, 0, ((part(0.17), far(0.63)), (part(0.71), 0))),
-        BatchShape(0, 0, ((part(0.41), far(0.87)),)),
-        BatchShape(0, 0, ((part(0.07), far(0.23)),)),
-        BatchShape(0, 0, ((part(0.93), 0),)),
-    ]
-
-
-def _held_out_decodes(batch: int, length: int) -> list[BatchShape]:
-    """Decode batches between the sizes of the grid, at mean contexts between its lengths."""
-    shares = ((0.3, 0.021), (0.09, 0.19), (0.55, 0.083), (0.04, 0.37), (0.83, 0.013),
-              (0.21, 0.11), (0.012, 0.57), (0.43, 0.035))  # fmt: skip
-    made = []
-    for size, mean in shares:
-        count = max(3, round(size * batch))
-        made.append(BatchShape(count, count * max(40, round(mean * length)) + count // 3))
-    return made
-
-
-def _held_out_mixed(chunk: int, batch: int) -> list[BatchShape]:
-    """Decodes and one or two chunks together."""
-    few, many = max(2, batch // 11), max(2, batch // 3)
-    return [
-        BatchShape(few, few * 777, ((round(0.47 * chunk), 1300),)),
-        BatchShape(many, many * 1511, ((round(0.29 * chunk), 0),)),
-        BatchShape(many, many * 350, ((round(0.13 * chunk), 5200), (round(0.37 * chunk), 0))),
-        BatchShape(few, few * 3100, ((round(0.81 * chunk), 2600),)),
-        BatchShape(few, few * 190, ((round(0.06 * chunk), 700),)),
-        BatchShape(many, many * 620, ((round(0.61 * chunk), 9100),)),
-        BatchShape(few, few * 5300, ((round(0.19 * chunk), 0), (round(0.23 * chunk), 3300))),
-        BatchShape(many, many * 1150, ((round(0.08 * chunk), 14_300),)),
-    ]
-
-
 def skewed_contexts(count: int, mean: int) -> tuple[int, ...]:
     """``count`` contexts of about that mean: an eighth long (4.5 means), the rest half a mean."""
     long = count // 8
     return (max(1, mean // 2),) * (count - long) + (round(4.5 * mean),) * long
-
-
-def legal_sms(spec: DeviceSpec, phase: str) -> tuple[int, ...]:
-    """SM counts that a legal split can give ``phase``, and all SMs; growing."""
-    counts = {split.of(phase) for split in spec.splits if phase in split.partitions}
-    return tuple(sorted(counts | {spec.num_sms}))
-
-
-def spread(legal: Sequence[int], count: int) -> tuple[int, ...]:
-    """About ``count`` of the growing ``legal``, both ends among them, by equal ratios."""
-    if len(legal) <= count:
-        return tuple(legal)
-    if count < 2:
-        return (legal[-1],)
-    ratio = (legal[-1] / legal[0]) ** (1 / (count - 1))
-    wanted = [legal[0] * ratio**i for i in range(count)]
-    found = {min(legal, key=lambda sms: (abs(sms / w - 1), sms)) for w in wanted}
-    return tuple(sorted(found | {legal[0], legal[-1]}))
-
-
-def spread_splits(spec: DeviceSpec, count: int, least_share: float = 0.0) -> tuple[Split, ...]:
-    """About ``count`` of the disjoint legal splits, evenly from few to many SMs for prefill.
-
-    Overlapping splits are no pair of partitions with SMs of their own; they are left out, and so
-    are those that give a side less than ``least_share`` of the SMs.
-    """
-    least = least_share * spec.num_sms
-    disjoint = [x for x in spec.splits if not x.overlapping and min(x.sms) >= least]
-    return tuple(disjoint[i] for i in _even(len(disjoint), count))
-
-
-def _picked(values: Sequence[int], count: int) -> list[int]:
-    """About ``count`` of the values, both ends among them."""
-    return [values[i] for i in _even(len(values), count)]
-
-
-def _even(length: int, count: int) -> Iterator[int]:
-    """``count`` positions out of ``length``, evenly, both ends among them (the last if one)."""
-    if length <= count:
-        yield from range(length)
-    elif count == 1:
-        yield length - 1
-    else:
-        yield from sorted({round(i * (length - 1) / (count - 1)) for i in range(count)})

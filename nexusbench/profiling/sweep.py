@@ -10,7 +10,8 @@ import msgspec
 from nexusbench.core.errors import Interrupted
 from nexusbench.costs._points import Point, Setting
 from nexusbench.profiling.measure import Measurer, NothingMeasured
-from nexusbench.profiling.plan import Line, Plan, alone, refine
+from nexusbench.profiling.plan import Plan, alone
+from nexusbench.profiling.positions import Line, refine
 from nexusbench.profiling.store import PointStore
 
 
