@@ -19,10 +19,11 @@ from nexusbench.costs._fit_grids import (
     spread_over,
     surface,
 )
+from nexusbench.costs._pairs import Place, Slowdowns, place_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._surface import Surface
 from nexusbench.costs.base import Target
-from nexusbench.costs.table import Place, Slowdowns, TableParameters, mixed_parts, place_of
+from nexusbench.costs.table import TableParameters, mixed_parts
 
 MOST_PLACES = 5  # values per axis of the slowdowns, and
 MOST_SPLITS = 9  # SM counts

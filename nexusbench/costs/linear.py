@@ -185,7 +185,11 @@ def decode_amounts(shape: BatchShape) -> tuple[float, float, float]:
 
 
 def cell_of(shape: BatchShape, neighbour: BatchShape) -> Cell:
-    """The cell of a pair, whichever side is which: powers of 4 of what both compute."""
+    """The cell of a pair, whichever side is which: powers of 4 of what both compute.
+
+    As in MuxWise, tokens are told apart from 2K on: fewer hardly differ in what they cost a
+    neighbour, and their logarithms would set 0 and 1,000 farther apart than 1,000 and 30,000.
+    """
     new = reused = batch = keys = 0
     for side in (shape, neighbour):
         batch += side.num_decodes
@@ -193,7 +197,8 @@ def cell_of(shape: BatchShape, neighbour: BatchShape) -> Cell:
         for count, before in side.chunks:
             new += count
             reused += before
-    return power_of_4(new), power_of_4(reused), power_of_4(batch), power_of_4(keys)
+    tokens = (power_of_4(new >> 11), power_of_4(reused >> 11), power_of_4(keys >> 11))
+    return tokens[0], tokens[1], power_of_4(batch), tokens[2]
 
 
 def power_of_4(count: int) -> int:
