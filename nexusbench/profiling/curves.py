@@ -66,7 +66,8 @@ class Curve(msgspec.Struct, frozen=True):
 
 def lines_of(points: Iterable[Point], phase: str) -> dict[tuple[object, ...], list[Point]]:
     """Points of ``phase`` alone, neither held out nor skewed, by batch; the reference batch first:
-    the middle one, by latency, of those that were measured on the most SM counts.
+    of those measured on the most SM counts, and of these of the largest chunk, the middle one by
+    latency.
     """
     lines: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
@@ -79,6 +80,8 @@ def lines_of(points: Iterable[Point], phase: str) -> dict[tuple[object, ...], li
     most = max([len(line) for line in lines.values()], default=0)
     covered = [batch for batch, line in lines.items() if len(line) == most]
     if covered:
+        size = {batch: sum(n for n, _ in lines[batch][0].setting.shape.chunks) for batch in covered}
+        covered = [batch for batch in covered if size[batch] == max(size.values())]
         covered.sort(key=lambda batch: max(lines[batch], key=lambda p: p.setting.sms).ns)
         middle = covered[len(covered) // 2]
         lines = {middle: lines.pop(middle), **lines}
