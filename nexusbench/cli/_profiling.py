@@ -28,6 +28,7 @@ from nexusbench.costs._profile import (
 )
 from nexusbench.models.config import load_model
 from nexusbench.profiling._desk import Work
+from nexusbench.profiling.counting import OpenReaders
 from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
 from nexusbench.profiling.facts import Facts, stored_facts
 from nexusbench.profiling.grammar import parse_batch
@@ -65,10 +66,13 @@ def run_profile(params: Mapping[str, Any]) -> None:
     folder = params["output"] or PROFILES / name
     title = f"profile {subject.device.spec.name} {subject.model.name}"
     try:
-        with watch(title, quiet=params["no_progress"]) as watcher:
+        with (
+            OpenReaders(subject.device, _names(params["counters"])) as opened,
+            watch(title, quiet=params["no_progress"]) as watcher,
+        ):
             profile, outcome = make_profile(
                 subject, folder, effort, seed=params["seed"], batches=batches,
-                fresh=params["fresh"], progress=watcher,
+                readers=opened.readers, fresh=params["fresh"], progress=watcher,
                 fitting=None if watcher is None else watcher.fitting,
             )  # fmt: skip
     finally:
@@ -89,6 +93,13 @@ def run_profile(params: Mapping[str, Any]) -> None:
         console.print(f"drawn {path}", soft_wrap=True)
     console.print(f"next  nexusbench profile show {folder}", soft_wrap=True)
     console.print(f"next  nexusbench profile check {folder}", soft_wrap=True)
+
+
+def _names(values: list[str] | None) -> list[str]:
+    """``process,nvml`` in any number of values."""
+    from nexusbench.cli._policies import split_policies
+
+    return split_policies(values or [], "--counters")
 
 
 def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:

@@ -25,6 +25,16 @@ Batches = Annotated[
         "2,048 tokens and 32 decodes at 1,024.",
     ),
 ]
+CounterNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--counters",
+        metavar="NAME[:KEY=VALUE,...]",
+        rich_help_panel=_SWEEP,
+        show_default="sim, or process, nvml and cupti",
+        help="Counter sources to read, as a,b (nexusbench list counters).",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_SWEEP, help="Of simulated noise.")]
 Fresh = Annotated[
     bool, typer.Option("--fresh", rich_help_panel=_SWEEP, help="Forget what the folder holds.")
@@ -74,6 +84,7 @@ def profile(
     quick: Quick = False,
     full: Full = False,
     batch: Batches = None,
+    counters: CounterNames = None,
     seed: Seed = 0,
     fresh: Fresh = False,
     output: Folder = None,

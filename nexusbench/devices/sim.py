@@ -172,11 +172,13 @@ class Sim(Device):
         return self._end_some(end)
 
     def reseed(self, seed: int) -> None:
-        """Jitter from ``seed`` on."""
+        """Jitter from ``seed`` on, and counters from 0: longer sums would round otherwise."""
         self._noise.seed(seed)
+        if self._meters is not None:
+            self._meters = Meters()
 
     def totals(self) -> dict[str, float] | None:
-        """Exact counts of all launches so far; None unless opened for profiling."""
+        """Exact counts of all launches since the last reseed; None unless opened for profiling."""
         if self._meters is None:
             return None
         return {**msgspec.structs.asdict(self._meters), "now_ns": float(self._now)}

@@ -66,16 +66,17 @@ class CounterReader(Protocol):
 
 class Readers(msgspec.Struct, frozen=True):
     """``timed`` reads while samples are taken; ``intrusive`` slows what it reads, so it gets
-    repetitions of its own.
+    repetitions of its own. ``off`` maps sources that are not read at all to the reason.
     """
 
     timed: CounterReader | None = None
     intrusive: CounterReader | None = None
+    off: Mapping[str, str] = {}
 
     @property
     def sources(self) -> dict[str, str]:
         """Of both."""
-        found: dict[str, str] = {}
+        found: dict[str, str] = dict(self.off)
         for reader in (self.intrusive, self.timed):
             if reader is not None:
                 found.update(reader.sources)
@@ -130,7 +131,10 @@ class Measurer:
                 f"all {samples.discarded} samples of {_name(setting)} were discarded: the "
                 "neighbour was not busy throughout"
             )
-        if self.readers.intrusive is not None:
+        if setting.neighbour is not None:
+            # Counters see the whole device: what the neighbour moved cannot be told apart.
+            counters = {}
+        elif self.readers.intrusive is not None:
             self.readers.intrusive.before()
             steps = len(run(self.sampling.least).times)
             counters.update(self.readers.intrusive.after(max(1, steps)))
