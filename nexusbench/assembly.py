@@ -10,14 +10,14 @@ import msgspec
 
 from nexusbench.belief import make_belief
 from nexusbench.config import RunConfig, check_config
-from nexusbench.core.errors import UsageError
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
 from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
-from nexusbench.devices.base import Device, DeviceOptions, devices
+from nexusbench.devices.base import Device, DeviceOptions, Serving, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
@@ -94,6 +94,9 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
         kv = _kv_cache(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
         _check_pool(requests, kv)
+        if device.spec.makes_tokens:
+            _forget_answers(requests, trace)
+        device.prepare(_serving(config, model, trace, kv))
     except BaseException:
         device.close()
         raise
@@ -130,6 +133,9 @@ def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tupl
         tensor_parallel=config.tensor_parallel_size,
         seed=config.seed,
         kernel_table=config.kernel_table,
+        model_name=config.model,
+        load_format=config.load_format,
+        dtype=config.dtype,
     )
     return cls.open(argument, model, options), limits
 
@@ -240,6 +246,32 @@ def _check_pool(requests: list[Request], kv: KVCacheManager) -> None:
             f"this trace: the smallest needs {least}. Raise --kv-blocks or "
             "--gpu-memory-utilization, or pick a larger GPU"
         )
+
+
+def _forget_answers(requests: list[Request], trace: Trace) -> None:
+    """A trace's later turns hold the answers that were given when it was recorded; a device that
+    makes tokens gives others, so only prompts can be shared.
+    """
+    if any(request.named_tokens > request.num_prompt_tokens for request in requests):
+        trace.notes.append("prefix reuse of prompts only: the trace's own answers are not made")
+    for request in requests:
+        request.named_tokens = 0
+
+
+def _serving(config: RunConfig, model: ModelSpec, trace: Trace, kv: KVCacheManager) -> Serving:
+    """What the device must know of this run. Raises InputError for a token the model has not."""
+    prompts = {i: r.token_ids for i, r in enumerate(trace.requests) if r.token_ids}
+    for index, tokens in prompts.items():
+        worst = max(tokens)
+        if worst >= model.vocab_size:
+            raise InputError(
+                f"token {worst} of request '{trace.requests[index].id}' is not in the vocabulary "
+                f"of {model.name}, {model.vocab_size:,} tokens",
+                file=config.trace,
+                field="token_ids",
+                hint="The trace was made with another tokenizer; serve the model it belongs to",
+            )
+    return Serving(kv.num_blocks, kv.block_size, trace.hash_block, prompts, config.seed)
 
 
 def _facts(

@@ -29,6 +29,9 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     profile: str | None = None
     force_profile: bool = False
     recalibrate: bool = False
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    dtype: str | None = None
+    stop_at_eos: bool = False
     tensor_parallel_size: int = 1
     kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9

@@ -85,7 +85,11 @@ def serve(
             assembly.partitioner,
             assembly.kv,
             assembly.requests,
-            EngineConfig(assembly.limits, concurrency=assembly.trace.concurrency),
+            EngineConfig(
+                assembly.limits,
+                concurrency=assembly.trace.concurrency,
+                stop_tokens=_stop_tokens(assembly),
+            ),
             stopwatch=stopwatch_ns,
             observer=recorder.after_step,
         )
@@ -123,6 +127,11 @@ def serve(
     return RunResult(
         assembly.config, summary, events, digest, folder, assembly.trace.notes, assembly.facts
     )
+
+
+def _stop_tokens(assembly: Assembly) -> frozenset[int]:
+    wanted = assembly.config.stop_at_eos
+    return frozenset(assembly.device.spec.stop_tokens if wanted else ())
 
 
 class Recorder:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import msgspec
 
 from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.registry import Registry
+from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 
 
@@ -16,7 +18,9 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     """What a device must know to be opened: memory shares, largest step, seed, measured times.
 
     ``profiling``: report ns per operator class with every step, and keep exact ``totals`` where the
-    device knows them.
+    device knows them. The rest is for devices that compute: the model as the user named it, where
+    its weights come from (``auto``, ``safetensors``, ``dummy``) and their data type (None: the
+    model's own).
     """
 
     max_num_seqs: int
@@ -26,6 +30,23 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     seed: int = 0
     kernel_table: str | None = None  # a folder; simulated devices only
     profiling: bool = False
+    model_name: str = ""
+    load_format: str = "auto"
+    dtype: str | None = None
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """What a device that computes must know before the first batch: its KV pool and the prompts.
+
+    ``prompts`` holds the token ids of the requests whose trace gives them, by ``Request.index``;
+    others are made from ``seed`` and the request's ``prefix_ids``, each of ``hash_block`` tokens.
+    """
+
+    num_blocks: int
+    block_size: int
+    hash_block: int = 512
+    prompts: Mapping[int, Sequence[int]] = {}
+    seed: int = 0
 
 
 class Device(ABC):
@@ -60,6 +81,17 @@ class Device(ABC):
 
         Raises UsageError if there is no such device or the model does not fit it.
         """
+
+    def prepare(self, serving: Serving) -> None:  # noqa: B027 - a simulation needs no memory
+        """Allocate the KV pool; called once, before the first batch. Raises UsageError if it does
+        not fit.
+        """
+
+    def start(self) -> None:  # noqa: B027 - a virtual clock stands until work is submitted
+        """The run begins: ``now`` counts from here."""
+
+    def forget(self, request: Request) -> None:  # noqa: B027 - most keep nothing of a request
+        """``request`` has ended; nothing of it will be asked for again."""
 
     @abstractmethod
     def now(self) -> int:

@@ -26,6 +26,7 @@ class TraceRequest(msgspec.Struct, gc=False):
     think_ns: int = 0
     timeout_ns: int = 0
     cancel_after_ns: int = 0
+    token_ids: tuple[int, ...] = ()  # the prompt itself, where the trace holds it
 
 
 class Trace(msgspec.Struct):

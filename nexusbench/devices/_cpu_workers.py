@@ -1,0 +1,105 @@
+"""Threads that run launches: one for each partition and number of cores, each on its own cores."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+import torch
+
+from nexusbench.core.batch import StepOutput
+from nexusbench.devices._stopwatch import stopwatch_ns
+
+JOIN_S = 20.0  # a step that is running when the device closes is let finish for so long
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """Where a worker runs: its cores, and how much nicer than its neighbour it is (0: not at all).
+
+    The nicer of two threads on one core gets the smaller share of it.
+    """
+
+    partition: str
+    cores: tuple[int, ...]
+    nice: int = 0
+
+
+class Ended(msgspec.Struct, gc=False):
+    """What a worker reports: a step (or one repetition of it), or the error that it died of."""
+
+    output: StepOutput | None
+    error: BaseException | None = None
+    seat: Seat | None = None
+
+
+# (step number, report of one repetition) -> nothing; reports as often as it repeats.
+Job = Callable[[Callable[[StepOutput], None]], None]
+
+
+class Worker:
+    """A thread with its own OpenMP team, pinned to its seat's cores.
+
+    Threads that torch starts inherit the cores and the niceness of the thread that first needs
+    them, and keep them; so a seat is set once, before the first operation, and never changed.
+    """
+
+    def __init__(self, seat: Seat, ended: queue.SimpleQueue[Ended]) -> None:
+        self.seat = seat
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._ended = ended
+        name = f"nexusbench-{seat.partition}-{len(seat.cores)}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Run ``job`` after those before it; returns at once."""
+        self._jobs.put(job)
+
+    def close(self) -> bool:
+        """End after the running job; False if it has not by then."""
+        self._jobs.put(None)
+        self._thread.join(JOIN_S)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            take(self.seat)
+            while (job := self._jobs.get()) is not None:
+                job(self._report)
+                # Nothing of a step (scratch tensors, requests) stays alive while this one waits.
+                del job
+        except BaseException as error:
+            self._ended.put(Ended(None, error, self.seat))
+
+    def _report(self, output: StepOutput) -> None:
+        output.end_ns = stopwatch_ns()
+        self._ended.put(Ended(output))
+
+
+def take(seat: Seat) -> None:
+    """Pin the calling thread and the teams it will start. Where a system cannot pin, it runs
+    anywhere: the number of threads still is the number of cores.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, seat.cores)
+    if seat.nice:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), seat.nice)
+    torch.set_num_threads(len(seat.cores))
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The cores that this process may use, in order."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def seat_for(partition: str, sms: int, cores: Sequence[int]) -> Seat:
+    """Prefill counts its cores from the first, decode from the last, so that a split that sums to
+    all cores shares none.
+    """
+    chosen = cores[-sms:] if partition == "decode" else cores[:sms]
+    return Seat(partition, tuple(chosen))
