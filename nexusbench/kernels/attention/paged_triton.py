@@ -19,7 +19,8 @@ try:
     from nexusbench.kernels.attention.triton_prefill import prefill_tiles
 except ImportError as error:
     raise UsageError(
-        'the Triton kernels need the package triton. Install it with pip install "nexusbench[triton]"'
+        "the Triton kernels need the package triton. Install it with pip install "
+        '"nexusbench[triton]"'
     ) from error
 
 _INTERPRETED = not isinstance(decode_part, JITFunction)
@@ -136,9 +137,7 @@ class _Prepared(PreparedAttention):
     ) -> None:
         heads, size = self.heads, self.heads.head_dim
         parts = len(decodes.sequence)
-        partial = torch.empty(
-            parts, heads.num_heads, size, dtype=torch.float32, device=qkv.device
-        )
+        partial = torch.empty(parts, heads.num_heads, size, dtype=torch.float32, device=qkv.device)
         logsums = torch.empty(parts, heads.num_heads, dtype=torch.float32, device=qkv.device)
         decode_part[(parts, heads.num_kv_heads)](
             qkv,

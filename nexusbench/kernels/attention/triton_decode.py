@@ -88,9 +88,7 @@ def decode_part(
         sums = sums * fade[:, None] + product
         top = higher
     row = part * HEADS + head
-    tl.store(
-        partial + row[:, None] * SIZE + value[None, :], sums / total[:, None], mask=inside
-    )
+    tl.store(partial + row[:, None] * SIZE + value[None, :], sums / total[:, None], mask=inside)
     tl.store(logsums + row, top + tl.log(total), mask=member < GROUP)
 
 
