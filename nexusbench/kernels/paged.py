@@ -77,11 +77,9 @@ class PagedKV:
         self.num_blocks, self.block_size, self.heads = num_blocks, block_size, heads
         shape = (num_blocks, block_size, 2, heads.num_kv_heads, heads.head_dim)
         try:
-            with torch.inference_mode():
-                self.layers = [
-                    LayerKV(torch.zeros(shape, dtype=dtype, device=device))
-                    for _ in range(num_layers)
-                ]
+            self.layers = [
+                LayerKV(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(num_layers)
+            ]
         except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors
             wanted = num_layers * num_blocks * block_size * heads.kv_size * dtype.itemsize
             raise UsageError(

@@ -60,7 +60,9 @@ class RandomTensors:
         """The tensor, fp32."""
         if name.endswith("norm.weight"):
             return torch.ones(*shape)
-        generator = torch.Generator().manual_seed(self._seed << 32 | zlib.crc32(name.encode()))
+        # torch's generator heeds 32 bits of its seed only.
+        mixed = zlib.crc32(f"{self._seed}:{name}".encode())
+        generator = torch.Generator().manual_seed(mixed)
         width = 0.02 * math.sqrt(3)  # uniform: three times faster to draw than normal
         return torch.empty(*shape).uniform_(-width, width, generator=generator)
 

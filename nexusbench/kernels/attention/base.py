@@ -18,7 +18,8 @@ class PreparedAttention(ABC):
         """[T, (heads + 2 x KV heads) x head_dim] -> [T, heads x head_dim].
 
         ``qkv`` holds rotated queries and keys, and values; keys and values are already in
-        ``layer``. Causal: a token attends to its request's tokens up to itself.
+        ``layer``. Causal: a token attends to its request's tokens up to itself. Called
+        in torch's inference mode.
         """
 
 
