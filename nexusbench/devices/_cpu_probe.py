@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import platform
+from collections.abc import Callable
 
-import msgspec
 import torch
 
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.core.units import GIB
-from nexusbench.devices._cpu_workers import usable_cores
+from nexusbench.devices._cpu_cores import processor_name, usable_cores
 from nexusbench.devices._stopwatch import stopwatch_ns
 from nexusbench.models.memory import available_memory
 
@@ -34,51 +33,47 @@ _NEUTRAL = SimConstants(
 )
 
 
-class Probe(msgspec.Struct, frozen=True):
-    """Bytes per ns that all cores read, and FLOP per ns of a GEMM in that data type."""
-
-    read_gbps: float
-    gemm_gflops: float
-    dtype: str
+@functools.cache
+def stream_gbps() -> float:
+    """Bytes per ns that all usable cores read together, the best of a few rounds; once a process."""
+    values = torch.ones(STREAM_BYTES // 4)
+    return STREAM_BYTES / _fastest(values.sum)
 
 
 @functools.cache
-def probe(dtype: str) -> Probe:
-    """Measured once per process, on all usable cores: medians of a few rounds."""
+def gemm_gflops(dtype: str) -> float:
+    """FLOP per ns of a square GEMM in ``dtype`` on all usable cores, the best of a few rounds."""
+    a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=getattr(torch, dtype))
+    return 2.0 * GEMM_SIZE**3 / _fastest(lambda: a @ a)
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """ns of the fastest round. A limit is wanted, and whatever else runs only makes it slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(len(usable_cores()))
     try:
         with torch.inference_mode():
-            stream = torch.ones(STREAM_BYTES // 4)
-            read = _median(lambda: stream.sum())
-            a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=getattr(torch, dtype))
-            gemm = _median(lambda: a @ a)
+            work()  # pays for page faults and for the thread team
+            times = []
+            for _ in range(ROUNDS):
+                start = stopwatch_ns()
+                work()
+                times.append(stopwatch_ns() - start)
     finally:
         torch.set_num_threads(threads)
-    return Probe(STREAM_BYTES / read, 2.0 * GEMM_SIZE**3 / gemm, dtype)
+    return float(min(times))
 
 
-def _median(work: object) -> float:
-    assert callable(work)
-    times = []
-    for _ in range(ROUNDS + 1):
-        start = stopwatch_ns()
-        work()
-        times.append(stopwatch_ns() - start)
-    return float(sorted(times[1:])[ROUNDS // 2])  # the first one pays for page faults
-
-
-def describe_cpu(dtype: str) -> GpuSpec:
-    """The machine in the words of a GPU: a core is an SM, DRAM is HBM."""
-    found, cores = probe(dtype), usable_cores()
-    measured = "measured at start, median of 5"
+def describe_cpu(dtype: str, num_sms: int) -> GpuSpec:
+    """The machine in the words of a GPU: ``num_sms`` cores (or percent of them), DRAM is HBM."""
+    measured = f"measured when the device opens, best of {ROUNDS}"
     return GpuSpec(
         name=processor_name(),
-        num_sms=len(cores),
+        num_sms=num_sms,
         clock_mhz=0.0,
-        peak_tflops=found.gemm_gflops / 1e3,
+        peak_tflops=gemm_gflops(dtype) / 1e3,
         hbm_gib=available_memory() / GIB,
-        hbm_gbps=found.read_gbps,
+        hbm_gbps=stream_gbps(),
         l2_mib=1.0,
         sm_minimum=1,
         sm_multiple=1,
@@ -91,15 +86,3 @@ def describe_cpu(dtype: str) -> GpuSpec:
             "sim": "neutral: a CPU's times come from its profile",
         },
     )
-
-
-def processor_name() -> str:
-    """The processor as the system calls it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a user's path
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "CPU"

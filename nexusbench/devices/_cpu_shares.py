@@ -6,15 +6,23 @@ from nexusbench.core.batch import Split
 
 PAIR = ("prefill", "decode")
 PERCENT = 100
+MOST_SPLITS = 16  # each is a thread team of its own; beyond this, finer steps decide nothing
 # Linux's weights of niceness 0 to 10 (kernel/sched/core.c, sched_prio_to_weight): a thread gets its
 # weight's share of a core that another one wants too.
 WEIGHTS = (1024, 820, 655, 526, 423, 335, 272, 215, 172, 137, 110)
 NICE_STEPS = (10, 8, 6, 4, 2)
 
 
-def core_splits(cores: int) -> tuple[Split, ...]:
-    """(1, n-1) to (n-1, 1) cores, and both sides on all of them."""
-    apart = [Split(PAIR, (own, cores - own)) for own in range(1, cores)]
+def core_splits(cores: int, per_core: int = 1) -> tuple[Split, ...]:
+    """Every legal (prefill, decode) split of ``cores`` logical cores, and both sides on all.
+
+    In steps of one core up to 16 cores, of more beyond; of whole physical cores (``per_core``
+    threads each) where that leaves a choice.
+    """
+    step = -(-cores // MOST_SPLITS)
+    if cores >= 2 * per_core:
+        step = -(-step // per_core) * per_core
+    apart = [Split(PAIR, (own, cores - own)) for own in range(step, cores, step)]
     return (*apart, Split(PAIR, (cores, cores), overlapping=True))
 
 

@@ -11,9 +11,10 @@ import msgspec
 import torch
 
 from nexusbench.core.batch import StepOutput
+from nexusbench.devices._executor import Stopped
 from nexusbench.devices._stopwatch import stopwatch_ns
 
-JOIN_S = 20.0  # a step that is running when the device closes is let finish for so long
+JOIN_S = 20.0  # a worker is asked to stop between two layers; one that cannot is left behind
 
 
 class Seat(msgspec.Struct, frozen=True):
@@ -28,14 +29,17 @@ class Seat(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, gc=False):
-    """What a worker reports: a step (or one repetition of it), or the error that it died of."""
+    """What arrives in the device's queue: a step (or one repetition of it), the error that a worker
+    died of, or with neither a call to look up from waiting.
+    """
 
-    output: StepOutput | None
+    output: StepOutput | None = None
     error: BaseException | None = None
     seat: Seat | None = None
+    step: int = -1
 
 
-# (step number, report of one repetition) -> nothing; reports as often as it repeats.
+# report of one repetition -> nothing; reports as often as it repeats.
 Job = Callable[[Callable[[StepOutput], None]], None]
 
 
@@ -48,31 +52,39 @@ class Worker:
 
     def __init__(self, seat: Seat, ended: queue.SimpleQueue[Ended]) -> None:
         self.seat = seat
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._ended = ended
         name = f"nexusbench-{seat.partition}-{len(seat.cores)}"
+        # A daemon: a worker that hangs in an operation must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, step: int, job: Job) -> None:
         """Run ``job`` after those before it; returns at once."""
-        self._jobs.put(job)
+        self._jobs.put((step, job))
 
-    def close(self) -> bool:
-        """End after the running job; False if it has not by then."""
+    def stop(self) -> None:
+        """End after the running job; returns at once."""
         self._jobs.put(None)
+
+    def join(self) -> bool:
+        """Wait for the end that :meth:`stop` asked for; False if it does not come."""
         self._thread.join(JOIN_S)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        step = -1
         try:
             take(self.seat)
-            while (job := self._jobs.get()) is not None:
+            while (order := self._jobs.get()) is not None:
+                step, job = order
                 job(self._report)
                 # Nothing of a step (scratch tensors, requests) stays alive while this one waits.
-                del job
+                del job, order
+        except Stopped:
+            return
         except BaseException as error:
-            self._ended.put(Ended(None, error, self.seat))
+            self._ended.put(Ended(None, error, self.seat, step))
 
     def _report(self, output: StepOutput) -> None:
         output.end_ns = stopwatch_ns()
@@ -85,16 +97,10 @@ def take(seat: Seat) -> None:
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, seat.cores)
-    if seat.nice:
+    if seat.nice and hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), seat.nice)
+    # In this thread, before its first operation; it would else get what another thread set last.
     torch.set_num_threads(len(seat.cores))
-
-
-def usable_cores() -> tuple[int, ...]:
-    """The cores that this process may use, in order."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def seat_for(partition: str, sms: int, cores: Sequence[int]) -> Seat:

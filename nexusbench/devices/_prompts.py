@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
+import numpy.typing as npt
 
 from nexusbench.core.request import Request
 from nexusbench.devices.base import Serving
 
-# Streams of the generator, so that blocks with a name and tokens without one never coincide.
+Words = npt.NDArray[np.uint64]
+# Streams of made tokens, so that blocks with a name and tokens without one never coincide.
 _NAMED, _OWN = 1, 2
 
 
@@ -16,47 +20,53 @@ class Prompts:
 
     A block that the trace names (``prefix_ids``) has tokens that follow from the seed and its name
     alone, whoever asks for it; what has no name follows from the request's index. Lengths are exact
-    and nothing depends on the order of asking.
+    and nothing depends on the order of asking. Only requests that were scheduled and have not ended
+    take memory, 4 bytes a token.
     """
 
     def __init__(self, serving: Serving, vocab_size: int) -> None:
         self._serving, self._vocab = serving, vocab_size
-        self._known: dict[int, list[int]] = {}
-        self._blocks: dict[int, list[int]] = {}
+        self._known: dict[int, array[int]] = {}
 
-    def known(self, request: Request) -> list[int]:
-        """All tokens known of it; the list grows as tokens are generated."""
+    def known(self, request: Request) -> array[int]:
+        """All tokens known of it; the array grows as tokens are generated."""
         tokens = self._known.get(request.index)
         if tokens is None:
             given = self._serving.prompts.get(request.index)
-            tokens = list(given) if given is not None else self._made(request)
+            tokens = array("i", given) if given is not None else self._made(request)
             self._known[request.index] = tokens
         return tokens
 
-    def forget(self, request: Request) -> list[int]:
-        """Drop a request that ended; returns what it generated."""
-        tokens = self._known.pop(request.index, None)
-        return [] if tokens is None else tokens[request.num_prompt_tokens :]
+    def generated(self, request: Request) -> array[int]:
+        """What ``request`` has been given, less what was computed beyond its end."""
+        tokens = self._known.get(request.index)
+        if tokens is None:
+            return array("i")
+        return tokens[request.num_prompt_tokens : request.num_tokens]
 
-    def _made(self, request: Request) -> list[int]:
+    def forget(self, request: Request) -> None:
+        """Drop a request that ended."""
+        self._known.pop(request.index, None)
+
+    def _made(self, request: Request) -> array[int]:
         count, size = request.num_prompt_tokens, self._serving.hash_block
-        tokens: list[int] = []
-        for name in request.prefix_ids:
-            if len(tokens) >= count:
-                break
-            tokens += self._block(name, size)
-        if len(tokens) < count:
-            tokens += self._draw(_OWN, request.index, count - len(tokens))
-        del tokens[count:]
+        names = np.asarray(request.prefix_ids[: -(-count // size)], dtype=np.uint64)
+        named = min(count, len(names) * size)
+        words = np.empty(count, dtype=np.uint64)
+        place = np.arange(count, dtype=np.uint64)
+        named_words = _mix(_mix(names) ^ np.uint64(_NAMED)).repeat(size)[:named]
+        words[:named] = named_words ^ _mix(place[:named] % np.uint64(size))
+        own = _mix(_mix(np.asarray([request.index], dtype=np.uint64)) ^ np.uint64(_OWN))
+        words[named:] = own ^ _mix(place[named:])
+        seed = _mix(np.asarray([self._serving.seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
+        tokens = array("i")
+        tokens.frombytes((_mix(words ^ seed) % np.uint64(self._vocab)).astype(np.int32).tobytes())
         return tokens
 
-    def _block(self, name: int, size: int) -> list[int]:
-        known = self._blocks.get(name)
-        if known is None:
-            known = self._blocks[name] = self._draw(_NAMED, name, size)
-        return known
 
-    def _draw(self, stream: int, name: int, count: int) -> list[int]:
-        random = np.random.default_rng((self._serving.seed, stream, name))
-        drawn: list[int] = random.integers(0, self._vocab, count).tolist()
-        return drawn
+def _mix(x: Words) -> Words:
+    """splitmix64's output function (Steele et al., OOPSLA 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

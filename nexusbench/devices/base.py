@@ -19,8 +19,8 @@ class DeviceOptions(msgspec.Struct, frozen=True):
 
     ``profiling``: report ns per operator class with every step, and keep exact ``totals`` where the
     device knows them. The rest is for devices that compute: the model as the user named it, where
-    its weights come from (``auto``, ``safetensors``, ``dummy``) and their data type (None: the
-    model's own).
+    its weights come from (``auto``, ``safetensors``, ``dummy``), their data type (None: the
+    model's own), and how tokens are drawn (temperature 0: the likeliest).
     """
 
     max_num_seqs: int
@@ -33,6 +33,8 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     model_name: str = ""
     load_format: str = "auto"
     dtype: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -40,6 +42,8 @@ class Serving(msgspec.Struct, frozen=True):
 
     ``prompts`` holds the token ids of the requests whose trace gives them, by ``Request.index``;
     others are made from ``seed`` and the request's ``prefix_ids``, each of ``hash_block`` tokens.
+    ``launches`` are (partition, SMs) pairs to expect from the first request on: what is slow the
+    first time (threads, graphs) is done for them before the run begins.
     """
 
     num_blocks: int
@@ -47,6 +51,7 @@ class Serving(msgspec.Struct, frozen=True):
     hash_block: int = 512
     prompts: Mapping[int, Sequence[int]] = {}
     seed: int = 0
+    launches: tuple[tuple[str, int], ...] = ()
 
 
 class Device(ABC):
@@ -83,8 +88,8 @@ class Device(ABC):
         """
 
     def prepare(self, serving: Serving) -> None:  # noqa: B027 - a simulation needs no memory
-        """Allocate the KV pool; called once, before the first batch. Raises UsageError if it does
-        not fit.
+        """Allocate the KV pool and warm up; called once, before :meth:`start`. Raises UsageError if
+        the pool does not fit.
         """
 
     def start(self) -> None:  # noqa: B027 - a virtual clock stands until work is submitted
@@ -109,8 +114,18 @@ class Device(ABC):
     def wait(self, until: int | None) -> list[StepOutput]:
         """Outputs of launches that ended, in order of ``end_ns``; [] if ``until`` (ns) came first.
 
-        With nothing in flight and ``until`` None it returns [] at once.
+        With nothing in flight and ``until`` None it returns [] at once. Raises NexusbenchError if a
+        launch failed, naming partition and step.
         """
+
+    def interrupt(self) -> None:  # noqa: B027 - a virtual clock never keeps anyone waiting
+        """Let a ``wait`` that is under way return early, with []; called from signal handlers."""
+
+    def generated(self) -> Mapping[int, Sequence[int]]:
+        """Token ids that each ended request got, by ``Request.index``; empty unless
+        ``spec.makes_tokens``.
+        """
+        return {}
 
     def environment(self) -> dict[str, str]:
         """Versions and settings of what lies below (driver, clocks); told, never compared."""
