@@ -9,15 +9,23 @@ from typing import Any, Literal
 import msgspec
 
 from nexusbench.belief import make_belief
+from nexusbench.computing import (
+    check_flags,
+    fillable_blocks,
+    forget_answers,
+    serving_of,
+    with_dtype,
+    work_of,
+)
 from nexusbench.config import RunConfig, check_config
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
 from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
-from nexusbench.devices.base import Device, DeviceOptions, Serving, devices
+from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
@@ -78,7 +86,7 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     do if it knew the truth.
     """
     config = check_config(config)
-    model = load_model(config.model)
+    model = with_dtype(load_model(config.model), config.dtype)
     _check_tensor_parallel(config.tensor_parallel_size, model)
     max_model_len = config.max_model_len or model.max_model_len
     if max_model_len > model.max_model_len:
@@ -90,13 +98,15 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
         partitioner, belief_facts = _partitioner(
             config, scheduler, device, model, belief or make_belief
         )
-        partitioner.initial(device.spec)  # refuses impossible options before anything is written
+        # Refuses impossible options before anything is written.
+        initial = partitioner.initial(device.spec)
         kv = _kv_cache(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
         _check_pool(requests, kv)
         if device.spec.makes_tokens:
-            _forget_answers(requests, trace)
-        device.prepare(_serving(config, model, trace, kv))
+            forget_answers(requests, trace)
+        partitions, num_sms = scheduler.partitions, device.spec.num_sms
+        device.prepare(serving_of(config, model, trace, kv, partitions, initial, num_sms))
     except BaseException:
         device.close()
         raise
@@ -136,7 +146,10 @@ def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tupl
         model_name=config.model,
         load_format=config.load_format,
         dtype=config.dtype,
+        temperature=config.temperature,
+        top_p=config.top_p,
     )
+    check_flags(config, simulated=kind == "sim")
     return cls.open(argument, model, options), limits
 
 
@@ -224,6 +237,9 @@ def _check_tensor_parallel(size: int, model: ModelSpec) -> None:
 def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
     block_bytes = model.kv_bytes_per_token * config.block_size
     blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
+    if device.spec.makes_tokens and config.kv_blocks is None:
+        # Real memory costs real time to clear; what no request can fill is left out.
+        blocks = min(blocks, fillable_blocks(trace, config.block_size))
     named = any(request.hash_ids for request in trace.requests)
     if named and trace.hash_block % config.block_size:
         raise UsageError(
@@ -248,32 +264,6 @@ def _check_pool(requests: list[Request], kv: KVCacheManager) -> None:
         )
 
 
-def _forget_answers(requests: list[Request], trace: Trace) -> None:
-    """A trace's later turns hold the answers that were given when it was recorded; a device that
-    makes tokens gives others, so only prompts can be shared.
-    """
-    if any(request.named_tokens > request.num_prompt_tokens for request in requests):
-        trace.notes.append("prefix reuse of prompts only: the trace's own answers are not made")
-    for request in requests:
-        request.named_tokens = 0
-
-
-def _serving(config: RunConfig, model: ModelSpec, trace: Trace, kv: KVCacheManager) -> Serving:
-    """What the device must know of this run. Raises InputError for a token the model has not."""
-    prompts = {i: r.token_ids for i, r in enumerate(trace.requests) if r.token_ids}
-    for index, tokens in prompts.items():
-        worst = max(tokens)
-        if worst >= model.vocab_size:
-            raise InputError(
-                f"token {worst} of request '{trace.requests[index].id}' is not in the vocabulary "
-                f"of {model.name}, {model.vocab_size:,} tokens",
-                file=config.trace,
-                field="token_ids",
-                hint="The trace was made with another tokenizer; serve the model it belongs to",
-            )
-    return Serving(kv.num_blocks, kv.block_size, trace.hash_block, prompts, config.seed)
-
-
 def _facts(
     config: RunConfig,
     trace: Trace,
@@ -291,6 +281,8 @@ def _facts(
         "gpu": msgspec.to_builtins(device.gpu),
         "num_sms": spec.num_sms,
         "kernel_table": device.kernel_table_sha256,
+        "environment": device.environment(),
+        "work": work_of(model, device),
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
         "scheduler": scheduler.name,

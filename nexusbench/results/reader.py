@@ -40,6 +40,7 @@ class _Resolved(msgspec.Struct):
     gpus: int = 1
     price_per_hour: float | None = None
     watts: float | None = None
+    work: dict[str, float] | None = None
 
 
 class RunReader:
