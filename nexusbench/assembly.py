@@ -238,8 +238,9 @@ def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace)
     block_bytes = model.kv_bytes_per_token * config.block_size
     blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
     if device.spec.makes_tokens and config.kv_blocks is None:
-        # Real memory costs real time to clear; what no request can fill is left out.
-        blocks = min(blocks, fillable_blocks(trace, config.block_size))
+        # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
+        # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
+        blocks = min(blocks, 2 * fillable_blocks(trace, config.block_size))
     named = any(request.hash_ids for request in trace.requests)
     if named and trace.hash_block % config.block_size:
         raise UsageError(
@@ -283,6 +284,7 @@ def _facts(
         "kernel_table": device.kernel_table_sha256,
         "environment": device.environment(),
         "work": work_of(model, device),
+        "random_weights": device.random_weights,
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
         "scheduler": scheduler.name,

@@ -51,8 +51,8 @@ def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:
 
 
 def fillable_blocks(trace: Trace, block_size: int) -> int:
-    """KV blocks beyond which a pool changes nothing: all requests at once, and one block more each
-    for launches of several decode steps.
+    """KV blocks that all requests would hold at once, with one more each for launches of several
+    decode steps.
     """
     sizes = [request.prompt_tokens + request.output_tokens for request in trace.requests]
     return sum(ceil_div(size, block_size) + 1 for size in sizes)

@@ -28,7 +28,7 @@ FLUSH_ROWS = 400_000  # event rows held before they are written to disk (a few M
 CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
 PROGRESS_NS = 100 * NS_PER_MS
 # What metrics need of the facts that an assembly resolved.
-RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts")
+RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work")
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
 Progress = Callable[[Engine], None]
@@ -77,10 +77,13 @@ def serve(
     from nexusbench.metrics.summary import summarise
 
     writer = _open_writer(assembly, results) if results is not None else None
-    with _sigint_flag() as interrupted:
-        recorder = Recorder(writer, progress, interrupted)
+    device = assembly.device
+    with _sigint_flag(device.interrupt) as interrupted:
+        # On a real clock a step takes long enough to look around after each.
+        every = CHECK_STEPS if device.spec.simulated else 0
+        recorder = Recorder(writer, progress, interrupted, every)
         engine = Engine(
-            assembly.device,
+            device,
             assembly.scheduler,
             assembly.partitioner,
             assembly.kv,
@@ -108,6 +111,7 @@ def serve(
             from nexusbench.results.reader import RunReader
 
             writer.flush(engine.log, _splits(engine))
+            writer.write_tokens(device.generated())
             # A million requests are a third of a GiB: let them go before metrics need room.
             del engine
             assembly.requests = []
@@ -138,17 +142,21 @@ class Recorder:
     """The engine's observer: stops on Ctrl-C between steps, writes full buffers, shows progress."""
 
     def __init__(
-        self, writer: RunWriter | None, progress: Progress | None, interrupted: threading.Event
+        self,
+        writer: RunWriter | None,
+        progress: Progress | None,
+        interrupted: threading.Event,
+        every: int = CHECK_STEPS,
     ) -> None:
         self._writer, self._progress, self._interrupted = writer, progress, interrupted
-        self._next_check = CHECK_STEPS
+        self._every = self._next_check = every
         self._next_progress = stopwatch_ns()
 
     def after_step(self, engine: Engine) -> None:
         """Cheap unless a check is due."""
         if engine.executor.num_steps < self._next_check:
             return
-        self._next_check = engine.executor.num_steps + CHECK_STEPS
+        self._next_check = engine.executor.num_steps + self._every
         if self._interrupted.is_set():
             raise Interrupted(
                 f"interrupted at {engine.state.now / 1e9:.1f} s of the run, "
@@ -166,6 +174,7 @@ class Recorder:
             return
         with suppress(NexusbenchError):  # e.g. a full disk: the first error is the one to tell
             self._writer.flush(engine.log, _splits(engine))
+            self._writer.write_tokens(engine.device.generated())
         status: Status = (
             "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
         )
@@ -176,8 +185,9 @@ class Recorder:
 
 
 @contextmanager
-def _sigint_flag() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into a flag, so that a run stops between two steps with its books in order.
+def _sigint_flag(wake: Callable[[], None]) -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag, so that a run stops between two steps with its books in order;
+    ``wake`` lets a device that waits for a step or for an arrival look up at once.
 
     A second Ctrl-C raises KeyboardInterrupt as usual. Outside the main thread signals are not ours
     to handle.
@@ -192,6 +202,7 @@ def _sigint_flag() -> Iterator[threading.Event]:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
+        wake()
 
     signal.signal(signal.SIGINT, on_sigint)
     try:

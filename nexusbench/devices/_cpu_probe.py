@@ -35,7 +35,7 @@ _NEUTRAL = SimConstants(
 
 @functools.cache
 def stream_gbps() -> float:
-    """Bytes per ns that all usable cores read together, the best of a few rounds; once a process."""
+    """Bytes per ns that all usable cores read together: the best of a few rounds."""
     values = torch.ones(STREAM_BYTES // 4)
     return STREAM_BYTES / _fastest(values.sum)
 
@@ -48,7 +48,7 @@ def gemm_gflops(dtype: str) -> float:
 
 
 def _fastest(work: Callable[[], object]) -> float:
-    """ns of the fastest round. A limit is wanted, and whatever else runs only makes it slower."""
+    """Ns of the fastest round. A limit is wanted, and whatever else runs only makes it slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(len(usable_cores()))
     try:

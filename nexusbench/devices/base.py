@@ -65,6 +65,7 @@ class Device(ABC):
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
     kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
+    random_weights: bool = False  # of the model: times are real, texts mean nothing
     made_of_profile: str | None = None  # points_sha256, where the times are those of a profile
 
     @classmethod

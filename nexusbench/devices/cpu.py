@@ -32,7 +32,7 @@ MOST_KV_BYTES = 4 * GIB  # as vLLM's CPU build by default; more only makes start
 SWITCH_INTERVAL_S = 1e-4  # of the interpreter's lock: a worker waits 5 ms for it otherwise
 SHARED = "shared"
 _WARM_UP_TOKENS = 32
-_WARM_UP_INDEX = -1  # of a request that is in no trace
+_WARM_UP_INDEX = 1 << 40  # of a request that is in no trace
 
 
 class Cpu(Device):
@@ -51,6 +51,8 @@ class Cpu(Device):
         from nexusbench.devices._cpu_probe import describe_cpu
 
         self._decoder, self._options, self.shared = decoder, options, shared
+        dummy = options.load_format == "dummy"
+        self.random_weights = dummy or (options.load_format == "auto" and decoder.config.built_in)
         self.cores = usable_cores()
         units = PERCENT if shared else len(self.cores)
         dtype = str(decoder.dtype).removeprefix("torch.")

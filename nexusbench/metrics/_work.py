@@ -60,7 +60,7 @@ def count_work(run: RunEvents, work: Work) -> Counts | None:
     return Counts(float(flops.sum()), float(moved.sum()))
 
 
-def _turn(launch: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _turn(launch: np.ndarray) -> np.ndarray:
     """For each pass, how many of its launch came before it; passes are in order of their ends."""
     order = np.argsort(launch, kind="stable")
     ordered = launch[order]
@@ -70,7 +70,7 @@ def _turn(launch: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return turn
 
 
-def _chunk_work(run: RunEvents) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _chunk_work(run: RunEvents) -> tuple[np.ndarray, np.ndarray]:
     """(query, key) pairs and keys read by the chunks of each launch, by its row."""
     chunk, submitted = run.tables["chunk"], run.tables["submitted"]
     count = len(submitted["step"])

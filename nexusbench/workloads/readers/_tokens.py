@@ -44,7 +44,9 @@ def check_token_ids(
     first = numbers[0] if numbers else 0
     for row, number in zip(rows, numbers, strict=True):
         if (row.token_ids is None) != (rows[0].token_ids is None):
-            here, there = ("missing", "has them") if row.token_ids is None else ("given", "has none")
+            here, there = (
+                ("missing", "has them") if row.token_ids is None else ("given", "has none")
+            )
             hint = "Give every line its prompt's token ids, or none"
             raise _fault(f"{here}, but line {first} {there}", path, number, hint)
         if row.token_ids is not None and len(row.token_ids) != row.input_length:
@@ -58,9 +60,7 @@ def check_token_ids(
         _check_shared(rows, numbers, block, path)
 
 
-def _check_shared(
-    rows: Sequence[_Line], numbers: Sequence[int], block: int, path: Path
-) -> None:
+def _check_shared(rows: Sequence[_Line], numbers: Sequence[int], block: int, path: Path) -> None:
     """A KV block is shared by hash id, so what has one id must have the same tokens."""
     names: dict[tuple[int, int], int] = {}
     seen: dict[int, tuple[array[int], int]] = {}  # name of a prefix -> its last block, its line
