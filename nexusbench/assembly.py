@@ -11,6 +11,7 @@ import msgspec
 from nexusbench.belief import make_belief
 from nexusbench.computing import (
     check_flags,
+    check_memory,
     fillable_blocks,
     forget_answers,
     serving_of,
@@ -241,6 +242,8 @@ def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace)
         # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
         # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
         blocks = min(blocks, 2 * fillable_blocks(trace, config.block_size))
+    if device.spec.makes_tokens:
+        check_memory(blocks, config.block_size, block_bytes)
     named = any(request.hash_ids for request in trace.requests)
     if named and trace.hash_block % config.block_size:
         raise UsageError(

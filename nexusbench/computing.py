@@ -18,6 +18,7 @@ from nexusbench.costs._work import model_work
 from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.metrics._work import Work
+from nexusbench.models.memory import require_memory
 from nexusbench.workloads.base import Trace
 
 # Flags that say how tokens are made; a simulation makes none.
@@ -39,6 +40,12 @@ def check_flags(config: RunConfig, simulated: bool) -> None:
             raise UsageError(
                 f"{flag} is for devices that compute tokens: use --device cpu, or leave it out"
             )
+
+
+def check_memory(num_blocks: int, block_size: int, block_bytes: float) -> None:
+    """Raise UsageError if a pool of real KV blocks does not fit into memory."""
+    pool = f"a KV cache of {num_blocks:,} blocks of {block_size} tokens"
+    require_memory(num_blocks * block_bytes, pool, "Ask for fewer --kv-blocks")
 
 
 def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:

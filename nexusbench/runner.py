@@ -96,6 +96,8 @@ def serve(
             stopwatch=stopwatch_ns,
             observer=recorder.after_step,
         )
+        if progress is not None and not device.spec.simulated:
+            progress(engine)  # the first step may take long
         try:
             engine.run()
         except BaseException as error:

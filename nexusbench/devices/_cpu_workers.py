@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -11,6 +12,7 @@ import msgspec
 import torch
 
 from nexusbench.core.batch import StepOutput
+from nexusbench.core.errors import Interrupted
 from nexusbench.devices._executor import Stopped
 from nexusbench.devices._stopwatch import stopwatch_ns
 
@@ -54,10 +56,14 @@ class Worker:
         self.seat = seat
         self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._ended = ended
+        # Python 3.11 takes a thread for ended when Ctrl-C interrupts its ``join``; this tells.
+        self._over = threading.Event()
         name = f"nexusbench-{seat.partition}-{len(seat.cores)}"
         # A daemon: a worker that hangs in an operation must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        # The interpreter must not be taken down under a thread that is inside torch.
+        atexit.register(self._leave)
 
     def submit(self, step: int, job: Job) -> None:
         """Run ``job`` after those before it; returns at once."""
@@ -69,8 +75,22 @@ class Worker:
 
     def join(self) -> bool:
         """Wait for the end that :meth:`stop` asked for; False if it does not come."""
+        if not self._over.wait(JOIN_S):
+            return False
         self._thread.join(JOIN_S)
-        return not self._thread.is_alive()
+        atexit.unregister(self._leave)
+        return True
+
+    def _leave(self) -> None:
+        """At exit, when :meth:`join` was interrupted or never called."""
+        self.stop()
+        try:
+            if self._over.wait(JOIN_S):
+                self._thread.join(JOIN_S)
+                return
+        except KeyboardInterrupt:
+            pass
+        os._exit(Interrupted.exit_code)  # without the teardown, which would crash
 
     def _run(self) -> None:
         step = -1
@@ -85,6 +105,8 @@ class Worker:
             return
         except BaseException as error:
             self._ended.put(Ended(None, error, self.seat, step))
+        finally:
+            self._over.set()
 
     def _report(self, output: StepOutput) -> None:
         output.end_ns = stopwatch_ns()

@@ -129,14 +129,9 @@ class Cpu(Device):
         not fit into memory.
         """
         from nexusbench.devices._executor import Served
-        from nexusbench.models.memory import require_memory
         from nexusbench.models.sampling import Sampling
 
         spec = self._decoder.config.spec
-        values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-        needed = serving.num_blocks * serving.block_size * values * self._decoder.dtype.itemsize
-        blocks = f"a KV cache of {serving.num_blocks:,} blocks of {serving.block_size} tokens"
-        require_memory(needed, blocks, "Ask for fewer --kv-blocks")
         options = self._options
         self._served = Served(
             self._decoder,

@@ -19,7 +19,9 @@ WORK = Work(
 )  # fmt: skip
 
 
-def run(steps: list[dict], requests: int = 3, work: Work | None = WORK, warmup: int = 0) -> RunEvents:
+def run(
+    steps: list[dict], requests: int = 3, work: Work | None = WORK, warmup: int = 0
+) -> RunEvents:
     """Steps with ``begin``, ``ends`` (ms), ``decodes``, ``context``, ``chunks``, ``made``."""
     log = EventLog()
     for index in range(requests):
@@ -62,9 +64,7 @@ def test_a_prompt_in_two_chunks() -> None:
 
 
 def test_decode_steps_in_one_launch_see_more_each() -> None:
-    events = run(
-        [{"begin": 0, "ends": [3, 6, 9], "made": [2, 2, 2], "decodes": 2, "context": 30}]
-    )
+    events = run([{"begin": 0, "ends": [3, 6, 9], "made": [2, 2, 2], "decodes": 2, "context": 30}])
     keys = 32 + 34 + 36
     assert shares(events) == pytest.approx((6 + 6e3 + 1e6 * keys, 3 + 3e3 + 1e6 * (keys + 6)))
 
