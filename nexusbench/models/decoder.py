@@ -36,21 +36,20 @@ class Decoder:
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
         eps = config.rms_norm_eps
-        with torch.inference_mode():
-            read = WeightReader(config, source, dtype, device)
-            name = "model.embed_tokens.weight"
-            self.embedding = read.matrix(name, spec.vocab_size, spec.hidden_size)
-            self.layers = [
-                DecoderLayer(read.layer(index), self.heads, eps, dtype)
-                for index in range(spec.num_layers)
-            ]
-            self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
-            tied = spec.tie_word_embeddings
-            self.head = Linear(
-                self.embedding
-                if tied
-                else read.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size)
-            )
+        read = WeightReader(config, source, dtype, device)
+        name = "model.embed_tokens.weight"
+        self.embedding = read.matrix(name, spec.vocab_size, spec.hidden_size)
+        self.layers = [
+            DecoderLayer(read.layer(index), self.heads, eps, dtype)
+            for index in range(spec.num_layers)
+        ]
+        self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
+        # Tied heads share the embedding until a dense layer repacks it.
+        self.head = Linear(
+            self.embedding
+            if spec.tie_word_embeddings
+            else read.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size)
+        )
         rope = config.rope
         self.rotary = Rotary(
             spec.head_dim,
