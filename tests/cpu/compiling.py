@@ -26,8 +26,8 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
 
 
 def main(architecture: int, dtype: str) -> None:
-    types = {name: "*i32" for name in INDICES}
-    types |= {name: f"*{dtype}" for name in ("qkv", "cache", "out")}
+    types = dict.fromkeys(INDICES, "*i32")
+    types |= dict.fromkeys(("qkv", "cache", "out"), f"*{dtype}")
     types |= {"partial": "*fp32", "logsums": "*fp32", "scale": "fp32"}
     for kernel, constants in KERNELS:
         signature = {
