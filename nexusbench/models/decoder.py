@@ -14,6 +14,7 @@ from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
 from nexusbench.kernels.rotary import Rotary, rotate_
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource, open_source
+from nexusbench.models.memory import require_memory
 from nexusbench.models.step import Step
 from nexusbench.models.weights import LayerWeights, WeightReader, torch_dtype
 
@@ -80,8 +81,14 @@ class Decoder:
         return cls(config, open_source(config, load_format, seed), chosen, device)
 
     def new_kv(self, num_blocks: int, block_size: int) -> PagedKV:
-        """An empty KV cache for this model, in its data type."""
+        """An empty KV cache in the model's data type. Raises UsageError if it is too large."""
         layers = len(self.layers)
+        if self.device.type == "cpu":
+            require_memory(
+                layers * num_blocks * block_size * self.heads.kv_size * self.dtype.itemsize,
+                f"a KV cache of {num_blocks:,} blocks",
+                "Ask for fewer blocks",
+            )
         return PagedKV(layers, num_blocks, block_size, self.heads, self.dtype, self.device)
 
     def forward(

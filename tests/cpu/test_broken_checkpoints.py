@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from nexusbench.cli.main import main  # noqa: E402
 from nexusbench.core.errors import InputError, UsageError  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
+from nexusbench.kernels.paged import PagedKV  # noqa: E402
 from nexusbench.kernels.planner import plan_attention  # noqa: E402
 from nexusbench.models import memory  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
@@ -203,8 +204,11 @@ def test_available_memory_is_less_than_all(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_kv_cache_larger_than_memory() -> None:
     decoder = Decoder.load(load_decoder_config("tiny"))
-    with pytest.raises(UsageError, match=r"no memory for a KV cache of .* Ask for fewer blocks"):
+    wanted = r"a KV cache of 1,000,000,000,000 blocks needs .* GB, and .* Ask for fewer blocks"
+    with pytest.raises(UsageError, match=wanted):
         decoder.new_kv(10**12, 16)
+    with pytest.raises(UsageError, match=r"no memory for a KV cache of .* Ask for fewer blocks"):
+        PagedKV(4, 10**12, 16, decoder.heads, torch.float32)
 
 
 @pytest.mark.parametrize("token", [4096, -1])
