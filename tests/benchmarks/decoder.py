@@ -60,7 +60,14 @@ class Ours:
     def step(self, tokens: list[list[int]], done: int) -> list[int]:
         rows = self.tables.rows(self.keys, self.blocks)
         sizes = [len(tokens[0])] * self.batch
-        plan = plan_attention(sizes, [done] * self.batch, self.tables.table, BLOCK, rows=rows)
+        plan = plan_attention(
+            sizes,
+            [done] * self.batch,
+            self.tables.table,
+            BLOCK,
+            rows=rows,
+            padded_tokens=self.backend.padded_tokens,
+        )
         step = make_step(plan, tokens, self.backend, self.decoder.config.spec.vocab_size)
         logits = self.decoder.forward(step, self.kv)
         return sample(logits, Sampling(), self.keys, [done + sizes[0]] * self.batch)
