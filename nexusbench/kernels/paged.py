@@ -80,7 +80,7 @@ class PagedKV:
             self.layers = [
                 LayerKV(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(num_layers)
             ]
-        except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors
+        except RuntimeError as error:  # what torch raises for want of memory, on any device
             wanted = num_layers * num_blocks * block_size * heads.kv_size * dtype.itemsize
             raise UsageError(
                 f"no memory for a KV cache of {num_blocks:,} blocks ({wanted / 1e9:.1f} GB): "

@@ -13,7 +13,7 @@ from nexusbench.core.errors import NexusbenchError
 Ints = npt.NDArray[np.int64]
 IntsLike = Sequence[int] | Ints
 
-# Padding of so many tokens costs as much as a further kernel call: measured with 2 KV heads of 64
+# Padding of so many tokens costs as much as a further call: measured with 2 KV heads of 64 values
 # on 2 cores, 47 ns per token (gather and attention) against 20 us per bucket.
 PADDED_TOKENS = 512
 
@@ -150,7 +150,8 @@ def plan_attention(
     """Plan one step of N sequences that compute ``query_lens`` tokens after ``context_lens``.
 
     ``tables`` are the block lists, or with ``rows`` the table of :class:`BlockTables` and the row
-    of each sequence. Raises NexusbenchError if a block list is too short for its sequence.
+    of each sequence. ``padded_tokens`` is how many tokens of padding a bucket of decodes may have
+    (what the attention backend says). Raises NexusbenchError if a block list is too short.
     """
     query, context = _ints(query_lens), _ints(context_lens)
     total = query + context

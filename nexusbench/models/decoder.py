@@ -14,6 +14,7 @@ from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
 from nexusbench.kernels.rotary import Rotary, rotate_
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource, open_source
+from nexusbench.models.memory import require_memory
 from nexusbench.models.step import Step
 from nexusbench.models.weights import LayerWeights, WeightReader, torch_dtype
 
@@ -36,21 +37,20 @@ class Decoder:
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
         eps = config.rms_norm_eps
-        with torch.inference_mode():
-            read = WeightReader(config, source, dtype, device)
-            name = "model.embed_tokens.weight"
-            self.embedding = read.matrix(name, spec.vocab_size, spec.hidden_size)
-            self.layers = [
-                DecoderLayer(read.layer(index), self.heads, eps, dtype)
-                for index in range(spec.num_layers)
-            ]
-            self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
-            tied = spec.tie_word_embeddings
-            self.head = Linear(
-                self.embedding
-                if tied
-                else read.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size)
-            )
+        read = WeightReader(config, source, dtype, device)
+        name = "model.embed_tokens.weight"
+        self.embedding = read.matrix(name, spec.vocab_size, spec.hidden_size)
+        self.layers = [
+            DecoderLayer(read.layer(index), self.heads, eps, dtype)
+            for index in range(spec.num_layers)
+        ]
+        self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
+        # Tied heads share the embedding until a dense layer repacks it.
+        self.head = Linear(
+            self.embedding
+            if spec.tie_word_embeddings
+            else read.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size)
+        )
         rope = config.rope
         self.rotary = Rotary(
             spec.head_dim,
@@ -81,8 +81,14 @@ class Decoder:
         return cls(config, open_source(config, load_format, seed), chosen, device)
 
     def new_kv(self, num_blocks: int, block_size: int) -> PagedKV:
-        """An empty KV cache for this model, in its data type."""
+        """An empty KV cache in the model's data type. Raises UsageError if it is too large."""
         layers = len(self.layers)
+        if self.device.type == "cpu":
+            require_memory(
+                layers * num_blocks * block_size * self.heads.kv_size * self.dtype.itemsize,
+                f"a KV cache of {num_blocks:,} blocks",
+                "Ask for fewer blocks",
+            )
         return PagedKV(layers, num_blocks, block_size, self.heads, self.dtype, self.device)
 
     def forward(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -67,3 +72,24 @@ def test_triton_prefill_shares_few_programs_among_many_tiles() -> None:
     run = make_run(Case([37, 5, 50], [0, 41, 13], HeadShape(4, 2, 32), 16), torch.float32, 0)
     backend = triton_attention(run.kv, num_sms=1, rows=16, keys=16)
     assert largest_error(backend, run) < 5e-6
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [(80, "fp16"), (90, "bf16")])
+def test_triton_compiles_for_gpus(architecture: int, dtype: str, tmp_path: Path) -> None:
+    """What the interpreter accepts, a compiler need not."""
+    pytest.importorskip("triton", reason="needs the package triton (extra 'triton')")
+    settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("compiling.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(architecture), dtype],
+        env={**os.environ, **settings, "PYTHONPATH": str(script.parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "decode_part",
+        "merge_parts",
+        "prefill_tiles",
+    ]

@@ -105,9 +105,24 @@ def test_prompts_of_the_trace(call: Call, tmp_path: Path) -> None:
     write(trace, lines)
     code, _, err = call("serve-trace", trace, *CPU)
     assert code == 2
-    assert "t.jsonl, line 2, field 'token_ids': token 4096" in err.replace(":2:", ", line 2,") or (
-        "line 2" in err and "token 4096 of request '1' is not in the vocabulary of tiny" in err
-    )
+    assert "token 4096 of request '1' is not in the vocabulary of tiny" in err
+    assert "t.jsonl:2" in err
+
+
+def test_flags_of_real_tokens_reach_the_config(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call(
+        "serve-trace", mixture(tmp_path / "t.jsonl", 2), *CPU, "--load-format", "dummy",
+        "--dtype", "float32", "--temperature", 0.5, "--top-p", 0.75, "--stop-at-eos", "--json",
+    )  # fmt: skip
+    assert code == 0
+    (run,) = json.loads(out)["runs"]
+    wanted = {
+        "load_format": "dummy", "dtype": "float32", "temperature": 0.5, "top_p": 0.75,
+        "stop_at_eos": True,
+    }  # fmt: skip
+    assert {name: run["config"][name] for name in wanted} == wanted
+    assert run["resolved"]["model"]["dtypes"]["kv"] == "float32"
+    assert run["resolved"]["environment"]["dtype"] == "float32"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,26 @@ def test_a_launch_in_the_middle_needs_hidden_states() -> None:
     step = make_step(plan_attention([1], [0], [[0]], 16), [[1]], runner.backend, 4096)
     with pytest.raises(NexusbenchError, match="layers 1:2 need the hidden states"):
         decoder.forward(step, runner.kv, (1, 2))
+
+
+def test_two_threads_share_a_decoder_and_its_kv() -> None:
+    """As partitions do: each with an attention backend of its own, in blocks of its own."""
+    decoder = Decoder.load(load_decoder_config("tiny"), dtype="float32")
+    kv = decoder.new_kv(40, 16)
+
+    def run(first_block: int, size: int) -> torch.Tensor:
+        torch.set_num_threads(1)
+        backend = SdpaAttention(kv)
+        table = [list(range(first_block, first_block + 20))]
+        rows = []
+        for done in range(0, 300, size):
+            plan = plan_attention([size], [done], table, 16)
+            tokens = [[(done + place) * 7 % 4096 for place in range(size)]]
+            rows.append(decoder.forward(make_step(plan, tokens, backend, 4096), kv))
+        return torch.cat(rows)
+
+    alone = [run(0, 30), run(20, 5)]
+    with ThreadPoolExecutor(2) as pool:
+        together = [pool.submit(run, 0, 30), pool.submit(run, 20, 5)]
+        for before, after in zip(alone, together, strict=True):
+            assert torch.equal(before, after.result())

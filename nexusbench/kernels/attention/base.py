@@ -26,8 +26,11 @@ class PreparedAttention(ABC):
 class AttentionBackend(ABC):
     """Attention of one worker. It owns scratch memory, so two workers need two backends.
 
-    A prepared step is valid until the next ``prepare`` of the same backend.
+    A prepared step is valid until the next ``prepare`` of the same backend. ``padded_tokens`` is
+    what to plan its steps with.
     """
+
+    padded_tokens: int = 1 << 40  # kernels that read pages pad nothing: one bucket will do
 
     def __init__(self, kv: PagedKV) -> None:
         self.heads: HeadShape = kv.heads

@@ -9,7 +9,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from nexusbench.kernels.attention.base import AttentionBackend, PreparedAttention
 from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
-from nexusbench.kernels.planner import AttentionPlan, ChunkGroup, DecodeBucket
+from nexusbench.kernels.planner import (
+    PADDED_TOKENS,
+    AttentionPlan,
+    ChunkGroup,
+    DecodeBucket,
+)
 
 
 class SdpaAttention(AttentionBackend):
@@ -22,6 +27,8 @@ class SdpaAttention(AttentionBackend):
 
     def __init__(self, kv: PagedKV) -> None:
         super().__init__(kv)
+        # The measured 512 tokens are for 2 heads of 64 values; the cost is in the values.
+        self.padded_tokens = max(self.block_size, PADDED_TOKENS * 256 // self.heads.kv_size)
         self._scratch = torch.empty(0, dtype=self.dtype, device=self.device)
 
     def prepare(self, plan: AttentionPlan) -> PreparedAttention:
