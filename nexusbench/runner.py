@@ -121,17 +121,22 @@ def serve(
         summary = summarise(events)
         summary["decision_us"] = decisions
         if writer is not None:
-            kept = {key: value for key, value in summary.items() if key != "decision_us"}
-            writer.finish(
-                "complete",
-                kept,
-                event_digest=digest,
-                invariants=dict.fromkeys(INVARIANTS, "held"),
-                resolved={"decision_us": summary["decision_us"]},
-            )
+            _finish(writer, summary, digest)
     folder = writer.path if writer is not None else None
     return RunResult(
         assembly.config, summary, events, digest, folder, assembly.trace.notes, assembly.facts
+    )
+
+
+def _finish(writer: RunWriter, summary: dict[str, Any], digest: str) -> None:
+    """The run came to its own end: decision times are real ones, and so no part of its summary."""
+    kept = {key: value for key, value in summary.items() if key != "decision_us"}
+    writer.finish(
+        "complete",
+        kept,
+        event_digest=digest,
+        invariants=dict.fromkeys(INVARIANTS, "held"),
+        resolved={"decision_us": summary["decision_us"]},
     )
 
 
