@@ -42,6 +42,7 @@ class Served:
     sampling: Sampling = field(default_factory=Sampling)
     halfway: dict[int, torch.Tensor] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
+    again: bool = False  # launches may be repeated (Serving.again)
 
 
 class StepRunner:
@@ -106,6 +107,8 @@ class StepRunner:
             [ends[index] for index in makers],
         )
         for index, token in zip(makers, drawn, strict=True):
+            if served.again:
+                del known[index][ends[index] :]
             if len(known[index]) != ends[index]:
                 name = requests[index].id
                 raise InvariantBreach("I4", f"request '{name}' has {len(known[index])} tokens")

@@ -43,7 +43,8 @@ class Serving(msgspec.Struct, frozen=True):
     ``prompts`` holds the token ids of the requests whose trace gives them, by ``Request.index``;
     others are made from ``seed`` and the request's ``prefix_ids``, each of ``hash_block`` tokens.
     ``launches`` are (partition, SMs) pairs to expect from the first request on: what is slow the
-    first time (threads, graphs) is done for them before the run begins.
+    first time (threads, graphs) is done for them before the run begins. ``again``: the same launch
+    may be made many times, as in a sweep; the token of the last time is then forgotten.
     """
 
     num_blocks: int
@@ -52,6 +53,7 @@ class Serving(msgspec.Struct, frozen=True):
     prompts: Mapping[int, Sequence[int]] = {}
     seed: int = 0
     launches: tuple[tuple[str, int], ...] = ()
+    again: bool = False
 
 
 class Device(ABC):

@@ -138,6 +138,7 @@ class Cpu(Device):
             self._decoder.new_kv(serving.num_blocks, serving.block_size),
             Prompts(serving, spec.vocab_size),
             Sampling(options.temperature, options.top_p, serving.seed),
+            again=serving.again,
         )
         tokens = min(_WARM_UP_TOKENS, serving.num_blocks * serving.block_size - 1)
         for partition, sms in serving.launches:
