@@ -21,6 +21,7 @@ from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
+from nexusbench.results.machine import machine_facts
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
@@ -278,6 +279,7 @@ def _facts(
             "concurrency": trace.concurrency,
             "following": sum(r.follows for r in trace.requests),
         },
+        "machine": {**machine_facts(), **device.environment()},
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),

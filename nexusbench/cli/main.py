@@ -15,6 +15,7 @@ from nexusbench.cli._argv import expand_goodput
 from nexusbench.cli.compare import compare
 from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
+from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
 from nexusbench.cli.regret import regret
 from nexusbench.cli.rerun import rerun
@@ -45,6 +46,7 @@ app.command("explain")(explain)
 app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
 app.add_typer(validate_app, name="validate")
+app.add_typer(gate_app, name="gate")
 app.command("list")(list_plugins)
 app.command("doctor")(doctor)
 
@@ -73,8 +75,9 @@ def nexusbench(
     One serving engine with pluggable schedulers replays a trace on simulated GPUs.
     Results go to stdout; progress, warnings and errors to stderr.
 
-    Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a --bound of validate is
-    broken, 4 nothing for rerun to compare with, 130 interrupted.
+    Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a regression (gate), or
+    a --bound of validate is broken, 4 inconclusive (gate; nothing for rerun to compare with), 5 no
+    usable baseline (gate), 130 interrupted.
     """
 
 
