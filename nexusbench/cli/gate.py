@@ -87,7 +87,7 @@ def check(
         float | None,
         typer.Option(
             callback=flags.positive,
-            show_default="0.02, with --confirm 0.05",
+            show_default="0.01, with --confirm 0.03",
             help="Chance of any false alarm over all measured metrics.",
         ),
     ] = None,

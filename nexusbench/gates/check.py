@@ -21,9 +21,9 @@ from nexusbench.gates.verdicts import (
 
 SCHEMA = 1
 EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_NO_BASELINE = 0, 3, 4, 5
-# The chance of any false alarm in a check. With a rerun both stages must alarm; they share the
-# baseline, so the chances do not multiply: 0.05 twice gives at most about 0.013 (docs/ci.md).
-ALPHA_ALONE, ALPHA_CONFIRMED = 0.02, 0.05
+# The chance of any false alarm in a check. With a rerun both stages must alarm. They share the
+# baseline, so the chances do not multiply: 0.03 twice gives 0.005 for 5 runs (docs/ci.md).
+ALPHA_ALONE, ALPHA_CONFIRMED = 0.01, 0.03
 # A baseline series is taken for a foreign one's if at most so many things differ.
 _MOST_DIFFERENT = 6
 

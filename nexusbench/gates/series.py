@@ -48,8 +48,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Runs that differ in their seeds at most.
 
-    ``environment`` decides every number, ``machine`` those that are measured; ``metrics`` hold one
-    value per entry of ``runs``, in its order.
+    ``environment`` decides every number, ``machine`` those that are measured (empty where none
+    are); ``metrics`` hold one value per entry of ``runs``, in its order.
     """
 
     environment: Facts
@@ -171,9 +171,10 @@ def _series(
         for name in wanted
         if any(point.values.get(name) is not None for point in ordered)
     }
+    measured = any(not samples.exact for samples in metrics.values())
     return Series(
         environment=first.environment,
-        machine=machine,
+        machine=machine if measured else {},
         runs=[point.run for point in ordered],
         metrics=metrics,
     )

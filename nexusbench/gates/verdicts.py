@@ -160,12 +160,19 @@ def conclude(finding: Finding, alpha: float, tests: int) -> None:
         finding.verdict = "inconclusive"
         finding.reason = (
             f"worse by {_amount(finding)}, beyond the rule, but runs differ as much by chance "
-            f"({chance})"
+            f"({chance}; those of now spread over {_spread(finding)})"
         )
     elif finding.worse < 0 and finding.p_better <= alpha:
         finding.improved, finding.reason = True, f"improved by {_amount(finding)}"
     else:
         finding.reason = "no change that runs do not have by chance"
+
+
+def _spread(finding: Finding) -> str:
+    """The range of the values in percent of their mean."""
+    mean = sum(finding.values) / len(finding.values)
+    size = max(finding.values) - min(finding.values)
+    return f"{100 * size / abs(mean):.0f} %" if mean else f"{size:.4g} {finding.unit}"
 
 
 def _finding(
