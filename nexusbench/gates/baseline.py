@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def save_baseline(path: Path, series: Mapping[str, Series]) -> bool:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
     return True
 
@@ -102,7 +104,7 @@ def encode_baseline(series: Mapping[str, Series]) -> bytes:
         "schema": SCHEMA,
         "series": {name: rounded(series[name]) for name in sorted(series)},
     }
-    return (_indented(msgspec.to_builtins(document), 0) + "\n").encode()
+    return (_indented(msgspec.to_builtins(document), 0) + "\n").encode(errors="replace")
 
 
 def rounded(series: Series) -> Series:
