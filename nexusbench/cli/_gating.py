@@ -14,21 +14,27 @@ from nexusbench.cli._console import counted, print_whole, progress_console, resu
 from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
 from nexusbench.core.errors import BaselineError, UsageError
-from nexusbench.gates.baseline import encode_baseline, load_baseline, merged, save_baseline
+from nexusbench.gates.baseline import (
+    appended,
+    encode_baseline,
+    load_baseline,
+    merged,
+    save_baseline,
+)
 from nexusbench.gates.check import Report, check
 from nexusbench.gates.measure import Follow, make_points, read_points, rerunner
 from nexusbench.gates.outputs import (
     as_json,
     change,
-    number,
     plain,
     sentence,
-    worst_first,
+    told_and_rest,
     write_outputs,
 )
 from nexusbench.gates.rules import DEFAULT_RULES, Measure, Rule, parse_rules, run_measures
 from nexusbench.gates.series import Point, make_series
 from nexusbench.gates.spec import GateSpec, load_spec
+from nexusbench.gates.verdicts import number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,17 +76,20 @@ def save_file(
     rules: list[str] | None,
     *,
     update: bool,
+    append: bool,
     as_json: bool,
 ) -> None:
-    """Write a baseline, or update one and say what that changes. Raises UsageError if there is one
-    already and no ``update`` was asked for.
+    """Write a baseline, or update or extend one and say what that changes. Raises UsageError if
+    there is one already and neither was asked for.
     """
     spec, measures = _spec(source), run_measures()
     path = output or (spec.baseline if spec else None)
     if path is None:
         raise UsageError("where to? Give -o FILE, or name a baseline in the spec")
-    if path.exists() and not update:
-        raise UsageError(f"{path} exists. Add --update to replace in it what is run")
+    if update and append:
+        raise UsageError("--update replaces runs and --append keeps them. Choose one")
+    if path.exists() and not (update or append):
+        raise UsageError(f"{path} exists. Add --update to replace in it what is run, or --append")
     old = load_baseline(path) if path.exists() else {}
     chosen = _rules(rules, spec, measures)
     if chosen is not None:
@@ -89,7 +98,10 @@ def save_file(
         wanted = [name for name in measures if not name.endswith(_EXTREMES)]
     series = make_series(_points(source, spec), measures, wanted)
     # A spec is the whole truth of what is run; folders named by hand are a part of it.
-    document, lines = merged(old, series, keep_others=spec is None)
+    if append:
+        document, lines = appended(old, series)
+    else:
+        document, lines = merged(old, series, keep_others=spec is None)
     changed = save_baseline(path, document)
     console = results_console()
     if as_json:
@@ -198,8 +210,7 @@ def _show(report: Report) -> None:
     title = Text.assemble(("nexusbench gate check", "bold"), "  ", badge(report.simulated))
     console.print(title)
     console.print(f"baseline {report.baseline}", soft_wrap=True)
-    told = [f for f in worst_first(report.findings) if f.verdict != "pass" or f.improved]
-    rest = [f for f in report.findings if f.verdict == "pass" and not f.improved]
+    told, rest = told_and_rest(report.findings)
     for series in dict.fromkeys(finding.series for finding in told):
         _show_series(console, series, [f for f in told if f.series == series])
     if rest:

@@ -55,6 +55,10 @@ def save(
     update: Annotated[
         bool, typer.Option("--update", help="Replace in FILE what was run, and say what changes.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Add the runs to those in FILE: a baseline of several days."),
+    ] = False,
     results: flags.Results = Path("results"),
     keep: Keep = None,
     json: flags.Json = False,
@@ -67,7 +71,7 @@ def save(
     from nexusbench.cli._gating import Source, save_file
 
     source = Source(runs or [], spec, results, keep, no_progress)
-    save_file(source, output, rule, update=update, as_json=json)
+    save_file(source, output, rule, update=update, append=append, as_json=json)
 
 
 @app.command("check")

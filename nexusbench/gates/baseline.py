@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.errors import BaselineError, UsageError
+from nexusbench.gates.environment import differences
 from nexusbench.gates.series import Samples, Series
 
 KIND = "nexusbench gate baseline"
@@ -156,6 +157,63 @@ def merged(
     lines += [f"removed  {name}" for name in gone]
     kept = {name: series for name, series in old.items() if name not in gone}
     return kept | dict(new), lines
+
+
+def appended(
+    old: Mapping[str, Series], new: Mapping[str, Series]
+) -> tuple[dict[str, Series], list[str]]:
+    """``old`` with the runs of ``new`` added to its series: so a baseline collects runs of several
+    days, and its spread is that between days.
+
+    A deterministic run that is there already is not added again. Raises UsageError if the series
+    was made of something else, on another machine, with other metrics, or differs where it must
+    not.
+    """
+    found, lines = dict(old), []
+    for name in sorted(new):
+        if name not in old:
+            found[name] = new[name]
+            lines.append(f"new      {name}")
+            continue
+        found[name] = joined = _joined(name, old[name], new[name])
+        added = len(joined.runs) - len(old[name].runs)
+        lines.append(f"added    {added} to {len(old[name].runs)} runs of {name}")
+    return found, lines
+
+
+def _joined(name: str, old: Series, new: Series) -> Series:
+    differ = differences(old.environment, new.environment) + differences(old.machine, new.machine)
+    if old.metrics.keys() != new.metrics.keys():
+        differ.append(
+            f"metrics: {', '.join(sorted(old.metrics))} -> {', '.join(sorted(new.metrics))}"
+        )
+    if differ:
+        raise UsageError(f"cannot append to '{name}': {'; '.join(differ)}. Use --update instead")
+    new = rounded(new)
+    exact = all(samples.exact for samples in old.metrics.values())
+    known = [(run, _exact_values(old, i)) for i, run in enumerate(old.runs)]
+    kept = []
+    for i, run in enumerate(new.runs):
+        same = [values for other, values in known if other.seed == run.seed]
+        if any(values != _exact_values(new, i) for values in same):
+            raise UsageError(
+                f"cannot append to '{name}': its run of seed {run.seed} differs in deterministic "
+                "metrics. Use --update instead"
+            )
+        if not (exact and same):
+            kept.append(i)
+    metrics = {
+        metric: msgspec.structs.replace(
+            samples, values=[*samples.values, *(new.metrics[metric].values[i] for i in kept)]
+        )
+        for metric, samples in old.metrics.items()
+    }
+    runs = [*old.runs, *(new.runs[i] for i in kept)]
+    return msgspec.structs.replace(old, runs=runs, metrics=metrics)
+
+
+def _exact_values(series: Series, run: int) -> list[float | None]:
+    return [samples.values[run] for _, samples in sorted(series.metrics.items()) if samples.exact]
 
 
 def _changes(old: Series, new: Series) -> list[str]:

@@ -15,7 +15,7 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.core.errors import UsageError
 from nexusbench.gates.check import SCHEMA, Report
-from nexusbench.gates.verdicts import RANKING, Finding
+from nexusbench.gates.verdicts import RANKING, Finding, number
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 # GitHub drops a step's summary as a whole above 1 MiB; rows that pass go first.
@@ -34,17 +34,6 @@ def plain(text: str) -> str:
     """One line without control characters, for any output."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(shown.split())
-
-
-def number(value: float | None) -> str:
-    """A value to five significant digits; a dash where there is none."""
-    if value is None:
-        return "-"
-    if value and not 1e-3 <= abs(value) < 1e9:
-        return f"{value:.4g}"
-    digits = max(0, 4 - len(str(int(abs(value)))) + 1)
-    text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def change(finding: Finding) -> str:
@@ -69,6 +58,34 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: -RANKING.index(finding.verdict))
 
 
+def told_and_rest(findings: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
+    """What a reader must see, worst first, and what only passes.
+
+    Where all metrics of a series share a verdict and its reason, for want of a baseline, one entry
+    stands for them.
+    """
+    told = [f for f in worst_first(findings) if f.verdict != "pass" or f.improved]
+    rest = [f for f in findings if f.verdict == "pass" and not f.improved]
+    shown: list[Finding] = []
+    merged: set[str] = set()
+    for finding in told:
+        alike = [f for f in findings if f.series == finding.series]
+        whole = len(alike) > 1 and not finding.tier and all(
+            (f.verdict, f.reason) == (finding.verdict, finding.reason) for f in alike
+        )  # fmt: skip
+        if not whole:
+            shown.append(finding)
+        elif finding.series not in merged:
+            merged.add(finding.series)
+            shown.append(
+                Finding(
+                    series=finding.series, metric=f"all {len(alike)} metrics",
+                    verdict=finding.verdict, reason=finding.reason,
+                )
+            )  # fmt: skip
+    return shown, rest
+
+
 def as_json(report: Report) -> dict[str, Any]:
     """The report as one JSON document."""
     return {
@@ -84,8 +101,7 @@ def as_markdown(report: Report, limit: int = _SUMMARY_BYTES) -> str:
     badge = " · **simulated**" if report.simulated else ""
     head = [f"### {_SIGNS[report.verdict]} {_md(sentence(report))}{badge}", ""]
     head += [f"Baseline: {_md(report.baseline)}", ""] if report.baseline else []
-    told = [f for f in worst_first(report.findings) if f.verdict != "pass" or f.improved]
-    rest = [f for f in report.findings if f.verdict == "pass" and not f.improved]
+    told, rest = told_and_rest(report.findings)
     notes = [f"- {_md(note)}" for note in report.notes]
     foot = ["", *notes] if notes else []
     folded = [
@@ -111,14 +127,18 @@ def _md_table(findings: Sequence[Finding]) -> list[str]:
         "|---|---|---|---:|---:|---:|---|---|",
     ]
     for f in findings:
-        unit = f" {f.unit}" if f.unit else ""
         cells = [
             f"{_SIGNS[f.verdict]} {f.verdict}", _md(f.series), _md(f.metric),
-            _md(number(f.baseline) + unit), _md(number(f.current) + unit), change(f), _md(f.rule),
+            _md(_with_unit(f.baseline, f.unit)), _md(_with_unit(f.current, f.unit)), change(f),
+            _md(f.rule),
             _md(f.reason),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return number(value) if value is None or not unit else f"{number(value)} {unit}"
 
 
 def _md(text: str) -> str:

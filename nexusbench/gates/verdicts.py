@@ -168,6 +168,17 @@ def conclude(finding: Finding, alpha: float, tests: int) -> None:
         finding.reason = "no change that runs do not have by chance"
 
 
+def number(value: float | None) -> str:
+    """A value to five significant digits or its whole part; a dash where there is none."""
+    if value is None:
+        return "-"
+    if value and not 1e-3 <= abs(value) < 1e9:
+        return f"{value:.4g}"
+    digits = max(0, 5 - len(str(int(abs(value)))))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def _spread(finding: Finding) -> str:
     """The range of the values in percent of their mean."""
     mean = sum(finding.values) / len(finding.values)
@@ -198,7 +209,7 @@ def _measure(finding: Finding, rule: Rule, was: float, now: float) -> None:
 def _amount(finding: Finding) -> str:
     """The size of the change: percent and units."""
     assert finding.worse is not None
-    size = f"{abs(finding.worse):.4g} {finding.unit}"
+    size = f"{number(abs(finding.worse))} {finding.unit}"
     if finding.change is None:
         return f"{size} (from 0)"
     percent = 100 * abs(finding.change)

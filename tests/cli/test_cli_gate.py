@@ -258,3 +258,11 @@ def test_update_keeps_what_was_not_run(call: Call, trace: Path, baseline: Path) 
 def test_runs_say_on_which_machine_they_were_made(kept: str) -> None:
     machine = RunReader(kept, Path("results")).manifest.resolved["machine"]
     assert {"cpu", "cores", "system", "python"} <= set(machine)
+
+
+def test_append(call: Call, kept: str, baseline: Path) -> None:
+    done = call("gate", "baseline", "save", kept, kept, "-o", baseline, "--append")
+    assert done.code == 0, done.err
+    assert "added 2 to 1 runs" in done.out
+    assert "1 series, 3 runs" in done.out
+    assert call("gate", "baseline", "save", kept, "-o", baseline, "--append", "--update").code == 2

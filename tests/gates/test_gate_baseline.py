@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nexusbench.core.errors import BaselineError, UsageError
 from nexusbench.gates.baseline import (
+    appended,
     encode_baseline,
     load_baseline,
     merged,
@@ -130,3 +131,30 @@ def test_merge_says_what_changes() -> None:
     assert lines[-1] == "removed  b"
     _, lines = merged({"a": exact(0)}, {"a": series({"y": samples([1])})}, keep_others=True)
     assert lines == ["changed  a", "  x: removed", "  y: added"]
+
+
+def test_append_adds_measured_runs() -> None:
+    found, lines = appended({"a": measured(1, 2)}, {"a": measured(3, 4), "b": exact(1)})
+    assert found["a"].metrics["x"].values == [1, 2, 3, 4]
+    assert len(found["a"].runs) == 4
+    assert lines == ["added    2 to 2 runs of a", "new      b"]
+
+
+def test_append_adds_deterministic_runs_once() -> None:
+    found, _ = appended({"a": exact(1, 2)}, {"a": exact(2, 3, seeds=[1, 2])})
+    assert found["a"].metrics["x"].values == [1, 2, 3]
+    assert [run.seed for run in found["a"].runs] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        (exact(2), "seed 0 differs in deterministic metrics"),
+        (exact(1, model="other"), "model: m -> other"),
+        (exact(1, machine={"cpu": "b"}), "cpu: a CPU -> b"),
+        (series({"y": samples([1], exact=True)}), "metrics: x -> y"),
+    ],
+)
+def test_append_refuses_what_does_not_belong(new: Series, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        appended({"a": exact(1)}, {"a": new})

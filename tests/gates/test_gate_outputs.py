@@ -19,12 +19,13 @@ from nexusbench.gates.outputs import (
     as_json,
     as_junit,
     as_markdown,
-    number,
     plain,
+    told_and_rest,
     write_outputs,
 )
 from nexusbench.gates.rules import Rule
 from nexusbench.gates.series import Series
+from nexusbench.gates.verdicts import number
 from tests.gates.made_up import exact, measured, samples, series
 
 HOSTILE = 'a|b `c` <script>alert(1)</script> "q" \\ \x00\x1b[31m\n]]> [x](y) 😀 & @all'
@@ -167,6 +168,15 @@ def test_numbers() -> None:
     shown = [number(v) for v in (None, 0.0, 12.3456, 123456.7, 1e-7, 1e12, -0.5, 400.0, 154795.2)]
     assert shown == ["-", "0", "12.346", "123,457", "1e-07", "1e+12", "-0.5", "400", "154,795"]
     assert plain(HOSTILE).isprintable()
+
+
+def test_a_whole_series_without_a_baseline_is_told_once() -> None:
+    both = series({"x": samples([1], exact=True), "y": samples([1], exact=True)})
+    report = check({}, {"s": both}, [Rule("x", 0.1), Rule("y", 0.1)])
+    told, rest = told_and_rest(report.findings)
+    assert [(f.metric, f.verdict) for f in told] == [("all 2 metrics", "missing")]
+    assert rest == []
+    assert len(report.findings) == 2
 
 
 def test_an_empty_check_is_inconclusive() -> None:
