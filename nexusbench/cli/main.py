@@ -76,8 +76,8 @@ def nexusbench(
     Results go to stdout; progress, warnings and errors to stderr.
 
     Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a regression (gate), or
-    a --bound of validate is broken, 4 inconclusive (gate; nothing for rerun to compare with), 5 no
-    usable baseline (gate), 130 interrupted.
+    a --bound of validate is broken, 4 nothing for rerun to compare with, or the gate cannot tell, 5
+    the gate has no usable baseline, 130 interrupted.
     """
 
 

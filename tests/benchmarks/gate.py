@@ -4,8 +4,8 @@ A pool of RUNS (400) short simulations is timed once on this machine: real time 
 decision, wall and CPU time per engine step. Then 1,000 comparisons are drawn from the pool without
 replacement: nothing changed, everything 3 % or 10 % slower, only the slowest 2 % of the decisions
 30 % slower. "Apart in time" takes runs that follow each other for each side, so that a drift of the
-machine meets one side only; below it the baseline's runs are from all times (--append). Every comparison is one call of ``nexusbench.gates.check.check``, the
-function behind ``nexusbench gate check``.
+machine meets one side only; below it the baseline's runs are from all times (--append). Every
+comparison is one call of ``nexusbench.gates.check.check``, the function behind ``gate check``.
 
 Exits with 1 unless the 95 % upper bound on false alarms is at most 2 % with all rules and with each
 alone, and 10 % is found at least 90 % of the time by five runs against five with a rerun.

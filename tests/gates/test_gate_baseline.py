@@ -21,7 +21,9 @@ from nexusbench.gates.baseline import (
     save_baseline,
 )
 from nexusbench.gates.series import Series
+from nexusbench.gates.spec import load_spec
 from nexusbench.gates.verdicts import TOLERANCE
+from nexusbench.schedulers.base import schedulers
 from tests.gates.made_up import exact, measured, samples, series
 
 HOSTILE = 'a|b `c` <img src=x onerror=alert(1)> "q" \\ \x00\x1b[31m\n]]> 😀 @all'
@@ -158,3 +160,18 @@ def test_append_adds_deterministic_runs_once() -> None:
 def test_append_refuses_what_does_not_belong(new: Series, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         appended({"a": exact(1)}, {"a": new})
+
+
+def test_the_projects_own_baseline_covers_every_scheduler() -> None:
+    """What .ci/run checks; a new scheduler needs the update that docs/ci.md names."""
+    folder = Path(__file__).parents[2] / "results" / "baselines"
+    spec = load_spec(folder / "shipped.toml")
+    assert spec.baseline == folder / "shipped.json"
+    stored = load_baseline(spec.baseline)
+    covered = {(s.environment["trace"], s.environment["scheduler"]) for s in stored.values()}
+    traces = ("mixed", "ldc", "arxiv", "sharegpt")
+    assert covered == {(trace, name) for trace in traces for name in schedulers.names()}
+    assert len(spec.configs) == len(stored)
+    wanted = {rule.metric for rule in spec.rules}
+    assert all(set(series.metrics) == wanted for series in stored.values())
+    assert all(s.exact for series in stored.values() for s in series.metrics.values())
