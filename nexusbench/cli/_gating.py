@@ -21,7 +21,7 @@ from nexusbench.gates.baseline import (
     merged,
     save_baseline,
 )
-from nexusbench.gates.check import Report, check
+from nexusbench.gates.check import Report, check, no_baseline
 from nexusbench.gates.measure import Follow, make_points, read_points, rerunner
 from nexusbench.gates.outputs import (
     as_json,
@@ -137,8 +137,12 @@ def check_runs(
     if path is None:
         hint = "Give --baseline FILE, or name one in the spec"
         raise BaselineError("no baseline was named", hint=hint)
-    # First: a broken baseline is told before minutes of runs.
-    stored = load_baseline(path)
+    # First: a broken baseline is told before minutes of runs; in every output, CI looks there.
+    try:
+        stored = load_baseline(path)
+    except BaselineError as error:
+        _write(no_baseline(str(path), str(error)), outputs)
+        raise
     chosen = _rules(rules, spec, measures) or parse_rules(DEFAULT_RULES, measures)
     wanted = [rule.metric for rule in chosen]
     points = _points(source, spec)
@@ -147,6 +151,16 @@ def check_runs(
     again = rerunner(points, measures, wanted, source.keep, _follower(source)) if confirm else None
     report = check(stored, current, chosen, source=str(path), alpha=alpha, rerun=again)
     report.notes += _advice(report, source, path)
+    _write(report, outputs)
+    if not outputs.as_json:
+        _show(report)
+    if report.exit_code:
+        progress_console().print(f"{sentence(report)}; exit code {report.exit_code}",
+                                 style="bold red", soft_wrap=True)  # fmt: skip
+        raise SystemExit(report.exit_code)
+
+
+def _write(report: Report, outputs: Outputs) -> None:
     write_outputs(
         report,
         markdown=outputs.markdown,
@@ -155,12 +169,6 @@ def check_runs(
     )
     if outputs.as_json:
         print(json.dumps(as_json(report), indent=2, allow_nan=False))
-    else:
-        _show(report)
-    if report.exit_code:
-        progress_console().print(f"{sentence(report)}; exit code {report.exit_code}",
-                                 style="bold red", soft_wrap=True)  # fmt: skip
-        raise SystemExit(report.exit_code)
 
 
 def _spec(source: Source) -> GateSpec | None:

@@ -97,6 +97,23 @@ def check(
     )
 
 
+def no_baseline(source: str, problem: str) -> Report:
+    """The report where there is no usable baseline: one entry that says why, exit code 5."""
+    finding = Finding(
+        series=source or "baseline", metric="baseline", verdict="missing", reason=problem,
+        stored=False,
+    )  # fmt: skip
+    return Report(
+        verdict="missing",
+        exit_code=EXIT_NO_BASELINE,
+        baseline=source,
+        alpha=ALPHA_ALONE,
+        confirm=False,
+        findings=[finding],
+        simulated=False,
+    )
+
+
 def _first(
     name: str,
     rule: Rule,

@@ -92,6 +92,11 @@ def test_no_and_broken_baselines(call: Call, kept: str, baseline: Path) -> None:
     done = call("gate", "check", kept, "--baseline", baseline)
     assert done.code == 5
     assert "field 'schema': made by a newer nexusbench" in done.err
+    done = call("gate", "check", kept, "--baseline", baseline, "--json", "--junit", "gate.xml")
+    document = json.loads(done.out)
+    assert (document["verdict"], document["exit_code"], done.code) == ("missing", 5, 5)
+    (error,) = ET.parse("gate.xml").iter("error")
+    assert "newer nexusbench" in error.attrib["message"]
 
 
 def test_a_foreign_gpus_baseline(call: Call, trace: Path, baseline: Path) -> None:
