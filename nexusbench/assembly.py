@@ -260,6 +260,7 @@ def _facts(
         "gpu": msgspec.to_builtins(device.gpu),
         "num_sms": spec.num_sms,
         "kernel_table": device.kernel_table_sha256,
+        "made_of_profile": device.made_of_profile,
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
         "scheduler": scheduler.name,

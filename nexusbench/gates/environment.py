@@ -34,7 +34,8 @@ def environment_of(
     model, trace = resolved["model"], resolved["trace"]
     gpu = {key: value for key, value in resolved["gpu"].items() if key != "sources"}
     own_model = {key: value for key, value in model.items() if key not in ("name", "source")}
-    device = [gpu, resolved["num_sms"], resolved.get("kernel_table")]
+    sources = [resolved.get(key) for key in ("kernel_table", "made_of_profile")]
+    device = [gpu, resolved["num_sms"], *sources]
     facts: Facts = {
         "trace": str(trace["name"]),
         "trace_sha256": str(trace["sha256"])[:_HASH_CHARACTERS],

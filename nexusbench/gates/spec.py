@@ -32,6 +32,7 @@ from nexusbench.schedulers.base import schedulers
 ALL = "all"
 Seed = Annotated[int, msgspec.Meta(ge=0)]
 _PATHS = ("trace", "kernel_table", "profile")
+_FILES = (".toml", ".json")
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,9 +114,11 @@ def _configs(path: Path, place: str, table: Mapping[str, Any]) -> list[RunConfig
     configs = []
     for name in names:
         fields = {**table, "scheduler": name}
-        for key in _PATHS:
-            if isinstance(fields.get(key), str):
-                fields[key] = str(path.parent / fields[key])
+        fields |= {
+            key: _beside(path, key, value)
+            for key, value in fields.items()
+            if isinstance(value, str)
+        }
         try:
             configs.append(check_config(msgspec.convert(fields, RunConfig)))
         except msgspec.ValidationError as error:
@@ -127,3 +130,15 @@ def _configs(path: Path, place: str, table: Mapping[str, Any]) -> list[RunConfig
                 error.problem, file=path, field=f"{place}.{error.field}", hint=error.hint
             ) from None
     return configs
+
+
+def _beside(path: Path, key: str, text: str) -> str:
+    """A setting that names a file, relative to the spec; GPUs and models by name stay as they
+    are.
+    """
+    if key in _PATHS:
+        return str(path.parent / text)
+    kind, colon, argument = text.partition(":") if key == "device" else ("", "", text)
+    if key in ("device", "model") and ("/" in argument or argument.endswith(_FILES)):
+        return f"{kind}{colon}{path.parent / argument}"
+    return text

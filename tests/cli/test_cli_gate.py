@@ -11,6 +11,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from commandline import Outcome, write_trace
 
+from nexusbench.config import RunConfig
+from nexusbench.gates.spec import load_spec
 from nexusbench.results.reader import RunReader, list_runs
 
 Call = Callable[..., Outcome]
@@ -205,6 +207,18 @@ def test_spec(call: Call, trace: Path, tmp_path: Path) -> None:
     updated = call("gate", "baseline", "save", "--spec", folder / "s.toml", "--update")
     assert "new small, llama-3.1-8b, sim:l20, sglang" in updated.out
     assert "removed small, llama-3.1-8b, sim:l20, nexus" in updated.out
+
+
+def test_files_of_a_spec_lie_beside_it(tmp_path: Path) -> None:
+    def first(text: str) -> RunConfig:
+        (tmp_path / "s.toml").write_text(text)
+        return load_spec(tmp_path / "s.toml").configs[0]
+
+    plain = first(SPEC)
+    assert plain.trace == str(tmp_path / "small.jsonl")
+    assert (plain.device, plain.model) == ("sim:l20", "llama-3.1-8b")
+    own = first(SPEC.replace("sim:l20", "sim:own.toml").replace("limit = 30", 'model = "m/c.json"'))
+    assert (own.device, own.model) == (f"sim:{tmp_path}/own.toml", str(tmp_path / "m" / "c.json"))
 
 
 @pytest.mark.parametrize(
