@@ -53,14 +53,32 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
         say(console, ("Simulated: " if simulated else "") + " ".join(sentences), "bold")
 
 
+TIGHT_BETA = 1.3
+_TIGHT_BETA = (
+    "nexus allows decode only a few percent over its time without a neighbour; a fitted belief "
+    "knows that contention alone takes more, and leaves prefill few SMs. Compare "
+    "--partitioner nexus:beta=2 (docs/cost-models.md)"
+)
+
+
 def header(console: Console, columns: Sequence[Column], title: str) -> None:
     """What ran on what; the same for all columns of one call of serve-trace."""
     from rich.text import Text
 
     view = columns[0].first
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
-    for name, text in [*header_lines(view, view.resolved), ("policies", _policies(columns))]:
+    lines = [*header_lines(view, view.resolved), ("policies", _policies(columns))]
+    lines += [("note", _TIGHT_BETA)] if any(map(_is_tight, columns)) else []
+    for name, text in lines:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
+
+
+def _is_tight(column: Column) -> bool:
+    """Nexus's published slack with a belief that knows contention."""
+    resolved = column.first.resolved
+    belief, options = resolved["belief"], resolved.get("partitioner_options", {})
+    fitted = belief is not None and belief.get("profile")
+    return bool(fitted) and options.get("beta", TIGHT_BETA) < TIGHT_BETA
 
 
 def badge(simulated: bool) -> Text:

@@ -17,6 +17,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
+from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
@@ -45,6 +46,7 @@ app.command("rerun")(rerun)
 app.command("explain")(explain)
 app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
+app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")
 app.add_typer(gate_app, name="gate")
 app.command("list")(list_plugins)
