@@ -249,17 +249,17 @@ def _notes(
     """What the baseline holds that nobody ran, and event logs that changed without the numbers."""
     used = {old for old, _ in matches.values()}
     notes = [f"in the baseline only, not run: {name}" for name in baseline if name not in used]
+    changed = []
     for name, series in current.items():
         old, different = matches[name]
         if old is None or different:
             continue
         logs = {run.seed: run.events for run in baseline[old].runs if run.events}
-        changed = sorted(
-            {run.seed for run in series.runs if logs.get(run.seed, run.events) != run.events}
-        )
-        if changed:
-            seeds = ", ".join(map(str, changed))
-            notes.append(f"another event log than the baseline's (seed {seeds}): {name}")
+        if any(logs.get(run.seed, run.events) != run.events for run in series.runs):
+            changed.append(name)
+    if changed:
+        named = changed[0] if len(changed) == 1 else f"{len(changed)} of {len(current)} series"
+        notes.append(f"another event log than the baseline's: {named}")
     return notes
 
 

@@ -205,7 +205,7 @@ def test_notes() -> None:
     assert report.exit_code == 0
     assert report.notes == [
         "in the baseline only, not run: stale",
-        "another event log than the baseline's (seed 0): s",
+        "another event log than the baseline's: s",
     ]
 
 
