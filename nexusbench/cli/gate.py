@@ -85,13 +85,15 @@ def check(
     rule: Rules = None,
     confirm: Annotated[
         bool,
-        typer.Option("--confirm", help="Run again what fails; only what fails twice counts."),
+        typer.Option(
+            "--confirm", help="Run again what is beyond its rule; only what is so twice can fail."
+        ),
     ] = False,
     alpha: Annotated[
         float | None,
         typer.Option(
             callback=flags.positive,
-            show_default="0.01, with --confirm 0.03",
+            show_default="0.01",
             help="Chance of any false alarm over all measured metrics.",
         ),
     ] = None,

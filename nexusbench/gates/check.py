@@ -14,16 +14,17 @@ from nexusbench.gates.verdicts import (
     RANKING,
     Finding,
     Verdict,
+    can_fire,
     conclude,
     judge_exact,
     judge_measured,
+    settle,
 )
 
 SCHEMA = 1
 EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_NO_BASELINE = 0, 3, 4, 5
-# The chance of any false alarm in a check. With a rerun both stages must alarm. They share the
-# baseline, so the chances do not multiply: 0.03 twice gives 0.005 for 5 runs (docs/ci.md).
-ALPHA_ALONE, ALPHA_CONFIRMED = 0.01, 0.03
+# The chance of any false alarm in a check, with a rerun or without (docs/ci.md).
+ALPHA = 0.01
 # A baseline series is taken for a foreign one's if at most so many things differ.
 _MOST_DIFFERENT = 6
 
@@ -60,11 +61,12 @@ def check(
     """Judge ``current`` by ``baseline``, each rule for each series.
 
     A metric of a simulated run is deterministic and compared exactly. A measured one fails only if
-    it is worse by more than the rule's share and its floor, the one-sided permutation test says so
-    after Holm over all measured metrics of the check, and, with ``rerun``, fresh runs of the series
-    fail the same way. Raises UsageError for a rule whose unit does not fit.
+    it is worse by more than the rule's share and its floor, and the one-sided permutation test says
+    so after Holm over all measured metrics of the check. With ``rerun``, whatever is beyond its
+    rule is run again: the fresh runs must be beyond it too, and the test is of all runs together.
+    Raises UsageError for a rule whose unit does not fit.
     """
-    level = alpha if alpha is not None else (ALPHA_CONFIRMED if rerun else ALPHA_ALONE)
+    level = ALPHA if alpha is None else alpha
     findings: list[Finding] = []
     pairs: dict[str, Series] = {}
     matches = match(baseline, current)
@@ -74,16 +76,17 @@ def check(
         if old is not None and not different:
             pairs[name] = old
         findings += [_first(name, rule, old_name, old, different, new) for rule in rules]
-    _correct(findings, level)
+    _correct(findings, level, stages=1 if rerun is None else 2)
     notes = _notes(baseline, current, matches)
     if rerun is not None:
-        _confirm(findings, pairs, rules, level, rerun)
+        _confirm(findings, pairs, current, rules, level, rerun)
     verdict = overall(findings)
     if any("cannot tell a change from chance" in finding.reason for finding in findings):
         tests = sum(finding.p is not None for finding in findings)
         notes.append(
-            f"{tests} measured metrics at alpha {level:g} need {runs_to_fire(level, tests)} runs "
-            "on each side: make more runs, or give fewer rules"
+            f"{tests} measured metrics at alpha {level:g} need "
+            f"{runs_to_fire(level, tests, 1 if rerun is None else 2)} runs on each side: make more "
+            "runs, give fewer rules" + (", or add --confirm" if rerun is None else "")
         )
     return Report(
         verdict=verdict,
@@ -107,7 +110,7 @@ def no_baseline(source: str, problem: str) -> Report:
         verdict="missing",
         exit_code=EXIT_NO_BASELINE,
         baseline=source,
-        alpha=ALPHA_ALONE,
+        alpha=ALPHA,
         confirm=False,
         findings=[finding],
         simulated=False,
@@ -198,47 +201,56 @@ def _kin(one: Facts, other: Facts) -> bool:
     return all(one.get(key) == other.get(key) for key in ("scheduler", "trace"))
 
 
-def _correct(findings: Sequence[Finding], alpha: float) -> None:
+def _correct(findings: Sequence[Finding], alpha: float, stages: int) -> None:
     """Holm over all measured metrics, then their verdicts."""
     measured = [finding for finding in findings if finding.p is not None]
     adjusted = holm([finding.p for finding in measured if finding.p is not None])
     for finding, value in zip(measured, adjusted, strict=True):
         finding.p_adjusted = value
-        conclude(finding, alpha, len(measured))
+        conclude(finding, alpha, len(measured), stages)
 
 
 def _confirm(
-    findings: Sequence[Finding],
+    findings: list[Finding],
     pairs: Mapping[str, Series],
+    current: Mapping[str, Series],
     rules: Sequence[Rule],
     alpha: float,
     rerun: Rerun,
 ) -> None:
-    """Run again what failed or could not be told by chance, and judge the fresh runs by the same
-    baseline: only what fails twice is a regression.
-    """
-    suspects = [f for f in findings if f.p is not None and f.beyond and f.verdict != "pass"]
-    if not suspects:
-        return
-    again = rerun(list(dict.fromkeys(finding.series for finding in suspects)))
-    by_metric = {rule.metric: rule for rule in rules}
-    second = [
-        _first(f.series, by_metric[f.metric], f.series, pairs[f.series], [], again[f.series])
-        for f in suspects
+    """Run again whatever is beyond its rule, and put the verdict of all runs in its place."""
+    tests = sum(finding.p is not None for finding in findings)
+    places = [
+        place
+        for place, finding in enumerate(findings)
+        if finding.p is not None and finding.beyond and can_fire(finding, alpha, tests, 2)
     ]
-    _correct(second, alpha)
-    for first, fresh in zip(suspects, second, strict=True):
-        first.confirmed = fresh.verdict == "fail"
-        if first.verdict == "fail" and not first.confirmed:
-            first.verdict = "warn"
-            first.reason += f"; not confirmed by a rerun: {fresh.reason}"
-        elif first.verdict == "fail":
-            first.reason += "; confirmed by a rerun"
-        elif fresh.beyond:
-            first.reason += f"; a rerun: {fresh.reason}"
-        else:
-            first.verdict = "pass" if fresh.verdict == "pass" else "warn"
-            first.reason += f"; gone in a rerun: {fresh.reason}"
+    if not places:
+        return
+    again = rerun(list(dict.fromkeys(findings[place].series for place in places)))
+    by_metric = {rule.metric: rule for rule in rules}
+    together = []
+    for place in places:
+        first = findings[place]
+        name, rule, old = first.series, by_metric[first.metric], pairs[first.series]
+        fresh = _first(name, rule, name, old, [], again[name])
+        pooled = judge_measured(name, rule, old, _pooled(current[name], again[name], rule.metric))
+        together.append((place, fresh, pooled))
+    # Those that were not run again count as tests that found nothing.
+    p_values = [pooled.p for _, _, pooled in together if pooled.p is not None]
+    adjusted = holm([*p_values, *[1.0] * (tests - len(p_values))])
+    for (place, fresh, pooled), value in zip(together, adjusted, strict=False):
+        pooled.p_adjusted = value
+        settle(pooled, fresh, alpha)
+        findings[place] = pooled
+
+
+def _pooled(first: Series, fresh: Series, metric: str) -> Series:
+    """One metric's values of both; the runs themselves are not looked at."""
+    samples = first.metrics[metric]
+    added = fresh.metrics[metric].values if metric in fresh.metrics else []
+    both = msgspec.structs.replace(samples, values=[*samples.values, *added])
+    return msgspec.structs.replace(first, metrics={metric: both})
 
 
 def _notes(

@@ -19,6 +19,8 @@ RANKING: tuple[Verdict, ...] = (
 # Relative difference up to which two deterministic values are equal: the baseline's rounding, and
 # sums whose order depends on the machine's vector units.
 TOLERANCE = 1e-6
+# Worse within the rule is told if it is more than chance at this level, after Holm.
+WARN_ALPHA = 0.05
 
 
 class Finding(msgspec.Struct, kw_only=True):
@@ -131,7 +133,14 @@ def judge_measured(name: str, rule: Rule, old: Series, new: Series) -> Finding:
     return finding
 
 
-def conclude(finding: Finding, alpha: float, tests: int) -> None:
+def can_fire(finding: Finding, alpha: float, tests: int, stages: int) -> bool:
+    """Whether so many runs (twice those of now, if a rerun is to come) could ever be significant
+    among ``tests`` metrics.
+    """
+    return smallest_p(finding.runs_baseline, stages * finding.runs_current) * tests <= alpha
+
+
+def conclude(finding: Finding, alpha: float, tests: int, stages: int) -> None:
     """The verdict of a measured metric whose ``p_adjusted`` is known.
 
     Fails if the rule is exceeded and the worsening is significant at ``alpha`` after Holm over
@@ -141,31 +150,64 @@ def conclude(finding: Finding, alpha: float, tests: int) -> None:
     assert finding.p_adjusted is not None
     assert finding.p_better is not None
     assert finding.worse is not None
-    significant = finding.p_adjusted <= alpha
     chance = f"p = {finding.p_adjusted:.2g}"
-    least = smallest_p(finding.runs_baseline, finding.runs_current)
-    if least * tests > alpha:
+    if not can_fire(finding, alpha, tests, stages):
         finding.verdict = "inconclusive"
         finding.reason = (
             f"{finding.runs_current} against {finding.runs_baseline} runs cannot tell a change "
             f"from chance over {tests} metrics"
         )
-    elif significant and finding.beyond:
+    elif finding.beyond and finding.p_adjusted <= alpha:
         finding.verdict = "fail"
         finding.reason = f"worse by {_amount(finding)}, beyond the rule ({chance})"
-    elif significant and finding.worse > 0:
+    elif finding.beyond:
+        finding.verdict, finding.reason = "inconclusive", _unsure(finding)
+    elif finding.worse > 0 and finding.p_adjusted <= max(alpha, WARN_ALPHA):
         finding.verdict = "warn"
         finding.reason = f"worse by {_amount(finding)}, within the rule ({chance})"
-    elif finding.beyond:
-        finding.verdict = "inconclusive"
-        finding.reason = (
-            f"worse by {_amount(finding)}, beyond the rule, but runs differ as much by chance "
-            f"({chance}; those of now spread over {_spread(finding)})"
-        )
     elif finding.worse < 0 and finding.p_better <= alpha:
         finding.improved, finding.reason = True, f"improved by {_amount(finding)}"
     else:
         finding.reason = "no change that runs do not have by chance"
+
+
+def settle(pooled: Finding, fresh: Finding, alpha: float) -> None:
+    """The verdict after a rerun: ``pooled`` is of all runs, first and fresh, its ``p_adjusted``
+    known; ``fresh`` is of the fresh ones.
+
+    The first runs were beyond the rule, or there would be no rerun; a fail needs the fresh ones
+    beyond it too, and all together significant.
+    """
+    assert pooled.p_adjusted is not None
+    assert pooled.worse is not None
+    chance = f"p = {pooled.p_adjusted:.2g}"
+    pooled.confirmed = fresh.beyond and pooled.beyond and pooled.p_adjusted <= alpha
+    if pooled.confirmed:
+        pooled.verdict = "fail"
+        pooled.reason = (
+            f"worse by {_amount(pooled)}, beyond the rule ({chance}), confirmed by a rerun"
+        )
+    elif fresh.p is None:
+        pooled.verdict = "inconclusive"
+        pooled.reason = f"worse by {_amount(pooled)}, but the rerun: {fresh.reason}"
+    elif fresh.beyond and pooled.beyond:
+        pooled.verdict, pooled.reason = "inconclusive", f"{_unsure(pooled)}, after a rerun too"
+    elif pooled.worse > 0 and pooled.p_adjusted <= max(alpha, WARN_ALPHA):
+        pooled.verdict = "warn"
+        pooled.reason = (
+            f"worse by {_amount(pooled)} ({chance}), but not beyond the rule in a rerun: "
+            "not confirmed"
+        )
+    else:
+        pooled.verdict = "pass"
+        pooled.reason = "beyond the rule at first, not in a rerun: chance"
+
+
+def _unsure(finding: Finding) -> str:
+    return (
+        f"worse by {_amount(finding)}, beyond the rule, but runs differ as much by chance "
+        f"(p = {finding.p_adjusted:.2g}; those of now spread over {_spread(finding)})"
+    )
 
 
 def number(value: float | None) -> str:

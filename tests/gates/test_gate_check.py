@@ -115,14 +115,15 @@ def test_measured_runs_of_another_machine_do_not_compare() -> None:
 def test_confirmed() -> None:
     report = judge(measured(*FAST), measured(*SLOW), again=measured(*SLOW))
     assert (report.exit_code, report.findings[0].confirmed) == (3, True)
-    assert report.alpha == 0.03
+    assert report.alpha == 0.01
+    assert report.findings[0].runs_current == 10
     assert "confirmed by a rerun" in report.findings[0].reason
 
 
 def test_not_confirmed_is_a_warning() -> None:
     report = judge(measured(*FAST), measured(*SLOW), again=measured(*FAST))
     assert (report.verdict, report.exit_code, report.findings[0].confirmed) == ("warn", 0, False)
-    assert "not confirmed by a rerun" in report.findings[0].reason
+    assert "not confirmed" in report.findings[0].reason
 
 
 def test_a_rerun_settles_what_chance_made() -> None:
@@ -134,6 +135,25 @@ def test_a_rerun_settles_what_chance_made() -> None:
     # One alarm of two is no regression, whichever came first.
     late = judge(measured(*FAST), measured(*noisy), again=measured(*SLOW))
     assert late.exit_code == 4
+
+
+def test_a_rerun_without_the_metric_settles_nothing() -> None:
+    report = judge(measured(*FAST), measured(*SLOW), again=series({}))
+    assert (report.verdict, report.exit_code) == ("inconclusive", 4)
+    assert "the runs have no value" in report.findings[0].reason
+
+
+def test_a_rerun_doubles_the_runs() -> None:
+    """Eight metrics are too many for five runs against five, not for five against ten."""
+    names = [f"m{number}" for number in range(8)]
+    old = series({name: samples(FAST) for name in names})
+    new = series({name: samples(SLOW) for name in names})
+    rules = [parse_rule(f"{name}:5%") for name in names]
+    assert check({"s": old}, {"s": new}, rules).exit_code == 4
+    report = check({"s": old}, {"s": new}, rules, rerun=lambda names: {"s": new})
+    assert report.exit_code == 3
+    assert all(f.p_adjusted == pytest.approx(8 / 3003) for f in report.findings)
+    assert all(f.confirmed for f in report.findings)
 
 
 def test_what_passes_is_not_run_again() -> None:
