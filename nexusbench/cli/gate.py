@@ -93,7 +93,7 @@ def check(
         float | None,
         typer.Option(
             callback=flags.positive,
-            show_default="0.01",
+            show_default="0.008",
             help="Chance of any false alarm over all measured metrics.",
         ),
     ] = None,

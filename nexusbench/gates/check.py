@@ -23,8 +23,9 @@ from nexusbench.gates.verdicts import (
 
 SCHEMA = 1
 EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_NO_BASELINE = 0, 3, 4, 5
-# The chance of any false alarm in a check, with a rerun or without (docs/ci.md).
-ALPHA = 0.01
+# The chance of any false alarm in a check, with a rerun or without: the least that lets five runs
+# against five fire for two metrics, 2/252, and low enough for 2 % to be shown (docs/ci.md).
+ALPHA = 0.008
 # A baseline series is taken for a foreign one's if at most so many things differ.
 _MOST_DIFFERENT = 6
 

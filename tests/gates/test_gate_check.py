@@ -115,7 +115,7 @@ def test_measured_runs_of_another_machine_do_not_compare() -> None:
 def test_confirmed() -> None:
     report = judge(measured(*FAST), measured(*SLOW), again=measured(*SLOW))
     assert (report.exit_code, report.findings[0].confirmed) == (3, True)
-    assert report.alpha == 0.01
+    assert report.alpha == 0.008
     assert report.findings[0].runs_current == 10
     assert "confirmed by a rerun" in report.findings[0].reason
 
