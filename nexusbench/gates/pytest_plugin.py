@@ -63,7 +63,7 @@ class Gate:
         ``runs`` is a RunResult, the folder of a run, several of either, or a dictionary of names
         and numbers, one per run; then ``unit``, ``better`` ("lower" or "higher") and ``exact`` say
         what the numbers are. ``rules`` are as for ``nexusbench gate check``. ``rerun`` makes the
-        same again: with it only what fails twice fails.
+        same again: with it only what is beyond its rule twice can fail.
 
         The test fails on a regression and on a missing baseline, warns (GateWarning) on a warning,
         and is skipped where nothing can be told: inconclusive, or made on another machine.
