@@ -30,6 +30,7 @@ from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
+from nexusbench.results.machine import machine_facts
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
@@ -291,6 +292,7 @@ def _facts(
         "environment": device.environment(),
         "work": work_of(model, device),
         "random_weights": device.random_weights,
+        "made_of_profile": device.made_of_profile,
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
         "scheduler": scheduler.name,
@@ -310,6 +312,7 @@ def _facts(
             "concurrency": trace.concurrency,
             "following": sum(r.follows for r in trace.requests),
         },
+        "machine": {**machine_facts(), **device.environment()},
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),
