@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexusbench.cli._console import counted
-from nexusbench.cli._view import Column, RunView
+from nexusbench.comparison.view import Column, RunView
 
 # How a reason begins -> what to do about it.
 _REMEDIES = {

@@ -9,9 +9,10 @@ from nexusbench.cli._console import counted, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._rejections import rejection_lines
 from nexusbench.cli._seeds import seeds_lines, show_seeds
-from nexusbench.cli._table import Row, make_rows, render_rows
-from nexusbench.cli._verdict import verdict
-from nexusbench.cli._view import Column, RunView
+from nexusbench.cli._table import render_rows
+from nexusbench.comparison.rows import Row, make_rows
+from nexusbench.comparison.verdict import verdict
+from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.units import NS_PER_S
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from nexusbench.cli._policies import check_policies, pair_policies, split_polici
 from nexusbench.cli._rejections import nothing_measured
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._view import RunView, by_label, view_of_result
+from nexusbench.cli._view import view_of_result
+from nexusbench.comparison.view import RunView, by_label
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean

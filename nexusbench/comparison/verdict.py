@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.cli._view import Column, Estimate
+from nexusbench.comparison.view import Column, Estimate
 
 # Differences below this are called equal: the simulator's own noise is of that size.
 _EQUAL = 0.01
