@@ -14,10 +14,10 @@ from nexusbench import __version__
 from nexusbench.cli._console import results_console
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._policies import check_policies, pair_policies, split_policies
-from nexusbench.cli._rejections import nothing_measured
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._view import view_of_result
+from nexusbench.comparison.rejections import nothing_measured
 from nexusbench.comparison.view import RunView, by_label
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
