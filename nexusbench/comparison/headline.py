@@ -60,23 +60,35 @@ def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: boo
     )
 
 
-def headline(columns: Sequence[Column]) -> str:
-    """One sentence about all runs of one load; about what there is, where nothing is comparable."""
+class Headline(msgspec.Struct, frozen=True):
+    """Who wins, and the price of it; without a price where there is none, or no winner."""
+
+    claim: str
+    price: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both as one line."""
+        return f"{self.claim} {self.price}".strip()
+
+
+def headline(columns: Sequence[Column]) -> Headline:
+    """About all runs of one load; about what there is, where nothing is comparable."""
     rivals = [column for column in columns if column.complete]
     if not rivals:
-        return "No run came to its end: what they kept is shown, and none is called best."
+        return Headline("No run came to its end: what they kept is shown, none is called best.")
     if len(rivals) == 1:
-        return _alone(rivals[0], cut_short=len(columns) - 1)
+        return Headline(_alone(rivals[0], cut_short=len(columns) - 1))
     claims = find_claims(columns)
     decided = [claim for claim in claims if not claim.open]
     if not decided:
         words = ", ".join(f"{claim.words} {claim.value}" for claim in claims)
-        return f"All {len(rivals)} are level{f': {words}' if words else ''}."
+        return Headline(f"All {len(rivals)} are level{f': {words}' if words else ''}.")
     main = _main(decided)
     won = [claim for claim in decided if main in claim.winners]
-    sentence = f"{main} has {_listed([_won(claim, main) for claim in won])}"
+    sentence = f"{main} has {_listed([_won(claim, main) for claim in won])}."
     price = _price(rivals, main, [claim for claim in decided if main not in claim.winners])
-    return sentence + (f". The price: {price}." if price else ", at no price in what is compared.")
+    return Headline(sentence, f"The price: {price}." if price else "")
 
 
 def _alone(column: Column, cut_short: int) -> str:

@@ -34,6 +34,13 @@ def verdict(columns: Sequence[Column]) -> list[str]:
     )
 
 
+def reasons(columns: Sequence[Column]) -> list[str]:
+    """Of the verdict only why, and what must be known to believe it."""
+    rivals = [column for column in columns if column.complete]
+    why = _why(rivals) if len(rivals) > 1 else None
+    return [*([why] if why else []), *(_remarks(rivals) if len(rivals) > 1 else [])]
+
+
 def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
     known = [(c.label, e) for c in columns if (e := c.statistic(tag, name)) is not None]
     if len(known) < 2:
