@@ -17,6 +17,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.list_plugins import list_plugins
 from nexusbench.cli.regret import regret
+from nexusbench.cli.report import report
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
 from nexusbench.cli.trace import app as trace_app
@@ -42,6 +43,7 @@ app.command("serve-trace")(serve_trace)
 app.command("compare")(compare)
 app.command("rerun")(rerun)
 app.command("explain")(explain)
+app.command("report")(report)
 app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
 app.add_typer(validate_app, name="validate")

@@ -91,6 +91,28 @@ def headline(columns: Sequence[Column]) -> Headline:
     return Headline(sentence, f"The price: {price}." if price else "")
 
 
+def over_loads(claims: Sequence[Sequence[Claim]]) -> str:
+    """Who wins what under how many of several loads, in one sentence."""
+    by_words: dict[str, list[Claim]] = {}
+    for claim in (claim for load in claims for claim in load):
+        by_words.setdefault(f"{claim.degree} {claim.words}", []).append(claim)
+    parts = []
+    for words, found in by_words.items():
+        wins: dict[str, int] = {}
+        for claim in found:
+            for label in ("all level",) if claim.open else claim.winners:
+                wins[label] = wins.get(label, 0) + 1
+        ranked = sorted(wins.items(), key=lambda item: -item[1])
+        counts = [f"{label} at {_share(count, len(found))}" for label, count in ranked]
+        parts.append(f"{words}: {', '.join(counts)}")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _share(count: int, total: int) -> str:
+    return f"all {total} loads" if count == total else f"{count} of {total} loads"
+
+
 def _alone(column: Column, cut_short: int) -> str:
     parts = []
     for words, tag, name, _ in CLAIMS:

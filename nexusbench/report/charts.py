@@ -156,8 +156,8 @@ def _timeline(setting: Setting) -> list[Chart]:
     moment = setting.entries[0].runs[0].moment / NS_PER_S
     first = setting.entries[0].column.label
     caption = (
-        f"{excerpt_ms(setting):,g} ms from {moment:.2f} s on, when most requests of {first} waited. "
-        "Whole runs, for Perfetto: nexusbench timeline RUN -o FILE.json"
+        f"{excerpt_ms(setting):,g} ms, from {moment:.2f} s on, when most requests of {first} "
+        "waited. Whole runs, for Perfetto: nexusbench timeline RUN -o FILE.json"
     )
     return [Chart("steps", "Excerpt of the timeline", caption, figure, _KINDS)]
 

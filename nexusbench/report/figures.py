@@ -172,7 +172,7 @@ def sms_over_time(entry: Entry) -> Figure | None:
             "stackgroup": "sms",
             "line": {"width": 0, "shape": "hv", "color": _partition_colour(name)},
             "fillcolor": _partition_colour(name),
-            "opacity": 0.85,
+            "opacity": 0.75,
             "hovertemplate": "%{y:.3~g} SMs at work at %{x:.4~g} s",
             "meta": {},
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgspec
 
 from nexusbench import __version__
 from nexusbench.comparison.heading import footnotes, header_lines, policies_line
-from nexusbench.comparison.headline import find_claims, headline
+from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import reasons
@@ -31,6 +32,7 @@ from nexusbench.report.theme import variables
 from nexusbench.report.tiles import make_tiles
 
 _TEMPLATES = Path(__file__).parent / "template"
+_UNIT = re.compile(r"(?<=\d) (?=(?:s|ms|%|tok/s|req/s)\b|%)")
 _LONGEST = 4000  # characters of one text
 # The dashes of the plot library as those of an SVG line.
 _STROKES = {
@@ -58,6 +60,7 @@ def runs_page(settings: Sequence[Setting]) -> str:
         _add_figures(shown, "all", [rates])
     for number, found in enumerate(groups):
         _add_figures(shown, str(number), found)
+    overview = _overview(settings)
     stored = [run for setting in settings for entry in setting.entries for run in entry.runs]
     first = settings[0].columns[0].first
     labels = list(dict.fromkeys(c.label for s in settings for c in s.columns))
@@ -67,7 +70,8 @@ def runs_page(settings: Sequence[Setting]) -> str:
         "measured": any(not run.view.simulated for run in stored),
         "subtitle": _subtitle(settings),
         "legend": _legend(settings),
-        "overview": _overview(settings),
+        "overview": overview,
+        "over_loads": over_loads([claims for _, claims in overview]),
         "rates": rates,
         "settings": [
             _setting(number, setting, found)
@@ -97,6 +101,8 @@ def render(template: str, content: dict[str, Any], figures: dict[str, Any]) -> s
         lstrip_blocks=True,
         finalize=finalize,
     )
+    # A number and its unit stay on one line.
+    environment.filters["units"] = lambda text: _UNIT.sub("\u00a0", text)
     library, script = _library(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **content,

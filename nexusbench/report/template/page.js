@@ -29,26 +29,29 @@
     return result;
   }
 
-  function axis(own) {
+  // Few ticks on logarithmic axes: the library would label every digit of every decade.
+  function axis(own, pixels) {
     return merged({
       gridcolor: "@grid", linecolor: "@rule", tickcolor: "@rule", zeroline: false,
       automargin: true, title: { standoff: 8, font: { size: 12, color: "@muted" } },
-      ...(own.type === "log" ? { tickformat: ",~g" } : {}),
+      ...(own.type === "log" ? { tickformat: ",~g", nticks: pixels < 420 ? 3 : 5 } : {}),
     }, own);
   }
 
-  function layoutOf(figure, picks, height) {
+  function layoutOf(figure, picks, chart) {
     let layout = figure.layout;
     for (const [group, options] of Object.entries(figure.toggles)) {
       layout = merged(layout, options.find((option) => option.key === picks[group]).layout);
     }
     return coloured(merged({
-      autosize: true, height, showlegend: false, dragmode: coarse ? false : "zoom",
+      autosize: true, height: figure.height, showlegend: false, dragmode: coarse ? false : "zoom",
       margin: { l: 52, r: 10, t: 8, b: 42 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "@text" },
       hoverlabel: { bgcolor: "@surface", bordercolor: "@rule", font: { color: "@ink" } },
-    }, { ...layout, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis) }));
+    }, {
+      ...layout, xaxis: axis(layout.xaxis, chart.clientWidth), yaxis: axis(layout.yaxis, 400),
+    }));
   }
 
   function tracesOf(figure, picks) {
@@ -65,7 +68,7 @@
       Object.entries(figure.toggles).map(([group, options]) => [group, options[0].key])));
     drawn.add(chart);
     return Plotly.react(
-      chart, tracesOf(figure, picks), layoutOf(figure, picks, figure.height),
+      chart, tracesOf(figure, picks), layoutOf(figure, picks, chart),
       { displayModeBar: false, responsive: true, doubleClick: "reset" });
   }
 
@@ -143,7 +146,7 @@
   }
   function initialRanges(chart) {
     const name = chart.dataset.figure;
-    const layout = layoutOf(figures[name], chosen[name], figures[name].height);
+    const layout = layoutOf(figures[name], chosen[name], chart);
     const changes = {};
     for (const side of ["xaxis", "yaxis"]) {
       if (layout[side].range) changes[side + ".range"] = layout[side].range;
