@@ -20,6 +20,7 @@ from nexusbench.cli.regret import regret
 from nexusbench.cli.report import report
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
+from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
@@ -44,6 +45,7 @@ app.command("compare")(compare)
 app.command("rerun")(rerun)
 app.command("explain")(explain)
 app.command("report")(report)
+app.command("timeline")(timeline)
 app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
 app.add_typer(validate_app, name="validate")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
 import msgspec
 
+# Not the spaces that keep a number and its unit together.
+_BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _MOST = 200  # characters of one name
 # What could end a script element or begin a comment in it, and what old parsers take for newlines.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -16,7 +19,7 @@ def plain(text: object, most: int = _MOST) -> str:
     """One line of printable text: control characters and turned reading directions are replaced."""
     shown = "".join(
         "\ufffd" if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co") else sign
-        for sign in " ".join(str(text).split())
+        for sign in _BLANKS.sub(" ", str(text)).strip(" ")
     )
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 

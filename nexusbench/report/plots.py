@@ -92,7 +92,8 @@ def _figure(chart: Chart, note: str) -> Any:
     found = chart.figure
     picture = Figure(figsize=(7.2, max(2.4, found.height / 85)), layout="constrained")
     axes = picture.subplots()
-    axes.set_title(f"{_text(chart.title)} ({_text(note)})", fontsize=10, loc="left")
+    title = f"{_text(chart.title)} ({_text(note)})"
+    picture.suptitle(title, fontsize=10, x=0.01, ha="left")
     layout = dict(found.layout)
     view = next(iter(found.toggles.get("view", [])), None)
     for options in found.toggles.values():
@@ -106,7 +107,9 @@ def _figure(chart: Chart, note: str) -> Any:
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     if len(named) > 1:
-        axes.legend(named.values(), named.keys(), fontsize=8, frameon=False)
+        # Above the plot, where it hides nothing.
+        axes.legend(named.values(), named.keys(), fontsize=8, frameon=False, loc="lower right",
+                    bbox_to_anchor=(1, 1), ncols=min(4, len(named)), borderpad=0)  # fmt: skip
     return picture
 
 
@@ -142,10 +145,16 @@ def _draw(axes: Any, trace: dict[str, Any], floor: list[float]) -> None:
 
 def _dress(axes: Any, layout: dict[str, Any]) -> None:
     """Axes, grid, bounds."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for side, name in (("x", "xaxis"), ("y", "yaxis")):
         wanted = layout.get(name, {})
         if wanted.get("type") == "log":
             axes.set(**{f"{side}scale": "log"})
+            scale = getattr(axes, name)
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            scale.set_minor_formatter(NullFormatter())
         axes.set(**{f"{side}label": _text(wanted.get("title", {}).get("text", ""))})
         if "range" in wanted:
             low, high = wanted["range"]
