@@ -33,7 +33,7 @@ class Group(msgspec.Struct):
 
 
 _KINDS = (("prefill", "prefill"), ("decode", "decode"), ("mixed", "both in one batch"))
-_SPLIT = (("prefill", "prefill"), ("decode", "decode"), ("ink", "split in force"))
+_SPLIT = (("prefill-area", "prefill"), ("decode-area", "decode"), ("ink", "split in force"))
 
 
 def groups_of(setting: Setting) -> list[Group]:

@@ -17,11 +17,20 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 def plain(text: object, most: int = _MOST) -> str:
     """One line of printable text: control characters and turned reading directions are replaced."""
-    shown = "".join(
-        "\ufffd" if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co") else sign
-        for sign in _BLANKS.sub(" ", str(text)).strip(" ")
-    )
+    shown = _printable(_BLANKS.sub(" ", str(text)).strip(" "))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def plain_lines(text: str) -> str:
+    """As :func:`plain`, for text of several lines."""
+    return "\n".join(_printable(line) for line in text.split("\n"))
+
+
+def _printable(line: str) -> str:
+    return "".join(
+        "\ufffd" if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co") else sign
+        for sign in line
+    )
 
 
 def plot_text(text: object, most: int = 80) -> str:

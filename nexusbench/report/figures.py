@@ -172,7 +172,6 @@ def sms_over_time(entry: Entry) -> Figure | None:
             "stackgroup": "sms",
             "line": {"width": 0, "shape": "hv", "color": _partition_colour(name)},
             "fillcolor": _partition_colour(name),
-            "opacity": 0.75,
             "hovertemplate": "%{y:.3~g} SMs at work at %{x:.4~g} s",
             "meta": {},
         }
@@ -189,7 +188,7 @@ def sms_over_time(entry: Entry) -> Figure | None:
 
 
 def _partition_colour(name: str) -> str:
-    return f"@{name}" if name in ("prefill", "decode") else "@mixed"
+    return f"@{name}-area" if name in ("prefill", "decode") else "@mixed-area"
 
 
 def _split_line(found: OverTime) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from nexusbench.comparison.verdict import reasons
 from nexusbench.core.errors import UsageError
 from nexusbench.metrics.symbols import SYMBOLS
 from nexusbench.report.charts import Group, groups_of, rate_group
-from nexusbench.report.escape import plain, script_json
+from nexusbench.report.escape import plain, plain_lines, script_json
 from nexusbench.report.figures import DASHES
 from nexusbench.report.gather import Entry, Setting, Stored
 from nexusbench.report.theme import variables
@@ -229,7 +229,7 @@ def _run(run: Stored) -> dict[str, Any]:
         "seed": view.config.get("seed"),
         "facts": facts,
         "again": f"nexusbench rerun {view.folder}",
-        "json": escape(text),
+        "json": escape(plain_lines(text)),
     }
 
 

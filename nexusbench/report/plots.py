@@ -132,7 +132,7 @@ def _draw(axes: Any, trace: dict[str, Any], floor: list[float]) -> None:
         below = floor or [0.0] * len(trace["x"])
         top = [low + value for low, value in zip(below, trace["y"], strict=True)]
         axes.fill_between(trace["x"], below, top, step="post", label=label,
-                          color=_colour(trace["fillcolor"]), alpha=0.75, linewidth=0)  # fmt: skip
+                          color=_colour(trace["fillcolor"]), linewidth=0)  # fmt: skip
         floor[:] = top
     else:
         line = trace["line"]

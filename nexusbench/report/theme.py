@@ -23,6 +23,9 @@ PALETTE: dict[str, tuple[str, str]] = {
     "run-4": ("#8a6d00", "#e8c547"),
     "run-5": ("#5457c4", "#a9acff"),
     "prefill": ("#dd9a1c", "#d99a2b"),
+    "prefill-area": ("#efcb85", "#94702c"),
+    "decode-area": ("#8fc1d5", "#2d687d"),
+    "mixed-area": ("#c3b6df", "#665690"),
     "decode": ("#2b86a8", "#3f97b8"),
     "mixed": ("#7f6bb0", "#9d8bcd"),
 }

@@ -119,7 +119,9 @@ def test_chart_answers_the_keyboard(quiet: Browser, page: Path) -> None:
     quiet.open(page)
     quiet.draw_all()
     chart = quiet.driver.find_element(By.ID, "c-0-queue")
-    span = "const r=document.getElementById('c-0-queue')._fullLayout.xaxis.range;return [+r[0],+r[1]]"
+    span = (
+        "const r=document.getElementById('c-0-queue')._fullLayout.xaxis.range;return [+r[0],+r[1]]"
+    )
     low, high = quiet.run(span)
     chart.send_keys("+")
     zoomed = quiet.run(span)

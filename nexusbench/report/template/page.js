@@ -33,6 +33,7 @@
   function axis(own, pixels) {
     return merged({
       gridcolor: "@grid", linecolor: "@rule", tickcolor: "@rule", zeroline: false,
+      exponentformat: "none", separatethousands: true,
       automargin: true, title: { standoff: 8, font: { size: 12, color: "@muted" } },
       ...(own.type === "log" ? { tickformat: ",~g", nticks: pixels < 420 ? 3 : 5 } : {}),
     }, own);
