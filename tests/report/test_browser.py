@@ -119,9 +119,7 @@ def test_chart_answers_the_keyboard(quiet: Browser, page: Path) -> None:
     quiet.open(page)
     quiet.draw_all()
     chart = quiet.driver.find_element(By.ID, "c-0-queue")
-    span = (
-        "const r=document.getElementById('c-0-queue')._fullLayout.xaxis.range;return [+r[0],+r[1]]"
-    )
+    span = "return document.getElementById('c-0-queue')._fullLayout.xaxis.range.map(Number)"
     low, high = quiet.run(span)
     chart.send_keys("+")
     zoomed = quiet.run(span)

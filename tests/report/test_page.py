@@ -185,7 +185,7 @@ def test_other_bounds_judge_stored_runs(results: Path) -> None:
 
 
 def test_large_runs_are_thinned_and_say_so(tmp_path: Path) -> None:
-    trace = write_trace(tmp_path / "long.jsonl", 2600)
+    trace = write_trace(tmp_path / "long.jsonl", 1500)
     config = RunConfig(trace=str(trace), scheduler="vllm", device="sim:h200", speed=0.5)
     made = run(config, results=tmp_path)
     assert made.folder is not None
@@ -199,7 +199,7 @@ def test_large_runs_are_thinned_and_say_so(tmp_path: Path) -> None:
     curve = figures["0-ttft"]["data"][0]
     median = np.interp(50, curve["y"], curve["x"])
     assert median == pytest.approx(ttft["p50"] / 1000, rel=1e-2)
-    assert "of 2,600 requests of a run: evenly spaced by arrival, and the slowest" in page
+    assert "of 1,500 requests of a run: evenly spaced by arrival, and the slowest" in page
     assert "exact quantiles" in page
     assert len(page) < 8e6
 

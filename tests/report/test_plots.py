@@ -30,7 +30,9 @@ def test_every_chart_is_drawn_twice(results: Path, tmp_path: Path) -> None:
 def test_names_of_users_are_plain_text(hostile: list[str], tmp_path: Path) -> None:
     stored = read_runs([RunReader(folder) for folder in hostile], Judgement())
     stored[1].view.label = "_$\\frac{</svg><script>"
-    assert plots.draw(gather(stored), tmp_path)
+    (setting,) = gather(stored[1:])
+    setting.entries[0].series.over_time = setting.entries[0].series.ttft_by_prompt = None
+    assert plots.draw([setting], tmp_path)
     assert b"<script>" not in (tmp_path / "ttft.svg").read_bytes()
 
 

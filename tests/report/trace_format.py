@@ -53,9 +53,8 @@ def check(events: list[Event]) -> None:
 
 def _check_names(events: Iterable[Event]) -> None:
     processes = {e["pid"] for e in events if e["ph"] == "M" and e["name"] == "process_name"}
-    threads = {
-        (e["pid"], e["tid"]) for e in events if e["ph"] == "M" and e["name"] == "thread_name"
-    }
+    named = [e for e in events if e["ph"] == "M" and e["name"] == "thread_name"]
+    threads = {(e["pid"], e["tid"]) for e in named}
     for event in events:
         assert event["pid"] in processes, f"process of {event} has no name"
         if event["ph"] in "Xistf":
