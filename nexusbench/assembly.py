@@ -79,7 +79,7 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     """
     config = check_config(config)
     model = load_model(config.model)
-    _check_tensor_parallel(config.tensor_parallel_size, model)
+    check_tensor_parallel(config.tensor_parallel_size, model)
     max_model_len = config.max_model_len or model.max_model_len
     if max_model_len > model.max_model_len:
         raise UsageError(f"--max-model-len {max_model_len}: {model.name} has {model.max_model_len}")
@@ -106,9 +106,11 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     )
 
 
-def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tuple[Device, Limits]:
+def open_device(
+    config: RunConfig, model: ModelSpec, max_model_len: int, *, profiling: bool = False
+) -> tuple[Device, Limits]:
     """The device of ``config`` and the step budgets that follow from it (vLLM's API-server
-    defaults).
+    defaults). ``profiling``: with times by operator class and exact totals where it has them.
     """
     kind, _, argument = resolve_device(config.device).partition(":")
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
@@ -130,6 +132,7 @@ def open_device(config: RunConfig, model: ModelSpec, max_model_len: int) -> tupl
         tensor_parallel=config.tensor_parallel_size,
         seed=config.seed,
         kernel_table=config.kernel_table,
+        profiling=profiling,
     )
     return cls.open(argument, model, options), limits
 
@@ -200,7 +203,7 @@ def _partitioner(
     return made, facts
 
 
-def _check_tensor_parallel(size: int, model: ModelSpec) -> None:
+def check_tensor_parallel(size: int, model: ModelSpec) -> None:
     """Heads must divide evenly; KV heads may be replicated evenly instead."""
     heads, kv_heads = model.num_heads, model.num_kv_heads
     legal = [

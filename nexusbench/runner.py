@@ -76,8 +76,9 @@ def serve(
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
-    writer = _open_writer(assembly, results) if results is not None else None
     with _sigint_flag() as interrupted:
+        # Not before: a Ctrl-C in between would leave a folder that nobody accounts for.
+        writer = _open_writer(assembly, results) if results is not None else None
         recorder = Recorder(writer, progress, interrupted)
         engine = Engine(
             assembly.device,

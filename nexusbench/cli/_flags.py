@@ -66,7 +66,8 @@ Device = Annotated[
     str,
     typer.Option(
         rich_help_panel=_WHAT,
-        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, or sim:FILE.toml for your own GPU.",
+        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, or "
+        "sim:DIR/profile.json for the times of a profile.",
     ),
 ]
 Model = Annotated[

@@ -9,7 +9,7 @@ from nexusbench.cli._console import print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import render_rows
-from nexusbench.comparison.heading import footnotes, header_lines, policies_line
+from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
 from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import verdict
@@ -67,7 +67,7 @@ def badge(simulated: bool) -> Text:
 
 def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
     lines = header_lines(view, view.resolved, _why_simulated())
-    return [*lines, ("policies", policies_line(columns))]
+    return [*lines, ("policies", policies_line(columns)), *note_lines(columns)]
 
 
 def _why_simulated() -> str:

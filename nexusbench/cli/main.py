@@ -16,6 +16,7 @@ from nexusbench.cli.compare import compare
 from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.list_plugins import list_plugins
+from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
 from nexusbench.cli.report import report
 from nexusbench.cli.rerun import rerun
@@ -48,6 +49,7 @@ app.command("report")(report)
 app.command("timeline")(timeline)
 app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
+app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")
 app.command("list")(list_plugins)
 app.command("doctor")(doctor)

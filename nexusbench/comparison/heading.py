@@ -19,6 +19,14 @@ _SLO_DEFINITION = (
 )
 
 
+TIGHT_BETA = 1.3
+_TIGHT_BETA = (
+    "nexus allows decode only a few percent over its time without a neighbour; a fitted belief "
+    "knows that contention alone takes more, and leaves prefill few SMs. Compare "
+    "--partitioner nexus:beta=2 (docs/cost-models.md)"
+)
+
+
 def header_lines(
     view: RunView, resolved: dict[str, Any], why_simulated: str = ""
 ) -> list[tuple[str, str]]:
@@ -95,6 +103,19 @@ def _belief(facts: dict[str, Any]) -> str:
         text += f" fitted to a profile of {profile['of']}"
         text += " (forced)" if profile["forced"] else ""
     return text + (", recalibrated" if facts.get("recalibrate") else "")
+
+
+def note_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """What must be known of these policies, as further header lines."""
+    return [("note", _TIGHT_BETA)] if any(map(_is_tight, columns)) else []
+
+
+def _is_tight(column: Column) -> bool:
+    """Nexus's published slack with a belief that knows contention."""
+    resolved = column.first.resolved
+    belief, options = resolved["belief"], resolved.get("partitioner_options", {})
+    fitted = belief is not None and belief.get("profile")
+    return bool(fitted) and options.get("beta", TIGHT_BETA) < TIGHT_BETA
 
 
 def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:

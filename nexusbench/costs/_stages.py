@@ -46,6 +46,7 @@ class Stages:
         self._head_flops = 2.0 * head.inputs * head.outputs
         self._head_bytes = head.inputs * head.outputs * work.head_bytes_each
         self._chunk_flops = work.attention_flops * work.num_layers
+        self.decode_flops_per_key = self._chunk_flops  # a decode is one query over its keys
         self._query_bytes = work.query_bytes_per_token * work.num_layers
 
     def work(self, shape: BatchShape) -> Work:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import DTYPE_BYTES, Linear, ModelSpec
 
 
@@ -79,3 +80,27 @@ def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
 def prefill_pairs(num_tokens: int, context: int) -> float:
     """(query, key) pairs of ``num_tokens`` causal queries after ``context`` tokens."""
     return num_tokens * (context + (num_tokens + 1) / 2)
+
+
+def chunk_work(chunks: tuple[tuple[int, int], ...]) -> tuple[int, float]:
+    """(tokens, (query, key) pairs) of all chunks together."""
+    tokens, pairs = 0, 0.0
+    for count, before in chunks:
+        tokens += count
+        pairs += prefill_pairs(count, before)
+    return tokens, pairs
+
+
+def equivalent_context(tokens: int, pairs: float) -> float:
+    """Context of the one chunk of ``tokens`` tokens that has as many pairs.
+
+    Negative where several short chunks have fewer pairs than one chunk without any context.
+    """
+    return pairs / tokens - (tokens + 1) / 2
+
+
+def portion(shape: BatchShape, num_layers: int) -> float:
+    """How many whole passes through the model a launch is: its share of layers, times repeats."""
+    if shape.layers is None:
+        return float(shape.repeat)
+    return shape.repeat * (shape.layers[1] - shape.layers[0]) / num_layers

@@ -84,6 +84,11 @@ class Device(ABC):
         """Versions and settings of what lies below (driver, clocks); told, never compared."""
         return {}
 
+    def reseed(self, seed: int) -> None:  # noqa: B027 - only simulated devices have a noise to seed
+        """Begin simulated noise anew, so that what follows does not depend on what was run before.
+        Real devices have nothing to do.
+        """
+
     def totals(self) -> dict[str, float] | None:
         """Exact cumulative counters (``dram_bytes``, ``sm_active_ns``, ``tensor_busy_ns``,
         ``busy_ns``, ``now_ns``), or None where only hardware counters could tell.

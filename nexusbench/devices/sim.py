@@ -12,9 +12,11 @@ from nexusbench.core.batch import Batch, Split, StepOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
+from nexusbench.costs._profile import load_profile
 from nexusbench.devices._gpus import legal_splits, load_gpu
 from nexusbench.devices._measured import MeasuredPhysics
 from nexusbench.devices._physics import Load, Physics
+from nexusbench.devices._profiled import Truth, is_profile
 from nexusbench.devices._tables import load_table
 from nexusbench.devices.base import Device, DeviceOptions
 
@@ -65,11 +67,19 @@ class Sim(Device):
     source: ClassVar[str] = "virtual clock; physics in docs/architecture.md"
 
     def __init__(
-        self, gpu: GpuSpec, model: ModelSpec, options: DeviceOptions, *, name: str = ""
+        self,
+        gpu: GpuSpec,
+        model: ModelSpec,
+        options: DeviceOptions,
+        *,
+        name: str = "",
+        truth: Truth | None = None,
     ) -> None:
         self.gpu, self.model = gpu, model
         group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
         self.physics = Physics(gpu, model, options.tensor_parallel)
+        if truth is not None:
+            self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
             self.physics = MeasuredPhysics(gpu, model, table, options.tensor_parallel)
@@ -79,7 +89,7 @@ class Sim(Device):
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms,
-            splits=legal_splits(gpu),
+            splits=legal_splits(gpu) if truth is None else truth.splits,
             whole=Split(("all",), (gpu.num_sms,)),
             depth=1,
             kv_bytes=_kv_bytes(gpu, model, options),
@@ -94,16 +104,28 @@ class Sim(Device):
 
     @classmethod
     def describe(cls, argument: str) -> GpuSpec:
-        """A shipped GPU by name, or one from the user's own TOML file."""
+        """A shipped GPU by name, one from the user's own TOML file, or that of a profile."""
         if not argument:
             raise UsageError(
-                "--device sim needs a GPU: write sim:l20, or sim:FILE.toml for your own"
+                "--device sim needs a GPU: write sim:l20, sim:FILE.toml for your own, or "
+                "sim:DIR/profile.json for the times of a profile"
             )
-        return load_gpu(argument)
+        return load_profile(Path(argument)).gpu if is_profile(argument) else load_gpu(argument)
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
-        """``sim:l20`` or ``sim:FILE.toml``. Raises UsageError if the weights do not fit."""
+        """``sim:l20``, ``sim:FILE.toml`` or ``sim:DIR/profile.json``.
+
+        Raises UsageError if the weights do not fit, or a profile is of something else.
+        """
+        if is_profile(argument):
+            if options.kernel_table is not None:
+                raise UsageError(
+                    f"--device sim:{argument} has the times of a profile already; leave "
+                    "--kernel-table away"
+                )
+            truth = Truth(Path(argument), model, options.tensor_parallel)
+            return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         return cls(cls.describe(argument), model, options, name=Path(argument).stem.lower())
 
     def now(self) -> int:
@@ -149,8 +171,14 @@ class Sim(Device):
             return [self._output(launch, end, not launches)]
         return self._end_some(end)
 
+    def reseed(self, seed: int) -> None:
+        """Jitter from ``seed`` on, and counters from 0: longer sums would round otherwise."""
+        self._noise.seed(seed)
+        if self._meters is not None:
+            self._meters = Meters()
+
     def totals(self) -> dict[str, float] | None:
-        """Exact counts of all launches so far; None unless opened for profiling."""
+        """Exact counts of all launches since the last reseed; None unless opened for profiling."""
         if self._meters is None:
             return None
         return {**msgspec.structs.asdict(self._meters), "now_ns": float(self._now)}

@@ -1,1 +1,1 @@
-"""Sweeps over SMs, batch mixes and neighbours of any device, and what follows from them."""
+"""Profiling: sweep a device over SMs, batches and neighbours; derive facts; fit cost models."""

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.comparison.heading import footnotes, header_lines, policies_line
+from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
 from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
@@ -188,7 +188,11 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
         "entries": setting.entries,
         "rows": rows,
         "footnotes": footnotes(columns, rows),
-        "heading": [*header_lines(view, view.resolved), ("policies", policies_line(columns))],
+        "heading": [
+            *header_lines(view, view.resolved),
+            ("policies", policies_line(columns)),
+            *note_lines(columns),
+        ],
         "groups": groups,
     }
 

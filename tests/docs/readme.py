@@ -1,4 +1,4 @@
-"""The README's terminal output, and how to make it again: ``python -m tests.docs.readme``."""
+"""Terminal output in the documents, and how to make it again: ``python -m tests.docs.readme``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+# Every document with an output block of its own.
+DOCUMENTS = (README, ROOT / "docs" / "profiling.md")
 BLOCK = re.compile(r"<!-- output: (.+?) -->\n```text\n(.*?)```\n<!-- end of output -->", re.DOTALL)
 COLUMNS = 100
 # Rows of real time: they differ from run to run.
@@ -21,10 +23,10 @@ FOLDERS = re.compile(
 )
 
 
-def shown() -> tuple[list[str], str]:
-    """The command (as arguments after ``nexusbench``) and the output that the README shows."""
-    found = BLOCK.search(README.read_text())
-    assert found is not None, "README.md has lost its output block"
+def shown(document: Path = README) -> tuple[list[str], str]:
+    """The command (as arguments after ``nexusbench``) and the output that a document shows."""
+    found = BLOCK.search(document.read_text())
+    assert found is not None, f"{document.name} has lost its output block"
     return found.group(1).split()[1:], found.group(2)
 
 
@@ -52,13 +54,14 @@ def stable_lines(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Put the present output into the README."""
-    arguments, _ = shown()
-    lines = [line.rstrip() for line in run(arguments).splitlines()]
-    text = "\n".join(line for line in lines if not FOLDERS.search(line)).strip("\n")
-    block = f"<!-- output: nexusbench {' '.join(arguments)} -->\n```text\n{text}\n```\n"
-    block += "<!-- end of output -->"
-    README.write_text(BLOCK.sub(lambda _: block, README.read_text()))
+    """Put the present output into every document."""
+    for document in DOCUMENTS:
+        arguments, _ = shown(document)
+        lines = [line.rstrip() for line in run(arguments).splitlines()]
+        text = "\n".join(line for line in lines if not FOLDERS.search(line)).strip("\n")
+        block = f"<!-- output: nexusbench {' '.join(arguments)} -->\n```text\n{text}\n```\n"
+        block += "<!-- end of output -->"
+        document.write_text(BLOCK.sub(lambda _, block=block: block, document.read_text()))
 
 
 if __name__ == "__main__":

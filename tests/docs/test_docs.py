@@ -28,10 +28,11 @@ def run_module(
     )  # fmt: skip
 
 
-def test_readme_shows_what_the_command_prints() -> None:
-    arguments, text = readme.shown()
+@pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.stem)
+def test_documents_show_what_the_command_prints(document: Path) -> None:
+    arguments, text = readme.shown(document)
     assert readme.stable_lines(text) == readme.stable_lines(readme.run(arguments)), (
-        "the README's output is old; refresh it with: python -m tests.docs.readme"
+        f"the output in {document.name} is old; refresh it with: python -m tests.docs.readme"
     )
     assert "SIMULATED" in text
 

@@ -1,0 +1,58 @@
+"""What ``profile check`` shows: points then and now, fits then and now, a verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nexusbench.cli._console import counted, print_whole, say
+from nexusbench.cli._profile_screen import table
+from nexusbench.profiling.grammar import format_batch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nexusbench.profiling.check import Check
+
+
+def show_check(console: Console, made: Check) -> None:
+    """The tables and the verdict."""
+    grid = table(
+        console, "Measured again", ("batch", "SMs", "beside", "then, ms", "now, ms", "change", "")
+    )
+    for again in made.points:
+        setting = again.point.setting
+        beside = "-"
+        if setting.neighbour is not None:
+            beside = f"{format_batch(setting.neighbour)} on {setting.neighbour_sms}"
+        grid.add_row(
+            format_batch(setting.shape, setting.contexts), f"{setting.sms}", beside,
+            f"{again.point.ns / 1e6:,.3f}", f"{again.now_ns / 1e6:,.3f}",
+            f"{100 * again.change:+.1f} %", "" if again.agrees else "DRIFTED",
+        )  # fmt: skip
+    print_whole(console, grid)
+    if made.fits:
+        grid = table(
+            console, "Mean error of the fits on these points, %", ("cost model", "then", "now", "")
+        )
+        for fit in made.fits:
+            grid.add_row(
+                fit.cost_model, f"{fit.then:.1f}", f"{fit.now:.1f}", "" if fit.holds else "DRIFTED"
+            )
+        print_whole(console, grid)
+    console.print()
+    for note in made.notes:
+        say(console, note, "dim", indent=2)
+    say(console, verdict(made), "bold green" if made.fine else "bold red")
+
+
+def verdict(made: Check) -> str:
+    """One sentence."""
+    count = len(made.points)
+    if made.fine:
+        return f"The profile holds: all {counted(count, 'point')} agree, the fits predict as before"
+    drifted = sum(not again.agrees for again in made.points)
+    worse = [fit.cost_model for fit in made.fits if not fit.holds]
+    text = f"The profile has DRIFTED: {drifted} of {counted(count, 'point')} disagree"
+    if worse:
+        text += f"; {', '.join(worse)} predict{'s' if len(worse) == 1 else ''} worse than before"
+    return text + ". Profile again with --fresh"

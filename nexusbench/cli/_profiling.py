@@ -1,0 +1,249 @@
+"""The ``profile`` commands behind their flags: open, measure, show, check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.assembly import check_tensor_parallel, open_device
+from nexusbench.cli._console import print_whole
+from nexusbench.cli._profile_screen import show_profile, show_title, table
+from nexusbench.cli._sweep_progress import watch
+from nexusbench.config import RunConfig, check_config
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.specs import ModelSpec
+from nexusbench.costs._fit import predicted
+from nexusbench.costs._points import Point
+from nexusbench.costs._profile import (
+    POINTS_FILE,
+    Profile,
+    load_profile,
+    profile_path,
+    read_points,
+)
+from nexusbench.models.config import load_model
+from nexusbench.profiling._desk import Work
+from nexusbench.profiling.counting import OpenReaders
+from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
+from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.grammar import parse_batch
+from nexusbench.profiling.profile import Subject, fitted_model, make_profile, target_of
+
+JSON_SCHEMA = 1
+PROFILES = Path("results/profiles")
+
+
+def open_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> Subject:
+    """The device and model of the flags (or that model). Raises UsageError for what cannot be."""
+    names = set(RunConfig.__struct_fields__) & set(params)
+    config = check_config(RunConfig(trace="", **{name: params[name] for name in names}))
+    model = load_model(config.model) if model is None else model
+    length = config.max_model_len or model.max_model_len
+    if length > model.max_model_len:
+        raise UsageError(f"--max-model-len {length}: {model.name} has {model.max_model_len}")
+    check_tensor_parallel(config.tensor_parallel_size, model)
+    device, limits = open_device(config, model, length, profiling=True)
+    return Subject(device, model, limits, config.block_size)
+
+
+def run_profile(params: Mapping[str, Any]) -> None:
+    """``nexusbench profile``: sweep, derive, fit, show."""
+    if params["quick"] and params["full"]:
+        raise UsageError("--quick and --full contradict each other. Choose one")
+    effort = QUICK if params["quick"] else FULL if params["full"] else DEFAULT
+    batches = [(text, Work(*parse_batch(text))) for text in params["batch"] or []]
+    if params["plots"] is not None:
+        from nexusbench.profiling.plots import require_matplotlib
+
+        require_matplotlib()
+    subject = open_subject(params)
+    name = f"{subject.device.spec.name.replace(':', '-')}-{subject.model.name}".lower()
+    folder = params["output"] or PROFILES / name
+    title = f"profile {subject.device.spec.name} {subject.model.name}"
+    try:
+        with (
+            OpenReaders(subject.device, _names(params["counters"])) as opened,
+            watch(title, quiet=params["no_progress"]) as watcher,
+        ):
+            profile, outcome = make_profile(
+                subject, folder, effort, seed=params["seed"], batches=batches,
+                readers=opened.readers, fresh=params["fresh"], progress=watcher,
+                fitting=None if watcher is None else watcher.fitting,
+            )  # fmt: skip
+    finally:
+        subject.device.close()
+    if watcher is not None:
+        watcher.finished(outcome)
+    drawn = _draw(profile, folder, params["plots"])
+    facts = stored_facts(profile.facts)
+    own = user_rows(profile, folder, batches)
+    if params["json"]:
+        print(_document("profile", profile, folder, drawn, outcome=outcome, batches=own))
+        return
+    console = show_title("nexusbench profile", profile, str(folder))
+    show_profile(console, profile, facts, ranges=False)
+    _show_user_rows(console, profile, own)
+    console.print()
+    for path in drawn:
+        console.print(f"drawn {path}", soft_wrap=True)
+    console.print(f"next  nexusbench profile show {folder}", soft_wrap=True)
+    console.print(f"next  nexusbench profile check {folder}", soft_wrap=True)
+
+
+def _names(values: list[str] | None) -> list[str]:
+    """``process,nvml`` in any number of values."""
+    from nexusbench.cli._policies import split_policies
+
+    return split_policies(values or [], "--counters")
+
+
+def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
+    """``nexusbench profile show``."""
+    profile, facts = load(path)
+    drawn = _draw(profile, profile_path(path).parent, plots)
+    if as_json:
+        print(_document("profile show", profile, path, drawn))
+        return
+    console = show_title("nexusbench profile show", profile, str(path))
+    show_profile(console, profile, facts, ranges=True)
+    for file in drawn:
+        console.print(f"drawn {file}", soft_wrap=True)
+
+
+def load(path: Path) -> tuple[Profile, Facts]:
+    """A stored profile and its facts. Raises InputError for what is none of this version."""
+    profile = load_profile(path)
+    try:
+        return profile, stored_facts(profile.facts)
+    except msgspec.ValidationError as error:
+        problem, _, at = str(error).partition(" - at ")
+        raise InputError(
+            problem, file=profile_path(path), field="facts" + at.strip("`").removeprefix("$"),
+            hint="Profile again into the same folder: it keeps the points",
+        ) from None  # fmt: skip
+
+
+def load_points(profile: Profile, path: Path) -> list[Point]:
+    """The points that a profile was made of."""
+    return read_points(profile_path(path).parent / POINTS_FILE, profile.points_sha256)
+
+
+def user_rows(
+    profile: Profile, folder: Path, batches: Sequence[tuple[str, Work]]
+) -> list[dict[str, Any]]:
+    """What ``--batch`` asked for: measured on all SMs, and what each fit says of it."""
+    if not batches:
+        return []
+    points = [
+        point
+        for point in load_points(profile, folder)
+        if point.setting.sms == profile.fingerprint.num_sms and point.setting.neighbour is None
+    ]
+    target = target_of(profile)
+    models = {fit.cost_model: fitted_model(fit, target) for fit in profile.fits}
+    rows = []
+    for text, work in batches:
+        for point in points:
+            if (point.setting.shape, point.setting.contexts) == (work.shape, work.contexts):
+                guesses = {name: float(predicted(m, [point])[0]) for name, m in models.items()}
+                rows.append(
+                    {"batch": text, "ns": point.ns, "interval": point.interval,
+                     "held_out": point.setting.held_out, "predicted_ns": guesses}
+                )  # fmt: skip
+                break
+    return rows
+
+
+def _show_user_rows(console: Any, profile: Profile, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    models = [fit.cost_model for fit in profile.fits]
+    grid = table(
+        console, "Your batches on all SMs: measured, and the error of each prediction",
+        ("batch", "ms", *models),
+    )  # fmt: skip
+    for row in rows:
+        errors = [f"{100 * (row['predicted_ns'][m] / row['ns'] - 1):+.1f} %" for m in models]
+        grid.add_row(row["batch"], f"{row['ns'] / 1e6:,.3f}", *errors)
+    print_whole(console, grid)
+
+
+def _draw(profile: Profile, folder: Path, plots: Path | None) -> list[Path]:
+    if plots is None:
+        return []
+    from nexusbench.profiling.plots import draw
+
+    return draw(profile, load_points(profile, folder), plots)
+
+
+def _document(
+    command: str, profile: Profile, path: Path, drawn: Sequence[Path], **more: Any
+) -> str:
+    document = {
+        "schema": JSON_SCHEMA,
+        "command": command,
+        "nexusbench": __version__,
+        "simulated": profile.fingerprint.simulated,
+        "path": str(path),
+        "plots": [str(file) for file in drawn],
+        "profile": profile,
+        **more,
+    }
+    return json.dumps(msgspec.to_builtins(document), indent=2, allow_nan=False)
+
+
+def check_stored(path: Path, params: Mapping[str, Any], *, as_json: bool) -> bool:
+    """``nexusbench profile check``: whether the profile still holds."""
+    from nexusbench.profiling.check import check_profile
+
+    profile, _ = load(path)
+    points = load_points(profile, path)
+    subject = _subject_again(profile, path, params)
+    try:
+        made = check_profile(profile, points, subject)
+    finally:
+        subject.device.close()
+    rows = [
+        {"setting": again.point.setting, "then_ns": again.point.ns, "now_ns": again.now_ns,
+         "change": again.change, "agrees": again.agrees}
+        for again in made.points
+    ]  # fmt: skip
+    if as_json:
+        print(
+            _document(
+                "profile check", profile, path, [], fine=made.fine, points=rows, fits=made.fits,
+                notes=made.notes,
+            )
+        )  # fmt: skip
+        return made.fine
+    from nexusbench.cli._profile_check import show_check
+
+    show_check(show_title("nexusbench profile check", profile, str(path)), made)
+    return made.fine
+
+
+def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> Subject:
+    """The profile's own device, model and sizes, unless flags name others."""
+    from nexusbench.profiling.store import SWEEP_FILE, read_header
+
+    identity = profile.fingerprint
+    own = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
+    flags: dict[str, Any] = {
+        "device": params["device"] or own,
+        "kernel_table": params["kernel_table"],
+        "tensor_parallel_size": identity.tensor_parallel,
+    }
+    header = profile_path(path).parent / SWEEP_FILE
+    if header.is_file():
+        was = read_header(header)
+        flags |= {**msgspec.structs.asdict(was.limits), "block_size": was.block_size}
+    model = profile.model
+    if params["model"] is not None:
+        model = load_model(params["model"])
+        flags["max_model_len"] = None
+    return open_subject(flags, model)

@@ -1,0 +1,97 @@
+"""Progress of a sweep on stderr: a live line on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from nexusbench.cli._console import counted, progress_console
+from nexusbench.profiling.sweep import Outcome, Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_EVERY_S = 30.0  # between two lines where there is no terminal
+_REFRESH_S = 0.1
+# Said in the summary, not one by one.
+_COMMON = ("wide interval", "samples discarded")
+
+
+class Watcher:
+    """The callback of a sweep and of the fits after it."""
+
+    def __init__(self, title: str, show: Callable[[RenderableType], None] | None) -> None:
+        self._title, self._show = title, show
+        self._told: set[str] = set()
+        self._shown_s = 0.0 if show is None else -1.0
+
+    def __call__(self, now: Progress) -> None:
+        """After every point."""
+        for warning in now.warnings:
+            kind = warning.partition(":")[0]
+            if kind not in self._told and not any(common in warning for common in _COMMON):
+                self._told.add(kind)
+                print(f"WARNING: {warning}", file=sys.stderr, flush=True)
+        wait = _EVERY_S if self._show is None else _REFRESH_S
+        if now.elapsed_s - self._shown_s < wait:
+            return
+        self._shown_s = now.elapsed_s
+        if self._show is None:
+            print(f"{self._title}: {_state(now)}", file=sys.stderr, flush=True)
+        else:
+            self._show(self._bar(now))
+
+    def fitting(self, name: str) -> None:
+        """Before the fit of a cost model."""
+        if self._show is not None:
+            from rich.text import Text
+
+            self._show(Text(f"{self._title}  fitting cost model {name}"))
+
+    def finished(self, outcome: Outcome) -> None:
+        """One line at the end."""
+        kept = f", {outcome.kept:,} kept from before" if outcome.kept else ""
+        print(
+            f"{self._title}: {counted(outcome.measured, 'point')} measured in "
+            f"{outcome.seconds:,.1f} s{kept}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    def _bar(self, now: Progress) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(1, now.most), completed=now.done, width=24)
+        grid.add_row(self._title, bar, _state(now), now.setting.kind)
+        return grid
+
+
+def _state(now: Progress) -> str:
+    text = f"{now.done:,} of at most {now.most:,} points"
+    if now.left_s is not None:
+        text += f", at most {_duration(now.left_s)} left"
+    return text
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 6000 else f"{whole / 3600:.1f} h"
+
+
+@contextmanager
+def watch(title: str, *, quiet: bool) -> Iterator[Watcher | None]:
+    """Show a sweep's progress on stderr; None where nothing is wanted."""
+    if quiet:
+        yield None
+    elif not sys.stderr.isatty():
+        yield Watcher(title, None)
+    else:
+        from rich.live import Live
+
+        with Live(console=progress_console(), auto_refresh=False, transient=True) as live:
+            yield Watcher(title, lambda shown: live.update(shown, refresh=True))

@@ -1,0 +1,258 @@
+"""The sweep plan: which batches, on which SMs, beside whom. A pure function of sizes and effort.
+
+Sizes stay within the device's KV pool and step budgets. The grids that are fitted are tensors over
+(chunk, context) and (batch, context), less the corners that exceed the pool; held-out shapes lie
+off them. SM positions are chosen line by line, as the measurements come in (positions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import msgspec
+
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.errors import UsageError
+from nexusbench.core.specs import DeviceSpec
+from nexusbench.costs._points import Setting
+from nexusbench.profiling._desk import MOST_REPEATS, Pool, Work
+from nexusbench.profiling.effort import Effort
+from nexusbench.profiling.held_out import held_out_decodes, held_out_mixed, held_out_prefills
+from nexusbench.profiling.positions import (
+    FINE_BEND,
+    Line,
+    legal_sms,
+    picked,
+    spread,
+    spread_splits,
+)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Lines first, then settings in order; a pair comes after both of its sides alone."""
+
+    lines: tuple[Line, ...]
+    settings: tuple[Setting, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def most_points(self) -> int:
+        """At most so many will be measured."""
+        return sum(line.budget for line in self.lines) + len(self.settings)
+
+
+def alone(setting: Setting) -> Setting:
+    """The measured side of a pair, without its neighbour."""
+    kind = setting.phase
+    return msgspec.structs.replace(setting, kind=kind, neighbour=None, neighbour_sms=0)
+
+
+def make_plan(
+    spec: DeviceSpec, pool: Pool, effort: Effort, batches: Sequence[tuple[str, Work]] = ()
+) -> Plan:
+    """What to measure. ``batches`` are the user's (text, batch); they are held out of fits."""
+    made = _Planner(spec, pool, effort)
+    made.prefill_lines()
+    made.decode_lines()
+    made.mixed()
+    made.skewed()
+    made.pairs()
+    made.held_out()
+    for text, work in batches:
+        made.user_batch(text, work)
+    return made.plan()
+
+
+class _Planner:
+    """Collects lines and settings; leaves out what does not fit, and says so."""
+
+    def __init__(self, spec: DeviceSpec, pool: Pool, effort: Effort) -> None:
+        self.spec, self.pool, self.effort = spec, pool, effort
+        self._lines: dict[Work, Line] = {}
+        self._settings: dict[str, Setting] = {}
+        self._notes: list[str] = []
+        limits = pool.limits
+        self.chunks = effort.chunks_up_to(limits.max_num_batched_tokens)
+        longest = min(limits.max_model_len, effort.longest)
+        room = longest - self.chunks[-1]
+        self.contexts = (0, *effort.contexts_up_to(room)) if room > 0 else (0,)
+        self.batches = effort.batches_up_to(limits.max_num_seqs)
+        self.lengths = effort.lengths_up_to(longest - MOST_REPEATS)
+
+    def sms(self, phase: str) -> tuple[int, ...]:
+        """SM counts to measure ``phase`` on."""
+        least = self.effort.least_share * self.spec.num_sms
+        return tuple(sms for sms in legal_sms(self.spec, phase) if sms >= least)
+
+    def plan(self) -> Plan:
+        """What was collected."""
+        return Plan(tuple(self._lines.values()), tuple(self._settings.values()), tuple(self._notes))
+
+    # -- lines -------------------------------------------------------------------------------------
+
+    def prefill_lines(self) -> None:
+        """(a) Every chunk after every context; the largest, halfway in, is the reference."""
+        works = [Work(BatchShape(0, 0, ((n, c),))) for n, c in product(self.chunks, self.contexts)]
+        middle = self.contexts[len(self.contexts) // 2]
+        reference = Work(BatchShape(0, 0, ((self.chunks[-1], middle),)))
+        self._add_lines(works, "prefill", reference)
+
+    def decode_lines(self) -> None:
+        """(b) Every batch at every context that the pool holds."""
+        works = [Work(BatchShape(n, n * c)) for n, c in product(self.batches, self.lengths)]
+        fitting = [work for work in works if self.pool.misfit(work) is None]
+        if len(fitting) < len(works):
+            self._notes.append(
+                f"{len(works) - len(fitting)} of {len(works)} decode batches of the grid exceed "
+                "the KV pool and were left out"
+            )
+        batch = self.batches[len(self.batches) // 2]
+        own = [work for work in fitting if work.shape.num_decodes == batch]
+        self._add_lines(fitting, "decode", own[len(own) // 2] if own else None)
+
+    def _add_lines(self, works: Sequence[Work], phase: str, reference: Work | None) -> None:
+        legal = self.sms(phase)
+        effort = self.effort
+        for work in works:
+            if self.pool.misfit(work) is not None:
+                continue
+            line = Line(work, legal, spread(legal, effort.coarse), effort.line_budget)
+            if work == reference:
+                start = spread(legal, min(len(legal), 2 * effort.coarse))
+                line = Line(work, legal, start, effort.reference_budget, FINE_BEND)
+            self._lines[work] = line
+
+    # -- single settings ---------------------------------------------------------------------------
+
+    def mixed(self) -> None:
+        """(c) Decodes beside a chunk in one batch, on all SMs."""
+        each, most = self.effort.mixed_each, self.pool.limits.max_num_batched_tokens
+        decodes = [b for b in self.batches if 1 < b < min(self.pool.limits.max_num_seqs, most)]
+        chunks = list(product(picked(self.chunks, each), picked(self.contexts, 2)))
+        for count in picked(decodes, each):
+            for length, (chunk, before) in product(self._lengths_of(count, each), chunks):
+                size = min(chunk, most - count)
+                shape = BatchShape(count, count * length, ((size, before),))
+                self._add(Setting("mixed", shape, self.spec.num_sms))
+
+    def _lengths_of(self, count: int, most: int) -> list[int]:
+        """At most so many of the contexts that ``count`` decodes can all have."""
+        return picked(
+            [
+                length
+                for length in self.lengths
+                if self.pool.misfit(Work(BatchShape(count, count * length))) is None
+            ],
+            most,
+        )
+
+    def skewed(self) -> None:
+        """(b) Decodes of which an eighth are nine times as long as the rest, on a few SM counts."""
+        legal = self.sms("decode")
+        batches = [count for count in self.batches if count >= 8]
+        for count in picked(batches, 2):
+            for length in self._lengths_of(count, 3):
+                contexts = skewed_contexts(count, length)
+                shape = BatchShape(count, sum(contexts))
+                for sms in spread(legal, self.effort.skewed_sms):
+                    self._add(Setting("decode", shape, sms, contexts=contexts))
+
+    def pairs(self) -> None:
+        """(d) Both sides of every legal split of a grid, each also alone on the same SMs."""
+        effort = self.effort
+        prefills = [
+            BatchShape(0, 0, ((chunk, context),))
+            for chunk in picked(self.chunks, effort.pair_chunks)
+            for context in picked(self.contexts, effort.pair_contexts)
+        ]
+        decodes = [
+            BatchShape(batch, batch * length)
+            for batch in picked(self.batches, effort.pair_batches + 1)[1:]
+            for length in self._lengths_of(batch, effort.pair_lengths)
+        ]
+        self._pair_up(prefills, decodes, effort.pair_splits, held_out=False)
+
+    def _pair_up(
+        self,
+        prefills: Sequence[BatchShape],
+        decodes: Sequence[BatchShape],
+        count: int,
+        *,
+        held_out: bool,
+    ) -> None:
+        splits = spread_splits(self.spec, count, self.effort.least_share)
+        for prefill, decode in product(prefills, decodes):
+            if not self._fits_together(prefill, decode):
+                continue
+            for split in splits:
+                sms = (split.of("prefill"), split.of("decode"))
+                sides = (
+                    Setting("pair", prefill, sms[0], decode, sms[1], held_out=held_out),
+                    Setting("pair", decode, sms[1], prefill, sms[0], held_out=held_out),
+                )
+                for side in sides:
+                    self._add(alone(side))
+                for side in sides:
+                    self._add(side)
+
+    def _fits_together(self, prefill: BatchShape, decode: BatchShape) -> bool:
+        works = (Work(prefill), Work(decode))
+        if any(self.pool.misfit(work) is not None for work in works):
+            return False
+        needed = sum(self.pool.blocks_of(work, MOST_REPEATS) for work in works)
+        return needed <= self.pool.num_blocks
+
+    # -- held out ----------------------------------------------------------------------------------
+
+    def held_out(self) -> None:
+        """Whole batches that no fit sees, off the grids, over SMs and in pairs."""
+        effort = self.effort
+        prefills = self._off_grid(held_out_prefills(self.chunks[-1], self.contexts[-1]))
+        tokens = self.pool.num_blocks * self.pool.block_size
+        decodes = self._off_grid(held_out_decodes(self.batches[-1], self.lengths[-1], tokens))
+        for phase, shapes in (("prefill", prefills), ("decode", decodes)):
+            for shape in shapes[: effort.held_out_shapes]:
+                for sms in spread(self.sms(phase), effort.held_out_sms):
+                    self._add(Setting(phase, shape, sms, held_out=True))  # type: ignore[arg-type]
+        for shape in self._off_grid(held_out_mixed(self.chunks[-1], self.batches[-1])):
+            self._add(Setting("mixed", shape, self.spec.num_sms, held_out=True))
+        each = effort.held_out_pairs
+        self._pair_up(prefills[:each], decodes[:each], effort.held_out_splits, held_out=True)
+
+    def _off_grid(self, shapes: Sequence[BatchShape]) -> list[BatchShape]:
+        """Those that fit and that no fitted setting uses."""
+        used = {line.work.shape for line in self._lines.values()}
+        used |= {setting.shape for setting in self._settings.values()}
+        return [
+            shape
+            for shape in dict.fromkeys(shapes)
+            if shape not in used and self.pool.misfit(Work(shape)) is None
+        ]
+
+    def user_batch(self, text: str, work: Work) -> None:
+        """A batch of the command line, on all SMs; held out unless the grid has it anyway.
+
+        Raises UsageError if it does not fit.
+        """
+        problem = self.pool.misfit(work)
+        if problem is not None:
+            raise UsageError(f"--batch '{text}' does not fit this device: {problem}")
+        both = work.shape.chunks and work.shape.num_decodes
+        kind = "mixed" if both else "prefill" if work.shape.chunks else "decode"
+        new = bool(self._off_grid([work.shape]))
+        setting = Setting(
+            kind,  # type: ignore[arg-type]
+            work.shape, self.spec.num_sms, contexts=work.contexts, held_out=new,
+        )  # fmt: skip
+        self._add(setting)
+
+    def _add(self, setting: Setting) -> None:
+        if self.pool.misfit(Work(setting.shape, setting.contexts)) is None:
+            self._settings.setdefault(setting.key, setting)
+
+
+def skewed_contexts(count: int, mean: int) -> tuple[int, ...]:
+    """``count`` contexts of about that mean: an eighth long (4.5 means), the rest half a mean."""
+    long = count // 8
+    return (max(1, mean // 2),) * (count - long) + (round(4.5 * mean),) * long

@@ -1,0 +1,155 @@
+"""Plots of a profile: latency over SMs, contention, splits. matplotlib is imported on use only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nexusbench.core.errors import UsageError
+from nexusbench.costs._points import Point
+from nexusbench.costs._profile import Profile
+from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
+from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.grammar import format_batch
+
+FORMATS = ("png", "svg")
+_MOST_LINES = 5
+_CLASSES = (("step", "whole step"), ("dense", "dense layers"), ("attention", "attention"))
+
+
+def require_matplotlib() -> None:
+    """Raises UsageError if it is not installed."""
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "--plots needs matplotlib, which is not installed. Install it with: "
+            'pip install "nexusbench[plots]"'
+        )
+
+
+def draw(profile: Profile, points: Sequence[Point], folder: Path) -> list[Path]:
+    """Write every plot as PNG and SVG into ``folder``; returns the files.
+
+    Raises UsageError without matplotlib, or if the folder cannot be written.
+    """
+    require_matplotlib()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--plots: cannot write to {folder}: {error.strerror}") from None
+    facts = stored_facts(profile.facts)
+    drawn: list[Path] = []
+    for name, figure in (
+        ("latency", _latency(profile, points)),
+        ("contention", _contention(profile, facts)),
+        ("splits", _splits(profile, facts)),
+    ):
+        if figure is None:
+            continue
+        for kind in FORMATS:
+            path = folder / f"{name}.{kind}"
+            figure.savefig(path, dpi=150)
+            drawn.append(path)
+    return drawn
+
+
+def _figure(profile: Profile, title: str, columns: int) -> tuple[Any, Any]:
+    """A figure without a window, titled, and marked if it is simulated."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * columns, 4.0), layout="constrained")
+    identity = profile.fingerprint
+    state = "SIMULATED" if identity.simulated else "measured"
+    figure.suptitle(f"{title}: {identity.model} on {identity.device} ({state})", fontsize=11)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    if identity.simulated:
+        for axis in axes:
+            axis.text(
+                0.5, 0.5, "SIMULATED", transform=axis.transAxes, fontsize=30, color="0.88",
+                ha="center", va="center", rotation=25, zorder=0,
+            )  # fmt: skip
+    return figure, axes
+
+
+def _latency(profile: Profile, points: Sequence[Point]) -> Any:
+    """Latency over the share of SMs, relative to all (Nexus, arXiv 2507.06608, Fig. 5)."""
+    found = {phase: next(iter(lines_of(points, phase).values()), []) for phase in _PHASES}
+    if not any(found.values()):
+        return None
+    figure, axes = _figure(profile, "Latency over SMs", 2)
+    total = profile.fingerprint.num_sms
+    for axis, phase in zip(axes, _PHASES, strict=True):
+        line = found[phase]
+        for operators, label in _CLASSES:
+            value = step_time if operators == "step" else operator_time(operators)
+            curve = Curve.of(line, value)
+            if curve is not None:
+                shares = [100 * sms / total for sms in curve.sms]
+                axis.plot(
+                    shares, [ns / curve.ns[-1] for ns in curve.ns], marker="o", label=label,
+                    linewidth=2 if operators == "step" else 1,
+                )  # fmt: skip
+        batch = format_batch(line[0].setting.shape) if line else "not measured"
+        axis.set_title(f"{phase} {batch}", fontsize=10)
+        axis.set_xlabel("SMs, %")
+        axis.set_ylabel("latency, 1 = on all SMs")
+        axis.set_ylim(bottom=0)
+        axis.grid(visible=True, alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def _contention(profile: Profile, facts: Facts) -> Any:
+    """Slowdown beside a neighbour over the own share of SMs (Fig. 6 shows one split of it)."""
+    if not facts.contention:
+        return None
+    figure, axes = _figure(profile, "Contention", 2)
+    total = profile.fingerprint.num_sms
+    for axis, phase in zip(axes, _PHASES, strict=True):
+        rows = [row for row in facts.contention if row.phase == phase]
+        pairs = list(dict.fromkeys((row.batch, row.neighbour) for row in rows))
+        for batch, neighbour in pairs[:: max(1, -(-len(pairs) // _MOST_LINES))]:
+            line = sorted(
+                (row.sms, row.slowdown)
+                for row in rows
+                if (row.batch, row.neighbour) == (batch, neighbour)
+            )
+            axis.plot(
+                [100 * sms / total for sms, _ in line], [slow for _, slow in line], marker="o",
+                label=f"{batch} beside {neighbour}",
+            )  # fmt: skip
+        axis.set_title(phase, fontsize=10)
+        axis.set_xlabel("own SMs, %")
+        axis.set_ylabel("times as long as alone on the same SMs")
+        axis.grid(visible=True, alpha=0.3)
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _splits(profile: Profile, facts: Facts) -> Any:
+    """Prefill rate against decode step of every split; the front is joined."""
+    pairs = list(dict.fromkeys((row.prefill, row.decode) for row in facts.splits))
+    if not pairs:
+        return None
+    figure, (axis,) = _figure(profile, "Splits", 1)
+    for prefill, decode in pairs[:: max(1, -(-len(pairs) // _MOST_LINES))]:
+        rows = [row for row in facts.splits if (row.prefill, row.decode) == (prefill, decode)]
+        front = sorted((r.prefill_tokens_per_s, r.decode_step_ms) for r in rows if r.front)
+        (line,) = axis.plot(
+            [rate for rate, _ in front], [step for _, step in front], marker="o",
+            label=f"{prefill} beside {decode}",
+        )  # fmt: skip
+        beaten = [row for row in rows if not row.front]
+        axis.plot(
+            [row.prefill_tokens_per_s for row in beaten], [row.decode_step_ms for row in beaten],
+            "x", color=line.get_color(),
+        )  # fmt: skip
+    axis.set_xlabel("prefill, tokens/s")
+    axis.set_ylabel("decode step, ms")
+    axis.grid(visible=True, alpha=0.3)
+    axis.legend(fontsize=7)
+    return figure
+
+
+_PHASES = ("prefill", "decode")

@@ -1,0 +1,159 @@
+"""From a device and a model to a profile in a folder: sweep, facts, fits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.core.errors import UsageError
+from nexusbench.core.specs import ModelSpec
+from nexusbench.core.state import Limits
+from nexusbench.costs._fit import build, fit_model
+from nexusbench.costs._points import Point
+from nexusbench.costs._profile import (
+    POINTS_FILE,
+    SCHEMA,
+    Fit,
+    Profile,
+    read_points,
+    write_profile,
+)
+from nexusbench.costs.base import CostModel, Target, cost_models
+from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
+from nexusbench.devices.base import Device
+from nexusbench.profiling._desk import Desk, Pool, Work, make_pool
+from nexusbench.profiling.effort import Effort
+from nexusbench.profiling.facts import derive_facts
+from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.profiling.measure import Measurer, Readers
+from nexusbench.profiling.plan import make_plan
+from nexusbench.profiling.store import SWEEP_SCHEMA, Header, PointStore
+from nexusbench.profiling.sweep import Outcome, Progress, Sweep
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """What is profiled: an open device, the model it runs, and the engine's sizes."""
+
+    device: Device
+    model: ModelSpec
+    limits: Limits
+    block_size: int = 16
+
+    def pool(self) -> Pool:
+        """KV blocks as the engine has them."""
+        return make_pool(self.device, self.model.kv_bytes_per_token, self.limits, self.block_size)
+
+    def target(self) -> Target:
+        """What its cost models are about."""
+        return Target(self.device.gpu, self.model, self.device.spec.tensor_parallel)
+
+
+def make_profile(
+    subject: Subject,
+    folder: Path,
+    effort: Effort,
+    *,
+    seed: int = 0,
+    batches: Sequence[tuple[str, Work]] = (),
+    readers: Readers | None = None,
+    fresh: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    fitting: Callable[[str], None] | None = None,
+) -> tuple[Profile, Outcome]:
+    """Sweep (or go on with the sweep that ``folder`` holds), derive, fit, write ``profile.json``.
+
+    ``fitting`` is told the name of each cost model before it is fitted. Raises UsageError for a
+    folder of something else, Interrupted on Ctrl-C.
+    """
+    readers = readers if readers is not None else Readers()
+    device, pool = subject.device, subject.pool()
+    plan = make_plan(device.spec, pool, effort, batches)
+    identity = fingerprint_of(device, subject.model)
+    header = Header(
+        SWEEP_SCHEMA, identity, subject.limits, subject.block_size, pool.num_blocks, effort.name,
+        seed,
+    )  # fmt: skip
+    measurer = Measurer(Desk(device, pool), effort.sampling, readers)
+    store = PointStore(folder, header, fresh=fresh)
+    sweep = Sweep(plan, measurer, store, seed, stopwatch=stopwatch_ns, progress=progress)
+    outcome = sweep.run()
+    path = folder / POINTS_FILE
+    points = read_points(path)
+    splits = tuple(
+        (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2
+    )
+    fits, fit_notes = fit_models(points, subject.target(), fitting)
+    profile = Profile(
+        schema=SCHEMA,
+        nexusbench=__version__,
+        created=utc_now().isoformat(timespec="seconds"),
+        fingerprint=identity,
+        gpu=device.gpu,
+        model=subject.model,
+        splits=splits,
+        effort=effort.name,
+        seed=seed,
+        points_sha256=_sha256(path),
+        num_points=len(points),
+        fits=tuple(fits),
+        facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
+        notes=(*outcome.notes, *fit_notes),
+        counters=readers.sources,
+    )
+    write_profile(folder, profile)
+    return profile, outcome
+
+
+def fit_models(
+    points: Sequence[Point], target: Target, fitting: Callable[[str], None] | None = None
+) -> tuple[list[Fit], list[str]]:
+    """A fit of every registered cost model that can be fitted, and why others were not."""
+    fits: list[Fit] = []
+    notes: list[str] = []
+    for name in cost_models.names():
+        if not fittable(name):
+            continue
+        if fitting is not None:
+            fitting(name)
+        try:
+            fits.append(fit_model(name, points, target, stopwatch=stopwatch_ns))
+        except UsageError as error:
+            notes.append(f"cost model '{name}' was not fitted: {error}")
+        except Exception as error:  # a plug-in may raise anything; the measurements must be kept
+            notes.append(f"cost model '{name}' was not fitted: {type(error).__name__}: {error}")
+    return fits, notes
+
+
+def fittable(name: str) -> bool:
+    """Whether a cost model has a fit of its own."""
+    cls: type[CostModel] = cost_models.load(name)
+    return getattr(cls.fit, "__func__", cls.fit) is not CostModel.fit.__func__  # type: ignore[attr-defined]
+
+
+def fitted_model(fit: Fit, target: Target) -> CostModel:
+    """The cost model of a profile's fit. Raises UsageError if it is not installed here or has
+    other parameters now.
+    """
+    cls: type[CostModel] = cost_models.load(fit.cost_model)
+    try:
+        options = msgspec.convert(fit.options, cls.Options)
+        parameters = msgspec.convert(fit.parameters, cls.Parameters)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"the profile's fit of cost model '{fit.cost_model}' is not one of this version: "
+            f"{error}. Profile again into the same folder: it keeps the points and fits anew"
+        ) from None
+    return build(cls, options, parameters, target)
+
+
+def target_of(profile: Profile) -> Target:
+    """What the profile's fits are about."""
+    return Target(profile.gpu, profile.model, profile.fingerprint.tensor_parallel)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,290 @@
+"""``nexusbench profile``: a sweep that survives kills, what is shown of it, and clear refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commandline import finish, start
+
+from nexusbench.cli.main import main
+
+MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b")
+SWEEP = ("profile", *MODEL, "--quick", "--no-progress")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished quick profile; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("profile") / "l20"
+    assert main([*SWEEP, "-o", str(folder), "--json"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit(folder: Path, change) -> None:
+    """Change profile.json as a document."""
+    path = folder / "profile.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_killed_and_resumed_is_the_same_as_never_killed(made, tmp_path):
+    folder = tmp_path / "killed"
+    process = start(*SWEEP, "-o", folder, cwd=tmp_path)
+    points = folder / "points.jsonl"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        if points.is_file() and points.read_bytes().count(b"\n") >= 40:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert finish(process).code == -signal.SIGKILL
+    survived = points.read_bytes()
+    assert 40 <= survived.count(b"\n") < (made / "points.jsonl").read_bytes().count(b"\n")
+    assert not (folder / "profile.json").exists()
+    assert main([*SWEEP, "-o", str(folder)]) == 0
+    resumed = points.read_bytes()
+    assert resumed.startswith(survived[: survived.rfind(b"\n") + 1])
+    assert resumed == (made / "points.jsonl").read_bytes()
+
+
+def test_interrupted_keeps_what_there_is(tmp_path):
+    process = start(*SWEEP, "-o", "here", cwd=tmp_path)
+    points = tmp_path / "here" / "points.jsonl"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (points.is_file() and points.stat().st_size):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    outcome = finish(process)
+    assert outcome.code == 130
+    assert re.fullmatch(
+        r"error: interrupted: \d+ points? are kept in here\. Repeat the command .*\n", outcome.err
+    )
+    assert points.stat().st_size
+
+
+def test_tables_and_their_badge(call, made):
+    outcome = call("profile", "show", made)
+    assert outcome.code == 0
+    assert "[SIMULATED: no GPU was used]" in outcome.out
+    for title in (
+        "Where more SMs stop paying",
+        "What every further 10 %",
+        "decode takes beside",
+        "prefill takes beside",
+        "Splits for prefill",
+        "Best use",
+        "Fitted cost models",
+    ):
+        assert title in outcome.out
+    assert re.search(r"nexus +all +alone +all +\d+", outcome.out)
+    assert "joules per token: no counter gave energy" in " ".join(outcome.out.split())
+
+
+def test_one_json_document(call, copy):
+    outcome = call(*SWEEP, "-o", copy, "--json", "--batch", "4q1s1k", "--batch", "q500_8q1s2k")
+    document = json.loads(outcome.out)
+    assert (document["command"], document["simulated"]) == ("profile", True)
+    assert document["outcome"]["measured"] == 2
+    assert [row["batch"] for row in document["batches"]] == ["4q1s1k", "q500_8q1s2k"]
+    fits = [fit["cost_model"] for fit in document["profile"]["fits"]]
+    assert "nexus" in fits
+    assert all(set(row["predicted_ns"]) == set(fits) for row in document["batches"])
+    shown = json.loads(call("profile", "show", copy, "--json").out)
+    assert shown["profile"]["points_sha256"] == document["profile"]["points_sha256"]
+    sha = hashlib.sha256((copy / "points.jsonl").read_bytes()).hexdigest()
+    assert shown["profile"]["points_sha256"] == sha
+
+
+def test_user_batches_are_shown_with_the_error_of_each_prediction(call, copy):
+    outcome = call(*SWEEP, "-o", copy, "--batch", "2q1k")
+    assert "Your batches on all SMs" in outcome.out
+    assert re.search(r"2q1k +\d", outcome.out)
+
+
+def test_default_folder_names_device_and_model(call, made, tmp_path):
+    folder = tmp_path / "results" / "profiles" / "sim-l20-qwen2.5-3b"
+    shutil.copytree(made, folder)
+    assert call(*SWEEP).code == 0
+    assert (folder / "profile.json").is_file()
+
+
+def test_check_holds(call, made):
+    outcome = call("profile", "check", made)
+    assert outcome.code == 0, outcome.err
+    assert "The profile holds" in outcome.out
+    assert "SIMULATED" in outcome.out
+
+
+def test_check_finds_an_edited_point(call, copy):
+    checked = json.loads(call("profile", "check", copy, "--json").out)
+    key = checked["points"][3]["setting"]
+    path = copy / "points.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["setting"] == key:
+            line["ns"] *= 1.2
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text)
+    sha = hashlib.sha256(text.encode()).hexdigest()
+    edit(copy, lambda document: document.update(points_sha256=sha))
+    outcome = call("profile", "check", copy)
+    assert outcome.code == 3
+    assert "DRIFTED: 1 of" in outcome.out
+
+
+def test_check_measures_todays_constants(call, copy, tmp_path):
+    """The same device by name, with other constants: it is measured, and has drifted."""
+    from nexusbench.devices import _gpus
+
+    text = (Path(_gpus.__file__).parents[1] / "data" / "gpus" / "l20.toml").read_text()
+    slower = tmp_path / "l20.toml"
+    slower.write_text(text.replace("dense_efficiency = 0.9", "dense_efficiency = 0.7", 1))
+    outcome = call("profile", "check", copy, "--device", f"sim:{slower}")
+    assert outcome.code == 3
+    assert "other constants or tables now" in " ".join(outcome.out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--device", "sim:h200"), "not of sim:h200"),
+        (("--model", "llama-3.1-8b"), "not of llama-3.1-8b"),
+    ],
+)
+def test_check_refuses_another_device_or_model(call, made, arguments, says):
+    outcome = call("profile", "check", made, *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_points_that_are_not_the_profiles_are_refused(call, copy):
+    with (copy / "points.jsonl").open("a") as file:
+        file.write("\n")
+    outcome = call("profile", "check", copy)
+    assert outcome.code == 2
+    assert "not the points that the profile was fitted to" in outcome.err
+
+
+def test_unreadable_profiles_are_refused(call, copy):
+    path = copy / "profile.json"
+    text = path.read_text()
+    for damaged, says in (
+        (text[: len(text) // 2], "is not JSON, perhaps cut short"),
+        (text.replace('"schema": 1', '"schema": 2', 1), "Upgrade nexusbench"),
+        (text.replace('"effort"', '"efort"', 1), "efort"),
+        (text.replace('"num_warned"', '"num_warnd"', 1), "field 'facts'"),
+    ):
+        assert damaged != text
+        path.write_text(damaged)
+        outcome = call("profile", "show", path)
+        assert outcome.code == 2, damaged[:80]
+        assert says in outcome.err
+        assert "profile.json" in outcome.err
+        assert outcome.err.count("\n") == 1
+    path.unlink()
+    outcome = call("profile", "show", copy)
+    assert "sweep was not finished" in outcome.err
+    assert "there is no such profile" in call("profile", "show", copy / "nowhere").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--quick", "--full"), "--quick and --full contradict each other"),
+        (("--batch", "32z"), "--batch '32z': segment '32z' is not in the grammar"),
+        (("--batch", "q9k"), "--batch 'q9k' does not fit this device: 9,216 new tokens exceed"),
+        (("--device", "l20"), "write sim:l20"),
+        (("--device", "sim:l02"), "no GPU called 'l02'"),
+        (("--model", "qwen"), "qwen"),
+        (("--seed", "-1"), "--seed"),
+        (("-o", ""), "it is empty"),
+        (("-o", "/proc/nowhere"), "cannot write to /proc/nowhere"),
+        (("--tensor-parallel-size", "3"), "--tensor-parallel-size 3"),
+        (("--max-model-len", "99999999"), "--max-model-len 99999999"),
+        (("--gpu-memory-utilization", "2"), "--gpu-memory-utilization"),
+        (("--kernel-table", "nowhere"), "nowhere"),
+        (("--frobnicate",), "--frobnicate"),
+    ],
+)  # fmt: skip
+def test_bad_flags_give_one_line(call, arguments, says):
+    outcome = call(*SWEEP, *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert says in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_folder_of_something_else_is_refused(call, copy):
+    for arguments, says in (
+        (("--device", "sim:l40s"), "its device is sim:l20, not sim:l40s"),
+        (("--seed", "5"), "its seed is 0, not 5"),
+        (("--max-num-batched-tokens", "1024"), "max_num_batched_tokens is 2048, not 1024"),
+    ):
+        outcome = call(*SWEEP, "-o", copy, *arguments)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert says in outcome.err
+    outcome = call("profile", *MODEL, "--no-progress", "-o", copy)
+    assert "its effort is quick, not default" in outcome.err
+
+
+def test_fresh_starts_over(call, copy):
+    before = (copy / "points.jsonl").read_bytes()
+    outcome = call(*SWEEP, "-o", copy, "--fresh", "--seed", "5", "--json")
+    assert json.loads(outcome.out)["outcome"]["kept"] == 0
+    assert (copy / "points.jsonl").read_bytes() != before
+
+
+def test_plots_are_drawn_and_marked(call, made, tmp_path):
+    pytest.importorskip("matplotlib")
+    outcome = call("profile", "show", made, "--plots", tmp_path / "plots")
+    assert outcome.code == 0, outcome.err
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    plots = ("latency", "contention", "splits")
+    assert names == {f"{plot}.{kind}" for plot in plots for kind in ("png", "svg")}
+    # Texts of an SVG are outlines; the comment above each says what it spells.
+    for plot in plots:
+        assert "SIMULATED" in (tmp_path / "plots" / f"{plot}.svg").read_text()
+
+
+def test_plots_without_matplotlib_are_refused_before_measuring(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "nexusbench.profiling.plots.find_spec",
+        lambda name: None if name == "matplotlib" else importlib.util.find_spec(name),
+    )
+    outcome = call(*SWEEP, "-o", tmp_path / "x", "--plots", tmp_path / "plots")
+    assert outcome.code == 2
+    assert 'pip install "nexusbench[plots]"' in outcome.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_paper_table_marks_what_was_put_in(call):
+    outcome = call("profile", "paper", "--json")
+    rows = {row["statement"]: row for row in json.loads(outcome.out)["rows"]}
+    slower = rows["decode slower, prefill 2,000 -> 10,000"]
+    assert (slower["verdict"], slower["constant"]) == ("follows", "attention_interference")
+    assert slower["ours"] > 10
+    saved = rows["prefill: 30 to 40 % of SMs saves"]
+    assert saved["verdict"] == "found"
+    assert 20 < saved["ours"] < 27
+    assert rows["mixed iterations: mean"]["verdict"] == "no trace (--trace)"
+    shown = call("profile", "paper")
+    assert "[SIMULATED: no GPU was used]" in shown.out
+    missing = call("profile", "paper", "--trace", "nowhere.jsonl")
+    assert (missing.code, missing.err.count("\n")) == (2, 1)
