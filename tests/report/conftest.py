@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from browser import Browser, find_chromium
+from stored import HOSTILE, edit_manifest, folders, write_trace
 
 from nexusbench.config import RunConfig
+from nexusbench.costs._profile import POINTS_FILE, read_points, write_profile
+from nexusbench.costs.base import Target
+from nexusbench.profiling.facts import derive_facts
 from nexusbench.runner import run
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&%{x}\u202e"
-
-
-def write_trace(path: Path, count: int, names: str = "") -> Path:
-    lines = (
-        json.dumps(
-            {
-                "timestamp": index * 60.0,
-                "input_length": 200 + 370 * (index % 13),
-                "output_length": 4 + 5 * (index % 9),
-                **({"id": f"{names}{index}"} if names else {}),
-            }
-        )
-        for index in range(count)
-    )
-    path.write_text("\n".join(lines) + "\n")
-    return path
+from tests.sim.profiles import make_profile
 
 
 @pytest.fixture(scope="session")
@@ -50,27 +37,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def folders(root: Path) -> list[str]:
-    order = {"nexus": 0, "vllm": 1, "sglang": 2}
-    found = [path for path in root.iterdir() if (path / "manifest.json").is_file()]
-
-    def key(path: Path) -> tuple[int, str]:
-        return next(order[name] for name in order if name in path.name), path.name
-
-    return [str(path) for path in sorted(found, key=key)]
-
-
-def edit_manifest(folder: str, **changes: object) -> None:
-    file = Path(folder) / "manifest.json"
-    document = json.loads(file.read_text())
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            document[key] |= value
-        else:
-            document[key] = value
-    file.write_text(json.dumps(document))
-
-
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two runs, one cut short, with markup wherever a user may put text."""
@@ -86,6 +52,21 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     )  # fmt: skip
     renamed = shutil.move(made[1], Path(made[1]).with_name("b'\"><script>alert(4)<b>"))
     return [made[0], str(renamed)]
+
+
+@pytest.fixture(scope="session")
+def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished profile."""
+    folder = tmp_path_factory.mktemp("profile") / "a<b>"
+    profile = make_profile(folder)
+    points = read_points(folder / POINTS_FILE)
+    facts = derive_facts(points, Target(profile.gpu, profile.model), profile.splits)
+    notes = (f"a note {HOSTILE}",)
+    write_profile(
+        folder,
+        msgspec.structs.replace(profile, facts=msgspec.to_builtins(facts), notes=notes),
+    )
+    return folder
 
 
 @pytest.fixture(scope="session")

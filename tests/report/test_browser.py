@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser
-from conftest import folders
+from stored import folders
 
 from nexusbench.comparison.view import Judgement
-from nexusbench.report.build import report_runs
+from nexusbench.report.build import report_profiles, report_runs
 
 pytestmark = pytest.mark.slow
 SHOWN = "return [...document.querySelectorAll('.chart')].filter(c => c.offsetParent).length"
@@ -29,7 +30,8 @@ def quiet(browser: Browser) -> Iterator[Browser]:
     """The browser; afterwards nothing may have gone wrong or been fetched."""
     yield browser
     assert browser.errors() == []
-    assert all(address.startswith("file://") for address in browser.requests())
+    # Heat maps are drawn as images inside of the page.
+    assert all(re.match("file:|data:image/png", url) for url in browser.requests())
     assert not browser.run("return Boolean(window.pwned)")
 
 
@@ -175,3 +177,12 @@ def test_hostile_names_are_inert(quiet: Browser, hostile: list[str], tmp_path: P
     ticks = quiet.run("return document.getElementById('c-0-steps').textContent")
     assert "<script>" in ticks
     assert quiet.run("return document.documentElement.scrollWidth") <= 390
+
+
+def test_profile_has_a_page(quiet: Browser, sheet: Path, tmp_path: Path) -> None:
+    path = tmp_path / "profile.html"
+    report_profiles([str(sheet)], path, None)
+    for width in (1440, 390):
+        quiet.open(path, width, "dark")
+        assert quiet.draw_all() >= 5
+        assert quiet.run("return document.documentElement.scrollWidth") <= width

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import edit_manifest, folders, write_trace
+from outline import Outline, figures_of
+from stored import edit_manifest, folders, write_trace
 
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.view import Judgement, by_label, view_of_reader
@@ -23,46 +22,8 @@ from nexusbench.results.reader import RunReader
 from nexusbench.runner import run
 
 
-class Outline(HTMLParser):
-    """Text by tag, scripts apart, and every attribute that could fetch something."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.fetching: list[tuple[str, str]] = []
-        self.handlers: list[str] = []
-        self._in_script = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._in_script = tag in ("script", "style")
-        if tag == "script":
-            self.scripts.append("")
-        self.fetching += [
-            (tag, value or "") for name, value in attrs if name in ("src", "href", "action")
-        ]
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_script = False
-
-    def handle_data(self, data: str) -> None:
-        if not self._in_script:
-            self.texts.append(data)
-        elif self.scripts:
-            self.scripts[-1] += data
-
-
 def page_of(runs: list[str], judgement: Judgement | None = None) -> str:
     return runs_page(gather(read_runs([RunReader(r) for r in runs], judgement or Judgement())))
-
-
-def figures_of(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.S)
-    assert found is not None
-    figures: dict[str, Any] = json.loads(found.group(1))
-    return figures
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import folders
+from stored import folders
 
 from nexusbench.comparison.view import Judgement
 from nexusbench.core.errors import UsageError

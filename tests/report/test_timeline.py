@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import folders
+from stored import folders
 from trace_format import check, load_events
 
 from nexusbench.core.errors import UsageError

@@ -14,7 +14,7 @@
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v, k)]));
     }
-    if (typeof value === "string" && value[0] === "@" && /color$/.test(key || "")) {
+    if (typeof value === "string" && value[0] === "@" && /color(scale)?$/.test(key || "")) {
       return getComputedStyle(root).getPropertyValue("--" + value.slice(1)).trim();
     }
     return value;
