@@ -33,6 +33,7 @@ from nexusbench.report.tiles import make_tiles
 
 _TEMPLATES = Path(__file__).parent / "template"
 _UNIT = re.compile(r"(?<=\d) (?=(?:s|ms|%|tok/s|req/s)\b|%)")
+_MOST_NAMED = 4  # labels in the title
 _LONGEST = 4000  # characters of one text
 # The dashes of the plot library as those of an SVG line.
 _STROKES = {
@@ -64,8 +65,9 @@ def runs_page(settings: Sequence[Setting]) -> str:
     stored = [run for setting in settings for entry in setting.entries for run in entry.runs]
     first = settings[0].columns[0].first
     labels = list(dict.fromkeys(c.label for s in settings for c in s.columns))
+    who = " vs ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} columns of runs"
     content = {
-        "title": f"{' vs '.join(labels)} on {first.resolved['trace']['name']}",
+        "title": f"{who} on {first.resolved['trace']['name']}",
         "simulated": any(run.view.simulated for run in stored),
         "measured": any(not run.view.simulated for run in stored),
         "subtitle": _subtitle(settings),
@@ -182,6 +184,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
         "number": number,
         "title": setting.title,
         "headline": headline(columns),
+        "alike": not any(line.startswith("the runs differ") for line in setting.warnings),
         "sentences": reasons(columns),
         "warnings": [*setting.warnings, *rejection_lines(columns), *_messages(setting.entries)],
         "tiles": make_tiles(setting.entries),

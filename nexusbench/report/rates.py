@@ -38,9 +38,8 @@ def latency_over_rate(
     ]
     if not any(trace["x"] for trace in traces):
         return None
-    closed = any(e.column.first.config.get("concurrency") for s in settings for e in s.entries)
     layout = {
-        "xaxis": axis("users" if closed else "offered, req/s"),
+        "xaxis": axis(_across(settings)),
         "yaxis": axis(f"{title}, {unit}", type="log"),
         "hovermode": "closest",
     }
@@ -57,11 +56,17 @@ def throughput_over_rate(settings: Sequence[Setting]) -> Figure | None:
     if not any(trace["x"] for trace in traces):
         return None
     layout = {
-        "xaxis": axis("offered, req/s"),
+        "xaxis": axis(_across(settings)),
         "yaxis": axis("output, tok/s", rangemode="tozero"),
         "hovermode": "closest",
     }
     return Figure(traces, layout)
+
+
+def _across(settings: Sequence[Setting]) -> str:
+    """What the horizontal axis counts."""
+    closed = any(e.column.first.config.get("concurrency") for s in settings for e in s.entries)
+    return "users" if closed else "offered, req/s"
 
 
 def _line(
@@ -84,7 +89,7 @@ def _line(
         "marker": {
             "color": colour(first), "size": 8, "symbol": SYMBOLS[first.tone % len(SYMBOLS)],
         },
-        "hovertemplate": f"%{{y:.4~g}} {unit} at %{{x:.3~g}} req/s",
+        "hovertemplate": f"%{{y:.4~g}} {unit} at %{{x:.3~g}}",
         "meta": {**({"view": name} if name != "value" else {}), **hides},
     }  # fmt: skip
 
