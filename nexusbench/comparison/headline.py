@@ -110,7 +110,9 @@ def over_loads(claims: Sequence[Sequence[Claim]]) -> str:
 
 
 def _share(count: int, total: int) -> str:
-    return f"all {total} loads" if count == total else f"{count} of {total} loads"
+    if count == total:
+        return "both loads" if total == 2 else f"all {total} loads"
+    return f"{count} of {total} loads"
 
 
 def _alone(column: Column, cut_short: int) -> str:

@@ -143,7 +143,7 @@ def _requests(setting: Setting) -> list[Chart]:
             points = [p for e in setting.entries if (p := getattr(e.series, name))]
             most, drawn = max(p.of for p in points), max(len(p.x) for p in points)
             caption = f"Up to {drawn:,} of {most:,} requests of a run: evenly spaced by arrival, "
-            caption += "and the slowest" if drawn < most else ""
+            caption += "and the slowest." if drawn < most else ""
             caption = caption if drawn < most else "Every request."
             charts.append(Chart(name, title, caption, figure))
     return charts

@@ -61,7 +61,7 @@ def test_over_loads() -> None:
         find_claims([column("a", **slow), column("b", **FAST)]),
     ]
     assert over_loads(loads) == (
-        "Lowest mean TTFT: a at 1 of 2 loads, b at 1 of 2 loads; lowest p99 TBT: all level at all "
-        "2 loads; highest output throughput: all level at all 2 loads."
+        "Lowest mean TTFT: a at 1 of 2 loads, b at 1 of 2 loads; lowest p99 TBT: all level at "
+        "both loads; highest output throughput: all level at both loads."
     )
     assert over_loads([]) == ""
