@@ -355,6 +355,15 @@ Results = Annotated[
         parser=folder, metavar="DIR", rich_help_panel=_OUTPUT, help="Where runs are kept."
     ),
 ]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+        help="Also write a Chrome/Perfetto trace of all runs.",
+    ),
+]
 NoSave = Annotated[bool, typer.Option("--no-save", rich_help_panel=_OUTPUT, help="Keep no run.")]
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON document on stdout.")

@@ -20,8 +20,10 @@ from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
+from nexusbench.cli.report import report
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
+from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
@@ -45,6 +47,8 @@ app.command("serve-trace")(serve_trace)
 app.command("compare")(compare)
 app.command("rerun")(rerun)
 app.command("explain")(explain)
+app.command("report")(report)
+app.command("timeline")(timeline)
 app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")

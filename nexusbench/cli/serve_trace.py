@@ -52,6 +52,7 @@ def serve_trace(
     seeds: flags.Seeds = 1,
     results: flags.Results = Path("results"),
     no_save: flags.NoSave = False,
+    timeline: flags.Timeline = None,
     json: flags.Json = False,
     no_progress: flags.NoProgress = False,
     formulas: flags.Formulas = False,
@@ -66,4 +67,5 @@ def serve_trace(
     jobs = plan_jobs(context.params)
     folder = None if no_save else results
     groupings = parse_by(by or [])
-    serve(jobs, Output(folder, as_json=json, quiet=no_progress, formulas=formulas, by=groupings))
+    output = Output(folder, json, no_progress, formulas, by=groupings, timeline=timeline)
+    serve(jobs, output)

@@ -82,7 +82,7 @@ class Iterations(NamedTuple):
 
 
 class Launches(NamedTuple):
-    """Completed launches that began after the warm-up; times in ns, ``solo`` -1 where unknown."""
+    """Completed launches; times in ns, ``solo`` -1 where unknown."""
 
     row: IntArray  # in ``submitted``
     start: IntArray
@@ -333,8 +333,8 @@ class RunEvents:
         return Iterations(launch, start, done["time"], done["solo"])
 
     @cached_property
-    def launches(self) -> Launches:
-        """Completed launches after the warm-up; a launch of several passes lasts from first to
+    def all_launches(self) -> Launches:
+        """Completed launches, those of the warm-up too; one of several passes lasts from first to
         last.
         """
         passes, count = self.iterations, len(self.tables["submitted"]["step"])
@@ -344,8 +344,14 @@ class RunEvents:
         solo[passes.launch] = 0
         np.add.at(solo, passes.launch, passes.solo)
         solo[passes.launch[passes.solo < 0]] = -1
-        rows = np.flatnonzero((end >= 0) & (start >= self.facts.warmup_ns))
+        rows = np.flatnonzero(end >= 0)
         return Launches(rows, start[rows], end[rows], solo[rows])
+
+    @cached_property
+    def launches(self) -> Launches:
+        """Those of ``all_launches`` that began after the warm-up."""
+        late = self.all_launches.start >= self.facts.warmup_ns
+        return Launches(*(column[late] for column in self.all_launches))
 
     def of_launches(self, column: str) -> IntArray:
         """A column of ``submitted`` for each of ``launches``."""

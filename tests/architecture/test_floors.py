@@ -15,7 +15,7 @@ PACKAGE = ROOT / "nexusbench"
 FLOORS = {
     "core": 0, "data": 0,
     "kv": 1, "costs": 1, "workloads": 1, "metrics": 1, "results": 1, "counters": 1, "kernels": 1,
-    "models": 2, "schedulers": 2, "partitioners": 2,
+    "models": 2, "schedulers": 2, "partitioners": 2, "comparison": 2,
     "devices": 3,
     "engine": 4, "profiling": 4,
     "config": 5, "belief": 5, "computing": 5, "assembly": 5, "runner": 5,
