@@ -70,15 +70,22 @@ def run(
 
 
 def serve(
-    assembly: Assembly, results: Path | None = None, progress: Progress | None = None
+    assembly: Assembly,
+    results: Path | None = None,
+    progress: Progress | None = None,
+    watch: Progress | None = None,
 ) -> RunResult:
-    """:func:`run` for objects that are assembled already; the caller closes the device."""
+    """:func:`run` for objects that are assembled already; the caller closes the device.
+
+    ``watch`` is called after every CHECK_STEPS steps, the same ones in each simulated run, and may
+    raise to stop the run; :func:`events_so_far` then says what had happened.
+    """
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
     writer = _open_writer(assembly, results) if results is not None else None
     with _sigint_flag() as interrupted:
-        recorder = Recorder(writer, progress, interrupted)
+        recorder = Recorder(writer, progress, interrupted, watch)
         engine = Engine(
             assembly.device,
             assembly.scheduler,
@@ -98,8 +105,7 @@ def serve(
             progress(engine)
         decisions, digest = _decision_times(engine), engine.log.digest()
         if writer is None:
-            columns, facts = _request_columns(assembly), _facts(assembly, engine)
-            events = RunEvents.from_log(engine.log, columns, facts)
+            events = events_so_far(assembly, engine)
         else:
             from nexusbench.results.reader import RunReader
 
@@ -125,13 +131,25 @@ def serve(
     )
 
 
+def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
+    """What has happened in a run that is not kept in a folder, also while it goes on."""
+    from nexusbench.metrics.run_events import RunEvents
+
+    return RunEvents.from_log(engine.log, _request_columns(assembly), _facts(assembly, engine))
+
+
 class Recorder:
     """The engine's observer: stops on Ctrl-C between steps, writes full buffers, shows progress."""
 
     def __init__(
-        self, writer: RunWriter | None, progress: Progress | None, interrupted: threading.Event
+        self,
+        writer: RunWriter | None,
+        progress: Progress | None,
+        interrupted: threading.Event,
+        watch: Progress | None = None,
     ) -> None:
         self._writer, self._progress, self._interrupted = writer, progress, interrupted
+        self._watch = watch
         self._next_check = CHECK_STEPS
         self._next_progress = stopwatch_ns()
 
@@ -145,6 +163,8 @@ class Recorder:
                 f"interrupted at {engine.state.now / 1e9:.1f} s of the run, "
                 f"{engine.executor.num_ended} of {len(engine.requests)} requests ended"
             )
+        if self._watch is not None:
+            self._watch(engine)
         if self._progress is not None and stopwatch_ns() >= self._next_progress:
             self._progress(engine)
             self._next_progress = stopwatch_ns() + PROGRESS_NS

@@ -19,6 +19,7 @@ from nexusbench.cli.list_plugins import list_plugins
 from nexusbench.cli.regret import regret
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
+from nexusbench.cli.sweep import sweep
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
@@ -43,6 +44,7 @@ app.command("compare")(compare)
 app.command("rerun")(rerun)
 app.command("explain")(explain)
 app.command("regret")(regret)
+app.command("sweep")(sweep)
 app.add_typer(trace_app, name="trace")
 app.add_typer(validate_app, name="validate")
 app.command("list")(list_plugins)
