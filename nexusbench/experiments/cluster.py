@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import socket
 import tempfile
 from collections import deque
@@ -73,7 +74,7 @@ def _connect(address: str) -> Any:
         ) from None
     _check_address(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--ray {address}: {reason}. Start one with: ray start --head") from None
