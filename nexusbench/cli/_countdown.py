@@ -13,18 +13,22 @@ _SCREEN_NS = NS_PER_S // 10
 
 
 class Countdown:
-    """Counts to ``total``; ``quiet`` shows nothing."""
+    """Counts to ``total``, in things or in ``weight`` of work; ``quiet`` shows nothing."""
 
-    def __init__(self, title: str, total: int | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, title: str, total: int, *, weight: int | None = None, quiet: bool = False
+    ) -> None:
         self._title, self._total, self._quiet = title, total, quiet
-        self._done = 0
+        self._weight = total if weight is None else weight
+        self._done = self._worked = 0
         self._began = self._told = stopwatch_ns()
         self._screen = sys.stderr.isatty()
         self._width = 0
 
-    def step(self, what: str = "") -> None:
+    def step(self, what: str = "", weight: int = 1) -> None:
         """One more is done; ``what`` says which, or what it showed."""
         self._done += 1
+        self._worked += weight
         every = _SCREEN_NS if self._screen else _LOG_NS
         if not self._quiet and stopwatch_ns() - self._told >= every:
             self._show(self._line(what))
@@ -37,11 +41,11 @@ class Countdown:
             self._show(f"{self._title}: {text or self._done} in {duration(seconds)}", last=True)
 
     def _line(self, what: str) -> str:
-        count = f"{self._done:,}" + ("" if self._total is None else f" of {self._total:,}")
-        line = f"{self._title}: {count}"
-        if self._total is not None and self._done:
+        # More can come up than was planned: then the plan grows with it.
+        line = f"{self._title}: {self._done:,} of {max(self._done, self._total):,}"
+        if self._worked:
             passed = (stopwatch_ns() - self._began) / NS_PER_S
-            left = passed / self._done * (self._total - self._done)
+            left = passed / self._worked * max(0, self._weight - self._worked)
             line += f", about {duration(left)} left"
         return f"{line}  {what}".rstrip()
 

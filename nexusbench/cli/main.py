@@ -12,6 +12,7 @@ import typer
 
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli.advise import advise
 from nexusbench.cli.capacity import capacity
 from nexusbench.cli.compare import compare
 from nexusbench.cli.doctor import doctor
@@ -47,6 +48,7 @@ app.command("explain")(explain)
 app.command("regret")(regret)
 app.command("sweep")(sweep)
 app.command("capacity")(capacity)
+app.command("advise")(advise)
 app.add_typer(trace_app, name="trace")
 app.add_typer(validate_app, name="validate")
 app.command("list")(list_plugins)

@@ -24,10 +24,14 @@ from nexusbench.metrics.slo import Bound, Slo
 from nexusbench.metrics.summary import interval
 
 KEPT = 3  # one in so many goes on
-FINALISTS = 4
+FINALISTS = 8
 _LEAST_REQUESTS = 40
 # Draws of the early rounds; the final has draws of its own, since these chose who is in it.
 _EARLY_SEED = 1_000_000
+# One-sided, as the two-sided 95 % interval excludes 0.
+_SURE = 0.025
+
+Told = Callable[[str, int], object]  # (what was run, on how many requests)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +44,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     requests: int
     seeds: tuple[int, ...]
-    effort: int = 24_000
+    effort: int = 18_000
     cache: Path | None = None
     fresh: bool = False
 
@@ -94,8 +98,8 @@ class Margin(msgspec.Struct, frozen=True):
 
     @property
     def sure(self) -> bool:
-        """Whether chance alone would seldom (5 %) give such a lead."""
-        return self.chance is not None and self.chance < 0.05
+        """Whether chance alone would seldom give such a lead."""
+        return self.chance is not None and self.chance < _SURE
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,12 +139,10 @@ def scored_slo(slo: Slo) -> Slo:
     return Slo(tuple(Bound(key, "", limit) for key, limit in single.items()), slo.share)
 
 
-def advise(
-    question: Question, jobs: int, told: Callable[[str], object] = lambda text: None
-) -> Advice:
+def advise(question: Question, jobs: int, told: Told = lambda text, requests: None) -> Advice:
     """Halve the candidates until few are left, and compare those over all seeds.
 
-    ``told`` hears of each run. Raises NexusbenchError if every candidate fails, with the first
+    ``told`` hears of each run and its length. Raises NexusbenchError if every candidate fails, with the first
     one's reason.
     """
     left = list(question.candidates)
@@ -212,7 +214,7 @@ def _round(
     seeds: Sequence[int],
     number: int,
     jobs: int,
-    told: Callable[[str], object],
+    told: Told,
 ) -> tuple[list[Rated], list[str], bool]:
     """The candidates in order, what failed, and whether a real device was used."""
     limit = question.config.limit if requests == question.requests else requests
@@ -232,7 +234,7 @@ def _round(
     results: Iterator[tuple[int, _Outcome | Lost]] = run_all(_score, runs, jobs)
     for index, outcome in results:
         position = index // len(seeds)
-        told(str(candidates[position]))
+        told(str(candidates[position]), requests)
         if isinstance(outcome, Lost) or outcome.score is None:
             reason = outcome.reason if isinstance(outcome, Lost) else outcome.error
             faults[position] = f"{candidates[position]}: {reason}"

@@ -80,23 +80,32 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     found: tuple[Found, ...]
 
 
-def check_search(search: CapacitySearch) -> tuple[int, float]:
-    """Number of requests and mean rate of the trace (0 where it has none). Raises UsageError for a
-    trace or an SLO that a rate cannot be searched for.
+def trace_load(config: RunConfig) -> tuple[int, float, bool]:
+    """Number of requests of ``config``'s trace, its mean rate (0 where all arrive at once), and
+    whether it is a closed loop. Raises UsageError for a trace of one arrival.
     """
-    config = search.configs[0]
     trace = load_trace(Path(config.trace))
-    if trace.concurrency:
-        raise UsageError(
-            f"'{trace.name}' is a closed loop of {trace.concurrency} users: it has no rate to "
-            "search for"
-        )
     requests = trace.requests[: config.limit]
+    if trace.concurrency:
+        return len(requests), 0.0, True
     timed = [request for request in requests if not request.follows]
     if len(timed) < 2:
-        raise UsageError(f"'{trace.name}': {len(timed)} arrivals have no rate. Use a longer trace")
+        raise UsageError(f"'{trace.name}': {len(timed)} arrival has no rate. Use a longer trace")
     span = timed[-1].arrival_ns
-    return len(requests), (len(timed) - 1) * NS_PER_S / span if span else 0.0
+    return len(requests), (len(timed) - 1) * NS_PER_S / span if span else 0.0, False
+
+
+def check_search(search: CapacitySearch) -> tuple[int, float]:
+    """Number of requests and mean rate of the trace (0 where it has none). Raises UsageError for a
+    trace whose rate cannot be changed.
+    """
+    requests, rate, closed = trace_load(search.configs[0])
+    if closed:
+        raise UsageError(
+            f"{search.configs[0].trace}: a closed loop has no rate to search for; its users send "
+            "when they are free"
+        )
+    return requests, rate
 
 
 def find_capacities(
