@@ -39,8 +39,9 @@ Jobs = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS|auto", rich_help_panel=_WHERE,
-        help="Fan out over this Ray cluster instead (pip install 'nexusbench[ray]').",
+        metavar="ADDRESS|auto|local", rich_help_panel=_WHERE,
+        help="Fan out over this Ray cluster instead (local starts one here); needs "
+        "pip install 'nexusbench[ray]'.",
     ),
 ]  # fmt: skip
 DryRun = Annotated[

@@ -142,8 +142,8 @@ def scored_slo(slo: Slo) -> Slo:
 def advise(question: Question, jobs: int, told: Told = lambda text, requests: None) -> Advice:
     """Halve the candidates until few are left, and compare those over all seeds.
 
-    ``told`` hears of each run and its length. Raises NexusbenchError if every candidate fails, with the first
-    one's reason.
+    ``told`` hears of each run and its length. Raises NexusbenchError, with the first one's reason,
+    if every candidate fails.
     """
     left = list(question.candidates)
     early: list[Rated] = []

@@ -58,9 +58,10 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one search. ``kept`` is the highest rate that keeps the SLO below the lowest
-    that does not (0: none does), ``broken_at`` the next one of the lattice (None: the trace ends
-    before it breaks). ``little`` is that of the probe at ``kept``.
+    """The result of one search. ``kept`` is a rate that keeps the SLO (0: none does), ``broken_at``
+    the next one of the lattice, which does not (None: the trace ends before it breaks). Below
+    ``kept`` every rate tried keeps it, unless not ``monotone``. ``little`` is that of the probe at
+    ``kept``.
     """
 
     seed: int
