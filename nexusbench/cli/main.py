@@ -79,8 +79,8 @@ def nexusbench(
     One serving engine with pluggable schedulers replays a trace on simulated GPUs.
     Results go to stdout; progress, warnings and errors to stderr.
 
-    Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a --bound of validate is
-    broken, 4 nothing for rerun to compare with, 130 interrupted.
+    Exit codes: 0 ok, 1 failed (rerun: it differs; sweep: a cell did), 2 usage or bad input, 3 a
+    --bound of validate is broken, 4 nothing for rerun to compare with, 130 interrupted.
     """
 
 

@@ -147,14 +147,15 @@ def test_effort_is_kept_to() -> None:
 def test_advise_ends_with_commands_that_give_what_it_says(call: Call, trace: Path) -> None:
     arguments = (
         "advise", trace, *WHERE, "--goodput", "ttft:p90<300,tbt:60", "--rate", 3, "--seeds", 2,
-        "--chunks", "256,2048", "--effort", 1500,
+        "--chunks", "256,1024,2048", "--effort", 500, "--scheduler", "nexus,vllm,sglang",
+        "--partitioner", "nexus,whole",
     )  # fmt: skip
     done = call(*arguments)
     assert done.code == 0, done.err
     assert "on the real GPU:" in done.out
     assert "--device cuda" in done.out
     document = json.loads(call(*arguments, "--json").out)
-    assert document["advice"]["chunk"] in (256, 2048)
+    assert document["advice"]["chunk"] in (256, 1024, 2048)
     families = {one["scheduler"].partition(":")[0] for one in document["final"]}
     assert families == {"nexus", "vllm", "sglang"}
     (command, *_) = document["verify"]["simulated, on sim:l20"]
