@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from nexusbench.core.errors import Interrupted, UsageError
+from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -72,7 +72,7 @@ def _until_broken(
             # No more than there are workers: if one dies, only these can be to blame.
             while todo and len(running) < jobs:
                 task = todo.popleft()
-                running[pool.submit(function, task.item)] = task
+                running[pool.submit(_call, function, task.item)] = task
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 result = future.result()
@@ -88,6 +88,20 @@ def _until_broken(
         raise Interrupted("interrupted; what was finished is kept") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _call(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
+    """Runs in a worker. Our errors are built from several parts and would not survive the way back:
+    there they would look like the death of the worker.
+    """
+    try:
+        return function(item)
+    except Interrupted:
+        raise
+    except UsageError as error:
+        raise UsageError(str(error)) from None
+    except NexusbenchError as error:
+        raise NexusbenchError(str(error)) from None
 
 
 def _worker_begins() -> None:
