@@ -70,9 +70,16 @@ def run(
 
 
 def serve(
-    assembly: Assembly, results: Path | None = None, progress: Progress | None = None
+    assembly: Assembly,
+    results: Path | None = None,
+    progress: Progress | None = None,
+    watch: Progress | None = None,
 ) -> RunResult:
-    """:func:`run` for objects that are assembled already; the caller closes the device."""
+    """:func:`run` for objects that are assembled already; the caller closes the device.
+
+    ``watch`` is called after every CHECK_STEPS steps, the same ones in each simulated run, and may
+    raise to stop the run; :func:`events_so_far` then says what had happened.
+    """
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
@@ -82,7 +89,7 @@ def serve(
         writer = _open_writer(assembly, results) if results is not None else None
         # On a real clock a step takes long enough to look around after each.
         every = CHECK_STEPS if device.spec.simulated else 0
-        recorder = Recorder(writer, progress, interrupted, every)
+        recorder = Recorder(writer, progress, interrupted, every, watch)
         engine = Engine(
             device,
             assembly.scheduler,
@@ -108,8 +115,7 @@ def serve(
             progress(engine)
         decisions, digest = _decision_times(engine), engine.log.digest()
         if writer is None:
-            columns, facts = _request_columns(assembly), _facts(assembly, engine)
-            events = RunEvents.from_log(engine.log, columns, facts)
+            events = events_so_far(assembly, engine)
         else:
             from nexusbench.results.reader import RunReader
 
@@ -146,6 +152,13 @@ def _stop_tokens(assembly: Assembly) -> frozenset[int]:
     return frozenset(assembly.device.spec.stop_tokens if wanted else ())
 
 
+def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
+    """What has happened in a run that is not kept in a folder, also while it goes on."""
+    from nexusbench.metrics.run_events import RunEvents
+
+    return RunEvents.from_log(engine.log, _request_columns(assembly), _facts(assembly, engine))
+
+
 class Recorder:
     """The engine's observer: stops on Ctrl-C between steps, writes full buffers, shows progress."""
 
@@ -155,8 +168,10 @@ class Recorder:
         progress: Progress | None,
         interrupted: threading.Event,
         every: int = CHECK_STEPS,
+        watch: Progress | None = None,
     ) -> None:
         self._writer, self._progress, self._interrupted = writer, progress, interrupted
+        self._watch = watch
         self._every = self._next_check = every
         self._next_progress = stopwatch_ns()
 
@@ -170,6 +185,8 @@ class Recorder:
                 f"interrupted at {engine.state.now / 1e9:.1f} s of the run, "
                 f"{engine.executor.num_ended} of {len(engine.requests)} requests ended"
             )
+        if self._watch is not None:
+            self._watch(engine)
         if self._progress is not None and stopwatch_ns() >= self._next_progress:
             self._progress(engine)
             self._next_progress = stopwatch_ns() + PROGRESS_NS

@@ -374,3 +374,16 @@ NoProgress = Annotated[
 Formulas = Annotated[
     bool, typer.Option("--formulas", rich_help_panel=_OUTPUT, help="Print every formula shown.")
 ]
+Cache = Annotated[
+    Path,
+    typer.Option(
+        parser=folder,
+        metavar="DIR",
+        rich_help_panel=_OUTPUT,
+        help="Results by the hash of all that decides them: what is there is not run again.",
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", rich_help_panel=_OUTPUT, help="Run again what is in --cache too."),
+]

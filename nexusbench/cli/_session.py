@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
+from nexusbench.cli._argv import STATISTIC_BOUND
 from nexusbench.cli._console import results_console
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._policies import check_policies, pair_policies, split_policies
@@ -75,7 +76,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     fields = {name: flags[name] for name in names}
     fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
     seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
-    labels = _labels(pairs)
+    labels = policy_labels(pairs)
     many = len(labels) * len(seeds)
     jobs: list[Job] = []
     for label, (scheduler, partitioner) in zip(labels, pairs, strict=True):
@@ -87,7 +88,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     return jobs
 
 
-def _labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
+def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     """The schedulers as typed; with the partitioner where that tells them apart, else a number."""
     several = len({partitioner for _, partitioner in pairs}) > 1
     labels: list[str] = []
@@ -123,6 +124,11 @@ def parse_goodput(values: Sequence[str]) -> dict[str, float]:
             bound = float(number)
         except ValueError:
             colon, bound = "", 0.0
+        if not colon and STATISTIC_BOUND.fullmatch(text):
+            raise UsageError(
+                f"--goodput '{text}' bounds a statistic of a run, which nexusbench capacity and "
+                "advise judge by. Here each request is judged: write KEY:MS, as in ttft:500 tbt:50"
+            )
         if not colon:
             raise UsageError(
                 f"--goodput '{text}' is not KEY:MS. Write milliseconds, as in ttft:500 tbt:50"

@@ -12,6 +12,8 @@ import typer
 
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli.advise import advise
+from nexusbench.cli.capacity import capacity
 from nexusbench.cli.check_model import check_model
 from nexusbench.cli.compare import compare
 from nexusbench.cli.doctor import doctor
@@ -23,6 +25,7 @@ from nexusbench.cli.regret import regret
 from nexusbench.cli.report import report
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
+from nexusbench.cli.sweep import sweep
 from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
@@ -50,6 +53,9 @@ app.command("explain")(explain)
 app.command("report")(report)
 app.command("timeline")(timeline)
 app.command("regret")(regret)
+app.command("sweep")(sweep)
+app.command("capacity")(capacity)
+app.command("advise")(advise)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")
@@ -83,10 +89,10 @@ def nexusbench(
     One serving engine with pluggable schedulers replays a trace on simulated GPUs.
     Results go to stdout; progress, warnings and errors to stderr.
 
-    Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a regression (gate), a
-    broken --bound (validate), drift (profile check) or a model that differs (check-model), 4
-    nothing for rerun to compare with, or the gate cannot tell, 5 the gate has no usable baseline,
-    130 interrupted.
+    Exit codes: 0 ok, 1 failed (rerun: it differs; sweep: a cell did), 2 usage or bad input, 3 a
+    regression (gate), a broken --bound (validate), drift (profile check) or a model that differs
+    (check-model), 4 nothing for rerun to compare with, or the gate cannot tell, 5 the gate has no
+    usable baseline, 130 interrupted.
     """
 
 

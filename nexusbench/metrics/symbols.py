@@ -25,6 +25,8 @@ SYMBOLS: Mapping[str, str] = {
     "m_j": "SMs it was launched on",
     "x_j, h_j, q_j": "decodes, chunks, and tokens of the chunks",
     "u_j": "KV blocks in use at its launch",
+    "o_j, r_j": "FLOPs that the model needs for it, and bytes of weights, keys and values it reads "
+    "or writes",
     "T": "the window: from the first measured arrival to the last end or token of a measured "
     "request",
     "B": "the time within T in which at least one partition computed",
