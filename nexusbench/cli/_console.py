@@ -39,18 +39,31 @@ def natural_width(console: Console, renderable: RenderableType) -> int:
 
 
 def print_whole(console: Console, renderable: RenderableType) -> None:
-    """Print a table at its natural width: numbers broken in two would be worse than long lines."""
+    """Print a table at its natural width: numbers broken in two would be worse than long lines.
+    Without the blanks that pad its lines: they are in the way of whoever copies them.
+    """
+    from rich.segment import Segment, Segments
+
     usual = console.width
     console.width = max(usual, natural_width(console, renderable))
-    console.print(renderable)
+    shown: list[Segment] = []
+    for line in console.render_lines(renderable, pad=False):
+        while line and not line[-1].text.rstrip():
+            line.pop()
+        if line:
+            text, style, _ = line[-1]
+            line[-1] = Segment(text.rstrip(" "), style)
+        shown += [*line, Segment.line()]
+    console.print(Segments(shown), end="")
     console.width = usual
 
 
 def print_folded(console: Console, count: int, render: Callable[[slice], RenderableType]) -> None:
-    """One table of ``count`` columns, or several, one below the other, where the terminal is too
-    narrow; ``render`` makes the table of a block of the columns.
+    """One table of ``count`` columns, or several of about as many, one below the other, where the
+    terminal is too narrow; ``render`` makes the table of a block of the columns.
     """
-    for size in range(max(1, count), 0, -1):
+    for wanted in range(1, max(1, count) + 1):
+        size = -(-max(1, count) // wanted)
         blocks = [slice(start, start + size) for start in range(0, count, size)]
         tables = [render(block) for block in blocks]
         if size == 1 or all(natural_width(console, table) <= console.width for table in tables):

@@ -67,7 +67,7 @@ Device = Annotated[
     typer.Option(
         rich_help_panel=_WHAT,
         help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, or "
-        "sim:DIR/profile.json for the times of a profile.",
+        "sim:DIR for the times of the profile in that folder.",
     ),
 ]
 Model = Annotated[
@@ -103,9 +103,10 @@ CostModel = Annotated[
 Profile = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE",
+        metavar="PATH",
         rich_help_panel=_WHAT,
-        help="Fit the cost model to this profile of the device and model (nexusbench profile).",
+        help="Fit the cost model to this profile of the device and model: its folder, or the "
+        "profile.json in it (nexusbench profile).",
     ),
 ]
 ForceProfile = Annotated[
