@@ -63,8 +63,8 @@ def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
         grid.add(row.statement, row.paper, _number(row, row.ours), row.agrees, _origin(row))
     grid.show(console)
     lines = [
-        f"agrees: yes within {100 * AGREES:g} % of the paper's number or on its side of a bound, in "
-        f"part within {100 * IN_PART:g} %"
+        f"agrees: yes within {100 * AGREES:g} % of the paper's number or of its bound, in part "
+        f"within {100 * IN_PART:g} %"
     ]
     if simulated:
         lines.append(

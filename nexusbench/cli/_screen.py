@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nexusbench.cli._belief_notes import belief_notes
 from nexusbench.cli._console import counted, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._rejections import rejection_lines
@@ -69,6 +70,8 @@ def header(console: Console, columns: Sequence[Column], title: str) -> None:
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
     lines = [*header_lines(view, view.resolved), ("policies", _policies(columns))]
     lines += [("note", _TIGHT_BETA)] if any(map(_is_tight, columns)) else []
+    resolved = [column.first.resolved for column in columns]
+    lines += [("note", text) for text in belief_notes(view.config, resolved)]
     for name, text in lines:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
 
@@ -95,8 +98,12 @@ def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str
     gpu, limits, trace = resolved["gpu"], resolved["limits"], resolved["trace"]
     asked = view.config.get("device")
     device = f"{resolved['device']}: {gpu['name']}, {resolved['num_sms']} SMs"
+    if (gpus := view.config.get("tensor_parallel_size", 1)) > 1:
+        device += f", {gpus} GPUs"
     if asked == "auto":
         device += f" (--device auto{_why_simulated() if view.simulated else ''})"
+    elif asked and ("/" in asked or "\\" in asked):
+        device += f" (--device {asked})"  # the name of a file does not say which one
     tokens = resolved["kv_blocks"] * resolved["block_size"]
     caching = "on" if view.config.get("prefix_caching") else "off"
     lines = [
@@ -154,19 +161,19 @@ def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
 
 
 def _policies(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column."""
+    """Scheduler, partitioner and belief of each column, with the options that were typed."""
     texts = []
     for column in columns:
-        resolved = column.first.resolved
-        belief = resolved["belief"]
-        asks = f" asking {_belief(belief)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {resolved['partitioner']}{asks})")
+        resolved, config = column.first.resolved, column.first.config
+        belief, partitioner = resolved["belief"], config.get("partitioner")
+        asks = f" asking {_belief(belief, config.get('cost_model'))}" if belief else ""
+        texts.append(f"{column.label} (partitioner {partitioner or resolved['partitioner']}{asks})")
     return ", ".join(texts)
 
 
-def _belief(facts: dict[str, Any]) -> str:
+def _belief(facts: dict[str, Any], asked: str | None) -> str:
     """What a partitioner asks, and what that was fitted to."""
-    text = str(facts["cost_model"])
+    text = asked or str(facts["cost_model"])
     profile = facts.get("profile")
     if profile:
         text += f" fitted to a profile of {profile['of']}"
