@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 PIPE_WIDTH = 100
 
@@ -70,6 +70,33 @@ def print_folded(console: Console, count: int, render: Callable[[slice], Rendera
             for table in tables:
                 print_whole(console, table)
             return
+
+
+class ProgressLine:
+    """A title, a bar and a text on one line. The bar gets what room these leave, and goes where
+    that is little; what is too long even so is cut, for a second line would flicker.
+    """
+
+    _BAR, _SHORTEST_BAR = 24, 5
+
+    def __init__(self, title: str, done: int, most: int, text: str) -> None:
+        self.title, self.done, self.most, self.text = title, done, most, text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """For this width."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        room = options.max_width - len(self.title) - len(self.text) - 2
+        cells: list[RenderableType] = [self.title, self.text]
+        if room >= self._SHORTEST_BAR:
+            width = min(room, self._BAR)
+            cells.insert(1, ProgressBar(total=max(1, self.most), completed=self.done, width=width))
+        grid = Table.grid(padding=(0, 1))
+        for _ in cells:
+            grid.add_column(no_wrap=True)
+        grid.add_row(*cells)
+        yield grid
 
 
 def counted(count: int, noun: str) -> str:
