@@ -339,6 +339,27 @@ def test_plots_are_drawn_and_marked(call, made, tmp_path):
         assert "SIMULATED" in (tmp_path / "plots" / f"{plot}.svg").read_text()
 
 
+def test_plots_vary_one_thing_and_hide_nothing(made):
+    pytest.importorskip("matplotlib")
+    from nexusbench.costs._profile import load_profile
+    from nexusbench.profiling import plots
+    from nexusbench.profiling.facts import representative, stored_facts
+
+    profile = load_profile(made)
+    facts = stored_facts(profile.facts)
+    middle = representative(facts.splits)[0]
+    figure = plots._splits(profile, facts)
+    left, right = figure.axes
+    assert (middle.prefill in left.get_title(), middle.decode in right.get_title()) == (True, True)
+    labels = [axis.get_legend_handles_labels()[1] for axis in figure.axes]
+    assert middle.decode in labels[0]
+    assert middle.prefill in labels[1]
+    assert "another split beats it on both" in [*labels[0], *labels[1]]
+    figure.canvas.draw()
+    for axis in figure.axes:
+        assert not axis.get_legend().get_window_extent().overlaps(axis.get_window_extent())
+
+
 def test_plots_without_matplotlib_are_refused_before_measuring(call, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "nexusbench.profiling.plots.find_spec",
