@@ -84,8 +84,7 @@ def make_profile(
         SWEEP_SCHEMA, identity, subject.limits, subject.block_size, pool.num_blocks, effort.name,
         seed,
     )  # fmt: skip
-    desk = Desk(device, pool.enough_for(plan.everything()))
-    measurer = Measurer(desk, effort.sampling, readers)
+    measurer = Measurer(Desk(device, pool.enough_for(plan.everything())), effort.sampling, readers)
     store = PointStore(folder, header, fresh=fresh)
     sweep = Sweep(plan, measurer, store, seed, stopwatch=stopwatch_ns, progress=progress)
     outcome = sweep.run()
