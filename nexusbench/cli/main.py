@@ -12,6 +12,7 @@ import typer
 
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli.check_model import check_model
 from nexusbench.cli.compare import compare
 from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
@@ -47,6 +48,7 @@ app.command("regret")(regret)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")
+app.command("check-model")(check_model)
 app.command("list")(list_plugins)
 app.command("doctor")(doctor)
 
@@ -76,7 +78,7 @@ def nexusbench(
     Results go to stdout; progress, warnings and errors to stderr.
 
     Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a --bound of validate is
-    broken, 4 nothing for rerun to compare with, 130 interrupted.
+    broken or check-model differs, 4 nothing for rerun to compare with, 130 interrupted.
     """
 
 
