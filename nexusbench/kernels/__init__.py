@@ -1,0 +1,1 @@
+"""Kernels of the decoder on the CPU: native ones where they can be built, torch everywhere."""

@@ -1,0 +1,869 @@
+// Decoder kernels for x86 CPUs with AVX-512 (and AMX where there is one), called through ctypes.
+//
+// Everything that a decoder layer does between two token ids, for bf16 and fp32, in one file:
+// linear layers on packed weights, RMSNorm, SiLU x gate, rotary embedding with the write into the
+// paged KV cache, paged decode attention, and whole layers built from these.
+//
+// Numerics. All sums are accumulated in fp32. Every output element is one chain of additions
+// along K whose order depends neither on the number of rows nor on the number of threads, so a
+// row's result is the same bits alone and in any batch (invariant I8).
+//
+// Layouts.
+//   packed weight, fp32   [N/32][K][32]            padded with zeros to whole groups of 32 outputs
+//   packed weight, bf16   [N/32][K/32][2][16][16][2]: an AMX tile holds 16 outputs x 32 inputs as
+//                         16 rows of input pairs; AVX-512 reads the same rows with vdpbf16ps
+//   KV cache, K and V     [num_blocks, kv_heads, block_size, head_dim]
+//
+// Threads. Each function takes their number; a caller's OpenMP team is its own, and its threads
+// inherit the caller's affinity when the team is made.
+
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+using bf16 = uint16_t;
+using i64 = int64_t;
+
+constexpr i64 GROUP = 32;         // outputs per group of a packed weight
+constexpr i64 TILE = 512;         // bf16 elements of one AMX tile (1 KB)
+constexpr i64 K_BLOCK_F32 = 256;  // 32 KB of fp32 weights: stays in L1 while rows pass by
+constexpr i64 K_BLOCK_BF16 = 512; // the same for bf16
+constexpr i64 AHEAD = 8192;       // bytes that streamed weights are prefetched ahead
+
+constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
+
+struct Buffer {  // grows, never shrinks; one per thread and purpose
+  char* data = nullptr;
+  size_t size = 0;
+  template <class T> T* get(size_t count) {
+    size_t bytes = round_up(count * sizeof(T), 4096);
+    if (bytes > size) {
+      std::free(data);
+      data = static_cast<char*>(std::aligned_alloc(4096, bytes));
+      if (!data) std::abort();
+      size = bytes;
+    }
+    return reinterpret_cast<T*>(data);
+  }
+  ~Buffer() { std::free(data); }
+};
+
+thread_local Buffer partial_buffer, padded_buffer, score_buffer;
+
+struct Share {  // this thread's contiguous part of `count` units
+  i64 begin, end;
+  explicit Share(i64 count) {
+    i64 threads = omp_get_num_threads(), me = omp_get_thread_num();
+    begin = count * me / threads;
+    end = count * (me + 1) / threads;
+  }
+};
+
+// ---- numbers ------------------------------------------------------------------------------------
+
+inline float to_float(float value) { return value; }
+inline float to_float(bf16 value) {
+  uint32_t bits = uint32_t(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+inline __m512 load16(const float* p) { return _mm512_loadu_ps(p); }
+inline __m512 load16(const bf16* p) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline __m512 load16(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+inline __m512 load16(const bf16* p, __mmask16 mask) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+inline __m256i round16(__m512 value) {  // to bf16, nearest even, NaN stays NaN
+  __m512i bits = _mm512_castps_si512(value);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  up = _mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+}
+inline void store16(float* p, __m512 value, __mmask16 mask = 0xffff) {
+  _mm512_mask_storeu_ps(p, mask, value);
+}
+inline void store16(bf16* p, __m512 value, __mmask16 mask = 0xffff) {
+  _mm256_mask_storeu_epi16(p, mask, round16(value));
+}
+
+inline __mmask16 tail_mask(i64 left) {
+  return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+}
+
+inline __m512 exp16(__m512 x) {  // within 2 ulp; below -87.3 the result is 0 or tiny
+  x = _mm512_min_ps(x, _mm512_set1_ps(88.72283f));
+  x = _mm512_max_ps(x, _mm512_set1_ps(-110.0f));
+  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 silu16(__m512 x) {
+  __m512 one = _mm512_set1_ps(1.0f);
+  return _mm512_div_ps(x, _mm512_add_ps(one, exp16(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+
+// Sixteen sums of sixteen lanes each.
+inline __m512 sum_rows(const __m512* a) {
+  __m512 t[8], u[4];
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]),
+                         _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+  for (int i = 0; i < 4; i++) {
+    __m512d lo = _mm512_castps_pd(t[2 * i]), hi = _mm512_castps_pd(t[2 * i + 1]);
+    u[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi)));
+  }
+  __m512 v0 = _mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88),
+                            _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
+  __m512 v1 = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88),
+                            _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(v0, v1, 0x88), _mm512_shuffle_f32x4(v0, v1, 0xdd));
+}
+
+// acc + the products of sixteen bf16 pairs.
+inline __m512 dot_pairs(__m512 acc, __m512i a, __m512i b) {
+#ifdef __AVX512BF16__
+  return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+#else
+  __m512i high = _mm512_set1_epi32(0xffff0000);
+  acc = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a, high)),
+                        _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)),
+                         _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), acc);
+#endif
+}
+
+// ---- linear -------------------------------------------------------------------------------------
+
+struct Product {  // y = x W^T (+ bias) (+ residual), or silu(gate) * up
+  const void* weight;     // packed
+  const float* bias;      // [round_up(N, 32)] or null
+  const void* residual;   // of x's type, rows ldy apart, or null
+  void* y;
+  i64 N, K, ldy;
+  i64 gated;       // columns of y; gate and up rows alternate in runs of 16. 0: not gated
+  i64 y_is_float;
+};
+
+// Sums of one group (rows x 32, rows 32 apart) into y.
+template <class T, class Y>
+void finish_as(const Product& p, const float* sums, i64 first, i64 rows, i64 group) {
+  const T* residual = static_cast<const T*>(p.residual);
+  Y* y = static_cast<Y*>(p.y);
+  i64 column = group * GROUP;
+  __m512 b0 = _mm512_setzero_ps(), b1 = b0;
+  if (p.bias) b0 = load16(p.bias + column), b1 = load16(p.bias + column + 16);
+  for (i64 i = 0; i < rows; i++, sums += GROUP) {
+    __m512 s0 = _mm512_add_ps(load16(sums), b0), s1 = _mm512_add_ps(load16(sums + 16), b1);
+    i64 row = (first + i) * p.ldy;
+    if (p.gated) {
+      __m512 value = _mm512_mul_ps(silu16(s0), s1);
+      store16(y + row + column / 2, value, tail_mask(p.gated - column / 2));
+      continue;
+    }
+    for (int half = 0; half < 2; half++) {
+      i64 at = row + column + 16 * half, left = p.N - column - 16 * half;
+      if (left <= 0) break;
+      __m512 value = half ? s1 : s0;
+      if (residual) value = _mm512_add_ps(value, load16(residual + at, tail_mask(left)));
+      store16(y + at, value, tail_mask(left));
+    }
+  }
+}
+
+template <class T>
+void finish(const Product& p, const float* sums, i64 first, i64 rows, i64 group) {
+  if (p.y_is_float) finish_as<T, float>(p, sums, first, rows, group);
+  else finish_as<T, T>(p, sums, first, rows, group);
+}
+
+// sums[R][32] (+)= x[R][k0..k1) W^T for one group; `w` points at the group.
+template <int R>
+void rows_times_group(const float* x, i64 ldx, const float* w, i64 k0, i64 k1, float* sums) {
+  __m512 acc[R][2];
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++)
+      acc[r][h] = k0 ? load16(sums + r * GROUP + 16 * h) : _mm512_setzero_ps();
+  const float* at = w + k0 * GROUP;
+  for (i64 k = k0; k < k1; k++, at += GROUP) {
+    _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD, _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD + 64, _MM_HINT_T1);
+    __m512 w0 = load16(at), w1 = load16(at + 16);
+    for (int r = 0; r < R; r++) {
+      __m512 v = _mm512_set1_ps(x[r * ldx + k]);
+      acc[r][0] = _mm512_fmadd_ps(v, w0, acc[r][0]);
+      acc[r][1] = _mm512_fmadd_ps(v, w1, acc[r][1]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++) store16(sums + r * GROUP + 16 * h, acc[r][h]);
+}
+
+// The same for bf16 without AMX; k0 and k1 are multiples of 32.
+template <int R>
+void rows_times_group(const bf16* x, i64 ldx, const bf16* w, i64 k0, i64 k1, float* sums) {
+  __m512 acc[R][2];
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++)
+      acc[r][h] = k0 ? load16(sums + r * GROUP + 16 * h) : _mm512_setzero_ps();
+  for (i64 k = k0; k < k1; k += 32) {
+    const bf16* at = w + k * GROUP;
+    for (int pair = 0; pair < 16; pair++, at += 32) {
+      _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD, _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(at + TILE) + AHEAD, _MM_HINT_T1);
+      __m512i w0 = _mm512_loadu_si512(at), w1 = _mm512_loadu_si512(at + TILE);
+      for (int r = 0; r < R; r++) {
+        int32_t two;
+        std::memcpy(&two, x + r * ldx + k + 2 * pair, 4);
+        __m512i v = _mm512_set1_epi32(two);
+        acc[r][0] = dot_pairs(acc[r][0], v, w0);
+        acc[r][1] = dot_pairs(acc[r][1], v, w1);
+      }
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++) store16(sums + r * GROUP + 16 * h, acc[r][h]);
+}
+
+constexpr i64 MOST_ROWS = 12;  // 24 accumulators, two weights and one input in 32 registers
+
+template <class T>
+void some_rows(i64 rows, const T* x, i64 ldx, const T* w, i64 k0, i64 k1, float* sums) {
+  switch (rows) {
+#define ROWS(R) case R: return rows_times_group<R>(x, ldx, w, k0, k1, sums)
+    ROWS(1); ROWS(2); ROWS(3); ROWS(4); ROWS(5); ROWS(6);
+    ROWS(7); ROWS(8); ROWS(9); ROWS(10); ROWS(11); ROWS(12);
+#undef ROWS
+  }
+}
+
+// One thread's groups, vector registers only.
+template <class T>
+void vector_part(const Product& p, const T* x, i64 ldx, i64 M, i64 begin, i64 end) {
+  const i64 K = sizeof(T) == 2 ? round_up(p.K, 32) : p.K;
+  const i64 k_block = sizeof(T) == 2 ? K_BLOCK_BF16 : K_BLOCK_F32;
+  const i64 most = std::max<i64>(96, (i64(1) << 20) / (K * i64(sizeof(T))) / MOST_ROWS * MOST_ROWS);
+  for (i64 first = 0; first < M; first += most) {  // rows that stay in L2
+    i64 rows = std::min(most, M - first);
+    float* sums = partial_buffer.get<float>(rows * GROUP);
+    i64 blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (i64 group = begin; group < end; group++) {
+      const T* w = static_cast<const T*>(p.weight) + group * K * GROUP;
+      for (i64 k = 0; k < K; k += blocks > 1 ? k_block : K) {
+        i64 k_end = blocks > 1 ? std::min(K, k + k_block) : K;
+        for (i64 b = 0; b < blocks; b++) {  // equal blocks: no small leftover
+          i64 r0 = rows * b / blocks, r1 = rows * (b + 1) / blocks;
+          some_rows<T>(r1 - r0, x + (first + r0) * ldx, ldx, w, k, k_end, sums + r0 * GROUP);
+        }
+      }
+      finish<T>(p, sums, first, rows, group);
+    }
+  }
+}
+
+#ifdef __AMX_BF16__
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t colsb[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0..3 are sums (row half, column half), 4 and 5 inputs, 6 and 7 weights.
+void configure_tiles(i64 upper, i64 lower) {
+  TileConfig config;
+  for (int i = 0; i < 8; i++) {
+    config.colsb[i] = 64;
+    config.rows[i] = 16;
+  }
+  config.rows[0] = config.rows[1] = config.rows[4] = uint8_t(upper);
+  config.rows[2] = config.rows[3] = config.rows[5] = uint8_t(std::max<i64>(lower, 1));
+  _tile_loadconfig(&config);
+}
+
+// sums (+)= x[.., k0..k1) W^T for up to 32 rows; `next` is prefetched, `lines` lines a step.
+template <bool TWO>
+inline void tile_block(const bf16* x, i64 ldx, const bf16* w, i64 k0, i64 k1, float* sums,
+                       const char* next, i64 lines) {
+  const i64 stride = ldx * 2, row = GROUP * 4;
+  if (k0) {
+    _tile_loadd(0, sums, row);
+    _tile_loadd(1, sums + 16, row);
+    if (TWO) {
+      _tile_loadd(2, sums + 16 * GROUP, row);
+      _tile_loadd(3, sums + 16 * GROUP + 16, row);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (TWO) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+  const bf16* at = w + k0 * GROUP;
+  for (i64 k = k0; k < k1; k += 32, at += 2 * TILE) {
+    for (i64 i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    _tile_loadd(4, x + k, stride);
+    _tile_loadd(6, at, 64);
+    _tile_loadd(7, at + TILE, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (TWO) {
+      _tile_loadd(5, x + 16 * ldx + k, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, row);
+  _tile_stored(1, sums + 16, row);
+  if (TWO) {
+    _tile_stored(2, sums + 16 * GROUP, row);
+    _tile_stored(3, sums + 16 * GROUP + 16, row);
+  }
+}
+
+// Up to 32 rows: every weight is read once, prefetched AHEAD bytes before its use.
+void tile_few(const Product& p, const bf16* x, i64 ldx, i64 M, i64 begin, i64 end) {
+  const i64 K = round_up(p.K, 32);
+  alignas(64) float sums[32 * GROUP];
+  configure_tiles(std::min<i64>(M, 16), M - 16);
+  for (i64 group = begin; group < end; group++) {
+    const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
+    const char* next = reinterpret_cast<const char*>(w) + AHEAD;
+    if (M > 16) tile_block<true>(x, ldx, w, 0, K, sums, next, 32);
+    else tile_block<false>(x, ldx, w, 0, K, sums, next, 32);
+    finish<bf16>(p, sums, 0, M, group);
+  }
+}
+
+// Many rows: blocks of rows that stay in L2, weights in pieces that stay in L1.
+void tile_many(const Product& p, const bf16* x, i64 ldx, i64 M, i64 begin, i64 end) {
+  const i64 K = round_up(p.K, 32);
+  const i64 most = std::min<i64>(1024, std::max<i64>(64, (i64(1) << 20) / (K * 2) / 32 * 32));
+  float* sums = partial_buffer.get<float>(most * GROUP);
+  // The last rows, padded to a whole block: one tile configuration serves all.
+  const i64 whole = M / 32 * 32, odd = M - whole;
+  bf16* last = nullptr;
+  if (odd) {
+    last = padded_buffer.get<bf16>(32 * K);
+    std::memset(last + odd * K, 0, (32 - odd) * K * 2);
+    for (i64 i = 0; i < odd; i++) std::memcpy(last + i * K, x + (whole + i) * ldx, K * 2);
+  }
+  configure_tiles(16, 16);
+  for (i64 first = 0; first < M; first += most) {
+    i64 rows = std::min(most, M - first);
+    for (i64 group = begin; group < end; group++) {
+      const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
+      for (i64 k = 0; k < K; k += K_BLOCK_BF16) {
+        i64 k_end = std::min(K, k + K_BLOCK_BF16);
+        // Fetch the next piece of weights (it follows this one) while the rows pass by.
+        i64 steps = (rows + 31) / 32 * ((k_end - k) / 32);
+        i64 lines = (K_BLOCK_BF16 + steps - 1) / steps;
+        const char* next = reinterpret_cast<const char*>(w + k_end * GROUP);
+        for (i64 r = 0; r < rows; r += 32, next += lines * 64 * ((k_end - k) / 32)) {
+          bool padded = first + r >= whole;
+          tile_block<true>(padded ? last : x + (first + r) * ldx, padded ? K : ldx, w, k, k_end,
+                           sums + r * GROUP, next, lines);
+        }
+      }
+      finish<bf16>(p, sums, first, rows, group);
+    }
+  }
+}
+
+#endif
+
+void linear_part(const Product& p, const float* x, i64 ldx, i64 M, i64 begin, i64 end) {
+  vector_part<float>(p, x, ldx, M, begin, end);
+}
+
+void linear_part(const Product& p, const bf16* x, i64 ldx, i64 M, i64 begin, i64 end) {
+#ifdef __AMX_BF16__
+  if (M <= 32) tile_few(p, x, ldx, M, begin, end);
+  else tile_many(p, x, ldx, M, begin, end);
+  _tile_release();
+#else
+  vector_part<bf16>(p, x, ldx, M, begin, end);
+#endif
+}
+
+// One thread's share of a product; the groups are cut into contiguous, equal runs.
+template <class T> void linear_share(const Product& p, const T* x, i64 ldx, i64 M) {
+  Share groups(round_up(p.N, GROUP) / GROUP);
+  if (groups.begin < groups.end) linear_part(p, x, ldx, M, groups.begin, groups.end);
+}
+
+template <class T> void linear(const Product& p, const T* x, i64 ldx, i64 M, i64 threads) {
+  const i64 K = round_up(p.K, 32);
+  T* padded = nullptr;
+  if (sizeof(T) == 2 && K != p.K) {  // pairs and tiles need whole steps of 32 inputs
+    padded = static_cast<T*>(std::aligned_alloc(64, round_up(M * K * sizeof(T), 64)));
+    if (!padded) std::abort();
+    for (i64 m = 0; m < M; m++) {
+      std::memcpy(padded + m * K, x + m * ldx, p.K * sizeof(T));
+      std::memset(padded + m * K + p.K, 0, (K - p.K) * sizeof(T));
+    }
+    x = padded;
+    ldx = K;
+  }
+#pragma omp parallel num_threads(int(threads))
+  linear_share(p, x, ldx, M);
+  std::free(padded);
+}
+
+// ---- what stands between the linear layers ------------------------------------------------------
+
+// 1 / rms of n values.
+template <class T> float inverse_rms(const T* v, i64 n, float eps) {
+  __m512 sum = _mm512_setzero_ps();
+  for (i64 i = 0; i < n; i += 16) {
+    __m512 value = load16(v + i, tail_mask(n - i));
+    sum = _mm512_fmadd_ps(value, value, sum);
+  }
+  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / float(n) + eps);
+}
+
+// y = x / rms(x) * weight; with `residual`, residual += x first and its rows are normalised.
+template <class T>
+void norm_row(const T* x, T* residual, const float* weight, float eps, i64 n, T* y) {
+  if (residual) {
+    for (i64 i = 0; i < n; i += 16) {
+      __mmask16 mask = tail_mask(n - i);
+      store16(residual + i, _mm512_add_ps(load16(x + i, mask), load16(residual + i, mask)), mask);
+    }
+    x = residual;
+  }
+  __m512 scale = _mm512_set1_ps(inverse_rms(x, n, eps));
+  for (i64 i = 0; i < n; i += 16) {
+    __mmask16 mask = tail_mask(n - i);
+    __m512 value = _mm512_mul_ps(load16(x + i, mask), scale);
+    store16(y + i, _mm512_mul_ps(value, load16(weight + i, mask)), mask);
+  }
+}
+
+template <class T>
+void norm_share(const T* x, T* residual, const float* weight, float eps, i64 M, i64 n, T* y) {
+  Share rows(M);
+  for (i64 m = rows.begin; m < rows.end; m++)
+    norm_row<T>(x + m * n, residual ? residual + m * n : nullptr, weight, eps, n, y + m * n);
+}
+
+struct Heads {
+  i64 query, kv, dim, block_size;
+  i64 row() const { return (query + 2 * kv) * dim; }  // of the joint projection: q, k, v
+  i64 cached(i64 slot, i64 head) const {              // first element of a cached row
+    return ((slot / block_size * kv + head) * block_size + slot % block_size) * dim;
+  }
+};
+
+// Rotates one head in place ("rotate half", as in the HF models), normalised first if asked.
+// cos_sin: [dim]: dim / 2 cosines, then dim / 2 sines.
+template <class T>
+void rotate(T* v, i64 dim, const float* cos_sin, const float* weight, float eps) {
+  const i64 half = dim / 2;
+  __m512 scale = _mm512_set1_ps(weight ? inverse_rms(v, dim, eps) : 1.0f);
+  for (i64 i = 0; i < half; i += 16) {
+    __mmask16 mask = tail_mask(half - i);
+    __m512 a = load16(v + i, mask), b = load16(v + half + i, mask);
+    if (weight) {
+      a = _mm512_mul_ps(_mm512_mul_ps(a, scale), load16(weight + i, mask));
+      b = _mm512_mul_ps(_mm512_mul_ps(b, scale), load16(weight + half + i, mask));
+    }
+    __m512 c = load16(cos_sin + i, mask), s = load16(cos_sin + half + i, mask);
+    store16(v + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)), mask);
+    store16(v + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)), mask);
+  }
+}
+
+// Rotates queries and keys of the joint projection in place; keys and values go to their slots.
+template <class T>
+void rope_share(const Heads& heads, T* qkv, i64 M, const i64* positions, const i64* slots,
+                const float* cos_sin, const float* q_norm, const float* k_norm, float eps,
+                T* k_cache, T* v_cache) {
+  const i64 per_token = heads.query + 2 * heads.kv, D = heads.dim;
+  Share units(M * per_token);
+  for (i64 unit = units.begin; unit < units.end; unit++) {
+    i64 m = unit / per_token, head = unit % per_token;
+    T* v = qkv + m * heads.row() + head * D;
+    bool is_query = head < heads.query, is_key = !is_query && head < heads.query + heads.kv;
+    if (is_query || is_key) rotate(v, D, cos_sin + positions[m] * D, is_query ? q_norm : k_norm, eps);
+    if (is_query || slots[m] < 0) continue;
+    T* cache = is_key ? k_cache : v_cache;
+    i64 kv_head = head - heads.query - (is_key ? 0 : heads.kv);
+    std::memcpy(cache + heads.cached(slots[m], kv_head), v, D * sizeof(T));
+  }
+}
+
+struct Paged {  // what decode attention reads besides the queries
+  const int32_t* tables;   // [M, max_blocks]
+  i64 max_blocks;
+  const int32_t* lengths;  // [M], the token itself included
+};
+
+// q . k over dim elements in 16 lanes.
+inline __m512 dot16(const float* q, const float* k, i64 dim) {
+  __m512 acc = _mm512_setzero_ps();
+  for (i64 i = 0; i < dim; i += 16) {
+    __mmask16 mask = tail_mask(dim - i);
+    acc = _mm512_fmadd_ps(load16(q + i, mask), load16(k + i, mask), acc);
+  }
+  return acc;
+}
+inline __m512 dot16(const bf16* q, const bf16* k, i64 dim) {
+  __m512 acc = _mm512_setzero_ps();
+  for (i64 i = 0; i < dim; i += 32) {
+    __mmask32 mask = dim - i >= 32 ? 0xffffffffu : (1u << (dim - i)) - 1;
+    acc = dot_pairs(acc, _mm512_maskz_loadu_epi16(mask, q + i), _mm512_maskz_loadu_epi16(mask, k + i));
+  }
+  return acc;
+}
+
+// scores[g][t] = q_g . k_t for the queries of one KV head and `count` <= 16 rows of a block.
+template <class T>
+void score_rows(const T* q, i64 G, const T* k, i64 D, i64 count, float* scores, i64 lds) {
+  for (i64 g = 0; g < G; g++) {
+    __m512 sums[16];
+    for (i64 t = 0; t < 16; t++)
+      sums[t] = t < count ? dot16(q + g * D, k + t * D, D) : _mm512_setzero_ps();
+    store16(scores + g * lds, sum_rows(sums), tail_mask(count));
+  }
+}
+
+// In place: exp(scale * (s - max)); returns the sum.
+inline float exponentials(float* s, i64 n, float scale) {
+  __m512 most = _mm512_set1_ps(-INFINITY);
+  for (i64 i = 0; i < n; i += 16) {
+    __mmask16 mask = tail_mask(n - i);
+    most = _mm512_mask_max_ps(most, mask, most, load16(s + i, mask));
+  }
+  __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale), sum = _mm512_setzero_ps();
+  for (i64 i = 0; i < n; i += 16) {
+    __mmask16 mask = tail_mask(n - i);
+    __m512 e = exp16(_mm512_fmsub_ps(load16(s + i, mask), _mm512_set1_ps(scale), peak));
+    sum = _mm512_mask_add_ps(sum, mask, sum, e);
+    store16(s + i, e, mask);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// out[g][d..d+64) for G <= 4 queries: sums of weights times values, over all blocks.
+template <int G, class T>
+void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads, const T* v_cache,
+           const int32_t* table, i64 kv_head, i64 length, i64 d, T* out) {
+  const i64 D = heads.dim, width = std::min<i64>(64, D - d);
+  __m512 acc[G][4];
+  __mmask16 mask[4];
+  for (int j = 0; j < 4; j++) {
+    mask[j] = width > 16 * j ? tail_mask(width - 16 * j) : __mmask16(0);
+    for (int g = 0; g < G; g++) acc[g][j] = _mm512_setzero_ps();
+  }
+  for (i64 t0 = 0; t0 < length; t0 += heads.block_size) {
+    const T* v = v_cache + heads.cached(table[t0 / heads.block_size] * heads.block_size, kv_head) + d;
+    i64 end = std::min(length, t0 + heads.block_size);
+    for (i64 t = t0; t < end; t++, v += D) {
+      __m512 value[4];
+      for (int j = 0; j < 4; j++) value[j] = load16(v + 16 * j, mask[j]);
+      for (int g = 0; g < G; g++) {
+        __m512 s = _mm512_set1_ps(scores[g * lds + t]);
+        for (int j = 0; j < 4; j++) acc[g][j] = _mm512_fmadd_ps(s, value[j], acc[g][j]);
+      }
+    }
+  }
+  for (int g = 0; g < G; g++) {
+    __m512 scale = _mm512_set1_ps(1.0f / totals[g]);
+    for (int j = 0; j < 4; j++)
+      store16(out + g * D + d + 16 * j, _mm512_mul_ps(acc[g][j], scale), mask[j]);
+  }
+}
+
+// All queries of one token and KV head. q: [G, dim] contiguous; out likewise.
+template <class T>
+void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
+            const int32_t* table, i64 kv_head, i64 length, float scale, T* out) {
+  const i64 G = heads.query / heads.kv, D = heads.dim, lds = round_up(length, 16);
+  float* scores = score_buffer.get<float>(G * (lds + 1));
+  float* totals = scores + G * lds;
+  for (i64 t0 = 0; t0 < length; t0 += heads.block_size) {
+    const T* k = k_cache + heads.cached(table[t0 / heads.block_size] * heads.block_size, kv_head);
+    i64 end = std::min(length, t0 + heads.block_size);
+    for (i64 t = t0; t < end; t += 16)
+      score_rows<T>(q, G, k + (t - t0) * D, D, std::min<i64>(16, end - t), scores + t, lds);
+  }
+  for (i64 g = 0; g < G; g++) totals[g] = exponentials(scores + g * lds, length, scale);
+  for (i64 g = 0; g < G;) {
+    i64 some = std::min<i64>(4, G - g);
+    for (i64 d = 0; d < D; d += 64) {
+      const float* s = scores + g * lds;
+      T* o = out + g * D;
+      switch (some) {
+        case 1: weigh<1, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o); break;
+        case 2: weigh<2, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o); break;
+        case 3: weigh<3, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o); break;
+        default: weigh<4, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o);
+      }
+    }
+    g += some;
+  }
+}
+
+// This thread's (token, KV head) pairs, cut so that every thread reads about as many KV rows.
+template <class T>
+void attention_share(const Heads& heads, const T* q, i64 ldq, const T* k_cache, const T* v_cache,
+                     const Paged& paged, i64 M, float scale, T* out) {
+  const i64 threads = omp_get_num_threads(), me = omp_get_thread_num();
+  const i64 G = heads.query / heads.kv, D = heads.dim;
+  i64 total = 0, before = 0;
+  for (i64 m = 0; m < M; m++) total += paged.lengths[m] * heads.kv;
+  for (i64 m = 0; m < M; m++)
+    for (i64 h = 0; h < heads.kv; h++) {
+      i64 length = paged.lengths[m];
+      T* o = out + (m * heads.kv + h) * G * D;
+      if (total ? (before + length / 2) * threads / total == me : me == 0) {
+        if (length > 0)
+          attend<T>(heads, q + m * ldq + h * G * D, k_cache, v_cache,
+                    paged.tables + m * paged.max_blocks, h, length, scale, o);
+        else
+          std::memset(o, 0, G * D * sizeof(T));
+      }
+      before += length;
+    }
+}
+
+inline i64 largest(const float* v, i64 n) {
+  __m512 most = _mm512_set1_ps(-INFINITY);
+  for (i64 i = 0; i < n; i += 16) {
+    __mmask16 mask = tail_mask(n - i);
+    most = _mm512_mask_max_ps(most, mask, load16(v + i, mask), most);
+  }
+  __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  for (i64 i = 0; i < n; i += 16) {
+    __mmask16 mask = tail_mask(n - i);
+    __mmask16 equal = _mm512_mask_cmp_ps_mask(mask, load16(v + i, mask), peak, _CMP_EQ_OQ);
+    if (equal) return i + __builtin_ctz(equal);
+  }
+  return 0;
+}
+
+// ---- whole layers -------------------------------------------------------------------------------
+
+struct Layer {  // addresses; null where a model has no such weight
+  const float* input_norm;
+  const void* qkv;
+  const float* qkv_bias;
+  const float* q_norm;
+  const float* k_norm;
+  const void* output;
+  const float* output_bias;
+  const float* mlp_norm;
+  const void* gate_up;  // gated, see nexusbench_linear
+  const float* gate_up_bias;
+  const void* down;
+  const float* down_bias;
+  void* k_cache;
+  void* v_cache;
+};
+
+enum Stage : i64 { PROJECT = 1, ATTEND = 2, FINISH = 4 };
+
+struct Step {
+  Heads heads;
+  i64 size, hidden, inner, stages, M;
+  double eps, scale;
+  void* x;                 // [M, hidden], the residual stream, updated in place
+  const i64* positions;    // [M]
+  const i64* slots;        // [M]
+  const float* cos_sin;    // [positions, dim]
+  const int32_t* tables;   // [M, max_blocks]
+  i64 max_blocks;
+  const int32_t* lengths;  // [M]
+  void* qkv;               // [M, (query + 2 kv) dim]
+  void* attended;          // [M, query dim]
+  void* normed;            // [M, hidden]
+  void* activated;         // [M, inner]
+};
+
+// One layer by one thread of a team; ends with a barrier.
+template <class T> void layer_share(const Layer& w, const Step& s) {
+  const i64 M = s.M, H = s.hidden, Q = s.heads.query * s.heads.dim;
+  T *x = static_cast<T*>(s.x), *qkv = static_cast<T*>(s.qkv), *normed = static_cast<T*>(s.normed);
+  T *attended = static_cast<T*>(s.attended), *activated = static_cast<T*>(s.activated);
+  T *k_cache = static_cast<T*>(w.k_cache), *v_cache = static_cast<T*>(w.v_cache);
+  const float eps = float(s.eps);
+  if (s.stages & PROJECT) {
+    norm_share<T>(x, nullptr, w.input_norm, eps, M, H, normed);
+#pragma omp barrier
+    const i64 row = s.heads.row();
+    linear_share<T>({w.qkv, w.qkv_bias, nullptr, qkv, row, H, row, 0, 0}, normed, H, M);
+#pragma omp barrier
+    rope_share<T>(s.heads, qkv, M, s.positions, s.slots, s.cos_sin, w.q_norm, w.k_norm, eps,
+                  k_cache, v_cache);
+#pragma omp barrier
+  }
+  if (s.stages & ATTEND) {
+    attention_share<T>(s.heads, qkv, s.heads.row(), k_cache, v_cache,
+                       {s.tables, s.max_blocks, s.lengths}, M, float(s.scale), attended);
+#pragma omp barrier
+  }
+  if (s.stages & FINISH) {
+    linear_share<T>({w.output, w.output_bias, x, x, H, Q, H, 0, 0}, attended, Q, M);
+#pragma omp barrier
+    norm_share<T>(x, nullptr, w.mlp_norm, eps, M, H, normed);
+#pragma omp barrier
+    linear_share<T>({w.gate_up, w.gate_up_bias, nullptr, activated, 2 * round_up(s.inner, 16), H,
+                     s.inner, s.inner, 0},
+                    normed, H, M);
+#pragma omp barrier
+    linear_share<T>({w.down, w.down_bias, x, x, H, s.inner, H, 0, 0}, activated, s.inner, M);
+#pragma omp barrier
+  }
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// 2 where AMX is used, 1 for AVX-512 with bf16 products, 0 for plain AVX-512; -1: refused.
+EXPORT i64 nexusbench_level() {
+#ifdef __AMX_BF16__
+  const int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 2 : -1;
+#elif defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// w: [N, K] of rows ldw apart -> packed (see Layouts); `size` is 2 for bf16, 4 for fp32.
+EXPORT void nexusbench_pack(i64 size, const void* w, i64 ldw, i64 N, i64 K, void* packed,
+                            i64 threads) {
+  const i64 groups = round_up(N, GROUP) / GROUP, K_padded = size == 2 ? round_up(K, 32) : K;
+#pragma omp parallel for num_threads(int(threads))
+  for (i64 g = 0; g < groups; g++) {
+    for (i64 k = 0; k < K_padded; k++)
+      for (i64 n = 0; n < GROUP; n++) {
+        i64 from = (g * GROUP + n) * ldw + k;
+        bool inside = g * GROUP + n < N && k < K;
+        if (size == 2) {
+          i64 to = ((((g * (K_padded / 32) + k / 32) * 2 + n / 16) * 16 + k % 32 / 2) * 16 + n % 16)
+                   * 2 + k % 2;
+          static_cast<bf16*>(packed)[to] = inside ? static_cast<const bf16*>(w)[from] : bf16(0);
+        } else {
+          i64 to = (g * K + k) * GROUP + n;
+          static_cast<float*>(packed)[to] = inside ? static_cast<const float*>(w)[from] : 0.0f;
+        }
+      }
+  }
+}
+
+// y[M, N] = x W^T (+ bias) (+ residual); with `gated` columns, y[M, gated] = silu(gate) * up, where
+// `packed` holds gate and up rows in alternating runs of 16 (N = 2 * gated, rounded up to 32).
+EXPORT void nexusbench_linear(i64 size, const void* x, i64 ldx, i64 M, const void* packed, i64 N,
+                              i64 K, const float* bias, const void* residual, void* y, i64 ldy,
+                              i64 gated, i64 y_is_float, i64 threads) {
+  Product product{packed, bias, residual, y, N, K, ldy, gated, y_is_float};
+  if (size == 2) linear(product, static_cast<const bf16*>(x), ldx, M, threads);
+  else linear(product, static_cast<const float*>(x), ldx, M, threads);
+}
+
+EXPORT void nexusbench_rms_norm(i64 size, const void* x, void* residual, const float* weight,
+                                double eps, i64 M, i64 N, void* y, i64 threads) {
+#pragma omp parallel num_threads(int(threads))
+  if (size == 2)
+    norm_share(static_cast<const bf16*>(x), static_cast<bf16*>(residual), weight, float(eps), M, N,
+               static_cast<bf16*>(y));
+  else
+    norm_share(static_cast<const float*>(x), static_cast<float*>(residual), weight, float(eps), M,
+               N, static_cast<float*>(y));
+}
+
+// x: [M, 2 N] = gate, up -> y: [M, N] = silu(gate) * up.
+EXPORT void nexusbench_silu_mul(i64 size, const void* x, i64 M, i64 N, void* y, i64 threads) {
+  auto rows = [=](auto* in, auto* out) {
+    Share share(M);
+    for (i64 m = share.begin; m < share.end; m++)
+      for (i64 i = 0; i < N; i += 16) {
+        __mmask16 mask = tail_mask(N - i);
+        __m512 gate = load16(in + m * 2 * N + i, mask), up = load16(in + m * 2 * N + N + i, mask);
+        store16(out + m * N + i, _mm512_mul_ps(silu16(gate), up), mask);
+      }
+  };
+#pragma omp parallel num_threads(int(threads))
+  if (size == 2) rows(static_cast<const bf16*>(x), static_cast<bf16*>(y));
+  else rows(static_cast<const float*>(x), static_cast<float*>(y));
+}
+
+EXPORT void nexusbench_rope(i64 size, i64 query, i64 kv, i64 dim, i64 block_size, void* qkv, i64 M,
+                            const i64* positions, const i64* slots, const float* cos_sin,
+                            const float* q_norm, const float* k_norm, double eps, void* k_cache,
+                            void* v_cache, i64 threads) {
+  Heads heads{query, kv, dim, block_size};
+#pragma omp parallel num_threads(int(threads))
+  if (size == 2)
+    rope_share(heads, static_cast<bf16*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
+               float(eps), static_cast<bf16*>(k_cache), static_cast<bf16*>(v_cache));
+  else
+    rope_share(heads, static_cast<float*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
+               float(eps), static_cast<float*>(k_cache), static_cast<float*>(v_cache));
+}
+
+EXPORT void nexusbench_decode_attention(i64 size, i64 query, i64 kv, i64 dim, i64 block_size,
+                                        const void* q, i64 ldq, const void* k_cache,
+                                        const void* v_cache, const int32_t* tables, i64 max_blocks,
+                                        const int32_t* lengths, i64 M, double scale, void* out,
+                                        i64 threads) {
+  Heads heads{query, kv, dim, block_size};
+  Paged paged{tables, max_blocks, lengths};
+#pragma omp parallel num_threads(int(threads))
+  if (size == 2)
+    attention_share(heads, static_cast<const bf16*>(q), ldq, static_cast<const bf16*>(k_cache),
+                    static_cast<const bf16*>(v_cache), paged, M, float(scale),
+                    static_cast<bf16*>(out));
+  else
+    attention_share(heads, static_cast<const float*>(q), ldq, static_cast<const float*>(k_cache),
+                    static_cast<const float*>(v_cache), paged, M, float(scale),
+                    static_cast<float*>(out));
+}
+
+// Index of the first largest value of each fp32 row; NaN never wins.
+EXPORT void nexusbench_argmax(const float* x, i64 M, i64 N, i64* out, i64 threads) {
+#pragma omp parallel for num_threads(int(threads))
+  for (i64 m = 0; m < M; m++) out[m] = largest(x + m * N, N);
+}
+
+// `count` layers on the same tokens; stages may be asked for one by one.
+EXPORT void nexusbench_layers(const Layer* layers, i64 count, const Step* step, i64 threads) {
+#pragma omp parallel num_threads(int(threads))
+  for (i64 i = 0; i < count; i++) {
+    if (step->size == 2) layer_share<bf16>(layers[i], *step);
+    else layer_share<float>(layers[i], *step);
+  }
+}
