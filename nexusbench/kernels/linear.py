@@ -135,7 +135,7 @@ class Linear:
 def _torch_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """torch's fastest way for this dtype and number of rows (docs/decisions/0010)."""
+    """The fastest way of torch for this dtype and number of rows (docs/decisions/0010)."""
     if weight.dtype == torch.float32 and 2 <= x.shape[0] <= 4:
         y = (weight @ x.t()).t()  # MKL's GEMM streams the weight better as the left factor
         return y if bias is None else y + bias

@@ -1,1 +1,1 @@
-"""Kernels in C++, compiled on first use and called through ctypes; None where that is impossible."""
+"""Kernels in C++: compiled on first use, called through ctypes, absent where that fails."""
