@@ -145,7 +145,7 @@ class DecoderLayers:
         """
         M = int(x.shape[0])
         count = len(self.layers) - first if count is None else count
-        if not (0 <= first and 0 <= count and first + count <= len(self.layers)):
+        if first < 0 or count < 0 or first + count > len(self.layers):
             raise ValueError(f"layers {first}..{first + count} of {len(self.layers)}")
         self._check_batch(x, batch, work, stages)
         if M == 0 or count == 0:

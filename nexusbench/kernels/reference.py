@@ -16,7 +16,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``x / rms(x) * weight``; with ``residual``, that is increased by x in place and normalised."""
+    """``x / rms(x) * weight``; with ``residual``, ``residual += x`` and that normalised."""
     if residual is not None:
         x = residual.add_(x)
     wide = _wide(x)

@@ -19,14 +19,17 @@
 
 #include <immintrin.h>
 #include <omp.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -35,9 +38,7 @@ using i64 = int64_t;
 
 constexpr i64 GROUP = 32;         // outputs per group of a packed weight
 constexpr i64 TILE = 512;         // bf16 elements of one AMX tile (1 KB)
-constexpr i64 K_BLOCK_F32 = 256;  // 32 KB of fp32 weights: stays in L1 while rows pass by
-constexpr i64 K_BLOCK_BF16 = 512; // the same for bf16
-constexpr i64 AHEAD = 8192;       // bytes that streamed weights are prefetched ahead
+constexpr i64 AHEAD = 16384;      // bytes that streamed weights are prefetched ahead
 
 constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
 
@@ -57,15 +58,63 @@ struct Buffer {  // grows, never shrinks; one per thread and purpose
   ~Buffer() { std::free(data); }
 };
 
-thread_local Buffer partial_buffer, padded_buffer, score_buffer;
+thread_local Buffer partial_buffer, staged_buffer, score_buffer, phase_buffer;
 
-struct Share {  // this thread's contiguous part of `count` units
-  i64 begin, end;
-  explicit Share(i64 count) {
-    i64 threads = omp_get_num_threads(), me = omp_get_thread_num();
-    begin = count * me / threads;
-    end = count * (me + 1) / threads;
+// ---- threads ------------------------------------------------------------------------------------
+
+// A call is a sequence of phases; every thread walks through all of them. The units of a phase are
+// claimed in chunks, each thread's own contiguous run first, then the others': a phase ends when
+// its units are done, not when every thread has come by. So a thread that the system has taken off
+// its core delays the others by one chunk at most, and finds nothing left to do when it is back.
+class Phases {
+ public:
+  // To be made by the calling thread, before the team.
+  Phases(Buffer& buffer, i64 count, i64 threads) : stride_(threads + 1) {
+    cells_ = buffer.get<Cell>(count * stride_);
+    std::memset(static_cast<void*>(cells_), 0, count * stride_ * sizeof(Cell));
   }
+
+  struct alignas(64) Cell {
+    std::atomic<i64> value;
+  };
+
+  Cell* cells_;
+  i64 stride_;
+};
+
+class Walk {  // one thread's way through the phases
+ public:
+  explicit Walk(const Phases& phases)
+      : at_(phases.cells_), stride_(phases.stride_), threads_(omp_get_num_threads()),
+        me_(omp_get_thread_num()) {}
+
+  // Calls f(begin, end) until all units are claimed; returns when they are done, by whomever.
+  // `share`: chunks that each thread's run is cut into.
+  template <class F> void phase(i64 units, i64 share, F f) {
+    Phases::Cell* next = at_;
+    std::atomic<i64>& done = at_[stride_ - 1].value;
+    at_ += stride_;
+    const i64 chunk = std::max<i64>(1, units / (threads_ * share));
+    for (i64 i = 0; i < threads_; i++) {
+      i64 whose = (me_ + i) % threads_;
+      i64 begin = units * whose / threads_, end = units * (whose + 1) / threads_;
+      for (;;) {
+        i64 from = begin + next[whose].value.fetch_add(chunk, std::memory_order_relaxed);
+        if (from >= end) break;
+        i64 to = std::min(end, from + chunk);
+        f(from, to);
+        done.fetch_add(to - from, std::memory_order_release);
+      }
+    }
+    for (int spins = 0; done.load(std::memory_order_acquire) < units;) {
+      if (++spins < 4096) _mm_pause();
+      else sched_yield();
+    }
+  }
+
+ private:
+  Phases::Cell* at_;
+  i64 stride_, threads_, me_;
 };
 
 // ---- numbers ------------------------------------------------------------------------------------
@@ -204,91 +253,135 @@ void finish(const Product& p, const float* sums, i64 first, i64 rows, i64 group)
   else finish_as<T, T>(p, sums, first, rows, group);
 }
 
-// sums[R][32] (+)= x[R][k0..k1) W^T for one group; `w` points at the group.
-template <int R>
-void rows_times_group(const float* x, i64 ldx, const float* w, i64 k0, i64 k1, float* sums) {
-  __m512 acc[R][2];
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++)
-      acc[r][h] = k0 ? load16(sums + r * GROUP + 16 * h) : _mm512_setzero_ps();
-  const float* at = w + k0 * GROUP;
-  for (i64 k = k0; k < k1; k++, at += GROUP) {
-    _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD, _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD + 64, _MM_HINT_T1);
-    __m512 w0 = load16(at), w1 = load16(at + 16);
-    for (int r = 0; r < R; r++) {
-      __m512 v = _mm512_set1_ps(x[r * ldx + k]);
-      acc[r][0] = _mm512_fmadd_ps(v, w0, acc[r][0]);
-      acc[r][1] = _mm512_fmadd_ps(v, w1, acc[r][1]);
-    }
-  }
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++) store16(sums + r * GROUP + 16 * h, acc[r][h]);
-}
-
-// The same for bf16 without AMX; k0 and k1 are multiples of 32.
-template <int R>
-void rows_times_group(const bf16* x, i64 ldx, const bf16* w, i64 k0, i64 k1, float* sums) {
-  __m512 acc[R][2];
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++)
-      acc[r][h] = k0 ? load16(sums + r * GROUP + 16 * h) : _mm512_setzero_ps();
-  for (i64 k = k0; k < k1; k += 32) {
-    const bf16* at = w + k * GROUP;
-    for (int pair = 0; pair < 16; pair++, at += 32) {
-      _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD, _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(at + TILE) + AHEAD, _MM_HINT_T1);
-      __m512i w0 = _mm512_loadu_si512(at), w1 = _mm512_loadu_si512(at + TILE);
-      for (int r = 0; r < R; r++) {
-        int32_t two;
-        std::memcpy(&two, x + r * ldx + k + 2 * pair, 4);
-        __m512i v = _mm512_set1_epi32(two);
-        acc[r][0] = dot_pairs(acc[r][0], v, w0);
-        acc[r][1] = dot_pairs(acc[r][1], v, w1);
-      }
-    }
-  }
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++) store16(sums + r * GROUP + 16 * h, acc[r][h]);
-}
-
+// Inputs are used in units of 4 bytes, one fp32 or a pair of bf16, which stand opposite 32 weights
+// (or pairs of them), 128 bytes. A block of rows is staged as [units][rows], so that a broadcast
+// finds its neighbours in the same cache line.
 constexpr i64 MOST_ROWS = 12;  // 24 accumulators, two weights and one input in 32 registers
+constexpr i64 UNIT_BYTES = 128;
+constexpr i64 UNITS_PER_PIECE = 256;  // 32 KB of weights stay in L1 while rows pass by
+
+template <class T> constexpr i64 per_unit() { return 4 / sizeof(T); }
+template <class T> i64 units_of(i64 K) { return sizeof(T) == 2 ? round_up(K, 32) / 2 : K; }
+
+inline const float* weights_of(const float* w, i64 unit) { return w + unit * 32; }
+inline const bf16* weights_of(const bf16* w, i64 unit) {
+  return w + unit / 16 * 2 * TILE + unit % 16 * 32;
+}
+inline void multiply(__m512& sum, uint32_t x, const float* w) {
+  sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_set1_epi32(int(x))), load16(w), sum);
+}
+inline void multiply(__m512& sum, uint32_t x, const bf16* w) {
+  sum = dot_pairs(sum, _mm512_set1_epi32(int(x)), _mm512_loadu_si512(w));
+}
+
+// sums[R][32] (+)= x W^T over units u0..u1 of one group; `lines` lines from `next` are prefetched.
+template <int R, class T>
+void rows_times_group(const uint32_t* x, const T* w, i64 u0, i64 u1, float* sums, const char* next,
+                      i64 lines) {
+  constexpr i64 second = sizeof(T) == 2 ? TILE : 16;
+  __m512 acc[R][2];
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++)
+      acc[r][h] = u0 ? load16(sums + r * GROUP + 16 * h) : _mm512_setzero_ps();
+  for (i64 u = u0; u < u1; u++) {
+    if (lines > 0) {
+      _mm_prefetch(next, _MM_HINT_T1);
+      _mm_prefetch(next + 64, _MM_HINT_T1);
+      next += 128;
+      lines -= 2;
+    }
+    const T* at = weights_of(w, u);
+    for (int r = 0; r < R; r++) {
+      multiply(acc[r][0], x[u * R + r], at);
+      multiply(acc[r][1], x[u * R + r], at + second);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++) store16(sums + r * GROUP + 16 * h, acc[r][h]);
+}
 
 template <class T>
-void some_rows(i64 rows, const T* x, i64 ldx, const T* w, i64 k0, i64 k1, float* sums) {
+void some_rows(i64 rows, const uint32_t* x, const T* w, i64 u0, i64 u1, float* sums,
+               const char* next, i64 lines) {
   switch (rows) {
-#define ROWS(R) case R: return rows_times_group<R>(x, ldx, w, k0, k1, sums)
+#define ROWS(R) case R: return rows_times_group<R, T>(x, w, u0, u1, sums, next, lines)
     ROWS(1); ROWS(2); ROWS(3); ROWS(4); ROWS(5); ROWS(6);
     ROWS(7); ROWS(8); ROWS(9); ROWS(10); ROWS(11); ROWS(12);
 #undef ROWS
   }
 }
 
-// One thread's groups, vector registers only.
+struct RowBlocks {  // M rows in equal blocks: no small leftover
+  i64 M, count;
+  explicit RowBlocks(i64 rows) : M(rows), count((rows + MOST_ROWS - 1) / MOST_ROWS) {}
+  i64 first(i64 block) const { return M * block / count; }
+};
+
+template <class T> void stage_block(const T* x, i64 ldx, i64 K, i64 rows, uint32_t* staged) {
+  const i64 units = units_of<T>(K), whole = K / per_unit<T>();
+  for (i64 r = 0; r < rows; r++)
+    for (i64 u = 0; u < units; u++) {
+      uint32_t unit = 0;
+      if (u < whole) std::memcpy(&unit, x + r * ldx + u * per_unit<T>(), 4);
+      else if (u * per_unit<T>() < K) std::memcpy(&unit, x + r * ldx + K - 1, sizeof(T));
+      staged[u * rows + r] = unit;
+    }
+}
+
+// Groups begin..end by vector registers; x is staged.
 template <class T>
-void vector_part(const Product& p, const T* x, i64 ldx, i64 M, i64 begin, i64 end) {
-  const i64 K = sizeof(T) == 2 ? round_up(p.K, 32) : p.K;
-  const i64 k_block = sizeof(T) == 2 ? K_BLOCK_BF16 : K_BLOCK_F32;
-  const i64 most = std::max<i64>(96, (i64(1) << 20) / (K * i64(sizeof(T))) / MOST_ROWS * MOST_ROWS);
-  for (i64 first = 0; first < M; first += most) {  // rows that stay in L2
-    i64 rows = std::min(most, M - first);
+void vector_groups(const Product& p, const uint32_t* x, const RowBlocks& all, i64 begin, i64 end) {
+  const i64 units = units_of<T>(p.K);
+  // Blocks whose inputs stay in L2 while the groups pass by.
+  const i64 some = std::max<i64>(8, (i64(1) << 20) / (units * 4 * MOST_ROWS));
+  for (i64 b0 = 0; b0 < all.count; b0 += some) {
+    const i64 b1 = std::min(all.count, b0 + some), first = all.first(b0);
+    const i64 rows = all.first(b1) - first, step = b1 - b0 > 1 ? UNITS_PER_PIECE : units;
     float* sums = partial_buffer.get<float>(rows * GROUP);
-    i64 blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
     for (i64 group = begin; group < end; group++) {
-      const T* w = static_cast<const T*>(p.weight) + group * K * GROUP;
-      for (i64 k = 0; k < K; k += blocks > 1 ? k_block : K) {
-        i64 k_end = blocks > 1 ? std::min(K, k + k_block) : K;
-        for (i64 b = 0; b < blocks; b++) {  // equal blocks: no small leftover
-          i64 r0 = rows * b / blocks, r1 = rows * (b + 1) / blocks;
-          some_rows<T>(r1 - r0, x + (first + r0) * ldx, ldx, w, k, k_end, sums + r0 * GROUP);
-        }
+      const T* w = static_cast<const T*>(p.weight) + group * units * per_unit<T>() * GROUP;
+      for (i64 u = 0; u < units; u += step) {
+        const i64 u_end = std::min(units, u + step);
+        // A single block streams; several share the fetching of the next piece among them.
+        const bool stream = b1 - b0 == 1;
+        const char* next = reinterpret_cast<const char*>(w) +
+                           (stream ? u * UNIT_BYTES + AHEAD : u_end * UNIT_BYTES);
+        const i64 lines = round_up(2 * step / (b1 - b0), 2);
+        for (i64 b = b0; b < b1; b++, next += lines * 64)
+          some_rows<T>(all.first(b + 1) - all.first(b), x + all.first(b) * units, w, u, u_end,
+                       sums + (all.first(b) - first) * GROUP, next, lines);
       }
       finish<T>(p, sums, first, rows, group);
     }
   }
 }
 
+template <class T> size_t staged_bytes(i64 M, i64 K) {
+  return round_up(M, 32) * units_of<T>(K) * 4;
+}
+
+template <class T>
+void vector_linear(Walk& walk, const Product& p, const T* x, i64 ldx, i64 M, void* staged) {
+  const RowBlocks blocks(M);
+  const uint32_t* in = static_cast<const uint32_t*>(staged);
+  const i64 units = units_of<T>(p.K);
+  if (M == 1 && p.K % per_unit<T>() == 0 && units * per_unit<T>() == p.K) {
+    in = reinterpret_cast<const uint32_t*>(x);  // one row is its own stage
+  } else {
+    walk.phase(blocks.count, 4, [&](i64 begin, i64 end) {
+      for (i64 b = begin; b < end; b++)
+        stage_block(x + blocks.first(b) * ldx, ldx, p.K, blocks.first(b + 1) - blocks.first(b),
+                    static_cast<uint32_t*>(staged) + blocks.first(b) * units);
+    });
+  }
+  walk.phase(round_up(p.N, GROUP) / GROUP, 8, [&](i64 begin, i64 end) {
+    vector_groups<T>(p, in, blocks, begin, end);
+  });
+}
+
 #ifdef __AMX_BF16__
+
+constexpr i64 K_PIECE = 512;  // inputs whose 32 KB of weights stay in L1 while rows pass by
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -308,11 +401,18 @@ void configure_tiles(i64 upper, i64 lower) {
   _tile_loadconfig(&config);
 }
 
-// sums (+)= x[.., k0..k1) W^T for up to 32 rows; `next` is prefetched, `lines` lines a step.
+struct TileRows {  // up to 32 rows of inputs: where tiles lie, in elements
+  const bf16* x;
+  i64 row;    // between rows
+  i64 step;   // between tiles of 32 inputs
+  i64 lower;  // from rows 0..15 to rows 16..31
+};
+
+// sums (+)= x[.., k0..k1) W^T; from `next` on, `lines` lines are prefetched at every step.
 template <bool TWO>
-inline void tile_block(const bf16* x, i64 ldx, const bf16* w, i64 k0, i64 k1, float* sums,
+inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float* sums,
                        const char* next, i64 lines) {
-  const i64 stride = ldx * 2, row = GROUP * 4;
+  const i64 row = GROUP * 4;
   if (k0) {
     _tile_loadd(0, sums, row);
     _tile_loadd(1, sums + 16, row);
@@ -328,16 +428,16 @@ inline void tile_block(const bf16* x, i64 ldx, const bf16* w, i64 k0, i64 k1, fl
       _tile_zero(3);
     }
   }
-  const bf16* at = w + k0 * GROUP;
-  for (i64 k = k0; k < k1; k += 32, at += 2 * TILE) {
+  const bf16 *at = w + k0 * GROUP, *x = in.x + k0 / 32 * in.step;
+  for (i64 k = k0; k < k1; k += 32, at += 2 * TILE, x += in.step) {
     for (i64 i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
-    _tile_loadd(4, x + k, stride);
+    _tile_loadd(4, x, in.row * 2);
     _tile_loadd(6, at, 64);
     _tile_loadd(7, at + TILE, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if (TWO) {
-      _tile_loadd(5, x + 16 * ldx + k, stride);
+      _tile_loadd(5, x + in.lower, in.row * 2);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -351,92 +451,85 @@ inline void tile_block(const bf16* x, i64 ldx, const bf16* w, i64 k0, i64 k1, fl
 }
 
 // Up to 32 rows: every weight is read once, prefetched AHEAD bytes before its use.
-void tile_few(const Product& p, const bf16* x, i64 ldx, i64 M, i64 begin, i64 end) {
+void tile_few(const Product& p, const TileRows& in, i64 M, i64 begin, i64 end) {
   const i64 K = round_up(p.K, 32);
   alignas(64) float sums[32 * GROUP];
   configure_tiles(std::min<i64>(M, 16), M - 16);
   for (i64 group = begin; group < end; group++) {
     const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
     const char* next = reinterpret_cast<const char*>(w) + AHEAD;
-    if (M > 16) tile_block<true>(x, ldx, w, 0, K, sums, next, 32);
-    else tile_block<false>(x, ldx, w, 0, K, sums, next, 32);
+    if (M > 16) tile_block<true>(in, w, 0, K, sums, next, 32);
+    else tile_block<false>(in, w, 0, K, sums, next, 32);
     finish<bf16>(p, sums, 0, M, group);
   }
+  _tile_release();
 }
 
-// Many rows: blocks of rows that stay in L2, weights in pieces that stay in L1.
-void tile_many(const Product& p, const bf16* x, i64 ldx, i64 M, i64 begin, i64 end) {
-  const i64 K = round_up(p.K, 32);
-  const i64 most = std::min<i64>(1024, std::max<i64>(64, (i64(1) << 20) / (K * 2) / 32 * 32));
+// Many rows, staged: blocks of rows that stay in L2, weights in pieces that stay in L1.
+void tile_many(const Product& p, const bf16* staged, i64 M, i64 begin, i64 end) {
+  const i64 K = round_up(p.K, 32), most = std::max<i64>(64, (i64(1) << 20) / (K * 2) / 32 * 32);
   float* sums = partial_buffer.get<float>(most * GROUP);
-  // The last rows, padded to a whole block: one tile configuration serves all.
-  const i64 whole = M / 32 * 32, odd = M - whole;
-  bf16* last = nullptr;
-  if (odd) {
-    last = padded_buffer.get<bf16>(32 * K);
-    std::memset(last + odd * K, 0, (32 - odd) * K * 2);
-    for (i64 i = 0; i < odd; i++) std::memcpy(last + i * K, x + (whole + i) * ldx, K * 2);
-  }
   configure_tiles(16, 16);
   for (i64 first = 0; first < M; first += most) {
     i64 rows = std::min(most, M - first);
     for (i64 group = begin; group < end; group++) {
       const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
-      for (i64 k = 0; k < K; k += K_BLOCK_BF16) {
-        i64 k_end = std::min(K, k + K_BLOCK_BF16);
+      for (i64 k = 0; k < K; k += K_PIECE) {
+        i64 k_end = std::min(K, k + K_PIECE), steps = (k_end - k) / 32;
         // Fetch the next piece of weights (it follows this one) while the rows pass by.
-        i64 steps = (rows + 31) / 32 * ((k_end - k) / 32);
-        i64 lines = (K_BLOCK_BF16 + steps - 1) / steps;
+        i64 lines = (K_PIECE + (rows + 31) / 32 * steps - 1) / ((rows + 31) / 32 * steps);
         const char* next = reinterpret_cast<const char*>(w + k_end * GROUP);
-        for (i64 r = 0; r < rows; r += 32, next += lines * 64 * ((k_end - k) / 32)) {
-          bool padded = first + r >= whole;
-          tile_block<true>(padded ? last : x + (first + r) * ldx, padded ? K : ldx, w, k, k_end,
-                           sums + r * GROUP, next, lines);
+        for (i64 r = 0; r < rows; r += 32, next += lines * 64 * steps) {
+          TileRows in{staged + (first + r) * K, 32, 2 * TILE, TILE};
+          tile_block<true>(in, w, k, k_end, sums + r * GROUP, next, lines);
         }
       }
       finish<bf16>(p, sums, first, rows, group);
     }
   }
-}
-
-#endif
-
-void linear_part(const Product& p, const float* x, i64 ldx, i64 M, i64 begin, i64 end) {
-  vector_part<float>(p, x, ldx, M, begin, end);
-}
-
-void linear_part(const Product& p, const bf16* x, i64 ldx, i64 M, i64 begin, i64 end) {
-#ifdef __AMX_BF16__
-  if (M <= 32) tile_few(p, x, ldx, M, begin, end);
-  else tile_many(p, x, ldx, M, begin, end);
   _tile_release();
-#else
-  vector_part<bf16>(p, x, ldx, M, begin, end);
-#endif
 }
 
-// One thread's share of a product; the groups are cut into contiguous, equal runs.
-template <class T> void linear_share(const Product& p, const T* x, i64 ldx, i64 M) {
-  Share groups(round_up(p.N, GROUP) / GROUP);
-  if (groups.begin < groups.end) linear_part(p, x, ldx, M, groups.begin, groups.end);
-}
-
-template <class T> void linear(const Product& p, const T* x, i64 ldx, i64 M, i64 threads) {
-  const i64 K = round_up(p.K, 32);
-  T* padded = nullptr;
-  if (sizeof(T) == 2 && K != p.K) {  // pairs and tiles need whole steps of 32 inputs
-    padded = static_cast<T*>(std::aligned_alloc(64, round_up(M * K * sizeof(T), 64)));
-    if (!padded) std::abort();
-    for (i64 m = 0; m < M; m++) {
-      std::memcpy(padded + m * K, x + m * ldx, p.K * sizeof(T));
-      std::memset(padded + m * K + p.K, 0, (K - p.K) * sizeof(T));
+// 32 rows (fewer at the end: zeros) as [K / 32][2 halves][16 rows][32 inputs].
+void stage_tiles(const bf16* x, i64 ldx, i64 K, i64 rows, bf16* staged) {
+  for (i64 k = 0; k < K; k += 32)
+    for (i64 r = 0; r < 32; r++, staged += 32) {
+      i64 inside = r < rows ? std::min<i64>(32, K - k) : 0;
+      std::memcpy(staged, x + r * ldx + k, inside * 2);
+      std::memset(staged + inside, 0, (32 - inside) * 2);
     }
-    x = padded;
-    ldx = K;
+}
+
+void tile_linear(Walk& walk, const Product& p, const bf16* x, i64 ldx, i64 M, void* staged) {
+  const i64 K = round_up(p.K, 32);
+  bf16* tiles = static_cast<bf16*>(staged);
+  TileRows in{x, ldx, 32, 16 * ldx};
+  if (M > 32 || K != p.K) {
+    walk.phase((M + 31) / 32, 4, [&](i64 begin, i64 end) {
+      for (i64 b = begin; b < end; b++)
+        stage_tiles(x + b * 32 * ldx, ldx, p.K, std::min<i64>(32, M - b * 32), tiles + b * 32 * K);
+    });
+    in = {tiles, 32, 2 * TILE, TILE};
   }
-#pragma omp parallel num_threads(int(threads))
-  linear_share(p, x, ldx, M);
-  std::free(padded);
+  walk.phase(round_up(p.N, GROUP) / GROUP, 8, [&](i64 begin, i64 end) {
+    if (M <= 32) tile_few(p, in, M, begin, end);
+    else tile_many(p, tiles, M, begin, end);
+  });
+}
+
+#endif
+
+// y = x W^T and so on: two phases at most. `staged`: room for staged_bytes, shared by the team.
+void linear(Walk& walk, const Product& p, const float* x, i64 ldx, i64 M, void* staged) {
+  vector_linear<float>(walk, p, x, ldx, M, staged);
+}
+
+void linear(Walk& walk, const Product& p, const bf16* x, i64 ldx, i64 M, void* staged) {
+#ifdef __AMX_BF16__
+  tile_linear(walk, p, x, ldx, M, staged);
+#else
+  vector_linear<bf16>(walk, p, x, ldx, M, staged);
+#endif
 }
 
 // ---- what stands between the linear layers ------------------------------------------------------
@@ -470,10 +563,12 @@ void norm_row(const T* x, T* residual, const float* weight, float eps, i64 n, T*
 }
 
 template <class T>
-void norm_share(const T* x, T* residual, const float* weight, float eps, i64 M, i64 n, T* y) {
-  Share rows(M);
-  for (i64 m = rows.begin; m < rows.end; m++)
-    norm_row<T>(x + m * n, residual ? residual + m * n : nullptr, weight, eps, n, y + m * n);
+void rms_norm(Walk& walk, const T* x, T* residual, const float* weight, float eps, i64 M, i64 n,
+              T* y) {
+  walk.phase(M, 4, [=](i64 begin, i64 end) {
+    for (i64 m = begin; m < end; m++)
+      norm_row<T>(x + m * n, residual ? residual + m * n : nullptr, weight, eps, n, y + m * n);
+  });
 }
 
 struct Heads {
@@ -505,12 +600,12 @@ void rotate(T* v, i64 dim, const float* cos_sin, const float* weight, float eps)
 
 // Rotates queries and keys of the joint projection in place; keys and values go to their slots.
 template <class T>
-void rope_share(const Heads& heads, T* qkv, i64 M, const i64* positions, const i64* slots,
+void rope(Walk& walk, const Heads& heads, T* qkv, i64 M, const i64* positions, const i64* slots,
                 const float* cos_sin, const float* q_norm, const float* k_norm, float eps,
                 T* k_cache, T* v_cache) {
   const i64 per_token = heads.query + 2 * heads.kv, D = heads.dim;
-  Share units(M * per_token);
-  for (i64 unit = units.begin; unit < units.end; unit++) {
+  walk.phase(M * per_token, 4, [=](i64 begin, i64 end) {
+  for (i64 unit = begin; unit < end; unit++) {
     i64 m = unit / per_token, head = unit % per_token;
     T* v = qkv + m * heads.row() + head * D;
     bool is_query = head < heads.query, is_key = !is_query && head < heads.query + heads.kv;
@@ -520,6 +615,7 @@ void rope_share(const Heads& heads, T* qkv, i64 M, const i64* positions, const i
     i64 kv_head = head - heads.query - (is_key ? 0 : heads.kv);
     std::memcpy(cache + heads.cached(slots[m], kv_head), v, D * sizeof(T));
   }
+  });
 }
 
 struct Paged {  // what decode attention reads besides the queries
@@ -634,27 +730,21 @@ void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
   }
 }
 
-// This thread's (token, KV head) pairs, cut so that every thread reads about as many KV rows.
 template <class T>
-void attention_share(const Heads& heads, const T* q, i64 ldq, const T* k_cache, const T* v_cache,
-                     const Paged& paged, i64 M, float scale, T* out) {
-  const i64 threads = omp_get_num_threads(), me = omp_get_thread_num();
-  const i64 G = heads.query / heads.kv, D = heads.dim;
-  i64 total = 0, before = 0;
-  for (i64 m = 0; m < M; m++) total += paged.lengths[m] * heads.kv;
-  for (i64 m = 0; m < M; m++)
-    for (i64 h = 0; h < heads.kv; h++) {
-      i64 length = paged.lengths[m];
-      T* o = out + (m * heads.kv + h) * G * D;
-      if (total ? (before + length / 2) * threads / total == me : me == 0) {
-        if (length > 0)
-          attend<T>(heads, q + m * ldq + h * G * D, k_cache, v_cache,
-                    paged.tables + m * paged.max_blocks, h, length, scale, o);
-        else
-          std::memset(o, 0, G * D * sizeof(T));
-      }
-      before += length;
+void decode_attention(Walk& walk, const Heads& heads, const T* q, i64 ldq, const T* k_cache,
+                      const T* v_cache, const Paged& paged, i64 M, float scale, T* out) {
+  const i64 width = heads.query / heads.kv * heads.dim;  // columns of one KV head
+  walk.phase(M * heads.kv, 8, [=](i64 begin, i64 end) {
+    for (i64 unit = begin; unit < end; unit++) {
+      i64 m = unit / heads.kv, h = unit % heads.kv, length = paged.lengths[m];
+      T* o = out + unit * width;
+      if (length > 0)
+        attend<T>(heads, q + m * ldq + h * width, k_cache, v_cache,
+                  paged.tables + m * paged.max_blocks, h, length, scale, o);
+      else
+        std::memset(o, 0, width * sizeof(T));
     }
+  });
 }
 
 inline i64 largest(const float* v, i64 n) {
@@ -710,40 +800,49 @@ struct Step {
   void* activated;         // [M, inner]
 };
 
-// One layer by one thread of a team; ends with a barrier.
-template <class T> void layer_share(const Layer& w, const Step& s) {
-  const i64 M = s.M, H = s.hidden, Q = s.heads.query * s.heads.dim;
+constexpr i64 PHASES_PER_LAYER = 12;
+
+// One layer by one thread of a team.
+template <class T> void layer(Walk& walk, const Layer& w, const Step& s, void* staged) {
+  const i64 M = s.M, H = s.hidden, I = s.inner, row = s.heads.row();
+  const i64 Q = s.heads.query * s.heads.dim;
   T *x = static_cast<T*>(s.x), *qkv = static_cast<T*>(s.qkv), *normed = static_cast<T*>(s.normed);
   T *attended = static_cast<T*>(s.attended), *activated = static_cast<T*>(s.activated);
   T *k_cache = static_cast<T*>(w.k_cache), *v_cache = static_cast<T*>(w.v_cache);
   const float eps = float(s.eps);
   if (s.stages & PROJECT) {
-    norm_share<T>(x, nullptr, w.input_norm, eps, M, H, normed);
-#pragma omp barrier
-    const i64 row = s.heads.row();
-    linear_share<T>({w.qkv, w.qkv_bias, nullptr, qkv, row, H, row, 0, 0}, normed, H, M);
-#pragma omp barrier
-    rope_share<T>(s.heads, qkv, M, s.positions, s.slots, s.cos_sin, w.q_norm, w.k_norm, eps,
-                  k_cache, v_cache);
-#pragma omp barrier
+    rms_norm<T>(walk, x, nullptr, w.input_norm, eps, M, H, normed);
+    linear(walk, {w.qkv, w.qkv_bias, nullptr, qkv, row, H, row, 0, 0}, normed, H, M, staged);
+    rope<T>(walk, s.heads, qkv, M, s.positions, s.slots, s.cos_sin, w.q_norm, w.k_norm, eps,
+            k_cache, v_cache);
   }
-  if (s.stages & ATTEND) {
-    attention_share<T>(s.heads, qkv, s.heads.row(), k_cache, v_cache,
-                       {s.tables, s.max_blocks, s.lengths}, M, float(s.scale), attended);
-#pragma omp barrier
-  }
+  if (s.stages & ATTEND)
+    decode_attention<T>(walk, s.heads, qkv, row, k_cache, v_cache,
+                        {s.tables, s.max_blocks, s.lengths}, M, float(s.scale), attended);
   if (s.stages & FINISH) {
-    linear_share<T>({w.output, w.output_bias, x, x, H, Q, H, 0, 0}, attended, Q, M);
-#pragma omp barrier
-    norm_share<T>(x, nullptr, w.mlp_norm, eps, M, H, normed);
-#pragma omp barrier
-    linear_share<T>({w.gate_up, w.gate_up_bias, nullptr, activated, 2 * round_up(s.inner, 16), H,
-                     s.inner, s.inner, 0},
-                    normed, H, M);
-#pragma omp barrier
-    linear_share<T>({w.down, w.down_bias, x, x, H, s.inner, H, 0, 0}, activated, s.inner, M);
-#pragma omp barrier
+    linear(walk, {w.output, w.output_bias, x, x, H, Q, H, 0, 0}, attended, Q, M, staged);
+    rms_norm<T>(walk, x, nullptr, w.mlp_norm, eps, M, H, normed);
+    const i64 paired = 2 * round_up(I, 16);
+    linear(walk, {w.gate_up, w.gate_up_bias, nullptr, activated, paired, H, I, I, 0}, normed, H, M,
+           staged);
+    linear(walk, {w.down, w.down_bias, x, x, H, I, H, 0, 0}, activated, I, M, staged);
   }
+}
+
+// Runs f on a team, each thread with its own walk through `phases` phases.
+template <class F> void on_team(i64 threads, i64 phases, F f) {
+  Phases all(phase_buffer, phases, threads);
+#pragma omp parallel num_threads(int(threads))
+  {
+    Walk walk(all);
+    f(walk);
+  }
+}
+
+// Calls f with a null pointer of the element type, to choose a template by size.
+template <class F> void by_size(i64 size, F f) {
+  if (size == 2) f(static_cast<bf16*>(nullptr));
+  else f(static_cast<float*>(nullptr));
 }
 
 }  // namespace
@@ -790,35 +889,44 @@ EXPORT void nexusbench_linear(i64 size, const void* x, i64 ldx, i64 M, const voi
                               i64 K, const float* bias, const void* residual, void* y, i64 ldy,
                               i64 gated, i64 y_is_float, i64 threads) {
   Product product{packed, bias, residual, y, N, K, ldy, gated, y_is_float};
-  if (size == 2) linear(product, static_cast<const bf16*>(x), ldx, M, threads);
-  else linear(product, static_cast<const float*>(x), ldx, M, threads);
+  by_size(size, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    void* staged = staged_buffer.get<char>(staged_bytes<T>(M, K));
+    on_team(threads, 2, [&](Walk& walk) {
+      linear(walk, product, static_cast<const T*>(x), ldx, M, staged);
+    });
+  });
 }
 
 EXPORT void nexusbench_rms_norm(i64 size, const void* x, void* residual, const float* weight,
                                 double eps, i64 M, i64 N, void* y, i64 threads) {
-#pragma omp parallel num_threads(int(threads))
-  if (size == 2)
-    norm_share(static_cast<const bf16*>(x), static_cast<bf16*>(residual), weight, float(eps), M, N,
-               static_cast<bf16*>(y));
-  else
-    norm_share(static_cast<const float*>(x), static_cast<float*>(residual), weight, float(eps), M,
-               N, static_cast<float*>(y));
+  by_size(size, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    on_team(threads, 1, [&](Walk& walk) {
+      rms_norm(walk, static_cast<const T*>(x), static_cast<T*>(residual), weight, float(eps), M, N,
+               static_cast<T*>(y));
+    });
+  });
 }
 
 // x: [M, 2 N] = gate, up -> y: [M, N] = silu(gate) * up.
 EXPORT void nexusbench_silu_mul(i64 size, const void* x, i64 M, i64 N, void* y, i64 threads) {
-  auto rows = [=](auto* in, auto* out) {
-    Share share(M);
-    for (i64 m = share.begin; m < share.end; m++)
-      for (i64 i = 0; i < N; i += 16) {
-        __mmask16 mask = tail_mask(N - i);
-        __m512 gate = load16(in + m * 2 * N + i, mask), up = load16(in + m * 2 * N + N + i, mask);
-        store16(out + m * N + i, _mm512_mul_ps(silu16(gate), up), mask);
-      }
-  };
-#pragma omp parallel num_threads(int(threads))
-  if (size == 2) rows(static_cast<const bf16*>(x), static_cast<bf16*>(y));
-  else rows(static_cast<const float*>(x), static_cast<float*>(y));
+  by_size(size, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    on_team(threads, 1, [&](Walk& walk) {
+      walk.phase(M, 4, [&](i64 begin, i64 end) {
+        for (i64 m = begin; m < end; m++) {
+          const T* in = static_cast<const T*>(x) + m * 2 * N;
+          T* out = static_cast<T*>(y) + m * N;
+          for (i64 i = 0; i < N; i += 16) {
+            __mmask16 mask = tail_mask(N - i);
+            __m512 gate = load16(in + i, mask), up = load16(in + N + i, mask);
+            store16(out + i, _mm512_mul_ps(silu16(gate), up), mask);
+          }
+        }
+      });
+    });
+  });
 }
 
 EXPORT void nexusbench_rope(i64 size, i64 query, i64 kv, i64 dim, i64 block_size, void* qkv, i64 M,
@@ -826,13 +934,13 @@ EXPORT void nexusbench_rope(i64 size, i64 query, i64 kv, i64 dim, i64 block_size
                             const float* q_norm, const float* k_norm, double eps, void* k_cache,
                             void* v_cache, i64 threads) {
   Heads heads{query, kv, dim, block_size};
-#pragma omp parallel num_threads(int(threads))
-  if (size == 2)
-    rope_share(heads, static_cast<bf16*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
-               float(eps), static_cast<bf16*>(k_cache), static_cast<bf16*>(v_cache));
-  else
-    rope_share(heads, static_cast<float*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
-               float(eps), static_cast<float*>(k_cache), static_cast<float*>(v_cache));
+  by_size(size, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    on_team(threads, 1, [&](Walk& walk) {
+      rope(walk, heads, static_cast<T*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
+           float(eps), static_cast<T*>(k_cache), static_cast<T*>(v_cache));
+    });
+  });
 }
 
 EXPORT void nexusbench_decode_attention(i64 size, i64 query, i64 kv, i64 dim, i64 block_size,
@@ -842,28 +950,33 @@ EXPORT void nexusbench_decode_attention(i64 size, i64 query, i64 kv, i64 dim, i6
                                         i64 threads) {
   Heads heads{query, kv, dim, block_size};
   Paged paged{tables, max_blocks, lengths};
-#pragma omp parallel num_threads(int(threads))
-  if (size == 2)
-    attention_share(heads, static_cast<const bf16*>(q), ldq, static_cast<const bf16*>(k_cache),
-                    static_cast<const bf16*>(v_cache), paged, M, float(scale),
-                    static_cast<bf16*>(out));
-  else
-    attention_share(heads, static_cast<const float*>(q), ldq, static_cast<const float*>(k_cache),
-                    static_cast<const float*>(v_cache), paged, M, float(scale),
-                    static_cast<float*>(out));
+  by_size(size, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    on_team(threads, 1, [&](Walk& walk) {
+      decode_attention(walk, heads, static_cast<const T*>(q), ldq, static_cast<const T*>(k_cache),
+                       static_cast<const T*>(v_cache), paged, M, float(scale),
+                       static_cast<T*>(out));
+    });
+  });
 }
 
 // Index of the first largest value of each fp32 row; NaN never wins.
 EXPORT void nexusbench_argmax(const float* x, i64 M, i64 N, i64* out, i64 threads) {
-#pragma omp parallel for num_threads(int(threads))
-  for (i64 m = 0; m < M; m++) out[m] = largest(x + m * N, N);
+  on_team(threads, 1, [&](Walk& walk) {
+    walk.phase(M, 4, [&](i64 begin, i64 end) {
+      for (i64 m = begin; m < end; m++) out[m] = largest(x + m * N, N);
+    });
+  });
 }
 
 // `count` layers on the same tokens; stages may be asked for one by one.
 EXPORT void nexusbench_layers(const Layer* layers, i64 count, const Step* step, i64 threads) {
-#pragma omp parallel num_threads(int(threads))
-  for (i64 i = 0; i < count; i++) {
-    if (step->size == 2) layer_share<bf16>(layers[i], *step);
-    else layer_share<float>(layers[i], *step);
-  }
+  by_size(step->size, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    i64 widest = std::max({step->hidden, step->inner, step->heads.query * step->heads.dim});
+    void* staged = staged_buffer.get<char>(staged_bytes<T>(step->M, widest));
+    on_team(threads, count * PHASES_PER_LAYER, [&](Walk& walk) {
+      for (i64 i = 0; i < count; i++) layer<T>(walk, layers[i], *step, staged);
+    });
+  });
 }
