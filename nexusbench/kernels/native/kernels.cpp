@@ -89,21 +89,23 @@ class Walk {  // one thread's way through the phases
         me_(omp_get_thread_num()) {}
 
   // Calls f(begin, end) until all units are claimed; returns when they are done, by whomever.
-  // `share`: chunks that each thread's run is cut into.
-  template <class F> void phase(i64 units, i64 share, F f) {
+  // A claim takes a quarter of what is left of a run, so the last ones are small.
+  template <class F> void phase(i64 units, F f) {
     Phases::Cell* next = at_;
     std::atomic<i64>& done = at_[stride_ - 1].value;
     at_ += stride_;
-    const i64 chunk = std::max<i64>(1, units / (threads_ * share));
     for (i64 i = 0; i < threads_; i++) {
       i64 whose = (me_ + i) % threads_;
       i64 begin = units * whose / threads_, end = units * (whose + 1) / threads_;
-      for (;;) {
-        i64 from = begin + next[whose].value.fetch_add(chunk, std::memory_order_relaxed);
-        if (from >= end) break;
-        i64 to = std::min(end, from + chunk);
-        f(from, to);
-        done.fetch_add(to - from, std::memory_order_release);
+      i64 taken = next[whose].value.load(std::memory_order_relaxed);
+      while (taken < end - begin) {
+        i64 chunk = threads_ == 1 ? units : (end - begin - taken + 3) / 4;
+        if (!next[whose].value.compare_exchange_weak(taken, taken + chunk,
+                                                     std::memory_order_relaxed))
+          continue;  // another thread was faster: `taken` is what it left
+        f(begin + taken, begin + taken + chunk);
+        done.fetch_add(chunk, std::memory_order_release);
+        taken = next[whose].value.load(std::memory_order_relaxed);
       }
     }
     for (int spins = 0; done.load(std::memory_order_acquire) < units;) {
@@ -259,6 +261,7 @@ void finish(const Product& p, const float* sums, i64 first, i64 rows, i64 group)
 constexpr i64 MOST_ROWS = 12;  // 24 accumulators, two weights and one input in 32 registers
 constexpr i64 UNIT_BYTES = 128;
 constexpr i64 UNITS_PER_PIECE = 256;  // 32 KB of weights stay in L1 while rows pass by
+constexpr i64 PIECE_LINES = UNITS_PER_PIECE * UNIT_BYTES / 64;
 
 template <class T> constexpr i64 per_unit() { return 4 / sizeof(T); }
 template <class T> i64 units_of(i64 K) { return sizeof(T) == 2 ? round_up(K, 32) / 2 : K; }
@@ -274,21 +277,27 @@ inline void multiply(__m512& sum, uint32_t x, const bf16* w) {
   sum = dot_pairs(sum, _mm512_set1_epi32(int(x)), _mm512_loadu_si512(w));
 }
 
-// sums[R][32] (+)= x W^T over units u0..u1 of one group; `lines` lines from `next` are prefetched.
+// Line `i` of a piece in the order of prefetching: page by page in turn, because the hardware runs
+// ahead in several pages at once but only a little way in each.
+inline const char* line_of_piece(const char* piece, i64 i) {
+  return piece + i % 8 * 4096 + i / 8 * 64;
+}
+
+// sums[R][32] (+)= x W^T over units u0..u1 of one group; lines `from`..`to` of the piece of weights
+// at `next` are prefetched.
 template <int R, class T>
 void rows_times_group(const uint32_t* x, const T* w, i64 u0, i64 u1, float* sums, const char* next,
-                      i64 lines) {
+                      i64 from, i64 to) {
   constexpr i64 second = sizeof(T) == 2 ? TILE : 16;
   __m512 acc[R][2];
   for (int r = 0; r < R; r++)
     for (int h = 0; h < 2; h++)
       acc[r][h] = u0 ? load16(sums + r * GROUP + 16 * h) : _mm512_setzero_ps();
   for (i64 u = u0; u < u1; u++) {
-    if (lines > 0) {
-      _mm_prefetch(next, _MM_HINT_T1);
-      _mm_prefetch(next + 64, _MM_HINT_T1);
-      next += 128;
-      lines -= 2;
+    if (from < to) {
+      _mm_prefetch(line_of_piece(next, from), _MM_HINT_T1);
+      _mm_prefetch(line_of_piece(next, from + 1), _MM_HINT_T1);
+      from += 2;
     }
     const T* at = weights_of(w, u);
     for (int r = 0; r < R; r++) {
@@ -302,9 +311,9 @@ void rows_times_group(const uint32_t* x, const T* w, i64 u0, i64 u1, float* sums
 
 template <class T>
 void some_rows(i64 rows, const uint32_t* x, const T* w, i64 u0, i64 u1, float* sums,
-               const char* next, i64 lines) {
+               const char* next, i64 from, i64 to) {
   switch (rows) {
-#define ROWS(R) case R: return rows_times_group<R, T>(x, w, u0, u1, sums, next, lines)
+#define ROWS(R) case R: return rows_times_group<R, T>(x, w, u0, u1, sums, next, from, to)
     ROWS(1); ROWS(2); ROWS(3); ROWS(4); ROWS(5); ROWS(6);
     ROWS(7); ROWS(8); ROWS(9); ROWS(10); ROWS(11); ROWS(12);
 #undef ROWS
@@ -336,20 +345,19 @@ void vector_groups(const Product& p, const uint32_t* x, const RowBlocks& all, i6
   const i64 some = std::max<i64>(8, (i64(1) << 20) / (units * 4 * MOST_ROWS));
   for (i64 b0 = 0; b0 < all.count; b0 += some) {
     const i64 b1 = std::min(all.count, b0 + some), first = all.first(b0);
-    const i64 rows = all.first(b1) - first, step = b1 - b0 > 1 ? UNITS_PER_PIECE : units;
+    const i64 rows = all.first(b1) - first, blocks = b1 - b0;
     float* sums = partial_buffer.get<float>(rows * GROUP);
     for (i64 group = begin; group < end; group++) {
       const T* w = static_cast<const T*>(p.weight) + group * units * per_unit<T>() * GROUP;
-      for (i64 u = 0; u < units; u += step) {
-        const i64 u_end = std::min(units, u + step);
-        // A single block streams; several share the fetching of the next piece among them.
-        const bool stream = b1 - b0 == 1;
-        const char* next = reinterpret_cast<const char*>(w) +
-                           (stream ? u * UNIT_BYTES + AHEAD : u_end * UNIT_BYTES);
-        const i64 lines = round_up(2 * step / (b1 - b0), 2);
-        for (i64 b = b0; b < b1; b++, next += lines * 64)
+      for (i64 u = 0; u < units; u += UNITS_PER_PIECE) {
+        const i64 u_end = std::min(units, u + UNITS_PER_PIECE);
+        // The blocks share the fetching of the next piece among them; it follows this one.
+        const char* next = reinterpret_cast<const char*>(w) + u_end * UNIT_BYTES;
+        for (i64 b = b0; b < b1; b++)
           some_rows<T>(all.first(b + 1) - all.first(b), x + all.first(b) * units, w, u, u_end,
-                       sums + (all.first(b) - first) * GROUP, next, lines);
+                       sums + (all.first(b) - first) * GROUP, next,
+                       PIECE_LINES * (b - b0) / blocks / 2 * 2,
+                       PIECE_LINES * (b - b0 + 1) / blocks / 2 * 2);
       }
       finish<T>(p, sums, first, rows, group);
     }
@@ -368,13 +376,13 @@ void vector_linear(Walk& walk, const Product& p, const T* x, i64 ldx, i64 M, voi
   if (M == 1 && p.K % per_unit<T>() == 0 && units * per_unit<T>() == p.K) {
     in = reinterpret_cast<const uint32_t*>(x);  // one row is its own stage
   } else {
-    walk.phase(blocks.count, 4, [&](i64 begin, i64 end) {
+    walk.phase(blocks.count, [&](i64 begin, i64 end) {
       for (i64 b = begin; b < end; b++)
         stage_block(x + blocks.first(b) * ldx, ldx, p.K, blocks.first(b + 1) - blocks.first(b),
                     static_cast<uint32_t*>(staged) + blocks.first(b) * units);
     });
   }
-  walk.phase(round_up(p.N, GROUP) / GROUP, 8, [&](i64 begin, i64 end) {
+  walk.phase(round_up(p.N, GROUP) / GROUP, [&](i64 begin, i64 end) {
     vector_groups<T>(p, in, blocks, begin, end);
   });
 }
@@ -505,13 +513,13 @@ void tile_linear(Walk& walk, const Product& p, const bf16* x, i64 ldx, i64 M, vo
   bf16* tiles = static_cast<bf16*>(staged);
   TileRows in{x, ldx, 32, 16 * ldx};
   if (M > 32 || K != p.K) {
-    walk.phase((M + 31) / 32, 4, [&](i64 begin, i64 end) {
+    walk.phase((M + 31) / 32, [&](i64 begin, i64 end) {
       for (i64 b = begin; b < end; b++)
         stage_tiles(x + b * 32 * ldx, ldx, p.K, std::min<i64>(32, M - b * 32), tiles + b * 32 * K);
     });
     in = {tiles, 32, 2 * TILE, TILE};
   }
-  walk.phase(round_up(p.N, GROUP) / GROUP, 8, [&](i64 begin, i64 end) {
+  walk.phase(round_up(p.N, GROUP) / GROUP, [&](i64 begin, i64 end) {
     if (M <= 32) tile_few(p, in, M, begin, end);
     else tile_many(p, tiles, M, begin, end);
   });
@@ -565,7 +573,7 @@ void norm_row(const T* x, T* residual, const float* weight, float eps, i64 n, T*
 template <class T>
 void rms_norm(Walk& walk, const T* x, T* residual, const float* weight, float eps, i64 M, i64 n,
               T* y) {
-  walk.phase(M, 4, [=](i64 begin, i64 end) {
+  walk.phase(M, [=](i64 begin, i64 end) {
     for (i64 m = begin; m < end; m++)
       norm_row<T>(x + m * n, residual ? residual + m * n : nullptr, weight, eps, n, y + m * n);
   });
@@ -604,7 +612,7 @@ void rope(Walk& walk, const Heads& heads, T* qkv, i64 M, const i64* positions, c
                 const float* cos_sin, const float* q_norm, const float* k_norm, float eps,
                 T* k_cache, T* v_cache) {
   const i64 per_token = heads.query + 2 * heads.kv, D = heads.dim;
-  walk.phase(M * per_token, 4, [=](i64 begin, i64 end) {
+  walk.phase(M * per_token, [=](i64 begin, i64 end) {
   for (i64 unit = begin; unit < end; unit++) {
     i64 m = unit / per_token, head = unit % per_token;
     T* v = qkv + m * heads.row() + head * D;
@@ -734,7 +742,7 @@ template <class T>
 void decode_attention(Walk& walk, const Heads& heads, const T* q, i64 ldq, const T* k_cache,
                       const T* v_cache, const Paged& paged, i64 M, float scale, T* out) {
   const i64 width = heads.query / heads.kv * heads.dim;  // columns of one KV head
-  walk.phase(M * heads.kv, 8, [=](i64 begin, i64 end) {
+  walk.phase(M * heads.kv, [=](i64 begin, i64 end) {
     for (i64 unit = begin; unit < end; unit++) {
       i64 m = unit / heads.kv, h = unit % heads.kv, length = paged.lengths[m];
       T* o = out + unit * width;
@@ -914,7 +922,7 @@ EXPORT void nexusbench_silu_mul(i64 size, const void* x, i64 M, i64 N, void* y, 
   by_size(size, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     on_team(threads, 1, [&](Walk& walk) {
-      walk.phase(M, 4, [&](i64 begin, i64 end) {
+      walk.phase(M, [&](i64 begin, i64 end) {
         for (i64 m = begin; m < end; m++) {
           const T* in = static_cast<const T*>(x) + m * 2 * N;
           T* out = static_cast<T*>(y) + m * N;
@@ -963,7 +971,7 @@ EXPORT void nexusbench_decode_attention(i64 size, i64 query, i64 kv, i64 dim, i6
 // Index of the first largest value of each fp32 row; NaN never wins.
 EXPORT void nexusbench_argmax(const float* x, i64 M, i64 N, i64* out, i64 threads) {
   on_team(threads, 1, [&](Walk& walk) {
-    walk.phase(M, 4, [&](i64 begin, i64 end) {
+    walk.phase(M, [&](i64 begin, i64 end) {
       for (i64 m = begin; m < end; m++) out[m] = largest(x + m * N, N);
     });
   });
@@ -979,4 +987,24 @@ EXPORT void nexusbench_layers(const Layer* layers, i64 count, const Step* step, 
       for (i64 i = 0; i < count; i++) layer<T>(walk, layers[i], *step, staged);
     });
   });
+}
+
+// Reads `bytes` (a multiple of 256) from memory and nothing else; the sum keeps it honest.
+EXPORT i64 nexusbench_read(const void* data, i64 bytes, i64 threads) {
+  std::atomic<i64> total{0};
+  on_team(threads, 1, [&](Walk& walk) {
+    walk.phase(bytes / 256, [&](i64 begin, i64 end) {
+      const __m512i *at = static_cast<const __m512i*>(data) + begin * 4, *last = at + (end - begin) * 4;
+      __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+      for (; at < last; at += 4) {
+        a = _mm512_add_epi64(a, _mm512_loadu_si512(at));
+        b = _mm512_add_epi64(b, _mm512_loadu_si512(at + 1));
+        c = _mm512_add_epi64(c, _mm512_loadu_si512(at + 2));
+        d = _mm512_add_epi64(d, _mm512_loadu_si512(at + 3));
+      }
+      a = _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d));
+      total += _mm512_reduce_add_epi64(a);
+    });
+  });
+  return total;
 }
