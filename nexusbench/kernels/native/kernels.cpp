@@ -38,7 +38,6 @@ using i64 = int64_t;
 
 constexpr i64 GROUP = 32;         // outputs per group of a packed weight
 constexpr i64 TILE = 512;         // bf16 elements of one AMX tile (1 KB)
-constexpr i64 AHEAD = 16384;      // bytes that streamed weights are prefetched ahead
 
 constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
 
@@ -255,6 +254,12 @@ void finish(const Product& p, const float* sums, i64 first, i64 rows, i64 group)
   else finish_as<T, T>(p, sums, first, rows, group);
 }
 
+// Line `i` of a piece in the order of prefetching: page by page in turn, because the hardware runs
+// ahead in several pages at once but only a little way in each.
+inline const char* line_of_piece(const char* piece, i64 i) {
+  return piece + i % 8 * 4096 + i / 8 * 64;
+}
+
 // Inputs are used in units of 4 bytes, one fp32 or a pair of bf16, which stand opposite 32 weights
 // (or pairs of them), 128 bytes. A block of rows is staged as [units][rows], so that a broadcast
 // finds its neighbours in the same cache line.
@@ -275,12 +280,6 @@ inline void multiply(__m512& sum, uint32_t x, const float* w) {
 }
 inline void multiply(__m512& sum, uint32_t x, const bf16* w) {
   sum = dot_pairs(sum, _mm512_set1_epi32(int(x)), _mm512_loadu_si512(w));
-}
-
-// Line `i` of a piece in the order of prefetching: page by page in turn, because the hardware runs
-// ahead in several pages at once but only a little way in each.
-inline const char* line_of_piece(const char* piece, i64 i) {
-  return piece + i % 8 * 4096 + i / 8 * 64;
 }
 
 // sums[R][32] (+)= x W^T over units u0..u1 of one group; lines `from`..`to` of the piece of weights
@@ -414,12 +413,14 @@ struct TileRows {  // up to 32 rows of inputs: where tiles lie, in elements
   i64 row;    // between rows
   i64 step;   // between tiles of 32 inputs
   i64 lower;  // from rows 0..15 to rows 16..31
+  i64 block;  // between blocks of 32 rows
 };
 
-// sums (+)= x[.., k0..k1) W^T; from `next` on, `lines` lines are prefetched at every step.
+// sums (+)= x[.., k0..k1) W^T; at every step `lines` lines of the piece `next` are prefetched, the
+// first of all being line `from`.
 template <bool TWO>
 inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float* sums,
-                       const char* next, i64 lines) {
+                       const char* next, i64 from, i64 lines) {
   const i64 row = GROUP * 4;
   if (k0) {
     _tile_loadd(0, sums, row);
@@ -438,7 +439,7 @@ inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float*
   }
   const bf16 *at = w + k0 * GROUP, *x = in.x + k0 / 32 * in.step;
   for (i64 k = k0; k < k1; k += 32, at += 2 * TILE, x += in.step) {
-    for (i64 i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    for (i64 i = 0; i < lines; i++) _mm_prefetch(line_of_piece(next, from++), _MM_HINT_T1);
     _tile_loadd(4, x, in.row * 2);
     _tile_loadd(6, at, 64);
     _tile_loadd(7, at + TILE, 64);
@@ -458,23 +459,28 @@ inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float*
   }
 }
 
-// Up to 32 rows: every weight is read once, prefetched AHEAD bytes before its use.
+// Up to 32 rows: every weight is read once, fetched a piece ahead.
 void tile_few(const Product& p, const TileRows& in, i64 M, i64 begin, i64 end) {
   const i64 K = round_up(p.K, 32);
   alignas(64) float sums[32 * GROUP];
   configure_tiles(std::min<i64>(M, 16), M - 16);
   for (i64 group = begin; group < end; group++) {
     const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
-    const char* next = reinterpret_cast<const char*>(w) + AHEAD;
-    if (M > 16) tile_block<true>(in, w, 0, K, sums, next, 32);
-    else tile_block<false>(in, w, 0, K, sums, next, 32);
+    for (i64 k = 0; k < K; k += K_PIECE) {
+      const i64 k_end = std::min(K, k + K_PIECE);
+      const char* next = reinterpret_cast<const char*>(w + k_end * GROUP);
+      if (M > 16) tile_block<true>(in, w, k, k_end, sums, next, 0, 32);
+      else tile_block<false>(in, w, k, k_end, sums, next, 0, 32);
+    }
     finish<bf16>(p, sums, 0, M, group);
   }
   _tile_release();
 }
 
-// Many rows, staged: blocks of rows that stay in L2, weights in pieces that stay in L1.
-void tile_many(const Product& p, const bf16* staged, i64 M, i64 begin, i64 end) {
+// Many rows: blocks of rows that stay in L2, weights in pieces that stay in L1. The last rows, if
+// fewer than 32, are staged, so that one tile configuration serves all.
+void tile_many(const Product& p, const TileRows& rows_in, const TileRows& last, i64 M, i64 begin,
+               i64 end) {
   const i64 K = round_up(p.K, 32), most = std::max<i64>(64, (i64(1) << 20) / (K * 2) / 32 * 32);
   float* sums = partial_buffer.get<float>(most * GROUP);
   configure_tiles(16, 16);
@@ -487,9 +493,11 @@ void tile_many(const Product& p, const bf16* staged, i64 M, i64 begin, i64 end) 
         // Fetch the next piece of weights (it follows this one) while the rows pass by.
         i64 lines = (K_PIECE + (rows + 31) / 32 * steps - 1) / ((rows + 31) / 32 * steps);
         const char* next = reinterpret_cast<const char*>(w + k_end * GROUP);
-        for (i64 r = 0; r < rows; r += 32, next += lines * 64 * steps) {
-          TileRows in{staged + (first + r) * K, 32, 2 * TILE, TILE};
-          tile_block<true>(in, w, k, k_end, sums + r * GROUP, next, lines);
+        for (i64 r = 0; r < rows; r += 32) {
+          const bool whole = first + r + 32 <= M;
+          TileRows in = whole ? rows_in : last;
+          if (whole) in.x += (first + r) / 32 * rows_in.block;
+          tile_block<true>(in, w, k, k_end, sums + r * GROUP, next, r / 32 * steps * lines, lines);
         }
       }
       finish<bf16>(p, sums, first, rows, group);
@@ -509,19 +517,23 @@ void stage_tiles(const bf16* x, i64 ldx, i64 K, i64 rows, bf16* staged) {
 }
 
 void tile_linear(Walk& walk, const Product& p, const bf16* x, i64 ldx, i64 M, void* staged) {
-  const i64 K = round_up(p.K, 32);
+  const i64 K = round_up(p.K, 32), blocks = (M + 31) / 32;
   bf16* tiles = static_cast<bf16*>(staged);
-  TileRows in{x, ldx, 32, 16 * ldx};
-  if (M > 32 || K != p.K) {
-    walk.phase((M + 31) / 32, [&](i64 begin, i64 end) {
-      for (i64 b = begin; b < end; b++)
-        stage_tiles(x + b * 32 * ldx, ldx, p.K, std::min<i64>(32, M - b * 32), tiles + b * 32 * K);
+  const TileRows direct{x, ldx, 32, 16 * ldx, 32 * ldx}, tiled{tiles, 32, 2 * TILE, TILE, 32 * K};
+  const bool all = K != p.K, some = M > 32 && M % 32;
+  const i64 first = all ? 0 : blocks - 1;  // block to stage from
+  if (all || some)
+    walk.phase(blocks - first, [&](i64 begin, i64 end) {
+      for (i64 b = begin; b < end; b++) {
+        const i64 row = (first + b) * 32;
+        stage_tiles(x + row * ldx, ldx, p.K, std::min<i64>(32, M - row), tiles + b * 32 * K);
+      }
     });
-    in = {tiles, 32, 2 * TILE, TILE};
-  }
+  TileRows last = tiled;
+  last.x += (blocks - 1 - first) * tiled.block;
   walk.phase(round_up(p.N, GROUP) / GROUP, [&](i64 begin, i64 end) {
-    if (M <= 32) tile_few(p, in, M, begin, end);
-    else tile_many(p, tiles, M, begin, end);
+    if (M <= 32) tile_few(p, all ? tiled : direct, M, begin, end);
+    else tile_many(p, all ? tiled : direct, last, M, begin, end);
   });
 }
 
@@ -708,6 +720,11 @@ void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads
   }
 }
 
+inline void prefetch(const void* data, i64 bytes) {
+  for (i64 i = 0; i < bytes; i += 64)
+    _mm_prefetch(static_cast<const char*>(data) + i, _MM_HINT_T1);
+}
+
 // All queries of one token and KV head. q: [G, dim] contiguous; out likewise.
 template <class T>
 void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
@@ -715,9 +732,15 @@ void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
   const i64 G = heads.query / heads.kv, D = heads.dim, lds = round_up(length, 16);
   float* scores = score_buffer.get<float>(G * (lds + 1));
   float* totals = scores + G * lds;
+  const i64 bytes = heads.block_size * D * i64(sizeof(T)), blocks = (length - 1) / heads.block_size;
   for (i64 t0 = 0; t0 < length; t0 += heads.block_size) {
-    const T* k = k_cache + heads.cached(table[t0 / heads.block_size] * heads.block_size, kv_head);
+    const i64 block = t0 / heads.block_size;
+    const T* k = k_cache + heads.cached(table[block] * heads.block_size, kv_head);
     i64 end = std::min(length, t0 + heads.block_size);
+    // The hardware does not foresee where the next block lies; values are needed after all keys.
+    prefetch(k_cache + heads.cached(table[std::min(block + 2, blocks)] * heads.block_size, kv_head),
+             bytes);
+    prefetch(v_cache + heads.cached(table[block] * heads.block_size, kv_head), bytes);
     for (i64 t = t0; t < end; t += 16)
       score_rows<T>(q, G, k + (t - t0) * D, D, std::min<i64>(16, end - t), scores + t, lds);
   }
