@@ -32,7 +32,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "decode_attention": (_I, _I, _I, _I, _I, _P, _I, _P, _P, _P, _I, _P, _I, _D, _P, _I),
     "argmax": (_P, _I, _I, _P, _I),
     "layers": (_P, _I, _P, _I),
+    "read": (_P, _I, _I),
 }
+_RETURNING = ("level", "read")
 
 
 class Functions:
@@ -42,8 +44,8 @@ class Functions:
         library = ctypes.CDLL(str(path))
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, f"nexusbench_{name}")
-            function.argtypes, function.restype = arguments, _I if name == "level" else None
-        self.path, self.library = path, library
+            function.argtypes, function.restype = arguments, _I if name in _RETURNING else None
+        self.path = path
         self.pack: Callable[..., None] = library.nexusbench_pack
         self.linear: Callable[..., None] = library.nexusbench_linear
         self.rms_norm: Callable[..., None] = library.nexusbench_rms_norm
@@ -52,6 +54,8 @@ class Functions:
         self.decode_attention: Callable[..., None] = library.nexusbench_decode_attention
         self.argmax: Callable[..., None] = library.nexusbench_argmax
         self.layers: Callable[..., None] = library.nexusbench_layers
+        self.read: Callable[..., int] = library.nexusbench_read
+        self.level: Callable[[], int] = library.nexusbench_level
 
 
 @cache
@@ -62,7 +66,7 @@ def _loaded() -> tuple[Functions | None, str]:
         return None, f"native kernels off: {reason}"
     except (OSError, AttributeError) as error:
         return None, f"native kernels off: the compiled file cannot be loaded ({error})"
-    if functions.library.nexusbench_level() < 0:
+    if functions.level() < 0:
         return None, "native kernels off: the system refuses AMX to this process"
     return functions, f"native kernels: {functions.path.name}"
 

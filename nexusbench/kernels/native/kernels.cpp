@@ -644,31 +644,46 @@ struct Paged {  // what decode attention reads besides the queries
   const int32_t* lengths;  // [M], the token itself included
 };
 
-// q . k over dim elements in 16 lanes.
-inline __m512 dot16(const float* q, const float* k, i64 dim) {
+// q . k over dim elements in 16 lanes. D: the dimension if it is known and whole, else 0.
+template <int D> inline __m512 dot16(const float* q, const float* k, i64 dim) {
   __m512 acc = _mm512_setzero_ps();
+  if constexpr (D > 0) {
+    for (int i = 0; i < D; i += 16) acc = _mm512_fmadd_ps(load16(q + i), load16(k + i), acc);
+    return acc;
+  }
   for (i64 i = 0; i < dim; i += 16) {
     __mmask16 mask = tail_mask(dim - i);
     acc = _mm512_fmadd_ps(load16(q + i, mask), load16(k + i, mask), acc);
   }
   return acc;
 }
-inline __m512 dot16(const bf16* q, const bf16* k, i64 dim) {
+template <int D> inline __m512 dot16(const bf16* q, const bf16* k, i64 dim) {
   __m512 acc = _mm512_setzero_ps();
+  if constexpr (D > 0) {
+    for (int i = 0; i < D; i += 32)
+      acc = dot_pairs(acc, _mm512_loadu_si512(q + i), _mm512_loadu_si512(k + i));
+    return acc;
+  }
   for (i64 i = 0; i < dim; i += 32) {
     __mmask32 mask = dim - i >= 32 ? 0xffffffffu : (1u << (dim - i)) - 1;
-    acc = dot_pairs(acc, _mm512_maskz_loadu_epi16(mask, q + i), _mm512_maskz_loadu_epi16(mask, k + i));
+    acc = dot_pairs(acc, _mm512_maskz_loadu_epi16(mask, q + i),
+                    _mm512_maskz_loadu_epi16(mask, k + i));
   }
   return acc;
 }
 
 // scores[g][t] = q_g . k_t for the queries of one KV head and `count` <= 16 rows of a block.
-template <class T>
-void score_rows(const T* q, i64 G, const T* k, i64 D, i64 count, float* scores, i64 lds) {
+template <int D, class T>
+void score_rows(const T* q, i64 G, const T* k, i64 dim, i64 count, float* scores, i64 lds) {
+  const i64 row = D ? D : dim;
   for (i64 g = 0; g < G; g++) {
     __m512 sums[16];
-    for (i64 t = 0; t < 16; t++)
-      sums[t] = t < count ? dot16(q + g * D, k + t * D, D) : _mm512_setzero_ps();
+    if (count == 16) {
+      for (int t = 0; t < 16; t++) sums[t] = dot16<D>(q + g * row, k + t * row, row);
+    } else {
+      for (i64 t = 0; t < 16; t++)
+        sums[t] = t < count ? dot16<D>(q + g * row, k + t * row, row) : _mm512_setzero_ps();
+    }
     store16(scores + g * lds, sum_rows(sums), tail_mask(count));
   }
 }
@@ -691,7 +706,7 @@ inline float exponentials(float* s, i64 n, float scale) {
 }
 
 // out[g][d..d+64) for G <= 4 queries: sums of weights times values, over all blocks.
-template <int G, class T>
+template <int G, bool WHOLE, class T>
 void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads, const T* v_cache,
            const int32_t* table, i64 kv_head, i64 length, i64 d, T* out) {
   const i64 D = heads.dim, width = std::min<i64>(64, D - d);
@@ -706,7 +721,8 @@ void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads
     i64 end = std::min(length, t0 + heads.block_size);
     for (i64 t = t0; t < end; t++, v += D) {
       __m512 value[4];
-      for (int j = 0; j < 4; j++) value[j] = load16(v + 16 * j, mask[j]);
+      for (int j = 0; j < 4; j++)
+        value[j] = WHOLE ? load16(v + 16 * j) : load16(v + 16 * j, mask[j]);
       for (int g = 0; g < G; g++) {
         __m512 s = _mm512_set1_ps(scores[g * lds + t]);
         for (int j = 0; j < 4; j++) acc[g][j] = _mm512_fmadd_ps(s, value[j], acc[g][j]);
@@ -718,6 +734,14 @@ void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads
     for (int j = 0; j < 4; j++)
       store16(out + g * D + d + 16 * j, _mm512_mul_ps(acc[g][j], scale), mask[j]);
   }
+}
+
+// Calls f with 1..4 as a constant.
+template <class F> void by_count(i64 count, F f) {
+  if (count == 1) f(std::integral_constant<int, 1>());
+  else if (count == 2) f(std::integral_constant<int, 2>());
+  else if (count == 3) f(std::integral_constant<int, 3>());
+  else f(std::integral_constant<int, 4>());
 }
 
 inline void prefetch(const void* data, i64 bytes) {
@@ -741,24 +765,27 @@ void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
     prefetch(k_cache + heads.cached(table[std::min(block + 2, blocks)] * heads.block_size, kv_head),
              bytes);
     prefetch(v_cache + heads.cached(table[block] * heads.block_size, kv_head), bytes);
-    for (i64 t = t0; t < end; t += 16)
-      score_rows<T>(q, G, k + (t - t0) * D, D, std::min<i64>(16, end - t), scores + t, lds);
+    for (i64 t = t0; t < end; t += 16) {
+      const T* rows = k + (t - t0) * D;
+      const i64 count = std::min<i64>(16, end - t);
+      if (D == 64) score_rows<64, T>(q, G, rows, D, count, scores + t, lds);
+      else if (D == 128) score_rows<128, T>(q, G, rows, D, count, scores + t, lds);
+      else score_rows<0, T>(q, G, rows, D, count, scores + t, lds);
+    }
   }
   for (i64 g = 0; g < G; g++) totals[g] = exponentials(scores + g * lds, length, scale);
-  for (i64 g = 0; g < G;) {
-    i64 some = std::min<i64>(4, G - g);
+  for (i64 g = 0; g < G; g += 4)
     for (i64 d = 0; d < D; d += 64) {
       const float* s = scores + g * lds;
       T* o = out + g * D;
-      switch (some) {
-        case 1: weigh<1, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o); break;
-        case 2: weigh<2, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o); break;
-        case 3: weigh<3, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o); break;
-        default: weigh<4, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o);
-      }
+      by_count(std::min<i64>(4, G - g), [&](auto some) {
+        constexpr int N = decltype(some)::value;
+        if (D % 64 == 0)
+          weigh<N, true, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o);
+        else
+          weigh<N, false, T>(s, lds, totals + g, heads, v_cache, table, kv_head, length, d, o);
+      });
     }
-    g += some;
-  }
 }
 
 template <class T>
