@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 
@@ -145,7 +146,7 @@ def compare_steps(dtype, threads, size, rounds):
             clock.append(time.perf_counter())
             have = ours.decode(first, STEPS)
             clock.append(time.perf_counter())
-            spans = [after - before for before, after in zip(clock, clock[1:], strict=False)]
+            spans = [after - before for before, after in pairwise(clock)]
             for i, name in enumerate(("prefill", "prefill", "decode", "decode")):
                 took[name][i % 2].append(spans[i])
         cells = []

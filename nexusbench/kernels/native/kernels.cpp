@@ -594,8 +594,11 @@ void rms_norm(Walk& walk, const T* x, T* residual, const float* weight, float ep
 struct Heads {
   i64 query, kv, dim, block_size;
   i64 row() const { return (query + 2 * kv) * dim; }  // of the joint projection: q, k, v
-  i64 cached(i64 slot, i64 head) const {              // first element of a cached row
-    return ((slot / block_size * kv + head) * block_size + slot % block_size) * dim;
+  i64 run(i64 block, i64 head) const {                // first element of a block's rows
+    return (block * kv + head) * block_size * dim;
+  }
+  i64 cached(i64 slot, i64 head) const {              // first element of one row
+    return run(slot / block_size, head) + slot % block_size * dim;
   }
 };
 
@@ -717,7 +720,7 @@ void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads
     for (int g = 0; g < G; g++) acc[g][j] = _mm512_setzero_ps();
   }
   for (i64 t0 = 0; t0 < length; t0 += heads.block_size) {
-    const T* v = v_cache + heads.cached(table[t0 / heads.block_size] * heads.block_size, kv_head) + d;
+    const T* v = v_cache + heads.run(*table++, kv_head) + d;
     i64 end = std::min(length, t0 + heads.block_size);
     for (i64 t = t0; t < end; t++, v += D) {
       __m512 value[4];
@@ -756,15 +759,14 @@ void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
   const i64 G = heads.query / heads.kv, D = heads.dim, lds = round_up(length, 16);
   float* scores = score_buffer.get<float>(G * (lds + 1));
   float* totals = scores + G * lds;
-  const i64 bytes = heads.block_size * D * i64(sizeof(T)), blocks = (length - 1) / heads.block_size;
-  for (i64 t0 = 0; t0 < length; t0 += heads.block_size) {
-    const i64 block = t0 / heads.block_size;
-    const T* k = k_cache + heads.cached(table[block] * heads.block_size, kv_head);
+  const i64 bytes = heads.block_size * D * i64(sizeof(T));
+  const int32_t *block = table, *last = table + (length - 1) / heads.block_size;
+  for (i64 t0 = 0; t0 < length; t0 += heads.block_size, block++) {
+    const T* k = k_cache + heads.run(*block, kv_head);
     i64 end = std::min(length, t0 + heads.block_size);
     // The hardware does not foresee where the next block lies; values are needed after all keys.
-    prefetch(k_cache + heads.cached(table[std::min(block + 2, blocks)] * heads.block_size, kv_head),
-             bytes);
-    prefetch(v_cache + heads.cached(table[block] * heads.block_size, kv_head), bytes);
+    prefetch(k_cache + heads.run(*std::min(block + 2, last), kv_head), bytes);
+    prefetch(v_cache + heads.run(*block, kv_head), bytes);
     for (i64 t = t0; t < end; t += 16) {
       const T* rows = k + (t - t0) * D;
       const i64 count = std::min<i64>(16, end - t);
