@@ -1,13 +1,17 @@
 """The decoder's small operations, each one native call; torch's where there are none.
 
-KV cache layout, K and V alike: ``[num_blocks, kv_heads, block_size, head_dim]``: a (block, head)
-pair is one contiguous run, which attention streams. A slot is ``block * block_size + offset``.
-All tensors are contiguous and on the CPU, activations and caches in one dtype (bf16 or fp32), norm
-weights and rope tables in fp32. ValueError for anything else. ``threads`` defaults to torch's
-number in the calling thread. Every row's result is the same bits in any batch.
+KV caches, K and V alike, are ``[num_blocks, kv_heads, block_size, head_dim]`` tensors of any
+strides whose rows touch; contiguous is fastest, since a (block, head) pair is then one run, but a
+permuted view of ``[num_blocks, block_size, 2, kv_heads, head_dim]`` serves too. A slot is ``block *
+block_size + offset``. All tensors are on the CPU and, but for the caches, contiguous; activations
+and caches of one dtype (bf16 or fp32), norm weights and rope tables in fp32. ValueError for
+anything else. ``threads`` defaults to torch's number in the calling thread. Every row's result is
+the same bits in any batch.
 """
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 
@@ -29,22 +33,21 @@ def rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
-    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
     *,
     threads: int | None = None,
 ) -> torch.Tensor:
-    """[M, N] ``x / rms(x) * weight``; with ``residual``, ``residual += x`` and that normalised."""
-    functions = _native(x.dtype)
+    """[M, N] of bf16 or fp32 -> ``x / rms(x) * weight`` in ``dtype`` (x's own)."""
+    dtype = x.dtype if dtype is None else dtype
+    functions = _native(x.dtype) and _native(dtype)
     if functions is None:
-        return reference.rms_norm(x, weight, eps, residual)
+        return reference.rms_norm(x, weight, eps, dtype)
     M, N = (int(size) for size in x.shape)
     check("x", x, (M, N), x.dtype)
     check("weight", weight, (N,), torch.float32)
-    if residual is not None:
-        check("residual", residual, (M, N), x.dtype)
-    y = torch.empty_like(x)
+    y = torch.empty(M, N, dtype=dtype)
     functions.rms_norm(
-        element_size(x.dtype), x.data_ptr(), address(residual), weight.data_ptr(), eps, M, N,
+        element_size(x.dtype), element_size(dtype), x.data_ptr(), weight.data_ptr(), eps, M, N,
         y.data_ptr(), _threads(threads),
     )  # fmt: skip
     return y
@@ -73,35 +76,37 @@ def rope_and_cache(
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
     *,
+    neighbours: bool = False,
     threads: int | None = None,
 ) -> None:
     """Rotates q and k of ``qkv`` in place and writes k and v into the cache.
 
     qkv: [M, (heads + 2 kv_heads) * head_dim], q then k then v. positions, slots: int64 [M]; a slot
-    below 0 is not written. cos_sin: fp32 [max_positions, head_dim], cosines then sines of the
-    head_dim / 2 angles ("rotate half", as in the HF models). q_norm, k_norm: fp32 [head_dim], the
-    RMSNorm per head of Qwen3, applied first with ``eps``.
+    below 0 is not written. cos_sin: fp32 [max_positions, head_dim]. Values i and i + head_dim / 2
+    are rotated together, as in the HF models, and a row of cos_sin is head_dim / 2 cosines, then
+    the sines; with ``neighbours`` values 2 i and 2 i + 1 are, and cosines and sines alternate.
+    q_norm, k_norm: fp32 [head_dim], the RMSNorm per head of Qwen3, applied first with ``eps``.
     """
     functions = _native(qkv.dtype)
     if functions is None:
         reference.rope_and_cache(
-            qkv, positions, slots, cos_sin, k_cache, v_cache, q_norm, k_norm, eps
-        )
+            qkv, positions, slots, cos_sin, k_cache, v_cache, q_norm, k_norm, eps,
+            neighbours=neighbours,
+        )  # fmt: skip
         return
-    M, heads = int(qkv.shape[0]), _query_heads(int(qkv.shape[1]), k_cache, joint=True)
-    kv_heads, block_size, dim = (int(size) for size in k_cache.shape[1:])
-    check("qkv", qkv, (M, (heads + 2 * kv_heads) * dim), qkv.dtype)
-    _check_caches(k_cache, v_cache, qkv.dtype)
+    M, width = (int(size) for size in qkv.shape)
+    heads = _heads(width, k_cache, v_cache, qkv.dtype, joint=True, neighbours=neighbours)
+    check("qkv", qkv, (M, width), qkv.dtype)
     check("positions", positions, (M,), torch.int64)
     check("slots", slots, (M,), torch.int64)
-    check("cos_sin", cos_sin, (int(cos_sin.shape[0]), dim), torch.float32)
+    check("cos_sin", cos_sin, (int(cos_sin.shape[0]), heads.dim), torch.float32)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
-            check(name, weight, (dim,), torch.float32)
+            check(name, weight, (heads.dim,), torch.float32)
     functions.rope(
-        element_size(qkv.dtype), heads, kv_heads, dim, block_size, qkv.data_ptr(), M,
-        positions.data_ptr(), slots.data_ptr(), cos_sin.data_ptr(), address(q_norm),
-        address(k_norm), eps, k_cache.data_ptr(), v_cache.data_ptr(), _threads(threads),
+        element_size(qkv.dtype), ctypes.addressof(heads), qkv.data_ptr(), M, positions.data_ptr(),
+        slots.data_ptr(), cos_sin.data_ptr(), address(q_norm), address(k_norm), eps,
+        k_cache.data_ptr(), v_cache.data_ptr(), _threads(threads),
     )  # fmt: skip
 
 
@@ -123,17 +128,16 @@ def decode_attention(
     functions = _native(q.dtype)
     if functions is None:
         return reference.decode_attention(q, k_cache, v_cache, tables, lengths, scale)
-    M, heads = int(q.shape[0]), _query_heads(int(q.shape[1]), k_cache, joint=False)
-    kv_heads, block_size, dim = (int(size) for size in k_cache.shape[1:])
-    ldq = check_rows("q", q, heads * dim, q.dtype)
-    _check_caches(k_cache, v_cache, q.dtype)
+    M, width = (int(size) for size in q.shape)
+    heads = _heads(width, k_cache, v_cache, q.dtype, joint=False)
+    ldq = check_rows("q", q, width, q.dtype)
     check("tables", tables, (M, int(tables.shape[1])), torch.int32)
     check("lengths", lengths, (M,), torch.int32)
-    out = torch.empty(M, heads * dim, dtype=q.dtype)
+    out = torch.empty(M, width, dtype=q.dtype)
     functions.decode_attention(
-        element_size(q.dtype), heads, kv_heads, dim, block_size, q.data_ptr(), ldq,
-        k_cache.data_ptr(), v_cache.data_ptr(), tables.data_ptr(), int(tables.shape[1]),
-        lengths.data_ptr(), M, scale, out.data_ptr(), _threads(threads),
+        element_size(q.dtype), ctypes.addressof(heads), q.data_ptr(), ldq, k_cache.data_ptr(),
+        v_cache.data_ptr(), tables.data_ptr(), int(tables.shape[1]), lengths.data_ptr(), M, scale,
+        out.data_ptr(), _threads(threads),
     )  # fmt: skip
     return out
 
@@ -150,18 +154,20 @@ def argmax(logits: torch.Tensor, *, threads: int | None = None) -> torch.Tensor:
     return out
 
 
-def _query_heads(width: int, k_cache: torch.Tensor, *, joint: bool) -> int:
-    """Query heads in a row of this width. Raises ValueError if they do not fit the cache."""
-    if k_cache.dim() != 4:
-        raise ValueError(f"k_cache is {tuple(k_cache.shape)}; wanted (blocks, heads, size, dim)")
-    kv_heads, dim = int(k_cache.shape[1]), int(k_cache.shape[3])
-    heads = width // dim - (2 * kv_heads if joint else 0)
-    if dim % 2 or width % dim or heads <= 0 or heads % kv_heads:
-        raise ValueError(f"{width} columns do not fit {kv_heads} KV heads of {dim}")
+def _heads(
+    width: int,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    joint: bool,
+    neighbours: bool = False,
+) -> bindings.Heads:
+    """The heads of rows of this width. Raises ValueError if they do not fit the caches."""
+    heads = bindings.heads_of(0, k_cache, v_cache, neighbours=neighbours)
+    heads.query = width // heads.dim - (2 * heads.kv if joint else 0)
+    if width % heads.dim or heads.query <= 0 or heads.query % heads.kv:
+        raise ValueError(f"{width} columns do not fit {heads.kv} KV heads of {heads.dim}")
+    if k_cache.dtype != dtype:
+        raise ValueError(f"k_cache is {k_cache.dtype}; wanted {dtype}")
     return heads
-
-
-def _check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor, dtype: torch.dtype) -> None:
-    shape = tuple(int(size) for size in k_cache.shape)
-    check("k_cache", k_cache, shape, dtype)
-    check("v_cache", v_cache, shape, dtype)

@@ -67,7 +67,7 @@ class _Layer(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        *((name, _I) for name in ("query", "kv", "dim", "block_size")),
+        ("heads", bindings.Heads),
         *((name, _I) for name in ("size", "hidden", "inner", "stages", "M")),
         *((name, _D) for name in ("eps", "scale")),
         *((name, _P) for name in ("x", "positions", "slots", "cos_sin", "tables")),
@@ -93,12 +93,19 @@ class Workspace:
 class DecoderLayers:
     """The layers of a decoder on one paged KV cache; weights and caches are kept alive here.
 
-    cos_sin: fp32 [max_positions, head_dim], see ``fused.rope_and_cache``. ``path`` is ``native``
-    where a call is one native call, else ``composed`` of Linear and the fused operations.
+    cos_sin and ``neighbours``: see ``fused.rope_and_cache``; the table may be replaced by a longer
+    one. The residual stream is fp32, all else of the weights' dtype. ``path`` is ``native`` where
+    a call is one native call, else ``composed`` of Linear and the fused operations.
     """
 
     def __init__(
-        self, layers: Sequence[LayerWeights], cos_sin: torch.Tensor, eps: float, scale: float
+        self,
+        layers: Sequence[LayerWeights],
+        cos_sin: torch.Tensor,
+        eps: float,
+        scale: float,
+        *,
+        neighbours: bool = False,
     ) -> None:
         if not layers:
             raise ValueError("a decoder has at least one layer")
@@ -106,10 +113,10 @@ class DecoderLayers:
         first = layers[0]
         self.dtype, self.hidden = first.qkv.dtype, first.qkv.in_features
         self.inner, self.attended = first.down.in_features, first.output.in_features
-        self.kv_heads, self.block_size, self.head_dim = (
-            int(size) for size in first.k_cache.shape[1:]
-        )
-        self.heads = self.attended // self.head_dim
+        self.neighbours = neighbours
+        self._heads = bindings.heads_of(0, first.k_cache, first.v_cache, neighbours=neighbours)
+        self.kv_heads, self.head_dim = int(self._heads.kv), int(self._heads.dim)
+        self._heads.query = self.heads = self.attended // self.head_dim
         for layer in layers:
             self._check(layer)
         check("cos_sin", cos_sin, (int(cos_sin.shape[0]), self.head_dim), torch.float32)
@@ -138,7 +145,7 @@ class DecoderLayers:
         stages: Stage = Stage.ALL,
         threads: int | None = None,
     ) -> None:
-        """Layers ``first`` .. ``first + count`` (default: all) on x [M, hidden], in place.
+        """Layers ``first`` .. ``first + count`` (default: all) on fp32 x [M, hidden], in place.
 
         With some ``stages`` only, ``work.qkv`` and ``work.attended`` carry what lies between them
         (their first M rows). Raises ValueError for shapes, dtypes or layers that do not fit.
@@ -157,7 +164,7 @@ class DecoderLayers:
             return
         tables = batch.tables
         step = _Step(
-            self.heads, self.kv_heads, self.head_dim, self.block_size,
+            self._heads,
             bindings.element_size(self.dtype), self.hidden, self.inner, int(stages), M,
             self.eps, self.scale,
             x.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
@@ -182,11 +189,11 @@ class DecoderLayers:
         M = int(x.shape[0])
         qkv, attended = work.qkv[:M], work.attended[:M]
         if stages & Stage.PROJECT:
-            normed = fused.rms_norm(x, layer.input_norm, self.eps, threads=threads)
+            normed = fused.rms_norm(x, layer.input_norm, self.eps, self.dtype, threads=threads)
             layer.qkv(normed, out=qkv, threads=threads)
             fused.rope_and_cache(
                 qkv, batch.positions, batch.slots, self.cos_sin, layer.k_cache, layer.v_cache,
-                layer.q_norm, layer.k_norm, self.eps, threads=threads,
+                layer.q_norm, layer.k_norm, self.eps, neighbours=self.neighbours, threads=threads,
             )  # fmt: skip
         if stages & Stage.ATTEND:
             assert batch.tables is not None
@@ -199,10 +206,10 @@ class DecoderLayers:
                 )
             )  # fmt: skip
         if stages & Stage.FINISH:
-            layer.output(attended, residual=x, out=x, threads=threads)
-            normed = fused.rms_norm(x, layer.mlp_norm, self.eps, threads=threads)
+            layer.output(attended, residual=x, out=x, out_dtype=torch.float32, threads=threads)
+            normed = fused.rms_norm(x, layer.mlp_norm, self.eps, self.dtype, threads=threads)
             activated = layer.gate_up(normed, threads=threads)
-            layer.down(activated, residual=x, out=x, threads=threads)
+            layer.down(activated, residual=x, out=x, out_dtype=torch.float32, threads=threads)
 
     def _native(self) -> bool:
         """Whether all layers fit one native call: packed weights, whole steps of 32 inputs."""
@@ -228,9 +235,11 @@ class DecoderLayers:
                 raise ValueError(f"a layer's product is {have}; wanted {inputs} -> {outputs}")
         for name in ("input_norm", "mlp_norm"):
             check(name, getattr(layer, name), (self.hidden,), torch.float32)
-        shape = (int(layer.k_cache.shape[0]), self.kv_heads, self.block_size, self.head_dim)
-        check("k_cache", layer.k_cache, shape, self.dtype)
-        check("v_cache", layer.v_cache, shape, self.dtype)
+        heads = bindings.heads_of(
+            self.heads, layer.k_cache, layer.v_cache, neighbours=self.neighbours
+        )
+        if bytes(heads) != bytes(self._heads) or layer.k_cache.dtype != self.dtype:
+            raise ValueError("all layers' caches must have one layout and the weights' dtype")
         for name, norm in (("q_norm", layer.q_norm), ("k_norm", layer.k_norm)):
             if norm is not None:
                 check(name, norm, (self.head_dim,), torch.float32)
@@ -240,7 +249,7 @@ class DecoderLayers:
     ) -> None:
         """Raises ValueError unless the batch and the workspace have x's tokens."""
         M = int(x.shape[0])
-        check("x", x, (M, self.hidden), self.dtype)
+        check("x", x, (M, self.hidden), torch.float32)
         check("positions", batch.positions, (M,), torch.int64)
         check("slots", batch.slots, (M,), torch.int64)
         if work.qkv.shape[0] < M:

@@ -51,7 +51,7 @@ class Linear:
     ) -> torch.Tensor:
         """[M, K] -> [M, N] in ``out_dtype`` (x's own, or float32 for unrounded logits).
 
-        ``residual`` [M, N] of x's dtype is added before the one rounding; it may be ``out`` itself.
+        ``residual`` [M, N] of ``out_dtype`` is added before the one rounding; it may be ``out``.
         ``threads`` defaults to torch's number in the calling thread. Raises ValueError for other
         shapes or dtypes.
         """
@@ -67,7 +67,7 @@ class Linear:
         else:
             bindings.check("out", out, (M, N), dtype)
         if residual is not None:
-            bindings.check("residual", residual, (M, N), self.dtype)
+            bindings.check("residual", residual, (M, N), dtype)
         if M == 0:
             return out
         if self._functions is None:
@@ -128,7 +128,7 @@ class Linear:
             gate, up = y.chunk(2, dim=1)
             y = torch.nn.functional.silu(gate) * up
         if residual is not None:
-            y = y + residual
+            y = y + residual  # in the wider of the two dtypes
         return y.to(dtype)
 
 

@@ -14,20 +14,26 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """``x / rms(x) * weight``; with ``residual``, ``residual += x`` and that normalised."""
-    if residual is not None:
-        x = residual.add_(x)
+    """``x / rms(x) * weight`` in ``dtype`` (x's own)."""
     wide = _wide(x)
     scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (wide * scale * _wide(weight)).to(x.dtype)
+    return (wide * scale * _wide(weight)).to(dtype or x.dtype)
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:
     """[M, 2 N] = gate, up -> silu(gate) * up, [M, N]."""
     gate, up = _wide(x).chunk(2, dim=-1)
     return (torch.nn.functional.silu(gate) * up).to(x.dtype)
+
+
+def _halves(x: torch.Tensor, neighbours: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Even and odd values, or first and second half."""
+    if neighbours:
+        return x[..., 0::2], x[..., 1::2]
+    first, second = x.chunk(2, dim=-1)
+    return first, second
 
 
 def rope_and_cache(
@@ -40,20 +46,24 @@ def rope_and_cache(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
+    *,
+    neighbours: bool = False,
 ) -> None:
     """Rotates q and k of ``qkv`` in place, normalised first if asked; writes k and v to slots."""
     kv_heads, block_size, dim = (int(size) for size in k_cache.shape[1:])
     heads = qkv.view(qkv.shape[0], -1, dim)
     query = heads.shape[1] - 2 * kv_heads
-    cos, sin = _wide(cos_sin)[positions].unsqueeze(1).chunk(2, dim=-1)
+    turns = _wide(cos_sin)[positions].unsqueeze(1)
+    cos, sin = _halves(turns, neighbours)
     parts = ((heads[:, :query], q_norm), (heads[:, query : query + kv_heads], k_norm))
     for part, weight in parts:
         wide = _wide(part)
         if weight is not None:
             scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
             wide = wide * scale * _wide(weight)
-        a, b = wide.chunk(2, dim=-1)
-        part.copy_(torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1))
+        a, b = _halves(wide, neighbours)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1 if neighbours else -2)
+        part.copy_(turned.flatten(-2))
     kept = slots >= 0
     at = slots[kept]
     blocks, offsets = at // block_size, at % block_size

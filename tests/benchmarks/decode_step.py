@@ -74,12 +74,12 @@ class Ours:
         )
 
     def tokens(self, x):
-        normed = fused.rms_norm(x, self.norm, self.eps)
+        normed = fused.rms_norm(x, self.norm, self.eps, self.embedding.dtype)
         return fused.argmax(self.head(normed, out_dtype=torch.float32))
 
     def prefill(self, ids):
         batch, length = ids.shape
-        x, at = self.embedding[ids.reshape(-1)], torch.arange(length)
+        x, at = self.embedding[ids.reshape(-1)].float(), torch.arange(length)
         slots = self.tables[:batch, at // BLOCK].long() * BLOCK + at % BLOCK
         tokens = TokenBatch(at.repeat(batch), slots.reshape(-1))
         work = self.layers.workspace(batch * length)
@@ -99,7 +99,7 @@ class Ours:
         batch, made = len(tokens), []
         tables, work = self.tables[:batch], self.layers.workspace(batch)
         for position in range(PROMPT, PROMPT + steps):
-            x = self.embedding[tokens]
+            x = self.embedding[tokens].float()
             slots = tables[:, position // BLOCK].long() * BLOCK + position % BLOCK
             lengths = torch.full((batch,), position + 1, dtype=torch.int32)
             where = TokenBatch(torch.full((batch,), position), slots, tables, lengths)

@@ -15,7 +15,7 @@ HEADS, KV_HEADS, DIM, BLOCK, BLOCKS = 4, 2, 16, 4, 24
 needs_native = pytest.mark.skipif(bindings.functions() is None, reason=bindings.note())
 
 
-def decoder(dtype, hidden=64, inner=96, layers=2, native=True, biases=True):
+def decoder(dtype, hidden=64, inner=96, layers=2, native=True, biases=True, joint=False):
     """A random decoder and the plain weights that it was made of."""
     torch.manual_seed(5)
     plain, made = [], []
@@ -36,6 +36,9 @@ def decoder(dtype, hidden=64, inner=96, layers=2, native=True, biases=True):
         }
         norms = [torch.rand(hidden) + 0.5 for _ in range(2)] + [torch.rand(DIM) for _ in range(2)]
         caches = [torch.zeros(BLOCKS, KV_HEADS, BLOCK, DIM, dtype=dtype) for _ in range(2)]
+        if joint:  # keys and values of a token side by side in one tensor
+            both = torch.zeros(BLOCKS, BLOCK, 2, KV_HEADS, DIM, dtype=dtype)
+            caches = [both[:, :, i].transpose(1, 2) for i in range(2)]
         linears = {
             name: Linear(weight, bias[name], gated=name == "gate_up", native=native)
             for name, weight in weights.items()
@@ -80,13 +83,13 @@ def exactly(plain, x, batch, tables, lengths):
     return x
 
 
-def tokens(count, dtype, hidden=64):
+def tokens(count, hidden=64):
     """One new token for each of ``count`` sequences, at different positions."""
     tables = torch.arange(BLOCKS).view(8, 3)[:count].int().contiguous()
     positions = torch.arange(count) % 11
     slots = tables.long()[torch.arange(count), positions // BLOCK] * BLOCK + positions % BLOCK
     lengths = (positions + 1).int()
-    x = torch.randn(count, hidden, generator=torch.Generator().manual_seed(9)).to(dtype)
+    x = torch.randn(count, hidden, generator=torch.Generator().manual_seed(9))
     return x, TokenBatch(positions, slots, tables, lengths)
 
 
@@ -95,10 +98,10 @@ def tokens(count, dtype, hidden=64):
 @pytest.mark.parametrize("inner", [96, 50])
 @pytest.mark.parametrize("biases", [False, True])
 def test_layers_against_float64(dtype, inner, native, biases):
-    layers, plain = decoder(dtype, inner=inner, native=native, biases=biases)
+    layers, plain = decoder(dtype, inner=inner, native=native, biases=biases, joint=biases)
     whole = inner % 32 == 0 or dtype == torch.float32
     assert layers.path == ("native" if native and whole else "composed")
-    x, batch = tokens(8, dtype)
+    x, batch = tokens(8)
     exact = exactly(plain, x, batch, batch.tables, batch.lengths)
     layers.run(x, batch, layers.workspace(8), threads=2)
     error = (x.double() - exact).abs().max() / exact.abs().max()
@@ -109,7 +112,7 @@ def test_layers_against_float64(dtype, inner, native, biases):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_call_equals_pieces_stages_and_single_rows(dtype):
     layers, _ = decoder(dtype)
-    x, batch = tokens(8, dtype)
+    x, batch = tokens(8)
     whole, pieces, staged = x.clone(), x.clone(), x.clone()
     work = layers.workspace(8)
     layers.run(whole, batch, work, threads=2)
@@ -134,7 +137,7 @@ def test_one_call_equals_pieces_stages_and_single_rows(dtype):
 
 def test_layers_refuse_what_does_not_fit():
     layers, _ = decoder(torch.float32)
-    x, batch = tokens(4, torch.float32)
+    x, batch = tokens(4)
     work = layers.workspace(4)
     with pytest.raises(ValueError, match="x is"):
         layers.run(x[:, :32], batch, work)

@@ -26,10 +26,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "level": (),
     "pack": (_I, _P, _I, _I, _I, _P, _I),
     "linear": (_I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _I, _I, _I, _I),
-    "rms_norm": (_I, _P, _P, _P, _D, _I, _I, _P, _I),
+    "rms_norm": (_I, _I, _P, _P, _D, _I, _I, _P, _I),
     "silu_mul": (_I, _P, _I, _I, _P, _I),
-    "rope": (_I, _I, _I, _I, _I, _P, _I, _P, _P, _P, _P, _P, _D, _P, _P, _I),
-    "decode_attention": (_I, _I, _I, _I, _I, _P, _I, _P, _P, _P, _I, _P, _I, _D, _P, _I),
+    "rope": (_I, _P, _P, _I, _P, _P, _P, _P, _P, _D, _P, _P, _I),
+    "decode_attention": (_I, _P, _P, _I, _P, _P, _P, _I, _P, _I, _D, _P, _I),
     "argmax": (_P, _I, _I, _P, _I),
     "layers": (_P, _I, _P, _I),
     "read": (_P, _I, _I),
@@ -90,6 +90,37 @@ def forget() -> None:
     """Let the next call look again (the environment has changed)."""
     with _lock:
         _loaded.cache_clear()
+
+
+class Heads(ctypes.Structure):
+    """The heads and the layout of their caches, as the C++ side reads them."""
+
+    _fields_ = [
+        (name, _I)
+        for name in (
+            "query", "kv", "dim", "block_size", "block_stride", "head_stride", "row_stride",
+            "neighbours",
+        )
+    ]  # fmt: skip
+
+
+def heads_of(
+    query: int, k_cache: torch.Tensor, v_cache: torch.Tensor, *, neighbours: bool = False
+) -> Heads:
+    """The heads of [num_blocks, kv_heads, block_size, head_dim] caches of any strides.
+
+    Raises ValueError if they differ, or if the values of a row do not touch.
+    """
+    same = (k_cache.shape, k_cache.stride(), k_cache.dtype)
+    if k_cache.dim() != 4 or (v_cache.shape, v_cache.stride(), v_cache.dtype) != same:
+        raise ValueError(
+            f"k_cache {tuple(k_cache.shape)} and v_cache {tuple(v_cache.shape)} differ in shape, "
+            "strides or dtype, or are not (blocks, kv_heads, block_size, head_dim)"
+        )
+    if k_cache.stride(3) != 1 or k_cache.device.type != "cpu" or k_cache.shape[3] % 2:
+        raise ValueError("the caches' rows must be of even length, touch and be on the CPU")
+    _, kv_heads, block_size, dim = k_cache.shape
+    return Heads(query, kv_heads, dim, block_size, *k_cache.stride()[:3], int(neighbours))
 
 
 def element_size(dtype: torch.dtype) -> int:

@@ -12,7 +12,8 @@
 //   packed weight, fp32   [N/32][K][32]            padded with zeros to whole groups of 32 outputs
 //   packed weight, bf16   [N/32][K/32][2][16][16][2]: an AMX tile holds 16 outputs x 32 inputs as
 //                         16 rows of input pairs; AVX-512 reads the same rows with vdpbf16ps
-//   KV cache, K and V     [num_blocks, kv_heads, block_size, head_dim]
+//   KV cache, K and V     [num_blocks, kv_heads, block_size, head_dim] of any strides, the same for
+//                         both; the last dimension touches
 //
 // Threads. Each function takes their number; a caller's OpenMP team is its own, and its threads
 // inherit the caller's affinity when the team is made.
@@ -215,7 +216,7 @@ inline __m512 dot_pairs(__m512 acc, __m512i a, __m512i b) {
 struct Product {  // y = x W^T (+ bias) (+ residual), or silu(gate) * up
   const void* weight;     // packed
   const float* bias;      // [round_up(N, 32)] or null
-  const void* residual;   // of x's type, rows ldy apart, or null
+  const void* residual;   // of y's type, rows ldy apart, or null; may be y
   void* y;
   i64 N, K, ldy;
   i64 gated;       // columns of y; gate and up rows alternate in runs of 16. 0: not gated
@@ -223,9 +224,9 @@ struct Product {  // y = x W^T (+ bias) (+ residual), or silu(gate) * up
 };
 
 // Sums of one group (rows x 32, rows 32 apart) into y.
-template <class T, class Y>
+template <class Y>
 void finish_as(const Product& p, const float* sums, i64 first, i64 rows, i64 group) {
-  const T* residual = static_cast<const T*>(p.residual);
+  const Y* residual = static_cast<const Y*>(p.residual);
   Y* y = static_cast<Y*>(p.y);
   i64 column = group * GROUP;
   __m512 b0 = _mm512_setzero_ps(), b1 = b0;
@@ -250,8 +251,8 @@ void finish_as(const Product& p, const float* sums, i64 first, i64 rows, i64 gro
 
 template <class T>
 void finish(const Product& p, const float* sums, i64 first, i64 rows, i64 group) {
-  if (p.y_is_float) finish_as<T, float>(p, sums, first, rows, group);
-  else finish_as<T, T>(p, sums, first, rows, group);
+  if (p.y_is_float) finish_as<float>(p, sums, first, rows, group);
+  else finish_as<T>(p, sums, first, rows, group);
 }
 
 // Line `i` of a piece in the order of prefetching: page by page in turn, because the hardware runs
@@ -564,16 +565,9 @@ template <class T> float inverse_rms(const T* v, i64 n, float eps) {
   return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / float(n) + eps);
 }
 
-// y = x / rms(x) * weight; with `residual`, residual += x first and its rows are normalised.
-template <class T>
-void norm_row(const T* x, T* residual, const float* weight, float eps, i64 n, T* y) {
-  if (residual) {
-    for (i64 i = 0; i < n; i += 16) {
-      __mmask16 mask = tail_mask(n - i);
-      store16(residual + i, _mm512_add_ps(load16(x + i, mask), load16(residual + i, mask)), mask);
-    }
-    x = residual;
-  }
+// y = x / rms(x) * weight
+template <class X, class Y>
+void norm_row(const X* x, const float* weight, float eps, i64 n, Y* y) {
   __m512 scale = _mm512_set1_ps(inverse_rms(x, n, eps));
   for (i64 i = 0; i < n; i += 16) {
     __mmask16 mask = tail_mask(n - i);
@@ -582,40 +576,47 @@ void norm_row(const T* x, T* residual, const float* weight, float eps, i64 n, T*
   }
 }
 
-template <class T>
-void rms_norm(Walk& walk, const T* x, T* residual, const float* weight, float eps, i64 M, i64 n,
-              T* y) {
+template <class X, class Y>
+void rms_norm(Walk& walk, const X* x, const float* weight, float eps, i64 M, i64 n, Y* y) {
   walk.phase(M, [=](i64 begin, i64 end) {
-    for (i64 m = begin; m < end; m++)
-      norm_row<T>(x + m * n, residual ? residual + m * n : nullptr, weight, eps, n, y + m * n);
+    for (i64 m = begin; m < end; m++) norm_row(x + m * n, weight, eps, n, y + m * n);
   });
 }
 
 struct Heads {
   i64 query, kv, dim, block_size;
+  i64 block_stride, head_stride, row_stride;  // of K and V caches, in elements; dims touch
+  i64 neighbours;  // 1: rope turns values 2i and 2i + 1; 0: i and i + dim / 2, as HF models do
   i64 row() const { return (query + 2 * kv) * dim; }  // of the joint projection: q, k, v
-  i64 run(i64 block, i64 head) const {                // first element of a block's rows
-    return (block * kv + head) * block_size * dim;
-  }
-  i64 cached(i64 slot, i64 head) const {              // first element of one row
-    return run(slot / block_size, head) + slot % block_size * dim;
+  i64 run(i64 block, i64 head) const { return block * block_stride + head * head_stride; }
+  i64 cached(i64 slot, i64 head) const {
+    return run(slot / block_size, head) + slot % block_size * row_stride;
   }
 };
 
-// Rotates one head in place ("rotate half", as in the HF models), normalised first if asked.
-// cos_sin: [dim]: dim / 2 cosines, then dim / 2 sines.
+// Rotates one head in place, normalised first if asked. `turn` holds dim / 2 cosines and as many
+// sines: alternating for neighbours, else first the cosines, then the sines.
 template <class T>
-void rotate(T* v, i64 dim, const float* cos_sin, const float* weight, float eps) {
-  const i64 half = dim / 2;
+void rotate(T* v, const Heads& heads, const float* turn, const float* weight, float eps) {
+  const i64 dim = heads.dim, half = dim / 2;
   __m512 scale = _mm512_set1_ps(weight ? inverse_rms(v, dim, eps) : 1.0f);
+  auto load = [&](i64 i, __mmask16 mask) {
+    __m512 value = load16(v + i, mask);
+    return weight ? _mm512_mul_ps(_mm512_mul_ps(value, scale), load16(weight + i, mask)) : value;
+  };
+  if (heads.neighbours) {
+    for (i64 i = 0; i < dim; i += 16) {
+      __mmask16 mask = tail_mask(dim - i);
+      __m512 a = load(i, mask), t = load16(turn + i, mask);
+      __m512 turned = _mm512_mul_ps(_mm512_permute_ps(a, 0xb1), _mm512_movehdup_ps(t));
+      store16(v + i, _mm512_fmaddsub_ps(a, _mm512_moveldup_ps(t), turned), mask);
+    }
+    return;
+  }
   for (i64 i = 0; i < half; i += 16) {
     __mmask16 mask = tail_mask(half - i);
-    __m512 a = load16(v + i, mask), b = load16(v + half + i, mask);
-    if (weight) {
-      a = _mm512_mul_ps(_mm512_mul_ps(a, scale), load16(weight + i, mask));
-      b = _mm512_mul_ps(_mm512_mul_ps(b, scale), load16(weight + half + i, mask));
-    }
-    __m512 c = load16(cos_sin + i, mask), s = load16(cos_sin + half + i, mask);
+    __m512 a = load(i, mask), b = load(half + i, mask);
+    __m512 c = load16(turn + i, mask), s = load16(turn + half + i, mask);
     store16(v + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)), mask);
     store16(v + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)), mask);
   }
@@ -632,7 +633,7 @@ void rope(Walk& walk, const Heads& heads, T* qkv, i64 M, const i64* positions, c
     i64 m = unit / per_token, head = unit % per_token;
     T* v = qkv + m * heads.row() + head * D;
     bool is_query = head < heads.query, is_key = !is_query && head < heads.query + heads.kv;
-    if (is_query || is_key) rotate(v, D, cos_sin + positions[m] * D, is_query ? q_norm : k_norm, eps);
+    if (is_query || is_key) rotate(v, heads, cos_sin + positions[m] * D, is_query ? q_norm : k_norm, eps);
     if (is_query || slots[m] < 0) continue;
     T* cache = is_key ? k_cache : v_cache;
     i64 kv_head = head - heads.query - (is_key ? 0 : heads.kv);
@@ -677,15 +678,16 @@ template <int D> inline __m512 dot16(const bf16* q, const bf16* k, i64 dim) {
 
 // scores[g][t] = q_g . k_t for the queries of one KV head and `count` <= 16 rows of a block.
 template <int D, class T>
-void score_rows(const T* q, i64 G, const T* k, i64 dim, i64 count, float* scores, i64 lds) {
-  const i64 row = D ? D : dim;
+void score_rows(const T* q, i64 G, const T* k, const Heads& heads, i64 count, float* scores,
+                i64 lds) {
+  const i64 dim = D ? D : heads.dim, row = heads.row_stride;
   for (i64 g = 0; g < G; g++) {
     __m512 sums[16];
     if (count == 16) {
-      for (int t = 0; t < 16; t++) sums[t] = dot16<D>(q + g * row, k + t * row, row);
+      for (int t = 0; t < 16; t++) sums[t] = dot16<D>(q + g * dim, k + t * row, dim);
     } else {
       for (i64 t = 0; t < 16; t++)
-        sums[t] = t < count ? dot16<D>(q + g * row, k + t * row, row) : _mm512_setzero_ps();
+        sums[t] = t < count ? dot16<D>(q + g * dim, k + t * row, dim) : _mm512_setzero_ps();
     }
     store16(scores + g * lds, sum_rows(sums), tail_mask(count));
   }
@@ -722,7 +724,7 @@ void weigh(const float* scores, i64 lds, const float* totals, const Heads& heads
   for (i64 t0 = 0; t0 < length; t0 += heads.block_size) {
     const T* v = v_cache + heads.run(*table++, kv_head) + d;
     i64 end = std::min(length, t0 + heads.block_size);
-    for (i64 t = t0; t < end; t++, v += D) {
+    for (i64 t = t0; t < end; t++, v += heads.row_stride) {
       __m512 value[4];
       for (int j = 0; j < 4; j++)
         value[j] = WHOLE ? load16(v + 16 * j) : load16(v + 16 * j, mask[j]);
@@ -747,9 +749,11 @@ template <class F> void by_count(i64 count, F f) {
   else f(std::integral_constant<int, 4>());
 }
 
-inline void prefetch(const void* data, i64 bytes) {
-  for (i64 i = 0; i < bytes; i += 64)
-    _mm_prefetch(static_cast<const char*>(data) + i, _MM_HINT_T1);
+template <class T> void prefetch_run(const Heads& heads, const T* rows) {
+  const i64 bytes = heads.dim * i64(sizeof(T));
+  for (i64 t = 0; t < heads.block_size; t++, rows += heads.row_stride)
+    for (i64 i = 0; i < bytes; i += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(rows) + i, _MM_HINT_T1);
 }
 
 // All queries of one token and KV head. q: [G, dim] contiguous; out likewise.
@@ -759,20 +763,19 @@ void attend(const Heads& heads, const T* q, const T* k_cache, const T* v_cache,
   const i64 G = heads.query / heads.kv, D = heads.dim, lds = round_up(length, 16);
   float* scores = score_buffer.get<float>(G * (lds + 1));
   float* totals = scores + G * lds;
-  const i64 bytes = heads.block_size * D * i64(sizeof(T));
   const int32_t *block = table, *last = table + (length - 1) / heads.block_size;
   for (i64 t0 = 0; t0 < length; t0 += heads.block_size, block++) {
     const T* k = k_cache + heads.run(*block, kv_head);
     i64 end = std::min(length, t0 + heads.block_size);
     // The hardware does not foresee where the next block lies; values are needed after all keys.
-    prefetch(k_cache + heads.run(*std::min(block + 2, last), kv_head), bytes);
-    prefetch(v_cache + heads.run(*block, kv_head), bytes);
+    prefetch_run(heads, k_cache + heads.run(*std::min(block + 2, last), kv_head));
+    prefetch_run(heads, v_cache + heads.run(*block, kv_head));
     for (i64 t = t0; t < end; t += 16) {
-      const T* rows = k + (t - t0) * D;
+      const T* rows = k + (t - t0) * heads.row_stride;
       const i64 count = std::min<i64>(16, end - t);
-      if (D == 64) score_rows<64, T>(q, G, rows, D, count, scores + t, lds);
-      else if (D == 128) score_rows<128, T>(q, G, rows, D, count, scores + t, lds);
-      else score_rows<0, T>(q, G, rows, D, count, scores + t, lds);
+      if (D == 64) score_rows<64, T>(q, G, rows, heads, count, scores + t, lds);
+      else if (D == 128) score_rows<128, T>(q, G, rows, heads, count, scores + t, lds);
+      else score_rows<0, T>(q, G, rows, heads, count, scores + t, lds);
     }
   }
   for (i64 g = 0; g < G; g++) totals[g] = exponentials(scores + g * lds, length, scale);
@@ -847,7 +850,7 @@ struct Step {
   Heads heads;
   i64 size, hidden, inner, stages, M;
   double eps, scale;
-  void* x;                 // [M, hidden], the residual stream, updated in place
+  float* x;                // [M, hidden], the residual stream, updated in place
   const i64* positions;    // [M]
   const i64* slots;        // [M]
   const float* cos_sin;    // [positions, dim]
@@ -866,12 +869,13 @@ constexpr i64 PHASES_PER_LAYER = 12;
 template <class T> void layer(Walk& walk, const Layer& w, const Step& s, void* staged) {
   const i64 M = s.M, H = s.hidden, I = s.inner, row = s.heads.row();
   const i64 Q = s.heads.query * s.heads.dim;
-  T *x = static_cast<T*>(s.x), *qkv = static_cast<T*>(s.qkv), *normed = static_cast<T*>(s.normed);
+  float* x = s.x;
+  T *qkv = static_cast<T*>(s.qkv), *normed = static_cast<T*>(s.normed);
   T *attended = static_cast<T*>(s.attended), *activated = static_cast<T*>(s.activated);
   T *k_cache = static_cast<T*>(w.k_cache), *v_cache = static_cast<T*>(w.v_cache);
   const float eps = float(s.eps);
   if (s.stages & PROJECT) {
-    rms_norm<T>(walk, x, nullptr, w.input_norm, eps, M, H, normed);
+    rms_norm(walk, x, w.input_norm, eps, M, H, normed);
     linear(walk, {w.qkv, w.qkv_bias, nullptr, qkv, row, H, row, 0, 0}, normed, H, M, staged);
     rope<T>(walk, s.heads, qkv, M, s.positions, s.slots, s.cos_sin, w.q_norm, w.k_norm, eps,
             k_cache, v_cache);
@@ -880,12 +884,12 @@ template <class T> void layer(Walk& walk, const Layer& w, const Step& s, void* s
     decode_attention<T>(walk, s.heads, qkv, row, k_cache, v_cache,
                         {s.tables, s.max_blocks, s.lengths}, M, float(s.scale), attended);
   if (s.stages & FINISH) {
-    linear(walk, {w.output, w.output_bias, x, x, H, Q, H, 0, 0}, attended, Q, M, staged);
-    rms_norm<T>(walk, x, nullptr, w.mlp_norm, eps, M, H, normed);
+    linear(walk, {w.output, w.output_bias, x, x, H, Q, H, 0, 1}, attended, Q, M, staged);
+    rms_norm(walk, x, w.mlp_norm, eps, M, H, normed);
     const i64 paired = 2 * round_up(I, 16);
     linear(walk, {w.gate_up, w.gate_up_bias, nullptr, activated, paired, H, I, I, 0}, normed, H, M,
            staged);
-    linear(walk, {w.down, w.down_bias, x, x, H, I, H, 0, 0}, activated, I, M, staged);
+    linear(walk, {w.down, w.down_bias, x, x, H, I, H, 0, 1}, activated, I, M, staged);
   }
 }
 
@@ -958,13 +962,15 @@ EXPORT void nexusbench_linear(i64 size, const void* x, i64 ldx, i64 M, const voi
   });
 }
 
-EXPORT void nexusbench_rms_norm(i64 size, const void* x, void* residual, const float* weight,
+EXPORT void nexusbench_rms_norm(i64 x_size, i64 y_size, const void* x, const float* weight,
                                 double eps, i64 M, i64 N, void* y, i64 threads) {
-  by_size(size, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    on_team(threads, 1, [&](Walk& walk) {
-      rms_norm(walk, static_cast<const T*>(x), static_cast<T*>(residual), weight, float(eps), M, N,
-               static_cast<T*>(y));
+  by_size(x_size, [&](auto* from) {
+    by_size(y_size, [&](auto* to) {
+      using X = std::remove_pointer_t<decltype(from)>;
+      using Y = std::remove_pointer_t<decltype(to)>;
+      on_team(threads, 1, [&](Walk& walk) {
+        rms_norm(walk, static_cast<const X*>(x), weight, float(eps), M, N, static_cast<Y*>(y));
+      });
     });
   });
 }
@@ -989,31 +995,29 @@ EXPORT void nexusbench_silu_mul(i64 size, const void* x, i64 M, i64 N, void* y, 
   });
 }
 
-EXPORT void nexusbench_rope(i64 size, i64 query, i64 kv, i64 dim, i64 block_size, void* qkv, i64 M,
-                            const i64* positions, const i64* slots, const float* cos_sin,
-                            const float* q_norm, const float* k_norm, double eps, void* k_cache,
-                            void* v_cache, i64 threads) {
-  Heads heads{query, kv, dim, block_size};
+EXPORT void nexusbench_rope(i64 size, const Heads* heads, void* qkv, i64 M, const i64* positions,
+                            const i64* slots, const float* cos_sin, const float* q_norm,
+                            const float* k_norm, double eps, void* k_cache, void* v_cache,
+                            i64 threads) {
   by_size(size, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     on_team(threads, 1, [&](Walk& walk) {
-      rope(walk, heads, static_cast<T*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
+      rope(walk, *heads, static_cast<T*>(qkv), M, positions, slots, cos_sin, q_norm, k_norm,
            float(eps), static_cast<T*>(k_cache), static_cast<T*>(v_cache));
     });
   });
 }
 
-EXPORT void nexusbench_decode_attention(i64 size, i64 query, i64 kv, i64 dim, i64 block_size,
-                                        const void* q, i64 ldq, const void* k_cache,
-                                        const void* v_cache, const int32_t* tables, i64 max_blocks,
+EXPORT void nexusbench_decode_attention(i64 size, const Heads* heads, const void* q, i64 ldq,
+                                        const void* k_cache, const void* v_cache,
+                                        const int32_t* tables, i64 max_blocks,
                                         const int32_t* lengths, i64 M, double scale, void* out,
                                         i64 threads) {
-  Heads heads{query, kv, dim, block_size};
   Paged paged{tables, max_blocks, lengths};
   by_size(size, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     on_team(threads, 1, [&](Walk& walk) {
-      decode_attention(walk, heads, static_cast<const T*>(q), ldq, static_cast<const T*>(k_cache),
+      decode_attention(walk, *heads, static_cast<const T*>(q), ldq, static_cast<const T*>(k_cache),
                        static_cast<const T*>(v_cache), paged, M, float(scale),
                        static_cast<T*>(out));
     });
