@@ -7,6 +7,9 @@ import torch
 from nexusbench.kernels.native import bindings
 from nexusbench.kernels.native.bindings import GROUP
 
+# Rows up to which torch is faster with the weight as the left factor.
+_TRANSPOSED_UP_TO = {torch.bfloat16: 128, torch.float32: 4}
+
 
 class Linear:
     """``y = x W^T (+ bias) (+ residual)`` on a weight that is packed once, when this is made.
@@ -135,9 +138,14 @@ class Linear:
 def _torch_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """The fastest way of torch for this dtype and number of rows (docs/decisions/0010)."""
-    if weight.dtype == torch.float32 and 2 <= x.shape[0] <= 4:
-        y = (weight @ x.t()).t()  # MKL's GEMM streams the weight better as the left factor
+    """The fastest way of torch for this dtype and number of rows (docs/decisions/0010).
+
+    As the left factor the weight is streamed faster: 1.2 to 1.4 times in bf16, up to 3.5 times in
+    fp32; at one row and from a few hundred (bf16) or eight (fp32) on, F.linear is as good.
+    """
+    last = _TRANSPOSED_UP_TO.get(weight.dtype, 0)
+    if 2 <= x.shape[0] <= last:
+        y = (weight @ x.t()).t()
         return y if bias is None else y + bias
     return torch.nn.functional.linear(x, weight, bias)
 

@@ -54,7 +54,7 @@ def model_weights(size, dtype):
 
 def prepacked(weights, rows):
     """oneDNN's layout for this number of rows: what torch.compile and vLLM use in bf16."""
-    return [torch.ops.mkldnn._reorder_linear_weight(w.to_mkldnn(), rows) for w in weights]
+    return [torch.ops.mkldnn._reorder_linear_weight(w, rows) for w in weights]
 
 
 def contenders_for(weights, ours, rows, dtype):
@@ -122,6 +122,7 @@ def compare_linears(dtype_name, threads, size, rounds):
         print(f"M={rows:<4}" + " | ".join(cells), flush=True)
 
 
+@torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=[*DTYPES, "both"], default="both")
