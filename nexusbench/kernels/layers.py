@@ -36,8 +36,6 @@ class LayerWeights:
     mlp_norm: torch.Tensor
     gate_up: Linear
     down: Linear
-    k_cache: torch.Tensor
-    v_cache: torch.Tensor
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
 
@@ -93,14 +91,16 @@ class Workspace:
 class DecoderLayers:
     """The layers of a decoder on one paged KV cache; weights and caches are kept alive here.
 
-    cos_sin and ``neighbours``: see ``fused.rope_and_cache``; the table may be replaced by a longer
-    one. The residual stream is fp32, all else of the weights' dtype. ``path`` is ``native`` where
-    a call is one native call, else ``composed`` of Linear and the fused operations.
+    ``caches`` are each layer's keys and values. cos_sin and ``neighbours``: see
+    ``fused.rope_and_cache``; the table may be replaced by a longer one. The residual stream is
+    fp32, all else of the weights' dtype. ``path`` is ``native`` where a call is one native call,
+    else ``composed`` of Linear and the fused operations.
     """
 
     def __init__(
         self,
         layers: Sequence[LayerWeights],
+        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
         cos_sin: torch.Tensor,
         eps: float,
         scale: float,
@@ -109,20 +109,21 @@ class DecoderLayers:
     ) -> None:
         if not layers:
             raise ValueError("a decoder has at least one layer")
-        self.layers, self.cos_sin, self.eps, self.scale = tuple(layers), cos_sin, eps, scale
+        self.layers, self.caches = tuple(layers), tuple(caches)
+        self.cos_sin, self.eps, self.scale = cos_sin, eps, scale
         first = layers[0]
         self.dtype, self.hidden = first.qkv.dtype, first.qkv.in_features
         self.inner, self.attended = first.down.in_features, first.output.in_features
         self.neighbours = neighbours
-        self._heads = bindings.heads_of(0, first.k_cache, first.v_cache, neighbours=neighbours)
+        self._heads = bindings.heads_of(0, *caches[0], neighbours=neighbours)
         self.kv_heads, self.head_dim = int(self._heads.kv), int(self._heads.dim)
         self._heads.query = self.heads = self.attended // self.head_dim
-        for layer in layers:
-            self._check(layer)
+        for layer, cache in zip(layers, caches, strict=True):
+            self._check(layer, cache)
         check("cos_sin", cos_sin, (int(cos_sin.shape[0]), self.head_dim), torch.float32)
         self._functions = bindings.functions() if self._native() else None
         self.path = "composed" if self._functions is None else "native"
-        self._addresses = (_Layer * len(layers))(*(_addresses(layer) for layer in layers))
+        self._addresses = (_Layer * len(layers))(*map(_addresses, layers, caches))
 
     def workspace(self, tokens: int) -> Workspace:
         """Room for the activations of ``tokens`` tokens."""
@@ -159,16 +160,16 @@ class DecoderLayers:
             return
         threads = torch.get_num_threads() if threads is None else threads
         if self._functions is None:
-            for layer in self.layers[first : first + count]:
-                self._compose(layer, x, batch, work, stages, threads)
+            for index in range(first, first + count):
+                self._compose(index, x, batch, work, stages, threads)
             return
-        tables = batch.tables
+        tables, turns = batch.tables, self.cos_sin  # held: another thread may replace the table
         step = _Step(
             self._heads,
             bindings.element_size(self.dtype), self.hidden, self.inner, int(stages), M,
             self.eps, self.scale,
             x.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
-            self.cos_sin.data_ptr(), bindings.address(tables),
+            turns.data_ptr(), bindings.address(tables),
             0 if tables is None else int(tables.shape[1]), bindings.address(batch.lengths),
             work.qkv.data_ptr(), work.attended.data_ptr(), work.normed.data_ptr(),
             work.activated.data_ptr(),
@@ -178,7 +179,7 @@ class DecoderLayers:
 
     def _compose(
         self,
-        layer: LayerWeights,
+        index: int,
         x: torch.Tensor,
         batch: TokenBatch,
         work: Workspace,
@@ -186,13 +187,13 @@ class DecoderLayers:
         threads: int,
     ) -> None:
         """One layer from its pieces: the same sums in the same order."""
-        M = int(x.shape[0])
+        M, layer, (k_cache, v_cache) = int(x.shape[0]), self.layers[index], self.caches[index]
         qkv, attended = work.qkv[:M], work.attended[:M]
         if stages & Stage.PROJECT:
             normed = fused.rms_norm(x, layer.input_norm, self.eps, self.dtype, threads=threads)
             layer.qkv(normed, out=qkv, threads=threads)
             fused.rope_and_cache(
-                qkv, batch.positions, batch.slots, self.cos_sin, layer.k_cache, layer.v_cache,
+                qkv, batch.positions, batch.slots, self.cos_sin, k_cache, v_cache,
                 layer.q_norm, layer.k_norm, self.eps, neighbours=self.neighbours, threads=threads,
             )  # fmt: skip
         if stages & Stage.ATTEND:
@@ -201,7 +202,7 @@ class DecoderLayers:
             query = qkv[:, : self.attended]
             attended.copy_(
                 fused.decode_attention(
-                    query, layer.k_cache, layer.v_cache, batch.tables, batch.lengths, self.scale,
+                    query, k_cache, v_cache, batch.tables, batch.lengths, self.scale,
                     threads=threads,
                 )
             )  # fmt: skip
@@ -221,7 +222,7 @@ class DecoderLayers:
         whole = self.dtype == torch.float32 or all(not lin.in_features % GROUP for lin in linears)
         return whole and all(linear.path == "native" for linear in linears)
 
-    def _check(self, layer: LayerWeights) -> None:
+    def _check(self, layer: LayerWeights, cache: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Raises ValueError for a layer unlike the first."""
         wanted = (
             (layer.qkv, self.hidden, self.qkv_width, False),
@@ -235,10 +236,8 @@ class DecoderLayers:
                 raise ValueError(f"a layer's product is {have}; wanted {inputs} -> {outputs}")
         for name in ("input_norm", "mlp_norm"):
             check(name, getattr(layer, name), (self.hidden,), torch.float32)
-        heads = bindings.heads_of(
-            self.heads, layer.k_cache, layer.v_cache, neighbours=self.neighbours
-        )
-        if bytes(heads) != bytes(self._heads) or layer.k_cache.dtype != self.dtype:
+        heads = bindings.heads_of(self.heads, *cache, neighbours=self.neighbours)
+        if bytes(heads) != bytes(self._heads) or cache[0].dtype != self.dtype:
             raise ValueError("all layers' caches must have one layout and the weights' dtype")
         for name, norm in (("q_norm", layer.q_norm), ("k_norm", layer.k_norm)):
             if norm is not None:
@@ -261,7 +260,7 @@ class DecoderLayers:
             check("lengths", batch.lengths, (M,), torch.int32)
 
 
-def _addresses(layer: LayerWeights) -> _Layer:
+def _addresses(layer: LayerWeights, cache: tuple[torch.Tensor, torch.Tensor]) -> _Layer:
     """A layer as the C++ side reads it."""
     address = bindings.address
     return _Layer(
@@ -269,5 +268,5 @@ def _addresses(layer: LayerWeights) -> _Layer:
         address(layer.q_norm), address(layer.k_norm), address(layer.output.packed),
         address(layer.output.bias), address(layer.mlp_norm), address(layer.gate_up.packed),
         address(layer.gate_up.bias), address(layer.down.packed), address(layer.down.bias),
-        address(layer.k_cache), address(layer.v_cache),
+        address(cache[0]), address(cache[1]),
     )  # fmt: skip

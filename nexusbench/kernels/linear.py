@@ -93,6 +93,19 @@ class Linear:
         )
         return out
 
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows ``indices`` [n] of the weight, [n, K]: tied embeddings need no copy of their own."""
+        if self.gated:
+            raise ValueError("the rows of a gated layer are in another order")
+        if self._functions is None:
+            return self.packed.index_select(0, indices)
+        group, place, K = indices // GROUP, indices % GROUP, self.in_features
+        if self.dtype == torch.float32:
+            return self.packed.view(-1, K, GROUP)[group, :, place]
+        half = GROUP // 2
+        tiles = self.packed.view(-1, _up(K, GROUP) // GROUP, 2, half, half, 2)
+        return tiles[group, :, place // half, :, place % half].view(len(indices), -1)[:, :K]
+
     @property
     def packed_outputs(self) -> int:
         """Rows of the packed weight, without the last group's padding."""

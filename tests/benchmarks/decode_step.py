@@ -54,11 +54,14 @@ class Ours:
         table = torch.cat((angles.cos(), angles.sin()), dim=1).float()
         blocks = most * CONTEXT // BLOCK
         shape = (blocks, self.kv_heads, BLOCK, self.dim)
-        layers = [self.layer(layer, shape) for layer in model.model.layers]
-        self.layers = DecoderLayers(layers, table, self.eps, self.dim**-0.5)
+        layers = [self.layer(layer) for layer in model.model.layers]
+        caches = [
+            tuple(torch.zeros(shape, dtype=self.embedding.dtype) for _ in range(2)) for _ in layers
+        ]
+        self.layers = DecoderLayers(layers, caches, table, self.eps, self.dim**-0.5)
         self.tables = torch.arange(blocks, dtype=torch.int32).view(most, -1)
 
-    def layer(self, layer, shape):
+    def layer(self, layer):
         attention, mlp = layer.self_attn, layer.mlp
         joint = [p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
         pair = [mlp.gate_proj.weight, mlp.up_proj.weight]
@@ -69,8 +72,6 @@ class Ours:
             mlp_norm=layer.post_attention_layernorm.weight.detach().float(),
             gate_up=Linear(torch.cat(pair).detach(), gated=True),
             down=Linear(mlp.down_proj.weight.detach()),
-            k_cache=torch.zeros(shape, dtype=self.embedding.dtype),
-            v_cache=torch.zeros(shape, dtype=self.embedding.dtype),
         )
 
     def tokens(self, x):

@@ -18,7 +18,7 @@ needs_native = pytest.mark.skipif(bindings.functions() is None, reason=bindings.
 def decoder(dtype, hidden=64, inner=96, layers=2, native=True, biases=True, joint=False):
     """A random decoder and the plain weights that it was made of."""
     torch.manual_seed(5)
-    plain, made = [], []
+    plain, made, held = [], [], []
     width = (HEADS + 2 * KV_HEADS) * DIM
     for _ in range(layers):
         weights = {
@@ -50,12 +50,11 @@ def decoder(dtype, hidden=64, inner=96, layers=2, native=True, biases=True, join
                 mlp_norm=norms[1],
                 q_norm=norms[2],
                 k_norm=norms[3],
-                k_cache=caches[0],
-                v_cache=caches[1],
                 **linears,
             )
         )
-    return DecoderLayers(made, rope_table(), 1e-5, DIM**-0.5), plain
+        held.append((caches[0], caches[1]))
+    return DecoderLayers(made, held, rope_table(), 1e-5, DIM**-0.5), plain
 
 
 def rope_table():
@@ -116,8 +115,8 @@ def test_one_call_equals_pieces_stages_and_single_rows(dtype):
     whole, pieces, staged = x.clone(), x.clone(), x.clone()
     work = layers.workspace(8)
     layers.run(whole, batch, work, threads=2)
-    for layer in layers.layers:
-        layers._compose(layer, pieces, batch, work, Stage.ALL, 1)
+    for i in range(len(layers.layers)):
+        layers._compose(i, pieces, batch, work, Stage.ALL, 1)
     assert torch.equal(whole, pieces)
     for i in range(len(layers.layers)):
         for stage in (Stage.PROJECT, Stage.ATTEND, Stage.FINISH):
@@ -150,7 +149,9 @@ def test_layers_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match=r"layers 1\.\.3 of 2"):
         layers.run(x, batch, work, first=1, count=2)
     with pytest.raises(ValueError, match="at least one layer"):
-        DecoderLayers([], rope_table(), 1e-5, 1.0)
+        DecoderLayers([], [], rope_table(), 1e-5, 1.0)
     other, _ = decoder(torch.float32, inner=64)
+    both = [*layers.layers, *other.layers]
+    caches = [*layers.caches, *other.caches]
     with pytest.raises(ValueError, match="a layer's product"):
-        DecoderLayers([*layers.layers, *other.layers], rope_table(), 1e-5, 1.0)
+        DecoderLayers(both, caches, rope_table(), 1e-5, 1.0)
