@@ -44,7 +44,7 @@ print(linear.path, "|", bindings.note())
 
 
 def python(code, **environment):
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    variables = {**os.environ, build.OFF: "", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -134,6 +134,29 @@ def test_one_call_equals_pieces_stages_and_single_rows(dtype):
         assert torch.equal(alone, whole[at])
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_pass_in_blocks_and_keep_their_bits(dtype):
+    """Rows of one position each, without a slot: what a prompt's rows go through but attention."""
+    layers, _ = decoder(dtype)
+    count, size = 391, 64
+    x = torch.randn(count, 64, generator=torch.Generator().manual_seed(2))
+    positions, slots = torch.arange(count) % size, torch.full((count,), -1)
+
+    def run(rows):
+        work, part = layers.workspace(len(x[rows])), x[rows].clone()
+        batch = TokenBatch(positions[rows], slots[rows])
+        for i in range(len(layers.layers)):
+            layers.run(part, batch, work, first=i, count=1, stages=Stage.PROJECT, threads=2)
+            work.attended.copy_(work.qkv[:, : HEADS * DIM])
+            layers.run(part, batch, work, first=i, count=1, stages=Stage.FINISH, threads=2)
+        return part
+
+    together = run(slice(0, count))
+    for rows in (slice(0, 1), slice(190, 230), slice(384, count), slice(0, 260)):
+        assert torch.equal(run(rows), together[rows])
+
+
 def test_layers_refuse_what_does_not_fit():
     layers, _ = decoder(torch.float32)
     x, batch = tokens(4)

@@ -863,7 +863,15 @@ struct Step {
   void* activated;         // [M, inner]
 };
 
-constexpr i64 PHASES_PER_LAYER = 12;
+// Many rows pass through a layer in blocks whose activations stay in L2.
+constexpr i64 LAYER_ROWS = 256;
+constexpr i64 PHASES_PER_BLOCK = 12;
+
+inline i64 layer_blocks(i64 M) { return std::max<i64>(1, (M + LAYER_ROWS / 2) / LAYER_ROWS); }
+inline i64 block_begin(i64 M, i64 block) {  // equal blocks, but in whole tiles of 32 rows
+  const i64 tiles = (M + 31) / 32;
+  return std::min(M, tiles * block / layer_blocks(M) * 32);
+}
 
 // One layer by one thread of a team.
 template <class T> void layer(Walk& walk, const Layer& w, const Step& s, void* staged) {
@@ -874,23 +882,31 @@ template <class T> void layer(Walk& walk, const Layer& w, const Step& s, void* s
   T *attended = static_cast<T*>(s.attended), *activated = static_cast<T*>(s.activated);
   T *k_cache = static_cast<T*>(w.k_cache), *v_cache = static_cast<T*>(w.v_cache);
   const float eps = float(s.eps);
-  if (s.stages & PROJECT) {
-    rms_norm(walk, x, w.input_norm, eps, M, H, normed);
-    linear(walk, {w.qkv, w.qkv_bias, nullptr, qkv, row, H, row, 0, 0}, normed, H, M, staged);
-    rope<T>(walk, s.heads, qkv, M, s.positions, s.slots, s.cos_sin, w.q_norm, w.k_norm, eps,
-            k_cache, v_cache);
-  }
+  const i64 blocks = layer_blocks(M);
+  if (s.stages & PROJECT)
+    for (i64 b = 0; b < blocks; b++) {
+      const i64 m = block_begin(M, b), rows = block_begin(M, b + 1) - m;
+      rms_norm(walk, x + m * H, w.input_norm, eps, rows, H, normed);
+      linear(walk, {w.qkv, w.qkv_bias, nullptr, qkv + m * row, row, H, row, 0, 0}, normed, H, rows,
+             staged);
+      rope<T>(walk, s.heads, qkv + m * row, rows, s.positions + m, s.slots + m, s.cos_sin,
+              w.q_norm, w.k_norm, eps, k_cache, v_cache);
+    }
   if (s.stages & ATTEND)
     decode_attention<T>(walk, s.heads, qkv, row, k_cache, v_cache,
                         {s.tables, s.max_blocks, s.lengths}, M, float(s.scale), attended);
-  if (s.stages & FINISH) {
-    linear(walk, {w.output, w.output_bias, x, x, H, Q, H, 0, 1}, attended, Q, M, staged);
-    rms_norm(walk, x, w.mlp_norm, eps, M, H, normed);
-    const i64 paired = 2 * round_up(I, 16);
-    linear(walk, {w.gate_up, w.gate_up_bias, nullptr, activated, paired, H, I, I, 0}, normed, H, M,
-           staged);
-    linear(walk, {w.down, w.down_bias, x, x, H, I, H, 0, 1}, activated, I, M, staged);
-  }
+  if (s.stages & FINISH)
+    for (i64 b = 0; b < blocks; b++) {
+      const i64 m = block_begin(M, b), rows = block_begin(M, b + 1) - m;
+      float* at = x + m * H;
+      linear(walk, {w.output, w.output_bias, at, at, H, Q, H, 0, 1}, attended + m * Q, Q, rows,
+             staged);
+      rms_norm(walk, at, w.mlp_norm, eps, rows, H, normed);
+      const i64 paired = 2 * round_up(I, 16);
+      linear(walk, {w.gate_up, w.gate_up_bias, nullptr, activated, paired, H, I, I, 0}, normed, H,
+             rows, staged);
+      linear(walk, {w.down, w.down_bias, at, at, H, I, H, 0, 1}, activated, I, rows, staged);
+    }
 }
 
 // Runs f on a team, each thread with its own walk through `phases` phases.
@@ -1039,7 +1055,7 @@ EXPORT void nexusbench_layers(const Layer* layers, i64 count, const Step* step, 
     using T = std::remove_pointer_t<decltype(type)>;
     i64 widest = std::max({step->hidden, step->inner, step->heads.query * step->heads.dim});
     void* staged = staged_buffer.get<char>(staged_bytes<T>(step->M, widest));
-    on_team(threads, count * PHASES_PER_LAYER, [&](Walk& walk) {
+    on_team(threads, count * layer_blocks(step->M) * PHASES_PER_BLOCK, [&](Walk& walk) {
       for (i64 i = 0; i < count; i++) layer<T>(walk, layers[i], *step, staged);
     });
   });
