@@ -9,7 +9,7 @@ from nexusbench.cli._console import counted, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._rejections import rejection_lines
 from nexusbench.cli._seeds import seeds_lines, show_seeds
-from nexusbench.cli._table import Row, make_rows, render_rows
+from nexusbench.cli._table import Row, make_rows, render_rows, unit_of
 from nexusbench.cli._verdict import verdict
 from nexusbench.cli._view import Column, RunView
 from nexusbench.core.units import NS_PER_S
@@ -92,9 +92,9 @@ def badge(simulated: bool) -> Text:
 
 def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each header line."""
-    gpu, limits, trace = resolved["gpu"], resolved["limits"], resolved["trace"]
+    limits, trace = resolved["limits"], resolved["trace"]
     asked = view.config.get("device")
-    device = f"{resolved['device']}: {gpu['name']}, {resolved['num_sms']} SMs"
+    device = _device_text(resolved)
     if asked == "auto":
         device += f" (--device auto{_why_simulated() if view.simulated else ''})"
     tokens = resolved["kv_blocks"] * resolved["block_size"]
@@ -124,6 +124,18 @@ def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str
     return lines
 
 
+def _device_text(resolved: dict[str, Any]) -> str:
+    """The device, what its partitions are made of, and whether they share it in time only."""
+    name, unit = resolved["device"], unit_of(resolved["device"])
+    cores = (resolved.get("environment") or {}).get("cores")
+    if cores is None:
+        return f"{name}: {resolved['gpu']['name']}, {resolved['num_sms']} {unit}"
+    text = f"{name}: {resolved['gpu']['name']}, {len(cores.split(','))} cores"
+    if name.endswith(":shared"):
+        text += ", TIME-SHARED: a split is a share of their time by thread priority, not of cores"
+    return text
+
+
 def _why_simulated() -> str:
     """Why ``--device auto`` took no GPU."""
     from nexusbench.devices.base import devices
@@ -137,6 +149,8 @@ def _model_line(view: RunView, resolved: dict[str, Any]) -> str:
     dtypes = model["dtypes"]
     text = f"{model['name']}, weights {dtypes['weights']}, KV {dtypes['kv']}"
     degree = view.config.get("tensor_parallel_size", 1)
+    if resolved.get("random_weights"):
+        text += ", RANDOM weights"
     return text + (f", tensor parallel over {degree} GPUs" if degree > 1 else "")
 
 

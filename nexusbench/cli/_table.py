@@ -26,6 +26,7 @@ LATENCIES = (
 SCALARS = (
     (
         ("requests finished", "", "finished", "value"),
+        ("  by an end token", "", "finished_stop", "value"),
         ("rejected", "", "rejected", "value"),
         ("failed", "", "failed", "value"),
         ("cancelled", "", "cancelled", "value"),
@@ -50,16 +51,20 @@ SCALARS = (
         ("split in force", "% of busy", "split_in_force", "value"),
         ("re-partitions", "", "repartitions", "value"),
         ("contention", "% of compute", "contention", "value"),
+        ("MFU", "% of GEMM rate", "mfu", "value"),
+        ("MBU", "% of read rate", "mbu", "value"),
         ("belief error, MAPE", "%", "belief_error", "mean"),
         ("belief bias", "%", "belief_bias", "mean"),
     ),
     (("decision time, mean", "µs, real", "decision_us", "mean"),),
 )
 # Shown only where they are not zero for everyone: their absence is no news.
-_ONLY_IF_ANY = ("rejected", "failed", "cancelled", "unfinished")
+_ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished")
 _SECONDS_FROM_MS = 1000.0
 # Whoever runs one batch at a time has no contention: that is no merit.
 _DIRECTIONS = {"decision_us": "lower", "contention": "none"}
+# Parts of a device are SMs, unless its name is here.
+_UNITS = {"cpu": "cores", "cpu:shared": "% of time"}
 
 
 class Cell(msgspec.Struct):
@@ -103,6 +108,7 @@ def make_rows(columns: Sequence[Column]) -> list[Row]:
         made = [_scalar_row(columns, *declared) for declared in section]
         if section[0][2] == "sms_prefill":
             made.append(_split_row(columns))
+            made = [_in_units(columns, row) for row in made]
         rows += [row for row in made if row is not None]
         if rows:
             rows[-1].last = True
@@ -147,6 +153,19 @@ def _row(
     direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     _mark_best(columns, cells, values, _DIRECTIONS.get(tag, direction))
     return Row(title, second, cells)
+
+
+def unit_of(device: str) -> str:
+    """What a device's partitions are made of, in words."""
+    return _UNITS.get(device, "SMs")
+
+
+def _in_units(columns: Sequence[Column], row: Row | None) -> Row | None:
+    """The row with its ``SMs`` called what they are on this device, if all columns agree."""
+    units = {unit_of(str(column.first.resolved.get("device"))) for column in columns}
+    if row is not None and len(units) == 1:
+        row.title = row.title.replace("SMs", units.pop())
+    return row
 
 
 def _split_row(columns: Sequence[Column]) -> Row | None:

@@ -15,6 +15,7 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.metrics._work import Work
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
 from nexusbench.metrics.tokens import MANY, Tokens, gap_owners, read_tokens
 
@@ -59,6 +60,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: int = 1
     price_per_hour: float | None = None  # dollars for one GPU
     watts: float | None = None  # of one GPU
+    work: Work | None = None  # of a device whose limits were measured
 
 
 class EventSource(Protocol):

@@ -163,6 +163,7 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
         ("joules_per_token", None),
         ("offered", 2),
         ("finished", 2),
+        ("finished_stop", 0),
         ("rejected", 0),
         ("failed", 0),
         ("cancelled", 0),
@@ -180,6 +181,8 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
         ("repartition_rate", 0),
         ("busy", 100 * 28 / 30),
         ("contention", 100 * 5 / 22),
+        ("mfu", None),
+        ("mbu", None),
     ],
 )
 def test_scalars_by_hand(tag: str, expected: float | None) -> None:
