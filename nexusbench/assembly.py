@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from nexusbench.belief import make_belief
-from nexusbench.config import RunConfig, check_config
+from nexusbench.config import EndpointConfig, RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
@@ -45,8 +45,8 @@ class Assembly(msgspec.Struct):
     facts: dict[str, Any]
 
 
-def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
-    """Load and transform the trace of ``config``; every transformation leaves a note."""
+def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
+    """Load the trace of ``config`` and give it the arrivals asked for; each change leaves a note."""
     trace = load_trace(Path(config.trace))
     if config.window is not None:
         trace = transform.window(trace, *transform.parse_window(config.window))
@@ -64,6 +64,12 @@ def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
         trace = transform.rate(trace, config.request_rate)
     if config.concurrency is not None:
         trace = transform.closed_loop(trace, config.concurrency)
+    return trace
+
+
+def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
+    """:func:`shape_traffic`, with the output bound that policies see, fitted to the context."""
+    trace = shape_traffic(config)
     bound: int | Literal["trace"] | None = None
     if config.max_tokens is not None:
         bound = "trace" if config.max_tokens == "trace" else _positive_int(config.max_tokens)
@@ -271,22 +277,27 @@ def _facts(
         "kv_blocks": kv.num_blocks,
         "block_size": kv.block_size,
         "limits": msgspec.to_builtins(limits),
-        "trace": {
-            "name": trace.name,
-            "format": trace.format,
-            "sha256": trace.sha256,
-            "requests": len(trace.requests),
-            "notes": trace.notes,
-            "oracle_max_tokens": trace.oracle_max_tokens,
-            "concurrency": trace.concurrency,
-            "following": sum(r.follows for r in trace.requests),
-        },
+        "trace": trace_facts(trace),
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),
         "gpus": config.tensor_parallel_size,
         "price_per_hour": config.price_per_hour,
         "watts": config.watts,
+    }
+
+
+def trace_facts(trace: Trace) -> dict[str, Any]:
+    """What a manifest says of a trace."""
+    return {
+        "name": trace.name,
+        "format": trace.format,
+        "sha256": trace.sha256,
+        "requests": len(trace.requests),
+        "notes": trace.notes,
+        "oracle_max_tokens": trace.oracle_max_tokens,
+        "concurrency": trace.concurrency,
+        "following": sum(r.follows for r in trace.requests),
     }
 
 
