@@ -46,7 +46,7 @@ class Assembly(msgspec.Struct):
 
 
 def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
-    """Load the trace of ``config`` and give it the arrivals asked for; each change leaves a note."""
+    """The trace of ``config`` with the arrivals asked for; every change leaves a note."""
     trace = load_trace(Path(config.trace))
     if config.window is not None:
         trace = transform.window(trace, *transform.parse_window(config.window))

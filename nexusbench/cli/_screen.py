@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nexusbench.cli._console import counted, print_folded, say
+from nexusbench.cli._endpoint_screen import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._rejections import rejection_lines
 from nexusbench.cli._seeds import seeds_lines, show_seeds
@@ -67,7 +68,8 @@ def header(console: Console, columns: Sequence[Column], title: str) -> None:
 
     view = columns[0].first
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
-    lines = [*header_lines(view, view.resolved), ("policies", _policies(columns))]
+    lines = header_lines(view, view.resolved)
+    lines += [("policies", _policies(columns))] if view.resolved["scheduler"] else []
     lines += [("note", _TIGHT_BETA)] if any(map(_is_tight, columns)) else []
     for name, text in lines:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
@@ -92,6 +94,9 @@ def badge(simulated: bool) -> Text:
 
 def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each header line."""
+    if resolved.get("observed") == "client":
+        trace_line = _trace_line(view, resolved["trace"])
+        return endpoint_lines(view, resolved, trace_line) + _judged_lines(view)
     gpu, limits, trace = resolved["gpu"], resolved["limits"], resolved["trace"]
     asked = view.config.get("device")
     device = f"{resolved['device']}: {gpu['name']}, {resolved['num_sms']} SMs"
@@ -114,6 +119,12 @@ def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str
             f"{limits['max_num_batched_tokens']:,}, max_model_len {limits['max_model_len']:,}",
         ),
     ]
+    return lines + _judged_lines(view)
+
+
+def _judged_lines(view: RunView) -> list[tuple[str, str]]:
+    """By what the run is judged, where it is said."""
+    lines = []
     if view.summary["slo"]:
         bounds = ", ".join(f"{key} {bound:g} ms" for key, bound in view.summary["slo"].items())
         lines.append(("SLO", bounds + (" (tbt: p99 of each request)" if "tbt" in bounds else "")))
@@ -184,7 +195,8 @@ def _footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     if any(len(column.views) > 1 for column in columns):
         notes.append("± half a 95 % interval over seeds")
     lines = ["; ".join(notes)] if notes else []
-    lines += _DEFINITIONS
+    of_client = all(c.first.resolved.get("observed") == "client" for c in columns)
+    lines += CLIENT_DEFINITIONS if of_client else _DEFINITIONS
     if columns[0].first.summary["slo"]:
         lines.append(_SLO_DEFINITION)
     return lines

@@ -18,7 +18,7 @@ from nexusbench.cli._rejections import nothing_measured
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._view import RunView, by_label, view_of_result
-from nexusbench.config import RunConfig
+from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
@@ -36,7 +36,7 @@ class Job(msgspec.Struct, frozen=True):
 
     label: str
     title: str
-    config: RunConfig
+    config: RunConfig | EndpointConfig
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     partitioners = split_policies(flags["partitioner"] or [], "--partitioner")
     pairs = pair_policies(schedulers, partitioners)
     check_policies(pairs, flags["cost_model"])
-    _check_texts(flags)
+    check_texts(flags)
     names = set(RunConfig.__struct_fields__) & set(flags)
     fields = {name: flags[name] for name in names}
     fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
@@ -94,7 +94,8 @@ def _labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     return labels
 
 
-def _check_texts(flags: Mapping[str, Any]) -> None:
+def check_texts(flags: Mapping[str, Any]) -> None:
+    """Flags that are texts, and those that exclude each other. Raises UsageError naming one."""
     if flags["window"] is not None:
         try:
             parse_window(flags["window"])
@@ -181,7 +182,9 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _run(config: RunConfig, results: Path | None, progress: Follower | None) -> RunResult:
+def _run(
+    config: RunConfig | EndpointConfig, results: Path | None, progress: Follower | None
+) -> RunResult:
     try:
         return run(config, results=results, progress=progress)
     except UsageError as error:

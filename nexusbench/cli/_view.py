@@ -47,6 +47,7 @@ class RunView(msgspec.Struct):
     message: str = ""
     groups: dict[str, list[dict[str, Any]]] = {}  # grouping -> its groups, where asked for
     rejections: dict[str, int] = {}  # reason -> requests
+    failures: dict[str, int] = {}  # the same of what failed
 
     @property
     def complete(self) -> bool:
@@ -70,6 +71,7 @@ class RunView(msgspec.Struct):
             "simulated": self.simulated,
             "event_digest": self.event_digest,
             "rejections": self.rejections,
+            "failures": self.failures,
             "config": self.config,
             "resolved": self.resolved,
             "summary": self.summary,
@@ -148,6 +150,7 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
 
     resolved = {**result.resolved, "decision_us": result.summary.get("decision_us", {})}
     summary = {key: value for key, value in result.summary.items() if key != "decision_us"}
+    ended = result.events.tables["ended"]
     return RunView(
         label=label,
         status="complete",
@@ -159,7 +162,8 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
         event_digest=result.event_digest,
         span_ns=_span(result.events.requests["arrival"]),
         groups={name: group(result.events, name) for name in by},
-        rejections=_rejections(result.events.tables["ended"], result.events.facts.strings),
+        rejections=_reasons(ended, result.events.facts.strings, "rejected"),
+        failures=_reasons(ended, result.events.facts.strings, "failed"),
     )
 
 
@@ -183,8 +187,10 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         )
         summary = summarise(events)
         groups = {name: group(events, name) for name in judged.by}
+    ended = reader.table("ended")
+    other = "endpoint" if "endpoint" in manifest.config else manifest.run_id
     return RunView(
-        label=str(manifest.config.get("scheduler", manifest.run_id)),
+        label=str(manifest.config.get("scheduler", other)),
         status=reader.status,
         simulated=manifest.simulated,
         config=manifest.config,
@@ -195,7 +201,8 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         span_ns=_span(reader.requests()["arrival"]),
         message=manifest.message,
         groups=groups,
-        rejections=_rejections(reader.table("ended"), manifest.strings),
+        rejections=_reasons(ended, manifest.strings, "rejected"),
+        failures=_reasons(ended, manifest.strings, "failed"),
     )
 
 
@@ -233,8 +240,8 @@ def _check_parts(reader: RunReader) -> None:
                 raise InputError("missing, although the manifest lists it", file=file, hint=hint)
 
 
-def _rejections(ended: Mapping[str, Any], strings: Sequence[str]) -> dict[str, int]:
-    codes = ended["reason"][ended["outcome"] == OUTCOMES.index("rejected")].tolist()
+def _reasons(ended: Mapping[str, Any], strings: Sequence[str], outcome: str) -> dict[str, int]:
+    codes = ended["reason"][ended["outcome"] == OUTCOMES.index(outcome)].tolist()
     known = range(len(strings))
     return dict(Counter(strings[code] if code in known else "no reason given" for code in codes))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from nexusbench.cli import _endpoint_flags as remote
 from nexusbench.cli import _flags as flags
 
 
@@ -21,6 +22,12 @@ def serve_trace(
     force_profile: flags.ForceProfile = False,
     recalibrate: flags.Recalibrate = False,
     kernel_table: flags.KernelTable = None,
+    endpoint: remote.Endpoint = None,
+    api: remote.Api = None,
+    prompt: remote.PromptForm = "auto",
+    vocab_size: remote.VocabSize = 32_000,
+    api_key_env: remote.ApiKeyEnv = None,
+    timeout_s: remote.Timeout = 600.0,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,
     kv_blocks: flags.KvBlocks = None,
@@ -54,11 +61,18 @@ def serve_trace(
     """Replay TRACE under one or more schedulers and show who wins, and why.
 
     nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
+
+    With --endpoint URL it is replayed against a server that is there already.
     """
+    from nexusbench.cli._endpoint import plan_endpoint_jobs, refuse_endpoint_flags
     from nexusbench.cli._session import Output, parse_by, plan_jobs, serve
 
     # The parameters are named as RunConfig's fields, so they are taken by name, not listed again.
-    jobs = plan_jobs(context.params)
+    if endpoint is None:
+        refuse_endpoint_flags(context)
+        jobs = plan_jobs(context.params)
+    else:
+        jobs = plan_endpoint_jobs(context)
     folder = None if no_save else results
     groupings = parse_by(by or [])
     serve(jobs, Output(folder, as_json=json, quiet=no_progress, formulas=formulas, by=groupings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import ssl
+from contextlib import suppress
 from threading import Lock
 
 import httptools
@@ -95,10 +96,8 @@ class Connection:
         """Send ``data``, or as much as goes; True if all went. Raises OSError."""
         with self._lock:
             sent = 0
-            try:
+            with suppress(*_LATER):
                 sent = self.sock.send(data)
-            except _LATER:
-                pass
             self._rest = data[sent:] if sent < len(data) else b""
         return not self._rest
 

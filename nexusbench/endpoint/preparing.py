@@ -1,4 +1,4 @@
-"""The thread that makes requests before they are due, so that sending one is nothing but a write."""
+"""The thread that makes requests before they are due, so that to send one is only to write it."""
 
 from __future__ import annotations
 

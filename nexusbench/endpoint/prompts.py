@@ -15,15 +15,15 @@ from nexusbench.core.request import Request
 from nexusbench.core.units import ceil_div
 
 # Short, frequent words: most vocabularies have each of them, with a blank before it, as one token.
-WORDS = tuple(
-    "the of and to in is that for it as was with be by on not he his but at are this have from or "
-    "had an they which one you were all her she there would their we him been has when who will no "
-    "more if out so up said what its about than into them can only other time new some could these "
-    "two may first then do any like my now over such our man me even most made after also well did "
-    "many must through years where much your way down should because long each just state people "
-    "those too how little good make world still see own work men day get here old life both between"
-    .split()
-)  # fmt: skip
+_TEXT = """
+the of and to in is that for it as was with be by on not he his but at are this have from or had
+an they which one you were all her she there would their we him been has when who will no more if
+out so up said what its about than into them can only other time new some could these two may
+first then do any like my now over such our man me even most made after also well did many must
+through years where much your way down should because long each just state people those too how
+little good make world still see own work men day get here old life both between
+"""
+WORDS = tuple(_TEXT.split())
 _CACHED = 4096  # blocks that are kept for the next request that shares them
 
 

@@ -58,13 +58,14 @@ class Receiver:
         self._ended, self._timeout_ns = ended, timeout_ns
         self.idle: deque[Connection] = deque()
         self.flying: dict[int, Exchange] = {}  # by index of the request: not ended yet
-        self.spare = 8
+        self.spare = 2
         self.opened = self.sent_late = 0
         self._inbox: deque[Callable[[], None]] = deque()
         self._waiting: deque[Exchange] = deque()  # for a connection
         self._lines: dict[Connection, None] = {}  # all that are open
         self._opening = 0
-        self._no_spares_until = self._next_tick = 0
+        # The clock begins below 0: connections are opened before the first request is due.
+        self._no_spares_until = self._next_tick = -(2**62)
         self._selector = selectors.DefaultSelector()
         self._bell, self._ear = socket.socketpair()
         self._stopped = False
@@ -368,10 +369,9 @@ class Receiver:
             elif not line.ready and now - line.opened_ns > _CONNECT_NS:
                 self._drop(line)
                 self._no_line(OSError(errno.ETIMEDOUT, ""))
-            elif exchange is not None and now - exchange.heard_ns > self._timeout_ns:
-                if exchange.sent_ns != NOT_YET:
-                    seconds = self._timeout_ns / NS_PER_S
-                    self._finish(line, FAILED, f"no byte for {seconds:g} s (--timeout)", now)
+            elif exchange is not None and 0 <= exchange.heard_ns < now - self._timeout_ns:
+                seconds = self._timeout_ns / NS_PER_S
+                self._finish(line, FAILED, f"no byte for {seconds:g} s (--timeout)", now)
         # The sender takes from the right meanwhile: each is taken out before it is looked at.
         for _ in range(len(self.idle)):
             try:

@@ -23,8 +23,8 @@ _MOST_REASONS = 50
 class Tally(msgspec.Struct):
     """What a server did with prompts and lengths, over the requests it answered.
 
-    ``prompt_*``: of those whose prompt the server counted. ``counting``: answers by how their
-    tokens were counted (COUNTING). ``several``: deliveries that carried several tokens.
+    ``prompt_*``: of those whose prompt the server counted. ``several``: deliveries that carried
+    several tokens.
     """
 
     answered: int = 0
@@ -39,7 +39,6 @@ class Tally(msgspec.Struct):
     long: int = 0
     deliveries: int = 0
     several: int = 0
-    counting: dict[str, int] = {}
 
 
 class Recording:
@@ -137,9 +136,10 @@ class Recording:
             tables["ended"].row(index, time, outcome, code)
 
     def summary(self) -> dict[str, object]:
-        """The tally for the manifest."""
+        """The tally for the manifest, with answers by how their tokens were counted."""
         counting = {COUNTING[kind]: count for kind, count in sorted(self._counting.items())}
-        return msgspec.to_builtins(msgspec.structs.replace(self.tally, counting=counting))
+        found: dict[str, object] = msgspec.to_builtins(self.tally)
+        return {**found, "counting": counting}
 
     @property
     def ttft_ms(self) -> float | None:

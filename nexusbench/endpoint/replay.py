@@ -22,24 +22,13 @@ from nexusbench.endpoint.prompts import Prompts
 from nexusbench.endpoint.receiver import Receiver
 from nexusbench.endpoint.recording import Recording
 from nexusbench.endpoint.sender import Ends, Impatience, Schedule, Sender
+from nexusbench.endpoint.status import Status
 
 LEAD_NS = 300 * NS_PER_MS  # from the start of the threads to time 0, for the first connections
 _LOOK_S = 0.05
 # The interpreter's lock changes hands at the latest after this; its default, 5 ms, would be the
 # sender's lateness whenever a chunk is being read.
 _SWITCH_S = 50e-6
-
-
-class Status(msgspec.Struct, frozen=True):
-    """A moment of a replay; times in ns and ms, None if unknown."""
-
-    now_ns: int
-    requests: int
-    ended: int
-    flying: int
-    tokens: int
-    ttft_ms: float | None
-    tbt_ms: float | None
 
 
 class Plan(msgspec.Struct):
@@ -87,7 +76,7 @@ class Replay:
         self._faults: list[BaseException] = []
 
     def clock(self) -> int:
-        """ns since the replay's time 0."""
+        """Nanoseconds since the replay's time 0."""
         return now_ns() - self._zero
 
     def status(self) -> Status:
@@ -140,7 +129,7 @@ class Replay:
     def horizon(self) -> int:
         """Nothing that is still under way began before this."""
         flying = [exchange.request.arrival_ns for exchange in list(self.receiver.flying.values())]
-        return min(flying, default=self.clock() - NS_PER_S)
+        return min([*flying, self.clock() - NS_PER_S])
 
     def _begin(self) -> None:
         self._zero = now_ns()  # so that what is due in the first seconds is made now

@@ -228,24 +228,20 @@ class _Error(msgspec.Struct):
 class _Wrapped(msgspec.Struct):
     error: _Error | str | None = None
     message: str | None = None
-    detail: msgspec.Raw | None = None
+    detail: msgspec.Raw = msgspec.Raw(b"")
 
 
 def _message(data: bytes) -> str:
     """What an error's JSON says, in whichever of the usual shapes; else its first words."""
-    for shape in (_Wrapped, _Error, str):
-        try:
-            found = msgspec.json.decode(data, type=shape)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        if isinstance(found, str):
-            return found[:_SHOWN]
-        if isinstance(found, _Error):
-            return found.message[:_SHOWN]
-        error = found.error.message if isinstance(found.error, _Error) else found.error
-        if said := error or found.message or bytes(found.detail or b"").decode(errors="replace"):
-            return said[:_SHOWN]
-    return data[:_SHOWN].decode(errors="replace").strip()
+    try:
+        found = msgspec.json.decode(data, type=_Wrapped | str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return data[:_SHOWN].decode(errors="replace").strip()
+    if isinstance(found, str):
+        return found[:_SHOWN]
+    error = found.error.message if isinstance(found.error, _Error) else found.error
+    said = error or found.message or bytes(found.detail).decode(errors="replace")
+    return (said or data.decode(errors="replace"))[:_SHOWN]
 
 
 def error_reason(status: int, body: bytes) -> str:

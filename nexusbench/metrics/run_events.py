@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -57,6 +57,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo: dict[str, float] = {}  # bounds in ms
     warmup_ns: int = 0
     gpus: int = 1
+    # Who wrote the log: the engine, or a client, who sees when it sent and what came, no launches.
+    observed: Literal["engine", "client"] = "engine"
     price_per_hour: float | None = None  # dollars for one GPU
     watts: float | None = None  # of one GPU
 
@@ -194,7 +196,7 @@ class RunEvents:
 
     @cached_property
     def first_admitted(self) -> IntArray:
-        """When a request first left the queue."""
+        """When a request first left the queue; to a client, when it was sent."""
         return _pick(self.tables["admitted"]["time"], self.first_admission)
 
     @cached_property
@@ -243,6 +245,12 @@ class RunEvents:
             )
 
     def _read_tokens(self) -> Tokens:
+        tokens = self._read_all_tokens()
+        if self.facts.observed == "client" and tokens.gaps is not None:
+            tokens = tokens._replace(gaps=tokens.gaps[tokens.gaps > 0])
+        return tokens
+
+    def _read_all_tokens(self) -> Tokens:
         done = self.tables["step_done"]
         return read_tokens(self.token_parts, done["time"], done["tokens"], self.num_requests)
 
@@ -269,7 +277,7 @@ class RunEvents:
 
     @cached_property
     def num_gaps(self) -> IntArray:
-        """Gaps between a request's tokens."""
+        """A request's tokens after the first."""
         return np.maximum(self.num_output_tokens - 1, 0)
 
     @property
@@ -277,6 +285,7 @@ class RunEvents:
         """Every gap between consecutive tokens of a request, in order of the later token;
         preemptions included.
 
+        What came together, as several tokens of one chunk come to a client, has no gap between it.
         More than MANY are not kept: each call reads them again, and the caller may overwrite them.
         """
         kept = self._tokens.gaps
@@ -289,7 +298,12 @@ class RunEvents:
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
         """Whose gap each of ``gaps`` is."""
-        return gap_owners(self.token_parts, self.num_requests)
+        owners = gap_owners(self.token_parts, self.num_requests)
+        if self.facts.observed == "client":
+            gaps = self._read_all_tokens().gaps
+            assert gaps is not None
+            owners = owners[gaps > 0]
+        return owners
 
     # Window ---------------------------------------------------------------------------------------
 
@@ -314,8 +328,12 @@ class RunEvents:
         """Completed forward passes, in order of their ends.
 
         A pass begins when it was launched, or when its partition ended the pass before if that is
-        later: a device with a queue of depth 2 takes a batch before it can start it.
+        later: a device with a queue of depth 2 takes a batch before it can start it. A client sees
+        none.
         """
+        if self.facts.observed == "client":
+            none = np.empty(0, dtype=np.int64)
+            return Iterations(none, none, none, none)
         done, submitted = self.tables["step_done"], self.tables["submitted"]
         order = np.argsort(submitted["step"], kind="stable")
         launch = np.searchsorted(submitted["step"], done["step"], sorter=order)
