@@ -17,7 +17,7 @@ from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.endpoint.address import Address
 from nexusbench.endpoint.connection import Connection
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
-from nexusbench.endpoint.stream import StreamError, error_reason
+from nexusbench.endpoint.stream import NO_STREAM, StreamError, error_reason
 
 FINISHED, FAILED, CANCELLED = map(OUTCOMES.index, ("finished", "failed", "cancelled"))
 # Servers commonly close a connection that has been idle for 2 to 5 s; ours are let go before, so
@@ -324,7 +324,7 @@ class Receiver:
             if answer.done or answer.stopped:
                 self._finish(line, FINISHED, "length", now)
             elif whole and not answer.deliveries:
-                self._finish(line, FAILED, "answered without a stream of events", now)
+                self._finish(line, FAILED, NO_STREAM, now)
             else:
                 self._finish(line, FAILED, "the stream ended early", now)
 

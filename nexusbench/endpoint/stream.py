@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
+NO_STREAM = "answered without a stream of events"
 # A line longer than this is no event of any server.
 _LONGEST_LINE = 16 << 20
 _SHOWN = 80
+
+
+_NOTHING = msgspec.Raw(b"")
 
 
 class StreamError(Exception):
@@ -40,7 +44,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NOTHING
     object: str | None = None
     message: str | None = None
 
@@ -67,14 +71,14 @@ class Answer:
     """
 
     __slots__ = (
-        "_after_cr", "_buffer", "_event", "cached_tokens", "completion_tokens", "deliveries",
-        "done", "last_empty", "prompt_tokens", "stopped",
+        "_after_cr", "_buffer", "_event", "_heard", "cached_tokens", "completion_tokens",
+        "deliveries", "done", "last_empty", "prompt_tokens", "stopped",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._buffer = b""
         self._event: list[bytes] = []
-        self._after_cr = False
+        self._after_cr = self._heard = False
         self.deliveries: list[Delivery] = []
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = -1
         self.done = False
@@ -95,11 +99,13 @@ class Answer:
             raise StreamError("garbage in the stream: a line without an end")
         for line in lines:
             if line.startswith(b"data:"):
+                self._heard = True
                 self._event.append(line[5:].removeprefix(b" "))
             elif not line:
                 self._dispatch(now)
             elif not line.startswith((b":", b"event:", b"id:", b"retry:")):
-                raise StreamError(f"garbage in the stream: {_brief(line)}")
+                what = f"garbage in the stream: {_brief(line)}"
+                raise StreamError(what if self._heard else NO_STREAM)
 
     def close(self, now: int) -> None:
         """The stream has ended; an event without its blank line counts. Raises StreamError."""
@@ -119,27 +125,28 @@ class Answer:
             chunk = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StreamError(f"garbage in the stream: {_brief(data)}") from None
-        if chunk.error is not None or chunk.object == "error":
-            said = chunk.message or _message(bytes(chunk.error or b""))
+        error = bytes(chunk.error)
+        if error not in (b"", b"null") or chunk.object == "error":
+            said = chunk.message or _message(error)
             raise StreamError(f"error in the stream: {said}")
         if chunk.usage is not None:
             self._count(chunk.usage)
-        size = sum(_text_size(choice) for choice in (chunk.choices or [])[:1])
-        for choice in (chunk.choices or [])[:1]:
-            if choice.finish_reason is not None:
-                self.stopped = True
-                self.last_empty = size == 0
-        if size or (chunk.choices and not self.stopped and _is_token(chunk.choices[0])):
+        choice = chunk.choices[0] if chunk.choices else None
+        size = _text_size(choice) if choice is not None else 0
+        if choice is not None and choice.finish_reason is not None:
+            self.stopped = True
+            self.last_empty = size == 0
+        if size or (choice is not None and not self.stopped and _is_token(choice)):
             self._deliver(now, size)
+        elif self.deliveries and self.deliveries[-1].counted >= 0:
+            # It has no text of its own, so what it counts is what is here.
+            self.deliveries[-1].counted = self.completion_tokens
 
     def _count(self, usage: _Usage) -> None:
         if usage.prompt_tokens is not None:
             self.prompt_tokens = usage.prompt_tokens
         if usage.completion_tokens is not None:
             self.completion_tokens = usage.completion_tokens
-            # In the same read, or a later chunk without text: it speaks of what is here.
-            if self.deliveries and self.deliveries[-1].counted >= 0:
-                self.deliveries[-1].counted = usage.completion_tokens
         details = usage.prompt_tokens_details
         if details is not None and details.cached_tokens is not None:
             self.cached_tokens = details.cached_tokens
@@ -228,7 +235,7 @@ class _Error(msgspec.Struct):
 class _Wrapped(msgspec.Struct):
     error: _Error | str | None = None
     message: str | None = None
-    detail: msgspec.Raw = msgspec.Raw(b"")
+    detail: msgspec.Raw = _NOTHING
 
 
 def _message(data: bytes) -> str:
