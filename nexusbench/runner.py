@@ -14,7 +14,7 @@ import msgspec
 
 from nexusbench.assembly import Assembly, assemble
 from nexusbench.config import EndpointConfig, RunConfig
-from nexusbench.core.errors import Interrupted, NexusbenchError
+from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.engine.engine import Engine, EngineConfig
@@ -69,8 +69,14 @@ def run(
     manifest says why it ends.
     """
     if isinstance(config, EndpointConfig):
-        from nexusbench.endpoint_runner import run_endpoint
-
+        try:
+            from nexusbench.endpoint_runner import run_endpoint
+        except ModuleNotFoundError as error:
+            if error.name != "httptools":
+                raise
+            raise UsageError(
+                "--endpoint needs httptools: pip install 'nexusbench[endpoint]'"
+            ) from None
         return run_endpoint(config, results=results, progress=progress)
     assembly = assemble(config)
     try:

@@ -34,8 +34,11 @@ class Served:
 
     @property
     def log(self) -> list[dict[str, Any]]:
+        """Bodies, the shortest answer first."""
         with urllib.request.urlopen(f"{self.url}/log", timeout=10) as answer:
-            return [body for body, _ in json.load(answer)]
+            return sorted(
+                (body for body, _ in json.load(answer)), key=lambda body: body["max_tokens"]
+            )
 
     def end(self) -> None:
         self.process.kill()
@@ -80,9 +83,10 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
     return path
 
 
-def evenly(count: int, gap_ms: float = 15.0, prompt: int = 20, output: int = 8) -> list[Any]:
+def evenly(count: int, gap_ms: float = 8.0, prompt: int = 20) -> list[Any]:
+    """Outputs of 5, 6, 7 ... tokens, by which the server tells the requests apart."""
     return [
-        {"timestamp": index * gap_ms, "input_length": prompt + index, "output_length": output}
+        {"timestamp": index * gap_ms, "input_length": prompt + index, "output_length": 5 + index}
         for index in range(count)
     ]
 

@@ -2,9 +2,9 @@
 
     python tests/endpoint/server.py --behaviours ok,stall --takes ids,pin,chunks,usage
 
-prints its port. Completions are answered in the order of ``--behaviours``, over and over; those of
-at most four tokens (probes) always well. ``GET /log`` returns every other body with the time at
-which it came.
+prints its port. How a completion is answered follows from its length: five tokens in the first way
+of ``--behaviours``, six in the second, and so on, over and over; four and fewer (probes) always
+well. ``GET /log`` returns every other body with the time at which it came.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Server:
             return True
         behaviour = "ok"
         if count > PROBE_TOKENS:
-            behaviour = self.behaviours[len(self.log) % len(self.behaviours)]
+            behaviour = self.behaviours[(count - PROBE_TOKENS - 1) % len(self.behaviours)]
             self.log.append((body, now))
         chunks = self.chunks(body, chat, prompt, count, behaviour)
         return await getattr(self, f"do_{behaviour}", self.do_ok)(writer, chunks)
