@@ -9,6 +9,15 @@ from typing import Any, Literal
 import msgspec
 
 from nexusbench.belief import make_belief
+from nexusbench.computing import (
+    check_flags,
+    check_memory,
+    fillable_blocks,
+    forget_answers,
+    serving_of,
+    with_dtype,
+    work_of,
+)
 from nexusbench.config import EndpointConfig, RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
@@ -21,6 +30,7 @@ from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
+from nexusbench.results.machine import machine_facts
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
@@ -84,7 +94,7 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     do if it knew the truth.
     """
     config = check_config(config)
-    model = load_model(config.model)
+    model = with_dtype(load_model(config.model), config.dtype)
     check_tensor_parallel(config.tensor_parallel_size, model)
     max_model_len = config.max_model_len or model.max_model_len
     if max_model_len > model.max_model_len:
@@ -96,10 +106,15 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
         partitioner, belief_facts = _partitioner(
             config, scheduler, device, model, belief or make_belief
         )
-        partitioner.initial(device.spec)  # refuses impossible options before anything is written
+        # Refuses impossible options before anything is written.
+        initial = partitioner.initial(device.spec)
         kv = _kv_cache(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
         _check_pool(requests, kv)
+        if device.spec.makes_tokens:
+            forget_answers(requests, trace)
+        partitions, num_sms = scheduler.partitions, device.spec.num_sms
+        device.prepare(serving_of(config, model, trace, kv, partitions, initial, num_sms))
     except BaseException:
         device.close()
         raise
@@ -139,7 +154,13 @@ def open_device(
         seed=config.seed,
         kernel_table=config.kernel_table,
         profiling=profiling,
+        model_name=config.model,
+        load_format=config.load_format,
+        dtype=config.dtype,
+        temperature=config.temperature,
+        top_p=config.top_p,
     )
+    check_flags(config, simulated=kind == "sim")
     return cls.open(argument, model, options), limits
 
 
@@ -227,6 +248,12 @@ def check_tensor_parallel(size: int, model: ModelSpec) -> None:
 def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
     block_bytes = model.kv_bytes_per_token * config.block_size
     blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
+    if device.spec.makes_tokens and config.kv_blocks is None:
+        # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
+        # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
+        blocks = min(blocks, 2 * fillable_blocks(trace, config.block_size))
+    if device.spec.makes_tokens:
+        check_memory(blocks, config.block_size, block_bytes)
     named = any(request.hash_ids for request in trace.requests)
     if named and trace.hash_block % config.block_size:
         raise UsageError(
@@ -268,6 +295,10 @@ def _facts(
         "gpu": msgspec.to_builtins(device.gpu),
         "num_sms": spec.num_sms,
         "kernel_table": device.kernel_table_sha256,
+        "environment": device.environment(),
+        "work": work_of(model, device),
+        "random_weights": device.random_weights,
+        "made_of_profile": device.made_of_profile,
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
         "scheduler": scheduler.name,
@@ -278,6 +309,7 @@ def _facts(
         "block_size": kv.block_size,
         "limits": msgspec.to_builtins(limits),
         "trace": trace_facts(trace),
+        "machine": {**machine_facts(), **device.environment()},
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),

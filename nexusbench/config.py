@@ -19,7 +19,9 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Names and meanings are vLLM's where it has them; None means "resolve from device and model", and
     what was resolved stands in the manifest. ``goodput`` maps ttft, tbt, tpot, e2e to bounds in ms.
     ``concurrency`` makes the trace a closed loop of so many users. ``price_per_hour`` is
-    dollars for an hour of one GPU, ``watts`` what one GPU draws.
+    dollars for an hour of one GPU, ``watts`` what one GPU draws. ``load_format`` to ``stop_at_eos``
+    are for devices that compute tokens: where weights come from, in what data type, and how tokens
+    are drawn (temperature 0: the likeliest; ``seed`` draws).
     """
 
     trace: str
@@ -31,6 +33,11 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     profile: str | None = None
     force_profile: bool = False
     recalibrate: bool = False
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    dtype: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop_at_eos: bool = False
     tensor_parallel_size: int = 1
     kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9
@@ -104,6 +111,8 @@ _BOUNDS = (
     ("limit", 1, True, math.inf),
     ("concurrency", 1, True, math.inf),
     ("warmup_s", 0, True, math.inf),
+    ("temperature", 0, True, 100),
+    ("top_p", 0, False, 1),
     ("seed", 0, True, math.inf),
     ("price_per_hour", 0, False, math.inf),
     ("watts", 0, False, math.inf),

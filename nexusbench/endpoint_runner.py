@@ -180,7 +180,7 @@ def run_endpoint(
 
     connected = connect(config)
     replay, log = connected.replay, connected.replay.recording.log
-    with _sigint_flag() as interrupted:
+    with _sigint_flag(lambda: None) as interrupted:
         writer = _open_writer(connected, results) if results is not None else None
         onlooker = Onlooker(replay, interrupted, progress, writer)
         try:

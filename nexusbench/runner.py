@@ -30,10 +30,11 @@ FLUSH_ROWS = 400_000  # event rows held before they are written to disk (a few M
 CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
 PROGRESS_NS = 100 * NS_PER_MS
 # What metrics need of the facts that an assembly resolved.
-RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts")
+RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work")
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
-Progress = Callable[["Engine | ReplayStatus"], None]
+Progress = Callable[[Engine], None]
+AnyProgress = Callable[["Engine | ReplayStatus"], None]
 
 
 class RunResult(msgspec.Struct):
@@ -57,7 +58,7 @@ def run(
     config: RunConfig | EndpointConfig,
     *,
     results: Path | None = None,
-    progress: Progress | None = None,
+    progress: AnyProgress | None = None,
 ) -> RunResult:
     """Serve ``config.trace`` and return what happened; with ``results``, keep it in a new folder
     there.
@@ -86,26 +87,42 @@ def run(
 
 
 def serve(
-    assembly: Assembly, results: Path | None = None, progress: Progress | None = None
+    assembly: Assembly,
+    results: Path | None = None,
+    progress: Progress | None = None,
+    watch: Progress | None = None,
 ) -> RunResult:
-    """:func:`run` for objects that are assembled already; the caller closes the device."""
+    """:func:`run` for objects that are assembled already; the caller closes the device.
+
+    ``watch`` is called after every CHECK_STEPS steps, the same ones in each simulated run, and may
+    raise to stop the run; :func:`events_so_far` then says what had happened.
+    """
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
-    with _sigint_flag() as interrupted:
+    device = assembly.device
+    with _sigint_flag(device.interrupt) as interrupted:
         # Not before: a Ctrl-C in between would leave a folder that nobody accounts for.
         writer = _open_writer(assembly, results) if results is not None else None
-        recorder = Recorder(writer, progress, interrupted)
+        # On a real clock a step takes long enough to look around after each.
+        every = CHECK_STEPS if device.spec.simulated else 0
+        recorder = Recorder(writer, progress, interrupted, every, watch)
         engine = Engine(
-            assembly.device,
+            device,
             assembly.scheduler,
             assembly.partitioner,
             assembly.kv,
             assembly.requests,
-            EngineConfig(assembly.limits, concurrency=assembly.trace.concurrency),
+            EngineConfig(
+                assembly.limits,
+                concurrency=assembly.trace.concurrency,
+                stop_tokens=_stop_tokens(assembly),
+            ),
             stopwatch=stopwatch_ns,
             observer=recorder.after_step,
         )
+        if progress is not None and not device.spec.simulated:
+            progress(engine)  # the first step may take long
         try:
             engine.run()
         except BaseException as error:
@@ -115,12 +132,12 @@ def serve(
             progress(engine)
         decisions, digest = _decision_times(engine), engine.log.digest()
         if writer is None:
-            columns, facts = _request_columns(assembly), _facts(assembly, engine)
-            events = RunEvents.from_log(engine.log, columns, facts)
+            events = events_so_far(assembly, engine)
         else:
             from nexusbench.results.reader import RunReader
 
             writer.flush(engine.log, _splits(engine))
+            writer.write_tokens(device.generated())
             # A million requests are a third of a GiB: let them go before metrics need room.
             del engine
             assembly.requests = []
@@ -128,40 +145,65 @@ def serve(
         summary = summarise(events)
         summary["decision_us"] = decisions
         if writer is not None:
-            kept = {key: value for key, value in summary.items() if key != "decision_us"}
-            writer.finish(
-                "complete",
-                kept,
-                event_digest=digest,
-                invariants=dict.fromkeys(INVARIANTS, "held"),
-                resolved={"decision_us": summary["decision_us"]},
-            )
+            _finish(writer, summary, digest)
     folder = writer.path if writer is not None else None
     return RunResult(
         assembly.config, summary, events, digest, folder, assembly.trace.notes, assembly.facts
     )
 
 
+def _finish(writer: RunWriter, summary: dict[str, Any], digest: str) -> None:
+    """The run came to its own end: decision times are real ones, and so no part of its summary."""
+    kept = {key: value for key, value in summary.items() if key != "decision_us"}
+    writer.finish(
+        "complete",
+        kept,
+        event_digest=digest,
+        invariants=dict.fromkeys(INVARIANTS, "held"),
+        resolved={"decision_us": summary["decision_us"]},
+    )
+
+
+def _stop_tokens(assembly: Assembly) -> frozenset[int]:
+    wanted = assembly.config.stop_at_eos
+    return frozenset(assembly.device.spec.stop_tokens if wanted else ())
+
+
+def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
+    """What has happened in a run that is not kept in a folder, also while it goes on."""
+    from nexusbench.metrics.run_events import RunEvents
+
+    return RunEvents.from_log(engine.log, _request_columns(assembly), _facts(assembly, engine))
+
+
 class Recorder:
     """The engine's observer: stops on Ctrl-C between steps, writes full buffers, shows progress."""
 
     def __init__(
-        self, writer: RunWriter | None, progress: Progress | None, interrupted: threading.Event
+        self,
+        writer: RunWriter | None,
+        progress: Progress | None,
+        interrupted: threading.Event,
+        every: int = CHECK_STEPS,
+        watch: Progress | None = None,
     ) -> None:
         self._writer, self._progress, self._interrupted = writer, progress, interrupted
-        self._next_check = CHECK_STEPS
+        self._watch = watch
+        self._every = self._next_check = every
         self._next_progress = stopwatch_ns()
 
     def after_step(self, engine: Engine) -> None:
         """Cheap unless a check is due."""
         if engine.executor.num_steps < self._next_check:
             return
-        self._next_check = engine.executor.num_steps + CHECK_STEPS
+        self._next_check = engine.executor.num_steps + self._every
         if self._interrupted.is_set():
             raise Interrupted(
                 f"interrupted at {engine.state.now / 1e9:.1f} s of the run, "
                 f"{engine.executor.num_ended} of {len(engine.requests)} requests ended"
             )
+        if self._watch is not None:
+            self._watch(engine)
         if self._progress is not None and stopwatch_ns() >= self._next_progress:
             self._progress(engine)
             self._next_progress = stopwatch_ns() + PROGRESS_NS
@@ -174,6 +216,7 @@ class Recorder:
             return
         with suppress(NexusbenchError):  # e.g. a full disk: the first error is the one to tell
             self._writer.flush(engine.log, _splits(engine))
+            self._writer.write_tokens(engine.device.generated())
         status: Status = (
             "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
         )
@@ -184,8 +227,9 @@ class Recorder:
 
 
 @contextmanager
-def _sigint_flag() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into a flag, so that a run stops between two steps with its books in order.
+def _sigint_flag(wake: Callable[[], None]) -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag, so that a run stops between two steps with its books in order;
+    ``wake`` lets a device that waits for a step or for an arrival look up at once.
 
     A second Ctrl-C raises KeyboardInterrupt as usual. Outside the main thread signals are not ours
     to handle.
@@ -200,6 +244,7 @@ def _sigint_flag() -> Iterator[threading.Event]:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
+        wake()
 
     signal.signal(signal.SIGINT, on_sigint)
     try:

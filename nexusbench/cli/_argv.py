@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+# ``ttft:p99<2000`` and its spellings, as metrics/slo.py reads them.
+STATISTIC_BOUND = re.compile(r"[a-z0-9_]+:[a-z][a-z0-9.]*(<=|<|:|=)[0-9.eE+-]+")
+
 
 def expand_goodput(arguments: list[str]) -> list[str]:
-    """Repeat ``--goodput`` before each further ``name:number`` that follows it.
+    """Repeat ``--goodput`` before each further ``name:number`` or ``name:p99<number`` after it.
 
     A trace path is not mistaken for a bound: it would have to be a word, a colon and a number.
     """
@@ -23,6 +28,8 @@ def expand_goodput(arguments: list[str]) -> list[str]:
 
 
 def _is_bound(text: str) -> bool:
+    if STATISTIC_BOUND.fullmatch(text):
+        return True
     name, colon, number = text.partition(":")
     if not colon or not name.isidentifier():
         return False

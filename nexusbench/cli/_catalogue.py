@@ -204,6 +204,12 @@ def _models() -> list[Entry]:
     return entries
 
 
+def _slos() -> list[Entry]:
+    from nexusbench.metrics.slo import presets
+
+    return [Entry(name, one.slo, one.source) for name, one in presets().items()]
+
+
 # What is found by listing a folder or by entry points, so that a user's own may be among it.
 PLUGIN_FAMILIES: dict[str, Callable[[], list[Entry]]] = {
     "schedulers": _schedulers,
@@ -214,4 +220,4 @@ PLUGIN_FAMILIES: dict[str, Callable[[], list[Entry]]] = {
     "formats": _formats,
     "counters": _counters,
 }
-_FAMILIES = {**PLUGIN_FAMILIES, "gpus": _gpus, "models": _models}
+_FAMILIES = {**PLUGIN_FAMILIES, "gpus": _gpus, "models": _models, "slos": _slos}

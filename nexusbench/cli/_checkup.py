@@ -21,7 +21,10 @@ from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.units import GIB
 
 _REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "typer")
-_OPTIONAL = ("torch", "safetensors", "nvidia-ml-py", "cuda-bindings", "cupti-python")
+_OPTIONAL = (
+    "torch", "safetensors", "nvidia-ml-py", "cuda-bindings", "cupti-python", "jinja2", "plotly",
+    "matplotlib",
+)  # fmt: skip
 _MOST_NAMED = 12
 _PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'
 
@@ -34,10 +37,11 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
-def check_up(results: Path, *, as_json: bool) -> bool:
-    """Print all findings; True unless the core is broken."""
+def check_up(results: Path, *, as_json: bool, speed: bool) -> bool:
+    """Print all findings; True unless the core is broken. ``speed`` measures the CPU's limits."""
     findings = [
         *_machine(), *_packages(), *_plugins(), *_devices(), *_counters(),
+        *(_speed() if speed else ()),
         _results_folder(results), _probe(),
     ]  # fmt: skip
     fine = all(finding.state != "broken" for finding in findings)
@@ -150,6 +154,21 @@ def _counters() -> Iterator[Finding]:
         for reason in dict.fromkeys(missing.values()):
             without = ", ".join(metric for metric in missing if missing[metric] == reason)
             yield Finding(check, "note", f"without {without}: {reason}")
+
+
+def _speed() -> Iterator[Finding]:
+    """The limits that MFU and MBU of CPU runs are measured against; nothing without torch."""
+    if not (_version("torch") and _version("safetensors")):
+        return
+    try:
+        from nexusbench.devices._cpu_probe import gemm_gflops, stream_gbps
+
+        rates = ", ".join(f"{gemm_gflops(name):,.0f} ({name})" for name in ("bfloat16", "float32"))
+        text = f"reads memory at {stream_gbps():.1f} GB/s, GEMM GFLOP/s: {rates}; all usable cores"
+    except Exception as error:
+        yield Finding("CPU speed", "note", f"could not be measured: {error}")
+        return
+    yield Finding("CPU speed", "ok", text)
 
 
 def _reason(device: str) -> str:

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
+from nexusbench.core.units import counted as counted
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -57,11 +59,6 @@ def print_folded(console: Console, count: int, render: Callable[[slice], Rendera
             for table in tables:
                 print_whole(console, table)
             return
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things: ``1 request``, ``2,000 requests``."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:

@@ -18,13 +18,16 @@ _OF_ENGINE = {
         (
             "scheduler", "partitioner", "cost_model", "profile", "force_profile", "recalibrate",
             "gpu_memory_utilization", "kv_blocks", "block_size", "prefix_caching", "max_num_seqs",
-            "max_num_batched_tokens", "tensor_parallel_size",
+            "max_num_batched_tokens", "tensor_parallel_size", "load_format", "dtype",
         ),
         _SERVER,
     ),
     "device": "the server runs where it runs",
     "kernel_table": "nothing is simulated",
     "max_tokens": "it is told the length of each request",
+    "stop_at_eos": "it is told the length of each request",
+    "temperature": "requests ask for temperature 0",
+    "top_p": "requests ask for temperature 0",
 }  # fmt: skip
 _OF_ENDPOINT = ("api", "prompt", "vocab_size", "api_key_env", "timeout_s")
 

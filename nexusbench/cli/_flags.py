@@ -13,6 +13,7 @@ from nexusbench.core.registry import did_you_mean
 
 _WHAT, _MEMORY, _PREFIX, _LIMITS = "What is run", "Memory", "Prefix cache", "Budgets"
 _TRAFFIC, _MEASURE, _OUTPUT = "Traffic", "Measurement", "Output"
+_TOKENS = "Real tokens (--device cpu)"
 
 
 def positive(value: float | None) -> float | None:
@@ -66,8 +67,9 @@ Device = Annotated[
     str,
     typer.Option(
         rich_help_panel=_WHAT,
-        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, or "
-        "sim:DIR/profile.json for the times of a profile.",
+        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, "
+        "sim:DIR/profile.json for the times of a profile, cpu (real tokens on cores), or "
+        "cpu:shared (thread priorities).",
     ),
 ]
 Model = Annotated[
@@ -196,6 +198,46 @@ MaxTokens = Annotated[
         help="The output bound that a policy may see; 'trace' tells it the truth (an oracle).",
     ),
 ]
+LoadFormat = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("auto", "safetensors", "dummy"),
+        metavar="auto|safetensors|dummy",
+        rich_help_panel=_TOKENS,
+        help="Weights from the model's folder, or random by seed (dummy; auto for tiny and small).",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|float16",
+        rich_help_panel=_TOKENS,
+        show_default="the model's",
+        help="What weights are converted to and computed in.",
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, rich_help_panel=_TOKENS, help="0 takes the likeliest token; else --seed."
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        callback=share,
+        rich_help_panel=_TOKENS,
+        help="Draw from the likeliest tokens that have this probability together.",
+    ),
+]
+StopAtEos = Annotated[
+    bool,
+    typer.Option(
+        "--stop-at-eos",
+        rich_help_panel=_TOKENS,
+        help="End at the model's end token; else the trace's output lengths decide.",
+    ),
+]
 Speed = Annotated[
     float | None,
     typer.Option(
@@ -313,6 +355,15 @@ Results = Annotated[
         parser=folder, metavar="DIR", rich_help_panel=_OUTPUT, help="Where runs are kept."
     ),
 ]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+        help="Also write a Chrome/Perfetto trace of all runs.",
+    ),
+]
 NoSave = Annotated[bool, typer.Option("--no-save", rich_help_panel=_OUTPUT, help="Keep no run.")]
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON document on stdout.")
@@ -322,4 +373,17 @@ NoProgress = Annotated[
 ]
 Formulas = Annotated[
     bool, typer.Option("--formulas", rich_help_panel=_OUTPUT, help="Print every formula shown.")
+]
+Cache = Annotated[
+    Path,
+    typer.Option(
+        parser=folder,
+        metavar="DIR",
+        rich_help_panel=_OUTPUT,
+        help="Results by the hash of all that decides them: what is there is not run again.",
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", rich_help_panel=_OUTPUT, help="Run again what is in --cache too."),
 ]

@@ -14,6 +14,7 @@ from nexusbench.assembly import check_tensor_parallel, open_device
 from nexusbench.cli._console import print_whole
 from nexusbench.cli._profile_screen import show_profile, show_title, table
 from nexusbench.cli._sweep_progress import watch
+from nexusbench.computing import with_dtype
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.specs import ModelSpec
@@ -42,7 +43,8 @@ def open_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> S
     """The device and model of the flags (or that model). Raises UsageError for what cannot be."""
     names = set(RunConfig.__struct_fields__) & set(params)
     config = check_config(RunConfig(trace="", **{name: params[name] for name in names}))
-    model = load_model(config.model) if model is None else model
+    if model is None:
+        model = with_dtype(load_model(config.model), config.dtype)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
         raise UsageError(f"--max-model-len {length}: {model.name} has {model.max_model_len}")

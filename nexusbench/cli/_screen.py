@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nexusbench.cli._console import counted, print_folded, say
-from nexusbench.cli._endpoint_screen import CLIENT_DEFINITIONS, endpoint_lines
+from nexusbench.cli._console import print_folded, say
 from nexusbench.cli._groups import show_groups
-from nexusbench.cli._rejections import rejection_lines
 from nexusbench.cli._seeds import seeds_lines, show_seeds
-from nexusbench.cli._table import Row, make_rows, render_rows
-from nexusbench.cli._verdict import verdict
-from nexusbench.cli._view import Column, RunView
-from nexusbench.core.units import NS_PER_S
+from nexusbench.cli._table import render_rows
+from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.rejections import rejection_lines
+from nexusbench.comparison.rows import make_rows
+from nexusbench.comparison.verdict import verdict
+from nexusbench.comparison.view import Column, RunView
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 _INDENT = 10
-_DEFINITIONS = (
-    "TTFT: scheduled arrival to first token = queueing (to first admission) + service.",
-    "TBT: every gap between a request's tokens, pooled. TPOT: (end to end - TTFT) / (tokens - 1).",
-)
-_SLO_DEFINITION = (
-    "goodput: requests that kept every bound, per second. Attainment: their share of the requests "
-    "offered; what was rejected, failed or did not finish is a miss."
-)
 
 
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
@@ -35,7 +27,7 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
     rows = make_rows(columns)
     print_folded(console, len(columns), lambda block: render_rows(columns, rows, block))
     show_groups(console, columns)
-    for line in _footnotes(columns, rows):
+    for line in footnotes(columns, rows):
         say(console, line, "dim")
     if formulas:
         _show_formulas(console, columns)
@@ -54,33 +46,14 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
         say(console, ("Simulated: " if simulated else "") + " ".join(sentences), "bold")
 
 
-TIGHT_BETA = 1.3
-_TIGHT_BETA = (
-    "nexus allows decode only a few percent over its time without a neighbour; a fitted belief "
-    "knows that contention alone takes more, and leaves prefill few SMs. Compare "
-    "--partitioner nexus:beta=2 (docs/cost-models.md)"
-)
-
-
 def header(console: Console, columns: Sequence[Column], title: str) -> None:
     """What ran on what; the same for all columns of one call of serve-trace."""
     from rich.text import Text
 
     view = columns[0].first
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
-    lines = header_lines(view, view.resolved)
-    lines += [("policies", _policies(columns))] if view.resolved["scheduler"] else []
-    lines += [("note", _TIGHT_BETA)] if any(map(_is_tight, columns)) else []
-    for name, text in lines:
+    for name, text in _lines(view, columns):
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
-
-
-def _is_tight(column: Column) -> bool:
-    """Nexus's published slack with a belief that knows contention."""
-    resolved = column.first.resolved
-    belief, options = resolved["belief"], resolved.get("partitioner_options", {})
-    fitted = belief is not None and belief.get("profile")
-    return bool(fitted) and options.get("beta", TIGHT_BETA) < TIGHT_BETA
 
 
 def badge(simulated: bool) -> Text:
@@ -92,47 +65,10 @@ def badge(simulated: bool) -> Text:
     return Text("[MEASURED]", style="bold white on green")
 
 
-def header_lines(view: RunView, resolved: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and text of each header line."""
-    if resolved.get("observed") == "client":
-        trace_line = _trace_line(view, resolved["trace"])
-        return endpoint_lines(view, resolved, trace_line) + _judged_lines(view)
-    gpu, limits, trace = resolved["gpu"], resolved["limits"], resolved["trace"]
-    asked = view.config.get("device")
-    device = f"{resolved['device']}: {gpu['name']}, {resolved['num_sms']} SMs"
-    if asked == "auto":
-        device += f" (--device auto{_why_simulated() if view.simulated else ''})"
-    tokens = resolved["kv_blocks"] * resolved["block_size"]
-    caching = "on" if view.config.get("prefix_caching") else "off"
-    lines = [
-        ("device", device),
-        ("model", _model_line(view, resolved)),
-        ("trace", _trace_line(view, trace)),
-        (
-            "KV pool",
-            f"{resolved['kv_blocks']:,} blocks of {resolved['block_size']} tokens "
-            f"= {tokens:,} tokens; prefix caching {caching}",
-        ),
-        (
-            "limits",
-            f"max_num_seqs {limits['max_num_seqs']:,}, max_num_batched_tokens "
-            f"{limits['max_num_batched_tokens']:,}, max_model_len {limits['max_model_len']:,}",
-        ),
-    ]
-    return lines + _judged_lines(view)
-
-
-def _judged_lines(view: RunView) -> list[tuple[str, str]]:
-    """By what the run is judged, where it is said."""
-    lines = []
-    if view.summary["slo"]:
-        bounds = ", ".join(f"{key} {bound:g} ms" for key, bound in view.summary["slo"].items())
-        lines.append(("SLO", bounds + (" (tbt: p99 of each request)" if "tbt" in bounds else "")))
-    warmup = view.summary["warmup"]
-    if warmup["seconds"]:
-        left_out = counted(warmup["requests"], "request")
-        lines.append(("warm-up", f"{left_out} of the first {warmup['seconds']:g} s out"))
-    return lines
+def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
+    lines = header_lines(view, view.resolved, _why_simulated())
+    policies = policies_line(columns)
+    return [*lines, *([("policies", policies)] if policies else []), *note_lines(columns)]
 
 
 def _why_simulated() -> str:
@@ -141,65 +77,6 @@ def _why_simulated() -> str:
 
     known = "cuda" in devices.names()
     return "; no usable CUDA GPU here" if known else ": this version runs simulated devices only"
-
-
-def _model_line(view: RunView, resolved: dict[str, Any]) -> str:
-    model = resolved["model"]
-    dtypes = model["dtypes"]
-    text = f"{model['name']}, weights {dtypes['weights']}, KV {dtypes['kv']}"
-    degree = view.config.get("tensor_parallel_size", 1)
-    return text + (f", tensor parallel over {degree} GPUs" if degree > 1 else "")
-
-
-def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
-    span, count = view.span_ns / NS_PER_S, trace["requests"]
-    following, users = trace.get("following", 0), trace.get("concurrency", 0)
-    text = f"{trace['name']}: {counted(count, 'request')}"
-    if users:
-        text += f" of {users:,} users in a closed loop"
-    elif span:
-        what = "first turns/s" if following else "req/s"
-        text += f" in {span:,.1f} s, mean {(count - following - 1) / span:.3g} {what}"
-    # The first note is about the file as it is, the others about what was made of it.
-    return f"{text}. File: {'; '.join(trace['notes'])}"
-
-
-def _policies(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column."""
-    texts = []
-    for column in columns:
-        resolved = column.first.resolved
-        belief = resolved["belief"]
-        asks = f" asking {_belief(belief)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {resolved['partitioner']}{asks})")
-    return ", ".join(texts)
-
-
-def _belief(facts: dict[str, Any]) -> str:
-    """What a partitioner asks, and what that was fitted to."""
-    text = str(facts["cost_model"])
-    profile = facts.get("profile")
-    if profile:
-        text += f" fitted to a profile of {profile['of']}"
-        text += " (forced)" if profile["forced"] else ""
-    return text + (", recalibrated" if facts.get("recalibrate") else "")
-
-
-def _footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    cells = [cell for row in rows for cell in row.cells]
-    notes = []
-    if any(cell.best for cell in cells):
-        notes.append("* best of its row; equal values share it")
-    if any(cell.weak for cell in cells):
-        notes.append("~ fewer than 10 samples beyond this percentile: weak")
-    if any(len(column.views) > 1 for column in columns):
-        notes.append("± half a 95 % interval over seeds")
-    lines = ["; ".join(notes)] if notes else []
-    of_client = all(c.first.resolved.get("observed") == "client" for c in columns)
-    lines += CLIENT_DEFINITIONS if of_client else _DEFINITIONS
-    if columns[0].first.summary["slo"]:
-        lines.append(_SLO_DEFINITION)
-    return lines
 
 
 def _show_formulas(console: Console, columns: Sequence[Column]) -> None:

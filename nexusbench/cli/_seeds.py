@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nexusbench.cli._console import print_folded
-from nexusbench.cli._table import decimals
-from nexusbench.cli._view import Column
+from nexusbench.comparison.rows import decimals
+from nexusbench.comparison.view import Column
 
 if TYPE_CHECKING:
     from rich.console import Console

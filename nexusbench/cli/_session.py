@@ -11,18 +11,22 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
+from nexusbench.cli._argv import STATISTIC_BOUND
 from nexusbench.cli._console import results_console
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._policies import check_policies, pair_policies, split_policies
-from nexusbench.cli._rejections import nothing_measured
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._view import RunView, by_label, view_of_result
+from nexusbench.cli._timelines import following
+from nexusbench.cli._view import view_of_result
+from nexusbench.comparison.rejections import nothing_measured
+from nexusbench.comparison.view import RunView, by_label
 from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.summary import over_seeds
+from nexusbench.report.timeline import TimelineWriter
 from nexusbench.runner import RunResult, run
 from nexusbench.workloads.transform import parse_window
 
@@ -47,6 +51,7 @@ class Output(msgspec.Struct, frozen=True):
     quiet: bool = False
     formulas: bool = False
     by: tuple[str, ...] = ()
+    timeline: Path | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -71,7 +76,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     fields = {name: flags[name] for name in names}
     fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
     seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
-    labels = _labels(pairs)
+    labels = policy_labels(pairs)
     many = len(labels) * len(seeds)
     jobs: list[Job] = []
     for label, (scheduler, partitioner) in zip(labels, pairs, strict=True):
@@ -83,7 +88,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     return jobs
 
 
-def _labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
+def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     """The schedulers as typed; with the partitioner where that tells them apart, else a number."""
     several = len({partitioner for _, partitioner in pairs}) > 1
     labels: list[str] = []
@@ -120,6 +125,11 @@ def parse_goodput(values: Sequence[str]) -> dict[str, float]:
             bound = float(number)
         except ValueError:
             colon, bound = "", 0.0
+        if not colon and STATISTIC_BOUND.fullmatch(text):
+            raise UsageError(
+                f"--goodput '{text}' bounds a statistic of a run, which nexusbench capacity and "
+                "advise judge by. Here each request is judged: write KEY:MS, as in ttft:500 tbt:50"
+            )
         if not colon:
             raise UsageError(
                 f"--goodput '{text}' is not KEY:MS. Write milliseconds, as in ttft:500 tbt:50"
@@ -150,6 +160,27 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
     A run that fails does not stop the others, for they may not share its fault; a usage error and
     Ctrl-C do. Runs that measured nothing are an error, though they are shown and kept.
     """
+    with following(output.timeline) as timeline:
+        views, failures, cause = _run_all(jobs, output, timeline)
+    missing = jobs[len(views) + len(failures) :]
+    if output.as_json:
+        print(json.dumps(_document(views, failures, missing), indent=2, allow_nan=False))
+    elif views:
+        _show(views, output, _stopped_lines(views, failures, missing))
+    sys.stdout.flush()
+    empty = nothing_measured(views)
+    for line in empty:
+        print(f"error: {line}", file=sys.stderr)
+    if failures:
+        raise SystemExit(failures[0].exit_code) from cause
+    if empty:
+        raise SystemExit(NexusbenchError.exit_code)
+
+
+def _run_all(
+    jobs: Sequence[Job], output: Output, timeline: TimelineWriter | None
+) -> tuple[list[RunView], list[Failure], BaseException | None]:
+    """Runs that ended, runs that did not, and what stopped the first of these."""
     views: list[RunView] = []
     failures: list[Failure] = []
     cause: BaseException | None = None
@@ -167,19 +198,9 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
                 break
         else:
             views.append(view_of_result(result, job.label, output.by))
-    missing = jobs[len(views) + len(failures) :]
-    if output.as_json:
-        print(json.dumps(_document(views, failures, missing), indent=2, allow_nan=False))
-    elif views:
-        _show(views, output, _stopped_lines(views, failures, missing))
-    sys.stdout.flush()
-    empty = nothing_measured(views)
-    for line in empty:
-        print(f"error: {line}", file=sys.stderr)
-    if failures:
-        raise SystemExit(failures[0].exit_code) from cause
-    if empty:
-        raise SystemExit(NexusbenchError.exit_code)
+            if timeline is not None:
+                timeline.add(result.events, job.title.partition(" (")[0], (0.0, None))
+    return views, failures, cause
 
 
 def _run(
@@ -230,7 +251,8 @@ def _show(views: Sequence[RunView], output: Output, stopped: Sequence[str]) -> N
     header(console, columns, "nexusbench serve-trace")
     show_columns(console, columns, formulas=output.formulas)
     console.print()
-    for line in [*kept_lines(views), *stopped]:
+    drawn = [f"timeline  {output.timeline}    (open it in ui.perfetto.dev)"]
+    for line in [*kept_lines(views), *(drawn if output.timeline else []), *stopped]:
         console.print(line, soft_wrap=True)
 
 

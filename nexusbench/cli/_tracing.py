@@ -93,6 +93,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{found['hash_block']} tokens, {found['tokens']:.1f} % of the prompt tokens"
         ),
     )
+    if facts["token_ids"]:
+        largest = facts["token_ids"]["largest"]
+        yield "prompts", f"token ids for every request, the largest {largest:,}"
     if facts["sessions"]:
         yield "sessions", _sessions_text(facts["sessions"])
     if facts["patience"]:

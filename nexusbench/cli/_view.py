@@ -1,147 +1,16 @@
-"""One finished or stored run as the tables read it, and runs of one policy over several seeds."""
+"""The view of a run that has just ended; stored runs have theirs in ``comparison``."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from nexusbench.core.errors import InputError
-from nexusbench.core.events import OUTCOMES
+from nexusbench.comparison.view import RunView, count_reasons, span
 
 if TYPE_CHECKING:
-    from nexusbench.results.reader import RunReader
     from nexusbench.runner import RunResult
-
-
-class Judgement(msgspec.Struct, frozen=True):
-    """By what runs are judged: None is each run's own. ``by`` names groupings of requests."""
-
-    slo: dict[str, float] | None = None
-    price_per_hour: float | None = None
-    watts: float | None = None
-    by: tuple[str, ...] = ()
-
-    @property
-    def own(self) -> bool:
-        """Whether a stored summary serves."""
-        given = (self.slo, self.price_per_hour, self.watts)
-        return not self.by and all(value is None for value in given)
-
-
-class RunView(msgspec.Struct):
-    """A run: ``config`` is what was asked, ``resolved`` what it became, ``status`` how it ended."""
-
-    label: str
-    status: str
-    simulated: bool
-    config: dict[str, Any]
-    resolved: dict[str, Any]
-    summary: dict[str, Any]
-    folder: Path | None = None
-    event_digest: str = ""
-    span_ns: int = 0  # of the requests' arrivals
-    message: str = ""
-    groups: dict[str, list[dict[str, Any]]] = {}  # grouping -> its groups, where asked for
-    rejections: dict[str, int] = {}  # reason -> requests
-    failures: dict[str, int] = {}  # the same of what failed
-
-    @property
-    def complete(self) -> bool:
-        """It came to its own end."""
-        return self.status == "complete"
-
-    @property
-    def decision_us(self) -> dict[str, float]:
-        """Real time per scheduling decision, microseconds; empty where unknown."""
-        timed: dict[str, float] = self.resolved.get("decision_us", {})
-        return timed
-
-    def as_json(self) -> dict[str, Any]:
-        """The run for ``--json``."""
-        document = {
-            "label": self.label,
-            "run_id": self.folder.name if self.folder else None,
-            "folder": str(self.folder) if self.folder else None,
-            "status": self.status,
-            "message": self.message,
-            "simulated": self.simulated,
-            "event_digest": self.event_digest,
-            "rejections": self.rejections,
-            "failures": self.failures,
-            "config": self.config,
-            "resolved": self.resolved,
-            "summary": self.summary,
-        }
-        return {**document, "groups": self.groups} if self.groups else document
-
-
-class Estimate(msgspec.Struct, frozen=True):
-    """A statistic: of one run, or the mean over seeds with half its 95 % interval."""
-
-    value: float
-    half: float | None = None
-
-
-class Column(msgspec.Struct):
-    """What one column of a table shows: the runs of one policy, one per seed."""
-
-    label: str
-    views: list[RunView]
-
-    @property
-    def first(self) -> RunView:
-        """The run of the first seed."""
-        return self.views[0]
-
-    @property
-    def complete(self) -> bool:
-        """All its runs came to their own end, so that it may be called best."""
-        return all(view.complete for view in self.views)
-
-    def entry(self, tag: str) -> dict[str, Any]:
-        """What a metric is: unit, direction, title."""
-        entry: dict[str, Any] = self.first.summary["metrics"].get(tag, {})
-        return entry
-
-    def statistic(self, tag: str, name: str) -> Estimate | None:
-        """One statistic of a metric; None where no run has it."""
-        if tag == "decision_us":
-            return _estimate([view.decision_us.get(name) for view in self.views])
-        return _estimate(
-            [view.summary["metrics"].get(tag, {}).get(name) for view in self.views],
-        )
-
-    def weak(self, tag: str, name: str) -> bool:
-        """In some run the percentile has too few samples beyond it."""
-        return any(
-            name in view.summary["metrics"].get(tag, {}).get("weak", []) for view in self.views
-        )
-
-    def split_share(self) -> tuple[str, float] | None:
-        """The split that was used longest, and its percentage of launched time."""
-        totals: dict[str, float] = {}
-        for view in self.views:
-            for split, percent in view.summary.get("split_shares", {}).items():
-                totals[split] = totals.get(split, 0.0) + percent / len(self.views)
-        if not totals:
-            return None
-        split = max(totals, key=lambda name: totals[name])
-        return split, totals[split]
-
-
-def _estimate(values: Sequence[float | None]) -> Estimate | None:
-    from nexusbench.metrics.summary import interval
-
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    found = interval(known)
-    half = None if found["low"] is None else found["mean"] - found["low"]
-    return Estimate(found["mean"], half)
 
 
 def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> RunView:
@@ -150,7 +19,7 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
 
     resolved = {**result.resolved, "decision_us": result.summary.get("decision_us", {})}
     summary = {key: value for key, value in result.summary.items() if key != "decision_us"}
-    ended = result.events.tables["ended"]
+    ended, strings = result.events.tables["ended"], result.events.facts.strings
     return RunView(
         label=label,
         status="complete",
@@ -160,100 +29,8 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
         summary=summary,
         folder=result.folder,
         event_digest=result.event_digest,
-        span_ns=_span(result.events.requests["arrival"]),
+        span_ns=span(result.events.requests["arrival"]),
         groups={name: group(result.events, name) for name in by},
-        rejections=_reasons(ended, result.events.facts.strings, "rejected"),
-        failures=_reasons(ended, result.events.facts.strings, "failed"),
+        rejections=count_reasons(ended, strings, "rejected"),
+        failures=count_reasons(ended, strings, "failed"),
     )
-
-
-def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> RunView:
-    """The view of a stored run, computed from its events where no stored summary serves.
-
-    Raises InputError naming what is damaged.
-    """
-    from nexusbench.metrics.groups import group
-    from nexusbench.metrics.run_events import RunEvents
-    from nexusbench.metrics.summary import summarise
-
-    judged = judgement or Judgement()
-    manifest = reader.manifest
-    _check_parts(reader)
-    summary = _stored_summary(reader) if judged.own and reader.complete else None
-    groups: dict[str, list[dict[str, Any]]] = {}
-    if summary is None:
-        events = RunEvents.from_reader(
-            reader, slo=judged.slo, price_per_hour=judged.price_per_hour, watts=judged.watts
-        )
-        summary = summarise(events)
-        groups = {name: group(events, name) for name in judged.by}
-    ended = reader.table("ended")
-    other = "endpoint" if "endpoint" in manifest.config else manifest.run_id
-    return RunView(
-        label=str(manifest.config.get("scheduler", other)),
-        status=reader.status,
-        simulated=manifest.simulated,
-        config=manifest.config,
-        resolved=manifest.resolved,
-        summary=summary,
-        folder=reader.path,
-        event_digest=manifest.event_digest,
-        span_ns=_span(reader.requests()["arrival"]),
-        message=manifest.message,
-        groups=groups,
-        rejections=_reasons(ended, manifest.strings, "rejected"),
-        failures=_reasons(ended, manifest.strings, "failed"),
-    )
-
-
-class _Summary(msgspec.Struct):
-    """What the tables take for granted in a stored summary."""
-
-    simulated: bool
-    metrics: dict[str, dict[str, Any]]
-    slo: dict[str, float]
-    warmup: dict[str, float]
-    formulas: dict[str, str]
-
-
-def _stored_summary(reader: RunReader) -> dict[str, Any] | None:
-    """The summary if it is one of ours; it can be computed again if it is not."""
-    summary = reader.summary()
-    try:
-        msgspec.convert(summary, _Summary)
-    except msgspec.ValidationError:
-        return None
-    return summary
-
-
-def _check_parts(reader: RunReader) -> None:
-    """All event files that the manifest lists are there. Raises InputError naming the first that
-    is not.
-    """
-    from nexusbench.results.store import EVENTS_FOLDER, part_file
-
-    for number, rows in enumerate(reader.manifest.parts):
-        for name in rows:
-            file = reader.path / EVENTS_FOLDER / part_file(name, number)
-            if not file.is_file():
-                hint = "Restore it, or run again"
-                raise InputError("missing, although the manifest lists it", file=file, hint=hint)
-
-
-def _reasons(ended: Mapping[str, Any], strings: Sequence[str], outcome: str) -> dict[str, int]:
-    codes = ended["reason"][ended["outcome"] == OUTCOMES.index(outcome)].tolist()
-    known = range(len(strings))
-    return dict(Counter(strings[code] if code in known else "no reason given" for code in codes))
-
-
-def _span(arrivals: Any) -> int:
-    known = arrivals[arrivals >= 0]
-    return int(known.max() - known.min()) if len(known) else 0
-
-
-def by_label(views: Sequence[RunView]) -> list[Column]:
-    """Columns in order of first appearance."""
-    columns: dict[str, Column] = {}
-    for view in views:
-        columns.setdefault(view.label, Column(view.label, [])).views.append(view)
-    return list(columns.values())

@@ -31,7 +31,7 @@ def compare(
     """
     from nexusbench.cli._session import parse_by, parse_goodput
     from nexusbench.cli._stored import compare_runs
-    from nexusbench.cli._view import Judgement
+    from nexusbench.comparison.view import Judgement
 
     slo = parse_goodput(goodput) if goodput else None
     judgement = Judgement(slo, price_per_hour, watts, parse_by(by or []))

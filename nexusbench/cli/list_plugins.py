@@ -10,7 +10,7 @@ from nexusbench.cli import _flags as flags
 
 FAMILIES = (
     "schedulers", "partitioners", "cost-models", "devices", "gpus", "models", "metrics", "formats",
-    "counters",
+    "counters", "slos",
 )  # fmt: skip
 
 

@@ -12,14 +12,21 @@ import typer
 
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli.advise import advise
+from nexusbench.cli.capacity import capacity
+from nexusbench.cli.check_model import check_model
 from nexusbench.cli.compare import compare
 from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
+from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
+from nexusbench.cli.report import report
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
+from nexusbench.cli.sweep import sweep
+from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
@@ -43,10 +50,17 @@ app.command("serve-trace")(serve_trace)
 app.command("compare")(compare)
 app.command("rerun")(rerun)
 app.command("explain")(explain)
+app.command("report")(report)
+app.command("timeline")(timeline)
 app.command("regret")(regret)
+app.command("sweep")(sweep)
+app.command("capacity")(capacity)
+app.command("advise")(advise)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")
+app.command("check-model")(check_model)
+app.add_typer(gate_app, name="gate")
 app.command("list")(list_plugins)
 app.command("doctor")(doctor)
 
@@ -75,8 +89,10 @@ def nexusbench(
     One serving engine with pluggable schedulers replays a trace on simulated GPUs.
     Results go to stdout; progress, warnings and errors to stderr.
 
-    Exit codes: 0 ok, 1 failed (rerun: it differs), 2 usage or bad input, 3 a --bound of validate is
-    broken, 4 nothing for rerun to compare with, 130 interrupted.
+    Exit codes: 0 ok, 1 failed (rerun: it differs; sweep: a cell did), 2 usage or bad input, 3 a
+    regression (gate), a broken --bound (validate), drift (profile check) or a model that differs
+    (check-model), 4 nothing for rerun to compare with, or the gate cannot tell, 5 the gate has no
+    usable baseline, 130 interrupted.
     """
 
 

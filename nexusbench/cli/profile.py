@@ -74,6 +74,8 @@ def profile(
     context: typer.Context,
     device: flags.Device = "auto",
     model: flags.Model = "llama-3.1-8b",
+    load_format: flags.LoadFormat = "auto",
+    dtype: flags.Dtype = None,
     kernel_table: flags.KernelTable = None,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,

@@ -38,6 +38,11 @@ def serve_trace(
     max_model_len: flags.MaxModelLen = None,
     too_long: flags.TooLong = "reject",
     max_tokens: flags.MaxTokens = None,
+    load_format: flags.LoadFormat = "auto",
+    dtype: flags.Dtype = None,
+    temperature: flags.Temperature = 0.0,
+    top_p: flags.TopP = 1.0,
+    stop_at_eos: flags.StopAtEos = False,
     speed: flags.Speed = None,
     request_rate: flags.Rate = None,
     burstiness: flags.Burstiness = None,
@@ -54,6 +59,7 @@ def serve_trace(
     seeds: flags.Seeds = 1,
     results: flags.Results = Path("results"),
     no_save: flags.NoSave = False,
+    timeline: flags.Timeline = None,
     json: flags.Json = False,
     no_progress: flags.NoProgress = False,
     formulas: flags.Formulas = False,
@@ -61,18 +67,7 @@ def serve_trace(
     """Replay TRACE under one or more schedulers and show who wins, and why.
 
     nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
-
-    With --endpoint URL it is replayed against a server that is there already.
     """
-    from nexusbench.cli._endpoint import plan_endpoint_jobs, refuse_endpoint_flags
-    from nexusbench.cli._session import Output, parse_by, plan_jobs, serve
+    from nexusbench.cli._asked import serve_asked
 
-    # The parameters are named as RunConfig's fields, so they are taken by name, not listed again.
-    if endpoint is None:
-        refuse_endpoint_flags(context)
-        jobs = plan_jobs(context.params)
-    else:
-        jobs = plan_endpoint_jobs(context)
-    folder = None if no_save else results
-    groupings = parse_by(by or [])
-    serve(jobs, Output(folder, as_json=json, quiet=no_progress, formulas=formulas, by=groupings))
+    serve_asked(context)

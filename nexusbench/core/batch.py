@@ -119,9 +119,10 @@ class StepOutput(msgspec.Struct, gc=False):
 
     ``end_ns`` is on the device's clock; ``solo_ns`` is what it would have taken with no neighbour
     on the same SMs (-1 where the device cannot know); ``last`` is False for all but the last
-    repetition; ``tokens`` are the sampled token ids in item order, or None on a device that only
-    keeps time; ``operators_ns`` splits the time by operator class (``dense``, ``attention``), None
-    unless the device was opened to report it and can.
+    repetition; ``tokens`` are the sampled token ids, one for each decode and then one for each
+    chunk that reaches the end of its request's tokens, or None on a device that only keeps time;
+    ``operators_ns`` splits the time by operator class (``dense``, ``attention``), None unless the
+    device was opened to report it and can.
     """
 
     step: int

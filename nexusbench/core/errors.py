@@ -40,6 +40,14 @@ class InputError(UsageError):
         self.file, self.line, self.field, self.problem, self.hint = file, line, field, problem, hint
 
 
+class BaselineError(InputError):
+    """There is no usable baseline to compare with: missing, broken, of a newer schema (exit code
+    5).
+    """
+
+    exit_code = 5
+
+
 class PlanRefused(NexusbenchError):
     """A policy proposed something that the engine's contract forbids; names the invariant."""
 

@@ -190,5 +190,7 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     kv_bytes: float
     num_layers: int  # of the model; a launch can be restricted to some of them
     tensor_parallel: int = 1
+    makes_tokens: bool = False  # real ones: what a request generates is not known beforehand
+    stop_tokens: tuple[int, ...] = ()  # of the model, for devices that make tokens
     supports_swap: bool = False
     supports_transfers: bool = False

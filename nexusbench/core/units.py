@@ -23,3 +23,8 @@ def ms(ns: float) -> float:
 def seconds(ns: float) -> float:
     """Nanoseconds as seconds."""
     return ns / NS_PER_S
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 request``, ``2,000 requests``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import msgspec
 
 from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.registry import Registry
+from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 
 
@@ -16,7 +18,9 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     """What a device must know to be opened: memory shares, largest step, seed, measured times.
 
     ``profiling``: report ns per operator class with every step, and keep exact ``totals`` where the
-    device knows them.
+    device knows them. The rest is for devices that compute: the model as the user named it, where
+    its weights come from (``auto``, ``safetensors``, ``dummy``), their data type (None: the
+    model's own), and how tokens are drawn (temperature 0: the likeliest).
     """
 
     max_num_seqs: int
@@ -26,6 +30,30 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     seed: int = 0
     kernel_table: str | None = None  # a folder; simulated devices only
     profiling: bool = False
+    model_name: str = ""
+    load_format: str = "auto"
+    dtype: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """What a device that computes must know before the first batch: its KV pool and the prompts.
+
+    ``prompts`` holds the token ids of the requests whose trace gives them, by ``Request.index``;
+    others are made from ``seed`` and the request's ``prefix_ids``, each of ``hash_block`` tokens.
+    ``launches`` are (partition, SMs) pairs to expect from the first request on: what is slow the
+    first time (threads, graphs) is done for them before the run begins. ``again``: the same launch
+    may be made many times, as in a sweep; the token of the last time is then forgotten.
+    """
+
+    num_blocks: int
+    block_size: int
+    hash_block: int = 512
+    prompts: Mapping[int, Sequence[int]] = {}
+    seed: int = 0
+    launches: tuple[tuple[str, int], ...] = ()
+    again: bool = False
 
 
 class Device(ABC):
@@ -39,6 +67,7 @@ class Device(ABC):
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
     kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
+    random_weights: bool = False  # of the model: times are real, texts mean nothing
     made_of_profile: str | None = None  # points_sha256, where the times are those of a profile
 
     @classmethod
@@ -61,6 +90,17 @@ class Device(ABC):
         Raises UsageError if there is no such device or the model does not fit it.
         """
 
+    def prepare(self, serving: Serving) -> None:  # noqa: B027 - a simulation needs no memory
+        """Allocate the KV pool and warm up; called once, before :meth:`start`. Raises UsageError if
+        the pool does not fit.
+        """
+
+    def start(self) -> None:  # noqa: B027 - a virtual clock stands until work is submitted
+        """The run begins: ``now`` counts from here."""
+
+    def forget(self, request: Request) -> None:  # noqa: B027 - most keep nothing of a request
+        """``request`` has ended; nothing of it will be asked for again."""
+
     @abstractmethod
     def now(self) -> int:
         """Nanoseconds since the run began; never backwards."""
@@ -77,8 +117,18 @@ class Device(ABC):
     def wait(self, until: int | None) -> list[StepOutput]:
         """Outputs of launches that ended, in order of ``end_ns``; [] if ``until`` (ns) came first.
 
-        With nothing in flight and ``until`` None it returns [] at once.
+        With nothing in flight and ``until`` None it returns [] at once. Raises NexusbenchError if a
+        launch failed, naming partition and step.
         """
+
+    def interrupt(self) -> None:  # noqa: B027 - a virtual clock never keeps anyone waiting
+        """Let a ``wait`` that is under way return early, with []; called from signal handlers."""
+
+    def generated(self) -> Mapping[int, Sequence[int]]:
+        """Token ids that each ended request got, by ``Request.index``; empty unless
+        ``spec.makes_tokens``.
+        """
+        return {}
 
     def environment(self) -> dict[str, str]:
         """Versions and settings of what lies below (driver, clocks); told, never compared."""

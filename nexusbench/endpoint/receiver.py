@@ -281,7 +281,7 @@ class Receiver:
         if line.complete or not data:
             self._close_answer(line, now, whole=line.complete)
         elif exchange.answer.done:
-            self._finish(line, FINISHED, "length", now)
+            self._finish(line, FINISHED, exchange.answer.stopped or "length", now)
 
     def _take_nobodys(self, line: Connection, data: bytes | OSError, now: int) -> None:
         """The last bytes of an answer; or an idle connection was closed by the server, unless the
@@ -322,7 +322,7 @@ class Receiver:
                 self._finish(line, FAILED, str(error), now)
                 return
             if answer.done or answer.stopped:
-                self._finish(line, FINISHED, "length", now)
+                self._finish(line, FINISHED, answer.stopped or "length", now)
             elif whole and not answer.deliveries:
                 self._finish(line, FAILED, NO_STREAM, now)
             else:

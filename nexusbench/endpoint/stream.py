@@ -67,7 +67,8 @@ class Answer:
     """One answer as it arrives.
 
     Two chunks in one read came at the same moment, as far as a client can tell: they are one
-    delivery. ``done`` is set by ``[DONE]``; ``stopped`` once a chunk gave a finish reason.
+    delivery. ``done`` is set by ``[DONE]``; ``stopped`` is why it
+    ended ("length", or "stop" at an end token) once a chunk has said so.
     """
 
     __slots__ = (
@@ -82,7 +83,7 @@ class Answer:
         self.deliveries: list[Delivery] = []
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = -1
         self.done = False
-        self.stopped = False
+        self.stopped = ""
         # The chunk with the finish reason held no text: some servers send the last token so,
         # others send it before.
         self.last_empty = False
@@ -134,7 +135,7 @@ class Answer:
         choice = chunk.choices[0] if chunk.choices else None
         size = _text_size(choice) if choice is not None else 0
         if choice is not None and choice.finish_reason is not None:
-            self.stopped = True
+            self.stopped = "stop" if choice.finish_reason == "stop" else "length"
             self.last_empty = size == 0
         if size or (choice is not None and not self.stopped and _is_token(choice)):
             self._deliver(now, size)

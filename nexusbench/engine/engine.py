@@ -26,11 +26,13 @@ MOST_FRUITLESS = 10_000  # decisions in a row that leave everything idle while w
 class EngineConfig(msgspec.Struct, frozen=True):
     """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the
     books (I3). ``concurrency``: users of a closed loop, 0 where arrivals wait for no free user.
+    ``stop_tokens`` end a request before its length does, on devices that make tokens.
     """
 
     limits: Limits
     audit_every: int = 4096
     concurrency: int = 0
+    stop_tokens: frozenset[int] = frozenset()
 
 
 class Engine:
@@ -65,8 +67,9 @@ class Engine:
         self.arrivals = Arrivals(requests, config.concurrency)
         self.patience = Patience(requests)
         self.executor = Executor(
-            self.state, kv, device, scheduler, partitioner, self.log, self.arrivals
-        )
+            self.state, kv, device, scheduler, partitioner, self.log, self.arrivals,
+            config.stop_tokens,
+        )  # fmt: skip
         self.auditor = Auditor(self.state, kv, self.executor, scheduler)
         # One entry per call of the policy, if a stopwatch was given.
         self.decision_ns = array("q")
@@ -84,6 +87,7 @@ class Engine:
         executor, auditor, observer = self.executor, self.auditor, self._observer
         arrivals, state = self.arrivals, self.state
         next_audit = self.config.audit_every
+        self.device.start()
         self.admit(self.device.now())
         while arrivals.num_left or state.decoding or state.prefilling or state.waiting:
             if self._has_free_slot():

@@ -34,6 +34,7 @@ class Executor:
         partitioner: Partitioner,
         log: EventLog,
         arrivals: Arrivals,
+        stop_tokens: frozenset[int] = frozenset(),
     ) -> None:
         self.state, self.kv, self.device, self.log = state, kv, device, log
         self.scheduler, self.partitioner, self.arrivals = scheduler, partitioner, arrivals
@@ -44,6 +45,8 @@ class Executor:
         self._split_code = 0
         self._steps: dict[int, InFlight] = {}
         self._leaving: dict[int, tuple[Request, str]] = {}  # cancelled in flight, and why
+        self._stop_tokens = stop_tokens
+        self._stopped: set[int] = set()  # requests that such a token ended
         belief = partitioner.belief
         self._learning = belief if belief is not None and belief.learns else None
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
@@ -210,6 +213,8 @@ class Executor:
             state.in_flight[batch.partition].remove(entry)
         made = self.log.tables["token"].columns["request"]
         before = len(made)
+        if self._stop_tokens and output.tokens is not None:
+            self._stop(batch, output.tokens)
         if batch.repeat > 1:
             done = self._complete_repetition(entry, output.last)
         else:
@@ -224,6 +229,17 @@ class Executor:
             self._forget(request)
         if self._leaving:
             self._let_go()
+
+    def _stop(self, batch: Batch, tokens: list[int]) -> None:
+        """Let requests end with the token they are about to get, if it is one that ends them."""
+        producers = list(batch.decodes)
+        for chunk in batch.chunks:
+            if chunk.context + chunk.num_tokens == chunk.request.num_tokens:
+                producers.append(chunk.request)
+        for request, token in zip(producers, tokens, strict=True):
+            if token in self._stop_tokens and request.num_tokens < request.stop_len:
+                request.stop_len = request.num_tokens + 1
+                self._stopped.add(request.index)
 
     def _complete_decodes(self, decodes: list[Request]) -> list[Request]:
         """One token for each; returns those that are done."""
@@ -303,7 +319,8 @@ class Executor:
         """All tokens are there; of use only to a client that has not given up before."""
         left = self._leaving.pop(request.index, None) if self._leaving else None
         if left is None:
-            self.end(request, FINISHED, "length")
+            stopped = request.index in self._stopped
+            self.end(request, FINISHED, "stop" if stopped else "length")
         else:
             self.end(request, CANCELLED, left[1])
 
@@ -321,6 +338,7 @@ class Executor:
         else:
             state.waiting.remove(request)
         self.scheduler.finished(request)
+        self.device.forget(request)
 
     def end(self, request: Request, outcome: int, reason: str) -> None:
         """Log the one end of a request (I1), and the ends of what would have followed it."""

@@ -36,6 +36,22 @@ class Finished(_Ended):
     formula = "|F|"
 
 
+class FinishedByToken(Scalar):
+    """Finished requests that a token of the model ended before the trace's length."""
+
+    tag, unit, direction = "finished_stop", "requests", "none"
+    title = "finished by an end token"
+    formula = "|{i in F : reason stop}|"
+
+    def value(self, run: RunEvents) -> float:
+        """A count."""
+        if "stop" not in run.facts.strings:
+            return 0
+        ended = run.tables["ended"]
+        stopped = ended["request"][ended["reason"] == run.facts.strings.index("stop")]
+        return int(run.finished[stopped].sum())
+
+
 class Rejected(_Ended):
     """Requests that could never be served, such as one longer than the context."""
 

@@ -15,8 +15,9 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.metrics._work import Work
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
-from nexusbench.metrics.tokens import MANY, Tokens, gap_owners, read_tokens
+from nexusbench.metrics.tokens import MANY, Tokens, apart, gap_owners, read_tokens
 
 BoolArray = npt.NDArray[np.bool_]
 Columns = Mapping[str, Any]
@@ -57,10 +58,10 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo: dict[str, float] = {}  # bounds in ms
     warmup_ns: int = 0
     gpus: int = 1
-    # Who wrote the log: the engine, or a client, who sees when it sent and what came, no launches.
-    observed: Literal["engine", "client"] = "engine"
+    observed: Literal["engine", "client"] = "engine"  # who wrote the log: a client sees no launches
     price_per_hour: float | None = None  # dollars for one GPU
     watts: float | None = None  # of one GPU
+    work: Work | None = None  # of a device whose limits were measured
 
 
 class EventSource(Protocol):
@@ -82,7 +83,7 @@ class Iterations(NamedTuple):
 
 
 class Launches(NamedTuple):
-    """Completed launches that began after the warm-up; times in ns, ``solo`` -1 where unknown."""
+    """Completed launches; times in ns, ``solo`` -1 where unknown."""
 
     row: IntArray  # in ``submitted``
     start: IntArray
@@ -245,14 +246,9 @@ class RunEvents:
             )
 
     def _read_tokens(self) -> Tokens:
-        tokens = self._read_all_tokens()
-        if self.facts.observed == "client" and tokens.gaps is not None:
-            tokens = tokens._replace(gaps=tokens.gaps[tokens.gaps > 0])
-        return tokens
-
-    def _read_all_tokens(self) -> Tokens:
-        done = self.tables["step_done"]
-        return read_tokens(self.token_parts, done["time"], done["tokens"], self.num_requests)
+        done, client = self.tables["step_done"], self.facts.observed == "client"
+        tokens = read_tokens(self.token_parts, done["time"], done["tokens"], self.num_requests)
+        return apart(tokens, self.token_parts) if client else tokens
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -285,7 +281,7 @@ class RunEvents:
         """Every gap between consecutive tokens of a request, in order of the later token;
         preemptions included.
 
-        What came together, as several tokens of one chunk come to a client, has no gap between it.
+        Tokens that came to a client together have none.
         More than MANY are not kept: each call reads them again, and the caller may overwrite them.
         """
         kept = self._tokens.gaps
@@ -298,12 +294,8 @@ class RunEvents:
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
         """Whose gap each of ``gaps`` is."""
-        owners = gap_owners(self.token_parts, self.num_requests)
-        if self.facts.observed == "client":
-            gaps = self._read_all_tokens().gaps
-            assert gaps is not None
-            owners = owners[gaps > 0]
-        return owners
+        owners = self._tokens.owners
+        return gap_owners(self.token_parts, self.num_requests) if owners is None else owners
 
     # Window ---------------------------------------------------------------------------------------
 
@@ -328,12 +320,10 @@ class RunEvents:
         """Completed forward passes, in order of their ends.
 
         A pass begins when it was launched, or when its partition ended the pass before if that is
-        later: a device with a queue of depth 2 takes a batch before it can start it. A client sees
-        none.
+        later: a device with a queue of depth 2 takes a batch before it can start it.
         """
-        if self.facts.observed == "client":
-            none = np.empty(0, dtype=np.int64)
-            return Iterations(none, none, none, none)
+        if self.facts.observed == "client":  # sees deliveries, no passes
+            return Iterations(*[np.empty(0, dtype=np.int64)] * 4)
         done, submitted = self.tables["step_done"], self.tables["submitted"]
         order = np.argsort(submitted["step"], kind="stable")
         launch = np.searchsorted(submitted["step"], done["step"], sorter=order)
@@ -349,8 +339,8 @@ class RunEvents:
         return Iterations(launch, start, done["time"], done["solo"])
 
     @cached_property
-    def launches(self) -> Launches:
-        """Completed launches after the warm-up; a launch of several passes lasts from first to
+    def all_launches(self) -> Launches:
+        """Completed launches, those of the warm-up too; one of several passes lasts from first to
         last.
         """
         passes, count = self.iterations, len(self.tables["submitted"]["step"])
@@ -360,8 +350,14 @@ class RunEvents:
         solo[passes.launch] = 0
         np.add.at(solo, passes.launch, passes.solo)
         solo[passes.launch[passes.solo < 0]] = -1
-        rows = np.flatnonzero((end >= 0) & (start >= self.facts.warmup_ns))
+        rows = np.flatnonzero(end >= 0)
         return Launches(rows, start[rows], end[rows], solo[rows])
+
+    @cached_property
+    def launches(self) -> Launches:
+        """Those of ``all_launches`` that began after the warm-up."""
+        late = self.all_launches.start >= self.facts.warmup_ns
+        return Launches(*(column[late] for column in self.all_launches))
 
     def of_launches(self, column: str) -> IntArray:
         """A column of ``submitted`` for each of ``launches``."""

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
-from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
 from nexusbench.core.specs import DTYPE_BYTES, Dtypes, ModelSpec, MoeSpec
+from nexusbench.models.document import ConfigDocument, open_config
+from nexusbench.models.document import model_names as model_names
 
-_SHIPPED = "nexusbench.data"
 _DENSE = ("llama", "mistral", "qwen2", "qwen3")
 # Family -> field that holds the intermediate size of one routed expert.
 _MOE = {
@@ -24,18 +19,6 @@ _MOE = {
 # These families have no switch: a window in the config is in force.
 _ALWAYS_WINDOWED = ("mistral", "mixtral")
 _SILU = ("silu", "swish")
-# Far above any model; catches a slipped digit before it becomes an endless loop or an absurd pool.
-_LARGEST = 10**9
-
-
-def model_names() -> list[str]:
-    """The shipped models, sorted: what ``load_model`` accepts by name."""
-    folder = files(_SHIPPED) / "models"
-    return sorted(
-        entry.name.removesuffix(".json")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".json")
-    )
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
@@ -45,98 +28,11 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     ``max_model_len`` is ``max_position_embeddings`` as written; rope scaling does not stretch it.
     Raises InputError naming file, line and field for anything that cannot be described exactly.
     """
-    text = os.fspath(name_or_path)
-    names = model_names()
-    if text.lower() in names:
-        name = text.lower()
-        folder = files(_SHIPPED) / "models"
-        sources = tomllib.loads((folder / "sources.toml").read_text(encoding="utf-8"))
-        document = (folder / f"{name}.json").read_text(encoding="utf-8")
-        return _parse(document, f"{name}.json", name, str(sources.get(name, "")))
-    path = Path(text)
-    if path.is_dir():
-        path = path / "config.json"
-    if not text or not path.is_file():
-        raise InputError(
-            f"no shipped model, config.json or folder with one is called '{text}'",
-            hint=did_you_mean(Path(text).name.lower(), names),
-        )
-    named = path.resolve()
-    name = named.parent.name if named.name == "config.json" else named.stem
-    return _parse(_read(path), str(path), name or named.stem, str(path))
+    return describe(open_config(name_or_path))
 
 
-def _read(path: Path) -> str:
-    """The file's text. Raises InputError if it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
-    except UnicodeDecodeError:
-        raise InputError(
-            "is not text in UTF-8", file=path, hint="Give the model's config.json"
-        ) from None
-
-
-class _Config:
-    """A parsed config.json whose every complaint names file, line and field."""
-
-    def __init__(self, text: str, file: str) -> None:
-        self._text, self.file = text, file
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            empty = "is empty" if not text.strip() else f"is not valid JSON: {error.msg}"
-            raise InputError(
-                empty, file=file, line=error.lineno, hint="Download the config.json again"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"is not a usable JSON document: {error}", file=file, hint="Give an HF config.json"
-            ) from None
-        if not isinstance(data, dict):
-            raise InputError(
-                f"holds a JSON {type(data).__name__}, not an object",
-                file=file,
-                hint="Give the model's HF config.json",
-            )
-        self.data: dict[str, Any] = data
-
-    def error(self, field: str, problem: str, hint: str) -> InputError:
-        """The complaint about ``field``, with the line it stands in if there is one."""
-        key, line = f'"{field.split(".")[-1]}"', None
-        for number, content in enumerate(self._text.splitlines(), start=1):
-            if key in content and content.split(key, 1)[1].lstrip().startswith(":"):
-                line = number
-                break
-        return InputError(problem, file=self.file, line=line, field=field, hint=hint)
-
-    def count(self, field: str, default: int | None = None) -> int:
-        """A positive integer; ``default`` where the field is missing or null."""
-        value = self.data.get(field)
-        if value is None:
-            if default is not None:
-                return default
-            raise self.error(field, "is missing", "Give the model's complete HF config.json")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(
-                field, f"is {json.dumps(value)[:60]}, not an integer", "Write a positive integer"
-            )
-        if not 0 < value <= _LARGEST:
-            raise self.error(field, f"is {value}", f"It must be between 1 and {_LARGEST}")
-        return value
-
-    def flag(self, field: str) -> bool:
-        """A boolean; missing or null is False, the default of every supported family."""
-        value = self.data.get(field)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(field, f"is {json.dumps(value)[:60]}", "Write true or false")
-        return bool(value)
-
-
-def _parse(text: str, file: str, name: str, source: str) -> ModelSpec:
-    """The spec of one document; ``file`` is what errors name."""
-    config = _Config(text, file)
+def describe(config: ConfigDocument) -> ModelSpec:
+    """The spec of one document. Raises InputError as :func:`load_model` does."""
     family = _family(config)
     _refuse_unlike(config, family)
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
@@ -155,7 +51,7 @@ def _parse(text: str, file: str, name: str, source: str) -> ModelSpec:
             "Add head_dim, or correct one of the two",
         )
     return ModelSpec(
-        name=name,
+        name=config.name,
         num_layers=config.count("num_hidden_layers"),
         hidden_size=hidden,
         num_heads=heads,
@@ -167,11 +63,11 @@ def _parse(text: str, file: str, name: str, source: str) -> ModelSpec:
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         dtypes=_dtypes(config),
         moe=_moe(config, family) if family in _MOE else None,
-        source=source,
+        source=config.source,
     )
 
 
-def _family(config: _Config) -> str:
+def _family(config: ConfigDocument) -> str:
     """The checked ``model_type``."""
     family = config.data.get("model_type")
     supported = f"Supported: {', '.join((*_DENSE, *_MOE))}"
@@ -182,7 +78,7 @@ def _family(config: _Config) -> str:
     return family
 
 
-def _refuse_unlike(config: _Config, family: str) -> None:
+def _refuse_unlike(config: ConfigDocument, family: str) -> None:
     """Refuse what a ModelSpec cannot say: sliding windows, other activations than SwiGLU's.
 
     A window bounds the KV cache and the attention cost of a layer; described as full attention,
@@ -205,7 +101,7 @@ def _refuse_unlike(config: _Config, family: str) -> None:
         )
 
 
-def _moe(config: _Config, family: str) -> MoeSpec:
+def _moe(config: ConfigDocument, family: str) -> MoeSpec:
     """The experts. Every layer must have them: a ModelSpec describes one kind of layer."""
     if config.count("decoder_sparse_step", 1) != 1 or config.data.get("mlp_only_layers"):
         field = "mlp_only_layers" if config.data.get("mlp_only_layers") else "decoder_sparse_step"
@@ -238,7 +134,7 @@ def _moe(config: _Config, family: str) -> MoeSpec:
     )
 
 
-def _dtypes(config: _Config) -> Dtypes:
+def _dtypes(config: ConfigDocument) -> Dtypes:
     """Data types: ``dtype`` or its older name ``torch_dtype``, bfloat16 where neither is given.
 
     Quantisation changes the weights only; embeddings, KV cache and activations keep the data type.
@@ -255,7 +151,7 @@ def _dtypes(config: _Config) -> Dtypes:
     return Dtypes(weights=weights, embeddings=dtype, kv=dtype, activations=dtype)
 
 
-def _quantised(config: _Config) -> str | None:
+def _quantised(config: ConfigDocument) -> str | None:
     """The weights' type by ``quantization_config``, or None; scales (a few %) are left out."""
     quantisation = config.data.get("quantization_config")
     if quantisation is None:

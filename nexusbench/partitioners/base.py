@@ -38,6 +38,8 @@ class Partitioner(ABC):
     Options: ClassVar[type[PartitionerOptions]] = PartitionerOptions
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("prefill", "decode"),)
     needs_belief: ClassVar[bool] = False
+    # Options worth trying on unknown traffic, as typed after the name; advise compares them.
+    advised: ClassVar[tuple[str, ...]] = ("",)
     source: ClassVar[str] = ""
 
     def __init__(

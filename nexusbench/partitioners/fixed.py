@@ -21,6 +21,7 @@ class Fixed(Partitioner):
     """The legal split whose prefill share is nearest to ``prefill`` percent, for ever."""
 
     Options: ClassVar[type[PartitionerOptions]] = FixedOptions
+    advised: ClassVar[tuple[str, ...]] = ("prefill=30", "prefill=50", "prefill=70")
     source: ClassVar[str] = (
         "static partition, e.g. Nexus section 6.5 (Nexus-Wo-SC; its share is not published)"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -11,7 +11,8 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.state import Limits
 from nexusbench.core.units import ceil_div
-from nexusbench.devices.base import Device
+from nexusbench.costs._points import Setting
+from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
 
 # Enough tokens to come that no request of a sweep ever ends.
@@ -49,6 +50,18 @@ class Pool(msgspec.Struct, frozen=True):
         chunks = sum(ceil_div(count + before, size) for count, before in work.shape.chunks)
         return chunks + sum(ceil_div(length + repeat, size) for length in work.lengths())
 
+    def enough_for(self, settings: Iterable[Setting]) -> Pool:
+        """The part of it that ``settings`` need at most: a real device has to fill what it is given
+        with zeros.
+        """
+        most = 2
+        for setting in settings:
+            needed = self.blocks_of(Work(setting.shape, setting.contexts), MOST_REPEATS)
+            if setting.neighbour is not None:
+                needed += self.blocks_of(Work(setting.neighbour), MOST_REPEATS)
+            most = max(most, needed)
+        return msgspec.structs.replace(self, num_blocks=min(most, self.num_blocks))
+
     def misfit(self, work: Work) -> str | None:
         """Why a batch cannot be run here, or None."""
         shape, limits = work.shape, self.limits
@@ -81,6 +94,8 @@ class Desk:
         self.kv = KVCacheManager(pool.num_blocks, pool.block_size, prefix_caching=False)
         self._steps = self._requests = 0
         self._held: dict[tuple[Work, str, int], Batch] = {}
+        device.prepare(Serving(pool.num_blocks, pool.block_size, again=True))
+        device.start()
 
     def batch(
         self, work: Work, partition: str, repeat: int = 1, *, beside: Batch | None = None
@@ -151,7 +166,7 @@ class Desk:
         """A request with ``computed`` of its ``tokens`` tokens in the cache, and room for them."""
         index, self._requests = self._requests, self._requests + 1
         request = Request(
-            f"profile-{index}", index, 0, max(1, computed if repeat else tokens), _TOKENS_TO_COME,
+            f"profile-{index}", index, 0, tokens, _TOKENS_TO_COME,
             tokens + _TOKENS_TO_COME, num_tokens=tokens, num_computed_tokens=computed,
         )  # fmt: skip
         if self.kv.allocate(request, computed + repeat if repeat else tokens, []) is None:
@@ -161,6 +176,7 @@ class Desk:
     def _free(self, key: tuple[Work, str, int]) -> None:
         for request, _ in self._held.pop(key).items:
             self.kv.free(request)
+            self.device.forget(request)
 
 
 def make_pool(device: Device, kv_bytes_per_token: float, limits: Limits, block_size: int) -> Pool:

@@ -68,9 +68,11 @@ def check_profile(profile: Profile, points: Sequence[Point], subject: Subject) -
     Raises UsageError if it is another device or model than the profile's.
     """
     notes = list(_comparable(profile, subject))
-    measurer = Measurer(Desk(subject.device, subject.pool()), _SAMPLING)
+    chosen = handful(points)
+    pool = subject.pool().enough_for(point.setting for point in chosen)
+    measurer = Measurer(Desk(subject.device, pool), _SAMPLING)
     again = []
-    for point in handful(points):
+    for point in chosen:
         try:
             again.append(_again(measurer, point, profile.seed + 1))
         except NothingMeasured as error:

@@ -10,11 +10,16 @@ from nexusbench.devices.base import Device
 
 
 def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
-    """The device as it is now; ``sources`` of a GPU file may be reworded without consequence."""
+    """The device as it is now; ``sources`` of a GPU file may be reworded without consequence.
+
+    A simulated device is what its description says. A real one is what it is called: its measured
+    peaks are others at every opening.
+    """
     spec = device.spec
+    gpu = msgspec.structs.replace(device.gpu, sources={})
     decisive = [
         spec.kind,
-        msgspec.structs.replace(device.gpu, sources={}),
+        gpu if spec.simulated else gpu.name,
         device.kernel_table_sha256,
         device.made_of_profile,
     ]

@@ -7,7 +7,7 @@ off them. SM positions are chosen line by line, as the measurements come in (pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import msgspec
@@ -40,6 +40,12 @@ class Plan(msgspec.Struct, frozen=True):
     def most_points(self) -> int:
         """At most so many will be measured."""
         return sum(line.budget for line in self.lines) + len(self.settings)
+
+    def everything(self) -> Iterator[Setting]:
+        """All settings, lines at one of their SM counts."""
+        yield from self.settings
+        for line in self.lines:
+            yield line.setting(line.start[0])
 
 
 def alone(setting: Setting) -> Setting:

@@ -77,7 +77,8 @@ def make_profile(
         SWEEP_SCHEMA, identity, subject.limits, subject.block_size, pool.num_blocks, effort.name,
         seed,
     )  # fmt: skip
-    measurer = Measurer(Desk(device, pool), effort.sampling, readers)
+    desk = Desk(device, pool.enough_for(plan.everything()))
+    measurer = Measurer(desk, effort.sampling, readers)
     store = PointStore(folder, header, fresh=fresh)
     sweep = Sweep(plan, measurer, store, seed, stopwatch=stopwatch_ns, progress=progress)
     outcome = sweep.run()

@@ -17,6 +17,7 @@ from nexusbench.results.store import (
     REQUEST_COLUMNS,
     REQUESTS_FILE,
     SUMMARY_FILE,
+    TOKENS_FILE,
     part_file,
 )
 
@@ -41,6 +42,7 @@ class _Resolved(msgspec.Struct):
     observed: str = "engine"
     price_per_hour: float | None = None
     watts: float | None = None
+    work: dict[str, float] | None = None
 
 
 class RunReader:
@@ -131,6 +133,21 @@ class RunReader:
                 "strings": self.manifest.strings,
             },
         }
+
+    def tokens(self) -> dict[int, list[int]]:
+        """Token ids that each ended request got; empty for simulated runs. Raises InputError."""
+        file = self.path / TOKENS_FILE
+        if not file.exists():
+            return {}
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(file)
+            requests, tokens = table["request"].to_pylist(), table["tokens"].to_pylist()
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise InputError(f"cannot be read: {error}", file=file) from None
+        return dict(zip(requests, tokens, strict=True))
 
     def summary(self) -> dict[str, Any] | None:
         """The stored summary; None where the run ended before it was written."""

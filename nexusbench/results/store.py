@@ -3,6 +3,7 @@
     <root>/<run-id>/manifest.json        replaced atomically; commits each flush
                     requests.parquet     the offered requests, written before the manifest
                     events/<table>-<part>.parquet
+                    tokens.parquet       what each request got, of devices that make tokens
                     summary.json         when the run has ended
 
 Every file is written under a temporary name and renamed. A flush writes its part-files first and
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 REQUESTS_FILE = "requests.parquet"
 SUMMARY_FILE = "summary.json"
+TOKENS_FILE = "tokens.parquet"
 EVENTS_FOLDER = "events"
 TEMPORARY_SUFFIX = ".tmp"
 # ``request`` is the index that the event log uses; arrival in ns; output_tokens is the true length.
@@ -92,6 +94,19 @@ class RunWriter:
         if changed != self.manifest:
             self._write_manifest(changed)
         log.drain()
+
+    def write_tokens(self, generated: Mapping[int, Sequence[int]]) -> None:
+        """Keep the token ids of ended requests: columns ``request`` and ``tokens``; no file if
+        there are none. Raises NexusbenchError naming the file if it cannot be written.
+        """
+        if not generated:
+            return
+        import pyarrow as pa
+
+        requests = sorted(generated)
+        lists = pa.array([generated[index] for index in requests], type=pa.list_(pa.int32()))
+        table = pa.table({"request": pa.array(requests, type=pa.int64()), "tokens": lists})
+        self._write_table(self.path / TOKENS_FILE, table)
 
     def finish(
         self,

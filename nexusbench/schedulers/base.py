@@ -41,6 +41,8 @@ class Scheduler(ABC):
     partitions: ClassVar[tuple[str, ...]] = ("all",)
     default_partitioner: ClassVar[str] = "whole"
     work_conserving: ClassVar[bool] = True
+    # Options worth trying on unknown traffic, as typed after the name; advise compares them.
+    advised: ClassVar[tuple[str, ...]] = ("order=fcfs", "order=spf")
     source: ClassVar[str] = ""
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:

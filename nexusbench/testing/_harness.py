@@ -6,7 +6,7 @@ handful of small requests, and a simulated minute takes a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from nexusbench.core.specs import GpuSpec, ModelSpec, SimConstants
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs.roofline import Roofline
-from nexusbench.devices.base import Device, DeviceOptions
+from nexusbench.devices.base import Device, DeviceOptions, Serving
 from nexusbench.devices.sim import Sim
 from nexusbench.engine.engine import Engine, EngineConfig
 from nexusbench.kv.manager import KVCacheManager
@@ -176,7 +176,8 @@ def make_partitioner(
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """Where requests are served: the KV pool, the budgets, the GPU, how often books are audited,
-    and the users of a closed loop (0: none).
+    and the users of a closed loop (0: none). The last two are for devices that make tokens: those
+    that end a request, and prompts by ``Request.index`` (others are made up).
     """
 
     kv_blocks: int = 512
@@ -187,6 +188,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     gpu: GpuSpec | None = None
     audit_every: int = 1
     concurrency: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    prompts: Mapping[int, Sequence[int]] = {}
 
 
 def build(
@@ -202,6 +205,8 @@ def build(
     """An engine that is ready to :meth:`~Engine.run`; see :func:`serve`."""
     own = setting if setting is not None else Setting()
     on = device if device is not None else tiny_device(seed, gpu=own.gpu)
+    launches = tuple((name, on.spec.num_sms) for name in scheduler.partitions)
+    on.prepare(Serving(own.kv_blocks, own.block_size, own.hash_block, own.prompts, seed, launches))
     return Engine(
         on,
         scheduler,
@@ -213,7 +218,7 @@ def build(
             prefix_caching=own.prefix_caching,
         ),
         [fresh(request) for request in requests],
-        EngineConfig(own.limits, own.audit_every, own.concurrency),
+        EngineConfig(own.limits, own.audit_every, own.concurrency, own.stop_tokens),
         observer=observer,
     )
 

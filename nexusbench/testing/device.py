@@ -60,12 +60,16 @@ class Desk:
         self.device = device
         self.kv = KVCacheManager(64, 16)
         self.steps = 0
+        self.requests = 0
 
     def submit(
         self, partition: str, sms: int, *, decodes: int = 0, prompt: int = 0, repeat: int = 1
     ) -> int:
         """Launch that many decodes (of 20 tokens) and a prompt; returns the step's number."""
-        requests = [offer(i, 0, 20, 30) for i in range(decodes + bool(prompt))]
+        # A decode computes the last known token; here it is the prompt's, since none was generated.
+        first, count = self.requests, decodes + bool(prompt)
+        requests = [offer(first + i, 0, 21, 30) for i in range(count)]
+        self.requests += count
         for request in requests[:decodes]:
             request.num_tokens, request.num_computed_tokens = 21, 20
             self.kv.allocate(request, 20 + repeat, [])

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    TokenIds = array[int]
+else:
+    TokenIds = array  # msgspec must see a class
 
 
 class TraceRequest(msgspec.Struct, gc=False):
@@ -26,6 +34,8 @@ class TraceRequest(msgspec.Struct, gc=False):
     think_ns: int = 0
     timeout_ns: int = 0
     cancel_after_ns: int = 0
+    token_ids: TokenIds | None = None  # the prompt itself, where the trace holds it
+    line: int = 0  # where the file says so; 0 unless it gives token_ids
 
 
 class Trace(msgspec.Struct):

@@ -39,7 +39,7 @@ def _native(trace: Trace) -> Converted:
 
 def _mooncake(trace: Trace) -> Converted:
     _check_times(trace, "mooncake")
-    dropped = _dropped(trace, ("id", "tenant", "session", "timeout", "cancellation"))
+    dropped = _dropped(trace, ("id", "tenant", "session", "timeout", "cancellation", "token id"))
     if _MOONCAKE_BLOCK % trace.hash_block and any(r.hash_ids for r in trace.requests):
         raise UsageError(
             f"mooncake has a hash id per {_MOONCAKE_BLOCK} tokens, no multiple of this trace's "
@@ -78,7 +78,8 @@ def _mooncake(trace: Trace) -> Converted:
 
 def _azure(trace: Trace) -> Converted:
     _check_times(trace, "azure")
-    dropped = _dropped(trace, ("hash id", "id", "tenant", "session", "timeout", "cancellation"))
+    unknown = ("hash id", "id", "tenant", "session", "timeout", "cancellation", "token id")
+    dropped = _dropped(trace, unknown)
     rows = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
     rounded = 0
     for request in trace.requests:
@@ -117,6 +118,7 @@ def _dropped(trace: Trace, unknown: tuple[str, ...]) -> list[str]:
         "session": sum(bool(r.session) for r in trace.requests),
         "timeout": sum(r.timeout_ns > 0 for r in trace.requests),
         "cancellation": sum(r.cancel_after_ns > 0 for r in trace.requests),
+        "token id": sum(r.token_ids is not None for r in trace.requests),
     }
     return [f"{name}s of {counts[name]:,} requests dropped" for name in unknown if counts[name]]
 

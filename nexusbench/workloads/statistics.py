@@ -46,8 +46,15 @@ def describe_trace(trace: Trace) -> dict[str, Any]:
         "prefixes": prefix_ceiling(trace),
         "sessions": _sessions(requests),
         "patience": _patience(requests),
+        "token_ids": _token_ids(requests),
         "tenants": dict(Counter(r.tenant for r in requests if r.tenant).most_common()),
     }
+
+
+def _token_ids(requests: list[TraceRequest]) -> dict[str, int] | None:
+    """The largest token id, where prompts are in the trace."""
+    largest = [max(request.token_ids) for request in requests if request.token_ids]
+    return {"largest": max(largest)} if largest else None
 
 
 def prefix_ceiling(trace: Trace) -> dict[str, Any] | None:

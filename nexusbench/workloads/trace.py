@@ -85,6 +85,8 @@ def native_lines(trace: Trace) -> bytes:
             line["hash_ids"] = request.hash_ids
             if block is not None:
                 line["hash_block"], block = block, None
+        if request.token_ids is not None:
+            line["token_ids"] = request.token_ids.tolist()
         if not numbered:
             line["id"] = request.id
         if request.tenant:

@@ -16,7 +16,7 @@ import msgspec
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S, ceil_div
-from nexusbench.workloads.base import Trace, TraceRequest
+from nexusbench.workloads.base import TokenIds, Trace, TraceRequest
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
 
@@ -224,8 +224,9 @@ def fit_context(trace: Trace, max_model_len: int, policy: ContextPolicy = "rejec
     """What happens to requests whose prompt + output exceeds ``max_model_len`` tokens.
 
     ``reject``: they stay, for the engine to reject (only counted). ``skip``: dropped. ``clip``: the
-    prompt is cut at its end so that the request fits exactly, hash ids beyond the cut go; an output
-    that leaves no room for one prompt token cannot be helped so and is dropped. ``error``: refused.
+    prompt is cut at its end so that the request fits exactly, hash ids and tokens beyond the cut
+    go; an output that leaves no room for one prompt token cannot be helped so and is dropped.
+    ``error``: refused.
     What follows a dropped turn is dropped too.
     Raises UsageError for ``error`` with such requests, if none is left, or for another word.
     """
@@ -257,7 +258,8 @@ def fit_context(trace: Trace, max_model_len: int, policy: ContextPolicy = "rejec
             kept.append(request)
         elif policy == "clip" and room >= 1:
             ids = request.hash_ids[: ceil_div(room, trace.hash_block)]
-            kept.append(_with(request, prompt_tokens=room, hash_ids=ids))
+            tokens = None if request.token_ids is None else request.token_ids[:room]
+            kept.append(_with(request, prompt_tokens=room, hash_ids=ids, token_ids=tokens))
             clipped += 1
         elif request.session:
             broken.add(request.session)
@@ -277,6 +279,7 @@ def _with(
     output_tokens: int | None = None,
     hash_ids: tuple[int, ...] | None = None,
     max_tokens: int | None = None,
+    token_ids: TokenIds | None = None,
 ) -> TraceRequest:
     """A changed copy. Written out: msgspec's ``replace`` takes three times as long."""
     return TraceRequest(
@@ -293,6 +296,8 @@ def _with(
         request.think_ns,
         request.timeout_ns,
         request.cancel_after_ns,
+        request.token_ids if token_ids is None else token_ids,
+        request.line,
     )
 
 

@@ -15,20 +15,22 @@ PACKAGE = ROOT / "nexusbench"
 FLOORS = {
     "core": 0, "data": 0,
     "kv": 1, "costs": 1, "workloads": 1, "metrics": 1, "results": 1, "counters": 1, "kernels": 1,
-    "models": 2, "schedulers": 2, "partitioners": 2,
+    "models": 2, "schedulers": 2, "partitioners": 2, "comparison": 2,
     "devices": 3,
     "engine": 4, "profiling": 4, "endpoint": 4,
-    "config": 5, "belief": 5, "assembly": 5, "runner": 5, "endpoint_runner": 5,
+    "config": 5, "belief": 5, "computing": 5, "assembly": 5, "runner": 5,
+    "endpoint_runner": 5,
     "experiments": 6, "report": 6, "gates": 6, "testing": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 COMPOSITION = {
     "config",
     "belief",
+    "computing",
     "assembly",
     "runner",
     "endpoint_runner",
-}  # five modules on one floor that form one root
+}  # six modules on one floor that form one root
 FILE_LINES, FUNCTION_LINES, SCHEDULER_LINES = 400, 60, 150
 CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("time", "perf_counter"), ("time", "perf_counter_ns"),

@@ -1,4 +1,4 @@
-"""serve-trace --endpoint: the screen, the JSON, refused flags, Ctrl-C, and what can be done later."""
+"""serve-trace --endpoint: screen, JSON, refused flags, Ctrl-C, and what can be done later."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def test_json_and_seeds(call: Call, short_trace: Path, server: Callable[..., str
 def test_flags_of_the_engine_are_refused(call: Call, short_trace: Path, name: str) -> None:
     flag = {
         "prefix_caching": ["--no-prefix-caching"], "recalibrate": ["--recalibrate"],
-        "force_profile": ["--force-profile"],
+        "force_profile": ["--force-profile"], "stop_at_eos": ["--stop-at-eos"],
+        "load_format": ["--load-format", "dummy"],
     }.get(name, [f"--{name.replace('_', '-')}", "1"])  # fmt: skip
     done = call("serve-trace", short_trace, "--endpoint", "http://127.0.0.1:9", *flag)
     assert done.code == 2
@@ -183,10 +184,13 @@ def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable
     assert "unfinished" in shown.out
 
 
-def test_without_httptools(call: Call, short_trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("nexusbench.endpoint")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "httptools", None)
-    done = call("serve-trace", short_trace, "--endpoint", "http://127.0.0.1:9", "--no-progress")
-    assert done.code == 2
-    assert done.err == "error: --endpoint needs httptools: pip install 'nexusbench[endpoint]'\n"
+def test_without_httptools(short_trace: Path) -> None:
+    code = (
+        "import sys; sys.modules['httptools'] = None; from nexusbench.cli.main import main; "
+        f"sys.exit(main(['serve-trace', {str(short_trace)!r}, '--endpoint', 'http://127.0.0.1:9']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: --endpoint needs httptools: pip install 'nexusbench[endpoint]'\n"

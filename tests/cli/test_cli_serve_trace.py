@@ -86,6 +86,9 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "spread_ties": "uniform", "max_tokens": "9", "warmup_s": 1.0,
         "goodput": {"ttft": 500.0, "tbt": 50.0}, "seed": 4, "concurrency": None,
         "price_per_hour": 2.0, "watts": 300.0,
+        # Those of devices that compute: tests/cpu/test_cli_cpu.py.
+        "load_format": "auto", "dtype": None, "temperature": 0.0, "top_p": 1.0,
+        "stop_at_eos": False,
     }  # fmt: skip
 
 

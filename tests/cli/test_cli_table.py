@@ -11,10 +11,10 @@ from rich.console import Console
 from nexusbench.cli._policies import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
-from nexusbench.cli._stored import find_warnings, label_apart
-from nexusbench.cli._table import Row, decimals, make_rows
-from nexusbench.cli._verdict import verdict
-from nexusbench.cli._view import Column, RunView, by_label
+from nexusbench.comparison.alike import find_warnings, label_apart
+from nexusbench.comparison.rows import Row, decimals, make_rows
+from nexusbench.comparison.verdict import verdict
+from nexusbench.comparison.view import Column, RunView, by_label
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import EventLog
 from nexusbench.metrics.run_events import RunEvents

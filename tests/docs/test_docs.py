@@ -63,7 +63,7 @@ def test_readme_commands_exist(tmp_path: Path) -> None:
         (command, flag)
         for line in re.findall(r"^nexusbench .*$", text, re.MULTILINE)
         for words in [line.split()]
-        for command in [" ".join(words[1 : 3 if words[1] in ("trace", "validate") else 2])]
+        for command in [" ".join(words[1 : 3 if words[1] in ("trace", "validate", "gate") else 2])]
         for flag in re.findall(r"--[a-z-]+", line.split("#")[0])
     }
     helps = {

@@ -13,6 +13,7 @@ class Pieces(Scheduler):
     partitions = ("prefill", "decode")
     default_partitioner = "fixed"
     layers, repeat, chunk = 2, 3, 24
+    whole = 4  # layers of the model
 
     def __init__(self, options=None):
         super().__init__(options)
@@ -40,7 +41,7 @@ class Pieces(Scheduler):
         request, size, layer, _ = self.piece or self.next_prompt(ctx)
         if request is None:
             return
-        end = min(4, layer + self.layers)
+        end = min(self.whole, layer + self.layers)
         done = ctx.try_schedule(request, size, "prefill", layers=(layer, end))
         if not done:
             others = [r for r in ctx.prefilling if r is not request and not r.in_flight]
@@ -48,7 +49,7 @@ class Pieces(Scheduler):
                 ctx.preempt(others[-1])
             return
         computed = request.num_computed_tokens
-        self.piece = None if end == 4 else (request, done, end, computed)
+        self.piece = None if end == self.whole else (request, done, end, computed)
 
     def next_prompt(self, ctx):
         for request in ctx.prefilling:
@@ -57,11 +58,12 @@ class Pieces(Scheduler):
         return ctx.waiting.head, self.chunk, 0, None
 
 
-def pieces(layers, repeat, chunk):
-    """A factory of :class:`Pieces` with these sizes."""
+def pieces(layers, repeat, chunk, whole=4):
+    """A factory of :class:`Pieces` with these sizes, for a model of ``whole`` layers."""
 
     def make():
         policy = Pieces()
+        policy.whole = whole
         policy.layers, policy.repeat, policy.chunk = layers, repeat, chunk
         return policy
 

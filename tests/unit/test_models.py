@@ -17,7 +17,15 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.models.config import load_model, model_names
 
-NAMES = ["llama-2-7b", "llama-3.1-70b", "llama-3.1-8b", "qwen2.5-14b", "qwen2.5-3b"]
+NAMES = [
+    "llama-2-7b",
+    "llama-3.1-70b",
+    "llama-3.1-8b",
+    "qwen2.5-14b",
+    "qwen2.5-3b",
+    "small",
+    "tiny",
+]
 BASE: dict[str, Any] = {
     "model_type": "llama",
     "hidden_act": "silu",
@@ -70,7 +78,8 @@ def test_every_shipped_model_has_its_source() -> None:
     text = (files("nexusbench.data") / "models" / "sources.toml").read_text(encoding="utf-8")
     assert sorted(tomllib.loads(text)) == NAMES
     for name in NAMES:
-        assert load_model(name).source.startswith("https://huggingface.co/")
+        expected = "built in" if name in ("small", "tiny") else "https://huggingface.co/"
+        assert load_model(name).source.startswith(expected)
 
 
 def test_needs_no_torch() -> None:

@@ -13,6 +13,7 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS, ceil_div
+from nexusbench.workloads.readers._tokens import decode_tokens
 from nexusbench.workloads.source import Source
 
 # 285 years: as nanoseconds it still fits 63 bits, and wall-clock milliseconds since 1970 are legal.
@@ -38,6 +39,7 @@ RULES = {
     "output_length": f"a whole number of tokens, 1 to {MAX_TOKENS:,}",
     "hash_ids": "a list of whole numbers, 0 or more, one for each block of prompt tokens",
     "hash_block": "a whole number of tokens, 1 or more",
+    "token_ids": "a list of token ids, whole numbers from 0, one for each input token",
     "id": "a text that is not empty, or a whole number",
     "tenant": "a text",
     "session": "a text that is not empty",
@@ -72,7 +74,7 @@ def read_lines(
     Raises InputError for the first line that is no ``line_type``; ``rules`` says in words what each
     of its fields must be.
     """
-    decode = msgspec.json.Decoder(line_type).decode
+    decode = msgspec.json.Decoder(line_type, dec_hook=decode_tokens).decode
     rows: list[LineT] = []
     numbers: list[int] = []
     for number, raw in enumerate(source.text.split(b"\n"), 1):
@@ -155,7 +157,7 @@ def _valid(value: object, expected: Any) -> bool:
     if isinstance(value, float) and not math.isfinite(value):
         return False
     try:
-        msgspec.convert(value, expected)
+        msgspec.convert(value, expected, dec_hook=decode_tokens)
     except msgspec.ValidationError:
         return False
     return True

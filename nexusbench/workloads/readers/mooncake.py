@@ -24,7 +24,7 @@ HASH_BLOCK = 512
 # A file with one of these is our own format, which must say its hash block itself.
 _NATIVE_ONLY = (
     b'"hash_block"', b'"id"', b'"tenant"', b'"session"', b'"turn"', b'"think_time"', b'"timeout"',
-    b'"cancel_after"', b'"concurrency"',
+    b'"cancel_after"', b'"concurrency"', b'"token_ids"',
 )  # fmt: skip
 
 

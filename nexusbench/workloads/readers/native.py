@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from nexusbench.core.errors import InputError
-from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.base import TokenIds, TraceRequest
 from nexusbench.workloads.readers._jsonl import (
     Duration,
     HashIds,
@@ -21,6 +21,7 @@ from nexusbench.workloads.readers._jsonl import (
     read_lines,
 )
 from nexusbench.workloads.readers._sessions import Turn, arrange
+from nexusbench.workloads.readers._tokens import check_token_ids
 from nexusbench.workloads.readers.base import Parsed, Reader
 from nexusbench.workloads.source import Source
 
@@ -35,6 +36,7 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
     output_length: Tokens
     hash_ids: HashIds = ()
     hash_block: Tokens | None = None
+    token_ids: TokenIds | None = None
     id: Identity | None = None
     tenant: str = ""
     session: Annotated[str, msgspec.Meta(min_length=1)] | None = None
@@ -67,6 +69,7 @@ class Native(Reader):
         block = _of_file("hash_block", rows, lines, source)
         concurrency = _of_file("concurrency", rows, lines, source)
         _check_hashes(rows, lines, block, source)
+        check_token_ids(rows, lines, block, source.path)
         _check_ids(rows, lines, source)
         turns = [Turn(row.timestamp, row.session, row.turn, row.think_time) for row in rows]
         requests = [
@@ -82,8 +85,10 @@ class Native(Reader):
                 think_ns=arrival_ns(row.think_time or 0),
                 timeout_ns=arrival_ns(row.timeout or 0),
                 cancel_after_ns=arrival_ns(row.cancel_after or 0),
+                token_ids=row.token_ids,
+                line=0 if row.token_ids is None else line,
             )
-            for index, row in enumerate(rows)
+            for index, (row, line) in enumerate(zip(rows, lines, strict=True))
         ]
         notes = arrange(requests, turns, lines, source.path, closed=concurrency is not None)
         return Parsed(requests, lines, block or DEFAULT_HASH_BLOCK, notes, concurrency or 0)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nexusbench.cli._console import counted
-from nexusbench.cli._view import Column, RunView
+from nexusbench.comparison.view import Column, RunView
+from nexusbench.core.units import counted
 
 # How a reason begins -> what to do about it.
 _REMEDIES = {

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nexusbench.cli._console import counted
-
-if TYPE_CHECKING:
-    from nexusbench.cli._view import RunView
+from nexusbench.comparison.view import RunView
+from nexusbench.core.units import counted
 
 CLIENT_DEFINITIONS = (
     "TTFT: scheduled arrival to first token, the send lag included.",

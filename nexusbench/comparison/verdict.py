@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.cli._view import Column, Estimate
+from nexusbench.comparison.view import Column, Estimate
 
 # Differences below this are called equal: the simulator's own noise is of that size.
 _EQUAL = 0.01
 # Of more runs than this only the next best and the worst are named.
 _MOST_NAMED = 3
 # What is compared: words, tag, statistic, is less better.
-_CLAIMS = (
+CLAIMS = (
     ("mean TTFT", "ttft", "mean", True),
     ("p99 TBT", "tbt", "p99", True),
     ("output throughput", "output_throughput", "value", False),
@@ -28,10 +28,17 @@ def verdict(columns: Sequence[Column]) -> list[str]:
     rivals = [column for column in columns if column.complete]
     if len(rivals) < 2:
         return []
-    claims = [_sentence(rivals, *claim) for claim in _CLAIMS]
+    claims = [_sentence(rivals, *claim) for claim in CLAIMS]
     return [sentence for sentence in (*claims, _why(rivals), _price(rivals)) if sentence] + (
         _remarks(rivals)
     )
+
+
+def reasons(columns: Sequence[Column]) -> list[str]:
+    """Of the verdict only why, and what must be known to believe it."""
+    rivals = [column for column in columns if column.complete]
+    why = _why(rivals) if len(rivals) > 1 else None
+    return [*([why] if why else []), *(_remarks(rivals) if len(rivals) > 1 else [])]
 
 
 def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
@@ -41,18 +48,18 @@ def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: 
     known.sort(key=lambda pair: pair[1].value, reverse=not less)
     (winner, first), rest = known[0], known[1:]
     best = first.value
-    level = [label for label, estimate in rest if _level(first, estimate)]
+    level = [label for label, estimate in rest if is_level(first, estimate)]
     seeded = any(estimate.half is not None for _, estimate in known)
     within = "within 1 % or the spread over seeds" if seeded else "within 1 %"
     if len(level) == len(rest):
-        return f"{_sentence_case(words)} is the same for all {within} ({_amount(best, tag)})."
+        return f"{_sentence_case(words)} is the same for all {within} ({amount(best, tag)})."
     verb, degree = ("have" if level else "has"), ("lowest" if less else "highest")
     others = [(label, estimate.value) for label, estimate in rest if label not in level]
     if len(others) > _MOST_NAMED:
         others = [others[0], others[-1]]
-    factors = ", ".join(_factor(best, value, label, less) for label, value in others)
+    factors = ", ".join(factor(best, value, label, less) for label, value in others)
     names = _names([winner, *level], within)
-    return f"{names} {verb} the {degree} {words} ({_amount(best, tag)}: {factors})."
+    return f"{names} {verb} the {degree} {words} ({amount(best, tag)}: {factors})."
 
 
 def _by_mean_ttft(columns: Sequence[Column]) -> list[Column]:
@@ -66,7 +73,7 @@ def _winner_and_rival(columns: Sequence[Column]) -> list[Column]:
     ranked = _by_mean_ttft(columns)
     means = [e for column in ranked if (e := column.statistic("ttft", "mean"))]
     for column, mean in zip(ranked[1:], means[1:], strict=True):
-        if not _level(means[0], mean):
+        if not is_level(means[0], mean):
             return [ranked[0], column]
     return []
 
@@ -81,8 +88,8 @@ def _why(columns: Sequence[Column]) -> str | None:
         if waits is None or serves is None:
             return None
         parts.append(
-            f"{column.label} {_amount(waits.value, '')} in the queue + "
-            f"{_amount(serves.value, '')} in service"
+            f"{column.label} {amount(waits.value, '')} in the queue + "
+            f"{amount(serves.value, '')} in service"
         )
     return f"Why: mean TTFT is {'; '.join(parts)}." if len(parts) == 2 else None
 
@@ -90,9 +97,16 @@ def _why(columns: Sequence[Column]) -> str | None:
 def _price(columns: Sequence[Column]) -> str | None:
     """The tails that the winner of the mean TTFT pays with; none where nobody wins it."""
     pair = _winner_and_rival(columns)
-    prices = [_tail(columns, pair[0], *tail) for tail in _TAILS] if pair else []
-    found = [price for price in prices if price]
+    found = tail_prices(columns, pair[0]) if pair else []
     return f"The price: {pair[0].label}'s {', its '.join(found)}." if found else None
+
+
+def tail_prices(
+    columns: Sequence[Column], winner: Column, without: Sequence[str] = ()
+) -> list[str]:
+    """The tails of ``winner`` that are much longer than another's, less those named already."""
+    prices = [_tail(columns, winner, *tail) for tail in _TAILS if tail[0] not in without]
+    return [price for price in prices if price]
 
 
 def _tail(columns: Sequence[Column], winner: Column, words: str, tag: str, name: str) -> str | None:
@@ -104,10 +118,10 @@ def _tail(columns: Sequence[Column], winner: Column, words: str, tag: str, name:
     label, best = min(tails.items(), key=lambda item: item[1])
     if own <= _DEAR * best:
         return None
-    return f"{words} is {_amount(own, '')}, {own / best:.1f}x that of {label}"
+    return f"{words} is {amount(own, '')}, {own / best:.1f}x that of {label}"
 
 
-def _level(best: Estimate, other: Estimate) -> bool:
+def is_level(best: Estimate, other: Estimate) -> bool:
     """Too near to call: within 1 %, or with intervals over seeds that overlap."""
     spread = (best.half or 0.0) + (other.half or 0.0)
     return abs(other.value - best.value) <= max(_EQUAL * abs(best.value), spread)
@@ -125,7 +139,7 @@ def _sentence_case(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def _factor(best: float, value: float, label: str, less: bool) -> str:
+def factor(best: float, value: float, label: str, less: bool) -> str:
     """How much better than ``label``: a factor, a percentage where small, or only the value."""
     small, large = sorted((best, value))
     way = "lower" if less else "higher"
@@ -138,7 +152,8 @@ def _factor(best: float, value: float, label: str, less: bool) -> str:
     return f"{ratio:.1f}x {way} than {label}"
 
 
-def _amount(value: float, tag: str) -> str:
+def amount(value: float, tag: str) -> str:
+    """A statistic as text with its unit; what has no unit of its own is milliseconds."""
     if tag in _UNITS:
         return f"{value:,.1f}{_UNITS[tag]}"
     return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"

@@ -1,0 +1,291 @@
+"""What ``nexusbench advise`` does and shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.cli._console import counted, print_whole, results_console, say
+from nexusbench.cli._countdown import Countdown
+from nexusbench.cli._policies import check_policies, split_policies
+from nexusbench.cli._screen import badge
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import UsageError
+from nexusbench.experiments.advise import (
+    Advice,
+    Margin,
+    Question,
+    Rated,
+    advise,
+    plan_rounds,
+    scored_slo,
+)
+from nexusbench.experiments.candidates import find_candidates
+from nexusbench.experiments.capacity import trace_load
+from nexusbench.metrics.slo import Slo
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Flags of serve-trace by the field they set, where a command has to repeat them.
+_REPEATED = (
+    ("max_num_seqs", "--max-num-seqs"),
+    ("max_model_len", "--max-model-len"),
+    ("kv_blocks", "--kv-blocks"),
+    ("cost_model", "--cost-model"),
+    ("profile", "--profile"),
+    ("limit", "--limit"),
+    ("request_rate", "--rate"),
+    ("burstiness", "--burstiness"),
+)
+_MOST_EARLY = 5
+
+
+def show_advice(params: Mapping[str, Any]) -> None:
+    """Compare, then print the answer with its evidence (or one JSON document)."""
+    slo, source = asked_slo(params)
+    asked = split_policies(params["scheduler"] or [], "--scheduler")
+    sizers = split_policies(params["partitioner"] or [], "--partitioner")
+    check_policies([], params["cost_model"])
+    candidates, skipped = find_candidates(asked, sizers, _chunks(params["chunks"]))
+    config, requests = _traffic(asked_config(params))
+    scored = scored_slo(slo)
+    question = Question(
+        config=msgspec.structs.replace(config, goodput=scored.per_request()),
+        slo=slo,
+        candidates=tuple(candidates),
+        requests=requests,
+        seeds=tuple(range(params["seed"], params["seed"] + params["seeds"])),
+        effort=params["effort"],
+        cache=params["cache"],
+        fresh=params["fresh"],
+    )
+    rounds = plan_rounds(len(candidates), question)
+    total = sum(size * draws for size, _, draws in rounds)
+    work = sum(size * length * draws for size, length, draws in rounds)
+    countdown = Countdown("advise", total, weight=work, quiet=params["no_progress"])
+    advice = advise(question, asked_jobs(params), countdown.step)
+    countdown.end(f"{counted(len(candidates), 'candidate')}")
+    if params["json"]:
+        print(json.dumps(_document(question, advice, source, skipped), indent=2, allow_nan=False))
+        return
+    _show(question, advice, source, [*skipped, *advice.failed])
+
+
+def _chunks(text: str) -> list[int]:
+    try:
+        found = [int(piece) for piece in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise UsageError(f"--chunks '{text}': write token counts, as in 512,2048")
+    return list(dict.fromkeys(found))
+
+
+def _traffic(config: RunConfig) -> tuple[RunConfig, int]:
+    """The config at the rate asked for, or the trace's own; arrivals are drawn anew per seed."""
+    requests, own, closed = trace_load(config)
+    if closed:
+        return msgspec.structs.replace(config, burstiness=None), requests
+    rate = config.request_rate or float(f"{own:.4g}")
+    if not rate:
+        raise UsageError(
+            f"{config.trace}: all requests arrive at once, so there is no rate. Give --rate"
+        )
+    return msgspec.structs.replace(config, request_rate=rate), requests
+
+
+def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]) -> None:
+    from rich.text import Text
+
+    console = results_console()
+    console.print(Text.assemble(("nexusbench advise", "bold"), "  ", badge(advice.simulated)))
+    config = question.config
+    rate = "" if config.request_rate is None else f" at {config.request_rate:g} req/s"
+    counts = counted(question.requests, "request")
+    say(console, f"traffic   {config.trace}: {counts}{rate}, {_draws(question)}", indent=10)
+    say(console, f"on        {config.device}, {config.model}")
+    say(console, f"SLO       {question.slo}  ({source})", indent=10)
+    rounds = ", then ".join(
+        f"{size} on {requests:,} requests" + (f" x {draws} draws" if draws > 1 else "")
+        for size, requests, draws in advice.rounds
+    )
+    say(console, f"compared  {rounds}", indent=10)
+    _table(console, advice)
+    dropped = [f"{one.candidate} ({one.attained:.1f} %)" for one in advice.early[:_MOST_EARLY]]
+    if dropped:
+        more = len(advice.early) - len(dropped)
+        text = f"dropped last, with what they kept then: {'; '.join(dropped)}"
+        say(console, text + (f"; and {more} more" if more > 0 else ""), "dim")
+    for fault in faults:
+        say(console, f"WARNING: could not be compared: {fault}", "bold red")
+    console.print()
+    say(console, verdict(question, advice), "bold")
+    for title, commands in verification(question, advice).items():
+        console.print()
+        console.print(f"{title}:")
+        for command in commands:
+            console.print(f"  {command}", soft_wrap=True)
+
+
+def _draws(question: Question) -> str:
+    shape, draws = question.config.burstiness, counted(len(question.seeds), "draw")
+    if shape is None:
+        return f"a closed loop, {draws}"
+    return f"{'Poisson' if shape == 1 else f'gamma (shape {shape:g})'} arrivals, {draws}"
+
+
+def _table(console: Console, advice: Advice) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("scheduler", "partitioner"):
+        table.add_column(title, no_wrap=True)
+    for title in ("chunk", "requests within, %", "worst draw", "of bounds used, %", "SLO kept"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in advice.final:
+        kept = sum(score.kept for score in one.scores)
+        table.add_row(
+            Text(one.candidate.scheduler),
+            Text(one.candidate.partitioner),
+            f"{one.candidate.chunk:,}",
+            f"{one.attained:.1f}",
+            f"{min(score.attained for score in one.scores):.1f}",
+            f"{100 * one.strain:.0f}",
+            f"{kept} of {len(one.scores)}",
+        )
+    print_whole(console, table)
+
+
+def verdict(question: Question, advice: Advice) -> str:
+    """The answer in words."""
+    winner = advice.final[0]
+    text = "Simulated: " if advice.simulated else ""
+    text += (
+        f"use {winner.candidate.policy} with --max-num-batched-tokens {winner.candidate.chunk}. "
+    )
+    text += f"It keeps every bound for {winner.attained:.1f} % of the requests"
+    if advice.margin is None:
+        return text + "; there was nothing to compare it with."
+    other = advice.final[1]
+    text += f", {_lead(advice.margin)} {other.candidate}. {_certainty(advice.margin)}"
+    rival = next(
+        (o for o in advice.final if _family(o) != _family(winner)),
+        None,
+    )
+    if rival is not None and rival is not other:
+        text += (
+            f" The best of another scheduler, {rival.candidate}, keeps them for "
+            f"{rival.attained:.1f} %."
+        )
+    kept = sum(score.kept for score in winner.scores)
+    if kept < len(winner.scores):
+        text += (
+            f" The SLO itself is kept in {kept} of {len(winner.scores)} draws: nexusbench capacity "
+            "says up to which rate it would be."
+        )
+    return text
+
+
+def _family(one: Rated) -> str:
+    return one.candidate.scheduler.partition(":")[0]
+
+
+def _lead(margin: Margin) -> str:
+    spread = ""
+    unit, factor = ("points", 1.0) if margin.by == "attained" else ("points of the bounds", 100.0)
+    if margin.low is not None and margin.high is not None:
+        spread = f" [{factor * margin.low:.1f}, {factor * margin.high:.1f}]"
+    lead = f"{factor * margin.mean:.1f}{spread} {unit}"
+    if margin.by == "attained":
+        return f"{lead} more than the runner-up,"
+    return f"as many as the runner-up, and uses {lead} less than it:"
+
+
+def _certainty(margin: Margin) -> str:
+    draws = f"better in {margin.draws_won} of {margin.draws} draws"
+    if margin.chance is None:
+        return "One draw says nothing of how sure that is: use --seeds 5."
+    chance = "p < 0.001" if margin.chance < 0.001 else f"p = {margin.chance:.3f}"
+    if margin.sure:
+        return f"Sure: {draws}, {chance} by a paired t test."
+    return f"Not sure: {draws}, {chance} by a paired t test. Take either, or more --seeds."
+
+
+def verification(question: Question, advice: Advice) -> dict[str, list[str]]:
+    """The commands that make the comparison of the first two again, simulated and for real."""
+    first = [one.candidate for one in advice.final[:2]]
+    by_chunk: dict[int, list[Any]] = {}
+    for candidate in first:
+        by_chunk.setdefault(candidate.chunk, []).append(candidate)
+    device = question.config.device
+    there = f"simulated, on {device}" if advice.simulated else f"again, on {device}"
+    return {
+        title: [_command(question, chunk, group, target) for chunk, group in by_chunk.items()]
+        for title, target in ((there, device), ("on the real GPU", "cuda"))
+    }
+
+
+def _command(question: Question, chunk: int, group: Sequence[Any], device: str) -> str:
+    config, slo = question.config, scored_slo(question.slo)
+    words = ["nexusbench", "serve-trace", config.trace, "--device", device]
+    words += ["--model", config.model, "--scheduler", ",".join(c.scheduler for c in group)]
+    words += ["--partitioner", ",".join(c.partitioner for c in group)]
+    words += ["--max-num-batched-tokens", str(chunk)]
+    if config.tensor_parallel_size != 1:
+        words += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
+    if not math.isclose(config.gpu_memory_utilization, 0.9):
+        words += ["--gpu-memory-utilization", f"{config.gpu_memory_utilization:g}"]
+    for field, flag in _REPEATED:
+        value = getattr(config, field)
+        if value is not None:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    # A kernel table stands in for physics, which a real GPU has of its own.
+    if config.kernel_table is not None and device.startswith("sim"):
+        words += ["--kernel-table", config.kernel_table]
+    words += ["--goodput", *(f"{key}:{limit:g}" for key, limit in slo.per_request().items())]
+    words += ["--seed", str(question.seeds[0]), "--seeds", str(len(question.seeds))]
+    return shlex.join(words)
+
+
+def _document(
+    question: Question, advice: Advice, source: str, skipped: Sequence[str]
+) -> dict[str, Any]:
+    def rated(one: Rated) -> dict[str, Any]:
+        return {
+            **msgspec.to_builtins(one.candidate),
+            "attained": one.attained,
+            "strain": one.strain,
+            "round": one.round,
+            "scores": msgspec.to_builtins(one.scores),
+        }
+
+    slo: Slo = question.slo
+    return {
+        "schema": JSON_SCHEMA,
+        "command": "advise",
+        "nexusbench": __version__,
+        "simulated": advice.simulated,
+        "slo": {"text": str(slo), "source": source, **msgspec.to_builtins(slo)},
+        "config": msgspec.to_builtins(question.config),
+        "seeds": list(question.seeds),
+        "rounds": [list(one) for one in advice.rounds],
+        "advice": msgspec.to_builtins(advice.final[0].candidate),
+        "verdict": verdict(question, advice),
+        "margin": None if advice.margin is None else msgspec.to_builtins(advice.margin),
+        "sure": None if advice.margin is None else advice.margin.sure,
+        "final": [rated(one) for one in advice.final],
+        "early": [rated(one) for one in advice.early],
+        "failed": [*skipped, *advice.failed],
+        "verify": verification(question, advice),
+    }

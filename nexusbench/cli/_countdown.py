@@ -1,0 +1,70 @@
+"""How much of many runs is done, and how long the rest will take: one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from nexusbench.core.units import NS_PER_S
+from nexusbench.devices._stopwatch import stopwatch_ns
+
+# Between two lines where there is no terminal to write over: a log is read, not watched.
+_LOG_NS = 5 * NS_PER_S
+_SCREEN_NS = NS_PER_S // 10
+
+
+class Countdown:
+    """Counts to ``total``, in things or in ``weight`` of work; ``quiet`` shows nothing."""
+
+    def __init__(
+        self, title: str, total: int, *, weight: int | None = None, quiet: bool = False
+    ) -> None:
+        self._title, self._total, self._quiet = title, total, quiet
+        self._weight = total if weight is None else weight
+        self._done = self._worked = 0
+        self._began = self._told = stopwatch_ns()
+        self._screen = sys.stderr.isatty()
+        self._width = 0
+
+    def step(self, what: str = "", weight: int = 1) -> None:
+        """One more is done; ``what`` says which, or what it showed."""
+        self._done += 1
+        self._worked += weight
+        every = _SCREEN_NS if self._screen else _LOG_NS
+        if not self._quiet and stopwatch_ns() - self._told >= every:
+            self._show(self._line(what))
+            self._told = stopwatch_ns()
+
+    def end(self, text: str = "") -> None:
+        """Leave one line that says what was done and in what time."""
+        if not self._quiet:
+            seconds = (stopwatch_ns() - self._began) / NS_PER_S
+            self._show(f"{self._title}: {text or self._done} in {duration(seconds)}", last=True)
+
+    def _line(self, what: str) -> str:
+        # More can come up than was planned: then the plan grows with it.
+        line = f"{self._title}: {self._done:,} of {max(self._done, self._total):,}"
+        if self._worked:
+            passed = (stopwatch_ns() - self._began) / NS_PER_S
+            left = passed / self._worked * max(0, self._weight - self._worked)
+            line += f", about {duration(left)} left"
+        return f"{line}  {what}".rstrip()
+
+    def _show(self, line: str, *, last: bool = False) -> None:
+        if self._screen:
+            # What the line before had more of is written over.
+            print(f"\r{line:<{self._width}}", end="\n" if last else "", file=sys.stderr, flush=True)
+            self._width = 0 if last else len(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

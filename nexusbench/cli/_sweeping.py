@@ -1,0 +1,247 @@
+"""What ``nexusbench sweep`` does and shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.cli._console import counted, print_whole, results_console, say
+from nexusbench.cli._countdown import Countdown, duration
+from nexusbench.cli._screen import badge
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.comparison.rows import decimals
+from nexusbench.core.errors import NexusbenchError
+from nexusbench.experiments.cells import CELL_SUFFIX, Cell
+from nexusbench.experiments.pool import cores
+from nexusbench.experiments.store import Store
+from nexusbench.experiments.sweep import Plan, estimated_seconds, plan_sweep, run_sweep
+from nexusbench.experiments.sweep_spec import load_sweep
+from nexusbench.experiments.sweep_table import sweep_table, write_sweep
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Title, tag, statistic, factor of what the table on the screen shows; the file has everything.
+_SHOWN = (
+    ("TTFT mean, ms", "ttft", "mean"),
+    ("p99", "ttft", "p99"),
+    ("TBT p99, ms", "tbt", "p99"),
+    ("e2e mean, ms", "e2e", "mean"),
+    ("output tok/s", "output_throughput", "value"),
+    ("goodput, req/s", "goodput", "value"),
+    ("attained, %", "attainment", "value"),
+)
+_MOST_ROWS = 60
+_MOST_ERRORS = 10
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where cells are kept, where they run, where the table goes."""
+
+    cache: Path
+    output: Path | None = None
+    jobs: int | None = None
+    ray: str | None = None
+    fresh: bool = False
+
+
+def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Run (or only plan) the sweep of ``spec``; exits 1 if a cell failed."""
+    sweep = load_sweep(spec)
+    store = Store(place.cache, CELL_SUFFIX, fresh=place.fresh)
+    plan = plan_sweep(sweep, store)
+    jobs = place.jobs or cores()
+    if jobs > 1 and not plan.simulated and place.ray is None:
+        print("a real device takes one run at a time: --jobs 1", file=sys.stderr)
+        jobs = 1
+    if dry_run:
+        _show_plan(plan, jobs, as_json=as_json)
+        return
+    cells = _run(plan, store, place, jobs, quiet=quiet)
+    output = place.output or Path("results") / f"{sweep.name}.parquet"
+    write_sweep(sweep_table(sweep, plan.keys, cells), output)
+    bad = {index: cell for index, cell in sorted(cells.items()) if not cell.ok}
+    if as_json:
+        print(json.dumps(_document(plan, cells, output), indent=2, allow_nan=False))
+    else:
+        _show(plan, cells, output)
+    sys.stdout.flush()
+    for index, cell in list(bad.items())[:_MOST_ERRORS]:
+        print(f"error: cell {index} ({_name(plan, index)}): {cell.error}", file=sys.stderr)
+    if len(bad) > _MOST_ERRORS:
+        more = len(bad) - _MOST_ERRORS
+        print(f"error: {counted(more, 'more cell')} failed; see {output}", file=sys.stderr)
+    if bad:
+        raise SystemExit(NexusbenchError.exit_code)
+
+
+def _run(plan: Plan, store: Store, place: Place, jobs: int, *, quiet: bool) -> dict[int, Cell]:
+    cells = dict(plan.kept)
+    todo = plan.todo
+    where = f"Ray at {place.ray}" if place.ray else counted(min(jobs, max(1, len(todo))), "core")
+    if not quiet:
+        kept = f"{len(plan.kept):,} kept, " if plan.kept else ""
+        line = f"{plan.sweep.name}: {counted(len(plan.keys), 'cell')}, {kept}{len(todo):,} to run"
+        print(f"{line} on {where}", file=sys.stderr, flush=True)
+    if not todo:
+        return cells
+    countdown = Countdown(plan.sweep.name, len(todo), quiet=quiet)
+    for index, cell in run_sweep(plan, store, jobs=jobs, ray=place.ray):
+        cells[index] = cell
+        countdown.step(_name(plan, index) + ("" if cell.ok else " FAILED"))
+    countdown.end(counted(len(todo), "cell"))
+    return cells
+
+
+def _name(plan: Plan, index: int) -> str:
+    """A cell by what sets it apart."""
+    config = plan.sweep.configs[index]
+    return " ".join(f"{axis}={_text(getattr(config, axis))}" for axis in plan.sweep.axes) or "only"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}:{bound:g}" for key, bound in value.items()) or "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value is None else str(value)
+
+
+def _show_plan(plan: Plan, jobs: int, *, as_json: bool) -> None:
+    todo = plan.todo
+    alone = estimated_seconds(plan, todo)
+    seconds = None if alone is None else alone / min(jobs, max(1, len(todo)))
+    if as_json:
+        document = {
+            "schema": JSON_SCHEMA,
+            "command": "sweep",
+            "nexusbench": __version__,
+            "dry_run": True,
+            "cells": [
+                {"cell": index, "key": key, "kept": index in plan.kept, "name": _name(plan, index)}
+                for index, key in enumerate(plan.keys)
+            ],
+            "to_run": len(todo),
+            "estimated_seconds": seconds,
+        }
+        print(json.dumps(document, indent=2))
+        return
+    console = results_console()
+    for index in range(len(plan.keys)):
+        mark = "kept" if index in plan.kept else "run "
+        console.print(f"{mark}  {index:>4}  {_name(plan, index)}", soft_wrap=True)
+    for line in _left_out(plan):
+        say(console, line, "dim")
+    known = "" if not todo else ", no estimate: nothing like them was run yet"
+    if seconds is not None and todo:
+        known = f", about {duration(seconds)} on {counted(jobs, 'core')}, from what like cells took"
+    say(console, f"{counted(len(plan.keys), 'cell')}: {len(plan.kept):,} kept, {len(todo):,} to "
+        f"run{known}", "bold")  # fmt: skip
+
+
+def _left_out(plan: Plan) -> list[str]:
+    lines = []
+    if plan.sweep.excluded:
+        lines.append(f"left out by [[exclude]]: {plan.sweep.excluded:,}")
+    if plan.sweep.repeated:
+        lines.append(f"the same as another one, and run once: {plan.sweep.repeated:,}")
+    return lines
+
+
+def _show(plan: Plan, cells: Mapping[int, Cell], output: Path) -> None:
+    from rich.text import Text
+
+    console = results_console()
+    simulated = [cell.simulated for cell in cells.values() if cell.ok]
+    title = Text.assemble(("nexusbench sweep", "bold"), "  ", badge(all(simulated)))
+    console.print(title)
+    failures = sum(not cell.ok for cell in cells.values())
+    bad = f", {failures:,} FAILED" if failures else ""
+    say(console, f"{plan.sweep.name}: {counted(len(cells), 'cell')}{bad}")
+    for line in _left_out(plan):
+        say(console, line, "dim")
+    _show_table(console, plan, cells)
+    console.print(f"table  {output}", soft_wrap=True)
+
+
+def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None:
+    """A row per combination, seeds averaged."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    axes = [axis for axis in plan.sweep.axes if axis != "seed"] or ["scheduler"]
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for index in sorted(cells):
+        config = plan.sweep.configs[index]
+        named = tuple(_text(getattr(config, axis)) for axis in axes)
+        groups.setdefault(named, []).append(cells[index])
+    means = {
+        column: [_mean(members, *column[1:]) for members in groups.values()] for column in _SHOWN
+    }
+    shown = {
+        column: values
+        for column, values in means.items()
+        if any(value is not None for value in values)
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for axis in axes:
+        table.add_column(axis, no_wrap=True)
+    table.add_column("runs", justify="right")
+    places = []
+    for (title, *_), values in shown.items():
+        table.add_column(title, justify="right", no_wrap=True)
+        places.append(decimals([value for value in values if value is not None]))
+    for row, (named, members) in enumerate(list(groups.items())[:_MOST_ROWS]):
+        good = sum(cell.ok for cell in members)
+        count = f"{good}" if good == len(members) else f"{good} of {len(members)}"
+        values = [found[row] for found in shown.values()]
+        numbers = [
+            "-" if value is None else f"{value:,.{digits}f}"
+            for value, digits in zip(values, places, strict=True)
+        ]
+        table.add_row(*map(Text, named), count, *numbers)
+    print_whole(console, table)
+    if len(groups) > _MOST_ROWS:
+        say(console, f"{len(groups) - _MOST_ROWS:,} more rows are in the table", "dim")
+    if "seed" in plan.sweep.axes:
+        say(console, "each row is the mean over its seeds", "dim")
+
+
+def _mean(cells: Sequence[Cell], tag: str, statistic: str) -> float | None:
+    metrics = [cell.summary.get("metrics", {}).get(tag, {}) for cell in cells]
+    values = [metric[statistic] for metric in metrics if metric.get(statistic) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _document(plan: Plan, cells: Mapping[int, Cell], output: Path) -> dict[str, Any]:
+    return {
+        "schema": JSON_SCHEMA,
+        "command": "sweep",
+        "nexusbench": __version__,
+        "simulated": all(cell.simulated for cell in cells.values() if cell.ok),
+        "sweep": plan.sweep.name,
+        "axes": list(plan.sweep.axes),
+        "output": str(output),
+        "cells": [
+            {
+                "cell": index,
+                "key": plan.keys[index],
+                "status": cells[index].status,
+                "error": cells[index].error,
+                "digest": cells[index].digest,
+                "axes": {a: cells[index].config.get(a) for a in plan.sweep.axes},
+                "metrics": {
+                    f"{tag}.{statistic}": _mean([cells[index]], tag, statistic)
+                    for _, tag, statistic in _SHOWN
+                },
+            }
+            for index in sorted(cells)
+        ],
+    }

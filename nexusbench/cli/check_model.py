@@ -1,0 +1,93 @@
+"""``nexusbench check-model``: does the decoder compute what transformers computes?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nexusbench.cli import _flags as flags
+
+if TYPE_CHECKING:
+    from nexusbench.models.agreement import Agreement
+
+EXIT_DIFFERS = 3
+JSON_SCHEMA = 1
+_SHOWN = 5
+
+
+def check_model(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="A folder with config.json and safetensors.", show_default=False
+        ),
+    ],
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Compute in float32, bfloat16 or float16.")
+    ] = "float32",
+    prompts: Annotated[
+        str, typer.Option("--prompts", metavar="N,N,...", help="Lengths of the random prompts.")
+    ] = "5,37,90",
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=1, help="Greedy tokens after each prompt.")
+    ] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the prompts.")] = 0,
+    as_json: flags.Json = False,
+) -> None:
+    """Compare logits and greedy tokens with transformers, through chunked prefill and paged decode.
+
+    Needs the extra 'check'. Exit code 0 if both agree up to rounding, 3 if they differ.
+    """
+    from nexusbench.core.errors import UsageError
+    from nexusbench.models.agreement import TOLERANCES, compare
+    from nexusbench.models.architecture import load_decoder_config
+
+    if dtype not in TOLERANCES:
+        raise UsageError(f"--dtype takes {', '.join(TOLERANCES)}, not '{dtype}'")
+    try:
+        lengths = [int(length) for length in prompts.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 1:
+        raise UsageError(f"--prompts takes lengths such as 5,37,90, not '{prompts}'")
+    found = compare(load_decoder_config(folder), dtype, lengths, new_tokens, seed)
+    if as_json:
+        import msgspec
+
+        document = {"schema": JSON_SCHEMA, "agrees": found.agrees, **msgspec.to_builtins(found)}
+        print(msgspec.json.format(msgspec.json.encode(document)).decode())
+    else:
+        _show(found)
+    if not found.agrees:
+        raise typer.Exit(EXIT_DIFFERS)
+
+
+def _show(found: Agreement) -> None:
+    from nexusbench.cli._console import counted, results_console, say
+
+    console = results_console()
+    verdict = "agrees" if found.agrees else "DIFFERS"
+    console.print(f"{found.model} in {found.dtype}: {verdict} with transformers", style="bold")
+    say(
+        console,
+        f"largest difference of a logit {found.largest_difference:.2e} (up to "
+        f"{found.tolerance:.2e} is rounding; largest logit {found.largest_logit:.3g}) over "
+        f"{counted(found.positions, 'position')} of {counted(len(found.prompts), 'prompt')}",
+    )
+    differing = [each for each in found.disagreements if not each.tie]
+    ties = len(found.disagreements) - len(differing)
+    total = found.new_tokens * len(found.prompts)
+    say(
+        console,
+        f"greedy tokens: {total - len(found.disagreements):,} of {total:,} equal, "
+        f"{counted(ties, 'tie')}, {len(differing):,} different",
+    )
+    for each in (differing or found.disagreements)[:_SHOWN]:
+        say(
+            console,
+            f"prompt {each.prompt}, position {each.position}: ours {each.ours}, transformers "
+            f"{each.theirs}, which it prefers by {each.margin:.2e}"
+            + (" (a tie)" if each.tie else ""),
+            indent=2,
+        )

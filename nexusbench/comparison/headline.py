@@ -1,0 +1,160 @@
+"""Who wins, and at what price, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nexusbench.comparison.verdict import CLAIMS, amount, factor, is_level, tail_prices
+from nexusbench.comparison.view import Column, Estimate
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Who is best at one thing. ``level`` are those too near to call, ``next`` the best of the
+    others (None if there are none); ``margin`` says how far behind it is.
+    """
+
+    words: str
+    degree: str
+    winner: str
+    value: str
+    level: tuple[str, ...]
+    next: str | None
+    margin: str
+
+    @property
+    def open(self) -> bool:
+        """Nobody wins: all are level."""
+        return self.next is None
+
+    @property
+    def winners(self) -> tuple[str, ...]:
+        """The best and those that are level with it."""
+        return (self.winner, *self.level)
+
+
+def find_claims(columns: Sequence[Column]) -> list[Claim]:
+    """What the complete runs can be compared by; none where there are fewer than two."""
+    rivals = [column for column in columns if column.complete]
+    found = [_claim(rivals, *claim) for claim in CLAIMS] if len(rivals) > 1 else []
+    return [claim for claim in found if claim is not None]
+
+
+def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> Claim | None:
+    known = [(c.label, e) for c in columns if (e := c.statistic(tag, name)) is not None]
+    if len(known) < 2:
+        return None
+    known.sort(key=lambda pair: pair[1].value, reverse=not less)
+    (winner, best), rest = known[0], known[1:]
+    behind = [(label, estimate) for label, estimate in rest if not is_level(best, estimate)]
+    margin = factor(best.value, behind[0][1].value, behind[0][0], less) if behind else ""
+    return Claim(
+        words=words,
+        degree="lowest" if less else "highest",
+        winner=winner,
+        value=amount(best.value, tag),
+        level=tuple(label for label, estimate in rest if is_level(best, estimate)),
+        next=behind[0][0] if behind else None,
+        margin=margin,
+    )
+
+
+class Headline(msgspec.Struct, frozen=True):
+    """Who wins, and the price of it; without a price where there is none, or no winner."""
+
+    claim: str
+    price: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both as one line."""
+        return f"{self.claim} {self.price}".strip()
+
+
+def headline(columns: Sequence[Column]) -> Headline:
+    """About all runs of one load; about what there is, where nothing is comparable."""
+    rivals = [column for column in columns if column.complete]
+    if not rivals:
+        return Headline("No run came to its end: what they kept is shown, none is called best.")
+    if len(rivals) == 1:
+        return Headline(_alone(rivals[0], cut_short=len(columns) - 1))
+    claims = find_claims(columns)
+    decided = [claim for claim in claims if not claim.open]
+    if not decided:
+        words = ", ".join(f"{claim.words} {claim.value}" for claim in claims)
+        return Headline(f"All {len(rivals)} are level{f': {words}' if words else ''}.")
+    main = _main(decided)
+    won = [claim for claim in decided if main in claim.winners]
+    sentence = f"{main} has {_listed([_won(claim, main) for claim in won])}."
+    price = _price(rivals, main, [claim for claim in decided if main not in claim.winners])
+    return Headline(sentence, f"The price: {price}." if price else "")
+
+
+def over_loads(claims: Sequence[Sequence[Claim]]) -> str:
+    """Who wins what under how many of several loads, in one sentence."""
+    by_words: dict[str, list[Claim]] = {}
+    for claim in (claim for load in claims for claim in load):
+        by_words.setdefault(f"{claim.degree} {claim.words}", []).append(claim)
+    parts = []
+    for words, found in by_words.items():
+        wins: dict[str, int] = {}
+        for claim in found:
+            for label in ("all level",) if claim.open else claim.winners:
+                wins[label] = wins.get(label, 0) + 1
+        ranked = sorted(wins.items(), key=lambda item: -item[1])
+        counts = [f"{label} at {_share(count, len(found))}" for label, count in ranked]
+        parts.append(f"{words}: {', '.join(counts)}")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _share(count: int, total: int) -> str:
+    if count == total:
+        return "both loads" if total == 2 else f"all {total} loads"
+    return f"{count} of {total} loads"
+
+
+def _alone(column: Column, cut_short: int) -> str:
+    parts = []
+    for words, tag, name, _ in CLAIMS:
+        found: Estimate | None = column.statistic(tag, name)
+        if found is not None:
+            parts.append(f"{words} {amount(found.value, tag)}")
+    others = f"; {cut_short} other{'s were' if cut_short > 1 else ' was'} cut short"
+    what = ", ".join(parts) or "nothing was measured"
+    return f"{column.label}: {what}. Nothing to compare it with{others if cut_short else ''}."
+
+
+def _main(claims: Sequence[Claim]) -> str:
+    """Whoever wins most; among equals whoever comes first in the order of the claims."""
+    wins: dict[str, int] = {}
+    for claim in claims:
+        for label in claim.winners:
+            wins[label] = wins.get(label, 0) + 1
+    return max(wins, key=lambda label: wins[label])
+
+
+def _won(claim: Claim, main: str) -> str:
+    others = [label for label in claim.winners if label != main]
+    level = f", level with {_listed(others)}" if others else ""
+    return f"the {claim.degree} {claim.words} ({claim.value}: {claim.margin}{level})"
+
+
+def _price(columns: Sequence[Column], main: str, lost: Sequence[Claim]) -> str:
+    """What the others are better at, and the tails that the main one pays with."""
+    own = next(column for column in columns if column.label == main)
+    parts = []
+    for claim in lost:
+        words, tag, name, less = next(item for item in CLAIMS if item[0] == claim.words)
+        mine = own.statistic(tag, name)
+        best = next(c for c in columns if c.label == claim.winner).statistic(tag, name)
+        if mine is not None and best is not None:
+            behind = factor(mine.value, best.value, claim.winner, not less)
+            parts.append(f"{words} is {amount(mine.value, tag)}, {behind}")
+    parts += tail_prices(columns, own, without=[claim.words for claim in lost])
+    return "its " + "; its ".join(parts) if parts else ""
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

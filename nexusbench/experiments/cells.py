@@ -1,0 +1,87 @@
+"""One cell of a sweep: run, summarise, never raise for the run's own faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import Interrupted, NexusbenchError
+from nexusbench.core.units import NS_PER_S
+from nexusbench.devices._stopwatch import stopwatch_ns
+from nexusbench.experiments.store import Store
+from nexusbench.runner import run
+
+CELL_SUFFIX = ".json"
+_SCHEMA = 1
+# Formulas are the same in every cell, and decision times are real time: neither is a result.
+_LEFT_OUT = ("formulas", "decision_us")
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one run. ``wall_s`` is what it took in real seconds, for estimates only."""
+
+    config: dict[str, Any]
+    status: str  # ok or failed
+    error: str = ""
+    digest: str = ""
+    simulated: bool | None = None
+    summary: dict[str, Any] = {}
+    wall_s: float = 0.0
+    schema: int = _SCHEMA
+
+    @property
+    def ok(self) -> bool:
+        """It ran to its end."""
+        return self.status == "ok"
+
+
+def run_cell(config: RunConfig) -> Cell:
+    """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
+    began = stopwatch_ns()
+    asked = msgspec.to_builtins(config)
+    try:
+        result = run(config)
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except NexusbenchError as error:
+        return failed(config, str(error))
+    except Exception as error:
+        # Somebody's policy may raise anything: that is its cell's result.
+        return failed(config, f"unexpected {type(error).__name__}: {error}")
+    kept = {key: value for key, value in result.summary.items() if key not in _LEFT_OUT}
+    return Cell(
+        config=asked,
+        status="ok",
+        digest=result.event_digest,
+        simulated=result.summary["simulated"],
+        summary=kept,
+        wall_s=round((stopwatch_ns() - began) / NS_PER_S, 3),
+    )
+
+
+def failed(config: RunConfig, error: str) -> Cell:
+    """The cell of a run that did not come to its end."""
+    text = " ".join(error.split())
+    return Cell(config=msgspec.to_builtins(config), status="failed", error=text)
+
+
+def read_cell(store: Store, key: str) -> Cell | None:
+    """The kept cell of ``key``; None if there is none that this version can read."""
+    content = store.get(key)
+    try:
+        cell = None if content is None else msgspec.json.decode(content, type=Cell)
+    except msgspec.DecodeError:
+        return None
+    return cell if cell is not None and cell.schema == _SCHEMA and cell.ok else None
+
+
+def keep_cell(store: Store, key: str, cell: Cell) -> None:
+    """Keep a cell that ran to its end; one that failed is tried again next time."""
+    if cell.ok:
+        store.put(key, msgspec.json.format(msgspec.json.encode(cell), indent=1))
+
+
+CellFunction = Callable[[RunConfig], Cell]

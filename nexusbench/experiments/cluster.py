@@ -1,0 +1,115 @@
+"""The same on a Ray cluster: nodes come and go, every cell is done once or says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.experiments.keys import code_version
+from nexusbench.experiments.pool import MOST_DEATHS, Lost, Task
+from nexusbench.workloads.source import write_atomic
+
+ResultT = TypeVar("ResultT")
+# Tasks in flight per core of the cluster: the next one waits where the last one ends.
+_AHEAD = 2
+_PATIENCE_S = 5.0
+
+
+def run_on_ray(
+    function: Callable[[RunConfig], ResultT], configs: Sequence[RunConfig], address: str
+) -> Iterator[tuple[int, ResultT | Lost]]:
+    """``(position, function(config))`` as they come, each on one core of the cluster at ``address``
+    (``auto``: the one that this machine belongs to).
+
+    Traces travel with the cells; other files must be where the config says, on every node. Nodes
+    need the same nexusbench. A cell whose worker dies is sent again. Raises UsageError if there is
+    no Ray or no such cluster.
+    """
+    ray = _connect(address)
+    remote = ray.remote(_on_node).options(num_cpus=1, max_retries=0)
+    try:
+        traces = {trace: ray.put(Path(trace).read_bytes()) for trace in {c.trace for c in configs}}
+        todo = deque(Task(index, config) for index, config in enumerate(configs))
+        running: dict[Any, Task[RunConfig]] = {}
+        while todo or running:
+            most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            while todo and len(running) < most:
+                task = todo.popleft()
+                call = (function, task.item, traces[task.item.trace], code_version())
+                running[remote.remote(*call)] = task
+            for done in ray.wait(list(running), num_returns=1)[0]:
+                task = running.pop(done)
+                try:
+                    yield task.index, ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise NexusbenchError(f"on a Ray node: {error.cause}") from None
+                except ray.exceptions.RayError as error:
+                    # The worker or its node is gone; the cell itself is innocent until it repeats.
+                    task.deaths += 1
+                    if task.deaths < MOST_DEATHS:
+                        todo.append(task)
+                    else:
+                        yield task.index, Lost(f"{type(error).__name__}, {MOST_DEATHS} times")
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(
+            "--ray needs Ray, which is not installed. Run pip install 'nexusbench[ray]', or leave "
+            "--ray out to use this machine's cores"
+        ) from None
+    _check_address(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--ray {address}: {reason}. Start one with: ray start --head") from None
+    return ray
+
+
+def _check_address(address: str) -> None:
+    """Ray tries a dead address for minutes before it says so; one connection tells at once."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=_PATIENCE_S):
+            pass
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"--ray {address}: nothing answers there ({error}). Start one with: ray start --head"
+        ) from None
+
+
+def _on_node(
+    function: Callable[[RunConfig], ResultT], config: RunConfig, trace: bytes, code: str
+) -> ResultT:
+    """Runs on a node of the cluster: the trace is put where the node can read it."""
+    if code_version() != code:
+        raise NexusbenchError(
+            "this node has another nexusbench than the one that sends the cells. Install the same"
+        )
+    here = Path(config.trace)
+    if not here.is_file() or here.read_bytes() != trace:
+        folder = Path(tempfile.gettempdir()) / "nexusbench-traces"
+        # The name stays: notes and errors show it.
+        folder /= hashlib.sha256(trace).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        here = folder / here.name
+        if not here.is_file():
+            write_atomic(here, trace)
+    return function(msgspec.structs.replace(config, trace=str(here)))

@@ -1,0 +1,94 @@
+"""The environment fingerprint: what must be equal for a baseline to say anything about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from nexusbench.config import RunConfig
+from nexusbench.costs._profile import sha256_of
+
+Facts = dict[str, str | int | float | bool | None]
+
+# Fields of a config that have an entry of their own, or say only where something lies.
+_ELSEWHERE = {
+    "trace", "seed", "device", "model", "scheduler", "kernel_table", "profile", "force_profile",
+}  # fmt: skip
+_HASH_CHARACTERS = 16  # 64 bits: enough to tell traces apart, short enough to read in a diff
+_NAMED = ("trace", "model", "device", "scheduler")
+_CONFIG = "config."
+
+
+def environment_of(
+    config: Mapping[str, Any], resolved: Mapping[str, Any], simulated: bool
+) -> Facts:
+    """What decides every number of a run: trace, model, device, scheduler (with hashes of their
+    contents), and each setting that is not the default, seed aside.
+
+    Defaults are left out so that a new setting does not make every baseline foreign. What the
+    config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
+    so.
+    """
+    model, trace = resolved["model"], resolved["trace"]
+    gpu = {key: value for key, value in resolved["gpu"].items() if key != "sources"}
+    own_model = {key: value for key, value in model.items() if key not in ("name", "source")}
+    sources = [resolved.get(key) for key in ("kernel_table", "made_of_profile")]
+    device = [gpu, resolved["num_sms"], *sources]
+    facts: Facts = {
+        "trace": str(trace["name"]),
+        "trace_sha256": str(trace["sha256"])[:_HASH_CHARACTERS],
+        "model": str(model["name"]),
+        "model_sha256": sha256_of(own_model)[:_HASH_CHARACTERS],
+        "device": str(resolved["device"]),
+        "device_sha256": sha256_of(device)[:_HASH_CHARACTERS],
+        "scheduler": str(config["scheduler"]),
+        "simulated": simulated,
+    }
+    profile = (resolved.get("belief") or {}).get("profile")
+    if profile:
+        facts["profile_sha256"] = str(profile["points_sha256"])[:_HASH_CHARACTERS]
+    usual = msgspec.to_builtins(RunConfig(trace=""))
+    for key, value in sorted(config.items()):
+        if key not in _ELSEWHERE and value != usual.get(key):
+            plain = isinstance(value, str | int | float | bool)
+            facts[_CONFIG + key] = value if plain else _flat(value)
+    return facts
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}:{item:g}" for key, item in sorted(value.items()))
+    return str(value)
+
+
+def machine_of(resolved: Mapping[str, Any]) -> Facts:
+    """What measured times depend on besides: CPU, cores, versions, and a real device's driver."""
+    return {str(key): value for key, value in (resolved.get("machine") or {}).items()}
+
+
+def name_of(environment: Facts) -> str:
+    """A series' name: trace, model, device, scheduler, and the settings that are not the
+    default.
+    """
+    settings = [
+        f"{key.removeprefix(_CONFIG)}={value}"
+        for key, value in environment.items()
+        if key.startswith(_CONFIG)
+    ]
+    return ", ".join([*(str(environment[key]) for key in _NAMED), *settings])
+
+
+def differences(baseline: Facts, current: Facts) -> list[str]:
+    """What differs, each as ``key: baseline -> current``."""
+    keys = dict.fromkeys([*baseline, *current])
+    return [
+        f"{key}: {_shown(baseline.get(key))} -> {_shown(current.get(key))}"
+        for key in keys
+        if baseline.get(key) != current.get(key)
+    ]
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)

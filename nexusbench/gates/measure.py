@@ -1,0 +1,88 @@
+"""Where a gate's series come from: stored runs, or runs that it makes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import InputError
+from nexusbench.gates.check import Rerun
+from nexusbench.gates.rules import Measure
+from nexusbench.gates.series import Point, Series, make_series, point_of_reader, point_of_result
+from nexusbench.results.manifest import MANIFEST_FILE
+from nexusbench.results.reader import RunReader
+from nexusbench.runner import AnyProgress, run
+from nexusbench.workloads.source import read_source
+
+# A run's title -> what follows its progress.
+Follow = Callable[[str], AbstractContextManager[AnyProgress | None]]
+
+
+def follow_nothing(title: str) -> AbstractContextManager[AnyProgress | None]:
+    """A Follow that shows nothing."""
+    return nullcontext()
+
+
+def read_points(runs: Sequence[str], results: Path) -> list[Point]:
+    """Stored runs. Raises InputError naming what cannot be used."""
+    return [point_of_reader(RunReader(name, results)) for name in runs]
+
+
+def make_points(
+    configs: Sequence[RunConfig], results: Path | None = None, follow: Follow = follow_nothing
+) -> list[Point]:
+    """Run every config, one after the other; ``results`` keeps the runs."""
+    points = []
+    for number, config in enumerate(configs, 1):
+        trace = Path(config.trace).name.partition(".")[0]
+        title = f"{trace}, {config.scheduler}, seed {config.seed} ({number} of {len(configs)})"
+        with follow(title) as progress:
+            points.append(point_of_result(run(config, results=results, progress=progress)))
+    return points
+
+
+def rerunner(
+    points: Sequence[Point],
+    measures: Mapping[str, Measure],
+    wanted: Sequence[str],
+    results: Path | None,
+    follow: Follow,
+) -> Rerun:
+    """A Rerun that runs the configs of ``points`` again, only those of the series asked for."""
+
+    def again(names: Sequence[str]) -> Mapping[str, Series]:
+        grouped = make_series(points, measures, wanted)
+        made: dict[str, Series] = {}
+        for name in names:
+            members = [p for p in points if p.environment == grouped[name].environment]
+            fresh = make_points([_config(point) for point in members], results, follow)
+            (series,) = make_series(fresh, measures, wanted).values()
+            made[name] = series
+        return made
+
+    return again
+
+
+def _config(point: Point) -> RunConfig:
+    """The config of a point, its trace still the same. Raises InputError if it cannot be run
+    again.
+    """
+    config: dict[str, Any] = point.config
+    try:
+        made = msgspec.convert(config, RunConfig)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{error}", file=MANIFEST_FILE, field="config",
+            hint="The run was made by another version of nexusbench and cannot be run again",
+        ) from None  # fmt: skip
+    found, recorded = read_source(made.trace).sha256, str(point.environment["trace_sha256"])
+    if not found.startswith(recorded):
+        raise InputError(
+            "is not the trace of the run any more, so the run cannot be confirmed", file=made.trace
+        )
+    return made

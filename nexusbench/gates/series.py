@@ -1,0 +1,180 @@
+"""Series: the runs of one configuration, every gated value of each, and where they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nexusbench.core.errors import InputError
+from nexusbench.gates.environment import environment_of, machine_of, name_of
+from nexusbench.gates.rules import HOST_METRIC, Better, Measure
+from nexusbench.results.manifest import MANIFEST_FILE
+
+if TYPE_CHECKING:
+    from nexusbench.results.reader import RunReader
+    from nexusbench.runner import RunResult
+
+Facts = dict[str, str | int | float | bool | None]
+
+
+class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One metric over the runs of a series: a value per run, None where it has none.
+
+    ``exact``: the same inputs give the same value on every machine, so no statistics are needed.
+    """
+
+    unit: str
+    better: Better
+    exact: bool
+    values: list[float | None]
+
+    @property
+    def known(self) -> list[float]:
+        """The values that there are."""
+        return [value for value in self.values if value is not None]
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One run of a series: its seed, and the SHA-256 of its event log where that means something
+    (simulated).
+    """
+
+    seed: int
+    events: str | None = None
+
+
+class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Runs that differ in their seeds at most.
+
+    ``environment`` decides every number, ``machine`` those that are measured (empty where none
+    are); ``metrics`` hold one value per entry of ``runs``, in its order.
+    """
+
+    environment: Facts
+    machine: Facts
+    runs: list[Run]
+    metrics: dict[str, Samples]
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One run as it enters a series; ``config`` makes it again."""
+
+    name: str
+    config: dict[str, Any]
+    environment: Facts
+    machine: Facts
+    simulated: bool
+    run: Run
+    values: dict[str, float | None]
+
+
+def point_of_result(result: RunResult) -> Point:
+    """The point of a run that has just ended."""
+    summary = result.summary
+    return _point(
+        msgspec.to_builtins(result.config), result.resolved, summary,
+        summary.get(HOST_METRIC, {}), result.event_digest,
+    )  # fmt: skip
+
+
+def point_of_reader(reader: RunReader) -> Point:
+    """The point of a stored run. Raises InputError naming what it lacks: a run that did not end is
+    no evidence.
+    """
+    from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import summarise
+
+    manifest = reader.manifest
+    if not reader.complete:
+        raise InputError(
+            f"the run is {reader.status}: its numbers are of the part that was kept",
+            file=reader.path / MANIFEST_FILE,
+            field="status",
+            hint="Run it again",
+        )
+    summary = reader.summary()
+    if summary is None or not isinstance(summary.get("metrics"), dict):
+        summary = summarise(RunEvents.from_reader(reader))
+    try:
+        return _point(
+            manifest.config, manifest.resolved, summary,
+            manifest.resolved.get(HOST_METRIC, {}), manifest.event_digest,
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"lacks what a gate needs ({error})", file=reader.path / MANIFEST_FILE,
+            field="resolved", hint="It was made by another version of nexusbench",
+        ) from None  # fmt: skip
+
+
+def _point(
+    config: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    decisions: Mapping[str, float],
+    digest: str,
+) -> Point:
+    # Through JSON, as a stored manifest went: tuples become lists.
+    resolved = msgspec.json.decode(msgspec.json.encode(resolved))
+    simulated = bool(summary["simulated"])
+    environment = environment_of(config, resolved, simulated)
+    values: dict[str, float | None] = {}
+    for tag, entry in summary["metrics"].items():
+        if entry["kind"] == "scalar":
+            values[tag] = entry.get("value")
+        else:
+            statistics = {k: v for k, v in entry.items() if isinstance(v, float | int | None)}
+            values |= {f"{tag}.{name}": value for name, value in statistics.items()}
+    values |= {f"{HOST_METRIC}.{name}": value for name, value in decisions.items()}
+    run = Run(int(config.get("seed", 0)), digest if simulated else None)
+    machine = machine_of(resolved)
+    return Point(name_of(environment), dict(config), environment, machine, simulated, run, values)
+
+
+def make_series(
+    points: Sequence[Point], measures: Mapping[str, Measure], wanted: Iterable[str]
+) -> dict[str, Series]:
+    """Points grouped into series by name, with the values of the ``wanted`` metrics.
+
+    Runs of one name that were made of different things are told apart: the later ones get a number.
+    """
+    wanted = list(wanted)
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        name, count = point.name, 1
+        while name in groups and groups[name][0].environment != point.environment:
+            count += 1
+            name = f"{point.name} #{count}"
+        groups.setdefault(name, []).append(point)
+    return {name: _series(group, measures, wanted) for name, group in groups.items()}
+
+
+def _series(
+    points: Sequence[Point], measures: Mapping[str, Measure], wanted: Sequence[str]
+) -> Series:
+    ordered = sorted(points, key=lambda point: point.run.seed)
+    first = ordered[0]
+    machine: Facts = dict(first.machine)
+    for point in ordered:
+        # Runs of several machines are runs of none that can be compared with.
+        different = [key for key in machine if point.machine.get(key) != machine[key]]
+        machine |= dict.fromkeys(different, "several")
+    metrics = {
+        name: Samples(
+            unit=measures[name].unit,
+            better=measures[name].better,
+            exact=first.simulated and measures[name].repeatable,
+            values=[point.values.get(name) for point in ordered],
+        )
+        for name in wanted
+        if any(point.values.get(name) is not None for point in ordered)
+    }
+    measured = any(not samples.exact for samples in metrics.values())
+    return Series(
+        environment=first.environment,
+        machine=machine if measured else {},
+        runs=[point.run for point in ordered],
+        metrics=metrics,
+    )

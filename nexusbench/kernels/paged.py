@@ -1,0 +1,88 @@
+"""Paged KV memory: one tensor per layer, written in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nexusbench.core.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """Query heads, KV heads and the size of a head."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def query_size(self) -> int:
+        """Values of one token's queries."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Values of one token's keys and values together."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Values of one row of the fused projection."""
+        return self.query_size + self.kv_size
+
+
+class LayerKV:
+    """One layer's keys and values, [num_blocks, block_size, 2, KV heads, head size].
+
+    Keys and values of a token are neighbours, as they are in the output of the fused projection:
+    one copy writes both, one gather per block reads both, 2 to 4 KiB at a time.
+    """
+
+    __slots__ = ("blocks", "slots", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        num_blocks, block_size = tensor.shape[:2]
+        self.tensor = tensor
+        self.blocks = tensor.view(num_blocks, -1)
+        self.slots = tensor.view(num_blocks * block_size, -1)
+
+    def write(self, slots: torch.Tensor, kv: torch.Tensor) -> None:
+        """Put the rows ``kv`` [T, 2 x KV heads x head size] into ``slots`` [T]."""
+        self.slots.index_copy_(0, slots, kv)
+
+
+class PagedKV:
+    """The KV cache of all layers: ``num_blocks`` blocks of ``block_size`` tokens.
+
+    Allocated once and zeroed: masked keys are multiplied by zero, which garbage that happens to be
+    NaN would survive. Raises UsageError if the memory cannot be had.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        heads: HeadShape,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.num_blocks, self.block_size, self.heads = num_blocks, block_size, heads
+        shape = (num_blocks, block_size, 2, heads.num_kv_heads, heads.head_dim)
+        try:
+            self.layers = [
+                LayerKV(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(num_layers)
+            ]
+        except RuntimeError as error:  # what torch raises for want of memory, on any device
+            wanted = num_layers * num_blocks * block_size * heads.kv_size * dtype.itemsize
+            raise UsageError(
+                f"no memory for a KV cache of {num_blocks:,} blocks ({wanted / 1e9:.1f} GB): "
+                f"{str(error).splitlines()[0]}. Ask for fewer blocks"
+            ) from None

@@ -1,0 +1,194 @@
+"""How closely the decoder agrees with transformers: the same tokens through both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from nexusbench.core.errors import UsageError
+from nexusbench.kernels.attention.sdpa import SdpaAttention
+from nexusbench.kernels.planner import plan_attention
+from nexusbench.models.architecture import DecoderConfig
+from nexusbench.models.decoder import Decoder
+from nexusbench.models.step import make_step
+
+# Odd on purpose: no chunk ends with a block or a tile.
+CHUNKS = (7, 29, 1, 13, 61, 3)
+PROMPTS = (5, 37, 90)
+TIE = 1e-4  # in fp32 two logits this close may change places
+# Largest difference that is still rounding, as a share of the largest logit.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
+_BLOCK = 16
+
+
+class Disagreement(msgspec.Struct, frozen=True):
+    """A greedy token that differs. ``margin`` is by how much transformers prefers its own."""
+
+    prompt: int
+    position: int
+    ours: int
+    theirs: int
+    margin: float
+    tie: bool
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """Both sides' logits over the same tokens.
+
+    ``largest_difference`` and ``largest_logit`` are absolute; ``tolerance`` is what the difference
+    may be in this data type.
+    """
+
+    model: str
+    dtype: str
+    prompts: tuple[int, ...]
+    new_tokens: int
+    positions: int
+    largest_difference: float
+    largest_logit: float
+    tolerance: float
+    disagreements: tuple[Disagreement, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Logits equal up to rounding, greedy tokens up to ties."""
+        close = self.largest_difference <= self.tolerance
+        return close and all(found.tie for found in self.disagreements)
+
+
+def compare(
+    config: DecoderConfig,
+    dtype: str = "float32",
+    prompts: Sequence[int] = PROMPTS,
+    new_tokens: int = 16,
+    seed: int = 0,
+) -> Agreement:
+    """Run random prompts of these lengths through transformers, greedily, and through ours.
+
+    Ours computes the same tokens in odd chunks, with chunks and decodes of the prompts mixed in a
+    batch over scattered KV blocks. Raises UsageError without transformers or without weights.
+    """
+    if config.folder is None:
+        raise UsageError(
+            f"'{config.spec.name}' is shipped as a description without weights. Give a folder with "
+            "its safetensors"
+        )
+    longest = max(prompts) + new_tokens
+    if longest > config.spec.max_model_len:
+        raise UsageError(
+            f"prompts of {max(prompts)} and {new_tokens} new tokens exceed the model's context of "
+            f"{config.spec.max_model_len}. Ask for shorter ones"
+        )
+    decoder = Decoder.load(config, dtype=dtype, load_format="safetensors")
+    draw = random.Random(seed)
+    vocab = config.spec.vocab_size
+    ids = [[draw.randrange(vocab) for _ in range(length)] for length in prompts]
+    theirs = _Reference(config, decoder.dtype)
+    ids = [theirs.greedy(prompt, new_tokens) for prompt in ids]
+    ours = teacher_forced(decoder, ids, prompts, seed)
+    largest = peak = 0.0
+    found: list[Disagreement] = []
+    for index, (tokens, length) in enumerate(zip(ids, prompts, strict=True)):
+        expected = theirs.logits(tokens)
+        largest = max(largest, float((ours[index] - expected).abs().max()))
+        peak = max(peak, float(expected.abs().max()))
+        for row in range(length - 1, len(tokens)):
+            mine, other = int(ours[index][row].argmax()), int(expected[row].argmax())
+            if mine != other:
+                margin = float(expected[row, other] - expected[row, mine])
+                tie = margin <= (TIE if dtype == "float32" else TOLERANCES[dtype] * peak)
+                found.append(Disagreement(index, row + 1, mine, other, margin, tie))
+    return Agreement(
+        model=config.spec.name,
+        dtype=dtype,
+        prompts=tuple(prompts),
+        new_tokens=new_tokens,
+        positions=sum(map(len, ids)),
+        largest_difference=largest,
+        largest_logit=peak,
+        tolerance=TOLERANCES[dtype] * max(1.0, peak),
+        disagreements=tuple(found),
+    )
+
+
+def teacher_forced(
+    decoder: Decoder, ids: Sequence[Sequence[int]], prompts: Sequence[int], seed: int = 0
+) -> list[torch.Tensor]:
+    """Logits [tokens, vocab] at every position of ``ids``: prompts in chunks, then token by token.
+
+    All sequences advance in every step, so that chunks and decodes share batches.
+    """
+    needed = [-(-len(tokens) // _BLOCK) for tokens in ids]
+    kv = decoder.new_kv(sum(needed), _BLOCK)
+    backend = SdpaAttention(kv)
+    free = list(range(sum(needed)))
+    random.Random(seed).shuffle(free)
+    tables = [[free.pop() for _ in range(count)] for count in needed]
+    done = [0] * len(ids)
+    logits: list[list[torch.Tensor]] = [[] for _ in ids]
+    step = 0
+    while any(count < len(tokens) for count, tokens in zip(done, ids, strict=True)):
+        sizes = [
+            min(CHUNKS[(step + index) % len(CHUNKS)], length - count)
+            if count < length
+            else int(count < len(tokens))
+            for index, (count, length, tokens) in enumerate(zip(done, prompts, ids, strict=True))
+        ]
+        active = [index for index, size in enumerate(sizes) if size]
+        plan = plan_attention(
+            [sizes[index] for index in active],
+            [done[index] for index in active],
+            [tables[index] for index in active],
+            _BLOCK,
+        )
+        chunks = [ids[index][done[index] : done[index] + sizes[index]] for index in active]
+        inputs = make_step(plan, chunks, backend, decoder.config.spec.vocab_size)
+        inputs.logit_rows = None
+        rows = decoder.forward(inputs, kv)
+        for place, sequence in enumerate(plan.order.tolist()):
+            start, stop = plan.query_starts[place : place + 2].tolist()
+            logits[active[sequence]].append(rows[start:stop])
+        for index in active:
+            done[index] += sizes[index]
+        step += 1
+    return [torch.cat(parts) for parts in logits]
+
+
+class _Reference:
+    """The same checkpoint in transformers."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+        try:
+            import transformers
+        except ImportError:
+            raise UsageError(
+                "comparing needs the package transformers. Install it with "
+                'pip install "nexusbench[check]"'
+            ) from None
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            config.folder, dtype=dtype, local_files_only=True
+        ).eval()
+
+    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
+        """The prompt and what transformers continues it with; end tokens do not end it."""
+        ids = list(prompt)
+        with torch.inference_mode():
+            past, inputs = None, torch.tensor([ids])
+            for _ in range(new_tokens):
+                out = self._model(inputs, past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                ids.append(int(out.logits[0, -1].argmax()))
+                inputs = torch.tensor([ids[-1:]])
+        return ids
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """[tokens, vocab] in one pass, fp32."""
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model(torch.tensor([list(ids)])).logits[0].float()
+        return logits

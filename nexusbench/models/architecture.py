@@ -1,0 +1,150 @@
+"""What the decoder needs beyond a ModelSpec: rope, norms, biases, end tokens; same config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from nexusbench.core.specs import ModelSpec
+from nexusbench.models.config import describe
+from nexusbench.models.document import ConfigDocument, open_config
+
+# Family -> biases of (q, k, v), of the output projection and of the MLP; None: the config says.
+_BIASES: dict[str, tuple[bool | None, bool | None, bool | None]] = {
+    "llama": (None, None, None),
+    "mistral": (False, False, False),
+    "qwen2": (True, False, False),
+    "qwen3": (None, None, False),
+}
+_ROPE_HINT = "Supported rope types: default, linear, llama3"
+
+
+class Rope(msgspec.Struct, frozen=True):
+    """Rotary position embedding: base ``theta`` and how its frequencies are scaled.
+
+    ``linear`` divides all by ``factor`` (Position Interpolation, arXiv 2306.15595); ``llama3``
+    divides those of wavelengths beyond ``original_max_len / low_freq_factor`` and blends up to
+    ``original_max_len / high_freq_factor`` (Llama 3.1's reference code).
+    """
+
+    theta: float = 10000.0
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_len: int = 8192
+
+
+class DecoderConfig(msgspec.Struct, frozen=True):
+    """A dense decoder of the Llama or Qwen family, complete enough to compute it.
+
+    ``folder`` is where its weights lie; None for a shipped description. ``family`` is the
+    ``model_type``; the projections that have biases and whether queries and keys are normalised
+    (Qwen3) follow from it and the config.
+    """
+
+    spec: ModelSpec
+    family: str
+    rope: Rope
+    rms_norm_eps: float
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    eos_token_ids: tuple[int, ...]
+    file: str
+    folder: Path | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """A configuration of ours, for which no checkpoint exists: its weights are random."""
+        return self.spec.source.startswith("built in")
+
+
+def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
+    """The decoder of a shipped name, a ``config.json``, or a folder that holds one.
+
+    Raises InputError naming file, line and field for an architecture that cannot be computed.
+    """
+    config = open_config(name_or_path)
+    spec = describe(config)
+    family = config.data["model_type"]
+    if family not in _BIASES:
+        raise config.error(
+            "model_type",
+            f"'{family}' can be simulated but not computed",
+            f"With real tokens: {', '.join(_BIASES)}",
+        )
+    if spec.dtypes.weights != spec.dtypes.activations:
+        raise config.error(
+            "quantization_config",
+            f"{spec.dtypes.weights} weights cannot be computed",
+            "Give the checkpoint in bfloat16, float16 or float32",
+        )
+    if spec.head_dim % 2:
+        raise config.error("head_dim", f"{spec.head_dim} is odd", "RoPE rotates pairs")
+    qkv, output, mlp = _BIASES[family]
+    attention_bias = config.flag("attention_bias")
+    return DecoderConfig(
+        spec=spec,
+        family=family,
+        rope=_rope(config),
+        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+        qkv_bias=attention_bias if qkv is None else qkv,
+        output_bias=attention_bias if output is None else output,
+        mlp_bias=config.flag("mlp_bias") if mlp is None else mlp,
+        qk_norm=family == "qwen3",
+        eos_token_ids=_eos(config),
+        file=config.file,
+        folder=config.folder,
+    )
+
+
+def _rope(config: ConfigDocument) -> Rope:
+    """The rope of ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``."""
+    field = "rope_parameters" if config.data.get("rope_parameters") else "rope_scaling"
+    scaling: Any = config.data.get(field) or {}
+    if not isinstance(scaling, dict):
+        raise config.error(field, f"is {json.dumps(scaling)[:60]}, not an object", _ROPE_HINT)
+    theta = config.number("rope_theta", 10000.0)
+    theta = config.number(f"{field}.rope_theta", theta, scaling)
+    for where in (config.data, scaling):
+        if where.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise config.error("partial_rotary_factor", "is not 1", "Only full rope is supported")
+    kind = scaling.get("rope_type", scaling.get("type", "default")) or "default"
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind not in ("linear", "llama3"):
+        problem = f"{json.dumps(kind)[:60]} is not supported"
+        raise config.error(f"{field}.rope_type", problem, _ROPE_HINT)
+    wanted = {"factor"}
+    if kind == "llama3":
+        wanted |= {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    for name in sorted(wanted):
+        if scaling.get(name) is None:
+            hint = "Give the model's complete HF config.json"
+            raise config.error(f"{field}.{name}", f"is missing for rope type {kind}", hint)
+    numbers = {name: config.number(f"{field}.{name}", 1.0, scaling) for name in sorted(wanted)}
+    return Rope(
+        theta=theta,
+        kind="linear" if kind == "linear" else "llama3",
+        factor=numbers["factor"],
+        low_freq_factor=numbers.get("low_freq_factor", 1.0),
+        high_freq_factor=numbers.get("high_freq_factor", 4.0),
+        original_max_len=int(numbers.get("original_max_position_embeddings", 8192)),
+    )
+
+
+def _eos(config: ConfigDocument) -> tuple[int, ...]:
+    """The token ids that end a sequence: one, several or none."""
+    value = config.data.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            problem = f"{json.dumps(token)[:60]} is not a token id"
+            raise config.error("eos_token_id", problem, "Give a token id, a list of them, or null")
+    return tuple(ids)

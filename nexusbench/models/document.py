@@ -1,0 +1,141 @@
+"""An HF ``config.json`` as a document: found by name or path, read, every complaint located."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.registry import did_you_mean
+
+_SHIPPED = "nexusbench.data"
+# Far above any model; catches a slipped digit before it becomes an endless loop or an absurd pool.
+_LARGEST = 10**9
+
+
+def model_names() -> list[str]:
+    """The shipped models, sorted: what ``load_model`` accepts by name."""
+    folder = files(_SHIPPED) / "models"
+    return sorted(
+        entry.name.removesuffix(".json")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".json")
+    )
+
+
+def open_config(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
+    """The document of a shipped name (any case), a ``config.json``, or a folder that holds one.
+
+    A shipped name wins over a folder of the same name; write ``./NAME`` for the folder.
+    Raises InputError if there is none or it is not a JSON object.
+    """
+    text = os.fspath(name_or_path)
+    names = model_names()
+    if text.lower() in names:
+        name = text.lower()
+        folder = files(_SHIPPED) / "models"
+        sources = tomllib.loads((folder / "sources.toml").read_text(encoding="utf-8"))
+        document = (folder / f"{name}.json").read_text(encoding="utf-8")
+        return ConfigDocument(document, f"{name}.json", name, str(sources.get(name, "")))
+    path = Path(text)
+    if path.is_dir():
+        path = path / "config.json"
+    if not text or not path.is_file():
+        raise InputError(
+            f"no shipped model, config.json or folder with one is called '{text}'",
+            hint=did_you_mean(Path(text).name.lower(), names),
+        )
+    named = path.resolve()
+    name = named.parent.name if named.name == "config.json" else named.stem
+    return ConfigDocument(_read(path), str(path), name or named.stem, str(path), path.parent)
+
+
+def _read(path: Path) -> str:
+    """The file's text. Raises InputError if it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+    except UnicodeDecodeError:
+        raise InputError(
+            "is not text in UTF-8", file=path, hint="Give the model's config.json"
+        ) from None
+
+
+class ConfigDocument:
+    """A parsed config.json whose every complaint names file, line and field.
+
+    ``name`` is what the model is called, ``source`` where it comes from, ``folder`` where its
+    weights may lie (None for a shipped description).
+    """
+
+    def __init__(
+        self, text: str, file: str, name: str, source: str, folder: Path | None = None
+    ) -> None:
+        self._text, self.file = text, file
+        self.name, self.source, self.folder = name, source, folder
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            empty = "is empty" if not text.strip() else f"is not valid JSON: {error.msg}"
+            raise InputError(
+                empty, file=file, line=error.lineno, hint="Download the config.json again"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"is not a usable JSON document: {error}", file=file, hint="Give an HF config.json"
+            ) from None
+        if not isinstance(data, dict):
+            raise InputError(
+                f"holds a JSON {type(data).__name__}, not an object",
+                file=file,
+                hint="Give the model's HF config.json",
+            )
+        self.data: dict[str, Any] = data
+
+    def error(self, field: str, problem: str, hint: str) -> InputError:
+        """The complaint about ``field``, with the line it stands in if there is one."""
+        key, line = f'"{field.split(".")[-1]}"', None
+        for number, content in enumerate(self._text.splitlines(), start=1):
+            if key in content and content.split(key, 1)[1].lstrip().startswith(":"):
+                line = number
+                break
+        return InputError(problem, file=self.file, line=line, field=field, hint=hint)
+
+    def count(self, field: str, default: int | None = None) -> int:
+        """A positive integer; ``default`` where the field is missing or null."""
+        value = self.data.get(field)
+        if value is None:
+            if default is not None:
+                return default
+            raise self.error(field, "is missing", "Give the model's complete HF config.json")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(
+                field, f"is {json.dumps(value)[:60]}, not an integer", "Write a positive integer"
+            )
+        if not 0 < value <= _LARGEST:
+            raise self.error(field, f"is {value}", f"It must be between 1 and {_LARGEST}")
+        return value
+
+    def flag(self, field: str) -> bool:
+        """A boolean; missing or null is False, the default of every supported family."""
+        value = self.data.get(field)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(field, f"is {json.dumps(value)[:60]}", "Write true or false")
+        return bool(value)
+
+    def number(self, field: str, default: float, inside: dict[str, Any] | None = None) -> float:
+        """A positive number; ``default`` where missing or null. ``inside`` is a nested object."""
+        value = (self.data if inside is None else inside).get(field.split(".")[-1])
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(field, f"is {json.dumps(value)[:60]}, not a number", "Write a number")
+        if not 0 < value < math.inf:
+            raise self.error(field, f"is {value}", "It must be positive")
+        return float(value)

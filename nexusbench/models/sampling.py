@@ -1,0 +1,98 @@
+"""From logits to tokens: greedy, or drawn by (seed, request, position) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nexusbench.core.errors import UsageError
+
+# Most of the mass of a peaked distribution lies in so many tokens; sorting a vocabulary is slow.
+_HEAD = 1024
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How tokens are drawn: ``temperature`` 0 is greedy; ``top_p`` keeps the most likely tokens.
+
+    ``top_p`` is nucleus sampling (arXiv 1904.09751): the smallest set of likeliest tokens that have
+    at least that probability together.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(f"temperature {self.temperature} is not between 0 and 100")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p {self.top_p} is not in (0, 1]")
+
+
+def sample(
+    logits: torch.Tensor, sampling: Sampling, requests: Sequence[int], positions: Sequence[int]
+) -> list[int]:
+    """One token per row of ``logits`` [R, vocab].
+
+    ``requests`` are the rows' request indices, ``positions`` the place of the token that is drawn.
+    Its random number depends on (seed, request, position) and nothing else, so neither batch mates
+    nor a preemption change it.
+    """
+    with torch.inference_mode():
+        if sampling.temperature == 0 or len(logits) == 0:
+            return greedy(logits)
+        # In double precision, so that the sum of 100,000 probabilities is 1 to the last draw.
+        chances = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+        draws = torch.from_numpy(uniform(sampling.seed, requests, positions)).to(logits.device)
+        if sampling.top_p < 1:
+            return _nucleus(chances, sampling.top_p, draws)
+        return _pick(chances, draws).tolist()
+
+
+def greedy(logits: torch.Tensor) -> list[int]:
+    """The likeliest token of each row; the first of equals."""
+    # torch's argmax on a CPU is not vectorised: 10 ms for 256 rows of 32,000, numpy's takes 1.
+    if logits.device.type == "cpu":
+        return logits.numpy().argmax(axis=-1).tolist()  # type: ignore[no-any-return]
+    return logits.argmax(dim=-1).tolist()
+
+
+def _nucleus(chances: torch.Tensor, top_p: float, draws: torch.Tensor) -> list[int]:
+    """Draw from the likeliest tokens of each row."""
+    found, tokens = torch.topk(chances, min(_HEAD, chances.shape[1]), dim=-1)
+    if bool((found.sum(dim=-1) < top_p).any()):
+        found, tokens = torch.sort(chances, dim=-1, descending=True, stable=True)
+    before = found.cumsum(dim=-1) - found
+    kept = found.masked_fill(before >= top_p, 0.0)
+    picked = _pick(kept, draws).unsqueeze(1)
+    return tokens.gather(1, picked).squeeze(1).tolist()
+
+
+def _pick(chances: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The first column whose cumulated chance exceeds ``draws`` times the row's sum."""
+    cumulated = chances.cumsum(dim=-1)
+    goal = draws.unsqueeze(1) * cumulated[:, -1:]
+    picked = torch.searchsorted(cumulated, goal, right=True).squeeze(1)
+    return picked.clamp_(max=chances.shape[1] - 1)
+
+
+def uniform(
+    seed: int, requests: Sequence[int], positions: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one per (request, position): splitmix64 of the three integers."""
+    state = np.full(len(requests), seed & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)
+    for part in (requests, positions):
+        state = _mix(state ^ _mix(np.asarray(part, dtype=np.int64).astype(np.uint64)))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """splitmix64's output function (Steele et al., OOPSLA 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,75 @@
+"""One forward pass's input: a flattened batch of tokens on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+
+from nexusbench.core.errors import InputError
+from nexusbench.kernels.attention.base import AttentionBackend, PreparedAttention
+from nexusbench.kernels.planner import AttentionPlan, Ints
+
+
+@dataclass(slots=True)
+class Step:
+    """T tokens of some sequences, flattened.
+
+    ``token_ids``, ``positions`` (in their request) and ``slots`` (in the KV cache) are [T];
+    ``logit_rows`` [R] are the rows whose logits are wanted, None for all. ``longest`` is the
+    largest position.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    attention: PreparedAttention
+    logit_rows: torch.Tensor | None
+    longest: int
+
+
+def make_step(
+    plan: AttentionPlan,
+    tokens: Sequence[Sequence[int]],
+    backend: AttentionBackend,
+    vocab_size: int,
+    wanted: Sequence[int] | None = None,
+) -> Step:
+    """The step of ``plan`` with each sequence's ``tokens`` to compute, in the caller's order.
+
+    ``wanted`` are the sequences whose last token's logits are wanted, in the order of the logits'
+    rows; None for all sequences. Valid until the backend prepares another step. Raises InputError
+    for a token out of the vocabulary.
+    """
+    device = backend.device
+    order = plan.order.tolist()
+    ids = np.fromiter(
+        chain.from_iterable(map(tokens.__getitem__, order)), np.int64, count=plan.num_tokens
+    )
+    check_tokens(ids, vocab_size)
+    rows = plan.last_rows if wanted is None else plan.last_rows[list(wanted)]
+    every = len(rows) == plan.num_tokens and bool((rows[1:] > rows[:-1]).all())
+    return Step(
+        token_ids=torch.from_numpy(ids).to(device),
+        positions=torch.from_numpy(plan.positions).to(device),
+        slots=torch.from_numpy(plan.slots).to(device),
+        attention=backend.prepare(plan),
+        logit_rows=None if every else torch.from_numpy(rows).to(device),
+        longest=int(plan.lengths.max()) - 1,
+    )
+
+
+def check_tokens(ids: Ints | Sequence[int], vocab_size: int, file: object = None) -> None:
+    """Raise InputError if one of ``ids`` is not in ``[0, vocab_size)``."""
+    found = np.asarray(ids)
+    if found.size and (found.min() < 0 or found.max() >= vocab_size):
+        at = int(np.flatnonzero((found < 0) | (found >= vocab_size))[0])
+        raise InputError(
+            f"token {found[at]} at place {at} is not in the vocabulary of {vocab_size:,}",
+            file=file,
+            field=None if file is None else "token_ids",
+            hint="The trace was made with another tokenizer; give the model it belongs to",
+        )

@@ -1,0 +1,1 @@
+"""Pages, pictures and timelines made of stored runs and profiles."""

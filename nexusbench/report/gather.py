@@ -1,0 +1,168 @@
+"""Stored runs put in order for a page: seeds pooled, loads apart, every run's series read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from nexusbench.comparison.alike import find_warnings, label_apart
+from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
+from nexusbench.core.units import NS_PER_S
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.report.series import Series, busiest_moment, series_of
+from nexusbench.results.manifest import Manifest
+from nexusbench.results.reader import RunReader
+
+# What of a config says how much traffic there is, and not who serves it.
+_LOAD = (
+    "trace", "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
+    "spread_ties",
+)  # fmt: skip
+# Of the load, what makes a title: its name in a config, and how it is written.
+_TITLES = (
+    ("request_rate", "{:g} req/s"),
+    ("speed", "speed {:g}"),
+    ("concurrency", "{:,} users"),
+)
+# So many runs are drawn in full; of more, each is drawn with fewer points.
+_IN_FULL = 12
+
+
+class Stored(msgspec.Struct):
+    """One run as read: its view, its manifest, and what is drawn of it."""
+
+    view: RunView
+    manifest: Manifest
+    series: Series
+    moment: int  # where its excerpt of launches begins, ns
+
+
+class Entry(msgspec.Struct):
+    """One column of a page: the runs of one policy under one load, one per seed."""
+
+    column: Column
+    runs: list[Stored]
+    policy: int  # who serves, whatever the load
+    rate: float | None  # offered requests per second, or users of a closed loop
+    tone: int = 0  # decides its colour: the policy, where a setting has each only once
+
+    @property
+    def series(self) -> Series:
+        """What is drawn: the first seed's."""
+        return self.runs[0].series
+
+
+class Setting(msgspec.Struct):
+    """The columns that may be compared with each other: one load."""
+
+    title: str
+    entries: list[Entry]
+    warnings: list[str]
+
+    @property
+    def columns(self) -> list[Column]:
+        """As the table reads them."""
+        return [entry.column for entry in self.entries]
+
+
+def read_runs(readers: Sequence[RunReader], judgement: Judgement) -> list[Stored]:
+    """All runs, one after the other. Raises InputError naming what is damaged."""
+    stored: list[Stored] = []
+    moments: dict[str, int] = {}
+    detail = min(1.0, _IN_FULL / len(readers))
+    for reader in readers:
+        view = view_of_reader(reader, judgement)
+        events = RunEvents.from_reader(reader, slo=judgement.slo)
+        # The same excerpt under one load, so that schedulers can be compared in it.
+        moment = moments.setdefault(_load_key(view), busiest_moment(events))
+        stored.append(Stored(view, reader.manifest, series_of(events, moment, detail), moment))
+    return stored
+
+
+def gather(stored: Sequence[Stored]) -> list[Setting]:
+    """Settings in the order given; one only, unless several schedulers met several loads."""
+    entries = _pool_seeds(stored)
+    loads: dict[str, list[Entry]] = {}
+    for entry in entries:
+        loads.setdefault(_load_key(entry.column.first), []).append(entry)
+    met = [{entry.policy for entry in group} for group in loads.values()]
+    apart = len(met) > 1 and all(len(policies) > 1 for policies in met)
+    groups = list(loads.values()) if apart else [entries]
+    once = all(len({entry.policy for entry in group}) == len(group) for group in groups)
+    titles = _titles([group[0].column.first for group in groups])
+    ordered = sorted(
+        zip(titles, groups, strict=True), key=lambda pair: (pair[1][0].rate or 0.0, pair[0])
+    )
+    return [_setting(title, group, once) for title, group in ordered]
+
+
+def _setting(title: str, entries: list[Entry], once: bool) -> Setting:
+    label_apart([entry.column.first for entry in entries])
+    for position, entry in enumerate(entries):
+        entry.tone = entry.policy if once else position
+        entry.column.label = entry.column.first.label
+        for run in entry.runs:
+            run.view.label = entry.column.label
+    return Setting(title, entries, find_warnings([e.column.first for e in entries]))
+
+
+def _pool_seeds(stored: Sequence[Stored]) -> list[Entry]:
+    """Runs that differ in nothing but the seed become one entry."""
+    found: dict[str, list[Entry]] = {}
+    policies: dict[str, int] = {}
+    entries: list[Entry] = []
+    for run in stored:
+        policy = _policy_key(run.view)
+        key = f"{policy} {_load_key(run.view)}"
+        seed = run.view.config.get("seed")
+        for entry in found.setdefault(key, []):
+            if all(other.view.config.get("seed") != seed for other in entry.runs):
+                entry.column.views.append(run.view)
+                entry.runs.append(run)
+                break
+        else:
+            number = policies.setdefault(policy, len(policies))
+            column = Column(run.view.label, [run.view])
+            entries.append(Entry(column, [run], number, offered_rate(run.view)))
+            found[key].append(entries[-1])
+    return entries
+
+
+def offered_rate(view: RunView) -> float | None:
+    """Requests per second that the trace offered; the users of a closed loop; None for one
+    request.
+    """
+    users = view.config.get("concurrency")
+    if users:
+        return float(users)
+    offered = view.summary["metrics"].get("offered", {}).get("value") or 0
+    return (offered - 1) * NS_PER_S / view.span_ns if view.span_ns and offered > 1 else None
+
+
+def _load_key(view: RunView) -> str:
+    trace: dict[str, Any] = view.resolved.get("trace", {})
+    load = {name: view.config.get(name) for name in _LOAD if name != "trace"}
+    return msgspec.json.encode([trace.get("sha256"), trace.get("name"), load]).decode()
+
+
+def _policy_key(view: RunView) -> str:
+    kept = {key: value for key, value in view.config.items() if key not in (*_LOAD, "seed")}
+    return msgspec.json.encode(kept, order="sorted").decode()
+
+
+def _titles(views: Sequence[RunView]) -> list[str]:
+    """Short names of loads: what differs between them."""
+    several = len({view.resolved.get("trace", {}).get("name") for view in views}) > 1
+    titles: list[str] = []
+    for view in views:
+        words = [str(view.resolved["trace"]["name"])] if several else []
+        for name, form in _TITLES:
+            values = {other.config.get(name) for other in views}
+            value = view.config.get(name)
+            if len(values) > 1:
+                words.append("as recorded" if value is None else form.format(value))
+        title = ", ".join(words) or "all runs"
+        titles.append(title if title not in titles else f"{title} #{titles.count(title) + 1}")
+    return titles

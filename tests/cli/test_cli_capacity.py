@@ -1,0 +1,206 @@
+"""``nexusbench capacity`` and ``nexusbench advise`` on small traces."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import Outcome
+
+from nexusbench.config import RunConfig
+from nexusbench.experiments.advise import Question, advise, plan_rounds, scored_slo
+from nexusbench.experiments.candidates import Candidate, find_candidates
+from nexusbench.experiments.judging import attained, strain
+from nexusbench.experiments.probe import run_probe
+from nexusbench.metrics.slo import parse_slo
+from tests.unit.test_rate_search import make_trace
+
+Call = Callable[..., Outcome]
+WHERE = ("--device", "sim:l20", "--model", "qwen2.5-3b", "--jobs", "1")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return make_trace(tmp_path / "t.jsonl", 40)
+
+
+def test_capacity_says_rate_interval_and_what_breaks(call: Call, trace: Path) -> None:
+    arguments = (
+        "capacity", trace, *WHERE, "--goodput", "ttft:p90<400", "tbt:p99:120", "--scheduler",
+        "nexus,vllm:order=spf", "--seeds", 2, "--precision", 10,
+    )  # fmt: skip
+    done = call(*arguments)
+    assert done.code == 0, done.err
+    for word in ("SIMULATED", "ttft:p90<400,tbt:p99<120", "vllm:order=spf", "95 % interval", "X·R"):
+        assert word in done.out, word
+    document = json.loads(call(*arguments, "--json").out)
+    assert document["simulated"] is True
+    one, two = document["capacities"]
+    assert (one["label"], two["label"]) == ("nexus", "vllm:order=spf")
+    for found in (one, two):
+        assert found["low"] <= found["rate"] <= found["high"]
+        assert sum(found["breaks"].values()) == 2
+        assert found["probes_kept"] == found["probes"]  # the second call ran nothing
+        assert {"number", "rate", "stay", "deviation", "held"} <= set(found["little"])
+        for seed in found["found"]:
+            assert seed["kept"] < seed["broken_at"]
+
+
+def test_another_slo_starts_from_what_is_known(call: Call, trace: Path) -> None:
+    flags = (*WHERE, "--seeds", 1, "--precision", 10, "--json")
+    call("capacity", trace, "--goodput", "ttft:p90<4000", *flags)
+    stricter = json.loads(call("capacity", trace, "--goodput", "ttft:p90<400", *flags).out)
+    assert stricter["capacities"][0]["probes_kept"] > 0
+
+
+def test_presets_and_attainment(call: Call, trace: Path) -> None:
+    flags = (*WHERE, "--slo", "sarathi", "--seeds", 1, "--precision", 20, "--json")
+    assert "Sarathi-Serve" in json.loads(call("capacity", trace, *flags).out)["slo"]["source"]
+    flags = (*WHERE, "--slo", "vllm-ci", "--attainment", 95, "--seeds", 1, "--json")
+    share = json.loads(call("capacity", trace, *flags).out)
+    assert share["slo"]["share"] == 95
+    assert "attained" in share["capacities"][0]["found"][0]["looks"][0]["values"]
+
+
+def test_an_slo_that_nothing_keeps(call: Call, trace: Path) -> None:
+    done = call("capacity", trace, *WHERE, "--goodput", "ttft:p50:1", "--seeds", 1)
+    assert done.code == 0
+    assert " none " in done.out
+    assert "not even requests that come one by one" in done.out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", ["capacity", "advise"])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ((), "give the SLO"),
+        (("--goodput", "ttft:1", "--slo", "sarathi"), "one of them"),
+        (("--slo", "lama2-70b"), "Did you mean 'llama2-70b'"),
+        (("--goodput", "ttft:p99<x"), "ttft:p99<x"),
+        (("--goodput", "ttft:1", "--scheduler", "nexsus"), "Did you mean 'nexus'"),
+        (("--goodput", "ttft:1", "--attainment", "0"), "above 0"),
+    ],
+)
+def test_refusals(
+    call: Call, trace: Path, command: str, flags: tuple[str, ...], sentence: str
+) -> None:
+    done = call(command, trace, *WHERE, *flags)
+    assert done.code == 2, done.out
+    assert sentence in done.err
+    assert done.out == ""
+
+
+def test_refusals_of_advise(call: Call, trace: Path) -> None:
+    for flags, sentence in (
+        (("--goodput", "ttft:1", "--chunks", "512,x"), "--chunks"),
+        (("--goodput", "queueing:p50<9"), "bounds the queue only"),
+        (("--goodput", "ttft:1", "--scheduler", "vllm", "--partitioner", "nexus"), "can serve"),
+    ):
+        done = call("advise", trace, *WHERE, *flags)
+        assert done.code == 2
+        assert sentence in done.err
+
+
+def test_serve_trace_says_where_statistics_are_judged(call: Call, trace: Path) -> None:
+    done = call("serve-trace", trace, "--goodput", "ttft:p99<500")
+    assert done.code == 2
+    assert "nexusbench capacity" in done.err
+    assert (
+        call("serve-trace", trace, *WHERE[:4], "--goodput", "ttft:500", "tbt:50", "--no-save").code
+        == 0
+    )
+
+
+def test_list_slos(call: Call) -> None:
+    done = call("list", "slos")
+    assert "llama3.1-8b-interactive" in done.out
+    assert "mlperf.conf" in done.out
+
+
+def test_candidates_follow_from_the_registries() -> None:
+    found, skipped = find_candidates(chunks=(512,))
+    names = {(c.scheduler, c.partitioner) for c in found}
+    assert ("nexus", "nexus") in names
+    assert ("nexus:order=fcfs", "fixed:prefill=70") in names
+    assert ("vllm", "whole") in names
+    assert ("vllm", "nexus") not in names
+    assert ("vllm:order=fcfs", "whole") not in names  # the same as vllm
+    assert len(names) == len(found)
+    assert not skipped
+
+
+def test_effort_is_kept_to() -> None:
+    question = Question(
+        config=RunConfig(trace="t"), slo=parse_slo(["ttft:1"]), candidates=(), requests=600,
+        seeds=(0, 1, 2), effort=18_000,
+    )  # fmt: skip
+    rounds = plan_rounds(70, question)
+    assert rounds[-1] == (8, 600, 3)
+    assert sum(size * length * draws for size, length, draws in rounds[:-1]) <= 18_000
+    assert plan_rounds(5, question) == [(5, 600, 3)]
+
+
+def test_advise_ends_with_commands_that_give_what_it_says(call: Call, trace: Path) -> None:
+    arguments = (
+        "advise", trace, *WHERE, "--goodput", "ttft:p90<300,tbt:60", "--rate", 3, "--seeds", 2,
+        "--chunks", "256,1024,2048", "--effort", 500, "--scheduler", "nexus,vllm,sglang",
+        "--partitioner", "nexus,whole",
+    )  # fmt: skip
+    done = call(*arguments)
+    assert done.code == 0, done.err
+    assert "on the real GPU:" in done.out
+    assert "--device cuda" in done.out
+    document = json.loads(call(*arguments, "--json").out)
+    assert document["advice"]["chunk"] in (256, 1024, 2048)
+    families = {one["scheduler"].partition(":")[0] for one in document["final"]}
+    assert families == {"nexus", "vllm", "sglang"}
+    (command, *_) = document["verify"]["simulated, on sim:l20"]
+    run = call(*shlex.split(command)[1:], "--json", "--no-save")
+    assert run.code == 0, run.err
+    over = json.loads(run.out)["over_seeds"]
+    first = next(iter(over.values()))["attainment"]["value"]["mean"]
+    assert first == pytest.approx(document["final"][0]["attained"])
+
+
+def score_of(
+    config: RunConfig, candidate: Candidate, slo: Any, seeds: range
+) -> tuple[float, float]:
+    single = scored_slo(slo)
+    probes = [
+        run_probe(
+            RunConfig(**{
+                **{f: getattr(config, f) for f in RunConfig.__struct_fields__},
+                "scheduler": candidate.scheduler, "partitioner": candidate.partitioner,
+                "max_num_batched_tokens": candidate.chunk, "seed": seed,
+            }),
+            None,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+    kept = sum(attained(probe, single) for probe in probes) / len(probes)
+    return -kept, sum(strain(probe, single.per_request()) for probe in probes) / len(probes)
+
+
+@pytest.mark.slow
+def test_advise_picks_the_winner_of_the_whole_grid_on_unseen_draws(tmp_path: Path) -> None:
+    trace = make_trace(tmp_path / "t.jsonl", 80)
+    candidates, _ = find_candidates(chunks=(256, 2048))
+    config = RunConfig(
+        trace=str(trace), device="sim:l20", model="qwen2.5-3b", request_rate=4.0, burstiness=1.0
+    )
+    slo = parse_slo(["ttft:400,tbt:40"])
+    question = Question(
+        config=config, slo=slo, candidates=tuple(candidates), requests=80, seeds=(0, 1, 2, 3),
+        effort=1600,
+    )  # fmt: skip
+    advice = advise(question, jobs=1)
+    unseen = range(50, 54)
+    grid = {c: score_of(config, c, slo, unseen) for c in candidates}
+    winner = min(grid, key=lambda c: grid[c])
+    assert advice.final[0].candidate == winner, (grid[winner], grid[advice.final[0].candidate])
+    assert advice.margin is not None
+    assert advice.margin.mean >= 0
