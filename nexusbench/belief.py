@@ -64,7 +64,7 @@ def _unfitted(spec: str, target: Target) -> CostModel:
     if not cost_models.load(name).works_unfitted:
         raise UsageError(
             f"cost model '{name}' must be fitted to a profile: make one with nexusbench profile, "
-            f"then give --profile FILE. Without one use --cost-model {ANALYTIC}"
+            f"then give --profile DIR. Without one use --cost-model {ANALYTIC}"
         )
     made: CostModel = cost_models.create(
         spec, gpu=target.gpu, model=target.model, tensor_parallel=target.tensor_parallel
@@ -83,6 +83,11 @@ def _from_profile(
     name, given = split_spec(spec)
     cls: type[CostModel] = cost_models.load(name)
     options: CostModelOptions = parse_options(cls.Options, given, f"cost model '{name}'")
+    if ignored := [key for key in given if key in cls.found_by_fit]:
+        raise UsageError(
+            f"cost model '{name}': the fit to {file} finds {', '.join(ignored)} itself. Leave the "
+            "option out, or leave --profile out"
+        )
     fit = profile.fit_of(name, msgspec.to_builtins(options))
     if fit is None:
         fit = _fit_now(spec, profile, file)
@@ -107,6 +112,7 @@ def _from_profile(
         "points_sha256": profile.points_sha256,
         "of": f"{profile.fingerprint.device}, {profile.fingerprint.model}",
         "forced": bool(different),
+        "limits": msgspec.to_builtins(profile.limits),
     }
     return belief, facts
 

@@ -194,7 +194,8 @@ def run_endpoint(
             progress(replay.status())
         if writer is None:
             known = {"simulated": False, "partitions": [], "splits": []}
-            known |= {key: connected.facts[key] for key in (*RESOLVED_FACTS, *_CLIENT_FACTS)}
+            facts_kept = (*RESOLVED_FACTS, *_CLIENT_FACTS)
+            known |= {key: value for key, value in connected.facts.items() if key in facts_kept}
             events = RunEvents.from_log(log, _request_columns(connected), known)
         else:
             from nexusbench.results.reader import RunReader

@@ -107,20 +107,7 @@ def serve(
         # On a real clock a step takes long enough to look around after each.
         every = CHECK_STEPS if device.spec.simulated else 0
         recorder = Recorder(writer, progress, interrupted, every, watch)
-        engine = Engine(
-            device,
-            assembly.scheduler,
-            assembly.partitioner,
-            assembly.kv,
-            assembly.requests,
-            EngineConfig(
-                assembly.limits,
-                concurrency=assembly.trace.concurrency,
-                stop_tokens=_stop_tokens(assembly),
-            ),
-            stopwatch=stopwatch_ns,
-            observer=recorder.after_step,
-        )
+        engine = _engine(assembly, recorder)
         if progress is not None and not device.spec.simulated:
             progress(engine)  # the first step may take long
         try:
@@ -164,9 +151,23 @@ def _finish(writer: RunWriter, summary: dict[str, Any], digest: str) -> None:
     )
 
 
-def _stop_tokens(assembly: Assembly) -> frozenset[int]:
-    wanted = assembly.config.stop_at_eos
-    return frozenset(assembly.device.spec.stop_tokens if wanted else ())
+def _engine(assembly: Assembly, recorder: Recorder) -> Engine:
+    device = assembly.device
+    stops = device.spec.stop_tokens if assembly.config.stop_at_eos else ()
+    return Engine(
+        device,
+        assembly.scheduler,
+        assembly.partitioner,
+        assembly.kv,
+        assembly.requests,
+        EngineConfig(
+            assembly.limits,
+            concurrency=assembly.trace.concurrency,
+            stop_tokens=frozenset(stops),
+        ),
+        stopwatch=stopwatch_ns,
+        observer=recorder.after_step,
+    )
 
 
 def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:

@@ -128,9 +128,10 @@ def differences(manifest: Manifest, result: RunResult) -> list[str]:
     # Through JSON, as the recorded one went: tuples become lists.
     new = json.loads(msgspec.json.encode(result.resolved))
     changes = [
-        f"{key}: {_brief(old)} -> {_brief(new.get(key))}"
+        line
         for key, old in manifest.resolved.items()
-        if key not in _NEVER_ALIKE and new.get(key) != old
+        if key not in _NEVER_ALIKE
+        for line in _changed(key, old, new.get(key))
     ]
     if result.folder is not None:
         made = RunReader(result.folder).manifest
@@ -139,6 +140,21 @@ def differences(manifest: Manifest, result: RunResult) -> list[str]:
             if old != now:
                 changes.append(f"{name}: {old} -> {now}")
     return changes
+
+
+def _changed(key: str, old: Any, new: Any) -> list[str]:
+    """What differs between two values, down to the field in which it does."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys([*old, *new])
+        return [
+            x for name in names for x in _changed(f"{key}.{name}", old.get(name), new.get(name))
+        ]
+    line = f"{key}: {_brief(old)} -> {_brief(new)}"
+    if key == "belief.profile.points_sha256":
+        line = f"belief: fitted to other points ({str(old)[:12]} -> {str(new)[:12]})"
+    return [line]
 
 
 def _brief(value: Any) -> str:

@@ -23,7 +23,7 @@ from nexusbench.core.units import GIB
 _REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "typer")
 _OPTIONAL = (
     "torch", "safetensors", "nvidia-ml-py", "cuda-bindings", "cupti-python", "jinja2", "plotly",
-    "matplotlib",
+    "matplotlib", "aiconfigurator-core",
 )  # fmt: skip
 _MOST_NAMED = 12
 _PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'
@@ -84,7 +84,9 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, "ok", version)
     found = {name: _version(name) for name in _OPTIONAL}
     have = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    yield Finding("optional", "ok", have or "none installed; simulated devices need none")
+    missing = ", ".join(name for name, version in found.items() if not version)
+    text = have or "none installed; simulated devices need none"
+    yield Finding("optional", "ok", f"{text}; not installed: {missing}" if missing else text)
 
 
 def _version(distribution: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from nexusbench.core.units import counted as counted
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 PIPE_WIDTH = 100
 
@@ -41,24 +41,64 @@ def natural_width(console: Console, renderable: RenderableType) -> int:
 
 
 def print_whole(console: Console, renderable: RenderableType) -> None:
-    """Print a table at its natural width: numbers broken in two would be worse than long lines."""
+    """Print a table at its natural width: numbers broken in two would be worse than long lines.
+    Without the blanks that pad its lines: they are in the way of whoever copies them.
+    """
+    from rich.segment import Segment, Segments
+
     usual = console.width
     console.width = max(usual, natural_width(console, renderable))
-    console.print(renderable)
+    shown: list[Segment] = []
+    for line in console.render_lines(renderable, pad=False):
+        while line and not line[-1].text.rstrip():
+            line.pop()
+        if line:
+            text, style, _ = line[-1]
+            line[-1] = Segment(text.rstrip(" "), style)
+        shown += [*line, Segment.line()]
+    console.print(Segments(shown), end="")
     console.width = usual
 
 
 def print_folded(console: Console, count: int, render: Callable[[slice], RenderableType]) -> None:
-    """One table of ``count`` columns, or several, one below the other, where the terminal is too
-    narrow; ``render`` makes the table of a block of the columns.
+    """One table of ``count`` columns, or several of about as many, one below the other, where the
+    terminal is too narrow; ``render`` makes the table of a block of the columns.
     """
-    for size in range(max(1, count), 0, -1):
+    for wanted in range(1, max(1, count) + 1):
+        size = -(-max(1, count) // wanted)
         blocks = [slice(start, start + size) for start in range(0, count, size)]
         tables = [render(block) for block in blocks]
         if size == 1 or all(natural_width(console, table) <= console.width for table in tables):
             for table in tables:
                 print_whole(console, table)
             return
+
+
+class ProgressLine:
+    """A title, a bar and a text on one line. The bar gets what room these leave, and goes where
+    that is little; what is too long even so is cut, for a second line would flicker.
+    """
+
+    _BAR, _SHORTEST_BAR = 24, 5
+
+    def __init__(self, title: str, done: int, most: int, text: str) -> None:
+        self.title, self.done, self.most, self.text = title, done, most, text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """For this width."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        room = options.max_width - len(self.title) - len(self.text) - 2
+        cells: list[RenderableType] = [self.title, self.text]
+        if room >= self._SHORTEST_BAR:
+            width = min(room, self._BAR)
+            cells.insert(1, ProgressBar(total=max(1, self.most), completed=self.done, width=width))
+        grid = Table.grid(padding=(0, 1))
+        for _ in cells:
+            grid.add_column(no_wrap=True)
+        grid.add_row(*cells)
+        yield grid
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:

@@ -68,7 +68,7 @@ Device = Annotated[
     typer.Option(
         rich_help_panel=_WHAT,
         help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, "
-        "sim:DIR/profile.json for the times of a profile, cpu (real tokens on cores), or "
+        "sim:DIR for the times of the profile in that folder, cpu (real tokens on cores), or "
         "cpu:shared (thread priorities).",
     ),
 ]
@@ -105,9 +105,10 @@ CostModel = Annotated[
 Profile = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE",
+        metavar="PATH",
         rich_help_panel=_WHAT,
-        help="Fit the cost model to this profile of the device and model (nexusbench profile).",
+        help="Fit the cost model to this profile of the device and model: its folder, or the "
+        "profile.json in it (nexusbench profile).",
     ),
 ]
 ForceProfile = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nexusbench.cli._console import counted, progress_console
+from nexusbench.cli._console import ProgressLine, counted, progress_console
 from nexusbench.cli._progress import ProgressReader, Snapshot, snapshot_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.devices._stopwatch import stopwatch_ns
@@ -61,15 +61,12 @@ class Follower:
         return f"{run:,.1f} s simulated in {wall:,.1f} s ({run / wall:,.0f}x)"
 
     def _panel(self, now: Snapshot) -> RenderableType:
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
 
         grid = Table.grid(padding=(0, 1))
         grid.add_column(no_wrap=True)
-        top = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=max(1, now.offered), completed=now.ended, width=24)
-        top.add_row(self.title, bar, f"{now.ended:,}/{now.offered:,}", self._pace())
-        grid.add_row(top)
+        text = f"{now.ended:,}/{now.offered:,} {self._pace()}"
+        grid.add_row(ProgressLine(self.title, now.ended, now.offered, text))
         ttft = "-" if now.ttft_ms is None else f"{now.ttft_ms:,.0f} ms"
         tbt = "-" if now.tbt_ms is None else f"{now.tbt_ms:,.1f} ms"
         inside = f"waiting {now.waiting:,}  KV {100 * now.kv_usage:.0f} %  split {now.split}  "

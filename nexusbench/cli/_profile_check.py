@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nexusbench.cli._console import counted, print_whole, say
-from nexusbench.cli._profile_screen import table
+from nexusbench.cli._console import counted, say
+from nexusbench.cli._grid import Grid
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:
@@ -16,29 +16,28 @@ if TYPE_CHECKING:
 
 def show_check(console: Console, made: Check) -> None:
     """The tables and the verdict."""
-    grid = table(
-        console, "Measured again", ("batch", "SMs", "beside", "then, ms", "now, ms", "change", "")
+    grid = Grid(
+        "Measured again", ("batch on SMs", "then, ms", "now, ms", "change", ""), texts=(0, 4)
     )
     for again in made.points:
         setting = again.point.setting
-        beside = "-"
+        batch = f"{format_batch(setting.shape, setting.contexts)} on {setting.sms}"
         if setting.neighbour is not None:
-            beside = f"{format_batch(setting.neighbour)} on {setting.neighbour_sms}"
-        grid.add_row(
-            format_batch(setting.shape, setting.contexts), f"{setting.sms}", beside,
-            f"{again.point.ns / 1e6:,.3f}", f"{again.now_ns / 1e6:,.3f}",
+            batch += f"\n  + {format_batch(setting.neighbour)} on {setting.neighbour_sms}"
+        grid.add(
+            batch, f"{again.point.ns / 1e6:,.3f}", f"{again.now_ns / 1e6:,.3f}",
             f"{100 * again.change:+.1f} %", "" if again.agrees else "DRIFTED",
         )  # fmt: skip
-    print_whole(console, grid)
+    grid.show(console)
+    say(console, "+ what ran beside it, on the other SMs", "dim")
     if made.fits:
-        grid = table(
-            console, "Mean error of the fits on these points, %", ("cost model", "then", "now", "")
-        )
+        title = "Mean error of the fits on these points, %"
+        grid = Grid(title, ("cost model", "then", "now", ""), texts=(0, 3))
         for fit in made.fits:
-            grid.add_row(
+            grid.add(
                 fit.cost_model, f"{fit.then:.1f}", f"{fit.now:.1f}", "" if fit.holds else "DRIFTED"
             )
-        print_whole(console, grid)
+        grid.show(console)
     console.print()
     for note in made.notes:
         say(console, note, "dim", indent=2)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._console import print_whole, results_console, say
-from nexusbench.cli._profile_screen import table
+from nexusbench.cli._console import results_console, say
+from nexusbench.cli._grid import Grid
 from nexusbench.cli._profiling import JSON_SCHEMA, open_subject
 from nexusbench.cli._screen import badge
 from nexusbench.core.errors import UsageError
-from nexusbench.experiments.motivation import Row, motivation, replay_config
+from nexusbench.experiments.motivation import AGREES, IN_PART, Row, motivation, replay_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DEFAULT_TRACE = Path("workloads/ldc.jsonl")
 
@@ -37,7 +42,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
         document = {
             "schema": JSON_SCHEMA, "command": "profile paper", "nexusbench": __version__,
             "simulated": simulated, "device": name, "model": subject.model.name,
-            "rows": msgspec.to_builtins(rows),
+            "rows": [{**msgspec.structs.asdict(row), "agrees": row.agrees} for row in rows],
         }  # fmt: skip
         print(json.dumps(document, indent=2, allow_nan=False))
         return
@@ -46,33 +51,41 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
     console = results_console()
     title = f"Nexus, section 3: L20, Qwen2.5-3B; here {name}, {subject.model.name}  "
     console.print(Text.assemble((title, "bold"), badge(simulated)), soft_wrap=True)
-    grid = table(
-        console,
+    _show(console, rows, simulated=simulated)
+
+
+def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
+    grid = Grid(
         "What the paper states, and what this device does",
-        ("statement", "", "paper", "ours", "without", "constant made neutral", "verdict"),
-        texts=2,
-    )
-    for column in grid.columns[-2:]:
-        column.justify = "left"
+        ("statement", "paper", "ours", "agrees", "ours is"), texts=(0, 3, 4),
+    )  # fmt: skip
     for row in rows:
-        without = "" if row.without is None else _number(row, row.without)
-        grid.add_row(
-            row.statement, row.unit, row.paper, _number(row, row.ours), without, row.constant,
-            row.verdict,
-        )  # fmt: skip
-    print_whole(console, grid)
+        grid.add(row.statement, row.paper, _number(row, row.ours), row.agrees, _origin(row))
+    grid.show(console)
+    lines = [
+        f"agrees: yes within {100 * AGREES:g} % of the paper's number or of its bound, in part "
+        f"within {100 * IN_PART:g} %"
+    ]
     if simulated:
-        say(
-            console,
-            "without: ours with that constant of the simulator made neutral, the one that changes "
-            "it most. found: no constant was chosen for it, or it stays without. follows: it "
-            "changes by more than half, so it was put in and is no evidence",
-            "dim",
+        lines.append(
+            "found: no constant of the simulator was chosen for it, or it stays without the one "
+            "that changes it most. follows from: it changes by more than half with that constant "
+            "made neutral, so it was put in and is no evidence, whether it agrees or not"
         )
+    for line in lines:
+        say(console, line, "dim")
+
+
+def _origin(row: Row) -> str:
+    """Found, or what it follows from."""
+    if row.verdict != "follows" or row.without is None:
+        return row.verdict
+    constant = row.constant.partition(" ")[0]
+    return f"follows from\n{constant}\n({_number(row, row.without)} without)"
 
 
 def _number(row: Row, value: float | None) -> str:
     if value is None:
         return "-"
     digits = {"s": 3, "count": 0}.get(row.unit, 1)
-    return f"{value:.{digits}f}"
+    return f"{value:.{digits}f}" + ("" if row.unit == "count" else f" {row.unit}")

@@ -10,30 +10,31 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.assembly import check_tensor_parallel, open_device
-from nexusbench.cli._console import print_whole
-from nexusbench.cli._profile_screen import show_profile, show_title, table
+from nexusbench.assembly import check_tensor_parallel, open_device, resolve_device
+from nexusbench.cli._profile_screen import show_profile, show_title
 from nexusbench.cli._sweep_progress import watch
 from nexusbench.computing import with_dtype
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.specs import ModelSpec
-from nexusbench.costs._fit import predicted
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
     POINTS_FILE,
+    SWEEP_FILE,
+    Asked,
     Profile,
     load_profile,
     profile_path,
     read_points,
 )
 from nexusbench.models.config import load_model
-from nexusbench.profiling._desk import Work
 from nexusbench.profiling.counting import OpenReaders
 from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
 from nexusbench.profiling.facts import Facts, stored_facts
-from nexusbench.profiling.grammar import parse_batch
-from nexusbench.profiling.profile import Subject, fitted_model, make_profile, target_of
+from nexusbench.profiling.grammar import format_batch
+from nexusbench.profiling.own_batches import own_batches
+from nexusbench.profiling.profile import Subject, make_profile
+from nexusbench.profiling.store import read_header
 
 JSON_SCHEMA = 1
 PROFILES = Path("results/profiles")
@@ -50,7 +51,8 @@ def open_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> S
         raise UsageError(f"--max-model-len {length}: {model.name} has {model.max_model_len}")
     check_tensor_parallel(config.tensor_parallel_size, model)
     device, limits = open_device(config, model, length, profiling=True)
-    return Subject(device, model, limits, config.block_size)
+    asked = Asked(resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization)
+    return Subject(device, model, limits, config.block_size, asked)
 
 
 def run_profile(params: Mapping[str, Any]) -> None:
@@ -58,7 +60,7 @@ def run_profile(params: Mapping[str, Any]) -> None:
     if params["quick"] and params["full"]:
         raise UsageError("--quick and --full contradict each other. Choose one")
     effort = QUICK if params["quick"] else FULL if params["full"] else DEFAULT
-    batches = [(text, Work(*parse_batch(text))) for text in params["batch"] or []]
+    batches = [text for text, _ in own_batches(params["batch"] or [], None)]
     if params["plots"] is not None:
         from nexusbench.profiling.plots import require_matplotlib
 
@@ -83,13 +85,11 @@ def run_profile(params: Mapping[str, Any]) -> None:
         watcher.finished(outcome)
     drawn = _draw(profile, folder, params["plots"])
     facts = stored_facts(profile.facts)
-    own = user_rows(profile, folder, batches)
     if params["json"]:
-        print(_document("profile", profile, folder, drawn, outcome=outcome, batches=own))
+        print(_document("profile", profile, folder, drawn, outcome=outcome))
         return
     console = show_title("nexusbench profile", profile, str(folder))
     show_profile(console, profile, facts, ranges=False)
-    _show_user_rows(console, profile, own)
     console.print()
     for path in drawn:
         console.print(f"drawn {path}", soft_wrap=True)
@@ -135,46 +135,6 @@ def load_points(profile: Profile, path: Path) -> list[Point]:
     return read_points(profile_path(path).parent / POINTS_FILE, profile.points_sha256)
 
 
-def user_rows(
-    profile: Profile, folder: Path, batches: Sequence[tuple[str, Work]]
-) -> list[dict[str, Any]]:
-    """What ``--batch`` asked for: measured on all SMs, and what each fit says of it."""
-    if not batches:
-        return []
-    points = [
-        point
-        for point in load_points(profile, folder)
-        if point.setting.sms == profile.fingerprint.num_sms and point.setting.neighbour is None
-    ]
-    target = target_of(profile)
-    models = {fit.cost_model: fitted_model(fit, target) for fit in profile.fits}
-    rows = []
-    for text, work in batches:
-        for point in points:
-            if (point.setting.shape, point.setting.contexts) == (work.shape, work.contexts):
-                guesses = {name: float(predicted(m, [point])[0]) for name, m in models.items()}
-                rows.append(
-                    {"batch": text, "ns": point.ns, "interval": point.interval,
-                     "held_out": point.setting.held_out, "predicted_ns": guesses}
-                )  # fmt: skip
-                break
-    return rows
-
-
-def _show_user_rows(console: Any, profile: Profile, rows: Sequence[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    models = [fit.cost_model for fit in profile.fits]
-    grid = table(
-        console, "Your batches on all SMs: measured, and the error of each prediction",
-        ("batch", "ms", *models),
-    )  # fmt: skip
-    for row in rows:
-        errors = [f"{100 * (row['predicted_ns'][m] / row['ns'] - 1):+.1f} %" for m in models]
-        grid.add_row(row["batch"], f"{row['ns'] / 1e6:,.3f}", *errors)
-    print_whole(console, grid)
-
-
 def _draw(profile: Profile, folder: Path, plots: Path | None) -> list[Path]:
     if plots is None:
         return []
@@ -193,6 +153,7 @@ def _document(
         "simulated": profile.fingerprint.simulated,
         "path": str(path),
         "plots": [str(file) for file in drawn],
+        "batches": profile.batches,
         "profile": profile,
         **more,
     }
@@ -206,12 +167,14 @@ def check_stored(path: Path, params: Mapping[str, Any], *, as_json: bool) -> boo
     profile, _ = load(path)
     points = load_points(profile, path)
     subject = _subject_again(profile, path, params)
+    named = params["device"] is not None or params["kernel_table"] is not None
     try:
-        made = check_profile(profile, points, subject)
+        made = check_profile(profile, points, subject, named=named)
     finally:
         subject.device.close()
     rows = [
-        {"setting": again.point.setting, "then_ns": again.point.ns, "now_ns": again.now_ns,
+        {"batch": format_batch(again.point.setting.shape, again.point.setting.contexts),
+         "setting": again.point.setting, "then_ns": again.point.ns, "now_ns": again.now_ns,
          "change": again.change, "agrees": again.agrees}
         for again in made.points
     ]  # fmt: skip
@@ -231,15 +194,16 @@ def check_stored(path: Path, params: Mapping[str, Any], *, as_json: bool) -> boo
 
 def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> Subject:
     """The profile's own device, model and sizes, unless flags name others."""
-    from nexusbench.profiling.store import SWEEP_FILE, read_header
-
-    identity = profile.fingerprint
-    own = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
+    identity, asked = profile.fingerprint, profile.asked
+    own = asked.device or identity.device.removesuffix(f"-x{identity.tensor_parallel}")
     flags: dict[str, Any] = {
         "device": params["device"] or own,
         "kernel_table": params["kernel_table"],
         "tensor_parallel_size": identity.tensor_parallel,
+        "gpu_memory_utilization": asked.gpu_memory_utilization,
     }
+    if params["device"] is None and flags["kernel_table"] is None:
+        flags["kernel_table"] = asked.kernel_table
     header = profile_path(path).parent / SWEEP_FILE
     if header.is_file():
         was = read_header(header)
@@ -248,4 +212,13 @@ def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> S
     if params["model"] is not None:
         model = load_model(params["model"])
         flags["max_model_len"] = None
-    return open_subject(flags, model)
+    try:
+        return open_subject(flags, model)
+    except InputError as error:
+        if params["device"] is not None:
+            raise
+        # A path is as it was typed: from another folder, or on another machine, it leads nowhere.
+        raise UsageError(
+            f"the device that was profiled, {own}, cannot be opened from here: {error.problem}. "
+            "Say where it is now with --device"
+        ) from None

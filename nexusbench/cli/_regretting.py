@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from nexusbench.belief import ANALYTIC
-from nexusbench.cli._console import print_whole, results_console, say
+from nexusbench.cli._console import results_console, say
+from nexusbench.cli._grid import Grid
 from nexusbench.cli._live import follow
 from nexusbench.cli._policies import check_policies, split_policies
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli._view import view_of_result
+from nexusbench.comparison.belief_notes import belief_notes
+from nexusbench.comparison.heading import header_lines
+from nexusbench.comparison.view import RunView
 from nexusbench.config import RunConfig
+from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.costs._profile import load_profile
-from nexusbench.experiments.regret import Regret, regret
+from nexusbench.experiments.regret import Regret, check_beliefs, judged_run
 from nexusbench.partitioners.base import partitioners
 
+_INDENT = 10
 _SCHEDULER = "nexus"
 _PARTITIONERS = ("nexus", "fixed")
 _COLUMNS = (
-    ("regret, mean %", "regret_mean", "{:.1f}"),
-    ("p95 %", "regret_p95", "{:.1f}"),
-    ("broken %", "broken", "{:.0f}"),
-    ("by %", "excess_mean", "{:.0f}"),
-    ("MAPE alone", "mape_alone", "{:.1f}"),
-    ("co-run", "mape_corunning", "{:.1f}"),
-    ("TTFT mean ms", "ttft_mean", "{:,.0f}"),
-    ("p95", "ttft_p95", "{:,.0f}"),
-    ("TBT mean ms", "tbt_mean", "{:,.1f}"),
-    ("p99", "tbt_p99", "{:,.1f}"),
-    ("tok/s", "output_throughput", "{:,.0f}"),
-    ("re-part.", "repartitions", "{:,.0f}"),
+    ("regret\nmean %", "regret_mean", "{:.1f}"),
+    ("\np95 %", "regret_p95", "{:.1f}"),
+    ("broken\n%", "broken", "{:.0f}"),
+    ("\nby %", "excess_mean", "{:.0f}"),
+    ("MAPE\nalone %", "mape_alone", "{:.1f}"),
+    ("\nco-run %", "mape_corunning", "{:.1f}"),
+    ("TTFT\nmean ms", "ttft_mean", "{:,.0f}"),
+    ("\np95 ms", "ttft_p95", "{:,.0f}"),
+    ("TBT\nmean ms", "tbt_mean", "{:,.1f}"),
+    ("\np99 ms", "tbt_p99", "{:,.1f}"),
+    ("output\ntok/s", "output_throughput", "{:,.0f}"),
+    ("re-par-\ntitions", "repartitions", "{:,.0f}"),
 )
 _LEGEND = (
     "regret: how much longer the policy's target stage takes than under the best legal split that "
@@ -42,6 +50,24 @@ _LEGEND = (
     "how much on average. Objective and slacks are nexus's. The oracle row asks the truth and is "
     "no belief: it has no error to score"
 )
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """One run to make; ``oracle``: the truth itself is asked."""
+
+    label: str
+    config: RunConfig
+    oracle: bool = False
+
+
+class _Made(msgspec.Struct):
+    """What came of the runs: rows of those that ended, the view of the first, what did not end."""
+
+    rows: list[tuple[_Run, Regret]] = []
+    first: RunView | None = None
+    beliefs: list[dict[str, Any]] = []  # facts of each belief that was asked
+    missing: list[str] = []
+    error: BaseException | None = None
 
 
 def show_regret(
@@ -53,43 +79,95 @@ def show_regret(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run every combination, then print one table (or one JSON document)."""
-    rows: list[Regret] = []
-    for label, own, oracle in _runs(config, beliefs, policies):
-        with follow(label, quiet=quiet) as progress:
-            rows.append(regret(own, label, sample=sample, oracle=oracle, progress=progress))
+    """Run every combination, then print one table (or one JSON document). What ended is shown
+    though a later run did not, and decides nothing about the exit code then.
+    """
+    if config.force_profile and config.profile is None:
+        raise UsageError("--force-profile goes with --profile, which is not given")
+    runs = _runs(config, beliefs, policies)
+    check_beliefs(run.config for run in runs if _asks(run.config))
+    made = _make(runs, sample, quiet=quiet)
+    typed = msgspec.structs.replace(
+        config, cost_model=",".join(beliefs) or None, partitioner=",".join(policies) or None
+    )
     if as_json:
-        document = {
-            "schema": JSON_SCHEMA,
-            "command": "regret",
-            "simulated": True,
-            "config": msgspec.to_builtins(config),
-            "rows": msgspec.to_builtins(rows),
-        }
-        print(json.dumps(document, indent=2))
-        return
-    _show(config, rows)
+        print(json.dumps(_document(typed, made), indent=2))
+    else:
+        _show(typed, made)
+    if made.error is not None:
+        sys.stdout.flush()
+        text = " ".join(str(made.error).split()) or "interrupted"
+        print(f"error: {made.missing[0]}: {text}", file=sys.stderr)
+        code = NexusbenchError.exit_code
+        if isinstance(made.error, NexusbenchError):
+            code = made.error.exit_code
+        elif isinstance(made.error, KeyboardInterrupt):
+            code = Interrupted.exit_code
+        raise SystemExit(code) from made.error
 
 
-def _runs(
-    config: RunConfig, beliefs: list[str], policies: list[str]
-) -> Iterator[tuple[str, RunConfig, bool]]:
-    """(label, config, whether the truth itself is asked), checked before the first is run."""
+def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
+    """Serve and judge one after the other, until one fails; raises if that is the first."""
+    made = _Made()
+    for position, run in enumerate(runs):
+        try:
+            with follow(run.label, quiet=quiet) as progress:
+                row, result = judged_run(
+                    run.config, run.label, sample=sample, oracle=run.oracle, progress=progress
+                )
+        except (Exception, KeyboardInterrupt) as error:
+            if not made.rows:
+                raise
+            made.error = error
+            made.missing = [left.label for left in runs[position:]]
+            break
+        made.rows.append((run, row))
+        made.first = made.first or view_of_result(result, run.label)
+        if result.resolved["belief"] is not None:
+            made.beliefs.append(result.resolved["belief"])
+    return made
+
+
+def _document(config: RunConfig, made: _Made) -> dict[str, Any]:
+    return {
+        "schema": JSON_SCHEMA,
+        "command": "regret",
+        "simulated": True,
+        "config": msgspec.to_builtins(config),
+        "resolved": made.first.resolved if made.first else None,
+        "rows": [
+            {**msgspec.to_builtins(row), "config": msgspec.to_builtins(run.config)}
+            for run, row in made.rows
+        ],
+        "not_run": made.missing,
+    }
+
+
+def _asks(config: RunConfig) -> bool:
+    """Whether the partitioner asks a belief at all."""
+    name = (config.partitioner or "").partition(":")[0]
+    return bool(partitioners.load(name).needs_belief)
+
+
+def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[_Run]:
+    """All of them, names and options checked before the first is run."""
     chosen = split_policies(policies, "--partitioner") or list(_PARTITIONERS)
     asked = split_policies(beliefs, "--cost-model")
-    runs: list[tuple[str, RunConfig, bool]] = []
+    runs: list[_Run] = []
     for policy in chosen:
         check_policies([(_SCHEDULER, policy)], None)
         own = msgspec.structs.replace(config, scheduler=_SCHEDULER, partitioner=policy)
-        if not partitioners.load(policy.partition(":")[0]).needs_belief:
-            runs.append((policy, msgspec.structs.replace(own, profile=None), False))
+        if not _asks(own):
+            runs.append(_Run(policy, msgspec.structs.replace(own, profile=None)))
             continue
-        prefix = f"{policy} " if len(chosen) > 1 else ""
+        # Without options a single partitioner goes without saying.
+        prefix = f"{policy} " if len(chosen) > 1 or ":" in policy else ""
         for label, belief in _beliefs(own, asked):
             check_policies([], belief.cost_model)
-            runs.append((prefix + label, belief, False))
-        runs.append((f"{prefix}oracle", msgspec.structs.replace(own, profile=None), True))
-    yield from runs
+            runs.append(_Run(prefix + label, belief))
+        truth = msgspec.structs.replace(own, profile=None)
+        runs.append(_Run(f"{prefix}oracle", truth, oracle=True))
+    return runs
 
 
 def _beliefs(config: RunConfig, asked: list[str]) -> list[tuple[str, RunConfig]]:
@@ -107,26 +185,29 @@ def _beliefs(config: RunConfig, asked: list[str]) -> list[tuple[str, RunConfig]]
     return [(f"{ANALYTIC} unfitted", analytic), *found]
 
 
-def _show(config: RunConfig, rows: list[Regret]) -> None:
-    from rich import box
-    from rich.table import Table
+def _show(config: RunConfig, made: _Made) -> None:
     from rich.text import Text
 
     console = results_console()
     console.print(Text.assemble(("nexusbench regret", "bold"), "  ", badge(True)))
-    judged = max(row.judged for row in rows)
-    say(
-        console,
-        f"{config.trace} on {config.device}, {config.model}: up to {judged:,} decisions of each "
-        "run judged",
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for title, _, _ in _COLUMNS:
-        table.add_column(title, justify="right")
-    for row in rows:
+    view = made.first
+    assert view is not None
+    judged = max(row.judged for _, row in made.rows)
+    lines = [
+        *header_lines(view, view.resolved),
+        ("judged", f"up to {judged:,} decisions of each run, by the device's true times"),
+    ]
+    asked = [{**view.resolved, "belief": belief} for belief in made.beliefs]
+    notes: list[str] = []
+    if asked or not made.missing:
+        notes = belief_notes(msgspec.structs.asdict(config), asked or [view.resolved])
+    for name, text in [*lines, *(("note", note) for note in notes)]:
+        say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
+    grid = Grid("", ("", *(title for title, _, _ in _COLUMNS)))
+    for _, row in made.rows:
         values = [(getattr(row, field), form) for _, field, form in _COLUMNS]
-        cells = ["-" if value is None else form.format(value) for value, form in values]
-        table.add_row(row.label, *cells)
-    print_whole(console, table)
+        grid.add(row.label, *("-" if v is None else form.format(v) for v, form in values))
+    grid.show(console)
     say(console, _LEGEND, "dim")
+    if made.missing:
+        say(console, f"WARNING: did not run to the end: {', '.join(made.missing)}", "bold red")

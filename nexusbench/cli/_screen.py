@@ -76,7 +76,7 @@ def _why_simulated() -> str:
     from nexusbench.devices.base import devices
 
     known = "cuda" in devices.names()
-    return "; no usable CUDA GPU here" if known else ": this version runs simulated devices only"
+    return "; no usable CUDA GPU here" if known else ": this version drives no CUDA GPU"
 
 
 def _show_formulas(console: Console, columns: Sequence[Column]) -> None:

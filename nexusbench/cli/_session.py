@@ -70,8 +70,8 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     schedulers = split_policies(flags["scheduler"], "--scheduler")
     partitioners = split_policies(flags["partitioner"] or [], "--partitioner")
     pairs = pair_policies(schedulers, partitioners)
-    check_policies(pairs, flags["cost_model"])
     check_texts(flags)
+    check_policies(pairs, flags["cost_model"])
     names = set(RunConfig.__struct_fields__) & set(flags)
     fields = {name: flags[name] for name in names}
     fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
@@ -101,6 +101,13 @@ def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
 
 def check_texts(flags: Mapping[str, Any]) -> None:
     """Flags that are texts, and those that exclude each other. Raises UsageError naming one."""
+    if len(split_policies([flags["cost_model"] or "-"], "--cost-model")) > 1:
+        raise UsageError(
+            f"--cost-model {flags['cost_model']}: a run asks one belief. nexusbench regret "
+            "compares several on one trace"
+        )
+    if flags["force_profile"] and flags["profile"] is None:
+        raise UsageError("--force-profile goes with --profile, which is not given")
     if flags["window"] is not None:
         try:
             parse_window(flags["window"])

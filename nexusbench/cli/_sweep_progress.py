@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nexusbench.cli._console import counted, progress_console
+from nexusbench.cli._console import ProgressLine, counted, progress_console
 from nexusbench.profiling.sweep import Outcome, Progress
 
 if TYPE_CHECKING:
@@ -60,19 +60,15 @@ class Watcher:
         )  # fmt: skip
 
     def _bar(self, now: Progress) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=max(1, now.most), completed=now.done, width=24)
-        grid.add_row(self._title, bar, _state(now), now.setting.kind)
-        return grid
+        text = f"{_state(now, short=True)} {now.setting.kind}"
+        return ProgressLine(self._title, now.done, now.most, text)
 
 
-def _state(now: Progress) -> str:
-    text = f"{now.done:,} of at most {now.most:,} points"
+def _state(now: Progress, *, short: bool = False) -> str:
+    bound = "≤" if short else "at most"
+    text = f"{now.done:,} of {bound} {now.most:,} points"
     if now.left_s is not None:
-        text += f", at most {_duration(now.left_s)} left"
+        text += f", {bound} {_duration(now.left_s)} left"
     return text
 
 

@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
     except NexusbenchError as error:
         return _report(str(error), error.exit_code, debug)
     except _ClickError as error:
-        return _usage_error(error, debug)
+        return _usage_error(error, arguments, debug)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             return _reader_left()
@@ -152,7 +152,7 @@ def _call(arguments: list[str]) -> object:
     return code
 
 
-def _usage_error(error: Exception, debug: bool) -> int:
+def _usage_error(error: Exception, arguments: list[str], debug: bool) -> int:
     """A wrong flag or argument; help asked for by giving no command at all is no error."""
     context = getattr(error, "ctx", None)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
@@ -161,10 +161,22 @@ def _usage_error(error: Exception, debug: bool) -> int:
         if message:
             print(message)
         return 2
-    where = context.command_path if context is not None else "nexusbench"
+    where = context.command_path if context is not None else _command_path(arguments)
     sentence = message.rstrip()
     sentence += "" if sentence.endswith((".", "?")) else "."
     return _report(f"{sentence} See {where} --help", getattr(error, "exit_code", 2), debug)
+
+
+def _command_path(arguments: list[str]) -> str:
+    """The command that ``arguments`` name. Click's parser does not say it where it fails itself."""
+    command: object = typer.main.get_command(app)
+    words = ["nexusbench"]
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument)
+        if command is None:
+            break
+        words.append(argument)
+    return " ".join(words)
 
 
 def _report(message: str, code: int, debug: bool) -> int:

@@ -21,8 +21,8 @@ Batches = Annotated[
         "--batch",
         metavar="SPEC",
         rich_help_panel=_SWEEP,
-        help="Measure this batch too, on all SMs (repeatable): 2q2k_32q1s1k is two prompts of "
-        "2,048 tokens and 32 decodes at 1,024.",
+        help="Measure this batch too, on all SMs (repeatable): 1q1k_32q1s1k is a prompt of 1,024 "
+        "tokens and 32 decodes at 1,024.",
     ),
 ]
 CounterNames = Annotated[

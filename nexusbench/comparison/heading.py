@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import Row, unit_of
 from nexusbench.comparison.view import Column, RunView
@@ -40,6 +41,8 @@ def header_lines(
     device = _device_text(resolved)
     if asked == "auto":
         device += f" (--device auto{why_simulated if view.simulated else ''})"
+    elif asked and ("/" in asked or "\\" in asked):
+        device += f" (--device {asked})"  # the name of a file does not say which one
     tokens = resolved["kv_blocks"] * resolved["block_size"]
     caching = "on" if view.config.get("prefix_caching") else "off"
     lines = [
@@ -78,7 +81,9 @@ def _device_text(resolved: dict[str, Any]) -> str:
     name, unit = resolved["device"], unit_of(resolved["device"])
     cores = (resolved.get("environment") or {}).get("cores")
     if cores is None:
-        return f"{name}: {resolved['gpu']['name']}, {resolved['num_sms']} {unit}"
+        gpus = resolved.get("gpus", 1)
+        text = f"{name}: {resolved['gpu']['name']}, {resolved['num_sms']} {unit}"
+        return text + (f", {gpus} GPUs" if gpus > 1 else "")
     text = f"{name}: {resolved['gpu']['name']}, {len(cores.split(','))} cores"
     if name.endswith(":shared"):
         text += ", TIME-SHARED: a split is a share of their time by thread priority, not of cores"
@@ -109,21 +114,21 @@ def _trace_line(view: RunView, trace: dict[str, Any]) -> str:
 
 
 def policies_line(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column."""
+    """Scheduler, partitioner and belief of each column, with the options that were typed."""
     texts = []
     for column in columns:
-        resolved = column.first.resolved
+        resolved, config = column.first.resolved, column.first.config
         if resolved["scheduler"] is None:  # whatever a server has
             continue
-        belief = resolved["belief"]
-        asks = f" asking {_belief(belief)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {resolved['partitioner']}{asks})")
+        belief, partitioner = resolved["belief"], config.get("partitioner")
+        asks = f" asking {_belief(belief, config.get('cost_model'))}" if belief else ""
+        texts.append(f"{column.label} (partitioner {partitioner or resolved['partitioner']}{asks})")
     return ", ".join(texts)
 
 
-def _belief(facts: dict[str, Any]) -> str:
+def _belief(facts: dict[str, Any], asked: str | None) -> str:
     """What a partitioner asks, and what that was fitted to."""
-    text = str(facts["cost_model"])
+    text = asked or str(facts["cost_model"])
     profile = facts.get("profile")
     if profile:
         text += f" fitted to a profile of {profile['of']}"
@@ -133,7 +138,9 @@ def _belief(facts: dict[str, Any]) -> str:
 
 def note_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
     """What must be known of these policies, as further header lines."""
-    return [("note", _TIGHT_BETA)] if any(map(_is_tight, columns)) else []
+    notes = [_TIGHT_BETA] if any(map(_is_tight, columns)) else []
+    notes += belief_notes(columns[0].first.config, [column.first.resolved for column in columns])
+    return [("note", text) for text in notes]
 
 
 def _is_tight(column: Column) -> bool:

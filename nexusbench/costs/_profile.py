@@ -12,10 +12,11 @@ import msgspec
 
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
 
 SCHEMA = 1
-PROFILE_FILE, POINTS_FILE = "profile.json", "points.jsonl"
+PROFILE_FILE, POINTS_FILE, SWEEP_FILE = "profile.json", "points.jsonl", "sweep.json"
 
 
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,11 +63,33 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float
 
 
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to type to open the profiled device again, as it was typed: a fingerprint's name does
+    not say where the file of a GPU lies. ``device`` is empty where that is not known.
+    """
+
+    device: str = ""
+    kernel_table: str | None = None
+    gpu_memory_utilization: float = 0.9
+
+
+class OwnBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A batch that ``--batch`` asked for, in the grammar's shortest form: measured on all SMs, and
+    what each fit says of it. ``held_out``: no fit saw it.
+    """
+
+    batch: str
+    ns: float
+    interval: float
+    held_out: bool
+    predicted_ns: dict[str, float]
+
+
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a sweep found. ``points_sha256`` names the measurements; it is the profile's identity.
 
     ``gpu`` and ``model`` are the descriptions that the fits refer to, ``splits`` the legal SM pairs
-    of the device at the time.
+    of the device at the time, ``limits`` the step budgets within which was measured.
     """
 
     schema: int
@@ -84,6 +107,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     facts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     counters: dict[str, str] = {}  # source -> "on", or why it was off
+    asked: Asked = Asked()
+    limits: Limits | None = None
+    batches: tuple[OwnBatch, ...] = ()
 
     def fit_of(self, cost_model: str, options: dict[str, Any]) -> Fit | None:
         """The fit of that model with exactly those options."""
@@ -113,6 +139,11 @@ def load_profile(path: Path) -> Profile:
     an unfinished sweep included.
     """
     file = profile_path(path)
+    if file.name in (POINTS_FILE, SWEEP_FILE):
+        raise InputError(
+            "belongs to a profile, but is not the profile itself", file=file,
+            hint=f"Give its folder: {file.parent}",
+        )  # fmt: skip
     if not file.is_file():
         hint = "Make one: nexusbench profile --device DEVICE --model MODEL -o DIR"
         if (file.parent / POINTS_FILE).is_file():

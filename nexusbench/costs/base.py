@@ -41,6 +41,7 @@ class CostModel(ABC):
     Options: ClassVar[type[CostModelOptions]] = CostModelOptions
     Parameters: ClassVar[type[FittedParameters]] = FittedParameters
     works_unfitted: ClassVar[bool] = False
+    found_by_fit: ClassVar[tuple[str, ...]] = ()  # options that mean nothing once it is fitted
     monotone: bool = True  # more SMs are never believed to take longer
     learns: bool = False  # while it serves: it is told how each launch ended
     source: ClassVar[str] = ""

@@ -46,6 +46,7 @@ class Roofline(CostModel):
     Options: ClassVar[type[CostModelOptions]] = RooflineOptions
     Parameters: ClassVar[type[FittedParameters]] = RooflineParameters
     works_unfitted: ClassVar[bool] = True
+    found_by_fit: ClassVar[tuple[str, ...]] = ("bandwidth_sms",)
     source: ClassVar[str] = (
         "Nexus section 4.1.1 (2507.06608); bandwidth over SMs after Bullet (2504.19516)"
     )

@@ -60,7 +60,7 @@ class Table(CostModel):
         super().__init__(options, gpu=gpu, model=model, tensor_parallel=tensor_parallel)
         if parameters is None:
             raise UsageError(
-                "cost model 'table' is only a profile's: give one with --profile FILE (made by "
+                "cost model 'table' is only a profile's: give one with --profile DIR (made by "
                 "nexusbench profile)"
             )
         self.parameters = parameters

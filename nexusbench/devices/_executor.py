@@ -14,7 +14,6 @@ from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.request import Request
 from nexusbench.devices._prompts import Prompts
 from nexusbench.kernels.attention.base import PreparedAttention
-from nexusbench.kernels.attention.sdpa import SdpaAttention
 from nexusbench.kernels.paged import LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan, BlockTables, plan_attention
 from nexusbench.models.decoder import Decoder
@@ -54,7 +53,7 @@ class StepRunner:
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._attention = SdpaAttention(served.kv)
+        self._attention = served.decoder.new_attention(served.kv)
         self._tables = BlockTables()
         self._ended: deque[int] = deque()  # requests to drop from the tables
 
@@ -82,11 +81,20 @@ class StepRunner:
     def _once(self, batch: Batch, contexts: Sequence[int]) -> list[int]:
         """One forward pass; the tokens of decodes, then of chunks that end what is known."""
         served, num_decodes = self._served, len(batch.decodes)
+        if served.stop.is_set():
+            raise Stopped
         requests = [*batch.decodes, *(chunk.request for chunk in batch.chunks)]
         counts = [1] * num_decodes + [chunk.num_tokens for chunk in batch.chunks]
         rows = self._tables.rows([r.index for r in requests], [r.blocks for r in requests])
         size = served.kv.block_size
-        plan = plan_attention(counts, contexts, self._tables.table, size, rows=rows)
+        plan = plan_attention(
+            counts,
+            contexts,
+            self._tables.table,
+            size,
+            rows=rows,
+            padded_tokens=self._attention.padded_tokens,
+        )
         ends = [context + count for context, count in zip(contexts, counts, strict=True)]
         known = [served.prompts.known(r) for r in requests]
         tokens = [k[a:b] for k, a, b in zip(known, contexts, ends, strict=True)]
@@ -137,7 +145,9 @@ class StepRunner:
 
 
 class _Stoppable(PreparedAttention):
-    """Attention that looks up once a layer: a long step need not be waited for."""
+    """Attention that looks up once a layer: a long step need not be waited for. Decodes that run
+    through all layers in one native call are looked at between two steps only.
+    """
 
     def __init__(self, attention: PreparedAttention, stop: threading.Event) -> None:
         self._attention, self._stop = attention, stop

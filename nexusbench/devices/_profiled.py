@@ -22,11 +22,12 @@ from nexusbench.costs._profile import (
     Profile,
     load_profile,
     model_fingerprint,
+    profile_path,
     read_points,
 )
 from nexusbench.costs._surface import Surface, between
 from nexusbench.costs._work import chunk_work, equivalent_context
-from nexusbench.devices._gpus import legal_splits
+from nexusbench.devices._gpus import gpu_names, legal_splits
 from nexusbench.devices._measured import stretched
 from nexusbench.devices._physics import Load, Physics
 
@@ -273,7 +274,7 @@ class Truth:
         """Raises UsageError if the profile is of another model or number of GPUs, InputError if it
         or its points cannot be read.
         """
-        profile = load_profile(path)
+        profile, path = load_profile(path), profile_path(path)
         was = profile.fingerprint
         if was.model_sha256 != model_fingerprint(model):
             raise UsageError(
@@ -296,5 +297,9 @@ class Truth:
 
 
 def is_profile(argument: str) -> bool:
-    """Whether a device's argument names a profile."""
-    return argument.lower().endswith(".json")
+    """Whether a device's argument names a profile: its file, or the folder it is in. A folder that
+    is called as a shipped GPU is does not hide that.
+    """
+    if argument.lower().endswith((".json", ".jsonl")):
+        return True
+    return bool(argument) and argument.lower() not in gpu_names() and Path(argument).is_dir()

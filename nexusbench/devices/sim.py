@@ -108,13 +108,14 @@ class Sim(Device):
         if not argument:
             raise UsageError(
                 "--device sim needs a GPU: write sim:l20, sim:FILE.toml for your own, or "
-                "sim:DIR/profile.json for the times of a profile"
+                "sim:DIR for the times of the profile in that folder"
             )
         return load_profile(Path(argument)).gpu if is_profile(argument) else load_gpu(argument)
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
-        """``sim:l20``, ``sim:FILE.toml`` or ``sim:DIR/profile.json``.
+        """``sim:l20``, ``sim:FILE.toml``, ``sim:DIR`` or ``sim:DIR/profile.json``. A file keeps its
+        suffix in the device's name: an l20.toml of one's own is not the shipped L20.
 
         Raises UsageError if the weights do not fit, or a profile is of something else.
         """
@@ -126,7 +127,7 @@ class Sim(Device):
                 )
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
-        return cls(cls.describe(argument), model, options, name=Path(argument).stem.lower())
+        return cls(cls.describe(argument), model, options, name=Path(argument).name.lower())
 
     def now(self) -> int:
         """Virtual nanoseconds."""

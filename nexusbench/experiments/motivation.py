@@ -1,8 +1,10 @@
 """Section 3 of the Nexus paper (arXiv 2507.06608) on a device of ours: its numbers beside ours.
 
-What comes out of a simulated GPU may have been put in. So every statement is tried again on the
-same GPU with the constants that it might rest on made neutral, one at a time: it is "found" if it
-stays, and "follows" from a constant if it changes by more than half.
+Two questions, and neither answers the other. Does the paper's number come out (``agrees``)? And
+could something else have come out? What a simulated GPU says may have been put in, so every
+statement is tried again on the same GPU with the constants that it might rest on made neutral, one
+at a time: ours is "found" if it stays, and "follows" from a constant if it changes by more than
+half.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ CONTEXT = 6000  # tokens: a prompt of Long Data Collections, whose mean is 5,905
 # not printed. With four, the dense layers decide.
 DECODES, FEW_DECODES = 16, 4
 _SAMPLING = Sampling(10, 40, 0.004, 20.0)
+# How far beyond the paper's number, or on the wrong side of its bound, ours may be (share of it).
+AGREES, IN_PART = 0.2, 0.5
 # What a constant is when it decides nothing; a curve can do so in two ways.
 NEUTRAL: dict[str, dict[str, Any]] = {
     "bandwidth_curve flat": {"bandwidth_curve": ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))},
@@ -50,7 +54,9 @@ class Row(msgspec.Struct, frozen=True):
     """One statement. ``without`` is ours with ``constant`` made neutral, the one that changes it
     most; None where none was tried.
 
-    ``verdict``: ``found``, ``follows``, ``measured`` (no simulator), or why there is none.
+    ``verdict`` is what ours is: ``found``, ``follows``, ``measured`` (no simulator), or why there
+    is none. ``agrees`` with the paper: ``yes``, ``in part``, ``no``, or empty where there is no
+    number.
     """
 
     statement: str
@@ -60,6 +66,27 @@ class Row(msgspec.Struct, frozen=True):
     verdict: str
     constant: str = ""
     without: float | None = None
+
+    @property
+    def agrees(self) -> str:
+        """Within AGREES of the paper's number or bound, within IN_PART, or beyond."""
+        if self.ours is None:
+            return ""
+        off = distance(self.paper, self.ours) - 1e-9
+        return "yes" if off <= AGREES else "in part" if off <= IN_PART else "no"
+
+
+def distance(paper: str, ours: float) -> float:
+    """How far ``ours`` is from the nearest number of ``paper``, as a share of that; 0 on the right
+    side of a bound (``over``, ``under``, ``up to``).
+    """
+    words = paper.split()
+    numbers = [float(word) for word in words if word[0].isdigit()]
+    if words[0] == "over":
+        return max(0.0, 1 - ours / numbers[0])
+    if words[0] in ("under", "up"):
+        return max(0.0, ours / numbers[0] - 1)
+    return min(abs(ours / number - 1) for number in numbers)
 
 
 class Bench:

@@ -8,22 +8,25 @@ the other stays within its slack of its time on all SMs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from nexusbench.assembly import Assembly, BeliefFactory, assemble
+from nexusbench.assembly import Assembly, BeliefFactory, assemble, open_device
+from nexusbench.belief import make_belief
 from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape, Plan, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
+from nexusbench.devices.base import Device
 from nexusbench.experiments.oracle import Oracle, make_oracle, simulated
+from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusOptions
-from nexusbench.runner import Progress, serve
+from nexusbench.runner import Progress, RunResult, serve
 
 TOLERANCE = 1e-9  # of the bound: a split that just meets it meets it
 PAIR = ("prefill", "decode")
@@ -160,6 +163,23 @@ def judge(
     return Judgement(max(0.0, got / best - 1.0), max(0.0, held / bound - 1.0), bool(feasible))
 
 
+def check_beliefs(configs: Iterable[RunConfig]) -> None:
+    """Raise what :func:`regret` would for the device or belief of any of ``configs``, which share
+    their device and model: before the first of them is served, not when its turn comes.
+    """
+    device: Device | None = None
+    try:
+        for config in configs:
+            model = load_model(config.model)
+            if device is None:
+                device, _ = open_device(config, model, config.max_model_len or model.max_model_len)
+                simulated(device)
+            make_belief(config, device, model)
+    finally:
+        if device is not None:
+            device.close()
+
+
 def regret(
     config: RunConfig,
     label: str,
@@ -173,6 +193,18 @@ def regret(
     ``oracle`` replaces the belief by the truth. Raises UsageError unless the device is simulated
     and the scheduler runs prefill beside decode.
     """
+    return judged_run(config, label, sample=sample, oracle=oracle, progress=progress)[0]
+
+
+def judged_run(
+    config: RunConfig,
+    label: str,
+    *,
+    sample: int = 300,
+    oracle: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Regret, RunResult]:
+    """:func:`regret`, and the run that was judged."""
     factory: BeliefFactory | None = make_oracle if oracle else None
     assembly: Assembly = assemble(config, factory)
     try:
@@ -183,13 +215,14 @@ def regret(
             )
         watched = Watched(assembly.partitioner, sample, config.seed)
         assembly.partitioner = watched
-        summary = serve(assembly, None, progress).summary
+        result = serve(assembly, None, progress)
         splits = [split for split in device.spec.splits if not split.overlapping]
         truth, rules = Oracle(device), objective(watched.inner)
         judged = [judge(decision, truth, splits, rules) for decision in watched.kept]
     finally:
         assembly.device.close()
-    return _result(label, watched, judged, summary["metrics"], scored=not oracle)
+    row = _result(label, watched, judged, result.summary["metrics"], scored=not oracle)
+    return row, result
 
 
 def _result(

@@ -45,13 +45,15 @@ class LayerKV:
     one copy writes both, one gather per block reads both, 2 to 4 KiB at a time.
     """
 
-    __slots__ = ("blocks", "slots", "tensor")
+    __slots__ = ("blocks", "keys", "slots", "tensor", "values")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         num_blocks, block_size = tensor.shape[:2]
         self.tensor = tensor
         self.blocks = tensor.view(num_blocks, -1)
         self.slots = tensor.view(num_blocks * block_size, -1)
+        # [num_blocks, KV heads, block_size, head size], as native kernels take them
+        self.keys, self.values = tensor[:, :, 0].transpose(1, 2), tensor[:, :, 1].transpose(1, 2)
 
     def write(self, slots: torch.Tensor, kv: torch.Tensor) -> None:
         """Put the rows ``kv`` [T, 2 x KV heads x head size] into ``slots`` [T]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Literal
 
 import torch
@@ -50,14 +51,19 @@ class Rotary:
                 torch.where(wavelength < high, inverse, blended),
             )
         self.inverse_frequencies = inverse
+        self._lock = threading.Lock()
         self._table = self._rotations(256)
 
     def at(self, positions: torch.Tensor, longest: int) -> torch.Tensor:
         """[T] -> [T, 1, head_dim / 2]; ``longest`` is the largest position."""
-        if longest >= len(self._table):
-            # Two workers may both grow it; either result is right.
-            self._table = self._rotations(1 << longest.bit_length())
-        return self._table.index_select(0, positions).unsqueeze(1)
+        return self.table(longest).index_select(0, positions).unsqueeze(1)
+
+    def table(self, longest: int) -> torch.Tensor:
+        """The rotations of all positions up to ``longest`` at least; it never gets shorter."""
+        with self._lock:  # two workers may both want it longer
+            if longest >= len(self._table):
+                self._table = self._rotations(1 << longest.bit_length())
+            return self._table
 
     def _rotations(self, count: int) -> torch.Tensor:
         with torch.inference_mode():

@@ -10,7 +10,6 @@ import msgspec
 import torch
 
 from nexusbench.core.errors import UsageError
-from nexusbench.kernels.attention.sdpa import SdpaAttention
 from nexusbench.kernels.planner import plan_attention
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.decoder import Decoder
@@ -124,7 +123,7 @@ def teacher_forced(
     """
     needed = [-(-len(tokens) // _BLOCK) for tokens in ids]
     kv = decoder.new_kv(sum(needed), _BLOCK)
-    backend = SdpaAttention(kv)
+    backend = decoder.new_attention(kv)
     free = list(range(sum(needed)))
     random.Random(seed).shuffle(free)
     tables = [[free.pop() for _ in range(count)] for count in needed]

@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-from torch.nn import functional
 
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.kernels import fused
+from nexusbench.kernels.attention.base import AttentionBackend
+from nexusbench.kernels.attention.paged_native import NativeAttention
+from nexusbench.kernels.attention.sdpa import SdpaAttention
 from nexusbench.kernels.linear import Linear
 from nexusbench.kernels.norm import RmsNorm
-from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
-from nexusbench.kernels.rotary import Rotary, rotate_
+from nexusbench.kernels.paged import HeadShape, PagedKV
+from nexusbench.kernels.rotary import Rotary
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource, open_source
+from nexusbench.models.layers import NativeLayers, TorchLayers, native_layers_fit
 from nexusbench.models.memory import require_memory
 from nexusbench.models.step import Step
-from nexusbench.models.weights import LayerWeights, WeightReader, torch_dtype
+from nexusbench.models.weights import WeightReader, torch_dtype
 
 
 class Decoder:
@@ -36,32 +40,23 @@ class Decoder:
         spec = config.spec
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
-        eps = config.rms_norm_eps
+        eps, tied = config.rms_norm_eps, spec.tie_word_embeddings
+        self.native = native_layers_fit(config, dtype, self.device)
         read = WeightReader(config, source, dtype, device)
-        name = "model.embed_tokens.weight"
-        self.embedding = read.matrix(name, spec.vocab_size, spec.hidden_size)
-        self.layers = [
-            DecoderLayer(read.layer(index), self.heads, eps, dtype)
-            for index in range(spec.num_layers)
-        ]
+        vocabulary = (spec.vocab_size, spec.hidden_size)
+        embedding = read.matrix("model.embed_tokens.weight", *vocabulary)
+        self.head = Linear(embedding if tied else read.matrix("lm_head.weight", *vocabulary))
+        # Of a tied embedding the head's packed copy is the only one.
+        self._embedding = None if tied else embedding
+        self.rotary = _rotary(config, device)
+        weights = (read.layer(index) for index in range(spec.num_layers))
+        self._layers: NativeLayers | TorchLayers = (
+            NativeLayers(weights, self.heads, self.rotary, eps)
+            if self.native
+            else TorchLayers(weights, self.heads, self.rotary, eps, dtype)
+        )
+        self.layers = self._layers.layers
         self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
-        # Tied heads share the embedding until a dense layer repacks it.
-        self.head = Linear(
-            self.embedding
-            if spec.tie_word_embeddings
-            else read.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size)
-        )
-        rope = config.rope
-        self.rotary = Rotary(
-            spec.head_dim,
-            rope.theta,
-            kind=rope.kind,
-            factor=rope.factor,
-            low_freq_factor=rope.low_freq_factor,
-            high_freq_factor=rope.high_freq_factor,
-            original_max_len=rope.original_max_len,
-            device=device,
-        )
 
     @classmethod
     def load(
@@ -91,6 +86,10 @@ class Decoder:
             )
         return PagedKV(layers, num_blocks, block_size, self.heads, self.dtype, self.device)
 
+    def new_attention(self, kv: PagedKV) -> AttentionBackend:
+        """The fastest attention for this decoder; each worker needs one of its own."""
+        return NativeAttention(kv) if self.native else SdpaAttention(kv)
+
     def forward(
         self,
         step: Step,
@@ -109,54 +108,33 @@ class Decoder:
             raise NexusbenchError(f"layers {first}:{stop} need the hidden states of layer {first}")
         with torch.inference_mode():
             if hidden is None:
-                hidden = functional.embedding(step.token_ids, self.embedding).float()
-            rotations = self.rotary.at(step.positions, step.longest)
-            for layer, cache in zip(self.layers[first:stop], kv.layers[first:stop], strict=True):
-                layer.forward(hidden, step, rotations, cache)
-            if stop < len(self.layers):
-                return hidden
-            if step.logit_rows is not None:
-                hidden = hidden.index_select(0, step.logit_rows)
+                hidden = self._embed(step.token_ids)
+            hidden = self._layers.run(hidden, step, kv, first, stop)
+            return hidden if stop < len(self.layers) else self._logits(hidden)
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        table = self._embedding
+        rows = self.head.rows(ids) if table is None else table.index_select(0, ids)
+        return rows.float().contiguous()
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, hidden_size] -> [R, vocab], fp32."""
+        if not self.native:
             return self.head(self.norm(hidden)).float()
+        norm = self.norm
+        normed = fused.rms_norm(hidden, norm.weight, norm.eps, self.dtype)
+        return self.head(normed, out_dtype=torch.float32)
 
 
-class DecoderLayer:
-    """Attention and SwiGLU, each on the normed residual stream and added to it."""
-
-    __slots__ = (
-        "down",
-        "gate_up",
-        "heads",
-        "input_norm",
-        "mlp_norm",
-        "output",
-        "qk_norm",
-        "qkv",
+def _rotary(config: DecoderConfig, device: torch.device | str) -> Rotary:
+    rope = config.rope
+    return Rotary(
+        config.spec.head_dim,
+        rope.theta,
+        kind=rope.kind,
+        factor=rope.factor,
+        low_freq_factor=rope.low_freq_factor,
+        high_freq_factor=rope.high_freq_factor,
+        original_max_len=rope.original_max_len,
+        device=device,
     )
-
-    def __init__(
-        self, weights: LayerWeights, heads: HeadShape, eps: float, dtype: torch.dtype
-    ) -> None:
-        self.heads = heads
-        self.input_norm = RmsNorm(weights.input_norm, eps, dtype)
-        self.qkv = Linear(weights.qkv, weights.qkv_bias)
-        self.qk_norm = (
-            None if weights.qk_norm is None else RmsNorm(weights.qk_norm, eps, torch.float32)
-        )
-        self.output = Linear(weights.output, weights.output_bias)
-        self.mlp_norm = RmsNorm(weights.mlp_norm, eps, dtype)
-        self.gate_up = Linear(weights.gate_up, weights.gate_up_bias)
-        self.down = Linear(weights.down, weights.down_bias)
-
-    def forward(
-        self, hidden: torch.Tensor, step: Step, rotations: torch.Tensor, cache: LayerKV
-    ) -> None:
-        """Add this layer's part to ``hidden`` [T, hidden_size], in place."""
-        heads = self.heads
-        qkv = self.qkv(self.input_norm(hidden))
-        turned = qkv[:, : heads.query_size + heads.kv_size // 2].view(len(qkv), -1, heads.head_dim)
-        rotate_(turned, rotations, self.qk_norm)
-        cache.write(step.slots, qkv[:, heads.query_size :])
-        hidden.add_(self.output(step.attention.run(qkv, cache)))
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=1)
-        hidden.add_(self.down(functional.silu(gate).mul_(up)))

@@ -10,7 +10,11 @@ import numpy as np
 import torch
 
 from nexusbench.core.errors import InputError
-from nexusbench.kernels.attention.base import AttentionBackend, PreparedAttention
+from nexusbench.kernels.attention.base import (
+    AttentionBackend,
+    PagedDecodes,
+    PreparedAttention,
+)
 from nexusbench.kernels.planner import AttentionPlan, Ints
 
 
@@ -20,7 +24,7 @@ class Step:
 
     ``token_ids``, ``positions`` (in their request) and ``slots`` (in the KV cache) are [T];
     ``logit_rows`` [R] are the rows whose logits are wanted, None for all. ``longest`` is the
-    largest position.
+    largest position. With ``paged`` whole layers may run in one native call.
     """
 
     token_ids: torch.Tensor
@@ -29,6 +33,7 @@ class Step:
     attention: PreparedAttention
     logit_rows: torch.Tensor | None
     longest: int
+    paged: PagedDecodes | None = None
 
 
 def make_step(
@@ -52,13 +57,15 @@ def make_step(
     check_tokens(ids, vocab_size)
     rows = plan.last_rows if wanted is None else plan.last_rows[list(wanted)]
     every = len(rows) == plan.num_tokens and bool((rows[1:] > rows[:-1]).all())
+    attention = backend.prepare(plan)
     return Step(
         token_ids=torch.from_numpy(ids).to(device),
         positions=torch.from_numpy(plan.positions).to(device),
         slots=torch.from_numpy(plan.slots).to(device),
-        attention=backend.prepare(plan),
+        attention=attention,
         logit_rows=None if every else torch.from_numpy(rows).to(device),
         longest=int(plan.lengths.max()) - 1,
+        paged=attention.paged,
     )
 
 

@@ -66,16 +66,18 @@ class Pool(msgspec.Struct, frozen=True):
         """Why a batch cannot be run here, or None."""
         shape, limits = work.shape, self.limits
         requests = shape.num_decodes + len(shape.chunks)
-        longest = max([*work.lengths(), *(sum(chunk) for chunk in shape.chunks)], default=0)
+        # A decode's length includes the token that it computes.
+        lengths = [context + 1 for context in work.lengths()]
+        longest = max([*lengths, *(sum(chunk) for chunk in shape.chunks)], default=0)
         if requests > limits.max_num_seqs:
-            return f"{requests:,} requests exceed max_num_seqs {limits.max_num_seqs:,}"
+            return f"{requests:,} requests exceed --max-num-seqs {limits.max_num_seqs:,}"
         if shape.num_tokens > limits.max_num_batched_tokens:
             return (
-                f"{shape.num_tokens:,} new tokens exceed max_num_batched_tokens "
+                f"{shape.num_tokens:,} new tokens exceed --max-num-batched-tokens "
                 f"{limits.max_num_batched_tokens:,}"
             )
-        if longest > limits.max_model_len - bool(shape.num_decodes):
-            return f"a length of {longest:,} exceeds max_model_len {limits.max_model_len:,}"
+        if longest > limits.max_model_len:
+            return f"a length of {longest:,} exceeds --max-model-len {limits.max_model_len:,}"
         needed = self.blocks_of(work, MOST_REPEATS)
         if needed > self.num_blocks:
             return f"{needed:,} KV blocks are more than the {self.num_blocks:,} there are"

@@ -62,12 +62,15 @@ class Check(msgspec.Struct, frozen=True):
         return all(again.agrees for again in self.points) and all(f.holds for f in self.fits)
 
 
-def check_profile(profile: Profile, points: Sequence[Point], subject: Subject) -> Check:
+def check_profile(
+    profile: Profile, points: Sequence[Point], subject: Subject, *, named: bool = False
+) -> Check:
     """Measure some of ``points`` again on ``subject``'s device, with other noise than then.
 
-    Raises UsageError if it is another device or model than the profile's.
+    ``named``: the device was chosen for this check, so that one with other constants is what is
+    asked about. Raises UsageError if it is another device or model than the profile's.
     """
-    notes = list(_comparable(profile, subject))
+    notes = _comparable(profile, subject, named=named)
     chosen = handful(points)
     pool = subject.pool().enough_for(point.setting for point in chosen)
     measurer = Measurer(Desk(subject.device, pool), _SAMPLING)
@@ -125,12 +128,19 @@ def _again(measurer: Measurer, point: Point, seed: int) -> Again:
     return Again(point, now.ns, False)
 
 
-def _comparable(profile: Profile, subject: Subject) -> list[str]:
+def _comparable(profile: Profile, subject: Subject, *, named: bool) -> list[str]:
     """What has changed but does not stand in the way. Raises UsageError for what does."""
     was, now = profile.fingerprint, fingerprint_of(subject.device, subject.model)
     problems = []
-    if (was.device, was.num_sms) != (now.device, now.num_sms):
+    if was.num_sms != now.num_sms or (was.device != now.device and not named):
         problems.append(f"it is of {was.device} with {was.num_sms} SMs, not of {now.device}")
+    elif was.device_sha256 != now.device_sha256 and not named:
+        asked = subject.asked.device or now.device
+        raise UsageError(
+            f"{was.device} has other constants or tables now than when it was profiled, so this "
+            "profile is not of it any more. Profile again with --fresh, or measure it all the same "
+            f"with --device {asked}"
+        )
     if was.model_sha256 != now.model_sha256:
         problems.append(f"it is of the model {was.model}, not of {now.model}")
     if problems:
@@ -139,7 +149,9 @@ def _comparable(profile: Profile, subject: Subject) -> list[str]:
             "model, or leave --device and --model out"
         )
     notes = []
-    if was.device_sha256 != now.device_sha256:
+    if was.device != now.device:
+        notes.append(f"the profile is of {was.device}; what was measured again is {now.device}")
+    elif was.device_sha256 != now.device_sha256:
         notes.append(f"{was.device} has other constants or tables now than when it was profiled")
     for key in sorted({*was.environment, *now.environment}):
         before, after = was.environment.get(key, "not told"), now.environment.get(key, "not told")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -116,6 +117,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contention: tuple[Contention, ...] = ()
     splits: tuple[SplitChoice, ...] = ()
     num_warned: int = 0
+    warned: dict[str, int] = {}  # kind of warning -> points
     num_outliers: int = 0
     num_discarded: int = 0
     reasons: dict[str, str] = {}
@@ -140,10 +142,32 @@ def derive_facts(
         contention=tuple(contention),
         splits=tuple(_splits(points)),
         num_warned=sum(bool(point.warnings) for point in points),
+        warned=_warned(points),
         num_outliers=sum(len(point.outliers) for point in points),
         num_discarded=sum(point.discarded for point in points),
         reasons=reasons,
     )
+
+
+def representative(splits: Sequence[SplitChoice]) -> list[SplitChoice]:
+    """The splits of the pair of batches in the middle of those measured."""
+    pairs = list(dict.fromkeys((row.prefill, row.decode) for row in splits))
+    if not pairs:
+        return []
+    chosen = pairs[len(pairs) // 2]
+    return [row for row in splits if (row.prefill, row.decode) == chosen]
+
+
+def _warned(points: Sequence[Point]) -> dict[str, int]:
+    """How many points carry each kind of warning, the most frequent first. A kind is a warning
+    without its numbers: ``wide interval``, ``samples discarded``.
+    """
+    kinds = Counter(
+        kind
+        for point in points
+        for kind in {text.partition(":")[0].lstrip("0123456789 ") for text in point.warnings}
+    )
+    return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 
 def stored_facts(facts: dict[str, Any]) -> Facts:

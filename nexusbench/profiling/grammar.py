@@ -1,4 +1,4 @@
-"""vLLM's batch grammar: ``2q2k_32q1s1k`` is two prompts of 2,048 tokens and 32 decodes at 1,024.
+"""vLLM's batch grammar: ``1q1k_32q1s1k`` is a prompt of 1,024 tokens and 32 decodes at 1,024.
 
 After ``benchmarks/attention_benchmarks/batch_spec.py`` of vLLM: segments
 ``<count>q<new tokens>(k)(s<length>(k))`` joined by ``_``; the length includes the new tokens and is
@@ -13,7 +13,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 
 _SEGMENT = re.compile(r"(\d*)q(\d+)(k?)(?:s(\d+)(k?))?")
-_EXAMPLE = "Write segments as COUNTqNEWsLENGTH joined by _, as in 2q2k_32q1s1k"
+_EXAMPLE = "Write segments as COUNTqNEWsLENGTH joined by _, as in 1q1k_32q1s1k"
 _MOST = 10_000_000  # of any number: more is a slip of the finger
 
 

@@ -28,6 +28,8 @@ from nexusbench.profiling.positions import (
     spread_splits,
 )
 
+SHORTEST = 128  # tokens that a request may have at least; below, hardly a batch of the sweep fits
+
 
 class Plan(msgspec.Struct, frozen=True):
     """Lines first, then settings in order; a pair comes after both of its sides alone."""
@@ -57,7 +59,10 @@ def alone(setting: Setting) -> Setting:
 def make_plan(
     spec: DeviceSpec, pool: Pool, effort: Effort, batches: Sequence[tuple[str, Work]] = ()
 ) -> Plan:
-    """What to measure. ``batches`` are the user's (text, batch); they are held out of fits."""
+    """What to measure. ``batches`` are the user's (text, batch); they are held out of fits.
+
+    Raises UsageError if there is room for no prefill or no decode: nothing can be learnt then.
+    """
     made = _Planner(spec, pool, effort)
     made.prefill_lines()
     made.decode_lines()
@@ -79,8 +84,12 @@ class _Planner:
         self._settings: dict[str, Setting] = {}
         self._notes: list[str] = []
         limits = pool.limits
-        self.chunks = effort.chunks_up_to(limits.max_num_batched_tokens)
         longest = min(limits.max_model_len, effort.longest)
+        if longest < SHORTEST:
+            raise UsageError(
+                f"--max-model-len {longest} is too short to profile: give {SHORTEST} at least"
+            )
+        self.chunks = effort.chunks_up_to(min(limits.max_num_batched_tokens, longest))
         room = longest - self.chunks[-1]
         self.contexts = (0, *effort.contexts_up_to(room)) if room > 0 else (0,)
         self.batches = effort.batches_up_to(limits.max_num_seqs)
@@ -115,11 +124,18 @@ class _Planner:
             )
         batch = self.batches[len(self.batches) // 2]
         own = [work for work in fitting if work.shape.num_decodes == batch]
-        self._add_lines(fitting, "decode", own[len(own) // 2] if own else None)
+        self._add_lines(fitting or works, "decode", own[len(own) // 2] if own else None)
 
     def _add_lines(self, works: Sequence[Work], phase: str, reference: Work | None) -> None:
         legal = self.sms(phase)
         effort = self.effort
+        if all(self.pool.misfit(work) is not None for work in works):
+            smallest = min(works, key=lambda w: w.shape.num_tokens + w.shape.decode_context)
+            problem = self.pool.misfit(smallest)
+            raise UsageError(
+                f"there is no room to measure {phase}, not even the smallest batch of the sweep: "
+                f"{problem}"
+            )
         for work in works:
             if self.pool.misfit(work) is not None:
                 continue

@@ -11,7 +11,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
 from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
-from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.facts import Facts, SplitChoice, representative, stored_facts
 from nexusbench.profiling.grammar import format_batch
 
 FORMATS = ("png", "svg")
@@ -58,7 +58,7 @@ def _figure(profile: Profile, title: str, columns: int) -> tuple[Any, Any]:
     """A figure without a window, titled, and marked if it is simulated."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * columns, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.2 * columns, 4.6), layout="constrained")
     identity = profile.fingerprint
     state = "SIMULATED" if identity.simulated else "measured"
     figure.suptitle(f"{title}: {identity.model} on {identity.device} ({state})", fontsize=11)
@@ -96,60 +96,92 @@ def _latency(profile: Profile, points: Sequence[Point]) -> Any:
         axis.set_ylabel("latency, 1 = on all SMs")
         axis.set_ylim(bottom=0)
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=8)
+        _legend(axis)
     return figure
 
 
 def _contention(profile: Profile, facts: Facts) -> Any:
-    """Slowdown beside a neighbour over the own share of SMs (Fig. 6 shows one split of it)."""
+    """Slowdown of one batch beside several over the own share of SMs (Fig. 6 shows one split)."""
     if not facts.contention:
         return None
     figure, axes = _figure(profile, "Contention", 2)
     total = profile.fingerprint.num_sms
     for axis, phase in zip(axes, _PHASES, strict=True):
         rows = [row for row in facts.contention if row.phase == phase]
-        pairs = list(dict.fromkeys((row.batch, row.neighbour) for row in rows))
-        for batch, neighbour in pairs[:: max(1, -(-len(pairs) // _MOST_LINES))]:
-            line = sorted(
-                (row.sms, row.slowdown)
-                for row in rows
-                if (row.batch, row.neighbour) == (batch, neighbour)
-            )
+        batches = list(dict.fromkeys(row.batch for row in rows))
+        # The same batch throughout: two things that change at once would explain nothing.
+        batch = batches[len(batches) // 2] if batches else ""
+        rows = [row for row in rows if row.batch == batch]
+        for neighbour in _some(list(dict.fromkeys(row.neighbour for row in rows))):
+            line = sorted((row.sms, row.slowdown) for row in rows if row.neighbour == neighbour)
             axis.plot(
                 [100 * sms / total for sms, _ in line], [slow for _, slow in line], marker="o",
-                label=f"{batch} beside {neighbour}",
+                label=f"beside {neighbour}",
             )  # fmt: skip
-        axis.set_title(phase, fontsize=10)
+        axis.set_title(f"{phase} {batch}" if batch else f"{phase}: not measured", fontsize=10)
         axis.set_xlabel("own SMs, %")
         axis.set_ylabel("times as long as alone on the same SMs")
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=7)
+        _legend(axis)
     return figure
 
 
 def _splits(profile: Profile, facts: Facts) -> Any:
-    """Prefill rate against decode step of every split; the front is joined."""
-    pairs = list(dict.fromkeys((row.prefill, row.decode) for row in facts.splits))
-    if not pairs:
+    """Prefill rate against decode step of every split; the front is joined. Around the pair of the
+    text's table: its prefill beside several decodes, and several prefills beside its decode.
+    """
+    middle = representative(facts.splits)
+    if not middle:
         return None
-    figure, (axis,) = _figure(profile, "Splits", 1)
-    for prefill, decode in pairs[:: max(1, -(-len(pairs) // _MOST_LINES))]:
-        rows = [row for row in facts.splits if (row.prefill, row.decode) == (prefill, decode)]
-        front = sorted((r.prefill_tokens_per_s, r.decode_step_ms) for r in rows if r.front)
-        (line,) = axis.plot(
-            [rate for rate, _ in front], [step for _, step in front], marker="o",
-            label=f"{prefill} beside {decode}",
-        )  # fmt: skip
-        beaten = [row for row in rows if not row.front]
-        axis.plot(
-            [row.prefill_tokens_per_s for row in beaten], [row.decode_step_ms for row in beaten],
-            "x", color=line.get_color(),
-        )  # fmt: skip
-    axis.set_xlabel("prefill, tokens/s")
-    axis.set_ylabel("decode step, ms")
-    axis.grid(visible=True, alpha=0.3)
-    axis.legend(fontsize=7)
+    figure, axes = _figure(profile, "Splits", 2)
+    prefill, decode = middle[0].prefill, middle[0].decode
+    for axis, title, fixed, varied in (
+        (axes[0], f"prefill {prefill} beside ...", ("prefill", prefill), "decode"),
+        (axes[1], f"decode {decode} beside ...", ("decode", decode), "prefill"),
+    ):
+        rows = [row for row in facts.splits if getattr(row, fixed[0]) == fixed[1]]
+        own = getattr(middle[0], varied)
+        for other in _some(list(dict.fromkeys(getattr(row, varied) for row in rows)), own):
+            _front(axis, [row for row in rows if getattr(row, varied) == other], other)
+        if any(not row.front for row in rows):
+            axis.plot([], [], "kx", label="another split beats it on both")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("prefill, tokens/s")
+        axis.set_ylabel("decode step, ms")
+        axis.grid(visible=True, alpha=0.3)
+        _legend(axis)
     return figure
+
+
+def _front(axis: Any, rows: Sequence[SplitChoice], label: str) -> None:
+    """The splits of one pair: those that no other beats joined, the others as crosses."""
+    front = sorted((r.prefill_tokens_per_s, r.decode_step_ms) for r in rows if r.front)
+    beaten = [(r.prefill_tokens_per_s, r.decode_step_ms) for r in rows if not r.front]
+    (line,) = axis.plot(
+        [rate for rate, _ in front], [step for _, step in front], marker="o", label=label
+    )
+    axis.plot(
+        [rate for rate, _ in beaten], [step for _, step in beaten], "x", color=line.get_color()
+    )
+
+
+def _some(values: list[str], always: str = "") -> list[str]:
+    """At most _MOST_LINES of them, evenly, ``always`` among them if it is one."""
+    if len(values) <= _MOST_LINES:
+        return values
+    last = len(values) - 1
+    places = {round(i * last / (_MOST_LINES - 1)) for i in range(_MOST_LINES)}
+    if always in values and values.index(always) not in places:
+        place = values.index(always)
+        inner = places - {0, last}
+        places = (places - {min(inner, key=lambda other: abs(other - place))}) | {place}
+    return [values[place] for place in sorted(places)]
+
+
+def _legend(axis: Any) -> None:
+    """Below the axes, where it hides no data."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 _PHASES = ("prefill", "decode")

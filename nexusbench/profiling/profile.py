@@ -17,6 +17,7 @@ from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
     POINTS_FILE,
     SCHEMA,
+    Asked,
     Fit,
     Profile,
     read_points,
@@ -25,23 +26,27 @@ from nexusbench.costs._profile import (
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.devices.base import Device
-from nexusbench.profiling._desk import Desk, Pool, Work, make_pool
+from nexusbench.profiling._desk import Desk, Pool, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.profiling.measure import Measurer, Readers
+from nexusbench.profiling.own_batches import measured_batches, own_batches
 from nexusbench.profiling.plan import make_plan
 from nexusbench.profiling.store import SWEEP_SCHEMA, Header, PointStore
 from nexusbench.profiling.sweep import Outcome, Progress, Sweep
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What is profiled: an open device, the model it runs, and the engine's sizes."""
+    """What is profiled: an open device, the model it runs, the engine's sizes, and what was asked
+    for to open it.
+    """
 
     device: Device
     model: ModelSpec
     limits: Limits
     block_size: int = 16
+    asked: Asked = Asked()
 
     def pool(self) -> Pool:
         """KV blocks as the engine has them."""
@@ -58,7 +63,7 @@ def make_profile(
     effort: Effort,
     *,
     seed: int = 0,
-    batches: Sequence[tuple[str, Work]] = (),
+    batches: Sequence[str] = (),
     readers: Readers | None = None,
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -66,19 +71,20 @@ def make_profile(
 ) -> tuple[Profile, Outcome]:
     """Sweep (or go on with the sweep that ``folder`` holds), derive, fit, write ``profile.json``.
 
+    ``batches`` are measured too, and so are those that the folder's profile has from before;
     ``fitting`` is told the name of each cost model before it is fitted. Raises UsageError for a
     folder of something else, Interrupted on Ctrl-C.
     """
     readers = readers if readers is not None else Readers()
     device, pool = subject.device, subject.pool()
-    plan = make_plan(device.spec, pool, effort, batches)
+    own = own_batches(batches, None if fresh else folder)
+    plan = make_plan(device.spec, pool, effort, own)
     identity = fingerprint_of(device, subject.model)
     header = Header(
         SWEEP_SCHEMA, identity, subject.limits, subject.block_size, pool.num_blocks, effort.name,
         seed,
     )  # fmt: skip
-    desk = Desk(device, pool.enough_for(plan.everything()))
-    measurer = Measurer(desk, effort.sampling, readers)
+    measurer = Measurer(Desk(device, pool.enough_for(plan.everything())), effort.sampling, readers)
     store = PointStore(folder, header, fresh=fresh)
     sweep = Sweep(plan, measurer, store, seed, stopwatch=stopwatch_ns, progress=progress)
     outcome = sweep.run()
@@ -88,6 +94,7 @@ def make_profile(
         (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2
     )
     fits, fit_notes = fit_models(points, subject.target(), fitting)
+    models = {fit.cost_model: fitted_model(fit, subject.target()) for fit in fits}
     profile = Profile(
         schema=SCHEMA,
         nexusbench=__version__,
@@ -104,6 +111,9 @@ def make_profile(
         facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
         notes=(*outcome.notes, *fit_notes),
         counters=readers.sources,
+        asked=subject.asked,
+        limits=subject.limits,
+        batches=measured_batches(own, points, models, device.spec.num_sms),
     )
     write_profile(folder, profile)
     return profile, outcome

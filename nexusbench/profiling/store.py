@@ -15,9 +15,14 @@ import msgspec
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
-from nexusbench.costs._profile import POINTS_FILE, PROFILE_FILE, Fingerprint, read_points
+from nexusbench.costs._profile import (
+    POINTS_FILE,
+    PROFILE_FILE,
+    SWEEP_FILE,
+    Fingerprint,
+    read_points,
+)
 
-SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
 _SYNC_EVERY = 64  # points between two fsyncs
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commandline import Outcome, environment
+from commandline import REPOSITORY, Outcome, environment
 
 import nexusbench
 from nexusbench.cli._argv import expand_goodput
@@ -98,6 +100,17 @@ def test_a_dropped_in_plugin_is_listed_even_if_broken(
     checked = call("doctor")
     assert checked.code == 1
     assert "wrecked" in checked.out
+
+
+def test_doctor_knows_every_optional_package(call: Call) -> None:
+    """What an extra of pyproject.toml brings is either listed with its version, or as missing."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = {re.split(r"[<>=]", need)[0] for name in extras if name != "test"
+             for need in extras[name]}  # fmt: skip
+    document = json.loads(call("doctor", "--json").out)
+    (optional,) = (f["text"] for f in document["findings"] if f["check"] == "optional")
+    assert all(name in optional for name in named)
 
 
 def test_doctor(call: Call) -> None:

@@ -15,6 +15,7 @@ import pytest
 from commandline import finish, start
 
 from nexusbench.cli.main import main
+from nexusbench.devices import _gpus
 
 MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b")
 SWEEP = ("profile", *MODEL, "--quick", "--no-progress")
@@ -116,6 +117,44 @@ def test_user_batches_are_shown_with_the_error_of_each_prediction(call, copy):
     assert re.search(r"2q1k +\d", outcome.out)
 
 
+def test_user_batches_are_kept_once_each(call, copy):
+    """Under one spelling, by the profile itself, whatever a later sweep asks for."""
+    call(*SWEEP, "-o", copy, "--batch", "8q1s4k", "--batch", "8q1s4k", "--batch", "1Q1K")
+    repeated = json.loads(call(*SWEEP, "-o", copy, "--json", "--batch", "q1024").out)
+    assert [row["batch"] for row in repeated["batches"]] == ["8q1s4k", "q1k"]
+    shown = call("profile", "show", copy)
+    assert "Your batches on all SMs" in shown.out
+    assert json.loads(call("profile", "show", copy, "--json").out)["batches"] == repeated["batches"]
+    fresh = json.loads(call(*SWEEP, "-o", copy, "--fresh", "--json").out)
+    assert fresh["batches"] == []
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_nothing_is_wider_than_the_terminal(call, made, monkeypatch, columns):
+    for arguments in (("show", made), ("check", made), ("paper",)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = call("profile", *arguments).out.splitlines()
+        titles = [line for line in lines if line.startswith("Nexus, section 3")]
+        assert all(len(line) <= columns for line in lines if line not in titles)
+        assert all(line == line.rstrip() for line in lines)
+
+
+def test_warnings_are_counted_by_kind(call, made):
+    shown = call("profile", "show", made).out
+    facts = json.loads(call("profile", "show", made, "--json").out)["profile"]["facts"]
+    assert sum(facts["warned"].values()) >= facts["num_warned"] > 0
+    assert f"wide interval {facts['warned']['wide interval']}" in shown
+
+
+def test_a_counter_that_is_off_is_said_to_be_so_once(call, copy, monkeypatch):
+    from nexusbench.counters.base import Support
+    from nexusbench.counters.nvml import NvmlCounters
+
+    monkeypatch.setattr(NvmlCounters, "probe", lambda self: Support(False, "no driver"))
+    outcome = call(*SWEEP, "-o", copy, "--counters", "nvml")
+    assert "counter nvml is off: no driver" in outcome.out
+
+
 def test_default_folder_names_device_and_model(call, made, tmp_path):
     folder = tmp_path / "results" / "profiles" / "sim-l20-qwen2.5-3b"
     shutil.copytree(made, folder)
@@ -147,16 +186,50 @@ def test_check_finds_an_edited_point(call, copy):
     assert "DRIFTED: 1 of" in outcome.out
 
 
-def test_check_measures_todays_constants(call, copy, tmp_path):
-    """The same device by name, with other constants: it is measured, and has drifted."""
-    from nexusbench.devices import _gpus
+L20 = (Path(_gpus.__file__).parents[1] / "data" / "gpus" / "l20.toml").read_text()
+SLOWER = L20.replace("dense_efficiency = 0.9", "dense_efficiency = 0.7", 1)
 
-    text = (Path(_gpus.__file__).parents[1] / "data" / "gpus" / "l20.toml").read_text()
-    slower = tmp_path / "l20.toml"
-    slower.write_text(text.replace("dense_efficiency = 0.9", "dense_efficiency = 0.7", 1))
-    outcome = call("profile", "check", copy, "--device", f"sim:{slower}")
+
+def test_check_measures_the_device_that_is_named(call, copy, tmp_path):
+    """Another device of as many SMs, asked for by name: it is measured, and has drifted."""
+    (tmp_path / "slower.toml").write_text(SLOWER)
+    outcome = call("profile", "check", copy, "--device", "sim:slower.toml")
     assert outcome.code == 3
-    assert "other constants or tables now" in " ".join(outcome.out.split())
+    told = " ".join(outcome.out.split())
+    assert "the profile is of sim:l20; what was measured again is sim:slower.toml" in told
+
+
+def test_a_gpu_file_is_not_the_shipped_gpu_of_its_name(call, made, tmp_path):
+    """Its profile is kept apart, says which file it is of, and is checked against that file."""
+    (tmp_path / "own").mkdir()
+    file = tmp_path / "own" / "l20.toml"
+    file.write_text(SLOWER)
+    own = ("--device", "sim:own/l20.toml", "--model", "qwen2.5-3b", "--quick", "--no-progress")
+    shown = call("profile", *own).out
+    assert "sim:l20.toml: NVIDIA L20, 92 SMs (--device sim:own/l20.toml)" in shown
+    (checked,) = re.findall(r"nexusbench (profile check .*)", shown)
+    assert checked.endswith("sim-l20.toml-qwen2.5-3b")
+    outcome = call(*checked.split())
+    assert outcome.code == 0, outcome.err
+    file.write_text(L20)
+    outcome = call(*checked.split())
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "sim:l20.toml has other constants or tables now" in outcome.err
+    assert "--device sim:own/l20.toml" in outcome.err
+    file.unlink()
+    outcome = call(*checked.split())
+    assert outcome.code == 2
+    assert "cannot be opened from here" in outcome.err
+    assert "Say where it is now with --device" in outcome.err
+
+
+def test_the_device_of_a_profile_is_profiled_and_checked(call, made, tmp_path):
+    shutil.copytree(made, tmp_path / "folder")
+    again = ("--device", "sim:folder", "--model", "qwen2.5-3b", "--quick", "--no-progress")
+    assert call("profile", *again, "-o", "again").code == 0
+    outcome = call("profile", "check", "again")
+    assert outcome.code == 0, outcome.err
+    assert "sim:profile(sim:l20)" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -208,7 +281,10 @@ def test_unreadable_profiles_are_refused(call, copy):
     [
         (("--quick", "--full"), "--quick and --full contradict each other"),
         (("--batch", "32z"), "--batch '32z': segment '32z' is not in the grammar"),
-        (("--batch", "q9k"), "--batch 'q9k' does not fit this device: 9,216 new tokens exceed"),
+        (("--batch", "q9k"), "does not fit this device: 9,216 new tokens exceed --max-num-batched"),
+        (("--batch", "1q1s64k"), "a length of 65,536 exceeds --max-model-len 32,768"),
+        (("--max-model-len", "10"), "--max-model-len 10 is too short to profile"),
+        (("-o",), "See nexusbench profile --help"),
         (("--device", "l20"), "write sim:l20"),
         (("--device", "sim:l02"), "no GPU called 'l02'"),
         (("--model", "qwen"), "qwen"),
@@ -263,6 +339,27 @@ def test_plots_are_drawn_and_marked(call, made, tmp_path):
         assert "SIMULATED" in (tmp_path / "plots" / f"{plot}.svg").read_text()
 
 
+def test_plots_vary_one_thing_and_hide_nothing(made):
+    pytest.importorskip("matplotlib")
+    from nexusbench.costs._profile import load_profile
+    from nexusbench.profiling import plots
+    from nexusbench.profiling.facts import representative, stored_facts
+
+    profile = load_profile(made)
+    facts = stored_facts(profile.facts)
+    middle = representative(facts.splits)[0]
+    figure = plots._splits(profile, facts)
+    left, right = figure.axes
+    assert (middle.prefill in left.get_title(), middle.decode in right.get_title()) == (True, True)
+    labels = [axis.get_legend_handles_labels()[1] for axis in figure.axes]
+    assert middle.decode in labels[0]
+    assert middle.prefill in labels[1]
+    assert "another split beats it on both" in [*labels[0], *labels[1]]
+    figure.canvas.draw()
+    for axis in figure.axes:
+        assert not axis.get_legend().get_window_extent().overlaps(axis.get_window_extent())
+
+
 def test_plots_without_matplotlib_are_refused_before_measuring(call, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "nexusbench.profiling.plots.find_spec",
@@ -281,10 +378,15 @@ def test_paper_table_marks_what_was_put_in(call):
     assert (slower["verdict"], slower["constant"]) == ("follows", "attention_interference")
     assert slower["ours"] > 10
     saved = rows["prefill: 30 to 40 % of SMs saves"]
-    assert saved["verdict"] == "found"
+    assert (saved["verdict"], saved["agrees"]) == ("found", "yes")
     assert 20 < saved["ours"] < 27
+    # What is found may contradict the paper: that is another column.
+    flat = rows["16 decodes: best 10 % beyond 50"]
+    assert (flat["verdict"], flat["agrees"]) == ("found", "no")
+    assert rows["mixed iterations: mean"]["agrees"] == ""
     assert rows["mixed iterations: mean"]["verdict"] == "no trace (--trace)"
     shown = call("profile", "paper")
     assert "[SIMULATED: no GPU was used]" in shown.out
+    assert re.search(r"decode slower.* in part +follows from\n +attention_interference", shown.out)
     missing = call("profile", "paper", "--trace", "nowhere.jsonl")
     assert (missing.code, missing.err.count("\n")) == (2, 1)

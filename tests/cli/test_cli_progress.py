@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commandline import write_trace
+from rich.console import Console
 
 import nexusbench
 from nexusbench.cli import _progress
+from nexusbench.cli._console import ProgressLine
+from nexusbench.cli._grid import Grid
 from nexusbench.cli._progress import ProgressReader, RollingLatency, Snapshot
 from nexusbench.core.events import EventLog
 
@@ -117,3 +122,25 @@ def test_on_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_ro
     assert last.tbt_ms == pytest.approx(metrics["tbt"]["mean"])
     assert last.ttft_ms == pytest.approx(metrics["ttft"]["mean"])
     assert [s.now_ns for s in seen] == sorted(s.now_ns for s in seen)
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_a_line_of_progress_is_one_line(width: int) -> None:
+    console = Console(width=width, file=StringIO(), force_terminal=True)
+    text = "1,023 of ≤ 1,620 points, ≤ 3 min left prefill"
+    console.print(ProgressLine("profile sim:h200 llama-3.1-8b", 1023, 1620, text))
+    assert isinstance(console.file, StringIO)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+    assert shown.count("\n") == 1
+    assert len(shown.rstrip("\n")) <= width
+    assert (text in shown) == (width >= 80)
+
+
+def test_a_folded_table_leaves_no_orphan() -> None:
+    console = Console(width=60, file=StringIO())
+    grid = Grid("", ("", *(f"column {n}" for n in range(6))))
+    grid.add("row", *("1,000 (100)" for _ in range(6)))
+    grid.show(console)
+    assert isinstance(console.file, StringIO)
+    heads = [line for line in console.file.getvalue().splitlines() if "column" in line]
+    assert [head.count("column") for head in heads] == [3, 3]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import Outcome
 
+from nexusbench.cli import _regretting
+from nexusbench.core.errors import Interrupted
 from tests.sim.profiles import make_profile
 
 Call = Callable[..., Outcome]
@@ -38,6 +42,9 @@ def test_one_document(call: Call, arguments: tuple[object, ...]) -> None:
     document = json.loads(done.out)
     assert document["simulated"] is True
     assert [row["label"] for row in document["rows"]] == ["roofline", "oracle"]
+    assert document["config"]["cost_model"] == "roofline"
+    assert document["rows"][0]["config"]["cost_model"] == "roofline"
+    assert document["resolved"]["device"] == "sim:l20"
     assert document["rows"][1]["mape_alone"] is None
 
 
@@ -49,6 +56,7 @@ def test_one_document(call: Call, arguments: tuple[object, ...]) -> None:
         (("--partitioner", "nexsus"), "Did you mean 'nexus'"),
         (("--profile", "nowhere"), "no such profile"),
         (("--sample", "0"), "sample"),
+        (("--force-profile",), "goes with --profile"),
     ],
 )
 def test_refusals(
@@ -58,3 +66,57 @@ def test_refusals(
     assert done.code == 2
     assert sentence in done.err
     assert done.out == ""
+
+
+def test_a_profile_of_something_else_is_refused_before_anything_is_served(
+    call: Call, arguments: tuple[object, ...], tmp_path: Path
+) -> None:
+    make_profile(tmp_path / "p", gpu="l40s")
+    done = call(*arguments, "--profile", "p")
+    assert (done.code, done.out) == (2, "")
+    assert "it is of sim:l40s" in done.err
+    assert "requests" not in done.err
+    make_profile(tmp_path / "own")
+    done = call(*arguments[:2], "--device", "sim:own", *arguments[4:], "--profile", "own")
+    assert "scored against itself" in done.err
+    assert "requests" not in done.err
+
+
+def test_an_interrupted_comparison_shows_what_is_finished(
+    call: Call, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_run, calls = _regretting.judged_run, []
+
+    def interrupted(*positional: Any, **named: Any) -> Any:
+        calls.append(positional)
+        if len(calls) == 2:
+            raise Interrupted("interrupted at 3 s of the run")
+        return judged_run(*positional, **named)
+
+    monkeypatch.setattr(_regretting, "judged_run", interrupted)
+    done = call(*arguments, "--partitioner", "nexus")
+    assert done.code == 130
+    assert re.search(r"roofline +\d", done.out)
+    assert "WARNING: did not run to the end: oracle" in done.out
+    assert "interrupted at 3 s" in done.err
+    calls.clear()
+    done = call(*arguments, "--partitioner", "nexus", "--json")
+    assert (done.code, json.loads(done.out)["not_run"]) == (130, ["oracle"])
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_header_labels_and_width(
+    call: Call, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = call(*arguments, "--partitioner", "nexus:beta=2", "--seed", 1)
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "sim:l20: NVIDIA L20, 92 SMs" in done.out
+    assert "max_num_batched_tokens 2,048" in done.out
+    assert "nexus:beta=2 roofline" in done.out
+
+
+def test_a_belief_that_nobody_asks(call: Call, arguments: tuple[object, ...]) -> None:
+    done = call(*arguments, "--partitioner", "fixed", "--cost-model", "roofline")
+    assert "--cost-model has no effect: no partitioner here asks a belief" in done.out

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from attending import Case, largest_error, make_run, random_case  # noqa: E402
 
+from nexusbench.kernels.attention.paged_native import NativeAttention  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
 from nexusbench.kernels.paged import HeadShape  # noqa: E402
 
@@ -33,6 +34,13 @@ def triton_attention(*arguments, **options):
 def test_sdpa_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(seed), dtype, seed, padded_tokens=64)
     assert largest_error(SdpaAttention(run.kv), run) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(40))
+def test_native_on_random_steps(seed: int, dtype: torch.dtype) -> None:
+    run = make_run(random_case(seed), dtype, seed, padded_tokens=(1 << 40, 64)[seed % 2])
+    assert largest_error(NativeAttention(run.kv), run) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -267,7 +267,7 @@ def test_check_model_ends_with_3_where_they_differ(
 
     def wrong(*arguments: object, **options: object) -> Decoder:
         decoder = load(*arguments, **options)  # type: ignore[arg-type]
-        decoder.layers[1].down.weight.neg_()
+        decoder.layers[1].down.packed.neg_()
         return decoder
 
     monkeypatch.setattr(Decoder, "load", wrong)

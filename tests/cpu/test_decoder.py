@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from checkpoints import VARIANTS, write_checkpoint  # noqa: E402
 
 from nexusbench.core.errors import NexusbenchError  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
+from nexusbench.kernels.native import bindings, build  # noqa: E402
+from nexusbench.kernels.paged import PagedKV  # noqa: E402
 from nexusbench.kernels.planner import plan_attention  # noqa: E402
 from nexusbench.models.agreement import compare  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
@@ -32,10 +34,12 @@ NEW = 14
 class Runner:
     """Greedy generation in chunks, all sequences in one batch, over scattered blocks."""
 
-    def __init__(self, decoder: Decoder, block_size: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, decoder: Decoder, block_size: int = 16, seed: int = 0, *, sdpa: bool = False
+    ) -> None:
         self.decoder, self.block_size = decoder, block_size
         self.kv = decoder.new_kv(64, block_size)
-        self.backend = SdpaAttention(self.kv)
+        self.backend = SdpaAttention(self.kv) if sdpa else decoder.new_attention(self.kv)
         self.free = list(range(64))
         random.Random(seed).shuffle(self.free)
 
@@ -107,11 +111,35 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write
 
 
+@pytest.fixture
+def without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine where none can be compiled."""
+    monkeypatch.setenv(build.OFF, "1")
+    bindings.forget()
+    yield
+    monkeypatch.undo()
+    bindings.forget()
+
+
 @pytest.mark.parametrize("chunks", [(7,), (1, 13, 3), (64,)], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_tokens_equal_transformers(checkpoint: Any, variant: str, chunks: Any) -> None:
     folder, model = checkpoint(variant)
     decoder = Decoder.load(load_decoder_config(folder), dtype="float32")
+    check_tokens(decoder, variant, model, chunks)
+
+
+@pytest.mark.usefixtures("without_native_kernels")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_tokens_equal_transformers_on_torch_alone(checkpoint: Any, variant: str) -> None:
+    folder, model = checkpoint(variant)
+    decoder = Decoder.load(load_decoder_config(folder), dtype="float32")
+    assert not decoder.native
+    assert decoder.head.path == "torch"
+    check_tokens(decoder, variant, model, (1, 13, 3))
+
+
+def check_tokens(decoder: Decoder, variant: str, model: Any, chunks: Any) -> None:
     found, _ = Runner(decoder).generate(prompts(), NEW, chunks, layerwise=chunks == (7,))
     for prompt, ids, (right, logits) in zip(prompts(), found, expected(model), strict=True):
         for place, (mine, theirs) in enumerate(
@@ -153,24 +181,25 @@ def test_sharded_and_half_precision_checkpoints_give_the_same_model(
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
     one = Decoder.load(load_decoder_config(folder), dtype="float32")
     other = Decoder.load(load_decoder_config(tmp_path / "shards"), dtype="float32")
-    assert torch.equal(one.layers[1].qkv.weight, other.layers[1].qkv.weight)
-    assert torch.equal(one.head.weight, other.head.weight)
+    assert torch.equal(one.layers[1].qkv.packed, other.layers[1].qkv.packed)
+    rows = torch.arange(211)
+    assert torch.equal(one.head.rows(rows), other.head.rows(rows))
     for dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         model.to(dtype).save_pretrained(tmp_path / name)
         half = Decoder.load(load_decoder_config(tmp_path / name))
         assert half.dtype == dtype
-        assert torch.allclose(half.head.weight.float(), one.head.weight, rtol=1e-2, atol=1e-2)
+        assert torch.allclose(half.head.rows(rows).float(), one.head.rows(rows), 1e-2, 1e-2)
     model.float()
 
 
 def test_random_weights_depend_on_the_seed_alone() -> None:
     config = load_decoder_config("tiny")
     one, same, other = (Decoder.load(config, dtype="float32", seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one.layers[3].gate_up.weight, same.layers[3].gate_up.weight)
-    assert not torch.equal(one.layers[3].gate_up.weight, other.layers[3].gate_up.weight)
-    assert not torch.equal(one.layers[3].down.weight, one.layers[2].down.weight)
-    assert float(one.head.weight.std()) == pytest.approx(0.02, rel=0.01)
+    assert torch.equal(one.layers[3].gate_up.packed, same.layers[3].gate_up.packed)
+    assert not torch.equal(one.layers[3].gate_up.packed, other.layers[3].gate_up.packed)
+    assert not torch.equal(one.layers[3].down.packed, one.layers[2].down.packed)
+    assert float(one.head.packed.std()) == pytest.approx(0.02, rel=0.01)
     assert Decoder.load(config).dtype == torch.bfloat16
 
 
@@ -199,7 +228,7 @@ def test_two_threads_share_a_decoder_and_its_kv() -> None:
 
     def run(first_block: int, size: int) -> torch.Tensor:
         torch.set_num_threads(1)
-        backend = SdpaAttention(kv)
+        backend = decoder.new_attention(kv)
         table = [list(range(first_block, first_block + 20))]
         rows = []
         for done in range(0, 300, size):
@@ -213,3 +242,69 @@ def test_two_threads_share_a_decoder_and_its_kv() -> None:
         together = [pool.submit(run, 0, 30), pool.submit(run, 20, 5)]
         for before, after in zip(alone, together, strict=True):
             assert torch.equal(before, after.result())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decodes_have_the_same_bits_alone_and_in_any_batch(dtype: str) -> None:
+    decoder = Decoder.load(load_decoder_config("tiny"), dtype=dtype)
+    if not decoder.native:
+        pytest.skip(bindings.note())
+    lengths = [3, 70, 18, 1, 33]
+    draw = random.Random(4)
+    ids = [[draw.randrange(4096) for _ in range(length)] for length in lengths]
+    tables = [list(range(5 * index, 5 * index + 5)) for index in range(len(ids))]
+
+    def step(some: list[int], kv: PagedKV, query: list[int], context: list[int]) -> torch.Tensor:
+        plan = plan_attention(query, context, [tables[i] for i in some], 16)
+        tokens = [
+            (ids[i] + [7])[done : done + size]
+            for i, size, done in zip(some, query, context, strict=True)
+        ]
+        backend = decoder.new_attention(kv)
+        return decoder.forward(make_step(plan, tokens, backend, 4096), kv).clone()
+
+    kv = decoder.new_kv(25, 16)
+    every = list(range(len(ids)))
+    step(every, kv, lengths, [0] * len(ids))
+    together = step(every, kv, [1] * len(ids), lengths)
+    for index in every:
+        alone = step([index], kv, [1], lengths[index : index + 1])
+        assert torch.equal(alone[0], together[index])
+    # Beside a chunk the same kernels run, layer by layer.
+    mixed = step([1, 0, 4], kv, [1, 3, 1], [lengths[1], 0, lengths[4]])
+    assert torch.equal(mixed[0], together[1])
+    assert torch.equal(mixed[2], together[4])
+
+
+@pytest.mark.parametrize("variant", ["llama-3.1", "qwen2-tied", "qwen3"])
+def test_attention_of_another_backend_gives_the_same(checkpoint: Any, variant: str) -> None:
+    """The decoder takes any backend; one without native decodes is called layer by layer."""
+    folder, _ = checkpoint(variant)
+    decoder = Decoder.load(load_decoder_config(folder), dtype="float32")
+    found, rows = Runner(decoder).generate(prompts(), NEW, (5, 30), layerwise=False)
+    again, others = Runner(decoder, sdpa=True).generate(prompts(), NEW, (5, 30), layerwise=False)
+    assert found == again
+    for mine, other in zip(rows, others, strict=True):
+        assert torch.allclose(torch.stack(mine), torch.stack(other), atol=1e-4)
+
+
+def test_a_tied_embedding_is_read_from_the_packed_head(checkpoint: Any) -> None:
+    folder, model = checkpoint("qwen2-tied")
+    weight = model.model.embed_tokens.weight.detach()
+    rows = torch.tensor([0, 15, 16, 31, 32, 210, 7, 7])
+    for dtype in (torch.float32, torch.bfloat16):
+        decoder = Decoder.load(load_decoder_config(folder), dtype=str(dtype)[6:])
+        assert torch.equal(decoder.head.rows(rows), weight.to(dtype)[rows])
+
+
+def test_rotations_grow_with_the_context_while_others_read_them() -> None:
+    decoder = Decoder.load(load_decoder_config("tiny"), dtype="float32")
+    kv = decoder.new_kv(64, 16)
+    backend = decoder.new_attention(kv)
+    ids = [place * 11 % 4096 for place in range(1000)]
+    plan = plan_attention([1000], [0], [list(range(63))], 16)
+    whole = decoder.forward(make_step(plan, [ids], backend, 4096), kv).clone()
+    for done in (0, 200, 400, 600, 800):
+        plan = plan_attention([200], [done], [list(range(63))], 16)
+        rows = decoder.forward(make_step(plan, [ids[done : done + 200]], backend, 4096), kv)
+    assert torch.allclose(rows, whole, atol=1e-4)

@@ -67,7 +67,7 @@ def test_the_file_or_its_folder(made):
 
 def test_without_a_profile_the_analytic_belief_and_nothing_fitted():
     assert ask(None)[0].name == "roofline"
-    with pytest.raises(UsageError, match=r"'nexus' must be fitted .* --profile FILE"):
+    with pytest.raises(UsageError, match=r"'nexus' must be fitted .* --profile DIR"):
         ask(None, cost_model="nexus")
 
 

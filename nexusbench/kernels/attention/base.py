@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 
@@ -10,8 +11,22 @@ from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan
 
 
+@dataclass(frozen=True, slots=True)
+class PagedDecodes:
+    """Where decodes find their keys: ``tables`` [n, blocks] and ``lengths`` [n], both int32."""
+
+    tables: torch.Tensor
+    lengths: torch.Tensor
+
+
 class PreparedAttention(ABC):
-    """The attention of one step: index tensors and masks are made, layers only run."""
+    """The attention of one step: index tensors and masks are made, layers only run.
+
+    ``paged`` is set by a backend of native kernels if the step is decodes alone: whole layers may
+    then run in one call, and ``run`` is not needed.
+    """
+
+    paged: PagedDecodes | None = None
 
     @abstractmethod
     def run(self, qkv: torch.Tensor, layer: LayerKV) -> torch.Tensor:

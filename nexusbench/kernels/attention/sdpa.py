@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,18 @@ from nexusbench.kernels.planner import (
     ChunkGroup,
     DecodeBucket,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Part(ABC):
+    """Attention of the rows ``start:stop`` of a batch."""
+
+    start: int
+    stop: int
+
+    @abstractmethod
+    def run(self, qkv: torch.Tensor, layer: LayerKV) -> torch.Tensor:
+        """All rows' ``qkv`` -> [stop - start, heads x head_dim]."""
 
 
 class SdpaAttention(AttentionBackend):
@@ -36,18 +50,21 @@ class SdpaAttention(AttentionBackend):
         with torch.inference_mode():
             gathers = [bucket.blocks.size for bucket in plan.decodes]
             gathers += [group.blocks.size for group in plan.chunks if group.context]
-            scratch = self._room(max(gathers, default=0))
-            parts: list[_Decodes | _Chunk | _Prompts] = [
-                self._decodes(bucket, scratch) for bucket in plan.decodes
-            ]
-            for group in plan.chunks:
-                if group.context:
-                    parts.append(self._chunk(group, scratch))
-                else:
-                    parts.append(_Prompts(group.start, group.stop, group.count, self.heads))
-        return _Prepared(parts, self.heads)
+            scratch = self.room(max(gathers, default=0))
+            parts: list[Part] = [self._decodes(bucket, scratch) for bucket in plan.decodes]
+            parts += self.chunks(plan, scratch)
+        return Parts(parts, self.heads)
 
-    def _room(self, num_blocks: int) -> torch.Tensor:
+    def chunks(self, plan: AttentionPlan, scratch: torch.Tensor) -> list[Part]:
+        """The parts of ``plan`` that compute more than one token for a sequence."""
+        return [
+            self._chunk(group, scratch)
+            if group.context
+            else _Prompts(group.start, group.stop, group.count, self.heads)
+            for group in plan.chunks
+        ]
+
+    def room(self, num_blocks: int) -> torch.Tensor:
         """[num_blocks, values of a block]; larger calls replace the memory, none shrinks it."""
         values = self.block_size * self.heads.kv_size
         if num_blocks * values > self._scratch.numel():
@@ -104,11 +121,9 @@ def _keys_values(
 
 
 @dataclass(frozen=True, slots=True)
-class _Decodes:
+class _Decodes(Part):
     """A bucket of decodes; ``keys`` and ``values`` view ``room``."""
 
-    start: int
-    stop: int
     blocks: torch.Tensor
     room: torch.Tensor
     keys: torch.Tensor
@@ -127,11 +142,9 @@ class _Decodes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Chunk(Part):
     """One chunk with context: KV heads as batch, a group's query heads as heads, keys spread."""
 
-    start: int
-    stop: int
     blocks: torch.Tensor
     room: torch.Tensor
     keys: torch.Tensor
@@ -152,11 +165,9 @@ class _Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompts:
+class _Prompts(Part):
     """Chunks of equal size without context: plain causal attention on the projection's output."""
 
-    start: int
-    stop: int
     count: int
     heads: HeadShape
 
@@ -175,11 +186,14 @@ class _Prompts:
         return out.transpose(1, 2).reshape(-1, heads.query_size)
 
 
-class _Prepared(PreparedAttention):
-    def __init__(self, parts: list[_Decodes | _Chunk | _Prompts], heads: HeadShape) -> None:
+class Parts(PreparedAttention):
+    """A step's attention as parts that follow one another."""
+
+    def __init__(self, parts: Sequence[Part], heads: HeadShape) -> None:
         self._parts, self._heads = parts, heads
 
     def run(self, qkv: torch.Tensor, layer: LayerKV) -> torch.Tensor:
+        """As :meth:`PreparedAttention.run`."""
         if len(self._parts) == 1:
             return self._parts[0].run(qkv, layer)
         out = torch.empty(len(qkv), self._heads.query_size, dtype=qkv.dtype, device=qkv.device)

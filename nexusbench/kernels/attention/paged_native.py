@@ -1,0 +1,63 @@
+"""Attention on a CPU with native kernels: decodes read their pages in place, chunks go to SDPA."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from nexusbench.kernels import fused
+from nexusbench.kernels.attention.base import AttentionBackend, PagedDecodes, PreparedAttention
+from nexusbench.kernels.attention.sdpa import Part, Parts, SdpaAttention
+from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
+from nexusbench.kernels.planner import AttentionPlan, Ints
+
+
+class NativeAttention(SdpaAttention):
+    """Nothing is gathered, padded or masked for decodes, and a decode's bits do not depend on the
+    rest of its batch. Without native kernels the same is computed slowly, for tests.
+    """
+
+    def __init__(self, kv: PagedKV) -> None:
+        super().__init__(kv)
+        self.padded_tokens = AttentionBackend.padded_tokens
+
+    def prepare(self, plan: AttentionPlan) -> PreparedAttention:
+        """Block tables of the decodes; index tensors and masks of chunks with context."""
+        count = plan.num_decodes
+        decodes = PagedDecodes(_int32(plan.blocks[:count]), _int32(plan.lengths[:count]))
+        paged = _Paged(0, count, decodes, self.heads)
+        if not plan.chunks:
+            return _Decodes([paged], self.heads)
+        with torch.inference_mode():
+            gathers = [group.blocks.size for group in plan.chunks if group.context]
+            chunks = self.chunks(plan, self.room(max(gathers, default=0)))
+        parts: list[Part] = [paged, *chunks] if count else chunks
+        return Parts(parts, self.heads)
+
+
+class _Decodes(Parts):
+    """A step of decodes alone."""
+
+    def __init__(self, parts: list[_Paged], heads: HeadShape) -> None:
+        super().__init__(parts, heads)
+        self.paged = parts[0].decodes
+
+
+@dataclass(frozen=True, slots=True)
+class _Paged(Part):
+    """The decodes of a step."""
+
+    decodes: PagedDecodes
+    heads: HeadShape
+
+    def run(self, qkv: torch.Tensor, layer: LayerKV) -> torch.Tensor:
+        query = qkv[self.start : self.stop, : self.heads.query_size]
+        tables, lengths = self.decodes.tables, self.decodes.lengths
+        scale = 1 / math.sqrt(self.heads.head_dim)
+        return fused.decode_attention(query, layer.keys, layer.values, tables, lengths, scale)
+
+
+def _int32(values: Ints) -> torch.Tensor:
+    return torch.from_numpy(values.astype("int32"))

@@ -1,0 +1,108 @@
+"""``serve-trace`` with beliefs and profiles: what the header tells of them, and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from commandline import Outcome
+
+from nexusbench.core.state import Limits
+from nexusbench.costs._profile import write_profile
+from tests.sim.profiles import make_profile
+
+Call = Callable[..., Outcome]
+MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b", "--no-save", "--no-progress")
+
+
+def told(done: Outcome) -> str:
+    """Stdout on one line."""
+    assert done.code == 0, done.err
+    return " ".join(done.out.split())
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """With the limits that a sweep records."""
+    made = make_profile(tmp_path / "p", fits=("nexus", "roofline"))
+    limits = Limits(256, 2048, 32_768)
+    write_profile(tmp_path / "p", msgspec.structs.replace(made, limits=limits))
+    return tmp_path / "p"
+
+
+def test_options_are_shown_as_typed(call: Call, trace: Path, profile: Path) -> None:
+    done = call(
+        "serve-trace", trace, *MODEL, "--profile", profile, "--partitioner", "nexus:beta=2",
+        "--cost-model", "nexus:memory=printed",
+    )  # fmt: skip
+    assert "partitioner nexus:beta=2 asking nexus:memory=printed fitted to" in told(done)
+
+
+def test_a_run_beyond_what_was_profiled(call: Call, trace: Path, profile: Path) -> None:
+    run = ("serve-trace", trace, *MODEL, "--profile", profile)
+    assert "extrapolates" not in told(call(*run))
+    larger = told(call(*run, "--max-num-batched-tokens", 4096))
+    assert "this run allows max_num_batched_tokens 4,096 (profiled: 2,048)" in larger
+    # A profile of before that was recorded says nothing of it.
+    file = profile / "profile.json"
+    document = json.loads(file.read_text())
+    del document["limits"]
+    file.write_text(json.dumps(document))
+    assert "extrapolates" not in told(call(*run, "--max-num-batched-tokens", 4096))
+
+
+def test_flags_that_nobody_asks_for(call: Call, trace: Path, profile: Path) -> None:
+    flags = ("--profile", profile, "--recalibrate")
+    idle = told(call("serve-trace", trace, *MODEL, "--scheduler", "vllm", *flags))
+    assert "--profile and --recalibrate have no effect: no partitioner here asks" in idle
+    assert "no effect" not in told(call("serve-trace", trace, *MODEL, *flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--cost-model", "roofline:bandwidth_sms=0.5"), "finds bandwidth_sms itself"),
+        (("--cost-model", "linear,table"), "nexusbench regret compares several"),
+        (("--profile", "p/points.jsonl"), "is not the profile itself. Give its folder: p"),
+    ],
+)
+def test_refusals(
+    call: Call, trace: Path, profile: Path, flags: tuple[str, ...], sentence: str
+) -> None:
+    done = call("serve-trace", trace, *MODEL, "--profile", profile, *flags)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert sentence in done.err
+
+
+def test_force_profile_needs_one(call: Call, trace: Path) -> None:
+    done = call("serve-trace", trace, *MODEL, "--force-profile")
+    assert (done.code, done.out) == (2, "")
+    assert "--force-profile goes with --profile" in done.err
+
+
+def test_number_of_gpus_and_file_in_the_header(call: Call, trace: Path, profile: Path) -> None:
+    two = ("--tensor-parallel-size", 2)
+    assert "92 SMs, 2 GPUs" in told(call("serve-trace", trace, *MODEL, *two))
+    done = call("serve-trace", trace, "--device", f"sim:{profile}/", *MODEL[2:])
+    assert f"(--device sim:{profile}/)" in told(done)
+
+
+def test_rerun_says_that_a_belief_was_fitted_to_other_points(
+    call: Call, trace: Path, profile: Path
+) -> None:
+    run = ("serve-trace", trace, *MODEL[:4], "--no-progress", "--profile", profile)
+    call(*run)
+    (kept,) = (path for path in Path("results").iterdir() if path.is_dir())
+    file, points = profile / "profile.json", profile / "points.jsonl"
+    document = json.loads(file.read_text())
+    before = document["points_sha256"]
+    # Points of another order are other points, though the fits stay.
+    lines = points.read_bytes().splitlines(keepends=True)
+    points.write_bytes(b"".join([*lines[1:], lines[0]]))
+    document["points_sha256"] = "0" * 64
+    file.write_text(json.dumps(document))
+    done = call("rerun", kept, "--no-progress")
+    assert f"changed  belief: fitted to other points ({before[:12]} -> {'0' * 12})" in done.out
