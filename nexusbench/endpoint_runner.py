@@ -110,7 +110,12 @@ def _make_replay(
     max_model_len: int | None,
     key: str,
 ) -> Replay:
-    prompts = Prompts(config.seed, trace.hash_block, config.vocab_size, findings.measure)
+    given = {i: r.token_ids for i, r in enumerate(trace.requests) if r.token_ids is not None}
+    if given and findings.measure is not None:
+        findings.notes.append(
+            "the trace's token ids cannot be sent as text: its prompts are made up"
+        )
+    prompts = Prompts(config.seed, trace.hash_block, config.vocab_size, findings.measure, given)
     return Replay(
         Plan(
             requests=requests,

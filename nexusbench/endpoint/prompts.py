@@ -6,6 +6,7 @@ prefix cache finds what the engine's would. An answer that a later turn repeats 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from random import Random
 
@@ -43,13 +44,19 @@ class TextMeasure(msgspec.Struct, frozen=True):
 class Prompts:
     """Makes prompts as token ids below ``vocab_size``, or as text if a ``measure`` is given.
 
-    ``hash_block`` is how many tokens each of a request's prefix ids names.
+    ``hash_block`` is how many tokens each of a request's prefix ids names. ``given`` holds the
+    prompts that are known, by index of the request: as ids they are not made up.
     """
 
     def __init__(
-        self, seed: int, hash_block: int, vocab_size: int, measure: TextMeasure | None = None
+        self,
+        seed: int,
+        hash_block: int,
+        vocab_size: int,
+        measure: TextMeasure | None = None,
+        given: Mapping[int, Iterable[int]] | None = None,
     ) -> None:
-        self._seed, self._measure = seed, measure
+        self._seed, self._measure, self._given = seed, measure, given or {}
         # Low ids are often special tokens or single bytes.
         self._low = min(1000, vocab_size // 4)
         self._span = vocab_size - self._low
@@ -63,6 +70,8 @@ class Prompts:
         length = request.num_prompt_tokens
         if self._measure is not None:
             length = self._measure.words(length)
+        elif request.index in self._given:
+            return ",".join(map(str, self._given[request.index])).encode()
         named = request.prefix_ids
         pieces = []
         for number in range(ceil_div(length, self._block)):

@@ -49,6 +49,13 @@ def test_prompts_depend_on_nothing_but_the_seed() -> None:
     assert not set(texts[0]) & set(texts[1])
 
 
+def test_prompts_that_the_trace_holds_are_sent_as_they_are() -> None:
+    given = {1: [5, 6, 7]}
+    assert ids(Prompts(0, 16, 99, given=given).of(request(1, 3))) == [5, 6, 7]
+    assert len(ids(Prompts(0, 16, 99, given=given).of(request(0, 3)))) == 3
+    assert Prompts(0, 16, 99, TextMeasure(), given).of(request(1, 3)).count(b" ") == 2
+
+
 def test_text_comes_as_near_as_a_measure_allows() -> None:
     text = Prompts(0, 16, 32_000, TextMeasure(per_word=2.0, fixed=5)).of(request(0, 45, (1, 2)))
     words = text.decode().split(" ")
