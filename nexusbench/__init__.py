@@ -9,18 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nexusbench.config import RunConfig
+    from nexusbench.config import EndpointConfig, RunConfig
     from nexusbench.runner import RunResult, run
 
-__all__ = ["RunConfig", "RunResult", "__version__", "run"]
+__all__ = ["EndpointConfig", "RunConfig", "RunResult", "__version__", "run"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RunConfig":
-        from nexusbench.config import RunConfig
+    if name in ("RunConfig", "EndpointConfig"):
+        from nexusbench import config
 
-        return RunConfig
+        return getattr(config, name)
     if name in ("run", "RunResult"):
         from nexusbench import runner
 

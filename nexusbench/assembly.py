@@ -18,7 +18,7 @@ from nexusbench.computing import (
     with_dtype,
     work_of,
 )
-from nexusbench.config import RunConfig, check_config
+from nexusbench.config import EndpointConfig, RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
@@ -55,8 +55,8 @@ class Assembly(msgspec.Struct):
     facts: dict[str, Any]
 
 
-def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
-    """Load and transform the trace of ``config``; every transformation leaves a note."""
+def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
+    """The trace of ``config`` with the arrivals asked for; every change leaves a note."""
     trace = load_trace(Path(config.trace))
     if config.window is not None:
         trace = transform.window(trace, *transform.parse_window(config.window))
@@ -74,6 +74,12 @@ def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
         trace = transform.rate(trace, config.request_rate)
     if config.concurrency is not None:
         trace = transform.closed_loop(trace, config.concurrency)
+    return trace
+
+
+def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
+    """:func:`shape_traffic`, with the output bound that policies see, fitted to the context."""
+    trace = shape_traffic(config)
     bound: int | Literal["trace"] | None = None
     if config.max_tokens is not None:
         bound = "trace" if config.max_tokens == "trace" else _positive_int(config.max_tokens)
@@ -302,16 +308,7 @@ def _facts(
         "kv_blocks": kv.num_blocks,
         "block_size": kv.block_size,
         "limits": msgspec.to_builtins(limits),
-        "trace": {
-            "name": trace.name,
-            "format": trace.format,
-            "sha256": trace.sha256,
-            "requests": len(trace.requests),
-            "notes": trace.notes,
-            "oracle_max_tokens": trace.oracle_max_tokens,
-            "concurrency": trace.concurrency,
-            "following": sum(r.follows for r in trace.requests),
-        },
+        "trace": trace_facts(trace),
         "machine": {**machine_facts(), **device.environment()},
         "seed": config.seed,
         "slo": dict(config.goodput),
@@ -319,6 +316,20 @@ def _facts(
         "gpus": config.tensor_parallel_size,
         "price_per_hour": config.price_per_hour,
         "watts": config.watts,
+    }
+
+
+def trace_facts(trace: Trace) -> dict[str, Any]:
+    """What a manifest says of a trace."""
+    return {
+        "name": trace.name,
+        "format": trace.format,
+        "sha256": trace.sha256,
+        "requests": len(trace.requests),
+        "notes": trace.notes,
+        "oracle_max_tokens": trace.oracle_max_tokens,
+        "concurrency": trace.concurrency,
+        "following": sum(r.follows for r in trace.requests),
     }
 
 

@@ -1,13 +1,15 @@
-"""RunConfig: everything that decides a run, in one frozen value."""
+"""RunConfig and EndpointConfig: everything that decides a run, in one frozen value."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from nexusbench.core.errors import InputError
+
+_Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,6 +63,39 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seed: int = 0
 
 
+class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that decides a replay against an OpenAI-compatible server at the URL ``endpoint``.
+
+    None means "ask the server": its only model, its context length. ``prompt`` is token ids, text,
+    or whichever the server takes; ids are drawn below ``vocab_size``. The API key is the value of
+    the environment variable called ``api_key_env`` and is nowhere else. A server that says nothing
+    for ``timeout_s`` has failed the request. The rest is as in RunConfig.
+    """
+
+    trace: str
+    endpoint: str
+    model: str | None = None
+    api: Literal["completions", "chat"] | None = None
+    prompt: Literal["auto", "ids", "text"] = "auto"
+    vocab_size: int = 32_000
+    api_key_env: str | None = None
+    timeout_s: float = 600.0
+    max_model_len: int | None = None
+    too_long: Literal["reject", "skip", "clip", "error"] = "reject"
+    speed: float | None = None
+    request_rate: float | None = None
+    burstiness: float | None = None
+    limit: int | None = None
+    window: str | None = None
+    spread_ties: Literal["none", "uniform"] = "none"
+    concurrency: int | None = None
+    warmup_s: float = 0.0
+    goodput: dict[str, float] = {}
+    price_per_hour: float | None = None
+    watts: float | None = None
+    seed: int = 0
+
+
 # Bounds of numbers: field, least, whether the least itself is allowed, most.
 _BOUNDS = (
     ("tensor_parallel_size", 1, True, math.inf),
@@ -81,23 +116,27 @@ _BOUNDS = (
     ("seed", 0, True, math.inf),
     ("price_per_hour", 0, False, math.inf),
     ("watts", 0, False, math.inf),
+    ("timeout_s", 0, False, math.inf),
+    ("vocab_size", 8, True, math.inf),
 )
 
 
-def check_config(config: RunConfig) -> RunConfig:
+def check_config(config: _Config) -> _Config:
     """``config`` with every field of its type and within its bounds.
 
     The command line checks its flags itself, with their names; this is for configs made in Python
     and for manifests. Raises InputError naming the field.
     """
-    for name in RunConfig.__struct_fields__:
+    kind = type(config)
+    needed = {"trace": "", "endpoint": ""} if kind is EndpointConfig else {"trace": ""}
+    for name in kind.__struct_fields__:
         value = msgspec.to_builtins(getattr(config, name))
         try:
-            msgspec.convert({"trace": "", name: value}, RunConfig)
+            msgspec.convert({**needed, name: value}, kind)
         except msgspec.ValidationError as error:
             raise InputError(f"{str(error).split(' - at')[0]}, got {value!r}", field=name) from None
     for name, least, inclusive, most in _BOUNDS:
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if value is None:
             continue
         low = value < least or (value == least and not inclusive)

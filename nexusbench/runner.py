@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench.assembly import Assembly, assemble
-from nexusbench.config import RunConfig
-from nexusbench.core.errors import Interrupted, NexusbenchError
+from nexusbench.config import EndpointConfig, RunConfig
+from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.engine.engine import Engine, EngineConfig
 
 if TYPE_CHECKING:
+    from nexusbench.endpoint.status import Status as ReplayStatus
+    from nexusbench.endpoint_runner import Connected
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.results.manifest import Status
     from nexusbench.results.store import RunWriter
@@ -32,6 +34,7 @@ RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work")
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
 Progress = Callable[[Engine], None]
+AnyProgress = Callable[["Engine | ReplayStatus"], None]
 
 
 class RunResult(msgspec.Struct):
@@ -42,7 +45,7 @@ class RunResult(msgspec.Struct):
     ``resolved`` what the config became on this device and model.
     """
 
-    config: RunConfig
+    config: RunConfig | EndpointConfig
     summary: dict[str, Any]
     events: RunEvents
     event_digest: str
@@ -52,16 +55,30 @@ class RunResult(msgspec.Struct):
 
 
 def run(
-    config: RunConfig, *, results: Path | None = None, progress: Progress | None = None
+    config: RunConfig | EndpointConfig,
+    *,
+    results: Path | None = None,
+    progress: AnyProgress | None = None,
 ) -> RunResult:
     """Serve ``config.trace`` and return what happened; with ``results``, keep it in a new folder
     there.
 
-    ``progress`` is called about ten times a second with the engine. Raises UsageError (or
+    An EndpointConfig's trace is served by somebody else's server. ``progress`` is called about ten
+    times a second with the engine, or with a replay's status. Raises UsageError (or
     InputError) for what cannot be run, Interrupted after Ctrl-C, and other NexusbenchErrors for a
     run that failed; in the last two cases the folder keeps every event up to that moment and its
     manifest says why it ends.
     """
+    if isinstance(config, EndpointConfig):
+        try:
+            from nexusbench.endpoint_runner import run_endpoint
+        except ModuleNotFoundError as error:
+            if error.name != "httptools":
+                raise
+            raise UsageError(
+                "--endpoint needs httptools: pip install 'nexusbench[endpoint]'"
+            ) from None
+        return run_endpoint(config, results=results, progress=progress)
     assembly = assemble(config)
     try:
         return serve(assembly, results, progress)
@@ -265,7 +282,7 @@ def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
     return RunWriter(results, manifest, _request_columns(assembly))
 
 
-def _request_columns(assembly: Assembly) -> dict[str, list[Any]]:
+def _request_columns(assembly: Assembly | Connected) -> dict[str, list[Any]]:
     requests, closed = assembly.requests, assembly.trace.concurrency > 0
     return {
         "request": [r.index for r in requests],

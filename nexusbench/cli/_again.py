@@ -12,7 +12,7 @@ from nexusbench.cli._console import results_console
 from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.config import RunConfig
+from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import SCHEMA
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest
@@ -20,6 +20,8 @@ from nexusbench.results.reader import DEFAULT_ROOT, RunReader
 from nexusbench.runner import RunResult, run
 from nexusbench.workloads.source import read_source
 
+# Not resolved, but noticed; and the trace is known to be the same.
+_NEVER_ALIKE = ("decision_us", "client", "trace")
 EXIT_DIFFERS, EXIT_INCONCLUSIVE = 1, 4
 
 
@@ -64,9 +66,11 @@ def run_again(
         raise SystemExit(code)
 
 
-def _config(reader: RunReader, trace: Path | None) -> RunConfig:
+def _config(reader: RunReader, trace: Path | None) -> RunConfig | EndpointConfig:
+    stored = reader.manifest.config
+    kind: type[RunConfig | EndpointConfig] = EndpointConfig if "endpoint" in stored else RunConfig
     try:
-        config = msgspec.convert(reader.manifest.config, RunConfig)
+        config = msgspec.convert(stored, kind)
     except msgspec.ValidationError as error:
         raise InputError(
             f"{error}",
@@ -77,7 +81,7 @@ def _config(reader: RunReader, trace: Path | None) -> RunConfig:
     return config if trace is None else msgspec.structs.replace(config, trace=str(trace))
 
 
-def _check_trace(reader: RunReader, config: RunConfig) -> None:
+def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
     """The trace must be the one of the run, byte for byte. Raises InputError if it is not."""
     try:
         found = read_source(config.trace).sha256
@@ -97,7 +101,7 @@ def _check_trace(reader: RunReader, config: RunConfig) -> None:
 def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
     """A word for machines, a sentence, and the exit code."""
     if not result.summary["simulated"]:
-        return "measured", "ran again; a real device never gives the same event log twice", 0
+        return "measured", "ran again; what is measured never gives the same event log twice", 0
     if not reader.complete:
         sentence = f"nothing to compare with: the original is {reader.status}"
         return "inconclusive", sentence, EXIT_INCONCLUSIVE
@@ -126,7 +130,7 @@ def differences(manifest: Manifest, result: RunResult) -> list[str]:
     changes = [
         line
         for key, old in manifest.resolved.items()
-        if key not in ("decision_us", "trace")
+        if key not in _NEVER_ALIKE
         for line in _changed(key, old, new.get(key))
     ]
     if result.folder is not None:

@@ -14,7 +14,7 @@ from nexusbench.cli._neighbours import Neighbours, neighbours_of
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.units import ms
-from nexusbench.metrics.explain import PARTS, Explanation, explain, find_request
+from nexusbench.metrics.explain import CLIENT_PARTS, PARTS, Explanation, explain, find_request
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.reader import RunReader
 
@@ -30,6 +30,10 @@ _LETTERS = {
     "compute": ("c", "green"),
     "contention": ("x", "bright_red"),
     "between_steps": (".", "dim"),
+    "unsent": ("u", "red"),
+    "first": ("f", "yellow"),
+    "tokens": ("t", "green"),
+    "end": (".", "dim"),
 }
 
 
@@ -99,7 +103,7 @@ def _show_parts(console: Console, found: Explanation) -> None:
         if time:
             letter, style = _LETTERS[part]
             name = Text.assemble((f"  {letter} ", style), part.replace("_", " "))
-            meaning = Text(PARTS[part], style="dim")
+            meaning = Text((PARTS | CLIENT_PARTS)[part], style="dim")
             table.add_row(name, f"{ms(time):,.1f} ms", f"{100 * time / total:.1f} %", meaning)
     console.print(table)
     if not found.contention_known:
@@ -118,6 +122,9 @@ def _segments(parts: dict[str, int], total: int) -> list[tuple[str, int, int]]:
 
 
 def _show_facts(console: Console, found: Explanation, near: Neighbours) -> None:
+    if found.observed == "client":
+        _show_client_facts(console, found)
+        return
     facts = [
         f"prompt {found.prompt_tokens:,} tokens, {found.cached_tokens:,} of them from the prefix "
         f"cache, computed in {counted(found.chunks, 'chunk')}; "
@@ -146,6 +153,16 @@ def _show_facts(console: Console, found: Explanation, near: Neighbours) -> None:
         say(console, f"  - {fact}", indent=4)
 
 
+def _show_client_facts(console: Console, found: Explanation) -> None:
+    facts = [
+        f"prompt {found.prompt_tokens:,} tokens asked",
+        f"output {counted(found.output_tokens, 'token')}",
+        "measured by a client: what the server did inside is not known",
+    ]
+    for fact in facts + ([f"tenant {found.tenant}"] if found.tenant else []):
+        say(console, f"  - {fact}", indent=4)
+
+
 def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
     """Show the requests with the longest TTFT; those that never got a token come first."""
     reader = RunReader(name, results)
@@ -168,7 +185,7 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
     if not rows:
         say(console, "No request arrived in what this run kept.")
         return
-    _show_slowest(console, rows)
+    _show_slowest(console, rows, client=run.facts.observed == "client")
     command = f"nexusbench explain {reader.path} --request {rows[0]['id']}"
     console.print(f"next  {command}", soft_wrap=True)
 
@@ -199,7 +216,7 @@ def _slow_row(run: RunEvents, index: int) -> dict[str, Any]:
     }
 
 
-def _show_slowest(console: Console, rows: list[dict[str, Any]]) -> None:
+def _show_slowest(console: Console, rows: list[dict[str, Any]], *, client: bool) -> None:
     from rich import box
     from rich.table import Table
 
@@ -212,6 +229,9 @@ def _show_slowest(console: Console, rows: list[dict[str, Any]]) -> None:
         "service_ms": "service, ms",
         "preemptions": "preempted",
     }
+    if client:
+        heads |= {"queueing_ms": "send lag, ms", "service_ms": "answer, ms"}
+        del heads["preemptions"]
     keys = list(heads)
 
     def render(block: slice) -> Table:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nexusbench.gates.verdicts import Finding
-    from nexusbench.runner import Progress
+    from nexusbench.runner import AnyProgress
 
 JSON_SCHEMA = 1
 _STYLES = {
@@ -193,7 +193,7 @@ def _points(source: Source, spec: GateSpec | None) -> list[Point]:
 
 
 def _follower(source: Source) -> Follow:
-    def following(title: str) -> AbstractContextManager[Progress | None]:
+    def following(title: str) -> AbstractContextManager[AnyProgress | None]:
         return follow(title, quiet=source.quiet)
 
     return following

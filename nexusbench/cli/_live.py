@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
-from nexusbench.cli._progress import ProgressReader, Snapshot
+from nexusbench.cli._progress import ProgressReader, Snapshot, snapshot_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.devices._stopwatch import stopwatch_ns
+from nexusbench.endpoint.status import Status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,13 +30,16 @@ class Follower:
         self._simulated = False
         self.last: Snapshot | None = None
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, source: Engine | Status) -> None:
         """Take a snapshot and show it; without a terminal, say once that the run has begun."""
         if not self._told:
             print(f"{self.title}: started", file=sys.stderr, flush=True)
             self._told = True
-        self._simulated = engine.device.spec.simulated
-        self.last = self._read(engine)
+        if isinstance(source, Status):
+            self.last = snapshot_of(source)
+        else:
+            self._simulated = source.device.spec.simulated
+            self.last = self._read(source)
         if self._show is not None:
             self._show(self._panel(self.last))
 
@@ -65,10 +69,10 @@ class Follower:
         grid.add_row(ProgressLine(self.title, now.ended, now.offered, text))
         ttft = "-" if now.ttft_ms is None else f"{now.ttft_ms:,.0f} ms"
         tbt = "-" if now.tbt_ms is None else f"{now.tbt_ms:,.1f} ms"
-        grid.add_row(
-            f"  running {now.running:,}  waiting {now.waiting:,}  KV {100 * now.kv_usage:.0f} %  "
-            f"split {now.split}  recent TTFT {ttft}  TBT {tbt}"
-        )
+        inside = f"waiting {now.waiting:,}  KV {100 * now.kv_usage:.0f} %  split {now.split}  "
+        # A client does not see inside the server.
+        inside = inside if now.split else ""
+        grid.add_row(f"  running {now.running:,}  {inside}recent TTFT {ttft}  TBT {tbt}")
         return grid
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from nexusbench.core.units import NS_PER_MS
 
 if TYPE_CHECKING:
+    from nexusbench.endpoint.status import Status
     from nexusbench.engine.engine import Engine
 
 RECENT_GAPS = 4096
@@ -149,6 +150,22 @@ class ProgressReader:
             ttft_ms=self._rolling.ttft_ms,
             tbt_ms=self._rolling.tbt_ms,
         )
+
+
+def snapshot_of(status: Status) -> Snapshot:
+    """The same of a replay, as far as its client sees it."""
+    return Snapshot(
+        ended=status.ended,
+        offered=status.requests,
+        now_ns=status.now_ns,
+        tokens=status.tokens,
+        running=status.flying,
+        waiting=0,
+        kv_usage=0.0,
+        split="",
+        ttft_ms=status.ttft_ms,
+        tbt_ms=status.tbt_ms,
+    )
 
 
 def _copy(column: array[int], start: int) -> IntArray:

@@ -67,7 +67,8 @@ def badge(simulated: bool) -> Text:
 
 def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
     lines = header_lines(view, view.resolved, _why_simulated())
-    return [*lines, ("policies", policies_line(columns)), *note_lines(columns)]
+    policies = policies_line(columns)
+    return [*lines, *([("policies", policies)] if policies else []), *note_lines(columns)]
 
 
 def _why_simulated() -> str:

@@ -21,7 +21,7 @@ from nexusbench.cli._timelines import following
 from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.rejections import nothing_measured
 from nexusbench.comparison.view import RunView, by_label
-from nexusbench.config import RunConfig
+from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
@@ -40,7 +40,7 @@ class Job(msgspec.Struct, frozen=True):
 
     label: str
     title: str
-    config: RunConfig
+    config: RunConfig | EndpointConfig
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
     schedulers = split_policies(flags["scheduler"], "--scheduler")
     partitioners = split_policies(flags["partitioner"] or [], "--partitioner")
     pairs = pair_policies(schedulers, partitioners)
-    _check_texts(flags)
+    check_texts(flags)
     check_policies(pairs, flags["cost_model"])
     names = set(RunConfig.__struct_fields__) & set(flags)
     fields = {name: flags[name] for name in names}
@@ -99,7 +99,8 @@ def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
     return labels
 
 
-def _check_texts(flags: Mapping[str, Any]) -> None:
+def check_texts(flags: Mapping[str, Any]) -> None:
+    """Flags that are texts, and those that exclude each other. Raises UsageError naming one."""
     if len(split_policies([flags["cost_model"] or "-"], "--cost-model")) > 1:
         raise UsageError(
             f"--cost-model {flags['cost_model']}: a run asks one belief. nexusbench regret "
@@ -209,7 +210,9 @@ def _run_all(
     return views, failures, cause
 
 
-def _run(config: RunConfig, results: Path | None, progress: Follower | None) -> RunResult:
+def _run(
+    config: RunConfig | EndpointConfig, results: Path | None, progress: Follower | None
+) -> RunResult:
     try:
         return run(config, results=results, progress=progress)
     except UsageError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nexusbench.comparison.view import RunView, count_rejections, span
+from nexusbench.comparison.view import RunView, count_reasons, span
 
 if TYPE_CHECKING:
     from nexusbench.runner import RunResult
@@ -19,6 +19,7 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
 
     resolved = {**result.resolved, "decision_us": result.summary.get("decision_us", {})}
     summary = {key: value for key, value in result.summary.items() if key != "decision_us"}
+    ended, strings = result.events.tables["ended"], result.events.facts.strings
     return RunView(
         label=label,
         status="complete",
@@ -30,5 +31,6 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
         event_digest=result.event_digest,
         span_ns=span(result.events.requests["arrival"]),
         groups={name: group(result.events, name) for name in by},
-        rejections=count_rejections(result.events.tables["ended"], result.events.facts.strings),
+        rejections=count_reasons(ended, strings, "rejected"),
+        failures=count_reasons(ended, strings, "failed"),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from nexusbench.cli import _endpoint_flags as remote
 from nexusbench.cli import _flags as flags
 
 
@@ -21,6 +22,12 @@ def serve_trace(
     force_profile: flags.ForceProfile = False,
     recalibrate: flags.Recalibrate = False,
     kernel_table: flags.KernelTable = None,
+    endpoint: remote.Endpoint = None,
+    api: remote.Api = None,
+    prompt: remote.PromptForm = "auto",
+    vocab_size: remote.VocabSize = 32_000,
+    api_key_env: remote.ApiKeyEnv = None,
+    timeout_s: remote.Timeout = 600.0,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,
     kv_blocks: flags.KvBlocks = None,
@@ -61,11 +68,6 @@ def serve_trace(
 
     nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
     """
-    from nexusbench.cli._session import Output, parse_by, plan_jobs, serve
+    from nexusbench.cli._asked import serve_asked
 
-    # The parameters are named as RunConfig's fields, so they are taken by name, not listed again.
-    jobs = plan_jobs(context.params)
-    folder = None if no_save else results
-    groupings = parse_by(by or [])
-    output = Output(folder, json, no_progress, formulas, by=groupings, timeline=timeline)
-    serve(jobs, output)
+    serve_asked(context)

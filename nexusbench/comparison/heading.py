@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexusbench.comparison.belief_notes import belief_notes
+from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import Row, unit_of
 from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.units import NS_PER_S, counted
@@ -32,6 +33,9 @@ def header_lines(
     view: RunView, resolved: dict[str, Any], why_simulated: str = ""
 ) -> list[tuple[str, str]]:
     """Name and text of each header line; ``why_simulated`` says why ``auto`` took no GPU."""
+    if resolved.get("observed") == "client":
+        trace_line = _trace_line(view, resolved["trace"])
+        return endpoint_lines(view, resolved, trace_line) + _judged_lines(view)
     limits, trace = resolved["limits"], resolved["trace"]
     asked = view.config.get("device")
     device = _device_text(resolved)
@@ -56,6 +60,12 @@ def header_lines(
             f"{limits['max_num_batched_tokens']:,}, max_model_len {limits['max_model_len']:,}",
         ),
     ]
+    return lines + _judged_lines(view)
+
+
+def _judged_lines(view: RunView) -> list[tuple[str, str]]:
+    """By what the run is judged, where it is said."""
+    lines = []
     if view.summary["slo"]:
         bounds = ", ".join(f"{key} {bound:g} ms" for key, bound in view.summary["slo"].items())
         lines.append(("SLO", bounds + (" (tbt: p99 of each request)" if "tbt" in bounds else "")))
@@ -108,6 +118,8 @@ def policies_line(columns: Sequence[Column]) -> str:
     texts = []
     for column in columns:
         resolved, config = column.first.resolved, column.first.config
+        if resolved["scheduler"] is None:  # whatever a server has
+            continue
         belief, partitioner = resolved["belief"], config.get("partitioner")
         asks = f" asking {_belief(belief, config.get('cost_model'))}" if belief else ""
         texts.append(f"{column.label} (partitioner {partitioner or resolved['partitioner']}{asks})")
@@ -150,7 +162,8 @@ def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     if any(len(column.views) > 1 for column in columns):
         notes.append("± half a 95 % interval over seeds")
     lines = ["; ".join(notes)] if notes else []
-    lines += _DEFINITIONS
+    of_client = all(c.first.resolved.get("observed") == "client" for c in columns)
+    lines += CLIENT_DEFINITIONS if of_client else _DEFINITIONS
     if columns[0].first.summary["slo"]:
         lines.append(_SLO_DEFINITION)
     return lines

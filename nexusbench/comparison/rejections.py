@@ -1,4 +1,4 @@
-"""Requests that a run refused, and runs that measured nothing: how many, why, and the remedy."""
+"""Requests that were rejected or failed, and runs that measured nothing: why, and the remedy."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ _REMEDIES = {
 
 
 def rejection_lines(columns: Sequence[Column]) -> list[str]:
-    """A sentence per reason; schedulers that it hit alike share one."""
+    """A sentence per reason of what was rejected or failed; schedulers that it hit alike share
+    one.
+    """
     names: dict[str, list[str]] = {}
     for column in columns:
-        reasons: Counter[str] = Counter()
+        reasons: Counter[tuple[str, str]] = Counter()
         for view in column.views:
-            reasons.update(view.rejections)
-        for reason, count in sorted(reasons.items()):
+            for outcome, found in (("rejected", view.rejections), ("failed", view.failures)):
+                reasons.update({(outcome, reason): count for reason, count in found.items()})
+        for (outcome, reason), count in sorted(reasons.items()):
             total = sum(view.resolved["trace"]["requests"] for view in column.views)
             detail = _reason(reason, column.first.resolved)
-            text = f"{count:,} of {counted(total, 'request')} rejected: {detail}"
+            text = f"{count:,} of {counted(total, 'request')} {outcome}: {detail}"
             names.setdefault(text, []).append(column.label)
     return [
         text if len(found) == len(columns) else f"{', '.join(found)}: {text}"
@@ -50,6 +53,7 @@ def nothing_measured(views: Sequence[RunView]) -> list[str]:
     for view in views:
         metrics = view.summary["metrics"]
         offered, rejected = metrics["offered"]["value"], metrics["rejected"]["value"]
+        failed = metrics["failed"]["value"]
         if not offered:
             seconds = view.summary["warmup"]["seconds"]
             text = "no request was measured"
@@ -57,6 +61,9 @@ def nothing_measured(views: Sequence[RunView]) -> list[str]:
         elif offered == rejected:
             text = f"nothing was measured: all of {counted(int(offered), 'request')} rejected"
             text += "".join(f", {_reason(reason, view.resolved)}" for reason in view.rejections)
+        elif offered == failed:
+            text = f"nothing was measured: all of {counted(int(offered), 'request')} failed"
+            text += "".join(f", {reason}" for reason in view.failures)
         else:
             continue
         if view.label not in names.setdefault(text, []):

@@ -52,7 +52,12 @@ SCALARS = (
         ("belief error, MAPE", "%", "belief_error", "mean"),
         ("belief bias", "%", "belief_bias", "mean"),
     ),
-    (("decision time, mean", "µs, real", "decision_us", "mean"),),
+    (
+        ("decision time, mean", "µs, real", "decision_us", "mean"),
+        ("send lag, p50", "ms", "send_lag", "p50"),
+        ("send lag, p99", "ms", "send_lag", "p99"),
+        ("send lag, max", "ms", "send_lag", "max"),
+    ),
 )
 # Shown only where they are not zero for everyone: their absence is no news.
 _ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished")

@@ -46,6 +46,7 @@ class RunView(msgspec.Struct):
     message: str = ""
     groups: dict[str, list[dict[str, Any]]] = {}  # grouping -> its groups, where asked for
     rejections: dict[str, int] = {}  # reason -> requests
+    failures: dict[str, int] = {}  # the same of what failed
 
     @property
     def complete(self) -> bool:
@@ -69,6 +70,7 @@ class RunView(msgspec.Struct):
             "simulated": self.simulated,
             "event_digest": self.event_digest,
             "rejections": self.rejections,
+            "failures": self.failures,
             "config": self.config,
             "resolved": self.resolved,
             "summary": self.summary,
@@ -161,8 +163,10 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         )
         summary = summarise(events)
         groups = {name: group(events, name) for name in judged.by}
+    ended = reader.table("ended")
+    other = "endpoint" if "endpoint" in manifest.config else manifest.run_id
     return RunView(
-        label=str(manifest.config.get("scheduler", manifest.run_id)),
+        label=str(manifest.config.get("scheduler", other)),
         status=reader.status,
         simulated=manifest.simulated,
         config=manifest.config,
@@ -173,7 +177,8 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         span_ns=span(reader.requests()["arrival"]),
         message=manifest.message,
         groups=groups,
-        rejections=count_rejections(reader.table("ended"), manifest.strings),
+        rejections=count_reasons(ended, manifest.strings, "rejected"),
+        failures=count_reasons(ended, manifest.strings, "failed"),
     )
 
 
@@ -211,9 +216,9 @@ def _check_parts(reader: RunReader) -> None:
                 raise InputError("missing, although the manifest lists it", file=file, hint=hint)
 
 
-def count_rejections(ended: Mapping[str, Any], strings: Sequence[str]) -> dict[str, int]:
-    """Reason -> how many requests of an ``ended`` table were rejected for it."""
-    codes = ended["reason"][ended["outcome"] == OUTCOMES.index("rejected")].tolist()
+def count_reasons(ended: Mapping[str, Any], strings: Sequence[str], outcome: str) -> dict[str, int]:
+    """Reason -> how many requests of an ``ended`` table had that ``outcome`` for it."""
+    codes = ended["reason"][ended["outcome"] == OUTCOMES.index(outcome)].tolist()
     known = range(len(strings))
     return dict(Counter(strings[code] if code in known else "no reason given" for code in codes))
 

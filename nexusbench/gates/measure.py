@@ -16,14 +16,14 @@ from nexusbench.gates.rules import Measure
 from nexusbench.gates.series import Point, Series, make_series, point_of_reader, point_of_result
 from nexusbench.results.manifest import MANIFEST_FILE
 from nexusbench.results.reader import RunReader
-from nexusbench.runner import Progress, run
+from nexusbench.runner import AnyProgress, run
 from nexusbench.workloads.source import read_source
 
 # A run's title -> what follows its progress.
-Follow = Callable[[str], AbstractContextManager[Progress | None]]
+Follow = Callable[[str], AbstractContextManager[AnyProgress | None]]
 
 
-def follow_nothing(title: str) -> AbstractContextManager[Progress | None]:
+def follow_nothing(title: str) -> AbstractContextManager[AnyProgress | None]:
     """A Follow that shows nothing."""
     return nullcontext()
 

@@ -27,6 +27,7 @@ def _corunning(run: RunEvents) -> BoolArray:
 class _Belief(Distribution):
     """Relative error of the predicted time of launches that had a prediction."""
 
+    needs_engine = True
     unit = "%"
 
     def error(self, run: RunEvents, which: BoolArray) -> FloatArray:

@@ -22,11 +22,18 @@ PARTS = {
     "contention": "in running steps, what a neighbour on the GPU added",
     "between_steps": "admitted, in no running step",
 }
+# The same of a request that a client sent.
+CLIENT_PARTS = {
+    "unsent": "from arrival to when it was sent: the client's own lateness",
+    "first": "sent, until its first token came: the network, the server's queue and its prefill",
+    "tokens": "from its first token to its last",
+    "end": "after its last token, or without any, until its end was known",
+}
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """Where a request's time went. Times are ns; ``parts`` has the keys of PARTS and sums to
-    ``total_ns``.
+    """Where a request's time went. Times are ns; ``parts`` has the keys of PARTS (of CLIENT_PARTS
+    where a client ``observed`` it) and sums to ``total_ns``.
 
     ``total_ns`` is the end-to-end latency, or the time to the end of the log for an unfinished
     request. Where the device does not know solo times, ``contention_known`` is False and contention
@@ -52,6 +59,7 @@ class Explanation(msgspec.Struct, frozen=True):
     lost_tokens: int
     mean_batch: float | None  # requests per step it took part in
     contention_known: bool
+    observed: str = "engine"
 
 
 def find_request(run: RunEvents, request: str) -> int:
@@ -79,11 +87,15 @@ def explain(run: RunEvents, request: int) -> Explanation:
         )
     arrival = int(run.arrival[request])
     end = _end(run, request)
-    parts = dict.fromkeys(PARTS, 0)
-    _add_waits(run, request, end, parts)
-    rows = _iterations_of(run, request)
-    known = _add_steps(run, rows, (arrival, end), parts)
-    parts["between_steps"] = end - arrival - sum(parts.values())
+    rows, known = np.empty(0, dtype=np.int64), True
+    if run.facts.observed == "client":
+        parts = _client_parts(run, request, end)
+    else:
+        parts = dict.fromkeys(PARTS, 0)
+        _add_waits(run, request, end, parts)
+        rows = _iterations_of(run, request)
+        known = _add_steps(run, rows, (arrival, end), parts)
+        parts["between_steps"] = end - arrival - sum(parts.values())
     launches, submitted = run.iterations.launch[rows], run.tables["submitted"]
     sizes = submitted["decodes"][launches] + submitted["chunks"][launches]
     preempted = run.tables["preempted"]["request"] == request
@@ -101,7 +113,7 @@ def explain(run: RunEvents, request: int) -> Explanation:
         parts=parts,
         prompt_tokens=int(run.requests["prompt_tokens"][request]),
         cached_tokens=(
-            int(run.tables["admitted"]["cached_tokens"][admission]) if admission >= 0 else 0
+            max(0, int(run.tables["admitted"]["cached_tokens"][admission])) if admission >= 0 else 0
         ),
         output_tokens=int(run.num_output_tokens[request]),
         steps=len(rows),
@@ -110,7 +122,25 @@ def explain(run: RunEvents, request: int) -> Explanation:
         lost_tokens=int(run.tables["preempted"]["lost_tokens"][preempted].sum()),
         mean_batch=float(sizes.mean()) if len(sizes) else None,
         contention_known=known,
+        observed=run.facts.observed,
     )
+
+
+def _client_parts(run: RunEvents, request: int, end: int) -> dict[str, int]:
+    """What a client knows: when it sent, and when the first and the last token came."""
+    marks = [int(run.arrival[request])]
+    for time in (
+        run.first_admitted[request],
+        run.first_token[request],
+        run.last_token[request],
+    ):
+        marks.append(int(time) if time >= 0 else -1)
+    marks.append(end)
+    parts, since = dict.fromkeys(CLIENT_PARTS, 0), marks[0]
+    for part, mark in zip(CLIENT_PARTS, marks[1:], strict=True):
+        if mark >= 0:
+            parts[part], since = mark - since, mark
+    return parts
 
 
 def _end(run: RunEvents, request: int) -> int:

@@ -20,13 +20,14 @@ def request_p99_gaps(run: RunEvents) -> FloatArray:
     by_size = np.argsort(run.gaps)
     by_request = by_size[stable_order(run.gap_request[by_size], run.num_requests)]
     ordered = run.gaps[by_request].astype(np.int64)
-    last = np.maximum(run.num_gaps - 1, 0)
+    count = np.bincount(run.gap_request, minlength=run.num_requests)
+    last = np.maximum(count - 1, 0)
     place = 0.99 * last
     low = place.astype(np.int64)
-    first = np.minimum(np.cumsum(run.num_gaps) - run.num_gaps, len(ordered) - 1)
+    first = np.minimum(np.cumsum(count) - count, len(ordered) - 1)
     below = ordered[np.minimum(first + low, len(ordered) - 1)]
     above = ordered[np.minimum(first + np.minimum(low + 1, last), len(ordered) - 1)]
-    return np.where(run.num_gaps > 0, below + (above - below) * (place - low), 0.0)
+    return np.where(count > 0, below + (above - below) * (place - low), 0.0)
 
 
 def met(run: RunEvents) -> BoolArray:

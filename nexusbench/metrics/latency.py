@@ -29,6 +29,7 @@ class TimeToFirstToken(Distribution):
 class Queueing(Distribution):
     """The part of TTFT before the request first left the waiting queue."""
 
+    needs_engine = True
     tag, unit, direction = "ttft_queueing", "ms", "lower"
     title = "queueing part of TTFT"
     formula = "s_i - a_i, i in G"
@@ -41,6 +42,7 @@ class Queueing(Distribution):
 class Service(Distribution):
     """The part of TTFT after the request first left the waiting queue."""
 
+    needs_engine = True
     tag, unit, direction = "ttft_service", "ms", "lower"
     title = "service part of TTFT"
     formula = "f_i - s_i, i in G"
@@ -48,6 +50,26 @@ class Service(Distribution):
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request."""
         return to_ms((run.first_token - run.first_admitted)[run.answered])
+
+
+class SendLag(Distribution):
+    """How late a client sent its requests: its own fault, and part of every latency."""
+
+    tag, unit, direction = "send_lag", "ms", "lower"
+    title = "send lag"
+    formula = "s_i - a_i, i in M sent; of a client's log, where s_i is when it was sent"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per request that was sent."""
+        if run.facts.observed == "engine":
+            return np.empty(0, dtype=np.float64)
+        sent = run.measured & (run.first_admitted >= 0)
+        return to_ms((run.first_admitted - run.arrival)[sent])
+
+    def reason(self, run: RunEvents) -> str:
+        """Inside the engine nothing is sent."""
+        known = run.facts.observed == "client"
+        return "no request was sent" if known else "requests reach the engine on its own clock"
 
 
 class TimeBetweenTokens(Distribution):

@@ -23,6 +23,7 @@ def _rank_within(requests: IntArray, num_requests: int) -> IntArray:
 class Preemptions(Scalar):
     """How often a request lost its KV blocks."""
 
+    needs_engine = True
     tag, unit, direction = "preemptions", "times", "lower"
     title = "preemptions"
     formula = "sum(v_i, i in M)"
@@ -35,6 +36,7 @@ class Preemptions(Scalar):
 class RecomputedTokens(Scalar):
     """Tokens that were computed again after a preemption."""
 
+    needs_engine = True
     tag, unit, direction = "recomputed_tokens", "tokens", "lower"
     title = "tokens recomputed"
     formula = "sum over recompute preemptions j of i in M, admitted again: max(0, lost_j - c_j)"
@@ -59,6 +61,7 @@ class RecomputedTokens(Scalar):
 class MeanKvUse(Scalar):
     """Mean share of KV blocks in use while the device was busy."""
 
+    needs_engine = True
     tag, unit, direction = "kv_use_mean", "%", "none"
     title = "KV use, mean"
     formula = "100 sum(u_j y_j) / (K sum(y_j)), y_j = busy time between launches j and j+1"
@@ -79,6 +82,7 @@ class MeanKvUse(Scalar):
 class PeakKvUse(Scalar):
     """Largest share of KV blocks in use at a launch."""
 
+    needs_engine = True
     tag, unit, direction = "kv_use_peak", "%", "none"
     title = "KV use, peak"
     formula = "100 max(u_j) / K"
@@ -104,5 +108,12 @@ class PrefixHitRate(Scalar):
         rows = run.first_admission
         keep = run.measured & (rows >= 0)
         prompt = int(run.requests["prompt_tokens"][keep].sum())
-        cached = int(run.tables["admitted"]["cached_tokens"][rows[keep]].sum())
-        return 100 * cached / prompt if prompt else None
+        found = run.tables["admitted"]["cached_tokens"][rows[keep]]
+        if not prompt or found.min() < 0:
+            return None
+        return 100 * int(found.sum()) / prompt
+
+    def reason(self, run: RunEvents) -> str:
+        """A server need not say what it found."""
+        known = run.facts.observed == "engine"
+        return super().reason(run) if known else "the server does not say what it found cached"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.metrics._work import Work
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
-from nexusbench.metrics.tokens import MANY, Tokens, gap_owners, read_tokens
+from nexusbench.metrics.tokens import MANY, Tokens, apart, gap_owners, read_tokens
 
 BoolArray = npt.NDArray[np.bool_]
 Columns = Mapping[str, Any]
@@ -58,6 +58,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo: dict[str, float] = {}  # bounds in ms
     warmup_ns: int = 0
     gpus: int = 1
+    observed: Literal["engine", "client"] = "engine"  # who wrote the log: a client sees no launches
     price_per_hour: float | None = None  # dollars for one GPU
     watts: float | None = None  # of one GPU
     work: Work | None = None  # of a device whose limits were measured
@@ -196,7 +197,7 @@ class RunEvents:
 
     @cached_property
     def first_admitted(self) -> IntArray:
-        """When a request first left the queue."""
+        """When a request first left the queue; to a client, when it was sent."""
         return _pick(self.tables["admitted"]["time"], self.first_admission)
 
     @cached_property
@@ -245,8 +246,9 @@ class RunEvents:
             )
 
     def _read_tokens(self) -> Tokens:
-        done = self.tables["step_done"]
-        return read_tokens(self.token_parts, done["time"], done["tokens"], self.num_requests)
+        done, client = self.tables["step_done"], self.facts.observed == "client"
+        tokens = read_tokens(self.token_parts, done["time"], done["tokens"], self.num_requests)
+        return apart(tokens, self.token_parts) if client else tokens
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -271,7 +273,7 @@ class RunEvents:
 
     @cached_property
     def num_gaps(self) -> IntArray:
-        """Gaps between a request's tokens."""
+        """A request's tokens after the first."""
         return np.maximum(self.num_output_tokens - 1, 0)
 
     @property
@@ -279,6 +281,7 @@ class RunEvents:
         """Every gap between consecutive tokens of a request, in order of the later token;
         preemptions included.
 
+        Tokens that came to a client together have none.
         More than MANY are not kept: each call reads them again, and the caller may overwrite them.
         """
         kept = self._tokens.gaps
@@ -291,7 +294,8 @@ class RunEvents:
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
         """Whose gap each of ``gaps`` is."""
-        return gap_owners(self.token_parts, self.num_requests)
+        owners = self._tokens.owners
+        return gap_owners(self.token_parts, self.num_requests) if owners is None else owners
 
     # Window ---------------------------------------------------------------------------------------
 
@@ -318,6 +322,8 @@ class RunEvents:
         A pass begins when it was launched, or when its partition ended the pass before if that is
         later: a device with a queue of depth 2 takes a batch before it can start it.
         """
+        if self.facts.observed == "client":  # sees deliveries, no passes
+            return Iterations(*[np.empty(0, dtype=np.int64)] * 4)
         done, submitted = self.tables["step_done"], self.tables["submitted"]
         order = np.argsort(submitted["step"], kind="stable")
         launch = np.searchsorted(submitted["step"], done["step"], sorter=order)

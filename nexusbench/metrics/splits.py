@@ -15,6 +15,7 @@ from nexusbench.metrics.run_events import RunEvents
 class _MeanSms(Scalar):
     """SMs that one partition had, averaged over the time it computed."""
 
+    needs_engine = True
     unit, direction = "SMs", "none"
     partition: ClassVar[str]
 
@@ -57,6 +58,7 @@ class WholeSms(_MeanSms):
 class TimeInForce(Scalar):
     """Share of busy time with two partitions computing: only then is a split in force."""
 
+    needs_engine = True
     tag, unit, direction = "split_in_force", "%", "none"
     title = "split in force"
     formula = "100 |{t : two partitions compute}| / B"
@@ -71,6 +73,7 @@ class TimeInForce(Scalar):
 class Repartitions(Scalar):
     """How often the split changed after the first launch."""
 
+    needs_engine = True
     tag, unit, direction = "repartitions", "times", "none"
     title = "re-partitions"
     formula = "R = |{changes of the split after the first launch}|"

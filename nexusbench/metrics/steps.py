@@ -12,6 +12,7 @@ from nexusbench.metrics.run_events import RunEvents
 class BatchSize(Distribution):
     """Requests in a launch."""
 
+    needs_engine = True
     tag, unit, direction = "batch_size", "requests", "none"
     title = "batch size"
     formula = "x_j + h_j (decodes and chunks of launch j)"
@@ -24,6 +25,7 @@ class BatchSize(Distribution):
 class TokensPerStep(Distribution):
     """Rows of the dense layers in one forward pass."""
 
+    needs_engine = True
     tag, unit, direction = "tokens_per_step", "tokens", "none"
     title = "tokens per step"
     formula = "x_j + q_j (decodes and prompt tokens of launch j)"
@@ -37,6 +39,7 @@ class TokensPerStep(Distribution):
 class BusyShare(Scalar):
     """Share of the window in which at least one partition computed."""
 
+    needs_engine = True
     tag, unit, direction = "busy", "%", "none"
     title = "device busy"
     formula = "100 B / T"
@@ -49,6 +52,7 @@ class BusyShare(Scalar):
 class ContentionShare(Scalar):
     """Share of computing time that launches would not have taken without a neighbour."""
 
+    needs_engine = True
     tag, unit, direction = "contention", "%", "lower"
     title = "contention"
     formula = "100 sum(max(0, d_j - b_j - z_j)) / sum(d_j - b_j), z_j known"

@@ -27,6 +27,7 @@ _T_95 = (
     2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
 )  # fmt: skip
 _NORMAL_95 = 1.959964
+_HIDDEN = "a client does not see the inside of the server"
 
 
 def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
@@ -57,6 +58,10 @@ def _entry(metric: Metric, run: RunEvents) -> dict[str, Any]:
         "unit": metric.unit,
         "direction": metric.direction,
     }
+    hidden = metric.needs_engine and run.facts.observed == "client"
+    if hidden:
+        empty = describe(np.empty(0)) if isinstance(metric, Distribution) else {"value": None}
+        return {**entry, **empty, "reason": _HIDDEN}
     if isinstance(metric, Distribution):
         values: np.ndarray[Any, np.dtype[Any]] = np.asarray(metric.values(run))
         if values.dtype.kind != "f":

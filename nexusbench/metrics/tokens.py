@@ -28,6 +28,7 @@ class Tokens(NamedTuple):
     first: IntArray
     last: IntArray
     gaps: npt.NDArray[Any] | None  # None where they were let go
+    owners: npt.NDArray[np.int32] | None = None  # of the gaps, where some were left out
 
 
 class _Chunk(NamedTuple):
@@ -65,6 +66,14 @@ def read_tokens(parts: Parts, times: IntArray, counts: IntArray, size: int) -> T
         gaps[filled : filled + len(new)] = new
         filled += len(new)
     return Tokens(count, first, last, gaps)
+
+
+def apart(tokens: Tokens, parts: Parts) -> Tokens:
+    """Without the gaps of 0: those tokens came together, as in one chunk of a stream."""
+    assert tokens.gaps is not None
+    there = tokens.gaps > 0
+    owners = gap_owners(parts, len(tokens.number))[there]
+    return tokens._replace(gaps=tokens.gaps[there], owners=owners)
 
 
 def gap_owners(parts: Parts, size: int) -> npt.NDArray[np.int32]:

@@ -13,6 +13,7 @@ from nexusbench.metrics.run_events import RunEvents
 class _Utilization(Scalar):
     """A share of one limit over the time in which the device computed."""
 
+    needs_engine = True
     unit, direction = "%", "higher"
 
     @abstractmethod

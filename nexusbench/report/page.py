@@ -193,7 +193,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
         "footnotes": footnotes(columns, rows),
         "heading": [
             *header_lines(view, view.resolved),
-            ("policies", policies_line(columns)),
+            *([("policies", policies)] if (policies := policies_line(columns)) else []),
             *note_lines(columns),
         ],
         "groups": groups,

@@ -13,10 +13,12 @@ import nexusbench.metrics
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.metrics.base import Distribution, Scalar, load_metrics
+from nexusbench.metrics.explain import explain
 from nexusbench.metrics.goodput import request_p99_gaps
 from nexusbench.metrics.intervals import time_with_several, union
 from nexusbench.metrics.run_events import Facts, RunEvents, check_slo
 from nexusbench.metrics.splits import split_shares
+from nexusbench.metrics.summary import summarise
 from nexusbench.metrics.tokens import stable_order
 
 MS = 1_000_000
@@ -132,6 +134,7 @@ def value(tag: str, run: RunEvents) -> float | None:
         ("ttft", [9, 10]),
         ("ttft_queueing", [2, 5]),
         ("ttft_service", [4, 8]),
+        ("send_lag", []),
         ("tbt", [4, 6, 10, 10]),
         ("tpot", [7, 8]),
         ("e2e", [24, 25]),
@@ -188,6 +191,41 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
 def test_scalars_by_hand(tag: str, expected: float | None) -> None:
     got = value(tag, two_requests().run())
     assert got == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_client_sees_what_it_sent_and_what_came() -> None:
+    """r0 is 2 ms late and gets 1 + 2 tokens; r1 0.5 ms, gets one and fails; r2 is not sent."""
+    log = Log()
+    for arrival in (0, 5, 9):
+        log.request(arrival, prompt=100, output=3)
+    log.admit(0, 2, cached=30)
+    log.admit(1, 5.5, cached=-1)
+    for step, (time, tokens) in enumerate([(10, (0,)), (12, (1,)), (16, (0, 0))]):
+        log.row("step_done", step, time * MS, -1, len(tokens))
+        for request in tokens:
+            log.row("token", request)
+    log.end(0, 17)
+    log.end(1, 13, "failed")
+    log.end(2, 9, "rejected")
+    run = log.run(observed="client", simulated=False, num_sms=0, kv_blocks=0, partitions=())
+    assert values("send_lag", run) == pytest.approx([0.5, 2])
+    assert values("ttft", run) == [7, 10]
+    # The two tokens of one chunk have one gap before them, and count as two for TPOT.
+    assert values("tbt", run) == [6]
+    assert run.gap_request.tolist() == [0]
+    assert values("tpot", run) == pytest.approx([3.5])
+    assert request_p99_gaps(run).tolist() == [6 * MS, 0, 0]
+    assert value("prefix_hit_rate", run) is None
+    summary = summarise(run)
+    assert summary["metrics"]["busy"] == {
+        "kind": "scalar", "title": "device busy", "unit": "%", "direction": "none", "value": None,
+        "reason": "a client does not see the inside of the server",
+    }  # fmt: skip
+    assert summary["metrics"]["ttft_queueing"]["n"] == 0
+    parts = [explain(run, request).parts for request in range(3)]
+    assert [list(part.values()) for part in parts] == [
+        [2 * MS, 8 * MS, 6 * MS, MS], [MS // 2, 13 * MS // 2, 0, MS], [0, 0, 0, 0]
+    ]  # fmt: skip
 
 
 def test_price_and_power_are_of_all_gpus_over_the_whole_window() -> None:

@@ -1,0 +1,1 @@
+"""Replaying a trace against an OpenAI-compatible server: prompts, connections, two threads."""

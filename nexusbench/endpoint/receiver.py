@@ -1,0 +1,390 @@
+"""The receiving thread: opens connections, reads answers, and says how each request ended."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import httptools
+
+from nexusbench.core.events import OUTCOMES
+from nexusbench.core.units import NS_PER_MS, NS_PER_S
+from nexusbench.endpoint.address import Address
+from nexusbench.endpoint.connection import Connection
+from nexusbench.endpoint.exchange import NOT_YET, Exchange
+from nexusbench.endpoint.stream import NO_STREAM, StreamError, error_reason
+
+FINISHED, FAILED, CANCELLED = map(OUTCOMES.index, ("finished", "failed", "cancelled"))
+# Servers commonly close a connection that has been idle for 2 to 5 s; ours are let go before, so
+# that no request meets a closing one.
+IDLE_NS = 1 * NS_PER_S
+_CONNECT_NS = 10 * NS_PER_S
+_TICK_NS = 100 * NS_PER_MS
+_BACK_OFF_NS = 500 * NS_PER_MS
+_OPENING_AT_ONCE = 64
+_LONGEST_ERROR = 1 << 16
+# The errors that have a plain name; others are told in the system's words.
+_NAMES = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EPIPE: "connection reset",
+    errno.ETIMEDOUT: "connection timed out",
+    errno.EMFILE: "too many open files (raise ulimit -n)",
+    errno.ENFILE: "too many open files (raise ulimit -n)",
+}
+
+
+class Receiver:
+    """Everything that happens to a request after its first byte has left; one thread, ``run``.
+
+    ``clock`` reads ns of the replay. ``ended`` is called, in this thread, with every exchange that
+    has come to an end. ``spare`` is how many idle connections there should be.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        context: ssl.SSLContext | None,
+        clock: Callable[[], int],
+        ended: Callable[[Exchange], None],
+        timeout_ns: int,
+    ) -> None:
+        self._address, self._context, self._clock = address, context, clock
+        self._ended, self._timeout_ns = ended, timeout_ns
+        self.idle: deque[Connection] = deque()
+        self.flying: dict[int, Exchange] = {}  # by index of the request: not ended yet
+        self.spare = 2
+        self.opened = self.sent_late = 0
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Exchange] = deque()  # for a connection
+        self._lines: dict[Connection, None] = {}  # all that are open
+        self._opening = 0
+        # The clock begins below 0: connections are opened before the first request is due.
+        self._no_spares_until = self._next_tick = -(2**62)
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._ear = socket.socketpair()
+        self._stopped = False
+        for end in (self._bell, self._ear):
+            end.setblocking(False)
+        self._selector.register(self._ear, selectors.EVENT_READ, None)
+
+    # -- for other threads -------------------------------------------------------------------------
+
+    def launch(self, exchange: Exchange) -> None:
+        """Send a request, on a connection that is open if there is one. For the sender's thread."""
+        self.flying[exchange.request.index] = exchange
+        while True:
+            try:
+                line = self.idle.pop()
+            except IndexError:
+                self.call(lambda: self._waiting.append(exchange))
+                return
+            try:
+                self._hand_over(exchange, line)
+            except OSError:  # it was closing: nothing has been said yet
+                line.exchange = None
+                exchange.sent_ns = NOT_YET
+                self.call(partial(self._drop, line))
+                continue
+            return
+
+    def _hand_over(self, exchange: Exchange, line: Connection) -> None:
+        """Write a request. Raises OSError.
+
+        It is stamped before, not after: the answer may be here before this thread runs again.
+        """
+        payload, exchange.payload = exchange.payload, b""
+        line.exchange = exchange
+        exchange.sent_ns = exchange.heard_ns = self._clock()
+        try:
+            whole = line.write(payload)
+        except OSError:
+            exchange.payload = payload
+            raise
+        if not whole:
+            self.call(partial(self._watch, line))
+
+    def cancel(self, exchange: Exchange, reason: str) -> None:
+        """The client gives up."""
+        self.call(lambda: self._end(exchange, CANCELLED, reason))
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have ``action`` done by the receiving thread, soon."""
+        self._inbox.append(action)
+        try:
+            self._bell.send(b"\0")
+        except (BlockingIOError, OSError):
+            return  # rung often enough, or closed
+
+    def stop(self) -> None:
+        """Let ``run`` return."""
+        self._stopped = True
+        self.call(lambda: None)
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until stopped; then close everything."""
+        try:
+            while not self._stopped:
+                self._turn()
+        finally:
+            for line in list(self._lines):
+                self._drop(line)
+            self._selector.close()
+            self._bell.close()
+            self._ear.close()
+
+    def _turn(self) -> None:
+        now = self._clock()
+        if now >= self._next_tick:
+            self._tick(now)
+            self._next_tick = now + _TICK_NS
+        self._open_lines(now)
+        ready = self._selector.select(max(0, self._next_tick - now) / NS_PER_S)
+        # First read everything, so that none is stamped later for the parsing of another.
+        arrived: list[tuple[Connection, bytes | OSError | None, int]] = []
+        for key, events in ready:
+            line = key.data
+            if line is None:
+                self._listen()
+            elif not line.ready or (events & selectors.EVENT_WRITE):
+                self._push(line)
+            else:
+                try:
+                    data: bytes | OSError | None = line.read()
+                except OSError as error:
+                    data = error
+                arrived.append((line, data, self._clock()))
+        for line, data, time in arrived:
+            if line in self._lines and data is not None:
+                self._take(line, data, time)
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _listen(self) -> None:
+        try:
+            while self._ear.recv(4096):
+                pass
+        except BlockingIOError:
+            return
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _open_lines(self, now: int) -> None:
+        """As many as wait for one, and as many more as should lie ready."""
+        wanted = len(self._waiting) - self._opening
+        if now >= self._no_spares_until:
+            wanted = max(wanted, len(self._waiting) + self.spare - len(self.idle) - self._opening)
+        for _ in range(min(wanted, _OPENING_AT_ONCE)):
+            try:
+                line = Connection(self._address, self._context, now)
+                self._selector.register(
+                    line.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, line
+                )
+            except OSError as error:
+                self._no_line(error)
+                return
+            self._lines[line] = None
+            self._opening += 1
+            self.opened += 1
+
+    def _push(self, line: Connection) -> None:
+        """A connection can be written to: it is open now, or takes the rest of a request."""
+        fresh = not line.ready
+        try:
+            if fresh:
+                if events := line.advance():
+                    self._selector.modify(line.sock, events, line)
+                    return
+                self._opening -= 1
+                self._offer(line)
+            if line.write_rest():
+                self._selector.modify(line.sock, selectors.EVENT_READ, line)
+        except OSError as error:
+            if fresh:
+                self._drop(line)
+                self._no_line(error)
+            else:
+                self._break(line, error)
+
+    def _no_line(self, error: OSError) -> None:
+        """A connection could not be made: the request that has waited longest fails with it."""
+        self._no_spares_until = self._clock() + _BACK_OFF_NS
+        if self._waiting:
+            self._end(self._waiting.popleft(), FAILED, _name(error))
+
+    def _offer(self, line: Connection) -> None:
+        """An idle connection takes the request that has waited longest, or lies ready."""
+        if not self._waiting:
+            self.idle.append(line)
+            return
+        exchange = self._waiting.popleft()
+        self.sent_late += 1
+        try:
+            self._hand_over(exchange, line)
+        except OSError as error:
+            self._break(line, error)
+
+    def _watch(self, line: Connection) -> None:
+        """Be told when the rest of a request can be written."""
+        if line in self._lines and line.exchange is not None:
+            both = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(line.sock, both, line)
+
+    def _drop(self, line: Connection) -> None:
+        if line in self._lines:
+            del self._lines[line]
+            if not line.ready:
+                self._opening -= 1
+            self._selector.unregister(line.sock)
+            line.close()
+
+    def _break(self, line: Connection, error: OSError) -> None:
+        """A connection is gone, and with it what it carried."""
+        exchange = line.exchange
+        self._drop(line)
+        if exchange is not None:
+            self._end(exchange, FAILED, _name(error))
+
+    # -- answers -----------------------------------------------------------------------------------
+
+    def _take(self, line: Connection, data: bytes | OSError, now: int) -> None:
+        """Bytes, the end, or an error of a connection."""
+        exchange = line.exchange
+        if exchange is None:
+            self._take_nobodys(line, data, now)
+            return
+        if isinstance(data, OSError):
+            self._break(line, data)
+            return
+        exchange.heard_ns = now
+        try:
+            body = line.parse(data) if data else b""
+            if line.status == 200:
+                exchange.answer.feed(body, now)
+            elif len(exchange.error_body) < _LONGEST_ERROR:
+                exchange.error_body += body
+        except httptools.HttpParserError:
+            # Trailing bytes after a whole answer are no reason to fail it.
+            if not line.complete:
+                self._finish(line, FAILED, "garbage: the answer is not HTTP", now)
+                return
+        except StreamError as error:
+            self._finish(line, FAILED, str(error), now)
+            return
+        if line.complete or not data:
+            self._close_answer(line, now, whole=line.complete)
+        elif exchange.answer.done:
+            self._finish(line, FINISHED, exchange.answer.stopped or "length", now)
+
+    def _take_nobodys(self, line: Connection, data: bytes | OSError, now: int) -> None:
+        """The last bytes of an answer; or an idle connection was closed by the server, unless the
+        sender has just taken it.
+        """
+        if line.draining:
+            try:
+                alive = isinstance(data, bytes) and bool(data)
+                if alive:
+                    line.parse(bytes(data))  # type: ignore[arg-type]
+            except httptools.HttpParserError:
+                alive = False
+            if alive and line.complete and line.keep:
+                line.release(now)
+                self._offer(line)
+            elif line.complete or not alive:
+                self._drop(line)
+            return
+        try:
+            self.idle.remove(line)
+        except ValueError:
+            return
+        self._drop(line)
+
+    def _close_answer(self, line: Connection, now: int, *, whole: bool) -> None:
+        """The server has said all that it will."""
+        exchange = line.exchange
+        assert exchange is not None
+        answer = exchange.answer
+        if not line.status:
+            self._finish(line, FAILED, "connection closed before an answer", now)
+        elif line.status != 200:
+            self._finish(line, FAILED, error_reason(line.status, exchange.error_body), now)
+        else:
+            try:
+                answer.close(now)
+            except StreamError as error:
+                self._finish(line, FAILED, str(error), now)
+                return
+            if answer.done or answer.stopped:
+                self._finish(line, FINISHED, answer.stopped or "length", now)
+            elif whole and not answer.deliveries:
+                self._finish(line, FAILED, NO_STREAM, now)
+            else:
+                self._finish(line, FAILED, "the stream ended early", now)
+
+    def _finish(self, line: Connection, outcome: int, reason: str, now: int) -> None:
+        """End an exchange; its connection is kept only after a whole answer."""
+        exchange = line.exchange
+        assert exchange is not None
+        again = outcome == FINISHED and line.complete and line.keep
+        if again:
+            line.release(now)
+        elif outcome == FINISHED and not line.complete:
+            line.drain(now)
+        else:
+            self._drop(line)
+        self._end(exchange, outcome, reason, now)
+        if again:
+            self._offer(line)
+
+    def _end(self, exchange: Exchange, outcome: int, reason: str, now: int | None = None) -> None:
+        """The one end of an exchange; later ones are ignored."""
+        if exchange.outcome != NOT_YET:
+            return
+        exchange.end_ns = self._clock() if now is None else now
+        exchange.outcome, exchange.reason = outcome, reason
+        exchange.request.outcome = outcome
+        if outcome == CANCELLED or exchange.sent_ns == NOT_YET:
+            for line in [line for line in self._lines if line.exchange is exchange]:
+                self._drop(line)
+            if exchange in self._waiting:
+                self._waiting.remove(exchange)
+        self.flying.pop(exchange.request.index, None)
+        self._ended(exchange)
+
+    # -- now and then ------------------------------------------------------------------------------
+
+    def _tick(self, now: int) -> None:
+        """Give up on the silent, and on connections that are slow to open or have lain too long."""
+        for line in list(self._lines):
+            exchange = line.exchange
+            if line.draining and now - line.used_ns > IDLE_NS:
+                self._drop(line)
+            elif not line.ready and now - line.opened_ns > _CONNECT_NS:
+                self._drop(line)
+                self._no_line(OSError(errno.ETIMEDOUT, ""))
+            elif exchange is not None and 0 <= exchange.heard_ns < now - self._timeout_ns:
+                seconds = self._timeout_ns / NS_PER_S
+                self._finish(line, FAILED, f"no byte for {seconds:g} s (--timeout)", now)
+        # The sender takes from the right meanwhile: each is taken out before it is looked at.
+        for _ in range(len(self.idle)):
+            try:
+                line = self.idle.popleft()
+            except IndexError:
+                return
+            if line.used_ns < 0 or now - line.used_ns <= IDLE_NS:
+                self.idle.append(line)
+            else:
+                self._drop(line)
+
+
+def _name(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    return _NAMES.get(error.errno or 0, "") or error.strerror or str(error) or "connection lost"
