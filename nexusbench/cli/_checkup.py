@@ -20,10 +20,10 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.units import GIB
 
-_REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "typer")
+_REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "scipy", "typer")
 _OPTIONAL = (
-    "torch", "safetensors", "nvidia-ml-py", "cuda-bindings", "cupti-python", "jinja2", "plotly",
-    "matplotlib", "aiconfigurator-core",
+    "torch", "safetensors", "transformers", "triton", "nvidia-ml-py", "cuda-bindings",
+    "cupti-python", "httptools", "jinja2", "plotly", "matplotlib", "ray", "aiconfigurator-core",
 )  # fmt: skip
 _MOST_NAMED = 12
 _PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'

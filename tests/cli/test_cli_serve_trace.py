@@ -178,7 +178,7 @@ def test_one_request_and_an_honest_device(call: Call, trace: Path) -> None:
     assert "small: 1 request. " in done.out
     assert "1 of 1 request, " in done.err
     if "cuda" not in devices.names():
-        assert "(--device auto: this version runs simulated devices only)" in done.out
+        assert "(--device auto: this version drives no CUDA GPU)" in done.out
 
 
 SABOTEUR = '''
