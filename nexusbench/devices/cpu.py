@@ -116,11 +116,14 @@ class Cpu(Device):
 
     def environment(self) -> dict[str, str]:
         """What the times depend on besides the code."""
+        from nexusbench.kernels.native import bindings
+
         return {
             "processor": self.gpu.name,
             "cores": ",".join(map(str, self.cores)),
             "splits": "time-shared by thread priority" if self.shared else "spatial, by cores",
             "torch": version("torch"),
+            "kernels": bindings.note(),
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
         }
 

@@ -13,9 +13,12 @@ torch = pytest.importorskip("torch")
 
 from attending import Case, largest_error, make_run, random_case  # noqa: E402
 
+from nexusbench.kernels import fused  # noqa: E402
 from nexusbench.kernels.attention.paged_native import NativeAttention  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
+from nexusbench.kernels.native import bindings  # noqa: E402
 from nexusbench.kernels.paged import HeadShape  # noqa: E402
+from nexusbench.kernels.planner import plan_attention  # noqa: E402
 
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
@@ -41,6 +44,25 @@ def test_sdpa_on_random_steps(seed: int, dtype: torch.dtype) -> None:
 def test_native_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(seed), dtype, seed, padded_tokens=(1 << 40, 64)[seed % 2])
     assert largest_error(NativeAttention(run.kv), run) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 128])
+def test_a_chunk_keeps_its_bits_however_it_is_cut_and_batched(dim: int) -> None:
+    heads = HeadShape(6, 2, dim)
+    if not fused.attends_chunks(torch.bfloat16, dim):
+        pytest.skip(bindings.note())
+    run = make_run(Case([300, 40], [0, 70], heads, 16), torch.bfloat16, 3)
+    assert largest_error(NativeAttention(run.kv), run) < TOLERANCE[torch.bfloat16]
+    layer = run.kv.layers[0]
+    whole = NativeAttention(run.kv).prepare(run.plan).run(run.qkv, layer)
+    place = run.plan.order.tolist().index(0)
+    start = int(run.plan.query_starts[place])
+    blocks = run.plan.blocks[place].tolist()
+    for first, last in ((0, 7), (7, 150), (150, 152), (152, 300)):
+        plan = plan_attention([last - first], [first], [blocks], 16)
+        rows = slice(start + first, start + last)
+        part = NativeAttention(run.kv).prepare(plan).run(run.qkv[rows], layer)
+        assert torch.equal(part, whole[rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
