@@ -23,7 +23,7 @@ from nexusbench.core.units import GIB
 _REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "typer")
 _OPTIONAL = (
     "torch", "safetensors", "nvidia-ml-py", "cuda-bindings", "cupti-python", "jinja2", "plotly",
-    "matplotlib", "aiconfigurator-core",
+    "matplotlib", "aiconfigurator-core", "httptools",
 )  # fmt: skip
 _MOST_NAMED = 12
 _PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'

@@ -244,9 +244,9 @@ def test_a_server_that_dies(serve: Serve, send: Send, evenly: Callable[..., Any]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nexusbench.endpoint_runner.Onlooker, "look", look)
-        result = send(served, evenly(40))
+        result = send(served, evenly(40, gap_ms=25))
     kinds = Counter(ends(result))
-    assert kinds["finished: length"] >= 3
+    assert kinds["finished: length"] >= 4
     assert kinds["failed: connection refused"] >= 1
     assert sum(kinds.values()) == 40
 
