@@ -142,6 +142,55 @@ def decode_attention(
     return out
 
 
+CHUNK_TOKENS = 128  # of a unit of ``chunk_attention``; its keys and values are packed once
+
+
+def attends_chunks(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether ``chunk_attention`` can be used: bf16 tiles (AMX) and heads of whole tiles."""
+    functions = _native(dtype) if dtype == torch.bfloat16 and head_dim % 32 == 0 else None
+    return functions is not None and functions.level() == 2
+
+
+def chunk_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    starts: torch.Tensor,
+    tables: torch.Tensor,
+    lengths: torch.Tensor,
+    tiles: tuple[torch.Tensor, torch.Tensor],
+    scale: float,
+    *,
+    threads: int | None = None,
+) -> torch.Tensor:
+    """Causal attention of chunks over their paged context -> [T, heads * head_dim], bf16.
+
+    q: rows of heads * head_dim, rows may lie apart. Sequence n has the rows ``starts[n]`` to
+    ``starts[n + 1]`` (int64 [N + 1]), blocks ``tables[n]`` and ``lengths[n]`` keys (int32),
+    the chunk's own included. ``tiles`` are the sequences and first tokens of units of
+    ``CHUNK_TOKENS`` (int64). Only where ``attends_chunks``.
+    """
+    functions = bindings.functions()
+    assert functions is not None
+    T, width = (int(size) for size in q.shape)
+    heads = _heads(width, k_cache, v_cache, q.dtype, joint=False)
+    ldq = check_rows("q", q, width, torch.bfloat16)
+    N, units = int(lengths.shape[0]), int(tiles[0].shape[0])
+    check("starts", starts, (N + 1,), torch.int64)
+    check("tables", tables, (N, int(tables.shape[1])), torch.int32)
+    check("lengths", lengths, (N,), torch.int32)
+    for tile in tiles:
+        check("tiles", tile, (units,), torch.int64)
+    out = torch.empty(T, width, dtype=q.dtype)
+    functions.chunk_attention(
+        ctypes.addressof(heads), q.data_ptr(), ldq, k_cache.data_ptr(), v_cache.data_ptr(),
+        starts.data_ptr(), tables.data_ptr(), int(tables.shape[1]), lengths.data_ptr(),
+        tiles[0].data_ptr(), tiles[1].data_ptr(), CHUNK_TOKENS, units, scale, out.data_ptr(),
+        _threads(threads),
+    )  # fmt: skip
+    return out
+
+
 def argmax(logits: torch.Tensor, *, threads: int | None = None) -> torch.Tensor:
     """Index of the first largest value of each fp32 row, int64 [M]."""
     functions = _native(logits.dtype) if logits.dtype == torch.float32 else None

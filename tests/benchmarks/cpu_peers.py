@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+import numpy
 import torch
 
 SIZES = {
@@ -127,4 +128,97 @@ class Vllm:
         return first - start, time.perf_counter() - first, [tokens[name] for name in names]
 
 
-ENGINES = (Transformers, Vllm)
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python's bindings of its C functions; no vocabulary."""
+
+    name = "llama.cpp"
+
+    def __init__(self, folder, dtype, threads, most, tokens):
+        import gguf
+        import llama_cpp
+
+        self.c, self.most = llama_cpp, most
+        path = folder / "model.gguf"
+        write_gguf(gguf, folder, path, getattr(torch, dtype))
+        quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(quiet, None)
+        self.quiet = quiet  # the C side keeps a pointer to it
+        llama_cpp.llama_backend_init()
+        model = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = most * -(-tokens // 256) * 256
+        settings.n_seq_max = most
+        settings.n_threads = settings.n_threads_batch = threads
+        self.model = model
+        self.context = llama_cpp.llama_init_from_model(model, settings)
+        self.batch = llama_cpp.llama_batch_init(settings.n_batch, 0, 1)
+        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+
+    def step(self, tokens, done):
+        """One call; the next token of every sequence."""
+        batch, place, last = self.batch, 0, []
+        for sequence, ids in enumerate(tokens):
+            for index, token in enumerate(ids):
+                batch.token[place], batch.pos[place] = token, done + index
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
+                batch.logits[place] = index == len(ids) - 1
+                place += 1
+            last.append(place - 1)
+        batch.n_tokens = place
+        if self.c.llama_decode(self.context, batch):
+            raise RuntimeError("llama_decode failed")
+        rows = [self.c.llama_get_logits_ith(self.context, row) for row in last]
+        return [int(numpy.ctypeslib.as_array(row, (self.vocab,)).argmax()) for row in rows]
+
+    def run(self, prompts, new):
+        self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
+        start = time.perf_counter()
+        tokens = self.step(prompts, 0)
+        middle, made = time.perf_counter(), [tokens]
+        for count in range(new - 1):
+            tokens = self.step([[token] for token in tokens], len(prompts[0]) + count)
+            made.append(tokens)
+        end = time.perf_counter()
+        return middle - start, end - middle, [list(row) for row in zip(*made, strict=True)]
+
+
+def write_gguf(gguf, folder, path, dtype):
+    """The checkpoint of ``folder`` as GGUF, with rotary pairs as neighbours."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    kind = gguf.GGMLQuantizationType.BF16 if dtype == torch.bfloat16 else None
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        count = {"q_proj.weight": heads, "k_proj.weight": kv_heads}.get(name[-13:])
+        if count:
+            pairs = tensor.view(count, 2, -1, tensor.shape[1]).transpose(1, 2)
+            tensor = pairs.reshape(tensor.shape)
+        to = names.get_name(name, try_suffixes=(".weight",))
+        if tensor.dim() == 1 or kind is None:
+            writer.add_tensor(to, tensor.float().numpy())
+        else:
+            raw = tensor.contiguous().view(torch.uint8).numpy()
+            writer.add_tensor(to, raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+ENGINES = (Transformers, Vllm, LlamaCpp)

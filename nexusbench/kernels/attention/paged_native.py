@@ -11,7 +11,7 @@ from nexusbench.kernels import fused
 from nexusbench.kernels.attention.base import AttentionBackend, PagedDecodes, PreparedAttention
 from nexusbench.kernels.attention.sdpa import Part, Parts, SdpaAttention
 from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
-from nexusbench.kernels.planner import AttentionPlan, Ints
+from nexusbench.kernels.planner import AttentionPlan, Ints, query_tiles
 
 
 class NativeAttention(SdpaAttention):
@@ -22,6 +22,7 @@ class NativeAttention(SdpaAttention):
     def __init__(self, kv: PagedKV) -> None:
         super().__init__(kv)
         self.padded_tokens = AttentionBackend.padded_tokens
+        self._tiles = fused.attends_chunks(self.dtype, self.heads.head_dim)
 
     def prepare(self, plan: AttentionPlan) -> PreparedAttention:
         """Block tables of the decodes; index tensors and masks of chunks with context."""
@@ -30,11 +31,26 @@ class NativeAttention(SdpaAttention):
         paged = _Paged(0, count, decodes, self.heads)
         if not plan.chunks:
             return _Decodes([paged], self.heads)
+        if self._tiles:
+            parts: list[Part] = [paged] if count else []
+            return Parts([*parts, self._paged_chunks(plan)], self.heads)
         with torch.inference_mode():
             gathers = [group.blocks.size for group in plan.chunks if group.context]
             chunks = self.chunks(plan, self.room(max(gathers, default=0)))
-        parts: list[Part] = [paged, *chunks] if count else chunks
-        return Parts(parts, self.heads)
+        return Parts([paged, *chunks] if count else chunks, self.heads)
+
+    def _paged_chunks(self, plan: AttentionPlan) -> _PagedChunks:
+        first, start = plan.num_decodes, int(plan.query_starts[plan.num_decodes])
+        starts = plan.query_starts[first:] - start
+        sequence, row = query_tiles(starts, fused.CHUNK_TOKENS)
+        return _PagedChunks(
+            start,
+            plan.num_tokens,
+            torch.from_numpy(starts),
+            PagedDecodes(_int32(plan.blocks[first:]), _int32(plan.lengths[first:])),
+            (torch.from_numpy(sequence), torch.from_numpy(row)),
+            self.heads,
+        )
 
 
 class _Decodes(Parts):
@@ -57,6 +73,29 @@ class _Paged(Part):
         tables, lengths = self.decodes.tables, self.decodes.lengths
         scale = 1 / math.sqrt(self.heads.head_dim)
         return fused.decode_attention(query, layer.keys, layer.values, tables, lengths, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _PagedChunks(Part):
+    """All chunks of a step; ``starts`` count from row ``start``."""
+
+    starts: torch.Tensor
+    paged: PagedDecodes
+    tiles: tuple[torch.Tensor, torch.Tensor]
+    heads: HeadShape
+
+    def run(self, qkv: torch.Tensor, layer: LayerKV) -> torch.Tensor:
+        query, paged = qkv[self.start : self.stop, : self.heads.query_size], self.paged
+        return fused.chunk_attention(
+            query,
+            layer.keys,
+            layer.values,
+            self.starts,
+            paged.tables,
+            paged.lengths,
+            self.tiles,
+            1 / math.sqrt(self.heads.head_dim),
+        )
 
 
 def _int32(values: Ints) -> torch.Tensor:

@@ -30,6 +30,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "silu_mul": (_I, _P, _I, _I, _P, _I),
     "rope": (_I, _P, _P, _I, _P, _P, _P, _P, _P, _D, _P, _P, _I),
     "decode_attention": (_I, _P, _P, _I, _P, _P, _P, _I, _P, _I, _D, _P, _I),
+    "chunk_attention": (_P, _P, _I, _P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _D, _P, _I),
     "argmax": (_P, _I, _I, _P, _I),
     "layers": (_P, _I, _P, _I),
     "read": (_P, _I, _I),
@@ -52,6 +53,7 @@ class Functions:
         self.silu_mul: Callable[..., None] = library.nexusbench_silu_mul
         self.rope: Callable[..., None] = library.nexusbench_rope
         self.decode_attention: Callable[..., None] = library.nexusbench_decode_attention
+        self.chunk_attention: Callable[..., None] = library.nexusbench_chunk_attention
         self.argmax: Callable[..., None] = library.nexusbench_argmax
         self.layers: Callable[..., None] = library.nexusbench_layers
         self.read: Callable[..., int] = library.nexusbench_read
