@@ -24,6 +24,7 @@ from nexusbench.endpoint.prompts import Prompts
 from nexusbench.endpoint.replay import Plan, Replay
 from nexusbench.endpoint.status import Status
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
+from nexusbench.results.machine import machine_facts
 from nexusbench.runner import (
     PROGRESS_NS,
     RESOLVED_FACTS,
@@ -160,6 +161,7 @@ def _facts(
             "timeout_s": config.timeout_s,
         },
         "trace": trace_facts(trace),
+        "machine": machine_facts(),  # of the client
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -68,6 +69,4 @@ def serve_trace(
 
     nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
     """
-    from nexusbench.cli._asked import serve_asked
-
-    serve_asked(context)
+    import_module("nexusbench.cli._asked").serve_asked(context)

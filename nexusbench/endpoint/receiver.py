@@ -108,6 +108,8 @@ class Receiver:
             raise
         if not whole:
             self.call(partial(self._watch, line))
+        elif 2 * len(self.idle) < self.spare:
+            self.call(_open_more)  # else that would be seen at the next tick
 
     def cancel(self, exchange: Exchange, reason: str) -> None:
         """The client gives up."""
@@ -124,7 +126,7 @@ class Receiver:
     def stop(self) -> None:
         """Let ``run`` return."""
         self._stopped = True
-        self.call(lambda: None)
+        self.call(_open_more)
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -382,6 +384,10 @@ class Receiver:
                 self.idle.append(line)
             else:
                 self._drop(line)
+
+
+def _open_more() -> None:
+    """To be woken is enough: each turn begins with opening connections."""
 
 
 def _name(error: OSError) -> str:

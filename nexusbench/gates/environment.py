@@ -43,7 +43,7 @@ def environment_of(
         "model_sha256": sha256_of(own_model)[:_HASH_CHARACTERS],
         "device": str(resolved["device"]),
         "device_sha256": sha256_of(device)[:_HASH_CHARACTERS],
-        "scheduler": str(config["scheduler"]),
+        "scheduler": str(config.get("scheduler", "endpoint")),
         "simulated": simulated,
     }
     profile = (resolved.get("belief") or {}).get("profile")

@@ -111,6 +111,9 @@ def _meta(process: int, thread: int, name: str, args: dict[str, Any]) -> dict[st
 def _streams(run: RunEvents, process: int, cut: Window) -> list[Iterable[Ranked]]:
     """Everything to write, each stream in the order of time."""
     queue, kv = queue_over_time(run), kv_over_time(run)
+    if run.facts.observed == "client":  # sees no launches, no blocks, and what waits for nothing
+        counted = _counter(process, cut, "requests", queue.times, running=queue.running)
+        return [counted, request_spans(run, process, cut)]
     streams: list[Iterable[Ranked]] = [
         _launches(run, process, cut),
         _splits(run, process, cut),

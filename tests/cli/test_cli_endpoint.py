@@ -79,6 +79,14 @@ def test_screen_and_everything_that_follows(
     compared = call("compare", run, folder, "--goodput", "ttft:400")
     assert compared.code == 0, compared.err
     assert "simulated and measured runs are mixed" in " ".join(compared.out.split())
+    drawn = call("timeline", run, "-o", "timeline.json")
+    assert drawn.code == 0, drawn.err
+    events = json.loads(Path("timeline.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "request 3" for event in events) == 2
+    kept = call("gate", "baseline", "save", run, "-o", "base.json")
+    assert kept.code == 0, kept.err
+    page = call("report", run, "-o", "page.html")
+    assert page.code == 0, page.err
     again = call("rerun", run)
     assert again.code == 0, again.err
     assert "what is measured never gives the same event log twice" in again.out

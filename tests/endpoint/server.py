@@ -4,7 +4,8 @@
 
 prints its port. How a completion is answered follows from its length: five tokens in the first way
 of ``--behaviours``, six in the second, and so on, over and over; four and fewer (probes) always
-well. ``GET /log`` returns every other body with the time at which it came.
+well. ``GET /log`` returns every other body with the time at which it came. One process can be many
+servers: ``/as/per-chunk=3&takes=ids&n=7/v1`` is one with those options, and a log, of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import struct
 import sys
 import threading
 import time
+from urllib.parse import parse_qsl
 
 PROBE_TOKENS = 4
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -49,22 +51,14 @@ class Server:
         self.key, self.models, self.added = options.key, options.models.split(","), options.added
         self.log: list[tuple[dict[str, object], int]] = []
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await self.answer(reader, writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        now = time.perf_counter_ns()
-        first, *lines = head.split("\r\n")
-        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines) if v}
-        data = await reader.readexactly(int(headers.get("content-length", 0)))
-        path = first.split()[1]
+    async def answer(
+        self,
+        path: str,
+        headers: dict[str, str],
+        data: bytes,
+        now: int,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
         if self.key and headers.get("authorization") != f"Bearer {self.key}":
             said = headers.get("authorization", "none")
             writer.write(plain(401, {"error": {"message": f"wrong key {said}"}}))
@@ -234,7 +228,40 @@ class Server:
         return True
 
 
-async def main() -> None:
+class Servers:
+    """All that one process is."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Server] = {"": Server(parse(sys.argv[1:]))}
+
+    def find(self, path: str) -> tuple[Server, str]:
+        if not path.startswith("/as/"):
+            return self.known[""], path
+        _, _, name, rest = path.split("/", 3)
+        if name not in self.known:
+            words = [word for pair in parse_qsl(name) for word in (f"--{pair[0]}", pair[1])]
+            self.known[name] = Server(parse(words))
+        return self.known[name], f"/{rest}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        again = True
+        try:
+            while again:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                now = time.perf_counter_ns()
+                first, *lines = head.split("\r\n")
+                pairs = (line.partition(":") for line in lines)
+                headers = {name.lower(): value.strip() for name, _, value in pairs if value}
+                data = await reader.readexactly(int(headers.get("content-length", 0)))
+                server, path = self.find(first.split()[1])
+                again = await server.answer(path, headers, data, now, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--behaviours", default="ok")
     parser.add_argument("--takes", default="ids,text,pin,chunks,usage,chat")
@@ -244,14 +271,16 @@ async def main() -> None:
     parser.add_argument("--models", default="made-up")
     parser.add_argument("--key", default="")
     parser.add_argument("--certificate", default="")
-    options = parser.parse_args()
-    context = None
+    parser.add_argument("--n", default="", help="tells servers of equal options apart")
+    return parser.parse_args(words)
+
+
+async def main() -> None:
+    options, context = parse(sys.argv[1:]), None
     if options.certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.certificate)
-    made = await asyncio.start_server(
-        Server(options).serve, "127.0.0.1", 0, ssl=context, backlog=1024
-    )
+    made = await asyncio.start_server(Servers().serve, "127.0.0.1", 0, ssl=context, backlog=1024)
     print(made.sockets[0].getsockname()[1], flush=True)
     await asyncio.Event().wait()
 
