@@ -11,8 +11,6 @@ import msgspec
 from nexusbench.belief import make_belief
 from nexusbench.computing import (
     check_flags,
-    check_memory,
-    fillable_blocks,
     forget_answers,
     serving_of,
     with_dtype,
@@ -23,11 +21,12 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
-from nexusbench.core.units import NS_PER_S
+from nexusbench.core.units import GIB, NS_PER_S
 from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
 from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
+from nexusbench.kv_pools import check_pool, kv_pools, swap_gib
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.results.machine import machine_facts
@@ -50,6 +49,7 @@ class Assembly(msgspec.Struct):
     scheduler: Scheduler
     partitioner: Partitioner
     kv: KVCacheManager
+    other_pools: list[KVCacheManager]
     requests: list[Request]
     limits: Limits
     facts: dict[str, Any]
@@ -101,16 +101,17 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
         raise UsageError(f"--max-model-len {max_model_len}: {model.name} has {model.max_model_len}")
     trace = prepare_trace(config, max_model_len)
     scheduler: Scheduler = schedulers.create(config.scheduler)
-    device, limits = open_device(config, model, max_model_len)
+    device, limits = open_device(config, model, max_model_len, policy=scheduler)
     try:
+        check_gpus(scheduler, device)
         partitioner, belief_facts = _partitioner(
             config, scheduler, device, model, belief or make_belief
         )
         # Refuses impossible options before anything is written.
         initial = partitioner.initial(device.spec)
-        kv = _kv_cache(config, model, device, trace)
+        kv, others = kv_pools(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
-        _check_pool(requests, kv)
+        check_pool(requests, kv)
         if device.spec.makes_tokens:
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms
@@ -123,15 +124,22 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
-        config, trace, model, device, scheduler, partitioner, kv, requests, limits, facts
+        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, facts
     )
 
 
 def open_device(
-    config: RunConfig, model: ModelSpec, max_model_len: int, *, profiling: bool = False
+    config: RunConfig,
+    model: ModelSpec,
+    max_model_len: int,
+    *,
+    policy: Scheduler | None = None,
+    profiling: bool = False,
 ) -> tuple[Device, Limits]:
     """The device of ``config`` and the step budgets that follow from it (vLLM's API-server
     defaults). ``profiling``: with times by operator class and exact totals where it has them.
+
+    A ``policy`` that needs two GPUs gets two of the simulated one that the config names.
     """
     kind, _, argument = resolve_device(config.device).partition(":")
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
@@ -141,10 +149,14 @@ def open_device(
     # docs/decisions/0004.
     gpu = cls.describe(argument)
     large = gpu.hbm_gib >= 70 and "a100" not in gpu.name.lower()
+    if policy is not None and policy.num_gpus == 2 and kind == "sim" and "+" not in argument:
+        argument = f"{argument}+{argument}"
     limits = Limits(
         config.max_num_seqs or (1024 if large else 256),
         config.max_num_batched_tokens or (8192 if large else 2048),
         max_model_len,
+        config.goodput.get("ttft"),
+        config.goodput.get("tbt") or config.goodput.get("tpot"),
     )
     options = DeviceOptions(
         max_num_seqs=limits.max_num_seqs,
@@ -159,9 +171,27 @@ def open_device(
         dtype=config.dtype,
         temperature=config.temperature,
         top_p=config.top_p,
+        swap_bytes=swap_gib(config, policy, kind) * GIB,
     )
     check_flags(config, simulated=kind == "sim")
     return cls.open(argument, model, options), limits
+
+
+def check_gpus(scheduler: Scheduler, device: Device) -> None:
+    """Raise UsageError if the policy runs on another number of GPUs than the device has."""
+    found, name = device.spec.num_gpus, device.spec.name
+    if scheduler.num_gpus == found:
+        return
+    if found == 1:
+        raise UsageError(
+            f"scheduler '{scheduler.name}' needs {scheduler.num_gpus} GPUs, {name} is one. "
+            "Use a simulated pair, such as --device sim:l20+l20"
+        )
+    one = name.partition("+")[0]
+    raise UsageError(
+        f"scheduler '{scheduler.name}' runs on one GPU, {name} has {found}. Use --device {one}, or "
+        f"--device {one} --tensor-parallel-size {found}"
+    )
 
 
 def resolve_device(name: str) -> str:
@@ -225,7 +255,16 @@ def _partitioner(
             f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
             f"{'/'.join(scheduler.partitions)}; its default is '{scheduler.default_partitioner}'"
         )
-    belief, facts = make(config, device, model) if cls.needs_belief else (None, None)
+    needed = cls.needs_belief or scheduler.needs_belief
+    belief, facts = make(config, device, model) if needed else (None, None)
+    if scheduler.needs_belief:
+        scheduler.belief = belief
+    if device.spec.num_gpus not in cls.num_gpus:
+        raise UsageError(
+            f"partitioner '{spec}' divides one GPU, {device.spec.name} has "
+            f"{device.spec.num_gpus}; the default of '{scheduler.name}' is "
+            f"'{scheduler.default_partitioner}'"
+        )
     made: Partitioner = partitioners.create(spec, partitions=scheduler.partitions, belief=belief)
     return made, facts
 
@@ -242,39 +281,6 @@ def check_tensor_parallel(size: int, model: ModelSpec) -> None:
         raise UsageError(
             f"--tensor-parallel-size {size}: {model.name} with {heads} heads and {kv_heads} KV "
             f"heads can be split {', '.join(map(str, legal))} ways"
-        )
-
-
-def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
-    block_bytes = model.kv_bytes_per_token * config.block_size
-    blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
-    if device.spec.makes_tokens and config.kv_blocks is None:
-        # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
-        # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
-        blocks = min(blocks, 2 * fillable_blocks(trace, config.block_size))
-    if device.spec.makes_tokens:
-        check_memory(blocks, config.block_size, block_bytes)
-    named = any(request.hash_ids for request in trace.requests)
-    if named and trace.hash_block % config.block_size:
-        raise UsageError(
-            f"--block-size {config.block_size} does not divide the trace's hash block of "
-            f"{trace.hash_block} tokens; pick one that does"
-        )
-    return KVCacheManager(
-        blocks, config.block_size, hash_block=trace.hash_block, prefix_caching=config.prefix_caching
-    )
-
-
-def _check_pool(requests: list[Request], kv: KVCacheManager) -> None:
-    """Refuse a pool in which not one request fits; single misfits are rejected and counted by the
-    engine.
-    """
-    if requests and all(kv.blocks_for(r.stop_len) > kv.num_blocks for r in requests):
-        least = min(kv.blocks_for(r.stop_len) for r in requests)
-        raise UsageError(
-            f"a KV pool of {kv.num_blocks} blocks of {kv.block_size} tokens holds no request of "
-            f"this trace: the smallest needs {least}. Raise --kv-blocks or "
-            "--gpu-memory-utilization, or pick a larger GPU"
         )
 
 
@@ -305,7 +311,7 @@ def _facts(
         "scheduler_options": msgspec.to_builtins(scheduler.options),
         "partitioner": partitioner.name,
         "partitioner_options": msgspec.to_builtins(partitioner.options),
-        "kv_blocks": kv.num_blocks,
+        "kv_blocks": kv.num_blocks * spec.num_gpus,
         "block_size": kv.block_size,
         "limits": msgspec.to_builtins(limits),
         "trace": trace_facts(trace),
@@ -313,7 +319,8 @@ def _facts(
         "seed": config.seed,
         "slo": dict(config.goodput),
         "warmup_ns": round(config.warmup_s * NS_PER_S),
-        "gpus": config.tensor_parallel_size,
+        "gpus": config.tensor_parallel_size * spec.num_gpus,
+        "swap_bytes": spec.host_bytes,
         "price_per_hour": config.price_per_hour,
         "watts": config.watts,
     }

@@ -19,9 +19,10 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Names and meanings are vLLM's where it has them; None means "resolve from device and model", and
     what was resolved stands in the manifest. ``goodput`` maps ttft, tbt, tpot, e2e to bounds in ms.
     ``concurrency`` makes the trace a closed loop of so many users. ``price_per_hour`` is
-    dollars for an hour of one GPU, ``watts`` what one GPU draws. ``load_format`` to ``stop_at_eos``
-    are for devices that compute tokens: where weights come from, in what data type, and how tokens
-    are drawn (temperature 0: the likeliest; ``seed`` draws).
+    dollars for an hour of one GPU, ``watts`` what one GPU draws. ``swap_space`` is GiB of host
+    memory for preempted requests' KV, per GPU (None: what the scheduler counts on).
+    ``load_format`` to ``stop_at_eos`` are for devices that compute tokens: where weights come from,
+    in what data type, and how tokens are drawn (temperature 0: the likeliest; ``seed`` draws).
     """
 
     trace: str
@@ -42,6 +43,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9
     kv_blocks: int | None = None
+    swap_space: float | None = None
     block_size: int = 16
     prefix_caching: bool = True
     max_num_seqs: int | None = None
@@ -101,6 +103,7 @@ _BOUNDS = (
     ("tensor_parallel_size", 1, True, math.inf),
     ("gpu_memory_utilization", 0, False, 1),
     ("kv_blocks", 1, True, math.inf),
+    ("swap_space", 0, True, math.inf),
     ("block_size", 1, True, math.inf),
     ("max_num_seqs", 1, True, math.inf),
     ("max_num_batched_tokens", 1, True, math.inf),

@@ -164,9 +164,11 @@ def _engine(assembly: Assembly, recorder: Recorder) -> Engine:
             assembly.limits,
             concurrency=assembly.trace.concurrency,
             stop_tokens=frozenset(stops),
+            block_bytes=assembly.model.kv_bytes_per_token * assembly.kv.block_size,
         ),
         stopwatch=stopwatch_ns,
         observer=recorder.after_step,
+        others=assembly.other_pools,
     )
 
 

@@ -40,6 +40,7 @@ _REPEATED = (
     ("max_num_seqs", "--max-num-seqs"),
     ("max_model_len", "--max-model-len"),
     ("kv_blocks", "--kv-blocks"),
+    ("swap_space", "--swap-space"),
     ("cost_model", "--cost-model"),
     ("profile", "--profile"),
     ("limit", "--limit"),

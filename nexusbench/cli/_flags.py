@@ -150,6 +150,15 @@ KvBlocks = Annotated[
         min=1, rich_help_panel=_MEMORY, show_default="from memory", help="KV blocks in the pool."
     ),
 ]
+SwapSpace = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        rich_help_panel=_MEMORY,
+        show_default="what the scheduler counts on",
+        help="Host memory for KV of preempted requests, GiB per GPU (simulated devices).",
+    ),
+]
 BlockSize = Annotated[
     int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Tokens of a KV block.")
 ]

@@ -61,6 +61,7 @@ def advise(
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,
     kv_blocks: flags.KvBlocks = None,
+    swap_space: flags.SwapSpace = None,
     max_num_seqs: flags.MaxSeqs = None,
     max_model_len: flags.MaxModelLen = None,
     limit: flags.Limit = None,

@@ -32,6 +32,7 @@ def serve_trace(
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,
     kv_blocks: flags.KvBlocks = None,
+    swap_space: flags.SwapSpace = None,
     block_size: flags.BlockSize = 16,
     prefix_caching: flags.PrefixCaching = True,
     max_num_seqs: flags.MaxSeqs = None,

@@ -25,7 +25,8 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
 
     ``decode_context`` is the sum over decodes of the tokens already in the KV cache; ``chunks``
     holds ``(num_tokens, context)`` pairs; ``layers`` is a half-open range, ``repeat`` the decode
-    steps in one launch.
+    steps in one launch. ``remote`` counts ``(decodes, context)`` among them whose attention runs
+    where their KV is, on another GPU (Adrenaline).
     """
 
     num_decodes: int
@@ -33,6 +34,7 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
     chunks: tuple[tuple[int, int], ...] = ()
     layers: tuple[int, int] | None = None
     repeat: int = 1
+    remote: tuple[int, int] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -45,7 +47,8 @@ class Batch(msgspec.Struct, gc=False, eq=False):
 
     ``decodes`` compute one token each (the last known one), ``chunks`` several. ``layers``
     restricts the launch to a half-open range of layers (layer-wise prefill), ``repeat`` > 1 asks
-    for that many decode steps at once.
+    for that many decode steps at once. ``remote_sms`` are the SMs of another GPU that compute
+    ``shape.remote``.
     """
 
     partition: str
@@ -54,6 +57,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     shape: BatchShape
     layers: tuple[int, int] | None = None
     repeat: int = 1
+    remote_sms: int = 0
 
     @property
     def items(self) -> Iterator[tuple[Request, int]]:
@@ -75,11 +79,16 @@ class Preemption(msgspec.Struct, frozen=True, gc=False):
 
 
 class Transfer(msgspec.Struct, frozen=True, gc=False):
-    """Move a request's KV blocks between the pools of two partitions (several GPUs)."""
+    """Move a request's KV blocks to another pool: of another GPU, or of the host (swap).
+
+    Pools are numbers of ``DeviceSpec.pools``. The request is in flight until the copy has ended and
+    holds its blocks on both sides till then; ``blocks`` are those on the far side.
+    """
 
     request: Request
-    source: str
-    target: str
+    source: int
+    target: int
+    blocks: list[int]
 
 
 class Plan(msgspec.Struct, gc=False):
@@ -112,6 +121,13 @@ class Split(msgspec.Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         return "/".join(map(str, self.sms)) + ("*" if self.overlapping else "")
+
+
+class TransferOutput(msgspec.Struct, gc=False):
+    """A copy of KV blocks that has ended, by the number it was submitted under."""
+
+    transfer: int
+    end_ns: int
 
 
 class StepOutput(msgspec.Struct, gc=False):

@@ -33,6 +33,8 @@ SCHEMA: Mapping[str, tuple[str, ...]] = {
     # mode.
     "repartitioned": ("time", "split", "reason"),
     "preempted": ("request", "time", "kind", "lost_tokens"),
+    # A request's KV blocks were copied from one pool to another, from `time` to `end`.
+    "moved": ("request", "time", "end", "source", "target", "tokens"),
     # The one end of a request; outcome is an index into OUTCOMES, reason one into the log's
     # strings.
     "ended": ("request", "time", "outcome", "reason"),

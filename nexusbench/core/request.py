@@ -31,6 +31,8 @@ class RequestView(Protocol):
     @property
     def in_flight(self) -> bool: ...
     @property
+    def pool(self) -> int: ...
+    @property
     def tenant(self) -> str: ...
     @property
     def arrival_rank(self) -> int: ...
@@ -63,6 +65,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     layers_tokens: int = 0  # that chunk's size
     num_hashed_blocks: int = 0  # leading blocks whose hashes are published
     blocks: list[int] = []
+    pool: int = 0  # where they are: a number of DeviceSpec.pools
     kv_blocked: bool = False  # an admission was tried and failed for want of blocks
     order_key: float = 0.0  # place in the waiting queue; smaller goes first
     arrival_rank: int = 0  # how many had arrived before it

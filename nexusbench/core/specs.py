@@ -170,6 +170,7 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link_latency_us: float
     sim: SimConstants
     sources: dict[str, str]
+    host_gbps: float = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
@@ -192,5 +193,18 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     tensor_parallel: int = 1
     makes_tokens: bool = False  # real ones: what a request generates is not known beforehand
     stop_tokens: tuple[int, ...] = ()  # of the model, for devices that make tokens
-    supports_swap: bool = False
-    supports_transfers: bool = False
+    # KV pools: one for each GPU (or group in lockstep), and last the host's if it can swap.
+    # ``pool_of`` names each partition's GPU where there are several.
+    pools: tuple[str, ...] = ("gpu",)
+    pool_of: dict[str, int] = {}
+    host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs (or groups in lockstep) that have a KV pool of their own."""
+        return len(self.pools) - (self.host_bytes > 0)
+
+    @property
+    def host(self) -> int | None:
+        """The host's pool, or None."""
+        return len(self.pools) - 1 if self.host_bytes > 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -19,6 +19,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    ttft_ms: float | None = None  # what users expect, where they said so (--goodput)
+    tbt_ms: float | None = None
 
 
 class KvView(Protocol):
@@ -96,7 +98,9 @@ class EngineState:
 
     ``decoding`` and ``prefilling`` together are what vLLM calls running: requests that hold KV
     blocks, in the order in which they joined; a decoding request has exactly one token left to
-    compute.
+    compute. ``swapped`` are those whose blocks rest on the host, in the order in which they came;
+    ``moving`` counts copies of blocks under way, ``swapping_blocks`` the blocks on the GPU that
+    those to the host will free.
     """
 
     __slots__ = (
@@ -105,9 +109,13 @@ class EngineState:
         "in_flight",
         "kv",
         "limits",
+        "moving",
         "now",
+        "pools",
         "prefilling",
         "split",
+        "swapped",
+        "swapping_blocks",
         "waiting",
     )
 
@@ -118,10 +126,15 @@ class EngineState:
         limits: Limits,
         partitions: tuple[str, ...],
         split: Split,
+        others: Sequence[KvView] = (),
     ) -> None:
         self.now = 0
         self.device = device
         self.kv = kv
+        self.pools: tuple[KvView, ...] = (kv, *others)
+        self.swapped: list[Request] = []
+        self.moving = 0
+        self.swapping_blocks = 0
         self.limits = limits
         self.waiting = WaitingQueue()
         self.decoding: list[Request] = []
@@ -135,9 +148,18 @@ class EngineState:
         return len(self.decoding) + len(self.prefilling)
 
     @property
+    def outside(self) -> bool:
+        """Somebody has no blocks on a GPU: waiting, or swapped out."""
+        return bool(self.waiting) or bool(self.swapped)
+
+    @property
     def busy(self) -> bool:
         """Something is in flight."""
-        return any(self.in_flight.values())
+        return self.moving > 0 or any(self.in_flight.values())
+
+    def pool_of(self, partition: str) -> int:
+        """The KV pool of the GPU that ``partition`` runs on."""
+        return self.device.pool_of.get(partition, 0)
 
     def free_slots(self, partition: str) -> int:
         """How many more batches ``partition`` can queue."""

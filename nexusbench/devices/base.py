@@ -8,7 +8,8 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from nexusbench.core.batch import Batch, StepOutput
+from nexusbench.core.batch import Batch, StepOutput, TransferOutput
+from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
@@ -35,6 +36,7 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     dtype: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    swap_bytes: float = 0.0  # host memory for swapped KV, per GPU; simulated devices only
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -113,13 +115,25 @@ class Device(ABC):
         of range.
         """
 
+    def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
+        """Start to copy ``num_bytes`` from a KV pool to another; ``wait`` tells when it has ended.
+
+        Raises NexusbenchError on a device with one pool (``spec.pools``).
+        """
+        raise NexusbenchError(f"{self.spec.name} cannot move KV blocks")
+
     @abstractmethod
-    def wait(self, until: int | None) -> list[StepOutput]:
-        """Outputs of launches that ended, in order of ``end_ns``; [] if ``until`` (ns) came first.
+    def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
+        """Outputs of launches (and copies) that ended, in order of ``end_ns``; [] if ``until`` (ns)
+        came first.
 
         With nothing in flight and ``until`` None it returns [] at once. Raises NexusbenchError if a
         launch failed, naming partition and step.
         """
+
+    def wait_for_steps(self, until: int | None) -> list[StepOutput]:
+        """:meth:`wait` for callers who submit no copies."""
+        return [output for output in self.wait(until) if isinstance(output, StepOutput)]
 
     def interrupt(self) -> None:  # noqa: B027 - a virtual clock never keeps anyone waiting
         """Let a ``wait`` that is under way return early, with []; called from signal handlers."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
 import msgspec
 
-from nexusbench.core.batch import Batch, Split, StepOutput
+from nexusbench.core.batch import Batch, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.costs._profile import load_profile
 from nexusbench.devices._gpus import legal_splits, load_gpu
+from nexusbench.devices._links import Links
 from nexusbench.devices._measured import MeasuredPhysics
 from nexusbench.devices._physics import Load, Physics
 from nexusbench.devices._profiled import Truth, is_profile
@@ -24,6 +26,7 @@ from nexusbench.devices.base import Device, DeviceOptions
 # 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B
 # (LLMServingSim data set, MIT).
 RESERVED_BYTES = 0.86 * GIB
+POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
 class Launch(msgspec.Struct, gc=False, eq=False):
@@ -58,7 +61,8 @@ class Meters(msgspec.Struct, gc=False):
 
 
 class Sim(Device):
-    """A GPU described by data, one virtual nanosecond clock, one launch at a time per partition.
+    """A GPU described by data (or two, each with a KV pool), one virtual nanosecond clock, one
+    launch at a time per partition.
 
     Two launches that overlap slow each other down as Physics says; whenever one starts or ends, the
     other's remaining work is re-timed. Everything it produces is simulated and labelled so.
@@ -74,6 +78,7 @@ class Sim(Device):
         *,
         name: str = "",
         truth: Truth | None = None,
+        count: int = 1,
     ) -> None:
         self.gpu, self.model = gpu, model
         group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
@@ -88,14 +93,18 @@ class Sim(Device):
             name=f"sim:{name or gpu.name}{group}",
             kind="sim",
             simulated=True,
-            num_sms=gpu.num_sms,
-            splits=legal_splits(gpu) if truth is None else truth.splits,
+            num_sms=gpu.num_sms * count,
+            splits=_splits(gpu, count) if truth is None else truth.splits,
             whole=Split(("all",), (gpu.num_sms,)),
             depth=1,
             kv_bytes=_kv_bytes(gpu, model, options),
             num_layers=model.num_layers,
             tensor_parallel=options.tensor_parallel,
+            pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
+            pool_of={"prefill": 0, "decode": 1} if count == 2 else {},
+            host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
+        self._links = Links(gpu, self.spec)
         self._now = 0
         self._launches: list[Launch] = []
         self._noise = random.Random(options.seed)
@@ -110,12 +119,15 @@ class Sim(Device):
                 "--device sim needs a GPU: write sim:l20, sim:FILE.toml for your own, or "
                 "sim:DIR for the times of the profile in that folder"
             )
-        return load_profile(Path(argument)).gpu if is_profile(argument) else load_gpu(argument)
+        if is_profile(argument):
+            return load_profile(Path(argument)).gpu
+        return load_gpu(_one_of(argument)[0])
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
-        """``sim:l20``, ``sim:FILE.toml``, ``sim:DIR`` or ``sim:DIR/profile.json``. A file keeps its
-        suffix in the device's name: an l20.toml of one's own is not the shipped L20.
+        """``sim:l20``, ``sim:FILE.toml``, ``sim:DIR`` or ``sim:DIR/profile.json``; ``sim:l20+l20``
+        is a pair of GPUs, prefill on one and decode on the other. A file keeps its suffix in the
+        device's name: an l20.toml of one's own is not the shipped L20.
 
         Raises UsageError if the weights do not fit, or a profile is of something else.
         """
@@ -127,7 +139,9 @@ class Sim(Device):
                 )
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
-        return cls(cls.describe(argument), model, options, name=Path(argument).name.lower())
+        one, count = _one_of(argument)
+        name = "+".join([Path(one).name.lower()] * count)
+        return cls(load_gpu(one), model, options, name=name, count=count)
 
     def now(self) -> int:
         """Virtual nanoseconds."""
@@ -151,9 +165,22 @@ class Sim(Device):
         if len(launches) > 1:
             self._retime(self._now)
 
-    def wait(self, until: int | None) -> list[StepOutput]:
+    def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
+        """Start a copy; copies between the same two pools, one way, follow each other."""
+        self._links.start(number, source, target, num_bytes, self._now)
+
+    def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
         """Jump to the next end, or to ``until`` if that is earlier."""
         launches = self._launches
+        if self._links.busy and (
+            not launches or self._links.next_ns <= min([x.ends_ns for x in launches])
+        ):
+            due = self._links.next_ns
+            if until is not None and until < due:
+                self._advance(max(until, self._now))
+                return []
+            self._advance(max(due, self._now))
+            return [TransferOutput(self._links.pop(), self._now)]
         if not launches:
             if until is not None and until > self._now:
                 self._now = until
@@ -227,13 +254,37 @@ class Sim(Device):
 
     def _retime(self, now: int) -> None:
         """New speeds and ends after a launch started or ended."""
+        home = self.spec.pool_of
         for launch in self._launches:
             slow = 1.0
             for other in self._launches:
-                if other is not launch:
+                if other is not launch and home.get(other.partition) == home.get(launch.partition):
                     slow += self.physics.slowdown(launch.load, other.load) - 1.0
             launch.slow = slow
             launch.ends_ns = now + int(launch.left * slow) + 1
+
+
+def _one_of(argument: str) -> tuple[str, int]:
+    """The GPU of ``l20`` or ``l20+l20``, and how many there are. Raises UsageError for others."""
+    names = argument.split("+")
+    if len(names) > max(POOLS) or len(set(names)) > 1:
+        raise UsageError(
+            f"--device sim:{argument}: a device is one GPU or two equal ones, such as "
+            f"sim:{names[0]} or sim:{names[0]}+{names[0]}"
+        )
+    return names[0], len(names)
+
+
+def _splits(gpu: GpuSpec, count: int) -> tuple[Split, ...]:
+    """The legal splits; of a pair, how many SMs of the prefill GPU compute prefill and how many the
+    attention of requests that the other GPU decodes. The last is a whole GPU for each stage.
+    """
+    one = legal_splits(gpu)
+    if count == 1:
+        return one
+    names, every = ("prefill", "decode", "remote"), gpu.num_sms
+    shared = [Split(names, (s.sms[0], every, s.sms[1])) for s in one if not s.overlapping]
+    return (*shared, Split(names[:2], (every, every)))
 
 
 def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:

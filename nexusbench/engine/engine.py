@@ -27,21 +27,24 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the
     books (I3). ``concurrency``: users of a closed loop, 0 where arrivals wait for no free user.
     ``stop_tokens`` end a request before its length does, on devices that make tokens.
+    ``block_bytes`` is the size of a KV block, for copies of it.
     """
 
     limits: Limits
     audit_every: int = 4096
     concurrency: int = 0
     stop_tokens: frozenset[int] = frozenset()
+    block_bytes: float = 0.0
 
 
 class Engine:
     """Serves a list of requests on a device under a policy; everything that happens goes to
     ``log``.
 
-    ``stopwatch`` reads a real clock in ns to time decisions, which never enters the log.
-    ``observer`` is called after every step with the state, for progress and for writing parts of
-    the log; it may raise to stop the run.
+    ``kv`` is the cache of the (first) GPU, ``others`` those of the device's further pools in
+    order, the host's last. ``stopwatch`` reads a real clock in ns to time decisions, which
+    never enters the log. ``observer`` is called after every step with the state, for progress and
+    for writing parts of the log; it may raise to stop the run.
     """
 
     def __init__(
@@ -56,21 +59,26 @@ class Engine:
         log: EventLog | None = None,
         stopwatch: Callable[[], int] | None = None,
         observer: Callable[[Engine], None] | None = None,
+        others: Sequence[KVCacheManager] = (),
     ) -> None:
         self.device, self.scheduler, self.partitioner, self.kv = device, scheduler, partitioner, kv
         self.requests, self.config = requests, config
         self.log = log if log is not None else EventLog()
         self.state = EngineState(
-            device.spec, kv, config.limits, scheduler.partitions, partitioner.initial(device.spec)
+            device.spec, kv, config.limits, scheduler.partitions, partitioner.initial(device.spec),
+            others,
+        )  # fmt: skip
+        self.pools = pools = (kv, *others)
+        self.context = SchedulerContext(
+            self.state, pools, scheduler.name, scheduler.order_key, scheduler.options.preemption
         )
-        self.context = SchedulerContext(self.state, kv, scheduler.name, scheduler.order_key)
         self.arrivals = Arrivals(requests, config.concurrency)
         self.patience = Patience(requests)
         self.executor = Executor(
-            self.state, kv, device, scheduler, partitioner, self.log, self.arrivals,
-            config.stop_tokens,
+            self.state, pools, device, scheduler, partitioner, self.log, self.arrivals,
+            config.stop_tokens, config.block_bytes,
         )  # fmt: skip
-        self.auditor = Auditor(self.state, kv, self.executor, scheduler)
+        self.auditor = Auditor(self.state, pools, self.executor, scheduler)
         # One entry per call of the policy, if a stopwatch was given.
         self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
@@ -89,7 +97,7 @@ class Engine:
         next_audit = self.config.audit_every
         self.device.start()
         self.admit(self.device.now())
-        while arrivals.num_left or state.decoding or state.prefilling or state.waiting:
+        while arrivals.num_left or state.decoding or state.prefilling or state.outside:
             if self._has_free_slot():
                 self._decide()
             if self._is_stuck():
@@ -161,7 +169,7 @@ class Engine:
     def _has_free_slot(self) -> bool:
         """Some partition can take a batch and some request could want it."""
         state = self.state
-        if not (state.waiting or state.decoding or state.prefilling):
+        if not (state.outside or state.decoding or state.prefilling):
             return False
         depth = self.device.spec.depth
         return any(len(running) < depth for running in state.in_flight.values())
@@ -194,7 +202,7 @@ class Engine:
 
     def _stall_report(self) -> str:
         state = self.state
-        stuck = [*state.decoding, *state.prefilling, *state.waiting]
+        stuck = [*state.decoding, *state.prefilling, *state.swapped, *state.waiting]
         names = ", ".join(r.id for r in stuck[:3]) + (", ..." if len(stuck) > 3 else "")
         return (
             f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and "

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from nexusbench.core.batch import Batch, BatchShape, Plan, Split, StepOutput
+from collections.abc import Sequence
+
+from nexusbench.core.batch import Batch, BatchShape, Plan, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import InvariantBreach, PlanRefused
 from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS, EventLog
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.devices.base import Device
 from nexusbench.engine.arrivals import ORPHANED, Arrivals
+from nexusbench.engine.movers import Movers
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 FINISHED = OUTCOMES.index("finished")
 CANCELLED = OUTCOMES.index("cancelled")
-RECOMPUTE = PREEMPTION_KINDS.index("recompute")
 
 
 class Executor:
@@ -28,15 +30,17 @@ class Executor:
     def __init__(
         self,
         state: EngineState,
-        kv: KVCacheManager,
+        pools: Sequence[KVCacheManager],
         device: Device,
         scheduler: Scheduler,
         partitioner: Partitioner,
         log: EventLog,
         arrivals: Arrivals,
         stop_tokens: frozenset[int] = frozenset(),
+        block_bytes: float = 0.0,
     ) -> None:
-        self.state, self.kv, self.device, self.log = state, kv, device, log
+        self.state, self.pools, self.device, self.log = state, pools, device, log
+        self.movers = Movers(state, pools, device, log, block_bytes)
         self.scheduler, self.partitioner, self.arrivals = scheduler, partitioner, arrivals
         self.num_steps = 0
         self.num_ended = 0
@@ -49,6 +53,7 @@ class Executor:
         self._stopped: set[int] = set()  # requests that such a token ended
         belief = partitioner.belief
         self._learning = belief if belief is not None and belief.learns else None
+        self._listeners = [part for part in (scheduler, partitioner) if part.listens]
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
         self._set_split(state.split)
 
@@ -65,8 +70,10 @@ class Executor:
         ctx.kv_blocked.clear()
         for preemption in plan.preemptions:
             request = preemption.request
-            lost = preemption.lost_tokens
-            tables["preempted"].row(request.index, state.now, RECOMPUTE, lost)
+            kind, lost = PREEMPTION_KINDS.index(preemption.kind), preemption.lost_tokens
+            tables["preempted"].row(request.index, state.now, kind, lost)
+        for transfer in plan.transfers:
+            self.movers.start(transfer)
         if split is not state.split and split != state.split:
             self._set_split(split)
         launched = {batch.partition for batch in plan.batches}
@@ -82,13 +89,10 @@ class Executor:
         policy, state = self.scheduler.name, self.state
         if not isinstance(plan, Plan):
             raise PlanRefused("contract", policy, f"returns {plan!r} from schedule, not a Plan")
-        if plan.transfers and not state.device.supports_transfers:
+        if plan.transfers and len(state.device.pools) == 1:
             raise PlanRefused(
                 "contract", policy, "moves KV between pools, but this device has one pool"
             )
-        for preemption in plan.preemptions:
-            if preemption.kind == "swap" and not state.device.supports_swap:
-                raise PlanRefused("contract", policy, "swaps KV out, which this device cannot")
         if (
             plan.batches
             and split is not state.split
@@ -138,7 +142,7 @@ class Executor:
         expand.
         """
         state = self.state
-        if self.partitioner.options.idle == "expand":
+        if self.partitioner.options.idle == "expand" and state.device.num_gpus == 1:
             for other, running in state.in_flight.items():
                 if other != partition and (running or other in launched):
                     break
@@ -159,12 +163,20 @@ class Executor:
         self.log.tables["submitted"].row(
             step, state.now, self._partition_code[batch.partition], sms, shape.num_decodes,
             shape.decode_context, len(shape.chunks), prefill_tokens, predicted,
-            self.kv.num_used, state.num_running, len(state.waiting), self._split_code,
+            self._blocks_used(), state.num_running, len(state.waiting), self._split_code,
         )  # fmt: skip
         entry = InFlight(step, batch, sms, predicted, state.now)
         state.in_flight[batch.partition].append(entry)
         self._steps[step] = entry
+        if shape.remote is not None:
+            batch.remote_sms = state.split.of("remote")
         self.device.submit(step, batch, sms)
+
+    def _blocks_used(self) -> int:
+        """KV blocks in use on all GPUs."""
+        if len(self.pools) == 1:
+            return self.pools[0].num_used
+        return sum(kv.num_used for kv in self.pools[: self.state.device.num_gpus])
 
     def _neighbour(self, partition: str) -> tuple[BatchShape, int] | None:
         """What runs beside ``partition`` right now."""
@@ -193,11 +205,16 @@ class Executor:
 
     # -- complete ----------------------------------------------------------------------------------
 
-    def complete(self, output: StepOutput) -> None:
+    def complete(self, output: StepOutput | TransferOutput) -> None:
         """Book an ended launch (or one repetition of it): progress, tokens, ends, freed blocks,
-        hashes.
+        hashes; or an ended copy.
         """
         state = self.state
+        if isinstance(output, TransferOutput):
+            self.movers.complete(output)
+            if self._leaving:
+                self._let_go()
+            return
         if output.end_ns < state.now:
             raise InvariantBreach("I2", f"step {output.step} ended before {state.now} ns")
         state.now = output.end_ns
@@ -224,6 +241,8 @@ class Executor:
         count = len(made) - before
         self.num_tokens += count
         self.log.tables["step_done"].row(output.step, output.end_ns, output.solo_ns, count)
+        for listener in self._listeners:
+            listener.completed(batch, output.end_ns)
         for request in done:
             self._finish(request)
             self._forget(request)
@@ -287,7 +306,7 @@ class Executor:
                 continue
             request.layers_done = 0
             request.num_computed_tokens = chunk.context + chunk.num_tokens
-            self.kv.publish(request)
+            self.pools[request.pool].publish(request)
             if request.num_computed_tokens == request.num_tokens:
                 request.num_tokens += 1
                 made.append(request.index)
@@ -328,13 +347,12 @@ class Executor:
         """Take an ended request out of its queue and free its blocks."""
         state = self.state
         if request.blocks:
-            try:
-                state.decoding.remove(request)
-            except ValueError:  # cancelled before its first token
-                state.prefilling.remove(request)
-            if request.named_tokens:
-                self.kv.publish_own(request)  # the next turn begins with this prompt and answer
-            self.kv.free(request)
+            kv = self.pools[request.pool]
+            queues = (state.decoding, state.prefilling, state.swapped)  # the last: if cancelled
+            next(queue for queue in queues if request in queue).remove(request)
+            if request.named_tokens and request.pool != state.device.host:
+                kv.publish_own(request)  # the next turn begins with this prompt and answer
+            kv.free(request)
         else:
             state.waiting.remove(request)
         self.scheduler.finished(request)

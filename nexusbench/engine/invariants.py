@@ -24,21 +24,29 @@ class Auditor:
     """
 
     def __init__(
-        self, state: EngineState, kv: KVCacheManager, executor: Executor, scheduler: Scheduler
+        self,
+        state: EngineState,
+        pools: Sequence[KVCacheManager],
+        executor: Executor,
+        scheduler: Scheduler,
     ) -> None:
-        self._state, self._kv, self._executor, self._scheduler = state, kv, executor, scheduler
+        self._state, self._pools, self._executor, self._scheduler = (
+            state, pools, executor, scheduler,
+        )  # fmt: skip
 
     def check_books(self) -> None:
         """I3: every block is free or held, reference counts are exact; blocks cover what is
         computed.
         """
         state = self._state
-        running = [*state.decoding, *state.prefilling]
-        problem = self._kv.pool.audit(r.blocks for r in running)
-        if problem is not None:
-            raise InvariantBreach("I3", problem)
+        running = [*state.decoding, *state.prefilling, *state.swapped]
+        for number, kv in enumerate(self._pools):
+            held = [r.blocks for r in running if r.pool == number]
+            problem = kv.pool.audit([*held, *self._executor.movers.blocks_ahead(number)])
+            if problem is not None:
+                raise InvariantBreach("I3", problem)
         for r in running:
-            if len(r.blocks) * self._kv.block_size < r.num_computed_tokens:
+            if len(r.blocks) * self._pools[0].block_size < r.num_computed_tokens:
                 raise InvariantBreach("I3", f"request '{r.id}' has computed tokens without a block")
         for r in state.waiting:
             if r.blocks:
@@ -67,10 +75,9 @@ class Auditor:
             )
         if executor.num_ended != offered:
             raise InvariantBreach("I1", f"{offered} requests offered, {executor.num_ended} ended")
-        if self._kv.num_used:
-            raise InvariantBreach(
-                "I3", f"{self._kv.num_used} blocks are held after the last request"
-            )
+        held = sum(kv.num_used for kv in self._pools)
+        if held:
+            raise InvariantBreach("I3", f"{held} blocks are held after the last request")
 
     def check_work_conserving(self, plan: Plan) -> None:
         """I7: no partition idles while a request that could run there is ready and would fit.
@@ -85,9 +92,10 @@ class Auditor:
         for partition, running in state.in_flight.items():
             if running:
                 continue
-            if partition != "prefill" and self._decode_ready():
+            pool = state.pool_of(partition)
+            if partition != "prefill" and self._decode_ready(pool):
                 raise self._idle(partition, "a decoding request is ready")
-            if partition != "decode" and self._prefill_ready():
+            if partition != "decode" and self._prefill_ready(pool):
                 raise self._idle(partition, "a prompt is waiting and would fit")
 
     def _idle(self, partition: str, why: str) -> InvariantBreach:
@@ -95,17 +103,21 @@ class Auditor:
             "I7", f"scheduler '{self._scheduler.name}' leaves '{partition}' idle although {why}"
         )
 
-    def _decode_ready(self) -> bool:
-        return self._kv.num_free > 0 and any(not r.in_flight for r in self._state.decoding)
+    def _decode_ready(self, pool: int) -> bool:
+        decoding = self._state.decoding
+        return self._pools[pool].num_free > 0 and any(
+            not r.in_flight and r.pool == pool for r in decoding
+        )
 
-    def _prefill_ready(self) -> bool:
-        state, size, free = self._state, self._kv.block_size, self._kv.num_free
-        started = [r for r in state.prefilling if not r.in_flight]
+    def _prefill_ready(self, pool: int) -> bool:
+        state, kv = self._state, self._pools[pool]
+        size, free = kv.block_size, kv.num_free
+        started = [r for r in state.prefilling if not r.in_flight and r.pool == pool]
         if started:
             # Whoever is in mid-prefill comes first, and a policy may let the others wait behind it.
             return all(r.num_tokens <= (len(r.blocks) + free) * size for r in started)
-        if state.num_running >= state.limits.max_num_seqs:
-            return False
+        if state.num_running >= state.limits.max_num_seqs or state.swapped:
+            return False  # those on the host come first
         head = state.waiting.head
         # A margin of one block per running request: a policy may keep room for their next tokens.
         return head is not None and head.num_tokens <= (free - state.num_running) * size

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from nexusbench.core.batch import BatchShape, Plan, Split
+from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import DeviceSpec
@@ -38,6 +38,8 @@ class Partitioner(ABC):
     Options: ClassVar[type[PartitionerOptions]] = PartitionerOptions
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("prefill", "decode"),)
     needs_belief: ClassVar[bool] = False
+    num_gpus: ClassVar[tuple[int, ...]] = (1,)  # how many GPUs with a KV pool each it can divide
+    listens: ClassVar[bool] = False  # wants ``completed`` to be called
     # Options worth trying on unknown traffic, as typed after the name; advise compares them.
     advised: ClassVar[tuple[str, ...]] = ("",)
     source: ClassVar[str] = ""
@@ -67,6 +69,9 @@ class Partitioner(ABC):
     @abstractmethod
     def split(self, plan: Plan, state: EngineState) -> Split:
         """The split for ``plan``, one of ``state.device.splits`` (or its ``whole``)."""
+
+    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - a hook, not a duty
+        """As :meth:`Scheduler.completed`, if ``listens``."""
 
     def settle(self, wanted: Split, state: EngineState, least_change: int) -> Split:
         """Hysteresis and budget: the split in force, unless ``wanted`` is worth the change and due.

@@ -12,10 +12,11 @@ from nexusbench.partitioners.base import Partitioner
 
 class Whole(Partitioner):
     """All SMs to the partition ``all``; for two partitions, the overlapping (100 %, 100 %)
-    two-stream split.
+    two-stream split, or a GPU each where there are two.
     """
 
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("all",), ("prefill", "decode"))
+    num_gpus: ClassVar[tuple[int, ...]] = (1, 2)
     source: ClassVar[str] = (
         "unpartitioned; semi-PD's (100,100) baseline (2504.19867) for two streams"
     )
@@ -24,6 +25,8 @@ class Whole(Partitioner):
         """The whole device, or the overlapping split."""
         if self.partitions == ("all",):
             return spec.whole
+        if spec.num_gpus > 1:
+            return spec.splits[-1]
         return next(split for split in spec.splits if split.overlapping)
 
     def split(self, plan: Plan, state: EngineState) -> Split:

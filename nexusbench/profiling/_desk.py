@@ -142,7 +142,7 @@ class Desk:
         outputs: list[StepOutput] = []
         left = len(batches)
         while left:
-            ended = self.device.wait(None)
+            ended = self.device.wait_for_steps(None)
             if not ended:
                 raise NexusbenchError(
                     f"{self.device.spec.name} has {left} launches in flight and reports no end"

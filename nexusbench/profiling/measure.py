@@ -298,7 +298,7 @@ class _Pair:
         self._launches += 1
 
     def _wait(self) -> list[StepOutput]:
-        ended = self.desk.device.wait(None)
+        ended = self.desk.device.wait_for_steps(None)
         if not ended:
             raise NexusbenchError(
                 f"{self.desk.device.spec.name} has launches in flight and reports no end"

@@ -5,54 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import msgspec
-
-from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Preemption
+from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Preemption, Transfer
 from nexusbench.core.errors import PlanRefused
 from nexusbench.core.request import Request, RequestView
-from nexusbench.core.state import EngineState, KvView, Limits, WaitingQueue
-from nexusbench.kv.manager import KVCacheManager, Undo
+from nexusbench.schedulers._journal import Admission, Decodes, Draft, Eviction, Move
+from nexusbench.schedulers._view import ContextView, PreemptionKind
 
 Victim = Callable[[RequestView], RequestView | None]
 
 
-class Draft:
-    """One batch being put together."""
-
-    __slots__ = ("chunks", "context", "decodes", "layers", "repeat", "tokens")
-
-    def __init__(self) -> None:
-        self.decodes: list[Request] = []
-        self.context = 0
-        self.chunks: list[Chunk] = []
-        self.tokens = 0
-        self.layers: tuple[int, int] | None = None
-        self.repeat = 1
-
-
-class Admission(msgspec.Struct, gc=False):
-    """Journal entry: a request left the waiting queue with this many cached tokens."""
-
-    request: Request
-    cached: int
-    cached_before: int  # at the admission before, if any
-
-
-class Eviction(msgspec.Struct, gc=False):
-    """Journal entry: a request was preempted; what it held and how far it was."""
-
-    request: Request
-    blocks: list[int]
-    published: list[int]
-    num_computed: int
-    num_hashed: int
-    layers_done: int
-    order_key: float
-    queue: list[Request]
-    position: int
-
-
-class SchedulerContext:
+class SchedulerContext(ContextView):
     """One scheduling instant, as a policy sees it.
 
     Reading is free; ``schedule_decodes``, ``try_schedule`` and ``preempt`` act on the real
@@ -60,98 +22,41 @@ class SchedulerContext:
     it was. There is no clock here but ``now``, no device, no tensor, and no true output length.
     """
 
-    def __init__(
-        self,
-        state: EngineState,
-        kv: KVCacheManager,
-        policy: str,
-        order_key: Callable[[RequestView], float],
-    ) -> None:
-        self._state = state
-        self._kv = kv
-        self._policy = policy
-        self._order_key = order_key
-        self._journal: list[Undo | Admission | Eviction | Chunk | list[Request]] = []
-        self._drafts: dict[str, Draft] = {}
-        self._preempted: list[Preemption] = []
-        self.kv_blocked: list[Request] = []  # newly blocked; the engine logs and clears it
-
-    # -- what a policy may see ---------------------------------------------------------------------
-
-    @property
-    def now(self) -> int:
-        """Nanoseconds on the device's clock."""
-        return self._state.now
-
-    @property
-    def limits(self) -> Limits:
-        """The budgets of this run."""
-        return self._state.limits
-
-    @property
-    def kv(self) -> KvView:
-        """Block counts of the KV cache."""
-        return self._kv
-
-    @property
-    def waiting(self) -> WaitingQueue:
-        """Requests without KV blocks, in this scheduler's order."""
-        return self._state.waiting
-
-    @property
-    def decoding(self) -> Sequence[RequestView]:
-        """Running requests with one token left to compute, in order of joining."""
-        return self._state.decoding
-
-    @property
-    def prefilling(self) -> Sequence[RequestView]:
-        """Running requests with more than one token left to compute, in order of joining."""
-        return self._state.prefilling
-
-    @property
-    def num_running(self) -> int:
-        """Requests that hold KV blocks."""
-        return self._state.num_running
-
-    @property
-    def preempted(self) -> bool:
-        """Whether the plan preempts somebody (vLLM then admits nobody in the same step)."""
-        return bool(self._preempted)
-
-    def free_slots(self, partition: str = "all") -> int:
-        """Batches that can still be queued on ``partition``; 0 while it is busy."""
-        return self._state.free_slots(partition)
-
-    def budget(self, partition: str = "all") -> int:
-        """Tokens that this plan's batch on ``partition`` may still take."""
-        draft = self._drafts.get(partition)
-        return self._state.limits.max_num_batched_tokens - (draft.tokens if draft else 0)
-
-    def cached_tokens(self, request: RequestView) -> int:
-        """Prompt tokens of a waiting request that the prefix cache holds now."""
-        return len(self._kv.find_prefix(cast(Request, request))) * self._kv.block_size
-
     # -- what a policy may do ----------------------------------------------------------------------
 
     def schedule_decodes(
-        self, partition: str = "all", *, victim: Victim | None = None, repeat: int = 1
+        self,
+        partition: str = "all",
+        *,
+        victim: Victim | None = None,
+        repeat: int = 1,
+        chosen: Sequence[RequestView] | None = None,
+        remote: str | None = None,
     ) -> int:
         """Put every decoding request that is not in flight into ``partition``'s batch, one token
-        each.
+        each; or those of ``chosen`` alone, in that order.
 
         Where no block is free, ``victim(request)`` names whom to preempt for it (None: leave the
-        request out this time). ``repeat`` plans that many decode steps in one launch. Returns how
-        many were scheduled.
+        request out this time). ``repeat`` plans that many decode steps in one launch. Where there
+        are several GPUs, a partition decodes what its own GPU's memory holds; requests on
+        ``remote``'s GPU come along if it is given, and their attention is computed there. Returns
+        how many were scheduled.
         """
-        decoding = self._state.decoding
+        decoding = self._state.decoding if chosen is None else cast(Sequence[Request], chosen)
         if not decoding or self._state.free_slots(partition) < 1:
             return 0
         draft = self._drafts.setdefault(partition, Draft())
         if draft.decodes and draft.repeat != repeat:
             raise PlanRefused("contract", self._policy, "mixes repetitions in one batch")
         room = self._state.limits.max_num_batched_tokens - draft.tokens
-        ready = [r for r in decoding if not r.in_flight][:room]
-        ready = self._make_room(ready, victim, repeat)
+        ready = [r for r in decoding if not r.in_flight]
+        if self._several:
+            homes = {self._state.pool_of(partition)}
+            if remote is not None:
+                draft.remote = self._state.pool_of(remote)
+                homes.add(draft.remote)
+            ready = [r for r in ready if r.pool in homes]
+        ready = self._make_room(ready[:room], victim, repeat)
         context = 0
         for request in ready:
             request.in_flight = True
@@ -160,34 +65,43 @@ class SchedulerContext:
         draft.context += context
         draft.tokens += len(ready)
         draft.repeat = repeat
-        self._journal.append(ready)
+        self._journal.entries.append(Decodes(ready))
         return len(ready)
 
     def _make_room(self, ready: list[Request], victim: Victim | None, repeat: int) -> list[Request]:
         """Blocks for the next ``repeat`` tokens of each; returns those that got them."""
         size = self._kv.block_size
         needy = [r for r in ready if not r.num_computed_tokens % size] if repeat == 1 else ready
-        allocate, journal = self._kv.allocate, self._journal
+        pools, journal = self._pools, self._journal
         left_out: list[Request] = []
         for request in needy:
             if request.in_flight or not request.blocks:
                 continue  # preempted a moment ago, for the sake of an earlier one
             wanted = request.num_computed_tokens + repeat
+            allocate = pools[request.pool].allocate
             undo = allocate(request, wanted, [])
             while undo is None:
-                chosen = victim(request) if victim is not None else None
+                # Blocks that swaps will free are as good as there: this one waits for them.
+                chosen = None if self._wait_for_swap() or victim is None else victim(request)
                 if chosen is None:
                     left_out.append(request)
                     break
                 self.preempt(chosen)
-                if chosen is request:
+                if chosen is request or request.in_flight:
                     break
                 undo = allocate(request, wanted, [])
             if undo is not None:
-                journal.append(undo)
-        if left_out or self._preempted:
-            return [r for r in ready if r.blocks and r not in left_out]
+                journal.entries.append(undo)
+        if left_out or journal.preempted:
+            return [r for r in ready if r.blocks and not r.in_flight and r not in left_out]
         return ready
+
+    def _wait_for_swap(self) -> bool:
+        """Claim one of the blocks that swaps under way will free, if any is left."""
+        if self._coming <= 0:
+            return False
+        self._coming -= 1
+        return True
 
     def try_schedule(
         self,
@@ -208,15 +122,17 @@ class SchedulerContext:
         if r.in_flight or state.free_slots(partition) < 1:
             return 0
         is_waiting = not r.blocks
-        if not is_waiting and r not in state.prefilling:
+        home = state.pool_of(partition) if self._several else 0
+        if not is_waiting and (r not in state.prefilling or r.pool != home):
             raise PlanRefused(
-                "contract", self._policy, f"gives '{r.id}', which is decoding, to try_schedule; "
-                "schedule_decodes takes those",
+                "contract", self._policy, f"gives '{r.id}', which is decoding or elsewhere, to "
+                "try_schedule; schedule_decodes takes decoding requests",
             )  # fmt: skip
         if is_waiting and state.num_running >= state.limits.max_num_seqs:
             return 0
-        prefix = self._kv.find_prefix(r) if is_waiting else []
-        computed = len(prefix) * self._kv.block_size if is_waiting else r.num_computed_tokens
+        kv = self._pools[home]
+        prefix = kv.find_prefix(r) if is_waiting else []
+        computed = len(prefix) * kv.block_size if is_waiting else r.num_computed_tokens
         count = min(r.num_tokens - computed, self.budget(partition))
         if num_tokens is not None:
             count = min(count, num_tokens)
@@ -225,17 +141,18 @@ class SchedulerContext:
         draft = self._drafts.get(partition)
         if draft is not None and draft.chunks and draft.layers != layers:
             raise PlanRefused("contract", self._policy, "mixes layer ranges in one batch")
-        undo = self._kv.allocate(r, computed + count, prefix)
+        undo = kv.allocate(r, computed + count, prefix)
         if undo is None:
             if is_waiting and not r.kv_blocked:
                 r.kv_blocked = True
                 self.kv_blocked.append(r)
             return 0
-        self._journal.append(undo)
+        self._journal.entries.append(undo)
         if is_waiting:
+            r.pool = home
             state.waiting.remove(r)
             state.prefilling.append(r)
-            self._journal.append(Admission(r, computed, r.num_cached_tokens))
+            self._journal.entries.append(Admission(r, computed, r.num_cached_tokens))
             r.num_computed_tokens = r.num_cached_tokens = computed
         r.in_flight = True
         chunk = Chunk(r, count, computed)
@@ -243,13 +160,16 @@ class SchedulerContext:
         draft.chunks.append(chunk)
         draft.tokens += count
         draft.layers = layers
-        self._journal.append(chunk)
+        self._journal.entries.append(chunk)
         return count
 
-    def preempt(self, request: RequestView) -> None:
-        """Take all blocks of a running request; it waits again and recomputes what the cache loses.
+    def preempt(self, request: RequestView, kind: PreemptionKind | None = None) -> None:
+        """Take the blocks of a running request away.
 
-        Raises PlanRefused (I11) if the request is in flight, or holds nothing.
+        ``recompute``: at once; it waits again and recomputes what the cache loses. ``swap``: they
+        are copied to the host, free when that has ended, and come back by :meth:`swap_in`; where
+        the host has no room (or the device no host memory), recompute. Default: the scheduler's
+        option. Raises PlanRefused (I11) if the request is in flight, or holds nothing.
         """
         r = cast(Request, request)
         if r.in_flight:
@@ -258,12 +178,16 @@ class SchedulerContext:
             raise PlanRefused(
                 "I11", self._policy, f"preempts request '{r.id}', which holds no blocks"
             )
-        state = self._state
+        host = self._state.device.host
+        kind = self._preemption if kind is None else kind
+        if kind == "swap" and host is not None and not r.layers_done and self._copy(r, host, True):
+            return
+        state, kv = self._state, self._pools[r.pool]
         queue = state.decoding if r in state.decoding else state.prefilling
         position = queue.index(r)
         computed, hashed = r.num_computed_tokens, r.num_hashed_blocks
-        published = self._kv.publish_own(r)
-        blocks = self._kv.free(r)
+        published = kv.publish_own(r)
+        blocks = kv.free(r)
         del queue[position]
         entry = Eviction(
             r, blocks, published, computed, hashed, r.layers_done, r.order_key, queue, position
@@ -273,16 +197,74 @@ class SchedulerContext:
         r.num_preemptions += 1
         r.order_key = self._order_key(r)
         state.waiting.add(r)
-        self._journal.append(entry)
-        self._preempted.append(Preemption(r, lost_tokens=entry.num_computed))
+        self._journal.entries.append(entry)
+        self._journal.preempted.append(Preemption(r, lost_tokens=entry.num_computed))
+
+    def transfer(self, request: RequestView, partition: str) -> bool:
+        """Start to move a running request's blocks to the GPU of ``partition``.
+
+        Until the copy has ended it is in flight. Returns False, and changes nothing, if there is no
+        room there. Raises PlanRefused for a request in flight, or that is there already.
+        """
+        r, target = cast(Request, request), self._state.pool_of(partition)
+        if r.in_flight or not r.blocks or r.pool == target:
+            raise PlanRefused(
+                "I11", self._policy, f"moves request '{r.id}' to '{partition}', which is in "
+                "flight, holds nothing or is there",
+            )  # fmt: skip
+        return self._copy(r, target, False)
+
+    def swap_in(self, request: RequestView) -> bool:
+        """Start to bring a swapped request back; it joins its queue and is in flight until then.
+
+        Returns False, and changes nothing, if there is no seat or no room.
+        """
+        r, state = cast(Request, request), self._state
+        if r not in state.swapped or state.num_running >= state.limits.max_num_seqs:
+            return False
+        return self._copy(r, 0, False, state.swapped.index(r))
+
+    def swap_in_all(self) -> bool:
+        """Bring back whom there is room for, first come first; whether somebody is still out.
+
+        Policies call this before they admit anybody new, and admit nobody if it is True; while
+        others run, a hundredth of the blocks stays free (both as vLLM v0 did).
+        """
+        swapped, kv = self._state.swapped, self._kv
+        while swapped and not self._journal.preempted:
+            left = kv.num_free - len(swapped[0].blocks)
+            if (self.num_running and left * 100 < kv.num_blocks) or not self.swap_in(swapped[0]):
+                break
+        return bool(swapped)
+
+    def _copy(self, r: Request, target: int, preempted: bool, position: int = -1) -> bool:
+        """Plan a copy of ``r``'s blocks, with one more at home for its next token."""
+        kv, state = self._pools[target], self._state
+        count = kv.blocks_for(r.num_computed_tokens if preempted else r.num_computed_tokens + 1)
+        if count > kv.num_free:
+            return False
+        blocks, evicted = kv.pool.take(count)
+        transfer = Transfer(r, r.pool, target, blocks)
+        if preempted:
+            r.num_preemptions += 1
+            self._journal.preempted.append(Preemption(r, "swap"))
+            self._coming += len(r.blocks)
+        if position >= 0:
+            del state.swapped[position]
+            decoding = r.num_computed_tokens + 1 == r.num_tokens
+            (state.decoding if decoding else state.prefilling).append(r)
+        r.in_flight = True
+        self._journal.transfers.append(transfer)
+        self._journal.entries.append(Move(transfer, evicted, preempted, position))
+        return True
 
     def last_running(self, request: RequestView) -> RequestView | None:
         """The usual victim (vLLM): the request that joined last and is not in flight, maybe
-        ``request``.
+        ``request``; on the same GPU, where there are several.
         """
         for queue in (self._state.prefilling, self._state.decoding):
             for candidate in reversed(queue):
-                if not candidate.in_flight:
+                if not candidate.in_flight and candidate.pool == request.pool:
                     return candidate
         return None
 
@@ -291,14 +273,24 @@ class SchedulerContext:
         batches = []
         for partition, draft in self._drafts.items():
             if draft.decodes or draft.chunks:
-                chunks = tuple([(c.num_tokens, c.context) for c in draft.chunks])
                 shape = BatchShape(
-                    len(draft.decodes), draft.context, chunks, draft.layers, draft.repeat
+                    len(draft.decodes),
+                    draft.context,
+                    tuple([(c.num_tokens, c.context) for c in draft.chunks]),
+                    draft.layers,
+                    draft.repeat,
+                    None if draft.remote is None else self._remote(draft),
                 )
                 batches.append(
                     Batch(partition, draft.decodes, draft.chunks, shape, draft.layers, draft.repeat)
                 )
-        return Plan(batches, list(self._preempted), [], wake_at)
+        journal = self._journal
+        return Plan(batches, list(journal.preempted), list(journal.transfers), wake_at)
+
+    def _remote(self, draft: Draft) -> tuple[int, int] | None:
+        """How many decodes of a draft have their KV on the other GPU, and their context."""
+        away = [r.num_computed_tokens for r in draft.decodes if r.pool == draft.remote]
+        return (len(away), sum(away)) if away else None
 
     def built(self, batch: Batch) -> bool:
         """Whether ``batch`` is the one that was put together here in this instant."""
@@ -311,65 +303,16 @@ class SchedulerContext:
 
     def begin(self) -> None:
         """A new instant (the engine calls this, not a policy)."""
-        self._journal.clear()
-        self._drafts.clear()
-        self._preempted.clear()
+        self._journal.begin()
+        if self._state.moving:
+            self._coming = self._state.swapping_blocks
+        else:
+            self._coming = 0
 
     def savepoint(self) -> int:
         """A mark to :meth:`rollback` to."""
-        return len(self._journal)
+        return len(self._journal.entries)
 
     def rollback(self, mark: int = 0) -> None:
         """Undo everything after ``mark``, newest first."""
-        while len(self._journal) > mark:
-            entry = self._journal.pop()
-            if isinstance(entry, Undo):
-                self._kv.undo(entry)
-            elif isinstance(entry, Chunk):
-                self._undo_chunk(entry)
-            elif isinstance(entry, Admission):
-                self._state.prefilling.remove(entry.request)
-                entry.request.num_computed_tokens = 0
-                entry.request.num_cached_tokens = entry.cached_before
-                self._state.waiting.add(entry.request)
-            elif isinstance(entry, Eviction):
-                self._undo_eviction(entry)
-            else:
-                self._undo_decodes(entry)
-        for partition, draft in list(self._drafts.items()):
-            if not draft.chunks:
-                draft.layers = None
-            if not draft.decodes:
-                draft.repeat = 1
-                if not draft.chunks:
-                    del self._drafts[partition]
-
-    def _undo_chunk(self, chunk: Chunk) -> None:
-        chunk.request.in_flight = False
-        for draft in self._drafts.values():
-            if chunk in draft.chunks:
-                draft.chunks.remove(chunk)
-                draft.tokens -= chunk.num_tokens
-
-    def _undo_decodes(self, decodes: list[Request]) -> None:
-        for draft in self._drafts.values():
-            if decodes and decodes[0] in draft.decodes:
-                draft.decodes = [r for r in draft.decodes if r not in decodes]
-                draft.tokens -= len(decodes)
-                draft.context -= sum(r.num_computed_tokens for r in decodes)
-        for request in decodes:
-            request.in_flight = False
-
-    def _undo_eviction(self, entry: Eviction) -> None:
-        request = entry.request
-        self._preempted.pop()
-        self._state.waiting.remove(request)
-        self._kv.pool.unrelease(entry.blocks)
-        self._kv.pool.unpublish(entry.published)
-        request.blocks = entry.blocks[::-1]
-        request.num_hashed_blocks = entry.num_hashed
-        request.num_computed_tokens = entry.num_computed
-        request.layers_done = entry.layers_done
-        request.num_preemptions -= 1
-        request.order_key = entry.order_key
-        entry.queue.insert(entry.position, request)
+        self._journal.rollback(mark)

@@ -7,10 +7,12 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from nexusbench.core.batch import Plan
+from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import RequestView
+from nexusbench.costs.base import CostModel
 from nexusbench.schedulers._context import SchedulerContext
+from nexusbench.schedulers._view import PreemptionKind
 
 __all__ = ["Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
 
@@ -20,11 +22,13 @@ class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     ``order``: who of the waiting goes first. ``fcfs`` by arrival; ``spf`` shortest prompt first
     with ageing, score = tokens left - gamma x age (Nexus Eq. in section 4.3.1, gamma in tokens per
-    second).
+    second). ``preemption``: what happens to a running request whose blocks are needed; ``swap``
+    copies them to the host and back, on devices with host memory (vLLM v0's ``--swap-space``).
     """
 
     order: Literal["fcfs", "spf"] = "fcfs"
     gamma: float = 15.0
+    preemption: PreemptionKind = "recompute"
 
 
 class Scheduler(ABC):
@@ -43,7 +47,12 @@ class Scheduler(ABC):
     work_conserving: ClassVar[bool] = True
     # Options worth trying on unknown traffic, as typed after the name; advise compares them.
     advised: ClassVar[tuple[str, ...]] = ("order=fcfs", "order=spf")
+    num_gpus: ClassVar[int] = 1  # GPUs with a KV pool each that its partitions run on
+    needs_belief: ClassVar[bool] = False  # asks ``self.belief`` how long a batch will take
+    swap_gib: ClassVar[float] = 0.0  # host memory for KV that it counts on, per GPU
+    listens: ClassVar[bool] = False  # wants ``completed`` to be called
     source: ClassVar[str] = ""
+    belief: CostModel | None = None  # set by the composition root where needs_belief
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         self.options = options if options is not None else self.Options()
@@ -67,6 +76,11 @@ class Scheduler(ABC):
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """Propose what to launch now; called whenever a partition has a free slot and there is
         work.
+        """
+
+    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - a hook, not a duty
+        """Told after each step of ``batch`` ended at ``now`` (ns), before requests that are done
+        leave, if ``listens``: its decodes got a token, so did chunks whose request is decoding now.
         """
 
     def finished(self, request: RequestView) -> None:  # noqa: B027 - a hook, not a duty

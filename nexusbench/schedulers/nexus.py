@@ -54,7 +54,7 @@ class Nexus(Scheduler):
             later = [r for r in ctx.prefilling if not r.in_flight and r is not request]
             if not later:
                 break
-            ctx.preempt(max(later, key=self._key))
+            ctx.preempt(max(later, key=self._key), "recompute")  # the blocks are needed now
             scheduled = ctx.try_schedule(request, partition="prefill")
         return bool(scheduled)
 
@@ -66,7 +66,7 @@ class Nexus(Scheduler):
         """
         started = [r for r in ctx.prefilling if not r.in_flight]
         started.sort(key=self._key, reverse=True)
-        admitting = ctx.num_running < ctx.limits.max_num_seqs
+        admitting = not ctx.swap_in_all() and ctx.num_running < ctx.limits.max_num_seqs
         while ctx.budget("prefill") > 0:
             head = ctx.waiting.head if admitting else None
             if started and (head is None or self._key(started[-1]) <= self._key(head)):

@@ -74,6 +74,8 @@ class Sglang(Scheduler):
         started = False
         for request in list(ctx.prefilling):
             started = bool(ctx.try_schedule(request)) or started
+        if ctx.swap_in_all():
+            return started
         room = self._room(ctx)
         taken, most = 0, cast(SglangOptions, self.options).max_prefill_tokens
         while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
@@ -110,7 +112,7 @@ class Sglang(Scheduler):
         """One step for all, after retracting whom memory does not carry."""
         size = ctx.kv.block_size
         needed = sum([1 for r in ctx.decoding if not r.num_computed_tokens % size])
-        if needed > ctx.kv.num_free:
+        if needed > ctx.kv.num_free + ctx.blocks_coming:
             self._retract(ctx)
         else:
             self._ratio = max(self._least_ratio, self._ratio - self._decay)
@@ -119,11 +121,14 @@ class Sglang(Scheduler):
     def _retract(self, ctx: SchedulerContext) -> None:
         """Fewest output tokens first (ties: longest prompt) until 20 steps fit for the rest."""
         order = sorted(
-            ctx.decoding,
+            [r for r in ctx.decoding if not r.in_flight],
             key=lambda r: (r.num_tokens - r.num_prompt_tokens, -r.num_prompt_tokens),
             reverse=True,
         )
-        while len(order) > 1 and ctx.kv.num_free * ctx.kv.block_size < len(order) * RETRACT_STEPS:
+        size = ctx.kv.block_size
+        while len(order) > 1:
+            if (ctx.kv.num_free + ctx.blocks_coming) * size >= len(order) * RETRACT_STEPS:
+                break
             ctx.preempt(order.pop())
         decoded = sum(r.num_tokens - r.num_prompt_tokens for r in order)
         allowed = sum(r.max_tokens for r in order)

@@ -38,7 +38,7 @@ class Vllm(Scheduler):
         for request in list(ctx.prefilling):
             if not self._continue(ctx, request):
                 break
-        if not ctx.preempted:
+        if not ctx.preempted and not ctx.swap_in_all():
             while (head := ctx.waiting.head) is not None and self._admit(ctx, head):
                 pass
         return ctx.plan()
@@ -60,6 +60,6 @@ class Vllm(Scheduler):
             if victim is None:
                 return False
             ctx.preempt(victim)
-            if victim is request:
-                return False
+            if victim is request or victim.in_flight:
+                return False  # a swapped victim's blocks come when its copy has ended
         return ctx.budget() > 0

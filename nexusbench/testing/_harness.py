@@ -78,10 +78,16 @@ def tiny_model() -> ModelSpec:
     )
 
 
-def tiny_device(seed: int = 0, *, gpu: GpuSpec | None = None) -> Sim:
-    """:func:`tiny_gpu` (or ``gpu``), simulated, running :func:`tiny_model`."""
-    options = DeviceOptions(LIMITS.max_num_seqs, LIMITS.max_num_batched_tokens, seed=seed)
-    return Sim(gpu or tiny_gpu(), tiny_model(), options, name="tiny")
+def tiny_device(
+    seed: int = 0, *, gpu: GpuSpec | None = None, count: int = 1, host: bool = False
+) -> Sim:
+    """:func:`tiny_gpu` (or ``gpu``), simulated, running :func:`tiny_model`; ``count`` of them, each
+    with a KV pool, and with ``host`` memory for swapped KV.
+    """
+    options = DeviceOptions(
+        LIMITS.max_num_seqs, LIMITS.max_num_batched_tokens, seed=seed, swap_bytes=float(host)
+    )
+    return Sim(gpu or tiny_gpu(), tiny_model(), options, name="tiny", count=count)
 
 
 def offer(
@@ -175,12 +181,14 @@ def make_partitioner(
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """Where requests are served: the KV pool, the budgets, the GPU, how often books are audited,
-    and the users of a closed loop (0: none). The last two are for devices that make tokens: those
-    that end a request, and prompts by ``Request.index`` (others are made up).
+    """Where requests are served: the KV pool (of each GPU) and the host's, the budgets, the GPU,
+    how often books are audited, and the users of a closed loop (0: none). The last two are for
+    devices that make tokens: those that end a request, and prompts by ``Request.index`` (others are
+    made up).
     """
 
     kv_blocks: int = 512
+    host_blocks: int = 2048
     block_size: int = 4
     hash_block: int = 8
     prefix_caching: bool = True
@@ -204,22 +212,35 @@ def build(
 ) -> Engine:
     """An engine that is ready to :meth:`~Engine.run`; see :func:`serve`."""
     own = setting if setting is not None else Setting()
-    on = device if device is not None else tiny_device(seed, gpu=own.gpu)
+    if device is None:
+        host = scheduler.options.preemption == "swap" or scheduler.swap_gib > 0
+        device = tiny_device(seed, gpu=own.gpu, count=scheduler.num_gpus, host=host)
+    on = device
+    if scheduler.needs_belief:
+        scheduler.belief = Roofline(gpu=on.gpu, model=tiny_model())
     launches = tuple((name, on.spec.num_sms) for name in scheduler.partitions)
     on.prepare(Serving(own.kv_blocks, own.block_size, own.hash_block, own.prompts, seed, launches))
     return Engine(
         on,
         scheduler,
         make_partitioner(partitioner or scheduler.default_partitioner, scheduler.partitions, on),
-        KVCacheManager(
-            own.kv_blocks,
-            own.block_size,
-            hash_block=own.hash_block,
-            prefix_caching=own.prefix_caching,
-        ),
+        _pool(own, own.kv_blocks),
         [fresh(request) for request in requests],
-        EngineConfig(own.limits, own.audit_every, own.concurrency, own.stop_tokens),
+        EngineConfig(
+            own.limits, own.audit_every, own.concurrency, own.stop_tokens,
+            own.block_size * tiny_model().kv_bytes_per_token,
+        ),
         observer=observer,
+        others=[
+            _pool(own, own.host_blocks if number == on.spec.host else own.kv_blocks)
+            for number in range(1, len(on.spec.pools))
+        ],
+    )  # fmt: skip
+
+
+def _pool(own: Setting, blocks: int) -> KVCacheManager:
+    return KVCacheManager(
+        blocks, own.block_size, hash_block=own.hash_block, prefix_caching=own.prefix_caching
     )
 
 

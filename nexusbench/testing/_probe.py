@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nexusbench.core.batch import Batch, Chunk, Plan
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager, Undo
-from nexusbench.schedulers._context import Admission, Draft, Eviction, SchedulerContext, Victim
+from nexusbench.schedulers._context import SchedulerContext, Victim
+from nexusbench.schedulers._journal import Admission, Draft, Entry, Eviction, Move
+from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing._errors import ConformanceError
 
@@ -19,6 +21,12 @@ FIELDS = (
     "num_tokens", "num_computed_tokens", "num_cached_tokens", "num_preemptions", "in_flight",
     "layers_done", "layers_tokens", "num_hashed_blocks", "order_key", "arrival_rank", "after",
     "named_tokens", "think_ns", "timeout_ns", "cancel_after_ns", "outcome",
+)  # fmt: skip
+
+# Class attributes by which the engine treats a policy.
+FORWARDED = (
+    "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief", "listens",
+    "swap_gib", "belief",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -38,9 +46,10 @@ class Snapshot:
         self.waiting = [r.index for r in state.waiting]
         self.prefilling = [r.index for r in state.prefilling]
         self.decoding = [r.index for r in state.decoding]
+        self.swapped = [r.index for r in state.swapped]
         self.rows = {
             r.index: row_of(r)
-            for queue in (state.waiting, state.prefilling, state.decoding)
+            for queue in (state.waiting, state.prefilling, state.decoding, state.swapped)
             for r in queue
         }
         self.engine: tuple[int, Limits, Any, Any] = (
@@ -56,7 +65,7 @@ class Snapshot:
             for r, _ in entry.batch.items
         }
 
-    def replay(self, journal: list[Any]) -> None:
+    def replay(self, journal: Sequence[Entry]) -> None:
         """Do to this snapshot what the journal's entries did to the state."""
         for entry in journal:
             if isinstance(entry, Undo):
@@ -72,10 +81,22 @@ class Snapshot:
                 self.rows[entry.request.index]["order_key"] = entry.request.order_key
             elif isinstance(entry, Chunk):
                 self.rows[entry.request.index]["in_flight"] = True
+            elif isinstance(entry, Move):
+                self._move(entry)
             else:
-                for request in entry:
+                for request in entry.requests:
                     self.rows[request.index]["in_flight"] = True
         self.waiting.sort(key=lambda index: (self.rows[index]["order_key"], index))
+
+    def _move(self, entry: Move) -> None:
+        index = entry.transfer.request.index
+        row = self.rows[index]
+        row["in_flight"] = True
+        row["num_preemptions"] += entry.preempted
+        if entry.position >= 0:
+            self.swapped.remove(index)
+            decoding = row["num_computed_tokens"] + 1 == row["num_tokens"]
+            (self.decoding if decoding else self.prefilling).append(index)
 
     def _evict(self, index: int) -> None:
         queue = self.decoding if index in self.decoding else self.prefilling
@@ -89,7 +110,7 @@ class Snapshot:
 
     def difference(self, other: Snapshot) -> str | None:
         """What ``other`` (the state as it is) has that this (as it should be) has not, in words."""
-        for name in ("waiting", "prefilling", "decoding"):
+        for name in ("waiting", "prefilling", "decoding", "swapped"):
             before, after = getattr(self, name), getattr(other, name)
             if before != after:
                 return f"changes who is {name}: requests {before} became {after}"
@@ -109,11 +130,12 @@ class WatchedContext(SchedulerContext):
     def __init__(
         self,
         state: EngineState,
-        kv: KVCacheManager,
+        pools: Sequence[KVCacheManager],
         policy: str,
         order_key: Callable[[RequestView], float],
+        preemption: PreemptionKind = "recompute",
     ) -> None:
-        super().__init__(state, kv, policy, order_key)
+        super().__init__(state, pools, policy, order_key, preemption)
         self._calls = 0
 
     def _count(self) -> None:
@@ -139,11 +161,19 @@ class WatchedContext(SchedulerContext):
         return super().budget(partition)
 
     def schedule_decodes(
-        self, partition: str = "all", *, victim: Victim | None = None, repeat: int = 1
+        self,
+        partition: str = "all",
+        *,
+        victim: Victim | None = None,
+        repeat: int = 1,
+        chosen: Sequence[RequestView] | None = None,
+        remote: str | None = None,
     ) -> int:
         """As the base class, counted."""
         self._count()
-        return super().schedule_decodes(partition, victim=victim, repeat=repeat)
+        return super().schedule_decodes(
+            partition, victim=victim, repeat=repeat, chosen=chosen, remote=remote
+        )
 
     def try_schedule(
         self,
@@ -157,15 +187,25 @@ class WatchedContext(SchedulerContext):
         self._count()
         return super().try_schedule(request, num_tokens, partition, layers=layers)
 
-    def preempt(self, request: RequestView) -> None:
+    def preempt(self, request: RequestView, kind: PreemptionKind | None = None) -> None:
         """As the base class, counted."""
         self._count()
-        super().preempt(request)
+        super().preempt(request, kind)
+
+    def transfer(self, request: RequestView, partition: str) -> bool:
+        """As the base class, counted."""
+        self._count()
+        return super().transfer(request, partition)
+
+    def swap_in(self, request: RequestView) -> bool:
+        """As the base class, counted."""
+        self._count()
+        return super().swap_in(request)
 
     @property
-    def journal(self) -> list[Any]:
+    def journal(self) -> Sequence[Entry]:
         """What the policy did in this instant and did not roll back."""
-        return self._journal
+        return self._journal.entries
 
     @property
     def drafts(self) -> dict[str, Draft]:
@@ -179,8 +219,8 @@ class Probe(Scheduler):
     def __init__(self, inner: Scheduler, state: EngineState | None = None) -> None:
         super().__init__(inner.options)
         self.inner, self.state = inner, state
-        own = {"partitions": inner.partitions, "work_conserving": inner.work_conserving}
-        self.__dict__.update(own, default_partitioner=inner.default_partitioner)
+        for name in FORWARDED:
+            self.__dict__[name] = getattr(inner, name)
 
     @property
     def name(self) -> str:
@@ -193,6 +233,13 @@ class Probe(Scheduler):
         key = self.inner.order_key(request)
         self._same(before, request, "order_key")
         return key
+
+    def completed(self, batch: Batch, now: int) -> None:
+        """The inner policy's, which must not change a request."""
+        before = [(request, self._row(request)) for request, _ in batch.items]
+        self.inner.completed(batch, now)
+        for request, row in before:
+            self._same(row, request, "completed")
 
     def finished(self, request: RequestView) -> None:
         """The inner policy's, which must not change the request."""
@@ -244,7 +291,14 @@ class Probe(Scheduler):
             if (draft.decodes or draft.chunks) and partition not in planned:
                 problem = f"scheduled requests on '{partition}' and leaves them out of its plan"
                 raise ConformanceError("contract", problem)
-        evicted = [entry.request for entry in ctx.journal if isinstance(entry, Eviction)]
+        moves = [entry for entry in ctx.journal if isinstance(entry, Move)]
+        if plan.transfers != [entry.transfer for entry in moves]:
+            raise ConformanceError("contract", "the plan's transfers are not those it made")
+        evicted = [
+            entry.request if isinstance(entry, Eviction) else entry.transfer.request
+            for entry in ctx.journal
+            if isinstance(entry, Eviction) or (isinstance(entry, Move) and entry.preempted)
+        ]
         if [preemption.request for preemption in plan.preemptions] != evicted:
             raise ConformanceError("contract", "the plan's preemptions are not those it made")
 

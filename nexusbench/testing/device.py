@@ -97,7 +97,7 @@ class Desk:
             if sum(output.last for output in outputs) == launches:
                 return outputs
             before = self.device.now()
-            outputs += self.device.wait(None)
+            outputs += self.device.wait_for_steps(None)
             _check_clock(self.device, before, outputs)
         raise ConformanceError("contract", f"{launches} launches do not end in {MOST_WAITS} waits")
 
@@ -149,11 +149,11 @@ def _check_wait_until(device: Device) -> None:
     desk = Desk(device)
     desk.submit("all", device.spec.whole.of("all"), prompt=60)
     start = device.now()
-    outputs = device.wait(start + 1)
+    outputs = device.wait_for_steps(start + 1)
     if not outputs and device.now() < start + 1:
         raise ConformanceError("I2", "wait(until) returned nothing before until")
     before = device.now()
-    outputs += device.wait(max(0, before - NS_PER_MS))
+    outputs += device.wait_for_steps(max(0, before - NS_PER_MS))
     _check_clock(device, before, outputs)
     if not outputs:
         outputs = desk.drain(1)

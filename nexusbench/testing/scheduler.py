@@ -93,7 +93,9 @@ def observed_run(
         workload.requests, probe, partitioner, setting=workload.setting, seed=seed, observer=watch
     )
     probe.state = engine.state
-    engine.context = WatchedContext(engine.state, engine.kv, probe.name, probe.order_key)
+    engine.context = WatchedContext(
+        engine.state, engine.pools, probe.name, probe.order_key, probe.options.preemption
+    )
     engine.run()
     return engine
 

@@ -1,0 +1,43 @@
+"""Copies of KV blocks between simulated memories: one queue for each direction of each link."""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from nexusbench.core.specs import DeviceSpec, GpuSpec
+
+
+class Links:
+    """When copies end. The data-sheet rate of the link is taken, and copies of one direction follow
+    each other; what they take of HBM is left out (a PCIe 4.0 link is 3 % of an L20's).
+    """
+
+    def __init__(self, gpu: GpuSpec, spec: DeviceSpec) -> None:
+        self._gpu, self._host = gpu, spec.host
+        self._lanes = float(spec.tensor_parallel)  # each GPU of a group has its own link
+        self._free_ns: dict[tuple[int, int], int] = {}
+        self._ends: list[tuple[int, int]] = []  # (ns, number), the latest first
+
+    @property
+    def busy(self) -> bool:
+        """A copy is under way."""
+        return bool(self._ends)
+
+    @property
+    def next_ns(self) -> int:
+        """When the next one ends; only while busy."""
+        return -self._ends[-1][0]
+
+    def start(self, number: int, source: int, target: int, num_bytes: float, now: int) -> None:
+        """Queue a copy on its link."""
+        gpu = self._gpu
+        host = self._host in (source, target)
+        rate = (gpu.host_gbps if host else gpu.link_gbps) * self._lanes
+        begin = max(now, self._free_ns.get((source, target), 0))
+        end = begin + int(num_bytes / rate + gpu.link_latency_us * 1e3) + 1
+        self._free_ns[source, target] = end
+        insort(self._ends, (-end, -number))
+
+    def pop(self) -> int:
+        """The number of the copy that ends next; the earlier one where two end together."""
+        return -self._ends.pop()[1]

@@ -1,0 +1,110 @@
+"""What a policy may see at one instant: the reading half of its context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+from nexusbench.core.request import Request, RequestView
+from nexusbench.core.state import EngineState, KvView, Limits, WaitingQueue
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.schedulers._journal import Journal
+
+PreemptionKind = Literal["recompute", "swap"]
+
+
+class ContextView:
+    """Queues, budgets and block counts, read only. There is no clock here but ``now``, no device,
+    no tensor, and no true output length.
+    """
+
+    def __init__(
+        self,
+        state: EngineState,
+        pools: Sequence[KVCacheManager],
+        policy: str,
+        order_key: Callable[[RequestView], float],
+        preemption: PreemptionKind = "recompute",
+    ) -> None:
+        self._state = state
+        self._pools = pools
+        self._kv = pools[0]
+        self._policy = policy
+        self._order_key = order_key
+        self._preemption = preemption
+        self._several = state.device.num_gpus > 1
+        self._journal = Journal(state, pools)
+        self._drafts = self._journal.drafts
+        self._coming = 0  # blocks of the first pool that swaps under way will free
+        self.kv_blocked: list[Request] = []  # newly blocked; the engine logs and clears it
+
+    @property
+    def now(self) -> int:
+        """Nanoseconds on the device's clock."""
+        return self._state.now
+
+    @property
+    def limits(self) -> Limits:
+        """The budgets of this run."""
+        return self._state.limits
+
+    @property
+    def kv(self) -> KvView:
+        """Block counts of the KV cache."""
+        return self._kv
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """Requests without KV blocks, in this scheduler's order."""
+        return self._state.waiting
+
+    @property
+    def decoding(self) -> Sequence[RequestView]:
+        """Running requests with one token left to compute, in order of joining."""
+        return self._state.decoding
+
+    @property
+    def prefilling(self) -> Sequence[RequestView]:
+        """Running requests with more than one token left to compute, in order of joining."""
+        return self._state.prefilling
+
+    @property
+    def swapped(self) -> Sequence[RequestView]:
+        """Requests whose KV blocks rest on the host, in the order in which they came."""
+        return self._state.swapped
+
+    def kv_of(self, partition: str) -> KvView:
+        """Block counts of the GPU that ``partition`` runs on."""
+        return self._state.pools[self._state.pool_of(partition)]
+
+    def is_at(self, request: RequestView, partition: str) -> bool:
+        """Whether a running request's blocks are on the GPU of ``partition``."""
+        return request.pool == self._state.pool_of(partition)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold KV blocks."""
+        return self._state.num_running
+
+    @property
+    def blocks_coming(self) -> int:
+        """Blocks that swaps to the host under way will free."""
+        return max(0, self._coming)
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the plan preempts somebody (vLLM then admits nobody in the same step)."""
+        return bool(self._journal.preempted)
+
+    def free_slots(self, partition: str = "all") -> int:
+        """Batches that can still be queued on ``partition``; 0 while it is busy."""
+        return self._state.free_slots(partition)
+
+    def budget(self, partition: str = "all") -> int:
+        """Tokens that this plan's batch on ``partition`` may still take."""
+        draft = self._drafts.get(partition)
+        return self._state.limits.max_num_batched_tokens - (draft.tokens if draft else 0)
+
+    def cached_tokens(self, request: RequestView) -> int:
+        """Prompt tokens of a waiting request that the (first) prefix cache holds now."""
+        return len(self._kv.find_prefix(cast(Request, request))) * self._kv.block_size
