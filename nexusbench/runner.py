@@ -302,7 +302,7 @@ def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
     return {
         "simulated": assembly.device.spec.simulated,
         "num_sms": assembly.device.spec.num_sms,
-        "kv_blocks": assembly.kv.num_blocks,
+        "kv_blocks": assembly.facts["kv_blocks"],
         "block_size": assembly.kv.block_size,
         "partitions": assembly.scheduler.partitions,
         "splits": _splits(engine),

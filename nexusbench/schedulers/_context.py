@@ -147,13 +147,14 @@ class SchedulerContext(ContextView):
                 r.kv_blocked = True
                 self.kv_blocked.append(r)
             return 0
-        self._journal.entries.append(undo)
         if is_waiting:
+            entry = Admission(r, computed, r.num_cached_tokens, r.pool)
+            self._journal.entries.append(entry)
             r.pool = home
             state.waiting.remove(r)
             state.prefilling.append(r)
-            self._journal.entries.append(Admission(r, computed, r.num_cached_tokens))
             r.num_computed_tokens = r.num_cached_tokens = computed
+        self._journal.entries.append(undo)  # last: taken back first, while the pool is known
         r.in_flight = True
         chunk = Chunk(r, count, computed)
         draft = self._drafts.setdefault(partition, Draft())

@@ -33,6 +33,7 @@ class Admission(msgspec.Struct, gc=False):
     request: Request
     cached: int
     cached_before: int  # at the admission before, if any
+    pool_before: int  # where it was then
 
 
 class Eviction(msgspec.Struct, gc=False):
@@ -131,6 +132,7 @@ class Journal:
         self._state.prefilling.remove(request)
         request.num_computed_tokens = 0
         request.num_cached_tokens = entry.cached_before
+        request.pool = entry.pool_before
         self._state.waiting.add(request)
 
     def _undo_eviction(self, entry: Eviction) -> None:

@@ -77,6 +77,11 @@ class ContextView:
         """Block counts of the GPU that ``partition`` runs on."""
         return self._state.pools[self._state.pool_of(partition)]
 
+    def sms_of(self, partition: str) -> int:
+        """SMs that ``partition`` (or ``remote`` attention) has under the split in force, or 0."""
+        split = self._state.split
+        return split.of(partition) if partition in split.partitions else 0
+
     def is_at(self, request: RequestView, partition: str) -> bool:
         """Whether a running request's blocks are on the GPU of ``partition``."""
         return request.pool == self._state.pool_of(partition)

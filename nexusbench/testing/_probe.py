@@ -19,8 +19,8 @@ MOST_CALLS = 20_000  # calls of the context in one instant, before it counts as 
 FIELDS = (
     "id", "arrival_ns", "num_prompt_tokens", "max_tokens", "stop_len", "prefix_ids", "tenant",
     "num_tokens", "num_computed_tokens", "num_cached_tokens", "num_preemptions", "in_flight",
-    "layers_done", "layers_tokens", "num_hashed_blocks", "order_key", "arrival_rank", "after",
-    "named_tokens", "think_ns", "timeout_ns", "cancel_after_ns", "outcome",
+    "pool", "layers_done", "layers_tokens", "num_hashed_blocks", "order_key", "arrival_rank",
+    "after", "named_tokens", "think_ns", "timeout_ns", "cancel_after_ns", "outcome",
 )  # fmt: skip
 
 # Class attributes by which the engine treats a policy.
@@ -76,6 +76,7 @@ class Snapshot:
                 self.prefilling.append(index)
                 self.rows[index]["num_computed_tokens"] = entry.cached
                 self.rows[index]["num_cached_tokens"] = entry.cached
+                self.rows[index]["pool"] = entry.request.pool
             elif isinstance(entry, Eviction):
                 self._evict(entry.request.index)
                 self.rows[entry.request.index]["order_key"] = entry.request.order_key
@@ -253,6 +254,7 @@ class Probe(Scheduler):
         assert isinstance(ctx, WatchedContext)
         expected = Snapshot(self.state)
         flying = expected.flying
+        self.inner.belief = self.belief
         plan = self.inner.schedule(ctx)
         if not isinstance(plan, Plan):
             raise ConformanceError("contract", f"schedule returns {plan!r}, which is no Plan")
