@@ -20,11 +20,14 @@ MOST_PROMPTS = 256  # of the queue that are looked at
 
 class AdrenalineOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``ttft_ms`` is the prompts' SLO: else that of --goodput, else 1,000 ms, which is ours.
-    ``executor``: percent of the SMs that the remote attention keeps in any case; it reaches 60 % of
-    an A100's bandwidth with 20 % of the SMs. ``delta``: hysteresis in percent of the SMs, ours.
+    ``margin``: how many times faster than that prompts must be believed to be, for those that will
+    come before they are done and for what the belief does not see (ours). ``executor``: percent of
+    the SMs that the remote attention keeps in any case; it reaches 60 % of an A100's bandwidth with
+    20 % of the SMs. ``delta``: hysteresis in percent of the SMs, ours.
     """
 
     ttft_ms: float | None = None
+    margin: float = 2.0
     executor: float = 20.0
     delta: float = 5.0
 
@@ -45,11 +48,11 @@ class Adrenaline(Partitioner):
     def initial(self, spec: DeviceSpec) -> Split:
         """As much for prefill as it can have. Raises InputError for a bad percentage."""
         own = cast(AdrenalineOptions, self.options)
-        if not 0 < own.executor < 100:
+        if not 0 < own.executor < 100 or own.margin < 1:
             raise InputError(
-                "partitioner 'adrenaline' needs an executor's share between 0 and 100 percent, not "
-                f"{own.executor:g}",
-                field="executor",
+                "partitioner 'adrenaline' needs an executor's share between 0 and 100 percent and "
+                f"a margin of 1 or more, not {own.executor:g} and {own.margin:g}",
+                field="margin" if own.margin < 1 else "executor",
                 hint="To keep all attention on the decode GPU use --scheduler vllm-pd",
             )
         shared = [split for split in spec.splits if "remote" in split.partitions]
@@ -89,7 +92,7 @@ class Adrenaline(Partitioner):
         it; 0 if one is late.
         """
         own, home = cast(AdrenalineOptions, self.options), state.pool_of("prefill")
-        ttft = (own.ttft_ms or state.limits.ttft_ms or DEFAULT_TTFT_MS) * NS_PER_MS
+        ttft = (own.ttft_ms or state.limits.ttft_ms or DEFAULT_TTFT_MS) * NS_PER_MS / own.margin
         before, affordable = 0, ttft
         for count, request in enumerate(chain(state.prefilling, state.waiting)):
             if request.pool == home:

@@ -35,7 +35,6 @@ class ContextView:
         self._several = state.device.num_gpus > 1
         self._journal = Journal(state, pools)
         self._drafts = self._journal.drafts
-        self._coming = 0  # blocks of the first pool that swaps under way will free
         self.kv_blocked: list[Request] = []  # newly blocked; the engine logs and clears it
 
     @property
@@ -94,7 +93,7 @@ class ContextView:
     @property
     def blocks_coming(self) -> int:
         """Blocks that swaps to the host under way will free."""
-        return max(0, self._coming)
+        return max(0, self._journal.coming)
 
     @property
     def preempted(self) -> bool:

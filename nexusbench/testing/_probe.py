@@ -10,7 +10,7 @@ from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager, Undo
 from nexusbench.schedulers._context import SchedulerContext, Victim
-from nexusbench.schedulers._journal import Admission, Draft, Entry, Eviction, Move
+from nexusbench.schedulers._journal import Admission, Decodes, Draft, Entry, Eviction, Move
 from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing._errors import ConformanceError
@@ -84,7 +84,7 @@ class Snapshot:
                 self.rows[entry.request.index]["in_flight"] = True
             elif isinstance(entry, Move):
                 self._move(entry)
-            else:
+            elif isinstance(entry, Decodes):
                 for request in entry.requests:
                     self.rows[request.index]["in_flight"] = True
         self.waiting.sort(key=lambda index: (self.rows[index]["order_key"], index))
