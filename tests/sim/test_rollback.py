@@ -80,7 +80,7 @@ class Hesitant(Scheduler):
         self.same(before, Books(ctx))
         kept = [r for r in ctx.prefilling if not r.in_flight][:1]
         for request in kept:
-            ctx.try_schedule(request, 3, self.partitions[0])
+            ctx.try_schedule(request, 3, self.home(ctx, request))
         mark, before = ctx.savepoint(), Books(ctx)
         self.anything(ctx)
         ctx.rollback(mark)
@@ -91,6 +91,11 @@ class Hesitant(Scheduler):
     def same(self, before, after):
         difference = before.differs(after)
         assert difference is None, difference
+
+    def home(self, ctx, prompt):
+        """The partition of the GPU that has a started prompt's blocks."""
+        first, last = self.partitions[0], self.partitions[-1]
+        return first if ctx.is_at(prompt, first) else last
 
     def anything(self, ctx):
         """A random walk over what a policy may do."""
@@ -107,8 +112,7 @@ class Hesitant(Scheduler):
                 ctx.try_schedule(chance.choice(waiting), chance.randint(1, 40), first)
             elif action == 2 and prompts:
                 prompt = chance.choice(prompts)
-                home = first if ctx.is_at(prompt, first) else last
-                ctx.try_schedule(prompt, chance.randint(1, 40), home)
+                ctx.try_schedule(prompt, chance.randint(1, 40), self.home(ctx, prompt))
             elif action == 3:
                 running = [r for r in (*ctx.prefilling, *ctx.decoding) if not r.in_flight]
                 if running:
