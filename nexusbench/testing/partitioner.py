@@ -27,8 +27,8 @@ from nexusbench.testing._workloads import Workload, hand_made, seeded
 from nexusbench.testing.scheduler import observed_run
 
 # Who runs beneath, for each set of partitions that a partitioner may serve, and on a pair of GPUs.
-RUNS_ON = {("all",): "vllm", ("prefill", "decode"): "nexus"}
-RUNS_ON_PAIR = {("prefill", "decode"): "adrenaline"}
+RUNS_ON: dict[tuple[str, ...], str] = {("all",): "vllm", ("prefill", "decode"): "nexus"}
+RUNS_ON_PAIR: dict[tuple[str, ...], str] = {("prefill", "decode"): "adrenaline"}
 TURNS = 60
 GPUS = {
     "fine granularity": tiny_gpu(num_sms=92, sm_minimum=4, sm_multiple=2),
