@@ -22,7 +22,8 @@ HISTORY = 8  # windows that the slopes of the models are fitted to
 class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``ttft_ms``, ``tbt_ms``: the SLO; else that of ``--goodput``, else the paper's 2,250 and 130
     ms. ``both`` is what happens when both are violated: ``keep`` the split (the paper's prose) or
-    give ``prefill`` more (its printed algorithm).
+    give ``prefill`` more (its printed algorithm). ``guard``: no step that the model says would
+    break the SLO that holds; false as printed.
 
     The paper prints no values for the rest, so these are our choice: ``percentile`` of the
     latencies in a ``window`` of so many launches, at most ``max_step`` steps of ``step_size``
@@ -32,6 +33,7 @@ class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     ttft_ms: float | None = None
     tbt_ms: float | None = None
     both: Literal["keep", "prefill"] = "keep"
+    guard: bool = True
     percentile: float = 90.0
     window: int = 100
     max_step: int = 4
@@ -47,7 +49,8 @@ class SemiPd(Partitioner):
     SMs. Deviations: green contexts are disjoint, so x + y = 100 always (MPS percentages may
     overlap); ``step``, which the printed loop never increments, counts its turns, and the loop ends
     at the last legal split; TPOT is observed inside the window. Delayed and asynchronous switching
-    is what the engine does anyway.
+    is what the engine does anyway. The guard is ours: under overload the stage that fails first
+    would take all, both then fail, and the prose keeps that split for ever (docs/log.md).
     """
 
     Options: ClassVar[type[PartitionerOptions]] = SemiPdOptions
@@ -71,17 +74,13 @@ class SemiPd(Partitioner):
         return self._split
 
     def _check(self, options: SemiPdOptions) -> None:
-        for name, value in (
-            ("ttft_ms", options.ttft_ms), ("tbt_ms", options.tbt_ms), ("window", options.window),
-            ("max_step", options.max_step), ("step_size", options.step_size),
-            ("percentile", options.percentile),
-        ):  # fmt: skip
-            if value is not None and (value <= 0 or (name == "percentile" and value > 100)):
-                most = " and at most 100" if name == "percentile" else ""
-                raise InputError(
-                    f"partitioner 'semi-pd' cannot use {value:g}", field=name,
-                    hint=f"Give a number above 0{most}",
-                )  # fmt: skip
+        for name in ("ttft_ms", "tbt_ms", "window", "max_step", "step_size", "percentile"):
+            value = getattr(options, name)
+            most = 100.0 if name == "percentile" else 1e12
+            if value is not None and not 0 < value <= most:
+                hint = f"Give a number above 0{' and at most 100' if most == 100 else ''}"
+                problem = f"partitioner 'semi-pd' cannot use {value:g}"
+                raise InputError(problem, field=name, hint=hint)
 
     def completed(self, batch: Batch, now: int) -> None:
         """Observe; at the end of a window refit both models."""
@@ -126,18 +125,25 @@ class SemiPd(Partitioner):
             estimate = self.ttft(split, seen) if late else self.tpot(split)
             if estimate <= (ttft if late else tpot):
                 break
-            at = min(len(self._legal) - 1, max(0, at + stride))
+            onward = min(len(self._legal) - 1, max(0, at + stride))
+            if options.guard and late != slow:
+                split = self._legal[onward]
+                if self.tpot(split) > tpot if late else self.ttft(split, seen) > ttft:
+                    break
+            at = onward
         return self._legal[at]
 
     def ttft(self, split: Split, seen: Observation) -> float:
-        """Estimated ns under ``split`` at the load that was ``seen``."""
+        """Estimated ns under ``split`` at the load that was ``seen``; 0 while no prompt was."""
         v = queueing(self._percent(split, 0), seen.load)
         if v == UNBOUNDED or not self._ttft:
-            return UNBOUNDED
+            return UNBOUNDED if seen.ttft is not None else 0.0
         return fit_line(self._ttft, 100.0 * seen.prompt_ns).at(v)
 
     def tpot(self, split: Split) -> float:
-        """Estimated ns under ``split``."""
+        """Estimated ns under ``split``; 0 while no decode was seen."""
+        if not self._tpot:
+            return 0.0
         v, ns = self._tpot[-1]
         return fit_line(self._tpot, ns / v).at(1.0 / self._percent(split, 1))
 

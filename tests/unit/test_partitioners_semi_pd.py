@@ -143,7 +143,7 @@ def test_it_takes_the_smallest_step_that_its_model_finds_enough():
 
 def test_it_refits_when_the_traffic_changes():
     """First TPOT falls steeply with y, then hardly: the same violation takes more SMs."""
-    run = Traffic(lambda x: 1.0, lambda y: 10.0, ttft_ms=300.0, tbt_ms=16.0, max_step=8)
+    run = Traffic(lambda x: 1.0, lambda y: 10.0, 20_000.0, ttft_ms=300.0, tbt_ms=16.0, max_step=8)
     assert run.window() == 50
     run.tpot = lambda y: 900.0 / y
     assert run.window() == 40
@@ -156,6 +156,13 @@ def test_it_refits_when_the_traffic_changes():
 @pytest.mark.parametrize(("both", "x"), [("keep", 50), ("prefill", 70)])
 def test_when_both_are_violated_the_prose_keeps_and_the_print_gives_to_prefill(both, x):
     run = Traffic(lambda x: 4000.0, lambda y: 400.0, ttft_ms=300.0, tbt_ms=30.0, both=both)
+    assert run.window() == x
+
+
+@pytest.mark.parametrize(("guard", "x"), [(True, 65), (False, 70)])
+def test_the_guard_takes_no_step_that_breaks_the_other_slo(guard, x):
+    """TPOT is 20 ms at 50 % and believed inverse: 28.6 at 35 %, 33.3 at 30 %."""
+    run = Traffic(lambda x: 9000.0, lambda y: 1000.0 / y, ttft_ms=1.0, tbt_ms=30.0, guard=guard)
     assert run.window() == x
 
 
