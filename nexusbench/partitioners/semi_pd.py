@@ -114,9 +114,7 @@ class SemiPd(Partitioner):
         tpot = NS_PER_MS * (options.tbt_ms or limits.tbt_ms or TPOT_MS)
         late = seen.ttft is not None and seen.ttft > ttft
         slow = seen.tpot is not None and seen.tpot > tpot
-        if late and slow and options.both == "keep":
-            return current
-        if not late and not slow:
+        if late == slow and (not late or options.both == "keep"):
             return current
         self.mode = "TTFT violated" if late else "TPOT violated"
         at, stride = self._legal.index(current), self._stride if late else -self._stride
