@@ -19,7 +19,8 @@ def pairs():
     for scheduler in schedulers.names():
         cls = schedulers.load(scheduler)
         for partitioner in partitioners.names():
-            if cls.partitions in partitioners.load(partitioner).serves:
+            sizes = partitioners.load(partitioner)
+            if cls.partitions in sizes.serves and cls.num_gpus in sizes.num_gpus:
                 yield scheduler, partitioner
 
 
