@@ -89,9 +89,9 @@ class Executor:
         policy, state = self.scheduler.name, self.state
         if not isinstance(plan, Plan):
             raise PlanRefused("contract", policy, f"returns {plan!r} from schedule, not a Plan")
-        if plan.transfers and len(state.device.pools) == 1:
+        if not ctx.moved(plan):
             raise PlanRefused(
-                "contract", policy, "moves KV between pools, but this device has one pool"
+                "contract", policy, "preempts or moves requests otherwise than with the context"
             )
         if (
             plan.batches

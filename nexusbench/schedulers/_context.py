@@ -303,6 +303,11 @@ class SchedulerContext(ContextView):
             batch.decodes is draft.decodes and batch.chunks is draft.chunks
         )
 
+    def moved(self, plan: Plan) -> bool:
+        """Whether the plan's preemptions and transfers are those that were made here."""
+        journal = self._journal
+        return plan.preemptions == journal.preempted and plan.transfers == journal.transfers
+
     # -- the journal -------------------------------------------------------------------------------
 
     def begin(self) -> None:

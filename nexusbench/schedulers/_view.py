@@ -72,6 +72,15 @@ class ContextView:
         """Requests whose KV blocks rest on the host, in the order in which they came."""
         return self._state.swapped
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model; a prompt's launch can be restricted to some of them."""
+        return self._state.device.num_layers
+
+    def sms(self, partition: str) -> int:
+        """SMs of ``partition`` under the split in force (the one for this plan comes after it)."""
+        return self._state.split.of(partition)
+
     def kv_of(self, partition: str) -> KvView:
         """Block counts of the GPU that ``partition`` runs on."""
         return self._state.pools[self._state.pool_of(partition)]

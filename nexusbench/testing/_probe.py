@@ -254,7 +254,7 @@ class Probe(Scheduler):
         assert isinstance(ctx, WatchedContext)
         expected = Snapshot(self.state)
         flying = expected.flying
-        self.inner.belief = self.belief
+        self.inner.belief = self.belief  # set on the probe, once it stands in for the policy
         plan = self.inner.schedule(ctx)
         if not isinstance(plan, Plan):
             raise ConformanceError("contract", f"schedule returns {plan!r}, which is no Plan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections import Counter
@@ -328,3 +329,22 @@ def test_over_tls(
     result = send(served, evenly(12))
     assert ends(result) == ["finished: length"] * 12
     assert result.events.num_output_tokens.tolist() == list(range(5, 17))
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_FIFO"), reason="this system has no scheduling classes")
+def test_replays_ahead_of_other_processes_where_allowed_and_gives_that_up(
+    serve: Serve, send: Send, evenly: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, policy, param: asked.append(policy))
+    assert set(ends(send(serve(), evenly(3)))) == {"finished: length"}
+    assert asked == [os.SCHED_FIFO, os.SCHED_OTHER]
+    refusals: list[int] = []
+
+    def refuse(pid: int, policy: int, param: object) -> None:
+        refusals.append(policy)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    assert set(ends(send(serve(), evenly(3)))) == {"finished: length"}
+    assert refusals == [os.SCHED_FIFO]

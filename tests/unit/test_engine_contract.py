@@ -39,11 +39,12 @@ def refused(change):
     return str(caught.value)
 
 
-def test_plans_that_the_device_cannot_do():
+def test_moves_made_by_hand():
     r = REQUESTS[0]
-    assert "moves KV between pools" in refused(lambda p, c: Plan(transfers=[Transfer(r, "a", "b")]))
+    made_up = [Transfer(r, 0, 1, [])]
+    assert "otherwise than with the context" in refused(lambda p, c: Plan(transfers=made_up))
     swap = [Preemption(r, "swap")]
-    assert "swaps KV out" in refused(lambda p, c: Plan(preemptions=swap))
+    assert "otherwise than with the context" in refused(lambda p, c: Plan(preemptions=swap))
 
 
 def test_batches_made_by_hand():

@@ -115,7 +115,7 @@ def test_sglang_retracts_fewest_outputs_first_then_the_longest_prompt():
                   for r in ctx.decoding]  # fmt: skip
         inner(ctx)
         left = {r.index for r in ctx.decoding}
-        order.append((before, [p.request.index for p in ctx._preempted], left))
+        order.append((before, [p.request.index for p in ctx.plan().preemptions], left))
 
     policy._retract = retract
     policy._ratio = policy._least_ratio = policy._start_ratio = 0.0  # bold: admits everybody
