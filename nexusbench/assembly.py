@@ -22,6 +22,7 @@ from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import GIB, NS_PER_S
+from nexusbench.costs._calibrated import Calibrated
 from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
 from nexusbench.devices.base import Device, DeviceOptions, devices
@@ -257,6 +258,9 @@ def _partitioner(
         )
     needed = cls.needs_belief or scheduler.needs_belief
     belief, facts = make(config, device, model) if needed else (None, None)
+    if belief is not None and scheduler.calibrates and not belief.learns:
+        belief = Calibrated(belief, device.spec.num_sms)
+        facts = {**(facts or {}), "recalibrate": "over SMs"}
     if scheduler.needs_belief:
         scheduler.belief = belief
     if device.spec.num_gpus not in cls.num_gpus:

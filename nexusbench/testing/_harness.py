@@ -16,6 +16,8 @@ from nexusbench.core.request import Request
 from nexusbench.core.specs import GpuSpec, ModelSpec, SimConstants
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.costs._calibrated import Calibrated
+from nexusbench.costs.base import CostModel
 from nexusbench.costs.roofline import Roofline
 from nexusbench.devices.base import Device, DeviceOptions, Serving
 from nexusbench.devices.sim import Sim
@@ -157,13 +159,17 @@ def make_scheduler(what: SchedulerLike) -> Scheduler:
 
 
 def make_partitioner(
-    what: PartitionerLike, partitions: tuple[str, ...], device: Device
+    what: PartitionerLike,
+    partitions: tuple[str, ...],
+    device: Device,
+    belief: CostModel | None = None,
 ) -> Partitioner:
     """A new partitioner from a spec, or from anything called with ``partitions`` and ``belief``.
 
-    It gets the analytic belief about ``device``. Raises UsageError.
+    It gets ``belief``, or the analytic one about ``device``. Raises UsageError.
     """
-    belief = Roofline(gpu=device.gpu, model=tiny_model())
+    if belief is None:
+        belief = Roofline(gpu=device.gpu, model=tiny_model())
     make: Callable[..., Any]
     if isinstance(what, str):
         spec = what
@@ -216,14 +222,19 @@ def build(
         host = scheduler.options.preemption == "swap" or scheduler.swap_gib > 0
         device = tiny_device(seed, gpu=own.gpu, count=scheduler.num_gpus, host=host)
     on = device
+    belief: CostModel = Roofline(gpu=on.gpu, model=tiny_model())
+    if scheduler.calibrates:
+        belief = Calibrated(belief, on.spec.num_sms)
     if scheduler.needs_belief:
-        scheduler.belief = Roofline(gpu=on.gpu, model=tiny_model())
+        scheduler.belief = belief
     launches = tuple((name, on.spec.num_sms) for name in scheduler.partitions)
     on.prepare(Serving(own.kv_blocks, own.block_size, own.hash_block, own.prompts, seed, launches))
     return Engine(
         on,
         scheduler,
-        make_partitioner(partitioner or scheduler.default_partitioner, scheduler.partitions, on),
+        make_partitioner(
+            partitioner or scheduler.default_partitioner, scheduler.partitions, on, belief
+        ),
         _pool(own, own.kv_blocks),
         [fresh(request) for request in requests],
         EngineConfig(

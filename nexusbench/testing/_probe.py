@@ -26,7 +26,7 @@ FIELDS = (
 # Class attributes by which the engine treats a policy.
 FORWARDED = (
     "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief", "listens",
-    "swap_gib", "belief",
+    "swap_gib", "belief", "calibrates",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -253,6 +253,7 @@ class Probe(Scheduler):
         assert isinstance(ctx, WatchedContext)
         expected = Snapshot(self.state)
         flying = expected.flying
+        self.inner.belief = self.belief
         plan = self.inner.schedule(ctx)
         if not isinstance(plan, Plan):
             raise ConformanceError("contract", f"schedule returns {plan!r}, which is no Plan")
