@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
+from nexusbench.core.batch import Split
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, KvView, Limits, WaitingQueue
 from nexusbench.kv.manager import KVCacheManager
@@ -76,6 +77,26 @@ class ContextView:
     def kv_of(self, partition: str) -> KvView:
         """Block counts of the GPU that ``partition`` runs on."""
         return self._state.pools[self._state.pool_of(partition)]
+
+    @property
+    def split(self) -> Split:
+        """The split in force: how many SMs each partition has while all of them run."""
+        return self._state.split
+
+    @property
+    def splits(self) -> Sequence[Split]:
+        """The splits that the partitioner may choose from."""
+        return self._state.device.splits
+
+    @property
+    def num_sms(self) -> int:
+        """SMs of the device: what a lone batch gets where partitions expand."""
+        return self._state.device.num_sms
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model; a prefill can be launched some of them at a time."""
+        return self._state.device.num_layers
 
     def is_at(self, request: RequestView, partition: str) -> bool:
         """Whether a running request's blocks are on the GPU of ``partition``."""
