@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
 from nexusbench.core.batch import Batch
+from nexusbench.core.registry import require_positive
 from nexusbench.core.request import RequestView
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
@@ -27,14 +29,29 @@ class Slo(msgspec.Struct, frozen=True):
         return self.ttft * request.num_prompt_tokens if self.per_token else self.ttft
 
 
-def expected(
-    norm_ttft_ms: float | None, ttft_ms: float | None, tbt_ms: float | None, limits: Limits
-) -> Slo:
+class Wished(Protocol):
+    """The options that say what to expect; None where the user did not."""
+
+    @property
+    def norm_ttft_ms(self) -> float | None: ...
+    @property
+    def ttft_ms(self) -> float | None: ...
+    @property
+    def tbt_ms(self) -> float | None: ...
+
+
+def check_expected(owner: str, options: Wished) -> None:
+    """Raise InputError for an SLO of 0 or less."""
+    norm, ttft, tbt = options.norm_ttft_ms, options.ttft_ms, options.tbt_ms
+    require_positive(owner, norm_ttft_ms=norm, ttft_ms=ttft, tbt_ms=tbt)
+
+
+def expected(options: Wished, limits: Limits) -> Slo:
     """Options first, then what the user asked for (--goodput), then the paper's values."""
-    tpot = tbt_ms or limits.tbt_ms or TPOT_MS
-    ttft = ttft_ms or limits.ttft_ms
-    if norm_ttft_ms is not None or ttft is None:
-        return Slo((norm_ttft_ms or NORM_TTFT_MS) * NS_PER_MS, True, tpot * NS_PER_MS)
+    tpot = options.tbt_ms or limits.tbt_ms or TPOT_MS
+    norm, ttft = options.norm_ttft_ms, options.ttft_ms or limits.ttft_ms
+    if norm is not None or ttft is None:
+        return Slo((norm or NORM_TTFT_MS) * NS_PER_MS, True, tpot * NS_PER_MS)
     return Slo(ttft * NS_PER_MS, False, tpot * NS_PER_MS)
 
 

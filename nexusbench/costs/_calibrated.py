@@ -73,17 +73,16 @@ class Calibrated(CostModel):
         return [time * self._alpha(phase, own) for time, own in zip(made, sms, strict=True)]
 
     def observe(self, shape: BatchShape, sms: int, predicted_ns: float, actual_ns: float) -> None:
-        """Move the alphas on both sides of ``sms`` towards what this launch took."""
+        """Move the alphas on both sides of ``sms`` towards this launch's, the nearer one faster."""
         if predicted_ns <= 0.0 or actual_ns <= 0.0:
             return
         phase = _phase(shape)
         alpha, measured = self.alpha[phase], self._measured[phase]
         k, u = bracket(self.axis, sms)
         v = 1.0 - u
-        # The interpolated alpha moves by WEIGHT of its error, each side by its part in it.
-        step = WEIGHT * (v * alpha[k] + u * alpha[k + 1]) * (actual_ns / predicted_ns - 1.0)
+        taken = (v * alpha[k] + u * alpha[k + 1]) * actual_ns / predicted_ns
         for knot, part in ((k, v), (k + 1, u)):
-            moved = alpha[knot] + step * part / (v * v + u * u)
+            moved = alpha[knot] + WEIGHT * part * (taken - alpha[knot])
             alpha[knot] = min(MOST, max(LEAST, moved))
             measured[knot] = measured[knot] or part > 0.0
         latest = v * alpha[k] + u * alpha[k + 1]

@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.costs._attainment import Pace, Slo, expected
+from nexusbench.costs._attainment import Pace, Slo, check_expected, expected
 from nexusbench.costs._prospects import Prospects
 from nexusbench.partitioners.base import (
     Partitioner,
@@ -44,7 +44,10 @@ class Bullet(Partitioner):
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """Half and half, until both sides have something to run."""
+        """Half and half, until both sides have something to run. Raises InputError for an SLO of 0
+        or less.
+        """
+        check_expected("partitioner 'bullet'", cast(BulletOptions, self.options))
         self._pace = Pace()
         self._legal = disjoint_splits(spec, self.name)
         return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
@@ -58,8 +61,7 @@ class Bullet(Partitioner):
         shapes = shapes_to_run(plan, state)
         if "prefill" not in shapes or "decode" not in shapes:
             return state.split
-        own = cast(BulletOptions, self.options)
-        slo = expected(own.norm_ttft_ms, own.ttft_ms, own.tbt_ms, state.limits)
+        slo = expected(cast(BulletOptions, self.options), state.limits)
         prefill, decode = shapes["prefill"], shapes["decode"]
         current = self._legal.index(state.split)
         self._pace.forget(state.decoding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan, Split
+from nexusbench.core.registry import require_positive
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
@@ -39,7 +40,9 @@ class Duetserve(Partitioner):
     source: ClassVar[str] = "DuetServe, arXiv 2511.04791"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """Half and half, until there are two streams."""
+        """Half and half, until there are two streams. Raises InputError for a tau of 0 or less."""
+        own = cast(DuetserveOptions, self.options)
+        require_positive("partitioner 'duetserve'", tbt_ms=own.tbt_ms)
         self._legal = disjoint_splits(spec, self.name)
         return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
 

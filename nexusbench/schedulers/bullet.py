@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Batch, Plan
-from nexusbench.core.errors import InputError
+from nexusbench.core.registry import require_positive
 from nexusbench.core.request import RequestView
-from nexusbench.costs._attainment import Pace, expected
+from nexusbench.costs._attainment import Pace, check_expected, expected
 from nexusbench.costs._prospects import Prospects
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
@@ -42,8 +42,7 @@ class Bullet(Scheduler):
     Options: ClassVar[type[SchedulerOptions]] = BulletOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "bullet"
-    # Decode pauses for late prompts; a shorter prompt that does not fit is waited for.
-    work_conserving: ClassVar[bool] = False
+    work_conserving: ClassVar[bool] = False  # decode pauses for late prompts
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     listens: ClassVar[bool] = True
@@ -52,9 +51,8 @@ class Bullet(Scheduler):
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
         self._own = cast(BulletOptions, self.options)
-        if (layers := self._own.layers_per_step) < 1:
-            problem = f"scheduler 'bullet' needs steps of 1 layer or more, not {layers}"
-            raise InputError(problem, field="layers_per_step")
+        require_positive("scheduler 'bullet'", layers_per_step=self._own.layers_per_step)
+        check_expected("scheduler 'bullet'", self._own)
         self._pace, self._begun = Pace(), False
         self._batch: list[tuple[RequestView, int]] = []  # prompts under way and their tokens
         self._layer = 0  # how far they are
@@ -66,37 +64,37 @@ class Bullet(Scheduler):
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """Decode, unless it pauses; then the next layers of the prompts under way, or new ones."""
-        own = self._own
         if not self._begun:
             assert self.belief is not None
             self._prospects, self._begun = Prospects(self.belief), True
-            self._slo = expected(own.norm_ttft_ms, own.ttft_ms, own.tbt_ms, ctx.limits)
+            self._slo = expected(self._own, ctx.limits)
         self._pace.forget(ctx.decoding)
-        if ctx.free_slots("decode") and ctx.decoding and not self._pauses(ctx):
+        if ctx.free_slots("decode") and ctx.decoding:
+            mark, before = ctx.savepoint(), (self._batch, self._layer)
+            if self._own.pause and self._pauses(ctx):
+                return ctx.plan()
+            ctx.rollback(mark)
+            self._batch, self._layer = before
             ctx.schedule_decodes("decode", victim=ctx.last_running)
         if ctx.free_slots("prefill"):
             self._prefill(ctx)
         return ctx.plan()
 
     def _pauses(self, ctx: SchedulerContext) -> bool:
-        """Whether decode waits until the prefill step under way ends: somebody's TTFT breaks, and
-        the P90 of TPOT bears it.
-        """
-        running = not ctx.free_slots("prefill")
-        batch = self._batch if running else self._under_way(ctx)
-        if not self._own.pause or not batch:
-            return False
-        sms, done = ctx.split.of("prefill"), self._layer / ctx.num_layers
-        started = [(r, done * tokens) for r, tokens in batch]
+        """Whether decode waits for prefill, under way or drafted here: for a TTFT, if P90 holds."""
+        sms, tokens = ctx.split.of("prefill"), {r.index: count for r, count in self._batch}
+        done = self._layer / ctx.num_layers
+        started = [(r, done * tokens.get(r.index, 0)) for r in ctx.prefilling]
         pending = self._prospects.pending(started, ctx.waiting, sms)
         if not self._prospects.breaks_ttft(pending, ctx.now, self._slo):
             return False
-        token = max(self._step_ends, ctx.now)
-        if not running:
-            layers = (self._layer, self._layer + self._own.layers_per_step)
-            token += self._prospects.step(batch, layers, ctx.num_sms)
-        token += self._prospects.decode(ctx.decoding, ctx.split.of("decode"))
-        return not self._pace.late(ctx.decoding, token, self._slo.tpot)
+        if ctx.free_slots("prefill"):
+            self._prefill(ctx)
+            if not self._batch or ctx.preempted:
+                return False
+        ends = max(self._step_ends, ctx.now)
+        ends += self._prospects.decode(ctx.decoding, ctx.split.of("decode"))
+        return not self._pace.late(ctx.decoding, ends, self._slo.tpot)
 
     def _prefill(self, ctx: SchedulerContext) -> None:
         """The next layers of the prompts under way; if there are none, a batch from its start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
-from nexusbench.core.errors import InputError
+from nexusbench.core.registry import require_positive
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs._duet import duets
 from nexusbench.schedulers.base import SchedulerContext, SchedulerOptions
@@ -47,12 +47,8 @@ class Duetserve(Vllm):
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
-        self._own = cast(DuetserveOptions, self.options)
-        if self._own.look_ahead < 1:
-            raise InputError(
-                f"scheduler 'duetserve' needs 1 decode step or more, not {self._own.look_ahead}",
-                field="look_ahead",
-            )
+        own = self._own = cast(DuetserveOptions, self.options)
+        require_positive("scheduler 'duetserve'", tbt_ms=own.tbt_ms, look_ahead=own.look_ahead)
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """A mixed batch, or both streams, once nothing is in flight."""
