@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -16,6 +15,8 @@ from nexusbench.costs.base import CostModel
 LOOK_AHEAD = 32  # prompts of a queue that are looked at
 TOKENS, CONTEXT = 32, 512  # grain of the prompts asked about, so that a belief can keep its answers
 FEW, MANY = 1024, 2048  # tokens between which prefill is taken to be bound by compute
+
+FOREVER = 1e18  # ns: 30 years
 
 # Prompts in their order, and the ns that each still takes.
 Pending = Iterable[tuple[RequestView, float]]
@@ -93,7 +94,8 @@ class Prospects:
         """Of those who wait the one that takes least time, if it begins at ``begins`` (ns) and
         nobody whom it passes misses a TTFT by that. Who is late already is not passed.
         """
-        chosen, shortest, slack, end = None, math.inf, math.inf, begins
+        chosen, end = None, begins
+        shortest = slack = FOREVER
         for r in islice(waiting, LOOK_AHEAD):
             time = self.prompt(r, sms)
             if time < shortest and time <= slack:

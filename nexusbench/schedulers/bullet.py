@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import require_positive
@@ -18,14 +18,14 @@ class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     TTFT: ``norm_ttft_ms`` per prompt token, else ``ttft_ms``, else what --goodput asks for, else 3
     ms per prompt token; TPOT: ``tbt_ms``, else --goodput's, else 150 ms (Bullet's on ShareGPT). The
     partitioner has the same. ``layers_per_step``: L_step (its value is not in our sources).
-    ``reorder`` lets shorter prompts pass, in the fcfs order; ``pause`` lets decode wait.
+    ``order=latency``: by arrival, but who takes less time may pass. ``pause`` lets decode wait.
     """
 
+    order: Literal["latency", "fcfs", "spf"] = "latency"  # type: ignore[assignment]
     norm_ttft_ms: float | None = None
     ttft_ms: float | None = None
     tbt_ms: float | None = None
     layers_per_step: int = 4
-    reorder: bool = True
     pause: bool = True
 
 
@@ -46,6 +46,7 @@ class Bullet(Scheduler):
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     listens: ClassVar[bool] = True
+    advised: ClassVar[tuple[str, ...]] = ("order=latency", "order=spf")
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
@@ -128,7 +129,7 @@ class Bullet(Scheduler):
         if ctx.preempted or ctx.swap_in_all():
             return batch
         total, enough = sum(tokens for _, tokens in batch), prospects.saturating_tokens(sms)
-        queue = ctx.waiting if self._own.reorder and self._own.order == "fcfs" else ()
+        queue = ctx.waiting if self._own.order == "latency" else ()
         while total < enough and (head := ctx.waiting.head) is not None:
             chosen = prospects.next_prompt(queue, begins, self._slo, sms) or head
             begins += prospects.prompt(chosen, sms)

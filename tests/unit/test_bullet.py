@@ -16,7 +16,7 @@ from nexusbench.costs._prospects import LOOK_AHEAD, Prospects
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.bullet import Bullet as Resources
 from nexusbench.partitioners.bullet import BulletOptions
-from nexusbench.testing import offer, serve, tiny_device, tiny_gpu
+from nexusbench.testing import check_scheduler, offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import LIMITS, make_scheduler
 
 MS = 1_000_000
@@ -125,7 +125,7 @@ def test_a_short_prompt_passes_a_long_one_that_can_wait_and_not_one_that_cannot(
     long_first = [offer(0, 0, 64, 2), offer(1, 1, 400, 2), offer(2, 2, 8, 2)]
     patient = serve(long_first, "bullet:norm_ttft_ms=50,layers_per_step=4")
     hurried = serve(long_first, "bullet:norm_ttft_ms=0.01,layers_per_step=4")
-    plain = serve(long_first, "bullet:norm_ttft_ms=50,layers_per_step=4,reorder=false")
+    plain = serve(long_first, "bullet:norm_ttft_ms=50,layers_per_step=4,order=fcfs")
     assert admitted(patient) == [0, 2, 1]
     assert admitted(hurried) == admitted(plain) == [0, 1, 2]
 
@@ -148,6 +148,10 @@ def test_prefill_goes_by_layers_and_a_batch_stays_together():
         policy = f"bullet:layers_per_step={step},order=fcfs"
         chunk = serve(requests, policy).log.tables["chunk"].columns
         assert [list(chunk["request"]).count(i) for i in (0, 1)] == [launches, launches]
+
+
+def test_the_default_order_keeps_the_contract():
+    check_scheduler("bullet", examples=2)  # tests/conformance asks for fcfs and spf
 
 
 @pytest.mark.parametrize("option", ["layers_per_step=0", "tbt_ms=0", "norm_ttft_ms=-1"])
