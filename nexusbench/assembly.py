@@ -258,7 +258,7 @@ def _partitioner(
         )
     needed = cls.needs_belief or scheduler.needs_belief
     belief, facts = make(config, device, model) if needed else (None, None)
-    if belief is not None and scheduler.calibrates and not belief.learns:
+    if belief is not None and not belief.learns and (scheduler.calibrates or cls.calibrates):
         belief = Calibrated(belief, device.spec.num_sms)
         facts = {**(facts or {}), "recalibrate": "over SMs"}
     if scheduler.needs_belief:

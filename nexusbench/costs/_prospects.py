@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.request import RequestView
+from nexusbench.core.state import EngineState
 from nexusbench.costs._attainment import Slo
 from nexusbench.costs.base import CostModel
 
@@ -77,17 +78,6 @@ class Prospects:
                 return True
         return False
 
-    def worst_ttft(self, pending: Pending, now: int, slo: Slo, slower: float) -> float:
-        """The largest TTFT over its SLO if they go one after another, each ``slower`` times
-        slower.
-        """
-        worst, end = 0.0, float(now)
-        for request, time in pending:
-            end += time * slower
-            if _waits_for_first(request):
-                worst = max(worst, (end - request.arrival_ns) / slo.ttft_of(request))
-        return worst
-
     def next_prompt(
         self, waiting: Iterable[RequestView], begins: float, slo: Slo, sms: int
     ) -> RequestView | None:
@@ -117,6 +107,53 @@ class Prospects:
             ]
             self._saturating[sms] = one * (MANY - FEW) / max(1.0, many - few)
         return self._saturating[sms]
+
+
+class PromptsAtHand:
+    """What prefill has to do, by SMs. All prompts are taken to slow down on fewer SMs as
+    ``prefill`` does, the launch under way or planned: that saves asking for each on each split.
+    """
+
+    def __init__(self, belief: CostModel, prefill: BatchShape, state: EngineState) -> None:
+        self._belief, self._prefill, self._state = belief, prefill, state
+        self._prospects = Prospects(belief)
+        self._all_sms = state.device.num_sms
+        self._alone = belief.predict(prefill, self._all_sms)
+
+    def _slower(self, sms: int) -> float:
+        return self._belief.predict(self._prefill, sms) / self._alone
+
+    def _pending(self, most_waiting: int) -> Pending:
+        """With their times on all SMs, less the layers that are done."""
+        state = self._state
+        layers = state.device.num_layers
+        started = [(r, r.layers_tokens * r.layers_done / layers) for r in state.prefilling]
+        waiting = islice(state.waiting, max(0, most_waiting))
+        return self._prospects.pending(started, waiting, self._all_sms)
+
+    def worst_ttft(self, slo: Slo) -> Callable[[int], float]:
+        """By SMs: the largest TTFT over its SLO, if they go one after another."""
+        pending, now = list(self._pending(LOOK_AHEAD)), float(self._state.now)
+
+        def ratio(sms: int) -> float:
+            worst, end, slower = 0.0, now, self._slower(sms)
+            for request, time in pending:
+                end += time * slower
+                if _waits_for_first(request):
+                    worst = max(worst, (end - request.arrival_ns) / slo.ttft_of(request))
+            return worst
+
+        return ratio
+
+    def outlasts(self, most: float) -> Callable[[float, int], bool]:
+        """By time (at most ``most`` ns) and SMs: whether those who have seats take as long."""
+        seats, total = self._state.limits.max_num_seqs - self._state.num_running, 0.0
+        for _, takes in self._pending(seats):
+            total += takes
+            if total >= most:
+                return lambda time, sms: True
+        total = max(total, self._alone)
+        return lambda time, sms: time <= total * self._slower(sms)
 
 
 def _waits_for_first(request: RequestView) -> bool:

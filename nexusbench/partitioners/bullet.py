@@ -9,7 +9,7 @@ from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.costs._attainment import Pace, Slo, check_expected, expected
-from nexusbench.costs._prospects import Prospects
+from nexusbench.costs._prospects import PromptsAtHand
 from nexusbench.partitioners.base import (
     Partitioner,
     PartitionerOptions,
@@ -33,13 +33,16 @@ class Bullet(Partitioner):
     ``reduce-prefill`` (only TPOT breaks): prefill gets the fewest with which no TTFT breaks.
     ``balanced`` (both break): the split whose worse side, over its SLO, is least bad.
     How far the three calls of Algorithm 1 go is not in our sources: each end point here is solved
-    for. Decode gives SMs back by two steps or more only (no flapping), and takes them at once. A
+    for. A launch keeps its SMs to its end, so decode is not reduced so far that a step outlasts the
+    prompts at hand, whose SMs would then idle (ours). Decode gives SMs back by two steps or more
+    only (no flapping), and takes them at once. A
     paused decode (the scheduler's doing) leaves prefill alone, hence with all SMs. Splits do not
     overlap, as Bullet's may partly.
     """
 
     Options: ClassVar[type[PartitionerOptions]] = BulletOptions
     needs_belief: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
     listens: ClassVar[bool] = True
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
@@ -66,10 +69,22 @@ class Bullet(Partitioner):
         current = self._legal.index(state.split)
         self._pace.forget(state.decoding)
         step = self._step(decode, prefill, current)
+        assert self.belief is not None
+        prompts = PromptsAtHand(self.belief, prefill, state)
         if not self._pace.late(state.decoding, state.now + step, slo.tpot):
             self.mode = "reduce-decode"
-            return self._legal[self._reduce_decode(decode, prefill, current, slo)]
-        ratio = self._ttft_ratio(prefill, state, slo)
+            outlast = prompts.outlasts(slo.tpot)
+
+            def enough(position: int) -> bool:
+                time = self._step(decode, prefill, position)
+                return time <= slo.tpot and outlast(time, self._legal[position].sms[0])
+
+            return self._legal[self._reduce_decode(enough, current)]
+        ttft = prompts.worst_ttft(slo)
+
+        def ratio(position: int) -> float:
+            return ttft(self._legal[position].sms[0])
+
         if ratio(current) <= 1.0:
             self.mode = "reduce-prefill"
             while current > 0 and ratio(current - 1) <= 1.0:
@@ -84,39 +99,16 @@ class Bullet(Partitioner):
         beside, own = self._legal[position].sms
         return self.belief.predict(decode, own, (prefill, beside)) / decode.repeat
 
-    def _reduce_decode(
-        self, decode: BatchShape, prefill: BatchShape, current: int, slo: Slo
-    ) -> int:
-        """From the split in force to the one with the fewest SMs on which decode meets its SLO."""
-        if self._step(decode, prefill, current) > slo.tpot:
-            while current > 0 and self._step(decode, prefill, current) > slo.tpot:
+    def _reduce_decode(self, enough: Callable[[int], bool], current: int) -> int:
+        """From the split in force to the one with the fewest SMs that are enough."""
+        if not enough(current):
+            while current > 0 and not enough(current):
                 current -= 1
             return current
         last, least = len(self._legal) - 1, current
-        while least < last and self._step(decode, prefill, least + 1) <= slo.tpot:
+        while least < last and enough(least + 1):
             least += 1
         return least if least > current + 1 else current
-
-    def _ttft_ratio(
-        self, prefill: BatchShape, state: EngineState, slo: Slo
-    ) -> Callable[[int], float]:
-        """The worst believed TTFT over its SLO, by legal split.
-
-        Prompts are taken to slow down on fewer SMs as the batch under way does, which saves asking
-        the belief for each of them on each split.
-        """
-        belief, all_sms = self.belief, state.device.num_sms
-        assert belief is not None
-        prospects, layers = Prospects(belief), state.device.num_layers
-        started = [(r, r.layers_tokens * r.layers_done / layers) for r in state.prefilling]
-        pending = list(prospects.pending(started, state.waiting, all_sms))
-        alone = belief.predict(prefill, all_sms)
-
-        def ratio(position: int) -> float:
-            time = belief.predict(prefill, self._legal[position].sms[0])
-            return prospects.worst_ttft(pending, state.now, slo, time / alone)
-
-        return ratio
 
     def _balance(
         self, decode: BatchShape, prefill: BatchShape, ratio: Callable[[int], float], slo: Slo

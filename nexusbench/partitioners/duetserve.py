@@ -37,6 +37,7 @@ class Duetserve(Partitioner):
 
     Options: ClassVar[type[PartitionerOptions]] = DuetserveOptions
     needs_belief: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
     source: ClassVar[str] = "DuetServe, arXiv 2511.04791"
 
     def initial(self, spec: DeviceSpec) -> Split:

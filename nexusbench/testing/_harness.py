@@ -17,7 +17,6 @@ from nexusbench.core.specs import GpuSpec, ModelSpec, SimConstants
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs._calibrated import Calibrated
-from nexusbench.costs.base import CostModel
 from nexusbench.costs.roofline import Roofline
 from nexusbench.devices.base import Device, DeviceOptions, Serving
 from nexusbench.devices.sim import Sim
@@ -159,17 +158,13 @@ def make_scheduler(what: SchedulerLike) -> Scheduler:
 
 
 def make_partitioner(
-    what: PartitionerLike,
-    partitions: tuple[str, ...],
-    device: Device,
-    belief: CostModel | None = None,
+    what: PartitionerLike, partitions: tuple[str, ...], device: Device
 ) -> Partitioner:
     """A new partitioner from a spec, or from anything called with ``partitions`` and ``belief``.
 
-    It gets ``belief``, or the analytic one about ``device``. Raises UsageError.
+    It gets the analytic belief about ``device``. Raises UsageError.
     """
-    if belief is None:
-        belief = Roofline(gpu=device.gpu, model=tiny_model())
+    belief = Roofline(gpu=device.gpu, model=tiny_model())
     make: Callable[..., Any]
     if isinstance(what, str):
         spec = what
@@ -222,9 +217,10 @@ def build(
         host = scheduler.options.preemption == "swap" or scheduler.swap_gib > 0
         device = tiny_device(seed, gpu=own.gpu, count=scheduler.num_gpus, host=host)
     on = device
-    belief: CostModel = Roofline(gpu=on.gpu, model=tiny_model())
-    if scheduler.calibrates:
-        belief = Calibrated(belief, on.spec.num_sms)
+    made = make_partitioner(partitioner or scheduler.default_partitioner, scheduler.partitions, on)
+    belief = made.belief or Roofline(gpu=on.gpu, model=tiny_model())
+    if scheduler.calibrates or made.calibrates:
+        belief = made.belief = Calibrated(belief, on.spec.num_sms)
     if scheduler.needs_belief:
         scheduler.belief = belief
     launches = tuple((name, on.spec.num_sms) for name in scheduler.partitions)
@@ -232,9 +228,7 @@ def build(
     return Engine(
         on,
         scheduler,
-        make_partitioner(
-            partitioner or scheduler.default_partitioner, scheduler.partitions, on, belief
-        ),
+        made,
         _pool(own, own.kv_blocks),
         [fresh(request) for request in requests],
         EngineConfig(

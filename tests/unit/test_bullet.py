@@ -235,7 +235,7 @@ def decodes(count=10, generated=10):
 
 
 def test_decode_gets_the_fewest_sms_that_meet_its_slo_while_p90_holds():
-    made, state = resources(Linear(step=10 * MS), decodes(), tbt_ms=25)
+    made, state = resources(Linear(10 * MS, 10 * MS), decodes(), tbt_ms=25)
     state.now = 200 * MS  # 20 ms per token so far
     assert ask(made, state) == (24, 16)  # 10 ms x 40/16 = 25 ms
     assert made.mode == "reduce-decode"
@@ -279,7 +279,7 @@ def test_both_in_danger_are_balanced():
 
 
 def test_decode_takes_sms_at_once_and_gives_them_back_by_two_steps_or_more():
-    belief = Linear(step=10 * MS)
+    belief = Linear(10 * MS, 10 * MS)
     made, state = resources(belief, [], tbt_ms=25)
     assert ask(made, state) == (24, 16)
     belief.step = 8.8 * MS  # 14.1 of 40 would do: one step less
@@ -288,3 +288,16 @@ def test_decode_takes_sms_at_once_and_gives_them_back_by_two_steps_or_more():
     assert ask(made, state) == (22, 18)
     belief.step = 8.7 * MS
     assert ask(made, state) == (26, 14)
+
+
+def test_a_decode_step_does_not_outlast_the_prompts_at_hand():
+    belief = Linear(token=0.1 * MS, step=10 * MS)  # the prefill under way takes 10 ms on all SMs
+    made, state = resources(belief, decodes(2), tbt_ms=100)
+    assert ask(made, state) == (20, 20)  # both take 20 ms
+    for index in range(20):
+        request = waiting(100 + index, 200, 0.0)
+        request.order_key = index
+        state.waiting.add(request)
+    assert ask(made, state) == (36, 4)  # 100 ms, as long as the SLO lets it: there is work enough
+    state.decoding.extend(decodes(LIMITS.max_num_seqs))
+    assert ask(made, state) == (20, 20)  # no seats: those who wait cannot use the SMs
