@@ -22,6 +22,7 @@ from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import GIB, NS_PER_S, counted
+from nexusbench.costs._calibrated import Calibrated
 from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
 from nexusbench.devices._profiled import is_profile
@@ -269,6 +270,9 @@ def _partitioner(
         )
     needed = cls.needs_belief or scheduler.needs_belief
     belief, facts = make(config, device, model) if needed else (None, None)
+    if belief is not None and not belief.learns and (scheduler.calibrates or cls.calibrates):
+        belief = Calibrated(belief, device.spec.num_sms)
+        facts = {**(facts or {}), "recalibrate": "over SMs"}
     if scheduler.needs_belief:
         scheduler.belief = belief
     if device.spec.num_gpus not in cls.num_gpus:

@@ -157,3 +157,10 @@ def _choices(kind: Any) -> str:
     if words and all(isinstance(word, str) for word in words):
         return f"Choose {' or '.join(words)}"
     return "See nexusbench list"
+
+
+def require_positive(owner: str, **options: float | None) -> None:
+    """Raise InputError for an option that is given and not over 0."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{owner} needs more than 0, not {value:g}", field=name)

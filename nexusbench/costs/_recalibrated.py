@@ -49,7 +49,7 @@ class Recalibrated(CostModel):
         made = self.belief.predict_splits(shape, sms, neighbour, neighbour_sms)
         return [time * ratio for time in made]
 
-    def observe(self, shape: BatchShape, predicted_ns: float, actual_ns: float) -> None:
+    def observe(self, shape: BatchShape, sms: int, predicted_ns: float, actual_ns: float) -> None:
         """Move the phase's ratio towards what this launch took."""
         if predicted_ns <= 0.0 or actual_ns <= 0.0:
             return

@@ -89,9 +89,11 @@ class CostModel(ABC):
         ]
 
     def observe(  # noqa: B027 - most beliefs do not learn while they serve
-        self, shape: BatchShape, predicted_ns: float, actual_ns: float
+        self, shape: BatchShape, sms: int, predicted_ns: float, actual_ns: float
     ) -> None:
-        """A launch that was predicted has ended. Beliefs that learn online override this."""
+        """A launch on ``sms`` SMs that was predicted has ended. Beliefs that learn online override
+        this.
+        """
 
     @classmethod
     def fit(

@@ -12,8 +12,10 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs._calibration import Beside, Operators, Rates, RooflineParameters, rooflines
 from nexusbench.costs._points import Point
 from nexusbench.costs._surface import between
-from nexusbench.costs._work import chunk_work, model_work, portion, prefill_pairs
+from nexusbench.costs._work import chunk_work, model_work, portion
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
+
+Work = tuple[Operators, tuple[float, float], float]  # see Roofline.operators
 
 
 class RooflineOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,10 +99,20 @@ class Roofline(CostModel):
         """Nanoseconds; see the class for the formula."""
         if self._calibrated:
             return self._fitted_time(shape, sms, neighbour)
-        dense, _, chunk_attention, _ = self._alone(shape, sms)
-        attention, attention_bytes = self._decode_attention(shape, sms)
-        if self._contention and neighbour is not None and attention_bytes:
-            bandwidth = self._shared_bandwidth(attention_bytes / attention, neighbour)
+        beside = None
+        if neighbour is not None and self._contention and neighbour[0].chunks:
+            beside = (self.operators(neighbour[0]), neighbour[1])
+        return self._analytic(shape, self.operators(shape), sms, beside)
+
+    def _analytic(
+        self, shape: BatchShape, work: Work, sms: int, beside: tuple[Work, int] | None
+    ) -> float:
+        """Unfitted: nanoseconds of ``shape``, which is ``work``, beside a neighbour's work."""
+        dense, _, chunk_attention, _ = self._alone(work, sms)
+        attention_bytes = work[2]  # of the decodes: never compute-bound in this belief
+        attention = attention_bytes / self._bandwidth(sms)
+        if beside is not None and attention_bytes:
+            bandwidth = self._shared_bandwidth(attention_bytes / attention, *beside)
             attention = max(attention, attention_bytes / min(bandwidth, self._bandwidth(sms)))
         total = dense + chunk_attention + attention
         if shape.layers is not None:
@@ -113,40 +125,39 @@ class Roofline(CostModel):
             1.0, sms / self._bandwidth_sms if self._bandwidth_sms else 1.0
         )
 
-    def _alone(self, shape: BatchShape, sms: int) -> tuple[float, float, float, float]:
+    def _analytic_splits(
+        self,
+        shape: BatchShape,
+        sms: Sequence[int],
+        neighbour: BatchShape | None,
+        neighbour_sms: Sequence[int],
+    ) -> list[float]:
+        """Unfitted: :meth:`predict_splits`."""
+        work = self.operators(shape)
+        if neighbour is None or not self._contention or not neighbour.chunks:
+            return [self._analytic(shape, work, own, None) for own in sms]
+        other = self.operators(neighbour)
+        return [
+            self._analytic(shape, work, own, (other, theirs))
+            for own, theirs in zip(sms, neighbour_sms, strict=True)
+        ]
+
+    def _alone(self, work: Work, sms: int) -> tuple[float, float, float, float]:
         """(dense ns, dense bytes, chunk attention ns, chunk attention bytes)."""
-        tokens = shape.num_tokens
         flops, bandwidth = self._flops_per_ns * sms / self._num_sms, self._bandwidth(sms)
         time = moved = 0.0
-        for per_token, weights, activations in self._dense:
-            size = weights + activations * tokens
+        for count, size in work[0]:
             moved += size
-            time += max(per_token * tokens / flops, size / bandwidth)
-        rows = shape.num_decodes + len(shape.chunks)
-        time += max(self._head_flops * rows / flops, self._head_bytes / bandwidth)
-        moved += self._head_bytes
-        pairs = context = queries = 0.0
-        for count, before in shape.chunks:
-            pairs += prefill_pairs(count, before)
-            context += count + before
-            queries += count
-        work = self._work
-        size = context * work.kv_bytes_per_token + (
-            queries * work.query_bytes_per_token * work.num_layers
-        )
-        attention = max(pairs * work.attention_flops * work.num_layers / flops, size / bandwidth)
-        return time, moved, attention, size
+            compute, memory = count / flops, size / bandwidth
+            time += compute if compute > memory else memory
+        count, size = work[1]
+        return time, moved, max(count / flops, size / bandwidth), size
 
-    def _decode_attention(self, shape: BatchShape, sms: int) -> tuple[float, float]:
-        """(ns, bytes) of the decodes' attention; it is never compute-bound in this belief."""
-        size = (shape.decode_context + shape.num_decodes) * self._work.kv_bytes_per_token
-        return size / self._bandwidth(sms), size
-
-    def _shared_bandwidth(self, rate: float, neighbour: tuple[BatchShape, int]) -> float:
-        """Bytes per ns left to decode attention that alone moves ``rate`` bytes per ns."""
-        dense, dense_bytes, attention, attention_bytes = self._alone(*neighbour)
-        if not neighbour[0].chunks:
-            return self._bytes_per_ns
+    def _shared_bandwidth(self, rate: float, work: Work, sms: int) -> float:
+        """Bytes per ns left to decode attention that alone moves ``rate`` bytes per ns, beside a
+        prefill's ``work`` on ``sms`` SMs.
+        """
+        dense, dense_bytes, attention, attention_bytes = self._alone(work, sms)
         in_attention = attention / (attention + dense)
         beside_attention = rate / (rate + attention_bytes / attention) if attention else 1.0
         beside_dense = rate / (rate + dense_bytes / dense)
@@ -166,7 +177,7 @@ class Roofline(CostModel):
         # Alone it is; beside a neighbour a measured slowdown may grow with a side's own SMs.
         self.monotone = self._beside is None
 
-    def operators(self, shape: BatchShape) -> tuple[Operators, tuple[float, float], float]:
+    def operators(self, shape: BatchShape) -> Work:
         """((FLOPs, bytes) of each dense operator, those of the chunks' attention, bytes of the
         decodes' attention), of all layers once.
         """
@@ -259,9 +270,9 @@ class Roofline(CostModel):
         neighbour: BatchShape | None = None,
         neighbour_sms: Sequence[int] = (),
     ) -> list[float]:
-        """As :meth:`predict`, to the bit; fitted, what does not depend on SMs is counted once."""
+        """As :meth:`predict`, to the bit; what does not depend on SMs is counted once."""
         if not self._calibrated:
-            return super().predict_splits(shape, sms, neighbour, neighbour_sms)
+            return self._analytic_splits(shape, sms, neighbour, neighbour_sms)
         dense, attention, kept = self.operators(shape)
         passes, count = portion(shape, self._work.num_layers), shape.num_decodes
         rates = self._prefill if shape.chunks else self._decode

@@ -229,7 +229,7 @@ class Executor:
         if self._learning is not None and entry.predicted >= 0:
             # The belief speaks of a whole launch, this is one repetition of it.
             taken = (output.end_ns - entry.since) * batch.repeat
-            self._learning.observe(batch.shape, entry.predicted, taken)
+            self._learning.observe(batch.shape, entry.sms, entry.predicted, taken)
             entry.since = output.end_ns
         if output.last:
             del self._steps[output.step]

@@ -39,6 +39,7 @@ class Partitioner(ABC):
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("prefill", "decode"),)
     needs_belief: ClassVar[bool] = False
     num_gpus: ClassVar[tuple[int, ...]] = (1,)  # how many GPUs with a KV pool each it can divide
+    calibrates: ClassVar[bool] = False  # its belief follows the device while it serves
     listens: ClassVar[bool] = False  # wants ``completed`` to be called
     # Options worth trying on unknown traffic, as typed after the name; advise compares them.
     advised: ClassVar[tuple[str, ...]] = ("",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
+from nexusbench.core.batch import Split
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, KvView, Limits, WaitingQueue
 from nexusbench.kv.manager import KVCacheManager
@@ -78,17 +79,30 @@ class ContextView:
         return self._state.device.num_layers
 
     def sms(self, partition: str) -> int:
-        """SMs of ``partition`` under the split in force (the one for this plan comes after it)."""
-        return self._state.split.of(partition)
+        """SMs of ``partition`` (or of ``remote`` attention) under the split in force, 0 if it has
+        none; the split for this plan comes after it.
+        """
+        split = self._state.split
+        return split.of(partition) if partition in split.partitions else 0
 
     def kv_of(self, partition: str) -> KvView:
         """Block counts of the GPU that ``partition`` runs on."""
         return self._state.pools[self._state.pool_of(partition)]
 
-    def sms_of(self, partition: str) -> int:
-        """SMs that ``partition`` (or ``remote`` attention) has under the split in force, or 0."""
-        split = self._state.split
-        return split.of(partition) if partition in split.partitions else 0
+    @property
+    def split(self) -> Split:
+        """The split in force: how many SMs each partition has while all of them run."""
+        return self._state.split
+
+    @property
+    def splits(self) -> Sequence[Split]:
+        """The splits that the partitioner may choose from."""
+        return self._state.device.splits
+
+    @property
+    def num_sms(self) -> int:
+        """SMs of the device: what a lone batch gets where partitions expand."""
+        return self._state.device.num_sms
 
     def is_at(self, request: RequestView, partition: str) -> bool:
         """Whether a running request's blocks are on the GPU of ``partition``."""

@@ -49,6 +49,7 @@ class Scheduler(ABC):
     advised: ClassVar[tuple[str, ...]] = ("order=fcfs", "order=spf")
     num_gpus: ClassVar[int] = 1  # GPUs with a KV pool each that its partitions run on
     needs_belief: ClassVar[bool] = False  # asks ``self.belief`` how long a batch will take
+    calibrates: ClassVar[bool] = False  # its belief follows the device while it serves
     swap_gib: ClassVar[float] = 0.0  # host memory for KV that it counts on, per GPU
     listens: ClassVar[bool] = False  # wants ``completed`` to be called
     source: ClassVar[str] = ""

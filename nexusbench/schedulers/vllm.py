@@ -35,31 +35,35 @@ class Vllm(Scheduler):
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """Running first (preempting the last to join where blocks lack), then admit in order."""
         ctx.schedule_decodes(victim=ctx.last_running)
-        for request in list(ctx.prefilling):
-            if not self._continue(ctx, request):
-                break
-        if not ctx.preempted and not ctx.swap_in_all():
-            while (head := ctx.waiting.head) is not None and self._admit(ctx, head):
-                pass
+        self.fill(ctx)
         return ctx.plan()
 
-    def _admit(self, ctx: SchedulerContext, head: RequestView) -> bool:
+    def fill(self, ctx: SchedulerContext, partition: str = "all") -> None:
+        """Chunks for what is left of the budget: prompts in mid-prefill, then waiting ones."""
+        for request in list(ctx.prefilling):
+            if not self._continue(ctx, request, partition):
+                break
+        if not ctx.preempted and not ctx.swap_in_all():
+            while (head := ctx.waiting.head) is not None and self._admit(ctx, head, partition):
+                pass
+
+    def _admit(self, ctx: SchedulerContext, head: RequestView, partition: str) -> bool:
         """Start the head of the queue, if there is room for it."""
         if cast(VllmOptions, self.options).whole_prompt:
             size = ctx.kv.block_size
             if -(-(head.num_tokens - ctx.cached_tokens(head)) // size) > ctx.kv.num_free:
                 return False
-        return ctx.try_schedule(head) > 0
+        return ctx.try_schedule(head, partition=partition) > 0
 
-    def _continue(self, ctx: SchedulerContext, request: RequestView) -> bool:
+    def _continue(self, ctx: SchedulerContext, request: RequestView, partition: str) -> bool:
         """Give a partial prefill its next chunk; False when the budget is gone or it was itself
         preempted.
         """
-        while ctx.budget() > 0 and not ctx.try_schedule(request):
+        while ctx.budget(partition) > 0 and not ctx.try_schedule(request, partition=partition):
             victim = ctx.last_running(request)
             if victim is None:
                 return False
             ctx.preempt(victim)
             if victim is request or victim.in_flight:
                 return False  # a swapped victim's blocks come when its copy has ended
-        return ctx.budget() > 0
+        return ctx.budget(partition) > 0

@@ -16,6 +16,7 @@ from nexusbench.core.request import Request
 from nexusbench.core.specs import GpuSpec, ModelSpec, SimConstants
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.costs._calibrated import Calibrated
 from nexusbench.costs.roofline import Roofline
 from nexusbench.devices.base import Device, DeviceOptions, Serving
 from nexusbench.devices.sim import Sim
@@ -216,14 +217,18 @@ def build(
         host = scheduler.options.preemption == "swap" or scheduler.swap_gib > 0
         device = tiny_device(seed, gpu=own.gpu, count=scheduler.num_gpus, host=host)
     on = device
+    made = make_partitioner(partitioner or scheduler.default_partitioner, scheduler.partitions, on)
+    belief = made.belief or Roofline(gpu=on.gpu, model=tiny_model())
+    if scheduler.calibrates or made.calibrates:
+        belief = made.belief = Calibrated(belief, on.spec.num_sms)
     if scheduler.needs_belief:
-        scheduler.belief = Roofline(gpu=on.gpu, model=tiny_model())
+        scheduler.belief = belief
     launches = tuple((name, on.spec.num_sms) for name in scheduler.partitions)
     on.prepare(Serving(own.kv_blocks, own.block_size, own.hash_block, own.prompts, seed, launches))
     return Engine(
         on,
         scheduler,
-        make_partitioner(partitioner or scheduler.default_partitioner, scheduler.partitions, on),
+        made,
         _pool(own, own.kv_blocks),
         [fresh(request) for request in requests],
         EngineConfig(

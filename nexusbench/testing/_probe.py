@@ -26,7 +26,7 @@ FIELDS = (
 # Class attributes by which the engine treats a policy.
 FORWARDED = (
     "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief", "listens",
-    "swap_gib", "belief",
+    "swap_gib", "belief", "calibrates",
 )  # fmt: skip
 
 Row = dict[str, Any]

@@ -160,14 +160,14 @@ def test_recalibration_follows_each_phase():
     before = belief.predict(DECODE, 46), belief.predict(PREFILL, 46)
     for _ in range(300):
         predicted = belief.predict(DECODE, 46)
-        belief.observe(DECODE, predicted, 1.7 * before[0])
+        belief.observe(DECODE, 46, predicted, 1.7 * before[0])
     assert belief.predict(DECODE, 46) == pytest.approx(1.7 * before[0], rel=0.01)
     assert belief.predict(PREFILL, 46) == before[1]
     assert belief.predict_splits(DECODE, [46]) == [belief.predict(DECODE, 46)]
     for _ in range(300):
-        belief.observe(PREFILL, 1e9, 1.0)
+        belief.observe(PREFILL, 46, 1e9, 1.0)
     assert belief.ratios["prefill"] == LEAST
-    belief.observe(PREFILL, 0.0, 5.0)  # nothing was predicted: nothing is learnt
+    belief.observe(PREFILL, 46, 0.0, 5.0)  # nothing was predicted: nothing is learnt
 
 
 def test_a_run_with_a_profile_and_recalibration(made, tmp_path):

@@ -1,0 +1,109 @@
+"""DuetServe (arXiv 2511.04791): mixed batches, two streams only while those would be slow."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from nexusbench.core.batch import Plan
+from nexusbench.core.registry import require_positive
+from nexusbench.core.units import NS_PER_MS
+from nexusbench.costs._duet import duets
+from nexusbench.schedulers.base import SchedulerContext, SchedulerOptions
+from nexusbench.schedulers.vllm import Vllm, VllmOptions
+
+TBT_MS = 100.0
+
+
+class DuetserveOptions(VllmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``tbt_ms``: tau, else what --goodput asks for, else 100 ms (the paper's own value is not in
+    our sources); the partitioner has the same. ``look_ahead``: the most decode steps in one launch.
+    """
+
+    tbt_ms: float | None = None
+    look_ahead: int = 64
+
+
+class Duetserve(Vllm):
+    """Each iteration is vLLM's mixed batch on all SMs, unless it is believed to take longer than
+    tau: then k decode steps in one launch beside a prefill, and nothing new until both have ended.
+
+    A mixed batch runs alone on ``prefill``, hence on all SMs. This policy decides whether to split
+    and k, by the best split of all; the partitioner sees k in the plan and solves for the split
+    again, so that splits are its to choose. No split is made where none keeps decode steps, and the
+    wait of decodes for the prefill after their k steps, within tau, nor where memory lacks k slots
+    for each. Deviations: a step's time is taken beside the prefill, where the belief tells; what
+    the paper profiles per size of partition, peak FLOP/s and bandwidth, is learnt while it serves
+    (without, a belief that is too hopeful for few SMs lets every prefill wait for its decodes).
+    """
+
+    Options: ClassVar[type[SchedulerOptions]] = DuetserveOptions
+    partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
+    default_partitioner: ClassVar[str] = "duetserve"
+    # An iteration ends as a whole: whichever stream is done waits for the other.
+    work_conserving: ClassVar[bool] = False
+    needs_belief: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
+    source: ClassVar[str] = "DuetServe, arXiv 2511.04791"
+
+    def __init__(self, options: SchedulerOptions | None = None) -> None:
+        super().__init__(options)
+        own = self._own = cast(DuetserveOptions, self.options)
+        require_positive("scheduler 'duetserve'", tbt_ms=own.tbt_ms, look_ahead=own.look_ahead)
+
+    def schedule(self, ctx: SchedulerContext) -> Plan:
+        """A mixed batch, or both streams, once nothing is in flight."""
+        if not (ctx.free_slots("prefill") and ctx.free_slots("decode")):
+            return ctx.plan()
+        start = ctx.savepoint()
+        self._mix(ctx)
+        if ctx.preempted:
+            return ctx.plan()  # memory is short: no room to look ahead
+        mixed = ctx.plan()
+        if mixed.batches and self._too_slow(mixed, ctx):
+            ctx.rollback(start)
+            if not self._split(ctx):
+                ctx.rollback(start)
+                self._mix(ctx)
+        return ctx.plan()
+
+    def _mix(self, ctx: SchedulerContext) -> None:
+        ctx.schedule_decodes("prefill", victim=ctx.last_running)
+        self.fill(ctx, "prefill")
+
+    def _bound(self, ctx: SchedulerContext) -> float:
+        return (self._own.tbt_ms or ctx.limits.tbt_ms or TBT_MS) * NS_PER_MS
+
+    def _too_slow(self, mixed: Plan, ctx: SchedulerContext) -> bool:
+        """Whether decodes would wait for chunks for longer than tau."""
+        shape = mixed.batches[0].shape
+        assert self.belief is not None
+        if not shape.num_decodes or not shape.chunks:
+            return False
+        return self.belief.predict(shape, ctx.num_sms) > self._bound(ctx)
+
+    def _split(self, ctx: SchedulerContext) -> bool:
+        """Draft both streams; False if memory or tau do not allow it."""
+        assert self.belief is not None
+        begin = ctx.savepoint()
+        ctx.schedule_decodes("decode")
+        self.fill(ctx, "prefill")
+        shapes = {batch.partition: batch.shape for batch in ctx.plan().batches}
+        room = ctx.kv.num_free // max(1, len(ctx.decoding)) * ctx.kv.block_size
+        longest = max([r.max_tokens - r.num_tokens + r.num_prompt_tokens for r in ctx.decoding])
+        most = min(self._own.look_ahead, room, longest)
+        if ctx.preempted or len(shapes) < 2 or most < 1:
+            return False
+        legal = [split for split in ctx.splits if not split.overlapping]
+        steps = range(1, most + 1)
+        found = duets(
+            self.belief, shapes["decode"], shapes["prefill"], legal, self._bound(ctx), steps
+        )
+        if not found:
+            return False
+        ctx.rollback(begin)
+        ready = sum(not r.in_flight for r in ctx.decoding)
+        best = max(found, key=lambda duet: duet.rate)
+        if ctx.schedule_decodes("decode", repeat=best.steps) < ready:
+            return False
+        self.fill(ctx, "prefill")
+        return not ctx.preempted and len(ctx.plan().batches) == 2
