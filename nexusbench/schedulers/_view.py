@@ -78,17 +78,15 @@ class ContextView:
         return self._state.device.num_layers
 
     def sms(self, partition: str) -> int:
-        """SMs of ``partition`` under the split in force (the one for this plan comes after it)."""
-        return self._state.split.of(partition)
+        """SMs of ``partition`` (or of ``remote`` attention) under the split in force, 0 for none;
+        the split for this plan comes after it.
+        """
+        split = self._state.split
+        return split.of(partition) if partition in split.partitions else 0
 
     def kv_of(self, partition: str) -> KvView:
         """Block counts of the GPU that ``partition`` runs on."""
         return self._state.pools[self._state.pool_of(partition)]
-
-    def sms_of(self, partition: str) -> int:
-        """SMs that ``partition`` (or ``remote`` attention) has under the split in force, or 0."""
-        split = self._state.split
-        return split.of(partition) if partition in split.partitions else 0
 
     def is_at(self, request: RequestView, partition: str) -> bool:
         """Whether a running request's blocks are on the GPU of ``partition``."""

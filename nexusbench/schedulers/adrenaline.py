@@ -126,8 +126,8 @@ class Adrenaline(Scheduler):
         there, here = ctx.kv_of("prefill").num_blocks, ctx.kv_of("decode").num_blocks
         return self._bound.of(
             local.tokens / max(1, local.requests),
-            ctx.sms_of("decode"),
-            ctx.sms_of("remote"),
+            ctx.sms("decode"),
+            ctx.sms("remote"),
             (1.0 - self._own.prefill_kv) * there / here,
             here * ctx.kv.block_size,
         )
