@@ -112,7 +112,7 @@ def _from_profile(
         "points_sha256": profile.points_sha256,
         "of": f"{profile.fingerprint.device}, {profile.fingerprint.model}",
         "forced": bool(different),
-        "limits": msgspec.to_builtins(profile.limits),
+        "limits": profile.limits.budgets if profile.limits else None,
     }
     return belief, facts
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
@@ -40,7 +38,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
         ("kept", where),
     ]
     if profile.limits is not None:
-        limits = msgspec.structs.asdict(profile.limits)
+        limits = profile.limits.budgets
         lines.insert(2, ("limits", ", ".join(f"{name} {most:,}" for name, most in limits.items())))
     for name, text in lines:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)

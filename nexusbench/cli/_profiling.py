@@ -207,7 +207,7 @@ def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> S
     header = profile_path(path).parent / SWEEP_FILE
     if header.is_file():
         was = read_header(header)
-        flags |= {**msgspec.structs.asdict(was.limits), "block_size": was.block_size}
+        flags |= {**was.limits.budgets, "block_size": was.block_size}
     model = profile.model
     if params["model"] is not None:
         model = load_model(params["model"])

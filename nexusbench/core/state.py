@@ -22,6 +22,15 @@ class Limits(msgspec.Struct, frozen=True):
     ttft_ms: float | None = None  # what users expect, where they said so (--goodput)
     tbt_ms: float | None = None
 
+    @property
+    def budgets(self) -> dict[str, int]:
+        """What bounds a step, without what users expect of it."""
+        return {
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_model_len": self.max_model_len,
+        }
+
 
 class KvView(Protocol):
     """What a policy may know of the KV cache; counts are blocks."""

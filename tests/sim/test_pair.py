@@ -208,17 +208,15 @@ def test_plans_that_no_pair_could_run_are_refused(how, problem):
         serve([offer(0, 0, 20, 5)], lambda: Misplaced(how), "whole")
 
 
-def test_one_pool_knows_no_transfers():
-    class OnOneGpu(VllmPd):
-        num_gpus = 1
-
+def test_a_move_that_was_not_made_with_the_context_is_refused():
+    class Smuggles(VllmPd):
         def schedule(self, ctx):
             if ctx.waiting.head is not None:
                 return Plan(transfers=[object()])
             return ctx.plan()
 
-    with pytest.raises(PlanRefused, match="this device has one pool"):
-        serve(crowd(1), OnOneGpu, "whole")
+    with pytest.raises(PlanRefused, match="otherwise than with the context"):
+        serve(crowd(1), Smuggles, "whole")
 
 
 def test_message_bytes_are_queries_keys_values_and_outputs():
