@@ -21,7 +21,6 @@ from nexusbench.core.registry import did_you_mean
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.reproduction.lab import Lab
 from nexusbench.experiments.reproduction.outcome_files import (
-    COLUMNS,
     Done,
     finished,
     order,
@@ -137,8 +136,7 @@ def _draw(done: Done, folder: Path) -> None:
 
 
 def _show(console: Console, asked: Asked, done: Sequence[Done], output: Path) -> None:
-    from rich import box
-    from rich.table import Table
+    from rich.padding import Padding
     from rich.text import Text
 
     title = Text.assemble((f"nexusbench reproduce {asked.paper}", "bold"), "  ", badge(True))
@@ -152,12 +150,12 @@ def _show(console: Console, asked: Asked, done: Sequence[Done], output: Path) ->
             say(console, one.note, "dim")
         if asked.quick and one.cut:
             say(console, f"cut for --quick: {'; '.join(one.cut)}", "dim")
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for column in COLUMNS[1:]:
-            table.add_column(column, overflow="fold")
         for row in one.rows:
-            table.add_row(*map(Text, (row.claim, row.paper, row.ours, row.verdict, row.why)))
-        console.print(table)
+            line = Text.assemble(
+                (row.claim, "bold"), f": {row.paper}, ours {row.ours}: ", (row.verdict, "bold")
+            )
+            console.print(line)
+            console.print(Padding(Text(row.why, style="dim"), (0, 0, 0, 4)))
     if find_spec("matplotlib") is None:
         say(console, "no pictures: pip install 'nexusbench[plots]'", "dim")
     console.print(f"results  {output}", soft_wrap=True)

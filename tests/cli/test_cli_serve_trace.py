@@ -70,7 +70,8 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "--max-num-batched-tokens", 300, "--max-model-len", 4000, "--too-long", "skip",
         "--speed", 2, "--request-rate", 3, "--burstiness", 0.5, "--limit", 30, "--window", "0:100",
         "--spread-ties", "uniform", "--quantize-arrivals", 0.5, "--max-tokens", 9,
-        "--warmup", 1, "--goodput", "ttft:500", "tbt:50", "--seed", 4, "--price-per-hour", 2, "--watts", 300, "--json",
+        "--warmup", 1, "--goodput", "ttft:500", "tbt:50", "--seed", 4,
+        "--price-per-hour", 2, "--watts", 300, "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     config = json.loads(done.out)["runs"][0]["config"]

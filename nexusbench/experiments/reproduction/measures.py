@@ -17,8 +17,8 @@ from nexusbench.experiments.reproduction.spec import (
     Criterion,
     System,
     Variant,
+    known_metrics,
 )
-from nexusbench.metrics.base import load_metrics
 
 _DIGITS = 4  # significant ones of a rate between those of the grid
 _HALVINGS = 4  # of the lowest rate, where even that is too much
@@ -107,7 +107,7 @@ def compare(claim: Claim, mine: float, theirs: float | None) -> float:
 
 def higher_is_better(measure: str) -> bool:
     """Direction of what is measured."""
-    metric = load_metrics().get(measure.partition(".")[0])
+    metric = known_metrics().get(measure.partition(".")[0])
     return measure == THROUGHPUT or (metric is not None and metric.direction == "higher")
 
 

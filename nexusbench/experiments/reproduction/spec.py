@@ -16,6 +16,7 @@ Raises InputError naming file, line and field for whatever cannot be.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.experiments.neutral import NEUTRAL
 from nexusbench.experiments.sweep_spec import SpecReader, product, read_toml
-from nexusbench.metrics.base import load_metrics
+from nexusbench.metrics.base import Metric, load_metrics
 from nexusbench.metrics.summary import STATISTICS
 
 TABLES = ("experiment", "base", "grid", "systems", "throughput", "variants", "claim", "quick")
@@ -35,6 +36,12 @@ THROUGHPUT, EXECUTION = "throughput", "execution"
 # Scalars that only ``serve = "regret"`` or "oracle" has.
 JUDGED = ("regret_mean", "regret_p95", "broken")
 StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+@cache
+def known_metrics() -> dict[str, Metric]:
+    """Every metric by its tag, looked up once: claims ask for them all the time."""
+    return dict(load_metrics())
 
 
 class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -320,7 +327,7 @@ def _check_measure(reader: SpecReader, measure: str, table: str, key: str, nth: 
     if measure in (THROUGHPUT, EXECUTION):
         return
     tag, _, statistic = measure.partition(".")
-    metrics = load_metrics()
+    metrics = known_metrics()
     if tag in JUDGED:
         return
     if tag not in metrics:

@@ -10,8 +10,7 @@ import msgspec
 from nexusbench.experiments.motivation import AGREES, IN_PART
 from nexusbench.experiments.motivation import Row as Statement
 from nexusbench.experiments.reproduction.measures import Outcome
-from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim
-from nexusbench.metrics.base import load_metrics
+from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim, known_metrics
 
 HOLDS, PART, FAILS, CANNOT = "holds", "in part", "does not hold", "cannot be tested here"
 FOLLOWS = "follows from simulator constant"
@@ -122,7 +121,7 @@ def row_of(
             parts.insert(0, f"by its numbers: {verdict}; {changed} without the constant")
             verdict = f"{FOLLOWS} {worst}"
         else:
-            parts.append(f"stays without each of {', '.join(shares)} ({changed} at the least like)")
+            parts.append(f"stays without each of {', '.join(shares)} (at the farthest {changed})")
     parts += _readings(claim, base, others)
     if claim.note:
         parts.append(claim.note)
@@ -164,7 +163,7 @@ def _figures(claim: Claim, found: Outcome) -> str:
     """Both sides, the spread over draws, and that over points."""
     unit = "req/s"
     if claim.measure != THROUGHPUT:
-        metric = load_metrics().get(claim.measure.partition(".")[0])
+        metric = known_metrics().get(claim.measure.partition(".")[0])
         unit = "ms" if metric is None else metric.unit
     text = f"{claim.of} {found.of:,.4g}"
     if found.over is not None:
