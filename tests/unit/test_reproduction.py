@@ -239,7 +239,9 @@ def found(value: float, *draws: float) -> Outcome:
         (claim_of(low=0.9, high=1.1), (0.5,), "does not hold", "smaller"),
         (claim_of(high=1.0), (0.7,), "holds", ""),
         (claim_of(high=1.0), (1.3,), "does not hold", "the other way"),
-        (claim_of(low=1.0), (1.001,), "holds", ""),
+        (claim_of(low=1.0), (1.02,), "does not hold", "no difference (below 3 %)"),
+        (claim_of(low=1.0, measure="ttft.mean"), (1.02,), "holds", ""),
+        (claim_of(low=1.0, measure="ttft.mean"), (0.995,), "does not hold", "below 1 %"),
         (claim_of(compare="change", low=-14, high=-14), (-13.0,), "holds", ""),
         (claim_of(compare="change", low=-14, high=-14), (-40.0,), "in part", "larger"),
         (claim_of(compare="change", low=30, high=30), (-5.0,), "does not hold", "the other way"),
@@ -259,12 +261,17 @@ def test_a_claim_follows_from_a_constant_that_takes_most_of_it() -> None:
     ours = found(1.6)
     stays = verdicts.row_of(claim, ("f",), ours, ours, {"turn_taking": found(1.5)}, {})
     assert stays.verdict == "holds"
-    assert "stays without each of turn_taking (at the farthest 1.50x)" in stays.why
+    assert "stays without turn_taking (1.50x)" in stays.why
     goes = verdicts.row_of(
         claim, ("f",), ours, ours, {"turn_taking": found(1.5), "link_gbps": found(1.1)}, {}
     )
     assert goes.verdict == "follows from simulator constant link_gbps"
     assert "by its numbers: holds; 1.10x without the constant" in goes.why
+    never = verdicts.row_of(
+        claim, ("f",), found(0.9), found(0.9), {"turn_taking": found(0.5)}, {}
+    )  # fmt: skip
+    assert never.verdict == "does not hold"
+    assert "does not hold without each of turn_taking (0.50x)" in never.why
     equal = claim_of(low=0.9, high=1.1)
     turned = verdicts.row_of(equal, (), found(1.5), found(1.5), {"link_gbps": found(1.0)}, {})
     assert turned.verdict.endswith("link_gbps")

@@ -16,6 +16,8 @@ HOLDS, PART, FAILS, CANNOT = "holds", "in part", "does not hold", "cannot be tes
 FOLLOWS = "follows from simulator constant"
 # A claim rests on a constant if more than this share of its effect goes with it.
 MOST_OF_IT = 0.5
+# A smaller difference is none: steps have a noise of 2 %, rates are found to 3 %.
+NOTICEABLE, NOTICEABLE_RATE = 0.01, 0.03
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +51,19 @@ def sign_of(claim: Claim) -> int:
     return 0
 
 
+def _share(claim: Claim) -> float:
+    return NOTICEABLE_RATE if claim.measure == THROUGHPUT else NOTICEABLE
+
+
+def noticeable(claim: Claim) -> float:
+    """The least effect that is one, in the claim's unit."""
+    return _share(claim) * (100.0 if claim.compare == "change" else 1.0)
+
+
 def judge(claim: Claim, found: Outcome) -> tuple[str, str]:
     """Verdict and reason by the numbers alone.
 
-    A difference holds if its effect (the distance from "no difference") is within 20 % of the
+    A difference below 1 % (3 % of a throughput) is none. One holds if its effect (the distance from "no difference") is within 20 % of the
     paper's range and all draws agree on its direction; in part, if the direction is right and the
     size is not. "Equal" and plain values hold inside their range, and in part up to twice as far.
     """
@@ -63,8 +74,10 @@ def judge(claim: Claim, found: Outcome) -> tuple[str, str]:
         return _inside(claim, found.value, low, high)
     effect = sign * (found.value - none)
     least, most = sorted((sign * (low - none), sign * (high - none)))
-    if effect <= 0:
-        return FAILS, "the other way round" if effect < 0 else "no difference"
+    if abs(effect) < noticeable(claim):
+        return FAILS, f"no difference (below {100 * _share(claim):g} %)"
+    if effect < 0:
+        return FAILS, "the other way round"
     if any(sign * (draw - none) <= 0 for draw in found.draws):
         return PART, "not in every draw"
     if effect < least * (1 - AGREES):
@@ -90,11 +103,13 @@ def _inside(claim: Claim, value: float, low: float, high: float) -> tuple[str, s
 
 def rests_on(claim: Claim, found: Outcome, without: Outcome) -> float:
     """The share of an effect that goes when a constant is made neutral; of no difference, 1 if the
-    verdict turns.
+    verdict turns. What does not hold with the constant nor without it rests on none.
     """
+    both = {judge(claim, found)[0], judge(claim, without)[0]}
+    if both == {FAILS}:
+        return 0.0
     if sign_of(claim) == 0:
-        turned = {judge(claim, found)[0], judge(claim, without)[0]} == {HOLDS, FAILS}
-        return 1.0 if turned else 0.0
+        return 1.0 if both == {HOLDS, FAILS} else 0.0
     effect = found.value - neutral_point(claim)
     return abs(found.value - without.value) / abs(effect) if effect else math.inf
 
@@ -121,7 +136,9 @@ def row_of(
             parts.insert(0, f"by its numbers: {verdict}; {changed} without the constant")
             verdict = f"{FOLLOWS} {worst}"
         else:
-            parts.append(f"stays without each of {', '.join(shares)} (at the farthest {changed})")
+            values = ", ".join(f"{c} ({shown(claim, o.value)})" for c, o in without.items())
+            how = f"{verdict} without each of" if verdict == FAILS else "stays without"
+            parts.append(f"{how} {values}")
     parts += _readings(claim, base, others)
     if claim.note:
         parts.append(claim.note)
