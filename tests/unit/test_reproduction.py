@@ -184,13 +184,16 @@ def test_throughput_is_the_knee_to_its_precision(spec) -> None:
 
 
 def test_throughput_beyond_the_grid_below_it_and_nowhere(spec) -> None:
-    lab: Any = MadeUp(load_experiment(spec(GOOD)), knee({"vllm": 0.3, "nexus": 99}))
+    lab: Any = MadeUp(load_experiment(spec(GOOD)), knee({"vllm": 0.3, "nexus": 9.1}))
     systems = lab.experiment.systems
-    assert throughput(lab, systems["nexus"], 0, PRINTED) == 4
+    assert throughput(lab, systems["nexus"], 0, PRINTED) == pytest.approx(9.1, rel=0.03)
     assert throughput(lab, systems["vllm"], 0, PRINTED) == pytest.approx(0.3, rel=0.03)
     never: Any = MadeUp(lab.experiment, knee({"vllm": 0.021, "nexus": 0.021}))
-    with pytest.raises(Unmeasurable, match="breaks the criterion even at"):
+    with pytest.raises(Unmeasurable, match="vllm breaks the criterion even at 0.0625"):
         throughput(never, systems["vllm"], 0, PRINTED)
+    always: Any = MadeUp(lab.experiment, knee({"vllm": 99, "nexus": 99}))
+    with pytest.raises(Unmeasurable, match="vllm keeps the criterion even at 64"):
+        throughput(always, systems["vllm"], 0, PRINTED)
 
 
 def test_another_criterion_and_the_best_of_several(spec) -> None:
@@ -199,7 +202,8 @@ def test_another_criterion_and_the_best_of_several(spec) -> None:
     lab: Any = MadeUp(load_experiment(spec(text)), knee({"vllm": 2.5, "nexus": 1.2}))
     systems = lab.experiment.systems
     assert throughput(lab, systems["best"], 0, PRINTED) == pytest.approx(2.5, rel=0.03)
-    assert throughput(lab, systems["best"], 0, lab.experiment.variants[0]) == 4
+    with pytest.raises(Unmeasurable, match="keeps the criterion"):  # 2,000 is never reached
+        throughput(lab, systems["best"], 0, lab.experiment.variants[0])
     point = {"request_rate": 2}
     assert value_of(lab, systems["best"], "ttft.mean", point, 0) == 100
     assert value_of(lab, systems["nexus"], "ttft.mean", point, 0) == 10_000

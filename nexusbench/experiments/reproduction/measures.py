@@ -21,7 +21,7 @@ from nexusbench.experiments.reproduction.spec import (
 )
 
 _DIGITS = 4  # significant ones of a rate between those of the grid
-_HALVINGS = 4  # of the lowest rate, where even that is too much
+_STRIDES = 4  # by 2, beyond the grid where all or nothing of it is kept
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -203,20 +203,22 @@ def throughput(lab: Lab, system: System, seed: int, variant: Variant) -> float |
     keeps = [kept(rate) for rate in rates]
     if None in keeps:
         return None
-    if all(keeps):
-        return rates[-1]  # at least that
-    first = keeps.index(False)
-    if first:
+    if False in keeps and keeps[0]:
+        first = keeps.index(False)
         return _between(kept, rates[first - 1], rates[first], criterion.precision)
-    rate = rates[0]
-    for _ in range(_HALVINGS):
-        verdict = kept(rate / 2)
+    up = bool(keeps[0])
+    rate = rates[-1] if up else rates[0]
+    for _ in range(_STRIDES):
+        beyond = rate * 2 if up else rate / 2
+        verdict = kept(beyond)
         if verdict is None:
             return None
-        if verdict:
-            return _between(kept, rate / 2, rate, criterion.precision)
-        rate /= 2
-    raise Unmeasurable(f"{system.name} breaks the criterion even at {rate:g} req/s")
+        if verdict != up:
+            return _between(kept, min(rate, beyond), max(rate, beyond), criterion.precision)
+        rate = beyond
+    raise Unmeasurable(
+        f"{system.name} {'keeps' if up else 'breaks'} the criterion even at {rate:g} req/s"
+    )
 
 
 def _between(

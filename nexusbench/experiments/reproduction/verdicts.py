@@ -63,9 +63,10 @@ def noticeable(claim: Claim) -> float:
 def judge(claim: Claim, found: Outcome) -> tuple[str, str]:
     """Verdict and reason by the numbers alone.
 
-    A difference below 1 % (3 % of a throughput) is none. One holds if its effect (the distance from "no difference") is within 20 % of the
-    paper's range and all draws agree on its direction; in part, if the direction is right and the
-    size is not. "Equal" and plain values hold inside their range, and in part up to twice as far.
+    A difference below 1 % (3 % of a throughput) is none. One holds if its effect (the distance
+    from "no difference") is within 20 % of the paper's range and all draws agree on its direction;
+    in part, if the direction is right and the size is not. "Equal" and plain values hold inside
+    their range, and in part up to twice as far.
     """
     sign, none = sign_of(claim), neutral_point(claim)
     low = -math.inf if claim.low is None else claim.low
