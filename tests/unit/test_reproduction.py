@@ -150,6 +150,8 @@ def test_the_shipped_experiments_are_sound(tmp_path: Path) -> None:
 class MadeUp:
     """A lab whose cells come from a function of (system, rate, seed, variant)."""
 
+    run_of = 400.0  # requests: what a run takes without a queue
+
     def __init__(self, experiment, number) -> None:
         self.experiment, self._number, self.asked = experiment, number, []
 
@@ -160,7 +162,8 @@ class MadeUp:
             raise Unmeasurable(made)
         metrics = {
             "normalised_latency": {"mean": made}, "ttft": {"mean": 10 * made},
-            "e2e": {"mean": 9.0}, "ttft_queueing": {"mean": 4.0}, "makespan": {"value": made},
+            "e2e": {"mean": 9.0}, "ttft_queueing": {"mean": 4.0},
+            "makespan": {"value": self.run_of / (point["request_rate"] or 1)},
         }  # fmt: skip
         return Cell(config={}, status="ok", summary={"metrics": metrics})
 
@@ -189,11 +192,34 @@ def test_throughput_beyond_the_grid_below_it_and_nowhere(spec) -> None:
     assert throughput(lab, systems["nexus"], 0, PRINTED) == pytest.approx(9.1, rel=0.03)
     assert throughput(lab, systems["vllm"], 0, PRINTED) == pytest.approx(0.3, rel=0.03)
     never: Any = MadeUp(lab.experiment, knee({"vllm": 0.021, "nexus": 0.021}))
-    with pytest.raises(Unmeasurable, match="vllm breaks the criterion even at 0.0625"):
+    with pytest.raises(Unmeasurable, match=r"vllm breaks the criterion even at 0\.0625"):
         throughput(never, systems["vllm"], 0, PRINTED)
+    text = GOOD + '[systems.best]\nbest_of = ["vllm", "nexus"]\n'
+    either: Any = MadeUp(load_experiment(spec(text)), knee({"vllm": 0.021, "nexus": 3.0}))
+    best = either.experiment.systems["best"]
+    assert throughput(either, best, 0, PRINTED) == pytest.approx(3, rel=0.03)
     always: Any = MadeUp(lab.experiment, knee({"vllm": 99, "nexus": 99}))
     with pytest.raises(Unmeasurable, match="vllm keeps the criterion even at 64"):
         throughput(always, systems["vllm"], 0, PRINTED)
+
+
+def test_a_queue_that_grows_is_not_kept_however_few_wait(spec) -> None:
+    """Latency stays low up to 3.1 req/s, but no more than 1.4 are served."""
+
+    class Slow(MadeUp):
+        def cell(self, system, point, seed, variant=PRINTED) -> Cell:
+            cell = super().cell(system, point, seed, variant)
+            took = self.run_of / min(point["request_rate"], 1.4)
+            metrics = {**cell.summary["metrics"], "makespan": {"value": took}}
+            return msgspec.structs.replace(cell, summary={"metrics": metrics})
+
+    text = GOOD + '[variants.alone]\nthroughput = { system = "vllm", steady = "nexus", '
+    text += "backlog = 1.0 }\n"
+    lab: Any = Slow(load_experiment(spec(text)), knee({"vllm": 3.1, "nexus": 3.1}))
+    nexus, (alone,) = lab.experiment.systems["nexus"], lab.experiment.variants
+    assert throughput(lab, nexus, 0, PRINTED) == pytest.approx(1.4 / 0.9, rel=0.03)
+    assert throughput(lab, nexus, 0, alone) == pytest.approx(3.1, rel=0.03)
+    assert [p["request_rate"] for p in steady_points(lab, 0)] == [1]
 
 
 def test_another_criterion_and_the_best_of_several(spec) -> None:
@@ -316,8 +342,8 @@ def test_a_claim_of_a_failed_cell_cannot_be_tested(spec) -> None:
 
 # Real cells, tiny ones.
 
-TINY = HEAD + BASE + "[grid]\nrate = [50]\nseed = [0]\n" + SYSTEMS + CRITERION
-TINY += CLAIM.replace("high = 2\n", 'high = 2\nneutral = ["turn_taking"]\n')
+TINY = HEAD + BASE + "[grid]\nrate = [50]\nseed = [0]\n" + SYSTEMS
+TINY += CLAIM.replace("high = 2\n", 'measure = "tbt.mean"\nhigh = 2\nneutral = ["turn_taking"]\n')
 TINY += '[variants."whole seconds"]\nquantize_arrivals = 1.0\n'
 TINY += CLAIM.replace("low = 2", 'measure = "ttft.mean"\nlow = 2')
 TINY += '[[claim]]\nsays = "C"\npaper = "-"\ncannot = "no"\n'
@@ -354,7 +380,6 @@ def test_a_reproduction_resumes_and_writes_what_can_be_read(spec, tmp_path: Path
     text = markdown([done])
     assert "simulated" in text
     assert "| nexus | 50 req/s |" in text
-    assert "stays below 5 times what vllm needs" in text
     block = "a\n<!-- made of: out -->\nold\n<!-- end of what is made -->\nz\n"
     made = document.rendered(block, tmp_path)
     assert text in made

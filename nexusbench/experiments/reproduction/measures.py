@@ -24,6 +24,10 @@ _DIGITS = 4  # significant ones of a rate between those of the grid
 _STRIDES = 4  # by 2, beyond the grid where all or nothing of it is kept
 
 
+class NeverKept(Unmeasurable):
+    """A system breaks the criterion at every rate that was tried."""
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """``value`` is the mean of the draws' own values; ``low`` and ``high`` are over the points of
     all draws. ``of`` and ``over`` are the means of what was compared.
@@ -172,12 +176,50 @@ def steady_points(lab: Lab, seed: int) -> list[dict[str, Any]] | None:
     criterion, points = lab.experiment.throughput, list(lab.experiment.points)
     if criterion is None or any("request_rate" not in point for point in points):
         return points
-    most = throughput(lab, lab.experiment.systems[criterion.steady], seed, PRINTED)
-    if most is None:
+    kept = _keeping(lab, lab.experiment.systems[criterion.steady], seed, PRINTED)
+    rates = _rates(lab)
+    keeps = [kept(rate) for rate in rates]
+    if None in keeps:
         return None
-    kept = [point for point in points if point["request_rate"] <= most]
-    lowest = min(_rates(lab))
-    return kept or [point for point in points if point["request_rate"] == lowest]
+    most = rates[max(0, keeps.index(False) - 1)] if False in keeps else rates[-1]
+    return [point for point in points if point["request_rate"] <= most]
+
+
+def _criterion(lab: Lab, variant: Variant) -> Criterion:
+    found = variant.throughput or lab.experiment.throughput
+    assert found is not None, "the spec was checked"
+    return found
+
+
+def _keeping(
+    lab: Lab, system: System, seed: int, variant: Variant
+) -> Callable[[float], bool | None]:
+    """Whether a rate keeps the criterion; None if that has yet to run."""
+    criterion = _criterion(lab, variant)
+    alone = {"request_rate": criterion.rate}
+    reference = lab.experiment.systems[criterion.system]
+    # Served one by one the draw's span is known, and variants of the traffic do not matter.
+    unvaried = Variant(name="", constant=variant.constant)
+
+    def asked(who: System, measure: str, point: Mapping[str, Any], how: Variant) -> float | None:
+        cell_point = {**lab.experiment.points[0], **point}
+        return value_of(lab, who, measure, cell_point, seed, how)
+
+    unloaded = asked(reference, criterion.measure, alone, unvaried)
+    longest = asked(reference, "makespan.value", alone, unvaried)
+
+    def kept(rate: float) -> bool | None:
+        point = {"request_rate": rate}
+        value = asked(system, criterion.measure, point, variant)
+        took = asked(system, "makespan.value", point, variant)
+        if value is None or took is None or unloaded is None or longest is None:
+            return None
+        bound = criterion.at_most or criterion.times * unloaded
+        # One draw has the same gaps at every rate, stretched.
+        span = longest * criterion.rate / rate
+        return value <= bound and took - span <= criterion.backlog * took
+
+    return kept
 
 
 def throughput(lab: Lab, system: System, seed: int, variant: Variant) -> float | None:
@@ -186,26 +228,22 @@ def throughput(lab: Lab, system: System, seed: int, variant: Variant) -> float |
     """
     if system.best_of:
         members = [lab.experiment.systems[name] for name in system.best_of]
-        found = [throughput(lab, member, seed, variant) for member in members]
+        found = [_at_all(lab, member, seed, variant) for member in members]
         known = [rate for rate in found if rate is not None]
-        return max(known) if len(known) == len(found) else None
-    criterion = variant.throughput or lab.experiment.throughput
-    assert criterion is not None, "the spec was checked"
-    bound = _bound(lab, criterion, seed, variant)
-    point = {k: v for k, v in lab.experiment.points[0].items() if k != "request_rate"}
-
-    def kept(rate: float) -> bool | None:
-        cell_point = {**point, "request_rate": rate}
-        value = value_of(lab, system, criterion.measure, cell_point, seed, variant)
-        return None if value is None or bound is None else value <= bound
-
+        if len(known) < len(found):
+            return None
+        if not any(known):
+            raise NeverKept(f"{system.name}: none of them keeps the criterion")
+        return max(known)
+    precision = _criterion(lab, variant).precision
+    kept = _keeping(lab, system, seed, variant)
     rates = _rates(lab)
     keeps = [kept(rate) for rate in rates]
     if None in keeps:
         return None
     if False in keeps and keeps[0]:
         first = keeps.index(False)
-        return _between(kept, rates[first - 1], rates[first], criterion.precision)
+        return _between(kept, rates[first - 1], rates[first], precision)
     up = bool(keeps[0])
     rate = rates[-1] if up else rates[0]
     for _ in range(_STRIDES):
@@ -214,11 +252,19 @@ def throughput(lab: Lab, system: System, seed: int, variant: Variant) -> float |
         if verdict is None:
             return None
         if verdict != up:
-            return _between(kept, min(rate, beyond), max(rate, beyond), criterion.precision)
+            return _between(kept, min(rate, beyond), max(rate, beyond), precision)
         rate = beyond
-    raise Unmeasurable(
-        f"{system.name} {'keeps' if up else 'breaks'} the criterion even at {rate:g} req/s"
-    )
+    if up:
+        raise Unmeasurable(f"{system.name} keeps the criterion even at {rate:g} req/s")
+    raise NeverKept(f"{system.name} breaks the criterion even at {rate:g} req/s")
+
+
+def _at_all(lab: Lab, system: System, seed: int, variant: Variant) -> float | None:
+    """:func:`throughput`, 0 where no rate keeps the criterion."""
+    try:
+        return throughput(lab, system, seed, variant)
+    except NeverKept:
+        return 0.0
 
 
 def _between(
@@ -232,15 +278,3 @@ def _between(
             return None
         low, high = (middle, high) if verdict else (low, middle)
     return low
-
-
-def _bound(lab: Lab, criterion: Criterion, seed: int, variant: Variant) -> float | None:
-    """What the measure must stay below."""
-    if criterion.at_most is not None:
-        return criterion.at_most
-    # Served one by one the draw hardly matters, nor do variants of the traffic.
-    point = {**lab.experiment.points[0], "request_rate": criterion.rate}
-    system = lab.experiment.systems[criterion.system]
-    alone = Variant(name="", constant=variant.constant)
-    found = value_of(lab, system, criterion.measure, point, seed, alone)
-    return None if found is None else criterion.times * found

@@ -57,8 +57,13 @@ def criterion_text(criterion: Criterion | None) -> str:
             f"{criterion.times:g} times what {criterion.system} needs for requests one by one "
             f"({criterion.rate:g} req/s)"
         )
+    queue = ""
+    if criterion.backlog < 1:
+        share = f"{100 * criterion.backlog:g} %"
+        queue = f" and at most {share} of the run comes after the last arrival"
     return (
-        f"Throughput: the highest rate at which {criterion.measure} stays below {bound}, found to "
+        f"Throughput: the highest rate at which {criterion.measure} stays below {bound}{queue}, "
+        "found to "
         f"{100 * criterion.precision:g} % for each draw. Latencies are compared at the rates of "
         f"the grid that {criterion.steady} keeps."
     )

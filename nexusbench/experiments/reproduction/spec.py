@@ -46,7 +46,9 @@ def known_metrics() -> dict[str, Metric]:
 
 class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A rate is kept while ``measure`` is below ``times`` its value for requests served one by one
-    (at ``rate`` requests/s, by ``system``), or below ``at_most``. Rates are found to ``precision``.
+    (at ``rate`` requests/s, by ``system``), or below ``at_most``, and no queue grows: at most
+    ``backlog`` of the run comes after the last arrival (1: no matter). Rates are found to
+    ``precision``.
 
     Latencies are compared at the rates of the grid that ``steady`` keeps.
     """
@@ -56,6 +58,7 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     measure: str = "normalised_latency.mean"
     times: float = 5.0
     at_most: float | None = None
+    backlog: float = 0.1
     rate: float = 0.02
     precision: float = 0.03
 
@@ -274,8 +277,9 @@ def _throughput(
     for key in ("system", "steady"):
         _known(reader, getattr(found, key), systems, place, key)
     _check_measure(reader, found.measure, place, "measure", 0)
-    if found.precision <= 0 or found.times <= 1 or found.rate <= 0:
-        raise reader.fault("is impossible", place, hint="times > 1, rate > 0, precision > 0")
+    if min(found.precision, found.rate, found.backlog) <= 0 or found.times <= 1:
+        hint = "times > 1, and rate, precision and backlog > 0"
+        raise reader.fault("is impossible", place, hint=hint)
     return found
 
 
