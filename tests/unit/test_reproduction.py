@@ -238,10 +238,13 @@ def test_another_criterion_and_the_best_of_several(spec) -> None:
 
 def test_latencies_are_compared_where_the_steady_system_is_steady(spec) -> None:
     text = GOOD.replace("low = 2", 'measure = "ttft.mean"\nlow = 2')
+    text += '[variants."at all rates"]\nall_rates = true\n'
     lab: Any = MadeUp(load_experiment(spec(text)), knee({"vllm": 1.0, "nexus": 2.5}))
     assert [p["request_rate"] for p in steady_points(lab, 0)] == [1, 2]
     made = outcome(lab, lab.experiment.claims[0], PRINTED, (0,))
     assert (made.low, made.high, made.points) == (1, 100, ("1 req/s", "2 req/s"))
+    everywhere = outcome(lab, lab.experiment.claims[0], lab.experiment.variants[0], (0,))
+    assert everywhere.points == ("1 req/s", "2 req/s", "4 req/s")
     assert made.value == pytest.approx(10)  # the geometric mean of 1 and 100
 
 

@@ -75,7 +75,7 @@ def _draw(lab: Lab, claim: Claim, variant: Variant, seed: int) -> list[_Compared
         if mine is None or (over is not None and theirs is None):
             return None
         return [("", compare(claim, mine, theirs), mine, theirs)]
-    points = steady_points(lab, seed)
+    points = list(lab.experiment.points) if variant.all_rates else steady_points(lab, seed)
     if points is None:
         return None
     rows: list[_Compared] = []

@@ -22,7 +22,7 @@ from nexusbench.experiments.reproduction.measures import (
     point_name,
     throughput,
 )
-from nexusbench.experiments.reproduction.spec import Claim, Experiment, System, Variant
+from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim, Experiment, System, Variant
 from nexusbench.experiments.reproduction.verdicts import Row, cannot, row_of, row_of_statement
 from nexusbench.experiments.store import Store
 from nexusbench.models.config import load_model
@@ -160,7 +160,8 @@ def _readings(lab: Lab, claim: Claim, seeds: Sequence[int]) -> dict[str, Outcome
         variant.name: _other(lab, claim, variant, seeds)
         for variant in lab.experiment.variants
         if (not variant.systems or touched & set(variant.systems))
-        and (variant.throughput is None or claim.measure == "throughput")
+        and (variant.throughput is None or claim.measure == THROUGHPUT)
+        and not (variant.all_rates and claim.measure == THROUGHPUT)
     }
 
 

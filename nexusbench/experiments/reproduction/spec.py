@@ -34,6 +34,7 @@ Serve = Literal["run", "regret", "oracle"]
 # Computed from several numbers of a cell, or from several cells.
 THROUGHPUT, EXECUTION = "throughput", "execution"
 # Scalars that only ``serve = "regret"`` or "oracle" has.
+_OF_VARIANTS = ("systems", "fitted", "all_rates")
 JUDGED = ("regret_mean", "regret_p95", "broken")
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -82,6 +83,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     systems: tuple[str, ...] = ()
     fitted: bool = False
     throughput: Criterion | None = None
+    all_rates: bool = False  # latencies at the rates that are not kept, too
     constant: str = ""  # made neutral on the simulated GPU
 
 
@@ -246,12 +248,12 @@ def _variants(
     variants: list[Variant] = []
     for name, table in _named(reader, document, "variants").items():
         where = f"variants.{name}"
-        own: dict[str, Any] = {k: table.pop(k) for k in ("systems", "fitted") if k in table}
+        own: dict[str, Any] = {k: table.pop(k) for k in _OF_VARIANTS if k in table}
         throughput = _throughput(reader, table, "throughput", systems, where)
         table.pop("throughput", None)
         fields = {key: v[0] for key, v in reader.values(table, where, 0, False).items()}
         made = _convert(reader, {"name": name, **own}, where, Variant)
-        if not (fields or made.fitted or throughput):
+        if not (fields or made.fitted or made.all_rates or throughput):
             raise reader.fault("changes nothing", where, hint="Give it a field or drop it")
         kept = tuple(system for system in made.systems if system in systems)
         if made.systems and not kept:
