@@ -25,7 +25,7 @@ class Books:
         self.recency = list(pool.cached)
         self.refs = list(pool.refs)
         self.hashes = dict(pool._hash_of), dict(pool._block_of)
-        self.preempted = len(ctx._preempted)
+        self.preempted = len(ctx._journal.preempted)
         self.drafts = {
             name: (list(draft.decodes), list(draft.chunks), draft.tokens, draft.context)
             for name, draft in ctx._drafts.items()
