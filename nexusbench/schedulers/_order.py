@@ -52,7 +52,7 @@ class CacheOrder:
         requests = list(waiting)
         cached = [0] * len(requests) if crowded else self._kv.count_cached(requests)
         keys = [self.key(r, n) for r, n in zip(requests, cached, strict=True)]
-        if any([r.order_key != key for r, key in zip(requests, keys, strict=True)]):
+        if keys != [r.order_key for r in requests]:
             waiting.reorder(keys)
 
     def key(self, request: RequestView, cached: int) -> float:
