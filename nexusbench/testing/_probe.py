@@ -255,6 +255,7 @@ class Probe(Scheduler):
         assert isinstance(ctx, WatchedContext)
         expected = Snapshot(self.state)
         flying = expected.flying
+        self.inner.belief = self.belief
         plan = self.inner.schedule(ctx)
         if not isinstance(plan, Plan):
             raise ConformanceError("contract", f"schedule returns {plan!r}, which is no Plan")
