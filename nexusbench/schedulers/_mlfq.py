@@ -11,13 +11,15 @@ from nexusbench.core.request import RequestView
 class Job:
     """A request's place: its level, how long it has run there (ns), and since when it has not.
 
-    ``place`` orders those of one level who have ``begun``, smaller first.
+    ``place`` orders those of one level who have ``begun``, smaller first; ``earned`` is the level
+    whose quantum it has, its own unless it was promoted from there.
     """
 
-    __slots__ = ("begun", "idle_since", "level", "place", "request", "used")
+    __slots__ = ("begun", "earned", "idle_since", "level", "place", "request", "used")
 
     def __init__(self, request: RequestView, level: int) -> None:
-        self.request, self.level = request, level
+        self.request = request
+        self.level = self.earned = level
         self.begun = False
         self.place = self.used = 0
         self.idle_since = request.arrival_ns
@@ -46,11 +48,12 @@ class Mlfq:
 
     A job joins the first level whose quantum its first iteration fits into, at the end; is demoted
     one level when it has run for longer than its quantum there, to the front; is promoted to level
-    0 when it has been idle too long. There is no lowest level: quanta go on doubling.
+    0 when it has been idle too long. There is no lowest level: quanta go on doubling. With
+    ``keeps`` a promoted job has the quantum of the level it comes from, and returns below that.
     """
 
-    def __init__(self, quantum_ns: int) -> None:
-        self._quantum = quantum_ns
+    def __init__(self, quantum_ns: int, *, keeps: bool = False) -> None:
+        self._quantum, self._keeps = quantum_ns, keeps
         self._levels: dict[int, _Level] = {}
         self._front = self._back = 0
         self.jobs: dict[int, Job] = {}  # by index of the request
@@ -82,16 +85,18 @@ class Mlfq:
             job = self.jobs[request.index]
             job.idle_since = now
             job.used += took_ns
-            if job.used > self._quantum << job.level:
+            if job.used > self._quantum << job.earned:
                 spent.append(job)
         for job in reversed(spent):  # so that they keep their order at the front
-            self._move(job, job.level + 1, front=True)
+            job.earned += 1
+            self._move(job, job.earned, front=True)
 
     def promote(self, idle_ns: float, now: int) -> None:
         """Lift all who have been idle for so long to level 0."""
         starved = [job for job in self.jobs.values() if job.level]
         for job in starved:
             if now - job.idle_since >= idle_ns:
+                job.earned = job.earned if self._keeps else 0
                 self._move(job, 0)
 
     def levels(

@@ -12,6 +12,11 @@ from nexusbench.schedulers._mlfq import Job
 Levels = Iterable[tuple[Iterable[Job], Iterable[Job]]]
 
 
+def rank(job: Job) -> tuple[int, int]:
+    """Order among those who have begun."""
+    return job.level, job.place
+
+
 class Turn:
     """``levels`` is the whole queue; ``most_requests`` and ``most_tokens`` (of prompts) bound the
     iteration; ``leaving`` are those on their way to the host; ``holding`` starts nobody new.
@@ -32,16 +37,18 @@ class Turn:
         holding: bool,
     ) -> None:
         self._ctx, self._size = ctx, ctx.kv.block_size
+        self._seats = ctx.limits.max_num_seqs
         self._requests, self._tokens = most_requests, most_tokens
         self._leaving, self._holding = leaving, holding
+        self._kept: set[Job] = set()  # prompts in between that this time has no tokens for
         self._room = 0  # tokens of prompts that are not given to anybody yet
         self._decoding = {r.index for r in ctx.decoding}
         self._here = self._decoding | {r.index for r in ctx.prefilling}
         self._out = {r.index for r in ctx.swapped}
         self.due = self._first(levels)
         chosen = {job.request.index for job in self.due}
-        self.others = [jobs[index] for index in self._here if index not in chosen]
-        self.others.sort(key=lambda job: (job.level, job.place))
+        self._everyone = sorted([jobs[index] for index in self._here], key=rank)
+        self.others = [job for job in self._everyone if job.request.index not in chosen]
 
     def _first(self, levels: Levels) -> list[Job]:
         due: list[Job] = []
@@ -50,16 +57,21 @@ class Turn:
             r, index = job.request, job.request.index
             left = r.num_tokens - r.num_computed_tokens
             is_prompt = left > 1 or not (index in self._here or index in self._out)
-            if is_prompt and self._room <= 0:
+            here, dry = index in self._here, is_prompt and self._room <= 0
+            if dry and not here:
                 continue
             need = ceil_div(r.num_tokens + 1, self._size)
             # Who has to come in leaves the others a block each to grow into.
-            spare = 0 if index in self._here else len(due)
-            if len(due) == self._requests or need + spare > blocks:
+            spare = 0 if here else len(due)
+            full = len(due) == self._requests or len(due) + len(self._kept) == self._seats
+            if full or need + spare > blocks:
                 break
-            due.append(job)
             blocks -= need
-            self._room -= left if is_prompt else 0
+            if dry:
+                self._kept.add(job)
+            else:
+                due.append(job)
+                self._room -= left if is_prompt else 0
         return due
 
     def _candidates(self, levels: Levels) -> Iterator[Job]:
@@ -84,11 +96,11 @@ class Turn:
             blocks += ceil_div(r.num_tokens + 1, self._size) - held
             seats += not here
         blocks -= ctx.kv.num_free + ctx.blocks_coming
-        seats -= ctx.limits.max_num_seqs - ctx.num_running + len(self._leaving)
+        seats -= self._seats - ctx.num_running + len(self._leaving)
         for job in reversed(self.others):
             if blocks <= 0 and seats <= 0:
                 return
-            if not job.request.in_flight:
+            if not job.request.in_flight and job not in self._kept:
                 before = ctx.kv.num_free + ctx.blocks_coming
                 self._evict(job.request)
                 ctx.preempt(job.request)
@@ -128,7 +140,7 @@ class Turn:
 
     def _lowest_after(self, request: RequestView) -> RequestView | None:
         """Whose blocks ``request`` may take: the lowest who is there, none that goes before it."""
-        for job in (*reversed(self.others), *reversed(self.due)):
+        for job in reversed(self._everyone):
             r = job.request
             if r is request:
                 return None
