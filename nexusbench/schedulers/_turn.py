@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import ceil_div
@@ -22,7 +23,7 @@ class Turn:
     iteration; ``leaving`` are those on their way to the host; ``holding`` starts nobody new.
 
     ``due`` are the first in the order that fit into the batch and, with all their tokens, into
-    memory; ``others`` all who are in memory besides, in order.
+    memory; ``others`` all who are in memory besides, in order. ``jobs`` are the queue's, by index.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Turn:
         self._decoding = {r.index for r in ctx.decoding}
         self._here = self._decoding | {r.index for r in ctx.prefilling}
         self._out = {r.index for r in ctx.swapped}
+        self._jobs = jobs
         self.due = self._first(levels)
         chosen = {job.request.index for job in self.due}
         self._everyone = sorted([jobs[index] for index in self._here], key=rank)
@@ -75,14 +77,16 @@ class Turn:
         return due
 
     def _candidates(self, levels: Levels) -> Iterator[Job]:
-        """The queue, without new requests that there are no tokens for: it can be very long."""
+        """The queue; once no tokens are left for prompts, only who has KV: it can be very long."""
+        seen: set[int] = set()
         for begun, fresh in levels:
-            yield from begun
-            if self._room > 0 and not self._holding:
-                for job in fresh:
-                    yield job
-                    if self._room <= 0:
-                        break
+            for job in begun if self._holding else chain(begun, fresh):
+                if self._room <= 0:
+                    rest = (self._here | self._out) - seen
+                    yield from sorted([self._jobs[index] for index in rest], key=rank)
+                    return
+                seen.add(job.request.index)
+                yield job
 
     def make_room(self) -> None:
         """Take others' blocks and seats, lowest first, for what the due lack; ahead of need where
