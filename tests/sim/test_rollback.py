@@ -52,7 +52,9 @@ class Hesitant(Scheduler):
         super().__init__(inner.options)
         self.inner, self.chance = inner, chance
         self.shared = False
-        self.__dict__.update(partitions=inner.partitions, work_conserving=False)
+        for name in ("partitions", "needs_belief", "listens", "swap_gib"):
+            self.__dict__[name] = getattr(inner, name)
+        self.work_conserving = False
         self.default_partitioner = inner.default_partitioner
 
     @property
@@ -62,7 +64,14 @@ class Hesitant(Scheduler):
     def order_key(self, request):
         return self.inner.order_key(request)
 
+    def completed(self, batch, now):
+        self.inner.completed(batch, now)
+
+    def finished(self, request):
+        self.inner.finished(request)
+
     def schedule(self, ctx):
+        self.inner.belief = self.belief
         before = Books(ctx)
         self.anything(ctx)
         ctx.rollback()
