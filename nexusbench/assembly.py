@@ -21,9 +21,10 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
-from nexusbench.core.units import GIB, NS_PER_S
+from nexusbench.core.units import GIB, NS_PER_S, counted
 from nexusbench.costs.base import CostModel
 from nexusbench.devices._gpus import gpu_names
+from nexusbench.devices._profiled import is_profile
 from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.kv_pools import check_pool, kv_pools, swap_gib
@@ -149,8 +150,8 @@ def open_device(
     # docs/decisions/0004.
     gpu = cls.describe(argument)
     large = gpu.hbm_gib >= 70 and "a100" not in gpu.name.lower()
-    if policy is not None and policy.num_gpus == 2 and kind == "sim" and "+" not in argument:
-        argument = f"{argument}+{argument}"
+    if policy is not None and policy.num_gpus == 2:
+        argument = _pair(policy, kind, argument)
     limits = Limits(
         config.max_num_seqs or (1024 if large else 256),
         config.max_num_batched_tokens or (8192 if large else 2048),
@@ -175,6 +176,17 @@ def open_device(
     )
     check_flags(config, simulated=kind == "sim")
     return cls.open(argument, model, options), limits
+
+
+def _pair(policy: Scheduler, kind: str, argument: str) -> str:
+    """Two of the simulated GPU, before anything is loaded onto one. Raises UsageError."""
+    if kind != "sim" or is_profile(argument):
+        what = f"sim:{argument}, a profile," if kind == "sim" else kind
+        raise UsageError(
+            f"scheduler '{policy.name}' needs {policy.num_gpus} GPUs, {what} is one device. Use a "
+            "simulated pair, such as --device sim:l20+l20"
+        )
+    return argument if "+" in argument else f"{argument}+{argument}"
 
 
 def check_gpus(scheduler: Scheduler, device: Device) -> None:
@@ -261,8 +273,8 @@ def _partitioner(
         scheduler.belief = belief
     if device.spec.num_gpus not in cls.num_gpus:
         raise UsageError(
-            f"partitioner '{spec}' divides one GPU, {device.spec.name} has "
-            f"{device.spec.num_gpus}; the default of '{scheduler.name}' is "
+            f"partitioner '{spec}' divides {counted(cls.num_gpus[0], 'GPU')}, {device.spec.name} "
+            f"has {device.spec.num_gpus}; the default of '{scheduler.name}' is "
             f"'{scheduler.default_partitioner}'"
         )
     made: Partitioner = partitioners.create(spec, partitions=scheduler.partitions, belief=belief)
@@ -321,6 +333,8 @@ def _facts(
         "warmup_ns": round(config.warmup_s * NS_PER_S),
         "gpus": config.tensor_parallel_size * spec.num_gpus,
         "swap_bytes": spec.host_bytes,
+        "pools": list(spec.pools),
+        "homes": [spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
         "price_per_hour": config.price_per_hour,
         "watts": config.watts,
     }

@@ -30,7 +30,9 @@ FLUSH_ROWS = 400_000  # event rows held before they are written to disk (a few M
 CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
 PROGRESS_NS = 100 * NS_PER_MS
 # What metrics need of the facts that an assembly resolved.
-RESOLVED_FACTS = ("slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work")
+RESOLVED_FACTS = (
+    "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes",
+)  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
 Progress = Callable[[Engine], None]
@@ -302,7 +304,7 @@ def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
     return {
         "simulated": assembly.device.spec.simulated,
         "num_sms": assembly.device.spec.num_sms,
-        "kv_blocks": assembly.kv.num_blocks,
+        "kv_blocks": assembly.facts["kv_blocks"],
         "block_size": assembly.kv.block_size,
         "partitions": assembly.scheduler.partitions,
         "splits": _splits(engine),

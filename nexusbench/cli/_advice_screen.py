@@ -56,7 +56,8 @@ def show_advice(params: Mapping[str, Any]) -> None:
     asked = split_policies(params["scheduler"] or [], "--scheduler")
     sizers = split_policies(params["partitioner"] or [], "--partitioner")
     check_policies([], params["cost_model"])
-    candidates, skipped = find_candidates(asked, sizers, _chunks(params["chunks"]))
+    gpus = 2 if "+" in params["device"] else 1
+    candidates, skipped = find_candidates(asked, sizers, _chunks(params["chunks"]), gpus)
     config, requests = _traffic(asked_config(params))
     scored = scored_slo(slo)
     question = Question(

@@ -115,8 +115,10 @@ def _schedulers() -> list[Entry]:
     from nexusbench.schedulers.base import schedulers
 
     def facts(cls: Any) -> list[str]:
+        gpus = f" of {cls.num_gpus} GPUs" if cls.num_gpus > 1 else ""
         return [
-            f"runs on {' and '.join(cls.partitions)}, default partitioner {cls.default_partitioner}"
+            f"runs on {' and '.join(cls.partitions)}{gpus}, default partitioner "
+            f"{cls.default_partitioner}"
         ]
 
     return _plugins(schedulers, facts)
@@ -127,7 +129,8 @@ def _partitioners() -> list[Entry]:
 
     def facts(cls: Any) -> list[str]:
         served = " or ".join(" and ".join(partitions) for partitions in cls.serves)
-        return [f"serves {served}" + ("; asks a cost model" if cls.needs_belief else "")]
+        pair = " of 2 GPUs" if 1 not in cls.num_gpus else ""
+        return [f"serves {served}{pair}" + ("; asks a cost model" if cls.needs_belief else "")]
 
     return _plugins(partitioners, facts)
 

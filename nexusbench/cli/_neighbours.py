@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from nexusbench.metrics.pieces import chunk_numbers
 from nexusbench.metrics.run_events import BoolArray, RunEvents
 
 MOST_NAMED = 5
@@ -66,11 +67,14 @@ def neighbours_of(run: RunEvents, request: int) -> Neighbours:
 
 
 def _prefilled(run: RunEvents, begin: int, end: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Prompt tokens computed per request in passes that overlap (begin, end]."""
+    """Prompt tokens computed per request in passes that overlap (begin, end]; those of a chunk that
+    went through its layers in several launches once.
+    """
     chunk, passes = run.tables["chunk"], run.iterations
     steps = run.tables["submitted"]["step"][passes.launch]
     inside = steps[(passes.end > begin) & (passes.start < end)]
-    rows = np.isin(chunk["step"], inside)
+    rows = np.flatnonzero(np.isin(chunk["step"], inside))
+    rows = rows[np.unique(chunk_numbers(run)[rows], return_index=True)[1]]
     counts = np.bincount(
         chunk["request"][rows], weights=chunk["tokens"][rows], minlength=run.num_requests
     )

@@ -8,7 +8,7 @@ from typing import Any
 from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import Row, unit_of
-from nexusbench.comparison.view import Column, RunView
+from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.units import NS_PER_S, counted
 
 _DEFINITIONS = (
@@ -139,8 +139,21 @@ def _belief(facts: dict[str, Any], asked: str | None) -> str:
 def note_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
     """What must be known of these policies, as further header lines."""
     notes = [_TIGHT_BETA] if any(map(_is_tight, columns)) else []
+    notes += _gpus_notes(columns)
     notes += belief_notes(columns[0].first.config, [column.first.resolved for column in columns])
     return [("note", text) for text in notes]
+
+
+def _gpus_notes(columns: Sequence[Column]) -> list[str]:
+    """Who uses more GPUs than the header's first run."""
+    if not gpus_differ(columns):
+        return []
+    named = [
+        f"{c.label} {c.gpus} ({c.first.resolved['device']}, {c.first.resolved['kv_blocks']:,} KV "
+        "blocks)"
+        for c in columns
+    ]
+    return [f"not all use the same number of GPUs: {', '.join(named)}; rates stand per GPU too"]
 
 
 def _is_tight(column: Column) -> bool:

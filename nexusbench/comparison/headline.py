@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.comparison.verdict import CLAIMS, amount, factor, is_level, tail_prices
+from nexusbench.comparison.verdict import (
+    CLAIMS,
+    amount,
+    factor,
+    is_level,
+    per_gpu,
+    tail_prices,
+)
 from nexusbench.comparison.view import Column, Estimate
 
 
@@ -61,7 +68,9 @@ def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: boo
 
 
 class Headline(msgspec.Struct, frozen=True):
-    """Who wins, and the price of it; without a price where there is none, or no winner."""
+    """Who wins, and the price of it; without a price where there is none, or no winner. What a
+    winner on more GPUs than others does per GPU is part of the price.
+    """
 
     claim: str
     price: str = ""
@@ -88,7 +97,8 @@ def headline(columns: Sequence[Column]) -> Headline:
     won = [claim for claim in decided if main in claim.winners]
     sentence = f"{main} has {_listed([_won(claim, main) for claim in won])}."
     price = _price(rivals, main, [claim for claim in decided if main not in claim.winners])
-    return Headline(sentence, f"The price: {price}." if price else "")
+    paid = [f"The price: {price}." if price else "", per_gpu(rivals, [main])]
+    return Headline(sentence, " ".join(part for part in paid if part))
 
 
 def over_loads(claims: Sequence[Sequence[Claim]]) -> str:

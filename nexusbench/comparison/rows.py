@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.comparison.view import Column, Estimate
+from nexusbench.comparison.view import Column, Estimate, gpus_differ
 
 STATISTICS = ("mean", "p50", "p95", "p99")
 LATENCIES = (
@@ -59,6 +59,12 @@ SCALARS = (
         ("send lag, max", "ms", "send_lag", "max"),
     ),
 )
+# Shown where runs on different numbers of GPUs stand side by side.
+PER_GPU = (
+    ("  per GPU", "req/s", "request_throughput"),
+    ("  per GPU", "tok/s", "output_throughput"),
+    ("  per GPU", "req/s", "goodput"),
+)
 # Shown only where they are not zero for everyone: their absence is no news.
 _ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished")
 _SECONDS_FROM_MS = 1000.0
@@ -105,8 +111,15 @@ def make_rows(columns: Sequence[Column]) -> list[Row]:
         following = LATENCIES[position + 1][0] if position + 1 < len(LATENCIES) else ""
         if rows and not following.startswith("  "):
             rows[-1].last = True
+    per_gpu = gpus_differ(columns)
     for section in SCALARS:
-        made = [_scalar_row(columns, *declared) for declared in section]
+        made = []
+        for declared in section:
+            made.append(_scalar_row(columns, *declared))
+            if per_gpu:
+                made += [_row_per_gpu(columns, *row) for row in PER_GPU if row[2] == declared[2]]
+        if per_gpu and section is SCALARS[0]:
+            made.insert(0, Row("GPUs", "", [Cell(str(column.gpus)) for column in columns]))
         if section[0][2] == "sms_prefill":
             made.append(_split_row(columns))
             made = [_in_units(columns, row) for row in made]
@@ -142,6 +155,25 @@ def _row(
     """A row of one statistic of one metric; None where no column has it."""
     name = name or second
     found = [column.statistic(tag, name) for column in columns]
+    return _row_of(columns, title, second, tag, scale, name, found)
+
+
+def _row_per_gpu(columns: Sequence[Column], title: str, second: str, tag: str) -> Row | None:
+    """A rate, divided by the GPUs that each column uses."""
+    found = [column.per_gpu(tag) for column in columns]
+    return _row_of(columns, title, second, tag, 1.0, "value", found)
+
+
+def _row_of(
+    columns: Sequence[Column],
+    title: str,
+    second: str,
+    tag: str,
+    scale: float,
+    name: str,
+    found: Sequence[Estimate | None],
+) -> Row | None:
+    """The row of values that were found; None where there are none."""
     if all(estimate is None for estimate in found):
         return None
     values = [None if e is None else e.value * scale for e in found]

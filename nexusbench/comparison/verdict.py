@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.comparison.view import Column, Estimate
+from nexusbench.comparison.view import Column, Estimate, gpus_differ
 
 # Differences below this are called equal: the simulator's own noise is of that size.
 _EQUAL = 0.01
@@ -29,9 +29,8 @@ def verdict(columns: Sequence[Column]) -> list[str]:
     if len(rivals) < 2:
         return []
     claims = [_sentence(rivals, *claim) for claim in CLAIMS]
-    return [sentence for sentence in (*claims, _why(rivals), _price(rivals)) if sentence] + (
-        _remarks(rivals)
-    )
+    said = (*claims, _why(rivals), _price(rivals), per_gpu(rivals, _winners(rivals)))
+    return [sentence for sentence in said if sentence] + _remarks(rivals)
 
 
 def reasons(columns: Sequence[Column]) -> list[str]:
@@ -39,6 +38,44 @@ def reasons(columns: Sequence[Column]) -> list[str]:
     rivals = [column for column in columns if column.complete]
     why = _why(rivals) if len(rivals) > 1 else None
     return [*([why] if why else []), *(_remarks(rivals) if len(rivals) > 1 else [])]
+
+
+def per_gpu(columns: Sequence[Column], winners: Sequence[str]) -> str:
+    """How winners on more GPUs than others stand per GPU; empty where that is not asked."""
+    if not gpus_differ(columns):
+        return ""
+    least = min(column.gpus for column in columns)
+    rates = {c.label: e.value for c in columns if (e := c.per_gpu("output_throughput"))}
+    parts = []
+    for column in columns:
+        if column.gpus == least or column.label not in winners or column.label not in rates:
+            continue
+        own = rates[column.label]
+        others = {c.label: rates[c.label] for c in columns if c.gpus < column.gpus}
+        if not others:
+            continue
+        rival = max(others, key=lambda label: others[label])
+        parts.append(
+            f"{column.label} uses {column.gpus} GPUs: per GPU its output throughput is "
+            f"{amount(own, 'output_throughput')}, {_beside(own, others[rival], rival)}"
+        )
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _beside(own: float, other: float, label: str) -> str:
+    if is_level(Estimate(own), Estimate(other)):
+        return f"level with {label}"
+    return factor(own, other, label, less=own < other)
+
+
+def _winners(columns: Sequence[Column]) -> list[str]:
+    """Labels of those that are best at something."""
+    found = []
+    for _, tag, name, less in CLAIMS:
+        known = [(c.label, e.value) for c in columns if (e := c.statistic(tag, name)) is not None]
+        if known:
+            found.append((min if less else max)(known, key=lambda pair: pair[1])[0])
+    return found
 
 
 def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:

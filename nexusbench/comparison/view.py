@@ -101,6 +101,11 @@ class Column(msgspec.Struct):
         """All its runs came to their own end, so that it may be called best."""
         return all(view.complete for view in self.views)
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that it uses: of a pair, of a group in lockstep."""
+        return int(self.first.resolved.get("gpus") or 1)
+
     def entry(self, tag: str) -> dict[str, Any]:
         """What a metric is: unit, direction, title."""
         entry: dict[str, Any] = self.first.summary["metrics"].get(tag, {})
@@ -113,6 +118,13 @@ class Column(msgspec.Struct):
         return _estimate(
             [view.summary["metrics"].get(tag, {}).get(name) for view in self.views],
         )
+
+    def per_gpu(self, tag: str) -> Estimate | None:
+        """A rate of the whole run, for each GPU that it uses."""
+        rate, gpus = self.statistic(tag, "value"), self.gpus
+        if rate is None:
+            return None
+        return Estimate(rate.value / gpus, None if rate.half is None else rate.half / gpus)
 
     def weak(self, tag: str, name: str) -> bool:
         """In some run the percentile has too few samples beyond it."""
@@ -227,6 +239,14 @@ def span(arrivals: Any) -> int:
     """From the first to the last arrival, ns; what never arrived does not count."""
     known = arrivals[arrivals >= 0]
     return int(known.max() - known.min()) if len(known) else 0
+
+
+def gpus_differ(columns: Sequence[Column]) -> bool:
+    """Some use more GPUs than others: what they do per GPU is part of the comparison. What is
+    behind an endpoint nobody knows.
+    """
+    known = all(column.first.resolved.get("observed") != "client" for column in columns)
+    return known and len({column.gpus for column in columns}) > 1
 
 
 def by_label(views: Sequence[RunView]) -> list[Column]:

@@ -41,6 +41,14 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
         """Rows of the dense layers."""
         return self.num_decodes + sum(n for n, _ in self.chunks)
 
+    @property
+    def at_home(self) -> BatchShape:
+        """What its own GPU computes of it: all rows, less the keys that are read elsewhere."""
+        if self.remote is None:
+            return self
+        context = self.decode_context - self.remote[1]
+        return BatchShape(self.num_decodes, context, self.chunks, self.layers, self.repeat)
+
 
 class Batch(msgspec.Struct, gc=False, eq=False):
     """What one partition computes in one launch.

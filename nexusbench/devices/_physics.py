@@ -122,6 +122,14 @@ class Physics:
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
         )
 
+    def message_bytes(self, rows: int) -> float:
+        """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
+        values there, outputs back; of one GPU of a group, which has a link of its own.
+        """
+        work = self._work
+        heads = 2 * work.num_heads + 2 * work.num_kv_heads
+        return rows * heads * self.model.head_dim * work.activation_bytes
+
     def _stack(self, rows: int, sms: int) -> OperatorClass:
         """The decoder stack without attention, not memoised."""
         work = self._work

@@ -19,6 +19,7 @@ from nexusbench.devices._links import Links
 from nexusbench.devices._measured import MeasuredPhysics
 from nexusbench.devices._physics import Load, Physics
 from nexusbench.devices._profiled import Truth, is_profile
+from nexusbench.devices._remote import Away, ghost, remote_slowdown, split_launch
 from nexusbench.devices._tables import load_table
 from nexusbench.devices.base import Device, DeviceOptions
 
@@ -31,7 +32,7 @@ POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GP
 
 class Launch(msgspec.Struct, gc=False, eq=False):
     """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it
-    goes now.
+    goes now; ``away`` what another GPU computes for it.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Launch(msgspec.Struct, gc=False, eq=False):
     ends_ns: int
     solo_ns: int
     repeats_left: int
+    away: Away | None = None
 
 
 class Meters(msgspec.Struct, gc=False):
@@ -101,7 +103,7 @@ class Sim(Device):
             num_layers=model.num_layers,
             tensor_parallel=options.tensor_parallel,
             pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
-            pool_of={"prefill": 0, "decode": 1} if count == 2 else {},
+            pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
         self._links = Links(gpu, self.spec)
@@ -155,10 +157,16 @@ class Sim(Device):
         for launch in launches:
             if launch.partition == batch.partition:
                 raise NexusbenchError(f"partition '{batch.partition}' of {self.spec.name} is busy")
-        load = self.physics.load(batch.shape, sms)
+        away = None
+        if batch.shape.remote is None:
+            load = self.physics.load(batch.shape, sms)
+        else:
+            load, away = split_launch(self.physics, batch, sms, self.spec.pool_of["remote"])
         solo = load.solo * (1.0 + self._jitter * (2.0 * self._noise.random() - 1.0))
         end = self._now + int(solo) + 1
-        launch = Launch(step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat)
+        launch = Launch(
+            step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat, away
+        )
         launches.append(launch)
         if self._meters is not None:
             self._meters.count(load, batch.repeat)
@@ -254,14 +262,40 @@ class Sim(Device):
 
     def _retime(self, now: int) -> None:
         """New speeds and ends after a launch started or ended."""
-        home = self.spec.pool_of
+        physics, pair = self.physics, bool(self.spec.pool_of)
         for launch in self._launches:
             slow = 1.0
-            for other in self._launches:
-                if other is not launch and home.get(other.partition) == home.get(launch.partition):
-                    slow += self.physics.slowdown(launch.load, other.load) - 1.0
+            if pair:
+                slow = self._slow_on_pair(launch)
+            else:
+                for other in self._launches:
+                    if other is not launch:
+                        slow += physics.slowdown(launch.load, other.load) - 1.0
             launch.slow = slow
             launch.ends_ns = now + int(launch.left * slow) + 1
+
+    def _slow_on_pair(self, launch: Launch) -> float:
+        """How many times slower a launch goes: by what else runs on its GPU, and where it has sent
+        attention.
+        """
+        physics, away, slow = self.physics, launch.away, 1.0
+        for load in self._beside(launch, self.spec.pool_of[launch.partition]):
+            slow += physics.slowdown(launch.load, load) - 1.0
+        if away is not None:
+            slower = remote_slowdown(physics, away, self._beside(launch, away.pool))
+            slow += away.time(slower) / away.time() - 1.0
+        return slow
+
+    def _beside(self, launch: Launch, pool: int) -> list[Load]:
+        """What others compute on a GPU: their launches there, and what they have sent there."""
+        home, loads = self.spec.pool_of, []
+        for other in self._launches:
+            if other is not launch:
+                if home[other.partition] == pool:
+                    loads.append(other.load)
+                if other.away is not None and other.away.pool == pool:
+                    loads.append(ghost(other.away, other.load.solo))
+        return loads
 
 
 def _one_of(argument: str) -> tuple[str, int]:

@@ -80,7 +80,7 @@ class Executor:
         launches = [(batch, self._sms(batch.partition, launched)) for batch in plan.batches]
         for batch, sms in launches:
             beside = self._neighbour(batch.partition)
-            if beside is None and len(launches) > 1:
+            if beside is None and len(launches) > 1 and state.device.num_gpus == 1:
                 beside = next((b.shape, n) for b, n in launches if b is not batch)
             self._launch(batch, sms, beside)
 
@@ -116,6 +116,11 @@ class Executor:
                 raise PlanRefused(
                     "contract", policy, "launches a batch that it did not build with the context"
                 )
+            if shape.remote is not None and "remote" not in split.partitions:
+                raise PlanRefused(
+                    "contract", self.partitioner.name, "leaves no SMs to the attention that "
+                    f"'{policy}' plans on another GPU",
+                )  # fmt: skip
             self._check_pieces(batch)
 
     def _check_pieces(self, batch: Batch) -> None:
@@ -156,7 +161,7 @@ class Executor:
         belief = self.partitioner.belief
         predicted = -1
         if belief is not None:
-            predicted = int(belief.predict(shape, sms, beside))
+            predicted = int(belief.predict(shape.at_home, sms, beside))
         prefill_tokens = shape.num_tokens - shape.num_decodes
         if batch.chunks:
             self._log_chunks(step, batch)
@@ -179,9 +184,10 @@ class Executor:
         return sum(kv.num_used for kv in self.pools[: self.state.device.num_gpus])
 
     def _neighbour(self, partition: str) -> tuple[BatchShape, int] | None:
-        """What runs beside ``partition`` right now."""
-        for other, running in self.state.in_flight.items():
-            if other != partition and running:
+        """What runs beside ``partition`` on its GPU right now."""
+        state = self.state
+        for other, running in state.in_flight.items():
+            if other != partition and running and state.pool_of(other) == state.pool_of(partition):
                 return running[0].batch.shape, running[0].sms
         return None
 

@@ -45,12 +45,16 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 def find_candidates(
-    asked: Sequence[str] = (), sizers: Sequence[str] = (), chunks: Sequence[int] = CHUNKS
+    asked: Sequence[str] = (),
+    sizers: Sequence[str] = (),
+    chunks: Sequence[int] = CHUNKS,
+    gpus: int = 1,
 ) -> tuple[list[Candidate], list[str]]:
     """All candidates in a fixed order, and why plug-ins were left out.
 
     ``asked`` and ``sizers`` are schedulers and partitioners as typed; none is all of them with the
-    options that they advise. Raises UsageError if nothing is left, or for a name typed wrongly.
+    options that they advise, for a device of so many ``gpus``. Raises UsageError if nothing is
+    left, or for a name typed wrongly.
     """
     skipped: list[str] = []
     found: list[Candidate] = []
@@ -59,11 +63,13 @@ def find_candidates(
         for spec in _specs(partitioners, sizers, skipped)
     ]
     for scheduler in _specs(schedulers, asked, skipped):
-        partitions = schedulers.load(split_spec(scheduler)[0]).partitions
+        policy = schedulers.load(split_spec(scheduler)[0])
+        if not asked and policy.num_gpus != gpus:
+            continue  # twice the hardware is no advice about this one
         found += [
             Candidate(scheduler, spec, chunk)
             for spec, cls in sizing
-            if partitions in cls.serves
+            if policy.partitions in cls.serves and policy.num_gpus in cls.num_gpus
             for chunk in chunks
         ]
     if not found:

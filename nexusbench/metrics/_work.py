@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from nexusbench.metrics.pieces import later_layers
+
 if TYPE_CHECKING:
     from nexusbench.metrics.run_events import RunEvents
 
@@ -43,7 +45,7 @@ def count_work(run: RunEvents, work: Work) -> Counts | None:
     Weights count once a pass, keys and values once for each request that reads or writes them;
     activations are left out, they stay in the caches.
     """
-    if _by_layers(run):
+    if later_layers(run).any():
         return None
     passes, submitted = run.iterations, run.tables["submitted"]
     keep = passes.start >= run.facts.warmup_ns
@@ -84,11 +86,3 @@ def _chunk_work(run: RunEvents) -> tuple[np.ndarray, np.ndarray]:
         np.bincount(row, weights=pairs, minlength=count),
         np.bincount(row, weights=context + tokens, minlength=count),
     )
-
-
-def _by_layers(run: RunEvents) -> bool:
-    """Some chunk stands in the log again although its request was never preempted."""
-    chunk = run.tables["chunk"]
-    again = np.isin(chunk["request"], run.tables["preempted"]["request"], invert=True)
-    places = np.stack([chunk["request"][again], chunk["context"][again]], axis=1)
-    return len(places) > 0 and len(np.unique(places, axis=0)) < len(places)

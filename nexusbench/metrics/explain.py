@@ -11,6 +11,7 @@ import numpy as np
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.metrics.intervals import IntArray
+from nexusbench.metrics.pieces import later_layers
 from nexusbench.metrics.run_events import RunEvents
 
 # Part -> what it means; in the order in which it is shown.
@@ -117,7 +118,7 @@ def explain(run: RunEvents, request: int) -> Explanation:
         ),
         output_tokens=int(run.num_output_tokens[request]),
         steps=len(rows),
-        chunks=int((run.tables["chunk"]["request"] == request).sum()),
+        chunks=int((run.tables["chunk"]["request"][~later_layers(run)] == request).sum()),
         preemptions=int(preempted.sum()),
         lost_tokens=int(run.tables["preempted"]["lost_tokens"][preempted].sum()),
         mean_batch=float(sizes.mean()) if len(sizes) else None,

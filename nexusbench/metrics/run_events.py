@@ -27,9 +27,7 @@ SLO_ALIASES = {"itl": "tbt", "e2el": "e2e"}
 
 
 def check_slo(slo: Mapping[str, float]) -> dict[str, float]:
-    """SLO bounds in ms under their own names (itl is tbt, e2el is e2e). Raises UsageError on a bad
-    one.
-    """
+    """SLO bounds in ms under their own names (itl is tbt, e2el is e2e). Raises UsageError."""
     checked: dict[str, float] = {}
     for name, bound in slo.items():
         key = SLO_ALIASES.get(name, name)
@@ -62,6 +60,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     price_per_hour: float | None = None  # dollars for one GPU
     watts: float | None = None  # of one GPU
     work: Work | None = None  # of a device whose limits were measured
+    pools: tuple[str, ...] = ("gpu",)  # memories that hold KV: of GPUs, and of the host
+    homes: tuple[int, ...] = ()  # for each partition the pool of its GPU
 
 
 class EventSource(Protocol):

@@ -6,6 +6,7 @@ import numpy as np
 
 from nexusbench.metrics.base import Distribution, Scalar
 from nexusbench.metrics.intervals import FloatArray
+from nexusbench.metrics.pieces import continued
 from nexusbench.metrics.run_events import RunEvents
 
 
@@ -23,17 +24,19 @@ class BatchSize(Distribution):
 
 
 class TokensPerStep(Distribution):
-    """Rows of the dense layers in one forward pass."""
+    """Rows of the dense layers in one forward pass, however many launches it was cut into."""
 
     needs_engine = True
     tag, unit, direction = "tokens_per_step", "tokens", "none"
     title = "tokens per step"
-    formula = "x_j + q_j (decodes and prompt tokens of launch j)"
+    formula = "x_j + q_j (decodes and prompt tokens of launch j, with a pass's first layers)"
 
     def values(self, run: RunEvents) -> FloatArray:
-        """One value per launch; a launch that repeats its decode step counts one pass."""
+        """One value per launch; one that repeats its decode step counts one pass, one that goes on
+        with the layers of a chunk counts none.
+        """
         tokens = run.of_launches("decodes") + run.of_launches("prefill_tokens")
-        return tokens.astype(np.float64)
+        return tokens[~continued(run)[run.launches.row]].astype(np.float64)
 
 
 class BusyShare(Scalar):

@@ -24,7 +24,7 @@ class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     is; ``kv_switch`` is the share of KV memory in use up to which prefill is the target; ``delta``
     the hysteresis in percent of the SMs (not published; at least one step of the device).
     ``reading`` of the slacks: ``literal`` as printed, or ``swapped`` (alpha for decode, beta for
-    prefill), see docs/decisions/0005.
+    prefill), see docs/decisions/0005. ``contention`` false asks the belief without a neighbour.
     """
 
     alpha: float = 1.3
@@ -32,6 +32,7 @@ class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     kv_switch: float = 0.7
     delta: float = 5.0
     reading: Literal["literal", "swapped"] = "literal"
+    contention: bool = True
 
 
 class Nexus(Partitioner):
@@ -77,8 +78,9 @@ class Nexus(Partitioner):
         T_opt is taken without contention: with all SMs the other stage has no neighbour (notes to
         4.1.1). Where no legal split meets the slack, the other stage gets the most it can.
         """
-        belief = self.belief
+        belief, options = self.belief, self.options
         assert belief is not None
+        assert isinstance(options, NexusOptions)
         target, other = (prefill, decode) if prefill_first else (decode, prefill)
         all_sms = sum(self._legal[0].sms)
         bound = slack * belief.predict(other, all_sms)
@@ -88,7 +90,8 @@ class Nexus(Partitioner):
         if not belief.monotone:
             own_sms = [self._legal[i].sms[side] for i in order]
             target_sms = [all_sms - own for own in own_sms]
-            times = belief.predict_splits(other, own_sms, target, target_sms)
+            beside = (target, target_sms) if options.contention else ()
+            times = belief.predict_splits(other, own_sms, *beside)
             first = next((i for i, time in enumerate(times) if time <= bound), len(times) - 1)
             return self._legal[order[first]]
         low, high = 0, len(order) - 1
@@ -96,7 +99,8 @@ class Nexus(Partitioner):
             middle = (low + high) // 2
             split = self._legal[order[middle]]
             own = split.sms[side]
-            if belief.predict(other, own, (target, all_sms - own)) <= bound:
+            neighbour = (target, all_sms - own) if options.contention else None
+            if belief.predict(other, own, neighbour) <= bound:
                 high = middle
             else:
                 low = middle + 1

@@ -2,9 +2,10 @@
 
 Format: "Trace Event Format" (Chromium), JSON object form, times in microseconds. One process per
 run; in it a thread per partition with a slice per launch, a thread for the split and one for
-arrivals; counters; an asynchronous span per request; flows from a request's arrival to the launches
-that first scheduled it, gave its first token, and its last. Events are written as they are made, in
-the order of time within a run, so a long run needs no more memory than its event tables.
+arrivals; counters; an asynchronous span per request and per copy of KV blocks; flows from a
+request's arrival to the launches that first scheduled it, gave its first token, and its last.
+Events are written as they are made, in the order of time within a run, so a long run needs no more
+memory than its event tables.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from nexusbench.metrics.intervals import IntArray
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.report.escape import plain
+from nexusbench.report.moves import copy_spans
 from nexusbench.report.output import atomic_file
 from nexusbench.report.requests import flow_events, request_spans
 from nexusbench.report.trace_format import (
     ARRIVALS,
     BLOCK,
+    COPIES,
     PARTITIONS,
     SPLIT,
     Ranked,
@@ -94,9 +97,12 @@ def _last_moment(run: RunEvents) -> int:
 
 def _names(run: RunEvents, process: int, name: str) -> Iterator[dict[str, Any]]:
     """Names of the process and its threads, and their order."""
-    threads = {ARRIVALS: "arrivals", SPLIT: "split"}
-    for code, partition in enumerate(run.facts.partitions):
-        threads[PARTITIONS + code] = f"partition {partition}"
+    threads, facts = {ARRIVALS: "arrivals", SPLIT: "split"}, run.facts
+    if len(run.tables["moved"]["time"]):
+        threads[COPIES] = "KV copies"
+    for code, partition in enumerate(facts.partitions):
+        on = f" on {facts.pools[facts.homes[code]]}" if len(set(facts.homes)) > 1 else ""
+        threads[PARTITIONS + code] = f"partition {partition}{on}"
     yield _meta(process, 0, "process_name", {"name": name})
     yield _meta(process, 0, "process_sort_index", {"sort_index": process})
     for thread, text in threads.items():
@@ -122,6 +128,7 @@ def _streams(run: RunEvents, process: int, cut: Window) -> list[Iterable[Ranked]
                  running=queue.running),
         _counter(process, cut, "KV blocks", kv.times, used=kv.values),
         request_spans(run, process, cut),
+        copy_spans(run, process, cut),
         flow_events(run, process, cut),
     ]  # fmt: skip
     for code, partition in enumerate(run.facts.partitions):

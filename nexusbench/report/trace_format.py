@@ -9,7 +9,7 @@ import msgspec
 from nexusbench.core.units import NS_PER_US
 
 # Threads of a process; partitions follow from PARTITIONS on.
-ARRIVALS, SPLIT, PARTITIONS = 1, 2, 10
+ARRIVALS, SPLIT, COPIES, PARTITIONS = 1, 2, 3, 10
 BLOCK = 65_536  # rows turned into Python objects at a time
 
 # Time, rank among events of one moment, the event. Slices come before what refers to them.

@@ -43,6 +43,8 @@ class _Resolved(msgspec.Struct):
     price_per_hour: float | None = None
     watts: float | None = None
     work: dict[str, float] | None = None
+    pools: tuple[str, ...] = ("gpu",)
+    homes: tuple[int, ...] = ()
 
 
 class RunReader:

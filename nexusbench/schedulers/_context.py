@@ -8,7 +8,7 @@ from typing import cast
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Preemption, Transfer
 from nexusbench.core.errors import PlanRefused
 from nexusbench.core.request import Request, RequestView
-from nexusbench.schedulers._journal import Admission, Decodes, Draft, Eviction, Move
+from nexusbench.schedulers._journal import Admission, Claim, Decodes, Draft, Eviction, Move
 from nexusbench.schedulers._view import ContextView, PreemptionKind
 
 Victim = Callable[[RequestView], RequestView | None]
@@ -82,7 +82,8 @@ class SchedulerContext(ContextView):
             undo = allocate(request, wanted, [])
             while undo is None:
                 # Blocks that swaps will free are as good as there: this one waits for them.
-                chosen = None if self._wait_for_swap() or victim is None else victim(request)
+                waits = self._wait_for_swap(request)
+                chosen = None if waits or victim is None else victim(request)
                 if chosen is None:
                     left_out.append(request)
                     break
@@ -96,11 +97,13 @@ class SchedulerContext(ContextView):
             return [r for r in ready if r.blocks and not r.in_flight and r not in left_out]
         return ready
 
-    def _wait_for_swap(self) -> bool:
+    def _wait_for_swap(self, request: Request) -> bool:
         """Claim one of the blocks that swaps under way will free, if any is left."""
-        if self._coming <= 0:
+        journal = self._journal
+        if journal.coming <= 0:
             return False
-        self._coming -= 1
+        journal.coming -= 1
+        journal.entries.append(Claim(request))
         return True
 
     def try_schedule(
@@ -147,13 +150,14 @@ class SchedulerContext(ContextView):
                 r.kv_blocked = True
                 self.kv_blocked.append(r)
             return 0
-        self._journal.entries.append(undo)
         if is_waiting:
+            entry = Admission(r, computed, r.num_cached_tokens, r.pool)
+            self._journal.entries.append(entry)
             r.pool = home
             state.waiting.remove(r)
             state.prefilling.append(r)
-            self._journal.entries.append(Admission(r, computed, r.num_cached_tokens))
             r.num_computed_tokens = r.num_cached_tokens = computed
+        self._journal.entries.append(undo)  # last: taken back first, while the pool is known
         r.in_flight = True
         chunk = Chunk(r, count, computed)
         draft = self._drafts.setdefault(partition, Draft())
@@ -248,7 +252,7 @@ class SchedulerContext(ContextView):
         if preempted:
             r.num_preemptions += 1
             self._journal.preempted.append(Preemption(r, "swap"))
-            self._coming += len(r.blocks)
+            self._journal.coming += len(r.blocks)
         if position >= 0:
             del state.swapped[position]
             decoding = r.num_computed_tokens + 1 == r.num_tokens
@@ -309,10 +313,6 @@ class SchedulerContext(ContextView):
     def begin(self) -> None:
         """A new instant (the engine calls this, not a policy)."""
         self._journal.begin()
-        if self._state.moving:
-            self._coming = self._state.swapping_blocks
-        else:
-            self._coming = 0
         if self._order is not None:
             self._order.begin()
 

@@ -33,6 +33,7 @@ class Admission(msgspec.Struct, gc=False):
     request: Request
     cached: int
     cached_before: int  # at the admission before, if any
+    pool_before: int  # where it was then
 
 
 class Eviction(msgspec.Struct, gc=False):
@@ -66,7 +67,13 @@ class Decodes(msgspec.Struct, gc=False):
     requests: list[Request]
 
 
-Entry = Undo | Admission | Eviction | Chunk | Move | Decodes
+class Claim(msgspec.Struct, gc=False):
+    """A decode waits for one of the blocks that swaps under way will free."""
+
+    request: Request
+
+
+Entry = Undo | Admission | Eviction | Chunk | Move | Decodes | Claim
 
 
 class Journal:
@@ -78,9 +85,11 @@ class Journal:
         self.drafts: dict[str, Draft] = {}
         self.preempted: list[Preemption] = []
         self.transfers: list[Transfer] = []
+        self.coming = 0  # blocks that swaps under way will free, less those that are claimed
 
     def begin(self) -> None:
         """Forget the instant before."""
+        self.coming = self._state.swapping_blocks
         self.entries.clear()
         self.drafts.clear()
         self.preempted.clear()
@@ -100,6 +109,8 @@ class Journal:
                 self._undo_eviction(entry)
             elif isinstance(entry, Move):
                 self._undo_move(entry)
+            elif isinstance(entry, Claim):
+                self.coming += 1
             else:
                 self._undo_decodes(entry.requests)
         for partition, draft in list(self.drafts.items()):
@@ -131,6 +142,7 @@ class Journal:
         self._state.prefilling.remove(request)
         request.num_computed_tokens = 0
         request.num_cached_tokens = entry.cached_before
+        request.pool = entry.pool_before
         self._state.waiting.add(request)
 
     def _undo_eviction(self, entry: Eviction) -> None:
@@ -156,6 +168,7 @@ class Journal:
         if entry.preempted:
             self.preempted.pop()
             request.num_preemptions -= 1
+            self.coming -= len(request.blocks)
         if entry.position >= 0:
             queue = state.decoding if request in state.decoding else state.prefilling
             queue.remove(request)

@@ -20,7 +20,8 @@ def rank(job: Job) -> tuple[int, int]:
 
 class Turn:
     """``levels`` is the whole queue; ``most_requests`` and ``most_tokens`` (of prompts) bound the
-    iteration; ``leaving`` are those on their way to the host; ``holding`` starts nobody new.
+    iteration; ``leaving`` are those on their way to the host; ``holding`` starts somebody new only
+    where there is room already (who was swapped out for a new one must not keep it from starting).
 
     ``due`` are the first in the order that fit into the batch and, with all their tokens, into
     memory; ``others`` all who are in memory besides, in order. ``jobs`` are the queue's, by index.
@@ -55,6 +56,7 @@ class Turn:
     def _first(self, levels: Levels) -> list[Job]:
         due: list[Job] = []
         blocks, self._room = self._ctx.kv.num_blocks, self._tokens
+        free, seats = self._ctx.kv.num_free, self._seats - self._ctx.num_running
         for job in self._candidates(levels):
             r, index = job.request, job.request.index
             left = r.num_tokens - r.num_computed_tokens
@@ -63,12 +65,16 @@ class Turn:
             if dry and not here:
                 continue
             need = ceil_div(r.num_tokens + 1, self._size)
+            if self._holding and not job.begun and (need > free or seats < 1):
+                continue
             # Who has to come in leaves the others a block each to grow into.
             spare = 0 if here else len(due)
             full = len(due) == self._requests or len(due) + len(self._kept) == self._seats
             if full or need + spare > blocks:
                 break
             blocks -= need
+            free -= 0 if here else need
+            seats -= not here
             if dry:
                 self._kept.add(job)
             else:
@@ -80,7 +86,7 @@ class Turn:
         """The queue; once no tokens are left for prompts, only who has KV: it can be very long."""
         seen: set[int] = set()
         for begun, fresh in levels:
-            for job in begun if self._holding else chain(begun, fresh):
+            for job in chain(begun, fresh):
                 if self._room <= 0:
                     rest = (self._here | self._out) - seen
                     yield from sorted([self._jobs[index] for index in rest], key=rank)

@@ -40,7 +40,6 @@ class ContextView:
         self._several = state.device.num_gpus > 1
         self._journal = Journal(state, pools)
         self._drafts = self._journal.drafts
-        self._coming = 0  # blocks of the first pool that swaps under way will free
         self.kv_blocked: list[Request] = []  # newly blocked; the engine logs and clears it
 
     @property
@@ -87,20 +86,29 @@ class ContextView:
             return self._static_key(r)
         return self._order.key(r, r.num_computed_tokens) if r.blocks else r.order_key
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model; a prompt's launch can be restricted to some of them."""
+        return self._state.device.num_layers
+
+    def sms(self, partition: str) -> int:
+        """SMs of ``partition`` under the split in force (the one for this plan comes after it)."""
+        return self._state.split.of(partition)
+
     def kv_of(self, partition: str) -> KvView:
         """Block counts of the GPU that ``partition`` runs on."""
         return self._state.pools[self._state.pool_of(partition)]
-
-    @property
-    def num_sms(self) -> int:
-        """SMs of the device: what a lone batch gets where partitions expand."""
-        return self._state.device.num_sms
 
     @property
     def host(self) -> KvView | None:
         """Block counts of the host's memory for swapped KV, None where there is none."""
         host = self._state.device.host
         return None if host is None else self._state.pools[host]
+
+    def sms_of(self, partition: str) -> int:
+        """SMs that ``partition`` (or ``remote`` attention) has under the split in force, or 0."""
+        split = self._state.split
+        return split.of(partition) if partition in split.partitions else 0
 
     def is_at(self, request: RequestView, partition: str) -> bool:
         """Whether a running request's blocks are on the GPU of ``partition``."""
@@ -114,7 +122,7 @@ class ContextView:
     @property
     def blocks_coming(self) -> int:
         """Blocks that swaps to the host under way will free."""
-        return max(0, self._coming)
+        return max(0, self._journal.coming)
 
     @property
     def preempted(self) -> bool:

@@ -15,7 +15,7 @@ from nexusbench.schedulers._turn import Turn
 from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
-HOST_RESERVE = 0.1  # of the host's blocks: with fewer free no new request is started
+HOST_RESERVE = 0.1  # of the host's blocks: with fewer free nobody is swapped out for a new request
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -121,10 +121,10 @@ class Fastserve(Scheduler):
         for request in sorted(new, key=lambda r: r.arrival_rank):
             cached = ctx.cached_tokens(request)
             shape = BatchShape(0, 0, ((request.num_tokens - cached, cached),))
-            self._queue.join(request, belief.predict(shape, ctx.num_sms))
+            self._queue.join(request, belief.predict(shape, ctx.sms("all")))
 
     def _holds(self, ctx: SchedulerContext) -> bool:
-        """Whether the host is so full of others that nobody new may start."""
+        """Whether the host is so full that nobody more is to leave for a new request."""
         host = ctx.host
         return (
             bool(ctx.swapped)

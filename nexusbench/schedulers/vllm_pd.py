@@ -30,12 +30,13 @@ class VllmPd(Scheduler):
         for request in [r for r in ctx.decoding if ctx.is_at(r, "prefill") and not r.in_flight]:
             if not ctx.transfer(request, "decode"):
                 break  # the first to be ready is the first to go
+        blocked: set[str] = set()
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             home = "prefill" if ctx.is_at(request, "prefill") else "decode"
-            ctx.try_schedule(request, partition=home)
+            if not ctx.try_schedule(request, partition=home):
+                blocked.add(home)  # its blocks come next; nobody new may take them
         if ctx.preempted or ctx.swap_in_all():
             return ctx.plan()
-        blocked: set[str] = set()
         for request in list(ctx.waiting):
             home = "decode" if request.num_preemptions else "prefill"
             if home not in blocked and not ctx.try_schedule(request, partition=home):

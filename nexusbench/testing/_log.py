@@ -50,7 +50,7 @@ def _check_launches(engine: Engine) -> None:
     done = engine.log.tables["step_done"].columns
     ends = dict(zip(done["step"], done["time"], strict=True))  # the last repetition's
     flying: dict[int, list[int]] = {}
-    expands = engine.partitioner.options.idle == "expand"
+    expands = engine.partitioner.options.idle == "expand" and spec.num_gpus == 1
     rows = zip(
         *(columns[name] for name in ("step", "time", "partition", "sms", "split")), strict=True
     )

@@ -10,7 +10,7 @@ from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager, Undo
 from nexusbench.schedulers._context import SchedulerContext, Victim
-from nexusbench.schedulers._journal import Admission, Draft, Entry, Eviction, Move
+from nexusbench.schedulers._journal import Admission, Decodes, Draft, Entry, Eviction, Move
 from nexusbench.schedulers._order import Ranking
 from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler
@@ -20,8 +20,8 @@ MOST_CALLS = 20_000  # calls of the context in one instant, before it counts as 
 FIELDS = (
     "id", "arrival_ns", "num_prompt_tokens", "max_tokens", "stop_len", "prefix_ids", "tenant",
     "num_tokens", "num_computed_tokens", "num_cached_tokens", "num_preemptions", "in_flight",
-    "layers_done", "layers_tokens", "num_hashed_blocks", "order_key", "arrival_rank", "after",
-    "named_tokens", "think_ns", "timeout_ns", "cancel_after_ns", "outcome",
+    "pool", "layers_done", "layers_tokens", "num_hashed_blocks", "order_key", "arrival_rank",
+    "after", "named_tokens", "think_ns", "timeout_ns", "cancel_after_ns", "outcome",
 )  # fmt: skip
 
 # Class attributes by which the engine treats a policy.
@@ -77,6 +77,7 @@ class Snapshot:
                 self.prefilling.append(index)
                 self.rows[index]["num_computed_tokens"] = entry.cached
                 self.rows[index]["num_cached_tokens"] = entry.cached
+                self.rows[index]["pool"] = entry.request.pool
             elif isinstance(entry, Eviction):
                 self._evict(entry.request.index)
                 self.rows[entry.request.index]["order_key"] = entry.request.order_key
@@ -84,7 +85,7 @@ class Snapshot:
                 self.rows[entry.request.index]["in_flight"] = True
             elif isinstance(entry, Move):
                 self._move(entry)
-            else:
+            elif isinstance(entry, Decodes):
                 for request in entry.requests:
                     self.rows[request.index]["in_flight"] = True
         self.waiting.sort(key=lambda index: (self.rows[index]["order_key"], index))
@@ -255,7 +256,7 @@ class Probe(Scheduler):
         assert isinstance(ctx, WatchedContext)
         expected = Snapshot(self.state)
         flying = expected.flying
-        self.inner.belief = self.belief
+        self.inner.belief = self.belief  # set on the probe, once it stands in for the policy
         plan = self.inner.schedule(ctx)
         if not isinstance(plan, Plan):
             raise ConformanceError("contract", f"schedule returns {plan!r}, which is no Plan")

@@ -26,8 +26,9 @@ from nexusbench.testing._twins import check_twins, twins
 from nexusbench.testing._workloads import Workload, hand_made, seeded
 from nexusbench.testing.scheduler import observed_run
 
-# Who runs beneath, for each set of partitions that a partitioner may serve.
-RUNS_ON = {("all",): "vllm", ("prefill", "decode"): "nexus"}
+# Who runs beneath, for each set of partitions that a partitioner may serve, and on a pair of GPUs.
+RUNS_ON: dict[tuple[str, ...], str] = {("all",): "vllm", ("prefill", "decode"): "nexus"}
+RUNS_ON_PAIR: dict[tuple[str, ...], str] = {("prefill", "decode"): "adrenaline"}
 TURNS = 60
 GPUS = {
     "fine granularity": tiny_gpu(num_sms=92, sm_minimum=4, sm_multiple=2),
@@ -46,19 +47,21 @@ def check_partitioner(partitioner: PartitionerLike, *, seed: int = 0, examples: 
     Raises ConformanceError, its text begins with the invariant; UsageError if there is none such.
     """
     probe = make_partitioner(partitioner, ("prefill", "decode"), tiny_device())
+    runs_on = RUNS_ON if 1 in type(probe).num_gpus else RUNS_ON_PAIR
     for partitions in type(probe).serves:
         for name, gpu in GPUS.items():
             with named(f"{'/'.join(partitions)}, {name}"):
                 _check_answers(partitioner, partitions, gpu, seed)
                 _check_steady(partitioner, partitions, gpu)
-        if partitions in RUNS_ON:
-            _check_runs(partitioner, RUNS_ON[partitions], seed, examples)
+        if partitions in runs_on:
+            _check_runs(partitioner, runs_on[partitions], seed, examples)
 
 
 def _state(partitioner: Partitioner, partitions: tuple[str, ...], gpu: GpuSpec) -> EngineState:
-    device = tiny_device(gpu=gpu)
+    device = tiny_device(gpu=gpu, count=type(partitioner).num_gpus[0])
     split = partitioner.initial(device.spec)
-    state = EngineState(device.spec, KVCacheManager(1000, 4), LIMITS, partitions, split)
+    others = [KVCacheManager(1000, 4) for _ in device.spec.pools[1:]]
+    state = EngineState(device.spec, KVCacheManager(1000, 4), LIMITS, partitions, split, others)
     _check_legal(split, state, "initial")
     return state
 

@@ -19,17 +19,23 @@ from tests.conformance import bad_schedulers as bad
 
 
 def pairs():
-    """Every shipped scheduler on its own partitioner, and on every other that serves it."""
+    """Every shipped scheduler on its own partitioner, and on every other that serves it (slow), in
+    order of arrival and shortest first (slow).
+    """
     for scheduler in schedulers.names():
         cls = schedulers.load(scheduler)
         for partitioner in partitioners.names():
-            if cls.partitions in partitioners.load(partitioner).serves:
-                yield scheduler, partitioner
+            sizes = partitioners.load(partitioner)
+            if cls.partitions not in sizes.serves or cls.num_gpus not in sizes.num_gpus:
+                continue
+            for order in ("fcfs", "spf"):
+                usual = partitioner == cls.default_partitioner and order == "fcfs"
+                marks = () if usual else (pytest.mark.slow,)
+                yield pytest.param(order, scheduler, partitioner, marks=marks)
 
 
-@pytest.mark.parametrize(("scheduler", "partitioner"), list(pairs()))
-@pytest.mark.parametrize("order", ["fcfs", "spf"])
-def test_shipped(scheduler, partitioner, order):
+@pytest.mark.parametrize(("order", "scheduler", "partitioner"), list(pairs()))
+def test_shipped(order, scheduler, partitioner):
     check_scheduler(f"{scheduler}:order={order}", partitioner=partitioner, examples=4)
 
 

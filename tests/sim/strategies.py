@@ -35,7 +35,11 @@ def workloads(draw, max_requests=14):
     limits = Limits(draw(st.sampled_from([1, 2, 4, 12])), draw(st.sampled_from([4, 16, 64])), 1024)
     caching = draw(st.booleans())
     setting = Setting(
-        kv_blocks=least + extra, block_size=block, prefix_caching=caching, limits=limits
+        kv_blocks=least + extra,
+        host_blocks=draw(st.sampled_from([1, least, 100 * least])),
+        block_size=block,
+        prefix_caching=caching,
+        limits=limits,
     )
     return Workload("random", requests, setting)
 
@@ -64,3 +68,15 @@ TWO_STREAMS = st.tuples(
     ),
 )
 POLICIES = st.one_of(st.tuples(ONE_STREAM, st.just("whole")), TWO_STREAMS)
+SWAPS = st.sampled_from(["preemption=swap", "preemption=recompute"])
+ON_A_PAIR = st.tuples(
+    st.one_of(
+        st.builds("vllm-pd:{},{}".format, ORDERS, SWAPS),
+        st.builds("adrenaline:{},{},ratio={}".format, ORDERS, SWAPS, st.sampled_from([0.3, 1, 9])),
+        st.builds("adrenaline:{},{}".format, ORDERS, SWAPS),
+    ),
+    st.builds("adrenaline:ttft_ms={}".format, st.sampled_from([1, 300, 3000])),
+)
+SWAPPING = st.tuples(st.builds("{},preemption=swap".format, ONE_STREAM), st.just("whole"))
+SWAPPING_SPLIT = st.builds(lambda policy: (f"{policy[0]},preemption=swap", policy[1]), TWO_STREAMS)
+MOVING = st.one_of(ON_A_PAIR, ON_A_PAIR, SWAPPING, SWAPPING_SPLIT)  # those that copy KV

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.testing._harness import build
-from nexusbench.testing._probe import Snapshot
+from nexusbench.testing._probe import FORWARDED, Snapshot
 from tests.sim.strategies import POLICIES, workloads
 
 
@@ -18,17 +18,24 @@ class Books:
     """Everything that a refused plan must leave as it was."""
 
     def __init__(self, ctx):
-        state, pool = ctx._state, ctx._kv.pool
+        state, journal = ctx._state, ctx._journal
+        pools = [manager.pool for manager in ctx._pools]
         self.snapshot = Snapshot(state)
-        self.blank = list(pool.blank)
-        self.cached = set(pool.cached)
-        self.recency = list(pool.cached)
-        self.refs = list(pool.refs)
-        self.hashes = dict(pool._hash_of), dict(pool._block_of)
-        self.preempted = len(ctx._journal.preempted)
+        self.blank = [list(pool.blank) for pool in pools]
+        self.cached = [set(pool.cached) for pool in pools]
+        self.refs = [list(pool.refs) for pool in pools]
+        self.hashes = [(dict(pool._hash_of), dict(pool._block_of)) for pool in pools]
+        self.preempted, self.moves = len(journal.preempted), len(journal.transfers)
+        self.coming = ctx.blocks_coming
         self.drafts = {
-            name: (list(draft.decodes), list(draft.chunks), draft.tokens, draft.context)
-            for name, draft in ctx._drafts.items()
+            name: (
+                list(draft.decodes),
+                list(draft.chunks),
+                draft.tokens,
+                draft.context,
+                draft.remote if draft.decodes else None,
+            )
+            for name, draft in journal.drafts.items()
             if draft.decodes or draft.chunks
         }
 
@@ -36,7 +43,9 @@ class Books:
         words = self.snapshot.difference(other.snapshot)
         if words is not None:
             return words
-        for name in ("blank", "cached", "refs", "hashes", "preempted", "drafts"):
+        for name in (
+            "blank", "cached", "refs", "hashes", "preempted", "moves", "coming", "drafts",
+        ):  # fmt: skip
             if getattr(self, name) != getattr(other, name):
                 return f"{name}: {getattr(self, name)} became {getattr(other, name)}"
         return None
@@ -52,10 +61,9 @@ class Hesitant(Scheduler):
         super().__init__(inner.options)
         self.inner, self.chance = inner, chance
         self.shared = False
-        for name in ("partitions", "needs_belief", "listens", "swap_gib"):
-            self.__dict__[name] = getattr(inner, name)
+        for attribute in FORWARDED:
+            self.__dict__[attribute] = getattr(inner, attribute)
         self.work_conserving = False
-        self.default_partitioner = inner.default_partitioner
 
     @property
     def name(self):
@@ -78,7 +86,7 @@ class Hesitant(Scheduler):
         self.same(before, Books(ctx))
         kept = [r for r in ctx.prefilling if not r.in_flight][:1]
         for request in kept:
-            ctx.try_schedule(request, 3, self.partitions[0])
+            ctx.try_schedule(request, 3, self.home(ctx, request))
         mark, before = ctx.savepoint(), Books(ctx)
         self.anything(ctx)
         ctx.rollback(mark)
@@ -90,29 +98,41 @@ class Hesitant(Scheduler):
         difference = before.differs(after)
         assert difference is None, difference
 
+    def home(self, ctx, prompt):
+        """The partition of the GPU that has a started prompt's blocks."""
+        first, last = self.partitions[0], self.partitions[-1]
+        return first if ctx.is_at(prompt, first) else last
+
     def anything(self, ctx):
         """A random walk over what a policy may do."""
         chance, first, last = self.chance, self.partitions[0], self.partitions[-1]
         repeat = chance.randint(1, 3)
         for _ in range(chance.randint(1, 8)):
             prompts = [r for r in ctx.prefilling if not r.in_flight]
-            action = chance.randint(0, 4)
+            action = chance.randint(0, 6)
             if action == 0:
-                ctx.schedule_decodes(last, victim=ctx.last_running, repeat=repeat)
+                remote = first if self.num_gpus > 1 and chance.random() < 0.5 else None
+                ctx.schedule_decodes(last, victim=ctx.last_running, repeat=repeat, remote=remote)
             elif action == 1 and ctx.waiting.head is not None:
                 waiting = list(ctx.waiting)
                 ctx.try_schedule(chance.choice(waiting), chance.randint(1, 40), first)
             elif action == 2 and prompts:
-                ctx.try_schedule(chance.choice(prompts), chance.randint(1, 40), first)
+                prompt = chance.choice(prompts)
+                ctx.try_schedule(prompt, chance.randint(1, 40), self.home(ctx, prompt))
             elif action == 3:
                 running = [r for r in (*ctx.prefilling, *ctx.decoding) if not r.in_flight]
                 if running:
-                    ctx.preempt(chance.choice(running))
+                    ctx.preempt(chance.choice(running), chance.choice(["recompute", "swap", None]))
             elif action == 4:
                 mark = ctx.savepoint()
                 if ctx.waiting.head is not None:
                     ctx.try_schedule(ctx.waiting.head, None, first)
                 ctx.rollback(mark)
+            elif action == 5 and ctx.swapped:
+                ctx.swap_in(chance.choice(list(ctx.swapped)))
+            elif action == 6 and self.num_gpus > 1:
+                for request in [r for r in ctx.decoding if not r.in_flight]:
+                    ctx.transfer(request, last if ctx.is_at(request, first) else first)
 
 
 @settings(max_examples=120)

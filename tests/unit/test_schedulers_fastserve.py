@@ -227,7 +227,14 @@ def test_without_host_memory_or_with_too_little_it_recomputes():
         assert {r.outcome for r in engine.requests} == {0}
 
 
-def test_nobody_new_starts_while_the_host_is_nearly_full():
+def test_a_swap_out_for_a_new_request_on_a_full_host_is_not_undone_before_it_runs():
+    """One seat, and a host that the first one fills: it may not come back before the second ran."""
+    setting = Setting(kv_blocks=2, host_blocks=1, limits=Limits(1, 4, 1024), prefix_caching=False)
+    engine = serve([offer(0, 0, 5, 1), offer(1, 0, 1, 1)], "fastserve", setting=setting)
+    assert len(kinds(engine)) <= 2
+
+
+def test_nobody_new_starts_where_there_is_no_room_while_the_host_is_nearly_full():
     """FastServe's code: not with fewer than a tenth of the host's blocks free."""
     held = 0
     policy = make_scheduler("fastserve:max_batch=4")
@@ -237,10 +244,13 @@ def test_nobody_new_starts_while_the_host_is_nearly_full():
         nonlocal held
         full = bool(ctx.swapped) and ctx.host.num_free < 0.1 * ctx.host.num_blocks
         fresh = {i for i, job in policy._queue.jobs.items() if not job.begun}
+        room = ctx.kv.num_free * ctx.kv.block_size
+        short = any(r.num_tokens >= room for r in ctx.waiting)
         plan = inner(ctx)
         if full:
-            held += 1
-            assert not fresh & {r.index for b in plan.batches for r, _ in b.items}
+            held += short
+            new = [r for b in plan.batches for r, _ in b.items if r.index in fresh]
+            assert sum(r.num_tokens + 1 for r in new) <= room
         return plan
 
     policy.schedule = schedule

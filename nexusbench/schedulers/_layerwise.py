@@ -1,0 +1,116 @@
+"""Layer-wise prefill: a batch of prompts goes through the model some layers at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.request import RequestView
+from nexusbench.schedulers._context import SchedulerContext
+
+# From the batch (all layers of it) to how many layers its next launch computes.
+LayerCount = Callable[[BatchShape], int]
+Taken = list[tuple[RequestView, int]]  # who was scheduled, and how many tokens of it
+
+
+class LayerwisePrefill:
+    """The batch of prompts that is between two layers on ``partition``, and who comes next.
+
+    One batch at a time, first come first served: prompts whose next chunk is due, then waiting
+    ones, within the token budget. Each launch computes as many layers as the policy says. A batch
+    may be interrupted by one prompt between two of its launches, never twice at once. For devices
+    that queue one launch per partition.
+    """
+
+    def __init__(self, partition: str = "prefill") -> None:
+        self._partition = partition
+        self._interrupted: list[RequestView] = []
+        self.batch: list[RequestView] = []
+
+    def settle(self, ctx: SchedulerContext) -> bool:
+        """Drop what has finished its layers, was preempted or called off; whether the partition is
+        free. Policies call this before anything else of here.
+        """
+        if not ctx.free_slots(self._partition):
+            return False
+        self.batch, self._interrupted = (
+            [r for r in batch if r.layers_done and r in ctx.prefilling]
+            for batch in (self.batch, self._interrupted)
+        )
+        if not self.batch:
+            self.batch, self._interrupted = self._interrupted, []
+        return True
+
+    @property
+    def interrupting(self) -> bool:
+        """Whether somebody was interrupted and is not back yet."""
+        return bool(self._interrupted)
+
+    def advance(self, ctx: SchedulerContext, count: LayerCount) -> None:
+        """The next layers of the batch, or the first ones of the next batch."""
+        if self.batch:
+            start = self.batch[0].layers_done
+            chunks = tuple([(r.layers_tokens, r.num_computed_tokens) for r in self.batch])
+            end = min(ctx.num_layers, start + max(1, count(BatchShape(0, 0, chunks))))
+            for request in self.batch:
+                ctx.try_schedule(
+                    request, request.layers_tokens, self._partition, layers=(start, end)
+                )
+            return
+        admitting = not ctx.preempted and not ctx.swap_in_all()
+        self._begin(ctx, count, lambda layers: self._gather(ctx, layers, admitting))
+
+    def interrupt(self, ctx: SchedulerContext, request: RequestView, count: LayerCount) -> bool:
+        """Put the waiting ``request`` in front of the batch, if it fits in one chunk and there is
+        room for it.
+        """
+
+        def take(layers: tuple[int, int]) -> Taken:
+            mark = ctx.savepoint()
+            tokens = ctx.try_schedule(request, None, self._partition, layers=layers)
+            if request.num_computed_tokens + tokens == request.num_tokens:
+                return [(request, tokens)]
+            ctx.rollback(mark)
+            return []
+
+        before = self.batch
+        self._begin(ctx, count, take)
+        if self.batch:
+            self._interrupted = before
+            return True
+        self.batch = before
+        return False
+
+    def _begin(
+        self,
+        ctx: SchedulerContext,
+        count: LayerCount,
+        take: Callable[[tuple[int, int]], Taken],
+    ) -> None:
+        """Begin the batch that ``take`` schedules. How many layers it starts with follows from its
+        size, so it is first put together for all of them, and again if that is too many.
+        """
+        mark = ctx.savepoint()
+        taken = take((0, ctx.num_layers))
+        if taken:
+            chunks = tuple([(tokens, r.num_computed_tokens) for r, tokens in taken])
+            layers = max(1, count(BatchShape(0, 0, chunks)))
+            if layers < ctx.num_layers:
+                ctx.rollback(mark)
+                taken = take((0, layers))
+        self.batch = [request for request, _ in taken]
+
+    def _gather(self, ctx: SchedulerContext, layers: tuple[int, int], admitting: bool) -> Taken:
+        """Prompts between two chunks, then waiting ones, until budget, seats or blocks run out."""
+        taken: Taken = []
+        for request in [r for r in ctx.prefilling if not r.in_flight]:
+            tokens = ctx.try_schedule(request, None, self._partition, layers=layers)
+            if not tokens:
+                return taken  # nobody overtakes
+            taken.append((request, tokens))
+        while admitting and (head := ctx.waiting.head) is not None:
+            tokens = ctx.try_schedule(head, None, self._partition, layers=layers)
+            if not tokens:
+                break
+            taken.append((head, tokens))
+        return taken

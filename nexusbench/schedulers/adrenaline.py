@@ -1,0 +1,137 @@
+"""Adrenaline (arXiv 2503.20552): prefill and decode on two GPUs, and part of the decodes' attention
+back on the prefill GPU.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from nexusbench.core.batch import Plan
+from nexusbench.core.errors import InputError
+from nexusbench.core.request import RequestView
+from nexusbench.core.units import NS_PER_MS
+from nexusbench.schedulers._offloading import Load, OffloadBound, fine_now, safe
+from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
+
+DEFAULT_TBT_MS = 100.0
+
+
+class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``ratio`` takes the place of the offload bound, for sweeping it. ``prefill_kv`` is the share
+    of the prefill GPU's KV memory that stays for prompts (section 2: prefill uses up to 21 % of its
+    HBM). ``tbt_ms`` is the decodes' SLO: else that of --goodput, else 100 ms, which is ours.
+    """
+
+    ratio: float | None = None
+    prefill_kv: float = 0.2
+    tbt_ms: float | None = None
+
+
+class Adrenaline(Scheduler):
+    """As vllm-pd, but some prompts keep their KV on the prefill GPU and are decoded with the rest:
+    dense layers on the decode GPU, attention where the KV is.
+
+    A request is offloaded if that is safe at its longest (C1) or fine at present lengths (C2), else
+    its KV crosses the link. Deviations: it is classified when its prompt is done and, while it
+    waits for room on the decode GPU, again; C1 counts all that are offloaded at their longest, or
+    it would not keep its promise; B_TPOT is bounded by the decode GPU's memory too, or a loose SLO
+    would forbid offloading where only memory is short. Equal GPUs; nobody moves after he was
+    classified.
+    """
+
+    Options: ClassVar[type[SchedulerOptions]] = AdrenalineOptions
+    partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
+    default_partitioner: ClassVar[str] = "adrenaline"
+    num_gpus: ClassVar[int] = 2
+    needs_belief: ClassVar[bool] = True
+    # A preempted request waits for the GPU that it was on, even while the other one idles.
+    work_conserving: ClassVar[bool] = False
+    source: ClassVar[str] = "Adrenaline, arXiv 2503.20552, load-aware offloading, Algorithm 1"
+
+    def __init__(self, options: SchedulerOptions | None = None) -> None:
+        super().__init__(options)
+        self._own = own = cast(AdrenalineOptions, self.options)
+        if not 0 <= own.prefill_kv < 1 or (own.ratio is not None and own.ratio < 0):
+            raise InputError(
+                f"scheduler 'adrenaline' needs prefill_kv from 0 to below 1 and a ratio of 0 or "
+                f"more, not {own.prefill_kv:g} and {own.ratio}",
+                field="prefill_kv" if not 0 <= own.prefill_kv < 1 else "ratio",
+                hint="Leave ratio out to have it bounded by the GPUs' memory, bandwidth and SLO",
+            )
+        self._offloaded: dict[int, int] = {}  # request -> its preemptions when it was classified
+        self._bound: OffloadBound | None = None
+
+    def schedule(self, ctx: SchedulerContext) -> Plan:
+        """Classify whose prompt is done, decode both kinds, copy the local ones, go on with
+        prompts.
+        """
+        decodes, leaving = self._classify(ctx)
+        ctx.schedule_decodes("decode", victim=ctx.last_running, chosen=decodes, remote="prefill")
+        for request in leaving:
+            if request.in_flight or not ctx.is_at(request, "prefill"):
+                continue
+            if request not in ctx.decoding or not ctx.transfer(request, "decode"):
+                break  # preempted just now, or the first to be ready is the first to go
+        blocked: set[str] = set()
+        for request in [r for r in ctx.prefilling if not r.in_flight]:
+            self._prompt(ctx, request, blocked)
+        if ctx.preempted or ctx.swap_in_all():
+            return ctx.plan()
+        for request in list(ctx.waiting):
+            self._prompt(ctx, request, blocked)
+            if "prefill" in blocked:
+                break
+        return ctx.plan()
+
+    def _prompt(self, ctx: SchedulerContext, request: RequestView, blocked: set[str]) -> None:
+        """Compute a prompt, or what it lost, where it is or last was; nobody overtakes there."""
+        home = "prefill" if ctx.is_at(request, "prefill") else "decode"
+        if home not in blocked and not ctx.try_schedule(request, partition=home):
+            blocked.add(home)
+
+    def _classify(self, ctx: SchedulerContext) -> tuple[list[RequestView], list[RequestView]]:
+        """Whom to decode, and whom to copy to the decode GPU."""
+        decodes, ready, local, offloaded = [], [], Load(), Load()
+        for request in ctx.decoding:
+            if ctx.is_at(request, "decode"):
+                local.add(request)
+                decodes.append(request)
+            elif self._offloaded.get(request.index) == request.num_preemptions:
+                offloaded.add(request)
+                decodes.append(request)
+            elif request.in_flight:
+                local.add(request)  # on its way there
+            else:
+                ready.append(request)
+        leaving = []
+        for request in ready:
+            ratio = self.bound(ctx, local)
+            if safe(offloaded, request, local, ratio) or fine_now(offloaded, local, ratio):
+                self._offloaded[request.index] = request.num_preemptions
+                offloaded.add(request)
+                decodes.append(request)
+            else:
+                local.add(request)
+                leaving.append(request)
+        return decodes, leaving
+
+    def bound(self, ctx: SchedulerContext, local: Load) -> float:
+        """The offload bound now, or the fixed ratio."""
+        if self._own.ratio is not None:
+            return self._own.ratio
+        if self._bound is None:
+            assert self.belief is not None
+            tbt = self._own.tbt_ms or ctx.limits.tbt_ms or DEFAULT_TBT_MS
+            self._bound = OffloadBound(self.belief, tbt * NS_PER_MS)
+        there, here = ctx.kv_of("prefill").num_blocks, ctx.kv_of("decode").num_blocks
+        return self._bound.of(
+            local.tokens / max(1, local.requests),
+            ctx.sms_of("decode"),
+            ctx.sms_of("remote"),
+            (1.0 - self._own.prefill_kv) * there / here,
+            here * ctx.kv.block_size,
+        )
+
+    def finished(self, request: RequestView) -> None:
+        """Forget it."""
+        self._offloaded.pop(request.index, None)
