@@ -43,6 +43,7 @@ class _Resolved(msgspec.Struct):
     price_per_hour: float | None = None
     watts: float | None = None
     work: dict[str, float] | None = None
+    host_gaps: dict[str, dict[str, int]] = {}
 
 
 class RunReader:

@@ -88,7 +88,7 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "price_per_hour": 2.0, "watts": 300.0,
         # Those of devices that compute: tests/cpu/test_cli_cpu.py.
         "load_format": "auto", "dtype": None, "temperature": 0.0, "top_p": 1.0,
-        "stop_at_eos": False,
+        "stop_at_eos": False, "graphs": True,
     }  # fmt: skip
 
 
