@@ -97,10 +97,15 @@ class Device(ABC):
         return True
 
     @classmethod
-    def check_up(cls, argument: str) -> list[Check]:
-        """What this machine offers the device, or lacks; for ``doctor --device``. Raises UsageError
-        for an argument that names none.
+    def lacks(cls, argument: str) -> list[str]:
+        """What this machine lacks to open ``KIND:argument``, each with what to do; [] if nothing.
+        Raises UsageError for an argument that names no device.
         """
+        return []
+
+    @classmethod
+    def check_up(cls, argument: str) -> list[Check]:
+        """What the device finds on a machine that lacks nothing; for ``doctor --device``."""
         gpu = cls.describe(argument)
         return [Check("GPU", True, f"{gpu.name}: {gpu.num_sms} SMs, {gpu.hbm_gib:.1f} GiB")]
 

@@ -111,16 +111,18 @@ class Cuda(Device):
         return has_driver() and has_bindings() and find_spec("torch") is not None and not missing()
 
     @classmethod
-    def check_up(cls, argument: str) -> list[Check]:
-        """Driver, SMs, legal splits, what contexts weigh, permitted counters; or what is missing."""
+    def lacks(cls, argument: str) -> list[str]:
+        """Driver, packages, a GPU that is new enough. Raises UsageError for an unknown word."""
         chosen = _parse(argument)
-        lacks = missing(chosen.gpu, green=chosen.green)
-        if lacks:
-            return [Check("cuda", False, text) for text in lacks]
+        return missing(chosen.gpu, green=chosen.green)
+
+    @classmethod
+    def check_up(cls, argument: str) -> list[Check]:
+        """Driver, SMs, legal splits, what contexts weigh, permitted counters."""
         from nexusbench.devices._cuda_probe import check_gpu
 
-        gpu, facts = cls.describe(argument), read_facts(chosen.gpu)
-        return list(check_gpu(facts, _partitions(*chosen), gpu))
+        chosen, gpu = _parse(argument), cls.describe(argument)
+        return list(check_gpu(read_facts(chosen.gpu), _partitions(*chosen), gpu))
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -341,8 +343,9 @@ class Cuda(Device):
         request.num_tokens = tokens
         prompt = BatchShape(0, 0, ((tokens, 0),))
         self._run_now(Batch(partition, [], [Chunk(request, tokens, 0)], prompt), sms)
-        request.num_tokens += 1
-        self._run_now(Batch(partition, [request], [], BatchShape(1, tokens)), sms)
+        if partition != "prefill":
+            request.num_tokens += 1
+            self._run_now(Batch(partition, [request], [], BatchShape(1, tokens)), sms)
         self.forget(request)
         del self._outputs[_WARM_UP_INDEX]
 
@@ -365,8 +368,7 @@ def _parse(argument: str) -> Argument:
 
 def _check_argument(argument: str) -> Argument:
     """Raises UsageError for an unknown word, or with all that this machine lacks."""
-    chosen = _parse(argument)
-    lacks = missing(chosen.gpu, green=chosen.green)
+    chosen, lacks = _parse(argument), Cuda.lacks(argument)
     if lacks:
         raise UsageError(
             f"--device cuda cannot be used here: {'; '.join(lacks)}. To simulate a GPU instead: "

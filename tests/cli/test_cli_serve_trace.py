@@ -177,8 +177,8 @@ def test_one_request_and_an_honest_device(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--limit", 1, "--no-save")
     assert "small: 1 request. " in done.out
     assert "1 of 1 request, " in done.err
-    if "cuda" not in devices.names():
-        assert "(--device auto: this version drives no CUDA GPU)" in done.out
+    if not devices.load("cuda").usable():
+        assert "(--device auto; no usable CUDA GPU here)" in done.out
 
 
 SABOTEUR = '''
