@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,6 +19,9 @@ from nexusbench.core.units import GIB, MIB
 LEAST_DRIVER = 12050
 # The oldest architecture with bfloat16 tensor cores and asynchronous copies, as our kernels need.
 LEAST_CAPABILITY = (8, 0)
+# Streams may share a hardware queue and then wait for each other; 8 is the default, 32 the most
+# (CUDA programming guide, environment variables; pytorch #176582). Read when CUDA starts.
+QUEUES_VARIABLE, QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
@@ -130,6 +134,11 @@ def missing(index: int = 0, *, green: bool = True) -> list[str]:
     return found
 
 
+def allow_queues() -> None:
+    """Ask for a hardware queue per stream, unless the user asks otherwise; before CUDA starts."""
+    os.environ.setdefault(QUEUES_VARIABLE, QUEUES)
+
+
 def has_bindings() -> bool:
     """Whether cuda-bindings are installed."""
     try:
@@ -143,6 +152,7 @@ def _unfit(index: int, *, green: bool) -> list[str]:
     """Why a GPU of a machine that has driver, torch and bindings will not do."""
     import torch
 
+    allow_queues()  # the next line starts CUDA
     if not torch.cuda.is_available():
         return [f"torch {torch.__version__} finds no GPU that it can use"]
     if not 0 <= index < torch.cuda.device_count():

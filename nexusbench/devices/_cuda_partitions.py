@@ -20,7 +20,6 @@ For tests on a GPU::
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +28,16 @@ import msgspec
 
 from nexusbench.core.batch import Split
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.devices._cuda_driver import CudaError, Driver, checked, load_driver
+from nexusbench.devices._cuda_driver import (
+    CudaError,
+    Driver,
+    allow_queues,
+    checked,
+    load_driver,
+)
 
 PAIR = ("prefill", "decode")
 ALL = "all"
-# Streams may share a hardware queue and then wait for each other; 8 is the default, 32 the most
-# (CUDA programming guide, environment variables; pytorch #176582). Read when CUDA starts.
-QUEUES_VARIABLE, QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 # What drivers before CUDA 13.0 do not say: (smallest partition, granularity) by architecture (CUDA
 # driver API, green contexts, 6.35).
 _GRANULARITY = {6: (1, 1), 7: (2, 2), 8: (4, 2)}
@@ -223,21 +225,6 @@ def granularity(sm: Any, capability: tuple[int, int]) -> tuple[int, int]:
     return int(said[0] or minimum), int(said[1] or multiple)
 
 
-def allow_queues() -> str | None:
-    """Ask for a hardware queue per stream; call before CUDA starts. A note if it is too late."""
-    from torch import cuda
-
-    before = os.environ.get(QUEUES_VARIABLE)
-    if before == QUEUES:
-        return None
-    if before is not None:
-        return f"{QUEUES_VARIABLE}={before} was set: streams may wait for each other below 32"
-    os.environ[QUEUES_VARIABLE] = QUEUES
-    if cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return f"CUDA was running before {QUEUES_VARIABLE} could be set"
-    return None
-
-
 def open_partitions(index: int = 0, *, green: bool = True) -> Partitions:
     """The partitions of GPU ``index``, or with ``green`` off plain streams without any.
 
@@ -247,6 +234,7 @@ def open_partitions(index: int = 0, *, green: bool = True) -> Partitions:
     """
     import torch
 
+    allow_queues()
     device = torch.device("cuda", index)
     torch_cuda: Any = torch.cuda  # half of it has no types
     torch_cuda.init()

@@ -43,7 +43,8 @@ class Launch:
     after: Mark | None = None
     began: Mark | None = None
     waiting: deque[Piece] = field(default_factory=deque)
-    num_ended: int = 0  # repetitions
+    num_launched: int = 0  # repetitions
+    num_ended: int = 0
 
     @property
     def where(self) -> str:
@@ -90,15 +91,17 @@ class LaunchQueue:
             self._launch_piece(launch)
 
     def advance(self) -> bool:
-        """Launch one more piece, of decodes if any want one; False if there is nothing to launch or
-        enough of each launch is on its way.
+        """Launch one more piece of each launch, decodes first; False if there is nothing to launch
+        or enough is on its way.
+
+        One of each, so that decode steps that end at once cannot hold up a prompt for ever.
         """
-        waiting = sorted(self._launches.values(), key=lambda launch: bool(launch.batch.chunks))
-        for launch in waiting:
+        moved = False
+        for launch in sorted(self._launches.values(), key=lambda each: bool(each.batch.chunks)):
             if launch.pieces is not None and len(launch.waiting) < AHEAD:
                 self._launch_piece(launch)
-                return True
-        return False
+                moved = True
+        return moved
 
     def collect(self) -> list[StepOutput]:
         """What has ended, without waiting. Raises NexusbenchError for work that failed."""
@@ -148,15 +151,15 @@ class LaunchQueue:
             with runtime.on(launch.side):
                 if launch.began is None:
                     launch.began = runtime.mark(launch.side)
-                piece = next(launch.pieces, None)
+                piece = next(launch.pieces)
         except Exception as error:
             raise _failed(launch, error) from error
         if not launch.waiting:
             launch.since = runtime.now()
-        if piece is None:
+        launch.waiting.append(piece)
+        launch.num_launched += piece.planned is not None
+        if launch.num_launched == launch.batch.repeat:
             launch.pieces = None
-        else:
-            launch.waiting.append(piece)
 
     def _end(self, launch: Launch, piece: Piece) -> StepOutput | None:
         """Book a piece whose mark was reached."""

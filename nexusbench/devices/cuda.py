@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from array import array
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,7 +15,13 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import MIB, NS_PER_MS
-from nexusbench.devices._cuda_driver import has_bindings, has_driver, missing, read_facts
+from nexusbench.devices._cuda_driver import (
+    QUEUES_VARIABLE,
+    has_bindings,
+    has_driver,
+    missing,
+    read_facts,
+)
 from nexusbench.devices._cuda_memory import MemoryPlan, decode_buckets, plan_memory
 from nexusbench.devices._prompts import Prompts
 from nexusbench.devices.base import Check, Device, DeviceOptions, Serving
@@ -164,11 +171,15 @@ class Cuda(Device):
             contexts=sides - partitions.num_contexts if chosen.green else 0,
             capability=facts.capability, graphs=options.graphs,
         )  # fmt: skip
-        told = {"gpu": facts.name, "driver": facts.driver_version if facts.driver else "unknown"}
+        told = {
+            "gpu": facts.name,
+            "driver": facts.driver_version if facts.driver else "unknown",
+            "queues": os.environ[QUEUES_VARIABLE],
+        }
         name = f"cuda:{argument}" if argument else "cuda"
         return cls(
             decoder, config.spec, options, runtime, partitions, cls.describe(argument), memory,
-            name=name, facts=told | _late_notes(),
+            name=name, facts=told,
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
@@ -254,6 +265,7 @@ class Cuda(Device):
         if queue is None or not len(queue):
             return self._idle(until)
         queue.turn()
+        queue.advance()  # before looking: what has ended already must not hold up the others
         waiting_since = self._runtime.now()
         while True:
             outputs = queue.collect()
@@ -380,16 +392,6 @@ def _check_argument(argument: str) -> Argument:
 @functools.cache
 def _partitions(index: int, green: bool) -> Partitions:
     """One set per GPU and process: contexts are made once and never destroyed."""
-    from nexusbench.devices._cuda_partitions import allow_queues, open_partitions
+    from nexusbench.devices._cuda_partitions import open_partitions
 
-    note = allow_queues()
-    if note is not None:
-        _NOTES["queues"] = note
     return open_partitions(index, green=green)
-
-
-_NOTES: dict[str, str] = {}  # what could not be set as wanted, for the environment
-
-
-def _late_notes() -> dict[str, str]:
-    return dict(_NOTES)

@@ -83,8 +83,9 @@ class FakeGpu:
     """The runtime seam on CPU tensors. ``log`` is what was done on which side, in order:
     ("launch" | "capture" | "replay" | "adopt", partition, SMs).
 
-    A forward pass takes ``ns[partition]`` on the GPU; ``hangs``: it never ends (and naps are long, so that tests are short); ``failure``: what
-    the next look at a mark raises. ``graph_bytes`` is what a capture takes of ``free``.
+    A forward pass takes ``ns[partition]`` on the GPU; ``hangs``: it never ends (and naps are long,
+    so that tests are short); ``failure``: what the next look at a mark raises.
+    ``graph_bytes`` is what a capture takes of ``free``.
     """
 
     device = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -14,8 +15,12 @@ from fake_driver import FakeDriver
 from fake_gpu import GIB, H200, green
 
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.devices import _cuda_partitions
-from nexusbench.devices._cuda_driver import CudaError, GpuFacts
+from nexusbench.devices._cuda_driver import (
+    QUEUES_VARIABLE,
+    CudaError,
+    GpuFacts,
+    allow_queues,
+)
 from nexusbench.devices._cuda_memory import (
     BUCKETS,
     activation_bytes,
@@ -23,11 +28,7 @@ from nexusbench.devices._cuda_memory import (
     decode_buckets,
     plan_memory,
 )
-from nexusbench.devices._cuda_partitions import (
-    QUEUES_VARIABLE,
-    Unpartitioned,
-    allow_queues,
-)
+from nexusbench.devices._cuda_partitions import Unpartitioned
 from nexusbench.devices._cuda_probe import check_gpu, gpu_spec
 from nexusbench.devices._gpus import legal_splits, load_gpu
 from nexusbench.models.config import load_model
@@ -155,16 +156,13 @@ def test_without_green_contexts_there_are_two_streams() -> None:
         partitions.side("prefill", 64)
 
 
-def test_queues_are_asked_for_before_cuda_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queues_are_asked_for_unless_the_user_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(QUEUES_VARIABLE, "8")
-    assert "streams may wait" in str(allow_queues())
+    allow_queues()
+    assert os.environ[QUEUES_VARIABLE] == "8"
     monkeypatch.delenv(QUEUES_VARIABLE)
-    assert allow_queues() is None
-    assert allow_queues() is None
-    assert _cuda_partitions.os.environ[QUEUES_VARIABLE] == "32"
-    monkeypatch.delenv(QUEUES_VARIABLE)
-    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    assert "was running before" in str(allow_queues())
+    allow_queues()
+    assert os.environ[QUEUES_VARIABLE] == "32"
 
 
 # -- graphs and memory -----------------------------------------------------------------------------

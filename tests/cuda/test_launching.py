@@ -93,16 +93,25 @@ def launches(gpu: FakeGpu) -> list[str]:
     return [partition for kind, partition, _ in gpu.log if kind == "launch"]
 
 
+def with_graphs(gpu: FakeGpu, model: str = "tiny") -> tuple[Any, Desk]:
+    """Those for decodes on 68 SMs are captured."""
+    device = fake_cuda(gpu, model=model)
+    device.prepare(Serving(256, 16, launches=(("decode", 68),)))
+    gpu.log.clear()
+    return device, Desk(device)
+
+
 def test_decodes_go_first_whatever_the_order_of_submission() -> None:
     gpu = FakeGpu()
-    device, desk = prepared(gpu, graphs=False)
-    gpu.log.clear()
+    device, desk = with_graphs(gpu)
     desk.submit("prefill", 64, prompt=60)
     assert launches(gpu) == []
     desk.submit("decode", 68, decodes=3)
     assert launches(gpu) == ["decode"]
+    device.wait(0)
+    assert launches(gpu) == ["decode", "prefill"]
     desk.drain(2)
-    assert launches(gpu).count("prefill") == 1 + device.spec.num_layers // 2 - 1
+    assert launches(gpu) == ["decode", "prefill", "prefill"]  # four layers, two at a time
     device.close()
 
 
@@ -112,11 +121,8 @@ def test_a_decode_never_waits_for_the_prompt_to_be_launched(
     """While a prompt's layers wait for the GPU, decode steps come and go."""
     monkeypatch.setattr(_cuda_steps, "LAYERS_PER_PIECE", 1)
     gpu = FakeGpu({"prefill": 50_000_000, "decode": 1_000_000})
-    device = fake_cuda(gpu, model="small")
-    device.prepare(Serving(256, 16, launches=(("decode", 68),)))
-    desk = Desk(device)
+    device, desk = with_graphs(gpu, "small")
     assert device.spec.num_layers > AHEAD + 1
-    gpu.log.clear()
     desk.submit("prefill", 64, prompt=60)
     ended = 0
     while ended < 5:
@@ -128,6 +134,22 @@ def test_a_decode_never_waits_for_the_prompt_to_be_launched(
         assert output.end_ns - before < 1_000_000 + AHEAD * 200_000 + 200_000
         ended += 1
     assert launches(gpu).count("prefill") == AHEAD  # the rest waits: enough is on its way
+    device.close()
+
+
+def test_a_prompt_is_launched_beside_decodes_that_end_at_once() -> None:
+    """As with a model so small that a step has ended before the engine has decided."""
+    gpu = FakeGpu({"prefill": 1_000, "decode": 1})
+    device, desk = prepared(gpu)
+    prompt = desk.submit("prefill", 64, prompt=60)
+    steps, ended = 0, []
+    while prompt not in ended:
+        desk.submit("decode", 68, decodes=1)
+        steps += 1
+        assert steps < 10
+        ended += [output.step for output in device.wait_for_steps(None)]
+        if device._queue.busy("decode"):
+            ended += [output.step for output in device.wait_for_steps(None)]
     device.close()
 
 
