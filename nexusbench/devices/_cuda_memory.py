@@ -30,7 +30,11 @@ _WORKSPACE_BYTES = {9: 32 * MIB, 10: 32 * MIB}
 _WORKSPACE_ELSEWHERE = 8320 * 1024
 # MuxWise measures 4 MB for a green-context group; a few more for queues and streams.
 CONTEXT_BYTES = 8 * MIB
-# Fragments of the caching allocator, kernels that are loaded when first used, NCCL-like surprises.
+# torch keeps freed memory for the stream it was used on, and every number of SMs has a stream of
+# its own. So many sides of prefill may keep their activations; when more were used and memory is short,
+# torch gives all that is cached back, for which it waits for the whole GPU.
+CACHED_SIDES = 4
+# Fragments of the caching allocator, kernels that are loaded when first used.
 SLACK_BYTES = 1 * GIB
 
 
@@ -106,7 +110,7 @@ def plan_memory(
 
 
 def activation_bytes(model: ModelSpec, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """The most that activations of two launches side by side take, and their logits.
+    """The most that activations take: ``CACHED_SIDES`` prompts, and decodes with their logits.
 
     A token of a layer holds the residual stream and an increment to it, the fused projection and an
     fp32 copy of it to rotate, attention's output, and both wings of the MLP with their product. A
@@ -121,7 +125,7 @@ def activation_bytes(model: ModelSpec, max_num_batched_tokens: int, max_num_seqs
         + model.intermediate_size * 4 * size
     )
     decodes = max_num_seqs * (token + model.vocab_size * (8 + size))
-    return int(max_num_batched_tokens * token + decodes)
+    return int(CACHED_SIDES * max_num_batched_tokens * token + decodes)
 
 
 def decode_buckets(max_num_seqs: int) -> tuple[int, ...]:

@@ -104,10 +104,13 @@ class _EventMark:
 
 
 class TorchRuntime:
-    """:class:`Runtime` on GPU ``index`` through torch."""
+    """:class:`Runtime` on GPU ``index`` through torch, which may take ``share`` of its memory: what
+    it caches must leave the driver room to load kernels.
+    """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, share: float) -> None:
         self.device = torch.device("cuda", index)
+        torch.cuda.set_per_process_memory_fraction(share, self.device)
         self._pools: dict[str, Any] = {}
 
     def on(self, side: Side) -> AbstractContextManager[Any]:

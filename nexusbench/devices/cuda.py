@@ -148,7 +148,8 @@ class Cuda(Device):
         from nexusbench.models.decoder import Decoder
 
         config = load_decoder_config(options.model_name or model.name)
-        partitions, runtime = _partitions(*chosen), TorchRuntime(chosen.gpu)
+        partitions = _partitions(*chosen)
+        runtime = TorchRuntime(chosen.gpu, options.gpu_memory_utilization)
         facts = read_facts(chosen.gpu)
         runtime.release()  # what an earlier device of this process has left
         try:
