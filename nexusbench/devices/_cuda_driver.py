@@ -8,7 +8,7 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -22,7 +22,15 @@ LEAST_CAPABILITY = (8, 0)
 # Streams may share a hardware queue and then wait for each other; 8 is the default, 32 the most
 # (CUDA programming guide, environment variables; pytorch #176582). Read when CUDA starts.
 QUEUES_VARIABLE, QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
+STREAMS = "streams"
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+class Argument(NamedTuple):
+    """What follows ``cuda:``."""
+
+    gpu: int
+    green: bool
 
 
 class CudaError(NexusbenchError):
@@ -72,6 +80,17 @@ class GpuFacts(msgspec.Struct, frozen=True):
     def driver_version(self) -> str:
         """As people write it."""
         return f"CUDA {self.driver // 1000}.{self.driver % 1000 // 10}"
+
+
+def parse_argument(argument: str) -> Argument:
+    """What follows ``cuda:`` ('' for nothing). Raises UsageError for an unknown word."""
+    if argument == STREAMS:
+        return Argument(0, green=False)
+    if argument and not argument.isdecimal():
+        raise UsageError(
+            f"--device cuda:{argument} is unknown: write cuda, cuda:N for GPU N, or cuda:{STREAMS}"
+        )
+    return Argument(int(argument or 0), green=True)
 
 
 def checked(driver: Driver, call: str, *arguments: Any) -> Any:

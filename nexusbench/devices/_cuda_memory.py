@@ -31,8 +31,8 @@ _WORKSPACE_ELSEWHERE = 8320 * 1024
 # MuxWise measures 4 MB for a green-context group; a few more for queues and streams.
 CONTEXT_BYTES = 8 * MIB
 # torch keeps freed memory for the stream it was used on, and every number of SMs has a stream of
-# its own. So many sides of prefill may keep their activations; when more were used and memory is short,
-# torch gives all that is cached back, for which it waits for the whole GPU.
+# its own. So many sides of prefill may keep their activations; when more were used and memory is
+# short, torch gives all that is cached back, for which it waits for the whole GPU.
 CACHED_SIDES = 4
 # Fragments of the caching allocator, kernels that are loaded when first used.
 SLACK_BYTES = 1 * GIB

@@ -6,9 +6,10 @@ import functools
 import os
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Split, StepOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
@@ -17,9 +18,11 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import MIB, NS_PER_MS
 from nexusbench.devices._cuda_driver import (
     QUEUES_VARIABLE,
+    Argument,
     has_bindings,
     has_driver,
     missing,
+    parse_argument,
     read_facts,
 )
 from nexusbench.devices._cuda_memory import MemoryPlan, decode_buckets, plan_memory
@@ -37,18 +40,10 @@ if TYPE_CHECKING:
     from nexusbench.devices._executor import Served
     from nexusbench.models.decoder import Decoder
 
-STREAMS = "streams"
 # With nothing on its way there is only an arrival or Ctrl-C to wake up for.
 IDLE_NAP_NS = 5 * NS_PER_MS
 _WARM_UP_TOKENS = 32
 _WARM_UP_INDEX = 1 << 40  # of a request that is in no trace
-
-
-class Argument(NamedTuple):
-    """What follows ``cuda:``."""
-
-    gpu: int
-    green: bool
 
 
 class Cuda(Device):
@@ -74,7 +69,9 @@ class Cuda(Device):
         name: str = "cuda",
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        self._decoder, self._options, self._runtime = decoder, options, runtime
+        self._decoder: Decoder | None = decoder
+        self._options, self._runtime = options, runtime
+        self._dtype = str(decoder.dtype).removeprefix("torch.")
         self.partitions, self.gpu, self.memory = partitions, gpu, memory
         dummy = options.load_format == "dummy"
         self.random_weights = dummy or (options.load_format == "auto" and decoder.config.built_in)
@@ -96,6 +93,7 @@ class Cuda(Device):
         self._maker: PieceMaker | None = None
         self._queue: LaunchQueue | None = None
         self._outputs: dict[int, array[int]] = {}
+        self._gaps: dict[str, HostGap] = {}
         self._began = runtime.now()
         self._latest = 0
         self._woken = False
@@ -120,7 +118,7 @@ class Cuda(Device):
     @classmethod
     def lacks(cls, argument: str) -> list[str]:
         """Driver, packages, a GPU that is new enough. Raises UsageError for an unknown word."""
-        chosen = _parse(argument)
+        chosen = parse_argument(argument)
         return missing(chosen.gpu, green=chosen.green)
 
     @classmethod
@@ -128,7 +126,7 @@ class Cuda(Device):
         """Driver, SMs, legal splits, what contexts weigh, permitted counters."""
         from nexusbench.devices._cuda_probe import check_gpu
 
-        chosen, gpu = _parse(argument), cls.describe(argument)
+        chosen, gpu = parse_argument(argument), cls.describe(argument)
         return list(check_gpu(read_facts(chosen.gpu), _partitions(*chosen), gpu))
 
     @classmethod
@@ -190,7 +188,7 @@ class Cuda(Device):
         return {
             **self._facts,
             "torch": version("torch"),
-            "dtype": str(self._decoder.dtype).removeprefix("torch."),
+            "dtype": self._dtype,
             "splits": f"{disjoint} of green contexts"
             if disjoint
             else "none: two streams share all SMs",
@@ -210,22 +208,24 @@ class Cuda(Device):
         from nexusbench.devices._executor import Served
         from nexusbench.models.sampling import Sampling
 
-        spec, options, runtime = self._decoder.config.spec, self._options, self._runtime
+        decoder, options, runtime = self._decoder, self._options, self._runtime
+        assert decoder is not None, "the device is closed"
+        spec = decoder.config.spec
         if any(partition in ("prefill", "decode") for partition, _ in serving.launches):
             self.partitions.make_all()
         # One block more than the engine knows of: where the idle rows of a graph write.
-        kv = self._decoder.new_kv(serving.num_blocks + 1, serving.block_size)
+        kv = decoder.new_kv(serving.num_blocks + 1, serving.block_size)
         self._served = Served(
-            self._decoder, kv, Prompts(serving, spec.vocab_size),
+            decoder, kv, Prompts(serving, spec.vocab_size),
             Sampling(options.temperature, options.top_p, serving.seed), again=serving.again,
         )  # fmt: skip
         # Its growth would free a table that another stream still reads.
-        self._decoder.rotary.table(spec.max_model_len - 1)
+        decoder.rotary.table(spec.max_model_len - 1)
         runtime.settle()
         graphs = None
         if options.graphs:
             buckets = decode_buckets(options.max_num_seqs)
-            graphs = DecodeGraphs(runtime, self._decoder, kv, buckets, self.memory.graphs)
+            graphs = DecodeGraphs(runtime, decoder, kv, buckets, self.memory.graphs)
         self._maker = PieceMaker(runtime, self._served, graphs)
         self._queue = LaunchQueue(runtime, self._maker)
         tokens = min(_WARM_UP_TOKENS, serving.num_blocks * serving.block_size - 1)
@@ -303,7 +303,7 @@ class Cuda(Device):
 
     def host_gaps(self) -> dict[str, HostGap]:
         """Measured by the GPU, between the last mark of a launch and the first of the next."""
-        return {} if self._queue is None else dict(self._queue.gaps)
+        return dict(self._gaps if self._queue is None else self._queue.gaps)
 
     def close(self) -> None:
         """Give up what is not launched, wait for what is, and free the GPU's memory.
@@ -311,13 +311,18 @@ class Cuda(Device):
         Contexts and their streams stay for the process's next device: destroying one that torch
         still knows is not safe, and they are as good as new.
         """
-        queue, hung = self._queue, self._queue is not None and self._queue.hung
-        if queue is not None:
-            queue.clear()
-        self._served, self._maker = None, None
-        if queue is not None and not hung:
-            self._runtime.settle()
-            self._runtime.release()
+        hung = self._queue is not None and self._queue.hung
+        if self._queue is not None:
+            self._gaps = dict(self._queue.gaps)
+            self._queue.clear()
+        # A GPU that has failed fails here again; the error of the step is the one to tell.
+        with suppress(RuntimeError):
+            if not hung:
+                self._runtime.settle()
+            # The weights too, now: whoever still knows this device, the next one needs the memory.
+            self._served, self._maker, self._queue, self._decoder = None, None, None, None
+            if not hung:
+                self._runtime.release()
 
     def _ready(self) -> LaunchQueue:
         if self._served is None:
@@ -368,20 +373,9 @@ class Cuda(Device):
             pass
 
 
-def _parse(argument: str) -> Argument:
-    """Raises UsageError for an unknown word."""
-    if argument == STREAMS:
-        return Argument(0, green=False)
-    if argument and not argument.isdecimal():
-        raise UsageError(
-            f"--device cuda:{argument} is unknown: write cuda, cuda:N for GPU N, or cuda:{STREAMS}"
-        )
-    return Argument(int(argument or 0), green=True)
-
-
 def _check_argument(argument: str) -> Argument:
     """Raises UsageError for an unknown word, or with all that this machine lacks."""
-    chosen, lacks = _parse(argument), Cuda.lacks(argument)
+    chosen, lacks = parse_argument(argument), Cuda.lacks(argument)
     if lacks:
         raise UsageError(
             f"--device cuda cannot be used here: {'; '.join(lacks)}. To simulate a GPU instead: "

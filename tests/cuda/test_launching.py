@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -315,6 +317,33 @@ def test_closing_gives_up_what_is_not_launched() -> None:
     device.close()
     assert len(gpu.log) == done
     assert gpu.settled > 0
+
+
+def test_a_closed_device_holds_no_memory() -> None:
+    """The next one of the process needs it, also while somebody knows this one or its engine."""
+    device = fake_cuda()
+    weights = weakref.ref(device._decoder)
+    engine = serve(mixture(), "nexus", device=device, setting=ROOMY)
+    kv = weakref.ref(engine.device._served.kv)
+    gaps = device.host_gaps()
+    device.close()
+    gc.collect()  # the fake's hold on the decoder is a cycle
+    assert weights() is None
+    assert kv() is None
+    assert device.host_gaps() == gaps != {}
+    assert device.environment()["dtype"] == "float32"
+
+
+def test_closing_after_a_failure_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    device, desk = prepared(gpu)
+    desk.submit("all", 132, prompt=40)
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    gpu.settle = broken  # type: ignore[method-assign]
+    device.close()
 
 
 def test_requests_leave_nothing_behind() -> None:
