@@ -1,0 +1,112 @@
+"""What the GPU tests and benchmarks ask of the machine: the only place that knows the device's
+modules, so that a renamed function is changed here and nowhere else.
+
+Nothing here touches CUDA when it is imported: without a GPU the tests are still collected.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+INDEX = 0
+
+
+def missing() -> str | None:
+    """What this machine lacks to run kernels on GPU 0 and what to do, or None."""
+    try:
+        import torch
+    except ImportError:
+        return 'torch is not installed: pip install "nexusbench[cuda]"'
+    if torch.version.cuda is None:
+        return f'torch {torch.__version__} is a build without CUDA: pip install "nexusbench[cuda]"'
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no GPU that it can use (nvidia-smi says why)"
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return 'the package triton is not installed: pip install "nexusbench[triton]"'
+    return None
+
+
+def missing_for_partitions() -> str | None:
+    """The same for green contexts: the CUDA device's own answer."""
+    lacking = missing()
+    if lacking is not None:
+        return lacking
+    try:
+        driver = importlib.import_module("nexusbench.devices._cuda_driver")
+    except ImportError as error:
+        return f"this version has no CUDA device ({error})"
+    return "; ".join(driver.missing(INDEX)) or None
+
+
+@contextmanager
+def partitions() -> Iterator[Any]:
+    """``nexusbench.devices._cuda_partitions.Partitions`` of GPU 0, closed at the end."""
+    opened = importlib.import_module("nexusbench.devices._cuda_partitions").open_partitions(INDEX)
+    try:
+        yield opened
+    finally:
+        import torch
+
+        torch.cuda.synchronize()
+        opened.close()
+
+
+def disjoint_splits(opened: Any, at_most: int) -> list[Any]:
+    """Up to so many of the splits that share no SM, from the fewest prefill SMs to the most."""
+    splits = [split for split in opened.splits if not split.overlapping]
+    if len(splits) <= at_most:
+        return splits
+    step = (len(splits) - 1) / (at_most - 1)
+    return [splits[round(index * step)] for index in range(at_most)]
+
+
+def on(side: Any) -> Any:
+    """Torch's work inside goes to the side's stream; None is torch's current one."""
+    import torch
+
+    return nullcontext() if side is None else torch.cuda.stream(side.stream)
+
+
+def open_device(model: str = "tiny", argument: str = "", **options: Any) -> Any:
+    """An open ``cuda`` device; small limits unless told."""
+    from nexusbench.devices.base import DeviceOptions, devices
+    from nexusbench.models.config import load_model
+
+    given = {
+        "max_num_seqs": 8, "max_num_batched_tokens": 64, "model_name": model,
+        "load_format": "auto", "dtype": "float32", **options,
+    }  # fmt: skip
+    return devices.load("cuda").open(argument, load_model(model), DeviceOptions(**given))
+
+
+def identity() -> dict[str, str | int]:
+    """The GPU, driver and versions, for results."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(INDEX)
+    found: dict[str, str | int] = {
+        "gpu": properties.name,
+        "num_sms": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+    }
+    for package in ("torch", "triton", "cuda-bindings", "nvidia-ml-py", "nvidia-cuda-cupti"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"missing": missing_for_partitions()}))
