@@ -281,17 +281,17 @@ def on_partitions(torch: Any, rows: list[dict[str, Any]], at_most: int) -> str |
     lacking = machine.missing_for_partitions()
     if lacking is not None:
         return lacking
-    with machine.partitions() as opened:
-        for split in machine.disjoint_splits(opened, at_most):
-            for name, side in opened.streams(split).items():
-                bench = Bench(torch, side, side.sms, rows)
-                bench.measure_ceilings()
-                if name == "prefill":
-                    prefills(bench, QUICK_PREFILLS, peers=False)
-                    dense(bench, (2048,))
-                else:
-                    decodes(bench, QUICK_DECODES, peers=False)
-                    dense(bench, (64,))
+    opened = machine.partitions()
+    for split in machine.disjoint_splits(opened, at_most):
+        for name, side in opened.streams(split).items():
+            bench = Bench(torch, side, side.sms, rows)
+            bench.measure_ceilings()
+            if name == "prefill":
+                prefills(bench, QUICK_PREFILLS, peers=False)
+                dense(bench, (2048,))
+            else:
+                decodes(bench, QUICK_DECODES, peers=False)
+                dense(bench, (64,))
     return None
 
 

@@ -6,11 +6,12 @@ Nothing here touches CUDA when it is imported: without a GPU the tests are still
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,6 +20,10 @@ INDEX = 0
 
 def missing() -> str | None:
     """What this machine lacks to run kernels on GPU 0 and what to do, or None."""
+    try:
+        ctypes.CDLL("libcuda.so.1")  # first, since torch takes seconds to import
+    except OSError:
+        return "no NVIDIA driver was found (libcuda.so.1 cannot be loaded)"
     try:
         import torch
     except ImportError:
@@ -46,17 +51,15 @@ def missing_for_partitions() -> str | None:
     return "; ".join(driver.missing(INDEX)) or None
 
 
-@contextmanager
-def partitions() -> Iterator[Any]:
-    """``nexusbench.devices._cuda_partitions.Partitions`` of GPU 0, closed at the end."""
-    opened = importlib.import_module("nexusbench.devices._cuda_partitions").open_partitions(INDEX)
-    try:
-        yield opened
-    finally:
-        import torch
+@functools.cache
+def partitions() -> Any:
+    """``nexusbench.devices._cuda_partitions.Partitions`` of GPU 0, one for the process.
 
-        torch.cuda.synchronize()
-        opened.close()
+    Never closed: torch keeps what it knows of their streams, and the process ends soon.
+    """
+    module = importlib.import_module("nexusbench.devices._cuda_partitions")
+    module.allow_queues()
+    return module.open_partitions(INDEX)
 
 
 def disjoint_splits(opened: Any, at_most: int) -> list[Any]:
@@ -85,6 +88,28 @@ def open_device(model: str = "tiny", argument: str = "", **options: Any) -> Any:
         "load_format": "auto", "dtype": "float32", **options,
     }  # fmt: skip
     return devices.load("cuda").open(argument, load_model(model), DeviceOptions(**given))
+
+
+def shorten_watchdog(device: Any, seconds: float) -> None:
+    """Let the device give up on a launch after so long; it must have been prepared."""
+    device._queue._timeout_ns = round(seconds * 1e9)
+
+
+def stream_of(device: Any, partition: str, sms: int) -> Any:
+    """The stream that the device launches on."""
+    return device.partitions.side(partition, sms).stream
+
+
+def graphs_of(device: Any) -> int:
+    """Decode graphs that the device has captured."""
+    return int(device._maker.graphs.num_captured)
+
+
+def peak_gbps() -> float:
+    """The GPU's HBM bandwidth by its data sheet, or by its driver where none is shipped."""
+    from nexusbench.devices.base import devices
+
+    return float(devices.load("cuda").describe("").hbm_gbps)
 
 
 def identity() -> dict[str, str | int]:
