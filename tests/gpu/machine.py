@@ -11,8 +11,10 @@ import functools
 import importlib
 import json
 import platform
+import sys
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 INDEX = 0
@@ -133,5 +135,24 @@ def identity() -> dict[str, str | int]:
     return found
 
 
+def missing_packages() -> list[str]:
+    """What the package and these tests import that is not installed."""
+    needed = ("msgspec", "numpy", "psutil", "pyarrow", "pytest", "rich", "scipy", "typer")
+    return [name for name in needed if find_spec(name) is None]
+
+
+def main() -> int:
+    """Print what the machine is, or what it lacks: exit code 2."""
+    lacking = [f"the package {name} is not installed" for name in missing_packages()]
+    if not lacking:
+        found = missing_for_partitions()
+        lacking = [] if found is None else [found]
+    if lacking:
+        print(f"these tests need an NVIDIA GPU: {'; '.join(lacking)}", file=sys.stderr)
+        return 2
+    print(json.dumps(identity(), indent=1))
+    return 0
+
+
 if __name__ == "__main__":
-    print(json.dumps({"missing": missing_for_partitions()}))
+    sys.exit(main())
