@@ -70,10 +70,15 @@ def split_kv(lengths: IntsLike, num_kv_heads: int, tile: int, programs: int) -> 
     longer = total - (most - 1) * used  # programs that take one tile more than the others
     number = np.arange(used + 1)
     borders = np.minimum(number, longer) * most + np.maximum(number - longer, 0) * (most - 1)
-    cuts = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), ends, borders]))
-    first, last = cuts[:-1], cuts[1:]
-    output = np.searchsorted(ends, first, side="right")
-    owner = np.searchsorted(borders, first, side="right") - 1
+    # Both are sorted, so one merge tells every cut its output and its program: how many ends and
+    # how many borders lie at or before it. Searching each would take half of the plan's time.
+    both = np.concatenate([ends, borders])
+    order = np.argsort(both, kind="stable")
+    both = both[order]
+    cuts = np.append(np.flatnonzero(both[1:] != both[:-1]), len(both) - 1)
+    num_ends = np.cumsum(order < len(ends))[cuts[:-1]]
+    first, last = both[cuts[:-1]], both[cuts[1:]]
+    output, owner = num_ends, cuts[:-1] - num_ends  # of cut + 1 entries, less the border at 0
     pieces = np.bincount(output, minlength=len(tiles))
     split = pieces[output] > 1
     slot = np.where(split, np.cumsum(split) - 1, -1)
