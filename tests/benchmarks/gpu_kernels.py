@@ -54,6 +54,7 @@ class Bench:
     def ms(self, call: Callable[[], object]) -> tuple[float, str]:
         """Milliseconds of one call, and how it was launched (``graph``, or ``eager`` and why)."""
         torch = self.torch
+        torch.cuda.synchronize()  # operands were made on another stream
         stream = torch.cuda.Stream() if self.side is None else self.side.stream
         with torch.cuda.stream(stream):
             once = self._elapsed(stream, call, 3) / 3  # compiles, fills caches

@@ -69,6 +69,12 @@ def test_all_well_is_exit_code_0_and_every_part_has_a_log(tmp_path: Path, shell:
     assert "--load-format dummy" in served
 
 
+def test_every_file_of_gpu_tests_is_run(tmp_path: Path) -> None:
+    words = run_all(tmp_path, "--dry-run", "tests").stdout.split()
+    files = {f"tests/gpu/{path.name}" for path in SCRIPT.parent.glob("test_*.py")}
+    assert files == {word for word in words if word.endswith(".py")}
+
+
 def test_a_dry_run_prints_the_parts_and_leaves_nothing(tmp_path: Path) -> None:
     done = run_all(tmp_path, "--dry-run")
     assert done.returncode == 0
