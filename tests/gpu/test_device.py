@@ -92,13 +92,19 @@ def test_nexus_computes_on_two_partitions_at_once() -> None:
     setting = Setting(kv_blocks=2048, limits=Limits(8, 512, 4096))
     device = machine.open_device(max_num_batched_tokens=512)
     try:
-        requests = [offer(i, 5 * i, 2000, 40) for i in range(8)]
+        requests = [offer(i, 5 * i, 700, 40) for i in range(8)]
         engine = serve(requests, "nexus", setting=setting, device=device)
         check_log(engine)
     finally:
         device.close()
     submitted = engine.log.tables["submitted"].columns
-    assert {engine.log.strings[code] for code in submitted["partition"]} >= {"prefill", "decode"}
+    done = engine.log.tables["step_done"].columns
+    ends = dict(zip(done["step"], done["time"], strict=True))
+    spans: dict[int, list[tuple[int, int]]] = {0: [], 1: []}  # prefill, decode
+    rows = (submitted[name] for name in ("step", "time", "partition"))
+    for step, begin, partition in zip(*rows, strict=True):
+        spans[partition].append((begin, ends[step]))
+    assert any(a < d and c < b for a, b in spans[0] for c, d in spans[1])
 
 
 def test_a_thousand_switches_of_the_device_leak_nothing() -> None:
@@ -108,7 +114,7 @@ def test_a_thousand_switches_of_the_device_leak_nothing() -> None:
 
     device = machine.open_device()
     try:
-        splits = machine.disjoint_splits(device, 4)
+        splits = machine.disjoint_splits(device.partitions, 4)
         desk = Desk(device, Pool(256, 16, Limits(8, 64, 1024)))
         prompt, decodes = Work(BatchShape(0, 0, ((32, 0),))), Work(BatchShape(4, 160, ()))
 
