@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 INDEX = 0
+DEVICE = "cuda"
 
 
 def missing() -> str | None:

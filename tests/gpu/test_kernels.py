@@ -25,9 +25,9 @@ LLAMA = HeadShape(32, 8, 128)
 def on_gpu(run: Run) -> tuple[PagedKV, Any]:
     """The run's pool and rows on the GPU."""
     layer = run.kv.layers[0].tensor
-    kv = PagedKV(1, len(layer), layer.shape[1], run.kv.heads, layer.dtype, "cuda")
+    kv = PagedKV(1, len(layer), layer.shape[1], run.kv.heads, layer.dtype, machine.DEVICE)
     kv.layers[0].tensor.copy_(layer)
-    return kv, run.qkv.cuda()
+    return kv, run.qkv.to(machine.DEVICE)
 
 
 def largest_error(run: Run, num_sms: int, side: Any = None, **options: Any) -> float:
@@ -69,8 +69,8 @@ def test_a_captured_step_follows_the_plans_it_is_given(partitions: Any) -> None:
         for lengths in ([2000, 30, 700, 1], [5], [40] * 8)
     ]
     most = max(len(run.kv.layers[0].tensor) for run in runs)
-    kv = PagedKV(1, most, 16, LLAMA, torch.bfloat16, "cuda")
-    rows = torch.zeros(8, LLAMA.qkv_size, device="cuda", dtype=torch.bfloat16)
+    kv = PagedKV(1, most, 16, LLAMA, torch.bfloat16, machine.DEVICE)
+    rows = torch.zeros(8, LLAMA.qkv_size, device=machine.DEVICE, dtype=torch.bfloat16)
     torch.cuda.synchronize()
     with torch.inference_mode(), torch.cuda.stream(side.stream):
         backend = TritonAttention(kv, side.sms)
@@ -83,8 +83,10 @@ def test_a_captured_step_follows_the_plans_it_is_given(partitions: Any) -> None:
         graph.capture_end()
         for run in runs:
             count = len(run.qkv)
-            kv.layers[0].tensor[: len(run.kv.layers[0].tensor)] = run.kv.layers[0].tensor.cuda()
-            rows[:count] = run.qkv.cuda()
+            kv.layers[0].tensor[: len(run.kv.layers[0].tensor)] = run.kv.layers[0].tensor.to(
+                machine.DEVICE
+            )
+            rows[:count] = run.qkv.to(machine.DEVICE)
             fixed.update(run.plan)
             graph.replay()
             side.stream.synchronize()
@@ -100,15 +102,15 @@ def test_nothing_is_compiled_after_the_warm_up() -> None:
     kernels = (
         triton_decode.decode_segments, triton_decode.merge_segments, triton_prefill.prefill_rows,
     )  # fmt: skip
-    kv = PagedKV(1, 4096, 16, LLAMA, torch.bfloat16, "cuda")
+    kv = PagedKV(1, 4096, 16, LLAMA, torch.bfloat16, machine.DEVICE)
     backend = TritonAttention(kv, 64)
     backend.warm_up()
     before = [_variants(kernel) for kernel in kernels]
     assert min(before) > 0
-    cases = ([1, 1], [40, 3]), ([1], [9000]), ([700, 5], [16, 0]), ([64], [1]), ([3000, 1], [7, 50])
+    cases = ([1, 1], [40, 3]), ([1], [9000]), ([700, 5], [16, 0]), ([64], [1]), ([1500, 1], [7, 50])
     for query, context in cases:
         run = make_run(Case(query, context, LLAMA, 16), torch.bfloat16, 0)
-        backend.prepare(run.plan).run(run.qkv.cuda(), kv.layers[0])
+        backend.prepare(run.plan).run(run.qkv.to(machine.DEVICE), kv.layers[0])
     assert [_variants(kernel) for kernel in kernels] == before
 
 
@@ -124,6 +126,6 @@ def test_dense_layers_are_right_in_bfloat16(tokens: int) -> None:
 
     weight = (torch.randn(1536, 4096) * 0.02).bfloat16()
     x = torch.randn(tokens, 4096).bfloat16()
-    found = Linear(weight.cuda())(x.cuda()).cpu().double()
+    found = Linear(weight.to(machine.DEVICE))(x.to(machine.DEVICE)).cpu().double()
     expected = x.double() @ weight.double().t()
     assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
