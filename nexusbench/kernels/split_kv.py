@@ -5,6 +5,9 @@ one line of tiles, and every program takes an equal stretch of it, across heads 
 with the two-kernel fix-up: programs only write, a second launch merges the outputs that lie in more
 than one stretch. The paper's single kernel waits for its neighbours in flight, which needs all
 programs resident at a time; on a partition of unknown load nobody can promise that.
+
+Where a sequence is cut depends on its batch mates and on the partition's SMs, and so do the last
+bits of its result, as with every split of keys that follows the load.
 """
 
 from __future__ import annotations

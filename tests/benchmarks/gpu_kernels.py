@@ -12,6 +12,7 @@ says what this machine lacks.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import itertools
 import json
@@ -51,11 +52,16 @@ class Bench:
         self.place = "all" if side is None else side.partition
         self.ceilings: dict[str, float] = {}
 
+    @functools.cached_property
+    def stream(self) -> Any:
+        """One for all rows: each stream costs a cuBLAS workspace."""
+        return self.torch.cuda.Stream() if self.side is None else self.side.stream
+
     def ms(self, call: Callable[[], object]) -> tuple[float, str]:
         """Milliseconds of one call, and how it was launched (``graph``, or ``eager`` and why)."""
         torch = self.torch
         torch.cuda.synchronize()  # operands were made on another stream
-        stream = torch.cuda.Stream() if self.side is None else self.side.stream
+        stream = self.stream
         with torch.cuda.stream(stream):
             once = self._elapsed(stream, call, 3) / 3  # compiles, fills caches
             once = self._elapsed(stream, call, 3) / 3
