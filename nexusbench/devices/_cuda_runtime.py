@@ -155,7 +155,9 @@ class TorchRuntime:
             return SdpaAttention(kv)
         from nexusbench.kernels.attention.paged_triton import TritonAttention
 
-        return TritonAttention(kv, side.sms)
+        made = TritonAttention(kv, side.sms)
+        made.warm_up()  # every variant now, not in the middle of a run
+        return made
 
     def memory(self) -> tuple[int, int]:
         """As :meth:`Runtime.memory`."""
