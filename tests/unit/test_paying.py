@@ -232,6 +232,7 @@ def test_a_failed_run_is_left_out_and_told(tmp_path: Path) -> None:
         ('slos = ["llama3.1-8b"]', 'slos = ["llama9"]', "traffic.slos.*llama9"),
         ('constants = ["turn_taking"]', 'constants = ["turn"]', "no constant 'turn'"),
         ("[sensitivity]", "[sensitive]", "unknown table"),
+        ("[grid]", "[quick.grid]\nprompt = 1\n[grid]", "grid.*prompt"),
         ("seeds = 2\nreference", "seeds = 1\nreference", "map.seeds"),
         ('trace = "short.toml"', 'trace = "long.toml"', "no such file"),
     ],
@@ -239,7 +240,7 @@ def test_a_failed_run_is_left_out_and_told(tmp_path: Path) -> None:
 def test_mistakes_are_one_clear_error(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in SMALL
     with pytest.raises(InputError, match=message):
-        load_map(save(tmp_path, SMALL.replace(old, new, 1)))
+        load_map(save(tmp_path, SMALL.replace(old, new, 1)), quick=True)
 
 
 def test_the_shipped_map_is_read() -> None:

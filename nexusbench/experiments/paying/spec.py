@@ -5,7 +5,7 @@
     [[traffic]]        name, trace (a workload spec or a trace), burstiness, slos (presets)
     [grid]             made-up traffic over prompt and output lengths
     [sensitivity]      constants of the simulated GPU that are made neutral
-    [quick]            what replaces values of these for --quick
+    [quick.TABLE]      what replaces values of a table for --quick
 
 docs/when-it-pays.md shows what comes of workloads/when-it-pays/map.toml.
 """
@@ -39,7 +39,7 @@ Names = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 # Options by which a policy says that it wants to know the SLO.
 _SLO_OPTIONS = frozenset(("ttft_ms", "tbt_ms"))
 _TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "quick")
-_QUICK = ("gpus", "loads", "seeds", "requests", "prompts", "outputs", "constants")
+_QUICK = ("map", "grid", "sensitivity")
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -184,16 +184,16 @@ class _Reader:
         )  # fmt: skip
 
     def _shorten(self, document: dict[str, Any]) -> tuple[str, ...]:
-        """Put the values of ``[quick]`` wherever their keys stand."""
+        """Put the values of ``[quick.TABLE]`` into their tables."""
         cut = []
-        for key, value in document.get("quick", {}).items():
-            if key not in _QUICK:
-                raise self._fault("unknown key", f"quick.{key}", did_you_mean(key, list(_QUICK)))
-            for table in ("map", "grid", "sensitivity"):
-                if key in document.get(table, {}):
-                    document[table][key] = value
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            cut.append(f"{key} {text}")
+        for name, table in document.get("quick", {}).items():
+            if name not in _QUICK or not isinstance(table, dict):
+                hint = f"Write {', '.join(f'[quick.{known}]' for known in _QUICK)}"
+                raise self._fault("is no table that --quick changes", f"quick.{name}", hint)
+            for key, value in table.items():
+                document.setdefault(name, {})[key] = value
+                text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                cut.append(f"{name}.{key} = {text}")
         return tuple(cut)
 
     def _systems(self, tables: Any) -> tuple[System, ...]:

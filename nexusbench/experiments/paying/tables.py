@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nexusbench.devices.base import devices
-from nexusbench.experiments.paying.spec import Traffic
+from nexusbench.experiments.paying.spec import Kind, Traffic
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.verdicts import (
     MARGINS,
     QUESTIONS,
     Cell,
     Metric,
+    Side,
     Verdict,
+    best,
+    side,
     sides,
     verdict,
 )
@@ -22,6 +26,7 @@ from nexusbench.experiments.paying.verdicts import (
 _MARKS = {"pays": "**pays**", "costs": "**costs**", "no difference": "=", "open": "?"}
 _NOTHING = "-"
 _MINUS = "\u2212"
+_REACH = 90.0  # percent of requests
 
 
 def _signed(value: float, digits: int = 0) -> str:
@@ -115,6 +120,41 @@ def attainment_map(survey: Survey, question: str) -> str:
                 texts = [attained_text(verdict(survey, cell, question)) for cell in cells]
                 rows.append((gpu, traffic.name, slo, *texts))
     return _table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
+
+
+def reach(survey: Survey) -> str:
+    """The highest load at which 90 % of the requests keep the SLO, by who serves: straight between
+    the loads that were run.
+    """
+    about = survey.spec.about
+    named = {system.name: system for system in survey.spec.systems}
+    single = (about.reference, about.ordered, about.policy)
+    kinds: tuple[Kind, ...] = ("whole", "streams", "split")
+    rows = []
+    for gpu in about.gpus:
+        for traffic in _real(survey):
+            for slo in traffic.slos:
+                cells = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
+                found = [[side(survey, cell, named[name]) for cell in cells] for name in single]
+                found += [[best(survey, cell, kind) for cell in cells] for kind in kinds]
+                rows.append((gpu, traffic.name, slo, *(_reached(cells, line) for line in found)))
+    header = ("GPU", "traffic", "SLO", *(f"`{name}`" for name in single))
+    return _table((*header, "best one-batch", "two streams", "best split"), rows)
+
+
+def _reached(cells: Sequence[Cell], found: Sequence[Side | None]) -> str:
+    before: tuple[float, float] | None = None
+    for cell, one in zip(cells, found, strict=True):
+        if one is None:
+            return _NOTHING
+        kept = math.fsum(row.attained[cell.slo] for row in one.rows) / len(one.rows)
+        if kept < _REACH:
+            if before is None:
+                return f"< {cell.load:g}"
+            load, better = before
+            return f"{load + (cell.load - load) * (better - _REACH) / (better - kept):.0f}"
+        before = (cell.load, kept)
+    return f"≥ {cells[-1].load:g}" if cells else _NOTHING
 
 
 def latencies(survey: Survey, question: str) -> str:
@@ -268,6 +308,7 @@ BLOCKS: dict[str, Callable[[Survey], str]] = {
     "hardware": hardware,
     "systems": systems,
     "picked": picked,
+    "reach": reach,
     **{f"map {q}": lambda survey, q=q: attainment_map(survey, q) for q in QUESTIONS},  # type: ignore[misc]
     **{f"latencies {q}": lambda survey, q=q: latencies(survey, q) for q in QUESTIONS},  # type: ignore[misc]
     **{f"grid {q}": lambda survey, q=q: grid(survey, q) for q in QUESTIONS},  # type: ignore[misc]
