@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nexusbench.cli.main import main
-from nexusbench.core.errors import InputError
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.experiments.paying.measuring import Row, Task, measure
 from nexusbench.experiments.paying.spec import MapSpec, load_map
 from nexusbench.experiments.paying.survey import Point, Survey, Surveyor
@@ -209,6 +209,23 @@ def test_without_turn_taking_two_streams_run_otherwise(
         constant="turn_taking",
     )  # fmt: skip
     assert survey.rows[point].digest != survey.rows[changed].digest
+
+
+def test_a_ready_trace_must_be_long_enough(tmp_path: Path) -> None:
+    text = SMALL[: SMALL.index("[grid]")].replace("short.toml", "ready.jsonl")
+    for requests, message in ((39, "39 requests are too few"), (40, "")):
+        lines = [
+            f'{{"timestamp": {50 * i}, "input_length": 300, "output_length": 9}}'
+            for i in range(requests)
+        ]
+        (tmp_path / "ready.jsonl").write_text("\n".join(lines))
+        surveyor = Surveyor(load_map(save(tmp_path, text)), tmp_path / "cells")
+        if message:
+            with pytest.raises(UsageError, match=message):
+                surveyor.prepare()
+        else:
+            assert surveyor.prepare() == 8
+            assert surveyor.survey.requests["sim:l20", "short"] == 20
 
 
 def test_a_failed_run_is_left_out_and_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.devices.base import devices
+from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
 from nexusbench.experiments.paying.measuring import (
@@ -33,7 +34,10 @@ from nexusbench.workloads.trace import write_trace
 # Lengths of runs are multiples of it, so that loads share their traces.
 _STEP = 100
 _MADE_UP_SEED = 7
+_LEAST_REQUESTS = 20
 _RATE_DIGITS = 4
+# Of the real time of a run, against one batch at a time; for estimates only.
+_STREAMS = 2
 
 Told = Callable[[str], object]
 
@@ -75,6 +79,7 @@ class Surveyor:
         self._traces: dict[tuple[str, int], str] = {}
         self.survey = Survey(spec=spec, capacity={}, requests={}, rows={})
         self._todo: dict[Point, Task] = {}
+        self._wall_s: dict[tuple[str, str], float] = {}
 
     def prepare(self) -> int:
         """Find capacities and look up every cell; how many have to run.
@@ -98,22 +103,42 @@ class Surveyor:
         the makespan is free of the time in which the pool fills and runs dry.
         """
         about = self.spec.about
-        fewest, most = about.requests
         pairs = [(gpu, traffic) for gpu in about.gpus for traffic in self.spec.traffic]
-        crude = self._makespans(pairs, [fewest] * len(pairs))
+        lengths = [self._lengths(traffic) for _, traffic in pairs]
+        crude = self._saturated(pairs, [fewest for fewest, _ in lengths])
         counts = []
-        for makespan in crude:
-            wanted = math.ceil(fewest / makespan * about.span_s / _STEP) * _STEP
+        for (fewest, most), row in zip(lengths, crude, strict=True):
+            wanted = math.ceil(fewest / row.longest_s * about.span_s / _STEP) * _STEP
             counts.append(min(max(wanted, fewest), most))
-        once = self._makespans(pairs, counts)
-        twice = self._makespans(pairs, [2 * count for count in counts])
+        once = self._saturated(pairs, counts)
+        twice = self._saturated(pairs, [2 * count for count in counts])
         for (gpu, traffic), count, first, both in zip(pairs, counts, once, twice, strict=True):
-            self.survey.capacity[gpu, traffic.name] = count / (both - first)
-            self.survey.requests[gpu, traffic.name] = count
+            key = (gpu, traffic.name)
+            self.survey.capacity[key] = count / (both.longest_s - first.longest_s)
+            self.survey.requests[key] = count
+            self._wall_s[key] = first.wall_s
 
-    def _makespans(
-        self, pairs: Sequence[tuple[str, Traffic]], counts: Sequence[int]
-    ) -> list[float]:
+    def _lengths(self, traffic: Traffic) -> tuple[int, int]:
+        """The fewest and the most requests of a run; a ready trace must have twice as many.
+
+        Raises UsageError for a trace whose rate cannot be changed, or that is too short.
+        """
+        fewest, most = self.spec.about.requests
+        if not traffic.trace or traffic.trace.endswith(".toml"):
+            return fewest, most
+        requests, _, closed = trace_load(RunConfig(trace=traffic.trace))
+        if closed:
+            raise UsageError(f"{traffic.trace}: a closed loop has no rate. Use another trace")
+        half = requests // 2
+        if half < _LEAST_REQUESTS:
+            raise UsageError(
+                f"{traffic.trace}: {requests} requests are too few. Use a trace of "
+                f"{2 * _LEAST_REQUESTS} or more"
+            )
+        return min(fewest, half), min(most, half)
+
+    def _saturated(self, pairs: Sequence[tuple[str, Traffic]], counts: Sequence[int]) -> list[Row]:
+        """The reference with so many requests at once."""
         reference = self._systems[self.spec.about.reference]
         configs = [
             self._config(gpu, traffic, reference, count)
@@ -128,7 +153,7 @@ class Surveyor:
                     f"{reference.name} cannot serve {traffic.name} on {gpu}: {reason}. "
                     "Leave one of them out"
                 )
-        return [row.longest_s for row in rows]
+        return rows
 
     def run(self) -> Survey:
         """Run what is not kept. Ctrl-C keeps what has ended; call again to go on."""
@@ -142,8 +167,8 @@ class Surveyor:
     def estimated_seconds(self) -> float:
         """Seconds on one core that the cells to run will take, by what like ones took.
 
-        Where there are none, two streams are taken to cost three times what the capacity run of
-        their GPU and traffic did for as many requests.
+        Where there are none, two streams are taken to cost twice what the capacity run of their GPU
+        and traffic did.
         """
         like: dict[tuple[str, str, str], list[float]] = {}
         for point, row in self.survey.rows.items():
@@ -154,8 +179,8 @@ class Surveyor:
             if key in like:
                 total += sum(like[key]) / len(like[key])
             else:
-                requests = self.survey.requests[key[:2]]
-                total += requests * (6e-4 if self._systems[point.system].kind != "whole" else 2e-4)
+                alone = self._wall_s[key[:2]]
+                total += alone * (1 if self._systems[point.system].kind == "whole" else _STREAMS)
         return total
 
     def _points(self) -> Iterator[Point]:
