@@ -75,11 +75,7 @@ def _panel(axis: Any, survey: Survey, cells: list[Cell]) -> None:
 def _line(
     axis: Any, found: list[tuple[Cell, Side | None]], label: str, dash: str, mark: str
 ) -> None:
-    points = [
-        (cell.load, math.fsum(row.attained[cell.slo] for row in one.rows) / len(one.rows))
-        for cell, one in found
-        if one is not None
-    ]
+    points = [(cell.load, one.attained(cell.slo)) for cell, one in found if one is not None]
     if points:
         x, y = zip(*points, strict=True)
         axis.plot(x, y, dash, marker=mark, markersize=3, linewidth=1.1, label=label)

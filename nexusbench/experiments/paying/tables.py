@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -147,7 +146,7 @@ def _reached(cells: Sequence[Cell], found: Sequence[Side | None]) -> str:
     for cell, one in zip(cells, found, strict=True):
         if one is None:
             return _NOTHING
-        kept = math.fsum(row.attained[cell.slo] for row in one.rows) / len(one.rows)
+        kept = one.attained(cell.slo)
         if kept < _REACH:
             if before is None:
                 return f"< {cell.load:g}"
@@ -184,7 +183,7 @@ def _percent(found: Verdict | None) -> str:
 
 
 def picked(survey: Survey) -> str:
-    """Who was the best split and the best that runs one batch at a time, most often."""
+    """Who was the best split and the best that runs one batch at a time."""
     rows = []
     for gpu in survey.spec.about.gpus:
         for traffic in _real(survey):
@@ -266,7 +265,8 @@ def constants(survey: Survey, question: str) -> str:
             if base is None or not without:
                 continue
             moved = hangs_on(base, without)
-            text = "; ".join(moved) if moved else "holds whatever the constants"
+            usual = "open" if base.outcome == "open" else "holds"
+            text = "; ".join(moved) or f"{usual} without each of them"
             means = [other.mean for other in without.values()]
             spread = f"{_signed(min(means))} to {_signed(max(means))}"
             rows.append((

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -31,17 +31,14 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Side(msgspec.Struct, frozen=True):
-    """The rows of a system over the draws. Of a kind: ``picked`` is how often which member was
-    taken.
-    """
+    """The rows of one system over the draws."""
 
+    name: str
     rows: tuple[Row, ...]
-    picked: dict[str, int]
 
-    @property
-    def name(self) -> str:
-        """The system, or the member that was taken most often."""
-        return max(self.picked, key=lambda name: self.picked[name])
+    def attained(self, slo: str) -> float:
+        """Percent of the requests that keep ``slo``, mean over the draws."""
+        return math.fsum(row.attained[slo] for row in self.rows) / len(self.rows)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,32 +71,23 @@ def side(survey: Survey, cell: Cell, system: System) -> Side | None:
         if row is None or row.error:
             return None
         rows.append(row)
-    return Side(tuple(rows), {system.name: len(rows)})
+    return Side(system.name, tuple(rows))
 
 
 def best(survey: Survey, cell: Cell, kind: Kind) -> Side | None:
-    """The best of a kind by attainment, for each draw the one that is best on the *other* draws.
+    """The member of a kind with the highest attainment over the draws of the cell; among equals the
+    one with the smaller TTFT.
 
-    So no draw chooses what it is judged by: the best of many is not flattered for being many. Among
-    equals the smaller TTFT decides.
+    That is hindsight: it is chosen by the draws that it is then judged on. Both sides of a question
+    about kinds are chosen so.
     """
     members = [side(survey, cell, system) for system in survey.spec.systems if system.kind == kind]
     found = [member for member in members if member is not None]
-    if not found:
-        return None
-    rows: list[Row] = []
-    picked: dict[str, int] = {}
-    for draw in range(cell.seeds):
-        others = [seed for seed in range(cell.seeds) if seed != draw]
-        chosen = max(found, key=lambda member: _standing(member, cell.slo, others))
-        rows.append(chosen.rows[draw])
-        picked[chosen.name] = picked.get(chosen.name, 0) + 1
-    return Side(tuple(rows), picked)
 
+    def standing(member: Side) -> tuple[float, float]:
+        return member.attained(cell.slo), -math.fsum(row.ttft_mean for row in member.rows)
 
-def _standing(member: Side, slo: str, draws: Sequence[int]) -> tuple[float, float]:
-    kept = math.fsum(member.rows[draw].attained[slo] for draw in draws)
-    return kept, -math.fsum(member.rows[draw].ttft_mean for draw in draws)
+    return max(found, key=standing, default=None)
 
 
 def judge(mine: Side, other: Side, metric: Metric, slo: str = "") -> Verdict:
