@@ -24,7 +24,7 @@ Out = Annotated[
     ),
 ]  # fmt: skip
 Quick = Annotated[
-    bool, typer.Option("--quick", help="What [quick] of the spec says; the manifest says what.")
+    bool, typer.Option("--quick", help="Less of it, as the quick tables of the spec say.")
 ]
 Jobs = Annotated[
     int | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from nexusbench.experiments.paying.spec import MapSpec, load_map
 from nexusbench.experiments.paying.survey import Point, Survey, Surveyor
 from nexusbench.experiments.paying.survey_files import read_survey, write_survey
 from nexusbench.experiments.paying.tables import BLOCKS, hangs_on
-from nexusbench.experiments.paying.verdicts import Cell, Side, best, judge, verdict
+from nexusbench.experiments.paying.verdicts import (
+    QUESTIONS,
+    Cell,
+    Side,
+    best,
+    judge,
+    verdict,
+)
 
 SHIPPED = Path(__file__).parents[2] / "workloads" / "when-it-pays" / "map.toml"
 SMALL = """
@@ -285,3 +293,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "SIMULATED" in shown
     assert "nexus as published against vllm" in shown
     assert (tmp_path / "out" / "manifest.json").exists()
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["simulated"] is True
+    assert {cell["question"] for cell in document["cells"]} == set(QUESTIONS)
+    assert document["capacity"][0]["requests_per_s"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -70,42 +69,28 @@ def attained_text(found: Verdict | None) -> str:
 
 
 def counts(survey: Survey) -> str:
-    """Per question and GPU, how many cells say what; and the gain where it pays."""
+    """Per GPU and traffic, over loads and SLOs: the range of points, how many cells pay, how many
+    cost.
+    """
     rows = []
-    for question in QUESTIONS:
+    for traffic in _real(survey):
         for gpu in survey.spec.about.gpus:
-            found = [
-                v
-                for traffic in _real(survey)
-                for cell in cells_of(survey, traffic)
-                if cell.gpu == gpu and (v := verdict(survey, cell, question)) is not None
-            ]
-            number = Counter(v.outcome for v in found)
-            gains = [v.mean for v in found if v.outcome == "pays"]
-            losses = [v.mean for v in found if v.outcome == "costs"]
-            rows.append((
-                question_title(survey, question), gpu,
-                *(str(number[o]) for o in ("pays", "no difference", "open", "costs")),
-                _spread(gains), _spread(losses),
-            ))  # fmt: skip
-    header = (
-        "compared",
-        "GPU",
-        "pays",
-        "=",
-        "?",
-        "costs",
-        "points where it pays",
-        "where it costs",
-    )
-    return _table(header, rows)
+            cells = [cell for cell in cells_of(survey, traffic) if cell.gpu == gpu]
+            texts = []
+            for question in QUESTIONS:
+                answers = (verdict(survey, cell, question) for cell in cells)
+                texts.append(_spread([answer for answer in answers if answer is not None]))
+            rows.append((traffic.name, gpu, *texts))
+    return _table(("traffic", "GPU", *(question_title(survey, q) for q in QUESTIONS)), rows)
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
+def _spread(found: Sequence[Verdict]) -> str:
+    if not found:
         return _NOTHING
-    middle = statistics.median(values)
-    return f"{_signed(middle)} ({_signed(min(values))} to {_signed(max(values))})"
+    means = [verdict.mean for verdict in found]
+    number = Counter(verdict.outcome for verdict in found)
+    said = [f"{number[o]} of {len(found)} {_MARKS[o]}" for o in ("pays", "costs") if number[o]]
+    return f"{_signed(min(means))} to {_signed(max(means))}; {', '.join(said) or 'none sure'}"
 
 
 def attainment_map(survey: Survey, question: str) -> str:
