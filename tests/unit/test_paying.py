@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nexusbench.cli.main import main
@@ -176,6 +177,8 @@ def test_what_was_not_run_again_is_taken_from_the_map(tmp_path: Path) -> None:
     assert (as_it_is.outcome, without.outcome) == ("pays", "no difference")
     assert hangs_on(as_it_is, {"turn_taking": without}) == ["turn_taking: = +0"]
     assert hangs_on(as_it_is, {"turn_taking": as_it_is}) == []
+    larger = msgspec.structs.replace(as_it_is, outcome="open", mean=as_it_is.mean + 30)
+    assert hangs_on(as_it_is, {"turn_taking": larger}) == []
 
 
 @pytest.fixture(scope="module")

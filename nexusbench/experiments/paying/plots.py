@@ -94,7 +94,8 @@ def _grid(survey: Survey) -> Any:
         for axis, gpu in zip(line, gpus, strict=True):
             image = _heat(axis, survey, made_up, gpu, slo, question)
             axis.set_title(gpu, fontsize=8)
-        line[0].set_ylabel(f"{question_title(survey, question)}\noutput tokens", fontsize=6)
+        title = question_title(survey, question).replace("`", "")
+        line[0].set_ylabel(f"{title}\noutput tokens", fontsize=6)
     figure.colorbar(image, ax=axes, shrink=0.7)
     return figure
 
@@ -115,7 +116,8 @@ def _heat(
             values[row][column] = found.mean
             sure = "" if found.outcome in ("pays", "costs") else "?"
             text = "=" if found.outcome == "no difference" else f"{found.mean:+.0f}{sure}"
-            axis.text(column, row, text, ha="center", va="center", fontsize=7)
+            ink = "white" if abs(found.mean) > 0.6 * _MOST else "black"
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
     axis.set_xticks(range(len(prompts)), [f"{prompt:,}" for prompt in prompts], fontsize=7)
     axis.set_yticks(range(len(outputs)), [f"{output}" for output in outputs], fontsize=7)
     axis.set_xlabel("prompt tokens", fontsize=7)

@@ -228,13 +228,15 @@ def hanging(survey: Survey, cell: Cell, question: str) -> tuple[Verdict | None, 
 def hangs_on(base: Verdict, without: dict[str, Verdict]) -> list[str]:
     """Constants without which the verdict is another one, with what it is then.
 
-    A verdict that only becomes open, or was open, with a difference that moved by less than the
-    margin, has not changed.
+    The difference must have moved by more than the margin too, and a sure one towards 0 or beyond:
+    one that only becomes larger and less sure has not been lost.
     """
     moved = []
     for name, other in without.items():
-        shifted = abs(other.mean - base.mean) > MARGINS["attained"]
-        if other.outcome != base.outcome and shifted:
+        shift = abs(other.mean - base.mean)
+        if base.outcome in ("pays", "costs"):
+            shift = base.mean - other.mean if base.mean > 0 else other.mean - base.mean
+        if other.outcome != base.outcome and shift > MARGINS["attained"]:
             moved.append(f"{name}: {_MARKS[other.outcome]} {_signed(other.mean)}")
     return moved
 
