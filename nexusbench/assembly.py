@@ -74,6 +74,8 @@ def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
         trace = transform.burstiness(trace, config.request_rate, config.burstiness, config.seed)
     elif config.request_rate is not None:
         trace = transform.rate(trace, config.request_rate)
+    if config.quantize_arrivals is not None:
+        trace = transform.quantize_arrivals(trace, config.quantize_arrivals)
     if config.concurrency is not None:
         trace = transform.closed_loop(trace, config.concurrency)
     return trace

@@ -18,7 +18,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Names and meanings are vLLM's where it has them; None means "resolve from device and model", and
     what was resolved stands in the manifest. ``goodput`` maps ttft, tbt, tpot, e2e to bounds in ms.
-    ``concurrency`` makes the trace a closed loop of so many users. ``price_per_hour`` is
+    ``quantize_arrivals`` rounds arrivals up to multiples of so many seconds, ``concurrency`` makes
+    the trace a closed loop of so many users. ``price_per_hour`` is
     dollars for an hour of one GPU, ``watts`` what one GPU draws. ``swap_space`` is GiB of host
     memory for preempted requests' KV, per GPU (None: what the scheduler counts on).
     ``load_format`` to ``stop_at_eos`` are for devices that compute tokens: where weights come from,
@@ -56,6 +57,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     limit: int | None = None
     window: str | None = None
     spread_ties: Literal["none", "uniform"] = "none"
+    quantize_arrivals: float | None = None
     concurrency: int | None = None
     max_tokens: str | None = None
     warmup_s: float = 0.0
@@ -90,6 +92,7 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     limit: int | None = None
     window: str | None = None
     spread_ties: Literal["none", "uniform"] = "none"
+    quantize_arrivals: float | None = None
     concurrency: int | None = None
     warmup_s: float = 0.0
     goodput: dict[str, float] = {}
@@ -111,6 +114,7 @@ _BOUNDS = (
     ("speed", 0, False, math.inf),
     ("request_rate", 0, False, math.inf),
     ("burstiness", 0, False, math.inf),
+    ("quantize_arrivals", 0, False, math.inf),
     ("limit", 1, True, math.inf),
     ("concurrency", 1, True, math.inf),
     ("warmup_s", 0, True, math.inf),

@@ -116,7 +116,11 @@ def check_texts(flags: Mapping[str, Any]) -> None:
     if flags["burstiness"] is not None and flags["request_rate"] is None:
         raise UsageError("--burstiness redraws arrivals and needs --rate")
     if flags["concurrency"] is not None:
-        for name, flag in (("request_rate", "--rate"), ("speed", "--speed")):
+        for name, flag in (
+            ("request_rate", "--rate"),
+            ("speed", "--speed"),
+            ("quantize_arrivals", "--quantize-arrivals"),
+        ):
             if flags[name] is not None:
                 raise UsageError(
                     f"--concurrency gives up the timestamps that {flag} changes. Choose one"

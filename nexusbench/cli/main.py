@@ -23,6 +23,7 @@ from nexusbench.cli.list_plugins import list_plugins
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
 from nexusbench.cli.report import report
+from nexusbench.cli.reproduce import reproduce
 from nexusbench.cli.rerun import rerun
 from nexusbench.cli.serve_trace import serve_trace
 from nexusbench.cli.sweep import sweep
@@ -56,6 +57,7 @@ app.command("regret")(regret)
 app.command("sweep")(sweep)
 app.command("capacity")(capacity)
 app.command("advise")(advise)
+app.command("reproduce")(reproduce)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")

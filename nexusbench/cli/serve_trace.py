@@ -9,6 +9,7 @@ import typer
 
 from nexusbench.cli import _endpoint_flags as remote
 from nexusbench.cli import _flags as flags
+from nexusbench.cli import _traffic_flags as traffic
 
 
 def serve_trace(
@@ -51,6 +52,7 @@ def serve_trace(
     limit: flags.Limit = None,
     window: flags.Window = None,
     spread_ties: flags.SpreadTies = "none",
+    quantize_arrivals: traffic.QuantizeArrivals = None,
     concurrency: flags.Concurrency = None,
     warmup_s: flags.Warmup = 0.0,
     goodput: flags.Goodput = None,

@@ -21,8 +21,8 @@ _SAME = (
     *(
         (f"--{name.replace('_', '-')}", ("config", name))
         for name in (
-            "speed", "request_rate", "burstiness", "limit", "window", "spread_ties", "concurrency",
-            "max_tokens", "too_long",
+            "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
+            "quantize_arrivals", "concurrency", "max_tokens", "too_long",
         )
     ),
 )  # fmt: skip

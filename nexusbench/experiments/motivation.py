@@ -18,10 +18,10 @@ import numpy as np
 
 from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
-from nexusbench.core.specs import SimConstants
 from nexusbench.costs._points import Point, Setting
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.devices.sim import Sim
+from nexusbench.experiments.neutral import neutral_gpu
 from nexusbench.profiling._desk import Desk
 from nexusbench.profiling.curves import Curve, step_time
 from nexusbench.profiling.measure import Measurer, Sampling
@@ -38,14 +38,6 @@ DECODES, FEW_DECODES = 16, 4
 _SAMPLING = Sampling(10, 40, 0.004, 20.0)
 # How far beyond the paper's number, or on the wrong side of its bound, ours may be (share of it).
 AGREES, IN_PART = 0.2, 0.5
-# What a constant is when it decides nothing; a curve can do so in two ways.
-NEUTRAL: dict[str, dict[str, Any]] = {
-    "bandwidth_curve flat": {"bandwidth_curve": ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))},
-    "bandwidth_curve straight": {"bandwidth_curve": ((0.0, 0.0), (1.0, 1.0))},
-    "dense_wave_share": {"dense_wave_share": 0.0},
-    "attention_interference": {"attention_interference": 0.0},
-    "dense_interference": {"dense_interference": 0.0},
-}
 _CURVES = ("bandwidth_curve flat", "bandwidth_curve straight", "dense_wave_share")
 _NEIGHBOURS = ("attention_interference", "dense_interference", "bandwidth_curve straight")
 
@@ -260,13 +252,11 @@ class _Ablated:
 
 
 def _without(device: Device, constant: str, subject: Subject) -> Device:
-    constants: SimConstants = msgspec.structs.replace(device.gpu.sim, **NEUTRAL[constant])
     options = DeviceOptions(
         subject.limits.max_num_seqs, subject.limits.max_num_batched_tokens,
         tensor_parallel=device.spec.tensor_parallel, profiling=True,
     )  # fmt: skip
-    gpu = msgspec.structs.replace(device.gpu, sim=constants)
-    return Sim(gpu, subject.model, options)
+    return Sim(neutral_gpu(device.gpu, constant), subject.model, options)
 
 
 def replay_config(subject: Subject, trace: Path, device: str) -> RunConfig:

@@ -55,6 +55,31 @@ class Sweep(msgspec.Struct, frozen=True):
 
 def load_sweep(path: Path) -> Sweep:
     """Read a spec. Raises InputError that names file, line (where it can be found) and field."""
+    text, document, sha256 = read_toml(path)
+    reader = SpecReader(path, text)
+    reader.check_tables(document)
+    base = {key: values[0] for key, values in reader.table(document, "base", lists=False).items()}
+    grid = reader.table(document, "grid")
+    clash = next((key for key in grid if key in base), None)
+    if clash is not None:
+        raise reader.fault("is in [base] too", "grid", clash, "Keep one of them")
+    include = reader.tables(document, "include")
+    exclude = reader.tables(document, "exclude")
+    made = list(product(base, grid)) if grid or not include else []
+    kept = [fields for fields in made if not any(_matches(fields, rule) for rule in exclude)]
+    found = kept + [fields for more in include for fields in product(base, more)]
+    configs = [reader.config(fields) for fields in found]
+    unique = tuple({msgspec.json.encode(config): config for config in configs}.values())
+    if not unique:
+        raise InputError("no run is left", file=path, hint="Loosen [[exclude]]")
+    return Sweep(
+        path.stem, unique, axes_of(unique), sha256,
+        len(made) - len(kept), len(configs) - len(unique),
+    )  # fmt: skip
+
+
+def read_toml(path: Path) -> tuple[str, dict[str, Any], str]:
+    """Text, document and SHA-256 of a spec. Raises InputError that names file and line."""
     source = read_source(path)
     text = source.text.decode()
     try:
@@ -67,30 +92,11 @@ def load_sweep(path: Path) -> Sweep:
             line=int(place[1]) if place else None,
             hint="Correct the line",
         ) from None
-    reader = _Reader(path, text)
-    reader.check_tables(document)
-    base = {key: values[0] for key, values in reader.table(document, "base", lists=False).items()}
-    grid = reader.table(document, "grid")
-    clash = next((key for key in grid if key in base), None)
-    if clash is not None:
-        raise reader.fault("is in [base] too", "grid", clash, "Keep one of them")
-    include = reader.tables(document, "include")
-    exclude = reader.tables(document, "exclude")
-    made = list(_product(base, grid)) if grid or not include else []
-    kept = [fields for fields in made if not any(_matches(fields, rule) for rule in exclude)]
-    found = kept + [fields for more in include for fields in _product(base, more)]
-    configs = [reader.config(fields) for fields in found]
-    unique = tuple({msgspec.json.encode(config): config for config in configs}.values())
-    if not unique:
-        raise InputError("no run is left", file=path, hint="Loosen [[exclude]]")
-    return Sweep(
-        path.stem, unique, _axes(unique), source.sha256,
-        len(made) - len(kept), len(configs) - len(unique),
-    )  # fmt: skip
+    return text, document, source.sha256
 
 
-def _product(base: Mapping[str, Any], axes: Values) -> Iterator[dict[str, Any]]:
-    """The last axis runs fastest."""
+def product(base: Mapping[str, Any], axes: Values) -> Iterator[dict[str, Any]]:
+    """Every combination on top of ``base``; the last axis runs fastest."""
     for values in itertools.product(*axes.values()):
         yield {**base, **dict(zip(axes, values, strict=True))}
 
@@ -99,7 +105,8 @@ def _matches(fields: Mapping[str, Any], rule: Values) -> bool:
     return all(fields.get(key, _default(key)) in wanted for key, wanted in rule.items())
 
 
-def _axes(configs: Sequence[RunConfig]) -> tuple[str, ...]:
+def axes_of(configs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """The fields in which runs differ."""
     return tuple(
         field
         for field in _FIELDS
@@ -115,15 +122,16 @@ def _default(field: str) -> Any:
     return None if made is msgspec.NODEFAULT else made()
 
 
-class _Reader:
-    """Decodes tables and says where a fault stands."""
+class SpecReader:
+    """Decodes tables and says where a fault stands; ``known`` tables may be in the spec."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path, self._lines = path, text.splitlines()
+    def __init__(self, path: Path, text: str, known: Sequence[str] = _TABLES) -> None:
+        self.path, self._lines, self._known = path, text.splitlines(), known
 
     def fault(
         self, problem: str, table: str, key: str = "", hint: str = "Correct the value", nth: int = 0
     ) -> InputError:
+        """The error about ``key`` of the ``nth`` table of that name."""
         field = ".".join(filter(None, (table, key)))
         return InputError(
             problem, file=self.path, line=self._line(table, key, nth), field=field, hint=hint
@@ -145,9 +153,10 @@ class _Reader:
         return None
 
     def check_tables(self, document: Mapping[str, Any]) -> None:
+        """Refuse tables that there are not, and an empty spec."""
         for key in document:
-            if key not in _TABLES:
-                hint = did_you_mean(key, list(_TABLES))
+            if key not in self._known:
+                hint = did_you_mean(key, list(self._known))
                 if _ALIASES.get(key, key) in _FIELDS:
                     hint = "Put it into [base]"
                 raise self.fault("unknown table", key, hint=hint)
@@ -155,21 +164,24 @@ class _Reader:
             raise InputError("the spec is empty", file=self.path, hint="Give it a [grid]")
 
     def table(self, document: Mapping[str, Any], name: str, *, lists: bool = True) -> Values:
+        """The fields of a table that may be left out."""
         table = document.get(name, {})
         if not isinstance(table, dict):
             raise self.fault(f"must be a table, not {_kind(table)}", name, hint=f"Write [{name}]")
-        return self._values(table, name, 0, lists)
+        return self.values(table, name, 0, lists)
 
     def tables(self, document: Mapping[str, Any], name: str) -> list[Values]:
+        """The fields of every table of an array of tables."""
         found = document.get(name, [])
         if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
             raise self.fault("must be tables", name, hint=f"Write [[{name}]] above each")
         for nth, table in enumerate(found):
             if not table:
                 raise self.fault("is empty", name, hint="Give it a field", nth=nth)
-        return [self._values(table, name, nth, True) for nth, table in enumerate(found)]
+        return [self.values(table, name, nth, True) for nth, table in enumerate(found)]
 
-    def _values(self, table: Mapping[str, Any], name: str, nth: int, lists: bool) -> Values:
+    def values(self, table: Mapping[str, Any], name: str, nth: int, lists: bool) -> Values:
+        """Fields of RunConfig, each checked by itself; ``nth`` of the tables called ``name``."""
         decoded: Values = {}
         for key, value in table.items():
             field = _ALIASES.get(key, key)

@@ -18,7 +18,7 @@ from nexusbench.results.reader import RunReader
 # What of a config says how much traffic there is, and not who serves it.
 _LOAD = (
     "trace", "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
-    "spread_ties",
+    "spread_ties", "quantize_arrivals",
 )  # fmt: skip
 # Of the load, what makes a title: its name in a config, and how it is written.
 _TITLES = (

@@ -21,8 +21,8 @@ from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
 
 __all__ = [
-    "bounds", "burstiness", "closed_loop", "fit_context", "limit", "parse_window", "rate", "speed",
-    "spread_ties", "window",
+    "bounds", "burstiness", "closed_loop", "fit_context", "limit", "parse_window",
+    "quantize_arrivals", "rate", "speed", "spread_ties", "window",
 ]  # fmt: skip
 
 Ties = Literal["none", "uniform"]
@@ -169,6 +169,22 @@ def spread_ties(trace: Trace, how: Ties, seed: int) -> Trace:
             arrivals.extend(sorted(rng.integers(start, end, len(group)).tolist()))
     arrivals[0] = 0
     note = f"{share}; spread uniformly until the next timestamp, seed {seed}"
+    return _moved(trace, arrivals, note)
+
+
+def quantize_arrivals(trace: Trace, seconds: float) -> Trace:
+    """Round every arrival up to a multiple of ``seconds``, as load generators that tick do.
+
+    llm-bench, which made the workloads of the Nexus paper, rounds up to whole seconds by default:
+    the requests of a second arrive together at its end. Raises UsageError unless positive.
+    """
+    _positive("quantize-arrivals", seconds)
+    _check_open(trace, "quantize-arrivals")
+    tick = max(1, round(seconds * NS_PER_S))
+    timed = _timed(trace)
+    arrivals = [ceil_div(request.arrival_ns, tick) * tick for request in timed]
+    moments = len(set(arrivals))
+    note = f"arrivals rounded up to {seconds:g} s: {len(timed):,} requests at {moments:,} moments"
     return _moved(trace, arrivals, note)
 
 

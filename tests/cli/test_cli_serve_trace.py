@@ -69,8 +69,9 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "--no-enable-prefix-caching", "--max-num-seqs", 7,
         "--max-num-batched-tokens", 300, "--max-model-len", 4000, "--too-long", "skip",
         "--speed", 2, "--request-rate", 3, "--burstiness", 0.5, "--limit", 30, "--window", "0:100",
-        "--spread-ties", "uniform", "--max-tokens", 9, "--warmup", 1, "--goodput", "ttft:500",
-        "tbt:50", "--seed", 4, "--price-per-hour", 2, "--watts", 300, "--json",
+        "--spread-ties", "uniform", "--quantize-arrivals", 0.5, "--max-tokens", 9,
+        "--warmup", 1, "--goodput", "ttft:500", "tbt:50", "--seed", 4,
+        "--price-per-hour", 2, "--watts", 300, "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     config = json.loads(done.out)["runs"][0]["config"]
@@ -83,9 +84,10 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "kv_blocks": 900, "block_size": 32, "prefix_caching": False, "max_num_seqs": 7,
         "max_num_batched_tokens": 300, "max_model_len": 4000, "too_long": "skip", "speed": 2.0,
         "request_rate": 3.0, "burstiness": 0.5, "limit": 30, "window": "0:100",
-        "spread_ties": "uniform", "max_tokens": "9", "warmup_s": 1.0,
+        "spread_ties": "uniform", "quantize_arrivals": 0.5, "max_tokens": "9",
+        "warmup_s": 1.0,
         "goodput": {"ttft": 500.0, "tbt": 50.0}, "seed": 4, "concurrency": None,
-        "price_per_hour": 2.0, "watts": 300.0,
+        "price_per_hour": 2.0, "watts": 300.0, "swap_space": None,
         # Those of devices that compute: tests/cpu/test_cli_cpu.py.
         "load_format": "auto", "dtype": None, "temperature": 0.0, "top_p": 1.0,
         "stop_at_eos": False,

@@ -165,6 +165,26 @@ def test_spread_ties_fills_the_gap_evenly_and_resolves_the_last_group() -> None:
     assert times != arrivals_of(transform.spread_ties(trace, "uniform", 8))
 
 
+@settings(deadline=None)
+@given(traces(), st.floats(1e-3, 20))
+def test_quantized_arrivals_are_the_next_ticks(trace: Trace, seconds: float) -> None:
+    copy = deep(trace)
+    ticked = transform.quantize_arrivals(trace, seconds)
+    check_pure(trace, copy, ticked)
+    assert ids_of(ticked) == ids_of(trace)
+    tick = round(seconds * NS_PER_S)
+    for was, now in zip(arrivals_of(trace), arrivals_of(ticked), strict=True):
+        assert now % tick == 0
+        assert was <= now < was + tick
+
+
+def test_quantized_arrivals_come_together_at_the_end_of_their_second() -> None:
+    half = NS_PER_S // 2
+    ticked = transform.quantize_arrivals(make([0, 1, half, 2 * half, 3 * half]), 1)
+    assert arrivals_of(ticked) == [0, 2 * half, 2 * half, 2 * half, 4 * half]
+    assert "5 requests at 3 moments" in ticked.notes[-1]
+
+
 def test_spread_ties_none_and_impossible_are_noted() -> None:
     trace = make([0, 0, 5])
     assert transform.spread_ties(trace, "none", 0).requests == trace.requests
@@ -259,6 +279,7 @@ BAD_CALLS = [
     (lambda t: transform.window(t, 5, 5), "window 5:5"),
     (lambda t: transform.window(t, 1e6), "holds no request"),
     (lambda t: transform.spread_ties(t, "poisson", 0), "none or uniform"),
+    (lambda t: transform.quantize_arrivals(t, 0), "quantize-arrivals 0"),
     (lambda t: transform.bounds(t, 0), "max-tokens '0'"),
     (lambda t: transform.bounds(t, "x"), "max-tokens 'x'"),
     (lambda t: transform.fit_context(t, 1, "x"), "context policy 'x'"),

@@ -1,0 +1,55 @@
+"""A simulated GPU with one constant of its physics made neutral: what follows from it, and what
+stays without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from nexusbench.core.specs import GpuSpec, SimConstants
+
+# What a constant is when it decides nothing; a curve can do so in two ways.
+NEUTRAL: Mapping[str, dict[str, Any]] = {
+    "bandwidth_curve flat": {"bandwidth_curve": ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))},
+    "bandwidth_curve straight": {"bandwidth_curve": ((0.0, 0.0), (1.0, 1.0))},
+    "dense_wave_share": {"dense_wave_share": 0.0},
+    "attention_interference": {"attention_interference": 0.0},
+    "dense_interference": {"dense_interference": 0.0},
+    "stream_interference": {"stream_interference": 0.0},
+    # Launches that claim the same SMs overlap as far as their demands allow.
+    "turn_taking": {"turn_taking": 0.0},
+    "step_overhead_us": {"step_overhead_us": 0.0},
+    # A link that is never waited for.
+    "link_gbps": {"link_gbps": 1e6, "link_latency_us": 0.0},
+}
+_SIMULATOR = frozenset(SimConstants.__struct_fields__)
+
+
+def neutral_gpu(gpu: GpuSpec, constant: str) -> GpuSpec:
+    """``gpu`` with ``constant`` (a key of NEUTRAL) deciding nothing."""
+    changes = NEUTRAL[constant]
+    simulator = {key: value for key, value in changes.items() if key in _SIMULATOR}
+    rest = {key: value for key, value in changes.items() if key not in _SIMULATOR}
+    return msgspec.structs.replace(
+        gpu, sim=msgspec.structs.replace(gpu.sim, **simulator), **rest
+    )  # fmt: skip
+
+
+def gpu_file(gpu: GpuSpec) -> str:
+    """``gpu`` as the TOML file that ``--device sim:FILE.toml`` takes, without sources."""
+    fields = msgspec.to_builtins(gpu)
+    simulator = fields.pop("sim")
+    fields.pop("sources")
+    lines = [f"{key} = {_value(value)}" for key, value in fields.items()]
+    lines += ["", "[sim]"]
+    lines += [f"{key} = {_value(value)}" for key, value in simulator.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """Numbers, texts and lists of them are written in TOML as in JSON."""
+    return json.dumps(value)

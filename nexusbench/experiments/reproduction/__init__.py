@@ -1,0 +1,1 @@
+"""A paper's evaluation, run again: experiments and claims from specs, a verdict for each claim."""

@@ -1,0 +1,216 @@
+"""Cells on demand: what is asked for and not there is noted, run in one go, and kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench.assembly import open_device, resolve_device
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.devices.base import devices
+from nexusbench.experiments import oracle, regret
+from nexusbench.experiments.cells import CELL_SUFFIX, Cell, failed, run_cell
+from nexusbench.experiments.keys import code_version, file_sha256
+from nexusbench.experiments.neutral import gpu_file, neutral_gpu
+from nexusbench.experiments.regret import judged_run
+from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System, Variant
+from nexusbench.experiments.store import Store
+from nexusbench.experiments.sweep import Plan, plan_sweep, run_sweep
+from nexusbench.experiments.sweep_spec import Sweep, axes_of
+from nexusbench.models.config import load_model
+from nexusbench.profiling.effort import QUICK
+from nexusbench.profiling.profile import Subject, make_profile
+from nexusbench.workloads.generate import make_trace
+from nexusbench.workloads.spec import load_spec
+from nexusbench.workloads.trace import write_trace
+
+# As printed: no variant of the experiment.
+PRINTED = Variant(name="")
+
+
+class Unmeasurable(Exception):
+    """A cell that a number needs failed; says why."""
+
+
+def regret_cell(config: RunConfig, *, knowing: bool = False) -> Cell:
+    """A run whose decisions about the split are judged by the simulated truth; ``knowing`` serves
+    it with that truth as belief.
+    """
+    try:
+        row, result = judged_run(config, "", oracle=knowing)
+    except NexusbenchError as error:
+        return failed(config, str(error))
+    summary = {key: value for key, value in result.summary.items() if key != "formulas"}
+    judged = {tag: {"value": getattr(row, tag), "direction": "lower"} for tag in JUDGED}
+    summary["metrics"] = {**summary["metrics"], **judged}
+    return Cell(
+        config=msgspec.to_builtins(config), status="ok", digest=result.event_digest,
+        simulated=True, summary=summary,
+    )  # fmt: skip
+
+
+def oracle_cell(config: RunConfig) -> Cell:
+    """The same with the truth itself as belief."""
+    return regret_cell(config, knowing=True)
+
+
+def _judging_version() -> str:
+    """Of the code that judges decisions, which decides no run and is in no key."""
+    sources = (Path(regret.__file__), Path(oracle.__file__))
+    return "-".join(file_sha256(source)[:8] for source in sources)
+
+
+_SERVING: Mapping[str, tuple[str, Callable[[RunConfig], Cell]]] = {
+    "run": (CELL_SUFFIX, run_cell),
+    "regret": (f".regret-{_judging_version()}.json", regret_cell),
+    "oracle": (f".oracle-{_judging_version()}.json", oracle_cell),
+}
+
+
+class Lab:
+    """The cells of one experiment, in memory and under ``cache``.
+
+    ``jobs`` processes run them; ``step`` is told of every one that has run.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        cache: Path,
+        *,
+        jobs: int = 1,
+        fresh: bool = False,
+        step: Callable[[str], None] | None = None,
+    ) -> None:
+        self.experiment, self.ran = experiment, 0
+        self._cache, self._jobs, self._step = Path(cache), jobs, step
+        self._stores = {
+            serve: Store(self._cache, suffix, fresh=fresh) for serve, (suffix, _) in
+            _SERVING.items()
+        }  # fmt: skip
+        self._cells: dict[tuple[str, bytes], Cell] = {}
+        self._wanted: dict[tuple[str, bytes], RunConfig] = {}
+        self._made: dict[str, str] = {}
+
+    @property
+    def num_wanted(self) -> int:
+        """Cells that were asked for and are not there."""
+        return len(self._wanted)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All that were asked for and are there."""
+        return list(self._cells.values())
+
+    def cell(
+        self, system: System, point: Mapping[str, Any], seed: int, variant: Variant = PRINTED
+    ) -> Cell | None:
+        """One cell; None if it has yet to run. Raises Unmeasurable for one that failed."""
+        config = self._config(system, point, seed, variant)
+        key = (system.serve, msgspec.json.encode(config))
+        found = self._cells.get(key)
+        if found is None:
+            self._wanted[key] = config
+        elif not found.ok:
+            raise Unmeasurable(f"{system.name}: {found.error}")
+        return found
+
+    def run(self) -> None:
+        """Run what was asked for. Ctrl-C keeps what has ended; call again to go on."""
+        wanted, self._wanted = self._wanted, {}
+        for serve, (_, function) in _SERVING.items():
+            keys = [key for key in wanted if key[0] == serve]
+            if keys:
+                configs = tuple(wanted[key] for key in keys)
+                for position, cell in self._run(serve, configs, function):
+                    self._cells[keys[position]] = cell
+
+    def _run(
+        self, serve: str, configs: tuple[RunConfig, ...], function: Callable[[RunConfig], Cell]
+    ) -> Iterator[tuple[int, Cell]]:
+        experiment, store = self.experiment, self._stores[serve]
+        sweep = Sweep(experiment.name, configs, axes_of(configs), experiment.sha256)
+        plan: Plan = plan_sweep(sweep, store)
+        yield from plan.kept.items()
+        for position, cell in run_sweep(plan, store, jobs=self._jobs, function=function):
+            self.ran += 1
+            if self._step is not None:
+                self._step(f"{cell.config['scheduler']} {cell.error}".strip())
+            yield position, cell
+
+    def _config(
+        self, system: System, point: Mapping[str, Any], seed: int, variant: Variant
+    ) -> RunConfig:
+        fields = {**self.experiment.base, **point, **system.fields, "seed": seed}
+        fitted = system.fitted
+        if not variant.systems or system.name in variant.systems:
+            fields.update(variant.fields)
+            fitted = fitted or variant.fitted
+        if fields["trace"].endswith(".toml"):
+            fields["trace"] = self._once(f"trace {fields['trace']}", self._trace, fields)
+        config = RunConfig(**fields)
+        if fitted:
+            name = f"profile {config.device} {config.model} {config.tensor_parallel_size}"
+            folder = self._once(name, self._profile, fields)
+            config = msgspec.structs.replace(config, profile=folder)
+        if variant.constant:
+            name = f"gpu {config.device} {variant.constant}"
+            device = self._once(name, self._gpu, {**fields, "constant": variant.constant})
+            config = msgspec.structs.replace(config, device=device)
+        return config
+
+    def _once(self, name: str, make: Callable[[dict[str, Any]], str], fields: Any) -> str:
+        if name not in self._made:
+            self._made[name] = make(fields)
+        return self._made[name]
+
+    def _trace(self, fields: dict[str, Any]) -> str:
+        """As many requests as the experiment asks for, from the workload spec."""
+        spec = load_spec(Path(fields["trace"]))
+        count = self.experiment.about.requests or spec.workload.num_requests
+        plan = msgspec.structs.replace(spec.workload, num_requests=count)
+        path = self._cache / "made" / f"{plan.name}-{count}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_trace(make_trace(msgspec.structs.replace(spec, workload=plan)), path)
+        return str(path)
+
+    def _gpu(self, fields: dict[str, Any]) -> str:
+        """The same GPU with a constant made neutral."""
+        kind, _, argument = resolve_device(fields.get("device", "auto")).partition(":")
+        if kind != "sim":
+            raise UsageError(f"{kind}: only a simulated GPU has constants that can be made neutral")
+        gpu = neutral_gpu(devices.load(kind).describe(argument), fields["constant"])
+        name = f"{Path(argument).stem}-without-{fields['constant'].replace(' ', '-')}.toml"
+        path = self._cache / "made" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(gpu_file(gpu), encoding="utf-8")
+        return f"sim:{path}"
+
+    def _profile(self, fields: dict[str, Any]) -> str:
+        """A quick profile of the device: what a belief is fitted to, never what it is scored by.
+
+        Kept by the code that made it. A half-made one has no place under its name.
+        """
+        config = RunConfig(**fields)
+        size = config.tensor_parallel_size
+        device = config.device.replace(":", "-")
+        name = f"profile-{device}-{config.model}-tp{size}-{code_version()[:12]}"
+        folder = self._cache / "made" / name
+        if folder.is_dir():
+            return str(folder)
+        model = load_model(config.model)
+        opened, limits = open_device(config, model, model.max_model_len, profiling=True)
+        half = folder.with_name(f".{name}.tmp")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        try:
+            make_profile(Subject(opened, model, limits, config.block_size), half, QUICK)
+        finally:
+            opened.close()
+        half.replace(folder)
+        return str(folder)

@@ -1,0 +1,194 @@
+"""What a reproduction leaves: one JSON file for each experiment, and the table made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.experiments.keys import code_version
+from nexusbench.experiments.reproduction.run import Line, Report
+from nexusbench.experiments.reproduction.spec import Criterion, Experiment
+from nexusbench.experiments.reproduction.verdicts import Row
+from nexusbench.results.manifest import new_manifest
+from nexusbench.workloads.source import write_atomic
+
+SCHEMA = 1
+COLUMNS = ("figure", "claim", "paper", "ours", "verdict", "why")
+_DRAWN = ("ttft.mean", "ttft.p95", "tbt.mean", "tbt.p95", "normalised_latency.mean")
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """One experiment's file. ``manifest`` says with which versions and inputs it was made;
+    ``digest`` is that of the digests of all its event logs.
+    """
+
+    experiment: str
+    title: str
+    figures: tuple[str, ...]
+    quick: bool
+    cut: tuple[str, ...]
+    seeds: tuple[int, ...]
+    base: dict[str, Any]
+    device: str
+    note: str
+    criterion: str
+    rows: tuple[Row, ...]
+    lines: tuple[Line, ...]
+    throughputs: dict[str, tuple[float, float, float] | str]
+    manifest: dict[str, Any]
+    simulated: bool = True
+    schema: int = SCHEMA
+
+
+def criterion_text(criterion: Criterion | None) -> str:
+    """The throughput criterion in a sentence."""
+    if criterion is None:
+        return ""
+    if criterion.at_most is not None:
+        bound = f"{criterion.at_most:g}"
+    else:
+        bound = (
+            f"{criterion.times:g} times what {criterion.system} needs for requests one by one "
+            f"({criterion.rate:g} req/s)"
+        )
+    queue = ""
+    if criterion.backlog < 1:
+        share = f"{100 * criterion.backlog:g} %"
+        queue = f" and at most {share} of the run comes after the last arrival"
+    return (
+        f"Throughput: the highest rate at which {criterion.measure} stays below {bound}{queue}, "
+        "found to "
+        f"{100 * criterion.precision:g} % for each draw. Latencies are compared at the rates of "
+        f"the grid that {criterion.steady} keeps."
+    )
+
+
+def finished(experiment: Experiment, report: Report, *, quick: bool) -> Done:
+    """The file of an experiment that has run."""
+    digest = hashlib.sha256("\n".join(report.digests).encode()).hexdigest()
+    made = new_manifest(
+        experiment.name, "", simulated=True, config=experiment.base,
+        resolved={
+            "spec_sha256": experiment.sha256, "code_sha256": code_version(),
+            "traces": list(report.traces), "cells": report.num_cells, "digest": digest,
+        },
+        partitions=(),
+    )  # fmt: skip
+    kept = (
+        "nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty",
+        "resolved",
+    )  # fmt: skip
+    return Done(
+        experiment=experiment.name, title=experiment.about.title, figures=experiment.about.figures,
+        quick=quick, cut=experiment.cut, seeds=experiment.seeds, base=experiment.base,
+        device=experiment.base.get("device", "auto"), note=experiment.about.note,
+        criterion=criterion_text(experiment.throughput), rows=report.rows, lines=report.lines,
+        throughputs=report.throughputs, manifest={key: getattr(made, key) for key in kept},
+    )  # fmt: skip
+
+
+def write_done(folder: Path, done: Done) -> Path:
+    """Write ``<experiment>.json``, whole or not at all. Raises UsageError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made: {error.strerror}. Choose another -o") from None
+    path = folder / f"{done.experiment}.json"
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+    return path
+
+
+def read_done(folder: Path) -> list[Done]:
+    """All experiments of a folder, in order. Raises InputError for a file of another version."""
+    found = []
+    for path in sorted(folder.glob("*.json"), key=order):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=Done))
+        except msgspec.DecodeError as error:
+            raise InputError(
+                f"is no result of nexusbench reproduce {__version__}: {error}",
+                file=path,
+                hint="Remove it, or reproduce again",
+            ) from None
+    return found
+
+
+def order(path: Path) -> tuple[int, str]:
+    """Figures in their order, what is no figure of the paper last."""
+    digits = "".join(c for c in path.stem.partition("-")[0] if c.isdigit())
+    return (int(digits) if digits else 10**6, path.stem)
+
+
+def markdown(done: Sequence[Done]) -> str:
+    """The document's part that is made: the table, then what each experiment found."""
+    pieces = [_counts(done), _table(COLUMNS, [row for d in done for row in _cells(d)])]
+    pieces += [_section(one) for one in done if one.lines]
+    return "\n\n".join(pieces) + "\n"
+
+
+def _counts(done: Sequence[Done]) -> str:
+    tally: dict[str, int] = {}
+    for one in done:
+        for row in one.rows:
+            kind = row.verdict if "constant" not in row.verdict else "follows from a constant"
+            tally[kind] = tally.get(kind, 0) + 1
+    total = sum(tally.values())
+    counted = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.items()))
+    devices = ", ".join(sorted({one.device for one in done}))
+    cut = " Made with --quick." if any(one.quick for one in done) else ""
+    return f"**All of it simulated** ({devices}). {total} claims: {counted}.{cut}"
+
+
+def _cells(done: Done) -> list[tuple[str, ...]]:
+    return [
+        (", ".join(row.figures), row.claim, row.paper, row.ours, row.verdict, row.why)
+        for row in done.rows
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def _section(done: Done) -> str:
+    """One experiment's figures: throughput of every system, and latencies point by point."""
+    seeds = f"{len(done.seeds)} draw{'s' if len(done.seeds) > 1 else ''} of the arrivals"
+    text = f"### {done.title} ({done.device}, simulated)\n\n{seeds}."
+    text += f" {done.criterion}" if done.criterion else ""
+    text += f" {done.note}" if done.note else ""
+    text += f" Cut for --quick: {'; '.join(done.cut)}." if done.quick and done.cut else ""
+    pieces = [text]
+    if done.throughputs:
+        rows = [(name, _rate(found)) for name, found in done.throughputs.items()]
+        pieces.append(_table(("system", "throughput, req/s (over draws)"), rows))
+    shown = [m for m in _DRAWN if any(line.values.get(m) is not None for line in done.lines)]
+    extra = [m for m in ("makespan.value", "regret_mean.value", "broken.value")
+             if any(line.values.get(m) is not None for line in done.lines)
+             and (m != "makespan.value" or not done.throughputs)]  # fmt: skip
+    head = ("system", "at", *(m.removesuffix(".value") for m in (*shown, *extra)))
+    rows_of_lines = [_line(line, (*shown, *extra)) for line in done.lines]
+    pieces.append(_table(head, rows_of_lines))
+    return "\n\n".join(pieces)
+
+
+def _line(line: Line, measures: Sequence[str]) -> tuple[str, ...]:
+    if line.error:
+        return (line.system, line.name, line.error, *[""] * (len(measures) - 1))
+    values = [line.values.get(measure) for measure in measures]
+    return (line.system, line.name, *("-" if v is None else f"{v:,.4g}" for v in values))
+
+
+def _rate(found: tuple[float, float, float] | str) -> str:
+    if isinstance(found, str):
+        return found
+    mean, low, high = found
+    return f"{mean:.2f}" if low == high else f"{mean:.2f} ({low:.2f} to {high:.2f})"

@@ -1,0 +1,356 @@
+"""Experiments of a paper as TOML files: a sweep, the systems in it, and what the paper claims.
+
+    [experiment]      title, figures; requests (of a trace made from a workload spec), rows
+    [base] [grid]     as in a sweep (docs/sweeps.md); the seeds of the grid are draws
+    [systems.NAME]    fields of RunConfig that make the system; or best_of = [names], the best of
+                      those at every point; fitted = true: with a belief fitted to a profile made
+                      here; serve = "regret" or "oracle": decisions judged by the truth
+    [throughput]      the bound that a rate must keep, and the system whose range is compared
+    [variants.NAME]   another reading: fields, for which systems, or another throughput
+    [[claim]]         what the paper says, and how to see whether it is so
+    [quick]           values of base and grid for --quick, systems to drop
+
+Raises InputError naming file, line and field for whatever cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.registry import did_you_mean
+from nexusbench.experiments.neutral import NEUTRAL
+from nexusbench.experiments.sweep_spec import SpecReader, product, read_toml
+from nexusbench.metrics.base import Metric, load_metrics
+from nexusbench.metrics.summary import STATISTICS
+
+TABLES = ("experiment", "base", "grid", "systems", "throughput", "variants", "claim", "quick")
+Serve = Literal["run", "regret", "oracle"]
+# Computed from several numbers of a cell, or from several cells.
+THROUGHPUT, EXECUTION = "throughput", "execution"
+# Scalars that only ``serve = "regret"`` or "oracle" has.
+_OF_VARIANTS = ("systems", "fitted", "all_rates")
+JUDGED = ("regret_mean", "regret_p95", "broken")
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+@cache
+def known_metrics() -> dict[str, Metric]:
+    """Every metric by its tag, looked up once: claims ask for them all the time."""
+    return dict(load_metrics())
+
+
+class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A rate is kept while ``measure`` is below ``times`` its value for requests served one by one
+    (at ``rate`` requests/s, by ``system``), or below ``at_most``, and no queue grows: at most
+    ``backlog`` of the run comes after the last arrival (1: no matter). Rates are found to
+    ``precision``.
+
+    Latencies are compared at the rates of the grid that ``steady`` keeps.
+    """
+
+    system: str
+    steady: str
+    measure: str = "normalised_latency.mean"
+    times: float = 5.0
+    at_most: float | None = None
+    backlog: float = 0.1
+    rate: float = 0.02
+    precision: float = 0.03
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """A way to serve, by name."""
+
+    name: str
+    fields: dict[str, Any] = {}
+    best_of: tuple[str, ...] = ()
+    by: str = "normalised_latency.mean"
+    fitted: bool = False
+    serve: Serve = "run"
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """Another reading of the experiment: ``systems`` (all, if none are named) get ``fields``."""
+
+    name: str
+    fields: dict[str, Any] = {}
+    systems: tuple[str, ...] = ()
+    fitted: bool = False
+    throughput: Criterion | None = None
+    all_rates: bool = False  # latencies at the rates that are not kept, too
+    constant: str = ""  # made neutral on the simulated GPU
+
+
+class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A statement of the paper. ``low`` and ``high`` are its number as a range, in times or in
+    percent of change; ``compare`` says what of ``of`` and ``over`` it is about.
+
+    ``across`` says how points (rates, sizes) make one number. ``neutral`` names constants of the
+    simulated GPU that it might follow from; ``cannot`` says why a simulation cannot tell.
+    """
+
+    says: str
+    paper: str
+    of: str = ""
+    over: str = ""
+    measure: str = THROUGHPUT
+    compare: Literal["times better", "change", "value"] = "times better"
+    low: float | None = None
+    high: float | None = None
+    across: Literal["mean", "max", "min"] = "mean"
+    neutral: tuple[str, ...] = ()
+    cannot: str = ""
+    note: str = ""
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[experiment]`` table."""
+
+    title: str
+    figures: tuple[str, ...]
+    requests: int = 0  # of a trace made from the workload spec that ``trace`` names; 0: as it is
+    rows: Literal["", "motivation"] = ""
+    variant_draws: int = 1  # how many of the draws variants and neutral constants get
+    note: str = ""
+
+
+class Experiment(msgspec.Struct, frozen=True, kw_only=True):
+    """One spec, decoded: its points are the combinations of the grid without the seeds."""
+
+    name: str
+    sha256: str
+    about: About
+    base: dict[str, Any]
+    points: tuple[dict[str, Any], ...]
+    seeds: tuple[int, ...]
+    systems: dict[str, System]
+    throughput: Criterion | None
+    variants: tuple[Variant, ...]
+    claims: tuple[Claim, ...]
+    cut: tuple[str, ...] = ()  # what --quick left out
+
+
+def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
+    """Read one spec."""
+    text, document, sha256 = read_toml(path)
+    reader = SpecReader(path, text, TABLES)
+    reader.check_tables(document)
+    about = _struct(reader, document, "experiment", About)
+    base = {key: values[0] for key, values in reader.table(document, "base", lists=False).items()}
+    grid = reader.table(document, "grid")
+    changes = dict(document.get("quick", {}))
+    dropped = tuple(changes.pop("drop", ()))
+    asked = reader.values(changes, "quick", 0, True)
+    cut: list[str] = []
+    for key, values in asked.items() if quick else ():
+        cut.append(f"{key} {', '.join(map(str, values))}")
+        if key in grid:
+            grid[key] = values
+        else:
+            base[key] = values[0]
+    systems = _systems(reader, document)
+    for name in dropped:
+        _known(reader, name, systems, "quick", "drop")
+    if quick and dropped:
+        cut.append(f"without {', '.join(dropped)}")
+        systems = _without(systems, dropped)
+    seeds = tuple(grid.pop("seed", [0]))
+    reader.config({**base, **{key: values[0] for key, values in grid.items()}})
+    claims = _claims(reader, document, systems, dropped if quick else ())
+    throughput = _throughput(reader, document, "throughput", systems)
+    if throughput is None and any(c.measure == THROUGHPUT for c in claims if not c.cannot):
+        raise reader.fault("is missing", "throughput", hint="Claims about throughput need it")
+    return Experiment(
+        name=path.stem, sha256=sha256, about=about, base=base, seeds=seeds,
+        points=tuple(product({}, grid)), systems=systems, throughput=throughput,
+        variants=_variants(reader, document, systems), claims=claims, cut=tuple(cut),
+    )  # fmt: skip
+
+
+def _struct(
+    reader: SpecReader, document: Mapping[str, Any], name: str, kind: type[StructT]
+) -> StructT:
+    """A table as a struct that forbids unknown keys."""
+    table = document.get(name)
+    if not isinstance(table, dict):
+        raise reader.fault("is missing or no table", name, hint=f"Write [{name}]")
+    return _convert(reader, table, name, kind)
+
+
+def _convert(
+    reader: SpecReader, table: Mapping[str, Any], name: str, kind: type[StructT], nth: int = 0
+) -> StructT:
+    known = kind.__struct_fields__
+    for key, value in table.items():
+        if key not in known:
+            raise reader.fault("unknown key", name, key, did_you_mean(key, list(known)), nth)
+        field = next(f for f in msgspec.structs.fields(kind) if f.name == key)
+        try:
+            msgspec.convert(value, field.type)
+        except msgspec.ValidationError as error:
+            raise reader.fault(str(error).split(" - at")[0], name, key, nth=nth) from None
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise reader.fault(str(error).split(" - at")[0], name, hint="Add it", nth=nth) from None
+
+
+def _named(reader: SpecReader, document: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """``[name.X]`` tables."""
+    tables = document.get(name, {})
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise reader.fault("must be tables", name, hint=f"Write [{name}.NAME]")
+    return {key: dict(table) for key, table in tables.items()}
+
+
+def _systems(reader: SpecReader, document: Mapping[str, Any]) -> dict[str, System]:
+    systems: dict[str, System] = {}
+    special = ("best_of", "by", "fitted", "serve")
+    for name, table in _named(reader, document, "systems").items():
+        where = f"systems.{name}"
+        own = {key: table.pop(key) for key in special if key in table}
+        fields = {key: v[0] for key, v in reader.values(table, where, 0, False).items()}
+        made = _convert(reader, {"name": name, **own}, where, System)
+        if bool(fields) == bool(made.best_of):
+            raise reader.fault("needs fields or best_of", where, hint="Give one of them")
+        systems[name] = msgspec.structs.replace(made, fields=fields)
+        _check_measure(reader, made.by, where, "by", 0)
+    for system in systems.values():
+        for member in system.best_of:
+            _known(reader, member, systems, f"systems.{system.name}", "best_of")
+            if systems[member].best_of:
+                raise reader.fault(
+                    f"'{member}' is itself the best of several", f"systems.{system.name}",
+                    "best_of", "Name its members",
+                )  # fmt: skip
+    return systems
+
+
+def _without(systems: Mapping[str, System], dropped: tuple[str, ...]) -> dict[str, System]:
+    """Those that are kept; the best of several is that of the members that are left."""
+    kept: dict[str, System] = {}
+    for name, system in systems.items():
+        members = tuple(member for member in system.best_of if member not in dropped)
+        if name not in dropped and (members or not system.best_of):
+            kept[name] = msgspec.structs.replace(system, best_of=members)
+    return kept
+
+
+def _variants(
+    reader: SpecReader, document: Mapping[str, Any], systems: Mapping[str, System]
+) -> tuple[Variant, ...]:
+    variants: list[Variant] = []
+    for name, table in _named(reader, document, "variants").items():
+        where = f"variants.{name}"
+        own: dict[str, Any] = {k: table.pop(k) for k in _OF_VARIANTS if k in table}
+        throughput = _throughput(reader, table, "throughput", systems, where)
+        table.pop("throughput", None)
+        fields = {key: v[0] for key, v in reader.values(table, where, 0, False).items()}
+        made = _convert(reader, {"name": name, **own}, where, Variant)
+        if not (fields or made.fitted or made.all_rates or throughput):
+            raise reader.fault("changes nothing", where, hint="Give it a field or drop it")
+        kept = tuple(system for system in made.systems if system in systems)
+        if made.systems and not kept:
+            _known(reader, made.systems[0], systems, where, "systems")
+        variants.append(
+            msgspec.structs.replace(made, fields=fields, throughput=throughput, systems=kept)
+        )
+    return tuple(variants)
+
+
+def _throughput(
+    reader: SpecReader,
+    document: Mapping[str, Any],
+    name: str,
+    systems: Mapping[str, System],
+    where: str = "",
+) -> Criterion | None:
+    if name not in document:
+        return None
+    place = where or name
+    found = _struct(reader, document, name, Criterion) if not where else None
+    found = found or _convert(reader, document[name], where, Criterion)
+    for key in ("system", "steady"):
+        _known(reader, getattr(found, key), systems, place, key)
+    _check_measure(reader, found.measure, place, "measure", 0)
+    if min(found.precision, found.rate, found.backlog) <= 0 or found.times <= 1:
+        hint = "times > 1, and rate, precision and backlog > 0"
+        raise reader.fault("is impossible", place, hint=hint)
+    return found
+
+
+def _claims(
+    reader: SpecReader,
+    document: Mapping[str, Any],
+    systems: Mapping[str, System],
+    dropped: tuple[str, ...],
+) -> tuple[Claim, ...]:
+    tables = document.get("claim", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise reader.fault("must be tables", "claim", hint="Write [[claim]] above each")
+    claims: list[Claim] = []
+    for nth, table in enumerate(tables):
+        claim = _convert(reader, table, "claim", Claim, nth)
+        if {claim.of, claim.over} & set(dropped):
+            continue
+        claims.append(claim)
+        if not claim.cannot:
+            _check_claim(reader, claim, systems, nth)
+    return tuple(claims)
+
+
+def _check_claim(reader: SpecReader, claim: Claim, systems: Mapping[str, System], nth: int) -> None:
+    for key in ("of", "over") if claim.compare != "value" else ("of",):
+        _known(reader, getattr(claim, key), systems, "claim", key, nth)
+    _check_measure(reader, claim.measure, "claim", "measure", nth)
+    if claim.low is None and claim.high is None:
+        raise reader.fault(
+            "has neither low nor high", "claim", hint="Give the paper's number", nth=nth
+        )
+    if claim.low is not None and claim.high is not None and claim.low > claim.high:
+        raise reader.fault("low exceeds high", "claim", "low", nth=nth)
+    for constant in claim.neutral:
+        if constant not in NEUTRAL:
+            hint = did_you_mean(constant, list(NEUTRAL))
+            raise reader.fault(f"no constant '{constant}'", "claim", "neutral", hint, nth)
+
+
+def _known(
+    reader: SpecReader, name: str, systems: Mapping[str, System], table: str, key: str, nth: int = 0
+) -> None:
+    if name not in systems:
+        hint = did_you_mean(name, list(systems))
+        raise reader.fault(f"no system called '{name}'", table, key, hint, nth)
+
+
+def _check_measure(reader: SpecReader, measure: str, table: str, key: str, nth: int) -> None:
+    if measure in (THROUGHPUT, EXECUTION):
+        return
+    tag, _, statistic = measure.partition(".")
+    metrics = known_metrics()
+    if tag in JUDGED:
+        return
+    if tag not in metrics:
+        hint = did_you_mean(tag, [THROUGHPUT, EXECUTION, *metrics, *JUDGED])
+        raise reader.fault(f"no metric '{tag}'", table, key, hint, nth)
+    known = ("value",) if metrics[tag].kind == "scalar" else STATISTICS
+    if statistic not in known:
+        hint = f"Write {tag}.{known[0]}" + ("" if len(known) == 1 else f" ({', '.join(known)})")
+        raise reader.fault(f"'{measure}' names no statistic", table, key, hint, nth)
+
+
+def find_experiments(folder: Path, *, quick: bool = False) -> list[Experiment]:
+    """All specs of a folder in order of their names. Raises InputError if there is none."""
+    paths = sorted(folder.glob("*.toml"))
+    if not paths:
+        raise InputError(
+            "no experiments here", file=folder,
+            hint="Run in a checkout of nexusbench, or name the folder with --specs",
+        )  # fmt: skip
+    return [load_experiment(path, quick=quick) for path in paths]
