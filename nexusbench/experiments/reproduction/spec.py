@@ -33,8 +33,8 @@ TABLES = ("experiment", "base", "grid", "systems", "throughput", "variants", "cl
 Serve = Literal["run", "regret", "oracle"]
 # Computed from several numbers of a cell, or from several cells.
 THROUGHPUT, EXECUTION = "throughput", "execution"
-# Scalars that only ``serve = "regret"`` or "oracle" has.
 _OF_VARIANTS = ("systems", "fitted", "all_rates")
+# Scalars that only ``serve = "regret"`` or "oracle" has.
 JUDGED = ("regret_mean", "regret_p95", "broken")
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
