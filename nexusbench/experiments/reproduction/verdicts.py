@@ -183,11 +183,14 @@ def _figures(claim: Claim, found: Outcome) -> str:
     if claim.measure != THROUGHPUT:
         metric = known_metrics().get(claim.measure.partition(".")[0])
         unit = "ms" if metric is None else metric.unit
-    text = f"{claim.of} {found.of:,.4g}"
-    if found.over is not None:
-        text += f", {claim.over} {found.over:,.4g}"
-    text += f" {unit}" if unit else ""
-    if len(found.points) > 1:
+    if claim.exceeds:
+        text = f"gain {found.of:.2f}x, the best of the others {found.over:.2f}x"
+    else:
+        text = f"{claim.of} {found.of:,.4g}"
+        if found.over is not None:
+            text += f", {claim.over} {found.over:,.4g}"
+        text += f" {unit}" if unit else ""
+    if len(found.points) > 1 and not claim.exceeds:
         how = {"mean": "mean", "max": "largest", "min": "smallest"}[claim.across]
         text += (
             f" ({how} over {found.points[0]} to {found.points[-1]}: "
