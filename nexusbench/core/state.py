@@ -50,9 +50,9 @@ class KvView(Protocol):
 class WaitingQueue:
     """Requests that hold no KV blocks, in the policy's order: ``order_key``, then arrival.
 
-    The keys do not change while a request waits, so the head is found in constant time and an
-    insertion costs one binary search: a queue of 100,000 is as cheap to schedule from as one of
-    ten.
+    The keys do not change while a request waits, unless they depend on what the prefix cache holds
+    (:meth:`reorder`), so the head is found in constant time and an insertion costs one binary
+    search: a queue of 100,000 is as cheap to schedule from as one of ten.
     """
 
     __slots__ = ("_items",)
@@ -81,6 +81,12 @@ class WaitingQueue:
         if position == len(items) or items[position][2] is not request:
             raise KeyError(request.id)
         del items[position]
+
+    def reorder(self, keys: Sequence[float]) -> None:
+        """Give all who wait new keys, listed in the present order."""
+        for request, key in zip(list(self), keys, strict=True):
+            request.order_key = key
+        self._items = sorted([(-r.order_key, -r.index, r) for _, _, r in self._items])
 
     def __iter__(self) -> Iterator[Request]:
         """In order; the queue may lose requests that were already yielded while this runs."""

@@ -70,8 +70,9 @@ class Engine:
         )  # fmt: skip
         self.pools = pools = (kv, *others)
         self.context = SchedulerContext(
-            self.state, pools, scheduler.name, scheduler.order_key, scheduler.options.preemption
-        )
+            self.state, pools, scheduler.name, scheduler.order_key, scheduler.options.preemption,
+            scheduler.ranking,
+        )  # fmt: skip
         self.arrivals = Arrivals(requests, config.concurrency)
         self.patience = Patience(requests)
         self.executor = Executor(
@@ -141,7 +142,7 @@ class Engine:
             self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
         else:
             r.num_tokens = r.num_prompt_tokens
-            r.order_key = self.scheduler.order_key(r)
+            r.order_key = self.context.joining_key(r)
             self.state.waiting.add(r)
             self.patience.watch(r)
 

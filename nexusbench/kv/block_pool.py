@@ -17,10 +17,11 @@ class BlockPool:
     (semantics after vLLM v1's block pool; blank-first is ours).
     """
 
-    __slots__ = ("_block_of", "_hash_of", "blank", "cached", "num_blocks", "refs")
+    __slots__ = ("_block_of", "_hash_of", "blank", "cached", "changes", "num_blocks", "refs")
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.changes = 0  # of what can be found: blocks published and evicted so far
         self.refs = [0] * num_blocks
         self.blank = list(range(num_blocks - 1, -1, -1))
         self.cached: OrderedDict[int, None] = OrderedDict()  # free, oldest first
@@ -46,6 +47,7 @@ class BlockPool:
             return blocks, []
         blocks = [blank.pop() for _ in range(len(blank))]
         evicted = []
+        self.changes += 1
         for _ in range(count - len(blocks)):
             block, _none = self.cached.popitem(last=False)
             key = self._hash_of.pop(block)
@@ -60,6 +62,8 @@ class BlockPool:
         """Undo :meth:`take`: the same blocks, blank or cached under the same hash, in the same
         order.
         """
+        if evicted:
+            self.changes += 1
         for block in reversed(blocks):
             self.refs[block] = 0
             if evicted:
@@ -111,10 +115,12 @@ class BlockPool:
             return False
         self._block_of[key] = block
         self._hash_of[block] = key
+        self.changes += 1
         return True
 
     def unpublish(self, blocks: list[int]) -> None:
         """Undo :meth:`publish` of held blocks."""
+        self.changes += 1
         for block in blocks:
             del self._block_of[self._hash_of.pop(block)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from nexusbench.core.request import Request
@@ -89,6 +91,33 @@ class KVCacheManager:
                 break
             found.append(block)
         return found
+
+    def count_cached(self, requests: Iterable[Request]) -> list[int]:
+        """Tokens that :meth:`find_prefix` would find for each.
+
+        What one prefix id names is looked up once for all of them, so that a long queue of prompts
+        that share a prefix costs a lookup per request and id, not one per block.
+        """
+        size, per_id, find = self.block_size, self._blocks_per_id, self.pool.find
+        leading: dict[int, int] = {}  # id -> its first blocks that are cached without a gap
+        counts = []
+        for request in requests:
+            if request.num_preemptions or not self.prefix_caching:
+                counts.append(len(self.find_prefix(request)) * size)
+                continue
+            blocks, most = 0, (request.num_tokens - 1) // size
+            for number in request.prefix_ids:
+                found = leading.get(number)
+                if found is None:
+                    found = 0
+                    while found < per_id and find(number * per_id + found) is not None:
+                        found += 1
+                    leading[number] = found
+                blocks += found
+                if found < per_id or blocks >= most:
+                    break
+            counts.append(min(blocks, most) * size)
+        return counts
 
     def allocate(self, request: Request, num_tokens: int, prefix: list[int]) -> Undo | None:
         """Make room for the first ``num_tokens`` tokens; ``prefix`` are cached blocks to share

@@ -199,7 +199,7 @@ class SchedulerContext(ContextView):
         r.num_computed_tokens = 0
         r.layers_done = 0
         r.num_preemptions += 1
-        r.order_key = self._order_key(r)
+        r.order_key = self.joining_key(r)
         state.waiting.add(r)
         self._journal.entries.append(entry)
         self._journal.preempted.append(Preemption(r, lost_tokens=entry.num_computed))
@@ -313,6 +313,14 @@ class SchedulerContext(ContextView):
     def begin(self) -> None:
         """A new instant (the engine calls this, not a policy)."""
         self._journal.begin()
+        if self._order is not None:
+            self._order.begin()
+
+    def joining_key(self, request: Request) -> float:
+        """The key of a request that starts to wait (for the engine, too)."""
+        if self._order is None:
+            return self._static_key(request)
+        return self._order.joining(request)
 
     def savepoint(self) -> int:
         """A mark to :meth:`rollback` to."""

@@ -10,6 +10,7 @@ from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, KvView, Limits, WaitingQueue
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.schedulers._journal import Journal
+from nexusbench.schedulers._order import CacheOrder, Ranking
 
 PreemptionKind = Literal["recompute", "swap"]
 
@@ -26,12 +27,16 @@ class ContextView:
         policy: str,
         order_key: Callable[[RequestView], float],
         preemption: PreemptionKind = "recompute",
+        ranking: Ranking | None = None,
     ) -> None:
         self._state = state
         self._pools = pools
         self._kv = pools[0]
         self._policy = policy
-        self._order_key = order_key
+        self._static_key = order_key
+        self._order = None
+        if ranking is not None:
+            self._order = CacheOrder(ranking, state.waiting, pools[0], order_key)
         self._preemption = preemption
         self._several = state.device.num_gpus > 1
         self._journal = Journal(state, pools)
@@ -73,6 +78,15 @@ class ContextView:
         """Requests whose KV blocks rest on the host, in the order in which they came."""
         return self._state.swapped
 
+    def order_key(self, request: RequestView) -> float:
+        """Where a request stands in the order of the waiting queue (smaller goes first), or would
+        stand if it waited with what it has computed in the cache.
+        """
+        r = cast(Request, request)
+        if self._order is None:
+            return self._static_key(r)
+        return self._order.key(r, r.num_computed_tokens) if r.blocks else r.order_key
+
     @property
     def num_layers(self) -> int:
         """Layers of the model; a prompt's launch can be restricted to some of them."""
@@ -103,6 +117,12 @@ class ContextView:
     def num_sms(self) -> int:
         """SMs of the device: what a lone batch gets where partitions expand."""
         return self._state.device.num_sms
+
+    @property
+    def host(self) -> KvView | None:
+        """Block counts of the host's memory for swapped KV, None where there is none."""
+        host = self._state.device.host
+        return None if host is None else self._state.pools[host]
 
     def is_at(self, request: RequestView, partition: str) -> bool:
         """Whether a running request's blocks are on the GPU of ``partition``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -12,9 +12,13 @@ from nexusbench.core.registry import Registry
 from nexusbench.core.request import RequestView
 from nexusbench.costs.base import CostModel
 from nexusbench.schedulers._context import SchedulerContext
+from nexusbench.schedulers._order import Ranking
 from nexusbench.schedulers._view import PreemptionKind
 
-__all__ = ["Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
+__all__ = ["Order", "Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
+
+
+Order = Literal["fcfs", "spf", "lpm", "hit-rate"]
 
 
 class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,12 +26,18 @@ class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     ``order``: who of the waiting goes first. ``fcfs`` by arrival; ``spf`` shortest prompt first
     with ageing, score = tokens left - gamma x age (Nexus Eq. in section 4.3.1, gamma in tokens per
-    second). ``preemption``: what happens to a running request whose blocks are needed; ``swap``
+    second); ``lpm`` longest cached prefix first, fcfs while more than 128 wait (SGLang; without
+    its second look at prefixes that other waiting requests are about to compute); ``hit-rate``
+    largest cached share of the prompt first (KVShare, arXiv 2503.16525). KVShare's order knows no
+    fairness; ours ages: waiting ``ageing_s`` seconds is worth a full hit, 0 leaves it as theirs.
+    Neither spf with gamma 0, lpm nor hit-rate without ageing keeps anyone from starving.
+    ``preemption``: what happens to a running request whose blocks are needed; ``swap``
     copies them to the host and back, on devices with host memory (vLLM v0's ``--swap-space``).
     """
 
-    order: Literal["fcfs", "spf"] = "fcfs"
+    order: Order = "fcfs"
     gamma: float = 15.0
+    ageing_s: Annotated[float, msgspec.Meta(ge=0.0)] = 10.0
     preemption: PreemptionKind = "recompute"
 
 
@@ -66,12 +76,21 @@ class Scheduler(ABC):
     def order_key(self, request: RequestView) -> float:
         """Place in the waiting queue, smaller first; asked once each time a request starts to wait.
 
+        With ``lpm`` the place among those with equally long cached prefixes; ``hit-rate`` asks for
+        nothing but the cache and the arrival.
+
         For ``spf`` the score ``left - gamma (now - arrival)`` orders requests as ``left + gamma
         arrival`` does, which no longer depends on now, so the queue never needs sorting again.
         """
         if self.options.order == "spf":
             return request.num_tokens + self.options.gamma * request.arrival_ns * 1e-9
         return float(request.arrival_rank)
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """How the prefix cache decides who of the waiting goes first, None if it does not."""
+        order = self.options.order
+        return Ranking(order, self.options.ageing_s) if order in ("lpm", "hit-rate") else None
 
     @abstractmethod
     def schedule(self, ctx: SchedulerContext) -> Plan:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.request import RequestView
-from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
+from nexusbench.schedulers.base import Order, Scheduler, SchedulerContext, SchedulerOptions
 
 
 class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -15,7 +15,7 @@ class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw
     section 5).
     """
 
-    order: Literal["fcfs", "spf"] = "spf"
+    order: Order = "spf"
 
 
 class Nexus(Scheduler):
@@ -54,7 +54,8 @@ class Nexus(Scheduler):
             later = [r for r in ctx.prefilling if not r.in_flight and r is not request]
             if not later:
                 break
-            ctx.preempt(max(later, key=self._key), "recompute")  # the blocks are needed now
+            last = max(later, key=lambda r: self._key(ctx, r))
+            ctx.preempt(last, "recompute")  # the blocks are needed now
             scheduled = ctx.try_schedule(request, partition="prefill")
         return bool(scheduled)
 
@@ -65,11 +66,11 @@ class Nexus(Scheduler):
         that have both.
         """
         started = [r for r in ctx.prefilling if not r.in_flight]
-        started.sort(key=self._key, reverse=True)
+        started.sort(key=lambda r: self._key(ctx, r), reverse=True)
         admitting = not ctx.swap_in_all() and ctx.num_running < ctx.limits.max_num_seqs
         while ctx.budget("prefill") > 0:
             head = ctx.waiting.head if admitting else None
-            if started and (head is None or self._key(started[-1]) <= self._key(head)):
+            if started and (head is None or self._key(ctx, started[-1]) <= self._key(ctx, head)):
                 prompt = started.pop()
                 if prompt in ctx.prefilling:
                     yield prompt  # not one that was preempted for an earlier one just now
@@ -80,7 +81,7 @@ class Nexus(Scheduler):
             else:
                 return
 
-    def _key(self, request: RequestView) -> float:
-        return self.order_key(request) - (
+    def _key(self, ctx: SchedulerContext, request: RequestView) -> float:
+        return ctx.order_key(request) - (
             request.num_computed_tokens if self.options.order == "spf" else 0
         )

@@ -34,8 +34,8 @@ class Sglang(Scheduler):
 
     Admission: free tokens, less what the running requests are expected to add (``new_token_ratio``
     of what they may). The ratio sinks with every decode step and is reset after a retraction.
-    Deviations: blocks of 16 instead of single tokens; no radix-tree order (``lpm``), fcfs is
-    SGLang's default.
+    Deviations: blocks of 16 instead of single tokens, so ``order=lpm`` counts a prefix in whole
+    blocks; fcfs is SGLang's default.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = SglangOptions
@@ -57,7 +57,7 @@ class Sglang(Scheduler):
         appends it).
         """
         self._latest_rank = max(self._latest_rank, request.arrival_rank)
-        if self.options.order == "fcfs" and request.num_preemptions:
+        if self.options.order != "spf" and request.num_preemptions:
             return self._latest_rank + 0.5
         return super().order_key(request)
 

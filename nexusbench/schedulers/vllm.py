@@ -6,6 +6,7 @@ from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.request import RequestView
+from nexusbench.schedulers._resume import resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
@@ -41,7 +42,7 @@ class Vllm(Scheduler):
     def fill(self, ctx: SchedulerContext, partition: str = "all") -> None:
         """Chunks for what is left of the budget: prompts in mid-prefill, then waiting ones."""
         for request in list(ctx.prefilling):
-            if not self._continue(ctx, request, partition):
+            if not resume(ctx, request, partition=partition) or ctx.budget(partition) <= 0:
                 break
         if not ctx.preempted and not ctx.swap_in_all():
             while (head := ctx.waiting.head) is not None and self._admit(ctx, head, partition):
@@ -54,16 +55,3 @@ class Vllm(Scheduler):
             if -(-(head.num_tokens - ctx.cached_tokens(head)) // size) > ctx.kv.num_free:
                 return False
         return ctx.try_schedule(head, partition=partition) > 0
-
-    def _continue(self, ctx: SchedulerContext, request: RequestView, partition: str) -> bool:
-        """Give a partial prefill its next chunk; False when the budget is gone or it was itself
-        preempted.
-        """
-        while ctx.budget(partition) > 0 and not ctx.try_schedule(request, partition=partition):
-            victim = ctx.last_running(request)
-            if victim is None:
-                return False
-            ctx.preempt(victim)
-            if victim is request or victim.in_flight:
-                return False  # a swapped victim's blocks come when its copy has ended
-        return ctx.budget(partition) > 0

@@ -11,6 +11,7 @@ from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager, Undo
 from nexusbench.schedulers._context import SchedulerContext, Victim
 from nexusbench.schedulers._journal import Admission, Decodes, Draft, Entry, Eviction, Move
+from nexusbench.schedulers._order import Ranking
 from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing._errors import ConformanceError
@@ -135,8 +136,9 @@ class WatchedContext(SchedulerContext):
         policy: str,
         order_key: Callable[[RequestView], float],
         preemption: PreemptionKind = "recompute",
+        ranking: Ranking | None = None,
     ) -> None:
-        super().__init__(state, pools, policy, order_key, preemption)
+        super().__init__(state, pools, policy, order_key, preemption, ranking)
         self._calls = 0
 
     def _count(self) -> None:

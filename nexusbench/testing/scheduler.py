@@ -94,8 +94,9 @@ def observed_run(
     )
     probe.state = engine.state
     engine.context = WatchedContext(
-        engine.state, engine.pools, probe.name, probe.order_key, probe.options.preemption
-    )
+        engine.state, engine.pools, probe.name, probe.order_key, probe.options.preemption,
+        probe.ranking,
+    )  # fmt: skip
     engine.run()
     return engine
 

@@ -9,8 +9,12 @@ from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import schedulers
 from nexusbench.testing import ConformanceError, check_scheduler
 from nexusbench.testing.__main__ import main
+from nexusbench.testing._errors import named
 from nexusbench.testing._harness import make_scheduler
-from nexusbench.testing.scheduler import check_starvation
+from nexusbench.testing._log import check_log
+from nexusbench.testing._twins import check_twins, twins
+from nexusbench.testing._workloads import hand_made, seeded
+from nexusbench.testing.scheduler import check_starvation, observed_run
 from tests.conformance import bad_schedulers as bad
 
 
@@ -33,6 +37,20 @@ def pairs():
 @pytest.mark.parametrize(("order", "scheduler", "partitioner"), list(pairs()))
 def test_shipped(order, scheduler, partitioner):
     check_scheduler(f"{scheduler}:order={order}", partitioner=partitioner, examples=4)
+
+
+@pytest.mark.parametrize("name", schedulers.names())
+@pytest.mark.parametrize("order", ["lpm", "hit-rate"])
+def test_shipped_with_orders_that_look_at_the_cache(name, order):
+    for workload in (*hand_made(), *seeded(1, 6)):
+        with named(workload.name):
+            check_log(observed_run(workload, lambda: make_scheduler(f"{name}:order={order}")))
+    for pair in twins(1, 4):
+        with named(pair.name):
+            check_twins(
+                pair,
+                lambda each: observed_run(each, lambda: make_scheduler(f"{name}:order={order}")),
+            )
 
 
 def test_classes_and_factories_are_taken():
@@ -89,7 +107,8 @@ def test_opting_out_of_i7_opts_out_of_nothing_else():
     check_scheduler(bad.IdlesAndSaysSo, examples=2)
 
 
-@pytest.mark.parametrize("name", schedulers.names())
+# FastServe's levels, not the order, say who goes first, and it lifts whoever is idle for too long.
+@pytest.mark.parametrize("name", sorted({*schedulers.names()} - {"fastserve"}))
 def test_spf_without_ageing_starves(name):
     check_starvation(lambda: make_scheduler(f"{name}:order=spf"))
     with pytest.raises(ConformanceError, match=r"^I10: starves: 'r15' \(160 prompt tokens"):

@@ -44,7 +44,9 @@ def workloads(draw, max_requests=14):
     return Workload("random", requests, setting)
 
 
-ORDERS = st.sampled_from(["order=fcfs", "order=spf", "order=spf,gamma=5000"])
+ORDERS = st.sampled_from(
+    ["order=fcfs", "order=spf", "order=spf,gamma=5000", "order=lpm", "order=hit-rate"]
+)
 IDLE = st.sampled_from(["idle=expand", "idle=reserve"])
 # kv_switch below 0 is never reached from below, 1 always: both modes are forced, and 0.5 mixes.
 SPLITS = st.one_of(
@@ -56,7 +58,8 @@ SPLITS = st.one_of(
         st.sampled_from(["literal", "swapped"]),
     ),
 )
-ONE_STREAM = st.builds("{}:{}".format, st.sampled_from(["vllm", "sglang"]), ORDERS)
+SINGLE = st.sampled_from(["vllm", "sglang", "sarathi", "fastserve"])
+ONE_STREAM = st.builds("{}:{}".format, SINGLE, ORDERS)
 TWO_STREAMS = st.tuples(
     st.builds("nexus:{}".format, ORDERS),
     st.one_of(

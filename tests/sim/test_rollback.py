@@ -72,6 +72,12 @@ class Hesitant(Scheduler):
     def order_key(self, request):
         return self.inner.order_key(request)
 
+    def completed(self, batch, now):
+        self.inner.completed(batch, now)
+
+    def finished(self, request):
+        self.inner.finished(request)
+
     def schedule(self, ctx):
         self.inner.belief = self.belief
         before = Books(ctx)
