@@ -101,7 +101,8 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ``across`` says how points (rates, sizes) make one number. ``neutral`` names constants of the
     simulated GPU that it might follow from; ``cannot`` says why a simulation cannot tell. With
     ``exceeds`` (pairs of systems) the claim is that a gain has its peak here: what is judged is how
-    many times the gain of ``of`` over ``over`` is the largest gain of those pairs.
+    many times the gain of ``of`` over ``over`` is the largest gain of those pairs. ``built_in``
+    names what of the simulator has the effect in it and cannot be made neutral.
     """
 
     says: str
@@ -115,6 +116,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     across: Literal["mean", "max", "min"] = "mean"
     exceeds: tuple[tuple[str, str], ...] = ()
     neutral: tuple[str, ...] = ()
+    built_in: str = ""
     cannot: str = ""
     note: str = ""
 

@@ -140,6 +140,9 @@ def row_of(
             values = ", ".join(f"{c} ({shown(claim, o.value)})" for c, o in without.items())
             how = f"{verdict} without each of" if verdict == FAILS else "stays without"
             parts.append(f"{how} {values}")
+    if claim.built_in and verdict in (HOLDS, PART):
+        parts.insert(0, f"by its numbers: {verdict}")
+        verdict = f"{FOLLOWS} {claim.built_in}"
     parts += _readings(claim, base, others)
     if claim.note:
         parts.append(claim.note)
