@@ -176,8 +176,9 @@ def open_device(
         temperature=config.temperature,
         top_p=config.top_p,
         swap_bytes=swap_gib(config, policy, kind) * GIB,
+        graphs=config.graphs,
     )
-    check_flags(config, simulated=kind == "sim")
+    check_flags(config, kind)
     return cls.open(argument, model, options), limits
 
 

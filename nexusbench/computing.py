@@ -32,13 +32,22 @@ _FLAGS = {
 COMPUTED_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_flags(config: RunConfig, simulated: bool) -> None:
-    """Raise UsageError for a flag about tokens on a device that makes none."""
+def check_flags(config: RunConfig, kind: str) -> None:
+    """Raise UsageError for a flag about tokens on a device that makes none, or about CUDA graphs on
+    one that has none.
+    """
+    simulated = kind == "sim"
+    if not config.graphs and kind != "cuda":
+        raise UsageError(
+            f"--no-graphs is for --device cuda, which decodes by CUDA graphs; {kind} has none. "
+            "Leave it out"
+        )
     defaults = RunConfig(trace="")
     for name, flag in _FLAGS.items():
         if simulated and getattr(config, name) != getattr(defaults, name):
             raise UsageError(
-                f"{flag} is for devices that compute tokens: use --device cpu, or leave it out"
+                f"{flag} is for devices that compute tokens: use --device cpu or cuda, or "
+                "leave it out"
             )
 
 
@@ -46,6 +55,16 @@ def check_memory(num_blocks: int, block_size: int, block_bytes: float) -> None:
     """Raise UsageError if a pool of real KV blocks does not fit into memory."""
     pool = f"a KV cache of {num_blocks:,} blocks of {block_size} tokens"
     require_memory(num_blocks * block_bytes, pool, "Ask for fewer --kv-blocks")
+
+
+def check_room(num_blocks: int, block_size: int, block_bytes: float, kv_bytes: float) -> None:
+    """Raise UsageError if a pool of real KV blocks exceeds what a GPU has left for them."""
+    if num_blocks * block_bytes > kv_bytes:
+        raise UsageError(
+            f"a KV cache of {num_blocks:,} blocks of {block_size} tokens needs "
+            f"{num_blocks * block_bytes / 1e9:.1f} GB, and the GPU has {kv_bytes / 1e9:.1f} GB "
+            "left for it. Ask for fewer --kv-blocks"
+        )
 
 
 def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:

@@ -24,6 +24,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     memory for preempted requests' KV, per GPU (None: what the scheduler counts on).
     ``load_format`` to ``stop_at_eos`` are for devices that compute tokens: where weights come from,
     in what data type, and how tokens are drawn (temperature 0: the likeliest; ``seed`` draws).
+    ``graphs``: decode by CUDA graphs on the device that has them.
     """
 
     trace: str
@@ -40,6 +41,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     temperature: float = 0.0
     top_p: float = 1.0
     stop_at_eos: bool = False
+    graphs: bool = True
     tensor_parallel_size: int = 1
     kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9

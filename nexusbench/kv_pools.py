@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexusbench.computing import check_memory, fillable_blocks
+from nexusbench.computing import check_memory, check_room, fillable_blocks
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.request import Request
@@ -57,8 +57,10 @@ def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace)
         # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
         # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
         blocks = min(blocks, 2 * fillable_blocks(trace, config.block_size))
-    if device.spec.makes_tokens:
+    if device.spec.kind == "cpu":
         check_memory(blocks, config.block_size, block_bytes)
+    elif device.spec.makes_tokens:
+        check_room(blocks, config.block_size, block_bytes, device.spec.kv_bytes)
     named = any(request.hash_ids for request in trace.requests)
     if named and trace.hash_block % config.block_size:
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from nexusbench.engine.engine import Engine, EngineConfig
 if TYPE_CHECKING:
     from nexusbench.endpoint.status import Status as ReplayStatus
     from nexusbench.endpoint_runner import Connected
+    from nexusbench.metrics._work import HostGap
     from nexusbench.metrics.run_events import RunEvents
     from nexusbench.results.manifest import Status
     from nexusbench.results.store import RunWriter
@@ -131,25 +132,32 @@ def serve(
             del engine
             assembly.requests = []
             events = RunEvents.from_reader(RunReader(writer.path))
+            # Known only now, and in the manifest only when it is finished.
+            events.facts = msgspec.structs.replace(events.facts, host_gaps=device.host_gaps())
         summary = summarise(events)
         summary["decision_us"] = decisions
         if writer is not None:
-            _finish(writer, summary, digest)
+            _finish(writer, summary, digest, device.host_gaps())
     folder = writer.path if writer is not None else None
     return RunResult(
         assembly.config, summary, events, digest, folder, assembly.trace.notes, assembly.facts
     )
 
 
-def _finish(writer: RunWriter, summary: dict[str, Any], digest: str) -> None:
+def _finish(
+    writer: RunWriter, summary: dict[str, Any], digest: str, host_gaps: Mapping[str, HostGap]
+) -> None:
     """The run came to its own end: decision times are real ones, and so no part of its summary."""
     kept = {key: value for key, value in summary.items() if key != "decision_us"}
+    resolved: dict[str, Any] = {"decision_us": summary["decision_us"]}
+    if host_gaps:
+        resolved["host_gaps"] = msgspec.to_builtins(host_gaps)
     writer.finish(
         "complete",
         kept,
         event_digest=digest,
         invariants=dict.fromkeys(INVARIANTS, "held"),
-        resolved={"decision_us": summary["decision_us"]},
+        resolved=resolved,
     )
 
 
@@ -308,6 +316,7 @@ def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
         "block_size": assembly.kv.block_size,
         "partitions": assembly.scheduler.partitions,
         "splits": _splits(engine),
+        "host_gaps": assembly.device.host_gaps(),
         **{key: assembly.facts[key] for key in RESOLVED_FACTS},
     }
 

@@ -54,6 +54,7 @@ SCALARS = (
     ),
     (
         ("decision time, mean", "µs, real", "decision_us", "mean"),
+        ("host gap, mean", "µs", "host_gap", "value"),
         ("send lag, p50", "ms", "send_lag", "p50"),
         ("send lag, p99", "ms", "send_lag", "p99"),
         ("send lag, max", "ms", "send_lag", "max"),

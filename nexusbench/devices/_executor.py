@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.request import Request
 from nexusbench.devices._prompts import Prompts
-from nexusbench.kernels.attention.base import PreparedAttention
+from nexusbench.kernels.attention.base import AttentionBackend, PreparedAttention
 from nexusbench.kernels.paged import LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan, BlockTables, plan_attention
 from nexusbench.models.decoder import Decoder
@@ -44,8 +45,30 @@ class Served:
     again: bool = False  # launches may be repeated (Serving.again)
 
 
-class StepRunner:
-    """Runs the launches of one partition, one at a time.
+@dataclass(slots=True)
+class PlannedStep:
+    """One forward pass on paper: numbers of the host, nothing of it is computed.
+
+    ``requests`` are the decodes, then the chunks; ``tokens`` what each computes, ``ends`` how many
+    of its tokens are then in the cache, ``known`` all tokens known of it. ``makers`` are the places
+    in ``requests`` of those that get a token, in the order of the tokens.
+    """
+
+    plan: AttentionPlan
+    requests: list[Request]
+    tokens: list[Sequence[int]]
+    ends: list[int]
+    known: list[array[int]]
+    makers: list[int]
+
+    @property
+    def drawn_for(self) -> tuple[list[int], list[int]]:
+        """Request and place of every token to draw, as sampling wants them."""
+        return [self.requests[i].index for i in self.makers], [self.ends[i] for i in self.makers]
+
+
+class StepPlanner:
+    """Plans the launches of one thread and keeps their tokens.
 
     It reads requests that are in flight, which nobody changes meanwhile (I11), and appends to their
     tokens.
@@ -53,94 +76,123 @@ class StepRunner:
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._attention = served.decoder.new_attention(served.kv)
         self._tables = BlockTables()
         self._ended: deque[int] = deque()  # requests to drop from the tables
+
+    def plan(self, batch: Batch, contexts: Sequence[int], padded_tokens: int) -> PlannedStep:
+        """The step that computes ``batch``, whose items have ``contexts`` tokens in the cache.
+
+        A token that is still being computed (by the repetition before) is planned as 0.
+        """
+        # The engine's threads speak here only through this queue: tables have no lock.
+        while self._ended:
+            self._tables.forget(self._ended.popleft())
+        served, num_decodes = self._served, len(batch.decodes)
+        requests = [*batch.decodes, *(chunk.request for chunk in batch.chunks)]
+        counts = [1] * num_decodes + [chunk.num_tokens for chunk in batch.chunks]
+        rows = self._tables.rows([r.index for r in requests], [r.blocks for r in requests])
+        plan = plan_attention(
+            counts, contexts, self._tables.table, served.kv.block_size,
+            rows=rows, padded_tokens=padded_tokens,
+        )  # fmt: skip
+        ends = [context + count for context, count in zip(contexts, counts, strict=True)]
+        known = [served.prompts.known(r) for r in requests]
+        tokens: list[Sequence[int]] = [
+            k[a:b] or [0] for k, a, b in zip(known, contexts, ends, strict=True)
+        ]
+        makers = list(range(num_decodes))
+        for index in range(num_decodes, len(requests)):
+            if ends[index] == requests[index].num_tokens:
+                makers.append(index)
+        return PlannedStep(plan, requests, tokens, ends, known, makers)
+
+    def load(self, planned: PlannedStep, attention: AttentionBackend) -> Step:
+        """The planned step on the device."""
+        vocab = self._served.decoder.config.spec.vocab_size
+        return make_step(planned.plan, planned.tokens, attention, vocab, planned.makers)
+
+    def resume(self, planned: PlannedStep) -> torch.Tensor:
+        """Hidden states of the layers before, in the step's order."""
+        halfway, requests = self._served.halfway, planned.requests
+        order = planned.plan.order.tolist()
+        return torch.cat([halfway.pop(requests[index].index) for index in order])
+
+    def put_off(self, planned: PlannedStep, hidden: torch.Tensor) -> None:
+        """Keep hidden states for the launch of the next layers."""
+        starts = planned.plan.query_starts.tolist()
+        for place, index in enumerate(planned.plan.order.tolist()):
+            part = hidden[starts[place] : starts[place + 1]]
+            self._served.halfway[planned.requests[index].index] = part
+
+    def finish(self, planned: PlannedStep, drawn: Sequence[int]) -> None:
+        """Append each maker's token to what is known of its request."""
+        for index, token in zip(planned.makers, drawn, strict=True):
+            known, end = planned.known[index], planned.ends[index]
+            if self._served.again:
+                del known[end:]
+            if len(known) != end:
+                name = planned.requests[index].id
+                raise InvariantBreach("I4", f"request '{name}' has {len(known)} tokens")
+            known.append(token)
+
+    def forget(self, request: Request) -> None:
+        """``request`` has ended; any thread may say so."""
+        self._ended.append(request.index)
+
+
+def contexts_of(batch: Batch) -> list[int]:
+    """Tokens in the cache of each decode, then of each chunk, as the launch begins."""
+    return [r.num_tokens - 1 for r in batch.decodes] + [chunk.context for chunk in batch.chunks]
+
+
+class StepRunner:
+    """Runs the launches of one partition to their ends, one at a time, in the calling thread."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._attention = served.decoder.new_attention(served.kv)
+        self._planner = StepPlanner(served)
+        self.forget = self._planner.forget
 
     def run(self, step: int, batch: Batch, report: Report) -> None:
         """Compute ``batch`` and report each repetition when its tokens are known.
 
         Raises Stopped if the device closes meanwhile.
         """
-        # The engine's threads speak here only through this queue: tables have no lock.
-        while self._ended:
-            self._tables.forget(self._ended.popleft())
         # Once a repetition is reported the engine counts its tokens, so places are taken now.
-        contexts = [r.num_tokens - 1 for r in batch.decodes]
-        contexts += [chunk.context for chunk in batch.chunks]
+        contexts = contexts_of(batch)
         for turn in range(batch.repeat):
             if turn:
                 contexts = [context + 1 for context in contexts]
             tokens = self._once(batch, contexts)
             report(StepOutput(step, 0, -1, turn + 1 == batch.repeat, tokens))
 
-    def forget(self, request: Request) -> None:
-        """``request`` has ended; any thread may say so."""
-        self._ended.append(request.index)
-
     def _once(self, batch: Batch, contexts: Sequence[int]) -> list[int]:
         """One forward pass; the tokens of decodes, then of chunks that end what is known."""
-        served, num_decodes = self._served, len(batch.decodes)
+        served, planner = self._served, self._planner
         if served.stop.is_set():
             raise Stopped
-        requests = [*batch.decodes, *(chunk.request for chunk in batch.chunks)]
-        counts = [1] * num_decodes + [chunk.num_tokens for chunk in batch.chunks]
-        rows = self._tables.rows([r.index for r in requests], [r.blocks for r in requests])
-        size = served.kv.block_size
-        plan = plan_attention(
-            counts,
-            contexts,
-            self._tables.table,
-            size,
-            rows=rows,
-            padded_tokens=self._attention.padded_tokens,
-        )
-        ends = [context + count for context, count in zip(contexts, counts, strict=True)]
-        known = [served.prompts.known(r) for r in requests]
-        tokens = [k[a:b] for k, a, b in zip(known, contexts, ends, strict=True)]
-        makers = list(range(num_decodes))
-        for index in range(num_decodes, len(requests)):
-            if ends[index] == requests[index].num_tokens:
-                makers.append(index)
-        vocab = served.decoder.config.spec.vocab_size
-        step = make_step(plan, tokens, self._attention, vocab, makers)
+        planned = planner.plan(batch, contexts, self._attention.padded_tokens)
+        step = planner.load(planned, self._attention)
         step.attention = _Stoppable(step.attention, served.stop)
-        result = self._forward(step, plan, batch, requests)
-        if result is None or not makers:
+        result = self._forward(step, planned, batch)
+        if result is None or not planned.makers:
             return []
-        drawn = sample(
-            result,
-            served.sampling,
-            [requests[index].index for index in makers],
-            [ends[index] for index in makers],
-        )
-        for index, token in zip(makers, drawn, strict=True):
-            if served.again:
-                del known[index][ends[index] :]
-            if len(known[index]) != ends[index]:
-                name = requests[index].id
-                raise InvariantBreach("I4", f"request '{name}' has {len(known[index])} tokens")
-            known[index].append(token)
+        drawn = sample(result, served.sampling, *planned.drawn_for)
+        planner.finish(planned, drawn)
         return drawn
 
-    def _forward(
-        self, step: Step, plan: AttentionPlan, batch: Batch, requests: Sequence[Request]
-    ) -> torch.Tensor | None:
+    def _forward(self, step: Step, planned: PlannedStep, batch: Batch) -> torch.Tensor | None:
         """The wanted logits; None after layers that are not the last, whose hidden states wait."""
         served, layers = self._served, batch.layers
         forward = served.decoder.forward
         if layers is None:
             return forward(step, served.kv)
-        order = [requests[index].index for index in plan.order.tolist()]
-        hidden = None
-        if layers[0] > 0:
-            hidden = torch.cat([served.halfway.pop(index) for index in order])
+        hidden = self._planner.resume(planned) if layers[0] > 0 else None
         result = forward(step, served.kv, layers, hidden)
         if layers[1] == served.decoder.config.spec.num_layers:
             return result
-        starts = plan.query_starts.tolist()
-        for place, index in enumerate(order):
-            served.halfway[index] = result[starts[place] : starts[place + 1]]
+        self._planner.put_off(planned, result)
         return None
 
 

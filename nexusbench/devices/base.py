@@ -13,6 +13,7 @@ from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
+from nexusbench.metrics._work import HostGap
 
 
 class DeviceOptions(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     temperature: float = 0.0
     top_p: float = 1.0
     swap_bytes: float = 0.0  # host memory for swapped KV, per GPU; simulated devices only
+    graphs: bool = True  # decode by CUDA graphs, on devices that have them
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -56,6 +58,16 @@ class Serving(msgspec.Struct, frozen=True):
     seed: int = 0
     launches: tuple[tuple[str, int], ...] = ()
     again: bool = False
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of ``nexusbench doctor --device``: what was looked at, whether it is as it should
+    be, and what was found or what to do.
+    """
+
+    name: str
+    ok: bool
+    text: str
 
 
 class Device(ABC):
@@ -83,6 +95,19 @@ class Device(ABC):
     def usable(cls) -> bool:
         """Whether this machine can open the device now (``--device auto`` and ``doctor`` ask)."""
         return True
+
+    @classmethod
+    def lacks(cls, argument: str) -> list[str]:
+        """What this machine lacks to open ``KIND:argument``, each with what to do; [] if nothing.
+        Raises UsageError for an argument that names no device.
+        """
+        return []
+
+    @classmethod
+    def check_up(cls, argument: str) -> list[Check]:
+        """What the device finds on a machine that lacks nothing; for ``doctor --device``."""
+        gpu = cls.describe(argument)
+        return [Check("GPU", True, f"{gpu.name}: {gpu.num_sms} SMs, {gpu.hbm_gib:.1f} GiB")]
 
     @classmethod
     @abstractmethod
@@ -158,6 +183,12 @@ class Device(ABC):
         ``busy_ns``, ``now_ns``), or None where only hardware counters could tell.
         """
         return None
+
+    def host_gaps(self) -> Mapping[str, HostGap]:
+        """How long each partition stood still between two launches although there was work; empty
+        where the device cannot know.
+        """
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 MOST_KV_BYTES = 4 * GIB  # as vLLM's CPU build by default; more only makes starting slow
 SWITCH_INTERVAL_S = 1e-4  # of the interpreter's lock: a worker waits 5 ms for it otherwise
 SHARED = "shared"
+_MISSING = (
+    "torch and safetensors, with which it computes, are not installed: pip install "
+    "'nexusbench[torch]'"
+)
 _WARM_UP_TOKENS = 32
 _WARM_UP_INDEX = 1 << 40  # of a request that is in no trace
 
@@ -94,6 +98,11 @@ class Cpu(Device):
     def usable(cls) -> bool:
         """Whether torch and safetensors are installed."""
         return all(find_spec(name) is not None for name in ("torch", "safetensors"))
+
+    @classmethod
+    def lacks(cls, argument: str) -> list[str]:
+        """Packages."""
+        return [] if cls.usable() else [_MISSING]
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -306,8 +315,7 @@ def _check_argument(argument: str) -> bool:
     """
     if not Cpu.usable():
         raise UsageError(
-            "--device cpu computes with torch and safetensors, which are not installed: "
-            "pip install 'nexusbench[torch]', or simulate with --device sim:l20"
+            f"--device cpu cannot be used here: {_MISSING}, or simulate with --device sim:l20"
         )
     if argument not in ("", SHARED):
         raise UsageError(f"--device cpu:{argument} is unknown: write cpu or cpu:{SHARED}")

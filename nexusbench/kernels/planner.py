@@ -270,49 +270,19 @@ def _chunks(
     return groups
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeParts:
-    """Decodes cut along their keys: part p covers blocks ``first[p]:last[p]`` of ``sequence[p]``.
-
-    Sequence n has the parts ``starts[n]:starts[n + 1]``.
-    """
-
-    sequence: Ints
-    first: Ints
-    last: Ints
-    starts: Ints
-
-
-def split_decodes(
-    lengths: IntsLike, block_size: int, num_kv_heads: int, num_sms: int, *, smallest: int = 4
-) -> DecodeParts:
-    """Cut decodes into parts of equal size so that ``num_sms`` SMs have about two each.
-
-    A part is at least ``smallest`` blocks: below that, merging costs more than it gains. Equal
-    parts instead of equal counts per sequence keep a batch with one long context balanced
-    (FlashDecoding's split, with the work measured in blocks as in LeanAttention, arXiv 2405.10480).
-    """
-    blocks = -(-_ints(lengths) // block_size)
-    wanted = max(1, 2 * num_sms // max(1, num_kv_heads))
-    size = max(smallest, -(-int(blocks.sum()) // wanted))
-    counts = -(-blocks // size)
-    starts = np.zeros(len(blocks) + 1, dtype=np.int64)
-    np.cumsum(counts, out=starts[1:])
-    sequence = np.repeat(np.arange(len(blocks)), counts)
-    first = (np.arange(starts[-1]) - starts[sequence]) * size
-    return DecodeParts(sequence, first, np.minimum(first + size, blocks[sequence]), starts)
-
-
-def query_tiles(query_starts: IntsLike, tile: int) -> tuple[Ints, Ints]:
+def query_tiles(
+    query_starts: IntsLike, tile: int, contexts: IntsLike | None = None
+) -> tuple[Ints, Ints]:
     """(sequence, first row within it) of every tile of ``tile`` query rows.
 
-    The last tiles of a causal sequence see the most keys and come first, so that the longest do
-    not run alone at the end.
+    The tiles that see the most keys (late in their sequence, after a long one of ``contexts``) come
+    first, so that the longest do not run alone at the end.
     """
     sizes = np.diff(_ints(query_starts))
     counts = -(-sizes // tile)
     sequence = np.repeat(np.arange(len(sizes)), counts)
     ends = np.cumsum(counts)
     row = (np.arange(len(sequence)) - np.repeat(ends - counts, counts)) * tile
-    longest = np.argsort(-row, kind="stable")
+    seen = row if contexts is None else row + _ints(contexts)[sequence]
+    longest = np.argsort(-seen, kind="stable")
     return sequence[longest], row[longest]

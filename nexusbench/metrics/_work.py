@@ -31,6 +31,17 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peak_bytes: float
 
 
+class HostGap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often a partition went from a launch to the next that was waiting, and the ns in between.
+
+    Measured on the device: from the end of one to the begin of the other.
+    """
+
+    count: int
+    total_ns: int
+    longest_ns: int
+
+
 class Counts(NamedTuple):
     """FLOPs and bytes of the measured launches."""
 

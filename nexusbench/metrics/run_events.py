@@ -15,7 +15,7 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.metrics._work import Work
+from nexusbench.metrics._work import HostGap, Work
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
 from nexusbench.metrics.tokens import MANY, Tokens, apart, gap_owners, read_tokens
 
@@ -62,6 +62,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     work: Work | None = None  # of a device whose limits were measured
     pools: tuple[str, ...] = ("gpu",)  # memories that hold KV: of GPUs, and of the host
     homes: tuple[int, ...] = ()  # for each partition the pool of its GPU
+    host_gaps: dict[str, HostGap] = {}  # by partition, of a device that measures them
 
 
 class EventSource(Protocol):

@@ -25,6 +25,8 @@ SYMBOLS: Mapping[str, str] = {
     "m_j": "SMs it was launched on",
     "x_j, h_j, q_j": "decodes, chunks, and tokens of the chunks",
     "u_j": "KV blocks in use at its launch",
+    "y_j": "how long its partition had stood still on the GPU when it began, where the device "
+    "measures that",
     "o_j, r_j": "FLOPs that the model needs for it, and bytes of weights, keys and values it reads "
     "or writes",
     "T": "the window: from the first measured arrival to the last end or token of a measured "

@@ -47,12 +47,22 @@ def sample(
     with torch.inference_mode():
         if sampling.temperature == 0 or len(logits) == 0:
             return greedy(logits)
+    return draw(logits, sampling, requests, positions).tolist()
+
+
+def draw(
+    logits: torch.Tensor, sampling: Sampling, requests: Sequence[int], positions: Sequence[int]
+) -> torch.Tensor:
+    """:func:`sample` as a tensor [R] on the logits' device; on a GPU without waiting for it."""
+    with torch.inference_mode():
+        if sampling.temperature == 0:
+            return logits.argmax(dim=-1)
         # In double precision, so that the sum of 100,000 probabilities is 1 to the last draw.
         chances = torch.softmax(logits.double() / sampling.temperature, dim=-1)
         draws = torch.from_numpy(uniform(sampling.seed, requests, positions)).to(logits.device)
         if sampling.top_p < 1:
             return _nucleus(chances, sampling.top_p, draws)
-        return _pick(chances, draws).tolist()
+        return _pick(chances, draws)
 
 
 def greedy(logits: torch.Tensor) -> list[int]:
@@ -66,15 +76,16 @@ def greedy(logits: torch.Tensor) -> list[int]:
     return logits.argmax(dim=-1).tolist()
 
 
-def _nucleus(chances: torch.Tensor, top_p: float, draws: torch.Tensor) -> list[int]:
+def _nucleus(chances: torch.Tensor, top_p: float, draws: torch.Tensor) -> torch.Tensor:
     """Draw from the likeliest tokens of each row."""
     found, tokens = torch.topk(chances, min(_HEAD, chances.shape[1]), dim=-1)
-    if bool((found.sum(dim=-1) < top_p).any()):
+    # Whether the head will do decides the host, which on a GPU would have to wait to know.
+    if chances.is_cuda or bool((found.sum(dim=-1) < top_p).any()):
         found, tokens = torch.sort(chances, dim=-1, descending=True, stable=True)
     before = found.cumsum(dim=-1) - found
     kept = found.masked_fill(before >= top_p, 0.0)
     picked = _pick(kept, draws).unsqueeze(1)
-    return tokens.gather(1, picked).squeeze(1).tolist()
+    return tokens.gather(1, picked).squeeze(1)
 
 
 def _pick(chances: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

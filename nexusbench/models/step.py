@@ -59,14 +59,22 @@ def make_step(
     every = len(rows) == plan.num_tokens and bool((rows[1:] > rows[:-1]).all())
     attention = backend.prepare(plan)
     return Step(
-        token_ids=torch.from_numpy(ids).to(device),
-        positions=torch.from_numpy(plan.positions).to(device),
-        slots=torch.from_numpy(plan.slots).to(device),
+        token_ids=_on(device, ids),
+        positions=_on(device, plan.positions),
+        slots=_on(device, plan.slots),
         attention=attention,
-        logit_rows=None if every else torch.from_numpy(rows).to(device),
+        logit_rows=None if every else _on(device, rows),
         longest=int(plan.lengths.max()) - 1,
         paged=attention.paged,
     )
+
+
+def _on(device: torch.device, values: Ints) -> torch.Tensor:
+    """The values on the device; to a GPU from pinned memory, so that the host need not wait."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def check_tokens(ids: Ints | Sequence[int], vocab_size: int, file: object = None) -> None:

@@ -45,6 +45,7 @@ class _Resolved(msgspec.Struct):
     work: dict[str, float] | None = None
     pools: tuple[str, ...] = ("gpu",)
     homes: tuple[int, ...] = ()
+    host_gaps: dict[str, dict[str, int]] = {}
 
 
 class RunReader:

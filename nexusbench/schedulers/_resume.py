@@ -18,7 +18,7 @@ def resume(
     victim's blocks come when its copy has ended.
     """
     while ctx.budget(partition) > 0:
-        scheduled = ctx.try_schedule(request, num_tokens, partition=partition)
+        scheduled = ctx.try_schedule(request, num_tokens, partition)
         if scheduled:
             return scheduled
         victim = ctx.last_running(request)

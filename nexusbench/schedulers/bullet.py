@@ -21,7 +21,7 @@ class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     ``order=latency``: by arrival, but who takes less time may pass. ``pause`` lets decode wait.
     """
 
-    order: Literal["latency", "fcfs", "spf"] = "latency"  # type: ignore[assignment]
+    order: Literal["latency", "fcfs", "spf", "lpm", "hit-rate"] = "latency"  # type: ignore[assignment]
     norm_ttft_ms: float | None = None
     ttft_ms: float | None = None
     tbt_ms: float | None = None

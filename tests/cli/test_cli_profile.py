@@ -387,6 +387,8 @@ def test_paper_table_marks_what_was_put_in(call):
     assert rows["mixed iterations: mean"]["verdict"] == "no trace (--trace)"
     shown = call("profile", "paper")
     assert "[SIMULATED: no GPU was used]" in shown.out
-    assert re.search(r"decode slower.* in part +follows from\n +attention_interference", shown.out)
+    assert re.search(
+        r"decode slower.* (yes|in part) +follows from\n +attention_interference", shown.out
+    )
     missing = call("profile", "paper", "--trace", "nowhere.jsonl")
     assert (missing.code, missing.err.count("\n")) == (2, 1)

@@ -17,11 +17,13 @@ from checkpoints import VARIANTS, write_checkpoint  # noqa: E402
 
 from nexusbench.core.errors import NexusbenchError  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
+from nexusbench.kernels.linear import Linear  # noqa: E402
 from nexusbench.kernels.native import bindings, build  # noqa: E402
 from nexusbench.kernels.paged import PagedKV  # noqa: E402
 from nexusbench.kernels.planner import plan_attention  # noqa: E402
 from nexusbench.models.agreement import compare  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
+from nexusbench.models.checkpoint import RandomTensors  # noqa: E402
 from nexusbench.models.decoder import Decoder  # noqa: E402
 from nexusbench.models.sampling import greedy  # noqa: E402
 from nexusbench.models.step import make_step  # noqa: E402
@@ -203,6 +205,16 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     assert Decoder.load(config).dtype == torch.bfloat16
 
 
+def test_large_random_tensors_repeat_a_block_from_places_of_their_own() -> None:
+    period, source = 16_777_213, RandomTensors(1)
+    one, other = (source.read(name, (5000, 4096)).flatten() for name in ("one", "other"))
+    assert torch.equal(one, RandomTensors(1).read("one", (5000, 4096)).flatten())
+    assert torch.equal(one[period:], one[: len(one) - period])
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, RandomTensors(2).read("one", (5000, 4096)).flatten())
+    assert float(one.std()) == pytest.approx(0.02, rel=0.01)
+
+
 def test_the_wanted_sequences_give_their_logits_in_the_wanted_order() -> None:
     decoder = Decoder.load(load_decoder_config("tiny"), dtype="float32")
     runner = Runner(decoder)
@@ -308,3 +320,18 @@ def test_rotations_grow_with_the_context_while_others_read_them() -> None:
         plan = plan_attention([200], [done], [list(range(63))], 16)
         rows = decoder.forward(make_step(plan, [ids[done : done + 200]], backend, 4096), kv)
     assert torch.allclose(rows, whole, atol=1e-4)
+
+
+def test_a_forward_pass_stays_on_its_device() -> None:
+    """On torch's meta device, which knows shapes and places only: what forgets to name its device
+    makes a tensor on the CPU, and the next operation refuses both.
+    """
+    decoder = Decoder.load(load_decoder_config("tiny"), device="meta")
+    kv = decoder.new_kv(8, 16)
+    backend = decoder.new_attention(kv)
+    plan = plan_attention([1, 5, 1], [20, 0, 3], [[0, 1], [2], [3]], 16, padded_tokens=512)
+    step = make_step(plan, [[1], [1, 2, 3, 4, 5], [7]], backend, 4096, [0, 1])
+    assert decoder.forward(step, kv).is_meta
+    linear = Linear(torch.empty(6, 4, device="meta"), gated=True)
+    rows = torch.empty(2, 4, device="meta")
+    assert linear(rows, out=torch.empty(2, 3, device="meta")).shape == (2, 3)

@@ -12,6 +12,7 @@ import pytest
 import nexusbench.metrics
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
+from nexusbench.metrics._work import HostGap
 from nexusbench.metrics.base import Distribution, Scalar, load_metrics
 from nexusbench.metrics.explain import explain
 from nexusbench.metrics.goodput import request_p99_gaps
@@ -186,6 +187,8 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
         ("contention", 100 * 5 / 22),
         ("mfu", None),
         ("mbu", None),
+        ("host_gap", None),
+        ("host_gap_longest", None),
     ],
 )
 def test_scalars_by_hand(tag: str, expected: float | None) -> None:
@@ -234,6 +237,20 @@ def test_price_and_power_are_of_all_gpus_over_the_whole_window() -> None:
     assert value("cost_per_mtok", run) == pytest.approx(1e6 * 2 * 0.001 * 0.030 / 6)
     assert value("joules_per_token", run) == pytest.approx(2 * 500 * 0.030 / 6)
     assert "--watts" in METRICS["joules_per_token"].reason(two_requests().run())
+
+
+def test_gaps_are_those_that_the_device_measured() -> None:
+    """Three on one partition, one on the other, none on a third: 9 ms in four."""
+    gaps = {
+        "prefill": HostGap(3, 5 * MS, 4 * MS), "decode": HostGap(1, 4 * MS, 4 * MS),
+        "all": HostGap(0, 0, 0),
+    }  # fmt: skip
+    run = two_requests().run(host_gaps=gaps)
+    assert value("host_gap", run) == pytest.approx(2250)
+    assert value("host_gap_longest", run) == pytest.approx(4000)
+    nothing = two_requests().run(host_gaps={"all": HostGap(0, 0, 0)})
+    assert value("host_gap", nothing) is None
+    assert "does not measure" in METRICS["host_gap"].reason(nothing)
 
 
 def test_every_metric_is_tested_by_hand() -> None:

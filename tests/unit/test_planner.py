@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusbench.core.errors import NexusbenchError
-from nexusbench.kernels.planner import BlockTables, plan_attention, query_tiles, split_decodes
+from nexusbench.kernels.planner import BlockTables, plan_attention, query_tiles
 
 sequences = st.lists(
     st.tuples(st.sampled_from([1, 1, 1, 2, 5, 5, 17, 40]), st.sampled_from([0, 0, 1, 15, 16, 90])),
@@ -138,24 +138,14 @@ def test_planning_from_the_table_equals_planning_from_lists() -> None:
     assert one.order.tolist() == other.order.tolist()
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=20), st.sampled_from([1, 16, 132]))
-def test_parts_cover_every_block_once(lengths: list[int], num_sms: int) -> None:
-    parts = split_decodes(lengths, 16, 2, num_sms)
-    for sequence, length in enumerate(lengths):
-        mine = slice(parts.starts[sequence], parts.starts[sequence + 1])
-        assert (parts.sequence[mine] == sequence).all()
-        covered = [
-            block
-            for first, last in zip(parts.first[mine], parts.last[mine], strict=True)
-            for block in range(first, last)
-        ]
-        assert covered == list(range(-(-length // 16)))
-    assert len(parts.sequence) <= num_sms + len(lengths)
-
-
 def test_tiles_cover_every_row_once_and_the_longest_come_first() -> None:
     sequence, row = query_tiles([0, 70, 75, 139], 32)
     assert sorted(zip(sequence.tolist(), row.tolist(), strict=True)) == [
         (0, 0), (0, 32), (0, 64), (1, 0), (2, 0), (2, 32),
     ]  # fmt: skip
     assert row.tolist() == [64, 32, 32, 0, 0, 0]
+
+
+def test_tiles_after_a_long_context_come_before_late_tiles_of_a_short_one() -> None:
+    sequence, row = query_tiles([0, 64, 96], 32, [0, 100])
+    assert list(zip(sequence.tolist(), row.tolist(), strict=True)) == [(1, 0), (0, 32), (0, 0)]
