@@ -227,8 +227,11 @@ def _keeping(
         point = {"request_rate": rate}
         value = asked(system, criterion.measure, point, variant)
         took = asked(system, "makespan.value", point, variant)
-        if value is None or took is None or unloaded is None or longest is None:
+        in_time = asked(system, "attainment.value", point, variant) if criterion.attainment else 0.0
+        if value is None or took is None or unloaded is None or longest is None or in_time is None:
             return None
+        if in_time < criterion.attainment:
+            return False
         # One draw has the same gaps at every rate, stretched.
         span = longest * criterion.rate / rate
         if took - span > criterion.backlog * took:

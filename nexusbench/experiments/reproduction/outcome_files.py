@@ -70,6 +70,8 @@ def criterion_text(criterion: Criterion | None) -> str:
     if criterion.backlog < 1:
         share = f"{100 * criterion.backlog:g} %"
         queue = f" and at most {share} of the run comes after the last arrival"
+    if criterion.attainment:
+        queue += f" and {criterion.attainment:g} % of the requests keep their SLO"
     return (
         f"Throughput: the highest rate at which {criterion.measure} {side} {bound}{queue}, "
         "found to "
