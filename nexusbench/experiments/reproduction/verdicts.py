@@ -112,7 +112,8 @@ def rests_on(claim: Claim, found: Outcome, without: Outcome) -> float:
     if sign_of(claim) == 0:
         return 1.0 if both == {HOLDS, FAILS} else 0.0
     effect = found.value - neutral_point(claim)
-    return abs(found.value - without.value) / abs(effect) if effect else math.inf
+    # An effect that grows without the constant does not rest on it.
+    return (found.value - without.value) / effect if effect else math.inf
 
 
 def row_of(
