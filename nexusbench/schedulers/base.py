@@ -57,6 +57,8 @@ class Scheduler(ABC):
     work_conserving: ClassVar[bool] = True
     # Options worth trying on unknown traffic, as typed after the name; advise compares them.
     advised: ClassVar[tuple[str, ...]] = ("order=fcfs", "order=spf")
+    # advise tries it with every partitioner that is no other policy's own, not just with its own.
+    any_partitioner: ClassVar[bool] = False
     num_gpus: ClassVar[int] = 1  # GPUs with a KV pool each that its partitions run on
     needs_belief: ClassVar[bool] = False  # asks ``self.belief`` how long a batch will take
     calibrates: ClassVar[bool] = False  # its belief follows the device while it serves

@@ -30,6 +30,7 @@ class Nexus(Scheduler):
     Options: ClassVar[type[SchedulerOptions]] = NexusOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "nexus"
+    any_partitioner: ClassVar[bool] = True  # two plain streams: others differ in who sizes them
     source: ClassVar[str] = "Nexus, arXiv 2507.06608, sections 4 and 5"
 
     def schedule(self, ctx: SchedulerContext) -> Plan:

@@ -128,6 +128,10 @@ def test_candidates_follow_from_the_registries() -> None:
     assert ("nexus:order=fcfs", "fixed:prefill=70") in names
     assert ("vllm", "whole") in names
     assert ("vllm", "nexus") not in names
+    assert ("semi-pd", "semi-pd") in names
+    assert ("semi-pd", "fixed") not in names  # what nexus with it says already
+    asked, _ = find_candidates(["semi-pd"], ["fixed"], chunks=(512,))
+    assert [(c.scheduler, c.partitioner) for c in asked] == [("semi-pd", "fixed")]
     assert ("vllm:order=fcfs", "whole") not in names  # the same as vllm
     assert len(names) == len(found)
     assert not skipped

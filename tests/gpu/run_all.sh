@@ -87,7 +87,7 @@ chosen doctor && part doctor 40 "$PYTHON" -m nexusbench doctor --device cuda
 # Without tests/conftest.py, which sets the interpreter up and needs hypothesis.
 chosen tests && part tests 200 "$PYTHON" -m pytest -m gpu -vv -rs --confcutdir=tests/gpu \
     -p no:cacheprovider tests/gpu/test_partitions.py tests/gpu/test_kernels.py \
-    tests/gpu/test_counters.py tests/gpu/test_device.py
+    tests/gpu/test_counters.py tests/gpu/test_gpu_device.py
 chosen counters && part counters 40 "$PYTHON" -m tests.gpu.cross_check \
     --output "$OUT/counters.json" --record "$OUT/cupti.json"
 chosen kernels && part kernels 90 "$PYTHON" -m tests.benchmarks.gpu_kernels --quick \

@@ -1,0 +1,150 @@
+"""docs/when-it-pays.md shows the committed survey, and its sentences are true of it."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from nexusbench.core.errors import InputError
+from nexusbench.experiments.paying.spec import load_map
+from nexusbench.experiments.paying.survey import Survey
+from nexusbench.experiments.paying.survey_files import read_manifest
+from nexusbench.experiments.paying.tables import cells_of
+from nexusbench.experiments.paying.verdicts import (
+    Cell,
+    Verdict,
+    best,
+    judge,
+    sides,
+    verdict,
+)
+from nexusbench.metrics.slo import preset
+from tests.docs import when_it_pays as page
+
+TEXT = page.DOCUMENT.read_text()
+
+
+@pytest.fixture(scope="module")
+def survey() -> Survey:
+    return page.committed()
+
+
+def cells(survey: Survey, traffic: str, slo: str = "") -> list[Cell]:
+    (found,) = [t for t in survey.spec.traffic if t.name == traffic]
+    return [cell for cell in cells_of(survey, found) if cell.slo == (slo or cell.slo)]
+
+
+def answer(survey: Survey, cell: Cell, question: str) -> Verdict:
+    found = verdict(survey, cell, question)
+    assert found is not None, f"no rows for {cell}"
+    return found
+
+
+def test_tables_are_those_of_the_survey(survey: Survey) -> None:
+    assert page.rendered(TEXT, survey) == TEXT, (
+        "docs/when-it-pays.md is old; refresh it with: python -m tests.docs.when_it_pays"
+    )
+
+
+def test_everything_is_called_simulated() -> None:
+    assert "**Everything on it is simulated**" in TEXT
+    assert read_manifest(page.RESULTS)["simulated"] is True
+    for name in ("loads", "grid"):
+        assert "SIMULATED" in (page.RESULTS / f"{name}.svg").read_text()
+
+
+GPUS = ("sim:l20", "sim:a100", "sim:h100", "sim:h200")
+
+
+def test_long_prompts_gain_on_every_gpu(survey: Survey) -> None:
+    """Bullet 1. Below the loads where anything is late there is nothing to gain, and none lost."""
+    for question in ("ordered", "split"):
+        found = [(c, answer(survey, c, question)) for c in cells(survey, "mooncake-chat")]
+        assert not any(v.outcome == "costs" for _, v in found)
+        for gpu in GPUS:
+            assert any(v.outcome == "pays" for c, v in found if c.gpu == gpu), (gpu, question)
+            busy = [v.mean for c, v in found if c.gpu == gpu and c.load >= 80]
+            assert min(busy) > 2
+
+
+def test_chat_under_a_mean_gap_has_nothing_to_gain(survey: Survey) -> None:
+    """Bullet 2."""
+    for cell in cells(survey, "azure-chat", "llama3.1-8b"):
+        if cell.load <= 80 and cell.gpu != "sim:l20":
+            for question in ("policy", "ordered", "split"):
+                assert abs(answer(survey, cell, question).mean) < 2, (cell, question)
+
+
+def test_chat_under_a_bound_on_gaps(survey: Survey) -> None:
+    """Bullet 3, at 80 %."""
+    by_gpu = {
+        cell.gpu: cell for cell in cells(survey, "azure-chat", "guidellm-chat") if cell.load == 80
+    }
+    for gpu in ("sim:a100", "sim:h100", "sim:h200"):
+        assert answer(survey, by_gpu[gpu], "policy").outcome == "pays"
+    for gpu in ("sim:h100", "sim:h200"):
+        assert answer(survey, by_gpu[gpu], "split").outcome == "costs"
+        chunked = best(survey, by_gpu[gpu], "whole")
+        assert chunked is not None
+        assert chunked.name == "vllm-1024-spf"
+    assert answer(survey, by_gpu["sim:a100"], "split").mean > 2
+    found = answer(survey, by_gpu["sim:l20"], "split")
+    assert max(found.mine, found.other) < 20
+
+
+def test_the_price_is_the_first_token(survey: Survey) -> None:
+    """Bullet 4."""
+    for cell in cells(survey, "azure-chat", "llama3.1-8b"):
+        if cell.load == 80:
+            found = sides(survey, cell, "ordered")
+            assert found is not None
+            gaps, first = judge(*found, "tbt_p99"), judge(*found, "ttft_mean")
+            assert -90 <= gaps.mean <= -75
+            assert first.outcome == "costs"
+            assert cell.gpu != "sim:h200" or 80 < first.mean < 130
+
+
+def test_two_streams_do_nearly_as_well(survey: Survey) -> None:
+    """Bullet 5."""
+    found = [
+        answer(survey, cell, "confined").mean
+        for traffic in ("azure-chat", "mooncake-chat")
+        for cell in cells(survey, traffic)
+    ]
+    assert sum(abs(mean) <= 6 for mean in found) >= 0.9 * len(found)
+
+
+def test_more_bandwidth_per_flop_more_gain(survey: Survey) -> None:
+    """Bullet 6."""
+    means = {
+        gpu: statistics.fmean(
+            answer(survey, cell, "split").mean
+            for cell in cells(survey, "mooncake-chat")
+            if cell.gpu == gpu and cell.load >= 80
+        )
+        for gpu in GPUS
+    }
+    assert min(means["sim:l20"], means["sim:a100"]) > max(means["sim:h100"], means["sim:h200"])
+
+
+def test_every_run_came_to_its_end(survey: Survey) -> None:
+    assert {row.error for row in survey.rows.values()} == {""}
+
+
+def test_presets_are_described_as_they_are() -> None:
+    assert preset("guidellm-chat").slo == "ttft:p99<200,tbt:p99<50"
+    assert preset("llama3.1-8b").slo == "ttft:p99<2000,tpot:p99<100"
+    assert preset("llama3.1-405b").slo == "ttft:p99<6000,tpot:p99<175"
+
+
+def test_a_survey_of_another_spec_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes((page.RESULTS / "manifest.json").read_bytes())
+    spec = load_map(page.SPEC)
+    other = type(spec)(
+        **{name: getattr(spec, name) for name in spec.__struct_fields__ if name != "sha256"},
+        sha256="other",
+    )
+    with pytest.raises(InputError, match="another version"):
+        page.read_survey(tmp_path, other)
