@@ -50,6 +50,7 @@ def test_capacity_says_rate_interval_and_what_breaks(call: Call, trace: Path) ->
             assert seed["kept"] < seed["broken_at"]
 
 
+@pytest.mark.slow
 def test_another_slo_starts_from_what_is_known(call: Call, trace: Path) -> None:
     flags = (*WHERE, "--seeds", 1, "--precision", 10, "--json")
     call("capacity", trace, "--goodput", "ttft:p90<4000", *flags)
@@ -57,6 +58,7 @@ def test_another_slo_starts_from_what_is_known(call: Call, trace: Path) -> None:
     assert stricter["capacities"][0]["probes_kept"] > 0
 
 
+@pytest.mark.slow
 def test_presets_and_attainment(call: Call, trace: Path) -> None:
     flags = (*WHERE, "--slo", "sarathi", "--seeds", 1, "--precision", 20, "--json")
     assert "Sarathi-Serve" in json.loads(call("capacity", trace, *flags).out)["slo"]["source"]
@@ -148,6 +150,7 @@ def test_effort_is_kept_to() -> None:
     assert plan_rounds(5, question) == [(5, 600, 3)]
 
 
+@pytest.mark.slow
 def test_advise_ends_with_commands_that_give_what_it_says(call: Call, trace: Path) -> None:
     arguments = (
         "advise", trace, *WHERE, "--goodput", "ttft:p90<300,tbt:60", "--rate", 3, "--seeds", 2,

@@ -45,6 +45,7 @@ def short_trace(tmp_path: Path) -> Path:
     return write_trace(tmp_path / "short.jsonl", 14, gap_ms=10)
 
 
+@pytest.mark.slow
 def test_screen_and_everything_that_follows(
     call: Call, short_trace: Path, server: Callable[..., str]
 ) -> None:

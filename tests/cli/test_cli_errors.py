@@ -195,7 +195,7 @@ def test_commands(call: Call) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("words", ["list gpus", "doctor --json", "--help"])
+@pytest.mark.parametrize("words", ["list gpus", "list schedulers --json", "--help"])
 def test_a_full_disk_is_one_line(tmp_path: Path, words: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

@@ -72,7 +72,7 @@ def test_list_tells_sources_and_options(call: Call) -> None:
     assert "2507.06608" in nexus["source"]
     order = next(option for option in nexus["options"] if option["name"] == "order")
     assert order["default"] == "spf"
-    assert order["type"] == "fcfs|spf"
+    assert order["type"] == "fcfs|spf|lpm|hit-rate"
 
 
 def test_list_tells_units_of_counters(call: Call) -> None:

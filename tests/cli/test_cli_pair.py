@@ -20,6 +20,7 @@ def trace(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_pair_beside_one_gpu(call: Call, trace: Path, tmp_path: Path) -> None:
     kept = tmp_path / "runs"
     done = call(

@@ -43,6 +43,7 @@ def edit(folder: Path, change) -> None:
     path.write_text(json.dumps(document))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_as_never_killed(made, tmp_path):
     folder = tmp_path / "killed"
     process = start(*SWEEP, "-o", folder, cwd=tmp_path)

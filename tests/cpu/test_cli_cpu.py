@@ -195,6 +195,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
         assert len(reader.tokens()) == len(reader.table("ended")["request"])
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     """In the middle of a step that would take very long."""
     long = write(

@@ -136,6 +136,7 @@ def test_another_system_is_told_so(monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_two_processes_build_at_once(tmp_path):
     pytest.importorskip("torch", reason="kernels need torch")
     cache = {"NEXUSBENCH_CACHE": str(tmp_path)}
