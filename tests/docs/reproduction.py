@@ -1,4 +1,4 @@
-"""The tables of docs/reproduction.md, from the committed results: ``python -m
+"""The tables of docs/reproduction.md and docs/rivals.md, from the committed results: ``python -m
 tests.docs.reproduction``.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from nexusbench.experiments.reproduction.outcome_files import markdown, read_done
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "reproduction.md"
+DOCUMENTS = (ROOT / "docs" / "reproduction.md", ROOT / "docs" / "rivals.md")
 BLOCK = re.compile(r"<!-- made of: (\S+) -->\n(.*?)<!-- end of what is made -->", re.DOTALL)
 
 
@@ -26,8 +26,9 @@ def rendered(text: str, root: Path = ROOT) -> str:
 
 
 def main() -> None:
-    """Put the committed results into the document."""
-    DOCUMENT.write_text(rendered(DOCUMENT.read_text()))
+    """Put the committed results into the documents."""
+    for document in DOCUMENTS:
+        document.write_text(rendered(document.read_text()))
 
 
 if __name__ == "__main__":
