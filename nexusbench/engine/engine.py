@@ -98,7 +98,7 @@ class Engine:
         next_audit = self.config.audit_every
         self.device.start()
         self.admit(self.device.now())
-        while arrivals.num_left or state.decoding or state.prefilling or state.outside:
+        while state.decoding or arrivals.num_left or state.prefilling or state.outside:
             if self._has_free_slot():
                 self._decide()
             if self._is_stuck():
@@ -170,7 +170,7 @@ class Engine:
     def _has_free_slot(self) -> bool:
         """Some partition can take a batch and some request could want it."""
         state = self.state
-        if not (state.outside or state.decoding or state.prefilling):
+        if not (state.decoding or state.prefilling or state.outside):
             return False
         depth = self.device.spec.depth
         return any(len(running) < depth for running in state.in_flight.values())
