@@ -35,7 +35,7 @@ class Bullet(Scheduler):
     The prompt that takes least time goes next, as long as nobody whom it passes misses a TTFT SLO
     by that; prompts join a batch while it is bound by memory. While a TTFT breaks and the P90 of
     TPOT bears it, decode waits until the prefill step under way ends. Deviations: a prompt over the
-    budget is chunked, and goes on first; nobody passes one who is late; 32 of the queue are looked at.
+    budget is chunked and goes on first; nobody passes one who is late; only 32 of the queue count.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = BulletOptions
