@@ -5,9 +5,9 @@
 Ours is what a worker of the CPU device does in every step: block tables, plan, step, forward pass,
 sampling. Beside it runs transformers' ``generate``, vLLM's CPU build in process where ``vllm`` is
 importable, and llama.cpp where ``llama_cpp`` and ``gguf`` are; each is skipped with a line where it
-is not. All read the same random checkpoint, get prompts of 128 tokens and make 64 new ones,
-greedily. Prefill is the time to everybody's first token, decode the rest. Figures are medians over
-rounds; ratios are medians of the rounds' ratios. ``limit`` is the time that the machine needs to
+is not. All read the same random checkpoint, get prompts of 128 tokens and make 64 new ones
+(``--new``), greedily. Prefill is the time to everybody's first token, decode the rest. Figures are
+medians over rounds; ratios are medians of the rounds' ratios. ``limit`` is the time that the machine needs to
 read the weights and keys of a decode step (a loop that only reads), or to multiply a prefill's
 matrices at the speed of torch's 2048^3 product, as a share of ours; both measured in every round.
 
@@ -199,6 +199,7 @@ def main():
     parser.add_argument("--dtype", choices=DTYPES, action="append")
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new", type=int, default=NEW, help="tokens that every request makes")
     parser.add_argument("--quick", action="store_true", help="small model, bf16, 3 rounds of 16")
     parser.add_argument("--host", action="store_true", help="a step's cost with one small layer")
     parser.add_argument("--context", type=int, default=128, help="of --host")
@@ -207,7 +208,7 @@ def main():
         for threads in chosen.threads or (1, 2):
             host_cost(threads, chosen.context)
         return
-    rounds, new = (3, 16) if chosen.quick else (chosen.rounds, NEW)
+    rounds, new = (3, 16) if chosen.quick else (chosen.rounds, chosen.new)
     sizes = chosen.size or (("small",) if chosen.quick else SIZES)
     dtypes = chosen.dtype or (("bfloat16",) if chosen.quick else DTYPES)
     every = list(product(sizes, dtypes, chosen.threads or (1, 2)))
@@ -217,7 +218,8 @@ def main():
     for size, dtype, threads in every:
         # A process for each: engines take their number of threads from the environment, once.
         command = [sys.executable, "-m", "tests.benchmarks.cpu_engine", "--size", size]
-        command += ["--dtype", dtype, "--threads", str(threads), "--rounds", str(rounds)]
+        command += ["--dtype", dtype, "--threads", str(threads)]
+        command += ["--rounds", str(rounds), "--new", str(new)]
         command += ["--quick"] if chosen.quick else []
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
 
