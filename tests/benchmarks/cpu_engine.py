@@ -7,9 +7,10 @@ sampling. Beside it runs transformers' ``generate``, vLLM's CPU build in process
 importable, and llama.cpp where ``llama_cpp`` and ``gguf`` are; each is skipped with a line where it
 is not. All read the same random checkpoint, get prompts of 128 tokens and make 64 new ones
 (``--new``), greedily. Prefill is the time to everybody's first token, decode the rest. Figures are
-medians over rounds; ratios are medians of the rounds' ratios. ``limit`` is the time that the machine needs to
-read the weights and keys of a decode step (a loop that only reads), or to multiply a prefill's
-matrices at the speed of torch's 2048^3 product, as a share of ours; both measured in every round.
+medians over rounds; ratios are medians of the rounds' ratios. ``limit`` is the time that the
+machine needs to read the weights and keys of a decode step (a loop that only reads), or to multiply
+a prefill's matrices at the speed of torch's 2048^3 product, as a share of ours; both measured in
+every round.
 
 ``--host`` measures what a decode step costs with a model of one small layer instead.
 """
