@@ -45,6 +45,33 @@ def check_up(results: Path, *, as_json: bool, speed: bool) -> bool:
         _results_folder(results), _probe(),
     ]  # fmt: skip
     fine = all(finding.state != "broken" for finding in findings)
+    verdict = "The core works." if fine else "The core is broken."
+    _show(findings, fine, verdict, as_json=as_json)
+    return fine
+
+
+def check_device(name: str, *, as_json: bool) -> bool:
+    """Print what one device finds on this machine; True if it can be opened. Raises UsageError for
+    one that does not exist.
+    """
+    from nexusbench.assembly import resolve_device
+    from nexusbench.devices.base import Device, devices
+
+    kind, _, argument = resolve_device(name).partition(":")
+    cls: type[Device] = devices.load(kind)
+    lacks = cls.lacks(argument)
+    if lacks:
+        findings = [Finding(kind, "broken", text) for text in lacks]
+        verdict = f"--device {name} cannot be used here. To simulate a GPU: --device sim:h200"
+    else:
+        checks = cls.check_up(argument)
+        findings = [Finding(c.name, "ok" if c.ok else "note", c.text) for c in checks]
+        verdict = f"--device {name} can be used here."
+    _show(findings, not lacks, verdict, as_json=as_json)
+    return not lacks
+
+
+def _show(findings: list[Finding], fine: bool, verdict: str, *, as_json: bool) -> None:
     if as_json:
         document = {
             "schema": JSON_SCHEMA,
@@ -53,14 +80,13 @@ def check_up(results: Path, *, as_json: bool, speed: bool) -> bool:
             "findings": msgspec.to_builtins(findings),
         }
         print(json.dumps(document, indent=2))
-        return fine
+        return
     console = results_console()
     styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
     for finding in findings:
         line = f"{finding.state:<7} {finding.check:<15} {finding.text}"
         say(console, line, styles[finding.state], 24)
-    say(console, "The core works." if fine else "The core is broken.", "bold")
-    return fine
+    say(console, verdict, "bold")
 
 
 def _machine() -> Iterator[Finding]:
@@ -130,9 +156,8 @@ def _devices() -> Iterator[Finding]:
             note = "always there; every result is labelled simulated" if name == "sim" else "usable"
             yield Finding(f"device {name}", "ok", note)
         else:
-            yield Finding(f"device {name}", "note", f"not usable: {_reason(name)}")
-    if "cuda" not in devices.names():
-        yield Finding("device cuda", "note", "this version has none: a GPU here is not used")
+            lacks = "; ".join(devices.load(name).lacks("")) or "see the device's documentation"
+            yield Finding(f"device {name}", "note", f"not usable: {lacks}")
     yield Finding("device auto", "ok", f"means {resolve_device('auto')} here")
 
 
@@ -171,16 +196,6 @@ def _speed() -> Iterator[Finding]:
         yield Finding("CPU speed", "note", f"could not be measured: {error}")
         return
     yield Finding("CPU speed", "ok", text)
-
-
-def _reason(device: str) -> str:
-    """Why a real device cannot be opened."""
-    extra = "cuda" if device == "cuda" else "torch"
-    if _version("torch") is None:
-        return f'torch is not installed; pip install "nexusbench[{extra}]"'
-    if device == "cuda" and shutil.which("nvidia-smi") is None:
-        return "no NVIDIA driver was found (nvidia-smi is not there)"
-    return "see the device's documentation"
 
 
 def _results_folder(results: Path) -> Finding:

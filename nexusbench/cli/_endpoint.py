@@ -19,7 +19,7 @@ _OF_ENGINE = {
             "scheduler", "partitioner", "cost_model", "profile", "force_profile", "recalibrate",
             "gpu_memory_utilization", "kv_blocks", "swap_space", "block_size", "prefix_caching",
             "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "load_format",
-            "dtype",
+            "dtype", "graphs",
         ),
         _SERVER,
     ),

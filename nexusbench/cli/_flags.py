@@ -13,7 +13,6 @@ from nexusbench.core.registry import did_you_mean
 
 _WHAT, _MEMORY, _PREFIX, _LIMITS = "What is run", "Memory", "Prefix cache", "Budgets"
 _TRAFFIC, _MEASURE, _OUTPUT = "Traffic", "Measurement", "Output"
-_TOKENS = "Real tokens (--device cpu)"
 
 
 def positive(value: float | None) -> float | None:
@@ -68,8 +67,8 @@ Device = Annotated[
     typer.Option(
         rich_help_panel=_WHAT,
         help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, "
-        "sim:DIR for the times of the profile in that folder, cpu (real tokens on cores), or "
-        "cpu:shared (thread priorities).",
+        "sim:DIR for the times of the profile in that folder, cpu (real tokens on cores), "
+        "cpu:shared (thread priorities), cuda (a GPU's SMs, partitioned), or cuda:streams (not).",
     ),
 ]
 Model = Annotated[
@@ -206,46 +205,6 @@ MaxTokens = Annotated[
         rich_help_panel=_LIMITS,
         show_default="a power of two for all",
         help="The output bound that a policy may see; 'trace' tells it the truth (an oracle).",
-    ),
-]
-LoadFormat = Annotated[
-    str,
-    typer.Option(
-        callback=one_of("auto", "safetensors", "dummy"),
-        metavar="auto|safetensors|dummy",
-        rich_help_panel=_TOKENS,
-        help="Weights from the model's folder, or random by seed (dummy; auto for tiny and small).",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        metavar="float32|bfloat16|float16",
-        rich_help_panel=_TOKENS,
-        show_default="the model's",
-        help="What weights are converted to and computed in.",
-    ),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        min=0, max=100, rich_help_panel=_TOKENS, help="0 takes the likeliest token; else --seed."
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        callback=share,
-        rich_help_panel=_TOKENS,
-        help="Draw from the likeliest tokens that have this probability together.",
-    ),
-]
-StopAtEos = Annotated[
-    bool,
-    typer.Option(
-        "--stop-at-eos",
-        rich_help_panel=_TOKENS,
-        help="End at the model's end token; else the trace's output lengths decide.",
     ),
 ]
 Speed = Annotated[

@@ -66,17 +66,9 @@ def badge(simulated: bool) -> Text:
 
 
 def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
-    lines = header_lines(view, view.resolved, _why_simulated())
+    lines = header_lines(view, view.resolved, "; no usable CUDA GPU here")
     policies = policies_line(columns)
     return [*lines, *([("policies", policies)] if policies else []), *note_lines(columns)]
-
-
-def _why_simulated() -> str:
-    """Why ``--device auto`` took no GPU."""
-    from nexusbench.devices.base import devices
-
-    known = "cuda" in devices.names()
-    return "; no usable CUDA GPU here" if known else ": this version drives no CUDA GPU"
 
 
 def _show_formulas(console: Console, columns: Sequence[Column]) -> None:

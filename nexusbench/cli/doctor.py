@@ -12,6 +12,14 @@ from nexusbench.cli import _flags as flags
 
 def doctor(
     results: flags.Results = Path("results"),
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            show_default="all, briefly",
+            help="Look at one device closely: cuda, cuda:1, cpu, sim:h200.",
+        ),
+    ] = None,
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Measure the CPU's limits (2 s).")
     ] = True,
@@ -19,9 +27,13 @@ def doctor(
 ) -> None:
     """Check versions, machine, devices, results folder and plug-ins; serve a request as a test.
 
-    Exit code 0 unless the core itself is broken.
+    Exit code 0 unless the core itself is broken, or the --device that was asked about.
     """
-    from nexusbench.cli._checkup import check_up
+    from nexusbench.cli._checkup import check_device, check_up
 
-    if not check_up(results, as_json=json, speed=speed):
+    if device is not None:
+        fine = check_device(device, as_json=json)
+    else:
+        fine = check_up(results, as_json=json, speed=speed)
+    if not fine:
         raise typer.Exit(1)

@@ -20,6 +20,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
+from nexusbench.cli.pays import pays
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
 from nexusbench.cli.report import report
@@ -58,6 +59,7 @@ app.command("sweep")(sweep)
 app.command("capacity")(capacity)
 app.command("advise")(advise)
 app.command("reproduce")(reproduce)
+app.command("pays")(pays)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nexusbench.cli import _flags as flags
+from nexusbench.cli import _token_flags as tokens
 
 app = typer.Typer(invoke_without_command=True)
 EXIT_DRIFTED = 3
@@ -74,8 +75,9 @@ def profile(
     context: typer.Context,
     device: flags.Device = "auto",
     model: flags.Model = "llama-3.1-8b",
-    load_format: flags.LoadFormat = "auto",
-    dtype: flags.Dtype = None,
+    load_format: tokens.LoadFormat = "auto",
+    dtype: tokens.Dtype = None,
+    graphs: tokens.Graphs = True,
     kernel_table: flags.KernelTable = None,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,

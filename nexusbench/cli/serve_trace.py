@@ -9,6 +9,7 @@ import typer
 
 from nexusbench.cli import _endpoint_flags as remote
 from nexusbench.cli import _flags as flags
+from nexusbench.cli import _token_flags as tokens
 from nexusbench.cli import _traffic_flags as traffic
 
 
@@ -41,11 +42,12 @@ def serve_trace(
     max_model_len: flags.MaxModelLen = None,
     too_long: flags.TooLong = "reject",
     max_tokens: flags.MaxTokens = None,
-    load_format: flags.LoadFormat = "auto",
-    dtype: flags.Dtype = None,
-    temperature: flags.Temperature = 0.0,
-    top_p: flags.TopP = 1.0,
-    stop_at_eos: flags.StopAtEos = False,
+    load_format: tokens.LoadFormat = "auto",
+    dtype: tokens.Dtype = None,
+    temperature: tokens.Temperature = 0.0,
+    top_p: tokens.TopP = 1.0,
+    stop_at_eos: tokens.StopAtEos = False,
+    graphs: tokens.Graphs = True,
     speed: flags.Speed = None,
     request_rate: flags.Rate = None,
     burstiness: flags.Burstiness = None,

@@ -1,4 +1,4 @@
-"""What ``advise`` compares: every scheduler with every partitioner that can serve it, by the
+"""What ``advise`` compares: every scheduler with the partitioners that are worth trying, by the
 registries, so that a plug-in takes part as soon as it is there.
 """
 
@@ -13,7 +13,7 @@ from nexusbench.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.registry import Registry, parse_options, split_spec
 from nexusbench.partitioners.base import partitioners
-from nexusbench.schedulers.base import schedulers
+from nexusbench.schedulers.base import Scheduler, schedulers
 
 # vLLM's default budget is 2,048 to 8,192 tokens by GPU; Sarathi-Serve uses 512.
 CHUNKS = (512, 1024, 2048, 4096, 8192)
@@ -70,11 +70,19 @@ def find_candidates(
             Candidate(scheduler, spec, chunk)
             for spec, cls in sizing
             if policy.partitions in cls.serves and policy.num_gpus in cls.num_gpus
+            if sizers or _belongs(split_spec(spec)[0], policy)
             for chunk in chunks
         ]
     if not found:
         raise UsageError("no partitioner asked for can serve a scheduler asked for")
     return found, skipped
+
+
+def _belongs(partitioner: str, policy: type[Scheduler]) -> bool:
+    """Whether a policy is worth trying with a partitioner that nobody asked for."""
+    if partitioner == policy.default_partitioner:
+        return True
+    return policy.any_partitioner and partitioner not in schedulers.names()
 
 
 def _specs(registry: Registry, asked: Sequence[str], skipped: list[str]) -> list[str]:

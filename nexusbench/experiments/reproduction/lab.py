@@ -153,15 +153,15 @@ class Lab:
             fitted = fitted or variant.fitted
         if fields["trace"].endswith(".toml"):
             fields["trace"] = self._once(f"trace {fields['trace']}", self._trace, fields)
+        if variant.constant:
+            name = f"gpu {fields.get('device', 'auto')} {variant.constant}"
+            own = {**fields, "constant": variant.constant}
+            fields["device"] = self._once(name, self._gpu, own)
         config = RunConfig(**fields)
-        if fitted:
+        if fitted:  # to the GPU that it is run on
             name = f"profile {config.device} {config.model} {config.tensor_parallel_size}"
             folder = self._once(name, self._profile, fields)
             config = msgspec.structs.replace(config, profile=folder)
-        if variant.constant:
-            name = f"gpu {config.device} {variant.constant}"
-            device = self._once(name, self._gpu, {**fields, "constant": variant.constant})
-            config = msgspec.structs.replace(config, device=device)
         return config
 
     def _once(self, name: str, make: Callable[[dict[str, Any]], str], fields: Any) -> str:
@@ -198,7 +198,8 @@ class Lab:
         """
         config = RunConfig(**fields)
         size = config.tensor_parallel_size
-        device = config.device.replace(":", "-")
+        kind, _, gpu = config.device.partition(":")
+        device = f"{kind}-{Path(gpu).stem}"
         name = f"profile-{device}-{config.model}-tp{size}-{code_version()[:12]}"
         folder = self._cache / "made" / name
         if folder.is_dir():

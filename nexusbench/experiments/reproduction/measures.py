@@ -17,7 +17,7 @@ from nexusbench.experiments.reproduction.spec import (
     Criterion,
     System,
     Variant,
-    known_metrics,
+    higher_is_better,
 )
 
 _DIGITS = 4  # significant ones of a rate between those of the grid
@@ -44,6 +44,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
 def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | None:
     """What a claim compares, over draws. Raises Unmeasurable if a cell failed."""
+    if claim.exceeds:
+        return _peak(lab, claim, variant, seeds)
     found = [_draw(lab, claim, variant, seed) for seed in seeds]
     draws = [draw for draw in found if draw is not None]
     if len(draws) < len(found):
@@ -60,6 +62,25 @@ def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> O
         over=math.fsum(theirs) / len(theirs) if theirs else None,
         points=tuple(dict.fromkeys(name for draw in draws for name, *_ in draw)),
     )
+
+
+def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | None:
+    """How many times a gain is the largest of the others, each draw by itself."""
+    pairs = ((claim.of, claim.over), *claim.exceeds)
+    gains = [
+        outcome(lab, msgspec.structs.replace(claim, of=of, over=over, exceeds=()), variant, seeds)
+        for of, over in pairs
+    ]
+    known = [gain for gain in gains if gain is not None]
+    if len(known) < len(gains):
+        return None
+    here, others = known[0], known[1:]
+    best = [max(draws) for draws in zip(*(other.draws for other in others), strict=True)]
+    times = tuple(mine / most for mine, most in zip(here.draws, best, strict=True))
+    return Outcome(
+        value=math.fsum(times) / len(times), draws=times, low=min(times), high=max(times),
+        of=here.value, over=math.fsum(best) / len(best), points=here.points,
+    )  # fmt: skip
 
 
 _Compared = tuple[str, float, float, float | None]  # point, value, of, over
@@ -107,12 +128,6 @@ def compare(claim: Claim, mine: float, theirs: float | None) -> float:
     if claim.compare == "change":
         return 100.0 * (mine / theirs - 1.0)
     return mine / theirs if higher_is_better(claim.measure) else theirs / mine
-
-
-def higher_is_better(measure: str) -> bool:
-    """Direction of what is measured."""
-    metric = known_metrics().get(measure.partition(".")[0])
-    return measure == THROUGHPUT or (metric is not None and metric.direction == "higher")
 
 
 def _across(claim: Claim, values: Sequence[float]) -> float:
@@ -212,12 +227,18 @@ def _keeping(
         point = {"request_rate": rate}
         value = asked(system, criterion.measure, point, variant)
         took = asked(system, "makespan.value", point, variant)
-        if value is None or took is None or unloaded is None or longest is None:
+        in_time = asked(system, "attainment.value", point, variant) if criterion.attainment else 0.0
+        if value is None or took is None or unloaded is None or longest is None or in_time is None:
             return None
-        bound = criterion.at_most or criterion.times * unloaded
+        if in_time < criterion.attainment:
+            return False
         # One draw has the same gaps at every rate, stretched.
         span = longest * criterion.rate / rate
-        return value <= bound and took - span <= criterion.backlog * took
+        if took - span > criterion.backlog * took:
+            return False
+        if criterion.at_least is not None:
+            return value >= criterion.at_least
+        return value <= (criterion.at_most or criterion.times * unloaded)
 
     return kept
 

@@ -20,6 +20,12 @@ from nexusbench.workloads.source import write_atomic
 
 SCHEMA = 1
 COLUMNS = ("figure", "claim", "paper", "ours", "verdict", "why")
+_EXTRA = (
+    "attainment.value", "makespan.value", "output_throughput.value", "total_throughput.value",
+    "regret_mean.value", "broken.value",
+)  # fmt: skip
+# Of a run at an offered rate they say little more than the rate.
+_WITHOUT_RATES = ("makespan.value", "output_throughput.value", "total_throughput.value")
 _DRAWN = ("ttft.mean", "ttft.p95", "tbt.mean", "tbt.p95", "normalised_latency.mean")
 
 
@@ -50,7 +56,10 @@ def criterion_text(criterion: Criterion | None) -> str:
     """The throughput criterion in a sentence."""
     if criterion is None:
         return ""
-    if criterion.at_most is not None:
+    side = "stays below" if criterion.at_least is None else "is at least"
+    if criterion.at_least is not None:
+        bound = f"{criterion.at_least:g}"
+    elif criterion.at_most is not None:
         bound = f"{criterion.at_most:g}"
     else:
         bound = (
@@ -61,8 +70,10 @@ def criterion_text(criterion: Criterion | None) -> str:
     if criterion.backlog < 1:
         share = f"{100 * criterion.backlog:g} %"
         queue = f" and at most {share} of the run comes after the last arrival"
+    if criterion.attainment:
+        queue += f" and {criterion.attainment:g} % of the requests keep their SLO"
     return (
-        f"Throughput: the highest rate at which {criterion.measure} stays below {bound}{queue}, "
+        f"Throughput: the highest rate at which {criterion.measure} {side} {bound}{queue}, "
         "found to "
         f"{100 * criterion.precision:g} % for each draw. Latencies are compared at the rates of "
         f"the grid that {criterion.steady} keeps."
@@ -171,9 +182,11 @@ def _section(done: Done) -> str:
         rows = [(name, _rate(found)) for name, found in done.throughputs.items()]
         pieces.append(_table(("system", "throughput, req/s (over draws)"), rows))
     shown = [m for m in _DRAWN if any(line.values.get(m) is not None for line in done.lines)]
-    extra = [m for m in ("makespan.value", "regret_mean.value", "broken.value")
-             if any(line.values.get(m) is not None for line in done.lines)
-             and (m != "makespan.value" or not done.throughputs)]  # fmt: skip
+    extra = [
+        m for m in _EXTRA
+        if any(line.values.get(m) is not None for line in done.lines)
+        and (m not in _WITHOUT_RATES or not done.throughputs)
+    ]  # fmt: skip
     head = ("system", "at", *(m.removesuffix(".value") for m in (*shown, *extra)))
     rows_of_lines = [_line(line, (*shown, *extra)) for line in done.lines]
     pieces.append(_table(head, rows_of_lines))

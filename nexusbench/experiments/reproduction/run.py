@@ -32,7 +32,8 @@ from nexusbench.profiling.profile import Subject
 SERIES = (
     "ttft.mean", "ttft.p95", "tbt.mean", "tbt.p95", "normalised_latency.mean",
     "normalised_latency.p95", "ttft_queueing.mean", "e2e.mean", "makespan.value",
-    "request_throughput.value", "preemptions.value", "regret_mean.value", "broken.value",
+    "request_throughput.value", "output_throughput.value", "total_throughput.value",
+    "attainment.value", "tpot.mean", "preemptions.value", "regret_mean.value", "broken.value",
 )  # fmt: skip
 _MOST_ROUNDS = 40  # a search asks for one cell after another; it ends long before
 

@@ -45,11 +45,18 @@ def known_metrics() -> dict[str, Metric]:
     return dict(load_metrics())
 
 
+def higher_is_better(measure: str) -> bool:
+    """Direction of what is measured."""
+    metric = known_metrics().get(measure.partition(".")[0])
+    return measure == THROUGHPUT or (metric is not None and metric.direction == "higher")
+
+
 class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A rate is kept while ``measure`` is below ``times`` its value for requests served one by one
-    (at ``rate`` requests/s, by ``system``), or below ``at_most``, and no queue grows: at most
-    ``backlog`` of the run comes after the last arrival (1: no matter). Rates are found to
-    ``precision``.
+    (at ``rate`` requests/s, by ``system``), or below ``at_most``, or ``at_least`` that much where
+    more is better, and no queue grows: at most ``backlog`` of the run comes after the last arrival
+    (1: no matter), and ``attainment`` percent of the requests keep the run's SLO, if it is above 0.
+    Rates are found to ``precision``.
 
     Latencies are compared at the rates of the grid that ``steady`` keeps.
     """
@@ -59,7 +66,9 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     measure: str = "normalised_latency.mean"
     times: float = 5.0
     at_most: float | None = None
+    at_least: float | None = None
     backlog: float = 0.1
+    attainment: float = 0.0
     rate: float = 0.02
     precision: float = 0.03
 
@@ -92,7 +101,10 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     percent of change; ``compare`` says what of ``of`` and ``over`` it is about.
 
     ``across`` says how points (rates, sizes) make one number. ``neutral`` names constants of the
-    simulated GPU that it might follow from; ``cannot`` says why a simulation cannot tell.
+    simulated GPU that it might follow from; ``cannot`` says why a simulation cannot tell. With
+    ``exceeds`` (pairs of systems) the claim is that a gain has its peak here: what is judged is how
+    many times the gain of ``of`` over ``over`` is the largest gain of those pairs. ``built_in``
+    names what of the simulator has the effect in it and cannot be made neutral.
     """
 
     says: str
@@ -104,7 +116,9 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     low: float | None = None
     high: float | None = None
     across: Literal["mean", "max", "min"] = "mean"
+    exceeds: tuple[tuple[str, str], ...] = ()
     neutral: tuple[str, ...] = ()
+    built_in: str = ""
     cannot: str = ""
     note: str = ""
 
@@ -279,6 +293,9 @@ def _throughput(
     for key in ("system", "steady"):
         _known(reader, getattr(found, key), systems, place, key)
     _check_measure(reader, found.measure, place, "measure", 0)
+    if higher_is_better(found.measure) != (found.at_least is not None):
+        hint = "It goes with a measure of which more is better, and such a measure needs it"
+        raise reader.fault("does not fit the measure", place, "at_least", hint)
     if min(found.precision, found.rate, found.backlog) <= 0 or found.times <= 1:
         hint = "times > 1, and rate, precision and backlog > 0"
         raise reader.fault("is impossible", place, hint=hint)
@@ -299,6 +316,11 @@ def _claims(
         claim = _convert(reader, table, "claim", Claim, nth)
         if {claim.of, claim.over} & set(dropped):
             continue
+        if claim.exceeds:
+            kept = tuple(pair for pair in claim.exceeds if not set(pair) & set(dropped))
+            if not kept:
+                continue  # nothing is left to exceed
+            claim = msgspec.structs.replace(claim, exceeds=kept)
         claims.append(claim)
         if not claim.cannot:
             _check_claim(reader, claim, systems, nth)
@@ -308,6 +330,10 @@ def _claims(
 def _check_claim(reader: SpecReader, claim: Claim, systems: Mapping[str, System], nth: int) -> None:
     for key in ("of", "over") if claim.compare != "value" else ("of",):
         _known(reader, getattr(claim, key), systems, "claim", key, nth)
+    for name in (name for pair in claim.exceeds for name in pair):
+        _known(reader, name, systems, "claim", "exceeds", nth)
+    if claim.exceeds and claim.compare != "times better":
+        raise reader.fault("is about gains", "claim", "exceeds", 'Use "times better"', nth)
     _check_measure(reader, claim.measure, "claim", "measure", nth)
     if claim.low is None and claim.high is None:
         raise reader.fault(

@@ -112,7 +112,8 @@ def rests_on(claim: Claim, found: Outcome, without: Outcome) -> float:
     if sign_of(claim) == 0:
         return 1.0 if both == {HOLDS, FAILS} else 0.0
     effect = found.value - neutral_point(claim)
-    return abs(found.value - without.value) / abs(effect) if effect else math.inf
+    # An effect that grows without the constant does not rest on it.
+    return (found.value - without.value) / effect if effect else math.inf
 
 
 def row_of(
@@ -140,6 +141,9 @@ def row_of(
             values = ", ".join(f"{c} ({shown(claim, o.value)})" for c, o in without.items())
             how = f"{verdict} without each of" if verdict == FAILS else "stays without"
             parts.append(f"{how} {values}")
+    if claim.built_in and verdict in (HOLDS, PART):
+        parts.insert(0, f"by its numbers: {verdict}")
+        verdict = f"{FOLLOWS} {claim.built_in}"
     parts += _readings(claim, base, others)
     if claim.note:
         parts.append(claim.note)
@@ -183,11 +187,14 @@ def _figures(claim: Claim, found: Outcome) -> str:
     if claim.measure != THROUGHPUT:
         metric = known_metrics().get(claim.measure.partition(".")[0])
         unit = "ms" if metric is None else metric.unit
-    text = f"{claim.of} {found.of:,.4g}"
-    if found.over is not None:
-        text += f", {claim.over} {found.over:,.4g}"
-    text += f" {unit}" if unit else ""
-    if len(found.points) > 1:
+    if claim.exceeds:
+        text = f"gain {found.of:.2f}x, the best of the others {found.over:.2f}x"
+    else:
+        text = f"{claim.of} {found.of:,.4g}"
+        if found.over is not None:
+            text += f", {claim.over} {found.over:,.4g}"
+        text += f" {unit}" if unit else ""
+    if len(found.points) > 1 and not claim.exceeds:
         how = {"mean": "mean", "max": "largest", "min": "smallest"}[claim.across]
         text += (
             f" ({how} over {found.points[0]} to {found.points[-1]}: "

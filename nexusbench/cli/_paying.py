@@ -1,0 +1,149 @@
+"""What ``nexusbench pays`` does and shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nexusbench import __version__
+from nexusbench.cli._console import counted, results_console, say
+from nexusbench.cli._countdown import Countdown, duration
+from nexusbench.cli._grid import Grid
+from nexusbench.cli._screen import badge
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.core.errors import NexusbenchError
+from nexusbench.experiments.paying.plots import draw
+from nexusbench.experiments.paying.spec import MapSpec, load_map
+from nexusbench.experiments.paying.survey import Survey, Surveyor
+from nexusbench.experiments.paying.survey_files import write_survey
+from nexusbench.experiments.paying.tables import cells_of, question_title
+from nexusbench.experiments.paying.verdicts import QUESTIONS, Cell, Verdict, verdict
+from nexusbench.experiments.pool import cores
+
+_MOST_ERRORS = 10
+_LEGEND = (
+    "points: requests that keep the SLO, percent, more than with the other side, paired by draw; "
+    "(other -> this). ? is an interval that allows no verdict, = one within 2 points of none"
+)
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags."""
+
+    spec: Path
+    output: Path | None
+    quick: bool
+    jobs: int | None
+    dry_run: bool
+    cache: Path
+    fresh: bool
+
+
+def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
+    """Run (or only plan) the map; exits 1 if a run failed."""
+    spec = load_map(asked.spec, quick=asked.quick)
+    jobs = asked.jobs or cores()
+    if not quiet:
+        print(f"{spec.name}: finding capacities", file=sys.stderr, flush=True)
+    countdowns: list[Countdown] = []
+
+    def step(what: str) -> None:
+        for countdown in countdowns:
+            countdown.step(what)
+
+    surveyor = Surveyor(spec, asked.cache, jobs=jobs, fresh=asked.fresh, step=step)
+    todo = surveyor.prepare()
+    seconds = surveyor.estimated_seconds() / jobs
+    kept = len(surveyor.survey.rows)
+    plan = f"{counted(todo, 'run')} to make, {kept:,} kept"
+    if todo:
+        plan += f", about {duration(seconds)} on {counted(jobs, 'core')}"
+    if asked.dry_run:
+        print(f"{spec.name}: {plan}")
+        return
+    if not quiet:
+        print(f"{spec.name}: {plan}", file=sys.stderr, flush=True)
+    countdowns.append(Countdown(spec.name, todo, quiet=quiet))
+    survey = surveyor.run()
+    countdowns[0].end(counted(todo, "run"))
+    folder = asked.output or Path("results") / spec.name
+    write_survey(survey, folder, asked.spec, quick=asked.quick)
+    if find_spec("matplotlib") is not None:
+        draw(survey, folder)
+    _show(survey, folder, as_json=as_json)
+    sys.stdout.flush()
+    errors = sorted({f"{p.system}: {row.error}" for p, row in survey.rows.items() if row.error})
+    for error in errors[:_MOST_ERRORS]:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        raise SystemExit(NexusbenchError.exit_code)
+
+
+def _answers(survey: Survey) -> Iterator[tuple[Cell, str, Verdict]]:
+    for traffic in survey.spec.traffic:
+        for cell in cells_of(survey, traffic):
+            for question in QUESTIONS:
+                found = verdict(survey, cell, question)
+                if found is not None:
+                    yield cell, question, found
+
+
+def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_document(survey, folder), indent=2))
+        return
+    from rich.text import Text
+
+    console = results_console()
+    console.print(Text.assemble(("nexusbench pays", "bold"), "  ", badge(True)))
+    answers = list(_answers(survey))
+    for question in QUESTIONS:
+        title = question_title(survey, question).replace("`", "")
+        grid = Grid(
+            title, ("GPU", "traffic", "SLO", "load %", "verdict", "points", "other", "this"),
+            keys=4, texts=(0, 1, 2, 4),
+        )  # fmt: skip
+        for cell, asked, found in answers:
+            if asked == question:
+                grid.add(
+                    cell.gpu, cell.traffic, cell.slo, f"{cell.load:g}", found.outcome,
+                    f"{found.mean:+.1f}", f"{found.other:.1f}", f"{found.mine:.1f}",
+                )  # fmt: skip
+        grid.show(console)
+    say(console, _LEGEND, "dim")
+    _say_cut(console, survey.spec)
+    console.print(f"table  {folder}", soft_wrap=True)
+
+
+def _say_cut(console: Any, spec: MapSpec) -> None:
+    if spec.cut:
+        say(console, f"--quick: {'; '.join(spec.cut)}", "dim")
+
+
+def _document(survey: Survey, folder: Path) -> dict[str, Any]:
+    return {
+        "schema": JSON_SCHEMA, "command": "pays", "nexusbench": __version__, "simulated": True,
+        "map": survey.spec.name, "cut": list(survey.spec.cut), "output": str(folder),
+        "capacity": [
+            {"gpu": gpu, "traffic": traffic, "requests_per_s": value}
+            for (gpu, traffic), value in survey.capacity.items()
+        ],
+        "cells": [
+            {
+                "gpu": cell.gpu, "traffic": cell.traffic, "load": cell.load, "slo": cell.slo,
+                "question": question, **_finite(found),
+            }
+            for cell, question, found in _answers(survey)
+        ],
+    }  # fmt: skip
+
+
+def _finite(found: Verdict) -> dict[str, Any]:
+    """A verdict in JSON, which knows no infinity."""
+    return json.loads(msgspec.json.encode(found))  # type: ignore[no-any-return]

@@ -1,0 +1,60 @@
+"""Flags of devices that compute tokens, one alias each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nexusbench.cli._flags import one_of, share
+
+_TOKENS = "Real tokens (--device cpu, cuda)"
+
+LoadFormat = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("auto", "safetensors", "dummy"),
+        metavar="auto|safetensors|dummy",
+        rich_help_panel=_TOKENS,
+        help="Weights from the model's folder, or random by seed (dummy; auto for tiny and small).",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|float16",
+        rich_help_panel=_TOKENS,
+        show_default="the model's",
+        help="What weights are converted to and computed in.",
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, rich_help_panel=_TOKENS, help="0 takes the likeliest token; else --seed."
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        callback=share,
+        rich_help_panel=_TOKENS,
+        help="Draw from the likeliest tokens that have this probability together.",
+    ),
+]
+StopAtEos = Annotated[
+    bool,
+    typer.Option(
+        "--stop-at-eos",
+        rich_help_panel=_TOKENS,
+        help="End at the model's end token; else the trace's output lengths decide.",
+    ),
+]
+Graphs = Annotated[
+    bool,
+    typer.Option(
+        "--graphs/--no-graphs",
+        rich_help_panel=_TOKENS,
+        help="Decode by CUDA graphs (--device cuda only).",
+    ),
+]

@@ -1,0 +1,1 @@
+"""Where a way to serve pays: the same systems over GPUs, traffic, rates and SLOs, as a map."""

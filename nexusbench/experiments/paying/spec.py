@@ -1,0 +1,272 @@
+"""Map specs: which systems meet on which GPUs, traffic, loads and SLOs, as one TOML file.
+
+    [map]              GPUs, model, loads, seeds; which systems are compared by name
+    [systems.NAME]     kind, and the fields of RunConfig that make the system
+    [[traffic]]        name, trace (a workload spec or a trace), burstiness, slos (presets)
+    [grid]             made-up traffic over prompt and output lengths
+    [sensitivity]      constants of the simulated GPU that are made neutral
+    [quick.TABLE]      what replaces values of a table for --quick
+
+docs/when-it-pays.md shows what comes of workloads/when-it-pays/map.toml.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from nexusbench.config import RunConfig, check_config
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.registry import did_you_mean, parse_options, split_spec
+from nexusbench.devices.base import devices
+from nexusbench.experiments.neutral import NEUTRAL
+from nexusbench.metrics.slo import parse_slo, preset
+from nexusbench.models.config import load_model
+from nexusbench.partitioners.base import partitioners
+from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.workloads.source import read_source
+
+Kind = Literal["whole", "streams", "split"]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Draws = Annotated[int, msgspec.Meta(ge=2, le=100)]  # one draw has no interval
+Loads = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
+Names = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+# Options by which a policy says that it wants to know the SLO.
+_SLO_OPTIONS = frozenset(("ttft_ms", "tbt_ms"))
+_TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "quick")
+_QUICK = ("map", "grid", "sensitivity")
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[map]`` table. ``loads`` are percent of what ``reference`` can finish."""
+
+    title: str
+    gpus: Names
+    model: str
+    loads: Loads
+    seeds: Draws
+    reference: str
+    ordered: str
+    policy: str
+    span_s: Positive = 60.0
+    requests: tuple[Tokens, Tokens] = (300, 1500)
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """A way to serve; ``told_slo`` if its policy plans for one."""
+
+    name: str
+    kind: Kind
+    fields: dict[str, Any]
+    told_slo: bool = False
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """Traffic from a file, or made up (``prompt`` and ``output`` mean tokens); ``slos`` by name."""
+
+    name: str
+    slos: dict[str, str]
+    loads: Loads
+    seeds: int
+    burstiness: float = 1.0
+    trace: str = ""
+    prompt: int = 0
+    output: int = 0
+    cv: float = 0.0
+
+
+class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[sensitivity]`` table."""
+
+    constants: tuple[str, ...] = ()
+    loads: tuple[Positive, ...] = ()
+    seeds: Draws = 2
+
+
+class MapSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole spec, checked; ``cut`` says what --quick left out."""
+
+    name: str
+    sha256: str
+    about: About
+    systems: tuple[System, ...]
+    traffic: tuple[Traffic, ...]
+    sensitivity: Sensitivity
+    cut: tuple[str, ...] = ()
+
+
+class _TrafficTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    trace: str
+    slos: Names
+    burstiness: Positive = 1.0
+
+
+class _Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    prompts: tuple[Tokens, ...]
+    outputs: tuple[Tokens, ...]
+    loads: Loads
+    seeds: Draws
+    slos: Names
+    cv: Positive = 0.7
+
+
+def load_map(path: Path, *, quick: bool = False) -> MapSpec:
+    """Read a spec. Raises InputError that names the file and the field."""
+    source = read_source(path)
+    try:
+        document = tomllib.loads(source.text.decode())
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"\(at line (\d+)", str(error))
+        line = int(place[1]) if place else None
+        raise InputError(
+            f"not valid TOML: {error}", file=path, line=line, hint="Correct the line"
+        ) from None
+    return _Reader(path).spec(document, source.sha256, quick=quick)
+
+
+class _Reader:
+    """Decodes tables and says where a fault stands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _fault(self, problem: str, field: str, hint: str = "Correct the value") -> InputError:
+        return InputError(problem, file=self._path, field=field, hint=hint)
+
+    def _convert(self, table: Any, kind: Any, field: str) -> Any:
+        try:
+            return msgspec.convert(table, kind)
+        except msgspec.ValidationError as error:
+            problem, _, path = str(error).partition(" - at `$")
+            raise self._fault(problem, f"{field}{path.rstrip('`')}") from None
+
+    def spec(self, document: dict[str, Any], sha256: str, *, quick: bool) -> MapSpec:
+        for key in document:
+            if key not in _TABLES:
+                raise self._fault("unknown table", key, did_you_mean(key, list(_TABLES)))
+        cut = self._shorten(document) if quick else ()
+        about = self._convert(document.get("map", {}), About, "map")
+        systems = self._systems(document.get("systems", {}))
+        names = [system.name for system in systems]
+        for role in ("reference", "ordered", "policy"):
+            name = getattr(about, role)
+            if name not in names:
+                raise self._fault(f"no system '{name}'", f"map.{role}", did_you_mean(name, names))
+        for name in about.gpus:
+            self._checked("map.gpus", lambda name=name: _check_gpu(name))
+        self._checked("map.model", lambda: load_model(about.model))
+        tables = self._convert(document.get("traffic", []), list[_TrafficTable], "traffic")
+        traffic = [self._traffic(table, about) for table in tables]
+        if "grid" in document:
+            traffic += self._made_up(self._convert(document["grid"], _Grid, "grid"))
+        if not traffic:
+            raise self._fault("is missing", "traffic", "Give it [[traffic]] or a [grid]")
+        doubled = next((t.name for i, t in enumerate(traffic) if t.name in
+                        [other.name for other in traffic[:i]]), None)  # fmt: skip
+        if doubled:
+            raise self._fault(f"two are called '{doubled}'", "traffic", "Rename one")
+        sensitivity = self._convert(document.get("sensitivity", {}), Sensitivity, "sensitivity")
+        for constant in sensitivity.constants:
+            if constant not in NEUTRAL:
+                hint = did_you_mean(constant, list(NEUTRAL))
+                raise self._fault(f"no constant '{constant}'", "sensitivity.constants", hint)
+        if not set(sensitivity.loads) <= set(about.loads):
+            raise self._fault("has loads that the map lacks", "sensitivity.loads")
+        return MapSpec(
+            name=self._path.stem, sha256=sha256, about=about, systems=systems,
+            traffic=tuple(traffic), sensitivity=sensitivity, cut=cut,
+        )  # fmt: skip
+
+    def _shorten(self, document: dict[str, Any]) -> tuple[str, ...]:
+        """Put the values of ``[quick.TABLE]`` into their tables."""
+        cut = []
+        for name, table in document.get("quick", {}).items():
+            if name not in _QUICK or not isinstance(table, dict):
+                hint = f"Write {', '.join(f'[quick.{known}]' for known in _QUICK)}"
+                raise self._fault("is no table that --quick changes", f"quick.{name}", hint)
+            for key, value in table.items():
+                document.setdefault(name, {})[key] = value
+                text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                cut.append(f"{name}.{key} = {text}")
+        return tuple(cut)
+
+    def _systems(self, tables: Any) -> tuple[System, ...]:
+        if not isinstance(tables, dict) or not tables:
+            raise self._fault("must be tables", "systems", "Write [systems.NAME] for each")
+        return tuple(self._system(name, table) for name, table in tables.items())
+
+    def _system(self, name: str, table: Any) -> System:
+        where = f"systems.{name}"
+        if not isinstance(table, dict):
+            raise self._fault("must be a table", where, f"Write [{where}]")
+        fields = {key: value for key, value in table.items() if key != "kind"}
+        kind = self._convert(table.get("kind"), Kind, f"{where}.kind")
+        for key in fields:
+            if key not in RunConfig.__struct_fields__:
+                hint = did_you_mean(key, ["kind", *RunConfig.__struct_fields__])
+                raise self._fault("unknown key", f"{where}.{key}", hint)
+        config = self._convert({"trace": "x", **fields}, RunConfig, where)
+        told = self._checked(where, lambda: _told_slo(check_config(config)))
+        return System(name=name, kind=kind, fields=fields, told_slo=told)
+
+    def _traffic(self, table: _TrafficTable, about: About) -> Traffic:
+        path = self._path.parent / table.trace
+        if not path.is_file():
+            raise self._fault(f"no such file: {path}", "traffic.trace")
+        return Traffic(
+            name=table.name, trace=str(path), burstiness=table.burstiness, loads=about.loads,
+            seeds=about.seeds, slos=self._slos(table.slos, "traffic.slos"),
+        )  # fmt: skip
+
+    def _made_up(self, grid: _Grid) -> list[Traffic]:
+        slos = self._slos(grid.slos, "grid.slos")
+        return [
+            Traffic(
+                name=f"p{prompt}-o{output}", prompt=prompt, output=output, cv=grid.cv, slos=slos,
+                loads=grid.loads, seeds=grid.seeds,
+            )
+            for output in grid.outputs
+            for prompt in grid.prompts
+        ]  # fmt: skip
+
+    def _slos(self, names: tuple[str, ...], where: str) -> dict[str, str]:
+        """Presets by name, or bounds as --goodput takes them."""
+
+        def text(name: str) -> str:
+            found = name if ":" in name else preset(name).slo
+            parse_slo([found])
+            return found
+
+        return {name: self._checked(where, lambda name=name: text(name)) for name in names}
+
+    def _checked(self, where: str, check: Any) -> Any:
+        """What ``check`` returns; what it complains of, located."""
+        try:
+            return check()
+        except UsageError as error:
+            problem = error.problem if isinstance(error, InputError) else str(error)
+            hint = (error.hint if isinstance(error, InputError) else None) or "Correct the value"
+            raise self._fault(problem.rstrip("."), where, hint) from None
+
+
+def _check_gpu(name: str) -> None:
+    kind, _, argument = name.partition(":")
+    if kind != "sim":
+        raise UsageError(f"'{name}' is not simulated; a map has sim:GPU only")
+    devices.load(kind).describe(argument)
+
+
+def _told_slo(config: RunConfig) -> bool:
+    """Whether scheduler or partitioner has an option for a bound of the SLO; checks both."""
+    scheduler: Scheduler = schedulers.create(config.scheduler)
+    name, options = split_spec(config.partitioner or scheduler.default_partitioner)
+    kind = partitioners.load(name).Options
+    parse_options(kind, options, f"partitioner '{name}'")
+    options_of = {*kind.__struct_fields__, *type(scheduler).Options.__struct_fields__}
+    return bool(_SLO_OPTIONS & options_of)

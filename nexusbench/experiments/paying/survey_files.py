@@ -1,0 +1,90 @@
+"""A survey in a folder: ``cells.parquet``, a row per run, and ``manifest.json``, what made it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.experiments.keys import code_version
+from nexusbench.experiments.paying.measuring import Row
+from nexusbench.experiments.paying.spec import MapSpec
+from nexusbench.experiments.paying.survey import Point, Survey
+from nexusbench.results.manifest import new_manifest
+from nexusbench.workloads.source import write_atomic
+
+TABLE, MANIFEST = "cells.parquet", "manifest.json"
+_POINT = Point.__struct_fields__
+# ``wall_s`` is real time, and no result.
+_ROW = tuple(name for name in Row.__struct_fields__ if name not in ("attained", "wall_s"))
+_KEPT = ("nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty")
+
+
+def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) -> None:
+    """Write both files. Raises UsageError if the folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made: {error.strerror}. Choose another -o") from None
+    order = sorted(survey.rows, key=msgspec.structs.astuple)
+    rows = [survey.rows[point] for point in order]
+    columns: dict[str, Any] = {name: [getattr(p, name) for p in order] for name in _POINT}
+    columns["attained"] = [msgspec.json.encode(row.attained).decode() for row in rows]
+    columns |= {name: [getattr(row, name) for row in rows] for name in _ROW}
+    temporary = folder / f".{TABLE}.tmp"
+    pq.write_table(pa.table(columns), temporary)
+    temporary.replace(folder / TABLE)
+    manifest = _manifest(survey, rows, spec_path, quick=quick)
+    write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+
+def _manifest(survey: Survey, rows: list[Row], spec_path: Path, *, quick: bool) -> dict[str, Any]:
+    spec = survey.spec
+    digest = hashlib.sha256("\n".join(row.digest for row in rows).encode()).hexdigest()
+    made = new_manifest(spec.name, "", simulated=True, config={}, resolved={}, partitions=())
+    return {
+        "simulated": True, "spec": spec_path.name, "spec_sha256": spec.sha256, "quick": quick,
+        "cut": spec.cut, "code_sha256": code_version(), "runs": len(rows), "digest": digest,
+        "capacity": [[*key, value] for key, value in survey.capacity.items()],
+        "requests": [[*key, value] for key, value in survey.requests.items()],
+        **{name: getattr(made, name) for name in _KEPT},
+    }  # fmt: skip
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What made a survey. Raises InputError if there is none."""
+    path = folder / MANIFEST
+    try:
+        found: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(
+            f"no survey: {error}", file=path, hint="Make it with nexusbench pays"
+        ) from None
+    return found
+
+
+def read_survey(folder: Path, spec: MapSpec) -> Survey:
+    """The survey of a folder. Raises InputError if it is none of ``spec``."""
+    manifest = read_manifest(folder)
+    if manifest["spec_sha256"] != spec.sha256:
+        raise InputError(
+            "was made of another version of the spec", file=folder / MANIFEST,
+            hint="Make it again with nexusbench pays",
+        )  # fmt: skip
+    rows: dict[Point, Row] = {}
+    for record in pq.read_table(folder / TABLE).to_pylist():
+        point = Point(**{name: record[name] for name in _POINT})
+        fields = {name: record[name] for name in _ROW}
+        attained = msgspec.json.decode(record["attained"])
+        rows[point] = Row(attained=attained, wall_s=0.0, **fields)
+    return Survey(
+        spec=spec,
+        capacity={(gpu, traffic): value for gpu, traffic, value in manifest["capacity"]},
+        requests={(gpu, traffic): value for gpu, traffic, value in manifest["requests"]},
+        rows=rows,
+    )
