@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
@@ -244,8 +244,8 @@ def check_fingerprint(profile: Profile, file: Path, now: Fingerprint) -> list[st
 
 
 def refuse(file: Path, problems: list[str]) -> None:
-    """Raise UsageError for a profile of something else."""
-    raise UsageError(
-        f"{file}: this profile does not fit the run: {'; '.join(problems)}. Profile this device "
-        "and model, or use it all the same with --force-profile"
-    )
+    """Raise InputError for a profile of something else."""
+    raise InputError(
+        f"this profile does not fit the run: {'; '.join(problems)}", file=file,
+        hint="Profile this device and model, or use it all the same with --force-profile",
+    )  # fmt: skip
