@@ -44,6 +44,7 @@ def test_a_pair_beside_one_gpu(call: Call, trace: Path, tmp_path: Path) -> None:
         assert call("explain", str(runs[name])).code == 0
         assert call("explain", str(runs[name]), "--request", "3").code == 0
         assert call("rerun", str(runs[name]), "--results", str(kept)).code == 0
+    assert " m kv copy " in call("explain", str(runs["vllm-pd"]), "--request", "3").out
     assert call("report", *map(str, runs.values()), "-o", str(tmp_path / "page.html")).code == 0
 
     timeline = tmp_path / "line.json"
