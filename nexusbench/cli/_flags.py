@@ -140,13 +140,18 @@ TensorParallel = Annotated[
 Utilization = Annotated[
     float,
     typer.Option(
-        callback=share, rich_help_panel=_MEMORY, help="Share of GPU memory for weights and KV."
+        callback=share,
+        rich_help_panel=_MEMORY,
+        help="Share of each GPU's memory for weights and KV.",
     ),
 ]
 KvBlocks = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_MEMORY, show_default="from memory", help="KV blocks in the pool."
+        min=1,
+        rich_help_panel=_MEMORY,
+        show_default="from memory",
+        help="KV blocks in the pool; in a pair of GPUs, each has a pool of so many.",
     ),
 ]
 SwapSpace = Annotated[
@@ -155,7 +160,7 @@ SwapSpace = Annotated[
         min=0,
         rich_help_panel=_MEMORY,
         show_default="what the scheduler counts on",
-        help="Host memory for KV of preempted requests, GiB per GPU (simulated devices).",
+        help="Host memory for KV of preempted requests, GiB for each GPU (simulated devices).",
     ),
 ]
 BlockSize = Annotated[
@@ -174,13 +179,19 @@ PrefixCaching = Annotated[
 MaxSeqs = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_LIMITS, show_default="vLLM's for this GPU", help="Requests a step."
+        min=1,
+        rich_help_panel=_LIMITS,
+        show_default="vLLM's for this GPU",
+        help="Requests that hold KV blocks at a time, on all partitions and GPUs together.",
     ),
 ]
 MaxBatchedTokens = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_LIMITS, show_default="vLLM's for this GPU", help="Tokens a step."
+        min=1,
+        rich_help_panel=_LIMITS,
+        show_default="vLLM's for this GPU",
+        help="Tokens of a batch; each partition runs batches of its own.",
     ),
 ]
 MaxModelLen = Annotated[

@@ -26,9 +26,10 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
 
     console, identity = results_console(), profile.fingerprint
     console.print(Text.assemble((title, "bold"), "  ", badge(identity.simulated)))
-    gpus = f", {identity.tensor_parallel} GPUs" if identity.tensor_parallel > 1 else ""
     size = f"{identity.num_sms} {unit_of(identity.device)}"
-    device = f"{identity.device}: {profile.gpu.name}, {size}{gpus}"
+    if identity.tensor_parallel > 1:
+        size = f"{identity.tensor_parallel} GPUs of {size} each"
+    device = f"{identity.device}: {profile.gpu.name}, {size}"
     # A shipped GPU's name says it all; a file of one's own is told from others by its path.
     named = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
     if profile.asked.device not in ("", named):

@@ -168,7 +168,7 @@ def test_force_profile_needs_one(call: Call, trace: Path) -> None:
 
 def test_number_of_gpus_and_file_in_the_header(call: Call, trace: Path, profile: Path) -> None:
     two = ("--tensor-parallel-size", 2)
-    assert "92 SMs, 2 GPUs" in told(call("serve-trace", trace, *MODEL, *two))
+    assert "2 GPUs of 92 SMs each" in told(call("serve-trace", trace, *MODEL, *two))
     done = call("serve-trace", trace, "--device", f"sim:{profile}/", *MODEL[2:])
     assert f"(--device sim:{profile}/)" in told(done)
 
