@@ -28,6 +28,48 @@ assert code == 0 and not heavy, (code, heavy)
 """
 
 
+CTRL_C = """
+import os, signal, sys
+if "ignored" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nexusbench.cli.gate":  # among the last that the command line imports
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:  # as an import does that has another way
+                pass
+
+sys.meta_path.insert(0, Hook())
+sys.argv[1:] = ["--version"]
+from nexusbench.__main__ import entry
+entry()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_ctrl_c_that_a_shell_has_ignored_stays_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C, "ignored"],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("nexusbench ")
+
+
+def test_the_console_script_begins_where_ctrl_c_is_caught() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["nexusbench"] == "nexusbench.__main__:entry"
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["serve-trace", "--help"], ["compare", "-h"], ["--version"]]
 )
