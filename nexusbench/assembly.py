@@ -134,7 +134,10 @@ def resolve_model(config: RunConfig) -> tuple[ModelSpec, int]:
     check_tensor_parallel(config.tensor_parallel_size, model)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
-        raise UsageError(f"--max-model-len {length}: {model.name} has {model.max_model_len}")
+        raise UsageError(
+            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
+            "tokens. Give at most that many, or leave it out"
+        )
     return model, length
 
 
@@ -271,7 +274,8 @@ def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[P
     if scheduler.partitions not in cls.serves:
         raise UsageError(
             f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
-            f"{'/'.join(scheduler.partitions)}; its default is '{scheduler.default_partitioner}'"
+            f"partition {' and '.join(scheduler.partitions)}; its default is "
+            f"'{scheduler.default_partitioner}'"
         )
     return spec, cls
 

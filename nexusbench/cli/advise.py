@@ -36,7 +36,7 @@ Chunks = Annotated[
 Effort = Annotated[
     int,
     typer.Option(
-        min=1, rich_help_panel=_COMPARED,
+        min=1, metavar="N", rich_help_panel=_COMPARED,
         help="Requests to simulate before the final, shared among all candidates.",
     ),
 ]  # fmt: skip

@@ -26,7 +26,10 @@ def list_plugins(
     ],
     json: flags.Json = False,
 ) -> None:
-    """List what there is to choose from: name, purpose, source, options with defaults."""
+    """List what there is to choose from: name, purpose, source, options with defaults.
+
+    nexusbench list schedulers
+    """
     from nexusbench.cli._catalogue import show_family
 
     show_family(family, as_json=json)

@@ -9,13 +9,16 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from commandline import REPOSITORY, Outcome, environment
 
 import nexusbench
-from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli.list_plugins import FAMILIES
+from nexusbench.cli.main import app
 
 Call = Callable[..., Outcome]
 
@@ -26,6 +29,59 @@ code = main(sys.argv[1:])
 heavy = {"pandas", "scipy", "torch", "matplotlib", "pyarrow", "numpy"} & set(sys.modules)
 assert code == 0 and not heavy, (code, heavy)
 """
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every command that can be run."""
+    below = getattr(command, "commands", {})
+    own = [] if below else [path]
+    return own + [leaf for name, one in below.items() for leaf in leaves(one, (*path, name))]
+
+
+LEAVES = leaves(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("path", [(), *LEAVES, ("profile",)], ids=" ".join)
+def test_help_on_80_columns(
+    call: Call, monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
+) -> None:
+    """Nothing is cut off, nothing in brackets is lost, and there is an example."""
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call(*path, "--help")
+    assert done.code == 0
+    assert "…" not in done.out, done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    shown = " ".join(done.out.replace("│", " ").split())
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    texts = [command.help, *(getattr(one, "help", None) for one in command.params)]
+    for bracket in re.findall(r"\[+[^\]]+\]+", " ".join(filter(None, texts))):
+        assert bracket in shown, bracket
+    if path:
+        assert f" nexusbench {' '.join(path)} " in shown.partition("[OPTIONS]")[2]
+
+
+def test_help_fills_the_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line breaks of the source are none of a paragraph's."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("capacity", "--help").out.splitlines()
+    (first,) = [line for line in lines if line.startswith(" Each seed draws")]
+    assert len(first.rstrip()) > 70
+    below = lines[lines.index(first) + 1]
+    assert len(below.rstrip()) > 70
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (["--no-enable-prefix-caching"], ["--no-prefix-caching"]),
+        (["--enable-prefix-caching", "--", "--enable-prefix-caching"],
+         ["--prefix-caching", "--", "--enable-prefix-caching"]),
+    ],
+)  # fmt: skip
+def test_vllms_names_of_flags_work(given: list[str], plain: list[str]) -> None:
+    assert plain_names(given) == plain
 
 
 CTRL_C = """
