@@ -29,6 +29,9 @@ def list_plugins(
     """List what there is to choose from: name, purpose, source, options with defaults.
 
     nexusbench list schedulers
+
+    --json gives for each entry its name, about, source, facts, options (name, type, default) and
+    the error of a plug-in that is broken; what is empty is left out.
     """
     from nexusbench.cli._catalogue import show_family
 

@@ -164,6 +164,24 @@ def test_list(call: Call, family: str) -> None:
     assert all(name in shown.out for name in names)
 
 
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_list_fits_the_terminal(
+    call: Call, monkeypatch: pytest.MonkeyPatch, family: str, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = call("list", family).out
+    assert max(map(len, shown.splitlines())) <= int(columns)
+    document = json.loads(call("list", family, "--json").out)
+    for entry in document["entries"]:
+        # A metric has its formula, all of which stand in docs/metrics.md.
+        assert entry.get("source") or family == "metrics", entry["name"]
+        for option in entry.get("options", []):
+            assert set(option) == {"name", "type", "default"}
+            assert "Optional" not in option["type"], option
+        assert not entry["about"].endswith(":")
+
+
 def test_list_tells_sources_and_options(call: Call) -> None:
     entries = json.loads(call("list", "schedulers", "--json").out)["entries"]
     nexus = next(entry for entry in entries if entry["name"] == "nexus")
