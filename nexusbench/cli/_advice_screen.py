@@ -264,6 +264,7 @@ def _command(question: Question, chunk: int, group: Sequence[Any], device: str) 
         value = getattr(config, field)
         if value is not None:
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--force-profile"] * config.force_profile
     # A kernel table stands in for physics, which a real GPU has of its own.
     if config.kernel_table is not None and device.startswith("sim"):
         words += ["--kernel-table", config.kernel_table]

@@ -160,6 +160,18 @@ def test_a_sweep_refuses_a_profile_of_something_else_before_its_first_cell(
     assert call("sweep", "s.toml", "--jobs", 1).code == 0
 
 
+@pytest.mark.parametrize("command", ["capacity", "advise"])
+def test_what_the_refusal_proposes_can_be_done(
+    call: Call, trace: Path, profile: Path, command: str
+) -> None:
+    asked = (command, trace, "--device", "sim:h100", *MODEL[2:4], "--scheduler", "nexus", "--jobs")
+    asked += (1, "--seeds", 1, "--goodput", "ttft:400", "--profile", profile, "--no-progress")
+    assert "use it all the same with --force-profile" in call(*asked).err
+    done = call(*asked, "--force-profile")
+    assert done.code == 0, done.err
+    assert command != "advise" or "--force-profile" in done.out
+
+
 def test_force_profile_needs_one(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, *MODEL, "--force-profile")
     assert (done.code, done.out) == (2, "")
