@@ -98,17 +98,13 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     do if it knew the truth.
     """
     config = check_config(config)
-    model = with_dtype(load_model(config.model), config.dtype)
-    check_tensor_parallel(config.tensor_parallel_size, model)
-    max_model_len = config.max_model_len or model.max_model_len
-    if max_model_len > model.max_model_len:
-        raise UsageError(f"--max-model-len {max_model_len}: {model.name} has {model.max_model_len}")
+    model, max_model_len = resolve_model(config)
     trace = prepare_trace(config, max_model_len)
     scheduler: Scheduler = schedulers.create(config.scheduler)
     device, limits = open_device(config, model, max_model_len, policy=scheduler)
     try:
         check_gpus(scheduler, device)
-        partitioner, belief_facts = _partitioner(
+        partitioner, belief_facts = make_partitioner(
             config, scheduler, device, model, belief or make_belief
         )
         # Refuses impossible options before anything is written.
@@ -130,6 +126,19 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     return Assembly(
         config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, facts
     )
+
+
+def resolve_model(config: RunConfig) -> tuple[ModelSpec, int]:
+    """The model that is served and the longest context it is served with. Raises UsageError."""
+    model = with_dtype(load_model(config.model), config.dtype)
+    check_tensor_parallel(config.tensor_parallel_size, model)
+    length = config.max_model_len or model.max_model_len
+    if length > model.max_model_len:
+        raise UsageError(
+            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
+            "tokens. Give at most that many, or leave it out"
+        )
+    return model, length
 
 
 def open_device(
@@ -154,7 +163,7 @@ def open_device(
     gpu = cls.describe(argument)
     large = gpu.hbm_gib >= 70 and "a100" not in gpu.name.lower()
     if policy is not None and policy.num_gpus == 2:
-        argument = _pair(policy, kind, argument)
+        argument = pair_of(policy, kind, argument)
     limits = Limits(
         config.max_num_seqs or (1024 if large else 256),
         config.max_num_batched_tokens or (8192 if large else 2048),
@@ -182,7 +191,7 @@ def open_device(
     return cls.open(argument, model, options), limits
 
 
-def _pair(policy: Scheduler, kind: str, argument: str) -> str:
+def pair_of(policy: Scheduler, kind: str, argument: str) -> str:
     """Two of the simulated GPU, before anything is loaded onto one. Raises UsageError."""
     if kind != "sim" or is_profile(argument):
         what = f"sim:{argument}, a profile," if kind == "sim" else kind
@@ -256,21 +265,33 @@ def _earlier_turns(trace: Trace) -> list[int]:
     return earlier
 
 
-def _partitioner(
+def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[Partitioner]]:
+    """The partitioner as typed, or the scheduler's own, and its class. Raises UsageError if it
+    cannot serve the scheduler.
+    """
+    spec = config.partitioner or scheduler.default_partitioner
+    cls: type[Partitioner] = partitioners.load(spec.partition(":")[0])
+    if scheduler.partitions not in cls.serves:
+        raise UsageError(
+            f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
+            f"partition {' and '.join(scheduler.partitions)}; its default is "
+            f"'{scheduler.default_partitioner}'"
+        )
+    return spec, cls
+
+
+def make_partitioner(
     config: RunConfig,
     scheduler: Scheduler,
     device: Device,
     model: ModelSpec,
     make: BeliefFactory,
 ) -> tuple[Partitioner, dict[str, Any] | None]:
-    """The partitioner, and the facts of the belief that it asks (None if it asks none)."""
-    spec = config.partitioner or scheduler.default_partitioner
-    cls: type[Partitioner] = partitioners.load(spec.partition(":")[0])
-    if scheduler.partitions not in cls.serves:
-        raise UsageError(
-            f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
-            f"{'/'.join(scheduler.partitions)}; its default is '{scheduler.default_partitioner}'"
-        )
+    """The partitioner, and the facts of the belief that it asks (None if it asks none).
+
+    Raises UsageError if it cannot serve the scheduler, or not on this device.
+    """
+    spec, cls = partitioner_of(config, scheduler)
     needed = cls.needs_belief or scheduler.needs_belief
     belief, facts = make(config, device, model) if needed else (None, None)
     if belief is not None and not belief.learns and (scheduler.calibrates or cls.calibrates):

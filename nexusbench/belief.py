@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.config import RunConfig
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError
 from nexusbench.core.registry import parse_options, split_spec
 from nexusbench.core.specs import ModelSpec
 from nexusbench.costs._profile import (
@@ -17,6 +17,7 @@ from nexusbench.costs._profile import (
     Profile,
     check_fingerprint,
     load_profile,
+    model_fingerprint,
     profile_path,
     read_points,
     refuse,
@@ -40,7 +41,7 @@ def make_belief(
 ) -> tuple[CostModel, dict[str, Any]]:
     """The belief of ``config`` and the facts of it for the manifest.
 
-    Raises UsageError or InputError for a profile of something else, a damaged one, one that the
+    Raises InputError for a profile of something else, a damaged one, one that the
     device's own times were made of, or a cost model that needs a profile and has none.
     """
     spec = config.cost_model or default_cost_model(config.profile)
@@ -59,13 +60,16 @@ def make_belief(
     return (Recalibrated(belief) if config.recalibrate else belief), facts
 
 
-def _unfitted(spec: str, target: Target) -> CostModel:
-    name = split_spec(spec)[0]
+def _check_unfitted(name: str) -> None:
     if not cost_models.load(name).works_unfitted:
-        raise UsageError(
+        raise InputError(
             f"cost model '{name}' must be fitted to a profile: make one with nexusbench profile, "
             f"then give --profile DIR. Without one use --cost-model {ANALYTIC}"
         )
+
+
+def _unfitted(spec: str, target: Target) -> CostModel:
+    _check_unfitted(split_spec(spec)[0])
     made: CostModel = cost_models.create(
         spec, gpu=target.gpu, model=target.model, tensor_parallel=target.tensor_parallel
     )
@@ -84,7 +88,7 @@ def _from_profile(
     cls: type[CostModel] = cost_models.load(name)
     options: CostModelOptions = parse_options(cls.Options, given, f"cost model '{name}'")
     if ignored := [key for key in given if key in cls.found_by_fit]:
-        raise UsageError(
+        raise InputError(
             f"cost model '{name}': the fit to {file} finds {', '.join(ignored)} itself. Leave the "
             "option out, or leave --profile out"
         )
@@ -117,14 +121,40 @@ def _from_profile(
     return belief, facts
 
 
+def check_closed(config: RunConfig, model: ModelSpec) -> None:
+    """What :func:`make_belief` can refuse before the device is open: a real one takes long to open
+    and is asked only then what it is. Raises InputError.
+    """
+    name, given = split_spec(config.cost_model or default_cost_model(config.profile))
+    cls: type[CostModel] = cost_models.load(name)
+    parse_options(cls.Options, given, f"cost model '{name}'")
+    if config.profile is None:
+        _check_unfitted(name)
+        return
+    path = Path(config.profile)
+    profile, file = load_profile(path), profile_path(path)
+    was = profile.fingerprint
+    if config.force_profile:
+        return
+    own = msgspec.structs.replace(
+        was,
+        model=model.name,
+        model_sha256=model_fingerprint(model),
+        tensor_parallel=config.tensor_parallel_size,
+    )
+    if different := check_fingerprint(profile, file, own):
+        refuse(file, different)
+
+
 def _check_truth(profile: Profile, file: Path, device: Device) -> None:
     """A belief is never scored against itself; --force-profile does not change that."""
     if device.made_of_profile == profile.points_sha256:
-        raise UsageError(
-            f"{file}: {device.spec.name} takes its times from this very profile, so a belief "
-            "fitted to it would be scored against itself. Profile another device, or profile this "
-            "one (nexusbench profile --device ...) and use that"
-        )
+        raise InputError(
+            f"{device.spec.name} takes its times from this very profile, so a belief fitted to it "
+            "would be scored against itself", file=file,
+            hint="Profile another device, or profile this one (nexusbench profile --device ...) "
+            "and use that",
+        )  # fmt: skip
 
 
 def _fit_now(spec: str, profile: Profile, file: Path) -> Fit:

@@ -19,9 +19,10 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Names and meanings are vLLM's where it has them; None means "resolve from device and model", and
     what was resolved stands in the manifest. ``goodput`` maps ttft, tbt, tpot, e2e to bounds in ms.
     ``quantize_arrivals`` rounds arrivals up to multiples of so many seconds, ``concurrency`` makes
-    the trace a closed loop of so many users. ``price_per_hour`` is
-    dollars for an hour of one GPU, ``watts`` what one GPU draws. ``swap_space`` is GiB of host
-    memory for preempted requests' KV, per GPU (None: what the scheduler counts on).
+    the trace a closed loop of so many users. In a pair of GPUs ``kv_blocks`` are each GPU's,
+    ``max_num_seqs`` both GPUs' together. ``price_per_hour`` is dollars for an hour of one GPU,
+    ``watts`` what one GPU draws. ``swap_space`` is GiB of host memory for preempted requests' KV,
+    per GPU (None: what the scheduler counts on).
     ``load_format`` to ``stop_at_eos`` are for devices that compute tokens: where weights come from,
     in what data type, and how tokens are drawn (temperature 0: the likeliest; ``seed`` draws).
     ``graphs``: decode by CUDA graphs on the device that has them.

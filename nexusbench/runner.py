@@ -32,7 +32,7 @@ CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and t
 PROGRESS_NS = 100 * NS_PER_MS
 # What metrics need of the facts that an assembly resolved.
 RESOLVED_FACTS = (
-    "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes",
+    "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes", "device",
 )  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 

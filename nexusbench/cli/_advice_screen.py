@@ -28,9 +28,10 @@ from nexusbench.experiments.advise import (
     plan_rounds,
     scored_slo,
 )
-from nexusbench.experiments.candidates import find_candidates
+from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.metrics.slo import Slo
+from nexusbench.rehearsal import check_belief, check_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,9 @@ def show_advice(params: Mapping[str, Any]) -> None:
     check_policies([], params["cost_model"])
     gpus = 2 if "+" in params["device"] else 1
     candidates, skipped = find_candidates(asked, sizers, _chunks(params["chunks"]), gpus)
-    config, requests = _traffic(asked_config(params))
+    config = asked_config(params)
+    _check(config, candidates if asked else [])
+    config, requests = _traffic(config)
     scored = scored_slo(slo)
     question = Question(
         config=msgspec.structs.replace(config, goodput=scored.per_request()),
@@ -80,6 +83,15 @@ def show_advice(params: Mapping[str, Any]) -> None:
         print(json.dumps(_document(question, advice, source, skipped), indent=2, allow_nan=False))
         return
     _show(question, advice, source, [*skipped, *advice.failed])
+
+
+def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
+    """Refuse what cannot be run before anything is. Of policies that nobody named, one that is
+    broken must not keep the others from being compared.
+    """
+    check_belief(config)
+    for one in {one.policy: one for one in named}.values():
+        check_run(one.apply(config))
 
 
 def _chunks(text: str) -> list[int]:
@@ -252,6 +264,7 @@ def _command(question: Question, chunk: int, group: Sequence[Any], device: str) 
         value = getattr(config, field)
         if value is not None:
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--force-profile"] * config.force_profile
     # A kernel table stands in for physics, which a real GPU has of its own.
     if config.kernel_table is not None and device.startswith("sim"):
         words += ["--kernel-table", config.kernel_table]

@@ -1,4 +1,6 @@
-"""vLLM's ``--goodput ttft:500 tbt:50``: several values after one flag, unknown to Click."""
+"""vLLM's ways of writing that Click does not know: ``--goodput ttft:500 tbt:50``, and two flags
+whose second names would leave a screen of 80 columns no room for the first.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,17 @@ import re
 
 # ``ttft:p99<2000`` and its spellings, as metrics/slo.py reads them.
 STATISTIC_BOUND = re.compile(r"[a-z0-9_]+:[a-z][a-z0-9.]*(<=|<|:|=)[0-9.eE+-]+")
+
+_PLAIN = {
+    "--enable-prefix-caching": "--prefix-caching",
+    "--no-enable-prefix-caching": "--no-prefix-caching",
+}
+
+
+def plain_names(arguments: list[str]) -> list[str]:
+    """``arguments`` with our names of flags for vLLM's, up to a ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [_PLAIN.get(argument, argument) for argument in arguments[:end]] + arguments[end:]
 
 
 def expand_goodput(arguments: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ import typer
 
 from nexusbench.cli._endpoint import plan_endpoint_jobs, refuse_endpoint_flags
 from nexusbench.cli._session import Output, parse_by, plan_jobs, serve
+from nexusbench.config import RunConfig
+from nexusbench.rehearsal import check_runs
 
 
 def serve_asked(context: typer.Context) -> None:
@@ -17,6 +19,7 @@ def serve_asked(context: typer.Context) -> None:
     else:
         refuse_endpoint_flags(context)
         jobs = plan_jobs(flags)
+        check_runs(job.config for job in jobs if isinstance(job.config, RunConfig))
     output = Output(
         results=None if flags["no_save"] else flags["results"],
         as_json=flags["json"],

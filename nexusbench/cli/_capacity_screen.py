@@ -24,6 +24,7 @@ from nexusbench.experiments.capacity import (
     weak_bounds,
 )
 from nexusbench.experiments.rate_search import Found
+from nexusbench.rehearsal import check_runs
 
 
 def show_capacity(params: Mapping[str, Any]) -> None:
@@ -42,6 +43,7 @@ def show_capacity(params: Mapping[str, Any]) -> None:
         configs=configs, slo=slo, seeds=seeds, precision=params["precision"],
         cache=params["cache"], fresh=params["fresh"],
     )  # fmt: skip
+    check_runs(configs)
     requests, _ = check_search(search)
     labels = policy_labels(pairs)
     countdown = Countdown("capacity", len(pairs) * len(seeds), quiet=params["no_progress"])

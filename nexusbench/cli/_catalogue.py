@@ -58,11 +58,16 @@ def show_family(family: str, *, as_json: bool) -> None:
         say(console, f"{name}  {entry.about}".rstrip(), "bold", width + 2)
         for fact in entry.facts:
             say(console, f"{'':<{width}}  {fact}", indent=width + 4)
-        for option in entry.options:
-            line = f"{'':<{width}}  :{option.name}={option.default}   {option.type}"
+        settings = [f":{option.name}={option.default}" for option in entry.options]
+        longest = max(map(len, settings), default=0)
+        for option, setting in zip(entry.options, settings, strict=True):
+            line = f"{'':<{width}}  {setting:<{longest}}  {option.type}"
             console.print(Text(line), soft_wrap=True)
         if entry.source:
-            say(console, f"{'':<{width}}  source: {entry.source}", "dim", width + 4)
+            # An address cannot be broken: it begins further left where it would not fit.
+            word = max(map(len, entry.source.split()))
+            indent = max(0, min(width + 4, console.width - word))
+            say(console, f"{'':<{width}}  source: {entry.source}", "dim", indent)
 
 
 def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[Entry]:
@@ -83,7 +88,8 @@ def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[Entr
 
 def _first_line(cls: type[Any]) -> str:
     paragraph = (inspect.getdoc(cls) or "").split("\n\n")[0]
-    return " ".join(paragraph.split()).replace("``", "")
+    text = " ".join(paragraph.split()).replace("``", "")
+    return text.removesuffix(":") + "." * text.endswith(":")  # of what followed, nothing is shown
 
 
 def _options(cls: type[Any]) -> list[Option]:
@@ -99,9 +105,11 @@ def _options(cls: type[Any]) -> list[Option]:
 def _type_name(declared: Any) -> str:
     if hasattr(declared, "__metadata__"):  # Annotated[int, bounds]
         declared = declared.__origin__
-    words = getattr(declared, "__args__", None)
+    words = getattr(declared, "__args__", ())
     if words and all(isinstance(word, str) for word in words):
         return "|".join(words)
+    if words and type(None) in words:
+        return " | ".join("None" if word is type(None) else _type_name(word) for word in words)
     return str(getattr(declared, "__name__", declared))
 
 
@@ -185,7 +193,9 @@ def _gpus() -> list[Entry]:
             f"partitions from {gpu.sm_minimum} SMs in steps of {gpu.sm_multiple}: "
             f"{len(legal_splits(gpu)) - 1} splits; use --device sim:{name}",
         ]
-        entries.append(Entry(name, gpu.name, facts=facts))
+        source = " ".join(gpu.sources["num_sms"].split())
+        source += f" Those of the other numbers are in nexusbench/data/gpus/{name}.toml"
+        entries.append(Entry(name, gpu.name, source, facts))
     return entries
 
 

@@ -45,7 +45,10 @@ PromptForm = Annotated[
     ),
 ]
 VocabSize = Annotated[
-    int, typer.Option(min=8, rich_help_panel=_PANEL, help="Token ids are drawn below this.")
+    int,
+    typer.Option(
+        min=8, metavar="N", rich_help_panel=_PANEL, help="Token ids are drawn below this."
+    ),
 ]
 ApiKeyEnv = Annotated[
     str | None,

@@ -29,6 +29,7 @@ _LETTERS = {
     "requeue": ("r", "magenta"),
     "compute": ("c", "green"),
     "contention": ("x", "bright_red"),
+    "kv_copy": ("m", "cyan"),
     "between_steps": (".", "dim"),
     "unsent": ("u", "red"),
     "first": ("f", "yellow"),

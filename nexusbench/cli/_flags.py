@@ -65,22 +65,29 @@ TracePath = Annotated[
 Device = Annotated[
     str,
     typer.Option(
+        metavar="DEVICE",
         rich_help_panel=_WHAT,
-        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU, sim:FILE.toml for your own GPU, "
+        help="auto (a usable CUDA GPU, else sim:l20), sim:GPU (nexusbench list gpus), "
+        "sim:FILE.toml for your own GPU, "
         "sim:DIR for the times of the profile in that folder, cpu (real tokens on cores), "
         "cpu:shared (thread priorities), cuda (a GPU's SMs, partitioned), or cuda:streams (not).",
     ),
 ]
 Model = Annotated[
     str,
-    typer.Option(rich_help_panel=_WHAT, help="A shipped model, an HF config.json, or its folder."),
+    typer.Option(
+        metavar="MODEL",
+        rich_help_panel=_WHAT,
+        help="A shipped model (nexusbench list models), an HF config.json, or its folder.",
+    ),
 ]
 Schedulers = Annotated[
     list[str],
     typer.Option(
         rich_help_panel=_WHAT,
         metavar="NAME[:KEY=VALUE,...]",
-        help="Several, as a,b,c or by repeating the flag, run one after the other on one trace.",
+        help="From nexusbench list schedulers. Several, as a,b,c or by repeating the flag, run one "
+        "after the other on one trace.",
     ),
 ]
 Partitioners = Annotated[
@@ -89,7 +96,8 @@ Partitioners = Annotated[
         rich_help_panel=_WHAT,
         metavar="NAME[:KEY=VALUE,...]",
         show_default="each scheduler's own",
-        help="One for all schedulers, or one for each in the same order.",
+        help="Who sizes the partitions (nexusbench list partitioners): one for all schedulers, or "
+        "one for each in the same order.",
     ),
 ]
 CostModel = Annotated[
@@ -98,7 +106,7 @@ CostModel = Annotated[
         metavar="NAME[:KEY=VALUE,...]",
         rich_help_panel=_WHAT,
         show_default="roofline, with --profile nexus",
-        help="What the partitioner believes a batch costs.",
+        help="What the partitioner believes a batch costs (nexusbench list cost-models).",
     ),
 ]
 Profile = Annotated[
@@ -135,67 +143,89 @@ KernelTable = Annotated[
     ),
 ]
 TensorParallel = Annotated[
-    int, typer.Option(min=1, rich_help_panel=_WHAT, help="GPUs that share every layer.")
+    int,
+    typer.Option(min=1, metavar="N", rich_help_panel=_WHAT, help="GPUs that share every layer."),
 ]
 Utilization = Annotated[
     float,
     typer.Option(
-        callback=share, rich_help_panel=_MEMORY, help="Share of GPU memory for weights and KV."
+        callback=share,
+        metavar="SHARE",
+        rich_help_panel=_MEMORY,
+        help="Share of each GPU's memory for weights and KV.",
     ),
 ]
 KvBlocks = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_MEMORY, show_default="from memory", help="KV blocks in the pool."
+        min=1,
+        metavar="N",
+        rich_help_panel=_MEMORY,
+        show_default="from memory",
+        help="KV blocks in the pool; in a pair of GPUs, each has a pool of so many.",
     ),
 ]
 SwapSpace = Annotated[
     float | None,
     typer.Option(
         min=0,
+        metavar="GIB",
         rich_help_panel=_MEMORY,
         show_default="what the scheduler counts on",
-        help="Host memory for KV of preempted requests, GiB per GPU (simulated devices).",
+        help="Host memory for KV of preempted requests, GiB for each GPU (simulated devices).",
     ),
 ]
 BlockSize = Annotated[
-    int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Tokens of a KV block.")
+    int,
+    typer.Option(min=1, metavar="N", rich_help_panel=_MEMORY, help="Tokens of a KV block."),
 ]
 PrefixCaching = Annotated[
     bool,
     typer.Option(
-        "--enable-prefix-caching/--no-enable-prefix-caching",
         "--prefix-caching/--no-prefix-caching",
         # A panel of its own: the long negative name would squeeze the others of a shared one.
         rich_help_panel=_PREFIX,
-        help="Reuse KV blocks (off: --no-prefix-caching).",
+        help="Reuse KV blocks of equal prefixes. vLLM's names of it work too.",
     ),
 ]
 MaxSeqs = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_LIMITS, show_default="vLLM's for this GPU", help="Requests a step."
+        min=1,
+        metavar="N",
+        rich_help_panel=_LIMITS,
+        show_default="vLLM's for this GPU",
+        help="Requests that hold KV blocks at a time, on all partitions and GPUs together.",
     ),
 ]
 MaxBatchedTokens = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_LIMITS, show_default="vLLM's for this GPU", help="Tokens a step."
+        min=1,
+        metavar="N",
+        rich_help_panel=_LIMITS,
+        show_default="vLLM's for this GPU",
+        help="Tokens of a batch; each partition runs batches of its own.",
     ),
 ]
 MaxModelLen = Annotated[
     int | None,
     typer.Option(
-        min=1, rich_help_panel=_LIMITS, show_default="the model's", help="Prompt and output tokens."
+        min=1,
+        metavar="N",
+        rich_help_panel=_LIMITS,
+        show_default="the model's",
+        help="Most tokens of a request, prompt and output together.",
     ),
 ]
 TooLong = Annotated[
     str,
     typer.Option(
         callback=one_of("reject", "skip", "clip", "error"),
-        metavar="reject|skip|clip|error",
+        metavar="ACTION",
         rich_help_panel=_LIMITS,
-        help="Requests beyond --max-model-len: reject (counts as a miss), skip, clip the prompt.",
+        help="Requests beyond --max-model-len: reject (counts as a miss), skip, clip the prompt, "
+        "or end with an error.",
     ),
 ]
 MaxTokens = Annotated[
@@ -211,6 +241,7 @@ Speed = Annotated[
     float | None,
     typer.Option(
         callback=positive,
+        metavar="FACTOR",
         rich_help_panel=_TRAFFIC,
         help="Replay this many times as fast: 2 is faster, half the time between arrivals.",
     ),
@@ -221,6 +252,7 @@ Rate = Annotated[
         "--rate",
         "--request-rate",
         callback=positive,
+        metavar="RATE",
         rich_help_panel=_TRAFFIC,
         help="Rescale time evenly to this mean rate, requests per second.",
     ),
@@ -229,20 +261,27 @@ Burstiness = Annotated[
     float | None,
     typer.Option(
         callback=positive,
+        metavar="SHAPE",
         rich_help_panel=_TRAFFIC,
-        help="Redraw arrivals with --rate: gamma gaps, 1 is Poisson, less is burstier.",
+        help="Redraw arrivals (needs --rate): gamma gaps of this shape, 1 is Poisson, less is "
+        "burstier.",
     ),
 ]
 Limit = Annotated[
     int | None,
     typer.Option(
-        "--limit", "--num-prompts", min=1, rich_help_panel=_TRAFFIC, help="The first N requests."
+        "--limit",
+        "--num-prompts",
+        min=1,
+        metavar="N",
+        rich_help_panel=_TRAFFIC,
+        help="Only the first N requests.",
     ),
 ]
 Window = Annotated[
     str | None,
     typer.Option(
-        metavar="A:B", rich_help_panel=_TRAFFIC, help="Requests that arrive in seconds A to B."
+        metavar="A:B", rich_help_panel=_TRAFFIC, help="Only requests that arrive in seconds A to B."
     ),
 ]
 SpreadTies = Annotated[
@@ -252,14 +291,6 @@ SpreadTies = Annotated[
         metavar="none|uniform",
         rich_help_panel=_TRAFFIC,
         help="Spread requests that share a coarse timestamp until the next one.",
-    ),
-]
-Concurrency = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        rich_help_panel=_TRAFFIC,
-        help="A closed loop of N users: the next request comes when one is free, no timestamps.",
     ),
 ]
 Warmup = Annotated[
@@ -304,16 +335,20 @@ Watts = Annotated[
     float | None,
     typer.Option(
         callback=positive,
+        metavar="WATTS",
         rich_help_panel=_MEASURE,
         help="Drawn by one GPU: adds joules per output token.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_MEASURE, help="The first seed.")]
+Seed = Annotated[
+    int, typer.Option(min=0, metavar="N", rich_help_panel=_MEASURE, help="The first seed.")
+]
 Seeds = Annotated[
     int,
     typer.Option(
         min=1,
         max=1000,
+        metavar="N",
         rich_help_panel=_MEASURE,
         help="Run N seeds each: 95 % intervals, paired differences to the first scheduler.",
     ),

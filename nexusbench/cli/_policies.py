@@ -62,7 +62,7 @@ def check_policies(pairs: list[tuple[str, str | None]], cost_model: str | None) 
         if policy.partitions not in cls.serves:
             raise UsageError(
                 f"--partitioner {name} cannot serve scheduler '{policy.name}', which runs on "
-                f"{' and '.join(policy.partitions)}. {_hint(pairs, partitioners, policy)}"
+                f"partition {' and '.join(policy.partitions)}. {_hint(pairs, partitioners, policy)}"
             )
     if cost_model is None:
         return

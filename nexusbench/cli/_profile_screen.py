@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
+from nexusbench.core.units import parts_of, unit_of
 from nexusbench.costs._profile import Fit, Profile
 from nexusbench.profiling.facts import Contention, Facts, representative
 
@@ -25,8 +26,10 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
 
     console, identity = results_console(), profile.fingerprint
     console.print(Text.assemble((title, "bold"), "  ", badge(identity.simulated)))
-    gpus = f", {identity.tensor_parallel} GPUs" if identity.tensor_parallel > 1 else ""
-    device = f"{identity.device}: {profile.gpu.name}, {identity.num_sms} SMs{gpus}"
+    size = f"{identity.num_sms} {unit_of(identity.device)}"
+    if identity.tensor_parallel > 1:
+        size = f"{identity.tensor_parallel} GPUs of {size} each"
+    device = f"{identity.device}: {profile.gpu.name}, {size}"
     # A shipped GPU's name says it all; a file of one's own is told from others by its path.
     named = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
     if profile.asked.device not in ("", named):
@@ -47,23 +50,25 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
 
 def show_profile(console: Console, profile: Profile, facts: Facts, *, ranges: bool) -> None:
     """All tables; ``ranges``: errors of the fits over SM ranges too."""
-    show_saturation(console, facts, profile.fingerprint.num_sms)
-    show_benefit(console, facts)
-    show_contention(console, facts)
-    show_splits(console, facts)
-    show_efficiency(console, facts)
-    show_fits(console, profile.fits, ranges=ranges)
-    show_own(console, profile)
+    parts = parts_of(profile.fingerprint.device)
+    show_saturation(console, facts, profile.fingerprint.num_sms, parts)
+    show_benefit(console, facts, parts)
+    show_contention(console, facts, parts)
+    show_splits(console, facts, parts)
+    show_efficiency(console, facts, parts)
+    show_fits(console, profile.fits, parts, ranges=ranges)
+    show_own(console, profile, parts)
     show_notes(console, profile, facts)
 
 
-def show_saturation(console: Console, facts: Facts, num_sms: int) -> None:
-    """Fewest SMs within 5 and 10 % of the latency on all."""
+def show_saturation(console: Console, facts: Facts, num_sms: int, parts: str) -> None:
+    """Fewest SMs (or whatever ``parts`` the device has) within 5 and 10 % of the latency on all."""
     if not facts.saturation:
         return
     grid = Grid(
-        f"Where more SMs stop paying: fewest of {num_sms} SMs within 5 and 10 % of all",
-        ("phase", "operators", "batch", "all SMs, ms", "within 5 %", "10 %", "over all batches"),
+        f"Where more {parts} stop paying: fewest of {num_sms} {parts} within 5 and 10 % of all",
+        ("phase", "operators", "batch", f"all {parts}, ms", "within 5 %", "10 %",
+         "over all batches"),
         keys=3, texts=(0, 1, 2),
     )  # fmt: skip
     for row in facts.saturation:
@@ -79,7 +84,7 @@ def _sms(sms: int, num_sms: int) -> str:
     return f"{sms} ({100 * sms / num_sms:.0f} %)"
 
 
-def show_benefit(console: Console, facts: Facts) -> None:
+def show_benefit(console: Console, facts: Facts, parts: str) -> None:
     """What every further tenth of the SMs saves."""
     phases = list(dict.fromkeys(row.phase for row in facts.benefit))
     if not phases:
@@ -87,8 +92,8 @@ def show_benefit(console: Console, facts: Facts) -> None:
     batches = {row.phase: row.batch for row in facts.benefit}
     names = ", ".join(f"{phase} {batches[phase]}" for phase in phases)
     columns = [name for phase in phases for name in (f"{phase}, ms", "saved")]
-    title = f"What every further 10 % of the SMs saves: {names}"
-    grid = Grid(title, ("SMs", *columns), texts=())
+    title = f"What every further 10 % of the {parts} saves: {names}"
+    grid = Grid(title, (parts, *columns), texts=())
     for percent in range(10, 101, 10):
         cells = []
         for phase in phases:
@@ -101,21 +106,21 @@ def show_benefit(console: Console, facts: Facts) -> None:
     grid.show(console)
 
 
-def show_contention(console: Console, facts: Facts) -> None:
+def show_contention(console: Console, facts: Facts, parts: str) -> None:
     """Slowdown of each phase beside the other, by batch and neighbour, over the splits."""
     for phase in ("decode", "prefill"):
         rows = [row for row in facts.contention if row.phase == phase]
         if rows:
-            _matrix(console, phase, rows)
+            _matrix(console, phase, rows, parts)
 
 
-def _matrix(console: Console, phase: str, rows: Sequence[Contention]) -> None:
+def _matrix(console: Console, phase: str, rows: Sequence[Contention], parts: str) -> None:
     batches = _some(list(dict.fromkeys(row.batch for row in rows)))
     neighbours = _some(list(dict.fromkeys(row.neighbour for row in rows)))
     other = "prefill" if phase == "decode" else "decode"
     grid = Grid(
-        f"How much longer {phase} takes beside {other} than alone on the same SMs: mean (and "
-        "worst) over splits",
+        f"How much longer {phase} takes beside {other} than alone on the same {parts}: mean "
+        "(and worst) over splits",
         (f"{phase} \\ {other}", *neighbours),
     )
     for batch in batches:
@@ -135,14 +140,14 @@ def _some(values: list[str]) -> list[str]:
     return [values[round(i * last / (_MOST_BATCHES - 1))] for i in range(_MOST_BATCHES)]
 
 
-def show_splits(console: Console, facts: Facts) -> None:
+def show_splits(console: Console, facts: Facts, parts: str) -> None:
     """Prefill rate against decode step for one pair of batches."""
     rows = representative(facts.splits)
     if not rows:
         return
     grid = Grid(
         f"Splits for prefill {rows[0].prefill} beside decode {rows[0].decode}",
-        ("SMs prefill/decode", "prefill, tok/s", "decode step, ms", ""), texts=(0, 3),
+        (f"{parts} prefill/decode", "prefill, tok/s", "decode step, ms", ""), texts=(0, 3),
     )  # fmt: skip
     for row in rows:
         grid.add(
@@ -152,7 +157,7 @@ def show_splits(console: Console, facts: Facts) -> None:
     grid.show(console)
 
 
-def show_efficiency(console: Console, facts: Facts) -> None:
+def show_efficiency(console: Console, facts: Facts, parts: str) -> None:
     """The batches that use the GPU best, and decode attention's bandwidth over SMs."""
     best = []
     for phase in ("prefill", "decode", "mixed"):
@@ -163,7 +168,7 @@ def show_efficiency(console: Console, facts: Facts) -> None:
                 best.append(fast)
     if best:
         grid = Grid(
-            "Best use of the whole GPU: share of peak FLOP/s (MFU) and of peak bandwidth (MBU)",
+            "Best use of the whole device: share of peak FLOP/s (MFU) and of peak bandwidth (MBU)",
             ("phase", "batch", "ms", "MFU", "MBU", "J/token"), keys=2, texts=(0, 1),
         )  # fmt: skip
         for row in best:
@@ -178,17 +183,17 @@ def show_efficiency(console: Console, facts: Facts) -> None:
         say(
             console,
             f"Bandwidth that decode attention ({facts.bandwidth_of}) draws, of the peak: "
-            f"{shares} SMs",
+            f"{shares} {parts}",
         )
 
 
-def show_fits(console: Console, fits: Sequence[Fit], *, ranges: bool) -> None:
+def show_fits(console: Console, fits: Sequence[Fit], parts: str, *, ranges: bool) -> None:
     """Errors of every fit on batches that it never saw."""
     if not fits:
         return
     grid = Grid(
         "Fitted cost models: error on held-out batches, % of the measured time",
-        ("cost model", "phase", "", "SMs", "n", "MAPE", "p95", "bias"), keys=4, texts=range(4),
+        ("cost model", "phase", "", parts, "n", "MAPE", "p95", "bias"), keys=4, texts=range(4),
     )  # fmt: skip
     for fit in fits:
         scores = [score for score in fit.scores if ranges or score.sms == "all"]
@@ -211,13 +216,13 @@ def show_fits(console: Console, fits: Sequence[Fit], *, ranges: bool) -> None:
         )
 
 
-def show_own(console: Console, profile: Profile) -> None:
+def show_own(console: Console, profile: Profile, parts: str) -> None:
     """The batches of ``--batch``: measured on all SMs, and what each fit makes of them."""
     if not profile.batches:
         return
     models = [fit.cost_model for fit in profile.fits]
     grid = Grid(
-        "Your batches on all SMs: measured, and the error of each prediction",
+        f"Your batches on all {parts}: measured, and the error of each prediction",
         ("batch", "ms", *models),
     )
     for own in profile.batches:

@@ -48,7 +48,10 @@ def open_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> S
         model = with_dtype(load_model(config.model), config.dtype)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
-        raise UsageError(f"--max-model-len {length}: {model.name} has {model.max_model_len}")
+        raise UsageError(
+            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
+            "tokens. Give at most that many, or leave it out"
+        )
     check_tensor_parallel(config.tensor_parallel_size, model)
     device, limits = open_device(config, model, length, profiling=True)
     asked = Asked(resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization)

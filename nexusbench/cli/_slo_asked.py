@@ -28,12 +28,14 @@ def asked_slo(params: Mapping[str, Any]) -> tuple[Slo, str]:
 
 
 def asked_config(params: Mapping[str, Any]) -> RunConfig:
-    """What all runs have in common. No SLO: runs are kept for any."""
+    """What all runs have in common. No SLO: runs are kept for any. Raises UsageError."""
     names = (set(RunConfig.__struct_fields__) & set(params)) - {
         "scheduler", "partitioner", "goodput", "seed",
     }  # fmt: skip
     fields = {name: params[name] for name in names}
     fields |= {"trace": str(params["trace"])}
+    if fields["force_profile"] and fields["profile"] is None:
+        raise UsageError("--force-profile goes with --profile, which is not given")
     if params.get("keep_arrivals"):
         fields["burstiness"] = None
     return RunConfig(**fields)

@@ -22,7 +22,10 @@ Bounds = Annotated[
 SloName = Annotated[
     str | None,
     typer.Option(
-        "--slo", metavar="NAME", rich_help_panel=_SLO, help="A preset of: nexusbench list slos."
+        "--slo",
+        metavar="NAME",
+        rich_help_panel=_SLO,
+        help="An SLO by name, from nexusbench list slos.",
     ),
 ]
 Attainment = Annotated[
@@ -36,17 +39,20 @@ Attainment = Annotated[
 Shape = Annotated[
     float,
     typer.Option(
-        callback=flags.positive, rich_help_panel=_SEARCH,
-        help="Of the arrivals drawn: gamma gaps, 1 is Poisson, less is burstier.",
+        callback=flags.positive, metavar="SHAPE", rich_help_panel=_SEARCH,
+        help="Arrivals are drawn with gamma gaps of this shape: 1 is Poisson, less is burstier.",
     ),
 ]  # fmt: skip
 Draws = Annotated[
-    int, typer.Option(min=1, max=100, rich_help_panel=_SEARCH, help="Draws of the arrivals.")
+    int,
+    typer.Option(
+        min=1, max=100, metavar="N", rich_help_panel=_SEARCH, help="Draws of the arrivals."
+    ),
 ]
 Jobs = Annotated[
     int | None,
     typer.Option(
-        "-j", "--jobs", min=1, rich_help_panel=_SEARCH, show_default="all cores",
+        "-j", "--jobs", min=1, metavar="N", rich_help_panel=_SEARCH, show_default="all cores",
         help="Processes on this machine; one where a real device is used.",
     ),
 ]  # fmt: skip

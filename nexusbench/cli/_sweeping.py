@@ -16,13 +16,14 @@ from nexusbench.cli._countdown import Countdown, duration
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.rows import decimals
-from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.experiments.cells import CELL_SUFFIX, Cell
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import Plan, estimated_seconds, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import load_sweep
 from nexusbench.experiments.sweep_table import sweep_table, write_sweep
+from nexusbench.rehearsal import check_run, decisive
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +57,7 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
     sweep = load_sweep(spec)
     store = Store(place.cache, CELL_SUFFIX, fresh=place.fresh)
     plan = plan_sweep(sweep, store)
+    _check(plan)
     jobs = place.jobs or cores()
     if jobs > 1 and not plan.simulated and place.ray is None:
         print("a real device takes one run at a time: --jobs 1", file=sys.stderr)
@@ -97,6 +99,27 @@ def _run(plan: Plan, store: Store, place: Place, jobs: int, *, quiet: bool) -> d
         countdown.step(_name(plan, index) + ("" if cell.ok else " FAILED"))
     countdown.end(counted(len(todo), "cell"))
     return cells
+
+
+def _check(plan: Plan) -> None:
+    """Refuse a profile, kernel table or cost model that some cell could not use, before others have
+    taken hours. What is right by itself and does not go together is that cell's own result.
+    """
+    checked: set[bytes] = set()
+    for index in plan.todo:
+        config = plan.sweep.configs[index]
+        if (alike := decisive(config)) in checked:
+            continue
+        checked.add(alike)
+        try:
+            check_run(config)
+        except InputError as error:
+            raise InputError(
+                f"cell {index} ({_name(plan, index)}) cannot run: {error}. To run the others, "
+                "leave it out with [[exclude]]"
+            ) from None
+        except Exception:  # somebody's policy may raise anything
+            continue
 
 
 def _name(plan: Plan, index: int) -> str:

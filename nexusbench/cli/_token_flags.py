@@ -14,30 +14,36 @@ LoadFormat = Annotated[
     str,
     typer.Option(
         callback=one_of("auto", "safetensors", "dummy"),
-        metavar="auto|safetensors|dummy",
+        metavar="FORMAT",
         rich_help_panel=_TOKENS,
-        help="Weights from the model's folder, or random by seed (dummy; auto for tiny and small).",
+        help="Weights from the model's folder (safetensors) or random by seed (dummy); auto is "
+        "dummy for the models tiny and small.",
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        metavar="float32|bfloat16|float16",
+        metavar="DTYPE",
         rich_help_panel=_TOKENS,
         show_default="the model's",
-        help="What weights are converted to and computed in.",
+        help="float32, bfloat16 or float16: what weights are converted to and computed in.",
     ),
 ]
 Temperature = Annotated[
     float,
     typer.Option(
-        min=0, max=100, rich_help_panel=_TOKENS, help="0 takes the likeliest token; else --seed."
+        min=0,
+        max=100,
+        metavar="T",
+        rich_help_panel=_TOKENS,
+        help="0 takes the likeliest token; above, tokens are drawn by --seed.",
     ),
 ]
 TopP = Annotated[
     float,
     typer.Option(
         callback=share,
+        metavar="SHARE",
         rich_help_panel=_TOKENS,
         help="Draw from the likeliest tokens that have this probability together.",
     ),

@@ -17,3 +17,12 @@ QuantizeArrivals = Annotated[
         help="Round arrivals up to multiples of S seconds (llm-bench does so with 1).",
     ),
 ]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel="Traffic",
+        help="A closed loop of N users: the next request comes when one is free, no timestamps.",
+    ),
+]

@@ -36,7 +36,7 @@ Chunks = Annotated[
 Effort = Annotated[
     int,
     typer.Option(
-        min=1, rich_help_panel=_COMPARED,
+        min=1, metavar="N", rich_help_panel=_COMPARED,
         help="Requests to simulate before the final, shared among all candidates.",
     ),
 ]  # fmt: skip
@@ -57,6 +57,7 @@ def advise(
     effort: Effort = 18_000,
     cost_model: flags.CostModel = None,
     profile: flags.Profile = None,
+    force_profile: flags.ForceProfile = False,
     kernel_table: flags.KernelTable = None,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,

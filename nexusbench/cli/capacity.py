@@ -40,6 +40,7 @@ def capacity(
     model: flags.Model = "llama-3.1-8b",
     cost_model: flags.CostModel = None,
     profile: flags.Profile = None,
+    force_profile: flags.ForceProfile = False,
     kernel_table: flags.KernelTable = None,
     tensor_parallel_size: flags.TensorParallel = 1,
     gpu_memory_utilization: flags.Utilization = 0.9,

@@ -24,18 +24,24 @@ def check_model(
         ),
     ],
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Compute in float32, bfloat16 or float16.")
+        str,
+        typer.Option("--dtype", metavar="DTYPE", help="Compute in float32, bfloat16 or float16."),
     ] = "float32",
     prompts: Annotated[
         str, typer.Option("--prompts", metavar="N,N,...", help="Lengths of the random prompts.")
     ] = "5,37,90",
     new_tokens: Annotated[
-        int, typer.Option("--new-tokens", min=1, help="Greedy tokens after each prompt.")
+        int,
+        typer.Option("--new-tokens", min=1, metavar="N", help="Greedy tokens after each prompt."),
     ] = 16,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the prompts.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Seed of the prompts.")
+    ] = 0,
     as_json: flags.Json = False,
 ) -> None:
     """Compare logits and greedy tokens with transformers, through chunked prefill and paged decode.
+
+    nexusbench check-model models/Qwen2.5-0.5B --dtype float32
 
     Needs the extra 'check'. Exit code 0 if both agree up to rounding, 3 if they differ.
     """

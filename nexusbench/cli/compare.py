@@ -11,7 +11,7 @@ from nexusbench.cli import _flags as flags
 
 Runs = Annotated[
     list[str],
-    typer.Argument(metavar="RUN...", show_default=False, help="Run folders, or ids in --results."),
+    typer.Argument(metavar="RUN", show_default=False, help="Run folders, or ids in --results."),
 ]
 
 
@@ -26,6 +26,8 @@ def compare(
     formulas: flags.Formulas = False,
 ) -> None:
     """Show stored runs side by side; interrupted and killed ones too, with what they kept.
+
+    nexusbench compare results/* --goodput ttft:500 tbt:50
 
     With --goodput, --price-per-hour or --watts all runs are judged by these instead of their own.
     """

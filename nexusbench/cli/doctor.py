@@ -16,6 +16,7 @@ def doctor(
         str | None,
         typer.Option(
             "--device",
+            metavar="DEVICE",
             show_default="all, briefly",
             help="Look at one device closely: cuda, cuda:1, cpu, sim:h200.",
         ),
@@ -26,6 +27,8 @@ def doctor(
     json: flags.Json = False,
 ) -> None:
     """Check versions, machine, devices, results folder and plug-ins; serve a request as a test.
+
+    nexusbench doctor --device cuda
 
     Exit code 0 unless the core itself is broken, or the --device that was asked about.
     """

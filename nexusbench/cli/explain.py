@@ -17,14 +17,22 @@ def explain(
     request: Annotated[
         str | None,
         typer.Option(
-            "--request", "-r", metavar="ID", show_default="list the slowest", help="Id or number."
+            "--request",
+            "-r",
+            metavar="ID",
+            show_default="list the slowest",
+            help="Its id in the trace, or its number from 0.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the slowest to list.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many of the slowest to list.")
+    ] = 10,
     results: flags.Results = Path("results"),
     json: flags.Json = False,
 ) -> None:
     """Say where a request's time went: queue, KV wait, compute, contention.
+
+    nexusbench explain results/RUN --request 17
 
     Without --request: the requests with the longest time to first token.
     """

@@ -15,7 +15,7 @@ app.add_typer(baseline_app, name="baseline")
 
 Runs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RUN...", show_default=False, help="Run folders, or ids in --results."),
+    typer.Argument(metavar="RUN", show_default=False, help="Run folders, or ids in --results."),
 ]
 Spec = Annotated[
     Path | None,
@@ -27,9 +27,10 @@ Rules = Annotated[
     list[str] | None,
     typer.Option(
         "--rule",
-        metavar="METRIC[.STAT]:PERCENT%[:ABSOLUTE]",
+        metavar="RULE",
         show_default="the spec's, or a handful",
-        help="A metric may worsen by this share, or by this amount: ttft.p99:5%:2ms (repeatable).",
+        help="METRIC[.STATISTIC]:PERCENT%[:AMOUNT]: how far a metric may worsen, by this share "
+        "or by this amount, as in ttft.p99:5%:2ms (repeatable).",
     ),
 ]
 Keep = Annotated[
@@ -66,6 +67,8 @@ def save(
 ) -> None:
     """Keep the numbers of runs as a baseline, every run's value of every metric.
 
+    nexusbench gate baseline save --spec gate.toml -o baseline.json
+
     Without rules all metrics that have a better side are kept.
     """
     from nexusbench.cli._gating import Source, save_file
@@ -93,6 +96,7 @@ def check(
         float | None,
         typer.Option(
             callback=flags.positive,
+            metavar="SHARE",
             show_default="0.008",
             help="Chance of any false alarm over all measured metrics.",
         ),
@@ -116,6 +120,8 @@ def check(
     no_progress: flags.NoProgress = False,
 ) -> None:
     """Compare runs with a baseline, a verdict for every metric.
+
+    nexusbench gate check --spec gate.toml --baseline baseline.json
 
     Deterministic (simulated) metrics are compared exactly; measured ones fail only if they are
     worse by more than the rule, and by more than chance. In GitHub Actions the report is added to

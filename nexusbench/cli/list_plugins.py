@@ -26,7 +26,13 @@ def list_plugins(
     ],
     json: flags.Json = False,
 ) -> None:
-    """List what there is to choose from: name, purpose, source, options with defaults."""
+    """List what there is to choose from: name, purpose, source, options with defaults.
+
+    nexusbench list schedulers
+
+    --json gives for each entry its name, about, source, facts, options (name, type, default) and
+    the error of a plug-in that is broken; what is empty is left out.
+    """
     from nexusbench.cli._catalogue import show_family
 
     show_family(family, as_json=json)

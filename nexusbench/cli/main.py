@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from nexusbench import __version__
-from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli._argv import expand_goodput, plain_names
+from nexusbench.cli._help import tidy
 from nexusbench.cli.advise import advise
 from nexusbench.cli.capacity import capacity
 from nexusbench.cli.check_model import check_model
@@ -115,7 +116,7 @@ def main(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("NEXUSBENCH_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = _call(expand_goodput(arguments))
+        code = _call(expand_goodput(plain_names(arguments)))
     except SystemExit as stop:
         if debug and stop.__cause__ is not None:
             traceback.print_exception(stop.__cause__)
@@ -148,7 +149,9 @@ def main(arguments: list[str]) -> int:
 def _call(arguments: list[str]) -> object:
     """Run the command; what it has printed must have gone out before its end counts."""
     try:
-        code = app(arguments, prog_name="nexusbench", standalone_mode=False)
+        command = typer.main.get_command(app)
+        tidy(command)
+        code: object = command(arguments, prog_name="nexusbench", standalone_mode=False)
     except SystemExit:
         sys.stdout.flush()
         raise

@@ -13,7 +13,7 @@ Spec = Annotated[
     Path,
     typer.Argument(
         metavar="SPEC.toml", show_default=False,
-        help="GPUs, traffic, loads, SLOs and systems, as workloads/when-it-pays/map.toml.",
+        help="GPUs, traffic, loads, SLOs and systems, as in workloads/when-it-pays/map.toml.",
     ),
 ]  # fmt: skip
 Out = Annotated[
@@ -28,7 +28,14 @@ Quick = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option("-j", "--jobs", min=1, show_default="all cores", help="Processes."),
+    typer.Option(
+        "-j",
+        "--jobs",
+        min=1,
+        metavar="N",
+        show_default="all cores",
+        help="Processes on this machine.",
+    ),
 ]
 DryRun = Annotated[
     bool,
@@ -50,6 +57,8 @@ def pays(
     no_progress: flags.NoProgress = False,
 ) -> None:
     """Compare systems on simulated GPUs over traffic, load and SLO: where does splitting pay?
+
+    nexusbench pays workloads/when-it-pays/map.toml --quick
 
     Loads are shares of what the spec's reference can finish, found first. Each run is kept as it
     ends: call again after a kill, or after adding a system. See docs/when-it-pays.md.

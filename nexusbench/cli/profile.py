@@ -36,9 +36,14 @@ CounterNames = Annotated[
         help="Counter sources to read, as a,b (nexusbench list counters).",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=_SWEEP, help="Of simulated noise.")]
+Seed = Annotated[
+    int, typer.Option(min=0, metavar="N", rich_help_panel=_SWEEP, help="Seed of simulated noise.")
+]
 Fresh = Annotated[
-    bool, typer.Option("--fresh", rich_help_panel=_SWEEP, help="Forget what the folder holds.")
+    bool,
+    typer.Option(
+        "--fresh", rich_help_panel=_SWEEP, help="Measure again what the folder holds too."
+    ),
 ]
 Folder = Annotated[
     Path | None,
@@ -114,7 +119,10 @@ def show(
     json: flags.Json = False,
     plots: Plots = None,
 ) -> None:
-    """Show a stored profile: saturation, benefit, contention, splits, and the fits' errors."""
+    """Show a stored profile: saturation, benefit, contention, splits, and the fits' errors.
+
+    nexusbench profile show results/profiles/sim-l20-qwen2.5-3b
+    """
     from nexusbench.cli._profiling import show_stored
 
     show_stored(path, as_json=json, plots=plots)
@@ -124,15 +132,23 @@ def show(
 def check(
     path: ProfilePath,
     device: Annotated[
-        str | None, typer.Option("--device", show_default="the profile's", help="What to measure.")
+        str | None,
+        typer.Option(
+            "--device", metavar="DEVICE", show_default="the profile's", help="What to measure."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", show_default="the profile's", help="What it runs.")
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", show_default="the profile's", help="What it runs."
+        ),
     ] = None,
     kernel_table: flags.KernelTable = None,
     json: flags.Json = False,
 ) -> None:
     """Measure a handful of a profile's points again: does it still predict today's device?
+
+    nexusbench profile check results/profiles/sim-l20-qwen2.5-3b
 
     Exit code 0 if it holds, 3 if it has drifted.
     """
@@ -145,8 +161,12 @@ def check(
 
 @app.command("paper")
 def paper(
-    device: Annotated[str, typer.Option("--device", help="sim:GPU, or a device.")] = "sim:l20",
-    model: Annotated[str, typer.Option("--model", help="A shipped model.")] = "qwen2.5-3b",
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="As for nexusbench profile.")
+    ] = "sim:l20",
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="As for nexusbench profile.")
+    ] = "qwen2.5-3b",
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -158,7 +178,10 @@ def paper(
     ] = None,
     json: flags.Json = False,
 ) -> None:
-    """The Nexus paper's section 3 beside this device: what is found, and what was put in."""
+    """The Nexus paper's section 3 beside this device: what is found, and what was put in.
+
+    nexusbench profile paper --device sim:l20 --model qwen2.5-3b
+    """
     from nexusbench.cli._profile_paper import show_paper
 
     show_paper(device, model, trace, as_json=json)

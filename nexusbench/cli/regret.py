@@ -26,7 +26,9 @@ Partitioners = Annotated[
         help="Those that ask a belief run once with each.",
     ),
 ]
-Sample = Annotated[int, typer.Option(min=1, help="Decisions of each run that are judged.")]
+Sample = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Decisions of each run that are judged.")
+]
 
 
 def regret(
@@ -45,6 +47,8 @@ def regret(
     no_progress: flags.NoProgress = False,
 ) -> None:
     """Judge decisions by the truth: how far from the best legal split, how often out of bounds.
+
+    nexusbench regret workloads/mixed.jsonl --device sim:l20 --profile PROFILE
 
     On a simulated device only. Each belief serves TRACE under nexus; the oracle asks the truth.
     """

@@ -12,7 +12,7 @@ from nexusbench.cli import _flags as flags
 Runs = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN...", show_default=False, help="Run folders, ids in --results, or profiles."
+        metavar="RUN", show_default=False, help="Run folders, ids in --results, or profiles."
     ),
 ]
 
@@ -33,6 +33,8 @@ def report(
     json: flags.Json = False,
 ) -> None:
     """Make one self-contained page of stored runs, or of profiles, that needs no network.
+
+    nexusbench report results/* -o report.html
 
     Runs that differ only in their seed share a column; several loads get latency over rate.
     """

@@ -12,12 +12,16 @@ from nexusbench.cli import _flags as flags
 Paper = Annotated[
     str,
     typer.Argument(
-        metavar="PAPER", show_default=False, help="nexus: a folder of --specs with experiments."
+        metavar="PAPER", show_default=False, help="Whose experiments: nexus, a folder in --specs."
     ),
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option(metavar="fig9,...", help="Only these figures or experiments.", show_default="all"),
+    typer.Option(
+        metavar="NAME,...",
+        help="Only these figures or experiments, as fig9,fig10.",
+        show_default="all",
+    ),
 ]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Fewer requests, rates and draws; says what was cut.")
@@ -32,7 +36,14 @@ Out = Annotated[
 ]  # fmt: skip
 Jobs = Annotated[
     int | None,
-    typer.Option("-j", "--jobs", min=1, show_default="all cores", help="Processes."),
+    typer.Option(
+        "-j",
+        "--jobs",
+        min=1,
+        metavar="N",
+        show_default="all cores",
+        help="Processes on this machine.",
+    ),
 ]
 
 
@@ -50,6 +61,8 @@ def reproduce(
 ) -> None:
     """Run a paper's experiments on simulated GPUs and judge its claims: one table "claim, paper,
     ours, verdict, why".
+
+    nexusbench reproduce nexus --quick
 
     Each run is kept as it ends: call again after a kill. See docs/reproduction.md.
     """

@@ -32,6 +32,8 @@ def rerun(
 ) -> None:
     """Run a stored run's config again and compare the event logs.
 
+    nexusbench rerun results/RUN
+
     Exit codes: 0 identical (a real device: it ended), 1 it differs, 4 the stored run is partial or
     damaged: there is nothing to compare with.
     """

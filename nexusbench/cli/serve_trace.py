@@ -55,7 +55,7 @@ def serve_trace(
     window: flags.Window = None,
     spread_ties: flags.SpreadTies = "none",
     quantize_arrivals: traffic.QuantizeArrivals = None,
-    concurrency: flags.Concurrency = None,
+    concurrency: traffic.Concurrency = None,
     warmup_s: flags.Warmup = 0.0,
     goodput: flags.Goodput = None,
     by: flags.By = None,

@@ -32,7 +32,7 @@ Out = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        "-j", "--jobs", min=1, rich_help_panel=_WHERE, show_default="all cores",
+        "-j", "--jobs", min=1, metavar="N", rich_help_panel=_WHERE, show_default="all cores",
         help="Processes on this machine; one where a real device is used.",
     ),
 ]  # fmt: skip
@@ -46,7 +46,7 @@ Ray = Annotated[
 ]  # fmt: skip
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say what would run, what is kept already, and how long it is."),
+    typer.Option("--dry-run", help="Only say what would run, what is kept, and how long it takes."),
 ]
 
 
@@ -62,6 +62,8 @@ def sweep(
     no_progress: flags.NoProgress = False,
 ) -> None:
     """Run every combination that SPEC lists and write one parquet table.
+
+    nexusbench sweep sweep.toml --dry-run
 
     Each cell is kept as it ends, by a hash of all that decides it: call again after a kill, or
     after adding a value, and only what is missing runs. Cells that fail are rows too, and make the

@@ -13,9 +13,7 @@ from nexusbench.cli import _flags as flags
 def timeline(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN...", show_default=False, help="Run folders, or ids in --results."
-        ),
+        typer.Argument(metavar="RUN", show_default=False, help="Run folders, or ids in --results."),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The trace to write.")
@@ -27,6 +25,8 @@ def timeline(
     results: flags.Results = Path("results"),
 ) -> None:
     """Write stored runs as Chrome trace JSON: open it in ui.perfetto.dev or chrome://tracing.
+
+    nexusbench timeline results/RUN --window 10:20
 
     A track per partition with its batches, counters of queue and KV cache, flows of requests.
     """

@@ -25,10 +25,15 @@ def make(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, show_default="the spec's", help="Another seed than the spec's."),
+        typer.Option(
+            min=0, metavar="N", show_default="the spec's", help="Another seed than the spec's."
+        ),
     ] = None,
 ) -> None:
-    """Write the trace of a workload spec: the same file on every machine."""
+    """Write the trace of a workload spec: the same file on every machine.
+
+    nexusbench trace make workloads/mixed.toml -o mixed.jsonl
+    """
     from nexusbench.cli._tracing import make_file
 
     make_file(spec, output or Path(f"{spec.stem}.jsonl"), seed)
@@ -36,7 +41,10 @@ def make(
 
 @app.command("show")
 def show(trace: flags.TracePath, json: flags.Json = False) -> None:
-    """Show what is in a trace: rates, burstiness, lengths, shared prefixes, sessions."""
+    """Show what is in a trace: rates, burstiness, lengths, shared prefixes, sessions.
+
+    nexusbench trace show workloads/mixed.jsonl
+    """
     from nexusbench.cli._tracing import show_file
 
     show_file(trace, as_json=json)
@@ -59,7 +67,10 @@ def convert(
         ),
     ] = "native",
 ) -> None:
-    """Write a trace in another format, and say what that format cannot hold."""
+    """Write a trace in another format, and say what that format cannot hold.
+
+    nexusbench trace convert workloads/mixed.jsonl mixed.csv --format azure
+    """
     from nexusbench.cli._tracing import convert_file
 
     convert_file(source, target, format)

@@ -25,7 +25,9 @@ Bounds = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-ModelName = Annotated[str, typer.Option("--model", help="A shipped model or a config.json.")]
+ModelName = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help="A shipped model or a config.json.")
+]
 
 
 @app.command("kernels")
@@ -44,6 +46,8 @@ def kernels(
     as_json: AsJson = False,
 ) -> None:
     """Errors of the physics alone, and of tables with whole counts held out, by operator.
+
+    nexusbench validate kernels a100 TABLE --bound gemm:8
 
     Bounds name an operator or a group ('gemm:8', 'attention:12': MAPE of the physics where it was
     not fitted; 'table gemm:5': of the table).
@@ -77,16 +81,22 @@ def kernels(
 @app.command("run")
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A recorded run.")],
-    device: Annotated[str, typer.Option("--device", help="sim:GPU")],
+    device: Annotated[
+        str, typer.Option("--device", metavar="sim:GPU", help="The GPU that was recorded.")
+    ],
     model: ModelName = "llama-3.1-8b",
     kernel_table: Annotated[
         Path | None, typer.Option("--kernel-table", metavar="DIR", help="Measured operator times.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Seed of simulated noise.")
+    ] = 0,
     bound: Bounds = [],  # noqa: B006 - Typer reads it, nobody changes it
     as_json: AsJson = False,
 ) -> None:
     """Replay a recorded run of a real engine: measured beside simulated.
+
+    nexusbench validate run RECORDING --device sim:h100 --bound tpot:5
 
     Bounds name a row ('makespan:3', 'tpot:3' for its mean, 'tpot.p99:5').
     """
@@ -125,11 +135,15 @@ def run(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE.json", help="vllm bench serve --save-detailed")
+        Path,
+        typer.Argument(metavar="FILE.json", help="What vllm bench serve --save-detailed wrote."),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The recording to make.")],
 ) -> None:
-    """Make a recording of your own server that 'validate run' replays."""
+    """Make a recording of your own server that 'validate run' replays.
+
+    nexusbench validate import bench.json RECORDING
+    """
     from nexusbench.cli._console import results_console
     from nexusbench.experiments.fidelity.bench_serve import import_bench_serve
 
@@ -142,11 +156,21 @@ def import_(
 def fit_(
     gpu: Annotated[str, typer.Argument(metavar="GPU", help="A shipped GPU, or a .toml file.")],
     table: Annotated[str, typer.Argument(metavar="TABLE", help="As for validate kernels.")],
-    family: Annotated[str, typer.Option("--family", help="gemm or attention")] = "gemm",
+    family: Annotated[
+        str, typer.Option("--family", metavar="gemm|attention", help="Which operators.")
+    ] = "gemm",
     model: ModelName = "llama-3.1-8b",
-    evaluations: Annotated[int, typer.Option("--evaluations", min=20)] = 400,
+    evaluations: Annotated[
+        int,
+        typer.Option(
+            "--evaluations", min=20, metavar="N", help="Sets of constants to try: more fit better."
+        ),
+    ] = 400,
 ) -> None:
-    """Fit a GPU's constants on half of a table; prints the lines for its [sim] section."""
+    """Fit a GPU's constants on half of a table; prints the lines for its [sim] section.
+
+    nexusbench validate fit a100 TABLE --family attention
+    """
     from nexusbench.cli._console import progress_console, results_console
     from nexusbench.core.errors import UsageError
     from nexusbench.devices._gpus import load_gpu

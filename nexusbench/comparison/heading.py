@@ -7,9 +7,9 @@ from typing import Any
 
 from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
-from nexusbench.comparison.rows import Row, unit_of
+from nexusbench.comparison.rows import Row
 from nexusbench.comparison.view import Column, RunView, gpus_differ
-from nexusbench.core.units import NS_PER_S, counted
+from nexusbench.core.units import NS_PER_S, counted, unit_of
 
 _DEFINITIONS = (
     "TTFT: scheduled arrival to first token = queueing (to first admission) + service.",
@@ -45,6 +45,7 @@ def header_lines(
         device += f" (--device {asked})"  # the name of a file does not say which one
     tokens = resolved["kv_blocks"] * resolved["block_size"]
     caching = "on" if view.config.get("prefix_caching") else "off"
+    together = " on both GPUs together" if _is_pair(resolved) else ""
     lines = [
         ("device", device),
         ("model", _model_line(view, resolved)),
@@ -52,11 +53,11 @@ def header_lines(
         (
             "KV pool",
             f"{resolved['kv_blocks']:,} blocks of {resolved['block_size']} tokens "
-            f"= {tokens:,} tokens; prefix caching {caching}",
+            f"= {tokens:,} tokens{_per_side(view, resolved)}; prefix caching {caching}",
         ),
         (
             "limits",
-            f"max_num_seqs {limits['max_num_seqs']:,}, max_num_batched_tokens "
+            f"max_num_seqs {limits['max_num_seqs']:,}{together}, max_num_batched_tokens "
             f"{limits['max_num_batched_tokens']:,}, max_model_len {limits['max_model_len']:,}",
         ),
     ]
@@ -76,14 +77,30 @@ def _judged_lines(view: RunView) -> list[tuple[str, str]]:
     return lines
 
 
+def _is_pair(resolved: dict[str, Any]) -> bool:
+    """Two GPUs, or groups of them, with a KV pool each."""
+    return "gpu1" in resolved.get("pools", ())
+
+
+def _per_side(view: RunView, resolved: dict[str, Any]) -> str:
+    """How a pair's KV blocks are divided: evenly."""
+    if not _is_pair(resolved):
+        return ""
+    degree = view.config.get("tensor_parallel_size", 1)
+    side = "GPU" if degree == 1 else f"group of {degree} GPUs"
+    return f", {resolved['kv_blocks'] // 2:,} blocks on each {side}"
+
+
 def _device_text(resolved: dict[str, Any]) -> str:
     """The device, what its partitions are made of, and whether they share it in time only."""
     name, unit = resolved["device"], unit_of(resolved["device"])
     cores = (resolved.get("environment") or {}).get("cores")
     if cores is None:
         gpus = resolved.get("gpus", 1)
-        text = f"{name}: {resolved['gpu']['name']}, {resolved['num_sms']} {unit}"
-        return text + (f", {gpus} GPUs" if gpus > 1 else "")
+        if gpus > 1:
+            each = resolved["gpu"]["num_sms"]
+            return f"{name}: {resolved['gpu']['name']}, {gpus} GPUs of {each} {unit} each"
+        return f"{name}: {resolved['gpu']['name']}, {resolved['num_sms']} {unit}"
     text = f"{name}: {resolved['gpu']['name']}, {len(cores.split(','))} cores"
     if name.endswith(":shared"):
         text += ", TIME-SHARED: a split is a share of their time by thread priority, not of cores"

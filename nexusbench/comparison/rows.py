@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
+from nexusbench.core.units import unit_of
 
 STATISTICS = ("mean", "p50", "p95", "p99")
 LATENCIES = (
@@ -71,8 +72,6 @@ _ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished"
 _SECONDS_FROM_MS = 1000.0
 # Whoever runs one batch at a time has no contention: that is no merit.
 _DIRECTIONS = {"decision_us": "lower", "contention": "none"}
-# Parts of a device are SMs, unless its name is here.
-_UNITS = {"cpu": "cores", "cpu:shared": "% of time"}
 
 
 class Cell(msgspec.Struct):
@@ -187,11 +186,6 @@ def _row_of(
     direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     _mark_best(columns, cells, values, _DIRECTIONS.get(tag, direction))
     return Row(title, second, cells)
-
-
-def unit_of(device: str) -> str:
-    """What a device's partitions are made of, in words."""
-    return _UNITS.get(device, "SMs")
 
 
 def _in_units(columns: Sequence[Column], row: Row | None) -> Row | None:

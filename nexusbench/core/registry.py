@@ -7,6 +7,7 @@ import importlib
 import math
 import pkgutil
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
     if close:
         return f"Did you mean '{close[0]}'?"
     return f"Known: {', '.join(known) if known else 'none'}"
+
+
+def and_keys(unknown: Sequence[str] = (), missing: Sequence[str] = ()) -> str:
+    """What follows the fault of one key where a file has more of them: all are told at once."""
+    text = f"; unknown too: {', '.join(unknown)}" if unknown else ""
+    return text + (f"; missing too: {', '.join(missing)}" if missing else "")
 
 
 class Registry:

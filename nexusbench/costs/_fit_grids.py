@@ -97,8 +97,8 @@ def surface(
     if len(sizes) < 2 or max([len(row) for row in rows.values()], default=0) < 2:
         raise UsageError(
             f"the table needs {phase} alone at two or more {what} and two or more contexts, each "
-            f"on two or more SM counts; measured were {len(sizes)} {what} in {len(lines)} shapes. "
-            "Profile more: nexusbench profile without --quick"
+            f"on shares of two or more sizes; measured were {len(sizes)} {what} in {len(lines)} "
+            "shapes. Profile more: nexusbench profile without --quick"
         )
     contexts = _common_contexts(rows)
     inverse = _inverse_axis([sms for line in usable.values() for sms in line], num_sms)

@@ -69,9 +69,9 @@ def fit_phase(
             found.append(_non_negative(np.array(rows), np.array(times)))
     if len(axis) < 2:
         raise UsageError(
-            f"the linear model needs {phase} alone of at least {terms} different {what} on two or "
-            f"more SM counts; measured were {len(lines)} shapes on {len(counts)}. Profile more: "
-            "nexusbench profile without --quick"
+            f"the linear model needs {phase} alone of at least {terms} different {what} on shares "
+            f"of two or more sizes; measured were {len(lines)} shapes on {len(counts)}. Profile "
+            "more: nexusbench profile without --quick"
         )
     return _with_ends(np.array(axis), np.array(found), num_sms)
 

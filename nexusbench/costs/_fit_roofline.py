@@ -77,8 +77,9 @@ def _steps(points: Iterable[Point], model: Roofline, phase: str) -> Steps:
     if len(sizes) < 2 or len({point.setting.sms for point in chosen}) < 2:
         what = "chunk" if phase == "prefill" else "batch"
         raise UsageError(
-            f"the roofline needs {phase} alone at two or more {what} sizes and SM counts; measured "
-            f"were {len(chosen)} points. Profile more: nexusbench profile without --quick"
+            f"the roofline needs {phase} alone at two or more {what} sizes, on shares of two or "
+            f"more sizes; measured were {len(chosen)} points. Profile more: "
+            "nexusbench profile without --quick"
         )
     dense, attention = [], []
     for point in chosen:

@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
+from nexusbench.core.units import unit_of
 from nexusbench.costs._points import Point
 
 SCHEMA = 1
@@ -233,7 +234,8 @@ def check_fingerprint(profile: Profile, file: Path, now: Fingerprint) -> list[st
     if was.model_sha256 != now.model_sha256:
         different.append(f"it is of the model {was.model}, this run serves {now.model}")
     if was.device != now.device or was.num_sms != now.num_sms:
-        different.append(f"it is of {was.device} ({was.num_sms} SMs), this run uses {now.device}")
+        size = f"{was.num_sms} {unit_of(was.device)}"
+        different.append(f"it is of {was.device} ({size}), this run uses {now.device}")
     elif was.device_sha256 != now.device_sha256:
         different.append(f"{was.device} has other constants or tables now than when it was made")
     if was.tensor_parallel != now.tensor_parallel:
@@ -244,8 +246,8 @@ def check_fingerprint(profile: Profile, file: Path, now: Fingerprint) -> list[st
 
 
 def refuse(file: Path, problems: list[str]) -> None:
-    """Raise UsageError for a profile of something else."""
-    raise UsageError(
-        f"{file}: this profile does not fit the run: {'; '.join(problems)}. Profile this device "
-        "and model, or use it all the same with --force-profile"
-    )
+    """Raise InputError for a profile of something else."""
+    raise InputError(
+        f"this profile does not fit the run: {'; '.join(problems)}", file=file,
+        hint="Profile this device and model, or use it all the same with --force-profile",
+    )  # fmt: skip

@@ -15,10 +15,11 @@ import msgspec
 
 from nexusbench.core.batch import Split
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
+from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.core.specs import GpuSpec, SimConstants
 
 _SHIPPED = "nexusbench.data"
+_NESTED = ("sim", "sources")  # tables in a GPU's own
 # Shares of a whole; zero is allowed only for those in _MAY_BE_ZERO.
 _SHARES = (
     "dense_efficiency",
@@ -158,7 +159,8 @@ def _parse(text: str, file: str) -> GpuSpec:
     document = _Document(text, file)
     data = dict(document.data)
     sources, sim = data.pop("sources", {}), data.pop("sim", None)
-    top = _table(document, "", data, GpuSpec, nested=("sim", "sources"))
+    _check_keys(document, data, sim, sources)
+    top = _table(document, "", data, GpuSpec)
     if not isinstance(sim, dict):
         problem = "is missing" if sim is None else "is not a table"
         raise document.error(
@@ -175,25 +177,44 @@ def _parse(text: str, file: str) -> GpuSpec:
     return GpuSpec(**top, sim=SimConstants(**constants), sources=sources)
 
 
+def _check_keys(document: _Document, data: dict[str, Any], sim: object, sources: object) -> None:
+    """Refuse unknown and missing keys of all tables, in one error that names every one of them."""
+    tables = {"": (data, _fields(GpuSpec)), "sim": (sim, _fields(SimConstants))}
+    known = [*_fields(GpuSpec), *_NESTED, *_fields(SimConstants)]
+    faults: list[tuple[str, str, list[str]]] = []  # table, key and what it could have been
+    missing: list[tuple[str, str]] = []
+    for name, (table, fields) in tables.items():
+        if isinstance(table, dict):
+            nested = () if name else _NESTED
+            faults += [(name, key, [*fields, *nested]) for key in table if key not in fields]
+            missing += [(name, key) for key in fields if key not in table]
+    if isinstance(sources, dict):
+        faults += [("sources", key, known) for key in sources if key not in known]
+    unknown = [f"{table}.{key}".lstrip(".") for table, key, _ in faults]
+    absent = [f"{table}.{key}".lstrip(".") for table, key in missing]
+    if sim is None and (faults or missing):
+        absent.append("sim")
+    if faults:
+        table, key, meant = faults[0]
+        problem = "is not a known key" + and_keys(unknown[1:], absent)
+        raise document.error(table, key, problem, did_you_mean(key, meant))
+    if missing:
+        table, key = missing[0]
+        problem = "is missing" + and_keys(missing=absent[1:])
+        raise document.error(table, key, problem, "Every key of a shipped GPU is required")
+
+
+def _fields(spec: type[msgspec.Struct]) -> dict[str, Any]:
+    """The keys of one table and their types."""
+    return {f.name: f.type for f in msgspec.structs.fields(spec) if f.name not in _NESTED}
+
+
 def _table(
-    document: _Document,
-    table: str,
-    data: dict[str, Any],
-    spec: type[msgspec.Struct],
-    nested: tuple[str, ...] = (),
+    document: _Document, table: str, data: dict[str, Any], spec: type[msgspec.Struct]
 ) -> dict[str, Any]:
-    """The values of one table, typed as ``spec``'s fields (without ``nested``) and in range."""
-    fields = {f.name: f.type for f in msgspec.structs.fields(spec) if f.name not in nested}
-    for key in data:
-        if key not in fields:
-            raise document.error(
-                table, key, "is not a known key", did_you_mean(key, [*fields, *nested])
-            )
+    """The values of one table, typed as ``spec``'s fields and in range."""
     values = {}
-    for key, expected in fields.items():
-        if key not in data:
-            hint = "Every key of a shipped GPU is required"
-            raise document.error(table, key, "is missing", hint)
+    for key, expected in _fields(spec).items():
         try:
             values[key] = msgspec.convert(data[key], expected)
         except msgspec.ValidationError as error:
@@ -236,14 +257,9 @@ def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) ->
 
 
 def _check_sources(document: _Document, sources: object) -> None:
-    """Sources are texts about known keys; a file of the user's own may leave them out."""
+    """Sources are texts; a file of the user's own may leave them out."""
     if not isinstance(sources, dict):
         raise document.error("", "sources", "is not a table", "Write [sources], or leave it out")
-    known = [
-        field.name for spec in (GpuSpec, SimConstants) for field in msgspec.structs.fields(spec)
-    ]
     for key, text in sources.items():
-        if key not in known:
-            raise document.error("sources", key, "is not a known key", did_you_mean(key, known))
         if not isinstance(text, str):
             raise document.error("sources", key, "is not a text", "Name the source in quotes")

@@ -13,6 +13,7 @@ from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
+from nexusbench.core.units import unit_of
 from nexusbench.metrics._work import HostGap
 
 
@@ -106,8 +107,9 @@ class Device(ABC):
     @classmethod
     def check_up(cls, argument: str) -> list[Check]:
         """What the device finds on a machine that lacks nothing; for ``doctor --device``."""
-        gpu = cls.describe(argument)
-        return [Check("GPU", True, f"{gpu.name}: {gpu.num_sms} SMs, {gpu.hbm_gib:.1f} GiB")]
+        gpu, kind = cls.describe(argument), cls.__module__.rpartition(".")[2]
+        size = f"{gpu.num_sms} {unit_of(f'{kind}:{argument}' if argument else kind)}"
+        return [Check("device", True, f"{gpu.name}: {size}, {gpu.hbm_gib:.1f} GiB")]
 
     @classmethod
     @abstractmethod

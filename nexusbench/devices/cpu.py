@@ -14,7 +14,7 @@ from nexusbench.core.batch import Batch, BatchShape, Chunk, Split, StepOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
-from nexusbench.core.units import GIB, NS_PER_S
+from nexusbench.core.units import GIB, NS_PER_S, parts_of
 from nexusbench.devices._cpu_cores import threads_per_core, usable_cores
 from nexusbench.devices._cpu_shares import PERCENT, core_splits, nice_of, shared_splits
 from nexusbench.devices._prompts import Prompts
@@ -169,7 +169,8 @@ class Cpu(Device):
     def submit(self, step: int, batch: Batch, sms: int) -> None:
         """Hand the batch to the worker of its partition and cores; returns at once."""
         if not 0 < sms <= self.spec.num_sms:
-            raise NexusbenchError(f"{self.spec.name} has {self.spec.num_sms} SMs, not {sms}")
+            what = f"{self.spec.num_sms} {parts_of(self.spec.name)}"
+            raise NexusbenchError(f"{self.spec.name} has {what}, not {sms}")
         if batch.partition in self._in_flight.values():
             raise NexusbenchError(f"partition '{batch.partition}' of {self.spec.name} is busy")
         runner = self._runner(batch.partition)

@@ -43,11 +43,16 @@ class Oracle(CostModel):
 def simulated(device: Device) -> Sim:
     """``device``, if it can say what it did not do. Raises UsageError for a real one."""
     if not isinstance(device, Sim):
-        raise UsageError(
-            f"{device.spec.name} is not simulated: only a simulated device knows what the splits "
-            "that were not chosen would have cost. Use --device sim:GPU"
-        )
+        raise not_simulated(device.spec.name)
     return device
+
+
+def not_simulated(device: str) -> UsageError:
+    """What is wrong with a real device, before or after it is opened."""
+    return UsageError(
+        f"{device} is not simulated: only a simulated device knows what the splits that were not "
+        "chosen would have cost. Use --device sim:GPU"
+    )
 
 
 def make_oracle(

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from nexusbench.assembly import Assembly, BeliefFactory, assemble, open_device
+from nexusbench.assembly import Assembly, BeliefFactory, assemble, open_device, resolve_device
 from nexusbench.belief import make_belief
 from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape, Plan, Split
@@ -22,7 +22,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.devices.base import Device
-from nexusbench.experiments.oracle import Oracle, make_oracle, simulated
+from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, simulated
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusOptions
@@ -170,6 +170,9 @@ def check_beliefs(configs: Iterable[RunConfig]) -> None:
     device: Device | None = None
     try:
         for config in configs:
+            name = resolve_device(config.device)
+            if name.partition(":")[0] in ("cpu", "cuda"):
+                raise not_simulated(name)  # opening it would take long, or have faults of its own
             model = load_model(config.model)
             if device is None:
                 device, _ = open_device(config, model, config.max_model_len or model.max_model_len)

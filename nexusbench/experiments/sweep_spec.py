@@ -21,7 +21,7 @@ import msgspec
 
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.core.registry import did_you_mean, parse_options, split_spec
+from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.costs.base import cost_models
 from nexusbench.devices.base import devices
 from nexusbench.metrics.run_events import check_slo
@@ -183,12 +183,12 @@ class SpecReader:
     def values(self, table: Mapping[str, Any], name: str, nth: int, lists: bool) -> Values:
         """Fields of RunConfig, each checked by itself; ``nth`` of the tables called ``name``."""
         decoded: Values = {}
+        known = [*_FIELDS, *_ALIASES]
+        if unknown := [key for key in table if key not in known]:
+            problem = "unknown key" + and_keys(unknown[1:])
+            raise self.fault(problem, name, unknown[0], did_you_mean(unknown[0], known), nth)
         for key, value in table.items():
             field = _ALIASES.get(key, key)
-            if field not in _FIELDS:
-                raise self.fault(
-                    "unknown key", name, key, did_you_mean(key, [*_FIELDS, *_ALIASES]), nth
-                )
             if field in decoded:
                 raise self.fault("is given twice under two names", name, key, "Keep one", nth)
             if isinstance(value, list) and not lists:

@@ -25,7 +25,7 @@ import msgspec
 
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
+from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.gates.rules import DEFAULT_RULES, Rule, parse_rules, run_measures
 from nexusbench.schedulers.base import schedulers
 
@@ -68,7 +68,8 @@ def load_spec(path: Path) -> GateSpec:
     unknown = [key for key in document if key not in _File.__struct_fields__]
     if unknown:
         hint = did_you_mean(unknown[0], list(_File.__struct_fields__))
-        raise InputError("is no key of a gate spec", file=path, field=unknown[0], hint=hint)
+        problem = "is no key of a gate spec" + and_keys(unknown[1:])
+        raise InputError(problem, file=path, field=unknown[0], hint=hint)
     try:
         file = msgspec.convert(document, _File)
     except msgspec.ValidationError as error:
@@ -99,13 +100,15 @@ def load_spec(path: Path) -> GateSpec:
 def _configs(path: Path, place: str, table: Mapping[str, Any]) -> list[RunConfig]:
     """One config per scheduler of a table."""
     known = [name for name in RunConfig.__struct_fields__ if name != "seed"]
-    for key in table:
-        if key not in known:
-            hint = did_you_mean(key, known)
-            if key == "seed":
-                hint = "Write seeds = [...] above the tables"
-            raise InputError("is no setting of a run", file=path, field=f"{place}.{key}", hint=hint)
-    if "trace" not in table:
+    missing = [] if "trace" in table else ["trace"]
+    if unknown := [key for key in table if key not in known]:
+        key = unknown[0]
+        hint = did_you_mean(key, known)
+        if key == "seed":
+            hint = "Write seeds = [...] above the tables"
+        problem = "is no setting of a run" + and_keys(unknown[1:], missing)
+        raise InputError(problem, file=path, field=f"{place}.{key}", hint=hint)
+    if missing:
         raise InputError("is missing", file=path, field=f"{place}.trace")
     named = table.get("scheduler", RunConfig(trace="").scheduler)
     names = schedulers.names() if named == ALL else named if isinstance(named, list) else [named]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
 
@@ -21,6 +22,7 @@ PARTS = {
     "requeue": "waiting again after a preemption, other than for want of KV blocks",
     "compute": "in running steps, as long as they would have taken without a neighbour",
     "contention": "in running steps, what a neighbour on the GPU added",
+    "kv_copy": "while its KV blocks were copied: to another GPU, to the host or back",
     "between_steps": "admitted, in no running step",
 }
 # The same of a request that a client sent.
@@ -93,9 +95,11 @@ def explain(run: RunEvents, request: int) -> Explanation:
         parts = _client_parts(run, request, end)
     else:
         parts = dict.fromkeys(PARTS, 0)
-        _add_waits(run, request, end, parts)
+        copies = _copies(run, request)
+        _add_waits(run, request, end, copies, parts)
         rows = _iterations_of(run, request)
         known = _add_steps(run, rows, (arrival, end), parts)
+        parts["kv_copy"] = _within(copies, arrival, end)
         parts["between_steps"] = end - arrival - sum(parts.values())
     launches, submitted = run.iterations.launch[rows], run.tables["submitted"]
     sizes = submitted["decodes"][launches] + submitted["chunks"][launches]
@@ -163,16 +167,37 @@ def _reason(run: RunEvents, request: int) -> str:
     return run.facts.strings[int(codes[0])] if known else ""
 
 
-def _add_waits(run: RunEvents, request: int, end: int, parts: dict[str, int]) -> None:
-    """Add the time in the waiting queue; each wait ends with an admission, or with the request."""
+def _copies(run: RunEvents, request: int) -> list[tuple[int, int]]:
+    """When its blocks were under way, ns; one copy at a time, and never in a running step (I11)."""
+    moved = run.tables["moved"]
+    mine = moved["request"] == request
+    return list(zip(moved["time"][mine].tolist(), moved["end"][mine].tolist(), strict=True))
+
+
+def _within(spans: Sequence[tuple[int, int]], begin: int, end: int) -> int:
+    """How much of ``spans`` lies between two moments."""
+    return sum(max(0, min(end, until) - max(begin, since)) for since, until in spans)
+
+
+def _add_waits(
+    run: RunEvents,
+    request: int,
+    end: int,
+    copies: Sequence[tuple[int, int]],
+    parts: dict[str, int],
+) -> None:
+    """Add the time in the waiting queue, less that of copies: whoever is swapped out waits for both
+    of them too. Each wait ends with an admission, or with the request.
+    """
     admitted = _times(run, "admitted", request)
     blocked = _times(run, "kv_blocked", request)
     begins = [int(run.arrival[request]), *_times(run, "preempted", request)]
     waits = zip_longest(begins, admitted[: len(begins)], fillvalue=end)
     for number, (begin, until) in enumerate(waits):
         since = next((time for time in blocked if begin <= time <= until), until)
-        parts["queue" if number == 0 else "requeue"] += since - begin
-        parts["kv_wait"] += until - since
+        first = "queue" if number == 0 else "requeue"
+        parts[first] += since - begin - _within(copies, begin, since)
+        parts["kv_wait"] += until - since - _within(copies, since, until)
 
 
 def _times(run: RunEvents, table: str, request: int) -> list[int]:

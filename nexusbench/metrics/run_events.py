@@ -42,9 +42,7 @@ def check_slo(slo: Mapping[str, float]) -> dict[str, float]:
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the event log does not say about a run; ``partitions``, ``splits``, ``strings`` decode
-    its codes.
-    """
+    """What the event log does not say; ``partitions``, ``splits``, ``strings`` decode its codes."""
 
     simulated: bool
     num_sms: int
@@ -53,6 +51,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     partitions: tuple[str, ...]
     splits: tuple[tuple[int, ...], ...] = ()
     strings: tuple[str, ...] = ()
+    device: str = ""  # its name, which says what its shares are made of
     slo: dict[str, float] = {}  # bounds in ms
     warmup_ns: int = 0
     gpus: int = 1

@@ -24,7 +24,7 @@ SYMBOLS: Mapping[str, str] = {
     "w_j": "how long the belief (the policy's cost model) said it would take",
     "m_j": "SMs it was launched on",
     "x_j, h_j, q_j": "decodes, chunks, and tokens of the chunks",
-    "u_j": "KV blocks in use at its launch",
+    "u_j": "KV blocks in use at its launch, on all GPUs together",
     "y_j": "how long its partition had stood still on the GPU when it began, where the device "
     "measures that",
     "o_j, r_j": "FLOPs that the model needs for it, and bytes of weights, keys and values it reads "

@@ -12,7 +12,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.core.units import NS_PER_MS
+from nexusbench.core.units import NS_PER_MS, parts_of
 from nexusbench.costs.base import CostModel
 
 
@@ -97,8 +97,8 @@ def disjoint_splits(spec: DeviceSpec, policy: str) -> list[Split]:
     legal = [split for split in spec.splits if not split.overlapping]
     if not legal:
         raise UsageError(
-            f"partitioner '{policy}' cannot split {spec.name}: its {spec.num_sms} SMs do not make "
-            "two partitions. Use --partitioner whole"
+            f"partitioner '{policy}' cannot split {spec.name}: its {spec.num_sms} "
+            f"{parts_of(spec.name)} do not make two partitions. Use --partitioner whole"
         )
     return legal
 

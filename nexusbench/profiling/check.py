@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.units import unit_of
 from nexusbench.costs._fit import predicted
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
@@ -131,9 +132,9 @@ def _again(measurer: Measurer, point: Point, seed: int) -> Again:
 def _comparable(profile: Profile, subject: Subject, *, named: bool) -> list[str]:
     """What has changed but does not stand in the way. Raises UsageError for what does."""
     was, now = profile.fingerprint, fingerprint_of(subject.device, subject.model)
-    problems = []
+    problems, unit = [], unit_of(was.device)
     if was.num_sms != now.num_sms or (was.device != now.device and not named):
-        problems.append(f"it is of {was.device} with {was.num_sms} SMs, not of {now.device}")
+        problems.append(f"it is of {was.device} with {was.num_sms} {unit}, not of {now.device}")
     elif was.device_sha256 != now.device_sha256 and not named:
         asked = subject.asked.device or now.device
         raise UsageError(

@@ -195,7 +195,7 @@ def _saturation(
                 reasons[f"saturation of {phase} {operators}"] = (
                     "the device does not report times by operator class"
                     if lines and operators != "step"
-                    else "no batch was measured on three SM counts"
+                    else "no batch was measured on shares of three sizes"
                 )
                 continue
             line, curve = curves[0]

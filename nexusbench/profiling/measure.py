@@ -11,7 +11,7 @@ import msgspec
 
 from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.errors import NexusbenchError
-from nexusbench.core.units import NS_PER_S
+from nexusbench.core.units import NS_PER_S, unit_of
 from nexusbench.costs._points import Point, Setting
 from nexusbench.profiling._desk import MOST_REPEATS, Desk, Work
 from nexusbench.profiling._statistics import estimate
@@ -127,8 +127,9 @@ class Measurer:
             counters = timed.after(len(samples.times) + samples.discarded)
             warnings = timed.warnings()
         if not samples.times:
+            unit = unit_of(self.desk.device.spec.name)
             raise NothingMeasured(
-                f"all {samples.discarded} samples of {_name(setting)} were discarded: the "
+                f"all {samples.discarded} samples of {_name(setting, unit)} were discarded: the "
                 "neighbour was not busy throughout"
             )
         if setting.neighbour is not None:
@@ -313,10 +314,10 @@ def _mean(parts: Sequence[Mapping[str, float]], outliers: Sequence[int]) -> dict
     return {name: math.fsum(part.get(name, 0.0) for part in kept) / len(kept) for name in names}
 
 
-def _name(setting: Setting) -> str:
+def _name(setting: Setting, unit: str) -> str:
     from nexusbench.profiling.grammar import format_batch
 
-    text = f"{format_batch(setting.shape, setting.contexts)} on {setting.sms} SMs"
+    text = f"{format_batch(setting.shape, setting.contexts)} on {setting.sms} {unit}"
     if setting.neighbour is not None:
         text += f" beside {format_batch(setting.neighbour)} on {setting.neighbour_sms}"
     return text

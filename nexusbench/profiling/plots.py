@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.units import parts_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
 from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
@@ -77,7 +78,8 @@ def _latency(profile: Profile, points: Sequence[Point]) -> Any:
     found = {phase: next(iter(lines_of(points, phase).values()), []) for phase in _PHASES}
     if not any(found.values()):
         return None
-    figure, axes = _figure(profile, "Latency over SMs", 2)
+    parts = parts_of(profile.fingerprint.device)
+    figure, axes = _figure(profile, f"Latency over {parts}", 2)
     total = profile.fingerprint.num_sms
     for axis, phase in zip(axes, _PHASES, strict=True):
         line = found[phase]
@@ -92,8 +94,8 @@ def _latency(profile: Profile, points: Sequence[Point]) -> Any:
                 )  # fmt: skip
         batch = format_batch(line[0].setting.shape) if line else "not measured"
         axis.set_title(f"{phase} {batch}", fontsize=10)
-        axis.set_xlabel("SMs, %")
-        axis.set_ylabel("latency, 1 = on all SMs")
+        axis.set_xlabel(f"{parts}, %")
+        axis.set_ylabel(f"latency, 1 = on all {parts}")
         axis.set_ylim(bottom=0)
         axis.grid(visible=True, alpha=0.3)
         _legend(axis)
@@ -105,6 +107,7 @@ def _contention(profile: Profile, facts: Facts) -> Any:
     if not facts.contention:
         return None
     figure, axes = _figure(profile, "Contention", 2)
+    parts = parts_of(profile.fingerprint.device)
     total = profile.fingerprint.num_sms
     for axis, phase in zip(axes, _PHASES, strict=True):
         rows = [row for row in facts.contention if row.phase == phase]
@@ -119,8 +122,8 @@ def _contention(profile: Profile, facts: Facts) -> Any:
                 label=f"beside {neighbour}",
             )  # fmt: skip
         axis.set_title(f"{phase} {batch}" if batch else f"{phase}: not measured", fontsize=10)
-        axis.set_xlabel("own SMs, %")
-        axis.set_ylabel("times as long as alone on the same SMs")
+        axis.set_xlabel(f"own {parts}, %")
+        axis.set_ylabel(f"times as long as alone on the same {parts}")
         axis.grid(visible=True, alpha=0.3)
         _legend(axis)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.core.units import NS_PER_S, counted
+from nexusbench.core.units import NS_PER_S, counted, parts_of
 from nexusbench.report import figures
 from nexusbench.report.figures import Figure
 from nexusbench.report.gather import Entry, Setting
@@ -111,7 +111,8 @@ def _over_time(setting: Setting) -> list[Chart]:
     for entry in setting.entries:
         figure = figures.sms_over_time(entry)
         if figure is not None:
-            title = f"SMs of {entry.column.label}"
+            parts = parts_of(entry.device)
+            title = f"{parts[0].upper()}{parts[1:]} of {entry.column.label}"
             charts.append(Chart(f"sms-{entry.tone}", title, _sms_caption(entry), figure, _SPLIT))
     whole = [e.column.label for e in setting.entries if not figures.is_divided(e)]
     if whole and len(whole) < len(setting.entries):
@@ -122,14 +123,16 @@ def _over_time(setting: Setting) -> list[Chart]:
 def _sms_caption(entry: Entry) -> str:
     found = entry.series.over_time
     assert found is not None
-    text = f"SMs on which a batch ran, mean of intervals of {found.interval_s:.2g} s; blank is idle"
+    parts = parts_of(entry.device)
+    text = f"{parts[0].upper()}{parts[1:]} on which a batch ran, mean of intervals of "
+    text += f"{found.interval_s:.2g} s; blank is idle"
     if found.split is not None:
         changes = found.split.of - 1
         drawn = "each change drawn" if len(found.split.x) != len(found.t) else "drawn as means"
         changed = f"changed {counted(changes, 'time')}, {drawn}" if changes > 0 else "never changed"
         first = next(iter(found.sms))
         text += f". The line is what the split gave to {first}; it {changed}"
-    return text + ". A partition that is alone may take all SMs."
+    return text + f". A partition that is alone may take all {parts}."
 
 
 def _requests(setting: Setting) -> list[Chart]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.core.units import unit_of
 from nexusbench.report.escape import plot_text
 from nexusbench.report.gather import Entry, Setting
 from nexusbench.report.series import Curve, OverTime, Points
@@ -162,6 +163,7 @@ def sms_over_time(entry: Entry) -> Figure | None:
     found, total = entry.series.over_time, entry.series.num_sms
     if found is None or not is_divided(entry):
         return None
+    unit = unit_of(entry.device)
     traces = [
         {
             "type": "scatter",
@@ -172,16 +174,16 @@ def sms_over_time(entry: Entry) -> Figure | None:
             "stackgroup": "sms",
             "line": {"width": 0, "shape": "hv", "color": _partition_colour(name)},
             "fillcolor": _partition_colour(name),
-            "hovertemplate": "%{y:.3~g} SMs at work at %{x:.4~g} s",
+            "hovertemplate": f"%{{y:.3~g}} {unit} at work at %{{x:.4~g}} s",
             "meta": {},
         }
         for name, values in found.sms.items()
     ]
     if found.split is not None:
-        traces.append(_split_line(found))
+        traces.append(_split_line(found, unit))
     layout = {
         "xaxis": axis("time, s"),
-        "yaxis": axis("SMs", range=[0, total * 1.02]),
+        "yaxis": axis(unit, range=[0, total * 1.02]),
         "hovermode": "closest",
     }
     return Figure(traces, layout, 220, tone=entry.tone)
@@ -191,7 +193,7 @@ def _partition_colour(name: str) -> str:
     return f"@{name}-area" if name in ("prefill", "decode") else "@mixed-area"
 
 
-def _split_line(found: OverTime) -> dict[str, Any]:
+def _split_line(found: OverTime, unit: str) -> dict[str, Any]:
     assert found.split is not None
     first = plot_text(next(iter(found.sms)))
     return {
@@ -201,7 +203,7 @@ def _split_line(found: OverTime) -> dict[str, Any]:
         "x": found.split.x,
         "y": found.split.y,
         "line": {"color": "@ink", "width": 1.5, "shape": "hv"},
-        "hovertemplate": f"split in force: %{{y:.3~g}} SMs for {first}",
+        "hovertemplate": f"split in force: %{{y:.3~g}} {unit} for {first}",
         "meta": {},
     }
 

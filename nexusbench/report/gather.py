@@ -49,6 +49,11 @@ class Entry(msgspec.Struct):
     tone: int = 0  # decides its colour: the policy, where a setting has each only once
 
     @property
+    def device(self) -> str:
+        """Its name, which says what its shares are made of."""
+        return str(self.column.first.resolved.get("device", ""))
+
+    @property
     def series(self) -> Series:
         """What is drawn: the first seed's."""
         return self.runs[0].series

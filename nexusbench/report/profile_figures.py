@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nexusbench.core.units import parts_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
 from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
@@ -21,10 +22,11 @@ _MOST_PAIRS = 6
 
 def groups_of(profile: Profile, points: Sequence[Point], facts: Facts) -> list[Group]:
     """All charts of a profile; groups without a chart are left out."""
+    parts = parts_of(profile.fingerprint.device)
     groups = [
-        Group("latency", "Latency over SMs", _curves(profile, points)),
-        Group("contention", "Contention", _contention(facts)),
-        Group("splits", "Splits", _splits(facts)),
+        Group("latency", f"Latency over {parts}", _curves(profile, points)),
+        Group("contention", "Contention", _contention(facts, parts)),
+        Group("splits", "Splits", _splits(facts, parts)),
         Group("bandwidth", "Bandwidth", _bandwidth(profile, facts)),
     ]
     return [group for group in groups if group.charts]
@@ -52,6 +54,7 @@ def _keys(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
     """One chart per phase (Nexus, arXiv 2507.06608, Fig. 5): where more SMs stop to help."""
     charts, total = [], profile.fingerprint.num_sms
+    parts = parts_of(profile.fingerprint.device)
     for phase in PHASES:
         line = next(iter(lines_of(points, phase).values()), [])
         traces: list[dict[str, Any]] = []
@@ -62,19 +65,19 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
                 continue
             shares = [round(100 * sms / total, 2) for sms in curve.sms]
             relative = [round(ns / curve.ns[-1], 4) for ns in curve.ns]
-            hover = "%{y:.3~g} times the latency on all SMs, with %{x:.3~g} % of them"
+            hover = f"%{{y:.3~g}} times the latency on all {parts}, with %{{x:.3~g}} % of them"
             traces.append(_trace(len(names), label, shares, relative, hover))
             names.append(label)
         if not traces:
             continue
         layout = {
-            "xaxis": axis("SMs, %", range=[0, 102]),
-            "yaxis": axis("latency, 1 = on all SMs", rangemode="tozero"),
+            "xaxis": axis(f"{parts}, %", range=[0, 102]),
+            "yaxis": axis(f"latency, 1 = on all {parts}", rangemode="tozero"),
             "hovermode": "closest",
         }
         batch = format_batch(line[0].setting.shape)
         caption = f"Batch {batch} alone; curves are made non-increasing. 1 is its latency on all "
-        caption += f"{total} SMs."
+        caption += f"{total} {parts}."
         charts.append(
             Chart(f"sms-{phase}", phase.capitalize(), caption, Figure(traces, layout),
                   _keys(names))
@@ -82,7 +85,7 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
     return charts
 
 
-def _contention(facts: Facts) -> list[Chart]:
+def _contention(facts: Facts, parts: str) -> list[Chart]:
     """A map per phase: batches against neighbours."""
     charts = []
     # One scale for both maps, so that a colour means the same in both.
@@ -93,8 +96,8 @@ def _contention(facts: Facts) -> list[Chart]:
             other = PHASES[1 - PHASES.index(phase)]
             caption = (
                 f"How many times longer a {phase} batch takes beside a {other} batch than alone on "
-                "the same SMs, over the splits that were measured. Batches: q128s4224 computes 128 "
-                "tokens of 4,224."
+                f"the same {parts}, over the splits that were measured. Batches: q128s4224 "
+                "computes 128 tokens of 4,224."
             )
             title = f"{phase.capitalize()} beside {other}"
             charts.append(Chart(f"contention-{phase}", title, caption, _map(rows, worst)))
@@ -146,7 +149,7 @@ def _map(rows: Sequence[Contention], most: float) -> Figure:
     return Figure(traces, layout, 130 + 34 * len(batches), toggles={"view": options})
 
 
-def _splits(facts: Facts) -> list[Chart]:
+def _splits(facts: Facts, parts: str) -> list[Chart]:
     """Prefill rate against decode step of every split; the front is joined."""
     pairs = list(dict.fromkeys((row.prefill, row.decode) for row in facts.splits))
     if not pairs:
@@ -157,7 +160,8 @@ def _splits(facts: Facts) -> list[Chart]:
         rows = [row for row in facts.splits if (row.prefill, row.decode) == (prefill, decode)]
         front = sorted((r for r in rows if r.front), key=lambda r: r.prefill_tokens_per_s)
         name = f"{prefill} beside {decode}"
-        hover = "%{text} SMs: %{x:,.4~g} tok/s of prefill, %{y:.3~g} ms a decode step"
+        hover = f"%{{text}} {parts}: "
+        hover += "%{x:,.4~g} tok/s of prefill, %{y:.3~g} ms a decode step"
         x = [row.prefill_tokens_per_s for row in front]
         trace = _trace(number, name, x, [row.decode_step_ms for row in front], hover)
         trace["text"] = [f"{row.prefill_sms}/{row.decode_sms}" for row in front]
@@ -181,15 +185,16 @@ def _bandwidth(profile: Profile, facts: Facts) -> list[Chart]:
     """Attained bandwidth of decode attention over SMs."""
     if not facts.bandwidth:
         return []
-    total = profile.fingerprint.num_sms
+    total, parts = profile.fingerprint.num_sms, parts_of(profile.fingerprint.device)
     x = [round(100 * row.sms / total, 2) for row in facts.bandwidth]
     y = [round(100 * row.share, 2) for row in facts.bandwidth]
-    trace = _trace(0, "decode attention", x, y, "%{y:.3~g} % of peak on %{x:.3~g} % of the SMs")
+    hover = f"%{{y:.3~g}} % of peak on %{{x:.3~g}} % of the {parts}"
+    trace = _trace(0, "decode attention", x, y, hover)
     layout = {
-        "xaxis": axis("SMs, %", range=[0, 102]),
+        "xaxis": axis(f"{parts}, %", range=[0, 102]),
         "yaxis": axis("of published peak, %", range=[0, 102]),
         "hovermode": "closest",
     }
     caption = "Bytes that decode attention must read, over the time it took"
     caption += f" ({facts.bandwidth_of})." if facts.bandwidth_of else "."
-    return [Chart("bandwidth", "Bandwidth over SMs", caption, Figure([trace], layout))]
+    return [Chart("bandwidth", f"Bandwidth over {parts}", caption, Figure([trace], layout))]

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.core.units import parts_of, unit_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
     POINTS_FILE,
@@ -49,21 +50,23 @@ def read_sheet(name: str) -> Sheet:
 def headline(sheet: Sheet) -> str:
     """Where each phase stops to profit, and what they cost each other, in one sentence."""
     facts, total = sheet.facts, sheet.profile.fingerprint.num_sms
-    parts = []
+    unit, parts = parts_of(sheet.profile.fingerprint.device), []
     for phase in PHASES:
         found = [f for f in facts.saturation if f.phase == phase and f.operators == "step"]
         if found:
             sms = found[0].within_5
-            parts.append(f"{phase} {sms} of {total} SMs ({100 * sms / total:.0f} %)")
+            parts.append(f"{phase} {sms} of {total} {unit} ({100 * sms / total:.0f} %)")
     text = f"Within 5 % of full speed, alone: {', '.join(parts)}" if parts else ""
     costs = []
     for phase in PHASES:
         slow = [row.slowdown for row in facts.contention if row.phase == phase]
         if slow:
             costs.append(f"{phase} takes {min(slow):.2f} to {max(slow):.2f} times as long")
-    beside = f"beside the other phase, on the same SMs, {' and '.join(costs)}" if costs else ""
+    beside = f"beside the other phase, on the same {unit}, {' and '.join(costs)}" if costs else ""
     whole = "; ".join(part for part in (text, beside) if part)
-    return f"{whole[:1].upper()}{whole[1:]}." if whole else "Nothing was measured on several SMs."
+    return (
+        f"{whole[:1].upper()}{whole[1:]}." if whole else f"Nothing was measured on several {unit}."
+    )
 
 
 def profiles_page(sheets: Sequence[Sheet]) -> str:
@@ -80,12 +83,19 @@ def profiles_page(sheets: Sequence[Sheet]) -> str:
     names = dict.fromkeys(_name(sheet) for sheet in sheets)
     content = {
         "title": f"Profile of {', '.join(names)}",
-        "subtitle": "Latency over SMs, contention between prefill and decode, fitted cost models",
+        "subtitle": f"Latency over {_parts(sheets)}, contention between prefill and decode, "
+        "fitted cost models",
         "simulated": any(simulated),
         "measured": not all(simulated),
         "parts": parts,
     }
     return render("profiles.html.j2", content, shown)
+
+
+def _parts(sheets: Sequence[Sheet]) -> str:
+    """What the devices have more or fewer of."""
+    found = (parts_of(sheet.profile.fingerprint.device) for sheet in sheets)
+    return " and ".join(dict.fromkeys(found))
 
 
 def _name(sheet: Sheet) -> str:
@@ -110,6 +120,7 @@ def _part(number: int, sheet: Sheet, groups: Sequence[Any]) -> dict[str, Any]:
         "headline": headline(sheet),
         "saturation": facts.saturation,
         "num_sms": identity.num_sms,
+        "parts": parts_of(identity.device),
         "scores": [
             (fit.cost_model, fit.num_fitted, score)
             for fit in profile.fits
@@ -118,7 +129,8 @@ def _part(number: int, sheet: Sheet, groups: Sequence[Any]) -> dict[str, Any]:
         ],
         "groups": groups,
         "facts": [
-            ("device", f"{identity.device}: {profile.gpu.name}, {identity.num_sms} SMs"),
+            ("device", f"{identity.device}: {profile.gpu.name}, {identity.num_sms} "
+                       f"{unit_of(identity.device)}"),
             ("model", f"{identity.model}, tensor parallel over {identity.tensor_parallel}"),
             ("sweep", f"{profile.num_points:,} points, {profile.effort}, seed {profile.seed}"),
             ("made", f"{profile.created} with nexusbench {profile.nexusbench}"),

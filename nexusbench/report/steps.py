@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nexusbench.core.units import NS_PER_MS
+from nexusbench.core.units import NS_PER_MS, unit_of
 from nexusbench.report.escape import plot_text
 from nexusbench.report.figures import Figure, axis
 from nexusbench.report.gather import Entry, Setting
@@ -49,7 +49,7 @@ def excerpt(setting: Setting) -> Figure | None:
         for kind, name in enumerate(KINDS):
             chosen = [row for row in shown if found.kind[row] == kind]
             if chosen:
-                traces.append(_bars(found, chosen, names, entry.tone, name))
+                traces.append(_bars(found, chosen, names, entry.tone, name, unit_of(entry.device)))
     if not traces:
         return None
     layout = {
@@ -72,7 +72,7 @@ def _row_name(setting: Setting, entry: Entry, code: int) -> str:
 
 
 def _bars(
-    found: Launched, chosen: list[int], names: list[str], tone: int, kind: str
+    found: Launched, chosen: list[int], names: list[str], tone: int, kind: str, unit: str
 ) -> dict[str, Any]:
     return {
         "type": "bar",
@@ -81,7 +81,7 @@ def _bars(
         "y": [names[found.partition[row]] for row in chosen],
         "base": [found.start[row] for row in chosen],
         "x": [found.length[row] for row in chosen],
-        "text": [_text(found, row, kind) for row in chosen],
+        "text": [_text(found, row, kind, unit) for row in chosen],
         "textposition": "none",
         "hovertemplate": "%{text}",
         "marker": {"color": f"@{kind}", "line": {"color": "@page", "width": 0.5}},
@@ -89,13 +89,13 @@ def _bars(
     }
 
 
-def _text(found: Launched, row: int, kind: str) -> str:
+def _text(found: Launched, row: int, kind: str, unit: str) -> str:
     decodes, tokens = found.decodes[row], found.tokens[row]
     prompt = tokens - decodes
     parts = [f"{prompt:,} prompt tokens"] if prompt else []
     parts += [f"{decodes:,} decodes"] if decodes else []
     actual, predicted = found.actual[row], found.predicted[row]
-    text = f"{kind}: {', '.join(parts)}<br>on {found.sms[row]} SMs, {actual:.4g} ms"
+    text = f"{kind}: {', '.join(parts)}<br>on {found.sms[row]} {unit}, {actual:.4g} ms"
     if predicted is not None and actual:
         text += f"<br>predicted {predicted:.4g} ms ({100 * (predicted / actual - 1):+.0f} %)"
     return text

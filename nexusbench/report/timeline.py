@@ -22,7 +22,7 @@ import numpy as np
 from nexusbench import __version__
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import PREEMPTION_KINDS
-from nexusbench.core.units import NS_PER_S
+from nexusbench.core.units import NS_PER_S, unit_of
 from nexusbench.metrics.intervals import IntArray
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
 from nexusbench.metrics.run_events import RunEvents
@@ -131,9 +131,10 @@ def _streams(run: RunEvents, process: int, cut: Window) -> list[Iterable[Ranked]
         copy_spans(run, process, cut),
         flow_events(run, process, cut),
     ]  # fmt: skip
+    unit = unit_of(run.facts.device)
     for code, partition in enumerate(run.facts.partitions):
         times, values = _sms(run, code)
-        streams.append(_counter(process, cut, f"SMs {partition}", times, SMs=values))
+        streams.append(_counter(process, cut, f"{unit} {partition}", times, **{unit: values}))
     return streams
 
 
@@ -142,7 +143,7 @@ def _launches(run: RunEvents, process: int, cut: Window) -> Iterator[Ranked]:
     launches = run.all_launches
     order = np.argsort(launches.start, kind="stable")
     order = order[(launches.end[order] > cut.start) & (launches.start[order] < cut.end)]
-    submitted = run.tables["submitted"]
+    submitted, unit = run.tables["submitted"], unit_of(run.facts.device)
     for begin in range(0, len(order), BLOCK):
         rows = order[begin : begin + BLOCK]
         at = launches.row[rows]
@@ -154,7 +155,7 @@ def _launches(run: RunEvents, process: int, cut: Window) -> Iterator[Ranked]:
             yield (
                 start,
                 1,
-                _launch(process, start, end, solo, dict(zip(_LAUNCH, values, strict=True))),
+                _launch(process, start, end, solo, dict(zip(_LAUNCH, values, strict=True)), unit),
             )
 
 
@@ -164,7 +165,9 @@ _LAUNCH = (
 )  # fmt: skip
 
 
-def _launch(process: int, start: int, end: int, solo: int, seen: dict[str, int]) -> bytes:
+def _launch(
+    process: int, start: int, end: int, solo: int, seen: dict[str, int], unit: str
+) -> bytes:
     decodes, tokens = seen["decodes"], seen["prefill_tokens"]
     kind = "mixed" if decodes and tokens else "prefill" if tokens else "decode"
     sizes = [f"{tokens} tok"] if tokens else []
@@ -173,7 +176,7 @@ def _launch(process: int, start: int, end: int, solo: int, seen: dict[str, int])
     args: dict[str, Any] = {
         "step": seen["step"],
         "kind": kind,
-        "SMs": seen["sms"],
+        unit: seen["sms"],
         "decodes": decodes,
         "decode context": seen["decode_context"],
         "chunks": seen["chunks"],

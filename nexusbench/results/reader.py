@@ -39,6 +39,7 @@ class _Resolved(msgspec.Struct):
     slo: dict[str, float] = {}
     warmup_ns: int = 0
     gpus: int = 1
+    device: str = ""
     observed: str = "engine"
     price_per_hour: float | None = None
     watts: float | None = None

@@ -135,7 +135,7 @@ class ContextView:
 
     @property
     def blocks_coming(self) -> int:
-        """Blocks that swaps to the host under way will free."""
+        """Blocks that swaps to the host under way will free, on all GPUs together."""
         return max(0, self._journal.coming)
 
     @property

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
+from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.workloads.arrivals import PROCESSES, ArrivalProcess
 from nexusbench.workloads.forest import Count, Exponent, Prefixes, Share
 from nexusbench.workloads.lengths import LAWS, LengthLaw
@@ -258,9 +258,11 @@ def _convert(table: Any, kind: type[StructT], place: _Place) -> StructT:
 def _check_keys(table: Any, known: Sequence[str], required: Sequence[str], place: _Place) -> None:
     if not isinstance(table, dict):
         raise place.fault("must be a table")
-    for key in table:
-        if key not in known:
-            raise place.fault("unknown key", key, did_you_mean(key, list(known)))
-    for key in required:
-        if key not in table:
-            raise place.fault("missing", key, "Add it")
+    unknown = [key for key in table if key not in known]
+    missing = [key for key in required if key not in table]
+    if unknown:
+        problem = "unknown key" + and_keys(unknown[1:], missing)
+        raise place.fault(problem, unknown[0], did_you_mean(unknown[0], list(known)))
+    if missing:
+        hint = "Add them" if missing[1:] else "Add it"
+        raise place.fault("missing" + and_keys(missing=missing[1:]), missing[0], hint)

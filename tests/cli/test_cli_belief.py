@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from commandline import Outcome
 
+from nexusbench.config import RunConfig
+from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
 from nexusbench.costs._profile import write_profile
+from nexusbench.rehearsal import check_run
 from tests.sim.profiles import make_profile
 
 Call = Callable[..., Outcome]
@@ -77,6 +81,97 @@ def test_refusals(
     assert sentence in done.err
 
 
+WRONG = {
+    "another model": (("--model", "llama-3.1-8b"), "it is of the model qwen2.5-3b"),
+    "another GPU": (
+        ("--device", "sim:h100"),
+        "does not fit the run: it is of sim:l20",
+    ),
+    "broken": ((), "p/profile.json:1: is not JSON"),
+}
+
+
+@pytest.mark.parametrize("fault", list(WRONG))
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve-trace", "--no-save", "--scheduler", "vllm,nexus"),
+        ("capacity", "--scheduler", "vllm,nexus", "--goodput", "ttft:p90<400", "--jobs", 1),
+        ("advise", "--scheduler", "vllm,nexus", "--goodput", "ttft:400", "--seeds", 1),
+        ("advise", "--goodput", "ttft:400", "--seeds", 1),
+    ],
+    ids=lambda command: " ".join(map(str, command[:3])),
+)
+def test_a_profile_that_a_later_run_cannot_use_is_refused_before_the_first(
+    call: Call, trace: Path, profile: Path, command: tuple[Any, ...], fault: str
+) -> None:
+    name, *flags = command
+    if fault == "broken":
+        (profile / "profile.json").write_text('{"schema": 1, "nexus')
+    done = call(name, trace, *MODEL[:4], "--profile", profile, *WRONG[fault][0], *flags)
+    assert (done.code, done.out) == (2, "")
+    assert WRONG[fault][1] in done.err
+    assert done.err.count("\n") == 1, done.err  # no progress: nothing was begun
+    assert not Path("results").exists()
+
+
+def test_options_that_the_device_cannot_have_are_refused_before_the_first_run(
+    call: Call, trace: Path
+) -> None:
+    done = call(
+        "serve-trace", trace, *MODEL, "--scheduler", "vllm,nexus", "--partitioner",
+        "whole,fixed:prefill=100",
+    )  # fmt: skip
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+
+
+def test_a_real_device_stays_closed_while_profiles_are_checked(profile: Path) -> None:
+    """Opening it would take as long as a run; model and file can be told without."""
+    config = RunConfig(trace="", device="cpu", model="llama-3.1-8b", profile=str(profile))
+    with pytest.raises(InputError, match="is of the model qwen"):
+        check_run(config)
+    (profile / "profile.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        check_run(config)
+
+
+def test_a_sweep_refuses_a_profile_of_something_else_before_its_first_cell(
+    call: Call, trace: Path, profile: Path
+) -> None:
+    Path("s.toml").write_text(
+        f"""
+        [base]
+        trace = "{trace}"
+        model = "qwen2.5-3b"
+        profile = "{profile}"
+        [grid]
+        device = ["sim:l20", "sim:h100"]
+        scheduler = ["vllm", "nexus"]
+        """
+    )
+    done = call("sweep", "s.toml", "--jobs", 1)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "cell 3 (device=sim:h100 scheduler=nexus) cannot run" in done.err
+    assert "this run uses sim:h100" in done.err
+    assert "[[exclude]]" in done.err
+    assert not Path("results").exists()
+    with Path("s.toml").open("a") as file:
+        file.write('[[exclude]]\ndevice = "sim:h100"\nscheduler = "nexus"\n')
+    assert call("sweep", "s.toml", "--jobs", 1).code == 0
+
+
+@pytest.mark.parametrize("command", ["capacity", "advise"])
+def test_what_the_refusal_proposes_can_be_done(
+    call: Call, trace: Path, profile: Path, command: str
+) -> None:
+    asked = (command, trace, "--device", "sim:h100", *MODEL[2:4], "--scheduler", "nexus", "--jobs")
+    asked += (1, "--seeds", 1, "--goodput", "ttft:400", "--profile", profile, "--no-progress")
+    assert "use it all the same with --force-profile" in call(*asked).err
+    done = call(*asked, "--force-profile")
+    assert done.code == 0, done.err
+    assert command != "advise" or "--force-profile" in done.out
+
+
 def test_force_profile_needs_one(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, *MODEL, "--force-profile")
     assert (done.code, done.out) == (2, "")
@@ -85,7 +180,7 @@ def test_force_profile_needs_one(call: Call, trace: Path) -> None:
 
 def test_number_of_gpus_and_file_in_the_header(call: Call, trace: Path, profile: Path) -> None:
     two = ("--tensor-parallel-size", 2)
-    assert "92 SMs, 2 GPUs" in told(call("serve-trace", trace, *MODEL, *two))
+    assert "2 GPUs of 92 SMs each" in told(call("serve-trace", trace, *MODEL, *two))
     done = call("serve-trace", trace, "--device", f"sim:{profile}/", *MODEL[2:])
     assert f"(--device sim:{profile}/)" in told(done)
 

@@ -9,13 +9,16 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from commandline import REPOSITORY, Outcome, environment
 
 import nexusbench
-from nexusbench.cli._argv import expand_goodput
+from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli.list_plugins import FAMILIES
+from nexusbench.cli.main import app
 
 Call = Callable[..., Outcome]
 
@@ -26,6 +29,101 @@ code = main(sys.argv[1:])
 heavy = {"pandas", "scipy", "torch", "matplotlib", "pyarrow", "numpy"} & set(sys.modules)
 assert code == 0 and not heavy, (code, heavy)
 """
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every command that can be run."""
+    below = getattr(command, "commands", {})
+    own = [] if below else [path]
+    return own + [leaf for name, one in below.items() for leaf in leaves(one, (*path, name))]
+
+
+LEAVES = leaves(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("path", [(), *LEAVES, ("profile",)], ids=" ".join)
+def test_help_on_80_columns(
+    call: Call, monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
+) -> None:
+    """Nothing is cut off, nothing in brackets is lost, and there is an example."""
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call(*path, "--help")
+    assert done.code == 0
+    assert "…" not in done.out, done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    shown = " ".join(done.out.replace("│", " ").split())
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    texts = [command.help, *(getattr(one, "help", None) for one in command.params)]
+    for bracket in re.findall(r"\[+[^\]]+\]+", " ".join(filter(None, texts))):
+        assert bracket in shown, bracket
+    if path:
+        assert f" nexusbench {' '.join(path)} " in shown.partition("[OPTIONS]")[2]
+
+
+def test_help_fills_the_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line breaks of the source are none of a paragraph's."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("capacity", "--help").out.splitlines()
+    (first,) = [line for line in lines if line.startswith(" Each seed draws")]
+    assert len(first.rstrip()) > 70
+    below = lines[lines.index(first) + 1]
+    assert len(below.rstrip()) > 70
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (["--no-enable-prefix-caching"], ["--no-prefix-caching"]),
+        (["--enable-prefix-caching", "--", "--enable-prefix-caching"],
+         ["--prefix-caching", "--", "--enable-prefix-caching"]),
+    ],
+)  # fmt: skip
+def test_vllms_names_of_flags_work(given: list[str], plain: list[str]) -> None:
+    assert plain_names(given) == plain
+
+
+CTRL_C = """
+import os, signal, sys
+if "ignored" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nexusbench.cli.gate":  # among the last that the command line imports
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:  # as an import does that has another way
+                pass
+
+sys.meta_path.insert(0, Hook())
+sys.argv[1:] = ["--version"]
+from nexusbench.__main__ import entry
+entry()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_ctrl_c_that_a_shell_has_ignored_stays_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C, "ignored"],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("nexusbench ")
+
+
+def test_the_console_script_begins_where_ctrl_c_is_caught() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["nexusbench"] == "nexusbench.__main__:entry"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +162,24 @@ def test_list(call: Call, family: str) -> None:
     names = [entry["name"] for entry in document["entries"]]
     assert names
     assert all(name in shown.out for name in names)
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_list_fits_the_terminal(
+    call: Call, monkeypatch: pytest.MonkeyPatch, family: str, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = call("list", family).out
+    assert max(map(len, shown.splitlines())) <= int(columns)
+    document = json.loads(call("list", family, "--json").out)
+    for entry in document["entries"]:
+        # A metric has its formula, all of which stand in docs/metrics.md.
+        assert entry.get("source") or family == "metrics", entry["name"]
+        for option in entry.get("options", []):
+            assert set(option) == {"name", "type", "default"}
+            assert "Optional" not in option["type"], option
+        assert not entry["about"].endswith(":")
 
 
 def test_list_tells_sources_and_options(call: Call) -> None:

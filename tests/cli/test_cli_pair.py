@@ -20,6 +20,25 @@ def trace(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.parametrize(
+    ("flags", "device", "each"),
+    [
+        ((), "2 GPUs of 92 SMs each", "GPU"),
+        (("--tensor-parallel-size", 2), "4 GPUs of 92 SMs each", "group of 2 GPUs"),
+    ],
+)
+def test_the_header_of_a_pair_says_what_its_numbers_count(
+    call: Call, trace: Path, flags: tuple[object, ...], device: str, each: str
+) -> None:
+    pair = ("--device", "sim:l20", "--scheduler", "vllm-pd", "--kv-blocks", 1000, "--no-save")
+    told = " ".join(call("serve-trace", trace, *pair, *flags).out.split())
+    assert f"NVIDIA L20, {device} " in told
+    assert f"2,000 blocks of 16 tokens = 32,000 tokens, 1,000 blocks on each {each};" in told
+    assert "max_num_seqs 256 on both GPUs together, max_num_batched_tokens 2,048, " in told
+    single = (*pair[:2], "--scheduler", "vllm", "--no-save")
+    assert "together" not in call("serve-trace", trace, *single).out
+
+
 @pytest.mark.slow
 def test_a_pair_beside_one_gpu(call: Call, trace: Path, tmp_path: Path) -> None:
     kept = tmp_path / "runs"
@@ -44,6 +63,7 @@ def test_a_pair_beside_one_gpu(call: Call, trace: Path, tmp_path: Path) -> None:
         assert call("explain", str(runs[name])).code == 0
         assert call("explain", str(runs[name]), "--request", "3").code == 0
         assert call("rerun", str(runs[name]), "--results", str(kept)).code == 0
+    assert " m kv copy " in call("explain", str(runs["vllm-pd"]), "--request", "3").out
     assert call("report", *map(str, runs.values()), "-o", str(tmp_path / "page.html")).code == 0
 
     timeline = tmp_path / "line.json"

@@ -120,3 +120,11 @@ def test_header_labels_and_width(
 def test_a_belief_that_nobody_asks(call: Call, arguments: tuple[object, ...]) -> None:
     done = call(*arguments, "--partitioner", "fixed", "--cost-model", "roofline")
     assert "--cost-model has no effect: no partitioner here asks a belief" in done.out
+
+
+def test_a_real_device_is_refused_before_it_is_opened(call: Call, trace: Path) -> None:
+    """Whose weights, or whose GPU, may not even be there."""
+    done = call("regret", trace, "--device", "cpu")
+    assert (done.code, done.out) == (2, "")
+    assert "cpu is not simulated" in done.err
+    assert "Use --device sim:GPU" in done.err

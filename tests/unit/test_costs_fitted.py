@@ -221,7 +221,7 @@ def test_a_profile_of_something_tiny_names_what_is_missing(name, gpu, model):
     for few, word in (
         (prefills, "decode alone"),
         (decodes, "prefill alone"),
-        (one_count, "SM counts"),
+        (one_count, "shares of two or more sizes"),
         (prefills + decodes, "pairs"),
     ):
         with pytest.raises(UsageError, match=word) as raised:

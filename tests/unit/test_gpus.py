@@ -153,6 +153,36 @@ def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
         load_gpu(name)
 
 
+def test_all_wrong_keys_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    text = L20.replace("num_sms = 92", "num_smz = 92").replace("jitter = 0.02", "jiter = 0.02")
+    text = text.replace("kernel_us = 2.0\n", "").replace("[sources]", "[sources]\nl3_mib = 'x'")
+    path.write_text(text, encoding="utf-8")
+    line = text[: text.index("num_smz")].count("\n") + 1
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    assert str(caught.value) == (
+        f"{path}:{line}: field 'num_smz': is not a known key; unknown too: sim.jiter, "
+        "sources.l3_mib; missing too: num_sms, sim.kernel_us, sim.jitter. Did you mean 'num_sms'?"
+    )
+
+
+def test_all_missing_keys_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    path.write_text('name = "mine"\n', encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: field 'num_sms': is missing; missing too: clock_mhz, ")
+    for field in msgspec.structs.fields(GpuSpec):
+        assert field.name in ("name", "sources") or field.name in message
+    path.write_text(L20.split("[sim]")[0] + "[sim]\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"field 'sim\.dense_efficiency': is missing") as caught:
+        load_gpu(path)
+    for field in msgspec.structs.fields(SimConstants):
+        assert field.name in str(caught.value)
+
+
 # What to replace in the L20's file, by what, the field the message must name, and its words.
 BROKEN = [
     ("num_sms = 92", "num_smz = 92", "num_smz", "Did you mean 'num_sms'?"),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nexusbench
+from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.metrics.base import load_metrics
@@ -38,18 +42,32 @@ class Life:
     def add(self, table: str, *values: int) -> None:
         self.rows.append((self.now, table, values))
 
-    def wait(self, free: int, blocked: int | None) -> None:
-        """Wait ``free`` ns, then, if given, ``blocked`` ns for want of KV blocks."""
+    def copy(self, duration: int) -> None:
+        """Its KV is on the move for so long, if at all."""
+        if duration:
+            begin, self.now = self.now, self.now + duration
+            self.parts["kv_copy"] += duration
+            self.add("moved", self.index, begin, self.now, 0, 1, 9)
+
+    def wait(self, free: int, blocked: int | None, copied: int = 0) -> None:
+        """Wait ``free`` ns, then, if given, ``blocked`` ns for want of KV blocks, in the midst of
+        which it is ``copied``.
+        """
         self.now += free
         self.parts["requeue" if self.preemptions else "queue"] += free
         if blocked is not None:
             self.add("kv_blocked", self.index, self.now)
             self.now += blocked
-            self.parts["kv_wait"] += blocked
+            self.copy(copied)
+            self.now += blocked
+            self.parts["kv_wait"] += 2 * blocked
+        else:
+            self.copy(copied)
 
-    def step(self, gap: int, duration: int, solo: int, chunk: bool) -> None:
-        """``gap`` ns of nothing, then a step; a chunk makes no token, a decode one."""
+    def step(self, gap: int, duration: int, solo: int, chunk: bool, copied: int = 0) -> None:
+        """``gap`` ns of nothing, a copy, then a step; a chunk makes no token, a decode one."""
         self.now += gap
+        self.copy(copied)
         self.parts["between_steps"] += gap
         begin, self.now = self.now, self.now + duration
         compute = duration if solo < 0 else min(solo, duration)
@@ -60,9 +78,10 @@ class Life:
         self.add("step", begin, duration, solo, chunk)
 
 
-wait = st.tuples(st.integers(0, 50), st.none() | st.integers(0, 50))
+copied = st.just(0) | st.integers(1, 30)
+wait = st.tuples(st.integers(0, 50), st.none() | st.integers(0, 50), copied)
 step = st.tuples(
-    st.integers(0, 9), st.integers(1, 20), st.integers(-1, 25).filter(bool), st.booleans()
+    st.integers(0, 9), st.integers(1, 20), st.integers(-1, 25).filter(bool), st.booleans(), copied
 )
 # A request is admitted by a launch, and what is in flight cannot be preempted: no stay is empty.
 stay = st.tuples(wait, st.lists(step, min_size=1, max_size=5))
@@ -142,8 +161,6 @@ def test_counts_of_the_summary_add_up(lives: list, warmup_ns: int) -> None:
 
 
 def _facts(run: RunEvents, warmup_ns: int):
-    import msgspec
-
     return msgspec.structs.replace(run.facts, warmup_ns=warmup_ns)
 
 
@@ -160,7 +177,8 @@ def test_a_killed_run_is_explained_up_to_its_log() -> None:
     got = explain(logged([one, other]), 0)
     assert (got.outcome, got.total_ns, got.ttft_ns) == ("unfinished", 50, None)
     assert got.parts == {
-        "queue": 5, "kv_wait": 0, "requeue": 34, "compute": 8, "contention": 2, "between_steps": 1,
+        "queue": 5, "kv_wait": 0, "requeue": 34, "compute": 8, "contention": 2, "kv_copy": 0,
+        "between_steps": 1,
     }  # fmt: skip
     assert (got.cached_tokens, got.chunks, got.mean_batch) == (16, 1, 1.0)
     assert got.contention_known
@@ -172,6 +190,24 @@ def test_unknown_solo_time_is_said() -> None:
     assert not got.contention_known
     assert got.parts["compute"] == 10
     assert (got.outcome, got.reason, got.tenant) == ("finished", "because", "t")
+
+
+@pytest.mark.parametrize("scheduler", ["vllm-pd", "vllm:preemption=swap"])
+def test_copies_of_a_served_run_are_no_waiting(scheduler: str, tmp_path: Path) -> None:
+    """To another GPU after the prompt; to the host and back, which is part of a preemption."""
+    request = '{"timestamp": 0, "input_length": 400, "output_length": 120}\n'
+    (tmp_path / "t.jsonl").write_text(8 * request)
+    config = RunConfig(trace=str(tmp_path / "t.jsonl"), device="sim:l20", scheduler=scheduler)
+    if scheduler != "vllm-pd":
+        config = msgspec.structs.replace(config, kv_blocks=160)
+    events = nexusbench.run(config).events
+    moved = events.tables["moved"]
+    assert len(moved["request"])
+    for index in range(8):
+        parts = explain(events, index).parts
+        mine = moved["request"] == index
+        assert parts["kv_copy"] == int((moved["end"] - moved["time"])[mine].sum())
+        assert min(parts.values()) >= 0
 
 
 def test_requests_are_found_by_id_then_index() -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.core.registry import did_you_mean, parse_options, split_spec
+from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.devices.base import devices
 from nexusbench.experiments.neutral import NEUTRAL
 from nexusbench.metrics.slo import parse_slo, preset
@@ -139,7 +139,24 @@ class _Reader:
     def _fault(self, problem: str, field: str, hint: str = "Correct the value") -> InputError:
         return InputError(problem, file=self._path, field=field, hint=hint)
 
+    def _keys(self, table: Any, kind: type[msgspec.Struct], field: str) -> None:
+        """Refuse unknown and missing keys of a table, all of them at once."""
+        if not isinstance(table, dict):
+            return
+        fields = msgspec.structs.fields(kind)
+        known = [f.name for f in fields]
+        unknown = [key for key in table if key not in known]
+        missing = [f.name for f in fields if f.required and f.name not in table]
+        if unknown:
+            problem = "unknown key" + and_keys(unknown[1:], missing)
+            raise self._fault(problem, f"{field}.{unknown[0]}", did_you_mean(unknown[0], known))
+        if missing:
+            problem = "is missing" + and_keys(missing=missing[1:])
+            raise self._fault(problem, f"{field}.{missing[0]}", "Add it")
+
     def _convert(self, table: Any, kind: Any, field: str) -> Any:
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            self._keys(table, kind, field)
         try:
             return msgspec.convert(table, kind)
         except msgspec.ValidationError as error:
@@ -161,7 +178,10 @@ class _Reader:
         for name in about.gpus:
             self._checked("map.gpus", lambda name=name: _check_gpu(name))
         self._checked("map.model", lambda: load_model(about.model))
-        tables = self._convert(document.get("traffic", []), list[_TrafficTable], "traffic")
+        written = document.get("traffic", [])
+        for number, table in enumerate(written if isinstance(written, list) else []):
+            self._keys(table, _TrafficTable, f"traffic[{number}]")
+        tables = self._convert(written, list[_TrafficTable], "traffic")
         traffic = [self._traffic(table, about) for table in tables]
         if "grid" in document:
             traffic += self._made_up(self._convert(document["grid"], _Grid, "grid"))
@@ -207,10 +227,10 @@ class _Reader:
             raise self._fault("must be a table", where, f"Write [{where}]")
         fields = {key: value for key, value in table.items() if key != "kind"}
         kind = self._convert(table.get("kind"), Kind, f"{where}.kind")
-        for key in fields:
-            if key not in RunConfig.__struct_fields__:
-                hint = did_you_mean(key, ["kind", *RunConfig.__struct_fields__])
-                raise self._fault("unknown key", f"{where}.{key}", hint)
+        known = ["kind", *RunConfig.__struct_fields__]
+        if unknown := [key for key in fields if key not in known]:
+            problem = "unknown key" + and_keys(unknown[1:])
+            raise self._fault(problem, f"{where}.{unknown[0]}", did_you_mean(unknown[0], known))
         config = self._convert({"trace": "x", **fields}, RunConfig, where)
         told = self._checked(where, lambda: _told_slo(check_config(config)))
         return System(name=name, kind=kind, fields=fields, told_slo=told)

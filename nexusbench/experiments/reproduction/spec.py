@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
+from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.experiments.neutral import NEUTRAL
 from nexusbench.experiments.sweep_spec import SpecReader, product, read_toml
 from nexusbench.metrics.base import Metric, load_metrics
@@ -200,15 +200,21 @@ def _struct(
 def _convert(
     reader: SpecReader, table: Mapping[str, Any], name: str, kind: type[StructT], nth: int = 0
 ) -> StructT:
-    known = kind.__struct_fields__
+    known = list(kind.__struct_fields__)
+    required = [field.name for field in msgspec.structs.fields(kind) if field.required]
+    missing = [key for key in required if key not in table]
+    if unknown := [key for key in table if key not in known]:
+        problem = "unknown key" + and_keys(unknown[1:], missing)
+        raise reader.fault(problem, name, unknown[0], did_you_mean(unknown[0], known), nth)
     for key, value in table.items():
-        if key not in known:
-            raise reader.fault("unknown key", name, key, did_you_mean(key, list(known)), nth)
         field = next(f for f in msgspec.structs.fields(kind) if f.name == key)
         try:
             msgspec.convert(value, field.type)
         except msgspec.ValidationError as error:
             raise reader.fault(str(error).split(" - at")[0], name, key, nth=nth) from None
+    if missing:
+        problem = f"missing required field `{missing[0]}`" + and_keys(missing=missing[1:])
+        raise reader.fault(problem, name, hint="Add it" if not missing[1:] else "Add them", nth=nth)
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:

@@ -58,6 +58,7 @@ class Native(Reader):
     time_field: ClassVar[str] = "timestamp"
     unit: ClassVar[str] = "timestamps in ms"
     example: ClassVar[str] = '{"timestamp": 0, "input_length": 1, "output_length": 1}'
+    source: ClassVar[str] = "docs/workloads.md"
 
     def confidence(self, text: bytes) -> int:
         """Any JSON lines that no other reader knows better."""
