@@ -19,17 +19,10 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.experiments.advise import (
-    Advice,
-    Margin,
-    Question,
-    Rated,
-    advise,
-    plan_rounds,
-    scored_slo,
-)
+from nexusbench.experiments.advise import Advice, Question, advise, plan_rounds, scored_slo
 from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.capacity import trace_load
+from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
 from nexusbench.rehearsal import check_belief, check_run
 
@@ -69,6 +62,7 @@ def show_advice(params: Mapping[str, Any]) -> None:
         candidates=tuple(candidates),
         requests=requests,
         seeds=tuple(range(params["seed"], params["seed"] + params["seeds"])),
+        most_draws=_most_draws(params["seeds"], params["max_seeds"]),
         effort=params["effort"],
         cache=params["cache"],
         fresh=params["fresh"],
@@ -92,6 +86,14 @@ def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
     check_belief(config)
     for one in {one.policy: one for one in named}.values():
         check_run(one.apply(config))
+
+
+def _most_draws(seeds: int, most: int | None) -> int:
+    if most is None:
+        return 4 * seeds
+    if most < seeds:
+        raise UsageError(f"--max-seeds {most} is less than --seeds {seeds}")
+    return most
 
 
 def _chunks(text: str) -> list[int]:
@@ -165,7 +167,14 @@ def _table(console: Console, advice: Advice) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for title in ("scheduler", "partitioner"):
         table.add_column(title, no_wrap=True)
-    for title in ("chunk", "requests within, %", "worst draw", "of bounds used, %", "SLO kept"):
+    for title in (
+        "chunk",
+        "draws",
+        "requests within, %",
+        "worst draw",
+        "of bounds used, %",
+        "SLO kept",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for one in advice.final:
         kept = sum(score.kept for score in one.scores)
@@ -173,6 +182,7 @@ def _table(console: Console, advice: Advice) -> None:
             Text(one.candidate.scheduler),
             Text(one.candidate.partitioner),
             f"{one.candidate.chunk:,}",
+            str(len(one.scores)),
             f"{one.attained:.1f}",
             f"{min(score.attained for score in one.scores):.1f}",
             f"{100 * one.strain:.0f}",
@@ -192,7 +202,7 @@ def verdict(question: Question, advice: Advice) -> str:
     if advice.margin is None:
         return text + "; there was nothing to compare it with."
     other = advice.final[1]
-    text += f", {_lead(advice.margin)} {other.candidate}. {_certainty(advice.margin)}"
+    text += f", {_lead(advice.margin)} {other.candidate}. {_certainty(advice)}"
     rival = next(
         (o for o in advice.final if _family(o) != _family(winner)),
         None,
@@ -226,31 +236,41 @@ def _lead(margin: Margin) -> str:
     return f"as many as the runner-up, and uses {lead} less than it:"
 
 
-def _certainty(margin: Margin) -> str:
+def _certainty(advice: Advice) -> str:
+    margin = advice.margin
+    assert margin is not None  # the caller has looked
     draws = f"better in {margin.draws_won} of {margin.draws} draws"
     if margin.chance is None:
         return "One draw says nothing of how sure that is: use --seeds 5."
     chance = "p < 0.001" if margin.chance < 0.001 else f"p = {margin.chance:.3f}"
-    if margin.sure:
+    if not advice.tied:
         return f"Sure: {draws}, {chance} by a paired t test."
-    return f"Not sure: {draws}, {chance} by a paired t test. Take either, or more --seeds."
+    return (
+        f"Not sure: {draws}, {chance} by a paired t test. The first {advice.tied + 1} of the table "
+        "cannot be told apart: take any of them, or go on with --max-seeds."
+    )
 
 
 def verification(question: Question, advice: Advice) -> dict[str, list[str]]:
     """The commands that make the comparison of the first two again, simulated and for real."""
     first = [one.candidate for one in advice.final[:2]]
-    by_chunk: dict[int, list[Any]] = {}
+    draws = len(advice.final[0].scores)  # a runner-up that fell behind early has fewer of its own
+    by_chunk: dict[int, list[Candidate]] = {}
     for candidate in first:
         by_chunk.setdefault(candidate.chunk, []).append(candidate)
     device = question.config.device
     there = f"simulated, on {device}" if advice.simulated else f"again, on {device}"
     return {
-        title: [_command(question, chunk, group, target) for chunk, group in by_chunk.items()]
+        title: [
+            _command(question, chunk, group, draws, target) for chunk, group in by_chunk.items()
+        ]
         for title, target in ((there, device), ("on the real GPU", "cuda"))
     }
 
 
-def _command(question: Question, chunk: int, group: Sequence[Any], device: str) -> str:
+def _command(
+    question: Question, chunk: int, group: Sequence[Candidate], draws: int, device: str
+) -> str:
     config, slo = question.config, scored_slo(question.slo)
     words = ["nexusbench", "serve-trace", config.trace, "--device", device]
     words += ["--model", config.model, "--scheduler", ",".join(c.scheduler for c in group)]
@@ -269,7 +289,7 @@ def _command(question: Question, chunk: int, group: Sequence[Any], device: str) 
     if config.kernel_table is not None and device.startswith("sim"):
         words += ["--kernel-table", config.kernel_table]
     words += ["--goodput", *(f"{key}:{limit:g}" for key, limit in slo.per_request().items())]
-    words += ["--seed", str(question.seeds[0]), "--seeds", str(len(question.seeds))]
+    words += ["--seed", str(question.seeds[0]), "--seeds", str(draws)]
     return shlex.join(words)
 
 
@@ -298,7 +318,8 @@ def _document(
         "advice": msgspec.to_builtins(advice.final[0].candidate),
         "verdict": verdict(question, advice),
         "margin": None if advice.margin is None else msgspec.to_builtins(advice.margin),
-        "sure": None if advice.margin is None else advice.margin.sure,
+        "sure": None if advice.margin is None else advice.tied == 0,
+        "tied": [msgspec.to_builtins(one.candidate) for one in advice.final[1 : advice.tied + 1]],
         "final": [rated(one) for one in advice.final],
         "early": [rated(one) for one in advice.early],
         "failed": [*skipped, *advice.failed],

@@ -41,6 +41,15 @@ Effort = Annotated[
     ),
 ]  # fmt: skip
 
+MostDraws = Annotated[
+    int | None,
+    typer.Option(
+        "--max-seeds", min=1, max=1_000, rich_help_panel=_COMPARED,
+        show_default="four times --seeds",
+        help="Go on to so many draws with those that cannot be told apart from the leader.",
+    ),
+]  # fmt: skip
+
 
 def advise(
     context: typer.Context,
@@ -54,7 +63,7 @@ def advise(
     scheduler: Schedulers = None,
     partitioner: Partitioners = None,
     chunks: Chunks = "512,1024,2048,4096,8192",
-    effort: Effort = 18_000,
+    effort: Effort = 60_000,
     cost_model: flags.CostModel = None,
     profile: flags.Profile = None,
     force_profile: flags.ForceProfile = False,
@@ -69,6 +78,7 @@ def advise(
     burstiness: slo_flags.Shape = 1.0,
     seed: flags.Seed = 0,
     seeds: slo_flags.Draws = 5,
+    max_seeds: MostDraws = None,
     jobs: slo_flags.Jobs = None,
     cache: flags.Cache = Path("results/probes"),
     fresh: flags.Fresh = False,
@@ -81,8 +91,8 @@ def advise(
     nexusbench advise workloads/mixed.jsonl --device sim:l20 --goodput ttft:2000,tbt:100
 
     All combinations are tried on a little of the trace, the better third on more of it, and so on;
-    the last few meet on fresh draws of the arrivals. Ends with the commands that check the answer,
-    simulated and on the real GPU.
+    the last few race over fresh draws of the arrivals until one leads for sure, or a tie is named.
+    Ends with the commands that check the answer, simulated and on the real GPU.
     """
     from nexusbench.cli._advice_screen import show_advice
 

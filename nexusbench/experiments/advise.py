@@ -1,8 +1,10 @@
-"""Which way of serving suits this traffic: successive halving over candidates, then a final over
+"""Which way of serving suits this traffic: successive halving over candidates, then a race over
 fresh draws of the arrivals, paired.
 
 Jamieson and Talwalkar (AISTATS 2016): give all candidates a little, keep the better third, give
-those three times as much, and so on. Little here is the first requests of the trace.
+those three times as much, and so on. Little here is the first requests of the trace. The last few
+race (Maron and Moore, NIPS 1993): who is surely behind the leader stops, the others get more draws,
+until one is left or the draws are used up. Those that are left then are a tie, and said to be.
 """
 
 from __future__ import annotations
@@ -17,26 +19,25 @@ from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.experiments.candidates import Candidate
 from nexusbench.experiments.judging import attained, judge, strain
+from nexusbench.experiments.leads import SIGNIFICANCE, Margin, Rated, Score, lead
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.probe import PROBE_SUFFIX, find_probe, run_probe
 from nexusbench.experiments.store import Store
 from nexusbench.metrics.slo import Bound, Slo
-from nexusbench.metrics.summary import interval
 
 KEPT = 3  # one in so many goes on
 FINALISTS = 8
 _LEAST_REQUESTS = 40
 # Draws of the early rounds; the final has draws of its own, since these chose who is in it.
 _EARLY_SEED = 1_000_000
-# One-sided, as the two-sided 95 % interval excludes 0.
-_SURE = 0.025
 
 Told = Callable[[str, int], object]  # (what was run, on how many requests)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """``config`` is all but the way to serve; ``requests`` the length of its trace; ``effort`` the
-    requests to simulate before the final, in all.
+    requests to simulate before the final, in all. The final starts with ``seeds`` and goes on to
+    ``most_draws`` with those that cannot be told apart from the leader (0: no further).
     """
 
     config: RunConfig
@@ -44,70 +45,21 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     requests: int
     seeds: tuple[int, ...]
-    effort: int = 18_000
+    most_draws: int = 0
+    effort: int = 60_000
     cache: Path | None = None
     fresh: bool = False
 
 
-class Score(msgspec.Struct, frozen=True):
-    """``attained``: percent of requests that keep every bound; ``strain``: how much of its bounds
-    the mean request uses; ``kept``: whether the SLO as given is kept.
-    """
-
-    attained: float
-    strain: float
-    kept: bool
-
-
-class Rated(msgspec.Struct, frozen=True):
-    """A candidate and its scores, one per draw of its last round; ``round`` counts from 0."""
-
-    candidate: Candidate
-    scores: tuple[Score, ...]
-    round: int
-
-    @property
-    def attained(self) -> float:
-        """Mean over draws, percent."""
-        return math.fsum(score.attained for score in self.scores) / len(self.scores)
-
-    @property
-    def strain(self) -> float:
-        """Mean over draws."""
-        return math.fsum(score.strain for score in self.scores) / len(self.scores)
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """Better first: who keeps more; of equals, who uses less of the bounds."""
-        return -self.attained, self.strain
-
-
-class Margin(msgspec.Struct, frozen=True):
-    """The winner's lead, paired by draw: ``by`` says in what (``attained``, percentage points, or
-    ``strain``, if all keep the same); ``chance`` is the one-sided p of a paired t test, None for
-    one draw.
-    """
-
-    by: str
-    mean: float
-    low: float | None
-    high: float | None
-    chance: float | None
-    draws_won: int
-    draws: int
-
-    @property
-    def sure(self) -> bool:
-        """Whether chance alone would seldom give such a lead."""
-        return self.chance is not None and self.chance < _SURE
-
-
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
-    """``final`` is in order, the winner first; ``early`` those that were dropped, best first."""
+    """``final`` is in order, the winner first; ``tied`` of those behind it could not be told apart
+    from it; ``early`` those that were dropped, best first.
+    """
 
     final: tuple[Rated, ...]
+    tied: int
     early: tuple[Rated, ...]
-    margin: Margin | None  # None: there was one candidate
+    margin: Margin | None  # over final[1]; None: there was one candidate
     failed: tuple[str, ...]
     rounds: tuple[tuple[int, int, int], ...]  # candidates, requests, draws
     simulated: bool
@@ -140,41 +92,32 @@ def scored_slo(slo: Slo) -> Slo:
 
 
 def advise(question: Question, jobs: int, told: Told = lambda text, requests: None) -> Advice:
-    """Halve the candidates until few are left, and compare those over all seeds.
+    """Halve the candidates until few are left, and let those race over fresh draws.
 
     ``told`` hears of each run and its length. Raises NexusbenchError, with the first one's reason,
     if every candidate fails.
     """
+    field = _Field(question, jobs, told)
     left = list(question.candidates)
     early: list[Rated] = []
-    failed: list[str] = []
-    rounds: list[tuple[int, int, int]] = []
     planned = plan_rounds(len(left), question)
-    rated: list[Rated] = []
-    simulated = True
-    for number, (_, requests, draws) in enumerate(planned):
-        last = number == len(planned) - 1
-        first = question.seeds[0] if last else _EARLY_SEED + 100 * number
-        seeds = question.seeds if last else tuple(range(first, first + draws))
-        rounds.append((len(left), requests, len(seeds)))
-        rated, faults, real = _round(question, left, requests, seeds, number, jobs, told)
-        simulated = simulated and not real
-        failed += faults
-        if not rated:
-            raise NexusbenchError(f"no candidate could be run. {failed[0]}")
-        if not last:
-            kept = _best(rated, planned[number + 1][0])
-            early += [one for one in rated if one not in kept]
-            left = [one.candidate for one in kept]
+    for number, (_, requests, draws) in enumerate(planned[:-1]):
+        first = _EARLY_SEED + 100 * number
+        rated = field.run(left, requests, range(first, first + draws), number)
+        kept = _best(rated, planned[number + 1][0])
+        early += [one for one in rated if one not in kept]
+        left = [one.candidate for one in kept]
     early.sort(key=lambda one: (-one.round, one.order))
-    margin = _margin(rated[0], rated[1]) if len(rated) > 1 else None
+    close, behind = _race(field, left, len(planned) - 1)
+    final = (*close, *behind)
     return Advice(
-        final=tuple(rated),
+        final=final,
+        tied=len(close) - 1,
         early=tuple(early),
-        margin=margin,
-        failed=tuple(failed),
-        rounds=tuple(rounds),
-        simulated=simulated,
+        margin=_margin(question, final[0], final[1]) if len(final) > 1 else None,
+        failed=tuple(field.failed),
+        rounds=tuple(field.rounds),
+        simulated=field.simulated,
     )
 
 
@@ -207,47 +150,104 @@ def _best(rated: Sequence[Rated], count: int) -> list[Rated]:
     return kept
 
 
-def _round(
-    question: Question,
-    candidates: Sequence[Candidate],
-    requests: int,
-    seeds: Sequence[int],
-    number: int,
-    jobs: int,
-    told: Told,
-) -> tuple[list[Rated], list[str], bool]:
-    """The candidates in order, what failed, and whether a real device was used."""
-    limit = question.config.limit if requests == question.requests else requests
-    runs = [
-        _Run(
-            msgspec.structs.replace(candidate.apply(question.config), limit=limit, seed=seed),
-            question.slo,
-            question.cache,
-            question.fresh,
-        )
-        for candidate in candidates
-        for seed in seeds
-    ]
-    scores: dict[int, Score] = {}
-    faults: dict[int, str] = {}
-    real = False
-    results: Iterator[tuple[int, _Outcome | Lost]] = run_all(_score, runs, jobs)
-    for index, outcome in results:
-        position = index // len(seeds)
-        told(str(candidates[position]), requests)
-        if isinstance(outcome, Lost) or outcome.score is None:
-            reason = outcome.reason if isinstance(outcome, Lost) else outcome.error
-            faults[position] = f"{candidates[position]}: {reason}"
-        else:
-            scores[index] = outcome.score
-            real = real or not outcome.simulated
-    rated = [
-        Rated(candidate, tuple(scores[p * len(seeds) + i] for i in range(len(seeds))), number)
-        for p, candidate in enumerate(candidates)
-        if p not in faults
-    ]
-    rated.sort(key=lambda one: one.order)
-    return rated, [faults[p] for p in sorted(faults)], real
+def _race(
+    field: _Field, candidates: Sequence[Candidate], number: int
+) -> tuple[list[Rated], list[Rated]]:
+    """The leader and who could not be told apart from it, then those behind; each in order."""
+    question = field.question
+    close = field.run(candidates, question.requests, question.seeds, number)
+    behind: list[Rated] = []
+    for seeds in more_draws(question):
+        close, fallen = _split(question, close)
+        behind += fallen
+        if len(close) == 1:
+            break
+        again = field.run([one.candidate for one in close], question.requests, seeds, number)
+        found = {one.candidate: one.scores for one in again}
+        close = [
+            msgspec.structs.replace(one, scores=one.scores + found[one.candidate])
+            for one in close
+            if one.candidate in found
+        ]
+        close.sort(key=lambda one: one.order)
+    close, fallen = _split(question, close)
+    behind.sort(key=lambda one: one.order)
+    return close, [*fallen, *behind]
+
+
+def more_draws(question: Question) -> list[range]:
+    """Seeds that the race adds, as many at a time as it starts with."""
+    first, step = question.seeds[0], len(question.seeds)
+    last = first + max(step, question.most_draws)
+    return [range(low, min(low + step, last)) for low in range(first + step, last, step)]
+
+
+def _split(question: Question, rated: list[Rated]) -> tuple[list[Rated], list[Rated]]:
+    """Those who are not surely behind the first, and those who are; ``rated`` is in order."""
+    close, behind = list(rated[:1]), list(rated[:0])
+    for one in rated[1:]:
+        (behind if _margin(question, rated[0], one).sure else close).append(one)
+    return close, behind
+
+
+def _margin(question: Question, one: Rated, other: Rated) -> Margin:
+    # Who looks often finds something by chance: the looks share the level (Bonferroni).
+    level = SIGNIFICANCE / (1 + len(more_draws(question)))
+    return lead(one, other, question.requests, level)
+
+
+class _Field:
+    """Runs candidates, and remembers what became of them."""
+
+    def __init__(self, question: Question, jobs: int, told: Told) -> None:
+        self.question, self._jobs, self._told = question, jobs, told
+        self.failed: list[str] = []
+        self.rounds: list[tuple[int, int, int]] = []
+        self.simulated = True
+
+    def run(
+        self, candidates: Sequence[Candidate], requests: int, seeds: Sequence[int], number: int
+    ) -> list[Rated]:
+        """The candidates in order, without those that failed. Raises NexusbenchError if all did."""
+        self.rounds.append((len(candidates), requests, len(seeds)))
+        runs = self._runs(candidates, requests, seeds)
+        scores: dict[int, Score] = {}
+        faults: dict[int, str] = {}
+        results: Iterator[tuple[int, _Outcome | Lost]] = run_all(_score, runs, self._jobs)
+        for index, outcome in results:
+            position = index // len(seeds)
+            self._told(str(candidates[position]), requests)
+            if isinstance(outcome, Lost) or outcome.score is None:
+                reason = outcome.reason if isinstance(outcome, Lost) else outcome.error
+                faults[position] = f"{candidates[position]}: {reason}"
+            else:
+                scores[index] = outcome.score
+                self.simulated = self.simulated and outcome.simulated
+        self.failed += [faults[position] for position in sorted(faults)]
+        rated = [
+            Rated(candidate, tuple(scores[p * len(seeds) + i] for i in range(len(seeds))), number)
+            for p, candidate in enumerate(candidates)
+            if p not in faults
+        ]
+        if not rated:
+            raise NexusbenchError(f"no candidate could be run. {self.failed[0]}")
+        return sorted(rated, key=lambda one: one.order)
+
+    def _runs(
+        self, candidates: Sequence[Candidate], requests: int, seeds: Sequence[int]
+    ) -> list[_Run]:
+        question = self.question
+        limit = question.config.limit if requests == question.requests else requests
+        return [
+            _Run(
+                msgspec.structs.replace(candidate.apply(question.config), limit=limit, seed=seed),
+                question.slo,
+                question.cache,
+                question.fresh,
+            )
+            for candidate in candidates
+            for seed in seeds
+        ]
 
 
 def _score(run: _Run) -> _Outcome:
@@ -268,36 +268,3 @@ def _score(run: _Run) -> _Outcome:
     kept = judge(probe, run.slo).outcome == "kept"
     score = Score(attained(probe, single), strain(probe, single.per_request()), kept)
     return _Outcome(score, "", probe.simulated)
-
-
-def _margin(winner: Rated, other: Rated) -> Margin:
-    by = "attained" if winner.attained != other.attained else "strain"
-    pairs = list(zip(winner.scores, other.scores, strict=True))
-    if by == "attained":
-        leads = [one.attained - two.attained for one, two in pairs]
-    else:
-        leads = [two.strain - one.strain for one, two in pairs]
-    mean = interval(leads)
-    return Margin(
-        by=by,
-        mean=mean["mean"],
-        low=mean["low"],
-        high=mean["high"],
-        chance=_chance(leads),
-        draws_won=sum(lead > 0 for lead in leads),
-        draws=len(leads),
-    )
-
-
-def _chance(leads: Sequence[float]) -> float | None:
-    """One-sided p of a paired t test: how likely such leads are if there is none."""
-    from scipy.special import stdtr
-
-    count = len(leads)
-    if count < 2:
-        return None
-    mean = math.fsum(leads) / count
-    spread = math.sqrt(math.fsum((lead - mean) ** 2 for lead in leads) / (count - 1))
-    if spread == 0.0:
-        return 0.0 if mean > 0 else 1.0
-    return float(stdtr(count - 1, -mean / spread * math.sqrt(count)))

@@ -23,6 +23,7 @@ from nexusbench.experiments.advise import Question, advise, scored_slo
 from nexusbench.experiments.candidates import find_candidates
 from nexusbench.experiments.capacity import CapacitySearch, find_capacities, trace_load
 from nexusbench.experiments.judging import attained, judge, strain
+from nexusbench.experiments.leads import Rated, Score, lead
 from nexusbench.experiments.pool import cores, run_all
 from nexusbench.experiments.probe import run_probe
 from nexusbench.experiments.rate_search import lattice_rate, lattice_step
@@ -38,11 +39,11 @@ def kept(item: tuple[RunConfig, Slo]) -> bool:
     return judge(run_probe(item[0], None), item[1]).outcome == "kept"
 
 
-def scored(item: tuple[RunConfig, Slo]) -> tuple[float, float]:
+def scored(item: tuple[RunConfig, Slo]) -> Score:
     """One candidate on one draw."""
     single = scored_slo(item[1])
     probe = run_probe(item[0], None)
-    return attained(probe, single), strain(probe, single.per_request())
+    return Score(attained(probe, single), strain(probe, single.per_request()), kept=False)
 
 
 def over(function: Any, items: list[Any]) -> list[Any]:
@@ -94,11 +95,12 @@ def check_capacity(trace: str, text: str) -> None:
 def check_advice(trace: str, text: str, rate: float, limit: int = 300) -> None:
     """The advice beside all candidates on four unseen draws."""
     slo = parse_slo([text])
-    config = base(trace, request_rate=rate, limit=limit)
+    config = base(trace, request_rate=rate, limit=limit, goodput=scored_slo(slo).per_request())
     candidates, _ = find_candidates()
+    requests = trace_load(config)[0]
     question = Question(
-        config=config, slo=slo, candidates=tuple(candidates), requests=trace_load(config)[0],
-        seeds=SEEDS,
+        config=config, slo=slo, candidates=tuple(candidates), requests=requests, seeds=SEEDS,
+        most_draws=4 * len(SEEDS),
     )  # fmt: skip
     began = stopwatch_ns()
     advice = advise(question, cores())
@@ -109,23 +111,29 @@ def check_advice(trace: str, text: str, rate: float, limit: int = 300) -> None:
         for c in candidates
         for seed in draws
     ]
+    began = stopwatch_ns()
     scores = over(scored, items)
-    grid = []
-    for place, candidate in enumerate(candidates):
-        mine = scores[place * len(draws) : (place + 1) * len(draws)]
-        share, used = (sum(values) / len(draws) for values in zip(*mine, strict=True))
-        grid.append((-share, used, str(candidate)))
-    grid.sort()
-    names = [name for *_, name in grid]
-    chosen = str(advice.final[0].candidate)
-    place = names.index(chosen)
+    whole = (stopwatch_ns() - began) / 1e9
+    count = len(draws)
+    grid = [
+        Rated(candidate, tuple(scores[place * count : (place + 1) * count]), 0)
+        for place, candidate in enumerate(candidates)
+    ]
+    grid.sort(key=lambda one: one.order)
+    best, second = grid[0], grid[1]
+    chosen = advice.final[0].candidate
+    tie = [one.candidate for one in advice.final[: advice.tied + 1]]
+    place = [one.candidate for one in grid].index(chosen)
     margin = advice.margin
     assert margin is not None
     print(
         f"{trace} at {rate:g} req/s, {slo}: advised {chosen} in {seconds:.0f} s "
-        f"({advice.final[0].attained:.1f} %, {margin.by} lead {margin.mean:.2f}, sure: "
-        f"{margin.sure}); the grid's best of {len(names)} is {names[0]} ({-grid[0][0]:.1f} %), the "
-        f"advised is number {place + 1} ({-grid[place][0]:.1f} %)",
+        f"({advice.final[0].attained:.2f} %, {margin.by} lead {margin.mean:.3g}, tied with "
+        f"{advice.tied}; rounds {advice.rounds}); the grid of {len(grid)} in {whole:.0f} s: best "
+        f"{best.candidate} ({best.attained:.2f} %, clear: {lead(best, second, requests)}), the "
+        f"advised is number {place + 1} ({grid[place].attained:.2f} %); the grid's best is "
+        f"{'' if best.candidate in tie else 'NOT '}among the advised tie; told apart from the "
+        f"advised: {place and lead(best, grid[place], requests).sure}",
         flush=True,
     )
 

@@ -158,6 +158,21 @@ def test_of_equals_the_faster_is_the_best(tmp_path: Path) -> None:
     assert found.name == "spf"
 
 
+def test_everybody_stands_in_one_table(tmp_path: Path) -> None:
+    spec = load_map(save(tmp_path))
+    survey = made_up(spec, {"vllm": (40, 60), "spf": (70, 90), "nexus": (30,)})
+    for point, kept in survey.rows.items():
+        attained = {"llama3.1-8b": kept.attained["slo"]}
+        survey.rows[point] = msgspec.structs.replace(kept, attained=attained)
+    lines = BLOCKS["everybody"](survey).splitlines()
+    assert lines[0] == "| system | kind | short, l20 |"
+    assert "| `vllm` | whole | 50.0 |" in lines
+    assert "| `spf` | whole | **80.0** |" in lines
+    # One of its two draws is missing, the other system has not run at all.
+    assert "| `nexus` | split | - |" in lines
+    assert "| `two` | streams | - |" in lines
+
+
 def test_what_was_not_run_again_is_taken_from_the_map(tmp_path: Path) -> None:
     spec = load_map(save(tmp_path))
     survey = made_up(spec, {"vllm": (10, 11, 12), "nexus": (50, 51, 52)})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nexusbench.devices.base import devices
-from nexusbench.experiments.paying.spec import Kind, Traffic
+from nexusbench.experiments.paying.spec import Kind, System, Traffic
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.verdicts import (
     MARGINS,
@@ -184,6 +185,40 @@ def picked(survey: Survey) -> str:
     return _table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
 
 
+def everybody(survey: Survey) -> str:
+    """Every system's percentage of requests that keep the SLO, mean over loads and SLOs; rows:
+    systems, columns: traffic and GPU; the best of a column is bold.
+    """
+    columns = [(traffic, gpu) for traffic in _real(survey) for gpu in survey.spec.about.gpus]
+    shares = {
+        system.name: [_share(survey, system, traffic, gpu) for traffic, gpu in columns]
+        for system in survey.spec.systems
+    }
+    tops = [
+        max((share for share in column if share is not None), default=None)
+        for column in zip(*shares.values(), strict=True)
+    ]
+    rows = []
+    for system in survey.spec.systems:
+        texts = [
+            _NOTHING if share is None else f"**{share:.1f}**" if share == top else f"{share:.1f}"
+            for share, top in zip(shares[system.name], tops, strict=True)
+        ]
+        rows.append((f"`{system.name}`", system.kind, *texts))
+    header = (f"{traffic.name}, {gpu.removeprefix('sim:')}" for traffic, gpu in columns)
+    return _table(("system", "kind", *header), rows)
+
+
+def _share(survey: Survey, system: System, traffic: Traffic, gpu: str) -> float | None:
+    cells = [cell for cell in cells_of(survey, traffic) if cell.gpu == gpu]
+    found = [side(survey, cell, system) for cell in cells]
+    kept = [
+        one.attained(cell.slo) for cell, one in zip(cells, found, strict=True) if one is not None
+    ]
+    # A mean over fewer cells than the others have would compare other traffic.
+    return math.fsum(kept) / len(kept) if kept and len(kept) == len(cells) else None
+
+
 def grid(survey: Survey, question: str) -> str:
     """Made-up traffic: rows GPU, output, SLO; columns prompt lengths."""
     made_up = [traffic for traffic in survey.spec.traffic if not traffic.trace]
@@ -294,6 +329,7 @@ BLOCKS: dict[str, Callable[[Survey], str]] = {
     "counts": counts,
     "hardware": hardware,
     "systems": systems,
+    "everybody": everybody,
     "picked": picked,
     "reach": reach,
     **{f"map {q}": lambda survey, q=q: attainment_map(survey, q) for q in QUESTIONS},  # type: ignore[misc]
