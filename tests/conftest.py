@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Read when Triton's decorators run. Where there is a GPU its kernels are compiled instead.
@@ -17,10 +18,17 @@ if str(ROOT) not in sys.path:  # so that tests can import from tests.sim
     sys.path.insert(0, str(ROOT))
 
 # The suite is the same every time; HYPOTHESIS_PROFILE=explore looks further, for much longer.
+# The fast set (-m "not slow") looks at the first tenth of what the suite looks at.
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("fast", settings.get_profile("suite"), max_examples=10)
 settings.register_profile(
     "explore", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck)
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the profile before tests are imported, which fixes how many examples each gets."""
+    fast = "not slow" in config.getoption("markexpr")
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast" if fast else "suite"))

@@ -168,6 +168,7 @@ def test_all_failed_is_an_error_though_kept(
     assert len(list_runs(Path("results"))) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable[..., str]) -> None:
     trace = write_trace(tmp_path / "long.jsonl", 2000, gap_ms=30)
     url = server("--behaviours", "ok,ok,ok,stall")
@@ -193,6 +194,7 @@ def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable
     assert "unfinished" in shown.out
 
 
+@pytest.mark.slow
 def test_without_httptools(short_trace: Path) -> None:
     code = (
         "import sys; sys.modules['httptools'] = None; from nexusbench.cli.main import main; "

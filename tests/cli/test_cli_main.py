@@ -29,7 +29,13 @@ assert code == 0 and not heavy, (code, heavy)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve-trace", "--help"], ["compare", "-h"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["serve-trace", "--help"],
+        pytest.param(["compare", "-h"], marks=pytest.mark.slow),
+        pytest.param(["--version"], marks=pytest.mark.slow),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run(

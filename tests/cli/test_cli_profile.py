@@ -118,6 +118,7 @@ def test_user_batches_are_shown_with_the_error_of_each_prediction(call, copy):
     assert re.search(r"2q1k +\d", outcome.out)
 
 
+@pytest.mark.slow
 def test_user_batches_are_kept_once_each(call, copy):
     """Under one spelling, by the profile itself, whatever a later sweep asks for."""
     call(*SWEEP, "-o", copy, "--batch", "8q1s4k", "--batch", "8q1s4k", "--batch", "1Q1K")
@@ -130,7 +131,7 @@ def test_user_batches_are_kept_once_each(call, copy):
     assert fresh["batches"] == []
 
 
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("columns", [80, pytest.param(100, marks=pytest.mark.slow)])
 def test_nothing_is_wider_than_the_terminal(call, made, monkeypatch, columns):
     for arguments in (("show", made), ("check", made), ("paper",)):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -200,6 +201,7 @@ def test_check_measures_the_device_that_is_named(call, copy, tmp_path):
     assert "the profile is of sim:l20; what was measured again is sim:slower.toml" in told
 
 
+@pytest.mark.slow
 def test_a_gpu_file_is_not_the_shipped_gpu_of_its_name(call, made, tmp_path):
     """Its profile is kept apart, says which file it is of, and is checked against that file."""
     (tmp_path / "own").mkdir()
@@ -224,6 +226,7 @@ def test_a_gpu_file_is_not_the_shipped_gpu_of_its_name(call, made, tmp_path):
     assert "Say where it is now with --device" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_device_of_a_profile_is_profiled_and_checked(call, made, tmp_path):
     shutil.copytree(made, tmp_path / "folder")
     again = ("--device", "sim:folder", "--model", "qwen2.5-3b", "--quick", "--no-progress")
@@ -321,6 +324,7 @@ def test_a_folder_of_something_else_is_refused(call, copy):
     assert "its effort is quick, not default" in outcome.err
 
 
+@pytest.mark.slow
 def test_fresh_starts_over(call, copy):
     before = (copy / "points.jsonl").read_bytes()
     outcome = call(*SWEEP, "-o", copy, "--fresh", "--seed", "5", "--json")
@@ -328,6 +332,7 @@ def test_fresh_starts_over(call, copy):
     assert (copy / "points.jsonl").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_and_marked(call, made, tmp_path):
     pytest.importorskip("matplotlib")
     outcome = call("profile", "show", made, "--plots", tmp_path / "plots")

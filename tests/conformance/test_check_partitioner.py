@@ -12,8 +12,16 @@ from nexusbench.core.errors import UsageError
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.testing import ConformanceError, check_partitioner
 
+FAST = ("fixed", "nexus")  # the others size the runs of test_shipped_on_a_few_mixtures there
 
-@pytest.mark.parametrize("name", partitioners.names())
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in partitioners.names()
+    ],
+)
 def test_shipped(name):
     check_partitioner(name, examples=3)
 
@@ -22,8 +30,8 @@ def test_shipped(name):
     "spec",
     [
         "nexus:reading=swapped,idle=reserve",
-        "nexus:kv_switch=0,min_interval_ms=20",
-        "nexus:delta=0,kv_switch=1",
+        pytest.param("nexus:kv_switch=0,min_interval_ms=20", marks=pytest.mark.slow),
+        pytest.param("nexus:delta=0,kv_switch=1", marks=pytest.mark.slow),
         "fixed:prefill=90,idle=reserve",
     ],
 )

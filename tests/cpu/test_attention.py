@@ -178,11 +178,12 @@ def test_offsets_are_64_bit_where_a_pool_needs_them() -> None:
     [
         (80, "fp16", 128),
         (90, "bf16", 128),
-        pytest.param(90, "bf16", 64, marks=pytest.mark.slow),
-        pytest.param(90, "bf16", 256, marks=pytest.mark.slow),
-        pytest.param(90, "fp32", 128, marks=pytest.mark.slow),
+        (90, "bf16", 64),
+        (90, "bf16", 256),
+        (90, "fp32", 128),
     ],
 )
+@pytest.mark.slow
 def test_triton_compiles_for_gpus(architecture: int, dtype: str, head: int, tmp_path: Path) -> None:
     """What the interpreter accepts, a compiler need not; and what fits on an SM only it can say."""
     pytest.importorskip("triton", reason="needs the package triton (extra 'triton')")
