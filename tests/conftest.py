@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from hypothesis import HealthCheck, settings
 # Read when Triton's decorators run. Where there is a GPU its kernels are compiled instead.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Read when torch is imported: matrices here are tiny, and threads that wait for each other by
+# spinning cost more than what they compute. Tests of threads ask for them by number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that tests can import from tests.sim
@@ -26,6 +32,12 @@ settings.register_profile("fast", settings.get_profile("suite"), max_examples=10
 settings.register_profile(
     "explore", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck)
 )
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from walking, again and again, through what all tests share."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
