@@ -30,9 +30,19 @@ def run_module(
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.stem)
-def test_documents_show_what_the_command_prints(document: Path) -> None:
+def test_documents_show_what_the_command_prints(
+    document: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments, text = readme.shown(document)
-    assert readme.stable_lines(text) == readme.stable_lines(readme.run(arguments)), (
+    readme.link_workloads(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, value in readme.TERMINAL.items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments) == 0
+    assert readme.stable_lines(text) == readme.stable_lines(capsys.readouterr().out), (
         f"the output in {document.name} is old; refresh it with: python -m tests.docs.readme"
     )
     assert "SIMULATED" in text
@@ -51,7 +61,7 @@ def test_readme_python_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = PYTHON_BLOCK.findall(readme.README.read_text())
-    (tmp_path / "workloads").symlink_to(ROOT / "workloads")
+    readme.link_workloads(tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.endswith("ms, simulated: True\n")
@@ -105,6 +115,7 @@ def test_dropped_in_scheduler_conforms(package_with_example: Path, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_dropped_in_scheduler_serves(package_with_example: Path, tmp_path: Path) -> None:
     trace = str(ROOT / "workloads" / "mixed.jsonl")
     done = run_module(

@@ -70,6 +70,7 @@ def test_levels_are_chosen_by_cpu_flags():
     assert build.usable_levels(frozenset(base | tiles)) == ["amx", "avx512_bf16", "avx512"]
 
 
+@pytest.mark.slow
 def test_the_switch_turns_them_off():
     pytest.importorskip("torch", reason="kernels need torch")
     text = output(python(USE, NEXUSBENCH_NO_NATIVE="1"))
