@@ -34,10 +34,17 @@ settings.register_profile(
 )
 
 
-def pytest_collection_finish() -> None:
-    """Keep the collector of garbage from walking, again and again, through what all tests share."""
-    gc.collect()
-    gc.freeze()
+_SEEN: set[Path] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the first test of a folder, let the collector of garbage forget what is there to stay:
+    tests share the modules of several large packages, and would walk through them again and again.
+    """
+    if item.path.parent not in _SEEN:
+        _SEEN.add(item.path.parent)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

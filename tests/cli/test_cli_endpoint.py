@@ -148,8 +148,14 @@ def test_flags_of_the_engine_are_refused(call: Call, short_trace: Path, name: st
     ],
 )
 def test_errors_are_one_line(
-    call: Call, short_trace: Path, flags: str, code: int, words: str
+    call: Call,
+    short_trace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    code: int,
+    words: str,
 ) -> None:
+    monkeypatch.setattr("nexusbench.endpoint.probing._PAUSE_S", 0.01)
     done = call("serve-trace", short_trace, *flags.split(), "--no-progress")
     assert done.code == code
     assert words in done.err

@@ -197,12 +197,9 @@ def test_commands(call: Call) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize(
     "words",
-    [
-        "list gpus",
-        pytest.param("list schedulers --json", marks=pytest.mark.slow),
-        pytest.param("--help", marks=pytest.mark.slow),
-    ],
+    ["list gpus", "list schedulers --json", "--help"],
 )
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path: Path, words: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

@@ -16,6 +16,7 @@ from commandline import REPOSITORY, Outcome, environment
 import nexusbench
 from nexusbench.cli._argv import expand_goodput
 from nexusbench.cli.list_plugins import FAMILIES
+from tests.examples import slow
 
 Call = Callable[..., Outcome]
 
@@ -30,12 +31,7 @@ assert code == 0 and not heavy, (code, heavy)
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["--help"],
-        ["serve-trace", "--help"],
-        pytest.param(["compare", "-h"], marks=pytest.mark.slow),
-        pytest.param(["--version"], marks=pytest.mark.slow),
-    ],
+    [["serve-trace", "--help"], *slow(["--help"], ["compare", "-h"], ["--version"])],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run(

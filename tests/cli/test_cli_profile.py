@@ -16,6 +16,7 @@ from commandline import finish, start
 
 from nexusbench.cli.main import main
 from nexusbench.devices import _gpus
+from tests.examples import slow
 
 MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b")
 SWEEP = ("profile", *MODEL, "--quick", "--no-progress")
@@ -64,6 +65,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(made, tmp_path):
     assert resumed == (made / "points.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_interrupted_keeps_what_there_is(tmp_path):
     process = start(*SWEEP, "-o", "here", cwd=tmp_path)
     points = tmp_path / "here" / "points.jsonl"
@@ -131,7 +133,7 @@ def test_user_batches_are_kept_once_each(call, copy):
     assert fresh["batches"] == []
 
 
-@pytest.mark.parametrize("columns", [80, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("columns", slow(80, 100))
 def test_nothing_is_wider_than_the_terminal(call, made, monkeypatch, columns):
     for arguments in (("show", made), ("check", made), ("paper",)):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -377,6 +379,7 @@ def test_plots_without_matplotlib_are_refused_before_measuring(call, monkeypatch
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_paper_table_marks_what_was_put_in(call):
     outcome = call("profile", "paper", "--json")
     rows = {row["statement"]: row for row in json.loads(outcome.out)["rows"]}

@@ -16,6 +16,7 @@ from nexusbench.testing._twins import check_twins, twins
 from nexusbench.testing._workloads import hand_made, seeded
 from nexusbench.testing.scheduler import check_starvation, observed_run
 from tests.conformance import bad_schedulers as bad
+from tests.examples import slow
 
 # One partition, and two: these meet every check in the fast set, all others in the whole suite.
 REPRESENTATIVES = ("vllm", "nexus")
@@ -23,10 +24,6 @@ REPRESENTATIVES = ("vllm", "nexus")
 
 def slow_unless(fast: bool):
     return () if fast else (pytest.mark.slow,)
-
-
-def each(names):
-    return [pytest.param(n, marks=slow_unless(n in REPRESENTATIVES)) for n in names]
 
 
 def pairs():
@@ -66,8 +63,8 @@ def test_shipped_on_a_few_mixtures(name):
         check_twins(pair, run)
 
 
-@pytest.mark.parametrize("name", each(schedulers.names()))
-@pytest.mark.parametrize("order", ["lpm", pytest.param("hit-rate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["nexus", *slow(*sorted({*schedulers.names()} - {"nexus"}))])
+@pytest.mark.parametrize("order", ["lpm", *slow("hit-rate")])
 def test_shipped_with_orders_that_look_at_the_cache(name, order):
     def run(workload):
         return observed_run(workload, lambda: make_scheduler(f"{name}:order={order}"))
@@ -80,9 +77,9 @@ def test_shipped_with_orders_that_look_at_the_cache(name, order):
             check_twins(pair, run)
 
 
-def test_classes_and_factories_are_taken():
-    check_scheduler(bad.Honest, examples=0)
-    check_scheduler(lambda: bad.TwoStreams(), examples=0)
+@pytest.mark.parametrize("policy", [bad.Honest, *slow(lambda: bad.TwoStreams())])
+def test_classes_and_factories_are_taken(policy):
+    check_scheduler(policy, examples=1)
 
 
 BREACHES = [
@@ -120,13 +117,7 @@ BREACHES = [
 
 
 @pytest.mark.parametrize(
-    ("policy", "begins"),
-    [
-        # Looking at every object there is takes as long as everything else that is wrong.
-        pytest.param(*breach, marks=slow_unless(breach[0] is not bad.PeeksThroughGc))
-        for breach in BREACHES
-    ],
-    ids=[policy.__name__ for policy, _ in BREACHES],
+    ("policy", "begins"), BREACHES, ids=[policy.__name__ for policy, _ in BREACHES]
 )
 def test_bad_policies_fail_by_name(policy, begins):
     with pytest.raises(ConformanceError) as caught:
@@ -141,7 +132,9 @@ def test_opting_out_of_i7_opts_out_of_nothing_else():
 
 
 # FastServe's levels, not the order, say who goes first, and it lifts whoever is idle for too long.
-@pytest.mark.parametrize("name", each(sorted({*schedulers.names()} - {"fastserve"})))
+@pytest.mark.parametrize(
+    "name", ["nexus", *slow(*sorted({*schedulers.names()} - {"nexus", "fastserve"}))]
+)
 def test_spf_without_ageing_starves(name):
     check_starvation(lambda: make_scheduler(f"{name}:order=spf"))
     with pytest.raises(ConformanceError, match=r"^I10: starves: 'r15' \(160 prompt tokens"):

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.examples import slow
+
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
@@ -245,11 +247,7 @@ def test_without_torch_there_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        pytest.param(("--help",), marks=pytest.mark.slow),
-        pytest.param(("list", "devices"), marks=pytest.mark.slow),
-        ("serve-trace", "t.jsonl", "--no-save"),
-    ],
+    [*slow(("--help",), ("list", "devices")), ("serve-trace", "t.jsonl", "--no-save")],
 )
 def test_what_needs_no_torch_does_not_import_it(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     mixture(tmp_path / "t.jsonl", 2)

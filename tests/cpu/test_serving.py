@@ -26,7 +26,7 @@ from nexusbench.testing._harness import Setting  # noqa: E402
 from nexusbench.testing._log import check_log  # noqa: E402
 
 ROOMY = Setting(kv_blocks=2048, limits=Limits(8, 128, 4096))
-SCHEDULERS = ("nexus", "vllm", "sglang")
+SCHEDULERS = ("nexus", *slow("vllm", "sglang"))
 
 
 @pytest.mark.parametrize("argument", ["", *slow("shared")])

@@ -325,6 +325,7 @@ def test_closing_gives_up_what_is_not_launched() -> None:
     assert gpu.settled > 0
 
 
+@pytest.mark.slow
 def test_a_closed_device_holds_no_memory() -> None:
     """The next one of the process needs it, also while somebody knows this one or its engine."""
     device = fake_cuda()
@@ -352,6 +353,7 @@ def test_closing_after_a_failure_says_nothing_more(monkeypatch: pytest.MonkeyPat
     device.close()
 
 
+@pytest.mark.slow
 def test_requests_leave_nothing_behind() -> None:
     device = fake_cuda()
     setting = Setting(kv_blocks=2048, limits=Limits(8, 64, 4096))
