@@ -22,10 +22,6 @@ from tests.examples import slow
 REPRESENTATIVES = ("vllm", "nexus")
 
 
-def slow_unless(fast: bool):
-    return () if fast else (pytest.mark.slow,)
-
-
 def pairs():
     """Every shipped scheduler on its own partitioner, and on every other that serves it, in order
     of arrival and shortest first.
@@ -38,7 +34,8 @@ def pairs():
                 continue
             for order in ("fcfs", "spf"):
                 usual = partitioner == cls.default_partitioner and order == "fcfs"
-                marks = slow_unless(usual and scheduler in REPRESENTATIVES)
+                fast = usual and scheduler in REPRESENTATIVES
+                marks = () if fast else (pytest.mark.slow,)
                 yield pytest.param(order, scheduler, partitioner, marks=marks)
 
 
