@@ -242,7 +242,6 @@ def test_a_broken_policy_is_one_line(call: Call, trace: Path) -> None:
     assert "vllm" in several.out
 
 
-@pytest.mark.slow
 def test_reader_that_leaves_is_no_traceback(tmp_path: Path, trace: Path) -> None:
     process = start("serve-trace", trace, "--no-progress", "--no-save", cwd=tmp_path)
     assert process.stdout is not None
