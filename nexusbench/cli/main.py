@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -149,14 +151,20 @@ def main(arguments: list[str]) -> int:
 def _call(arguments: list[str]) -> object:
     """Run the command; what it has printed must have gone out before its end counts."""
     try:
-        command = typer.main.get_command(app)
-        tidy(command)
-        code: object = command(arguments, prog_name="nexusbench", standalone_mode=False)
+        code = _command()(arguments, prog_name="nexusbench", standalone_mode=False)
     except SystemExit:
         sys.stdout.flush()
         raise
     sys.stdout.flush()
     return code
+
+
+@cache
+def _command() -> Callable[..., object]:
+    """The app as Click's commands; calling it would make them anew from every signature."""
+    command = typer.main.get_command(app)
+    tidy(command)
+    return command
 
 
 def _usage_error(error: Exception, arguments: list[str], debug: bool) -> int:
@@ -176,7 +184,7 @@ def _usage_error(error: Exception, arguments: list[str], debug: bool) -> int:
 
 def _command_path(arguments: list[str]) -> str:
     """The command that ``arguments`` name. Click's parser does not say it where it fails itself."""
-    command: object = typer.main.get_command(app)
+    command: object = _command()
     words = ["nexusbench"]
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument)

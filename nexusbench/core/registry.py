@@ -6,9 +6,12 @@ import difflib
 import importlib
 import math
 import pkgutil
+import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +34,28 @@ def and_keys(unknown: Sequence[str] = (), missing: Sequence[str] = ()) -> str:
     return text + (f"; missing too: {', '.join(missing)}" if missing else "")
 
 
+def installed_plugins(group: str) -> EntryPoints:
+    """The entry points of ``group``, read anew only when what is installed may have changed."""
+    return _entry_points(group, tuple((place, _changed_ns(place)) for place in sys.path))
+
+
+@lru_cache(maxsize=64)
+def _entry_points(group: str, path: tuple[tuple[str, int | None], ...]) -> EntryPoints:
+    """Entry points of what is installed on ``path``, whose folders stand with their last change.
+
+    Reading opens a file of every distribution, and each plug-in that is loaded asks. Installing or
+    removing one changes the folder it lies in; importlib.metadata keeps its listings by that too.
+    """
+    return entry_points(group=group)
+
+
+def _changed_ns(place: str) -> int | None:
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 class Registry:
     """The plug-ins of one family, e.g. schedulers: module name = plug-in name, one class a module.
 
@@ -49,7 +74,7 @@ class Registry:
         for module in pkgutil.iter_modules(package.__path__):
             if module.name != "base" and not module.name.startswith("_"):
                 found[module.name.replace("_", "-")] = f"{self.package}.{module.name}"
-        for entry in entry_points(group=self.package):
+        for entry in installed_plugins(self.package):
             if entry.name in found and found[entry.name] != entry.value:
                 raise UsageError(
                     f"two {self.kind}s are called '{entry.name}': {found[entry.name]} and "

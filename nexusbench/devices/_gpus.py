@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tomllib
+from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -154,8 +155,11 @@ class _Document:
         return InputError(problem, file=self.file, line=line, field=field, hint=hint)
 
 
+@lru_cache(maxsize=32)
 def _parse(text: str, file: str) -> GpuSpec:
-    """The checked spec of one document; ``file`` is what errors name."""
+    """The checked spec of one document; ``file`` is what errors name. Every run opens a device, and
+    reading its text again costs more than anything else in that.
+    """
     document = _Document(text, file)
     data = dict(document.data)
     sources, sim = data.pop("sources", {}), data.pop("sim", None)

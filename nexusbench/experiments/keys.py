@@ -7,7 +7,6 @@ import importlib.util
 import platform
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import nexusbench
 from nexusbench.assembly import resolve_device
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import InputError
+from nexusbench.core.registry import installed_plugins
 
 # What shows, sweeps or checks runs, and decides none.
 _NOT_DECIDING = ("cli", "experiments", "report", "gates", "testing", "results", "__main__.py")
@@ -43,7 +43,7 @@ def code_version() -> str:
     # Groups of plug-ins are called as the packages that they belong to.
     for init in sorted(root.rglob("__init__.py")):
         group = ".".join((root.name, *init.parent.relative_to(root).parts))
-        for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+        for entry in sorted(installed_plugins(group), key=lambda entry: entry.name):
             digest.update(f"{group}\0{entry.name}\0{entry.value}\n".encode())
             for path in _plugin_sources(entry.value.partition(":")[0].partition(".")[0]):
                 digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())

@@ -142,11 +142,11 @@ class BlockPool:
         if counts != self.refs:
             block = next(b for b in range(self.num_blocks) if counts[b] != self.refs[b])
             return f"block {block} has {self.refs[block]} references recorded, {counts[block]} held"
-        held = sum(1 for count in counts if count)
+        held = self.num_blocks - counts.count(0)
         if held + len(free) != self.num_blocks:
             return f"{held} held + {len(free)} free blocks are not {self.num_blocks}"
-        if any(counts[block] for block in free):
+        if any(map(counts.__getitem__, free)):
             return "a held block is in a free list"
-        if any(self._hash_of.get(block) != key for key, block in self._block_of.items()):
+        if list(map(self._hash_of.get, self._block_of.values())) != list(self._block_of):
             return "the prefix index points at a block with another hash"
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from importlib.metadata import entry_points
 from typing import ClassVar, Literal
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.registry import installed_plugins
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents
 
@@ -67,7 +67,7 @@ def load_metrics() -> dict[str, Metric]:
     """
     package = importlib.import_module(PACKAGE)
     names = sorted(f"{PACKAGE}.{module.name}" for module in pkgutil.iter_modules(package.__path__))
-    names += sorted({entry.value.partition(":")[0] for entry in entry_points(group=PACKAGE)})
+    names += sorted({entry.value.partition(":")[0] for entry in installed_plugins(PACKAGE)})
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(names):
         for value in vars(importlib.import_module(name)).values():

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +66,7 @@ def new_manifest(
     splits: Sequence[Sequence[int]] = (),
 ) -> Manifest:
     """The manifest of a run that begins, with versions and the checkout's git state."""
-    commit, dirty = git_state(Path(nexusbench.__file__).parent)
+    commit, dirty = _own_git_state()
     return Manifest(
         run_id=run_id,
         created_utc=created_utc,
@@ -89,6 +90,14 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+@cache
+def _own_git_state() -> tuple[str | None, bool | None]:
+    """The state of this package's checkout, asked once: a sweep makes manifests by the thousand of
+    the code that it imported, whatever happens to the files meanwhile.
+    """
+    return git_state(Path(nexusbench.__file__).parent)
 
 
 def git_state(package: Path) -> tuple[str | None, bool | None]:

@@ -47,6 +47,11 @@ def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
+def nodes(path):
+    return tuple(ast.walk(tree(path)))
+
+
 def name(path):
     return str(path.relative_to(ROOT))
 
@@ -59,7 +64,7 @@ def home(path):
 
 def imported(path):
     """(line, first component below nexusbench) of every import, TYPE_CHECKING ones too."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -81,8 +86,12 @@ def test_every_package_has_a_floor():
     assert homes <= set(FLOORS), f"give {homes - set(FLOORS)} a floor, in docs and here"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_strictly_down(path):
+def problems(check, paths=FILES):
+    """What a check has to say of all files, each problem on a line of its own."""
+    return "\n".join(f"{name(path)}{problem}" for path in paths for problem in check(path))
+
+
+def climbing(path):
     mine = home(path)
     if not mine:
         return  # nexusbench/__init__.py only names the public API, lazily
@@ -90,34 +99,44 @@ def test_imports_go_strictly_down(path):
         if theirs == mine or theirs in ("__version__",):
             continue
         together = {mine, theirs} <= COMPOSITION
-        assert together or FLOORS[theirs] < FLOORS[mine], (
-            f"{name(path)}:{line}: {mine} (floor {FLOORS[mine]}) imports {theirs} "
-            f"(floor {FLOORS[theirs]})"
-        )
+        if not together and FLOORS[theirs] >= FLOORS[mine]:
+            yield f":{line}: {mine} (floor {FLOORS[mine]}) imports {theirs} ({FLOORS[theirs]})"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_sizes(path):
+def test_imports_go_strictly_down():
+    assert not problems(climbing)
+
+
+def oversized(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= FILE_LINES, f"{name(path)} has {lines} lines, at most {FILE_LINES}"
     is_policy = path.parent.name == "schedulers" and not path.name.startswith("_")
-    if is_policy:
-        assert lines <= SCHEDULER_LINES, f"{name(path)} has {lines} lines"
-    for node in ast.walk(tree(path)):
+    most = SCHEDULER_LINES if is_policy else FILE_LINES
+    if lines > most:
+        yield f" has {lines} lines, at most {most}"
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             # The signature of a command is the list of its flags, which no reader follows.
             start = node.body[0].lineno if home(path) == "cli" else node.lineno
             long = (node.end_lineno or 0) - start + 1
-            where = f"{name(path)}:{node.lineno}: {node.name}"
-            assert long <= FUNCTION_LINES, f"{where} has {long} lines, at most {FUNCTION_LINES}"
+            if long > FUNCTION_LINES:
+                yield f":{node.lineno}: {node.name} has {long} lines, at most {FUNCTION_LINES}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_docstrings(path):
-    assert ast.get_docstring(tree(path)), f"{name(path)} has no docstring"
+def test_sizes():
+    assert not problems(oversized)
+
+
+def unexplained(path):
+    if not ast.get_docstring(tree(path)):
+        yield " has no docstring"
     for node in tree(path).body:
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{name(path)}:{node.lineno}: {node.name} has none"
+        public = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        if public and not ast.get_docstring(node):
+            yield f":{node.lineno}: {node.name} has no docstring"
+
+
+def test_docstrings():
+    assert not problems(unexplained)
 
 
 # A sampling thread must stamp what it reads, a sender must be on time: one small module each, of
@@ -129,26 +148,61 @@ CLOCKED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path not in CLOCKED], ids=name)
-def test_no_clock_above_the_devices(path):
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            assert "time" not in [alias.name for alias in node.names], f"{name(path)}:{node.lineno}"
-        if isinstance(node, ast.ImportFrom):
-            assert node.module != "time", f"{name(path)}:{node.lineno} imports the clock"
+def reading_the_clock(path):
+    for node in nodes(path):
+        if isinstance(node, ast.Import) and "time" in [alias.name for alias in node.names]:
+            yield f":{node.lineno} imports the clock"
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            yield f":{node.lineno} imports the clock"
         if isinstance(node, ast.Attribute):
             owner = node.value
             last = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
-            assert (last, node.attr) not in CLOCKS, f"{name(path)}:{node.lineno} reads the clock"
+            if (last, node.attr) in CLOCKS:
+                yield f":{node.lineno} reads the clock"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_no_rooms_without_a_purpose(path):
+def test_no_clock_above_the_devices():
+    assert not problems(reading_the_clock, [path for path in FILES if path not in CLOCKED])
+
+
+def without_a_purpose(path):
     for part in path.relative_to(PACKAGE).with_suffix("").parts:
-        assert part.strip("_") not in ("utils", "util", "common", "helpers", "misc"), name(path)
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ClassDef):
-            assert not node.name.endswith("Manager") or node.name == "KVCacheManager", node.name
+        if part.strip("_") in ("utils", "util", "common", "helpers", "misc"):
+            yield f": {part} says nothing"
+    for node in nodes(path):
+        manager = isinstance(node, ast.ClassDef) and node.name.endswith("Manager")
+        if manager and node.name != "KVCacheManager":
+            yield f":{node.lineno}: {node.name}"
+
+
+def test_no_rooms_without_a_purpose():
+    assert not problems(without_a_purpose)
+
+
+@pytest.mark.parametrize(
+    ("check", "where", "text", "says"),
+    [
+        (climbing, "core/x.py", "import os\nfrom nexusbench.kv import pool", ":2: core (floor 0)"),
+        (climbing, "kv/x.py", "from nexusbench import costs", ":1: kv (floor 1) imports costs"),
+        (oversized, "kv/x.py", "\n" * 401, "has 401 lines, at most 400"),
+        (oversized, "schedulers/x.py", "\n" * 150, "has 150 lines, at most 149"),
+        (oversized, "kv/x.py", "def f():" + "\n" * 60 + " pass", ":1: f has 61 lines, at most 60"),
+        (unexplained, "kv/x.py", "import os", "x.py has no docstring"),
+        (unexplained, "kv/x.py", "'A.'\nclass B: pass", ":2: B has no docstring"),
+        (reading_the_clock, "kv/x.py", "import time", ":1 imports the clock"),
+        (reading_the_clock, "kv/x.py", "from time import sleep", ":1 imports the clock"),
+        (reading_the_clock, "kv/x.py", "a.time.sleep(1)", ":1 reads the clock"),
+        (without_a_purpose, "kv/_utils.py", "", ": _utils says nothing"),
+        (without_a_purpose, "kv/x.py", "class PoolManager: pass", ":1: PoolManager"),
+    ],
+)
+def test_each_check_can_fail(monkeypatch, tmp_path, check, where, text, says):
+    path = tmp_path / "nexusbench" / where
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "nexusbench")
+    assert says in problems(check, [path])
 
 
 # numpy does the same as plain arithmetic, element by element, in these.

@@ -148,8 +148,14 @@ def test_flags_of_the_engine_are_refused(call: Call, short_trace: Path, name: st
     ],
 )
 def test_errors_are_one_line(
-    call: Call, short_trace: Path, flags: str, code: int, words: str
+    call: Call,
+    short_trace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    code: int,
+    words: str,
 ) -> None:
+    monkeypatch.setattr("nexusbench.endpoint.probing._PAUSE_S", 0.01)
     done = call("serve-trace", short_trace, *flags.split(), "--no-progress")
     assert done.code == code
     assert words in done.err
@@ -168,6 +174,7 @@ def test_all_failed_is_an_error_though_kept(
     assert len(list_runs(Path("results"))) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable[..., str]) -> None:
     trace = write_trace(tmp_path / "long.jsonl", 2000, gap_ms=30)
     url = server("--behaviours", "ok,ok,ok,stall")
@@ -193,6 +200,7 @@ def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable
     assert "unfinished" in shown.out
 
 
+@pytest.mark.slow
 def test_without_httptools(short_trace: Path) -> None:
     code = (
         "import sys; sys.modules['httptools'] = None; from nexusbench.cli.main import main; "

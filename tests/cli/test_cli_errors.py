@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from commandline import Outcome, environment
 
+from tests.examples import slow
+
 Call = Callable[..., Outcome]
 LINE = '{"timestamp": %s, "input_length": %s, "output_length": %s}'
 GPU = (files("nexusbench.data") / "gpus" / "l20.toml").read_text()
@@ -196,7 +198,10 @@ def test_commands(call: Call) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("words", ["list gpus", "list schedulers --json", "--help"])
+@pytest.mark.parametrize(
+    "words",
+    ["list gpus", *slow("list schedulers --json", "--help")],
+)
 def test_a_full_disk_is_one_line(tmp_path: Path, words: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

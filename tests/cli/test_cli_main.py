@@ -19,6 +19,7 @@ import nexusbench
 from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli.list_plugins import FAMILIES
 from nexusbench.cli.main import app
+from tests.examples import slow
 
 Call = Callable[..., Outcome]
 
@@ -127,7 +128,8 @@ def test_the_console_script_begins_where_ctrl_c_is_caught() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve-trace", "--help"], ["compare", "-h"], ["--version"]]
+    "arguments",
+    [["serve-trace", "--help"], *slow(["--help"], ["compare", "-h"], ["--version"])],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run(

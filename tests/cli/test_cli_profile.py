@@ -16,6 +16,7 @@ from commandline import finish, start
 
 from nexusbench.cli.main import main
 from nexusbench.devices import _gpus
+from tests.examples import slow
 
 MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b")
 SWEEP = ("profile", *MODEL, "--quick", "--no-progress")
@@ -64,8 +65,10 @@ def test_killed_and_resumed_is_the_same_as_never_killed(made, tmp_path):
     assert resumed == (made / "points.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_interrupted_keeps_what_there_is(tmp_path):
-    process = start(*SWEEP, "-o", "here", cwd=tmp_path)
+    # Not the quick one, which on a busy machine may be over before it is interrupted.
+    process = start("profile", *MODEL, "--no-progress", "-o", "here", cwd=tmp_path)
     points = tmp_path / "here" / "points.jsonl"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not (points.is_file() and points.stat().st_size):
@@ -118,6 +121,7 @@ def test_user_batches_are_shown_with_the_error_of_each_prediction(call, copy):
     assert re.search(r"2q1k +\d", outcome.out)
 
 
+@pytest.mark.slow
 def test_user_batches_are_kept_once_each(call, copy):
     """Under one spelling, by the profile itself, whatever a later sweep asks for."""
     call(*SWEEP, "-o", copy, "--batch", "8q1s4k", "--batch", "8q1s4k", "--batch", "1Q1K")
@@ -130,7 +134,7 @@ def test_user_batches_are_kept_once_each(call, copy):
     assert fresh["batches"] == []
 
 
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("columns", slow(80, 100))
 def test_nothing_is_wider_than_the_terminal(call, made, monkeypatch, columns):
     for arguments in (("show", made), ("check", made), ("paper",)):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -200,6 +204,7 @@ def test_check_measures_the_device_that_is_named(call, copy, tmp_path):
     assert "the profile is of sim:l20; what was measured again is sim:slower.toml" in told
 
 
+@pytest.mark.slow
 def test_a_gpu_file_is_not_the_shipped_gpu_of_its_name(call, made, tmp_path):
     """Its profile is kept apart, says which file it is of, and is checked against that file."""
     (tmp_path / "own").mkdir()
@@ -224,6 +229,7 @@ def test_a_gpu_file_is_not_the_shipped_gpu_of_its_name(call, made, tmp_path):
     assert "Say where it is now with --device" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_device_of_a_profile_is_profiled_and_checked(call, made, tmp_path):
     shutil.copytree(made, tmp_path / "folder")
     again = ("--device", "sim:folder", "--model", "qwen2.5-3b", "--quick", "--no-progress")
@@ -321,6 +327,7 @@ def test_a_folder_of_something_else_is_refused(call, copy):
     assert "its effort is quick, not default" in outcome.err
 
 
+@pytest.mark.slow
 def test_fresh_starts_over(call, copy):
     before = (copy / "points.jsonl").read_bytes()
     outcome = call(*SWEEP, "-o", copy, "--fresh", "--seed", "5", "--json")
@@ -328,6 +335,7 @@ def test_fresh_starts_over(call, copy):
     assert (copy / "points.jsonl").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_and_marked(call, made, tmp_path):
     pytest.importorskip("matplotlib")
     outcome = call("profile", "show", made, "--plots", tmp_path / "plots")
@@ -372,6 +380,7 @@ def test_plots_without_matplotlib_are_refused_before_measuring(call, monkeypatch
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_paper_table_marks_what_was_put_in(call):
     outcome = call("profile", "paper", "--json")
     rows = {row["statement"]: row for row in json.loads(outcome.out)["rows"]}

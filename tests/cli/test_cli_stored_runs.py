@@ -218,6 +218,7 @@ def test_interrupt_keeps_a_readable_run(call: Call, tmp_path: Path) -> None:
     assert again["runs"][0]["summary"]["metrics"]["finished"]["value"] > 0
 
 
+@pytest.mark.slow
 def test_interrupt_shows_what_had_finished(call: Call, tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "long.jsonl", 20_000, gap_ms=20)
     process = start("serve-trace", trace, "--scheduler", "vllm,nexus:gamma=1,sglang", cwd=tmp_path)
@@ -241,6 +242,7 @@ def test_interrupt_shows_what_had_finished(call: Call, tmp_path: Path) -> None:
     assert "nexus:gamma=1 (2 of 3): interrupted" in done.err
 
 
+@pytest.mark.slow
 def test_kill_leaves_what_was_kept(call: Call, tmp_path: Path) -> None:
     process, folder = _started(tmp_path, lambda _: True)
     process.kill()
@@ -252,6 +254,7 @@ def test_kill_leaves_what_was_kept(call: Call, tmp_path: Path) -> None:
     assert call("explain", folder).code == 0
 
 
+@pytest.mark.slow
 def test_kill_after_a_flush(call: Call, tmp_path: Path) -> None:
     process, folder = _started(tmp_path, lambda run: any((run / "events").glob("token-*.parquet")))
     process.kill()

@@ -11,9 +11,11 @@ from nexusbench.core.batch import Split
 from nexusbench.core.errors import UsageError
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.testing import ConformanceError, check_partitioner
+from tests.examples import slow
 
 
-@pytest.mark.parametrize("name", partitioners.names())
+# In the fast set the others size the runs of test_check_scheduler.test_shipped_on_a_few_mixtures.
+@pytest.mark.parametrize("name", ["nexus", *slow(*sorted({*partitioners.names()} - {"nexus"}))])
 def test_shipped(name):
     check_partitioner(name, examples=3)
 
@@ -21,9 +23,11 @@ def test_shipped(name):
 @pytest.mark.parametrize(
     "spec",
     [
-        "nexus:reading=swapped,idle=reserve",
-        "nexus:kv_switch=0,min_interval_ms=20",
-        "nexus:delta=0,kv_switch=1",
+        *slow(
+            "nexus:reading=swapped,idle=reserve",
+            "nexus:kv_switch=0,min_interval_ms=20",
+            "nexus:delta=0,kv_switch=1",
+        ),
         "fixed:prefill=90,idle=reserve",
     ],
 )

@@ -16,11 +16,15 @@ from nexusbench.testing._twins import check_twins, twins
 from nexusbench.testing._workloads import hand_made, seeded
 from nexusbench.testing.scheduler import check_starvation, observed_run
 from tests.conformance import bad_schedulers as bad
+from tests.examples import slow
+
+# One partition, and two: these meet every check in the fast set, all others in the whole suite.
+REPRESENTATIVES = ("vllm", "nexus")
 
 
 def pairs():
-    """Every shipped scheduler on its own partitioner, and on every other that serves it (slow), in
-    order of arrival and shortest first (slow).
+    """Every shipped scheduler on its own partitioner, and on every other that serves it, in order
+    of arrival and shortest first.
     """
     for scheduler in schedulers.names():
         cls = schedulers.load(scheduler)
@@ -30,7 +34,8 @@ def pairs():
                 continue
             for order in ("fcfs", "spf"):
                 usual = partitioner == cls.default_partitioner and order == "fcfs"
-                marks = () if usual else (pytest.mark.slow,)
+                fast = usual and scheduler in REPRESENTATIVES
+                marks = () if fast else (pytest.mark.slow,)
                 yield pytest.param(order, scheduler, partitioner, marks=marks)
 
 
@@ -40,22 +45,38 @@ def test_shipped(order, scheduler, partitioner):
 
 
 @pytest.mark.parametrize("name", schedulers.names())
-@pytest.mark.parametrize("order", ["lpm", "hit-rate"])
+def test_shipped_on_a_few_mixtures(name):
+    """What is left of :func:`check_scheduler` in the fast set, for every policy."""
+
+    def run(workload):
+        return observed_run(workload, lambda: make_scheduler(name))
+
+    tight = next(workload for workload in hand_made() if workload.name == "tight KV")
+    for workload in (tight, *seeded(0, 2)):
+        with named(workload.name):
+            check_log(run(workload))
+    *_, pair = twins(0, 1)
+    with named(pair.name):
+        check_twins(pair, run)
+
+
+@pytest.mark.parametrize("name", ["nexus", *slow(*sorted({*schedulers.names()} - {"nexus"}))])
+@pytest.mark.parametrize("order", ["lpm", *slow("hit-rate")])
 def test_shipped_with_orders_that_look_at_the_cache(name, order):
+    def run(workload):
+        return observed_run(workload, lambda: make_scheduler(f"{name}:order={order}"))
+
     for workload in (*hand_made(), *seeded(1, 6)):
         with named(workload.name):
-            check_log(observed_run(workload, lambda: make_scheduler(f"{name}:order={order}")))
+            check_log(run(workload))
     for pair in twins(1, 4):
         with named(pair.name):
-            check_twins(
-                pair,
-                lambda each: observed_run(each, lambda: make_scheduler(f"{name}:order={order}")),
-            )
+            check_twins(pair, run)
 
 
-def test_classes_and_factories_are_taken():
-    check_scheduler(bad.Honest, examples=1)
-    check_scheduler(lambda: bad.TwoStreams(), examples=1)
+@pytest.mark.parametrize("policy", [bad.Honest, *slow(lambda: bad.TwoStreams())])
+def test_classes_and_factories_are_taken(policy):
+    check_scheduler(policy, examples=1)
 
 
 BREACHES = [
@@ -108,7 +129,9 @@ def test_opting_out_of_i7_opts_out_of_nothing_else():
 
 
 # FastServe's levels, not the order, say who goes first, and it lifts whoever is idle for too long.
-@pytest.mark.parametrize("name", sorted({*schedulers.names()} - {"fastserve"}))
+@pytest.mark.parametrize(
+    "name", ["nexus", *slow(*sorted({*schedulers.names()} - {"nexus", "fastserve"}))]
+)
 def test_spf_without_ageing_starves(name):
     check_starvation(lambda: make_scheduler(f"{name}:order=spf"))
     with pytest.raises(ConformanceError, match=r"^I10: starves: 'r15' \(160 prompt tokens"):

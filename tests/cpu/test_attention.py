@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.examples import slow
+
 torch = pytest.importorskip("torch")
 
 from attending import Case, largest_error, make_run, random_case  # noqa: E402
@@ -91,7 +93,7 @@ def test_sdpa_reuses_its_scratch_from_step_to_step() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *slow(2, 3, 4, 5)])
 def test_triton_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(100 + seed, longest=40), dtype, seed)
     backend = triton_attention(run.kv, (1, 8, 132)[seed % 3])
@@ -99,7 +101,7 @@ def test_triton_on_random_steps(seed: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_sms", [1, 3, 16])
+@pytest.mark.parametrize("num_sms", [*slow(1), 3, *slow(16)])
 def test_triton_splits_long_decodes(num_sms: int, dtype: torch.dtype) -> None:
     run = make_run(Case([1, 1, 1], [300, 64, 0], HEADS, 16), dtype, 0)
     backend = triton_attention(run.kv, num_sms, keys=64)
@@ -112,6 +114,7 @@ def test_triton_prefill_computes_whole_blocks_and_the_diagonal() -> None:
     assert largest_error(triton_attention(run.kv, 1, keys=16), run) < 5e-6
 
 
+@pytest.mark.slow
 def test_triton_on_the_tiles_of_its_tables() -> None:
     pytest.importorskip("triton", reason="needs the package triton (extra 'triton')")
     from nexusbench.kernels.attention.paged_triton import TritonAttention
@@ -178,11 +181,12 @@ def test_offsets_are_64_bit_where_a_pool_needs_them() -> None:
     [
         (80, "fp16", 128),
         (90, "bf16", 128),
-        pytest.param(90, "bf16", 64, marks=pytest.mark.slow),
-        pytest.param(90, "bf16", 256, marks=pytest.mark.slow),
-        pytest.param(90, "fp32", 128, marks=pytest.mark.slow),
+        (90, "bf16", 64),
+        (90, "bf16", 256),
+        (90, "fp32", 128),
     ],
 )
+@pytest.mark.slow
 def test_triton_compiles_for_gpus(architecture: int, dtype: str, head: int, tmp_path: Path) -> None:
     """What the interpreter accepts, a compiler need not; and what fits on an SM only it can say."""
     pytest.importorskip("triton", reason="needs the package triton (extra 'triton')")

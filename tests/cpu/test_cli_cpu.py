@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.examples import slow
+
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
@@ -174,6 +176,7 @@ def stop(process: subprocess.Popen[str], interrupts: int) -> tuple[float, str]:
     return time.monotonic() - before, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     """While waiting for a request that comes in an hour, and in the middle of steps."""
     idle = write(
@@ -243,7 +246,8 @@ def test_without_torch_there_is_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("list", "devices"), ("serve-trace", "t.jsonl", "--no-save")]
+    "arguments",
+    [*slow(("--help",), ("list", "devices")), ("serve-trace", "t.jsonl", "--no-save")],
 )
 def test_what_needs_no_torch_does_not_import_it(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     mixture(tmp_path / "t.jsonl", 2)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.examples import slow
+
 torch = pytest.importorskip("torch")
 
 from checkpoints import VARIANTS, write_checkpoint  # noqa: E402
@@ -123,7 +125,7 @@ def without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     bindings.forget()
 
 
-@pytest.mark.parametrize("chunks", [(7,), (1, 13, 3), (64,)], ids=str)
+@pytest.mark.parametrize("chunks", [*slow((7,)), (1, 13, 3), *slow((64,))], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_tokens_equal_transformers(checkpoint: Any, variant: str, chunks: Any) -> None:
     folder, model = checkpoint(variant)
@@ -205,6 +207,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     assert Decoder.load(config).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_large_random_tensors_repeat_a_block_from_places_of_their_own() -> None:
     period, source = 16_777_213, RandomTensors(1)
     one, other = (source.read(name, (5000, 4096)).flatten() for name in ("one", "other"))

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.examples import slow
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
@@ -24,10 +26,10 @@ from nexusbench.testing._harness import Setting  # noqa: E402
 from nexusbench.testing._log import check_log  # noqa: E402
 
 ROOMY = Setting(kv_blocks=2048, limits=Limits(8, 128, 4096))
-SCHEDULERS = ("nexus", "vllm", "sglang")
+SCHEDULERS = ("nexus", *slow("vllm", "sglang"))
 
 
-@pytest.mark.parametrize("argument", ["", "shared"])
+@pytest.mark.parametrize("argument", ["", *slow("shared")])
 def test_conformance(argument: str) -> None:
     model = load_model("tiny")
     check_device(lambda: Cpu.open(argument, model, DeviceOptions(8, 64, model_name="tiny")))

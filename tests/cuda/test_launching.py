@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.examples import slow
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
@@ -29,14 +31,14 @@ from tests.sim.pieces import pieces  # noqa: E402
 ROOMY = Setting(kv_blocks=2048, limits=Limits(8, 64, 4096))
 LENGTHS = ((7, 5), (90, 3), (200, 6), (16, 16), (64, 1), (3, 20), (150, 9), (24, 12))
 LAYERED = pieces(1, 3, 24, whole=4)  # of the tiny model
-WAYS = [
-    ("vllm", None, True), ("sglang", None, True), ("nexus", "fixed", True),
-    ("nexus", "nexus", True), ("nexus", "whole", False),
-    ("pieces", "fixed", True), ("pieces", "fixed", False),
+WAYS = [("vllm", None, True), ("nexus", "whole", False), ("pieces", "fixed", True)]
+MORE_WAYS = [
+    ("sglang", None, True), ("nexus", "fixed", True), ("nexus", "nexus", True),
+    ("pieces", "fixed", False),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("graphs", [True, *slow(False)])
 def test_conformance(graphs: bool) -> None:
     check_device(lambda: fake_cuda(graphs=graphs))
 
@@ -57,7 +59,10 @@ def expected() -> dict[int, list[int]]:
         device.close()
 
 
-@pytest.mark.parametrize(("scheduler", "partitioner", "graphs"), WAYS)
+@pytest.mark.parametrize(
+    ("scheduler", "partitioner", "graphs"),
+    [*WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in MORE_WAYS)],
+)
 def test_tokens_are_those_of_the_cpu(
     scheduler: str, partitioner: str | None, graphs: bool, expected: dict[int, list[int]]
 ) -> None:
@@ -73,6 +78,7 @@ def test_tokens_are_those_of_the_cpu(
         assert "adopt" in kinds  # hidden states went from one stream to another
 
 
+@pytest.mark.slow
 def test_seeded_sampling_is_that_of_the_cpu() -> None:
     drawn = {"temperature": 1.5, "top_p": 0.9}
     _, one = served(mixture(), "nexus", setting=ROOMY, **drawn)
@@ -319,6 +325,7 @@ def test_closing_gives_up_what_is_not_launched() -> None:
     assert gpu.settled > 0
 
 
+@pytest.mark.slow
 def test_a_closed_device_holds_no_memory() -> None:
     """The next one of the process needs it, also while somebody knows this one or its engine."""
     device = fake_cuda()
@@ -346,6 +353,7 @@ def test_closing_after_a_failure_says_nothing_more(monkeypatch: pytest.MonkeyPat
     device.close()
 
 
+@pytest.mark.slow
 def test_requests_leave_nothing_behind() -> None:
     device = fake_cuda()
     setting = Setting(kv_blocks=2048, limits=Limits(8, 64, 4096))

@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 # Every document with an output block of its own.
 DOCUMENTS = (README, ROOT / "docs" / "profiling.md")
 BLOCK = re.compile(r"<!-- output: (.+?) -->\n```text\n(.*?)```\n<!-- end of output -->", re.DOTALL)
-COLUMNS = 100
+TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 # Rows of real time: they differ from run to run.
 REAL_TIME = ("decision time",)
 # Lines that name the folder of a run.
@@ -30,12 +30,16 @@ def shown(document: Path = README) -> tuple[list[str], str]:
     return found.group(1).split()[1:], found.group(2)
 
 
+def link_workloads(folder: Path) -> None:
+    """Make ``workloads/`` in ``folder`` that of the checkout, as the commands expect."""
+    (folder / "workloads").symlink_to(ROOT / "workloads")
+
+
 def run(arguments: list[str]) -> str:
     """Stdout of the command, 100 columns wide, without colour, kept nowhere."""
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "workloads").symlink_to(ROOT / "workloads")
-        environment = {**os.environ, "COLUMNS": str(COLUMNS), "NO_COLOR": "1", "TERM": "dumb"}
-        environment["PYTHONPATH"] = str(ROOT)
+        link_workloads(Path(scratch))
+        environment = {**os.environ, **TERMINAL, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-m", "nexusbench", *arguments],
             cwd=scratch, env=environment, capture_output=True, text=True, check=True, timeout=120,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nexusbench.cli.main import main
 from tests.docs import readme
 
 ROOT = readme.ROOT
@@ -29,9 +30,19 @@ def run_module(
 
 
 @pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.stem)
-def test_documents_show_what_the_command_prints(document: Path) -> None:
+def test_documents_show_what_the_command_prints(
+    document: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments, text = readme.shown(document)
-    assert readme.stable_lines(text) == readme.stable_lines(readme.run(arguments)), (
+    readme.link_workloads(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, value in readme.TERMINAL.items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments) == 0
+    assert readme.stable_lines(text) == readme.stable_lines(capsys.readouterr().out), (
         f"the output in {document.name} is old; refresh it with: python -m tests.docs.readme"
     )
     assert "SIMULATED" in text
@@ -46,18 +57,21 @@ def test_readme_has_exactly_two_set_up_commands() -> None:
     ]
 
 
-def test_readme_python_example(tmp_path: Path) -> None:
+def test_readme_python_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = PYTHON_BLOCK.findall(readme.README.read_text())
-    (tmp_path / "workloads").symlink_to(ROOT / "workloads")
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert done.stdout.endswith("ms, simulated: True\n")
+    readme.link_workloads(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.endswith("ms, simulated: True\n")
 
 
-def test_readme_commands_exist(tmp_path: Path) -> None:
+def test_readme_commands_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
     text = readme.README.read_text()
     flags = {
         (command, flag)
@@ -66,12 +80,10 @@ def test_readme_commands_exist(tmp_path: Path) -> None:
         for command in [" ".join(words[1 : 3 if words[1] in ("trace", "validate", "gate") else 2])]
         for flag in re.findall(r"--[a-z-]+", line.split("#")[0])
     }
-    helps = {
-        command: run_module(
-            "nexusbench", *command.split(), "--help", path=ROOT, cwd=tmp_path
-        ).stdout
-        for command in {command for command, _ in flags} | {"list", "doctor", "compare", "rerun"}
-    }
+    helps = {}
+    for command in {command for command, _ in flags} | {"list", "doctor", "compare", "rerun"}:
+        assert main([*command.split(), "--help"]) == 0
+        helps[command] = capsys.readouterr().out
     assert all("Usage" in text for text in helps.values())
     for command, flag in sorted(flags):
         assert flag in helps[command], f"README uses {command} {flag}"
@@ -95,6 +107,7 @@ def test_dropped_in_scheduler_is_listed(package_with_example: Path, tmp_path: Pa
     assert "longest-first" in done.stdout
 
 
+@pytest.mark.slow
 def test_dropped_in_scheduler_conforms(package_with_example: Path, tmp_path: Path) -> None:
     done = run_module(
         "nexusbench.testing", "scheduler", "longest-first", path=package_with_example, cwd=tmp_path
@@ -102,6 +115,7 @@ def test_dropped_in_scheduler_conforms(package_with_example: Path, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_dropped_in_scheduler_serves(package_with_example: Path, tmp_path: Path) -> None:
     trace = str(ROOT / "workloads" / "mixed.jsonl")
     done = run_module(

@@ -12,6 +12,7 @@ from nexusbench.cli.main import main
 TEXT = (Path(__file__).parents[2] / "docs" / "profiling.md").read_text()
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (commands,) = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -100,7 +100,6 @@ def send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Send:
     """Replay requests, given as the fields of a trace, against a server that is near."""
     monkeypatch.setattr("nexusbench.endpoint.replay.LEAD_NS", 80_000_000)
     monkeypatch.setattr("nexusbench.endpoint.probing._PAUSE_S", 0.01)
-    monkeypatch.setattr("nexusbench.results.manifest.git_state", lambda package: (None, None))
 
     def replay(served: Served, lines: list[dict[str, Any]], **options: Any) -> RunResult:
         options = {"timeout_s": 20.0, **options}

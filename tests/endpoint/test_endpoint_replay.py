@@ -234,6 +234,7 @@ def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable
     assert values(send(served, lines, too_long="clip"))["finished"] == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     served = serve_alone()
     kill = nexusbench.endpoint_runner.Onlooker.look

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexusbench.endpoint.stream import Answer, StreamError, error_reason
+from tests.examples import examples
 
 
 def event(text: str = " a", *, finish: str | None = None, **more: object) -> bytes:
@@ -35,7 +36,7 @@ STREAM = b": hi\n" + event(" é") + b"event: x\nid: 3\n" + event(finish="length"
 
 
 @given(st.sets(st.integers(1, len(STREAM) - 1)), st.sampled_from([b"\n", b"\r\n", b"\r"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_cut_and_any_line_end_reads_the_same(cuts: set[int], end: bytes) -> None:
     data = STREAM.replace(b"\n", end)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]

@@ -145,6 +145,7 @@ def test_other_bounds_judge_stored_runs(results: Path) -> None:
     assert shapes[0]["x0"] == pytest.approx(0.001)
 
 
+@pytest.mark.slow
 def test_large_runs_are_thinned_and_say_so(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "long.jsonl", 1500)
     config = RunConfig(trace=str(trace), scheduler="vllm", device="sim:h200", speed=0.5)

@@ -16,6 +16,7 @@ from nexusbench.results.reader import RunReader
 pytest.importorskip("matplotlib")
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn_twice(results: Path, tmp_path: Path) -> None:
     settings = gather(read_runs([RunReader(f) for f in folders(results / "three")], Judgement()))
     drawn = plots.draw(settings, tmp_path / "new" / "folder")

@@ -13,10 +13,10 @@ from nexusbench.report.build import are_profiles, report_profiles
 
 def test_profile_page(sheet: Path, tmp_path: Path) -> None:
     page = tmp_path / "profile.html"
-    made = report_profiles([str(sheet), str(sheet / "profile.json")], page, tmp_path / "plots")
+    made = report_profiles([str(sheet), str(sheet / "profile.json")], page, None)
     assert made.verdict[0].startswith("Within 5 % of full speed, alone: prefill ")
     assert "times as long" in made.verdict[0]
-    assert {path.parent.name for path in made.plots} == {"0", "1"}
+    assert made.plots == []
     text = page.read_text()
     figures = figures_of(text)
     assert {"0-sms-prefill", "0-sms-decode", "0-contention-decode", "0-splits"} <= set(figures)
@@ -32,6 +32,13 @@ def test_profile_page(sheet: Path, tmp_path: Path) -> None:
     assert "a note </script><script>alert(1)" in shown
     assert "Fitted cost models" in shown
     assert made.simulated
+
+
+@pytest.mark.slow
+def test_each_profile_is_drawn_in_a_folder_of_its_own(sheet: Path, tmp_path: Path) -> None:
+    twice = [str(sheet), str(sheet / "profile.json")]
+    made = report_profiles(twice, tmp_path / "profile.html", tmp_path / "plots")
+    assert {path.parent.name for path in made.plots} == {"0", "1"}
 
 
 def test_runs_and_profiles_are_not_mixed(sheet: Path, tmp_path: Path) -> None:

@@ -281,6 +281,7 @@ def test_a_higher_ratio_offloads_more():
     assert len(set(kept)) == 4
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_throughput_peaks_near_the_bound():
     """Few blocks on the decode GPU: offloading adds the prefill GPU's. Beyond the bound prompts
     lack room there, and the remote attention is no longer hidden.

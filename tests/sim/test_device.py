@@ -11,6 +11,7 @@ from nexusbench.devices._gpus import gpu_names, load_gpu
 from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
 from nexusbench.testing import tiny_device, tiny_gpu, tiny_model
+from tests.examples import examples
 
 QUIET = tiny_gpu(jitter=0.0)
 PREFILL, DECODE = BatchShape(0, 0, ((60, 100),)), BatchShape(8, 900)
@@ -54,7 +55,7 @@ def test_two_at_once_take_at_least_as_long_as_one(name):
     )
     total = gpu.num_sms
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(shapes, shapes, st.integers(1, total), st.integers(1, total))
     def check(one, two, a, b):
         side, other = physics.load(one, a), physics.load(two, b)
@@ -74,7 +75,7 @@ def test_more_sms_help_on_the_whole(name):
             assert physics.load(shape, 2 * sms).solo <= physics.load(shape, sms).solo * 1.0001
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(2, 14), st.booleans())
 def test_co_running_ends_later_and_the_rest_speeds_up_again(prefill, overlapping):
     decode = 16 if overlapping else 16 - prefill

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from nexusbench.testing._harness import build, make_scheduler
 from nexusbench.testing._log import check_log
 from nexusbench.testing.scheduler import observed_run
+from tests.examples import examples
 from tests.sim.strategies import MOVING, workloads
 from tests.sim.test_rollback import Hesitant
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(MOVING, workloads(max_requests=10), st.integers(0, 3))
 def test_every_invariant_of_a_run_with_moves(policy, workload, seed):
     """Books are audited after each step; every request is served to its end, on whatever GPU."""
@@ -24,7 +25,7 @@ def test_every_invariant_of_a_run_with_moves(policy, workload, seed):
     assert {r.num_tokens for r in engine.requests} == {r.stop_len for r in engine.requests}
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(MOVING, workloads(max_requests=8), st.integers(0, 10**6))
 def test_rollback_of_moves_leaves_no_trace(policy, workload, seed):
     hesitant = Hesitant(make_scheduler(policy[0]), random.Random(seed))

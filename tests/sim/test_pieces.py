@@ -15,11 +15,12 @@ from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import build
 from nexusbench.testing._log import check_log
 from nexusbench.testing._probe import Probe, WatchedContext
+from tests.examples import examples
 from tests.sim.pieces import Pieces, pieces
 from tests.sim.strategies import workloads
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(
     workloads(), st.integers(1, 4), st.integers(1, 6), st.sampled_from([1, 5, 24]),
     st.sampled_from(["fixed", "fixed:idle=reserve", "nexus:kv_switch=0.5", "whole"]),

@@ -9,10 +9,11 @@ from nexusbench.testing._harness import make_scheduler
 from nexusbench.testing._log import check_log
 from nexusbench.testing._twins import check_twins, twins
 from nexusbench.testing.scheduler import observed_run
+from tests.examples import examples
 from tests.sim.strategies import POLICIES, workloads
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(POLICIES, workloads(), st.integers(0, 3))
 def test_every_invariant_of_a_run(policy, workload, seed):
     scheduler, partitioner = policy
@@ -22,7 +23,7 @@ def test_every_invariant_of_a_run(policy, workload, seed):
     assert {r.num_tokens for r in engine.requests} == {r.stop_len for r in engine.requests}
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(POLICIES, workloads())
 def test_same_seed_same_log(policy, workload):
     scheduler, partitioner = policy
@@ -33,7 +34,7 @@ def test_same_seed_same_log(policy, workload):
     assert logs[0] == logs[1]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(POLICIES, st.integers(0, 10**6))
 def test_nothing_depends_on_the_future(policy, seed):
     scheduler, partitioner = policy
@@ -45,7 +46,7 @@ def test_nothing_depends_on_the_future(policy, seed):
     check_twins(pair, run)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(POLICIES, workloads(max_requests=6), st.data())
 def test_requests_that_can_never_fit_are_rejected_and_harm_nobody(policy, workload, data):
     from nexusbench.testing import offer, serve

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.testing._harness import build
 from nexusbench.testing._probe import FORWARDED, Snapshot
+from tests.examples import examples
 from tests.sim.strategies import POLICIES, workloads
 
 
@@ -135,7 +136,7 @@ class Hesitant(Scheduler):
                     ctx.transfer(request, last if ctx.is_at(request, first) else first)
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(POLICIES, workloads(max_requests=10), st.integers(0, 10**6))
 def test_rollback_leaves_no_trace(policy, workload, seed):
     scheduler, partitioner = policy
@@ -145,7 +146,7 @@ def test_rollback_leaves_no_trace(policy, workload, seed):
     assert engine.kv.num_used == 0
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(POLICIES, workloads(max_requests=10), st.integers(0, 10**6))
 def test_hesitation_does_not_change_the_run(policy, workload, seed):
     """Without prefix caching there is no recency either, and the log is the same to the byte."""

@@ -150,6 +150,7 @@ def test_prefill_goes_by_layers_and_a_batch_stays_together():
         assert [list(chunk["request"]).count(i) for i in (0, 1)] == [launches, launches]
 
 
+@pytest.mark.slow
 def test_the_default_order_keeps_the_contract():
     check_scheduler("bullet", examples=2)  # tests/conformance asks for fcfs and spf
 

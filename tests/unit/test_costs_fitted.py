@@ -16,6 +16,7 @@ from nexusbench.costs._fit import build, fit_model, split_points
 from nexusbench.costs._points import Point
 from nexusbench.costs.base import cost_models
 from nexusbench.devices._gpus import legal_splits
+from tests.examples import examples
 from tests.unit.profiled import profiled, sm_counts
 
 TARGETS = (("l20", "qwen2.5-3b"), ("h200", "llama-3.1-8b"))
@@ -71,7 +72,7 @@ def test_predictions_are_positive_and_finite(name, gpu, model):
     made = fitted(name, gpu, model)
     most = made._num_sms
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(shapes(), shapes(), st.integers(1, most), st.integers(1, most))
     def check(shape, other, sms, other_sms):
         for neighbour in (None, (other, other_sms)):
@@ -86,7 +87,7 @@ def test_predictions_are_positive_and_finite(name, gpu, model):
 def test_more_sms_never_take_longer(name, gpu, model):
     made = fitted(name, gpu, model)
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(shapes(), st.integers(1, made._num_sms - 1))
     def check(shape, sms):
         assert made.predict(shape, sms + 1) <= made.predict(shape, sms) * ROUNDING
@@ -99,7 +100,7 @@ def test_a_neighbour_never_speeds_up(name, gpu, model):
     made = fitted(name, gpu, model)
     most = made._num_sms
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(shapes(), shapes(), st.integers(1, most - 1))
     def check(shape, other, sms):
         alone = made.predict(shape, sms)
@@ -112,7 +113,7 @@ def test_a_neighbour_never_speeds_up(name, gpu, model):
 def test_the_table_never_falls_with_more_work(gpu, model):
     made = fitted("table", gpu, model)
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(st.integers(1, 9000), st.integers(0, 60_000), st.integers(1, 500), st.integers(0, 5000))
     def check(count, before, more, sms):
         sms = 1 + sms % made._num_sms
@@ -134,7 +135,7 @@ def test_all_splits_at_once_are_the_same_to_the_bit(name, gpu, model):
     sides = [split.sms for split in legal_splits(target.gpu)]
     sms, others = [s[0] for s in sides], [s[1] for s in sides]
 
-    @settings(max_examples=40)
+    @settings(max_examples=examples(40))
     @given(shapes(), shapes(), st.integers(1, 3))
     def check(shape, other, repeat):
         shape = msgspec.structs.replace(shape, repeat=repeat)
@@ -153,7 +154,7 @@ def test_parameters_survive_json(name, gpu, model):
     again = msgspec.convert(msgspec.json.decode(text), cls.Parameters)
     other = build(cls, cls.Options(), again, target)
 
-    @settings(max_examples=40)
+    @settings(max_examples=examples(40))
     @given(shapes(), shapes(), st.integers(1, made._num_sms))
     def check(shape, neighbour, sms):
         beside = (neighbour, made._num_sms)

@@ -16,6 +16,7 @@ from nexusbench.schedulers.vllm import Vllm
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, build, make_scheduler
 from nexusbench.testing._log import check_log, first_difference
+from tests.examples import examples
 from tests.sim.strategies import POLICIES, workloads
 
 MS = 1_000_000
@@ -230,7 +231,7 @@ def client_driven(draw):
     return workload, draw(st.sampled_from([0, 0, 1, 2, 5]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(POLICIES, client_driven())
 def test_books_hold_whatever_clients_do(policy, made):
     workload, users = made
@@ -257,7 +258,7 @@ def test_books_hold_whatever_clients_do(policy, made):
             assert time >= arrived[r.index] + min(limits)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(POLICIES, st.integers(1, 40))
 def test_nothing_depends_on_what_clients_will_do(policy, longer):
     """I9: two runs are the same until a true length, and so a later turn, tells them apart."""

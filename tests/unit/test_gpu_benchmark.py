@@ -43,6 +43,7 @@ def test_without_a_gpu_it_says_what_is_missing(
     assert capsys.readouterr().err == "gpu_kernels needs an NVIDIA GPU: torch finds no GPU\n"
 
 
+@pytest.mark.slow
 def test_everything_it_times_can_be_called(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

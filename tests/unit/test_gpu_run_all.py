@@ -40,6 +40,7 @@ def summary(tmp_path: Path) -> dict[str, str]:
     return {line[:22].strip(): line[22:35].strip() for line in lines[:-1]}
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_stops_nothing(tmp_path: Path) -> None:
     done = run_all(tmp_path, "tests", "counters", "serve", "doctor", TOTAL="3")
     assert done.returncode == 1, done.stderr

@@ -70,6 +70,7 @@ def test_levels_are_chosen_by_cpu_flags():
     assert build.usable_levels(frozenset(base | tiles)) == ["amx", "avx512_bf16", "avx512"]
 
 
+@pytest.mark.slow
 def test_the_switch_turns_them_off():
     pytest.importorskip("torch", reason="kernels need torch")
     text = output(python(USE, NEXUSBENCH_NO_NATIVE="1"))
@@ -81,6 +82,7 @@ def test_importing_the_package_does_not_import_torch():
     assert output(python(code)) == "False"
 
 
+@pytest.mark.slow
 def test_a_missing_or_broken_compiler_is_a_note(tmp_path):
     pytest.importorskip("torch", reason="kernels need torch")
     if not build.usable_levels(build.cpu_flags()):
@@ -98,6 +100,7 @@ def test_a_missing_or_broken_compiler_is_a_note(tmp_path):
     assert not list((tmp_path / "cache").rglob(".build-*"))
 
 
+@pytest.mark.slow
 def test_a_compiler_that_writes_rubbish_is_a_note(tmp_path):
     pytest.importorskip("torch", reason="kernels need torch")
     if not build.usable_levels(build.cpu_flags()):

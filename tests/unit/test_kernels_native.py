@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.examples import slow
+
 torch = pytest.importorskip("torch", reason="the decoder's kernels need torch")
 
 from nexusbench.kernels import fused, reference  # noqa: E402
@@ -162,7 +164,7 @@ def test_rope_and_cache(dtype, dim, normed, neighbours):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [16, 64, 10, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (14, 2), (5, 1)])
-@pytest.mark.parametrize("block_size", [1, 7, 16, 32])
+@pytest.mark.parametrize("block_size", [*slow(1), 7, 16, *slow(32)])
 def test_decode_attention(dtype, dim, heads, kv_heads, block_size):
     lengths = torch.tensor([1, 15, 16, 0, 33, 70], dtype=torch.int32)
     rows, most = len(lengths), -(-70 // block_size)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nexusbench.kv.block_pool import BlockPool
+from tests.examples import examples
 
 SIZE = 9
 KEYS = st.integers(0, 12)
@@ -126,7 +127,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert pool.num_free == len(naive.cached) + len(naive.blank)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(
+    max_examples=examples(80), stateful_step_count=40, deadline=None
+)
 TestPool = PoolMachine.TestCase
 
 

@@ -18,11 +18,12 @@ from nexusbench.metrics.occupancy import (
 )
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.runner import run
+from tests.examples import slow
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=["nexus", "vllm"])
+@pytest.fixture(scope="module", params=["nexus", *slow("vllm")])
 def events(request: pytest.FixtureRequest) -> RunEvents:
     config = RunConfig(
         trace=str(ROOT / "workloads" / "mixed.jsonl"), scheduler=request.param, limit=120,

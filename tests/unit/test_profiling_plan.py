@@ -12,6 +12,7 @@ from nexusbench.profiling._desk import MOST_REPEATS, Pool, Work
 from nexusbench.profiling.effort import DEFAULT, EFFORTS, FULL, QUICK
 from nexusbench.profiling.plan import alone, make_plan, skewed_contexts
 from nexusbench.profiling.positions import Line, legal_sms, refine, spread
+from tests.examples import slow
 
 SIZES = {
     "small": POOL,
@@ -30,7 +31,7 @@ def test_same_arguments_same_plan():
 
 
 @pytest.mark.parametrize("effort", EFFORTS.values(), ids=lambda effort: effort.name)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["small", "tiny", *slow("large")])
 def test_everything_fits_and_is_legal(effort, size):
     pool = SIZES[size]
     plan = make_plan(SPEC, pool, effort)
@@ -77,6 +78,7 @@ def test_settings_are_planned_once():
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.slow
 def test_more_effort_measures_more():
     counts = [make_plan(SPEC, SIZES["large"], e).most_points for e in (QUICK, DEFAULT, FULL)]
     assert counts == sorted(counts)

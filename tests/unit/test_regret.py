@@ -91,6 +91,7 @@ def trace(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_truth_breaks_fewer_constraints_than_the_analytic_belief(trace):
     config = RunConfig(trace=str(trace), device="sim:l20", model="qwen2.5-3b")
     analytic = regret(config, "analytic", sample=100)

@@ -24,6 +24,7 @@ from nexusbench.results import store
 from nexusbench.results.manifest import SCHEMA_VERSION, Manifest, git_state, new_manifest
 from nexusbench.results.reader import RunReader, list_runs
 from nexusbench.results.store import RunWriter
+from tests.examples import slow
 
 RESOLVED = {"num_sms": 8, "kv_blocks": 100, "block_size": 16, "slo": {"ttft": 5.0}, "model": "m"}
 REQUESTS = {
@@ -191,7 +192,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("delay", [0.01, 0.05, 0.12])
+@pytest.mark.parametrize("delay", [*slow(0.01), 0.05, *slow(0.12)])
 def test_kill_at_any_moment(tmp_path: Path, delay: float) -> None:
     here = Path(__file__)
     process = subprocess.Popen(

@@ -176,6 +176,7 @@ def test_the_batch_keeps_to_the_limits_given_and_by_default_to_the_engines():
         assert tokens - requests < max(log["prefill_tokens"]) <= tokens
 
 
+@pytest.mark.slow
 def test_nobody_starves_under_a_stream_that_cannot_be_served():
     check_starvation(lambda: make_scheduler("fastserve"))
     check_starvation(lambda: make_scheduler("fastserve:order=spf,gamma=0"))
@@ -188,6 +189,7 @@ def test_nobody_starves_under_a_stream_that_cannot_be_served():
 TIGHT = Setting(kv_blocks=45, limits=Limits(8, 64, 1024))
 
 
+@pytest.mark.slow
 def test_the_lowest_are_swapped_out_and_come_back_and_nothing_is_lost():
     outs = 0
     for seed in range(4):

@@ -15,6 +15,7 @@ from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, make_scheduler
+from tests.examples import slow
 
 MODES = ("serve", "maximal")
 ROOMY = Setting(kv_blocks=4000, limits=Limits(12, 512, 1024))
@@ -60,7 +61,7 @@ def sorted_by_arrival(requests):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("chunk", [16, 64, 300])
+@pytest.mark.parametrize("chunk", [*slow(16), 64, *slow(300)])
 def test_no_prompt_ever_stalls_a_decode(mode, chunk):
     for seed in range(3):
         seen = watched(f"sarathi:mode={mode},chunk={chunk},tile=16", crowd(seed))

@@ -15,6 +15,7 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.trace import load_trace, write_trace
+from tests.examples import examples
 
 MS = 1_000_000
 
@@ -210,7 +211,7 @@ def traces(draw):
     return Trace("any", requests, concurrency=users)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(traces())
 def test_written_traces_come_back(tmp_path_factory: pytest.TempPathFactory, trace: Trace) -> None:
     path = tmp_path_factory.mktemp("any") / "t.jsonl"
