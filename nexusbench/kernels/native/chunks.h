@@ -103,16 +103,16 @@ void attend_chunk(const Heads& heads, const bf16* q, i64 ldq, const bf16* k_cach
     for (i64 r = 0; r < some; r++)
       std::memcpy(rows + r * D, q + token(r) * ldq + column(r), D * sizeof(bf16));
     std::memset(rows + some * D, 0, (32 - some) * D * sizeof(bf16));
-    const char* none = reinterpret_cast<const char*>(rows);
+    Ahead none(rows, rows);
     for (i64 k = 0; k < most; k += 32)
-      tile_block<true>({rows, D, 32, 16 * D, 0}, packed_k + k * D, 0, D, scores + k * GROUP, none,
-                       0, 0);
+      tile_block<true, false>({rows, D, 32, 16 * D}, packed_k + k * D, 0, D, scores + k * GROUP,
+                              none, 0);
     for (i64 r = 0; r < some; r++)
       totals[r] = weights_of_row(scores + r * GROUP, context + token(r) + 1, most, scale,
                                  weights + r * keys);
     for (i64 d = 0; d < D; d += 32) {
-      tile_block<true>({weights, keys, 32, 16 * keys, 0}, packed_v + d * keys, 0, most, sums, none,
-                       0, 0);
+      tile_block<true, false>({weights, keys, 32, 16 * keys}, packed_v + d * keys, 0, most, sums,
+                              none, 0);
       for (i64 r = 0; r < some; r++) {
         __m512 part = _mm512_set1_ps(1.0f / totals[r]);
         bf16* to = out + token(r) * heads.query * D + column(r) + d;

@@ -144,7 +144,7 @@ void split_many(const Product& p, const bf16* x, i64 M, i64 begin, i64 end) {
   for (i64 first = 0; first < M; first += most) {
     const i64 rows = std::min(most, M - first), tiles = (rows + 31) / 32;
     const float* w = static_cast<const float*>(p.weight) + begin * p.K * GROUP;
-    Ahead ahead(w, w + (end - begin) * p.K * GROUP, 2);
+    Ahead ahead(w, w + (end - begin) * p.K * GROUP);
     for (i64 group = begin; group < end; group++, w += p.K * GROUP) {
       for (i64 s0 = 0; s0 < steps; s0 += SPLIT_PIECE / 32) {
         const i64 s1 = std::min(steps, s0 + SPLIT_PIECE / 32);

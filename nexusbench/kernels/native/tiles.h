@@ -8,7 +8,7 @@ namespace {
 
 #ifdef __AMX_BF16__
 
-constexpr i64 K_PIECE = 512;  // inputs whose 32 KB of weights stay in L1 while rows pass by
+constexpr i64 K_PIECE = 256;  // inputs: 16 KB of weights and as much of 32 rows fit into L1
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -60,19 +60,17 @@ struct TileRows {  // up to 32 rows of inputs: where tiles lie, in elements
   i64 row;    // between rows
   i64 step;   // between tiles of 32 inputs
   i64 lower;  // from rows 0..15 to rows 16..31
-  i64 block;  // between blocks of 32 rows
 };
 
-// sums (+)= x[.., k0..k1) W^T; at every step `lines` lines of the piece `next` are prefetched, the
-// first of all being line `from`.
-template <bool TWO>
-inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float* sums,
-                       const char* next, i64 from, i64 lines) {
+// sums (+)= x[.., k0..k1) W^T; with FETCH, `lots` of the lines ahead are fetched at every step.
+template <bool TWO, bool FETCH>
+inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float* sums, Ahead& ahead,
+                       i64 lots) {
   if (k0) load_tiles<TWO>(sums);
   else zero_tiles<TWO>();
   const bf16 *at = w + k0 * GROUP, *x = in.x + k0 / 32 * in.step;
   for (i64 k = k0; k < k1; k += 32, at += 2 * TILE, x += in.step) {
-    for (i64 i = 0; i < lines; i++) _mm_prefetch(line_of_piece(next, from++), _MM_HINT_T1);
+    if (FETCH) ahead.fetch(lots);
     _tile_loadd(4, x, in.row * 2);
     _tile_loadd(6, at, 64);
     _tile_loadd(7, at + TILE, 64);
@@ -87,45 +85,42 @@ inline void tile_block(const TileRows& in, const bf16* w, i64 k0, i64 k1, float*
   store_tiles<TWO>(sums);
 }
 
-// Up to 32 rows: every weight is read once, fetched a piece ahead.
+constexpr i64 STEP_LOTS = 2 * TILE * 2 / 256;  // of lines in one step's weights
+
+// Up to 32 rows: every weight is read once, fetched ahead.
+template <bool TWO>
 void tile_few(const Product& p, const TileRows& in, i64 M, i64 begin, i64 end) {
   const i64 K = round_up(p.K, 32);
+  const bf16* w = static_cast<const bf16*>(p.weight) + begin * K * GROUP;
   alignas(64) float sums[32 * GROUP];
+  Ahead ahead(w, w + (end - begin) * K * GROUP);
   configure_tiles(std::min<i64>(M, 16), M - 16);
-  for (i64 group = begin; group < end; group++) {
-    const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
-    for (i64 k = 0; k < K; k += K_PIECE) {
-      const i64 k_end = std::min(K, k + K_PIECE);
-      const char* next = reinterpret_cast<const char*>(w + k_end * GROUP);
-      if (M > 16) tile_block<true>(in, w, k, k_end, sums, next, 0, 32);
-      else tile_block<false>(in, w, k, k_end, sums, next, 0, 32);
-    }
+  for (i64 group = begin; group < end; group++, w += K * GROUP) {
+    tile_block<TWO, true>(in, w, 0, K, sums, ahead, STEP_LOTS);
     finish<bf16>(p, sums, 0, M, group);
   }
   _tile_release();
 }
 
-// Many rows: blocks of rows that stay in L2, weights in pieces that stay in L1. The last rows, if
-// fewer than 32, are staged, so that one tile configuration serves all.
-void tile_many(const Product& p, const TileRows& rows_in, const TileRows& last, i64 M, i64 begin,
-               i64 end) {
+// Many rows: blocks of rows that stay in L2, weights in pieces that stay in L1.
+void tile_many(const Product& p, const TileRows& staged, i64 M, i64 begin, i64 end) {
   const i64 K = round_up(p.K, 32), most = std::max<i64>(64, (i64(1) << 20) / (K * 2) / 32 * 32);
   float* sums = partial_buffer.get<float>(most * GROUP);
   configure_tiles(16, 16);
   for (i64 first = 0; first < M; first += most) {
-    i64 rows = std::min(most, M - first);
-    for (i64 group = begin; group < end; group++) {
-      const bf16* w = static_cast<const bf16*>(p.weight) + group * K * GROUP;
+    const i64 rows = std::min(most, M - first), tiles = (rows + 31) / 32;
+    const i64 lots = (STEP_LOTS + tiles - 1) / tiles;  // by the first tiles, until all are fetched
+    const bf16* w = static_cast<const bf16*>(p.weight) + begin * K * GROUP;
+    Ahead ahead(w, w + (end - begin) * K * GROUP);
+    for (i64 group = begin; group < end; group++, w += K * GROUP) {
       for (i64 k = 0; k < K; k += K_PIECE) {
-        i64 k_end = std::min(K, k + K_PIECE), steps = (k_end - k) / 32;
-        // Fetch the next piece of weights (it follows this one) while the rows pass by.
-        i64 lines = (K_PIECE + (rows + 31) / 32 * steps - 1) / ((rows + 31) / 32 * steps);
-        const char* next = reinterpret_cast<const char*>(w + k_end * GROUP);
-        for (i64 r = 0; r < rows; r += 32) {
-          const bool whole = first + r + 32 <= M;
-          TileRows in = whole ? rows_in : last;
-          if (whole) in.x += (first + r) / 32 * rows_in.block;
-          tile_block<true>(in, w, k, k_end, sums + r * GROUP, next, r / 32 * steps * lines, lines);
+        const i64 k_end = std::min(K, k + K_PIECE);
+        TileRows in = staged;
+        in.x += first * K;
+        for (i64 tile = 0; tile < tiles; tile++, in.x += 32 * K) {
+          float* at = sums + tile * 32 * GROUP;
+          if (tile * lots < STEP_LOTS) tile_block<true, true>(in, w, k, k_end, at, ahead, lots);
+          else tile_block<true, false>(in, w, k, k_end, at, ahead, 0);
         }
       }
       finish<bf16>(p, sums, first, rows, group);
@@ -144,24 +139,23 @@ void stage_tiles(const bf16* x, i64 ldx, i64 K, i64 rows, bf16* staged) {
     }
 }
 
+// Few rows are read where they are. Many are staged: rows of a tile that lie a power of two apart
+// would push each other out of L1.
 void tile_linear(Walk& walk, const Product& p, const bf16* x, i64 ldx, i64 M, void* staged) {
-  const i64 K = round_up(p.K, 32), blocks = (M + 31) / 32;
-  bf16* tiles = static_cast<bf16*>(staged);
-  const TileRows direct{x, ldx, 32, 16 * ldx, 32 * ldx}, tiled{tiles, 32, 2 * TILE, TILE, 32 * K};
-  const bool all = K != p.K, some = M > 32 && M % 32;
-  const i64 first = all ? 0 : blocks - 1;  // block to stage from
-  if (all || some)
-    walk.phase(blocks - first, [&](i64 begin, i64 end) {
-      for (i64 b = begin; b < end; b++) {
-        const i64 row = (first + b) * 32;
-        stage_tiles(x + row * ldx, ldx, p.K, std::min<i64>(32, M - row), tiles + b * 32 * K);
-      }
+  const i64 K = round_up(p.K, 32);
+  TileRows in{x, ldx, 32, 16 * ldx};
+  if (M > 32 || K != p.K) {
+    bf16* tiles = static_cast<bf16*>(staged);
+    in = {tiles, 32, 2 * TILE, TILE};
+    walk.phase((M + 31) / 32, [&](i64 begin, i64 end) {
+      for (i64 b = begin; b < end; b++)
+        stage_tiles(x + b * 32 * ldx, ldx, p.K, std::min<i64>(32, M - b * 32), tiles + b * 32 * K);
     });
-  TileRows last = tiled;
-  last.x += (blocks - 1 - first) * tiled.block;
+  }
   walk.phase(round_up(p.N, GROUP) / GROUP, [&](i64 begin, i64 end) {
-    if (M <= 32) tile_few(p, all ? tiled : direct, M, begin, end);
-    else tile_many(p, all ? tiled : direct, last, M, begin, end);
+    if (M <= 16) tile_few<false>(p, in, M, begin, end);
+    else if (M <= 32) tile_few<true>(p, in, M, begin, end);
+    else tile_many(p, in, M, begin, end);
   });
 }
 

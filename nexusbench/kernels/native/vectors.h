@@ -58,9 +58,8 @@ inline const char* line_of_piece(const char* piece, i64 i) {
 // each page of a piece, for the reason above.
 class Ahead {
  public:
-  Ahead(const void* begin, const void* end, i64 pieces = 1)
-      : at_(static_cast<const char*>(begin) + pieces * PIECE_PAGES * 4096),
-        end_(static_cast<const char*>(end)) {}
+  Ahead(const void* begin, const void* end, i64 distance = PIECE_PAGES * 4096)
+      : at_(static_cast<const char*>(begin) + distance), end_(static_cast<const char*>(end)) {}
 
   void fetch(i64 lots) {
     for (; lots > 0; lots--, at_ += 64) {
