@@ -188,6 +188,35 @@ def test_decode_attention(dtype, dim, heads, kv_heads, block_size):
         assert torch.equal(alone, have[at])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_slots_and_positions_out_of_the_cache_are_refused(dtype):
+    caches = [torch.zeros(4, 1, 8, 32).to(dtype) for _ in range(2)]
+    q, tables = torch.randn(2, 32).to(dtype), torch.tensor([[0, 1], [3, 99]], dtype=torch.int32)
+
+    def attend(tables, *lengths):
+        lengths = torch.tensor(lengths, dtype=torch.int32)
+        return fused.decode_attention(q, *caches, tables, lengths, 1.0)
+
+    assert attend(tables, 16, 8).shape == (2, 32)  # what lies beyond a length is not read
+    for lengths in ((16, 9), (0, 17), (0, -1)):
+        with pytest.raises(IndexError, match="row 1 of the batch"):
+            attend(tables, *lengths)
+    with pytest.raises(IndexError, match="row 0 of the batch"):
+        attend(-tables - 1, 1, 1)
+
+    def rotate(slots, positions):
+        qkv, turns = torch.ones(2, 3 * 32).to(dtype), torch.rand(5, 32)
+        slots, positions = torch.tensor(slots), torch.tensor(positions)
+        fused.rope_and_cache(qkv, positions, slots, turns, *caches)
+
+    for slots, positions in (([0, 32], [0, 0]), ([0, 1], [0, 5]), ([0, 1], [0, -1])):
+        with pytest.raises(IndexError, match="row 1 of the batch"):
+            rotate(slots, positions)
+    assert not any(cache.any() for cache in caches)  # nothing was written before it was refused
+    rotate([31, -7], [4, 0])
+    assert all(int((cache != 0).any(-1).sum()) == 1 for cache in caches)
+
+
 def test_argmax_takes_the_first_of_equals():
     logits = torch.randn(5, 1003)
     logits[0, [700, 31, 900]] = 99.0

@@ -73,7 +73,8 @@ struct Step {
   float* x;                // [M, hidden], the residual stream, updated in place
   const i64* positions;    // [M]
   const i64* slots;        // [M]
-  const float* cos_sin;    // [positions, dim]
+  const float* cos_sin;    // [num_positions, dim]
+  i64 num_positions;
   const int32_t* tables;   // [M, max_blocks]
   i64 max_blocks;
   const int32_t* lengths;  // [M]
@@ -221,10 +222,14 @@ EXPORT void nexusbench_silu_mul(i64 size, const void* x, i64 M, i64 N, void* y, 
   });
 }
 
-EXPORT void nexusbench_rope(i64 size, const Heads* heads, void* qkv, i64 M, const i64* positions,
-                            const i64* slots, const float* cos_sin, const float* q_norm,
-                            const float* k_norm, double eps, void* k_cache, void* v_cache,
-                            i64 threads) {
+// Returns the first token whose position or slot does not exist, or -1; so do the next two with
+// blocks.
+EXPORT i64 nexusbench_rope(i64 size, const Heads* heads, void* qkv, i64 M, const i64* positions,
+                           const i64* slots, const float* cos_sin, i64 num_positions,
+                           const float* q_norm, const float* k_norm, double eps, void* k_cache,
+                           void* v_cache, i64 threads) {
+  const i64 unfit = first_unfit(*heads, slots, positions, num_positions, M);
+  if (unfit != ALL_FIT) return unfit;
   by_size(size, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     on_team(threads, 1, [&](Walk& walk) {
@@ -232,14 +237,17 @@ EXPORT void nexusbench_rope(i64 size, const Heads* heads, void* qkv, i64 M, cons
            float(eps), static_cast<T*>(k_cache), static_cast<T*>(v_cache));
     });
   });
+  return ALL_FIT;
 }
 
-EXPORT void nexusbench_decode_attention(i64 size, const Heads* heads, const void* q, i64 ldq,
-                                        const void* k_cache, const void* v_cache,
-                                        const int32_t* tables, i64 max_blocks,
-                                        const int32_t* lengths, i64 M, double scale, void* out,
-                                        i64 threads) {
+EXPORT i64 nexusbench_decode_attention(i64 size, const Heads* heads, const void* q, i64 ldq,
+                                       const void* k_cache, const void* v_cache,
+                                       const int32_t* tables, i64 max_blocks,
+                                       const int32_t* lengths, i64 M, double scale, void* out,
+                                       i64 threads) {
   Paged paged{tables, max_blocks, lengths};
+  const i64 unfit = first_unfit(*heads, paged, M);
+  if (unfit != ALL_FIT) return unfit;
   by_size(size, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     on_team(threads, 1, [&](Walk& walk) {
@@ -248,16 +256,19 @@ EXPORT void nexusbench_decode_attention(i64 size, const Heads* heads, const void
                        static_cast<T*>(out));
     });
   });
+  return ALL_FIT;
 }
 
-// bf16 with AMX only. `units` pairs of (sequence, first token) cover all tokens of the chunks; out is
-// [rows, query dim].
-EXPORT void nexusbench_chunk_attention(const Heads* heads, const void* q, i64 ldq,
-                                       const void* k_cache, const void* v_cache, const i64* starts,
-                                       const int32_t* tables, i64 max_blocks,
-                                       const int32_t* lengths, const i64* sequence,
-                                       const i64* first, i64 tokens, i64 units, double scale,
-                                       void* out, i64 threads) {
+// bf16 with AMX only. `units` pairs of (sequence, first token) cover all tokens of the chunks of
+// `sequences`; out is [rows, query dim].
+EXPORT i64 nexusbench_chunk_attention(const Heads* heads, const void* q, i64 ldq,
+                                      const void* k_cache, const void* v_cache, i64 sequences,
+                                      const i64* starts, const int32_t* tables, i64 max_blocks,
+                                      const int32_t* lengths, const i64* sequence,
+                                      const i64* first, i64 tokens, i64 units, double scale,
+                                      void* out, i64 threads) {
+  const i64 unfit = first_unfit(*heads, {tables, max_blocks, lengths}, sequences);
+  if (unfit != ALL_FIT) return unfit;
 #ifdef __AMX_BF16__
   Chunks chunks{starts, tables, max_blocks, lengths, sequence, first, tokens};
   on_team(threads, 1, [&](Walk& walk) {
@@ -266,6 +277,7 @@ EXPORT void nexusbench_chunk_attention(const Heads* heads, const void* q, i64 ld
                     units, float(scale), static_cast<bf16*>(out));
   });
 #endif
+  return ALL_FIT;
 }
 
 // Index of the first largest value of each fp32 row; NaN never wins.
@@ -277,16 +289,25 @@ EXPORT void nexusbench_argmax(const float* x, i64 M, i64 N, i64* out, i64 thread
   });
 }
 
-// `count` layers on the same tokens; stages may be asked for one by one.
-EXPORT void nexusbench_layers(const Layer* layers, i64 count, const Step* step, i64 threads) {
+// `count` layers on the same tokens; stages may be asked for one by one. Returns the first token
+// whose position, slot or blocks do not exist, having computed nothing, or -1.
+EXPORT i64 nexusbench_layers(const Layer* layers, i64 count, const Step* step, i64 threads) {
+  const Step& s = *step;
+  i64 unfit = ALL_FIT;
+  if (s.stages & PROJECT)
+    unfit = first_unfit(s.heads, s.slots, s.positions, s.num_positions, s.M);
+  if (unfit == ALL_FIT && (s.stages & ATTEND))
+    unfit = first_unfit(s.heads, {s.tables, s.max_blocks, s.lengths}, s.M);
+  if (unfit != ALL_FIT) return unfit;
   by_size(step->size, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     i64 widest = std::max({step->hidden, step->inner, step->heads.query * step->heads.dim});
     void* staged = staged_buffer.get<char>(staged_bytes<T>(step->M, widest));
     on_team(threads, count * layer_blocks(step->M) * PHASES_PER_BLOCK, [&](Walk& walk) {
-      for (i64 i = 0; i < count; i++) layer<T>(walk, layers[i], *step, staged);
+      for (i64 i = 0; i < count; i++) layer<T>(walk, layers[i], s, staged);
     });
   });
+  return ALL_FIT;
 }
 
 // Reads `bytes` (a multiple of 256) from memory and nothing else; the sum keeps it honest.

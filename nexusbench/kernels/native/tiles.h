@@ -16,6 +16,11 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
+inline void load_config(const TileConfig& config) {
+  asm volatile("" : : "r"(&config) : "memory");  // the intrinsic does not say that it reads all
+  _tile_loadconfig(&config);
+}
+
 // Tiles 0..3 are sums (row half, column half), 4 and 5 inputs, 6 and 7 weights.
 void configure_tiles(i64 upper, i64 lower) {
   TileConfig config;
@@ -25,8 +30,7 @@ void configure_tiles(i64 upper, i64 lower) {
   }
   config.rows[0] = config.rows[1] = config.rows[4] = uint8_t(upper);
   config.rows[2] = config.rows[3] = config.rows[5] = uint8_t(std::max<i64>(lower, 1));
-  asm volatile("" : : "r"(&config) : "memory");  // the intrinsic does not say that it reads all
-  _tile_loadconfig(&config);
+  load_config(config);
 }
 
 template <bool TWO> inline void zero_tiles() {
