@@ -5,8 +5,9 @@ strides whose rows touch; contiguous is fastest, since a (block, head) pair is t
 permuted view of ``[num_blocks, block_size, 2, kv_heads, head_dim]`` serves too. A slot is ``block *
 block_size + offset``. All tensors are on the CPU and, but for the caches, contiguous; activations
 and caches of one dtype (bf16 or fp32), norm weights and rope tables in fp32. ValueError for
-anything else; IndexError for positions, slots and blocks that do not exist. ``threads`` defaults to torch's number in the calling thread. Every row's result is
-the same bits in any batch.
+anything else; IndexError for positions, slots and blocks that do not exist, before anything is
+computed. ``threads`` defaults to torch's number in the calling thread. Every row's result is the
+same bits in any batch.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ template <class F> void by_count(i64 count, F f) {
   else f(std::integral_constant<int, 4>());
 }
 
-// What a token and KV head reads, in order: the keys of its blocks, then their values, then the next
-// head's keys. The hardware does not foresee where a block lies, so it is fetched AWAY blocks ahead.
+// What a token and KV head reads, in order: the keys of its blocks, their values, the next head's
+// keys. The hardware does not foresee where a block lies, so it is fetched AWAY blocks ahead.
 template <class T> struct Reading {
   static constexpr i64 AWAY = 2, DIMS = 64;  // dimensions of values that are read in one pass
   const Heads& heads;
@@ -240,8 +240,8 @@ void weigh(const Scores& scores, i64 g0, const Reading<float>& from, i64 d, floa
   }
 }
 
-// The same in bf16, two tokens of a block at a time: their values stand beside each other like their
-// weights, which are rounded to bf16.
+// The same in bf16, two tokens of a block at a time: their values stand beside each other like
+// their weights, which are rounded to bf16.
 template <int G, int W, bool WHOLE>
 void weigh(const Scores& scores, i64 g0, const Reading<bf16>& from, i64 d, bf16* out) {
   const Heads& heads = from.heads;

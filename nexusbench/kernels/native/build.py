@@ -1,8 +1,8 @@
 """Compiles ``kernels.cpp`` once per machine and source, into the user's cache folder.
 
-The compiled file is named by a hash of sources, flags and compiler, and appears by an atomic rename:
-two processes that build at once both end up with a whole file. Whatever fails (no compiler, no
-AVX-512, a read-only home) ends in ``Unavailable`` with a line that says why; callers go on with
+The compiled file is named by a hash of all sources, flags and compiler, and appears by an atomic
+rename: two processes that build at once both end up with a whole file. Whatever fails (no compiler,
+no AVX-512, a read-only home) ends in ``Unavailable`` with a line that says why; callers go on with
 torch.
 """
 

@@ -1,10 +1,12 @@
 // Decoder kernels for x86 CPUs with AVX-512 (and AMX where there is one), called through ctypes.
 //
-// Everything that a decoder layer does between two token ids, for bf16 and fp32, in one file:
-// linear layers on packed weights, RMSNorm, SiLU x gate, rotary embedding with the write into the
-// paged KV cache, paged decode attention, and whole layers built from these.
+// Everything that a decoder layer does between two token ids, for bf16 and fp32: linear layers on
+// packed weights (vectors.h; tiles.h and split.h with AMX), RMSNorm and rotary embedding with the
+// write into the paged KV cache (rope.h), paged attention (attention.h, chunks.h), and here whole
+// layers built from these, and the functions that Python calls.
 //
-// Numerics. All sums are accumulated in fp32. Every output element is one chain of additions
+// Numerics. All sums are accumulated in fp32; fp32 products by tiles are as close to float64 as
+// fp32 multiply-adds (split.h). Every output element is one chain of additions
 // along K whose order depends neither on the number of rows nor on the number of threads, so a
 // row's result is the same bits alone and in any batch (invariant I8).
 //
@@ -17,9 +19,6 @@
 //
 // Threads. Each function takes their number; a caller's OpenMP team is its own, and its threads
 // inherit the caller's affinity when the team is made.
-
-#include <immintrin.h>
-#include <omp.h>
 
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -315,7 +314,8 @@ EXPORT i64 nexusbench_read(const void* data, i64 bytes, i64 threads) {
   std::atomic<i64> total{0};
   on_team(threads, 1, [&](Walk& walk) {
     walk.phase(bytes / 256, [&](i64 begin, i64 end) {
-      const __m512i *at = static_cast<const __m512i*>(data) + begin * 4, *last = at + (end - begin) * 4;
+      const __m512i* at = static_cast<const __m512i*>(data) + begin * 4;
+      const __m512i* last = at + (end - begin) * 4;
       __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
       for (; at < last; at += 4) {
         a = _mm512_add_epi64(a, _mm512_loadu_si512(at));

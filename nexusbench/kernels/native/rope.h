@@ -85,7 +85,8 @@ void rope(Walk& walk, const Heads& heads, T* qkv, i64 M, const i64* positions, c
     i64 m = unit / per_token, head = unit % per_token;
     T* v = qkv + m * heads.row() + head * D;
     bool is_query = head < heads.query, is_key = !is_query && head < heads.query + heads.kv;
-    if (is_query || is_key) rotate(v, heads, cos_sin + positions[m] * D, is_query ? q_norm : k_norm, eps);
+    const float* turn = cos_sin + positions[m] * D;
+    if (is_query || is_key) rotate(v, heads, turn, is_query ? q_norm : k_norm, eps);
     if (is_query || slots[m] < 0) continue;
     T* cache = is_key ? k_cache : v_cache;
     i64 kv_head = head - heads.query - (is_key ? 0 : heads.kv);
@@ -117,11 +118,11 @@ inline i64 first_unfit(const Heads& heads, const Paged& paged, i64 count) {
 }
 
 // The first of M tokens whose slot or position does not exist; a slot below 0 is not written.
-inline i64 first_unfit(const Heads& heads, const i64* slots, const i64* positions, i64 num_positions,
-                       i64 M) {
+inline i64 first_unfit(const Heads& heads, const i64* slots, const i64* positions,
+                       i64 num_positions, i64 M) {
+  const i64 num_slots = heads.num_blocks * heads.block_size;
   for (i64 m = 0; m < M; m++)
-    if (slots[m] >= heads.num_blocks * heads.block_size || uint64_t(positions[m]) >= uint64_t(num_positions))
-      return m;
+    if (slots[m] >= num_slots || positions[m] < 0 || positions[m] >= num_positions) return m;
   return ALL_FIT;
 }
 

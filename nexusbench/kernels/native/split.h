@@ -1,5 +1,5 @@
-// Linear layers in fp32 by AMX tiles: a number is the exact sum of three bf16, its upper, middle and
-// lower eight bits, and a product is the six of the nine partial products that matter in fp32.
+// Linear layers in fp32 by AMX tiles: a number is the exact sum of three bf16, its upper, middle
+// and lower eight bits, and a product is the six of nine partial products that matter in fp32.
 //
 // The three that are left out are below 2^-22 of a product, and every partial product is exact; so
 // against float64 the sums are closer than those of fp32 multiply-adds, which round after each of
@@ -44,7 +44,7 @@ inline void split_pair(__m512 a, __m512 b, bf16* to) {
 }
 
 // 32 inputs of a group (`there` of them exist, the rest are 0) -> [part][half][tile]; on the way
-// half of the next lines are fetched.
+// half of the lots is fetched.
 template <bool FETCH> void split_weights(const float* w, i64 there, bf16* to, Ahead& ahead) {
   alignas(64) float padded[32 * GROUP];
   if (there < 32) {
@@ -67,7 +67,8 @@ inline void split_rows(const float* x, i64 ldx, i64 K, i64 rows, bf16* to) {
     for (i64 r = 0; r < rows; r++)
       for (i64 i = 0; i < 32; i += 16) {
         const i64 left = K - k - i;
-        __m512 value = left > 0 ? load16(x + r * ldx + k + i, tail_mask(left)) : _mm512_setzero_ps();
+        const __mmask16 mask = left > 0 ? tail_mask(left) : __mmask16(0);
+        __m512 value = load16(x + r * ldx + k + i, mask);
         for (i64 part = 0; part < PARTS; part++) {
           __m512i half = _mm512_srli_epi32(_mm512_castps_si512(value), 16);
           _mm256_store_si256(reinterpret_cast<__m256i*>(to + part * 2 * TILE + r * 32 + i),
@@ -77,8 +78,8 @@ inline void split_rows(const float* x, i64 ldx, i64 K, i64 rows, bf16* to) {
       }
 }
 
-// Tiles 0..3 += x w of one step, the smallest products first. Meanwhile half of the next lines are
-// fetched, in small lots: a burst would fill the queue to memory, and all the rest would wait.
+// Tiles 0..3 += x w of one step, the smallest products first; between them the other half of the
+// lots is fetched.
 template <bool TWO, bool FETCH>
 inline void split_products(const bf16* x, const bf16* w, Ahead& ahead) {
   auto inputs = [&](i64 part) __attribute__((always_inline)) {
@@ -156,11 +157,12 @@ void split_many(const Product& p, const bf16* x, i64 M, i64 begin, i64 end) {
           if (s0) load_tiles<true>(at);
           else zero_tiles<true>();
           const bf16* in = x + (first + tile * 32) * row;
-          for (i64 s = s0; s < s1; s++)
-            if (tile < 2)
-              split_products<true, true>(in + s * SPLIT_STEP, parts + (s - s0) * SPLIT_STEP, ahead);
-            else
-              split_products<true, false>(in + s * SPLIT_STEP, parts + (s - s0) * SPLIT_STEP, ahead);
+          for (i64 s = s0; s < s1; s++) {
+            const bf16* w_parts = parts + (s - s0) * SPLIT_STEP;
+            // Half a step's lots each by the first two.
+            if (tile < 2) split_products<true, true>(in + s * SPLIT_STEP, w_parts, ahead);
+            else split_products<true, false>(in + s * SPLIT_STEP, w_parts, ahead);
+          }
           store_tiles<true>(at);
         }
       }

@@ -54,8 +54,10 @@ inline const char* line_of_piece(const char* piece, i64 i) {
   return piece + i % 8 * 4096 + i / 8 * 64;
 }
 
-// Weights on their way to L2: fetched a piece ahead of where they are used, in lots of one line from
-// each page of a piece, for the reason above.
+// Weights on their way to L2 for tile products: four pages ahead of where they are used, in lots of
+// one line from each of four pages, for the reason above. Lots are to be fetched evenly between the
+// products. A burst fills the queue to memory, and then all the rest waits: reading and computing
+// would take turns.
 class Ahead {
  public:
   Ahead(const void* begin, const void* end, i64 distance = PIECE_PAGES * 4096)
