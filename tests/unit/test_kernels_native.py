@@ -50,6 +50,23 @@ def test_linear_is_exact_and_independent_of_the_batch(dtype, outputs, inputs, wi
     assert torch.equal(linear(x[40:41], residual=residual[40:41]), whole[40:41])
 
 
+@pytest.mark.parametrize("rows", [1, 20, 70])
+def test_fp32_products_keep_all_bits(rows):
+    """Also in tiles, where a number is computed with as three of bf16."""
+    values = torch.randn(rows, 70) * 10.0 ** torch.randint(-9, 9, (rows, 70))
+    one = torch.eye(70)
+    assert torch.equal(Linear(one)(values), values)
+    assert torch.equal(Linear(values.contiguous())(one), values.t())
+    assert torch.equal(Linear(-one[:1])(values), -values[:, :1])
+
+
+def test_fp32_sums_are_as_close_to_float64_as_those_of_torch():
+    weight, x = torch.randn(96, 1000), torch.randn(40, 1000)
+    exact = x.double() @ weight.double().t()
+    ours, theirs = ((y.double() - exact).norm() for y in (Linear(weight)(x), x @ weight.t()))
+    assert ours < 2 * theirs
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (37, 50), (5, 3)])
 @pytest.mark.parametrize("with_bias", [False, True])
