@@ -11,6 +11,8 @@ from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.core.units import GIB
 from nexusbench.devices._cpu_cores import processor_name, usable_cores
 from nexusbench.devices._stopwatch import stopwatch_ns
+from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.native import memory
 from nexusbench.models.memory import available_memory
 
 STREAM_BYTES = 256 * 1024**2  # well beyond the caches of a core
@@ -36,15 +38,18 @@ _NEUTRAL = SimConstants(
 @functools.cache
 def stream_gbps() -> float:
     """Bytes per ns that all usable cores read together: the best of a few rounds."""
-    values = torch.ones(STREAM_BYTES // 4)
+    values = memory.zeros((STREAM_BYTES // 4,), torch.float32).fill_(1)  # where weights lie too
     return STREAM_BYTES / _fastest(values.sum)
 
 
 @functools.cache
 def gemm_gflops(dtype: str) -> float:
-    """FLOP per ns of a square GEMM in ``dtype`` on all usable cores, the best of a few rounds."""
+    """FLOP per ns of a square GEMM in ``dtype`` on all usable cores, the best of a few rounds, by
+    torch or by the linear layers' own kernels: in fp32 with AMX these are faster.
+    """
     a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=getattr(torch, dtype))
-    return 2.0 * GEMM_SIZE**3 / _fastest(lambda: a @ a)
+    linear = Linear(a)
+    return 2.0 * GEMM_SIZE**3 / min(_fastest(lambda: a @ a), _fastest(lambda: linear(a)))
 
 
 def _fastest(work: Callable[[], object]) -> float:

@@ -5,8 +5,9 @@ strides whose rows touch; contiguous is fastest, since a (block, head) pair is t
 permuted view of ``[num_blocks, block_size, 2, kv_heads, head_dim]`` serves too. A slot is ``block *
 block_size + offset``. All tensors are on the CPU and, but for the caches, contiguous; activations
 and caches of one dtype (bf16 or fp32), norm weights and rope tables in fp32. ValueError for
-anything else. ``threads`` defaults to torch's number in the calling thread. Every row's result is
-the same bits in any batch.
+anything else; IndexError for positions, slots and blocks that do not exist, before anything is
+computed. ``threads`` defaults to torch's number in the calling thread. Every row's result is the
+same bits in any batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import torch
 
 from nexusbench.kernels import reference
 from nexusbench.kernels.native import bindings
-from nexusbench.kernels.native.bindings import address, check, check_rows, element_size
+from nexusbench.kernels.native.bindings import (
+    address,
+    check,
+    check_rows,
+    element_size,
+    require_fit,
+)
 
 
 def _threads(threads: int | None) -> int:
@@ -103,11 +110,12 @@ def rope_and_cache(
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
             check(name, weight, (heads.dim,), torch.float32)
-    functions.rope(
+    unfit = functions.rope(
         element_size(qkv.dtype), ctypes.addressof(heads), qkv.data_ptr(), M, positions.data_ptr(),
-        slots.data_ptr(), cos_sin.data_ptr(), address(q_norm), address(k_norm), eps,
-        k_cache.data_ptr(), v_cache.data_ptr(), _threads(threads),
+        slots.data_ptr(), cos_sin.data_ptr(), int(cos_sin.shape[0]), address(q_norm),
+        address(k_norm), eps, k_cache.data_ptr(), v_cache.data_ptr(), _threads(threads),
     )  # fmt: skip
+    require_fit(unfit)
 
 
 def decode_attention(
@@ -134,11 +142,12 @@ def decode_attention(
     check("tables", tables, (M, int(tables.shape[1])), torch.int32)
     check("lengths", lengths, (M,), torch.int32)
     out = torch.empty(M, width, dtype=q.dtype)
-    functions.decode_attention(
+    unfit = functions.decode_attention(
         element_size(q.dtype), ctypes.addressof(heads), q.data_ptr(), ldq, k_cache.data_ptr(),
         v_cache.data_ptr(), tables.data_ptr(), int(tables.shape[1]), lengths.data_ptr(), M, scale,
         out.data_ptr(), _threads(threads),
     )  # fmt: skip
+    require_fit(unfit)
     return out
 
 
@@ -182,12 +191,13 @@ def chunk_attention(
     for tile in tiles:
         check("tiles", tile, (units,), torch.int64)
     out = torch.empty(T, width, dtype=q.dtype)
-    functions.chunk_attention(
-        ctypes.addressof(heads), q.data_ptr(), ldq, k_cache.data_ptr(), v_cache.data_ptr(),
+    unfit = functions.chunk_attention(
+        ctypes.addressof(heads), q.data_ptr(), ldq, k_cache.data_ptr(), v_cache.data_ptr(), N,
         starts.data_ptr(), tables.data_ptr(), int(tables.shape[1]), lengths.data_ptr(),
         tiles[0].data_ptr(), tiles[1].data_ptr(), CHUNK_TOKENS, units, scale, out.data_ptr(),
         _threads(threads),
     )  # fmt: skip
+    require_fit(unfit)
     return out
 
 

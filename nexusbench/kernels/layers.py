@@ -68,7 +68,9 @@ class _Step(ctypes.Structure):
         ("heads", bindings.Heads),
         *((name, _I) for name in ("size", "hidden", "inner", "stages", "M")),
         *((name, _D) for name in ("eps", "scale")),
-        *((name, _P) for name in ("x", "positions", "slots", "cos_sin", "tables")),
+        *((name, _P) for name in ("x", "positions", "slots", "cos_sin")),
+        ("num_positions", _I),
+        ("tables", _P),
         ("max_blocks", _I),
         *((name, _P) for name in ("lengths", "qkv", "attended", "normed", "activated")),
     ]
@@ -149,7 +151,8 @@ class DecoderLayers:
         """Layers ``first`` .. ``first + count`` (default: all) on fp32 x [M, hidden], in place.
 
         With some ``stages`` only, ``work.qkv`` and ``work.attended`` carry what lies between them
-        (their first M rows). Raises ValueError for shapes, dtypes or layers that do not fit.
+        (their first M rows). Raises ValueError for shapes, dtypes or layers that do not fit, and
+        IndexError for positions, slots and blocks that do not exist.
         """
         M = int(x.shape[0])
         count = len(self.layers) - first if count is None else count
@@ -169,13 +172,13 @@ class DecoderLayers:
             bindings.element_size(self.dtype), self.hidden, self.inner, int(stages), M,
             self.eps, self.scale,
             x.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
-            turns.data_ptr(), bindings.address(tables),
+            turns.data_ptr(), int(turns.shape[0]), bindings.address(tables),
             0 if tables is None else int(tables.shape[1]), bindings.address(batch.lengths),
             work.qkv.data_ptr(), work.attended.data_ptr(), work.normed.data_ptr(),
             work.activated.data_ptr(),
         )  # fmt: skip
         at = ctypes.addressof(self._addresses) + first * ctypes.sizeof(_Layer)
-        self._functions.layers(at, count, ctypes.addressof(step), threads)
+        bindings.require_fit(self._functions.layers(at, count, ctypes.addressof(step), threads))
 
     def _compose(
         self,

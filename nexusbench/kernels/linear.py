@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nexusbench.kernels.native import bindings
+from nexusbench.kernels.native import bindings, memory
 from nexusbench.kernels.native.bindings import GROUP
 
 # Rows up to which torch is faster with the weight as the left factor.
@@ -123,7 +123,8 @@ class Linear:
         weight = weight.contiguous()
         size = bindings.element_size(weight.dtype)
         N, K = int(weight.shape[0]), self.in_features
-        packed = torch.empty(_up(N, GROUP) * (_up(K, GROUP) if size == 2 else K), dtype=self.dtype)
+        width = _up(K, GROUP) if size == 2 else K
+        packed = memory.zeros((_up(N, GROUP) * width,), self.dtype)
         threads = torch.get_num_threads()
         self._functions.pack(size, weight.data_ptr(), K, N, K, packed.data_ptr(), threads)
         return packed

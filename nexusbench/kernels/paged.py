@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from nexusbench.core.errors import UsageError
+from nexusbench.kernels.native import memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,16 @@ class PagedKV:
         self.num_blocks, self.block_size, self.heads = num_blocks, block_size, heads
         shape = (num_blocks, block_size, 2, heads.num_kv_heads, heads.head_dim)
         try:
-            self.layers = [
-                LayerKV(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(num_layers)
-            ]
+            self.layers = [LayerKV(_zeros(shape, dtype, device)) for _ in range(num_layers)]
         except RuntimeError as error:  # what torch raises for want of memory, on any device
             wanted = num_layers * num_blocks * block_size * heads.kv_size * dtype.itemsize
             raise UsageError(
                 f"no memory for a KV cache of {num_blocks:,} blocks ({wanted / 1e9:.1f} GB): "
                 f"{str(error).splitlines()[0]}. Ask for fewer blocks"
             ) from None
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    if torch.device(device).type == "cpu":
+        return memory.zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from nexusbench.kernels.native import bindings
+from nexusbench.kernels.native import bindings, memory
 from nexusbench.kernels.planner import BlockTables, plan_attention
 from nexusbench.models.architecture import load_decoder_config
 from nexusbench.models.decoder import Decoder
@@ -41,6 +41,7 @@ BLOCK, PROMPT, NEW = 16, 128, 64
 SIZES = ("small", "larger")
 DTYPES = ("bfloat16", "float32")
 BATCHES = (1, 8, 32)
+PEERS = tuple(engine.name for engine in ENGINES)
 READ_BYTES = 256 << 20
 
 
@@ -91,7 +92,7 @@ class Limits:
     """How fast this machine reads and multiplies, now."""
 
     def __init__(self, dtype, threads):
-        self.threads, self.buffer = threads, torch.ones(READ_BYTES, dtype=torch.uint8)
+        self.threads, self.buffer = threads, memory.zeros((READ_BYTES,), torch.uint8).fill_(1)
         self.a, self.b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
 
     def measure(self):
@@ -111,24 +112,27 @@ def _seconds(call):
     return time.perf_counter() - start
 
 
-def one_configuration(size, dtype, threads, rounds, new):
-    """All engines that can be had, on one model; rounds in turns."""
+def one_configuration(size, dtype, threads, rounds, new, batches=BATCHES, peers=PEERS):
+    """Ours and the peers that can be had, on one model; rounds in turns."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_checkpoint(folder, size, getattr(torch, dtype))
         decoder = Decoder.load(load_decoder_config(folder), dtype=dtype)
-        engines = [Ours(decoder, max(BATCHES), PROMPT + NEW)]
+        most, tokens = max(batches), PROMPT + new
+        engines = [Ours(decoder, most, tokens)]
         for engine in ENGINES:
+            if engine.name not in peers:
+                continue
             try:
-                engines.append(engine(folder, dtype, threads, max(BATCHES), PROMPT + NEW))
+                engines.append(engine(folder, dtype, threads, most, tokens))
             except ImportError as error:
                 print(f"without {engine.name}: {error}")
         torch.set_num_threads(threads)  # an engine may have set another number
         print(f"\n{size}, {dtype}, {threads} thread(s); {bindings.note()}", flush=True)
         limits = Limits(getattr(torch, dtype), threads)
         torch.manual_seed(1)
-        for batch in BATCHES:
+        for batch in batches:
             prompts = torch.randint(0, 32000, (batch, PROMPT)).tolist()
             for engine in engines:  # teams and caches warm up
                 engine.run(prompts, 3)
@@ -199,6 +203,8 @@ def main():
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--dtype", choices=DTYPES, action="append")
     parser.add_argument("--threads", type=int, action="append")
+    parser.add_argument("--batch", type=int, action="append", help="default: 1, 8, 32")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new", type=int, default=NEW, help="tokens that every request makes")
     parser.add_argument("--quick", action="store_true", help="small model, bf16, 3 rounds of 16")
@@ -213,14 +219,17 @@ def main():
     sizes = chosen.size or (("small",) if chosen.quick else SIZES)
     dtypes = chosen.dtype or (("bfloat16",) if chosen.quick else DTYPES)
     every = list(product(sizes, dtypes, chosen.threads or (1, 2)))
+    batches, peers = chosen.batch or BATCHES, chosen.peer or PEERS
     if len(every) == 1:
-        one_configuration(*every[0], rounds, new)
+        one_configuration(*every[0], rounds, new, batches, peers)
         return
     for size, dtype, threads in every:
         # A process for each: engines take their number of threads from the environment, once.
         command = [sys.executable, "-m", "tests.benchmarks.cpu_engine", "--size", size]
         command += ["--dtype", dtype, "--threads", str(threads)]
         command += ["--rounds", str(rounds), "--new", str(new)]
+        for name, values in (("--batch", batches), ("--peer", peers)):
+            command += [part for value in values for part in (name, str(value))]
         command += ["--quick"] if chosen.quick else []
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
 

@@ -70,6 +70,27 @@ def test_levels_are_chosen_by_cpu_flags():
     assert build.usable_levels(frozenset(base | tiles)) == ["amx", "avx512_bf16", "avx512"]
 
 
+def test_every_header_is_built_with_and_part_of_the_name(tmp_path):
+    sources = build._sources()
+    wanted = {
+        line.split('"')[1]
+        for text in sources.values()
+        for line in text.decode().splitlines()
+        if line.startswith('#include "')
+    }
+    assert wanted == set(sources) - {build.MAIN}
+    # A compiler that lists what it was given.
+    fake = tmp_path / "compiler"
+    fake.write_text('#!/bin/sh\nfor last; do :; done\nls "$(dirname "$last")" > "$last"\n')
+    fake.chmod(0o755)
+    first = build._compiled(str(fake), tmp_path, sources, "avx512")
+    header = sorted(wanted)[0]
+    changed = sources | {header: sources[header] + b"\n"}
+    assert build._compiled(str(fake), tmp_path, changed, "avx512") != first
+    assert build._compiled(str(fake), tmp_path, sources, "avx512") == first
+    assert set(first.read_text().split()) >= set(sources)
+
+
 @pytest.mark.slow
 def test_the_switch_turns_them_off():
     pytest.importorskip("torch", reason="kernels need torch")

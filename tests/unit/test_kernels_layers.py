@@ -157,6 +157,18 @@ def test_many_rows_pass_in_blocks_and_keep_their_bits(dtype):
         assert torch.equal(run(rows), together[rows])
 
 
+@needs_native
+@pytest.mark.parametrize("field", ["positions", "slots", "tables", "lengths"])
+def test_a_batch_that_leaves_the_cache_is_refused_before_anything_is_computed(field):
+    layers, _ = decoder(torch.float32)
+    x, batch = tokens(4)
+    before = x.clone()
+    getattr(batch, field)[2] = 1 << 20
+    with pytest.raises(IndexError, match="row 2 of the batch"):
+        layers.run(x, batch, layers.workspace(4))
+    assert torch.equal(x, before)
+
+
 def test_layers_refuse_what_does_not_fit():
     layers, _ = decoder(torch.float32)
     x, batch = tokens(4)

@@ -52,6 +52,23 @@ def test_linear_is_exact_and_independent_of_the_batch(dtype, outputs, inputs, wi
     assert torch.equal(linear(x[40:41], residual=residual[40:41]), whole[40:41])
 
 
+@pytest.mark.parametrize("rows", [1, 20, 70])
+def test_fp32_products_keep_all_bits(rows):
+    """Also in tiles, where a number is computed with as three of bf16."""
+    values = torch.randn(rows, 70) * 10.0 ** torch.randint(-9, 9, (rows, 70))
+    one = torch.eye(70)
+    assert torch.equal(Linear(one)(values), values)
+    assert torch.equal(Linear(values.contiguous())(one), values.t())
+    assert torch.equal(Linear(-one[:1])(values), -values[:, :1])
+
+
+def test_fp32_sums_are_as_close_to_float64_as_those_of_torch():
+    weight, x = torch.randn(96, 1000), torch.randn(40, 1000)
+    exact = x.double() @ weight.double().t()
+    ours, theirs = ((y.double() - exact).norm() for y in (Linear(weight)(x), x @ weight.t()))
+    assert ours < 2 * theirs
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (37, 50), (5, 3)])
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -188,6 +205,35 @@ def test_decode_attention(dtype, dim, heads, kv_heads, block_size):
             q[at], k_cache, v_cache, tables[at], lengths[at], scale, threads=1
         )
         assert torch.equal(alone, have[at])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_slots_and_positions_out_of_the_cache_are_refused(dtype):
+    caches = [torch.zeros(4, 1, 8, 32).to(dtype) for _ in range(2)]
+    q, tables = torch.randn(2, 32).to(dtype), torch.tensor([[0, 1], [3, 99]], dtype=torch.int32)
+
+    def attend(tables, *lengths):
+        lengths = torch.tensor(lengths, dtype=torch.int32)
+        return fused.decode_attention(q, *caches, tables, lengths, 1.0)
+
+    assert attend(tables, 16, 8).shape == (2, 32)  # what lies beyond a length is not read
+    for lengths in ((16, 9), (0, 17), (0, -1)):
+        with pytest.raises(IndexError, match="row 1 of the batch"):
+            attend(tables, *lengths)
+    with pytest.raises(IndexError, match="row 0 of the batch"):
+        attend(-tables - 1, 1, 1)
+
+    def rotate(slots, positions):
+        qkv, turns = torch.ones(2, 3 * 32).to(dtype), torch.rand(5, 32)
+        slots, positions = torch.tensor(slots), torch.tensor(positions)
+        fused.rope_and_cache(qkv, positions, slots, turns, *caches)
+
+    for slots, positions in (([0, 32], [0, 0]), ([0, 1], [0, 5]), ([0, 1], [0, -1])):
+        with pytest.raises(IndexError, match="row 1 of the batch"):
+            rotate(slots, positions)
+    assert not any(cache.any() for cache in caches)  # nothing was written before it was refused
+    rotate([31, -7], [4, 0])
+    assert all(int((cache != 0).any(-1).sum()) == 1 for cache in caches)
 
 
 def test_argmax_takes_the_first_of_equals():

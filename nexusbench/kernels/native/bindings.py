@@ -28,14 +28,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "linear": (_I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _I, _I, _I, _I),
     "rms_norm": (_I, _I, _P, _P, _D, _I, _I, _P, _I),
     "silu_mul": (_I, _P, _I, _I, _P, _I),
-    "rope": (_I, _P, _P, _I, _P, _P, _P, _P, _P, _D, _P, _P, _I),
+    "rope": (_I, _P, _P, _I, _P, _P, _P, _I, _P, _P, _D, _P, _P, _I),
     "decode_attention": (_I, _P, _P, _I, _P, _P, _P, _I, _P, _I, _D, _P, _I),
-    "chunk_attention": (_P, _P, _I, _P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _D, _P, _I),
+    "chunk_attention": (_P, _P, _I, _P, _P, _I, _P, _P, _I, _P, _P, _P, _I, _I, _D, _P, _I),
     "argmax": (_P, _I, _I, _P, _I),
     "layers": (_P, _I, _P, _I),
     "read": (_P, _I, _I),
 }
-_RETURNING = ("level", "read")
+_RETURNING = ("level", "read", "rope", "decode_attention", "chunk_attention", "layers")
 
 
 class Functions:
@@ -51,11 +51,11 @@ class Functions:
         self.linear: Callable[..., None] = library.nexusbench_linear
         self.rms_norm: Callable[..., None] = library.nexusbench_rms_norm
         self.silu_mul: Callable[..., None] = library.nexusbench_silu_mul
-        self.rope: Callable[..., None] = library.nexusbench_rope
-        self.decode_attention: Callable[..., None] = library.nexusbench_decode_attention
-        self.chunk_attention: Callable[..., None] = library.nexusbench_chunk_attention
+        self.rope: Callable[..., int] = library.nexusbench_rope
+        self.decode_attention: Callable[..., int] = library.nexusbench_decode_attention
+        self.chunk_attention: Callable[..., int] = library.nexusbench_chunk_attention
         self.argmax: Callable[..., None] = library.nexusbench_argmax
-        self.layers: Callable[..., None] = library.nexusbench_layers
+        self.layers: Callable[..., int] = library.nexusbench_layers
         self.read: Callable[..., int] = library.nexusbench_read
         self.level: Callable[[], int] = library.nexusbench_level
 
@@ -100,8 +100,8 @@ class Heads(ctypes.Structure):
     _fields_ = [
         (name, _I)
         for name in (
-            "query", "kv", "dim", "block_size", "block_stride", "head_stride", "row_stride",
-            "neighbours",
+            "query", "kv", "dim", "block_size", "num_blocks", "block_stride", "head_stride",
+            "row_stride", "neighbours",
         )
     ]  # fmt: skip
 
@@ -121,8 +121,18 @@ def heads_of(
         )
     if k_cache.stride(3) != 1 or k_cache.device.type != "cpu" or k_cache.shape[3] % 2:
         raise ValueError("the caches' rows must be of even length, touch and be on the CPU")
-    _, kv_heads, block_size, dim = k_cache.shape
-    return Heads(query, kv_heads, dim, block_size, *k_cache.stride()[:3], int(neighbours))
+    num_blocks, kv_heads, block_size, dim = k_cache.shape
+    strides = k_cache.stride()[:3]
+    return Heads(query, kv_heads, dim, block_size, num_blocks, *strides, int(neighbours))
+
+
+def require_fit(unfit: int) -> None:
+    """Raises IndexError if a kernel found row ``unfit`` to point outside of the caches."""
+    if unfit >= 0:
+        raise IndexError(
+            f"row {unfit} of the batch has a position, a slot or blocks that do not exist; nothing "
+            "was computed"
+        )
 
 
 def element_size(dtype: torch.dtype) -> int:

@@ -1,8 +1,8 @@
 """Compiles ``kernels.cpp`` once per machine and source, into the user's cache folder.
 
-The compiled file is named by a hash of source, flags and compiler, and appears by an atomic rename:
-two processes that build at once both end up with a whole file. Whatever fails (no compiler, no
-AVX-512, a read-only home) ends in ``Unavailable`` with a line that says why; callers go on with
+The compiled file is named by a hash of all sources, flags and compiler, and appears by an atomic
+rename: two processes that build at once both end up with a whole file. Whatever fails (no compiler,
+no AVX-512, a read-only home) ends in ``Unavailable`` with a line that says why; callers go on with
 torch.
 """
 
@@ -31,6 +31,7 @@ LEVELS = (
 )
 _SPELLED = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
 _COMPILE_SECONDS = 300
+MAIN = "kernels.cpp"  # includes the rest
 
 
 class Unavailable(Exception):
@@ -99,30 +100,38 @@ def library(level: str | None = None) -> Path:
             raise Unavailable(f"the CPU does not support level '{level}'")
         levels = [level]
     program, folder = compiler(), cache_folder()
-    source = files("nexusbench.kernels.native").joinpath("kernels.cpp").read_bytes()
-    refusal = ""
+    sources, refusal = _sources(), ""
     for name in levels:
         try:
-            return _compiled(program, folder, source, name)
+            return _compiled(program, folder, sources, name)
         except Unavailable as error:  # an older compiler may still know the next level
             refusal = refusal or str(error)
     raise Unavailable(refusal)
 
 
-def _compiled(program: str, folder: Path, source: bytes, level: str) -> Path:
+def _sources() -> dict[str, bytes]:
+    """``kernels.cpp`` and the headers it is made of, by name."""
+    folder = files("nexusbench.kernels.native")
+    found = (entry for entry in folder.iterdir() if entry.name.endswith((".cpp", ".h")))
+    return {entry.name: entry.read_bytes() for entry in sorted(found, key=lambda each: each.name)}
+
+
+def _compiled(program: str, folder: Path, sources: dict[str, bytes], level: str) -> Path:
     """The file of one level, from the cache or compiled now. Raises Unavailable."""
     needs = dict(LEVELS)[level]
     arguments = [*_COMMON, *(f"-m{_SPELLED.get(flag, flag)}" for flag in needs)]
-    key = hashlib.sha256(b"\0".join([source, " ".join([program, *arguments]).encode()]))
+    parts = [part for name, text in sources.items() for part in (name.encode(), text)]
+    key = hashlib.sha256(b"\0".join([*parts, " ".join([program, *arguments]).encode()]))
     target = folder / f"kernels-{level}-{key.hexdigest()[:20]}.so"
     if target.exists():
         return target
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
-            text, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
-            text.write_bytes(source)
+            made = Path(work) / "kernels.so"
+            for name, text in sources.items():
+                (Path(work) / name).write_bytes(text)
             done = subprocess.run(
-                [program, *arguments, str(text), "-o", str(made)],
+                [program, *arguments, str(Path(work) / MAIN), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 errors="replace",
