@@ -136,6 +136,7 @@ def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]
     )
     say(console, f"compared  {rounds}", indent=10)
     _table(console, advice)
+    say(console, "score: requests within, %, less 1 for using all of the bounds", "dim")
     dropped = [f"{one.candidate} ({one.attained:.1f} %)" for one in advice.early[:_MOST_EARLY]]
     if dropped:
         more = len(advice.early) - len(dropped)
@@ -186,6 +187,7 @@ def _table(console: Console, advice: Advice) -> None:
             f"{one.attained:.1f}",
             f"{min(score.attained for score in one.scores):.1f}",
             f"{100 * one.strain:.0f}",
+            f"{one.points:.2f}",
             f"{kept} of {len(one.scores)}",
         )
     print_whole(console, table)
@@ -198,7 +200,10 @@ def verdict(question: Question, advice: Advice) -> str:
     text += (
         f"use {winner.candidate.policy} with --max-num-batched-tokens {winner.candidate.chunk}. "
     )
-    text += f"It keeps every bound for {winner.attained:.1f} % of the requests"
+    text += (
+        f"It keeps every bound for {winner.attained:.1f} % of the requests and uses "
+        f"{100 * winner.strain:.0f} % of the bounds on average"
+    )
     if advice.margin is None:
         return text + "; there was nothing to compare it with."
     other = advice.final[1]
@@ -227,13 +232,9 @@ def _family(one: Rated) -> str:
 
 def _lead(margin: Margin) -> str:
     spread = ""
-    unit, factor = ("points", 1.0) if margin.by == "attained" else ("points of the bounds", 100.0)
     if margin.low is not None and margin.high is not None:
-        spread = f" [{factor * margin.low:.1f}, {factor * margin.high:.1f}]"
-    lead = f"{factor * margin.mean:.1f}{spread} {unit}"
-    if margin.by == "attained":
-        return f"{lead} more than the runner-up,"
-    return f"as many as the runner-up, and uses {lead} less than it:"
+        spread = f" [{margin.low:.2f}, {margin.high:.2f}]"
+    return f"a score {margin.mean:.2f}{spread} points above the runner-up,"
 
 
 def _certainty(advice: Advice) -> str:
@@ -301,6 +302,7 @@ def _document(
             **msgspec.to_builtins(one.candidate),
             "attained": one.attained,
             "strain": one.strain,
+            "points": one.points,
             "round": one.round,
             "scores": msgspec.to_builtins(one.scores),
         }

@@ -19,7 +19,7 @@ from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.experiments.candidates import Candidate
 from nexusbench.experiments.judging import attained, judge, strain
-from nexusbench.experiments.leads import SIGNIFICANCE, Margin, Rated, Score, lead
+from nexusbench.experiments.leads import SIGNIFICANCE, Margin, Rated, Score, lead, twins
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.probe import PROBE_SUFFIX, find_probe, run_probe
 from nexusbench.experiments.store import Store
@@ -107,7 +107,7 @@ def advise(question: Question, jobs: int, told: Told = lambda text, requests: No
         kept = _best(rated, planned[number + 1][0])
         early += [one for one in rated if one not in kept]
         left = [one.candidate for one in kept]
-    early.sort(key=lambda one: (-one.round, one.order))
+    early.sort(key=lambda one: (-one.round, -one.points))
     close, behind = _race(field, left, len(planned) - 1)
     final = (*close, *behind)
     return Advice(
@@ -160,7 +160,7 @@ def _race(
     for seeds in more_draws(question):
         close, fallen = _split(question, close)
         behind += fallen
-        if len(close) == 1:
+        if all(twins(close[0], one) for one in close[1:]):
             break
         again = field.run([one.candidate for one in close], question.requests, seeds, number)
         found = {one.candidate: one.scores for one in again}
@@ -169,9 +169,9 @@ def _race(
             for one in close
             if one.candidate in found
         ]
-        close.sort(key=lambda one: one.order)
+        close.sort(key=lambda one: -one.points)
     close, fallen = _split(question, close)
-    behind.sort(key=lambda one: one.order)
+    behind.sort(key=lambda one: -one.points)
     return close, [*fallen, *behind]
 
 
@@ -231,7 +231,7 @@ class _Field:
         ]
         if not rated:
             raise NexusbenchError(f"no candidate could be run. {self.failed[0]}")
-        return sorted(rated, key=lambda one: one.order)
+        return sorted(rated, key=lambda one: -one.points)
 
     def _runs(
         self, candidates: Sequence[Candidate], requests: int, seeds: Sequence[int]

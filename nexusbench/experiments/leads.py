@@ -18,13 +18,20 @@ SIGNIFICANCE = 0.025
 
 
 class Score(msgspec.Struct, frozen=True):
-    """``attained``: percent of requests that keep every bound; ``strain``: how much of its bounds
-    the mean request uses; ``kept``: whether the SLO as given is kept.
+    """One draw. ``attained``: percent of requests that keep every bound; ``strain``: how much of
+    its bounds the mean request uses, 0 to 2; ``kept``: whether the SLO as given is kept.
     """
 
     attained: float
     strain: float
     kept: bool
+
+    @property
+    def points(self) -> float:
+        """What is compared: percent of requests, less a point for using all of the bounds. So a
+        request in a thousand does not outweigh that all others are twice as fast.
+        """
+        return self.attained - self.strain
 
 
 class Rated(msgspec.Struct, frozen=True):
@@ -45,18 +52,17 @@ class Rated(msgspec.Struct, frozen=True):
         return math.fsum(score.strain for score in self.scores) / len(self.scores)
 
     @property
-    def order(self) -> tuple[float, float]:
-        """Better first: who keeps more; of equals, who uses less of the bounds."""
-        return -self.attained, self.strain
+    def points(self) -> float:
+        """Mean over draws."""
+        return math.fsum(score.points for score in self.scores) / len(self.scores)
 
 
 class Margin(msgspec.Struct, frozen=True):
-    """One's lead over another on the draws that both have run: ``by`` says in what (``attained``,
-    percentage points, or ``strain``, if both keep the same); ``chance`` is the one-sided p of a
-    paired t test, None for one draw; ``sure`` where chance alone would seldom give such a lead.
+    """One's lead over another in :attr:`Score.points` on the draws that both have run; ``chance``
+    is the one-sided p of a paired t test, None for one draw; ``sure`` where chance alone would
+    seldom give such a lead.
     """
 
-    by: str
     mean: float
     low: float | None
     high: float | None
@@ -72,16 +78,12 @@ def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFIC
     """
     # Who was dropped early has the first of the draws only.
     pairs = list(zip(one.scores, other.scores, strict=False))
+    leads = [mine.points - theirs.points for mine, theirs in pairs]
     # Attainment is a count: leads that happen to agree are no surer than to one request.
-    by, least = "attained", 100.0 / requests
-    leads = [mine.attained - theirs.attained for mine, theirs in pairs]
-    if math.fsum(leads) == 0.0:
-        by, least = "strain", 0.0
-        leads = [theirs.strain - mine.strain for mine, theirs in pairs]
+    counted = any(mine.attained != theirs.attained for mine, theirs in pairs)
+    chance = _chance(leads, 100.0 / requests if counted else 0.0)
     mean = interval(leads)
-    chance = _chance(leads, least)
     return Margin(
-        by=by,
         mean=mean["mean"],
         low=mean["low"],
         high=mean["high"],
@@ -90,6 +92,11 @@ def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFIC
         draws=len(leads),
         sure=chance is not None and chance < significance,
     )
+
+
+def twins(one: Rated, other: Rated) -> bool:
+    """Whether two served every draw the same: then no draw will tell them apart."""
+    return len(one.scores) > 1 and one.scores == other.scores
 
 
 def _chance(leads: Sequence[float], least: float) -> float | None:

@@ -119,7 +119,7 @@ def check_advice(trace: str, text: str, rate: float, limit: int = 300) -> None:
         Rated(candidate, tuple(scores[place * count : (place + 1) * count]), 0)
         for place, candidate in enumerate(candidates)
     ]
-    grid.sort(key=lambda one: one.order)
+    grid.sort(key=lambda one: -one.points)
     best, second = grid[0], grid[1]
     chosen = advice.final[0].candidate
     tie = [one.candidate for one in advice.final[: advice.tied + 1]]
@@ -127,15 +127,22 @@ def check_advice(trace: str, text: str, rate: float, limit: int = 300) -> None:
     margin = advice.margin
     assert margin is not None
     print(
-        f"{trace} at {rate:g} req/s, {slo}: advised {chosen} in {seconds:.0f} s "
-        f"({advice.final[0].attained:.2f} %, {margin.by} lead {margin.mean:.3g}, tied with "
-        f"{advice.tied}; rounds {advice.rounds}); the grid of {len(grid)} in {whole:.0f} s: best "
-        f"{best.candidate} ({best.attained:.2f} %, clear: {lead(best, second, requests)}), the "
-        f"advised is number {place + 1} ({grid[place].attained:.2f} %); the grid's best is "
-        f"{'' if best.candidate in tie else 'NOT '}among the advised tie; told apart from the "
-        f"advised: {place and lead(best, grid[place], requests).sure}",
+        f"{trace} at {rate:g} req/s, {slo}: advised {shown(advice.final[0])} in {seconds:.0f} s; "
+        f"lead {margin.mean:.3g}, tied with {advice.tied}; rounds {advice.rounds}"
+    )
+    clear = lead(best, second, requests)
+    print(
+        f"  the grid of {len(grid)} in {whole:.0f} s: best {shown(best)}; lead {clear.mean:.3g}, "
+        f"p {clear.chance:.2g}; the advised is number {place + 1} there, {shown(grid[place])}; the "
+        f"grid's best is {'' if best.candidate in tie else 'NOT '}among the advised; it leads the "
+        f"advised for sure: {place > 0 and lead(best, grid[place], requests).sure}",
         flush=True,
     )
+
+
+def shown(one: Rated) -> str:
+    """A candidate with its score."""
+    return f"{one.candidate} ({one.attained:.2f} % within, {100 * one.strain:.0f} % of bounds used)"
 
 
 def main(words: list[str]) -> None:

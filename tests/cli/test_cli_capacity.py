@@ -209,7 +209,7 @@ def test_advise_picks_the_winner_of_the_whole_grid_on_unseen_draws(
     )  # fmt: skip
     advice = advise(question, jobs=1)
     grid = sorted(
-        (score_of(config, c, slo, range(50, 54)) for c in candidates), key=lambda one: one.order
+        (score_of(config, c, slo, range(50, 54)) for c in candidates), key=lambda one: -one.points
     )
     advised = next(one for one in grid if one.candidate == advice.final[0].candidate)
     if lead(grid[0], grid[1], 80).sure or not advice.tied:

@@ -9,7 +9,7 @@ import pytest
 from nexusbench.config import RunConfig
 from nexusbench.experiments.advise import Question, more_draws
 from nexusbench.experiments.candidates import Candidate
-from nexusbench.experiments.leads import Rated, Score, lead
+from nexusbench.experiments.leads import Rated, Score, lead, twins
 from nexusbench.metrics.slo import parse_slo
 
 
@@ -21,7 +21,6 @@ def rated(attained: Sequence[float], strain: Sequence[float] | None = None) -> R
 
 def test_a_lead_in_every_draw_is_sure() -> None:
     found = lead(rated([90.0, 92.0, 91.0, 90.5]), rated([80.0, 83.0, 80.0, 80.5]), 300)
-    assert found.by == "attained"
     assert found.sure
     assert found.mean == pytest.approx(10.0, abs=0.3)
     assert (found.draws_won, found.draws) == (4, 4)
@@ -53,10 +52,22 @@ def test_one_request_more_in_each_draw_is_not_sure() -> None:
 
 def test_equals_are_told_apart_by_how_much_of_the_bounds_they_use() -> None:
     found = lead(rated([100.0] * 3, [0.31, 0.30, 0.32]), rated([100.0] * 3, [0.4, 0.41, 0.42]), 300)
-    assert found.by == "strain"
     assert found.mean == pytest.approx(0.1)
     assert found.sure
     assert not lead(rated([100.0] * 3), rated([100.0] * 3), 300).sure
+
+
+def test_one_request_in_thousands_does_not_outweigh_the_pace_of_all() -> None:
+    quick, slow = rated([99.97] * 5, [0.45] * 5), rated([100.0] * 5, [0.77] * 5)
+    assert quick.points > slow.points
+    # But a request in a hundred does.
+    assert rated([98.9] * 5, [0.0] * 5).points < rated([100.0] * 5, [1.0] * 5).points
+
+
+def test_twins_served_every_draw_the_same() -> None:
+    assert twins(rated([90.0, 91.0]), rated([90.0, 91.0]))
+    assert not twins(rated([90.0, 91.0]), rated([91.0, 90.0]))
+    assert not twins(rated([90.0]), rated([90.0]))
 
 
 def test_one_draw_says_nothing() -> None:
