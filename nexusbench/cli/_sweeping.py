@@ -17,6 +17,7 @@ from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
+from nexusbench.core.outputs import check_replaceable, make_folder
 from nexusbench.experiments.cells import CELL_SUFFIX, Cell
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.store import Store
@@ -65,8 +66,10 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
     if dry_run:
         _show_plan(plan, jobs, as_json=as_json)
         return
-    cells = _run(plan, store, place, jobs, quiet=quiet)
     output = place.output or Path("results") / f"{sweep.name}.parquet"
+    check_replaceable(output)
+    make_folder(output.parent)
+    cells = _run(plan, store, place, jobs, quiet=quiet)
     write_sweep(sweep_table(sweep, plan.keys, cells), output)
     bad = {index: cell for index, cell in sorted(cells.items()) if not cell.ok}
     if as_json:

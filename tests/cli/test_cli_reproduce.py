@@ -110,3 +110,21 @@ def test_no_specs_and_a_scheduler_that_there_is_not(call: Call, specs: Path) -> 
     assert done.code == 2
     assert "no scheduler called 'vlm'" in done.err
     assert "systems.vllm.scheduler" in done.err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(
+    call: Call, specs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    done = call("reproduce", "demo", "--specs", specs, "-j", 1, "-o", tmp_path / "taken")
+    assert done.code == 2
+    assert "cannot be made" in done.err
+    assert "round" not in done.err
+
+
+def test_a_folder_of_other_specs_is_no_paper(call: Call, specs: Path) -> None:
+    (specs / "maps").mkdir()
+    (specs / "maps" / "map.toml").write_text('[map]\ntitle = "x"\n')
+    done = call("reproduce", "maps", "--specs", specs)
+    assert done.code == 2
+    assert "no experiments of a paper called 'maps'. Known: demo" in done.err

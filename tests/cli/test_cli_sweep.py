@@ -154,7 +154,7 @@ def test_failures_are_rows_and_exit_1(call: Call, spec: Path) -> None:
     [
         (("--jobs", "0"), "--jobs"),
         (("--ray", "127.0.0.1:1"), "nothing answers there"),
-        (("-o", "/proc/none/x.parquet"), "cannot be written"),
+        (("-o", "/proc/none/x.parquet"), "/proc/none: cannot be made"),
     ],
 )
 def test_refusals(call: Call, spec: Path, flags: tuple[str, ...], sentence: str) -> None:
