@@ -75,7 +75,8 @@ def _show(
     simulated = all(one.simulated for one in capacities)
     console.print(Text.assemble(("nexusbench capacity", "bold"), "  ", badge(simulated)))
     config = search.configs[0]
-    say(console, f"traffic   {config.trace}: {counted(requests, 'request')}, {_arrivals(search)}")
+    counts = counted(requests, "request")
+    say(console, f"traffic   {config.trace}: {counts}, {_arrivals(search)}", indent=10)
     say(console, f"on        {config.device}, {config.model}")
     say(console, f"SLO       {search.slo}  ({source})", indent=10)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
