@@ -231,3 +231,16 @@ def test_auto_is_called_by_the_name_of_the_gpu(
     assert "sim:h100, qwen2.5-3b" in call(*arguments).out
     (found,) = json.loads(call(*arguments, "--json").out)["capacities"]
     assert found["config"]["device"] == "sim:h100"
+
+
+@pytest.mark.parametrize("command", ["capacity", "advise"])
+def test_tables_keep_to_the_terminal(
+    call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    flags = [*WHERE, "--goodput", "ttft:400", "tbt:p99:120", "--seeds", 1, "--limit", 10]
+    flags += ["--chunks", "512"] if command == "advise" else ["--precision", 50]
+    done = call(command, trace, *flags, "--scheduler", "nexus,vllm:order=spf")
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.splitlines() if str(trace) not in line]
+    assert max(map(len, lines)) <= 80

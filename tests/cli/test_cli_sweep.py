@@ -243,3 +243,13 @@ def test_a_ray_cluster_loses_a_worker_and_nothing_else(spec: Path, tmp_path: Pat
 
 def _paths() -> list[str]:
     return [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+
+def test_the_table_keeps_to_the_terminal(
+    call: Call, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call("sweep", spec, "--jobs", 1)
+    assert done.code == 0, done.err
+    assert "TTFT mean, ms" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
