@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
+from nexusbench.cli._capacity_verdict import capacity_verdict
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._grid import Grid
@@ -86,6 +87,10 @@ def _show(
     grid.show(console)
     for line in _notes(search, labels, capacities, requests):
         say(console, line, "bold red" if line.startswith("WARNING") else "dim")
+    sentences = capacity_verdict(labels, capacities, search.ratio)
+    if sentences:
+        console.print()
+        say(console, sentences, "bold")
 
 
 def _arrivals(search: CapacitySearch) -> str:
