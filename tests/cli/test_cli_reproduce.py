@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,11 @@ def test_a_folder_of_other_specs_is_no_paper(call: Call, specs: Path) -> None:
     done = call("reproduce", "maps", "--specs", specs)
     assert done.code == 2
     assert "no experiments of a paper called 'maps'. Known: demo" in done.err
+
+
+def test_help_names_every_paper_there_is(call: Call) -> None:
+    shipped = Path(__file__).parents[2] / "workloads"
+    papers = {p.parent.name for p in shipped.glob("*/*.toml") if "[experiment]" in p.read_text()}
+    assert len(papers) > 1
+    told = call("reproduce", "--help").out
+    assert all(re.search(rf"\b{paper}\b", told) for paper in papers)
