@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._console import counted, print_whole, results_console, say
+from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
+from nexusbench.cli._grid import Grid
 from nexusbench.cli._policies import check_policies, split_policies
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
@@ -161,27 +162,16 @@ def _draws(question: Question) -> str:
 
 
 def _table(console: Console, advice: Advice) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for title in ("scheduler", "partitioner"):
-        table.add_column(title, no_wrap=True)
-    for title in (
-        "chunk",
-        "draws",
-        "requests within, %",
-        "worst draw",
-        "of bounds used, %",
-        "SLO kept",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
+    grid = Grid(
+        "", ("scheduler", "partitioner", "chunk", "draws", "requests within, %", "worst draw",
+             "of bounds used, %", "SLO kept"),
+        keys=3, texts=(0, 1),
+    )  # fmt: skip
     for one in advice.final:
         kept = sum(score.kept for score in one.scores)
-        table.add_row(
-            Text(one.candidate.scheduler),
-            Text(one.candidate.partitioner),
+        grid.add(
+            one.candidate.scheduler,
+            one.candidate.partitioner,
             f"{one.candidate.chunk:,}",
             str(len(one.scores)),
             f"{one.attained:.1f}",
@@ -190,7 +180,7 @@ def _table(console: Console, advice: Advice) -> None:
             f"{one.points:.2f}",
             f"{kept} of {len(one.scores)}",
         )
-    print_whole(console, table)
+    grid.show(console)
 
 
 def verdict(question: Question, advice: Advice) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._console import counted, print_whole, results_console, say
+from nexusbench.cli._capacity_verdict import capacity_verdict
+from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
+from nexusbench.cli._grid import Grid
 from nexusbench.cli._policies import check_policies, pair_policies, split_policies
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA, policy_labels
@@ -67,28 +69,28 @@ def _show(
     capacities: Sequence[Capacity],
     requests: int,
 ) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     console = results_console()
     simulated = all(one.simulated for one in capacities)
     console.print(Text.assemble(("nexusbench capacity", "bold"), "  ", badge(simulated)))
     config = search.configs[0]
-    say(console, f"traffic   {config.trace}: {counted(requests, 'request')}, {_arrivals(search)}")
+    counts = counted(requests, "request")
+    say(console, f"traffic   {config.trace}: {counts}, {_arrivals(search)}", indent=10)
     say(console, f"on        {config.device}, {config.model}")
     say(console, f"SLO       {search.slo}  ({source})", indent=10)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
     interval = "95 % interval" if len(search.seeds) > 1 else "bracket"
-    for title in ("req/s", interval, "worst seed", "probes", "stopped", "N", "X·R"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("breaks first at the next rate")
+    titles = ("", "req/s", interval, "worst seed", "probes", "stopped", "N", "X·R")
+    grid = Grid("", (*titles, "breaks first at the next rate"), texts=(0, len(titles)))
     for label, one in zip(labels, capacities, strict=True):
-        table.add_row(Text(label), *map(Text, _cells(one)))
-    print_whole(console, table)
+        grid.add(label, *_cells(one))
+    grid.show(console)
     for line in _notes(search, labels, capacities, requests):
         say(console, line, "bold red" if line.startswith("WARNING") else "dim")
+    sentences = capacity_verdict(labels, capacities, search.ratio)
+    if sentences:
+        console.print()
+        say(console, sentences, "bold")
 
 
 def _arrivals(search: CapacitySearch) -> str:

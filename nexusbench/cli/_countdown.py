@@ -43,9 +43,10 @@ class Countdown:
     def _line(self, what: str) -> str:
         # More can come up than was planned: then the plan grows with it.
         line = f"{self._title}: {self._done:,} of {max(self._done, self._total):,}"
-        if self._worked:
+        # Nothing tells how long what goes beyond the plan will take.
+        if 0 < self._worked < self._weight:
             passed = (stopwatch_ns() - self._began) / NS_PER_S
-            left = passed / self._worked * max(0, self._weight - self._worked)
+            left = passed / self._worked * (self._weight - self._worked)
             line += f", about {duration(left)} left"
         return f"{line}  {what}".rstrip()
 

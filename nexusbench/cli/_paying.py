@@ -18,6 +18,7 @@ from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.paying.plots import draw
 from nexusbench.experiments.paying.spec import MapSpec, load_map
 from nexusbench.experiments.paying.survey import Survey, Surveyor
@@ -48,6 +49,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     """Run (or only plan) the map; exits 1 if a run failed."""
     spec = load_map(asked.spec, quick=asked.quick)
+    folder = asked.output or Path("results") / spec.name
+    if not asked.dry_run:
+        make_folder(folder)
     jobs = asked.jobs or cores()
     if not quiet:
         print(f"{spec.name}: finding capacities", file=sys.stderr, flush=True)
@@ -72,7 +76,6 @@ def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     countdowns.append(Countdown(spec.name, todo, quiet=quiet))
     survey = surveyor.run()
     countdowns[0].end(counted(todo, "run"))
-    folder = asked.output or Path("results") / spec.name
     write_survey(survey, folder, asked.spec, quick=asked.quick)
     if find_spec("matplotlib") is not None:
         draw(survey, folder)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _INDENT = 11
+_BATCHES = (
+    "batches    named COUNTqNEWsLENGTH, parts joined by _, k for 1,024: q8ks12k is one prompt that "
+    "computes 8,192 tokens to a length of 12,288; 36q1s2049 is 36 decodes, each at 2,049 tokens"
+)
 _MOST_BATCHES = 6  # rows and columns of the contention matrix
 
 
@@ -51,6 +55,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
 def show_profile(console: Console, profile: Profile, facts: Facts, *, ranges: bool) -> None:
     """All tables; ``ranges``: errors of the fits over SM ranges too."""
     parts = parts_of(profile.fingerprint.device)
+    say(console, _BATCHES, "dim", indent=_INDENT)
     show_saturation(console, facts, profile.fingerprint.num_sms, parts)
     show_benefit(console, facts, parts)
     show_contention(console, facts, parts)

@@ -17,6 +17,7 @@ from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import make_folder
 from nexusbench.core.registry import did_you_mean
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.reproduction.lab import Lab
@@ -52,6 +53,7 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     jobs = asked.jobs or cores()
     name = f"{asked.paper}-paper" + ("-quick" if asked.quick else "")
     output = asked.output or Path("results") / name
+    make_folder(output)
     done = []
     for experiment in experiments:
         report = _run(experiment, asked, jobs, quiet=quiet)
@@ -73,15 +75,25 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
 def _folder(asked: Asked) -> Path:
     """Where the paper's experiments lie. Raises UsageError for a paper that there is not."""
     folder = asked.specs / asked.paper
-    if folder.is_dir():
+    specs = {path: path.parent for path in asked.specs.glob("*/*.toml")}
+    papers = {parent for path, parent in specs.items() if _has_experiment(path)}
+    # A folder without any spec says so itself; one of other specs is no paper.
+    if folder.is_dir() and (folder in papers or folder not in specs.values()):
         return folder
-    known = sorted({path.parent.name for path in asked.specs.glob("*/*.toml")})
+    known = sorted(paper.name for paper in papers)
     if not known:
         raise UsageError(
             f"no experiments under {asked.specs}. Run in a checkout of nexusbench, or give --specs"
         )
     hint = did_you_mean(asked.paper, known)
     raise UsageError(f"no experiments of a paper called '{asked.paper}'. {hint}")
+
+
+def _has_experiment(path: Path) -> bool:
+    """Whether the spec has that table: a map of ``nexusbench pays`` has none. The text is asked,
+    for a spec that is broken elsewhere is still a paper's.
+    """
+    return b"[experiment]" in path.read_bytes()
 
 
 def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Experiment]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nexusbench.cli._console import print_folded, say
+from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import render_rows
@@ -25,7 +25,11 @@ _INDENT = 10
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
     """The table with its footnotes, paired differences if there are seeds, and the verdict."""
     rows = make_rows(columns)
-    print_folded(console, len(columns), lambda block: render_rows(columns, rows, block))
+    # Closer columns before several tables: schedulers are compared along a row.
+    tight = natural_width(console, render_rows(columns, rows)) > console.width
+    print_folded(
+        console, len(columns), lambda block: render_rows(columns, rows, block, tight=tight)
+    )
     show_groups(console, columns)
     for line in footnotes(columns, rows):
         say(console, line, "dim")

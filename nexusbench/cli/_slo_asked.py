@@ -28,12 +28,14 @@ def asked_slo(params: Mapping[str, Any]) -> tuple[Slo, str]:
 
 
 def asked_config(params: Mapping[str, Any]) -> RunConfig:
-    """What all runs have in common. No SLO: runs are kept for any. Raises UsageError."""
+    """What all runs have in common. No SLO: runs are kept for any. The device by its own name: a
+    rate or an advice is of one GPU, and ``auto`` is another elsewhere. Raises UsageError.
+    """
     names = (set(RunConfig.__struct_fields__) & set(params)) - {
         "scheduler", "partitioner", "goodput", "seed",
     }  # fmt: skip
     fields = {name: params[name] for name in names}
-    fields |= {"trace": str(params["trace"])}
+    fields |= {"trace": str(params["trace"]), "device": resolve_device(params["device"])}
     if fields["force_profile"] and fields["profile"] is None:
         raise UsageError("--force-profile goes with --profile, which is not given")
     if params.get("keep_arrivals"):

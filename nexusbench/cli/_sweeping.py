@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._console import counted, print_whole, results_console, say
+from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
+from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
+from nexusbench.core.outputs import check_replaceable, make_folder
 from nexusbench.experiments.cells import CELL_SUFFIX, Cell
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.store import Store
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 # Title, tag, statistic, factor of what the table on the screen shows; the file has everything.
 _SHOWN = (
     ("TTFT mean, ms", "ttft", "mean"),
-    ("p99", "ttft", "p99"),
+    ("TTFT p99, ms", "ttft", "p99"),
     ("TBT p99, ms", "tbt", "p99"),
     ("e2e mean, ms", "e2e", "mean"),
     ("output tok/s", "output_throughput", "value"),
@@ -65,8 +67,10 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
     if dry_run:
         _show_plan(plan, jobs, as_json=as_json)
         return
-    cells = _run(plan, store, place, jobs, quiet=quiet)
     output = place.output or Path("results") / f"{sweep.name}.parquet"
+    check_replaceable(output)
+    make_folder(output.parent)
+    cells = _run(plan, store, place, jobs, quiet=quiet)
     write_sweep(sweep_table(sweep, plan.keys, cells), output)
     bad = {index: cell for index, cell in sorted(cells.items()) if not cell.ok}
     if as_json:
@@ -195,10 +199,6 @@ def _show(plan: Plan, cells: Mapping[int, Cell], output: Path) -> None:
 
 def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None:
     """A row per combination, seeds averaged."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     axes = [axis for axis in plan.sweep.axes if axis != "seed"] or ["scheduler"]
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for index in sorted(cells):
@@ -213,14 +213,9 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
         for column, values in means.items()
         if any(value is not None for value in values)
     }
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for axis in axes:
-        table.add_column(axis, no_wrap=True)
-    table.add_column("runs", justify="right")
-    places = []
-    for (title, *_), values in shown.items():
-        table.add_column(title, justify="right", no_wrap=True)
-        places.append(decimals([value for value in values if value is not None]))
+    titles = (*axes, "runs", *(title for title, *_ in shown))
+    grid = Grid("", titles, keys=len(axes), texts=range(len(axes)))
+    places = [decimals([value for value in found if value is not None]) for found in shown.values()]
     for row, (named, members) in enumerate(list(groups.items())[:_MOST_ROWS]):
         good = sum(cell.ok for cell in members)
         count = f"{good}" if good == len(members) else f"{good} of {len(members)}"
@@ -229,8 +224,8 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
             "-" if value is None else f"{value:,.{digits}f}"
             for value, digits in zip(values, places, strict=True)
         ]
-        table.add_row(*map(Text, named), count, *numbers)
-    print_whole(console, table)
+        grid.add(*named, count, *numbers)
+    grid.show(console)
     if len(groups) > _MOST_ROWS:
         say(console, f"{len(groups) - _MOST_ROWS:,} more rows are in the table", "dim")
     if "seed" in plan.sweep.axes:

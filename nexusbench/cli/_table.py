@@ -13,14 +13,21 @@ if TYPE_CHECKING:
 
 
 def render_rows(
-    columns: Sequence[Column], rows: Sequence[Row], block: slice = slice(None)
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    block: slice = slice(None),
+    *,
+    tight: bool = False,
 ) -> Table:
-    """The rich table of some rows, with a block of the columns."""
+    """The rich table of some rows, with a block of the columns; ``tight`` leaves one blank between
+    them, not three.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    padding = 0 if tight else 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, padding))
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True, style="dim")
     for column in columns[block]:

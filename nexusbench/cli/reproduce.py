@@ -12,7 +12,10 @@ from nexusbench.cli import _flags as flags
 Paper = Annotated[
     str,
     typer.Argument(
-        metavar="PAPER", show_default=False, help="Whose experiments: nexus, a folder in --specs."
+        metavar="PAPER",
+        show_default=False,
+        help="Whose experiments: nexus, sarathi, semi-pd, muxwise, bullet, duetserve, adrenaline, "
+        "or another folder in --specs.",
     ),
 ]
 Only = Annotated[

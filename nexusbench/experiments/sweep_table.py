@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import nexusbench
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import check_replaceable
 from nexusbench.experiments.cells import Cell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.sweep_spec import Sweep
@@ -87,6 +88,7 @@ def _value(cell: Cell, tag: str, statistic: str) -> float | None:
 
 def write_sweep(table: pa.Table, path: Path) -> None:
     """Write the table, all of it or nothing. Raises UsageError if it cannot be written."""
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

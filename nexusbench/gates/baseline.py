@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.errors import BaselineError, UsageError
+from nexusbench.core.outputs import check_replaceable
 from nexusbench.gates.environment import differences
 from nexusbench.gates.series import Samples, Series
 
@@ -84,6 +85,7 @@ def save_baseline(path: Path, series: Mapping[str, Series]) -> bool:
     written.
     """
     data = encode_baseline(series)
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         if path.is_file() and path.read_bytes() == data:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import check_replaceable
 
 
 @contextmanager
@@ -17,8 +18,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises UsageError if it cannot be written there, or the disk is full.
     """
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder. Name a file")
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -36,8 +36,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 def check_writable(path: Path) -> None:
     """Refuse a place that cannot be written before long work begins. Raises UsageError."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder. Name a file")
+    check_replaceable(path)
     parent = path.parent
     if not parent.is_dir():
         raise UsageError(f"cannot write {path}: there is no folder {parent}. Make it first")

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.outputs import check_replaceable
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -46,9 +47,10 @@ def read_source(path: str | os.PathLike[str]) -> Source:
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` so that ``path`` holds either all of it or what it held before.
 
-    Raises UsageError if the folder cannot be written to.
+    Raises UsageError if the folder cannot be written to, or ``path`` is a device or a pipe.
     """
     path = Path(path)
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)

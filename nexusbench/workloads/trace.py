@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +180,12 @@ def _detect(source: Source) -> str:
     best = max(scores.values(), default=0)
     names = [name for name, score in scores.items() if score == best]
     if best == 0:
-        known = "; ".join(f"{name} starts with {loaded[name].example}" for name in names)
         start = source.text.lstrip()[:40].decode(errors="replace").splitlines()[0]
         raise InputError(
             f"no known trace format starts with '{start}'",
             file=source.path,
             line=source.text[: len(source.text) - len(source.text.lstrip())].count(b"\n") + 1,
-            hint=f"Known: {known}",
+            hint=_closest(start, {name: loaded[name].example for name in names}),
         )
     if len(names) > 1:
         raise InputError(
@@ -194,6 +194,19 @@ def _detect(source: Source) -> str:
             hint="Name the format",
         )
     return names[0]
+
+
+def _closest(start: str, examples: Mapping[str, str]) -> str:
+    """What to write instead of ``start``: the formats of its kind, JSON lines or columns."""
+    json = start.startswith("{")
+    alike = [
+        f"{name} starts with {example}"
+        for name, example in examples.items()
+        if example.startswith("{") == json
+    ]
+    what = "fields" if json else "columns"
+    hint = f"Known: {'; '.join(alike)}. Name your {what} as one of these"
+    return hint if json else f"{hint}, or write lines such as {examples['native']}"
 
 
 def _check(parsed: Parsed, reader: Reader, path: Path) -> None:

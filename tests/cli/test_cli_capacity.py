@@ -219,3 +219,28 @@ def test_advise_picks_the_winner_of_the_whole_grid_on_unseen_draws(
         tie = [one.candidate for one in advice.final[: advice.tied + 1]]
         assert grid[0].candidate in tie, (advice, grid[:3])
         assert not lead(grid[0], advised, 80).sure
+
+
+def test_auto_is_called_by_the_name_of_the_gpu(
+    call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate is of one GPU; ``auto`` is another on the next machine."""
+    monkeypatch.setattr("nexusbench.cli._slo_asked.resolve_device", lambda name: "sim:h100")
+    flags = ("--model", "qwen2.5-3b", "--jobs", "1", "--seeds", 1, "--goodput", "ttft:400")
+    arguments = ("capacity", trace, *flags, "--scheduler", "vllm", "--precision", 50)
+    assert "sim:h100, qwen2.5-3b" in call(*arguments).out
+    (found,) = json.loads(call(*arguments, "--json").out)["capacities"]
+    assert found["config"]["device"] == "sim:h100"
+
+
+@pytest.mark.parametrize("command", ["capacity", "advise"])
+def test_tables_keep_to_the_terminal(
+    call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    flags = [*WHERE, "--goodput", "ttft:400", "tbt:p99:120", "--seeds", 1, "--limit", 10]
+    flags += ["--chunks", "512"] if command == "advise" else ["--precision", 50]
+    done = call(command, trace, *flags, "--scheduler", "nexus,vllm:order=spf")
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.splitlines() if str(trace) not in line]
+    assert max(map(len, lines)) <= 80

@@ -87,6 +87,7 @@ def test_tables_and_their_badge(call, made):
     assert outcome.code == 0
     assert "[SIMULATED: no GPU was used]" in outcome.out
     for title in (
+        "36q1s2049 is 36 decodes",
         "Where more SMs stop paying",
         "What every further 10 %",
         "decode takes beside",

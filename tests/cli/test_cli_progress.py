@@ -13,8 +13,9 @@ from commandline import write_trace
 from rich.console import Console
 
 import nexusbench
-from nexusbench.cli import _progress
+from nexusbench.cli import _countdown, _progress
 from nexusbench.cli._console import ProgressLine
+from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._progress import ProgressReader, RollingLatency, Snapshot
 from nexusbench.core.events import EventLog
@@ -144,3 +145,18 @@ def test_a_folded_table_leaves_no_orphan() -> None:
     assert isinstance(console.file, StringIO)
     heads = [line for line in console.file.getvalue().splitlines() if "column" in line]
     assert [head.count("column") for head in heads] == [3, 3]
+
+
+def test_a_countdown_promises_nothing_beyond_its_plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a race adds to its plan takes time, too: "0 s left" would be said again and again."""
+    monkeypatch.setattr(_countdown, "_LOG_NS", 0)
+    countdown = Countdown("advise", 2)
+    for _ in range(3):
+        countdown.step("nexus")
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith("advise: 1 of 2, about ")
+    assert first.endswith(" left  nexus")
+    assert second == "advise: 2 of 2  nexus"
+    assert third == "advise: 3 of 3  nexus"

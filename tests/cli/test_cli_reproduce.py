@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +111,29 @@ def test_no_specs_and_a_scheduler_that_there_is_not(call: Call, specs: Path) -> 
     assert done.code == 2
     assert "no scheduler called 'vlm'" in done.err
     assert "systems.vllm.scheduler" in done.err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(
+    call: Call, specs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    done = call("reproduce", "demo", "--specs", specs, "-j", 1, "-o", tmp_path / "taken")
+    assert done.code == 2
+    assert "cannot be made" in done.err
+    assert "round" not in done.err
+
+
+def test_a_folder_of_other_specs_is_no_paper(call: Call, specs: Path) -> None:
+    (specs / "maps").mkdir()
+    (specs / "maps" / "map.toml").write_text('[map]\ntitle = "x"\n')
+    done = call("reproduce", "maps", "--specs", specs)
+    assert done.code == 2
+    assert "no experiments of a paper called 'maps'. Known: demo" in done.err
+
+
+def test_help_names_every_paper_there_is(call: Call) -> None:
+    shipped = Path(__file__).parents[2] / "workloads"
+    papers = {p.parent.name for p in shipped.glob("*/*.toml") if "[experiment]" in p.read_text()}
+    assert len(papers) > 1
+    told = call("reproduce", "--help").out
+    assert all(re.search(rf"\b{paper}\b", told) for paper in papers)

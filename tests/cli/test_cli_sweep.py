@@ -154,7 +154,7 @@ def test_failures_are_rows_and_exit_1(call: Call, spec: Path) -> None:
     [
         (("--jobs", "0"), "--jobs"),
         (("--ray", "127.0.0.1:1"), "nothing answers there"),
-        (("-o", "/proc/none/x.parquet"), "cannot be written"),
+        (("-o", "/proc/none/x.parquet"), "/proc/none: cannot be made"),
     ],
 )
 def test_refusals(call: Call, spec: Path, flags: tuple[str, ...], sentence: str) -> None:
@@ -243,3 +243,13 @@ def test_a_ray_cluster_loses_a_worker_and_nothing_else(spec: Path, tmp_path: Pat
 
 def _paths() -> list[str]:
     return [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+
+def test_the_table_keeps_to_the_terminal(
+    call: Call, spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call("sweep", spec, "--jobs", 1)
+    assert done.code == 0, done.err
+    assert "TTFT mean, ms" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80

@@ -175,6 +175,20 @@ def test_narrow_terminals_get_several_tables() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_columns_move_together_before_the_table_is_cut() -> None:
+    """Three schedulers beside each other in 80 columns: the first thing that anybody runs."""
+    names = ("nexus-first", "vllm-second", "sglang-third")
+    columns = [Column(name, [view(name, ttft=[1.0], tbt=[2.0])]) for name in names]
+    widths = []
+    for width in (100, 70):
+        stream = io.StringIO()
+        show_columns(Console(file=stream, width=width), columns)
+        heads = [line for line in stream.getvalue().splitlines() if "  nexus-first" in line]
+        assert [all(name in line for name in names) for line in heads] == [True]
+        widths.append(len(heads[0]))
+    assert widths[0] > 70 >= widths[1]
+
+
 def test_differences_over_seeds_fold_too() -> None:
     views = [
         view(f"scheduler-{n}", seed=seed, ttft=[900.0 * (n + 1) + seed])

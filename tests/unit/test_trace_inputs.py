@@ -45,7 +45,12 @@ BROKEN: dict[str, tuple[bytes, int | None, str, str]] = {
     "not UTF-8": (LINE + b'{"tenant": "\xe9"}\n', 2, "", "0xe9 is not UTF-8"),
     "UTF-16": (LINE.decode().encode("utf-16"), 1, "", "binary"),
     "prose": (b"\nHello there\n", 2, "", "no known trace format"),
-    "other CSV": (b"a,b\n1,2\n", 1, "", "no known trace format"),
+    "other CSV": (
+        b"a,b\n1,2\n",
+        1,
+        "",
+        'Name your columns as one of these, or write lines such as {"time',
+    ),
     "array": (b"[" + LINE.strip() + b"]", 1, "", "jq -c"),
     "array over lines": (b"[\n" + LINE + b"]\n", 1, "", "jq -c"),
     "not JSON": (LINE + b"{'timestamp': 0}\n", 2, "", "not valid JSON"),

@@ -10,7 +10,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError
+from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.paying.measuring import Row
 from nexusbench.experiments.paying.spec import MapSpec
@@ -27,10 +28,7 @@ _KEPT = ("nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "
 
 def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) -> None:
     """Write both files. Raises UsageError if the folder cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be made: {error.strerror}. Choose another -o") from None
+    make_folder(folder)
     order = sorted(survey.rows, key=msgspec.structs.astuple)
     rows = [survey.rows[point] for point in order]
     columns: dict[str, Any] = {name: [getattr(p, name) for p in order] for name in _POINT}

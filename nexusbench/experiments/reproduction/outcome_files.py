@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError
+from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.reproduction.run import Line, Report
 from nexusbench.experiments.reproduction.spec import Criterion, Experiment
@@ -106,10 +107,7 @@ def finished(experiment: Experiment, report: Report, *, quick: bool) -> Done:
 
 def write_done(folder: Path, done: Done) -> Path:
     """Write ``<experiment>.json``, whole or not at all. Raises UsageError if it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be made: {error.strerror}. Choose another -o") from None
+    make_folder(folder)
     path = folder / f"{done.experiment}.json"
     write_atomic(path, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
     return path
