@@ -26,7 +26,10 @@ from nexusbench.experiments.store import Store
 from nexusbench.metrics.slo import Bound, Slo
 
 KEPT = 3  # one in so many goes on
-FINALISTS = 8
+# Few draws decide the rounds before: with 8 finalists the best of near equals fell out there.
+FINALISTS = 20
+# Points of score that nobody would choose by: whoever may lead by less needs no more draws.
+_INDIFFERENT = 0.1
 _LEAST_REQUESTS = 40
 # Draws of the early rounds; the final has draws of its own, since these chose who is in it.
 _EARLY_SEED = 1_000_000
@@ -160,7 +163,7 @@ def _race(
     for seeds in more_draws(question):
         close, fallen = _split(question, close)
         behind += fallen
-        if all(twins(close[0], one) for one in close[1:]):
+        if all(_settled(question, close[0], one) for one in close[1:]):
             break
         again = field.run([one.candidate for one in close], question.requests, seeds, number)
         found = {one.candidate: one.scores for one in again}
@@ -188,6 +191,12 @@ def _split(question: Question, rated: list[Rated]) -> tuple[list[Rated], list[Ra
     for one in rated[1:]:
         (behind if _margin(question, rated[0], one).sure else close).append(one)
     return close, behind
+
+
+def _settled(question: Question, leader: Rated, one: Rated) -> bool:
+    """Whether more draws would change nothing that matters."""
+    high = _margin(question, leader, one).high
+    return twins(leader, one) or (high is not None and high < _INDIFFERENT)
 
 
 def _margin(question: Question, one: Rated, other: Rated) -> Margin:

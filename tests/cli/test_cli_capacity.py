@@ -147,7 +147,7 @@ def test_effort_is_kept_to() -> None:
         seeds=(0, 1, 2), effort=18_000,
     )  # fmt: skip
     rounds = plan_rounds(70, question)
-    assert rounds[-1] == (8, 600, 3)
+    assert rounds[-1] == (20, 600, 3)
     assert sum(size * length * draws for size, length, draws in rounds[:-1]) <= 18_000
     assert plan_rounds(5, question) == [(5, 600, 3)]
 
