@@ -11,7 +11,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.experiments.paying.spec import load_map
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.survey_files import read_manifest
-from nexusbench.experiments.paying.tables import cells_of
+from nexusbench.experiments.paying.tables import BLOCKS, cells_of
 from nexusbench.experiments.paying.verdicts import (
     Cell,
     Verdict,
@@ -127,6 +127,38 @@ def test_more_bandwidth_per_flop_more_gain(survey: Survey) -> None:
         for gpu in GPUS
     }
     assert min(means["sim:l20"], means["sim:a100"]) > max(means["sim:h100"], means["sim:h200"])
+
+
+def standings(survey: Survey) -> dict[str, dict[str, float]]:
+    """System -> column of the table of everybody -> percent of requests that keep the SLO."""
+    header, _, *rows = (
+        [word.strip(" `*") for word in line.strip("|").split("|")]
+        for line in BLOCKS["everybody"](survey).splitlines()
+    )
+    return {row[0]: dict(zip(header[2:], map(float, row[2:]), strict=True)) for row in rows}
+
+
+RIVALS = ("sarathi", "semi-pd", "pdmux", "muxwise", "bullet", "duetserve")
+
+
+def test_who_leads_on_long_prompts(survey: Survey) -> None:
+    """Everybody, first bullet."""
+    found = standings(survey)
+    for gpu in ("l20", "a100", "h100", "h200"):
+        column = f"mooncake-chat, {gpu}"
+        leaders = [found[name][column] for name in ("nexus", "two-streams", "static-75")]
+        assert min(leaders) > max(found[name][column] for name in RIVALS) + 20
+
+
+def test_who_leads_on_chat(survey: Survey) -> None:
+    """Everybody, second bullet."""
+    found = standings(survey)
+    for gpu in ("a100", "h100", "h200"):
+        column = f"azure-chat, {gpu}"
+        assert abs(found["muxwise"][column] - found["nexus-beta2"][column]) < 4
+        if gpu != "a100":
+            chunked = found["vllm-1024-spf"][column]
+            assert chunked > max(found["muxwise"][column], found["nexus-beta2"][column])
 
 
 def test_every_run_came_to_its_end(survey: Survey) -> None:
