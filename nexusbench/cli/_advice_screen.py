@@ -20,7 +20,14 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.experiments.advise import Advice, Question, advise, plan_rounds, scored_slo
+from nexusbench.experiments.advise import (
+    INDIFFERENT,
+    Advice,
+    Question,
+    advise,
+    plan_rounds,
+    scored_slo,
+)
 from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
@@ -137,7 +144,11 @@ def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]
     )
     say(console, f"compared  {rounds}", indent=10)
     _table(console, advice)
-    say(console, "score: requests within, %, less 1 for using all of the bounds", "dim")
+    say(
+        console,
+        "within: requests that keep every bound; score: that, less 1 for using all of the bounds",
+        "dim",
+    )
     dropped = [f"{one.candidate} ({one.attained:.1f} %)" for one in advice.early[:_MOST_EARLY]]
     if dropped:
         more = len(advice.early) - len(dropped)
@@ -163,8 +174,8 @@ def _draws(question: Question) -> str:
 
 def _table(console: Console, advice: Advice) -> None:
     grid = Grid(
-        "", ("scheduler", "partitioner", "chunk", "draws", "requests within, %", "worst draw",
-             "of bounds used, %", "SLO kept"),
+        "", ("scheduler", "partitioner", "chunk", "draws", "within, %", "worst draw",
+             "bounds used, %", "score", "SLO kept"),
         keys=3, texts=(0, 1),
     )  # fmt: skip
     for one in advice.final:
@@ -236,9 +247,12 @@ def _certainty(advice: Advice) -> str:
     chance = "p < 0.001" if margin.chance < 0.001 else f"p = {margin.chance:.3f}"
     if not advice.tied:
         return f"Sure: {draws}, {chance} by a paired t test."
+    tie = f"the first {advice.tied + 1} of the table"
+    if advice.alike:
+        return f"A tie: {tie} are within {INDIFFERENT:g} points of each other, take any of them."
     return (
-        f"Not sure: {draws}, {chance} by a paired t test. The first {advice.tied + 1} of the table "
-        "cannot be told apart: take any of them, or go on with --max-seeds."
+        f"Not sure: {draws}, {chance} by a paired t test. A tie: {tie} cannot be told apart; take "
+        "any of them, or go on with --max-seeds."
     )
 
 

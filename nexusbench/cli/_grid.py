@@ -25,7 +25,9 @@ class Grid:
         self._rows: list[tuple[tuple[str, ...], bool]] = []
 
     def add(self, *cells: str, last: bool = False) -> None:
-        """A row; ``last`` of its section."""
+        """A row; ``last`` of its section. Raises ValueError unless each column has its cell."""
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
         self._rows.append((cells, last))
 
     def show(self, console: Console) -> None:

@@ -29,7 +29,7 @@ KEPT = 3  # one in so many goes on
 # Few draws decide the rounds before: with 8 finalists the best of near equals fell out there.
 FINALISTS = 20
 # Points of score that nobody would choose by: whoever may lead by less needs no more draws.
-_INDIFFERENT = 0.1
+INDIFFERENT = 0.1
 _LEAST_REQUESTS = 40
 # Draws of the early rounds; the final has draws of its own, since these chose who is in it.
 _EARLY_SEED = 1_000_000
@@ -56,11 +56,12 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """``final`` is in order, the winner first; ``tied`` of those behind it could not be told apart
-    from it; ``early`` those that were dropped, best first.
+    from it; ``early`` are those that were dropped, best first.
     """
 
     final: tuple[Rated, ...]
     tied: int
+    alike: bool  # none of those is more than INDIFFERENT points away: more draws decide nothing
     early: tuple[Rated, ...]
     margin: Margin | None  # over final[1]; None: there was one candidate
     failed: tuple[str, ...]
@@ -116,6 +117,7 @@ def advise(question: Question, jobs: int, told: Told = lambda text, requests: No
     return Advice(
         final=final,
         tied=len(close) - 1,
+        alike=all(_settled(question, close[0], one) for one in close[1:]),
         early=tuple(early),
         margin=_margin(question, final[0], final[1]) if len(final) > 1 else None,
         failed=tuple(field.failed),
@@ -196,7 +198,7 @@ def _split(question: Question, rated: list[Rated]) -> tuple[list[Rated], list[Ra
 def _settled(question: Question, leader: Rated, one: Rated) -> bool:
     """Whether more draws would change nothing that matters."""
     high = _margin(question, leader, one).high
-    return twins(leader, one) or (high is not None and high < _INDIFFERENT)
+    return twins(leader, one) or (high is not None and high < INDIFFERENT)
 
 
 def _margin(question: Question, one: Rated, other: Rated) -> Margin:

@@ -163,6 +163,8 @@ def test_advise_ends_with_commands_that_give_what_it_says(call: Call, trace: Pat
     assert done.code == 0, done.err
     assert "on the real GPU:" in done.out
     assert "--device cuda" in done.out
+    for title in ("within, %", "bounds used, %", "score", "SLO kept"):
+        assert title in done.out
     document = json.loads(call(*arguments, "--json").out)
     assert document["advice"]["chunk"] in (256, 1024, 2048)
     families = {one["scheduler"].partition(":")[0] for one in document["final"]}
