@@ -391,3 +391,10 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", rich_help_panel=_OUTPUT, help="Run again what is in --cache too."),
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "-j", "--jobs", min=1, metavar="N", show_default="all cores",
+        help="Processes on this machine.",
+    ),
+]  # fmt: skip

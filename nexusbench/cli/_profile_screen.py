@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
-from nexusbench.core.units import parts_of, unit_of
+from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.costs._profile import Fit, Profile
 from nexusbench.profiling.facts import Contention, Facts, representative
 

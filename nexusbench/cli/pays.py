@@ -26,17 +26,6 @@ Out = Annotated[
 Quick = Annotated[
     bool, typer.Option("--quick", help="Less of it, as the quick tables of the spec say.")
 ]
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "-j",
-        "--jobs",
-        min=1,
-        metavar="N",
-        show_default="all cores",
-        help="Processes on this machine.",
-    ),
-]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -49,7 +38,7 @@ def pays(
     spec: Spec,
     output: Out = None,
     quick: Quick = False,
-    jobs: Jobs = None,
+    jobs: flags.Jobs = None,
     dry_run: DryRun = False,
     cache: flags.Cache = Path("results/cells"),
     fresh: flags.Fresh = False,

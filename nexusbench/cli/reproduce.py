@@ -37,17 +37,6 @@ Out = Annotated[
         help="Where results and pictures go; what is there of other figures stays.",
     ),
 ]  # fmt: skip
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "-j",
-        "--jobs",
-        min=1,
-        metavar="N",
-        show_default="all cores",
-        help="Processes on this machine.",
-    ),
-]
 
 
 def reproduce(
@@ -56,7 +45,7 @@ def reproduce(
     quick: Quick = False,
     specs: Specs = Path("workloads"),
     output: Out = None,
-    jobs: Jobs = None,
+    jobs: flags.Jobs = None,
     cache: flags.Cache = Path("results/cells"),
     fresh: flags.Fresh = False,
     json: flags.Json = False,

@@ -9,7 +9,8 @@ from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import Row
 from nexusbench.comparison.view import Column, RunView, gpus_differ
-from nexusbench.core.units import NS_PER_S, counted, unit_of
+from nexusbench.core.parts import unit_of
+from nexusbench.core.units import NS_PER_S, counted
 
 _DEFINITIONS = (
     "TTFT: scheduled arrival to first token = queueing (to first admission) + service.",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
-from nexusbench.core.units import unit_of
+from nexusbench.core.parts import unit_of
 
 STATISTICS = ("mean", "p50", "p95", "p99")
 LATENCIES = (

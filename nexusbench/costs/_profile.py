@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.parts import unit_of
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
-from nexusbench.core.units import unit_of
 from nexusbench.costs._points import Point
 
 SCHEMA = 1

@@ -10,10 +10,10 @@ import msgspec
 
 from nexusbench.core.batch import Batch, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.parts import unit_of
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
-from nexusbench.core.units import unit_of
 from nexusbench.metrics._work import HostGap
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Split, StepOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.parts import parts_of
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
-from nexusbench.core.units import GIB, NS_PER_S, parts_of
+from nexusbench.core.units import GIB, NS_PER_S
 from nexusbench.devices._cpu_cores import threads_per_core, usable_cores
 from nexusbench.devices._cpu_shares import PERCENT, core_splits, nice_of, shared_splits
 from nexusbench.devices._prompts import Prompts

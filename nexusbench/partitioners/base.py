@@ -9,10 +9,11 @@ import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.errors import UsageError
+from nexusbench.core.parts import parts_of
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.core.units import NS_PER_MS, parts_of
+from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs.base import CostModel
 
 

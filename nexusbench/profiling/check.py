@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from nexusbench.core.errors import UsageError
-from nexusbench.core.units import unit_of
+from nexusbench.core.parts import unit_of
 from nexusbench.costs._fit import predicted
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile

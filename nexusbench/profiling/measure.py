@@ -11,7 +11,8 @@ import msgspec
 
 from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.errors import NexusbenchError
-from nexusbench.core.units import NS_PER_S, unit_of
+from nexusbench.core.parts import unit_of
+from nexusbench.core.units import NS_PER_S
 from nexusbench.costs._points import Point, Setting
 from nexusbench.profiling._desk import MOST_REPEATS, Desk, Work
 from nexusbench.profiling._statistics import estimate

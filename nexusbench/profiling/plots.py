@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexusbench.core.errors import UsageError
-from nexusbench.core.units import parts_of
+from nexusbench.core.parts import parts_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
 from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time

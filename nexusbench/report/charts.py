@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.core.units import NS_PER_S, counted, parts_of
+from nexusbench.core.parts import parts_of
+from nexusbench.core.units import NS_PER_S, counted
 from nexusbench.report import figures
 from nexusbench.report.figures import Figure
 from nexusbench.report.gather import Entry, Setting

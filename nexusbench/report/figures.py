@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.units import unit_of
+from nexusbench.core.parts import unit_of
 from nexusbench.report.escape import plot_text
 from nexusbench.report.gather import Entry, Setting
 from nexusbench.report.series import Curve, OverTime, Points

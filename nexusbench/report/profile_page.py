@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.units import parts_of, unit_of
+from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
     POINTS_FILE,

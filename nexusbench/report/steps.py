@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nexusbench.core.units import NS_PER_MS, unit_of
+from nexusbench.core.parts import unit_of
+from nexusbench.core.units import NS_PER_MS
 from nexusbench.report.escape import plot_text
 from nexusbench.report.figures import Figure, axis
 from nexusbench.report.gather import Entry, Setting

@@ -22,7 +22,8 @@ import numpy as np
 from nexusbench import __version__
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import PREEMPTION_KINDS
-from nexusbench.core.units import NS_PER_S, unit_of
+from nexusbench.core.parts import unit_of
+from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.intervals import IntArray
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
 from nexusbench.metrics.run_events import RunEvents

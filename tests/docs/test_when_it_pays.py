@@ -17,6 +17,7 @@ from nexusbench.experiments.paying.verdicts import (
     Verdict,
     best,
     judge,
+    side,
     sides,
     verdict,
 )
@@ -75,6 +76,11 @@ def test_chat_under_a_mean_gap_has_nothing_to_gain(survey: Survey) -> None:
         if cell.load <= 80 and cell.gpu != "sim:l20":
             for question in ("policy", "ordered", "split"):
                 assert abs(answer(survey, cell, question).mean) < 2, (cell, question)
+            kept = [side(survey, cell, system) for system in survey.spec.systems]
+            shares = [one.attained(cell.slo) for one in kept if one is not None]
+            assert len(shares) == len(kept)
+            assert min(shares) > 90
+            assert statistics.median(shares) > 99.5
 
 
 def test_chat_under_a_bound_on_gaps(survey: Survey) -> None:
@@ -159,6 +165,23 @@ def test_who_leads_on_chat(survey: Survey) -> None:
         if gpu != "a100":
             chunked = found["vllm-1024-spf"][column]
             assert chunked > max(found["muxwise"][column], found["nexus-beta2"][column])
+
+
+def test_long_answers_take_the_gain_away(survey: Survey) -> None:
+    """Under the grids: prompts of 8,000 tokens, `nexus` against `vllm-spf`."""
+
+    def gain(gpu: str, output: int, slo: str) -> float:
+        (traffic,) = [
+            t for t in survey.spec.traffic if (t.prompt, t.output, t.trace) == (8000, output, "")
+        ]
+        (cell,) = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
+        return answer(survey, cell, "ordered").mean
+
+    for gpu in GPUS:
+        assert gain(gpu, 400, "llama3.1-8b") < gain(gpu, 50, "llama3.1-8b") - 5
+    for gpu in ("sim:a100", "sim:h100", "sim:h200"):
+        assert -4.5 < gain(gpu, 400, "llama3.1-8b") < -1.5
+    assert -4.5 < gain("sim:a100", 400, "llama3.1-405b") < -1.5
 
 
 def test_every_run_came_to_its_end(survey: Survey) -> None:
