@@ -8,6 +8,7 @@ import re
 import tomllib
 from functools import lru_cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.batch import Split
-from nexusbench.core.errors import InputError
-from nexusbench.core.registry import and_keys, did_you_mean
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
 from nexusbench.core.specs import GpuSpec, SimConstants
 
 _SHIPPED = "nexusbench.data"
+PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "sources")  # tables in a GPU's own
 # Shares of a whole; zero is allowed only for those in _MAY_BE_ZERO.
 _SHARES = (
@@ -64,13 +66,34 @@ _LARGEST = 1e9
 
 
 def gpu_names() -> list[str]:
-    """The shipped GPUs, sorted: what ``load_gpu`` accepts by name."""
-    folder = files(_SHIPPED) / "gpus"
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    )
+    """The shipped and installed GPUs, sorted: what ``load_gpu`` accepts by name."""
+    return sorted(_gpu_files())
+
+
+def _gpu_files() -> dict[str, Traversable]:
+    """Each GPU's file: shipped ones, and ``NAME.toml`` in the package that an entry point of the
+    group PLUGINS called NAME gives. Raises UsageError on a name clash or a missing file.
+    """
+    shipped = (files(_SHIPPED) / "gpus").iterdir()
+    found = {
+        entry.name.removesuffix(".toml"): entry for entry in shipped if entry.name.endswith(".toml")
+    }
+    for plugin in installed_plugins(PLUGINS):
+        if plugin.name in found:
+            raise UsageError(
+                f"two GPUs are called '{plugin.name}': a shipped one and that of {plugin.value}. "
+                "Rename one, or uninstall the package that brings the second"
+            )
+        try:
+            file = files(plugin.value) / f"{plugin.name}.toml"
+        except (ImportError, TypeError):
+            raise UsageError(
+                f"GPU '{plugin.name}': '{plugin.value}' is no package that can be imported"
+            ) from None
+        if not file.is_file():
+            raise UsageError(f"GPU '{plugin.name}': {plugin.value} has no {plugin.name}.toml")
+        found[plugin.name] = file
+    return found
 
 
 def load_gpu(name_or_path: str | os.PathLike[str]) -> GpuSpec:
@@ -82,15 +105,13 @@ def load_gpu(name_or_path: str | os.PathLike[str]) -> GpuSpec:
     text = os.fspath(name_or_path)
     if text.lower().endswith(".toml"):
         return _parse(_read(Path(text)), text)
-    names = gpu_names()
-    name = text.lower()
-    if name not in names:
+    found, name = _gpu_files(), text.lower()
+    if name not in found:
         raise InputError(
             f"no GPU called '{text}'",
-            hint=f"{did_you_mean(name, names)} (a file of your own must end in .toml)",
+            hint=f"{did_you_mean(name, sorted(found))} (a file of your own must end in .toml)",
         )
-    document = (files(_SHIPPED) / "gpus" / f"{name}.toml").read_text(encoding="utf-8")
-    return _parse(document, f"{name}.toml")
+    return _parse(found[name].read_text(encoding="utf-8"), f"{name}.toml")
 
 
 def legal_splits(gpu: GpuSpec) -> tuple[Split, ...]:

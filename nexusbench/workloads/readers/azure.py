@@ -37,6 +37,9 @@ class Azure(Reader):
     time_field: ClassVar[str] = "TIMESTAMP"
     unit: ClassVar[str] = "wall-clock timestamps"
     example: ClassVar[str] = _HEADER
+    sample: ClassVar[str] = (
+        f"{_HEADER}\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+    )
     source: ClassVar[str] = (
         "Azure Public Dataset, CC-BY-4.0 (Splitwise ISCA 2024, DynamoLLM HPCA 2025)"
     )

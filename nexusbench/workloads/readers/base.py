@@ -33,14 +33,16 @@ class Reader(ABC):
     """A trace format: subclass it in a file of its own in this folder.
 
     ``time_field`` and ``id_field`` name the columns of arrival and identity in error messages,
-    ``unit`` says what the times mean, ``example`` is the start of such a file. A reader checks each
-    line for itself; order, duplicate ids and rebasing to zero are checked once for all formats.
+    ``unit`` says what the times mean, ``example`` is the start of such a file, and ``sample`` a
+    small one with requests, where ``example`` is but a header line. A reader checks each line for
+    itself; order, duplicate ids and rebasing to zero are checked once for all formats.
     """
 
     time_field: ClassVar[str]
     id_field: ClassVar[str] = "id"
     unit: ClassVar[str]
     example: ClassVar[str]
+    sample: ClassVar[str] = ""
     source: ClassVar[str] = ""
 
     @abstractmethod

@@ -35,6 +35,9 @@ class Burstgpt(Reader):
     time_field: ClassVar[str] = "Timestamp"
     unit: ClassVar[str] = "timestamps in s from 0:00 of day 1"
     example: ClassVar[str] = _HEADER
+    sample: ClassVar[str] = (
+        f"{_HEADER}\n5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,230,1317,API log\n"
+    )
     source: ClassVar[str] = "BurstGPT (KDD 2025); github.com/HPMLL/BurstGPT, CC-BY-4.0"
 
     def confidence(self, text: bytes) -> int:
