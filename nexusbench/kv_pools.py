@@ -37,9 +37,10 @@ def kv_pools(
 ) -> tuple[KVCacheManager, list[KVCacheManager]]:
     """The KV cache of the (first) GPU, and those of the device's other pools."""
     first, spec = _kv_cache(config, model, device, trace), device.spec
+    block_bytes = model.kv_bytes_on(spec.tensor_parallel) * config.block_size
     sizes = [first.num_blocks] * (spec.num_gpus - 1)
     if spec.host is not None:
-        sizes.append(int(spec.host_bytes // (model.kv_bytes_per_token * config.block_size)))
+        sizes.append(int(spec.host_bytes // block_bytes))
     others = [
         KVCacheManager(
             blocks, config.block_size, hash_block=trace.hash_block,
@@ -51,7 +52,7 @@ def kv_pools(
 
 
 def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
-    block_bytes = model.kv_bytes_per_token * config.block_size
+    block_bytes = model.kv_bytes_on(device.spec.tensor_parallel) * config.block_size
     blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
     if device.spec.makes_tokens and config.kv_blocks is None:
         # Real memory costs real time to clear, so what the trace can never fill is left out. Twice

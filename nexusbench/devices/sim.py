@@ -334,7 +334,7 @@ def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
     activations = (
         2.0
         * options.max_num_batched_tokens
-        * (2 * model.intermediate_size / tp + 4 * model.hidden_size)
+        * (2 * model.wide / tp + 4 * model.hidden_size)
         + 4.0 * options.max_num_seqs * model.vocab_size
     )
     left = usable - weights - activations - RESERVED_BYTES

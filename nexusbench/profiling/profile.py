@@ -50,7 +50,8 @@ class Subject(msgspec.Struct, frozen=True):
 
     def pool(self) -> Pool:
         """KV blocks as the engine has them."""
-        return make_pool(self.device, self.model.kv_bytes_per_token, self.limits, self.block_size)
+        size = self.model.kv_bytes_on(self.device.spec.tensor_parallel)
+        return make_pool(self.device, size, self.limits, self.block_size)
 
     def target(self) -> Target:
         """What its cost models are about."""
