@@ -15,6 +15,11 @@ DTYPE_BYTES = {
     "fp8": 1.0,
     "int8": 1.0,
     "int4": 0.5,
+    # With the scales (and zeros) of small groups, which are no small part of it.
+    "int4_g64": 0.5625,
+    "int4_g32": 0.578125,
+    "nvfp4": 0.5625,
+    "mxfp4": 0.53125,
 }
 
 

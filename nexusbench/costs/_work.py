@@ -9,8 +9,7 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import DTYPE_BYTES, Linear, ModelSpec
 
-
-# Of a dense layer over all its copies: FLOPs a token, bytes of weights, bytes of activations a token.
+# A dense layer in all its copies: FLOPs a token, bytes of weights, bytes of activations a token.
 DenseWork = tuple[float, float, float]
 
 

@@ -26,6 +26,7 @@ from nexusbench.costs._profile import (
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.devices.base import Device
+from nexusbench.models.caveats import caveats
 from nexusbench.profiling._desk import Desk, Pool, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
@@ -110,7 +111,7 @@ def make_profile(
         num_points=len(points),
         fits=tuple(fits),
         facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
-        notes=(*outcome.notes, *fit_notes),
+        notes=(*caveats(subject.model), *outcome.notes, *fit_notes),
         counters=readers.sources,
         asked=subject.asked,
         limits=subject.limits,
