@@ -81,7 +81,9 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         )
     quantised = quantisation_of(config)
     if quantised is not None:
-        what = f"{spec.dtypes.weights} weights and {spec.dtypes.kv} KV cannot be computed"
+        types = spec.dtypes
+        of = f"{types.weights} weights" if quantised.weights else f"{types.kv} KV"
+        what = f"{of} cannot be computed"
         hint = "Give the checkpoint in bfloat16, float16 or float32"
         raise quantised.said_in.error(quantised.field, what, hint)
     if spec.head_dim % 2:

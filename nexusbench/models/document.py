@@ -170,7 +170,7 @@ class ConfigDocument:
             raise self.error(field, f"is {shown(value)}, not a number", "Write a number")
         if not 0 < value <= _LARGEST_NUMBER:
             raise self.error(
-                field, f"is {shown(value)}", f"It must be above 0 and at most {_LARGEST_NUMBER:g}"
+                field, f"is {shown(value)}", f"It must be positive and at most {_LARGEST_NUMBER:g}"
             )
         return float(value)
 
