@@ -97,8 +97,10 @@ class Grid:
                 for at, w in corners
                 for corner in ((at + low, w * (1.0 - share)), (at + high, w * share))
             ]
-        values = self.values
-        return sum([values[at] * w for at, w in corners])
+        made, values = 0.0, self.values
+        for at, weight in corners:
+            made += values[at] * weight
+        return made
 
 
 class KernelTable:
@@ -116,15 +118,24 @@ class KernelTable:
 
     def layer_us(self, tokens: int) -> float:
         """One decoder layer without attention."""
-        return sum([self.dense[name](tokens) * count for name, count in PER_LAYER.items()])
+        made = 0.0  # not by ``sum``, which rounds otherwise from Python 3.12 on
+        for name, count in PER_LAYER.items():
+            made += self.dense[name](tokens) * count
+        return made
 
     def step_us(self, tokens: int) -> float:
         """What a step runs once for its tokens."""
-        return sum([self.dense[name](tokens) for name in PER_STEP])
+        made = 0.0
+        for name in PER_STEP:
+            made += self.dense[name](tokens)
+        return made
 
     def head_us(self, sequences: int) -> float:
         """What a step runs once for its sequences: output head and sampling."""
-        return sum([self.sequence[name](sequences) for name in PER_SEQUENCE])
+        made = 0.0
+        for name in PER_SEQUENCE:
+            made += self.sequence[name](sequences)
+        return made
 
 
 def load_table(folder: Path, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int) -> KernelTable:
