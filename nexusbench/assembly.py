@@ -29,6 +29,7 @@ from nexusbench.devices._profiled import is_profile
 from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.kv_pools import check_pool, kv_pools, swap_gib
+from nexusbench.models.caveats import caveats
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.results.machine import machine_facts
@@ -347,6 +348,7 @@ def _facts(
         "made_of_profile": device.made_of_profile,
         "legal_splits": [str(split) for split in spec.splits],
         "model": msgspec.to_builtins(model),
+        "caveats": caveats(model),
         "scheduler": scheduler.name,
         "scheduler_options": msgspec.to_builtins(scheduler.options),
         "partitioner": partitioner.name,

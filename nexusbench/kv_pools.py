@@ -13,6 +13,8 @@ from nexusbench.schedulers.base import Scheduler
 from nexusbench.workloads.base import Trace
 
 DEFAULT_SWAP_GIB = 4.0
+# Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
+MOST_BLOCKS = 1 << 23
 
 
 def swap_gib(config: RunConfig, policy: Scheduler | None, kind: str) -> float:
@@ -37,9 +39,12 @@ def kv_pools(
 ) -> tuple[KVCacheManager, list[KVCacheManager]]:
     """The KV cache of the (first) GPU, and those of the device's other pools."""
     first, spec = _kv_cache(config, model, device, trace), device.spec
+    block_bytes = model.kv_bytes_on(spec.tensor_parallel) * config.block_size
     sizes = [first.num_blocks] * (spec.num_gpus - 1)
     if spec.host is not None:
-        sizes.append(int(spec.host_bytes // (model.kv_bytes_per_token * config.block_size)))
+        sizes.append(int(spec.host_bytes // block_bytes))
+    for blocks in sizes:
+        _check_count(blocks, config)
     others = [
         KVCacheManager(
             blocks, config.block_size, hash_block=trace.hash_block,
@@ -51,12 +56,13 @@ def kv_pools(
 
 
 def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace) -> KVCacheManager:
-    block_bytes = model.kv_bytes_per_token * config.block_size
+    block_bytes = model.kv_bytes_on(device.spec.tensor_parallel) * config.block_size
     blocks = config.kv_blocks or int(device.spec.kv_bytes // block_bytes)
     if device.spec.makes_tokens and config.kv_blocks is None:
         # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
         # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
         blocks = min(blocks, 2 * fillable_blocks(trace, config.block_size))
+    _check_count(blocks, config)
     if device.spec.kind == "cpu":
         check_memory(blocks, config.block_size, block_bytes)
     elif device.spec.makes_tokens:
@@ -70,6 +76,16 @@ def _kv_cache(config: RunConfig, model: ModelSpec, device: Device, trace: Trace)
     return KVCacheManager(
         blocks, config.block_size, hash_block=trace.hash_block, prefix_caching=config.prefix_caching
     )
+
+
+def _check_count(blocks: int, config: RunConfig) -> None:
+    """Raise UsageError for a pool of more blocks than can be kept account of."""
+    if blocks > MOST_BLOCKS:
+        raise UsageError(
+            f"a KV pool of {blocks:,} blocks of {config.block_size} tokens is more than the "
+            f"{MOST_BLOCKS:,} that are kept account of. Give fewer --kv-blocks (or less "
+            "--swap-space), or a larger --block-size"
+        )
 
 
 def check_pool(requests: list[Request], kv: KVCacheManager) -> None:

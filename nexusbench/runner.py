@@ -174,7 +174,8 @@ def _engine(assembly: Assembly, recorder: Recorder) -> Engine:
             assembly.limits,
             concurrency=assembly.trace.concurrency,
             stop_tokens=frozenset(stops),
-            block_bytes=assembly.model.kv_bytes_per_token * assembly.kv.block_size,
+            block_bytes=assembly.model.kv_bytes_on(device.spec.tensor_parallel)
+            * assembly.kv.block_size,
         ),
         stopwatch=stopwatch_ns,
         observer=recorder.after_step,

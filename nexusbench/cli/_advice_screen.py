@@ -32,6 +32,8 @@ from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
+from nexusbench.models.caveats import caveats
+from nexusbench.models.config import load_model
 from nexusbench.rehearsal import check_belief, check_run
 
 if TYPE_CHECKING:
@@ -137,6 +139,8 @@ def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]
     counts = counted(question.requests, "request")
     say(console, f"traffic   {config.trace}: {counts}{rate}, {_draws(question)}", indent=10)
     say(console, f"on        {config.device}, {config.model}")
+    for text in caveats(load_model(config.model)):
+        say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {question.slo}  ({source})", indent=10)
     rounds = ", then ".join(
         f"{size} on {requests:,} requests" + (f" x {draws} draws" if draws > 1 else "")
@@ -319,6 +323,7 @@ def _document(
         "simulated": advice.simulated,
         "slo": {"text": str(slo), "source": source, **msgspec.to_builtins(slo)},
         "config": msgspec.to_builtins(question.config),
+        "caveats": caveats(load_model(question.config.model)),
         "seeds": list(question.seeds),
         "rounds": [list(one) for one in advice.rounds],
         "advice": msgspec.to_builtins(advice.final[0].candidate),

@@ -26,6 +26,8 @@ from nexusbench.experiments.capacity import (
     weak_bounds,
 )
 from nexusbench.experiments.rate_search import Found
+from nexusbench.models.caveats import caveats
+from nexusbench.models.config import load_model
 from nexusbench.rehearsal import check_runs
 
 
@@ -78,6 +80,8 @@ def _show(
     counts = counted(requests, "request")
     say(console, f"traffic   {config.trace}: {counts}, {_arrivals(search)}", indent=10)
     say(console, f"on        {config.device}, {config.model}")
+    for text in caveats(load_model(config.model)):
+        say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {search.slo}  ({source})", indent=10)
     interval = "95 % interval" if len(search.seeds) > 1 else "bracket"
     titles = ("", "req/s", interval, "worst seed", "probes", "stopped", "N", "X·R")
@@ -172,6 +176,7 @@ def _document(
         "nexusbench": __version__,
         "simulated": all(one.simulated for one in capacities),
         "slo": {"text": str(search.slo), "source": source, **msgspec.to_builtins(search.slo)},
+        "caveats": caveats(load_model(search.configs[0].model)),
         "precision_percent": search.precision,
         "seeds": list(search.seeds),
         "capacities": [

@@ -81,6 +81,12 @@ def _show(found: Agreement) -> None:
         f"{found.tolerance:.2e} is rounding; largest logit {found.largest_logit:.3g}) over "
         f"{counted(found.positions, 'position')} of {counted(len(found.prompts), 'prompt')}",
     )
+    for side in found.broken[:_SHOWN]:
+        say(
+            console,
+            f"NaN or infinite logits: {side.side}, prompt {side.prompt}, "
+            f"{counted(side.count, 'position')} from position {side.position} on",
+        )
     differing = [each for each in found.disagreements if not each.tie]
     ties = len(found.disagreements) - len(differing)
     total = found.new_tokens * len(found.prompts)

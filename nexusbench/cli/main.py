@@ -15,6 +15,7 @@ import typer
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli._help import tidy
+from nexusbench.cli._warnings import warnings_on_stderr
 from nexusbench.cli.advise import advise
 from nexusbench.cli.capacity import capacity
 from nexusbench.cli.check_model import check_model
@@ -151,7 +152,8 @@ def main(arguments: list[str]) -> int:
 def _call(arguments: list[str]) -> object:
     """Run the command; what it has printed must have gone out before its end counts."""
     try:
-        code = _command()(arguments, prog_name="nexusbench", standalone_mode=False)
+        with warnings_on_stderr():
+            code = _command()(arguments, prog_name="nexusbench", standalone_mode=False)
     except SystemExit:
         sys.stdout.flush()
         raise

@@ -50,6 +50,7 @@ def header_lines(
     lines = [
         ("device", device),
         ("model", _model_line(view, resolved)),
+        *(("WARNING", text) for text in resolved.get("caveats", ())),
         ("trace", _trace_line(view, trace)),
         (
             "KV pool",

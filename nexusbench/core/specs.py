@@ -15,6 +15,11 @@ DTYPE_BYTES = {
     "fp8": 1.0,
     "int8": 1.0,
     "int4": 0.5,
+    # With the scales (and zeros) of small groups, which are no small part of it.
+    "int4_g64": 0.5625,
+    "int4_g32": 0.578125,
+    "nvfp4": 0.5625,
+    "mxfp4": 0.53125,
 }
 
 
@@ -70,6 +75,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
         return values * DTYPE_BYTES[self.dtypes.kv]
 
+    def kv_bytes_on(self, gpus: int) -> float:
+        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together.
+
+        Where there are more GPUs than KV heads, each head is kept on several of them.
+        """
+        return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
+
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The dense layers of the decoder stack, without the output head."""
@@ -79,13 +91,25 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.moe is None:
             f = self.intermediate_size
             return (*attention, Linear("gate_up", d, 2 * f, layers), Linear("down", f, d, layers))
-        f, experts = self.moe.intermediate_size, self.moe.num_experts + self.moe.num_shared_experts
-        return (
-            *attention,
+        f, experts = self.moe.intermediate_size, layers * self.moe.num_experts
+        routed = (
             Linear("router", d, self.moe.num_experts, layers),
-            Linear("expert_gate_up", d, 2 * f, layers * experts),
-            Linear("expert_down", f, d, layers * experts),
+            Linear("expert_gate_up", d, 2 * f, experts),
+            Linear("expert_down", f, d, experts),
         )
+        wide = self.moe.num_shared_experts * f
+        if not wide:
+            return (*attention, *routed)
+        shared = (Linear("gate_up", d, 2 * wide, layers), Linear("down", wide, d, layers))
+        return (*attention, *routed, *shared)
+
+    @property
+    def wide(self) -> int:
+        """Values between the two products of the feed-forward layer, for one token."""
+        if self.moe is None:
+            return self.intermediate_size
+        used = self.moe.experts_per_token + self.moe.num_shared_experts
+        return used * self.moe.intermediate_size
 
     @property
     def num_parameters(self) -> int:

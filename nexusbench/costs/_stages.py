@@ -33,15 +33,6 @@ class Stages:
         work = model_work(model, tensor_parallel)
         self._work = work
         self.flops_per_ns, self.bytes_per_ns = gpu.peak_tflops * 1e3, gpu.hbm_gbps
-        # Per dense layer: FLOPs per token, bytes of weights, bytes of activations per token.
-        self._dense = [
-            (
-                2.0 * layer.inputs * layer.outputs * layer.count * share,
-                layer.inputs * layer.outputs * layer.count * work.weight_bytes_each,
-                (layer.inputs + layer.outputs) * layer.count * work.activation_bytes * share,
-            )
-            for layer, share in zip(work.linears, work.token_share, strict=True)
-        ]
         head = work.head
         self._head_flops = 2.0 * head.inputs * head.outputs
         self._head_bytes = head.inputs * head.outputs * work.head_bytes_each
@@ -57,10 +48,7 @@ class Stages:
             keys += count + before
             queries += count
         tokens = queries + shape.num_decodes
-        dense = [
-            (per_token * tokens, weights + activations * tokens)
-            for per_token, weights, activations in self._dense
-        ]
+        dense = self._work.dense_work(tokens)
         rows = shape.num_decodes + len(shape.chunks)
         dense.append((self._head_flops * rows, self._head_bytes))
         per_key = self._work.kv_bytes_per_token

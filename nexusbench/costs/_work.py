@@ -9,16 +9,23 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import DTYPE_BYTES, Linear, ModelSpec
 
+# A dense layer in all its copies: FLOPs a token, bytes of weights, bytes of activations a token.
+DenseWork = tuple[float, float, float]
+
 
 class ModelWork(msgspec.Struct, frozen=True, gc=False):
     """Per-model constants of the work counts, per GPU of a tensor-parallel group.
 
-    ``linears`` are this GPU's shards; an expert layer's ``share`` of the tokens is
-    experts_per_token/num_experts.
+    ``linears`` are this GPU's shards. ``fixed`` is the work of those that every token uses,
+    ``routed`` of the experts, whose weights are those of one expert in each layer: a token
+    computes in ``experts_per_token`` of ``num_experts``.
     """
 
     linears: tuple[Linear, ...]
-    token_share: tuple[float, ...]
+    fixed: tuple[DenseWork, ...]
+    routed: tuple[DenseWork, ...]
+    num_experts: int
+    experts_per_token: int
     head: Linear
     num_layers: int
     hidden_size: int
@@ -31,6 +38,27 @@ class ModelWork(msgspec.Struct, frozen=True, gc=False):
     num_heads: int
     num_kv_heads: int
 
+    def dense_work(self, tokens: float) -> list[tuple[float, float]]:
+        """(FLOPs, bytes) of each dense layer of the decoder stack for ``tokens`` tokens."""
+        made = [(flops * tokens, weights + each * tokens) for flops, weights, each in self.fixed]
+        if self.routed:
+            touched = self.experts_touched(int(tokens))
+            for flops, weights, each in self.routed:
+                made.append((flops * tokens, weights * touched + each * tokens))
+        return made
+
+    def experts_touched(self, tokens: int) -> float:
+        """How many experts of a layer ``tokens`` tokens are expected to read, if each chooses its
+        ``experts_per_token`` at random: E (1 - (1 - k/E)^tokens).
+        """
+        missed, factor = 1.0, 1.0 - self.experts_per_token / self.num_experts
+        while tokens:  # by squares: the same bits on every machine, unlike a power
+            if tokens & 1:
+                missed *= factor
+            factor *= factor
+            tokens >>= 1
+        return self.num_experts * (1.0 - missed)
+
 
 def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
     """The work constants of ``model`` sharded ``tensor_parallel`` ways (Megatron layout,
@@ -39,32 +67,42 @@ def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
     QKV, gate/up and the head are split by columns, attention output and down by rows; KV heads are
     replicated where there are fewer than GPUs.
     """
-    tp = tensor_parallel
-    linears, shares = [], []
+    tp, moe = tensor_parallel, model.moe
+    experts, chosen = (1, 1) if moe is None else (moe.num_experts, moe.experts_per_token)
+    heads, kv_heads = model.num_heads // tp, max(1, model.num_kv_heads // tp)
+    weight, activation = DTYPE_BYTES[model.dtypes.weights], DTYPE_BYTES[model.dtypes.activations]
+    linears: list[Linear] = []
+    fixed: list[DenseWork] = []
+    routed: list[DenseWork] = []
     for linear in model.linears:
-        inputs, outputs = linear.inputs, linear.outputs
+        inputs, outputs, count = linear.inputs, linear.outputs, linear.count
         if linear.name in ("attn_out", "down", "expert_down"):
             inputs //= tp
+        elif linear.name == "qkv":
+            outputs = (heads + 2 * kv_heads) * model.head_dim
         elif linear.name != "router":
             outputs = -(-outputs // tp)
-        linears.append(Linear(linear.name, inputs, outputs, linear.count))
-        moe = model.moe
-        routed = moe is not None and linear.name.startswith("expert")
-        shares.append(
-            (moe.experts_per_token + moe.num_shared_experts)
-            / (moe.num_experts + moe.num_shared_experts)
-            if routed and moe is not None
-            else 1.0
+        linears.append(Linear(linear.name, inputs, outputs, count))
+        of_expert = linear.name.startswith("expert")
+        used = count // experts * chosen if of_expert else count  # products that a token needs
+        read = count // experts if of_expert else count
+        (routed if of_expert else fixed).append(
+            (
+                2.0 * inputs * outputs * used,
+                inputs * outputs * read * weight,
+                (inputs + outputs) * used * activation,
+            )
         )
-    heads, kv_heads = model.num_heads // tp, max(1, model.num_kv_heads // tp)
-    activation = DTYPE_BYTES[model.dtypes.activations]
     return ModelWork(
         linears=tuple(linears),
-        token_share=tuple(shares),
+        fixed=tuple(fixed),
+        routed=tuple(routed),
+        num_experts=experts,
+        experts_per_token=chosen,
         head=Linear("lm_head", model.hidden_size, -(-model.vocab_size // tp), 1),
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
-        weight_bytes_each=DTYPE_BYTES[model.dtypes.weights],
+        weight_bytes_each=weight,
         head_bytes_each=DTYPE_BYTES[model.dtypes.embeddings],
         activation_bytes=activation,
         kv_bytes_per_token=(

@@ -77,15 +77,6 @@ class Roofline(CostModel):
         self._bytes_per_ns = gpu.hbm_gbps
         work = model_work(model, tensor_parallel)
         self._work = work
-        # Per linear: FLOPs per token, bytes of weights, bytes of activations per token.
-        self._dense = [
-            (
-                2.0 * lin.inputs * lin.outputs * lin.count * share,
-                lin.inputs * lin.outputs * lin.count * work.weight_bytes_each,
-                (lin.inputs + lin.outputs) * lin.count * work.activation_bytes * share,
-            )
-            for lin, share in zip(work.linears, work.token_share, strict=True)
-        ]
         head = work.head
         self._head_flops = 2.0 * head.inputs * head.outputs
         self._head_bytes = head.inputs * head.outputs * work.head_bytes_each
@@ -181,11 +172,8 @@ class Roofline(CostModel):
         """((FLOPs, bytes) of each dense operator, those of the chunks' attention, bytes of the
         decodes' attention), of all layers once.
         """
-        tokens, work = shape.num_tokens, self._work
-        dense = [
-            (flops * tokens, weights + activations * tokens)
-            for flops, weights, activations in self._dense
-        ]
+        work = self._work
+        dense = work.dense_work(shape.num_tokens)
         rows = shape.num_decodes + len(shape.chunks)
         dense.append((self._head_flops * rows, self._head_bytes))
         queries, pairs = chunk_work(shape.chunks)

@@ -45,6 +45,8 @@ _PROCESS_CALLS = (
 )  # fmt: skip
 _EVENT_NAMES = tuple(f"nvml.clock_event.{name}" for name in CLOCK_EVENTS)
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2  # nvmlClockType_t
+# NVML_VALUE_NOT_AVAILABLE as unsigned 32 and 64 bits, also as a float
+_NOT_AVAILABLE = (float(2**32 - 1), float(2**64 - 1))
 _FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 # nvmlReturn_t: what stays so, and after what no call works any more
 _NOT_SUPPORTED, _NO_PERMISSION, _NO_FUNCTION = 3, 4, 13
@@ -153,23 +155,41 @@ class NvmlReader:
             raise self._nvml.NVMLError(_NO_FUNCTION)
         return found(self._handle, *arguments)
 
+    def _given(self, value: object, what: str, *, zero: bool = False) -> float:
+        """A number that the driver did give. Raises CounterError for the values that stand for
+        none: the largest unsigned integers, negative ones, and 0 where it cannot be.
+        """
+        number = float(value)  # type: ignore[arg-type]
+        if number in _NOT_AVAILABLE or not 0 <= number < math.inf:
+            raise CounterError(f"the driver gave no {what}")
+        if number == 0 and not zero:
+            raise CounterError(f"the driver says 0 for {what}, which cannot be")
+        return number
+
     def _power(self) -> float:
         (field,) = self._call("nvmlDeviceGetFieldValues", [_POWER_INSTANT])
         if field.nvmlReturn != 0:
             raise self._nvml.NVMLError(field.nvmlReturn)
-        return float(getattr(field.value, _FIELDS[field.valueType])) / 1e3  # mW
+        value = getattr(field.value, _FIELDS[field.valueType])
+        return self._given(value, "power") / 1e3  # mW
 
     def _energy(self) -> float:
-        return float(self._call("nvmlDeviceGetTotalEnergyConsumption")) / 1e3  # mJ
+        total = self._call("nvmlDeviceGetTotalEnergyConsumption")
+        return self._given(total, "energy") / 1e3  # mJ
 
     def _clock(self, kind: int) -> float:
-        return float(self._call("nvmlDeviceGetClockInfo", kind)) * 1e6  # MHz
+        return self._given(self._call("nvmlDeviceGetClockInfo", kind), "clock") * 1e6  # MHz
 
     def _memory(self) -> float:
-        return float(self._call("nvmlDeviceGetMemoryInfo").used)
+        memory = self._call("nvmlDeviceGetMemoryInfo")
+        total = self._given(memory.total, "memory in all")
+        used = self._given(memory.used, "memory in use", zero=True)
+        if used > total:
+            raise CounterError("the driver says that more memory is in use than there is")
+        return used
 
     def _events(self) -> float:
-        return float(self._call_either(_EVENT_CALLS))
+        return self._given(self._call_either(_EVENT_CALLS), "clock events", zero=True)
 
     def _others(self) -> float:
         """Processes other than this one that have a compute context on the GPU."""
@@ -253,7 +273,7 @@ class GpmWindows:
         if metric.nvmlReturn != 0:
             code = int(metric.nvmlReturn)
             self.reasons[name] = _LASTING.get(code, str(self._nvml.NVMLError(code)))
-        elif not math.isfinite(metric.value):
+        elif not 0 <= metric.value < math.inf:
             self.reasons[name] = "the driver gave no number"
         else:
             return float(metric.value) / 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from nexusbench.counters._nvml_reader import (
     find_gpu,
     load_nvml,
 )
+from nexusbench.counters._visible import computing_gpu
 from nexusbench.counters.base import (
     CounterOptions,
     CounterSource,
@@ -30,11 +32,11 @@ _TOO_SHORT = "the period was shorter than the 120 ms that GPM needs"
 
 
 class NvmlOptions(CounterOptions, frozen=True, kw_only=True):
-    """``device``: NVML's number of the GPU (by PCI bus, whatever CUDA_VISIBLE_DEVICES says), or its
-    UUID.
+    """``device``: ``cuda`` for the GPU that CUDA computes on, NVML's number of one (by PCI bus,
+    whatever CUDA_VISIBLE_DEVICES says), or its UUID.
     """
 
-    device: str = "0"
+    device: str = "cuda"
 
 
 class NvmlCounters(CounterSource):
@@ -66,6 +68,7 @@ class NvmlCounters(CounterSource):
     def __init__(self, options: CounterOptions | None = None) -> None:
         super().__init__(options)
         self._nvml: Any = None
+        self._computing: tuple[str, int] = ("", 0)  # UUID, if known, and number of CUDA's GPU
         self._reader: NvmlReader | None = None
         self._gpm: GpmWindows | None = None
         self._thread: threading.Thread | None = None
@@ -73,6 +76,12 @@ class NvmlCounters(CounterSource):
         self._error: Exception | None = None
         self._samples: list[Sample] = []
         self._last: tuple[int, dict[str, float | None]] = (0, {})
+
+    def attach(self, device: object) -> None:
+        """Read the GPU that ``device`` computes on, if it is one of CUDA's."""
+        uuid, number = getattr(device, "gpu_uuid", ""), getattr(device, "gpu_number", 0)
+        if isinstance(uuid, str) and isinstance(number, int):
+            self._computing = uuid, number
 
     def probe(self) -> Support:
         """Reads everything once: ``reasons`` then names the metrics that this GPU does not give."""
@@ -113,9 +122,21 @@ class NvmlCounters(CounterSource):
         if self._error is not None:
             raise CounterError(str(self._error)) from self._error
         self._read()
+        self._check_energy()
         self.reasons = dict.fromkeys(GPM_METRICS, self._gpm.reason or _TOO_SHORT)
         self.reasons.update({**self._reader.reasons, **self._gpm.reasons})
         return self._samples
+
+    def _check_energy(self) -> None:
+        """A total that has not moved for a second is one that this GPU does not keep."""
+        assert self._reader is not None
+        readings = [s for s in self._samples if s.values.get("nvml.energy") is not None]
+        if not readings or any(s.values["nvml.energy"] for s in readings):
+            return
+        if readings[-1].end_ns - readings[0].start_ns >= NS_PER_S:
+            for sample in readings:
+                sample.values["nvml.energy"] = None
+            self._reader.reasons["nvml.energy"] = "the driver's total did not move"
 
     def close(self) -> None:
         """End the thread, free GPM's buffers, let NVML go."""
@@ -138,7 +159,10 @@ class NvmlCounters(CounterSource):
             self._nvml = load_nvml()
             options = self.options
             assert isinstance(options, NvmlOptions)
-            handle = find_gpu(self._nvml, options.device)
+            if options.device == "cuda":
+                handle = computing_gpu(self._nvml, *self._computing, os.environ)
+            else:
+                handle = find_gpu(self._nvml, options.device)
             self._reader = NvmlReader(self._nvml, handle)
             self._gpm = GpmWindows(self._nvml, handle)
         return self._reader, self._gpm

@@ -75,6 +75,7 @@ class GpuFacts(msgspec.Struct, frozen=True):
     memory_khz: int = 0
     bus_bits: int = 0
     driver: int = 0  # 13000 is CUDA 13.0
+    uuid: str = ""  # GPU-..., as NVML knows it
 
     @property
     def driver_version(self) -> str:
@@ -200,6 +201,7 @@ def read_facts(index: int) -> GpuFacts:
         capability=(properties.major, properties.minor),
         memory_bytes=properties.total_memory,
         l2_bytes=getattr(properties, "L2_cache_size", 0),
+        uuid=f"GPU-{properties.uuid}" if getattr(properties, "uuid", None) else "",
     )
     return _with_driver(facts, index) if has_bindings() else facts
 

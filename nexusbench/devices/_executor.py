@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import torch
 
 from nexusbench.core.batch import Batch, StepOutput
-from nexusbench.core.errors import InvariantBreach
+from nexusbench.core.errors import InvariantBreach, NexusbenchError
 from nexusbench.core.request import Request
 from nexusbench.devices._prompts import Prompts
 from nexusbench.kernels.attention.base import AttentionBackend, PreparedAttention
 from nexusbench.kernels.paged import LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan, BlockTables, plan_attention
 from nexusbench.models.decoder import Decoder
+from nexusbench.models.finite import broken_rows, whence
 from nexusbench.models.sampling import Sampling, sample
 from nexusbench.models.step import Step, make_step
 
@@ -178,9 +179,24 @@ class StepRunner:
         result = self._forward(step, planned, batch)
         if result is None or not planned.makers:
             return []
+        self._check(result, planned)
         drawn = sample(result, served.sampling, *planned.drawn_for)
         planner.finish(planned, drawn)
         return drawn
+
+    def _check(self, logits: torch.Tensor, planned: PlannedStep) -> None:
+        """Raise NexusbenchError for logits that are NaN or infinite, naming the first request."""
+        broken = broken_rows(logits)
+        if not broken:
+            return
+        place = planned.makers[broken[0]]
+        request = planned.requests[place]
+        others = f", and of {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise NexusbenchError(
+            f"the logits of token {planned.ends[place]} of request '{request.id}'{others} are NaN "
+            f"or infinite; {whence(self._served.kv, request.blocks)}. The weights are damaged, or "
+            "overflow in this data type: try --dtype float32, and nexusbench check-model"
+        )
 
     def _forward(self, step: Step, planned: PlannedStep, batch: Batch) -> torch.Tensor | None:
         """The wanted logits; None after layers that are not the last, whose hidden states wait."""

@@ -28,7 +28,7 @@ class Gemm:
 
     def time(
         self,
-        rows: int,
+        rows: float,
         inputs: int,
         outputs: int,
         weight_bytes: float,
@@ -37,15 +37,17 @@ class Gemm:
         bandwidth: float,
         *,
         copies: int = 0,
+        groups: float = 1,
     ) -> OperatorClass:
         """One product on ``sms`` SMs that draw ``bandwidth`` bytes per ns, in ns.
 
         The best tile and split of K is taken, as a tuned library does. ``copies``: weights that a
         benchmark goes round, so that small ones stay in L2; 0 in a serving step, where the
-        other layers evict them.
+        other layers evict them. ``groups``: so many products of this shape, with weights of their
+        own, in one kernel (the experts of a layer); such kernels do not split K.
         """
-        weights = inputs * outputs * weight_bytes
-        activations = rows * (inputs + outputs) * activation_bytes
+        weights = inputs * outputs * weight_bytes * groups
+        activations = rows * (inputs + outputs) * activation_bytes * groups
         traffic = weights + activations
         per_byte = 1.0 / bandwidth
         if copies:
@@ -53,10 +55,10 @@ class Gemm:
         moving = traffic * per_byte
         best = None
         for height, width, share in TILES:
-            tiles = -(-rows // height) * -(-outputs // width)
+            tiles = -(-rows // height) * -(-outputs // width) * groups
             tile = 2.0 * height * width * inputs / (self._rate * share)
             epilogue = self._epilogue * height * width / _LARGEST
-            for parts in SPLIT_K:
+            for parts in SPLIT_K if groups == 1 else (1,):
                 if parts > 1 and tiles * parts > 2 * sms:
                     break
                 waves = max(1.0, tiles * parts / sms)

@@ -63,6 +63,15 @@ _MAY_BE_ZERO = (
 # Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
 _MOST_SMS = 2048
 _LARGEST = 1e9
+_MOST_US, _MOST_INTERFERENCE = 1e6, 1e3  # a second; a thousand times slower
+# The least of what something is divided by: far below any GPU, and no time overflows.
+_LEAST = {
+    "peak_tflops": 0.1, "hbm_gbps": 0.1, "hbm_gib": 0.01, "l2_mib": 0.001, "l2_gbps": 0.1,
+    "link_gbps": 0.001, "host_gbps": 0.001, "clock_mhz": 1.0, "dense_efficiency": 0.01,
+    "attention_efficiency": 0.01, "bandwidth_efficiency": 0.01, "l2_share": 0.001,
+}  # fmt: skip
+_LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
+_MOST_BYTES = 1 << 20  # of a file
 
 
 def gpu_names() -> list[str]:
@@ -132,15 +141,22 @@ def legal_splits(gpu: GpuSpec) -> tuple[Split, ...]:
 def _read(path: Path) -> str:
     """The file's text. Raises InputError if it cannot be read or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError("is no ordinary file", file=path, hint="Give a GPU file")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            problem = f"has more than {_MOST_BYTES >> 20} MiB"
+            raise InputError(problem, file=path, hint="Give a GPU file")
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError("is not text in UTF-8", file=path, hint="Give a TOML file") from None
         raise InputError(
-            f"cannot be read: {error.strerror}",
+            f"cannot be read: {getattr(error, 'strerror', None) or error}",
             file=path,
             hint=f"Give a GPU file, or one of: {', '.join(gpu_names())}",
         ) from None
-    except UnicodeDecodeError:
-        raise InputError("is not text in UTF-8", file=path, hint="Give a TOML file") from None
 
 
 class _Document:
@@ -157,8 +173,10 @@ class _Document:
             raise InputError(
                 f"is not valid TOML: {problem}", file=file, line=line, hint="Correct this line"
             ) from None
-        except RecursionError:
-            raise InputError("is nested too deeply", file=file, hint="Give a GPU file") from None
+        except (RecursionError, ValueError) as error:
+            nested = isinstance(error, RecursionError)
+            problem = "is nested too deeply" if nested else f"is not usable TOML: {error}"
+            raise InputError(problem, file=file, hint="Give a GPU file") from None
 
     def error(self, table: str, key: str, problem: str, hint: str) -> InputError:
         """The complaint about ``key`` of ``table`` ('' = top level), with its line, if any."""
@@ -255,11 +273,22 @@ def _check_value(document: _Document, table: str, key: str, value: object) -> No
         raise document.error(table, key, "is empty", "Name the GPU")
     if not isinstance(value, int | float):
         return
-    largest = _MOST_SMS if key == "num_sms" else 1.0 if key in _SHARES else _LARGEST
-    enough = value >= 0 if key in _MAY_BE_ZERO else value > 0
+    largest, least = _largest(key), _LEAST.get(key, 0.0)
+    enough = value >= 0 if key in _MAY_BE_ZERO else value > least
     if not (math.isfinite(value) and enough and value <= largest):
-        low = "at least 0" if key in _MAY_BE_ZERO else "above 0"
-        raise document.error(table, key, f"is {value}", f"It must be {low} and at most {largest:g}")
+        low = "at least 0" if key in _MAY_BE_ZERO else f"above {least:g}" if least else "above 0"
+        text = f"{value}"[:60]
+        raise document.error(table, key, f"is {text}", f"It must be {low} and at most {largest:g}")
+
+
+def _largest(key: str) -> float:
+    if key == "num_sms":
+        return _MOST_SMS
+    if key in _SHARES:
+        return 1.0
+    if key.endswith("_us"):
+        return _MOST_US
+    return _MOST_INTERFERENCE if key.endswith("_interference") else _LARGEST
 
 
 def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) -> None:
@@ -276,6 +305,8 @@ def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) ->
         raise refuse("does not start at [0, 0]")
     if curve[-1] != (1, 1):
         raise refuse("does not end at [1, 1]")
+    if curve[1][1] < _LEAST_BANDWIDTH:
+        raise refuse(f"gives {curve[1][0]:g} of the SMs {curve[1][1]:g} of the bandwidth")
     for (x0, y0), (x1, y1) in pairwise(curve):
         if x1 <= x0 or y1 < y0:
             raise refuse(f"falls from [{x0}, {y0}] to [{x1}, {y1}]")

@@ -14,7 +14,7 @@ from itertools import pairwise
 import msgspec
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
 from nexusbench.costs._work import ModelWork, model_work
 from nexusbench.devices._attention import Attention
 from nexusbench.devices._gemm import Gemm
@@ -95,10 +95,12 @@ class Physics:
 
     def dense(self, tokens: int, sms: int) -> OperatorClass:
         """All dense layers and element-wise kernels of the decoder stack."""
-        granules = (tokens + ROW_GRANULE - 1) // ROW_GRANULE
-        known = self._dense_memo.get((granules, sms))
+        rows = (tokens + ROW_GRANULE - 1) // ROW_GRANULE * ROW_GRANULE
+        # How many experts a batch reads depends on its tokens, not on what they are padded to.
+        different = tokens if self._work.routed else rows
+        known = self._dense_memo.get((different, sms))
         if known is None:
-            known = self._dense_memo[granules, sms] = self._stack(granules * ROW_GRANULE, sms)
+            known = self._dense_memo[different, sms] = self._stack(tokens, rows, sms)
         return known
 
     def head(self, sequences: int, sms: int) -> OperatorClass:
@@ -130,24 +132,49 @@ class Physics:
         heads = 2 * work.num_heads + 2 * work.num_kv_heads
         return rows * heads * self.model.head_dim * work.activation_bytes
 
-    def _stack(self, rows: int, sms: int) -> OperatorClass:
-        """The decoder stack without attention, not memoised."""
+    def _stack(self, tokens: int, rows: int, sms: int) -> OperatorClass:
+        """The decoder stack without attention, not memoised, for tokens padded to ``rows``."""
         work = self._work
         made = NOTHING
-        for linear, share in zip(work.linears, work.token_share, strict=True):
-            used = max(1, round(rows * share))
-            product = self._product(
-                used, linear.inputs, linear.outputs, work.weight_bytes_each, sms
-            )
-            made = scaled_sum(product, linear.count, made)
+        for linear in work.linears:
+            if linear.name.startswith("expert"):
+                product, count = self._experts(linear, tokens, sms), work.num_layers
+            else:
+                product = self._product(
+                    rows, linear.inputs, linear.outputs, work.weight_bytes_each, sms
+                )
+                count = linear.count
+            made = scaled_sum(product, count, made)
         # Values a token's kernels touch: two norms with residual (two read, two written), rotary
         # embedding, and an activation that reads two wide rows and writes one.
-        hidden, wide = work.hidden_size, self.model.intermediate_size / self.tensor_parallel
+        hidden, wide = work.hidden_size, self.model.wide / self.tensor_parallel
         rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
-        for values in (4 * hidden, 4 * hidden, 2 * rotated, 3 * wide):
+        touched = [4 * hidden, 4 * hidden, 2 * rotated, 3 * wide]
+        if work.routed:
+            # Top k of the router's logits, sorting tokens by expert, and the weighted sum.
+            chosen = work.experts_per_token
+            touched += [work.num_experts, 2 * chosen, (chosen + 1) * hidden]
+        for values in touched:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
         return made
+
+    def _experts(self, linear: Linear, tokens: int, sms: int) -> OperatorClass:
+        """One layer's routed experts: a kernel with a product for each that the tokens are expected
+        to use, with their equal shares of the rows.
+        """
+        work = self._work
+        groups = work.experts_touched(tokens)
+        return self._gemm.time(
+            tokens * work.experts_per_token / groups,
+            linear.inputs,
+            linear.outputs,
+            work.weight_bytes_each,
+            work.activation_bytes,
+            sms,
+            self._bandwidth[sms],
+            groups=groups,
+        )
 
     def _product(
         self, rows: int, inputs: int, outputs: int, weight_bytes: float, sms: int

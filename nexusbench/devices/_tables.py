@@ -13,13 +13,15 @@ import gzip
 import hashlib
 import io
 import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
 from pathlib import Path
+from typing import IO
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 
 # How often a decoder layer runs each dense operator, then what a step runs once, by tokens and by
 # sequences.
@@ -35,6 +37,14 @@ PER_LAYER = {
 PER_STEP = ("embedding", "final_layernorm")
 PER_SEQUENCE = ("lm_head", "sampler")
 ATTENTION_AXES = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+
+# Of a file, unpacked: the largest published table has 2 MB.
+_MOST_BYTES = 64 << 20
+_MOST_COUNT = 10**9
+_TIMES_US = (1e-6, 1e9)
+# Names of number formats in meta.yaml's ``variant``, by bytes of a weight.
+_VARIANTS = {"fp32": 4.0, "float32": 4.0, "bf16": 2.0, "bfloat16": 2.0, "fp16": 2.0,
+             "float16": 2.0, "fp8": 1.0, "int8": 1.0}  # fmt: skip
 
 Point = tuple[int, ...]
 Row = tuple[Point, float]
@@ -87,8 +97,10 @@ class Grid:
                 for at, w in corners
                 for corner in ((at + low, w * (1.0 - share)), (at + high, w * share))
             ]
-        values = self.values
-        return sum([values[at] * w for at, w in corners])
+        made, values = 0.0, self.values
+        for at, weight in corners:
+            made += values[at] * weight
+        return made
 
 
 class KernelTable:
@@ -106,15 +118,24 @@ class KernelTable:
 
     def layer_us(self, tokens: int) -> float:
         """One decoder layer without attention."""
-        return sum([self.dense[name](tokens) * count for name, count in PER_LAYER.items()])
+        made = 0.0  # not by ``sum``, which rounds otherwise from Python 3.12 on
+        for name, count in PER_LAYER.items():
+            made += self.dense[name](tokens) * count
+        return made
 
     def step_us(self, tokens: int) -> float:
         """What a step runs once for its tokens."""
-        return sum([self.dense[name](tokens) for name in PER_STEP])
+        made = 0.0
+        for name in PER_STEP:
+            made += self.dense[name](tokens)
+        return made
 
     def head_us(self, sequences: int) -> float:
         """What a step runs once for its sequences: output head and sampling."""
-        return sum([self.sequence[name](sequences) for name in PER_SEQUENCE])
+        made = 0.0
+        for name in PER_SEQUENCE:
+            made += self.sequence[name](sequences)
+        return made
 
 
 def load_table(folder: Path, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int) -> KernelTable:
@@ -123,6 +144,12 @@ def load_table(folder: Path, gpu: GpuSpec, model: ModelSpec, tensor_parallel: in
     """
     if not folder.is_dir():
         raise InputError("is not a folder", file=folder, hint="Give --kernel-table a folder")
+    if model.moe is not None:
+        raise InputError(
+            f"holds a dense model's operators, and {model.name} is a mixture of experts",
+            file=folder,
+            hint="Leave --kernel-table out",
+        )
     digest = hashlib.sha256()
     check_meta(folder / "meta.yaml", gpu, model, tensor_parallel, digest)
     dense = _curves(folder, "dense", "tokens", (*PER_LAYER, *PER_STEP), digest)
@@ -182,11 +209,31 @@ def check_meta(
                 f"is {found}, but {wanted} is to be run", file=path, line=line, field=name,
                 hint="Give the table of this GPU and model, or leave --kernel-table out",
             )  # fmt: skip
+    _check_optional(path, meta, model)
     line, degrees = meta.get("tp_degrees", (None, "[1]"))
     if str(tensor_parallel) not in degrees.strip("[] ").replace(" ", "").split(","):
         raise InputError(
             f"is {degrees}: nothing was measured for {tensor_parallel}", file=path, line=line,
             field="tp_degrees", hint="Leave --kernel-table or --tensor-parallel-size out",
+        )  # fmt: skip
+
+
+def _check_optional(path: Path, meta: dict[str, tuple[int, str]], model: ModelSpec) -> None:
+    """Compare what a ``meta.yaml`` need not say. Raises InputError for the first difference."""
+    for key, (line, found) in meta.items():
+        name = key.rpartition(".")[2]
+        wanted = {"hidden_size": model.hidden_size, "head_dim": model.head_dim}.get(name)
+        if wanted is not None and found != str(wanted):
+            raise InputError(
+                f"is {found}, but {wanted} is to be run", file=path, line=line, field=name,
+                hint="Give the table of this model, or leave --kernel-table out",
+            )  # fmt: skip
+    line, variant = meta.get("variant", (None, "bf16"))
+    if _VARIANTS.get(variant.lower()) != DTYPE_BYTES[model.dtypes.weights]:
+        raise InputError(
+            f"is {variant}, but weights in {model.dtypes.weights} are to be run", file=path,
+            line=line, field="variant", hint="Give the table of this model in this data type, or "
+            "leave --kernel-table out",
         )  # fmt: skip
 
 
@@ -217,15 +264,30 @@ def read_meta(path: Path, digest: hashlib._Hash | None = None) -> dict[str, tupl
 def _text(path: Path, digest: hashlib._Hash | None) -> str:
     """A file's text, gunzipped if its name ends in .gz. Raises InputError."""
     try:
-        data = path.read_bytes()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError("is no ordinary file", file=path, hint="Give a CSV file")
+        with path.open("rb") as file:
+            data = _bounded(path, file)
         if digest is not None:
             digest.update(data)
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read: {problem}", file=path, hint="See --help") from None
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = _bounded(path, packed)
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError("is not text in UTF-8", file=path, hint="Give a CSV file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot be read: {problem}", file=path, hint="See --help") from None
+
+
+def _bounded(path: Path, file: IO[bytes]) -> bytes:
+    data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise InputError(
+            f"has more than {_MOST_BYTES >> 20} MiB", file=path, hint="Give a kernel table"
+        )
+    return data
 
 
 def _read(
@@ -237,10 +299,16 @@ def _read(
         folder / f"{name}.csv",
     )
     reader = csv.DictReader(io.StringIO(_text(path, digest)))
-    for field in (*keys, "time_us"):
-        if field not in (reader.fieldnames or ()):
-            raise InputError("is missing", file=path, line=1, field=field, hint="Add the column")
-    return path, [(reader.line_num, row) for row in reader]
+    try:
+        for field in (*keys, "time_us"):
+            if field not in (reader.fieldnames or ()):
+                problem = "is missing"
+                raise InputError(problem, file=path, line=1, field=field, hint="Add the column")
+        return path, [(reader.line_num, row) for row in reader]
+    except csv.Error as error:  # a cell of more than 128 KiB, a NUL
+        raise InputError(
+            f"is no line of CSV: {error}", file=path, line=reader.line_num, hint="Correct it"
+        ) from None
 
 
 def _numbers(
@@ -252,18 +320,18 @@ def _numbers(
         counts = []
         for key in keys:
             text = row[key] or ""
-            if not text.isdecimal():
-                problem = f"is '{text}', not a count"
+            if not (text.isdecimal() and len(text) < 11 and int(text) <= _MOST_COUNT):
+                problem = f"is '{text[:40]}', not a count"
                 raise InputError(problem, file=path, line=line, field=key, hint="Correct it")
             counts.append(int(text))
         try:
             time = float(row["time_us"] or "")
         except ValueError:
             time = math.nan
-        if not (math.isfinite(time) and time > 0):
+        if not _TIMES_US[0] <= time <= _TIMES_US[1]:
             raise InputError(
-                f"is '{row['time_us']}', not a time above 0", file=path, line=line, field="time_us",
-                hint="Give microseconds",
+                f"is '{(row['time_us'] or '')[:40]}', not a time above 0", file=path, line=line,
+                field="time_us", hint=f"Give microseconds, {_TIMES_US[0]:g} to {_TIMES_US[1]:g}",
             )  # fmt: skip
         if tuple(counts) in seen:
             raise InputError(

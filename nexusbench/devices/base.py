@@ -83,6 +83,8 @@ class Device(ABC):
     source: ClassVar[str] = ""
     kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
     random_weights: bool = False  # of the model: times are real, texts mean nothing
+    gpu_uuid: str = ""  # of the GPU that computes, where there is one
+    gpu_number: int = 0  # CUDA's
     made_of_profile: str | None = None  # points_sha256, where the times are those of a profile
 
     @classmethod

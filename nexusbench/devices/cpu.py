@@ -299,9 +299,10 @@ class Cpu(Device):
             assert ended.seat is not None
             error, where = ended.error, f"partition '{ended.seat.partition}'"
             text = (str(error).splitlines() or [""])[0]
-            raise NexusbenchError(
-                f"step {ended.step} on {where} failed: {type(error).__name__}: {text}"
-            ) from error
+            if not isinstance(error, NexusbenchError):
+                text = f"{type(error).__name__}: {text}"
+            step = f"step {ended.step}" if ended.step >= 0 else "the warm-up"
+            raise NexusbenchError(f"{step} on {where} failed: {text}") from error
         output = ended.output
         if output is None:
             return None

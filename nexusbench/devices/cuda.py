@@ -176,10 +176,12 @@ class Cuda(Device):
             "queues": os.environ[QUEUES_VARIABLE],
         }
         name = f"cuda:{argument}" if argument else "cuda"
-        return cls(
+        made = cls(
             decoder, config.spec, options, runtime, partitions, cls.describe(argument), memory,
             name=name, facts=told,
         )  # fmt: skip
+        made.gpu_uuid, made.gpu_number = facts.uuid, chosen.gpu
+        return made
 
     def environment(self) -> dict[str, str]:
         """What the times depend on besides the code."""

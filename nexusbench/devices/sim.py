@@ -332,9 +332,7 @@ def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
     weights = model.weight_bytes / tp
     # Widest live tensors of a step: gate and up, a few hidden states, and the logits in float32.
     activations = (
-        2.0
-        * options.max_num_batched_tokens
-        * (2 * model.intermediate_size / tp + 4 * model.hidden_size)
+        2.0 * options.max_num_batched_tokens * (2 * model.wide / tp + 4 * model.hidden_size)
         + 4.0 * options.max_num_seqs * model.vocab_size
     )
     left = usable - weights - activations - RESERVED_BYTES

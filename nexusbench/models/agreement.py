@@ -13,6 +13,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.kernels.planner import plan_attention
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.decoder import Decoder
+from nexusbench.models.finite import broken_rows
 from nexusbench.models.step import make_step
 
 # Odd on purpose: no chunk ends with a block or a tile.
@@ -35,11 +36,23 @@ class Disagreement(msgspec.Struct, frozen=True):
     tie: bool
 
 
+class Broken(msgspec.Struct, frozen=True):
+    """Positions of a prompt whose logits are NaN or infinite, the first of them and their number.
+
+    ``side`` is ``ours`` or ``transformers``.
+    """
+
+    side: str
+    prompt: int
+    position: int
+    count: int
+
+
 class Agreement(msgspec.Struct, frozen=True):
     """Both sides' logits over the same tokens.
 
-    ``largest_difference`` and ``largest_logit`` are absolute; ``tolerance`` is what the difference
-    may be in this data type.
+    ``largest_difference`` and ``largest_logit`` are absolute and of the positions where both sides
+    are finite; ``tolerance`` is what the difference may be in this data type.
     """
 
     model: str
@@ -51,11 +64,12 @@ class Agreement(msgspec.Struct, frozen=True):
     largest_logit: float
     tolerance: float
     disagreements: tuple[Disagreement, ...]
+    broken: tuple[Broken, ...] = ()
 
     @property
     def agrees(self) -> bool:
-        """Logits equal up to rounding, greedy tokens up to ties."""
-        close = self.largest_difference <= self.tolerance
+        """All logits finite and equal up to rounding, greedy tokens up to ties."""
+        close = self.largest_difference <= self.tolerance and not self.broken
         return close and all(found.tie for found in self.disagreements)
 
 
@@ -89,18 +103,13 @@ def compare(
     theirs = _Reference(config, decoder.dtype)
     ids = [theirs.greedy(prompt, new_tokens) for prompt in ids]
     ours = teacher_forced(decoder, ids, prompts, seed)
-    largest = peak = 0.0
+    pairs = [(ours[index], theirs.logits(tokens)) for index, tokens in enumerate(ids)]
+    broken = [broken for index, pair in enumerate(pairs) for broken in _broken(index, pair)]
+    largest, peak = _largest(pairs)
+    limit = TIE if dtype == "float32" else TOLERANCES[dtype] * peak
     found: list[Disagreement] = []
-    for index, (tokens, length) in enumerate(zip(ids, prompts, strict=True)):
-        expected = theirs.logits(tokens)
-        largest = max(largest, float((ours[index] - expected).abs().max()))
-        peak = max(peak, float(expected.abs().max()))
-        for row in range(length - 1, len(tokens)):
-            mine, other = int(ours[index][row].argmax()), int(expected[row].argmax())
-            if mine != other:
-                margin = float(expected[row, other] - expected[row, mine])
-                tie = margin <= (TIE if dtype == "float32" else TOLERANCES[dtype] * peak)
-                found.append(Disagreement(index, row + 1, mine, other, margin, tie))
+    for index, (length, pair) in enumerate(zip(prompts, pairs, strict=True)):
+        found += _differing(index, length, *pair, limit)
     return Agreement(
         model=config.spec.name,
         dtype=dtype,
@@ -111,7 +120,41 @@ def compare(
         largest_logit=peak,
         tolerance=TOLERANCES[dtype] * max(1.0, peak),
         disagreements=tuple(found),
+        broken=tuple(broken),
     )
+
+
+def _broken(prompt: int, pair: tuple[torch.Tensor, torch.Tensor]) -> list[Broken]:
+    found = []
+    for side, logits in zip(("ours", "transformers"), pair, strict=True):
+        rows = broken_rows(logits)
+        if rows:
+            found.append(Broken(side, prompt, rows[0], len(rows)))
+    return found
+
+
+def _largest(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
+    """Largest difference and largest logit of transformers, where both sides are finite."""
+    largest = peak = 0.0
+    for ours, theirs in pairs:
+        both = torch.isfinite(ours).all(dim=1) & torch.isfinite(theirs).all(dim=1)
+        if bool(both.any()):
+            largest = max(largest, float((ours[both] - theirs[both]).abs().max()))
+            peak = max(peak, float(theirs[both].abs().max()))
+    return largest, peak
+
+
+def _differing(
+    prompt: int, length: int, ours: torch.Tensor, theirs: torch.Tensor, limit: float
+) -> list[Disagreement]:
+    """Greedy tokens after the prompt that differ; ``limit`` is the margin of a tie."""
+    found = []
+    for row in range(length - 1, len(ours)):
+        mine, other = int(ours[row].argmax()), int(theirs[row].argmax())
+        if mine != other:
+            margin = float(theirs[row, other] - theirs[row, mine])
+            found.append(Disagreement(prompt, row + 1, mine, other, margin, margin <= limit))
+    return found
 
 
 def teacher_forced(

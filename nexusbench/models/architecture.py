@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,8 @@ import msgspec
 
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.config import describe
-from nexusbench.models.document import ConfigDocument, open_config
+from nexusbench.models.document import ConfigDocument, open_config, shown
+from nexusbench.models.quantisation import quantisation_of
 
 # Family -> biases of (q, k, v), of the output projection and of the MLP; None: the config says.
 _BIASES: dict[str, tuple[bool | None, bool | None, bool | None]] = {
@@ -79,12 +79,13 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
             f"'{family}' can be simulated but not computed",
             f"With real tokens: {', '.join(_BIASES)}",
         )
-    if spec.dtypes.weights != spec.dtypes.activations:
-        raise config.error(
-            "quantization_config",
-            f"{spec.dtypes.weights} weights cannot be computed",
-            "Give the checkpoint in bfloat16, float16 or float32",
-        )
+    quantised = quantisation_of(config)
+    if quantised is not None:
+        types = spec.dtypes
+        of = f"{types.weights} weights" if quantised.weights else f"{types.kv} KV"
+        what = f"{of} cannot be computed"
+        hint = "Give the checkpoint in bfloat16, float16 or float32"
+        raise quantised.said_in.error(quantised.field, what, hint)
     if spec.head_dim % 2:
         raise config.error("head_dim", f"{spec.head_dim} is odd", "RoPE rotates pairs")
     qkv, output, mlp = _BIASES[family]
@@ -109,7 +110,7 @@ def _rope(config: ConfigDocument) -> Rope:
     field = "rope_parameters" if config.data.get("rope_parameters") else "rope_scaling"
     scaling: Any = config.data.get(field) or {}
     if not isinstance(scaling, dict):
-        raise config.error(field, f"is {json.dumps(scaling)[:60]}, not an object", _ROPE_HINT)
+        raise config.error(field, f"is {shown(scaling)}, not an object", _ROPE_HINT)
     theta = config.number("rope_theta", 10000.0)
     theta = config.number(f"{field}.rope_theta", theta, scaling)
     for where in (config.data, scaling):
@@ -119,7 +120,7 @@ def _rope(config: ConfigDocument) -> Rope:
     if kind == "default":
         return Rope(theta=theta)
     if kind not in ("linear", "llama3"):
-        problem = f"{json.dumps(kind)[:60]} is not supported"
+        problem = f"{shown(kind)} is not supported"
         raise config.error(f"{field}.rope_type", problem, _ROPE_HINT)
     wanted = {"factor"}
     if kind == "llama3":
@@ -145,6 +146,6 @@ def _eos(config: ConfigDocument) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int):
-            problem = f"{json.dumps(token)[:60]} is not a token id"
+            problem = f"{shown(token)} is not a token id"
             raise config.error("eos_token_id", problem, "Give a token id, a list of them, or null")
     return tuple(ids)

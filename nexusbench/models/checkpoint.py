@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ import torch
 
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.models.architecture import DecoderConfig
+from nexusbench.models.shards import AGAIN, INDEX, check_header, require_inside, weight_map
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 # The largest prime below 2^24: no row of a weight falls on the same place of the block as another.
 _REPEATED = 16_777_213
-_INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
+_OF_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_AGAIN = "Download the checkpoint again"
 
 
 class TensorSource(Protocol):
@@ -28,6 +28,10 @@ class TensorSource(Protocol):
 
     def read(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         """The tensor, in any floating type and on the CPU. Raises InputError if it is not so."""
+        ...
+
+    def require_all_read(self, num_layers: int) -> None:
+        """Raise InputError if a layer below ``num_layers`` has a tensor that was not read."""
         ...
 
 
@@ -79,6 +83,9 @@ class RandomTensors:
             part.copy_(self._block[: len(part)])
         return values.view(*shape)
 
+    def require_all_read(self, num_layers: int) -> None:
+        """There is nothing but what was asked for."""
+
 
 def _drawn(seed: int, *shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -90,18 +97,32 @@ class SafetensorFiles:
     """The safetensors of a folder: one file, or shards with an index."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._open: dict[Path, Any] = {}
-        index = folder / _INDEX
+        self._asked: set[str] = set()
+        self._where: dict[str, Path] = {}
+        index = folder / INDEX
         if index.is_file():
-            self._where = _weight_map(index)
+            self._where = weight_map(index)
             self._listing = index
             return
         found = sorted(folder.glob("*.safetensors"))
         if not found:
             raise _nothing_in(folder)
+        # What lies beside the whole model (an adapter, another layout) is not of it.
+        found = [path for path in found if path.name == "model.safetensors"] or found
+        for path in found:
+            require_inside(path, path)
         self._listing = found[0] if len(found) == 1 else folder
-        self._where = {name: path for path in found for name in self._file(path).keys()}  # noqa: SIM118 - no dict
+        for path in found:
+            for name in self._file(path).keys():  # noqa: SIM118 - no dict
+                other = self._where.setdefault(name, path)
+                if other is not path:
+                    raise InputError(
+                        f"is in {other.name} too",
+                        file=path,
+                        field=name,
+                        hint="Keep the files of one model, or add its index",
+                    )
 
     def read(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         """The tensor as stored, memory-mapped.
@@ -109,6 +130,7 @@ class SafetensorFiles:
         Raises InputError naming file and tensor if it is missing, damaged, or of another shape or
         type than a float.
         """
+        self._asked.add(name)
         path = self._where.get(name)
         if path is None:
             raise InputError(
@@ -123,7 +145,7 @@ class SafetensorFiles:
             dtype, found = str(stored.get_dtype()), list(stored.get_shape())
         except Exception as error:
             raise InputError(
-                f"is not in this shard ({_first_line(error)})", file=path, field=name, hint=_AGAIN
+                f"is not in this shard ({_first_line(error)})", file=path, field=name, hint=AGAIN
             ) from None
         if dtype not in _FLOATS:
             raise InputError(
@@ -140,7 +162,24 @@ class SafetensorFiles:
                 hint="Give the config.json that belongs to these weights",
             )
         tensor: torch.Tensor = file.get_tensor(name)
+        # One pass; a sum that overflows in 16 bits is looked at again.
+        if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+            raise InputError("holds NaN or infinite values", file=path, field=name, hint=AGAIN)
         return tensor
+
+    def require_all_read(self, num_layers: int) -> None:
+        """Raise InputError for the first tensor of a layer that the decoder does not know: what it
+        would compute without it (a bias, a norm) is another model.
+        """
+        for name in sorted(self._where.keys() - self._asked):
+            found = _OF_LAYER.match(name)
+            if found and int(found[1]) < num_layers and not name.endswith("rotary_emb.inv_freq"):
+                raise InputError(
+                    "has no place in the decoder that config.json describes",
+                    file=self._where[name],
+                    field=name,
+                    hint="Give the config.json that belongs to these weights",
+                )
 
     def _file(self, path: Path) -> Any:
         """The opened file. Raises InputError if it is truncated or not safetensors."""
@@ -153,42 +192,19 @@ class SafetensorFiles:
                     'pip install "nexusbench[torch]"'
                 ) from None
             try:
+                check_header(path)
                 self._open[path] = safe_open(str(path), framework="pt")
             except SafetensorError as error:
                 raise InputError(
                     f"is truncated or no safetensors file ({_first_line(error)})",
                     file=path,
-                    hint=_AGAIN,
+                    hint=AGAIN,
                 ) from None
             except OSError as error:
                 raise InputError(
                     f"cannot be read: {error.strerror or _first_line(error)}", file=path
                 ) from None
         return self._open[path]
-
-
-def _weight_map(index: Path) -> dict[str, Path]:
-    """Tensor name -> shard, by the index. Raises InputError if a shard is not there."""
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        where = {str(name): index.parent / str(file) for name, file in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            "is not an object of tensor names and files",
-            file=index,
-            field="weight_map",
-            hint=_AGAIN,
-        ) from None
-    shards = sorted(set(where.values()))
-    missing = [path for path in shards if not path.is_file()]
-    if missing:
-        raise InputError(
-            f"shard {missing[0].name} is missing ({len(missing)} of {len(shards)} are)",
-            file=index,
-            field="weight_map",
-            hint="Download it into the same folder",
-        )
-    return where
 
 
 def _nothing_in(folder: Path) -> InputError:

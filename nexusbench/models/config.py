@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from nexusbench.core.specs import DTYPE_BYTES, Dtypes, ModelSpec, MoeSpec
-from nexusbench.models.document import ConfigDocument, open_config
+from nexusbench.models.caveats import warn
+from nexusbench.models.document import ConfigDocument, open_config, shown
 from nexusbench.models.document import model_names as model_names
+from nexusbench.models.quantisation import quantisation_of
 
 _DENSE = ("llama", "mistral", "qwen2", "qwen3")
 # Family -> field that holds the intermediate size of one routed expert.
@@ -19,6 +20,25 @@ _MOE = {
 # These families have no switch: a window in the config is in force.
 _ALWAYS_WINDOWED = ("mistral", "mixtral")
 _SILU = ("silu", "swish")
+# Keys that make a decoder another one, whatever it calls itself; null, false, 0 and empty are off.
+_UNLIKE = (
+    "text_config", "vision_config", "audio_config", "block_configs", "hybrid_override_pattern",
+    "layers_block_type", "attn_type_list", "kv_lora_rank", "q_lora_rank", "index_topk",
+    "dual_chunk_attention_config", "sparse_attention_config", "linear_attn_config",
+    "full_attention_interval", "attention_chunk_size", "cross_attention_layers",
+    "num_kv_shared_layers", "no_rope_layer_interval", "first_k_dense_replace", "moe_layer_freq",
+    "n_routed_experts", "n_shared_experts", "use_parallel_residual", "is_encoder_decoder",
+)  # fmt: skip
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "moe_intermediate_size")
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
@@ -26,9 +46,12 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
 
     A shipped name wins over a folder of the same name; write ``./NAME`` for the folder.
     ``max_model_len`` is ``max_position_embeddings`` as written; rope scaling does not stretch it.
-    Raises InputError naming file, line and field for anything that cannot be described exactly.
+    Logs a warning about what its times are not. Raises InputError naming file, line and field for
+    anything that cannot be described exactly.
     """
-    return describe(open_config(name_or_path))
+    model = describe(open_config(name_or_path))
+    warn(model)
+    return model
 
 
 def describe(config: ConfigDocument) -> ModelSpec:
@@ -74,7 +97,7 @@ def _family(config: ConfigDocument) -> str:
     if family is None:
         raise config.error("model_type", "is missing", supported)
     if not isinstance(family, str) or family not in (*_DENSE, *_MOE):
-        raise config.error("model_type", f"{json.dumps(family)[:60]} is not supported", supported)
+        raise config.error("model_type", f"{shown(family)} is not supported", supported)
     return family
 
 
@@ -84,6 +107,13 @@ def _refuse_unlike(config: ConfigDocument, family: str) -> None:
     A window bounds the KV cache and the attention cost of a layer; described as full attention,
     both would be overstated without a word. Windows that are off (all Qwen2.5 files) are fine.
     """
+    wanted, named = _ARCHITECTURES[family], config.data.get("architectures")
+    if named and (not isinstance(named, list) or wanted not in named):
+        raise config.error("architectures", f"is {shown(named)}", f"Supported here: {wanted}")
+    for key in _UNLIKE if family in _MOE else (*_UNLIKE, *_EXPERT_KEYS):
+        if config.data.get(key):
+            problem = f"is {shown(config.data[key])}: not an ordinary {family} decoder"
+            raise config.error(key, problem, "Only decoders of equal layers are modelled")
     hint = "Only full attention is modelled; switch the window off to simulate that instead"
     if config.flag("use_sliding_window"):
         raise config.error("use_sliding_window", "is true", hint)
@@ -97,7 +127,7 @@ def _refuse_unlike(config: ConfigDocument, family: str) -> None:
     activation = config.data.get("hidden_act", "silu")
     if activation not in _SILU:
         raise config.error(
-            "hidden_act", f"is {json.dumps(activation)[:60]}", "Only SwiGLU (silu) is modelled"
+            "hidden_act", f"is {shown(activation)}", "Only SwiGLU (silu) is modelled"
         )
 
 
@@ -137,37 +167,17 @@ def _moe(config: ConfigDocument, family: str) -> MoeSpec:
 def _dtypes(config: ConfigDocument) -> Dtypes:
     """Data types: ``dtype`` or its older name ``torch_dtype``, bfloat16 where neither is given.
 
-    Quantisation changes the weights only; embeddings, KV cache and activations keep the data type.
+    Quantisation changes the weights and the KV cache; embeddings, head and activations keep the
+    data type. Scales of large groups (a few %) are left out.
     """
     field = "dtype" if config.data.get("dtype") is not None else "torch_dtype"
     value = config.data.get(field)
     dtype = "bfloat16" if value is None else str(value).removeprefix("torch.")
     if dtype not in ("bfloat16", "float16", "float32"):
-        raise config.error(
-            field, f"is {json.dumps(value)[:60]}", "Supported: bfloat16, float16, float32"
-        )
-    weights = _quantised(config) or dtype
+        raise config.error(field, f"is {shown(value)}", "Supported: bfloat16, float16, float32")
+    quantised = quantisation_of(config)
+    weights = (quantised and quantised.weights) or dtype
+    kv = (quantised and quantised.kv) or dtype
     assert weights in DTYPE_BYTES
-    return Dtypes(weights=weights, embeddings=dtype, kv=dtype, activations=dtype)
-
-
-def _quantised(config: ConfigDocument) -> str | None:
-    """The weights' type by ``quantization_config``, or None; scales (a few %) are left out."""
-    quantisation = config.data.get("quantization_config")
-    if quantisation is None:
-        return None
-    hint = "Supported: quant_method fp8, awq or gptq with bits 4, gptq with bits 8"
-    if not isinstance(quantisation, dict):
-        raise config.error("quantization_config", "is not an object", hint)
-    method, bits = quantisation.get("quant_method"), quantisation.get("bits")
-    if method == "fp8":
-        return "fp8"
-    known = {("awq", 4): "int4", ("gptq", 4): "int4", ("gptq", 8): "int8"}
-    for (name, width), dtype in known.items():
-        if method == name and bits == width and not isinstance(bits, bool):
-            return dtype
-    raise config.error(
-        "quantization_config.quant_method",
-        f"{json.dumps(method)[:60]} with bits {json.dumps(bits)[:60]} is not supported",
-        hint,
-    )
+    assert kv in DTYPE_BYTES
+    return Dtypes(weights=weights, embeddings=dtype, kv=kv, activations=dtype)

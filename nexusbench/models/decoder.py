@@ -57,6 +57,7 @@ class Decoder:
         )
         self.layers = self._layers.layers
         self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
+        source.require_all_read(spec.num_layers)
 
     @classmethod
     def load(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tomllib
 from importlib.resources import files
@@ -16,6 +15,19 @@ from nexusbench.core.registry import did_you_mean
 _SHIPPED = "nexusbench.data"
 # Far above any model; catches a slipped digit before it becomes an endless loop or an absurd pool.
 _LARGEST = 10**9
+_LARGEST_NUMBER = 1e18
+_MOST = {
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 65_536,
+    "hidden_size": 10**6,
+    "intermediate_size": 10**7,
+    "vocab_size": 10**8,
+    "num_experts": 65_536,
+    "num_local_experts": 65_536,
+}
+_MOST_BYTES = 16 << 20  # of a file: the largest published ones have 1 MB
 
 
 def model_names() -> list[str]:
@@ -43,9 +55,13 @@ def open_config(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
         document = (folder / f"{name}.json").read_text(encoding="utf-8")
         return ConfigDocument(document, f"{name}.json", name, str(sources.get(name, "")))
     path = Path(text)
-    if path.is_dir():
-        path = path / "config.json"
-    if not text or not path.is_file():
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+        found = bool(text) and path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that may not be searched, a NUL
+        found = False
+    if not found:
         raise InputError(
             f"no shipped model, config.json or folder with one is called '{text}'",
             hint=did_you_mean(Path(text).name.lower(), names),
@@ -55,10 +71,25 @@ def open_config(name_or_path: str | os.PathLike[str]) -> ConfigDocument:
     return ConfigDocument(_read(path), str(path), name or named.stem, str(path), path.parent)
 
 
-def _read(path: Path) -> str:
-    """The file's text. Raises InputError if it cannot be read or is not UTF-8."""
+def shown(value: object) -> str:
+    """A value of a document in an error: as JSON, and short."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = json.dumps(value)
+    except (RecursionError, ValueError):  # what json.loads reads it does not always write
+        return f"a nested {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _read(path: Path) -> str:
+    """The file's text. Raises InputError if it cannot be read, is too large or not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InputError(
+                f"has more than {_MOST_BYTES >> 20} MiB", file=path, hint="Give the model's config"
+            )
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=path) from None
     except UnicodeDecodeError:
@@ -116,17 +147,18 @@ class ConfigDocument:
             raise self.error(field, "is missing", "Give the model's complete HF config.json")
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(
-                field, f"is {json.dumps(value)[:60]}, not an integer", "Write a positive integer"
+                field, f"is {shown(value)}, not an integer", "Write a positive integer"
             )
-        if not 0 < value <= _LARGEST:
-            raise self.error(field, f"is {value}", f"It must be between 1 and {_LARGEST}")
+        most = _MOST.get(field, _LARGEST)
+        if not 0 < value <= most:
+            raise self.error(field, f"is {shown(value)}", f"It must be between 1 and {most}")
         return value
 
     def flag(self, field: str) -> bool:
         """A boolean; missing or null is False, the default of every supported family."""
         value = self.data.get(field)
         if value is not None and not isinstance(value, bool):
-            raise self.error(field, f"is {json.dumps(value)[:60]}", "Write true or false")
+            raise self.error(field, f"is {shown(value)}", "Write true or false")
         return bool(value)
 
     def number(self, field: str, default: float, inside: dict[str, Any] | None = None) -> float:
@@ -135,7 +167,16 @@ class ConfigDocument:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(field, f"is {json.dumps(value)[:60]}, not a number", "Write a number")
-        if not 0 < value < math.inf:
-            raise self.error(field, f"is {value}", "It must be positive")
+            raise self.error(field, f"is {shown(value)}, not a number", "Write a number")
+        if not 0 < value <= _LARGEST_NUMBER:
+            raise self.error(
+                field, f"is {shown(value)}", f"It must be positive and at most {_LARGEST_NUMBER:g}"
+            )
         return float(value)
+
+    def beside(self, name: str) -> ConfigDocument | None:
+        """The document ``name`` in the same folder, if there is one. Raises as this one does."""
+        path = None if self.folder is None else self.folder / name
+        if path is None or not path.exists():
+            return None
+        return ConfigDocument(_read(path), str(path), self.name, self.source, self.folder)

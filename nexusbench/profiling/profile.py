@@ -26,6 +26,7 @@ from nexusbench.costs._profile import (
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.devices.base import Device
+from nexusbench.models.caveats import caveats
 from nexusbench.profiling._desk import Desk, Pool, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
@@ -50,7 +51,8 @@ class Subject(msgspec.Struct, frozen=True):
 
     def pool(self) -> Pool:
         """KV blocks as the engine has them."""
-        return make_pool(self.device, self.model.kv_bytes_per_token, self.limits, self.block_size)
+        size = self.model.kv_bytes_on(self.device.spec.tensor_parallel)
+        return make_pool(self.device, size, self.limits, self.block_size)
 
     def target(self) -> Target:
         """What its cost models are about."""
@@ -109,7 +111,7 @@ def make_profile(
         num_points=len(points),
         fits=tuple(fits),
         facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
-        notes=(*outcome.notes, *fit_notes),
+        notes=(*caveats(subject.model), *outcome.notes, *fit_notes),
         counters=readers.sources,
         asked=subject.asked,
         limits=subject.limits,

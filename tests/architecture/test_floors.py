@@ -205,8 +205,14 @@ def test_each_check_can_fail(monkeypatch, tmp_path, check, where, text, says):
     assert says in problems(check, [path])
 
 
-# numpy does the same as plain arithmetic, element by element, in these.
+# numpy does the same as plain arithmetic, element by element, in these; math has no rounding in
+# those.
 EXACT_ARRAY = ("array", "asarray", "maximum", "minimum", "broadcast_to", "float64", "where")
+EXACT_MATH = ("isfinite", "isnan", "nan", "inf", "floor", "ceil", "isqrt", "gcd")
+ROUNDING_MODULES = ("cmath", "scipy", "statistics", "torch")
+ROUNDING_NAMES = ("sum", "pow", "fsum", "complex")
+ROUNDING_METHODS = ("sum", "mean", "prod", "dot", "cumsum", "std", "var", "__pow__", "gauss",
+                    "normalvariate", "expovariate")  # fmt: skip
 
 
 def deciding(node):
@@ -218,10 +224,62 @@ def deciding(node):
         yield from deciding(child)
 
 
+def physics_files():
+    """Every module of ``devices`` that the simulated device is made of: what it imports there."""
+    found, left = set(), [PACKAGE / "devices" / "sim.py"]
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in nodes(path):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "nexusbench.devices"
+            ):
+                for module in (node.module, *(f"{node.module}.{n.name}" for n in node.names)):
+                    target = ROOT / (module.replace(".", "/") + ".py")
+                    if target.exists():
+                        left.append(target)
+    return sorted(found)
+
+
+def rounded(path):
+    """Calls and operators whose last bit depends on the machine or the Python."""
+    for node in deciding(tree(path)):
+        where = f"{name(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in ROUNDING_NAMES:
+                yield f"{where}: write the loop"
+            if isinstance(called, ast.Attribute) and called.attr in ROUNDING_METHODS:
+                yield f"{where}: write the loop"
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Pow):
+            whole = isinstance(node, ast.BinOp) and all(
+                isinstance(side, ast.Constant) and isinstance(side.value, int)
+                for side in (node.left, node.right)
+            )
+            if not whole:
+                yield f"{where}: write the product"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            allowed = {"np": EXACT_ARRAY, "numpy": EXACT_ARRAY, "math": EXACT_MATH}
+            if node.attr not in allowed.get(node.value.id, (node.attr,)):
+                yield f"{where}: plain arithmetic only"
+        if isinstance(node, ast.Import):
+            for one in node.names:
+                renamed = one.name == "math" and one.asname
+                if renamed or one.name.partition(".")[0] in ROUNDING_MODULES:
+                    yield f"{where}: plain arithmetic only"
+        if isinstance(node, ast.ImportFrom) and node.module:
+            allowed = {"math": EXACT_MATH, "numpy": EXACT_ARRAY}.get(node.module, ())
+            suspect = node.module.partition(".")[0] in (*ROUNDING_MODULES, "math", "numpy")
+            if suspect and any(one.name not in allowed for one in node.names):
+                yield f"{where}: plain arithmetic only"
+
+
 @pytest.mark.parametrize(
     "path",
     [
-        PACKAGE / "devices" / "_physics.py",
+        *physics_files(),
         *sorted(path for path in (PACKAGE / "costs").glob("*.py") if "fit" not in path.stem),
     ],
     ids=name,
@@ -231,13 +289,35 @@ def test_truth_and_belief_use_plain_arithmetic(path):
 
     ``sum`` compensates floats from Python 3.12 on; exp, log and powers differ between C libraries.
     """
-    for node in deciding(tree(path)):
-        where = f"{name(path)}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("sum", "pow"), f"{where}: write the loop"
-        if isinstance(node, ast.BinOp):
-            assert not isinstance(node.op, ast.Pow), f"{where}: write the product"
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            exact = node.value.id in ("np", "numpy") and node.attr in EXACT_ARRAY
-            outside = node.value.id not in ("math", "np", "numpy")
-            assert outside or exact, f"{where}: plain arithmetic only"
+    assert not list(rounded(path))
+
+
+def test_the_physics_is_found_by_listing():
+    """Whatever the simulated device comes to import is among the files looked at."""
+    found = {path.stem for path in physics_files()}
+    assert {"sim", "_physics", "_gemm", "_attention", "_operators", "_links", "_remote"} <= found
+    assert {"_measured", "_tables", "_profiled"} <= found
+    assert not found & {"cpu", "cuda", "_executor"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = sum([0.1] * 3)", "x = a ** 2", "x **= 0.5", "x = math.exp(1)", "x = math.fsum([a])",
+        "from math import log", "import math as m", "from statistics import mean", "import torch",
+        "x = a.sum()", "x = pow(2, 0.5)", "x = np.exp(a)", "from numpy import power",
+        "x = rng.gauss(0, 1)",
+    ],
+)  # fmt: skip
+def test_rounding_is_seen(monkeypatch, tmp_path, line):
+    path = tmp_path / "made.py"
+    path.write_text(f"import math\nimport numpy as np\n\n\ndef work():\n    {line}\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert list(rounded(path))
+
+
+def test_exact_functions_are_allowed(monkeypatch, tmp_path):
+    path = tmp_path / "made.py"
+    path.write_text("import math\nx = math.isfinite(2.0) and 10**9 and math.ceil(0.5)\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert not list(rounded(path))

@@ -42,6 +42,11 @@ def edit_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.
     save_file(tensors, folder / "model.safetensors")
 
 
+def add_tensor(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: torch.ones(64)}, folder / "model.safetensors")
+
+
 def drop_tensor(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -71,6 +76,19 @@ def edit_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None
 
 def lose_shard(folder: Path) -> None:
     sorted(folder.glob("*.safetensors"))[1].unlink()
+
+
+def link_out(folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[0]
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    path.symlink_to(path.rename(elsewhere / path.name))
+
+
+def split_twice(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    shutil.copy(path, folder / "two.safetensors")
+    path.rename(folder / "one.safetensors")
 
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -104,6 +122,13 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str, str | None, str]] = 
         "model.safetensors",
         "model.layers.1.mlp.up_proj.weight",
         "is missing. config.json does not belong to these weights",
+    ),
+    "a bias that config.json does not know": (
+        ".",
+        lambda folder: add_tensor(folder, "model.layers.0.self_attn.o_proj.bias"),
+        "model.safetensors",
+        "model.layers.0.self_attn.o_proj.bias",
+        "has no place in the decoder that config.json describes",
     ),
     "pickles": (".", only_pickles, "", None, "only as torch pickles (pytorch_model.bin), and op"),
     "nothing": (
@@ -141,6 +166,77 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str, str | None, str]] = 
         "weight_map",
         "is not an object of tensor names and files",
     ),
+    "index that names a path up": (
+        "shards",
+        lambda folder: edit_index(folder, lambda where: where.update({QUERY: "../x.safetensors"})),
+        INDEX,
+        "weight_map",
+        "'../x.safetensors' of tensor 'model.layers.0.self_attn.q_proj.weight' is not the name of",
+    ),
+    "index that names a path": (
+        "shards",
+        lambda folder: edit_index(folder, lambda where: where.update({QUERY: "/etc/hostname"})),
+        INDEX,
+        "weight_map",
+        "'/etc/hostname' of tensor",
+    ),
+    "index with a number": (
+        "shards",
+        lambda folder: edit_index(folder, lambda where: where.update({QUERY: 7})),
+        INDEX,
+        "weight_map",
+        "is not an object of tensor names and files",
+    ),
+    "index with a list": (
+        "shards",
+        lambda folder: (folder / INDEX).write_text('{"weight_map": ["a"]}'),
+        INDEX,
+        "weight_map",
+        "is not an object of tensor names and files",
+    ),
+    "index nested too deeply": (
+        "shards",
+        lambda folder: (folder / INDEX).write_text("[" * 200_000),
+        INDEX,
+        "weight_map",
+        "is not an object of tensor names and files",
+    ),
+    "index that names a tensor twice": (
+        "shards",
+        lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "b", "a": "c"}}'),
+        INDEX,
+        "weight_map",
+        "names 'a' twice",
+    ),
+    "a shard that is a link out": ("shards", link_out, INDEX, None, "is a link to a file outside"),
+    "a file that is a link out": (
+        ".",
+        link_out,
+        "model.safetensors",
+        None,
+        "is a link to a file outside",
+    ),
+    "a tensor in two files": (
+        ".",
+        split_twice,
+        "two.safetensors",
+        "lm_head.weight",
+        "is in one.safetensors",
+    ),
+    "a huge header": (
+        ".",
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f" + b"{}"),
+        "model.safetensors",
+        None,
+        "is truncated or no safetensors file (a header of 9,2",
+    ),
+    "NaN weights": (
+        ".",
+        lambda folder: edit_tensor(folder, QUERY, lambda tensor: tensor.clone().fill_(torch.nan)),
+        "model.safetensors",
+        QUERY,
+        "holds NaN or infinite values",
+    ),
     "wrong shard": (
         "shards",
         lambda folder: edit_index(
@@ -171,6 +267,23 @@ def test_broken_checkpoints(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_links_of_a_hugging_face_cache_are_in_order(whole: Path, tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "models--a--b" / "snapshots" / "0f", tmp_path / "models--a--b/blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for path in (whole / "shards").iterdir():
+        shutil.copy(path, blobs / f"of-{path.name}")
+        (folder / path.name).symlink_to(f"../../blobs/of-{path.name}")
+    Decoder.load(load_decoder_config(folder))
+
+
+def test_the_whole_model_is_read_where_others_lie_beside_it(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("shards"))
+    shutil.copy(folder / "model.safetensors", folder / "adapter.safetensors")
+    Decoder.load(load_decoder_config(folder))
 
 
 def test_a_description_has_no_weights() -> None:

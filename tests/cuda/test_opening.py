@@ -43,7 +43,7 @@ class FakeTorchCuda:
     def get_device_properties(self, device: Any) -> Any:
         return SimpleNamespace(
             name="NVIDIA H200", multi_processor_count=132, major=9, minor=0,
-            total_memory=H200.memory_bytes, L2_cache_size=60 << 20,
+            total_memory=H200.memory_bytes, L2_cache_size=60 << 20, uuid="12-ab",
         )  # fmt: skip
 
     @contextmanager
@@ -227,6 +227,7 @@ def test_facts_are_read_from_torch_and_the_driver(
     monkeypatch.setattr(_cuda_driver, "has_bindings", lambda: True)
     facts = _cuda_driver.read_facts(0)
     assert (facts.num_sms, facts.capability, facts.driver_version) == (132, (9, 0), "CUDA 13.0")
+    assert facts.uuid == "GPU-12-ab"
     assert (facts.clock_khz, facts.memory_khz, facts.bus_bits) == (1_980_000, 3_201_000, 6144)
     monkeypatch.setattr(_cuda_driver, "has_bindings", lambda: False)
     assert _cuda_driver.read_facts(0).driver == 0

@@ -34,6 +34,11 @@ class FakeDriver:
         self.hopper = True
         self.gpm_fails: dict[int, int] = {}
         self.pids = [os.getpid()]
+        # One entry for each GPU: UUID, name, instances of it that compute (MIG), watts.
+        self.gpus: list[tuple[str, str, bool, float]] = [("GPU-1", "NVIDIA H100", False, WATTS)]
+        self.memory = (150 * 10**9, 40 * 10**9)  # in all and in use
+        self.megahertz = {1: 1755, 2: 3201}
+        self.milliwatts: int | None = None
         self.open = 0
         self.buffers: dict[int, float] = {}
         self.freed = 0
@@ -62,28 +67,46 @@ class FakeDriver:
     def do_nvmlErrorString(self, code: Any) -> bytes:
         return b"error"
 
+    def do_nvmlDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = len(self.gpus)
+
     def do_nvmlDeviceGetHandleByIndex(self, index: Any, handle: Any) -> int | None:
-        if getattr(index, "value", index) != 0:
+        number = getattr(index, "value", index)
+        if not 0 <= number < len(self.gpus):
             return int(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-        ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = 0x1000
+        ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = 0x1000 + number
         return None
 
     def do_nvmlDeviceGetHandleByUUID(self, uuid: Any, handle: Any) -> int | None:
-        if uuid.value != b"GPU-1":
-            return int(pynvml.NVML_ERROR_NOT_FOUND)
-        return self.do_nvmlDeviceGetHandleByIndex(0, handle)
+        for number, gpu in enumerate(self.gpus):
+            if uuid.value == gpu[0].encode():
+                return self.do_nvmlDeviceGetHandleByIndex(number, handle)
+        return int(pynvml.NVML_ERROR_NOT_FOUND)
+
+    def do_nvmlDeviceGetUUID(self, handle: Any, text: Any, size: Any) -> None:
+        text.value = self.gpu(handle)[0].encode()
+
+    def do_nvmlDeviceGetName(self, handle: Any, text: Any, size: Any) -> None:
+        text.value = self.gpu(handle)[1].encode()
+
+    def do_nvmlDeviceGetMigMode(self, handle: Any, current: Any, pending: Any) -> None:
+        current._obj.value = pending._obj.value = int(self.gpu(handle)[2])
+
+    def gpu(self, handle: Any) -> tuple[str, str, bool, float]:
+        return self.gpus[address(handle) - 0x1000]
 
     def do_nvmlDeviceGetFieldValues(self, handle: Any, count: Any, fields: Any) -> None:
         for field in fields._obj:
             field.nvmlReturn = 0 if field.fieldId == 186 else NOT_SUPPORTED
             field.valueType = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
-            field.value.uiVal = int(WATTS * 1e3)
+            watts = int(self.gpu(handle)[3] * 1e3)
+            field.value.uiVal = watts if self.milliwatts is None else self.milliwatts
 
     def do_nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, millijoules: Any) -> None:
         millijoules._obj.value = int(self.joules() * 1e3)
 
     def do_nvmlDeviceGetClockInfo(self, handle: Any, kind: Any, megahertz: Any) -> None:
-        megahertz._obj.value = {1: 1755, 2: 3201}[getattr(kind, "value", kind)]
+        megahertz._obj.value = self.megahertz[getattr(kind, "value", kind)]
 
     def do_nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any, bits: Any) -> None:
         bits._obj.value = self.events
@@ -91,7 +114,7 @@ class FakeDriver:
     do_nvmlDeviceGetCurrentClocksThrottleReasons = do_nvmlDeviceGetCurrentClocksEventReasons
 
     def do_nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> None:
-        memory._obj.total, memory._obj.used, memory._obj.free = 150 * 10**9, 40 * 10**9, 110 * 10**9
+        memory._obj.total, memory._obj.used = self.memory
 
     def do_nvmlDeviceGetComputeRunningProcesses(self, handle: Any, count: Any, room: Any) -> int:
         if room is None:

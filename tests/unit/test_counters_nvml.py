@@ -275,6 +275,125 @@ def test_which_gpu(driver: FakeDriver) -> None:
     assert driver.open == 1  # of the one that can be used and was not closed
 
 
+FOUR = [(f"GPU-{number}a", "NVIDIA H100", False, 10.0 + number) for number in range(4)]
+MIXED = [("GPU-0a", "NVIDIA L40S", False, 10.0), *FOUR[1:]]
+SPLIT = [*FOUR[:3], ("GPU-3a", "NVIDIA H100", True, 13.0)]
+BY_BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def power(
+    driver: FakeDriver, gpus: list, environment: dict[str, str], monkeypatch, device: object = None
+) -> float | str:
+    """Watts read, or why there are none."""
+    driver.gpus = gpus
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with Counters.open(["nvml"], device=device) as group:
+        group.start()
+        reading = group.stop()
+    found = reading.values["nvml.power"]
+    return reading.reasons["nvml.power"] if found is None else found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "watts"),
+    [
+        (FOUR, None, 10),
+        (FOUR, "3", 13),
+        (FOUR, " 2 ,0", 12),
+        (FOUR, "GPU-1a", 11),
+        (FOUR, "gpu-2", 12),  # cut short, as CUDA allows
+        (MIXED, "GPU-3a,0", 13),
+        (FOUR[:1], None, 10),
+    ],
+)
+def test_the_gpu_that_cuda_computes_on(driver, monkeypatch, gpus, visible, watts) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert power(driver, gpus, environment, monkeypatch) == watts
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "words"),
+    [
+        (MIXED, None, "or set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+        (MIXED, "2", "there are several kinds here"),
+        (FOUR, "", "leaves CUDA 0 GPUs"),
+        (FOUR, "-1", "leaves CUDA 0 GPUs"),
+        (FOUR, "9,0", "leaves CUDA 0 GPUs"),
+        (FOUR, "none", "leaves CUDA 0 GPUs"),
+        (FOUR, "GPU-", "4 GPUs have the UUID"),
+        (FOUR, "GPU-7", "no GPUs have the UUID GPU-7"),
+        (FOUR, "MIG-12345", "a MIG instance (MIG-12345)"),
+        (SPLIT, "3", "a MIG instance (GPU-3a)"),
+        (SPLIT, "GPU-3a", "a MIG instance (GPU-3a)"),
+    ],
+)
+def test_no_gpu_is_read_in_the_place_of_another(driver, monkeypatch, gpus, visible, words) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert words in str(power(driver, gpus, environment, monkeypatch))
+
+
+def test_numbers_by_bus_are_sure(driver, monkeypatch) -> None:
+    assert power(driver, MIXED, {**BY_BUS, "CUDA_VISIBLE_DEVICES": "2,1"}, monkeypatch) == 12
+    assert power(driver, MIXED, BY_BUS, monkeypatch) == 10
+
+
+def test_the_device_of_the_run_says_which(driver, monkeypatch) -> None:
+    device = types.SimpleNamespace(gpu_uuid="", gpu_number=1)
+    visible = {"CUDA_VISIBLE_DEVICES": "3,2"}
+    assert power(driver, FOUR, visible, monkeypatch, device) == 12
+    device.gpu_number = 2
+    assert "number 2 is asked for" in str(power(driver, FOUR, visible, monkeypatch, device))
+    # A UUID needs no environment, whatever that says.
+    device.gpu_uuid = "GPU-1a"
+    assert power(driver, MIXED, visible, monkeypatch, device) == 11
+
+
+def test_a_driver_that_cannot_tell(driver, monkeypatch) -> None:
+    driver.fails = {"nvmlDeviceGetCount_v2": pynvml.NVML_ERROR_UNKNOWN}
+    said = str(power(driver, FOUR, {"CUDA_VISIBLE_DEVICES": "1"}, monkeypatch))
+    assert "is not known: nvmlDeviceGetCount" in said
+    assert power(driver, FOUR, {**BY_BUS, "CUDA_VISIBLE_DEVICES": "1"}, monkeypatch) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "words"),
+    [
+        ("memory_used", "memory", (0, 0), "says 0 for memory in all"),
+        ("memory_used", "memory", (2**64 - 1, 5), "gave no memory in all"),
+        ("memory_used", "memory", (10, 2**64 - 1), "gave no memory in use"),
+        ("memory_used", "memory", (10, 11), "more memory is in use than there is"),
+        ("power", "milliwatts", 2**32 - 1, "gave no power"),
+        ("power", "milliwatts", 0, "says 0 for power"),
+        ("sm_clock", "megahertz", {1: 2**32 - 1, 2: 5}, "gave no clock"),
+        ("sm_clock", "megahertz", {1: 0, 2: 5}, "says 0 for clock"),
+        ("energy", "joules", lambda: 0.0, "says 0 for energy"),
+        ("clock_event.gpu_idle", "events", 2**64 - 1, "gave no clock events"),
+    ],
+)
+def test_values_that_stand_for_none(driver, name, setting, value, words) -> None:
+    setattr(driver, setting, value)
+    reading = read()
+    assert reading.values[f"nvml.{name}"] is None
+    assert words in reading.reasons[f"nvml.{name}"]
+    assert reading.values["nvml.memory_clock"] is not None
+
+
+def test_nothing_in_use_is_a_number(driver) -> None:
+    driver.memory = (10, 0)
+    assert read().values["nvml.memory_used"] == 0
+
+
+def test_a_total_that_never_moves(driver, monkeypatch) -> None:
+    driver.joules = lambda: 5.0
+    monkeypatch.setattr("nexusbench.counters.nvml.NS_PER_S", 10**7)  # a second, for tests
+    reading = read(0.05)
+    assert reading.values["nvml.energy"] is None
+    assert "did not move" in reading.reasons["nvml.energy"]
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -210,6 +210,13 @@ BROKEN = [
     ("[0.3, 0.83],", "[0.2, 0.83],", "sim.bandwidth_curve", "falls from [0.2, 0.68]"),
     ("[0.3, 0.83],", "[0.3, nan],", "sim.bandwidth_curve", "not finite"),
     ("[0.3, 0.83],", "[0.3],", "sim.bandwidth_curve", "wrong type"),
+    ("[0.1, 0.42],", "[0.1, 0.0],", "sim.bandwidth_curve", "gives 0.1 of the SMs 0 of the band"),
+    # Values at which times would no longer be numbers.
+    ("hbm_gbps = 864.0", "hbm_gbps = 1e-300", "hbm_gbps", "above 0.1"),
+    ("peak_tflops = 119.5", "peak_tflops = 1e-9", "peak_tflops", "above 0.1"),
+    ("peak_tflops = 119.5", "peak_tflops = 1e308", "peak_tflops", "at most 1e+09"),
+    ("peak_tflops = 119.5", f"peak_tflops = {'9' * 400}", "peak_tflops", "wrong type"),
+    ("kernel_us = 2.0", "kernel_us = 1e9", "sim.kernel_us", "at most 1e+06"),
     ("[sources]", "[sources]\nnum_smz = 'x'", "sources.num_smz", "Did you mean 'num_sms'?"),
     ("[sources]", "[sources]\nsim = 3", "sources.sim", "is not a text"),
 ]
@@ -255,6 +262,9 @@ def test_lines_are_those_of_the_right_table(tmp_path: Path) -> None:
         (b"", None, "field 'name': is missing"),
         (b"sources = 3", None, "field 'name': is missing"),
         (b"\xff\xfe\x00", None, "UTF-8"),
+        (b"num_sms = " + b"9" * 5000, None, "not usable TOML"),
+        (b"a = " + b"[" * 100_000, None, "nested too deeply"),
+        (b"# " + b"x" * 2**20, None, "more than 1 MiB"),
     ],
 )
 def test_a_file_that_is_no_gpu(

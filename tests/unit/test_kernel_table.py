@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
+from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.devices._gpus import load_gpu
 from nexusbench.devices._measured import MeasuredPhysics
 from nexusbench.devices._physics import Physics
@@ -115,6 +118,19 @@ FAULTS: list[tuple[str, Callable[[str], str], str]] = [
     ("meta.yaml", lambda t: t.replace("4090", "3090"), ":1: field 'gpu': is NVIDIA GeForce RTX 3"),
     ("meta.yaml", lambda t: t.replace("    vocab_size: 128256\n", ""), "field 'vocab_size'"),
     ("meta.yaml", lambda t: t.replace("[1, 2]", "[2]"), ":2: field 'tp_degrees'"),
+    ("meta.yaml", lambda t: t + "variant: fp8\n", ":9: field 'variant': is fp8, but weights in"),
+    ("meta.yaml", lambda t: t + "variant: odd\n", ":9: field 'variant'"),
+    (
+        "meta.yaml",
+        lambda t: t + "    hidden_size: 5120\n",
+        "field 'hidden_size': is 5120, but 4096",
+    ),
+    ("dense.csv", lambda t: t.replace("qkv_proj,16,", f"qkv_proj,{'9' * 5000},"), "not a count"),
+    ("dense.csv", lambda t: t.replace("qkv_proj,16,", "qkv_proj,9999999999,"), "not a count"),
+    ("dense.csv", lambda t: t.replace("qkv_proj,16,", "qkv_proj,16,1e300,"), "field 'time_us'"),
+    ("dense.csv", lambda t: t.replace("qkv_proj,16,", "qkv_proj,16,1e-300,"), "field 'time_us'"),
+    ("dense.csv", lambda t: t + "\n" + "x" * 200_000, "is no line of CSV"),
+    ("dense.csv", lambda t: t + "\nqkv_proj", "field 'tokens': is ''"),
     ("meta.yaml", lambda t: t + "oops\n", ":9: is not 'name: value'"),
 ]
 
@@ -129,6 +145,44 @@ def test_a_malformed_table_is_refused(
         table(tmp_path)
     assert message in str(error.value)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"layer,tokens,time_us\n" + b"#" * (65 << 20)), "more than 64 MiB"),
+        (gzip.compress(b"layer,tokens,time_us")[:-9], "cannot be read"),
+        (gzip.compress(b"layer,tokens,time_us")[:12] + b"\xff" * 20, "cannot be read"),
+        (b"not gzip", "cannot be read: Not a gzipped file"),
+        (gzip.compress(b"\xff\xfe"), "is not text in UTF-8"),
+    ],
+)
+def test_a_damaged_or_endless_archive_is_refused(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (write(tmp_path) / "dense.csv").unlink()
+    (tmp_path / "dense.csv.gz").write_bytes(content)
+    with pytest.raises(InputError, match=words) as error:
+        table(tmp_path)
+    assert "dense.csv.gz" in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    (write(tmp_path) / "dense.csv").unlink()
+    os.mkfifo(tmp_path / "dense.csv")
+    with pytest.raises(InputError, match="is no ordinary file"):
+        table(tmp_path)
+
+
+def test_other_models_than_it_was_measured_for_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    fp8 = msgspec.structs.replace(LLAMA, dtypes=Dtypes(weights="fp8"))
+    with pytest.raises(InputError, match="is bf16, but weights in fp8"):
+        load_table(tmp_path, GPU, fp8, 1)
+    experts = msgspec.structs.replace(LLAMA, moe=MoeSpec(8, 2, 14336))
+    with pytest.raises(InputError, match="is a mixture of experts"):
+        load_table(tmp_path, GPU, experts, 1)
 
 
 def test_a_missing_folder_or_file_is_refused(tmp_path: Path) -> None:

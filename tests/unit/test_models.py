@@ -15,6 +15,7 @@ import pytest
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, MoeSpec
+from nexusbench.costs._work import model_work
 from nexusbench.models.config import load_model, model_names
 
 NAMES = [
@@ -222,7 +223,7 @@ BROKEN: list[tuple[dict[str, object], str, str]] = [
     ({"layer_types": 3}, "layer_types", "other than full_attention"),
     ({"quantization_config": "fp8"}, "quantization_config", "not an object"),
     ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "quant_method", "bits 3"),
-    ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quant_method", "Supported"),
+    ({"quantization_config": {"quant_method": "hqq"}}, "quant_method", "Supported"),
     ({**MOE, "num_local_experts": REMOVED}, "num_local_experts", "is missing"),
     ({**MOE, "num_experts_per_tok": 9}, "num_experts_per_tok", "exceeds the 8"),
     ({**QWEN_MOE, "moe_intermediate_size": REMOVED}, "moe_intermediate_size", "is missing"),
@@ -291,3 +292,13 @@ def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
 def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "copies"),
+    [(1, 1), (2, 1), (4, 2), (8, 4)],
+)
+def test_kv_heads_are_kept_on_several_gpus_where_there_are_fewer(gpus: int, copies: int) -> None:
+    model = load_model("qwen2.5-3b")  # 2 KV heads
+    assert model.kv_bytes_on(gpus) == copies * 36_864
+    assert model_work(model, gpus).kv_bytes_per_token * gpus == model.kv_bytes_on(gpus)

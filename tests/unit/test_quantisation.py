@@ -1,0 +1,234 @@
+"""What is quantised, by config.json and by files beside it; what cannot be described is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import DTYPE_BYTES, Dtypes
+from nexusbench.models.architecture import load_decoder_config
+from nexusbench.models.caveats import caveats
+from nexusbench.models.config import load_model
+
+BASE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+MODELOPT = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+
+
+def folder(tmp_path: Path, quantisation: object = None, **beside: object) -> Path:
+    """A model's folder; ``beside`` are files, by their names without .json."""
+    config = BASE if quantisation is None else {**BASE, "quantization_config": quantisation}
+    (tmp_path / "config.json").write_text(json.dumps(config, indent=1))
+    for name, data in beside.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(data, indent=1))
+    return tmp_path
+
+
+def beside_config(quantisation: object) -> dict[str, object]:
+    return {"producer": {"name": "modelopt"}, "quantization": quantisation}
+
+
+def group(bits: object, kind: object, size: object = None, **more: object) -> dict[str, object]:
+    return {"g": {"weights": {"num_bits": bits, "type": kind, "group_size": size}, **more}}
+
+
+def test_modelopt_fp8_beside_the_config(tmp_path: Path) -> None:
+    model = load_model(folder(tmp_path, hf_quant_config=beside_config(MODELOPT)))
+    assert model.dtypes == Dtypes("fp8", "bfloat16", "fp8", "bfloat16")
+    assert model.num_parameters == 8_029_995_008
+    assert model.weight_bytes / 1e9 == pytest.approx(9.08, abs=0.005)
+    assert model.kv_bytes_per_token == 65_536
+    # The very file counts too, not only its folder.
+    assert load_model(tmp_path / "config.json") == model
+    assert "fp8 weights count as bytes only" in caveats(model)[0]
+
+
+CT, BNB = "compressed-tensors", "bitsandbytes"
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "weights", "kv"),
+    [
+        ({"quant_method": "fp8", "modules_to_not_convert": ["lm_head", "model.norm"]}, "fp8", 0),
+        ({"quant_method": "fp8", "modules_to_not_convert": None}, "fp8", 0),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", 0),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "int4_g32", 0),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1, "lm_head": False}, "int8", 0),
+        ({"quant_method": BNB, "load_in_8bit": True, "load_in_4bit": False}, "int8", 0),
+        ({"quant_method": BNB, "load_in_4bit": True}, "int4_g64", 0),
+        ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": ["lm_head"]}, "fp8", 0),
+        ({"quant_method": CT, "config_groups": group(4, "int", 128, targets=["Linear"]),
+          "ignore": ["re:.*lm_head.*", "re:visual.*"]}, "int4", 0),
+        ({"config_groups": group(8, "float"), "ignore": ["lm_head"], "quant_algo": "FP8",
+          "kv_cache_scheme": "FP8"}, "fp8", "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*lm_head*"],
+          "config_groups": group(4, "float", 16),
+          "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "nvfp4", "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"}, 0, "fp8"),
+        ({**MODELOPT, "exclude_modules": ["lm_head", "model.layers.3.input_layernorm",
+          "model.layers.61*", "model.embed_tokens", "vision_tower*"]}, "fp8", "fp8"),
+    ],
+)  # fmt: skip
+def test_what_is_read(tmp_path: Path, quantisation: object, weights: str, kv: str) -> None:
+    dtypes = load_model(folder(tmp_path, quantisation)).dtypes
+    expected = Dtypes(weights or "bfloat16", "bfloat16", kv or "bfloat16", "bfloat16")
+    assert dtypes == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "weights"),
+    [
+        ("quantize_config", {"bits": 4, "group_size": 128, "desc_act": False}, "int4"),
+        ("quant_config", {"zero_point": True, "q_group_size": 64, "w_bit": 4}, "int4_g64"),
+    ],
+)
+def test_files_of_older_quantisers(tmp_path: Path, name: str, data: object, weights: str) -> None:
+    assert load_model(folder(tmp_path, **{name: data})).dtypes.weights == weights
+
+
+FP8 = {"quant_method": "fp8"}
+REFUSED: list[tuple[dict[str, object], str, str]] = [
+    ({**FP8, "modules_to_not_convert": ["model.layers.0.mlp"]}, "modules_to_not_convert", "0.mlp"),
+    ({**FP8, "ignored_layers": ["model.layers.31.self_attn.q_proj"]}, "ignored_layers", "q_proj"),
+    ({**FP8, "ignored_layers": ["self_attn"]}, "ignored_layers", "self_attn"),
+    ({**FP8, "ignored_layers": ["*.o_proj"]}, "ignored_layers", "o_proj"),
+    ({**FP8, "ignored_layers": ["re:.*mlp.*"]}, "ignored_layers", "mlp"),
+    ({**FP8, "ignored_layers": ["re:(a+)+$"]}, "ignored_layers", "not known what it matches"),
+    ({**FP8, "ignored_layers": "lm_head"}, "ignored_layers", "not a list"),
+    ({**FP8, "ignored_layers": [7]}, "ignored_layers", "not a list"),
+    ({**FP8, "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "kv_cache_scheme", "4 bits"),
+    ({**FP8, "kv_cache_quant_algo": "NVFP4"}, "kv_cache_quant_algo", "NVFP4"),
+    ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:x": {}}}, "dynamic", "different"),
+    ({"quant_method": "gptq", "bits": 4, "lm_head": True}, "lm_head", "true"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 8}, "group_size", "is 8"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": "big"}, "group_size", "big"),
+    ({"quant_method": "awq", "bits": True}, "quant_method", "bits true"),
+    ({"quant_method": BNB}, "load_in_4bit", "Exactly one"),
+    ({"quant_method": CT}, "config_groups", "null"),
+    ({"quant_method": CT, "config_groups": group(8, "float")}, "exclude_modules", "lm_head"),
+    ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": []}, "ignore", "lm_head"),
+    ({"quant_method": CT, "config_groups": group(3, "int")}, "config_groups.weights", "of 3 bits"),
+    ({"quant_method": CT, "config_groups": group([], {})}, "config_groups.weights", "of [] bits"),
+    ({"quant_method": CT, "config_groups": {"g": 4}}, "config_groups", "null"),
+    ({"quant_method": CT, "config_groups": group(8, "float", targets=["re:.*mlp.*"])},
+     "config_groups.targets", "mlp"),
+    ({"quant_method": CT, "config_groups": {**group(8, "int"), "h": group(8, "float")["g"]}},
+     "config_groups", "fp8 and int8"),
+    ({"quant_method": CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity", ""),
+    ({**MODELOPT, "quant_algo": "MIXED_PRECISION"}, "quant_algo", "MIXED"),
+    ({**MODELOPT, "quant_algo": ["FP8"]}, "quant_algo", "FP8"),
+    ({**MODELOPT, "quantized_layers": {"model.layers.0.mlp": "FP8"}}, "quantized_layers", ""),
+    ({"quant_method": "torchao"}, "quant_method", "torchao"),
+    ({"quant_method": {"a": 1}}, "quant_method", "Supported"),
+    ({}, "quant_method", "Supported"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("quantisation", "field", "words"), REFUSED)
+@pytest.mark.parametrize("where", ["config", "hf_quant_config"])
+def test_what_is_refused(
+    tmp_path: Path, quantisation: dict[str, object], field: str, words: str, where: str
+) -> None:
+    if where == "config":
+        made = folder(tmp_path, quantisation)
+    elif quantisation:
+        made = folder(tmp_path, hf_quant_config=beside_config(quantisation))
+    else:
+        made = folder(tmp_path, hf_quant_config={"producer": {}})
+        field, words = "quantization", "is missing"
+    with pytest.raises(InputError) as caught:
+        load_model(made)
+    assert str(caught.value).startswith(str(made / f"{where}.json"))
+    assert field in str(caught.value.field)
+    assert words in str(caught.value)
+
+
+def test_two_files_that_disagree(tmp_path: Path) -> None:
+    made = folder(tmp_path, FP8, hf_quant_config=beside_config(MODELOPT))
+    with pytest.raises(InputError, match=r"hf_quant_config.json.*config\.json says fp8 and as"):
+        load_model(made)
+    folder(tmp_path, {**FP8, "kv_cache_scheme": "FP8"})
+    assert load_model(made).dtypes.kv == "fp8"
+
+
+def test_a_file_beside_the_config_that_is_no_document(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    (made / "hf_quant_config.json").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"hf_quant_config\.json: is not text"):
+        load_model(made)
+
+
+def test_a_decoder_that_computes_refuses_all_of_it(tmp_path: Path) -> None:
+    made = folder(tmp_path, hf_quant_config=beside_config({**MODELOPT, "quant_algo": None}))
+    with pytest.raises(InputError, match=r"hf_quant_config\.json.*cannot be computed"):
+        load_decoder_config(made)
+
+
+def test_every_type_has_a_size() -> None:
+    assert all(0.5 <= size <= 4 for size in DTYPE_BYTES.values())
+
+
+# -- published models ------------------------------------------------------------------------------
+
+# Read, with the weights' type; all others are refused by their model_type.
+READ = {
+    "Qwen--Qwen3-30B-A3B": "bfloat16", "Qwen--Qwen3-32B": "bfloat16", "Qwen--Qwen3-32B-FP8": "fp8",
+    "Qwen--Qwen3-32B-FP8-Static-PerTensor": "fp8",
+    "Qwen--Qwen3-Coder-480B-A35B-Instruct": "bfloat16",
+    "blis--codellama-34b-instruct-hf": "bfloat16", "blis--llama-2-7b-hf": "float16",
+    "blis--llama-3.1-70b-instruct": "bfloat16", "blis--llama-3.1-8b-instruct": "bfloat16",
+    "blis--mistral-nemo-instruct-2407": "bfloat16", "blis--qwen2.5-7b-instruct": "bfloat16",
+    "blis--qwen3-14b": "bfloat16", "lss--Llama-3.1-8B": "bfloat16",
+    "lss--Mixtral-8x7B-v0.1": "bfloat16", "meta-llama--Meta-Llama-3.1-405B": "bfloat16",
+    "meta-llama--Meta-Llama-3.1-8B": "bfloat16", "mistralai--Mixtral-8x22B-v0.1": "bfloat16",
+}  # fmt: skip
+CONFIGS = Path(os.environ.get("NEXUSBENCH_DATA", "")) / "configs"
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="NEXUSBENCH_DATA has no configs")
+def test_published_configs_are_read_or_refused_by_name() -> None:
+    read, unlocated = {}, []
+    for path in sorted(CONFIGS.iterdir()):
+        try:
+            model = load_model(path)
+        except InputError as error:
+            unlocated += [path.name] if error.field is None else []
+            continue
+        read[path.name] = model.dtypes.weights
+        data = json.loads((path / "config.json").read_text())
+        assert (model.moe is not None) == ("num_experts_per_tok" in data), path.name
+    assert read == READ
+    assert not unlocated
+
+
+# A supported name does not make a supported decoder: whatever kinds of layers the refused models
+# have is refused by its own key where the model calls itself an ordinary one.
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_config": {"hidden_size": 1}}, {"vision_config": {"depth": 1}},
+        {"kv_lora_rank": 512}, {"q_lora_rank": 1536}, {"index_topk": 2048},
+        {"full_attention_interval": 4}, {"hybrid_override_pattern": "M-M*"},
+        {"linear_attn_config": {"a": 1}}, {"block_configs": [{}]}, {"first_k_dense_replace": 3},
+        {"n_routed_experts": 256}, {"n_shared_experts": 1}, {"num_experts": 8},
+        {"num_local_experts": 8}, {"moe_intermediate_size": 64}, {"num_kv_shared_layers": 2},
+        {"dual_chunk_attention_config": {"chunk_size": 1}}, {"attention_chunk_size": 8192},
+        {"architectures": ["DeciLMForCausalLM"]}, {"architectures": "LlamaForCausalLM"},
+        {"layer_types": ["full_attention", "linear_attention"]},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_decoder_of_another_kind_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, **change}, indent=1))
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path)
+    assert caught.value.field in change

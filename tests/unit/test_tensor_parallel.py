@@ -1,0 +1,70 @@
+"""KV heads that are kept on several GPUs: pools, host memory, copies, physics, beliefs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nexusbench.assembly import assemble
+from nexusbench.config import RunConfig
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.state import Limits
+from nexusbench.costs.roofline import Roofline
+from nexusbench.devices._gpus import load_gpu
+from nexusbench.devices._physics import Physics
+from nexusbench.models.config import load_model
+from nexusbench.profiling.profile import Subject
+from nexusbench.runner import _engine
+
+H100 = load_gpu("h100")
+TWO_HEADS = load_model("qwen2.5-3b")
+
+
+def assembled(tmp_path: Path, gpus: int, **more: object):  # type: ignore[no-untyped-def]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 100, "output_length": 10}\n')
+    config = RunConfig(
+        trace=str(trace), device="sim:h100", model="qwen2.5-3b", tensor_parallel_size=gpus, **more
+    )
+    return assemble(config)
+
+
+@pytest.mark.parametrize(("gpus", "tokens"), [(1, 1_865_120), (4, 3_996_048), (8, 4_040_352)])
+def test_tokens_of_kv(tmp_path: Path, gpus: int, tokens: int) -> None:
+    made = assembled(tmp_path, gpus)
+    assert made.facts["kv_blocks"] * 16 == tokens
+    subject = Subject(made.device, made.model, Limits(256, 2048, 32768))
+    assert subject.pool().num_blocks * 16 == tokens
+
+
+def test_host_memory_holds_the_copies_too(tmp_path: Path) -> None:
+    # 1 GiB of host memory for each of 8 GPUs, that each put their copy of a KV head there.
+    made = assembled(tmp_path, 8, swap_space=1.0)
+    assert made.other_pools[0].num_blocks == 8 * 2**30 // (4 * 36_864 * 16)
+
+
+def test_what_is_copied_has_the_size_of_the_copies(tmp_path: Path) -> None:
+    class Recorder:
+        def after_step(self, engine: object) -> None: ...
+
+    sizes = []
+    for gpus in (2, 8):
+        engine = _engine(assembled(tmp_path, gpus), Recorder())  # type: ignore[arg-type]
+        sizes.append(engine.executor.movers._block_bytes)
+    assert sizes == [16 * 36_864, 4 * 16 * 36_864]
+
+
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_each_gpu_reads_at_least_one_head(gpus: int) -> None:
+    keys = BatchShape(64, 64 * 4000)
+    traffic = Physics(H100, TWO_HEADS, gpus).load(keys, H100.num_sms).attention.traffic
+    each = 64 * 4000 * 36_864 / 2  # one of two heads
+    assert traffic == pytest.approx(each, rel=0.02)
+    kept = Roofline(gpu=H100, model=TWO_HEADS, tensor_parallel=gpus).operators(keys)[2]
+    assert kept == pytest.approx(each, rel=0.02)
+
+
+def test_each_gpu_computes_the_projections_of_the_heads_it_keeps() -> None:
+    work = Physics(H100, TWO_HEADS, 8)._work
+    assert work.linears[0].outputs == (2 + 2 * 1) * 128
