@@ -19,7 +19,6 @@ import msgspec
 
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 
-
 _SHIPPED = "nexusbench."
 
 

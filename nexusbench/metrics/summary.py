@@ -101,11 +101,13 @@ def _values(metric: Metric, run: RunEvents) -> dict[str, Any]:
         return describe(values, metric.tag)
     assert isinstance(metric, Scalar)
     value: Any = metric.value(run)
-    if value is not None and (isinstance(value, str | bytes) or not np.isscalar(value)):
+    number = isinstance(value, int | float | np.number)
+    if value is not None and not number:
         raise NexusbenchError(f"metric '{metric.tag}' gave {type(value).__name__}, not a number")
     plain = value is None or type(value) in (int, float)
-    number = value if plain else float(value)
-    return {"value": None if number is None else _finite(number, metric.tag)}
+    if not plain:
+        value = float(value)
+    return {"value": None if value is None else _finite(value, metric.tag)}
 
 
 class _Stored(msgspec.Struct, kw_only=True):

@@ -163,6 +163,8 @@ def decode_manifest(data: bytes, file: Path) -> Manifest:
             field="schema",
             hint="Upgrade nexusbench to read it",
         )
+    if version < SCHEMA_VERSION:
+        raise InputError(f"not {_WHAT}: {version}", file=file, field="schema", hint=_FOREIGN)
     manifest = decode_json(data, Manifest, file, what=_WHAT, hint=_FOREIGN)
     check_facts(manifest, file)
     return manifest

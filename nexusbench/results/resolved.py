@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
 
 _INT64 = 2**63 - 1
@@ -73,6 +73,21 @@ class TraceFacts(msgspec.Struct, kw_only=True):
     following: Count
 
 
+class DtypeFacts(Dtypes, frozen=True, kw_only=True):
+    """Data types per tensor class, none left out."""
+
+    weights: str
+    embeddings: str
+    kv: str
+    activations: str
+
+
+class ModelFacts(ModelSpec, frozen=True, kw_only=True):
+    """The model that was served."""
+
+    dtypes: DtypeFacts
+
+
 class Fitted(msgspec.Struct, kw_only=True):
     """The profile that a belief was fitted to."""
 
@@ -117,7 +132,7 @@ class ResolvedOfEngine(_Run, kw_only=True):
 
     gpu: GpuSpec
     num_sms: Positive
-    model: ModelSpec
+    model: ModelFacts
     kernel_table: str | None
     made_of_profile: str | None
     environment: dict[str, str]
