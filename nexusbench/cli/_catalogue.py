@@ -12,7 +12,8 @@ import msgspec
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
-from nexusbench.core.registry import Registry, fault_of
+from nexusbench.core.faults import fault_of
+from nexusbench.core.registry import Registry
 
 
 class Option(msgspec.Struct, frozen=True):

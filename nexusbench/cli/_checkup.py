@@ -18,7 +18,7 @@ from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
-from nexusbench.core.registry import fault_of
+from nexusbench.core.faults import fault_of
 from nexusbench.core.units import GIB
 
 _REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "scipy", "typer")

@@ -7,7 +7,6 @@ import importlib
 import math
 import pkgutil
 import sys
-import traceback
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
+from nexusbench.core.faults import fault_of
 
 _SHIPPED = "nexusbench."
 
@@ -56,21 +56,6 @@ def _changed_ns(place: str) -> int | None:
         return Path(place).stat().st_mtime_ns
     except OSError:
         return None
-
-
-def fault_of(error: BaseException) -> str:
-    """Where and what a plug-in raised, on one line: ``file:line: TypeError: ...``."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-    if isinstance(error, SyntaxError):
-        where = f"{error.filename}:{error.lineno}: "
-    if isinstance(error, SystemExit):
-        return f"{where}it ends the process (SystemExit: {error.code})"
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # an exception of its own whose text cannot be had either
-        text = "without a text"
-    return f"{where}{type(error).__name__}: {text}"
 
 
 def import_plugin(target: str, kind: str) -> ModuleType:

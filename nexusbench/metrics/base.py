@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
 from nexusbench.core.errors import UsageError
-from nexusbench.core.registry import fault_of, import_plugin, installed_plugins
+from nexusbench.core.faults import fault_of
+from nexusbench.core.registry import import_plugin, installed_plugins
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents
 

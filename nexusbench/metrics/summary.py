@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from nexusbench.core.errors import InputError, NexusbenchError
-from nexusbench.core.registry import fault_of
+from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Distribution, Metric, Scalar, find_metrics, load_metrics
 from nexusbench.metrics.run_events import RunEvents

@@ -81,7 +81,12 @@ def test_a_bad_result_is_refused(tmp_path: Path, change: dict[str, Any], message
         ("requests.jsonl", '"input_toks": 100', '"input_toks": "x"', ":1: field 'input_toks'"),
         ("requests.jsonl", '"last_token_ts"', '"last"', ":1: field 'last_token_ts': is missing"),
         ("requests.jsonl", '{"request_id"', '"request_id"', ":1: Expected `object`"),
-        ("meta.json", '"block_size": 16', '"block_size": "x"', "'kv_cache.block_size': Expected `int"),
+        (
+            "meta.json",
+            '"block_size": 16',
+            '"block_size": "x"',
+            "'kv_cache.block_size': Expected `int",
+        ),
         ("meta.json", "{", "[", "Expected `object`"),
     ],
 )
