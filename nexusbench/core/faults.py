@@ -1,4 +1,4 @@
-"""Faults of plug-ins: code of others runs in this process, and what it raises is named as its own."""
+"""Faults of plug-ins: code of others runs in this process; what it raises is named as its own."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ def blamed(error: BaseException, parts: Mapping[str, object]) -> PluginFailed | 
     """
     if isinstance(error, NexusbenchError | KeyboardInterrupt | MemoryError):
         return None
-    frames = [
-        frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
+    walked = traceback.walk_tb(error.__traceback__)
+    frames = [frame.f_globals.get("__name__") for frame, _ in walked]
     modules = {type(part).__module__: name for name, part in parts.items()}
     for module in reversed(frames):
         if module in modules:

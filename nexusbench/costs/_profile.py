@@ -17,9 +17,7 @@ from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
 
 SCHEMA = 1
-MOST_POINTS = (
-    64 * 1024 * 1024
-)  # a point takes some 300 bytes, a thorough sweep some thousand of them
+MOST_POINTS = 64 * 1024 * 1024  # a point takes some 300 bytes
 _POINT, _DELETE = "a measured point", "Delete the line: it will be measured again"
 PROFILE_FILE, POINTS_FILE, SWEEP_FILE = "profile.json", "points.jsonl", "sweep.json"
 

@@ -1,4 +1,4 @@
-"""Plug-ins that break: named, disabled by themselves, and never the end of a run that was served."""
+"""Plug-ins that break: named, disabled, and never the end of a run that was served."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_a_bad_result_is_refused(tmp_path: Path, change: dict[str, Any], message
             "meta.json",
             '"block_size": 16',
             '"block_size": "x"',
-            "'kv_cache.block_size': Expected `int",
+            "cache.block_size': Expected `int",
         ),
         ("meta.json", "{", "[", "Expected `object`"),
     ],
