@@ -15,6 +15,7 @@ import msgspec
 from nexusbench.assembly import Assembly, assemble
 from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.faults import blamed
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.engine.engine import Engine, EngineConfig
@@ -110,13 +111,16 @@ def serve(
         # On a real clock a step takes long enough to look around after each.
         every = CHECK_STEPS if device.spec.simulated else 0
         recorder = Recorder(writer, progress, interrupted, every, watch)
-        engine = _engine(assembly, recorder)
+        engine = _begin(assembly, recorder, writer)
         if progress is not None and not device.spec.simulated:
             progress(engine)  # the first step may take long
         try:
             engine.run()
         except BaseException as error:
-            recorder.give_up(engine, error)
+            fault = blamed(error, _parts(assembly))
+            recorder.give_up(engine, fault or error)
+            if fault is not None:
+                raise fault from error
             raise
         if progress is not None:
             progress(engine)
@@ -159,6 +163,33 @@ def _finish(
         invariants=dict.fromkeys(INVARIANTS, "held"),
         resolved=resolved,
     )
+
+
+def _begin(assembly: Assembly, recorder: Recorder, writer: RunWriter | None) -> Engine:
+    """The engine, made; where a part of it cannot begin, the folder says so."""
+    try:
+        return _engine(assembly, recorder)
+    except BaseException as error:
+        fault = blamed(error, _parts(assembly))
+        if writer is not None:
+            writer.finish("failed", None, str(fault or error) or type(error).__name__)
+        if fault is not None:
+            raise fault from error
+        raise
+
+
+def _parts(assembly: Assembly) -> dict[str, object]:
+    """What served, by what it is called."""
+    scheduler, partitioner = assembly.scheduler, assembly.partitioner
+    found: dict[str, object] = {
+        f"scheduler '{scheduler.name}'": scheduler,
+        f"partitioner '{partitioner.name}'": partitioner,
+        f"device '{assembly.device.spec.name}'": assembly.device,
+    }
+    for belief in (partitioner.belief, scheduler.belief):
+        if belief is not None:
+            found[f"cost model '{belief.name}'"] = belief
+    return found
 
 
 def _engine(assembly: Assembly, recorder: Recorder) -> Engine:

@@ -12,6 +12,7 @@ import msgspec
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.faults import fault_of
 from nexusbench.core.registry import Registry
 
 
@@ -79,9 +80,11 @@ def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[Entr
             entry = Entry(name, _first_line(cls), cls.source, facts(cls), _options(cls))
         except NexusbenchError as error:
             entry = Entry(name, error=str(error))
-        except Exception as error:
-            # A user's plug-in may fail in any way when it is imported.
-            entry = Entry(name, error=f"{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A user's plug-in may fail in any way, also when it is asked what it is.
+            entry = Entry(name, error=fault_of(error))
         entries.append(entry)
     return entries
 
@@ -172,13 +175,16 @@ def _counters() -> list[Entry]:
 
 
 def _metrics() -> list[Entry]:
-    from nexusbench.metrics.base import load_metrics
+    from nexusbench.metrics.base import find_metrics
 
     better = {"lower": "lower is better", "higher": "higher is better", "none": "no better side"}
-    return [
+    found = find_metrics()
+    entries = [
         Entry(tag, f"{m.title} [{m.unit}], {better[m.direction]}", facts=[m.formula])
-        for tag, m in sorted(load_metrics().items())
+        for tag, m in found.metrics.items()
     ]
+    entries += [Entry(name, error=why) for name, why in found.broken.items()]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _gpus() -> list[Entry]:

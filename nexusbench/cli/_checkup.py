@@ -18,6 +18,7 @@ from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.faults import fault_of
 from nexusbench.core.units import GIB
 
 _REQUIRED = ("msgspec", "numpy", "psutil", "pyarrow", "rich", "scipy", "typer")
@@ -148,17 +149,25 @@ def _devices() -> Iterator[Finding]:
 
     for name in devices.names():
         try:
-            usable = devices.load(name).usable()
-        except Exception as error:
-            yield Finding(f"device {name}", "note", f"does not load: {error}")
+            cls = devices.load(name)
+            usable = cls.usable()
+            lacks = "" if usable else "; ".join(cls.lacks(""))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plug-in may raise anything
+            yield Finding(f"device {name}", "note", f"does not load: {_why(error)}")
             continue
         if usable:
             note = "always there; every result is labelled simulated" if name == "sim" else "usable"
             yield Finding(f"device {name}", "ok", note)
         else:
-            lacks = "; ".join(devices.load(name).lacks("")) or "see the device's documentation"
+            lacks = lacks or "see the device's documentation"
             yield Finding(f"device {name}", "note", f"not usable: {lacks}")
     yield Finding("device auto", "ok", f"means {resolve_device('auto')} here")
+
+
+def _why(error: BaseException) -> str:
+    return str(error) if isinstance(error, NexusbenchError) else fault_of(error)
 
 
 def _counters() -> Iterator[Finding]:
@@ -171,8 +180,11 @@ def _counters() -> Iterator[Finding]:
             with counters.create(name) as source:
                 support = source.probe()
                 missing = dict(source.reasons)
-        except Exception as error:
-            yield Finding(check, "note", f"does not load: {why(error)}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            text = why(error) if isinstance(error, Exception) else fault_of(error)
+            yield Finding(check, "note", f"does not load: {text}")
             continue
         if not support.ok:
             yield Finding(check, "note", f"off: {support.reason}")

@@ -159,6 +159,7 @@ def note_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
     """What must be known of these policies, as further header lines."""
     notes = [_TIGHT_BETA] if any(map(_is_tight, columns)) else []
     notes += _gpus_notes(columns)
+    notes += _failed_notes(columns)
     notes += belief_notes(columns[0].first.config, [column.first.resolved for column in columns])
     return [("note", text) for text in notes]
 
@@ -173,6 +174,15 @@ def _gpus_notes(columns: Sequence[Column]) -> list[str]:
         for c in columns
     ]
     return [f"not all use the same number of GPUs: {', '.join(named)}; rates stand per GPU too"]
+
+
+def _failed_notes(columns: Sequence[Column]) -> list[str]:
+    """Metrics and plug-ins that have no value here because they failed, each once."""
+    faults: dict[str, str] = {}
+    for column in columns:
+        for view in column.views:
+            faults |= view.summary.get("failed", {})
+    return [f"metric {name} FAILED and has no value: {why}" for name, why in faults.items()]
 
 
 def _is_tight(column: Column) -> bool:

@@ -162,12 +162,13 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
     """
     from nexusbench.metrics.groups import group
     from nexusbench.metrics.run_events import RunEvents
-    from nexusbench.metrics.summary import summarise
+    from nexusbench.metrics.summary import summarise, usable_summary
 
     judged = judgement or Judgement()
     manifest = reader.manifest
     _check_parts(reader)
-    summary = _stored_summary(reader) if judged.own and reader.complete else None
+    # One that is none of ours can be computed again.
+    summary = usable_summary(reader.summary()) if judged.own and reader.complete else None
     groups: dict[str, list[dict[str, Any]]] = {}
     if summary is None:
         events = RunEvents.from_reader(
@@ -192,26 +193,6 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         rejections=count_reasons(ended, manifest.strings, "rejected"),
         failures=count_reasons(ended, manifest.strings, "failed"),
     )
-
-
-class _Summary(msgspec.Struct):
-    """What the tables take for granted in a stored summary."""
-
-    simulated: bool
-    metrics: dict[str, dict[str, Any]]
-    slo: dict[str, float]
-    warmup: dict[str, float]
-    formulas: dict[str, str]
-
-
-def _stored_summary(reader: RunReader) -> dict[str, Any] | None:
-    """The summary if it is one of ours; it can be computed again if it is not."""
-    summary = reader.summary()
-    try:
-        msgspec.convert(summary, _Summary)
-    except msgspec.ValidationError:
-        return None
-    return summary
 
 
 def _check_parts(reader: RunReader) -> None:

@@ -78,5 +78,9 @@ class Interrupted(NexusbenchError):
     exit_code = 130
 
 
+class PluginFailed(NexusbenchError):
+    """A plug-in raised while it served; the message names it and where (exit code 1)."""
+
+
 class CounterError(NexusbenchError):
     """A source of counters cannot be read, or broke down; the run itself is not touched by it."""

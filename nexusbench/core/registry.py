@@ -7,7 +7,6 @@ import importlib
 import math
 import pkgutil
 import sys
-import traceback
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
@@ -17,7 +16,10 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError, NexusbenchError, UsageError
+from nexusbench.core.faults import fault_of
+
+_SHIPPED = "nexusbench."
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -56,6 +58,26 @@ def _changed_ns(place: str) -> int | None:
         return None
 
 
+def import_plugin(target: str, kind: str) -> ModuleType:
+    """The module of a plug-in. Whatever it raises is its own fault and becomes a UsageError that
+    names it; only Ctrl-C is the user's.
+    """
+    try:
+        return importlib.import_module(target)
+    except (UsageError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        where, colon, what = fault_of(error).partition(": ")
+        raise UsageError(
+            f"{where}{colon}{kind} module '{target}' cannot be imported: {what}"
+        ) from error
+
+
+def _target_of(value: str) -> str:
+    """``module:attribute`` of an entry point, without the extras that may follow it."""
+    return value.partition("[")[0].strip()
+
+
 class Registry:
     """The plug-ins of one family, e.g. schedulers: module name = plug-in name, one class a module.
 
@@ -75,13 +97,14 @@ class Registry:
             if module.name != "base" and not module.name.startswith("_"):
                 found[module.name.replace("_", "-")] = f"{self.package}.{module.name}"
         for entry in installed_plugins(self.package):
-            if entry.name in found and found[entry.name] != entry.value:
+            target = _target_of(entry.value)
+            if entry.name in found and found[entry.name] != target:
                 raise UsageError(
                     f"two {self.kind}s are called '{entry.name}': {found[entry.name]} and "
-                    f"{entry.value}. "
+                    f"{target}. "
                     "Rename one, or uninstall the package that brings the second"
                 )
-            found[entry.name] = entry.value
+            found[entry.name] = target
         return found
 
     def names(self) -> list[str]:
@@ -98,10 +121,10 @@ class Registry:
                 f"no {self.kind} called '{name}'. {did_you_mean(name, sorted(sources))}"
             )
         target, _, attribute = sources[name].partition(":")
-        module = self._import(target)
-        if attribute:
-            return getattr(module, attribute)  # type: ignore[no-any-return]
+        module = import_plugin(target, self.kind)
         base = getattr(importlib.import_module(f"{self.package}.base"), self._base)
+        if attribute:
+            return self._named(module, attribute, base)
         classes = [
             value
             for value in vars(module).values()
@@ -114,21 +137,18 @@ class Registry:
             )
         return classes[0]
 
-    def _import(self, target: str) -> ModuleType:
-        """The plug-in's module. Its own faults are the plug-in's, and named so (UsageError)."""
-        try:
-            return importlib.import_module(target)
-        except UsageError:
-            raise
-        except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{last.filename}:{last.lineno}"
-            if isinstance(error, SyntaxError):
-                where = f"{error.filename}:{error.lineno}"
+    def _named(self, module: ModuleType, attribute: str, base: type[Any]) -> type[Any]:
+        """What an entry point names in its module: a subclass of ``base``."""
+        found: Any = module
+        for part in attribute.strip().split("."):
+            found = getattr(found, part, None)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            what = "is not there" if found is None else "is no subclass of " + self._base
             raise UsageError(
-                f"{where}: {self.kind} module '{target}' cannot be imported: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+                f"{getattr(module, '__file__', module.__name__)}: {self.kind} "
+                f"'{module.__name__}:{attribute}' {what}. Correct the entry point, or uninstall it"
+            )
+        return found
 
     def create(self, spec: str, **extra: Any) -> Any:
         """An instance from ``name`` or ``name:key=value,key=value``.
@@ -138,11 +158,23 @@ class Registry:
         """
         name, options = split_spec(spec)
         cls = self.load(name)
-        made = parse_options(cls.Options, options, f"{self.kind} '{name}'")
+        kind = getattr(cls, "Options", None)
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            raise UsageError(f"{self.kind} '{name}' ({cls.__name__}): Options is no msgspec struct")
+        made = parse_options(kind, options, f"{self.kind} '{name}'")
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
         if missing:
             raise UsageError(f"{self.kind} '{name}' ({cls.__name__}) lacks: {', '.join(missing)}")
-        return cls(options=made, **extra)
+        try:
+            return cls(options=made, **extra)
+        except (NexusbenchError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if cls.__module__.startswith(_SHIPPED):
+                raise  # a bug of ours, with its traceback
+            raise UsageError(
+                f"{self.kind} '{name}' ({cls.__name__}) cannot be made: {fault_of(error)}"
+            ) from error
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:

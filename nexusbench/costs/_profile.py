@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.parts import unit_of
 from nexusbench.core.specs import GpuSpec, ModelSpec
@@ -17,6 +17,8 @@ from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
 
 SCHEMA = 1
+MOST_POINTS = 64 * 1024 * 1024  # a point takes some 300 bytes
+_POINT, _DELETE = "a measured point", "Delete the line: it will be measured again"
 PROFILE_FILE, POINTS_FILE, SWEEP_FILE = "profile.json", "points.jsonl", "sweep.json"
 
 
@@ -150,28 +152,19 @@ def load_profile(path: Path) -> Profile:
         if (file.parent / POINTS_FILE).is_file():
             hint = "Its sweep was not finished: repeat the same nexusbench profile, it resumes"
         raise InputError("there is no such profile", file=file, hint=hint)
-    text = file.read_bytes()
+    text = read_document(file)
     _check_schema(text, file)
-    try:
-        return msgspec.json.decode(text, type=Profile)
-    except msgspec.ValidationError as error:
-        problem, _, at = str(error).partition(" - at ")
-        raise InputError(
-            problem, file=file, field=at.strip("`$.") or None, hint="Profile again, or restore it"
-        ) from None
+    return decode_json(text, Profile, file, hint="Profile again, or restore it")
+
+
+class _Head(msgspec.Struct):
+    schema: int = 0
 
 
 def _check_schema(text: bytes, file: Path) -> None:
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        line = getattr(error, "lineno", None)
-        raise InputError(
-            "is not JSON, perhaps cut short", file=file, line=line,
-            hint="Profile again with the same folder: points already measured are kept",
-        ) from None  # fmt: skip
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+    hint = "Profile again with the same folder: points already measured are kept"
+    schema = decode_json(text, _Head, file, what="a profile", hint=hint).schema
+    if schema < 1:
         raise InputError("is not a profile: it has no schema number", file=file, field="schema")
     if schema != SCHEMA:
         newer = schema > SCHEMA
@@ -205,7 +198,7 @@ def read_points(path: Path, expected_sha256: str | None = None) -> list[Point]:
             "the measured points are not there", file=path,
             hint="They stand beside profile.json; copy both, or profile again",
         )  # fmt: skip
-    data = path.read_bytes()
+    data = read_document(path, most=MOST_POINTS)
     if expected_sha256 is not None and hashlib.sha256(data).hexdigest() != expected_sha256:
         raise InputError(
             "these are not the points that the profile was fitted to", file=path,
@@ -217,14 +210,11 @@ def read_points(path: Path, expected_sha256: str | None = None) -> list[Point]:
         if not line:
             continue
         try:
-            points.append(msgspec.json.decode(line, type=Point))
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            points.append(decode_json(line, Point, path, line=number, what=_POINT, hint=_DELETE))
+        except InputError:
             if number == len(lines):
                 break  # no newline after it: the process was killed while writing it
-            raise InputError(
-                f"is not a measured point: {error}", file=path, line=number,
-                hint="Delete the line: it will be measured again",
-            ) from None  # fmt: skip
+            raise
     return points
 
 

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import msgspec
 
+from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError, NexusbenchError
 
 FORMAT = 1
+MOST_BYTES = 64 * 2**20
 
 
 class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,16 +34,9 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def read_recording(path: str | Path) -> Recording:
     """Raises InputError that names the file and what is wrong in it."""
     file = Path(path)
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=file) from None
-    try:
-        found = msgspec.json.decode(text, type=Recording)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"is no recording of PM samples: {error}", file=file, hint="See docs/counters.md"
-        ) from None
+    text = read_document(file, most=MOST_BYTES)
+    what, hint = "a recording of PM samples", "See docs/counters.md"
+    found = decode_json(text, Recording, file, what=what, hint=hint)
     if found.format != FORMAT:
         raise InputError(f"has format {found.format}, this version reads {FORMAT}", file=file)
     for number, (start, end, values) in enumerate(found.samples):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from nexusbench.core.batch import Plan
 from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.core.request import Request
@@ -153,6 +154,9 @@ class Engine:
         watch = self._stopwatch
         started = watch() if watch is not None else 0
         plan = self.scheduler.schedule(ctx)
+        if not isinstance(plan, Plan):
+            found = f"returns {type(plan).__name__} from schedule, not a Plan"
+            raise PlanRefused("contract", self.scheduler.name, found)
         split = self.partitioner.split(plan, state) if plan.batches else state.split
         if watch is not None:
             self.decision_ns.append(watch() - started)

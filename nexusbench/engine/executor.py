@@ -87,8 +87,6 @@ class Executor:
     def _check(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
         """The contract of a plan (docs/invariants.md)."""
         policy, state = self.scheduler.name, self.state
-        if not isinstance(plan, Plan):
-            raise PlanRefused("contract", policy, f"returns {plan!r} from schedule, not a Plan")
         if not ctx.moved(plan):
             raise PlanRefused(
                 "contract", policy, "preempts or moves requests otherwise than with the context"
@@ -99,7 +97,11 @@ class Executor:
             and (split not in state.device.splits and split != state.device.whole)
         ):
             raise PlanRefused("I5", self.partitioner.name, f"wants the illegal split {split}")
+        if not (plan.wake_at is None or isinstance(plan.wake_at, int)):
+            raise PlanRefused("contract", policy, f"wants to wake at {plan.wake_at!r}, no ns")
         for batch in plan.batches:
+            if not isinstance(batch, Batch):
+                raise PlanRefused("contract", policy, f"launches {type(batch).__name__}, no Batch")
             if batch.partition not in state.in_flight:
                 raise PlanRefused("contract", policy, f"knows no partition '{batch.partition}'")
             if len(state.in_flight[batch.partition]) >= state.device.depth:

@@ -68,12 +68,31 @@ def failed(config: RunConfig, error: str) -> Cell:
     return Cell(config=msgspec.to_builtins(config), status="failed", error=text)
 
 
+class _Entry(msgspec.Struct):
+    direction: str
+    value: float | None = None
+    mean: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    min: float | None = None
+    max: float | None = None
+
+
+class _Measured(msgspec.Struct):
+    """What tables and claims read of a cell's summary."""
+
+    metrics: dict[str, _Entry]
+
+
 def read_cell(store: Store, key: str) -> Cell | None:
     """The kept cell of ``key``; None if there is none that this version can read."""
     content = store.get(key)
     try:
         cell = None if content is None else msgspec.json.decode(content, type=Cell)
-    except msgspec.DecodeError:
+        if cell is not None:
+            msgspec.convert(cell.summary, _Measured)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return cell if cell is not None and cell.schema == _SCHEMA and cell.ok else None
 

@@ -11,8 +11,8 @@ docs/sweeps.md describes it. Paths are relative to the spec's folder.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.config import RunConfig, check_config
+from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.costs.base import cost_models
@@ -38,6 +39,8 @@ _ALIASES = {"rate": "request_rate"}
 DEFAULT = "default"
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _FILES = ("trace", "profile", "kernel_table")
+_DIGITS = 18
+MOST_CELLS = 100_000
 
 Values = dict[str, list[Any]]  # field -> its values, decoded and checked
 
@@ -65,6 +68,7 @@ def load_sweep(path: Path) -> Sweep:
         raise reader.fault("is in [base] too", "grid", clash, "Keep one of them")
     include = reader.tables(document, "include")
     exclude = reader.tables(document, "exclude")
+    reader.check_size(grid, *include)
     made = list(product(base, grid)) if grid or not include else []
     kept = [fields for fields in made if not any(_matches(fields, rule) for rule in exclude)]
     found = kept + [fields for more in include for fields in product(base, more)]
@@ -82,16 +86,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any], str]:
     """Text, document and SHA-256 of a spec. Raises InputError that names file and line."""
     source = read_source(path)
     text = source.text.decode()
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        place = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        raise InputError(
-            f"not valid TOML: {error}",
-            file=path,
-            line=int(place[1]) if place else None,
-            hint="Correct the line",
-        ) from None
+    document = parse_toml(text, path)
     return text, document, source.sha256
 
 
@@ -163,6 +158,13 @@ class SpecReader:
         if not document:
             raise InputError("the spec is empty", file=self.path, hint="Give it a [grid]")
 
+    def check_size(self, *axes: Values) -> None:
+        """Refuse what would take longer to write down than anyone has for running it."""
+        many = sum(math.prod(map(len, values.values())) for values in axes)
+        if many > MOST_CELLS:
+            problem = f"makes {many:,} runs, more than {MOST_CELLS:,}"
+            raise self.fault(problem, "grid", hint="Give it fewer values")
+
     def table(self, document: Mapping[str, Any], name: str, *, lists: bool = True) -> Values:
         """The fields of a table that may be left out."""
         table = document.get(name, {})
@@ -206,7 +208,11 @@ class SpecReader:
     def _range(self, field: str, value: Any) -> list[Any]:
         """``0..4`` as five seeds; anything else as itself."""
         found = _RANGE.fullmatch(value) if field == "seed" and isinstance(value, str) else None
-        return list(range(int(found[1]), int(found[2]) + 1)) if found else [value]
+        # Twenty digits are no seed, and a longer range than any sweep is not counted out.
+        if found is None or max(len(found[1]), len(found[2])) > _DIGITS:
+            return [value]
+        low, high = int(found[1]), int(found[2])
+        return list(range(low, min(high, low + MOST_CELLS) + 1))
 
     def _value(self, field: str, value: Any, place: tuple[str, str, int]) -> Any:
         table, key, nth = place

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import BaselineError, UsageError
 from nexusbench.core.outputs import check_replaceable
 from nexusbench.gates.environment import differences
@@ -19,14 +20,15 @@ KIND = "nexusbench gate baseline"
 SCHEMA = 1
 # Values are kept to so many significant digits: 1e-6 is judged equal (TOLERANCE of verdicts.py).
 DIGITS = 8
+MOST_BYTES = 64 * 2**20
 
 
-class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Written(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a baseline file holds: series by name."""
 
     kind: str
     schema: int
-    series: dict[str, Series]
+    series: dict[str, Any]
 
 
 class _Head(msgspec.Struct):
@@ -38,18 +40,12 @@ def load_baseline(path: Path) -> dict[str, Series]:
     """The series of a baseline file. Raises BaselineError naming file and field: none there, not
     JSON, not a baseline, a newer schema, a wrong or missing entry.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         hint = f"Make it: nexusbench gate baseline save RUN... -o {path}"
-        raise BaselineError("there is no such baseline", file=path, hint=hint) from None
-    except OSError as error:
-        raise BaselineError(f"cannot be read: {error.strerror or error}", file=path) from None
+        raise BaselineError("there is no such baseline", file=path, hint=hint)
+    data = read_document(path, most=MOST_BYTES, error=BaselineError)
     hint = "Restore it from version control, or save it again"
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BaselineError(f"not a baseline: {error}", file=path, hint=hint) from None
+    head = decode_json(data, _Head, path, what="a baseline", hint=hint, error=BaselineError)
     if head.kind != KIND:
         raise BaselineError(
             f"not a baseline: it is {head.kind!r}, not {KIND!r}", file=path, field="kind", hint=hint
@@ -59,19 +55,29 @@ def load_baseline(path: Path) -> dict[str, Series]:
             f"made by a newer nexusbench (schema {head.schema}, this one reads {SCHEMA})",
             file=path, field="schema", hint="Upgrade nexusbench, or save it again with this one",
         )  # fmt: skip
-    try:
-        series = msgspec.json.decode(data, type=Baseline).series
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        problem, _, place = str(error).partition(" - at ")
-        field = place.strip("`").removeprefix("$.") or None
-        raise BaselineError(problem, file=path, field=field, hint=hint) from None
+    if head.schema < SCHEMA:
+        problem = f"not a baseline: its schema is {head.schema}"
+        raise BaselineError(problem, file=path, field="schema", hint=hint)
+    written = decode_json(data, _Written, path, hint=hint, error=BaselineError).series
+    series = {name: _series(one, f"series.{name}", path, hint) for name, one in written.items()}
     _check(series, path, hint)
     return series
 
 
+def _series(written: Any, at: str, path: Path, hint: str) -> Series:
+    """One series; a fault is located down to the metric, which a whole file's types would not."""
+    if isinstance(written, dict) and isinstance(written.get("metrics"), dict):
+        for name, samples in written["metrics"].items():
+            where = f"{at}.metrics.{name}"
+            convert(samples, Samples, path, at=where, hint=hint, error=BaselineError)
+    return convert(written, Series, path, at=at, hint=hint, error=BaselineError)
+
+
 def _check(series: Mapping[str, Series], path: Path, hint: str) -> None:
-    """Every metric has a value per run."""
+    """Every series has a run, every metric has a value per run."""
     for name, one in series.items():
+        if not one.runs:
+            raise BaselineError("is empty", file=path, field=f"series.{name}.runs", hint=hint)
         for metric, samples in one.metrics.items():
             if len(samples.values) != len(one.runs):
                 raise BaselineError(

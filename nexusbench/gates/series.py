@@ -84,7 +84,7 @@ def point_of_reader(reader: RunReader) -> Point:
     no evidence.
     """
     from nexusbench.metrics.run_events import RunEvents
-    from nexusbench.metrics.summary import summarise
+    from nexusbench.metrics.summary import summarise, usable_summary
 
     manifest = reader.manifest
     if not reader.complete:
@@ -94,19 +94,13 @@ def point_of_reader(reader: RunReader) -> Point:
             field="status",
             hint="Run it again",
         )
-    summary = reader.summary()
-    if summary is None or not isinstance(summary.get("metrics"), dict):
+    summary = usable_summary(reader.summary())
+    if summary is None:
         summary = summarise(RunEvents.from_reader(reader))
-    try:
-        return _point(
-            manifest.config, manifest.resolved, summary,
-            manifest.resolved.get(HOST_METRIC, {}), manifest.event_digest,
-        )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"lacks what a gate needs ({error})", file=reader.path / MANIFEST_FILE,
-            field="resolved", hint="It was made by another version of nexusbench",
-        ) from None  # fmt: skip
+    return _point(
+        manifest.config, manifest.resolved, summary,
+        manifest.resolved.get(HOST_METRIC, {}), manifest.event_digest,
+    )  # fmt: skip
 
 
 def _point(

@@ -16,7 +16,6 @@ scheduler = ["vllm", "nexus"]        one, several, or "all" that are installed
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,12 +23,14 @@ from typing import Annotated, Any
 import msgspec
 
 from nexusbench.config import RunConfig, check_config
-from nexusbench.core.errors import InputError
+from nexusbench.core.documents import convert, located, parse_toml, read_text
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.gates.rules import DEFAULT_RULES, Rule, parse_rules, run_measures
 from nexusbench.schedulers.base import schedulers
 
 ALL = "all"
+MOST_RUNS = 100_000
 Seed = Annotated[int, msgspec.Meta(ge=0)]
 _PATHS = ("trace", "kernel_table", "profile")
 _FILES = (".toml", ".json")
@@ -59,28 +60,21 @@ class GateSpec(msgspec.Struct, frozen=True):
 
 def load_spec(path: Path) -> GateSpec:
     """The spec in a TOML file. Raises InputError naming file and field."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", file=path) from None
+    document = parse_toml(read_text(path), path)
     unknown = [key for key in document if key not in _File.__struct_fields__]
     if unknown:
         hint = did_you_mean(unknown[0], list(_File.__struct_fields__))
         problem = "is no key of a gate spec" + and_keys(unknown[1:])
         raise InputError(problem, file=path, field=unknown[0], hint=hint)
-    try:
-        file = msgspec.convert(document, _File)
-    except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at ")
-        field = place.strip("`").removeprefix("$.") or None
-        raise InputError(problem, file=path, field=field) from None
+    file = convert(document, _File, path)
     configs = [
         config
         for number, table in enumerate(file.runs)
         for config in _configs(path, f"runs[{number}]", {**file.defaults, **table})
     ]
+    if len(configs) * len(file.seeds) * file.repeats > MOST_RUNS:
+        problem = f"asks for more than {MOST_RUNS:,} runs"
+        raise InputError(problem, file=path, field="runs", hint="Take fewer seeds or repeats")
     # Repeats and seeds go outermost, so that a drift of the machine meets all series alike.
     planned = [
         msgspec.structs.replace(config, seed=seed)
@@ -91,10 +85,17 @@ def load_spec(path: Path) -> GateSpec:
     return GateSpec(
         path=path,
         configs=planned,
-        rules=parse_rules(file.rules, run_measures()),
+        rules=_rules(path, file.rules),
         baseline=None if file.baseline is None else path.parent / file.baseline,
         confirm=file.confirm,
     )
+
+
+def _rules(path: Path, texts: tuple[str, ...]) -> list[Rule]:
+    try:
+        return parse_rules(texts, run_measures())
+    except UsageError as error:
+        raise InputError(str(error), file=path, field="rules") from None
 
 
 def _configs(path: Path, place: str, table: Mapping[str, Any]) -> list[RunConfig]:
@@ -125,8 +126,7 @@ def _configs(path: Path, place: str, table: Mapping[str, Any]) -> list[RunConfig
         try:
             configs.append(check_config(msgspec.convert(fields, RunConfig)))
         except msgspec.ValidationError as error:
-            problem, _, where = str(error).partition(" - at ")
-            field = f"{place}.{where.strip('`').removeprefix('$.')}"
+            field, problem = located(error, place)
             raise InputError(problem, file=path, field=field) from None
         except InputError as error:
             raise InputError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from nexusbench.core.errors import UsageError
-from nexusbench.core.registry import installed_plugins
+from nexusbench.core.faults import fault_of
+from nexusbench.core.registry import import_plugin, installed_plugins
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents
 
@@ -59,28 +60,61 @@ class Scalar(Metric):
         """The value in ``unit``; None where it is not defined for the run."""
 
 
-def load_metrics() -> dict[str, Metric]:
-    """All metrics by tag: modules of this folder in alphabetical order, then entry points of its
-    name.
+class Found(NamedTuple):
+    """Metrics by tag; and by name of the module or tag, why others cannot be used."""
 
-    Raises UsageError if two share a tag, or one lacks a declaration; the message names the places.
+    metrics: dict[str, Metric]
+    broken: dict[str, str]
+
+
+def load_metrics() -> dict[str, Metric]:
+    """All metrics that can be used, by tag."""
+    return find_metrics().metrics
+
+
+def find_metrics() -> Found:
+    """All metrics: modules of this folder in alphabetical order, then entry points of its name.
+
+    One that cannot be imported, lacks a declaration or takes the tag of an earlier one disables
+    itself and no other: metrics are loaded when a run has been served, which must not be lost.
     """
     package = importlib.import_module(PACKAGE)
     names = sorted(f"{PACKAGE}.{module.name}" for module in pkgutil.iter_modules(package.__path__))
-    names += sorted({entry.value.partition(":")[0] for entry in installed_plugins(PACKAGE)})
-    found: dict[str, Metric] = {}
+    entries = installed_plugins(PACKAGE)
+    names += sorted({entry.value.partition(":")[0].strip() for entry in entries})
+    found = Found({}, {})
     for name in dict.fromkeys(names):
-        for value in vars(importlib.import_module(name)).values():
+        try:
+            module = import_plugin(name, "metric")
+        except UsageError as error:
+            found.broken[name] = str(error)
+            continue
+        for value in list(vars(module).values()):
             if _declares_metric(value, name):
-                metric: Metric = value()
-                _check_declaration(value)
-                if metric.tag in found:
-                    raise UsageError(
-                        f"two metrics have the tag '{metric.tag}': "
-                        f"{_place(type(found[metric.tag]))} and {_place(value)}. Rename one"
-                    )
-                found[metric.tag] = metric
+                _add(found, value)
     return found
+
+
+def _add(found: Found, cls: type[Metric]) -> None:
+    try:
+        metric = cls()
+        _check_declaration(cls)
+    except KeyboardInterrupt:
+        raise
+    except UsageError as error:
+        found.broken[_place(cls)] = str(error)
+        return
+    except BaseException as error:
+        found.broken[_place(cls)] = f"metric {_place(cls)} cannot be made: {fault_of(error)}"
+        return
+    if metric.tag in found.metrics:
+        other = type(found.metrics[metric.tag])
+        found.broken[_place(cls)] = (
+            f"two metrics have the tag '{metric.tag}': {_place(other)} and {_place(cls)}. "
+            "Rename one"
+        )
+        return
+    found.metrics[metric.tag] = metric
 
 
 def _declares_metric(value: object, module: str) -> bool:
@@ -96,8 +130,10 @@ def _declares_metric(value: object, module: str) -> bool:
 def _check_declaration(metric: type[Metric]) -> None:
     for name in _TEXTS:
         text = getattr(metric, name, None)
-        if not isinstance(text, str) or not text or "\n" in text:
+        if not isinstance(text, str) or not text or not text.isprintable():
             raise UsageError(f"metric {_place(metric)} must declare '{name}' as one line of text")
+    if not issubclass(metric, Distribution | Scalar):
+        raise UsageError(f"metric {_place(metric)} is neither a Distribution nor a Scalar")
     if getattr(metric, "direction", None) not in ("lower", "higher", "none"):
         raise UsageError(f"metric {_place(metric)} must declare 'direction': lower, higher or none")
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from nexusbench.core.documents import convert
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
@@ -147,7 +148,7 @@ class RunEvents:
             "watts": watts,
         }
         changes = {key: value for key, value in asked.items() if value is not None}
-        facts = msgspec.convert({**stored["facts"], **changes}, Facts)
+        facts = convert({**stored["facts"], **changes}, Facts, stored.get("file"), at="resolved")
         return cls(stored["tables"], stored["requests"], facts)
 
     def _check(self) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
-from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.errors import InputError, NexusbenchError
+from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
-from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
+from nexusbench.metrics.base import Distribution, Metric, Scalar, find_metrics, load_metrics
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.splits import split_shares
 from nexusbench.metrics.tokens import MANY
@@ -34,49 +36,132 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
     """Every metric of a run, with units, directions and formulas; None (with a reason) where
     undefined.
 
-    ``metrics`` defaults to all of the folder. Raises NexusbenchError if a metric gives a value that
-    is not finite.
+    ``metrics`` defaults to all of the folder. A metric that raises, or gives what is no finite
+    number, has no value, and a run that was served keeps all others: the entry ``failed`` (only
+    there if there are any) says of which plug-in that is true, and why. Raises InputError for a
+    damaged log.
     """
-    metrics = load_metrics() if metrics is None else metrics
+    failed: dict[str, str] = {}
+    if metrics is None:
+        found = find_metrics()
+        metrics, failed = found.metrics, dict(found.broken)
     warmup = int((run.offered & ~run.measured).sum())
-    return {
+    entries = {tag: _entry(metric, run, failed) for tag, metric in metrics.items()}
+    summary = {
         "schema": SUMMARY_SCHEMA,
         "simulated": run.facts.simulated,
         "window_s": [time / NS_PER_S for time in run.window],
         "warmup": {"seconds": run.facts.warmup_ns / NS_PER_S, "requests": warmup},
         "slo": dict(run.facts.slo),
-        "metrics": {tag: _entry(metric, run) for tag, metric in metrics.items()},
+        "metrics": entries,
         "split_shares": split_shares(run),
         "formulas": {tag: metric.formula for tag, metric in metrics.items()},
     }
+    return {**summary, "failed": failed} if failed else summary
 
 
-def _entry(metric: Metric, run: RunEvents) -> dict[str, Any]:
+def _entry(metric: Metric, run: RunEvents, failed: dict[str, str]) -> dict[str, Any]:
+    """One metric's entry; the fault of one that raises is added to ``failed``."""
     entry: dict[str, Any] = {
         "kind": metric.kind,
         "title": metric.title,
         "unit": metric.unit,
         "direction": metric.direction,
     }
-    hidden = metric.needs_engine and run.facts.observed == "client"
-    if hidden:
-        empty = describe(np.empty(0)) if isinstance(metric, Distribution) else {"value": None}
-        return {**entry, **empty, "reason": _HIDDEN}
+    try:
+        if metric.needs_engine and run.facts.observed == "client":
+            return {**entry, **_empty(metric), "reason": _HIDDEN}
+        values = _values(metric, run)
+        missing = values["n"] == 0 if "n" in values else values["value"] is None
+        return {**entry, **values, **({"reason": str(metric.reason(run))} if missing else {})}
+    except (InputError, KeyboardInterrupt):
+        raise  # the log is damaged: that is not the metric's fault
+    except BaseException as error:
+        # A user's metric may raise anything, SystemExit too.
+        fault = str(error) if isinstance(error, NexusbenchError) else fault_of(error)
+        failed[metric.tag] = fault
+        return {**entry, **_empty(metric), "reason": f"failed: {fault}"}
+
+
+def _empty(metric: Metric) -> dict[str, Any]:
+    return describe(np.empty(0)) if isinstance(metric, Distribution) else {"value": None}
+
+
+def _values(metric: Metric, run: RunEvents) -> dict[str, Any]:
+    """What a metric gives. Raises NexusbenchError for what is no number."""
     if isinstance(metric, Distribution):
         values: np.ndarray[Any, np.dtype[Any]] = np.asarray(metric.values(run))
+        if values.ndim != 1 or values.dtype.kind not in "fiub":
+            raise NexusbenchError(
+                f"metric '{metric.tag}' gave {values.ndim}-dimensional {values.dtype}; it must be "
+                "a list of numbers"
+            )
         if values.dtype.kind != "f":
             values = values.astype(np.float64)
-        entry.update(describe(values, metric.tag))
-        missing = not len(values)
-    elif isinstance(metric, Scalar):
-        value = metric.value(run)
-        entry["value"] = None if value is None else _finite(value, metric.tag)
-        missing = value is None
-    else:
-        raise NexusbenchError(f"metric '{metric.tag}' is neither a Distribution nor a Scalar")
-    if missing:
-        entry["reason"] = metric.reason(run)
-    return entry
+        return describe(values, metric.tag)
+    assert isinstance(metric, Scalar)
+    value: Any = metric.value(run)
+    number = isinstance(value, int | float | np.number)
+    if value is not None and not number:
+        raise NexusbenchError(f"metric '{metric.tag}' gave {type(value).__name__}, not a number")
+    plain = value is None or type(value) in (int, float)
+    if not plain:
+        value = float(value)
+    return {"value": None if value is None else _finite(value, metric.tag)}
+
+
+class _Stored(msgspec.Struct, kw_only=True):
+    title: str
+    unit: str
+    direction: Literal["lower", "higher", "none"]
+    reason: str = ""
+
+
+class _StoredScalar(_Stored, tag_field="kind", tag="scalar", kw_only=True):
+    value: float | None
+
+
+class _StoredDistribution(_Stored, tag_field="kind", tag="distribution", kw_only=True):
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    min: float | None
+    max: float | None
+    n: Annotated[int, msgspec.Meta(ge=0)]
+    weak: list[str]
+
+
+class _Warmup(msgspec.Struct, kw_only=True):
+    seconds: float
+    requests: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _StoredSummary(msgspec.Struct, kw_only=True):
+    """What the tables take for granted."""
+
+    schema: Literal[1]
+    simulated: bool
+    window_s: tuple[float, float]
+    warmup: _Warmup
+    slo: dict[str, float]
+    metrics: dict[str, _StoredScalar | _StoredDistribution]
+    split_shares: dict[str, float]
+    formulas: dict[str, str]
+    failed: dict[str, str] = {}
+
+
+def usable_summary(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """``stored`` if it is what :func:`summarise` gives here; None where it is to be computed again:
+    it lacks something, or a metric that is known here.
+    """
+    try:
+        checked = msgspec.convert(stored, _StoredSummary)
+    except (msgspec.ValidationError, RecursionError):
+        return None
+    tags = checked.metrics.keys()
+    whole = checked.formulas.keys() == tags and load_metrics().keys() <= tags
+    return dict(stored) if stored is not None and whole else None
 
 
 def describe(values: np.ndarray[Any, np.dtype[Any]], tag: str = "") -> dict[str, Any]:

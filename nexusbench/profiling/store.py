@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import msgspec
 
+from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
@@ -111,13 +112,9 @@ class PointStore:
 
 def read_header(path: Path) -> Header:
     """The header in a ``sweep.json``. Raises InputError if it is damaged."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Header)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise InputError(
-            f"is not the header of a sweep: {error}", file=path,
-            hint="Start over with --fresh, or choose another folder with -o",
-        ) from None  # fmt: skip
+    hint = "Start over with --fresh, or choose another folder with -o"
+    data = read_document(path, hint=hint)
+    return decode_json(data, Header, path, what="the header of a sweep", hint=hint)
 
 
 def _differences(was: Header, now: Header) -> list[str]:

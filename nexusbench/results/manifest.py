@@ -14,10 +14,14 @@ from typing import Any, Literal
 import msgspec
 
 import nexusbench
+from nexusbench.core.documents import convert, decode_json
 from nexusbench.core.errors import InputError
+from nexusbench.results.resolved import Count, ResolvedOfEngine, kinds_of
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+_WHAT = "a run's manifest"
+_FOREIGN = "It was changed, or made by another version of nexusbench: run again"
 
 Status = Literal["running", "complete", "interrupted", "failed"]
 
@@ -25,11 +29,10 @@ Status = Literal["running", "complete", "interrupted", "failed"]
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a run was: enough to make it again, and to read its event log.
 
-    ``resolved`` must hold ``num_sms``, ``kv_blocks`` and ``block_size`` (and ``slo`` in ms,
-    ``warmup_ns`` where given): metrics read them. ``strings`` and ``splits`` are what the codes in
-    the event tables stand for; ``parts`` has one entry per committed flush, the rows of each table
-    it wrote. Part-files that no entry names were being written when the run was killed, and are not
-    part of it.
+    ``config`` and ``resolved`` must hold what ``resolved.py`` says: readers rely on it.
+    ``strings`` and ``splits`` are what the codes in the event tables stand for; ``parts`` has one
+    entry per committed flush, the rows of each table it wrote. Part-files that no entry names were
+    being written when the run was killed, and are not part of it.
     """
 
     run_id: str
@@ -45,14 +48,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     config: dict[str, Any]
     resolved: dict[str, Any]
     partitions: list[str]
-    splits: list[list[int]] = []  # row = split code of the event log: SMs per partition
-    strings: list[str] = []
-    parts: list[dict[str, int]] = []
-    status: Status = "running"
-    message: str = ""
-    event_digest: str = ""
-    invariants: dict[str, str] = {}
-    schema: int = SCHEMA_VERSION
+    splits: list[list[Count]]  # row = split code of the event log: SMs per partition
+    strings: list[str]
+    parts: list[dict[str, Count]]
+    status: Status
+    message: str
+    event_digest: str
+    invariants: dict[str, str]
+    schema: int
 
 
 def new_manifest(
@@ -82,6 +85,13 @@ def new_manifest(
         resolved=dict(resolved),
         partitions=list(partitions),
         splits=[list(split) for split in splits],
+        strings=[],
+        parts=[],
+        status="running",
+        message="",
+        event_digest="",
+        invariants={},
+        schema=SCHEMA_VERSION,
     )
 
 
@@ -141,23 +151,35 @@ class _Version(msgspec.Struct):
 
 
 def decode_manifest(data: bytes, file: Path) -> Manifest:
-    """The manifest in ``data``. Raises InputError that names ``file``: not JSON, a wrong field, a
-    newer schema.
+    """The manifest in ``data``. Raises InputError that names ``file`` and the key path: not JSON,
+    a wrong or missing entry, also in ``config`` and ``resolved``, a newer schema.
     """
-    try:
-        version = msgspec.json.decode(data, type=_Version).schema
-        if version > SCHEMA_VERSION:
-            raise InputError(
-                f"made by a newer nexusbench (schema {version}, this one reads {SCHEMA_VERSION})",
-                file=file,
-                hint="Upgrade nexusbench to read it",
-            )
-        return msgspec.json.decode(data, type=Manifest)
-    except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at ")
-        field = place.strip("`").removeprefix("$.") or None
-        raise InputError(f"not a run's manifest: {problem}", file=file, field=field) from None
-    except msgspec.DecodeError as error:
+    hint = "The run cannot be read without it"
+    version = decode_json(data, _Version, file, what=_WHAT, hint=hint).schema
+    if version > SCHEMA_VERSION:
         raise InputError(
-            f"not valid JSON: {error}", file=file, hint="The run cannot be read without it"
-        ) from None
+            f"made by a newer nexusbench (schema {version}, this one reads {SCHEMA_VERSION})",
+            file=file,
+            field="schema",
+            hint="Upgrade nexusbench to read it",
+        )
+    if version < SCHEMA_VERSION:
+        raise InputError(f"not {_WHAT}: {version}", file=file, field="schema", hint=_FOREIGN)
+    manifest = decode_json(data, Manifest, file, what=_WHAT, hint=_FOREIGN)
+    check_facts(manifest, file)
+    return manifest
+
+
+def check_facts(manifest: Manifest, file: object) -> None:
+    """What readers take for granted of ``config``, ``resolved`` and ``partitions``. Raises
+    InputError that names ``file`` and the key path.
+    """
+    asked, resolved = kinds_of(manifest.resolved)
+    convert(manifest.config, asked, file, at="config", what=_WHAT, hint=_FOREIGN)
+    facts = convert(manifest.resolved, resolved, file, at="resolved", what=_WHAT, hint=_FOREIGN)
+    if not isinstance(facts, ResolvedOfEngine):
+        return
+    homes, partitions, pools = facts.homes, manifest.partitions, facts.pools
+    if len(homes) != len(partitions) or any(home >= len(pools) for home in homes):
+        problem = f"{_WHAT}: {homes} are no pools of {len(pools)} for {partitions}"
+        raise InputError(f"not {problem}", file=file, field="resolved.homes", hint=_FOREIGN)

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import SCHEMA
 from nexusbench.core.registry import did_you_mean
@@ -30,23 +29,11 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = Path("results")
 
 
-class _Resolved(msgspec.Struct):
-    """The entries of a manifest's ``resolved`` that metrics need; others are left alone."""
-
-    num_sms: int
-    kv_blocks: int
-    block_size: int
-    slo: dict[str, float] = {}
-    warmup_ns: int = 0
-    gpus: int = 1
-    device: str = ""
-    observed: str = "engine"
-    price_per_hour: float | None = None
-    watts: float | None = None
-    work: dict[str, float] | None = None
-    pools: tuple[str, ...] = ("gpu",)
-    homes: tuple[int, ...] = ()
-    host_gaps: dict[str, dict[str, int]] = {}
+# The entries of a manifest's ``resolved`` that metrics need, where a run has them.
+_FACTS = (
+    "num_sms", "kv_blocks", "block_size", "slo", "warmup_ns", "gpus", "device", "observed",
+    "price_per_hour", "watts", "work", "pools", "homes", "host_gaps",
+)  # fmt: skip
 
 
 class RunReader:
@@ -58,11 +45,7 @@ class RunReader:
         """
         self.path = _find(Path(path), root)
         file = self.path / MANIFEST_FILE
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror or error}", file=file) from None
-        self.manifest: Manifest = decode_manifest(data, file)
+        self.manifest: Manifest = decode_manifest(read_document(file), file)
 
     @property
     def status(self) -> str:
@@ -118,19 +101,18 @@ class RunReader:
                 yield columns
 
     def events(self) -> dict[str, Any]:
-        """Everything metrics need, as plain dicts: ``tables``, ``requests`` and ``facts``.
+        """Everything metrics need, as plain dicts: ``tables``, ``requests`` and ``facts``, and the
+        ``file`` that the facts are of.
 
-        Raises InputError naming the file that is damaged, or the manifest's field that is missing.
+        Raises InputError naming the file that is damaged.
         """
-        try:
-            resolved = msgspec.convert(self.manifest.resolved, _Resolved)
-        except msgspec.ValidationError as error:
-            raise InputError(f"{error}", file=self.path / MANIFEST_FILE, field="resolved") from None
+        resolved = self.manifest.resolved
         return {
+            "file": self.path / MANIFEST_FILE,
             "tables": _Tables(self),
             "requests": self.requests(),
             "facts": {
-                **msgspec.structs.asdict(resolved),
+                **{key: resolved[key] for key in _FACTS if key in resolved},
                 "simulated": self.manifest.simulated,
                 "partitions": self.manifest.partitions,
                 "splits": self.manifest.splits,
@@ -156,12 +138,9 @@ class RunReader:
     def summary(self) -> dict[str, Any] | None:
         """The stored summary; None where the run ended before it was written."""
         file = self.path / SUMMARY_FILE
-        try:
-            return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-        except FileNotFoundError:
+        if not file.exists():
             return None
-        except (OSError, msgspec.DecodeError) as error:
-            raise InputError(f"cannot be read: {error}", file=file) from None
+        return decode_json(read_document(file), dict[str, Any], file, what="a summary")
 
 
 class _Tables(Mapping[str, Any]):

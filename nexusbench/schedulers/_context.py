@@ -318,9 +318,11 @@ class SchedulerContext(ContextView):
 
     def joining_key(self, request: Request) -> float:
         """The key of a request that starts to wait (for the engine, too)."""
-        if self._order is None:
-            return self._static_key(request)
-        return self._order.joining(request)
+        order = self._order
+        key = self._static_key(request) if order is None else order.joining(request)
+        if not isinstance(key, float | int) or key != key:  # a queue with NaN in it has no order
+            raise PlanRefused("contract", self._policy, f"gives {key!r:.40} as order_key")
+        return key
 
     def savepoint(self) -> int:
         """A mark to :meth:`rollback` to."""

@@ -266,7 +266,7 @@ def test_unreadable_profiles_are_refused(call, copy):
     path = copy / "profile.json"
     text = path.read_text()
     for damaged, says in (
-        (text[: len(text) // 2], "is not JSON, perhaps cut short"),
+        (text[: len(text) // 2], "not valid JSON"),
         (text.replace('"schema": 1', '"schema": 2', 1), "Upgrade nexusbench"),
         (text.replace('"effort"', '"efort"', 1), "efort"),
         (text.replace('"num_warned"', '"num_warnd"', 1), "field 'facts'"),

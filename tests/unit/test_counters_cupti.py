@@ -248,7 +248,7 @@ def test_recordings_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_recording(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\x00")
-    with pytest.raises(InputError, match="no recording"):
+    with pytest.raises(InputError, match="not a recording"):
         read_recording(tmp_path / "bytes.json")
     with pytest.raises(NexusbenchError, match="cannot be written"):
         write_recording(tmp_path / "no" / "pm.json", read_recording(MADE_UP))

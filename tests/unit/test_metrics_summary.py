@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -20,6 +23,7 @@ from nexusbench.metrics.summary import (
     paired,
     summarise,
     t_quantile,
+    usable_summary,
 )
 
 FACTS = Facts(
@@ -117,10 +121,96 @@ class BrokenTail(Distribution):
         return np.array([1.0, np.inf])
 
 
-@pytest.mark.parametrize("metric", [Broken(), BrokenTail()])
-def test_a_metric_that_is_not_finite_is_named(metric: Scalar | Distribution) -> None:
-    with pytest.raises(NexusbenchError, match=f"'{metric.tag}'"):
-        summarise(served(2), {metric.tag: metric})
+def raising(error: BaseException | None = None, given: object = None) -> Scalar:
+    """A metric that raises ``error``, or gives ``given``."""
+
+    class Raising(Scalar):
+        tag, unit, direction, title, formula = "raising", "s", "lower", "raising", "1 / 0"
+
+        def value(self, run: RunEvents) -> float:
+            if error is not None:
+                raise error
+            return given  # type: ignore[return-value]
+
+    return Raising()
+
+
+def spread(given: object) -> Distribution:
+    """A metric whose values are ``given``."""
+
+    class Spread(Distribution):
+        tag, unit, direction, title, formula = "spread", "s", "lower", "spread", "1 / 0"
+
+        def values(self, run: RunEvents) -> np.ndarray:
+            return given  # type: ignore[return-value]
+
+    return Spread()
+
+
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        (Broken(), "'broken' gave nan"),
+        (BrokenTail(), "'tail' gave inf"),
+        (raising(ZeroDivisionError("division by zero")), r"test_.*py:\d+: ZeroDivisionError: div"),
+        (raising(SystemExit(0)), "ends the process"),
+        (raising(GeneratorExit()), "GeneratorExit"),
+        (raising(given="12"), "'raising' gave str, not a number"),
+        (raising(given=[1.0]), "'raising' gave list, not a number"),
+        (raising(given=1j), "gave complex, not a number"),
+        (spread(np.zeros((2, 2))), "2-dimensional"),
+        (spread(["a"]), "must be a list of numbers"),
+        (spread(None), "0-dimensional"),
+    ],
+)
+def test_a_metric_that_fails_is_named_and_no_other_is_lost(
+    metric: Scalar | Distribution, why: str
+) -> None:
+    run, good = served(2), load_metrics()["finished"]
+    summary = summarise(run, {metric.tag: metric, "finished": good})
+    assert summary["metrics"]["finished"]["value"] == 2
+    assert list(summary["failed"]) == [metric.tag]
+    assert re.search(why, summary["failed"][metric.tag])
+    entry = summary["metrics"][metric.tag]
+    assert entry["reason"] == f"failed: {summary['failed'][metric.tag]}"
+    assert all(entry.get(name) is None for name in ("value", "mean", "p50", "max"))
+    assert usable_summary(msgspec.json.decode(msgspec.json.encode(summary))) is None  # lacks others
+
+
+def test_ctrl_c_in_a_metric_is_the_users() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        summarise(served(2), {"raising": raising(KeyboardInterrupt())})
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    summary = summarise(served(2), {"raising": raising(given=np.float32(0.5))})
+    assert msgspec.json.encode(summary["metrics"]["raising"]["value"]) == b"0.5"
+
+
+def test_a_stored_summary_is_used_only_if_it_is_whole() -> None:
+    """Whatever is taken out of it or has another type: it is computed again, never half shown."""
+    stored = msgspec.json.decode(msgspec.json.encode(summarise(served(2))))
+    assert usable_summary(stored) == stored
+    optional = {"reason"}
+    for path in paths(stored):
+        value = copy.deepcopy(stored)
+        inner = value
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+        if path[-1] not in optional and path[:-1] not in (("split_shares",), ("slo",)):
+            assert usable_summary(value) is None, path
+        inner[path[-1]] = [{"x": 1}]
+        assert usable_summary(value) is None, path
+
+
+def paths(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all keys."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from paths(inner, (*path, key))
 
 
 @pytest.mark.parametrize(

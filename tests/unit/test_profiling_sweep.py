@@ -154,7 +154,7 @@ def test_points_without_a_header_are_refused_and_fresh_forgets_them(whole, tmp_p
 
 def test_a_damaged_header_is_named(tmp_path):
     (tmp_path / SWEEP_FILE).write_text('{"schema": "one"}')
-    with pytest.raises(InputError, match=r"sweep\.json: is not the header of a sweep"):
+    with pytest.raises(InputError, match=r"sweep\.json: field 'schema': not the header of a sweep"):
         PointStore(tmp_path, HEADER)
 
 

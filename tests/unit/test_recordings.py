@@ -65,7 +65,7 @@ def test_an_imported_folder_is_never_overwritten(tmp_path: Path) -> None:
         ({"itls": None}, "--save-detailed"),
         ({"start_times": None}, "of a version that saves start_times"),
         ({"ttfts": [0.1]}, "has 1 items, input_lens has 3"),
-        ({"ttfts": [0.1, "soon", 0.0]}, "field 'ttfts': item 1 is 'soon'"),
+        ({"ttfts": [0.1, "soon", 0.0]}, "field 'ttfts[1]': not a result: Expected"),
         ({"output_lens": [0, 0, 0]}, "holds no finished request"),
     ],
 )
@@ -80,9 +80,14 @@ def test_a_bad_result_is_refused(tmp_path: Path, change: dict[str, Any], message
     [
         ("requests.jsonl", '"input_toks": 100', '"input_toks": "x"', ":1: field 'input_toks'"),
         ("requests.jsonl", '"last_token_ts"', '"last"', ":1: field 'last_token_ts': is missing"),
-        ("requests.jsonl", '{"request_id"', '"request_id"', ":1: is not JSON"),
-        ("meta.json", '"block_size": 16', '"block_size": "x"', "Expected `int`"),
-        ("meta.json", "{", "[", "is not JSON"),
+        ("requests.jsonl", '{"request_id"', '"request_id"', ":1: Expected `object`"),
+        (
+            "meta.json",
+            '"block_size": 16',
+            '"block_size": "x"',
+            "cache.block_size': Expected `int",
+        ),
+        ("meta.json", "{", "[", "Expected `object`"),
     ],
 )
 def test_a_broken_recording_is_refused(

@@ -456,7 +456,7 @@ def test_pictures_say_simulated_and_are_the_same_again(tmp_path: Path) -> None:
     done = Done(
         experiment="fig11", title="Offline", figures=("fig11",), quick=False, cut=(), seeds=(0,),
         base={}, device="sim:l20", note="", criterion="", rows=(), lines=lines, throughputs={},
-        manifest={},
+        manifest={}, simulated=True, schema=1,
     )  # fmt: skip
     path = draw(done, tmp_path)
     assert path is not None

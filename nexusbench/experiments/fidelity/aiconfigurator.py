@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
@@ -15,11 +15,25 @@ from nexusbench.devices._attention import Attention
 from nexusbench.devices._gemm import Gemm
 from nexusbench.experiments.fidelity.samples import Sample, Samples
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 SYSTEMS = {"h200": "h200_sxm", "h100": "h100_sxm", "a100": "a100_sxm", "l40s": "l40s"}
 # Its vLLM collector goes round six weights of a product (collect_gemm.py, outside_loop_count), and
 # repeats attention on one set of operands.
 GEMM_COPIES, ATTENTION_COPIES = 6, 1
 SMALL_FITTED = ("h200", "h100", "l40s")  # whose fit took small products in, too
+_COUNT, _TIME = (1, 2**31), (1e-9, 1e9)
+# Columns that are read, and the least and greatest value of those that hold numbers.
+COLUMNS: dict[str, dict[str, tuple[float, float] | None]] = {
+    "gemm": {"gemm_dtype": None, "m": _COUNT, "n": _COUNT, "k": _COUNT, "latency": _TIME},
+    "attention": {
+        "kernel_source": None, "attn_dtype": None, "kv_cache_dtype": None,
+        "batch_size": (1, 2**16), "isl": _COUNT, "num_heads": (1, 2**16),
+        "num_key_value_heads": (1, 2**16), "head_dim": (1, 2**16), "step": (0, 2**31),
+        "latency": _TIME,
+    },
+}  # fmt: skip
 SMALLEST = 1024  # N and K of the products that decoder layers have; smaller ones are scored apart
 
 
@@ -60,6 +74,7 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> Samples:
 @lru_cache
 def _rows(folder: Path, family: str, name: str) -> list[dict[str, Any]]:
     """The newest vLLM table of a family, as dicts."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     paths = sorted(
@@ -70,8 +85,43 @@ def _rows(folder: Path, family: str, name: str) -> list[dict[str, Any]]:
         raise InputError(
             f"holds no {family}/vllm/*/{name}.parquet", file=folder, hint="Give a system's folder"
         )
-    rows: list[dict[str, Any]] = pq.read_table(paths[-1]).to_pylist()
+    hint = "Give a system's folder of aiconfigurator"
+    try:
+        table = pq.read_table(paths[-1])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problem = f"cannot be read: {' '.join(str(error).split())}"
+        raise InputError(problem, file=paths[-1], hint=hint) from None
+    for name, bounds in COLUMNS[family].items():
+        _check_column(table, name, bounds, paths[-1], hint)
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _check_column(
+    table: pa.Table, name: str, bounds: tuple[float, float] | None, file: Path, hint: str
+) -> None:
+    """Text where there are no ``bounds``, else numbers within them, whole ones but for a time.
+    Raises InputError that names file, column and row.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name not in table.column_names:
+        raise InputError("has no such column", file=file, field=name, hint=hint)
+    column, kind = table.column(name), table.schema.field(name).type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    number = pa.types.is_floating(kind) if name == "latency" else pa.types.is_integer(kind)
+    if not (text if bounds is None else number):
+        raise InputError(f"is a column of {kind}", file=file, field=name, hint=hint)
+    good = pc.is_valid(column)
+    if bounds is not None:
+        within = pc.greater_equal(column, bounds[0]), pc.less_equal(column, bounds[1])
+        good = pc.and_(good, pc.and_(*within))
+    wrong = pc.index(pc.fill_null(good, False), False).as_py()
+    if wrong >= 0:
+        found = column[wrong].as_py()
+        problem = f"row {wrong + 1} is {found!r:.40}"
+        raise InputError(problem, file=file, field=name, hint=hint)
 
 
 def _gemm(

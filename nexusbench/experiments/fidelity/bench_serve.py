@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
+
+from nexusbench.core.documents import MOST_TEXT, decode_json, read_document
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.outputs import make_folder
+from nexusbench.workloads.source import write_atomic
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Span = Annotated[float, msgspec.Meta(ge=0, le=4e9)]
 LISTS = ("input_lens", "output_lens", "ttfts", "itls", "start_times")
+
+
+class _Detail(msgspec.Struct):
+    """What is read of a result; a failed request may have null in the place of its times, and a
+    result without details has none of the lists.
+    """
+
+    input_lens: list[Count] | None = None
+    output_lens: list[Count | None] | None = None
+    ttfts: list[Span | None] | None = None
+    itls: list[list[Span] | None] | None = None
+    start_times: list[Span | None] | None = None
+    errors: list[str | None] | None = None
+    model_id: str | None = None
+    date: str | None = None
 
 
 def import_bench_serve(source: Path, folder: Path) -> list[str]:
@@ -18,16 +40,16 @@ def import_bench_serve(source: Path, folder: Path) -> list[str]:
     Raises InputError naming the field at fault, UsageError if the folder is in use.
     """
     detail = _load(source)
-    columns = [_list(source, detail, name) for name in LISTS]
-    errors = detail.get("errors") or [""] * len(columns[0])
+    columns = [getattr(detail, name) for name in LISTS]
+    errors = detail.errors or [""] * len(columns[0])
     rows, failed, merged = [], 0, 0
     for index, (prompt, output, ttft, gaps, start) in enumerate(zip(*columns, strict=True)):
         if errors[index] or not output:
             failed += 1
             continue
-        for name, value in zip(LISTS, (prompt, output, ttft, 0, start), strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                problem = f"item {index} is {value!r}, not a number"
+        for name, value in zip(LISTS, (prompt, output, ttft, gaps, start), strict=True):
+            if value is None or (name == "input_lens" and value < 1):
+                problem = f"item {index} is {value} of a request that did not fail"
                 raise InputError(problem, file=source, field=name, hint="Correct the file")
         row = {
             "request_id": f"bench-{index}",
@@ -46,15 +68,15 @@ def import_bench_serve(source: Path, folder: Path) -> list[str]:
         rows.append(row)
     if not rows:
         raise InputError("holds no finished request", file=source, hint="Give another run")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "requests.jsonl").write_text(lines, encoding="utf-8")
+    write_atomic(folder / "requests.jsonl", lines.encode())
     meta = {
         "schema_version": 1,
-        "model": detail.get("model_id"),
-        "imported_from": f"vllm bench serve, {detail.get('date', 'date unknown')}",
+        "model": detail.model_id,
+        "imported_from": f"vllm bench serve, {detail.date or 'date unknown'}",
         "engine_kwargs": {
             "max_num_seqs": None, "max_num_batched_tokens": None, "max_model_len": None,
             "tensor_parallel_size": 1,
@@ -62,7 +84,7 @@ def import_bench_serve(source: Path, folder: Path) -> list[str]:
         "kv_cache": {"num_gpu_blocks": None, "block_size": 16, "enable_prefix_caching": True},
         "resolved_config": {"scheduler_config": {"async_scheduling": None}},
     }  # fmt: skip
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_atomic(folder / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
     notes = [
         f"{len(rows)} requests; {failed} failed ones left out",
         f"{folder / 'meta.json'}: fill in what the server resolved (its log names num_gpu_blocks), "
@@ -73,26 +95,19 @@ def import_bench_serve(source: Path, folder: Path) -> list[str]:
     return notes
 
 
-def _load(source: Path) -> dict[str, Any]:
-    try:
-        detail = json.loads(source.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=source) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not JSON: {error}", file=source, hint="Give one result") from None
-    if not isinstance(detail, dict):
-        raise InputError("is not a JSON object", file=source, hint="Give one result")
+def _load(source: Path) -> _Detail:
+    data = read_document(source, most=MOST_TEXT).removeprefix(b"\xef\xbb\xbf")
+    detail = decode_json(data, _Detail, source, what="a result", hint="Give one result")
+    for name in LISTS:
+        if getattr(detail, name) is None:
+            hint = "Run vllm bench serve with --save-result --save-detailed"
+            if name == "start_times":
+                hint += ", of a version that saves start_times (from about 0.11 on)"
+            raise InputError("is missing", file=source, field=name, hint=hint)
+    count = len(detail.input_lens or ())
+    for name in (*LISTS, "errors"):
+        found = getattr(detail, name)
+        if found is not None and len(found) != count:
+            problem = f"has {len(found)} items, input_lens has {count}"
+            raise InputError(problem, file=source, field=name, hint="Correct the file")
     return detail
-
-
-def _list(source: Path, detail: dict[str, Any], name: str) -> list[Any]:
-    value = detail.get(name)
-    if not isinstance(value, list):
-        hint = "Run vllm bench serve with --save-result --save-detailed"
-        if name == "start_times":
-            hint += ", of a version that saves start_times (from about 0.11 on)"
-        raise InputError("is missing", file=source, field=name, hint=hint)
-    if len(value) != len(detail["input_lens"]):
-        problem = f"has {len(value)} items, input_lens has {len(detail['input_lens'])}"
-        raise InputError(problem, file=source, field=name, hint="Correct the file")
-    return value

@@ -6,22 +6,24 @@ be gzipped. This is the format of LLMServingSim 2.0's vLLM runs.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import math
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from nexusbench.core.documents import MOST_BYTES, decode_json, read_table_text
 from nexusbench.core.errors import InputError
+from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
 
 FloatArray = npt.NDArray[np.float64]
-REQUIRED = ("input_toks", "output_toks", "arrival_time", "first_token_ts", "last_token_ts")
+_HINT = "See nexusbench validate run --help"
+# Beyond, times in ns would not fit 64 bits, and a request no machine.
+Seconds = Annotated[float, msgspec.Meta(ge=-4e9, le=4e9)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 SERIES = ("t", "running", "waiting", "kv_cache_pct")
 
 
@@ -89,109 +91,123 @@ def _find(folder: Path, name: str, required: bool = True) -> Any:
     return None
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", file=path, hint="See --help") from None
+class _Row(msgspec.Struct):
+    """A line of ``requests.jsonl``; other keys are let be. Times in s."""
+
+    input_toks: Tokens
+    output_toks: Tokens
+    arrival_time: Seconds
+    first_token_ts: Seconds
+    last_token_ts: Seconds
+    queued_ts: Seconds | None = None
+    scheduled_ts: Seconds | None = None
+    itls: list[Annotated[float, msgspec.Meta(ge=0)]] | None = None
 
 
 def _requests(path: Path) -> list[RecordedRequest]:
-    found: list[tuple[float, RecordedRequest]] = []
-    for line, text in enumerate(_text(path).splitlines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"is not JSON: {error.msg}", file=path, line=line) from None
-        if not isinstance(row, dict):
-            raise InputError("is not a JSON object", file=path, line=line)
-        values = {key: _number(path, line, row, key) for key in REQUIRED}
-        for key in ("queued_ts", "scheduled_ts"):
-            values[key] = _number(path, line, row, key) if row.get(key) is not None else math.nan
-        if values["input_toks"] < 1 or values["output_toks"] < 1:
-            raise InputError("has no tokens", file=path, line=line, field="output_toks")
-        if values["last_token_ts"] < values["first_token_ts"]:
-            raise InputError("is before the first", file=path, line=line, field="last_token_ts")
-        gaps = row.get("itls")
-        found.append(
-            (
-                values["arrival_time"],
-                RecordedRequest(
-                    int(values["input_toks"]), int(values["output_toks"]), 0.0,
-                    _or_none(values["queued_ts"]), _or_none(values["scheduled_ts"]),
-                    values["first_token_ts"], values["last_token_ts"],
-                    tuple(float(gap) for gap in gaps) if isinstance(gaps, list) else None,
-                ),
-            )
-        )  # fmt: skip
-    if not found:
+    rows: list[_Row] = []
+    for line, text in enumerate(read_table_text(path, hint=_HINT).splitlines(), start=1):
+        if text.strip():
+            row = decode_json(text, _Row, path, line=line, hint="Correct this line")
+            _check_order(row, path, line)
+            rows.append(row)
+    if not rows:
         raise InputError("holds no requests", file=path, hint="Give a recorded run")
-    found.sort(key=lambda pair: pair[0])
-    start = found[0][0]
-    return [msgspec.structs.replace(r, arrival=at - start) for at, r in found]
+    rows.sort(key=lambda row: row.arrival_time)
+    start = rows[0].arrival_time
+    return [
+        RecordedRequest(
+            row.input_toks, row.output_toks, row.arrival_time - start, row.queued_ts,
+            row.scheduled_ts, row.first_token_ts, row.last_token_ts,
+            None if row.itls is None else tuple(row.itls),
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
-def _number(path: Path, line: int, row: dict[str, Any], key: str) -> float:
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        problem = "is missing" if value is None else f"is {value!r}, not a number"
-        raise InputError(problem, file=path, line=line, field=key, hint="Correct this line")
-    return float(value)
+def _check_order(row: _Row, path: Path, line: int) -> None:
+    """A request is queued, scheduled, and gets its first and last token, in this order; the
+    arrival is of another clock.
+    """
+    names = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+    known = [name for name in names if getattr(row, name) is not None]
+    for before, after in pairwise(known):
+        if getattr(row, after) < getattr(row, before):
+            problem = f"is before {before}"
+            raise InputError(problem, file=path, line=line, field=after, hint="Correct this line")
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+class _Cache(msgspec.Struct):
+    num_gpu_blocks: Count | None = None
+    block_size: Count | None = None
+    enable_prefix_caching: bool | None = None
+    gpu_memory_utilization: float | None = None
+
+
+class _Arguments(msgspec.Struct):
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    max_model_len: Count | None = None
+    tensor_parallel_size: Count | None = None
+
+
+class _Scheduler(msgspec.Struct):
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    async_scheduling: bool | None = None
+    scheduler_reserve_full_isl: bool | None = None
+
+
+class _Model(msgspec.Struct):
+    max_model_len: Count | None = None
+
+
+class _Config(msgspec.Struct):
+    scheduler_config: _Scheduler | None = None
+    model_config: _Model | None = None
+
+
+class _Meta(msgspec.Struct):
+    """``meta.json``; other keys are let be."""
+
+    model: str | None = None
+    vllm_version: str | None = None
+    engine_kwargs: _Arguments | None = None
+    kv_cache: _Cache | None = None
+    resolved_config: _Config | None = None
 
 
 def _resolved(path: Path) -> Resolved:
     """From vLLM's resolved configuration where it stands in ``meta.json``, else its arguments."""
-    try:
-        meta = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON: {error.msg}", file=path, line=error.lineno) from None
-    if not isinstance(meta, dict):
-        raise InputError("is not a JSON object", file=path)
-    config, cache = meta.get("resolved_config") or {}, meta.get("kv_cache") or {}
-    scheduler = config.get("scheduler_config") or {}
-    asked = {**(meta.get("engine_kwargs") or {})}
+    text = read_table_text(path, hint=_HINT, most=MOST_BYTES)
+    meta = decode_json(text, _Meta, path)
+    config, cache = meta.resolved_config or _Config(), meta.kv_cache or _Cache()
+    scheduler, model = config.scheduler_config or _Scheduler(), config.model_config or _Model()
+    asked = meta.engine_kwargs or _Arguments()
     found = {
-        "model": meta.get("model"),
-        "kv_blocks": cache.get("num_gpu_blocks"),
-        "block_size": cache.get("block_size"),
-        "prefix_caching": cache.get("enable_prefix_caching"),
-        "gpu_memory_utilization": cache.get("gpu_memory_utilization"),
-        "max_num_seqs": scheduler.get("max_num_seqs", asked.get("max_num_seqs")),
-        "max_num_batched_tokens": scheduler.get(
-            "max_num_batched_tokens", asked.get("max_num_batched_tokens")
+        "model": meta.model,
+        "kv_blocks": cache.num_gpu_blocks,
+        "block_size": cache.block_size,
+        "prefix_caching": cache.enable_prefix_caching,
+        "gpu_memory_utilization": cache.gpu_memory_utilization,
+        "max_num_seqs": scheduler.max_num_seqs or asked.max_num_seqs,
+        "max_num_batched_tokens": (
+            scheduler.max_num_batched_tokens or asked.max_num_batched_tokens
         ),
-        "max_model_len": (config.get("model_config") or {}).get(
-            "max_model_len", asked.get("max_model_len")
-        ),
-        "tensor_parallel_size": asked.get("tensor_parallel_size"),
-        "asynchronous": scheduler.get("async_scheduling"),
-        "whole_prompt": scheduler.get("scheduler_reserve_full_isl"),
-        "engine": f"vLLM {meta['vllm_version']}" if "vllm_version" in meta else None,
+        "max_model_len": model.max_model_len or asked.max_model_len,
+        "tensor_parallel_size": asked.tensor_parallel_size,
+        "asynchronous": scheduler.async_scheduling,
+        "whole_prompt": scheduler.scheduler_reserve_full_isl,
+        "engine": None if meta.vllm_version is None else f"vLLM {meta.vllm_version}",
     }
-    try:
-        return msgspec.convert({k: v for k, v in found.items() if v is not None}, Resolved)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{error}", file=path, hint="Correct the file") from None
+    return Resolved(**{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
 
 
 def _series(path: Path) -> dict[str, FloatArray]:
-    reader = csv.DictReader(io.StringIO(_text(path)))
-    for key in SERIES:
-        if key not in (reader.fieldnames or ()):
-            raise InputError("is missing", file=path, line=1, field=key, hint="Add the column")
     columns: dict[str, list[float]] = {key: [] for key in SERIES}
-    for row in reader:
+    for line, row in csv_rows(path, SERIES, _HINT):
         for key in SERIES:
-            try:
-                columns[key].append(float(row[key]))
-            except (TypeError, ValueError):
-                problem = f"is '{row[key]}', not a number"
-                raise InputError(problem, file=path, line=reader.line_num, field=key) from None
+            columns[key].append(number_in(row, key, path, line))
+    if not columns["t"]:
+        raise InputError("holds no rows", file=path, hint=_HINT)
     return {key: np.array(values) for key, values in columns.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def replay(recording: Recording, config: RunConfig) -> Replay:
         trace.write_text("".join(_trace_lines(recording)), encoding="utf-8")
         config = msgspec.structs.replace(config, trace=str(trace), scheduler=scheduler, **changes)
         result = run(config)
+    _check_served(recording, result)
     rows, curves = _rows(recording, result.events), _curves(recording, result)
     for curve in curves:
         if curve.name == "waiting":
@@ -107,6 +109,16 @@ def replay(recording: Recording, config: RunConfig) -> Replay:
         result.resolved,
         _notes(recording),
     )
+
+
+def _check_served(recording: Recording, result: RunResult) -> None:
+    """Numbers of runs are compared, so all of the run must have been served."""
+    served, count = int(result.events.finished.sum()), len(recording.requests)
+    if served < count:
+        raise UsageError(
+            f"{count - served} of the {count} recorded requests cannot be served here: they exceed "
+            "the KV pool or the longest context. Give the device and the model that were recorded"
+        )
 
 
 def _trace_lines(recording: Recording) -> list[str]:
@@ -157,7 +169,8 @@ def _rows(recording: Recording, events: RunEvents) -> list[Comparison]:
         (events.first_token - _scheduled(recording, events)) / 1e6,
     )  # fmt: skip
     rows += _statistics("ttft", "ms", (first - begun) * 1e3, _ttft(events))
-    queued = float((scheduled - begun).sum() / (first - begun).sum())
+    waited = float((first - begun).sum())
+    queued = float((scheduled - begun).sum()) / waited if waited else math.nan
     share = float((events.first_admitted - events.arrival).sum() / _ttft(events).sum() / 1e6)
     rows.append(Comparison("queueing_share_of_ttft", "mean", "", _finite(queued), share))
     rows.append(
@@ -181,7 +194,7 @@ def _gaps(
         return _statistics("tbt", "ms", measured, ours)
     several = sum(r.output_tokens > 1 for r in recording.requests)
     rows = _statistics("tbt", "ms", np.array([np.nan]), ours)
-    mean = total_ms / (tokens - several)
+    mean = total_ms / (tokens - several) if tokens > several else None
     return [msgspec.structs.replace(rows[0], measured=mean), *rows[1:]]
 
 

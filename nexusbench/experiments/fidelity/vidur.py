@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from pathlib import Path
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.devices._gemm import Gemm
+from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
 from nexusbench.experiments.fidelity.samples import Sample, Samples
 
+_OPERATORS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
+COLUMNS = (
+    "n_embd", "n_expanded_embd", "num_tensor_parallel_workers", "num_tokens", "n_head",
+    "n_kv_head", *(f"{name}_ms" for name in _OPERATORS),
+)  # fmt: skip
+MOST = 2**31
+_HINT = "Give a dense table of Vidur, or another format named in --help"
 HEAD_DIM = 128  # of the Llama models that the tables were taken with
 FITTED_GPU = "A100"  # its constants were fitted on every second token count of its table
 
 
 def read(path: Path, gpu: GpuSpec) -> Samples:
     """The four matrix products of a layer. Raises InputError naming file, line and field."""
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", file=path, hint="Give a CSV file") from None
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = list(csv_rows(path, COLUMNS, _HINT))
+    if not rows:
+        raise InputError("holds no rows", file=path, hint=_HINT)
     gemm, samples = Gemm(gpu), []
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
-    counts = sorted({_int(path, line, row, "num_tokens") for line, row in enumerate(rows, 2)})
+    counts = sorted({_int(path, line, row, "num_tokens") for line, row in rows})
     fitted = set(counts[::2]) if FITTED_GPU in gpu.name else set()
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         hidden, wide = _int(path, line, row, "n_embd"), _int(path, line, row, "n_expanded_embd")
         degree, tokens = (
             _int(path, line, row, "num_tensor_parallel_workers"),
@@ -42,6 +44,10 @@ def read(path: Path, gpu: GpuSpec) -> Samples:
             "mlp_up_proj": (hidden, 2 * wide // degree),
             "mlp_down_proj": (wide // degree, hidden),
         }
+        if not all(min(shape) for shape in products.values()):
+            problem = f"{degree} is more than the operators can be divided by"
+            field = "num_tensor_parallel_workers"
+            raise InputError(problem, file=path, line=line, field=field, hint=_HINT)
         for name, (inputs, outputs) in products.items():
             made = gemm.time(tokens, inputs, outputs, 2.0, 2.0, gpu.num_sms, bandwidth)
             measured = 1e3 * _float(path, line, row, f"{name}_ms")
@@ -54,18 +60,16 @@ def read(path: Path, gpu: GpuSpec) -> Samples:
 
 
 def _int(path: Path, line: int, row: dict[str, str], field: str) -> int:
-    return round(_float(path, line, row, field))
+    value = number_in(row, field, path, line, _HINT)
+    if value == round(value) and 1 <= value <= MOST:
+        return round(value)
+    problem = f"is {row[field]}, not a count of 1 to {MOST:,}"
+    raise InputError(problem, file=path, line=line, field=field, hint=_HINT)
 
 
 def _float(path: Path, line: int, row: dict[str, str], field: str) -> float:
-    try:
-        value = float(row[field])
-        if value > 0:
-            return value
-        problem = f"is {row[field]}, not above 0"
-    except KeyError:
-        problem = "is missing"
-    except (TypeError, ValueError):
-        problem = f"is '{row[field]}', not a number"
-    hint = "Give a dense table of Vidur, or another format named in --help"
-    raise InputError(problem, file=path, line=line, field=field, hint=hint)
+    value = number_in(row, field, path, line, _HINT)
+    if value > 0:
+        return value
+    problem = f"is {row[field]}, not above 0"
+    raise InputError(problem, file=path, line=line, field=field, hint=_HINT)

@@ -12,18 +12,19 @@ docs/when-it-pays.md shows what comes of workloads/when-it-pays/map.toml.
 
 from __future__ import annotations
 
-import re
-import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from nexusbench.config import RunConfig, check_config
+from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.devices.base import devices
 from nexusbench.experiments.neutral import NEUTRAL
+from nexusbench.experiments.sweep_spec import MOST_CELLS
 from nexusbench.metrics.slo import parse_slo, preset
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import partitioners
@@ -119,14 +120,7 @@ class _Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def load_map(path: Path, *, quick: bool = False) -> MapSpec:
     """Read a spec. Raises InputError that names the file and the field."""
     source = read_source(path)
-    try:
-        document = tomllib.loads(source.text.decode())
-    except tomllib.TOMLDecodeError as error:
-        place = re.search(r"\(at line (\d+)", str(error))
-        line = int(place[1]) if place else None
-        raise InputError(
-            f"not valid TOML: {error}", file=path, line=line, hint="Correct the line"
-        ) from None
+    document = parse_toml(source.text.decode(), path)
     return _Reader(path).spec(document, source.sha256, quick=quick)
 
 
@@ -184,11 +178,14 @@ class _Reader:
         tables = self._convert(written, list[_TrafficTable], "traffic")
         traffic = [self._traffic(table, about) for table in tables]
         if "grid" in document:
-            traffic += self._made_up(self._convert(document["grid"], _Grid, "grid"))
+            grid = self._convert(document["grid"], _Grid, "grid")
+            if len(grid.prompts) * len(grid.outputs) > MOST_CELLS:
+                raise self._fault(f"is of more than {MOST_CELLS:,} cells", "grid")
+            traffic += self._made_up(grid)
         if not traffic:
             raise self._fault("is missing", "traffic", "Give it [[traffic]] or a [grid]")
-        doubled = next((t.name for i, t in enumerate(traffic) if t.name in
-                        [other.name for other in traffic[:i]]), None)  # fmt: skip
+        counts = Counter(t.name for t in traffic)
+        doubled = next((name for name, count in counts.items() if count > 1), None)
         if doubled:
             raise self._fault(f"two are called '{doubled}'", "traffic", "Rename one")
         sensitivity = self._convert(document.get("sensitivity", {}), Sensitivity, "sensitivity")
@@ -206,12 +203,18 @@ class _Reader:
     def _shorten(self, document: dict[str, Any]) -> tuple[str, ...]:
         """Put the values of ``[quick.TABLE]`` into their tables."""
         cut = []
-        for name, table in document.get("quick", {}).items():
+        quick = document.get("quick", {})
+        if not isinstance(quick, dict):
+            raise self._fault("must be tables", "quick", "Write [quick.TABLE]")
+        for name, table in quick.items():
             if name not in _QUICK or not isinstance(table, dict):
                 hint = f"Write {', '.join(f'[quick.{known}]' for known in _QUICK)}"
                 raise self._fault("is no table that --quick changes", f"quick.{name}", hint)
+            changed = document.setdefault(name, {})
+            if not isinstance(changed, dict):
+                raise self._fault("must be a table", name, f"Write [{name}]")
             for key, value in table.items():
-                document.setdefault(name, {})[key] = value
+                changed[key] = value
                 text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
                 cut.append(f"{name}.{key} = {text}")
         return tuple(cut)

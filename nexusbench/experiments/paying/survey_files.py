@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
@@ -20,6 +21,7 @@ from nexusbench.results.manifest import new_manifest
 from nexusbench.workloads.source import write_atomic
 
 TABLE, MANIFEST = "cells.parquet", "manifest.json"
+_MAKE = "Make it again with nexusbench pays"
 _POINT = Point.__struct_fields__
 # ``wall_s`` is real time, and no result.
 _ROW = tuple(name for name in Row.__struct_fields__ if name not in ("attained", "wall_s"))
@@ -54,16 +56,35 @@ def _manifest(survey: Survey, rows: list[Row], spec_path: Path, *, quick: bool) 
     }  # fmt: skip
 
 
+class _Manifest(msgspec.Struct, kw_only=True):
+    """What readers need of a manifest."""
+
+    simulated: Literal[True]
+    spec_sha256: str
+    quick: bool
+    capacity: list[tuple[str, str, float]]
+    requests: list[tuple[str, str, int]]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What made a survey. Raises InputError if there is none."""
+    """What made a survey. Raises InputError if there is none, or it lacks something."""
     path = folder / MANIFEST
+    data = read_document(path, hint=_MAKE)
+    decode_json(data, _Manifest, path, what="a survey's manifest", hint=_MAKE)
+    return decode_json(data, dict[str, Any], path, what="a survey's manifest", hint=_MAKE)
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    """The rows of the table. Raises InputError that names the file, and row and column."""
     try:
-        found: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise InputError(
-            f"no survey: {error}", file=path, hint="Make it with nexusbench pays"
-        ) from None
-    return found
+        table = pq.read_table(file)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot be read: {reason}", file=file, hint=_MAKE) from None
+    if missing := [name for name in (*_POINT, "attained", *_ROW) if name not in table.column_names]:
+        raise InputError("has no such column", file=file, field=missing[0], hint=_MAKE)
+    records: list[dict[str, Any]] = table.to_pylist()
+    return records
 
 
 def read_survey(folder: Path, spec: MapSpec) -> Survey:
@@ -71,15 +92,17 @@ def read_survey(folder: Path, spec: MapSpec) -> Survey:
     manifest = read_manifest(folder)
     if manifest["spec_sha256"] != spec.sha256:
         raise InputError(
-            "was made of another version of the spec", file=folder / MANIFEST,
-            hint="Make it again with nexusbench pays",
-        )  # fmt: skip
+            "was made of another version of the spec", file=folder / MANIFEST, hint=_MAKE
+        )
     rows: dict[Point, Row] = {}
-    for record in pq.read_table(folder / TABLE).to_pylist():
-        point = Point(**{name: record[name] for name in _POINT})
+    file = folder / TABLE
+    for number, record in enumerate(_records(file), start=1):
+        at = f"row {number}"
+        point = convert({name: record[name] for name in _POINT}, Point, file, at=at, hint=_MAKE)
+        attained = decode_json(str(record["attained"]), dict[str, float], file, line=number)
         fields = {name: record[name] for name in _ROW}
-        attained = msgspec.json.decode(record["attained"])
-        rows[point] = Row(attained=attained, wall_s=0.0, **fields)
+        row = {**fields, "attained": attained, "wall_s": 0.0}
+        rows[point] = convert(row, Row, file, at=at, hint=_MAKE)
     return Survey(
         spec=spec,
         capacity={(gpu, traffic): value for gpu, traffic, value in manifest["capacity"]},

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
+from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
@@ -49,8 +50,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...]
     throughputs: dict[str, tuple[float, float, float] | str]
     manifest: dict[str, Any]
-    simulated: bool = True
-    schema: int = SCHEMA
+    simulated: bool
+    schema: int
 
 
 def criterion_text(criterion: Criterion | None) -> str:
@@ -102,6 +103,7 @@ def finished(experiment: Experiment, report: Report, *, quick: bool) -> Done:
         device=experiment.base.get("device", "auto"), note=experiment.about.note,
         criterion=criterion_text(experiment.throughput), rows=report.rows, lines=report.lines,
         throughputs=report.throughputs, manifest={key: getattr(made, key) for key in kept},
+        simulated=True, schema=SCHEMA,
     )  # fmt: skip
 
 
@@ -117,14 +119,13 @@ def read_done(folder: Path) -> list[Done]:
     """All experiments of a folder, in order. Raises InputError for a file of another version."""
     found = []
     for path in sorted(folder.glob("*.json"), key=order):
-        try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Done))
-        except msgspec.DecodeError as error:
-            raise InputError(
-                f"is no result of nexusbench reproduce {__version__}: {error}",
-                file=path,
-                hint="Remove it, or reproduce again",
-            ) from None
+        what = f"a result of nexusbench reproduce {__version__}"
+        hint = "Remove it, or reproduce again"
+        done = decode_json(read_document(path), Done, path, what=what, hint=hint)
+        if done.schema != SCHEMA:
+            problem = f"not {what}: {done.schema}"
+            raise InputError(problem, file=path, field="schema", hint=hint)
+        found.append(done)
     return found
 
 

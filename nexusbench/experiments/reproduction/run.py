@@ -173,6 +173,14 @@ def _other(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Ou
         return f"cannot be told ({error})"
 
 
+def _kept(content: bytes | None) -> list[Statement] | None:
+    """Statements that were kept; None if there are none that can be read."""
+    try:
+        return None if content is None else msgspec.json.decode(content, type=list[Statement])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> Report:
     """Section 3: the lines of ``nexusbench profile paper``, kept like a cell."""
     config = RunConfig(**experiment.base)
@@ -180,7 +188,8 @@ def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> R
     store = Store(cache, f".statements-{version}.json", fresh=fresh)
     key = run_key(config)
     content = store.get(key)
-    if content is None:
+    found = _kept(content)
+    if content is None or found is None:
         model = load_model(config.model)
         check_tensor_parallel(config.tensor_parallel_size, model)
         device, limits = open_device(config, model, model.max_model_len, profiling=True)
@@ -194,7 +203,7 @@ def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> R
         finally:
             device.close()
         store.put(key, content)
-    found = msgspec.json.decode(content, type=list[Statement])
+        found = msgspec.json.decode(content, type=list[Statement])
     figures = experiment.about.figures
     rows = [row_of_statement(statement, figures) for statement in found]
     rows += [cannot(claim, figures, claim.cannot) for claim in experiment.claims if claim.cannot]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -128,9 +128,10 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     title: str
     figures: tuple[str, ...]
-    requests: int = 0  # of a trace made from the workload spec that ``trace`` names; 0: as it is
+    # Of a trace made from the workload spec that ``trace`` names; 0: as it is.
+    requests: Annotated[int, msgspec.Meta(ge=0, le=10**6)] = 0
     rows: Literal["", "motivation"] = ""
-    variant_draws: int = 1  # how many of the draws variants and neutral constants get
+    variant_draws: Annotated[int, msgspec.Meta(ge=1)] = 1  # that variants and neutral ones get
     note: str = ""
 
 
@@ -158,8 +159,14 @@ def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
     about = _struct(reader, document, "experiment", About)
     base = {key: values[0] for key, values in reader.table(document, "base", lists=False).items()}
     grid = reader.table(document, "grid")
-    changes = dict(document.get("quick", {}))
-    dropped = tuple(changes.pop("drop", ()))
+    changes = document.get("quick", {})
+    if not isinstance(changes, dict):
+        raise reader.fault("must be a table", "quick", hint="Write [quick]")
+    changes = dict(changes)
+    drop = changes.pop("drop", [])
+    if not isinstance(drop, list) or not all(isinstance(name, str) for name in drop):
+        raise reader.fault("must be a list of systems", "quick", "drop")
+    dropped = tuple(drop)
     asked = reader.values(changes, "quick", 0, True)
     cut: list[str] = []
     for key, values in asked.items() if quick else ():
@@ -175,6 +182,7 @@ def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
         cut.append(f"without {', '.join(dropped)}")
         systems = _without(systems, dropped)
     seeds = tuple(grid.pop("seed", [0]))
+    reader.check_size(grid, {"seed": list(seeds)})
     reader.config({**base, **{key: values[0] for key, values in grid.items()}})
     claims = _claims(reader, document, systems, dropped if quick else ())
     throughput = _throughput(reader, document, "throughput", systems)
@@ -294,6 +302,8 @@ def _throughput(
     if name not in document:
         return None
     place = where or name
+    if not isinstance(document[name], dict):
+        raise reader.fault("must be a table", place, hint=f"Write [{place}]")
     found = _struct(reader, document, name, Criterion) if not where else None
     found = found or _convert(reader, document[name], where, Criterion)
     for key in ("system", "steady"):

@@ -1,0 +1,189 @@
+"""Files that hold one document, JSON or TOML: read within a bound, and every fault located.
+
+Everything that comes out of here is an InputError (or the subclass asked for) that names the file,
+and the line or the key path: a file that is missing, a folder, too large, no UTF-8, cut short,
+nested too deeply, of another shape.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+import zlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from nexusbench.core.errors import InputError
+
+# Larger than any document of ours; decoded without a type it takes some thirty times its size.
+MOST_BYTES = 16 * 2**20
+MOST_TEXT = 128 * 2**20
+MOST_TOML = 2**20
+MOST_DEPTH = 32
+_CORRECT = "Correct the file"
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(f"(?:{_PART}){{{MOST_DEPTH}}}")
+_MISSING = re.compile(r"Object missing required field `(.+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
+
+T = TypeVar("T")
+
+
+def read_document(
+    file: Path, *, hint: str = "", most: int = MOST_BYTES, error: type[InputError] = InputError
+) -> bytes:
+    """The bytes of a file of at most ``most`` bytes. Raises ``error`` naming it."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(most + 1)
+    except (OSError, ValueError) as fault:  # ValueError: a name with a NUL in it
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"cannot be read: {reason}", file=file, hint=hint) from None
+    if len(data) > most:
+        size = f"{most / 2**20:g} MiB" if most >= 2**20 else f"{most:,} bytes"
+        raise error(f"is larger than {size}", file=file, hint="Give another file")
+    return data
+
+
+def read_text(
+    file: Path, *, hint: str = "", most: int = MOST_BYTES, error: type[InputError] = InputError
+) -> str:
+    """The text of a UTF-8 file, without its byte order mark. Raises ``error`` naming it."""
+    return _text(read_document(file, hint=hint, most=most, error=error), file, hint, error)
+
+
+def read_table_text(file: Path, *, hint: str, most: int = MOST_TEXT) -> str:
+    """The text of a file of many rows, gunzipped if its name ends in ``.gz``; at most ``most``
+    bytes of it, however few they are packed into. Raises InputError naming it.
+    """
+    data = read_document(file, hint=hint, most=most)
+    if file.suffix == ".gz":
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            data = unpacker.decompress(data, most + 1)
+        except zlib.error as fault:
+            raise InputError(f"cannot be read: {fault}", file=file, hint=hint) from None
+        if len(data) > most:
+            problem = f"unpacks to more than {most / 2**20:g} MiB"
+            raise InputError(problem, file=file, hint="Give another file")
+        if not unpacker.eof:
+            problem = "cannot be read: it ends before the end of its packed data"
+            raise InputError(problem, file=file, hint=hint)
+    return _text(data, file, hint, InputError)
+
+
+def _text(data: bytes, file: Path, hint: str, error: type[InputError]) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = data.count(b"\n", 0, fault.start) + 1
+        problem = f"is not UTF-8: byte 0x{data[fault.start]:02x}"
+        raise error(problem, file=file, line=line, hint=hint or _CORRECT) from None
+
+
+def decode_json(
+    data: bytes | str,
+    kind: type[T],
+    file: object,
+    *,
+    what: str = "",
+    line: int | None = None,
+    hint: str = _CORRECT,
+    error: type[InputError] = InputError,
+) -> T:
+    """JSON as ``kind``; ``what`` says what the file ought to be. Raises ``error`` that names the
+    file, and the key path of a value of another type.
+    """
+    begin = f"not {what}: " if what else ""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as fault:
+        field, problem = located(fault)
+        raise error(f"{begin}{problem}", file=file, line=line, field=field, hint=hint) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise error(f"{begin}not valid JSON: {fault}", file=file, line=line, hint=hint) from None
+    except RecursionError:
+        problem = f"{begin}it is nested too deeply"
+        raise error(problem, file=file, line=line, hint=hint) from None
+
+
+def parse_toml(text: str, file: object, *, hint: str = "Correct the line") -> dict[str, Any]:
+    """A TOML document of finite numbers. Raises InputError that names file, and line or key path:
+    no TOML, too large, nested too deeply, a number that is infinite or beyond 64 bits.
+    """
+    if len(text) > MOST_TOML:
+        raise InputError(f"is longer than {MOST_TOML:,} characters", file=file, hint=_CORRECT)
+    if found := _LONG_KEY.search(text):  # the reader takes time by the square of a key's parts
+        line = text.count("\n", 0, found.start()) + 1
+        problem = f"has a key of more than {MOST_DEPTH} parts"
+        raise InputError(problem, file=file, line=line, hint=hint)
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise InputError("is nested too deeply", file=file, hint=_CORRECT) from None
+    except ValueError as fault:  # TOMLDecodeError, and integers that Python refuses to read
+        place = re.search(r"\(at line (\d+)", str(fault))
+        number = int(place[1]) if place else None
+        raise InputError(f"not valid TOML: {fault}", file=file, line=number, hint=hint) from None
+    _check_values(document, file)
+    return document
+
+
+def _check_values(document: dict[str, Any], file: object) -> None:
+    """No number that arithmetic or JSON would not survive, no depth that a printer would not."""
+    left: list[tuple[str, int, Any]] = [("", 0, document)]
+    while left:
+        at, depth, value = left.pop()
+        if depth > MOST_DEPTH:
+            raise InputError("is nested too deeply", file=file, field=at[:60], hint=_CORRECT)
+        if isinstance(value, dict):
+            begin = at + "." if at else ""
+            left += [(f"{begin}{key}", depth + 1, inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{at}[{place}]", depth + 1, inner) for place, inner in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"is {value}", file=file, field=at, hint="Give a finite number")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError("is beyond 64 bits", file=file, field=at, hint="Give a smaller number")
+
+
+def convert(
+    value: Any,
+    kind: type[T],
+    file: object,
+    *,
+    at: str = "",
+    what: str = "",
+    hint: str = _CORRECT,
+    error: type[InputError] = InputError,
+) -> T:
+    """``value``, which stands at key path ``at`` of a document, as ``kind``. Raises ``error`` that
+    names file and key path.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as fault:
+        field, problem = located(fault, at)
+        begin = f"not {what}: " if what else ""
+        raise error(f"{begin}{problem}", file=file, field=field, hint=hint) from None
+    except RecursionError:
+        raise error("is nested too deeply", file=file, field=at or None, hint=hint) from None
+
+
+def located(fault: msgspec.ValidationError, at: str = "") -> tuple[str | None, str]:
+    """Key path and problem of what msgspec says; ``at`` is where the value itself stands."""
+    problem, _, place = str(fault).partition(" - at ")
+    place = place.strip("`")
+    # A path that begins otherwise is of a key, not of a value: "key in `$.x`".
+    path = place[1:].lstrip(".") if place.startswith("$") else place
+    parts = [at, path]
+    for pattern, words in ((_MISSING, "is missing"), (_UNKNOWN, "is not a key that is known here")):
+        found = pattern.fullmatch(problem)
+        if found:
+            parts.append(found[1])
+            problem = words
+    joined = ".".join(filter(None, parts)).replace(".[", "[")
+    return joined or None, problem

@@ -1,0 +1,47 @@
+"""Faults of plug-ins: code of others runs in this process; what it raises is named as its own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+
+from nexusbench.core.errors import NexusbenchError, PluginFailed
+
+_OURS = "nexusbench."
+
+
+def fault_of(error: BaseException) -> str:
+    """Where and what a plug-in raised, on one line: ``file:line: TypeError: ...``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}:{error.lineno}: "
+    if isinstance(error, SystemExit):
+        return f"{where}it ends the process (SystemExit: {error.code})"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of its own whose text cannot be had either
+        text = "without a text"
+    return f"{where}{type(error).__name__}: {text}"
+
+
+def blamed(error: BaseException, parts: Mapping[str, object]) -> PluginFailed | None:
+    """What a run ended with, as the fault of the plug-in that it came from; None where it came from
+    none, and for errors that say themselves what they are.
+
+    ``parts`` are the objects that served, by what they are: ``scheduler 'mine'``. The innermost
+    frame in a part's own module decides; failing that, a part from another package than ours, for
+    what it returned may be what the engine could not use.
+    """
+    if isinstance(error, NexusbenchError | KeyboardInterrupt | MemoryError):
+        return None
+    walked = traceback.walk_tb(error.__traceback__)
+    frames = [frame.f_globals.get("__name__") for frame, _ in walked]
+    modules = {type(part).__module__: name for name, part in parts.items()}
+    for module in reversed(frames):
+        if module in modules:
+            return PluginFailed(f"{modules[module]} failed: {fault_of(error)}")
+    foreign = [n for n, part in parts.items() if not type(part).__module__.startswith(_OURS)]
+    if foreign:
+        return PluginFailed(f"the run failed with {' and '.join(foreign)}: {fault_of(error)}")
+    return None

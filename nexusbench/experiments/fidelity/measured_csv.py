@@ -1,0 +1,44 @@
+"""CSV files of measurements: columns that must be there, and cells that must be numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexusbench.core.documents import read_table_text
+from nexusbench.core.errors import InputError
+
+
+def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and cells of every row, gunzipped if the name ends in ``.gz``. Raises InputError
+    that names the file, and the line or the column that is missing.
+    """
+    reader = csv.DictReader(io.StringIO(read_table_text(path, hint=hint)))
+    try:
+        for key in columns:
+            if key not in (reader.fieldnames or ()):
+                problem = "is missing"
+                raise InputError(problem, file=path, line=1, field=key, hint="Add the column")
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as fault:
+        line = max(1, reader.line_num)
+        raise InputError(f"is no CSV: {fault}", file=path, line=line, hint=hint) from None
+
+
+def number_in(row: Mapping[str, Any], key: str, path: Path, line: int, hint: str = "") -> float:
+    """A finite number. Raises InputError that names file, line and column."""
+    text = row[key]
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        problem = "is missing" if text in (None, "") else f"is {text!r:.40}, not a finite number"
+        hint = hint or "Correct this line"
+        raise InputError(problem, file=path, line=line, field=key, hint=hint)
+    return value
