@@ -93,6 +93,8 @@ def limit(trace: Trace, n: int) -> Trace:
     if n < 1:
         raise UsageError(f"limit {n} leaves no request. Choose 1 or more")
     total = len(trace.requests)
+    if not trace.whole and n <= total:
+        return _noted(trace, trace.requests[:n], f"first {n:,} requests, the file goes on")
     if n >= total:
         return _noted(trace, trace.requests, f"limit {n:,} not reached: {total:,} requests")
     return _noted(trace, trace.requests[:n], f"first {n:,} of {total:,} requests")
@@ -131,6 +133,8 @@ def window(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
             f"{trace.requests[-1].arrival_ns / NS_PER_S:g} s. Choose another window"
         )
     note = f"window {start_s:g} to {end} s: {len(kept):,} of {len(trace.requests):,} requests"
+    if not trace.whole:
+        note = f"window {start_s:g} to {end} s: {len(kept):,} requests, the file goes on"
     return _noted(trace, _rebased(kept), note)
 
 

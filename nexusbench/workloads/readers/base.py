@@ -55,6 +55,15 @@ class Reader(ABC):
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
 
+    def skim(self, piece: bytes, after: int) -> int | None:
+        """The last arrival of ``piece``, lines further on in a file whose beginning is enough.
+
+        ``after`` is the last arrival before. None means that the whole file must be read: an
+        arrival goes back or cannot be told, or these lines change what the ones before mean.
+        A format that does not say how (the default) is always read whole.
+        """
+        return None
+
     def clock(self, ns: int) -> str:
         """An arrival as the file would print it."""
         return f"{ns / NS_PER_MS:,.15g} ms"
