@@ -17,10 +17,10 @@ from nexusbench.workloads.readers._jsonl import MAX_HASH_ID, MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
 from nexusbench.workloads.source import Source, shown
 
-__all__ = ["checked_skim", "clock", "parse"]
+__all__ = ["MAX_SPAN_NS", "checked_skim", "clock", "parse"]
 
 # Arrivals stay below 146 years, so that sums of times fit 63 bits.
-_MAX_SPAN_NS = 2**62
+MAX_SPAN_NS = 2**62
 _MAX_NS = 2**70  # on the file's own clock, to the year 9999 and beyond
 _MOST_LETTERS = 1024
 # Newlines, escapes and the like; lone surrogates; line ends and marks that turn text around.
@@ -212,7 +212,7 @@ def _check_order(parsed: Parsed, reader: Reader, path: Path) -> None:
                 field=reader.time_field,
                 hint="Sort the file by time",
             )
-    if requests[timed[-1]].arrival_ns - requests[0].arrival_ns > _MAX_SPAN_NS:
+    if requests[timed[-1]].arrival_ns - requests[0].arrival_ns > MAX_SPAN_NS:
         raise InputError(
             "is more than 146 years after the first",
             file=path,

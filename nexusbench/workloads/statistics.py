@@ -108,9 +108,7 @@ def _least_computed(trace: Trace, kept: list[tuple[tuple[int, ...], int]]) -> in
         last = prompt - 1
         ends[names[last // block], last % block] += 1
     first = sum(min(tokens, given.get(name, tokens)) for name, tokens in reach.items())
-    again = sum(
-        count - (place < given.get(name, block)) for (name, place), count in ends.items()
-    )
+    again = sum(count - (place < given.get(name, block)) for (name, place), count in ends.items())
     return unnamed + first + again
 
 
