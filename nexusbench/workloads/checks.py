@@ -118,8 +118,8 @@ def _check_requests(parsed: Parsed, reader: Reader, name: str, path: Path) -> No
             for problem in _problems(request, parsed, begun):
                 raise _fault(name, path, f"a request with {problem}", line)
             _check_text(request.id, reader.id_field, path, line)
-            _check_text(request.tenant, "tenant", path, line)
-            _check_text(request.session, "session", path, line)
+            _check_text(request.tenant, reader.tenant_field, path, line)
+            _check_text(request.session, reader.session_field, path, line)
             if request.session:
                 begun.add(request.session)
 

@@ -13,7 +13,7 @@ from nexusbench.workloads.source import shown
 
 __all__ = ["detect", "is_foreign", "open_reader", "told"]
 
-_DECLARED = ("time_field", "id_field", "unit", "example")
+_DECLARED = ("time_field", "id_field", "tenant_field", "session_field", "unit", "example")
 
 
 def detect(text: bytes, path: Path) -> tuple[str, Reader, list[str]]:

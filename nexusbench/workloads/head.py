@@ -63,13 +63,15 @@ def _head(
     format: str | None,
 ) -> Trace | None:
     """The beginning, None where the whole file has to be read."""
-    pieces = file.pieces()
-    text, want = b"", 0
+    pieces, parts = file.pieces(), list[bytes]()
+    size = want = 0
     for piece in pieces:
-        text += piece
-        if len(text) < want:
+        parts.append(piece)
+        size += len(piece)
+        if size < want:
             continue
-        want = _GROWTH * len(text)
+        want = _GROWTH * size
+        text = b"".join(parts)
         part, line = _read(text, file, format), file.line
         count = None if part is None else _enough(part.parsed, limit, window)
         if part is None or count is None:

@@ -70,7 +70,7 @@ class TextFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.line = 0
-        self._stored = _Stored(_open(self.path))
+        self._stored = _Stored(self.path)
         self._size = 0
 
     def __enter__(self) -> TextFile:
@@ -113,7 +113,7 @@ class TextFile:
 
     def _chunks(self) -> Iterator[bytes]:
         """The text as it comes, unpacked."""
-        start = self._stored.file.peek(len(_GZIP_MAGIC))
+        start = self._stored.peek()
         if not start:
             raise InputError("the file is empty", file=self.path, hint="Is the download complete?")
         packed = start.startswith(_GZIP_MAGIC)
@@ -137,7 +137,7 @@ class TextFile:
             problem = "the gzip data ends too early (truncated)"
         except gzip.BadGzipFile as error:
             problem = f"the gzip data is corrupt: {shown(str(error))}"
-            if self._size and "Not a gzipped" in str(error):
+            if "Not a gzipped" in str(error):  # the first part was told by its first bytes
                 problem = "something that is no gzip data follows the gzip data"
                 hint += ", or keep only what gzip -dc FILE prints"
         except (OSError, zlib.error) as error:
@@ -148,7 +148,7 @@ class TextFile:
         """Raises InputError for a beginning that tells what else the file is."""
         if chunk.startswith(_UTF16_MARKS):
             raise InputError(
-                "this is UTF-16, to be read as a binary file", file=self.path, line=1,
+                "this is UTF-16 or UTF-32, to be read as a binary file", file=self.path, line=1,
                 hint="Convert it: iconv -f UTF-16 -t UTF-8 FILE",
             )  # fmt: skip
         for magic, form in _OTHER_FORMS.items():
@@ -196,13 +196,24 @@ class TextFile:
 class _Stored:
     """The stored bytes, hashed as they are read; ``gzip`` reads the same, unpacked."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
-        self.file = file
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = _open(path)
         self.digest = hashlib.sha256()
         self.gzip = gzip.GzipFile(fileobj=self, mode="rb")  # type: ignore[call-overload]
 
+    def peek(self) -> bytes:
+        """Some bytes from the beginning, which are still to be read."""
+        try:
+            return self.file.peek(len(_GZIP_MAGIC))
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+
     def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
+        try:
+            data = self.file.read(size)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
         self.digest.update(data)
         return data
 
@@ -268,6 +279,11 @@ def check_not_input(output: Path, *inputs: Path) -> None:
             )
 
 
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(f"cannot read: {reason}", file=path, hint="Check the path")
+
+
 def _open(path: Path) -> io.BufferedReader:
     """A regular file of at most MAX_STORED bytes; a pipe is refused, not waited for."""
     try:
@@ -275,8 +291,7 @@ def _open(path: Path) -> io.BufferedReader:
     except FileNotFoundError:
         raise InputError("no such file", file=path, hint="Check the path") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read: {reason}", file=path, hint="Check the path") from None
+        raise _unreadable(path, error) from None
     found = os.fstat(number)
     problem = hint = ""
     if stat.S_ISDIR(found.st_mode):

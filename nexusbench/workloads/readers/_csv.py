@@ -13,10 +13,11 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
-from nexusbench.workloads.source import Source, shown
+from nexusbench.workloads.source import MAX_LINE, Source, shown
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NUMBER = re.compile(r"\+?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_GROUPED = re.compile(r"\d{1,3}(?:[,. '_\u2009\u00a0\u202f]\d{3})+(?:[.,]\d*)?")
 _MOST_NAMED = 8
 
 
@@ -88,6 +89,8 @@ def rows_of(source: Source, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Line (its first, where a quoted cell goes over several) and cells of each row that is not
     blank, as many as the header has. Raises InputError for another number, and for open quotes.
     """
+    # The module's own limit of 128 KiB a cell would refuse the prompts that some files hold.
+    csv.field_size_limit(MAX_LINE)
     text = io.StringIO(source.text[layout.begin :].decode(), newline="\n")
     rows = csv.reader(text, delimiter=layout.delimiter, strict=True, skipinitialspace=True)
     names, line = layout.names, layout.line + 1
@@ -117,7 +120,7 @@ def cells_of(row: list[str], names: Sequence[str], source: Source, line: int) ->
     if len(cells) == len(names):
         return cells
     short = len(cells) < len(names)
-    hint = "is the file cut off?" if short else "Write numbers without thousands separators"
+    hint = "is the file cut off?" if short else "write numbers without thousands separators"
     raise InputError(
         f"{len(cells)} columns instead of {len(names)}", file=source.path, line=line,
         field=shown(names[len(cells)]) if short else None,
@@ -142,8 +145,10 @@ def count_in(cell: str, column: str, least: int, most: int, source: Source, line
     """The tokens that a cell says. Raises InputError that names column and line."""
     count = whole_number(cell, most)
     if count is None or count < least:
+        grouped = _GROUPED.fullmatch(cell)
+        hint = "Write it without separators" if grouped else "Correct or remove the row"
         raise InputError(
             f"must be a whole number of tokens, {least} to {most:,}, not '{shown(cell)}'",
-            file=source.path, line=line, field=column, hint="Correct or remove the row",
+            file=source.path, line=line, field=column, hint=hint,
         )  # fmt: skip
     return count

@@ -22,6 +22,7 @@ from nexusbench.workloads.source import Source, shown
 _MAX_MS = 9_000_000_000_000
 # The largest context ever announced is far below; above it, 32-bit token counts overflow.
 MAX_TOKENS = 2**31 - 1
+_MOST_DIGITS = 400
 _DIGITS = 20  # of any whole number that a field may have
 
 Milliseconds = (
@@ -143,7 +144,7 @@ def check_hash_counts(
         have, need = len(row.hash_ids), ceil_div(row.input_length, block)
         if have and max(row.hash_ids) > MAX_HASH_ID:
             raise InputError(
-                f"must be {RULES['hash_ids']}, not {shown(str(max(row.hash_ids)))}",
+                f"an id of more than 64 bits, {shown(str(max(row.hash_ids)))}",
                 file=path,
                 line=number,
                 field="hash_ids",
@@ -181,7 +182,9 @@ def _explained(
     one_object, remedy = "Each line must be one JSON object", "Correct or remove the line"
     try:
         # The standard library accepts NaN and Infinity, so they can be named here.
-        value: Any = json.loads(raw, parse_float=_number, object_pairs_hook=_Pairs)
+        value: Any = json.loads(
+            raw, parse_float=_number, parse_int=_integer, object_pairs_hook=_Pairs
+        )
     except (ValueError, RecursionError) as reason:
         if raw.lstrip()[:1] == b"[":
             hint = "Convert it: jq -c '.[]' FILE"
@@ -189,6 +192,8 @@ def _explained(
         if raw.strip() == b"{":
             hint = f"{one_object}. Convert it: jq -c . FILE"
             raise fault("the JSON object goes over several lines", hint=hint) from None
+        if isinstance(reason, RecursionError):
+            raise fault("nested too deeply", hint=one_object) from None
         if "truncated" in str(error):
             hint = f"{one_object}; is the file cut off?"
             raise fault("the JSON object is not closed", hint=hint) from None
@@ -233,6 +238,11 @@ def _number(text: str) -> float:
     if number.adjusted() < _DIGITS and number == number.to_integral_value():
         return int(number)
     return float(text)
+
+
+def _integer(text: str) -> float:
+    """A whole number; one of thousands of digits is as good as infinite."""
+    return int(text) if len(text) <= _MOST_DIGITS else math.inf
 
 
 def _valid(value: object, expected: Any) -> bool:

@@ -81,11 +81,9 @@ class Azure(Reader):
         if first is None:
             return None
         separator, offset = first[2].decode(), re.escape((first[5] or b"").decode())
-        alike = rf"(?:{_DATE}{separator}{_CLOCK}(?:\.\d{{1,9}})?{offset},[^\n]*(?:\n|$))+"
-        if not re.fullmatch(alike.encode(), piece):
-            return None
-        times = [row.partition(b",")[0] for row in piece.splitlines()]
-        if times != sorted(times):
+        alike = rf"^({_DATE}{separator}{_CLOCK}(?:\.\d{{1,9}})?{offset}),"
+        times = re.findall(alike.encode(), piece, re.MULTILINE)
+        if len(times) != piece.count(b"\n") + (piece[-1:] != b"\n") or times != sorted(times):
             return None
         begin, end = _time_of(times[0].decode()), _time_of(times[-1].decode())
         return end if begin is not None and end is not None and after <= begin else None

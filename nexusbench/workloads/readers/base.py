@@ -32,13 +32,15 @@ class Parsed(msgspec.Struct):
 class Reader(ABC):
     """A trace format: subclass it in a file of its own in this folder.
 
-    ``time_field`` and ``id_field`` name the columns of arrival and identity in error messages,
+    ``time_field`` and the other ``_field`` names are the file's own words in error messages,
     ``unit`` says what the times mean, ``example`` is the start of such a file. A reader checks each
     line for itself; order, duplicate ids and rebasing to zero are checked once for all formats.
     """
 
     time_field: ClassVar[str]
     id_field: ClassVar[str] = "id"
+    tenant_field: ClassVar[str] = "tenant"
+    session_field: ClassVar[str] = "session"
     unit: ClassVar[str]
     example: ClassVar[str]
     source: ClassVar[str] = ""

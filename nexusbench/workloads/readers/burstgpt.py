@@ -38,6 +38,8 @@ class Burstgpt(Reader):
     """
 
     time_field: ClassVar[str] = "Timestamp"
+    tenant_field: ClassVar[str] = "Model"
+    session_field: ClassVar[str] = "Session ID"
     unit: ClassVar[str] = "timestamps in s from 0:00 of day 1"
     example: ClassVar[str] = _HEADER
     source: ClassVar[str] = "BurstGPT (KDD 2025); github.com/HPMLL/BurstGPT, CC-BY-4.0"

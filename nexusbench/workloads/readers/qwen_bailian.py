@@ -67,6 +67,7 @@ class QwenBailian(Reader):
 
     time_field: ClassVar[str] = "timestamp"
     id_field: ClassVar[str] = "chat_id"
+    tenant_field: ClassVar[str] = "type"
     unit: ClassVar[str] = "timestamps in s"
     example: ClassVar[str] = (
         '{"chat_id": 0, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 20, '
