@@ -114,7 +114,7 @@ def _check_requests(parsed: Parsed, reader: Reader, name: str, path: Path) -> No
     for request, line in zip(parsed.requests, parsed.lines, strict=True):
         if type(request) is not TraceRequest:
             raise _fault(name, path, f"{_kind(request)}, not a TraceRequest", line)
-        if not _is_plain(request):
+        if parsed.concurrency or not _is_plain(request):
             for problem in _problems(request, parsed, begun):
                 raise _fault(name, path, f"a request with {problem}", line)
             _check_text(request.id, reader.id_field, path, line)
