@@ -388,6 +388,7 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
 
 
 def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--max-tokens takes a positive integer or 'trace', not '{text}'")
+    # At most ten digits: Python refuses to convert thousands of them.
+    if not text.isdecimal() or len(text) > 10 or int(text) < 1:
+        raise UsageError(f"--max-tokens takes a positive integer or 'trace', not '{text[:40]}'")
     return int(text)

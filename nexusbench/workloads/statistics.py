@@ -21,6 +21,7 @@ IDC_SECONDS = (1, 10, 60)
 QUANTILES = (50, 90, 95, 99)
 # An index of dispersion from fewer windows than this would be noise.
 _LEAST_WINDOWS = 10
+_MOST_WINDOWS = 10_000_000
 
 
 def describe_trace(trace: Trace) -> dict[str, Any]:
@@ -145,6 +146,11 @@ def _dispersion(times: list[int], seconds: int) -> float | None:
     if windows < _LEAST_WINDOWS:
         return None
     number = (np.asarray(times) - times[0]) // (seconds * NS_PER_S)
+    if windows > _MOST_WINDOWS:
+        # Years of windows, nearly all of them empty, without a place for each.
+        _, filled = np.unique(number[number < windows], return_counts=True)
+        mean = float(filled.sum()) / windows
+        return float((filled.astype(float) ** 2).sum()) / windows / mean - mean if mean else None
     counts = np.bincount(number[number < windows], minlength=windows)
     return float(counts.var() / counts.mean())
 
