@@ -36,6 +36,7 @@ from nexusbench.results.machine import machine_facts
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
+from nexusbench.workloads.head import load_head
 from nexusbench.workloads.trace import conversation_ids, load_trace
 
 # (config, device, model) -> the belief and its facts for the manifest.
@@ -60,9 +61,13 @@ class Assembly(msgspec.Struct):
 
 def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
     """The trace of ``config`` with the arrivals asked for; every change leaves a note."""
-    trace = load_trace(Path(config.trace))
-    if config.window is not None:
-        trace = transform.window(trace, *transform.parse_window(config.window))
+    span = None if config.window is None else transform.parse_window(config.window)
+    if span is None and config.limit is None:
+        trace = load_trace(Path(config.trace))
+    else:
+        trace = load_head(Path(config.trace), limit=config.limit, window=span)
+    if span is not None:
+        trace = transform.window(trace, *span)
     if config.limit is not None:
         trace = transform.limit(trace, config.limit)
     if config.spread_ties != "none":
@@ -385,6 +390,7 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
 
 
 def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--max-tokens takes a positive integer or 'trace', not '{text}'")
+    # At most ten digits: Python refuses to convert thousands of them.
+    if not text.isdecimal() or len(text) > 10 or int(text) < 1:
+        raise UsageError(f"--max-tokens takes a positive integer or 'trace', not '{text[:40]}'")
     return int(text)

@@ -18,7 +18,7 @@ from nexusbench.core.events import SCHEMA
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest
 from nexusbench.results.reader import DEFAULT_ROOT, RunReader
 from nexusbench.runner import RunResult, run
-from nexusbench.workloads.source import read_source
+from nexusbench.workloads.source import stored_sha256
 
 # Not resolved, but noticed; and the trace is known to be the same.
 _NEVER_ALIKE = ("decision_us", "client", "trace")
@@ -84,7 +84,7 @@ def _config(reader: RunReader, trace: Path | None) -> RunConfig | EndpointConfig
 def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
     """The trace must be the one of the run, byte for byte. Raises InputError if it is not."""
     try:
-        found = read_source(config.trace).sha256
+        found = stored_sha256(config.trace)
     except InputError as error:
         hint = "Say where it is now with --trace FILE"
         raise InputError(f"the run's trace: {error.problem}", file=error.file, hint=hint) from None

@@ -15,7 +15,7 @@ from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.workloads.convert import convert
 from nexusbench.workloads.generate import make_trace
-from nexusbench.workloads.source import write_atomic
+from nexusbench.workloads.source import check_not_input, write_atomic
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.statistics import describe_trace, histogram
 from nexusbench.workloads.trace import load_trace, span_text, write_trace
@@ -35,6 +35,7 @@ _MOST_TENANTS = 6
 def make_file(spec_file: Path, output: Path, seed: int | None) -> None:
     """Write the trace of a spec. Raises InputError and UsageError."""
     spec = load_spec(spec_file)
+    check_not_input(output, spec_file, *spec.tables)
     if seed is not None:
         workload = msgspec.structs.replace(spec.workload, seed=seed)
         spec = msgspec.structs.replace(spec, workload=workload)
@@ -45,6 +46,7 @@ def make_file(spec_file: Path, output: Path, seed: int | None) -> None:
 
 def convert_file(source: Path, target: Path, format: str) -> None:
     """Write a trace in another format. Raises InputError and UsageError."""
+    check_not_input(target, source)
     trace = load_trace(source)
     content, changes = convert(trace, format)
     write_atomic(target, content)

@@ -15,7 +15,7 @@ from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.rate_search import Found, SearchTask, lattice_step, search_rate
 from nexusbench.metrics.slo import Slo
 from nexusbench.metrics.summary import TAIL_SAMPLES, interval
-from nexusbench.workloads.trace import load_trace
+from nexusbench.workloads.head import load_head
 
 # N and X R may differ by so much of N before the system counts as not stationary.
 LITTLE_TOLERANCE = 0.1
@@ -84,7 +84,7 @@ def trace_load(config: RunConfig) -> tuple[int, float, bool]:
     """Number of requests of ``config``'s trace, its mean rate (0 where all arrive at once), and
     whether it is a closed loop. Raises UsageError for a trace of one arrival.
     """
-    trace = load_trace(Path(config.trace))
+    trace = load_head(Path(config.trace), limit=config.limit)
     requests = trace.requests[: config.limit]
     if trace.concurrency:
         return len(requests), 0.0, True

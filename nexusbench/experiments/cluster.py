@@ -17,7 +17,7 @@ from nexusbench.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.pool import MOST_DEATHS, Lost, Task
-from nexusbench.workloads.source import write_atomic
+from nexusbench.workloads.source import stored_sha256, write_atomic
 
 ResultT = TypeVar("ResultT")
 # Tasks in flight per core of the cluster: the next one waits where the last one ends.
@@ -38,14 +38,15 @@ def run_on_ray(
     ray = _connect(address)
     remote = ray.remote(_on_node).options(num_cpus=1, max_retries=0)
     try:
-        traces = {trace: ray.put(Path(trace).read_bytes()) for trace in {c.trace for c in configs}}
+        traces = {trace: _shipped(ray, trace) for trace in {c.trace for c in configs}}
         todo = deque(Task(index, config) for index, config in enumerate(configs))
         running: dict[Any, Task[RunConfig]] = {}
         while todo or running:
             most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
             while todo and len(running) < most:
                 task = todo.popleft()
-                call = (function, task.item, traces[task.item.trace], code_version())
+                trace, sha256 = traces[task.item.trace]
+                call = (function, task.item, trace, sha256, code_version())
                 running[remote.remote(*call)] = task
             for done in ray.wait(list(running), num_returns=1)[0]:
                 task = running.pop(done)
@@ -62,6 +63,12 @@ def run_on_ray(
                         yield task.index, Lost(f"{type(error).__name__}, {MOST_DEATHS} times")
     finally:
         ray.shutdown()
+
+
+def _shipped(ray: Any, trace: str) -> tuple[Any, str]:
+    """A trace as the cluster holds it, and its hash, by which every node knows it."""
+    content = Path(trace).read_bytes()
+    return ray.put(content), hashlib.sha256(content).hexdigest()
 
 
 def _connect(address: str) -> Any:
@@ -96,20 +103,46 @@ def _check_address(address: str) -> None:
 
 
 def _on_node(
-    function: Callable[[RunConfig], ResultT], config: RunConfig, trace: bytes, code: str
+    function: Callable[[RunConfig], ResultT],
+    config: RunConfig,
+    trace: bytes,
+    sha256: str,
+    code: str,
 ) -> ResultT:
-    """Runs on a node of the cluster: the trace is put where the node can read it."""
+    """Runs on a node of the cluster: on the trace with the hash that was sent, or not at all."""
     if code_version() != code:
         raise NexusbenchError(
-            "this node has another nexusbench than the one that sends the cells. Install the same"
+            f"{socket.gethostname()} has another nexusbench than the one that sends the cells. "
+            "Install the same"
         )
-    here = Path(config.trace)
-    if not here.is_file() or here.read_bytes() != trace:
-        folder = Path(tempfile.gettempdir()) / "nexusbench-traces"
-        # The name stays: notes and errors show it.
-        folder /= hashlib.sha256(trace).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        here = folder / here.name
-        if not here.is_file():
-            write_atomic(here, trace)
+    here = _local_trace(config.trace, trace, sha256)
     return function(msgspec.structs.replace(config, trace=str(here)))
+
+
+def _local_trace(asked: str, trace: bytes, sha256: str) -> Path:
+    """Where this node has the trace with that hash: at the same path, else in a copy.
+
+    Raises NexusbenchError if what came is another trace, or what lies in place of the copy.
+    """
+    came = hashlib.sha256(trace).hexdigest()
+    if came != sha256:
+        raise _other_trace(f"the trace {asked} came", came, sha256, "Send the sweep again")
+    here = Path(asked)
+    if here.is_file() and stored_sha256(here) == sha256:
+        return here
+    folder = Path(tempfile.gettempdir()) / "nexusbench-traces" / sha256[:16]
+    # The name stays: notes and errors show it.
+    copy = folder / here.name
+    if not copy.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(copy, trace)
+    found = stored_sha256(copy) if copy.is_file() else "of no file"
+    if found != sha256:
+        raise _other_trace(f"{copy} is there", found, sha256, "Remove it")
+    return copy
+
+
+def _other_trace(what: str, found: str, sha256: str, remedy: str) -> NexusbenchError:
+    return NexusbenchError(
+        f"on {socket.gethostname()} {what} with sha256 {found}, not {sha256}. {remedy}"
+    )

@@ -17,7 +17,7 @@ from nexusbench.gates.series import Point, Series, make_series, point_of_reader,
 from nexusbench.results.manifest import MANIFEST_FILE
 from nexusbench.results.reader import RunReader
 from nexusbench.runner import AnyProgress, run
-from nexusbench.workloads.source import read_source
+from nexusbench.workloads.source import stored_sha256
 
 # A run's title -> what follows its progress.
 Follow = Callable[[str], AbstractContextManager[AnyProgress | None]]
@@ -80,7 +80,7 @@ def _config(point: Point) -> RunConfig:
             f"{error}", file=MANIFEST_FILE, field="config",
             hint="The run was made by another version of nexusbench and cannot be run again",
         ) from None  # fmt: skip
-    found, recorded = read_source(made.trace).sha256, str(point.environment["trace_sha256"])
+    found, recorded = stored_sha256(made.trace), str(point.environment["trace_sha256"])
     if not found.startswith(recorded):
         raise InputError(
             "is not the trace of the run any more, so the run cannot be confirmed", file=made.trace

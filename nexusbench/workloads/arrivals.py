@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PositiveRate = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
+_MOST_PAIRS = 300  # each arrival goes through them
 _FULL_TURN = 2 * math.pi
 
 
@@ -32,6 +33,10 @@ class ArrivalProcess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Users of a closed loop; 0 where arrivals have times of their own."""
         return 0
 
+    def span_s(self, n: int) -> float:
+        """Seconds that ``n`` arrivals take on average."""
+        return 0.0
+
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
         """``n`` arrivals in ns, in order, the first at 0."""
         raise NotImplementedError
@@ -41,6 +46,10 @@ class Poisson(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
     """Independent exponential gaps; ``rate`` in requests per second."""
 
     rate: PositiveRate
+
+    def span_s(self, n: int) -> float:
+        """So many mean gaps."""
+        return (n - 1) / self.rate
 
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
         """``n`` arrivals in ns, whole microseconds; gaps are -ln(1 - u) / rate."""
@@ -55,6 +64,10 @@ class Gamma(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
     rate: PositiveRate
     cv: Annotated[float, msgspec.Meta(ge=0.01, le=100)]
 
+    def span_s(self, n: int) -> float:
+        """So many mean gaps."""
+        return (n - 1) / self.rate
+
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
         """``n`` arrivals in ns, whole microseconds."""
         shape = 1 / self.cv**2
@@ -66,6 +79,10 @@ class Constant(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
     """Equal gaps; ``rate`` in requests per second."""
 
     rate: PositiveRate
+
+    def span_s(self, n: int) -> float:
+        """So many mean gaps."""
+        return (n - 1) / self.rate
 
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
         """``n`` arrivals in ns, whole microseconds; each rounded by itself, so nothing drifts."""
@@ -98,18 +115,24 @@ class Diurnal(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         times = [time for time, _ in self.rates]
+        if len(times) > _MOST_PAIRS:
+            raise ValueError(f"{len(times):,} pairs, and at most {_MOST_PAIRS:,} are taken")
         if len(times) < 2 or times[0] != 0:
             raise ValueError("rates must be two pairs or more, the first at second 0")
         if any(after <= before for before, after in pairwise(times)):
             raise ValueError("the seconds must grow from pair to pair")
-        if not any(rate for _, rate in self.rates):
+        if not math.fsum(self._areas()) > 0:
             raise ValueError("a curve of zeros brings no request")
+
+    def span_s(self, n: int) -> float:
+        """At the mean rate of a period."""
+        return (n - 1) * self.rates[-1][0] / math.fsum(self._areas())
 
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
         """``n`` arrivals in ns, whole microseconds: the inverse of the summed rate, at the times of
         a Poisson process of rate 1 (Cinlar 1975).
         """
-        areas = [(t1 - t0) * (r0 + r1) / 2 for (t0, r0), (t1, r1) in pairwise(self.rates)]
+        areas = self._areas()
         whole, period = math.fsum(areas), self.rates[-1][0]
         times, level = [0], 0.0
         for u in rng.random(n - 1).tolist():
@@ -117,6 +140,10 @@ class Diurnal(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
             rounds, rest = divmod(level, whole)
             times.append(_whole_us(rounds * period + self._inverse(rest, areas)))
         return times
+
+    def _areas(self) -> list[float]:
+        """Requests that each stretch of the curve brings on average."""
+        return [(t1 - t0) * (r0 + r1) / 2 for (t0, r0), (t1, r1) in pairwise(self.rates)]
 
     def _inverse(self, level: float, areas: list[float]) -> float:
         """The second within one period by which ``level`` requests are expected."""

@@ -54,3 +54,4 @@ class Trace(msgspec.Struct):
     notes: list[str] = []
     oracle_max_tokens: bool = False  # policies see true lengths: must be labelled
     concurrency: int = 0
+    whole: bool = True  # False: the file goes on after these requests (workloads.head)

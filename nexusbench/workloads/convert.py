@@ -16,6 +16,7 @@ from nexusbench.workloads.trace import native_lines, prefix_ids
 __all__ = ["FORMATS", "convert"]
 
 _MOONCAKE_BLOCK = 512
+_MOST_FRESH = 20_000_000  # hash ids made up for prompts that have none
 _TICK_NS = 100  # Azure's seventh fraction digit
 # Azure's files have wall-clock times; a trace has none, so it gets the first moment there is.
 _EPOCH = datetime(1970, 1, 1)
@@ -54,6 +55,11 @@ def _mooncake(trace: Trace) -> Converted:
         ids = [*chain[per_id - 1 :: per_id], *(chain[-1:] if len(chain) % per_id else ())]
         if not chain:
             count = ceil_div(request.prompt_tokens, _MOONCAKE_BLOCK)
+            if fresh + count > _MOST_FRESH:
+                raise UsageError(
+                    f"'{trace.name}' has prompts of so many tokens without hash ids that mooncake "
+                    f"would need more than {_MOST_FRESH:,} of them. Convert to native"
+                )
             ids = list(range(names + fresh, names + fresh + count))
             fresh += count
         rounded += request.arrival_ns % NS_PER_MS > 0

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.workloads.base import Trace, TraceRequest
+from nexusbench.workloads.checks import MAX_SPAN_NS
 from nexusbench.workloads.forest import BlockNames, Forest, zipf_edges
+from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.spec import GivingUp, Workload, WorkloadSpec
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from nexusbench.workloads.lengths import Floats
 
 __all__ = ["make_trace"]
+
+_MOST_HASHES = 20_000_000
 
 
 class _Draws(msgspec.Struct):
@@ -49,12 +54,21 @@ def make_trace(spec: WorkloadSpec) -> Trace:
     paths = stream(plan.seed, "prefixes")
     requests: list[TraceRequest] = []
     begin = 0
+    hashes = 0
     for number, turns in enumerate(draws.sizes):
         shared = [] if forest is None else forest.draw(paths)
-        requests += _session(spec, draws, range(begin, begin + turns), number, shared, names)
+        made = _session(spec, draws, range(begin, begin + turns), number, shared, names)
+        hashes += sum(len(request.hash_ids) for request in made)
+        _check_hashes(spec, hashes)
+        requests += made
         begin += turns
     for index, request in enumerate(requests):
         request.id = str(index)
+    if draws.arrivals[-1] > MAX_SPAN_NS:
+        raise InputError(
+            "the last request would arrive more than 146 years after the first", file=spec.path,
+            field="arrivals", hint="Raise the rate, or make the gaps more even",
+        )  # fmt: skip
     span = span_text(draws.arrivals[-1])
     if spec.arrivals.users:
         span = f"closed loop of {spec.arrivals.users:,} users"
@@ -92,11 +106,17 @@ def _session(
     requests: list[TraceRequest] = []
     for turn, place in enumerate(places):
         prompt, output = context + draws.inputs[place], draws.outputs[place]
+        if prompt > MAX_TOKENS and not turn:
+            raise InputError(
+                f"a prefix and an input of {prompt:,} tokens are more than a prompt can have, "
+                f"{MAX_TOKENS:,}", file=spec.path, field="prefixes.tokens", hint="Make it smaller",
+            )  # fmt: skip
         if turn and spec.sessions is not None and prompt + output > spec.sessions.max_context:
             break
         ids: tuple[int, ...] = ()
         if spec.hashed:
             whole, rest = divmod(prompt, block)
+            _check_hashes(spec, whole)
             blocks.extend(names.fresh(whole - len(blocks)))
             ids = (*blocks, *names.fresh(1 if rest else 0))
         requests.append(
@@ -117,6 +137,16 @@ def _session(
         )
         context = prompt + output
     return requests
+
+
+def _check_hashes(spec: WorkloadSpec, count: int) -> None:
+    """Raise InputError for more hash ids than a trace can be read with."""
+    if count > _MOST_HASHES:
+        raise InputError(
+            f"the requests have more than {_MOST_HASHES:,} hash ids of "
+            f"{spec.workload.hash_block} tokens", file=spec.path, field="workload.hash_block",
+            hint="Make it larger, or num_requests smaller",
+        )  # fmt: skip
 
 
 def _draw(spec: WorkloadSpec) -> _Draws:
@@ -175,8 +205,10 @@ def _lengths(spec: WorkloadSpec, of_request: list[int]) -> tuple[list[int], list
     """Input and output tokens of each request, given its class."""
     plan, n = spec.workload, len(of_request)
     inputs, outputs = [0] * n, [0] * n
-    for position, kind in enumerate(spec.classes):
-        places = [index for index in range(n) if of_request[index] == position]
+    places_of: list[list[int]] = [[] for _ in spec.classes]
+    for index, position in enumerate(of_request):
+        places_of[position].append(index)
+    for kind, places in zip(spec.classes, places_of, strict=True):
         if kind.table is not None:
             uniform = _uniform(plan, len(places), stream(plan.seed, kind.name, "rows"))
             rows = (uniform * len(kind.table.rows)).astype(int).tolist()

@@ -19,6 +19,7 @@ Length = Annotated[float, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 _MAX_EXPONENT = 16.0
 _MOST_EXPONENT = 600.0  # e to this is still finite
+_MOST_PAIRS = 1000
 _GRID = 2000  # midpoints per segment; the mean is then right to five digits
 
 
@@ -109,6 +110,8 @@ class Quantiles(LengthLaw, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         shares = [share for share, _ in self.quantiles]
         values = [value for _, value in self.quantiles]
+        if len(shares) > _MOST_PAIRS:
+            raise ValueError(f"{len(shares):,} quantiles, and at most {_MOST_PAIRS:,} are taken")
         if len(shares) < 2 or shares[0] != 0 or shares[-1] != 1:
             raise ValueError("quantiles must begin with share 0 and end with share 1")
         if any(after <= before for before, after in pairwise(shares)):

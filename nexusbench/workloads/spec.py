@@ -29,13 +29,18 @@ from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.workloads.arrivals import PROCESSES, ArrivalProcess
 from nexusbench.workloads.forest import Count, Exponent, Prefixes, Share
 from nexusbench.workloads.lengths import LAWS, LengthLaw
-from nexusbench.workloads.source import read_source
+from nexusbench.workloads.source import read_source, shown
 from nexusbench.workloads.tables import LengthTable, load_table
 
 __all__ = ["ClassSpec", "GivingUp", "Sessions", "Tenants", "Workload", "WorkloadSpec", "load_spec"]
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+_MOST_LETTERS = 200
+_MOST_SECONDS = 1e9  # 32 years: what is drawn around it stays below the 146 of a trace
+_MOST_PREFIX = 2**31 - 1
+_MOST_BLOCKS = 1_000_000
 
 
 class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +53,7 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: Name
-    num_requests: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+    num_requests: Annotated[int, msgspec.Meta(ge=1, le=5_000_000)]
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     sampling: Literal["independent", "stratified"] = "independent"
     hash_block: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 16
@@ -118,6 +123,12 @@ class WorkloadSpec(msgspec.Struct, frozen=True):
     timeouts: GivingUp | None = None
     cancellations: GivingUp | None = None
     tenants: Tenants | None = None
+    path: Path | None = None
+
+    @property
+    def tables(self) -> list[Path]:
+        """The files that its lengths come from."""
+        return [kind.table.path for kind in self.classes if kind.table is not None]
 
     @property
     def hashed(self) -> bool:
@@ -130,10 +141,11 @@ def load_spec(path: str | os.PathLike[str]) -> WorkloadSpec:
     source = read_source(path)
     try:
         document = tomllib.loads(source.text.decode())
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: numbers of thousands of digits, lists a thousand deep.
         place = re.search(r"\(at line (\d+), column \d+\)", str(error))
         raise InputError(
-            f"not valid TOML: {error}",
+            f"not valid TOML: {shown(str(error), 200)}",
             file=source.path,
             line=int(place[1]) if place else None,
             hint="Correct the line",
@@ -153,7 +165,9 @@ class _Place(msgspec.Struct, frozen=True):
 
     def fault(self, problem: str, key: str = "", hint: str = "Correct the value") -> InputError:
         field = ".".join(filter(None, (self.key, key)))
-        return InputError(problem, file=self.path, field=field or None, hint=hint)
+        return InputError(
+            shown(problem, 400), file=self.path, field=shown(field, 200) or None, hint=hint
+        )
 
 
 def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
@@ -166,19 +180,18 @@ def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
     kinds = tuple(_class(table, place.at(f"classes[{i}]")) for i, table in enumerate(classes))
     names = [kind.name for kind in kinds]
     for index, name in enumerate(names):
+        _check_name(name, place.at(f"classes[{index}]"))
+    for index, name in enumerate(names):
         if name in names[:index]:
             raise place.fault(
                 f"two classes are called '{name}'", f"classes[{index}].name", "Rename one"
             )
     workload = _convert(document["workload"], Workload, place.at("workload"))
+    _check_name(workload.name, place.at("workload"))
     made: dict[str, Any] = {}
     if "prefixes" in document:
         made["prefixes"] = _convert(document["prefixes"], Prefixes, place.at("prefixes"))
-        if made["prefixes"].tokens % workload.hash_block:
-            raise place.fault(
-                f"{made['prefixes'].tokens} tokens are no multiple of the hash block of "
-                f"{workload.hash_block}", "prefixes.tokens", "Change it, or workload.hash_block",
-            )  # fmt: skip
+        _check_prefixes(made["prefixes"], workload.hash_block, place.at("prefixes"))
     if "sessions" in document:
         here = place.at("sessions")
         laws, rest = _laws(document["sessions"], ("turns",), ("think_time",), here)
@@ -193,7 +206,37 @@ def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
     if "tenants" in document:
         made["tenants"] = _convert(document["tenants"], Tenants, place.at("tenants"))
     arrivals = _named(document["arrivals"], PROCESSES, "process", None, place.at("arrivals"))
-    return WorkloadSpec(workload, arrivals, kinds, place.sha256, **made)
+    seconds = arrivals.span_s(workload.num_requests)
+    if not seconds <= _MOST_SECONDS:
+        raise place.fault(
+            f"{workload.num_requests:,} requests would take {seconds:.3g} s, and at most "
+            f"{_MOST_SECONDS:.3g} are simulated", "arrivals", "Raise the rate",
+        )  # fmt: skip
+    return WorkloadSpec(workload, arrivals, kinds, place.sha256, **made, path=place.path)
+
+
+def _check_name(name: str, place: _Place) -> None:
+    """A name becomes a tenant or a title: one line of text. Raises InputError."""
+    if not name.isprintable() or len(name) > _MOST_LETTERS:
+        raise place.fault(
+            f"'{shown(name)}' must be at most {_MOST_LETTERS} printable characters", "name"
+        )
+
+
+def _check_prefixes(prefixes: Prefixes, hash_block: int, place: _Place) -> None:
+    """Whole blocks, and paths that a prompt can hold. Raises InputError."""
+    if prefixes.tokens % hash_block:
+        raise place.fault(
+            f"{prefixes.tokens} tokens are no multiple of the hash block of {hash_block}",
+            "tokens", "Change it, or workload.hash_block",
+        )  # fmt: skip
+    longest = prefixes.tokens * prefixes.depth
+    if longest >= _MOST_PREFIX or longest // hash_block > _MOST_BLOCKS:
+        raise place.fault(
+            f"{prefixes.depth} levels of {prefixes.tokens:,} tokens are {longest:,} tokens and "
+            f"{longest // hash_block:,} hash ids a prompt, over {_MOST_PREFIX:,} or "
+            f"{_MOST_BLOCKS:,}", "tokens", "Make it smaller, or workload.hash_block larger",
+        )  # fmt: skip
 
 
 def _class(table: Any, place: _Place) -> ClassSpec:
@@ -239,7 +282,10 @@ def _named(
     if name is None:
         raise place.fault("missing", key, f"Known: {', '.join(kinds)}")
     if not isinstance(name, str) or name not in kinds:
-        raise place.fault(f"no {key} is called '{name}'", key, did_you_mean(str(name), list(kinds)))
+        raise place.fault(
+            f"no {key} is called '{shown(str(name))}'", key,
+            did_you_mean(str(name)[:_MOST_LETTERS], list(kinds)),
+        )  # fmt: skip
     rest = {other: value for other, value in table.items() if other != key}
     return _convert(rest, kinds[name], place)
 
@@ -250,6 +296,8 @@ def _convert(table: Any, kind: type[StructT], place: _Place) -> StructT:
     _check_keys(table, [field.encode_name for field in fields], required, place)
     try:
         return msgspec.convert(table, kind)
+    except OverflowError:
+        raise place.fault("has a number beyond what a float can hold") from None
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$")
         raise place.fault(problem, path.rstrip("`").lstrip(".")) from None

@@ -21,6 +21,7 @@ IDC_SECONDS = (1, 10, 60)
 QUANTILES = (50, 90, 95, 99)
 # An index of dispersion from fewer windows than this would be noise.
 _LEAST_WINDOWS = 10
+_MOST_WINDOWS = 10_000_000
 
 
 def describe_trace(trace: Trace) -> dict[str, Any]:
@@ -60,27 +61,56 @@ def _token_ids(requests: list[TraceRequest]) -> dict[str, int] | None:
 def prefix_ceiling(trace: Trace) -> dict[str, Any] | None:
     """Share of the prompt that a cache without limits would have seen before, in percent.
 
-    ``blocks``: of hash blocks, as published for such traces. ``tokens``: of prompt tokens, in whole
-    blocks and at least one token short of the prompt, as an engine can use it. Answers are kept
-    too, for the next turn. None without hash ids.
+    ``blocks``: of hash blocks, as published for such traces. ``tokens``: of prompt tokens, the most
+    that a run of all requests can find, whatever its block size and the order that it serves them
+    in. None without hash ids.
     """
     if not any(request.hash_ids for request in trace.requests):
         return None
     seen: set[int] = set()
-    total = hits = reused = 0
-    chains = zip(trace.requests, prefix_ids(trace, 1), conversation_ids(trace, 1), strict=True)
-    for request, chain, (kept, _) in chains:
+    total = hits = 0
+    chains = prefix_ids(trace, 1)
+    kept = conversation_ids(trace, 1)
+    for chain, (names, _) in zip(chains, kept, strict=True):
         # A name stands for all before it too, so what was seen comes first.
-        known = sum(name in seen for name in chain)
-        seen.update(chain, kept)
-        total, hits = total + len(chain), hits + known
-        whole = min(known, (request.prompt_tokens - 1) // trace.hash_block)
-        reused += whole * trace.hash_block
+        total, hits = total + len(chain), hits + sum(name in seen for name in chain)
+        seen.update(chain, names)
+    prompts = sum(request.prompt_tokens for request in trace.requests)
     return {
         "hash_block": trace.hash_block,
         "blocks": 100 * hits / total,
-        "tokens": 100 * reused / sum(request.prompt_tokens for request in trace.requests),
+        "tokens": 100 * (prompts - _least_computed(trace, kept)) / prompts,
     }
+
+
+def _least_computed(trace: Trace, kept: list[tuple[tuple[int, ...], int]]) -> int:
+    """Prompt tokens that every run computes: each different one at least once, unless an answer
+    that a session goes on from has it already, and the last of each prompt always, since its logits
+    are needed (as vLLM does).
+
+    Served in another order than the trace's, a run can find more than one in that order does.
+    """
+    block = trace.hash_block
+    reach: dict[int, int] = {}  # name of a block -> how many of its tokens prompts have
+    given: dict[int, int] = {}  # name -> from which token on an answer has it
+    ends: Counter[tuple[int, int]] = Counter()
+    unnamed = 0
+    for request, (names, named) in zip(trace.requests, kept, strict=True):
+        prompt = request.prompt_tokens
+        if not names:
+            unnamed += prompt
+            continue
+        for place, name in enumerate(names):
+            begin = place * block
+            if begin < prompt:
+                reach[name] = max(reach.get(name, 0), min(block, prompt - begin))
+            if named > max(prompt, begin):
+                given[name] = min(given.get(name, block), max(0, prompt - begin))
+        last = prompt - 1
+        ends[names[last // block], last % block] += 1
+    first = sum(min(tokens, given.get(name, tokens)) for name, tokens in reach.items())
+    again = sum(count - (place < given.get(name, block)) for (name, place), count in ends.items())
+    return unnamed + first + again
 
 
 def histogram(values: list[int]) -> list[tuple[int, int, int]]:
@@ -116,6 +146,11 @@ def _dispersion(times: list[int], seconds: int) -> float | None:
     if windows < _LEAST_WINDOWS:
         return None
     number = (np.asarray(times) - times[0]) // (seconds * NS_PER_S)
+    if windows > _MOST_WINDOWS:
+        # Years of windows, nearly all of them empty, without a place for each.
+        _, filled = np.unique(number[number < windows], return_counts=True)
+        mean = float(filled.sum()) / windows
+        return float((filled.astype(float) ** 2).sum()) / windows / mean - mean if mean else None
     counts = np.bincount(number[number < windows], minlength=windows)
     return float(counts.var() / counts.mean())
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
+from nexusbench.workloads.readers._csv import count_in, layout_of, rows_of
 from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.source import read_source
 
@@ -20,6 +21,7 @@ class LengthTable(msgspec.Struct, frozen=True):
     name: str
     sha256: str
     rows: list[tuple[int, int]]
+    path: Path
 
 
 def load_table(path: str | os.PathLike[str]) -> LengthTable:
@@ -27,30 +29,15 @@ def load_table(path: str | os.PathLike[str]) -> LengthTable:
     alone), plain or gzip. Raises InputError that names file, line and column.
     """
     source = read_source(path)
-    lines = source.text.decode().splitlines()
-    header = [cell.strip() for cell in lines[0].split(",")]
-    for column in COLUMNS:
-        if column not in header:
-            raise InputError(
-                "missing column", file=source.path, line=1, field=column,
-                hint=did_you_mean(column, header),
-            )  # fmt: skip
-    places = [header.index(column) for column in COLUMNS]
-    rows: list[tuple[int, int]] = []
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        cells = line.split(",")
-        pair = []
-        for column, place in zip(COLUMNS, places, strict=True):
-            cell = cells[place].strip() if place < len(cells) else ""
-            if not cell.isdecimal() or not 1 <= int(cell) <= MAX_TOKENS:
-                raise InputError(
-                    f"must be a whole number of tokens, 1 to {MAX_TOKENS:,}, not '{cell[:40]}'",
-                    file=source.path, line=number, field=column, hint="Correct or remove the row",
-                )  # fmt: skip
-            pair.append(int(cell))
-        rows.append((pair[0], pair[1]))
+    layout = layout_of(source, COLUMNS)
+    prompt, output = (layout.places[column] for column in COLUMNS)
+    rows = [
+        (
+            count_in(cells[prompt], COLUMNS[0], 1, MAX_TOKENS, source, line),
+            count_in(cells[output], COLUMNS[1], 1, MAX_TOKENS, source, line),
+        )
+        for line, cells in rows_of(source, layout)
+    ]
     if not rows:
         raise InputError("there are no rows", file=source.path, hint="Is the download complete?")
-    return LengthTable(source.path.name, source.sha256, rows)
+    return LengthTable(source.path.name, source.sha256, rows, source.path)

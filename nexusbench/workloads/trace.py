@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.workloads.base import Trace
-from nexusbench.workloads.readers.base import Parsed, Reader, readers
-from nexusbench.workloads.source import Source, read_source, write_atomic
+from nexusbench.workloads.checks import clock, parse
+from nexusbench.workloads.detection import detect, open_reader
+from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.source import read_source, write_atomic
 
 __all__ = ["conversation_ids", "load_trace", "prefix_ids", "span_text", "write_trace"]
 
-# Arrivals stay below 146 years, so that sums of times fit 63 bits.
-_MAX_SPAN_NS = 2**62
 # As milliseconds these would be a first request 12 days to 3 years after the start; as seconds
 # since 1970 they are 2001 to 5138.
 _EPOCH_SECONDS = (1e9, 1e11)
@@ -33,30 +31,42 @@ def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace
     UsageError for a ``format`` that there is not.
     """
     source = read_source(path)
-    name = format if format is not None else _detect(source)
-    reader: Reader = readers.load(name)()
-    parsed = reader.read(source)
-    _check(parsed, reader, source.path)
+    name, reader, notes = chosen(source.text, source.path, format)
+    parsed = parse(reader, name, source)
+    return made(parsed, reader, name, source.path, source.sha256, notes)
+
+
+def chosen(text: bytes, path: Path, format: str | None) -> tuple[str, Reader, list[str]]:
+    """Name and reader of ``format``, or of the one that ``text`` is in, and notes on that."""
+    return detect(text, path) if format is None else (format, open_reader(format), [])
+
+
+def made(
+    parsed: Parsed, reader: Reader, name: str, path: Path, sha256: str, notes: list[str]
+) -> Trace:
+    """The trace of what a reader found, from its first arrival on. Raises InputError for times in
+    another unit than the format's.
+    """
     first = parsed.requests[0].arrival_ns
     if reader.unit.endswith(" ms") and _EPOCH_SECONDS[0] <= first / NS_PER_MS < _EPOCH_SECONDS[1]:
         raise InputError(
             f"{first / NS_PER_MS:.0f} looks like seconds since 1970; this format has {reader.unit}",
-            file=source.path,
-            line=1,
+            file=path,
+            line=parsed.lines[0],
             field=reader.time_field,
             hint="Multiply by 1000",
         )
     for request in parsed.requests:
         request.arrival_ns -= first
-    notes = [_summary(name, reader.unit, parsed), *parsed.notes]
+    notes = [_summary(name, reader.unit, parsed), *notes, *parsed.notes]
     if first:
-        notes.append(f"first arrival, {reader.clock(first)} in the file, is time 0")
+        notes.append(f"first arrival, {clock(reader, first)} in the file, is time 0")
     return Trace(
-        name=_stem(source.path),
+        name=_stem(path),
         requests=parsed.requests,
         hash_block=parsed.hash_block,
         format=name,
-        sha256=source.sha256,
+        sha256=sha256,
         notes=notes,
         concurrency=parsed.concurrency,
     )
@@ -171,81 +181,6 @@ def span_text(ns: int) -> str:
     """A duration for people: ``58.9 min`` from two minutes on, else seconds."""
     seconds = ns / NS_PER_S
     return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:.4g} s"
-
-
-def _detect(source: Source) -> str:
-    """The format that knows the text best. Raises InputError if none or several do."""
-    loaded = {name: readers.load(name)() for name in readers.names()}
-    scores = {name: reader.confidence(source.text) for name, reader in loaded.items()}
-    best = max(scores.values(), default=0)
-    names = [name for name, score in scores.items() if score == best]
-    if best == 0:
-        start = source.text.lstrip()[:40].decode(errors="replace").splitlines()[0]
-        raise InputError(
-            f"no known trace format starts with '{start}'",
-            file=source.path,
-            line=source.text[: len(source.text) - len(source.text.lstrip())].count(b"\n") + 1,
-            hint=_closest(start, {name: loaded[name].example for name in names}),
-        )
-    if len(names) > 1:
-        raise InputError(
-            f"could be of the formats {' or '.join(names)}",
-            file=source.path,
-            hint="Name the format",
-        )
-    return names[0]
-
-
-def _closest(start: str, examples: Mapping[str, str]) -> str:
-    """What to write instead of ``start``: the formats of its kind, JSON lines or columns."""
-    json = start.startswith("{")
-    alike = [
-        f"{name} starts with {example}"
-        for name, example in examples.items()
-        if example.startswith("{") == json
-    ]
-    what = "fields" if json else "columns"
-    hint = f"Known: {'; '.join(alike)}. Name your {what} as one of these"
-    return hint if json else f"{hint}, or write lines such as {examples['native']}"
-
-
-def _check(parsed: Parsed, reader: Reader, path: Path) -> None:
-    """What every trace must keep: requests at all, time that does not go back, ids of their own."""
-    requests, lines = parsed.requests, parsed.lines
-    if not requests:
-        raise InputError("there are no requests", file=path, hint="Is the download complete?")
-    # What follows another request has no time of its own.
-    timed = [index for index, request in enumerate(requests) if not request.follows]
-    for before, after in itertools.pairwise(timed):
-        if requests[after].arrival_ns < requests[before].arrival_ns:
-            raise InputError(
-                f"time goes back from {reader.clock(requests[before].arrival_ns)} in line "
-                f"{lines[before]} to {reader.clock(requests[after].arrival_ns)}",
-                file=path,
-                line=lines[after],
-                field=reader.time_field,
-                hint="Sort the file by time",
-            )
-    if requests[timed[-1]].arrival_ns - requests[0].arrival_ns > _MAX_SPAN_NS:
-        raise InputError(
-            "is more than 146 years after the first",
-            file=path,
-            line=lines[timed[-1]],
-            field=reader.time_field,
-            hint="Check the unit",
-        )
-    if len({request.id for request in requests}) < len(requests):
-        seen: dict[str, int] = {}
-        for request, line in zip(requests, lines, strict=True):
-            if request.id in seen:
-                raise InputError(
-                    f"'{request.id}' is the id of line {seen[request.id]} too",
-                    file=path,
-                    line=line,
-                    field=reader.id_field,
-                    hint="Give every request an id of its own, or none an id",
-                )
-            seen[request.id] = line
 
 
 def _summary(name: str, unit: str, parsed: Parsed) -> str:

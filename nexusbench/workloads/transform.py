@@ -17,6 +17,8 @@ import msgspec
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S, ceil_div
 from nexusbench.workloads.base import TokenIds, Trace, TraceRequest
+from nexusbench.workloads.checks import MAX_SPAN_NS
+from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
 
@@ -34,7 +36,7 @@ def speed(trace: Trace, factor: float) -> Trace:
 
     Timeouts stay as they are. Raises UsageError.
     """
-    _positive("speed", factor)
+    _check_number("speed", factor)
     _check_open(trace, "speed")
     arrivals = [round(request.arrival_ns / factor) for request in _timed(trace)]
     moved = _moved(trace, arrivals, f"replayed {factor:g} times as fast")
@@ -49,7 +51,7 @@ def rate(trace: Trace, req_per_s: float) -> Trace:
     The mean rate is (n - 1) / span, the inverse of the mean gap between arrivals: the last request
     opens no gap of its own. Raises UsageError if there is no gap to stretch.
     """
-    _positive("rate", req_per_s)
+    _check_number("rate", req_per_s)
     _check_open(trace, "rate")
     timed = _timed(trace)
     span = timed[-1].arrival_ns
@@ -73,8 +75,8 @@ def burstiness(trace: Trace, req_per_s: float, shape: float, seed: int) -> Trace
     1/rate; 1 is Poisson, less is burstier (coefficient of variation 1/sqrt(shape)). The rate holds
     on average, not for each draw. Raises UsageError for a rate or shape that is not positive.
     """
-    _positive("rate", req_per_s)
-    _positive("burstiness", shape)
+    _check_number("rate", req_per_s)
+    _check_number("burstiness", shape, 1e-4, 1e6)
     _check_open(trace, "burstiness")
     count = len(_timed(trace)) - 1
     gaps = stream(seed, "burstiness").gamma(shape, 1 / (req_per_s * shape), count)
@@ -93,6 +95,8 @@ def limit(trace: Trace, n: int) -> Trace:
     if n < 1:
         raise UsageError(f"limit {n} leaves no request. Choose 1 or more")
     total = len(trace.requests)
+    if not trace.whole and n <= total:
+        return _noted(trace, trace.requests[:n], f"first {n:,} requests, the file goes on")
     if n >= total:
         return _noted(trace, trace.requests, f"limit {n:,} not reached: {total:,} requests")
     return _noted(trace, trace.requests[:n], f"first {n:,} of {total:,} requests")
@@ -131,6 +135,8 @@ def window(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
             f"{trace.requests[-1].arrival_ns / NS_PER_S:g} s. Choose another window"
         )
     note = f"window {start_s:g} to {end} s: {len(kept):,} of {len(trace.requests):,} requests"
+    if not trace.whole:
+        note = f"window {start_s:g} to {end} s: {len(kept):,} requests, the file goes on"
     return _noted(trace, _rebased(kept), note)
 
 
@@ -178,7 +184,7 @@ def quantize_arrivals(trace: Trace, seconds: float) -> Trace:
     llm-bench, which made the workloads of the Nexus paper, rounds up to whole seconds by default:
     the requests of a second arrive together at its end. Raises UsageError unless positive.
     """
-    _positive("quantize-arrivals", seconds)
+    _check_number("quantize-arrivals", seconds)
     _check_open(trace, "quantize-arrivals")
     tick = max(1, round(seconds * NS_PER_S))
     timed = _timed(trace)
@@ -196,6 +202,8 @@ def closed_loop(trace: Trace, users: int) -> Trace:
     """
     if users < 1:
         raise UsageError(f"concurrency {users} is impossible. Choose 1 or more")
+    if users > MAX_TOKENS:
+        raise UsageError(f"concurrency {users} is too extreme. Choose at most {MAX_TOKENS:,}")
     requests = [_with(request, arrival_ns=0) for request in trace.requests]
     begun: set[str] = set()
     for request in requests:
@@ -223,12 +231,14 @@ def bounds(trace: Trace, max_tokens: Literal["trace"] | int | None = None) -> Tr
         longest = max(request.output_tokens for request in requests)
         cap = 1 << (longest - 1).bit_length()
         note = f"max_tokens {cap:,} for all (power of two from the longest output, {longest:,})"
-    elif isinstance(max_tokens, int) and max_tokens >= 1:
+    elif isinstance(max_tokens, int) and 1 <= max_tokens <= MAX_TOKENS:
         cap = max_tokens
         clipped = sum(request.output_tokens > cap for request in requests)
         note = f"max_tokens {cap:,} for all: {clipped:,} of {len(requests):,} outputs clipped"
     else:
-        raise UsageError(f"max-tokens '{max_tokens}' is no bound. Give 1 or more, or 'trace'")
+        raise UsageError(
+            f"max-tokens '{max_tokens}' is no bound. Give 1 to {MAX_TOKENS:,}, or 'trace'"
+        )
     capped = [
         _with(request, max_tokens=cap, output_tokens=min(request.output_tokens, cap))
         for request in requests
@@ -348,6 +358,11 @@ def _moved(trace: Trace, arrivals: Iterable[int], note: str) -> Trace:
         requests.append(_with(request, arrival_ns=last))
         if request.session:
             begun[request.session] = last
+    if last > MAX_SPAN_NS:
+        raise UsageError(
+            f"{note}: the last request would arrive more than 146 years after the first. "
+            "Choose a number that is less extreme"
+        )
     return _noted(trace, requests, f"{note}; now {span_text(last)}")
 
 
@@ -367,9 +382,11 @@ def _groups(requests: list[TraceRequest]) -> list[list[TraceRequest]]:
     return groups
 
 
-def _positive(name: str, value: float) -> None:
+def _check_number(name: str, value: float, least: float = 1e-9, most: float = 1e15) -> None:
     if not (math.isfinite(value) and value > 0):
         raise UsageError(f"{name} {value:g} is impossible. Choose a number above 0")
+    if not least <= value <= most:
+        raise UsageError(f"{name} {value:g} is too extreme. Choose {least:g} to {most:g}")
 
 
 def _check_window(start: float, end: float | None) -> None:

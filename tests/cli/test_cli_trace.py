@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,3 +194,46 @@ def test_any_trace_as_a_closed_loop(call: Call, trace: Path) -> None:
     assert "3 users in a closed loop" in done.out
     document = json.loads(call("serve-trace", trace, "--concurrency", 3, "--no-save", "--json").out)
     assert document["runs"][0]["summary"]["metrics"]["finished"]["value"] == 40
+
+
+def test_files_that_hang_or_would_be_lost_are_usage_errors(call: Call, tmp_path: Path) -> None:
+    line = '{"timestamp": 0, "input_length": 10, "output_length": 2}\n'
+    (tmp_path / "t.jsonl").write_text(line)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "t.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    for arguments, says in (
+        (("show", "pipe"), "pipe: this is a pipe or a device"),
+        (("show", "/dev/zero"), "/dev/zero: this is a pipe or a device"),
+        (("make", "pipe"), "pipe: this is a pipe or a device"),
+        (("convert", "t.jsonl", "t.jsonl"), "the same file as t.jsonl"),
+        (("convert", "t.jsonl", "link.jsonl"), "the same file as t.jsonl"),
+        (("convert", "link.jsonl", "t.jsonl"), "the same file as link.jsonl"),
+        (("convert", "t.jsonl", "pipe"), "a device or a pipe"),
+        (("make", "t.jsonl", "-o", "t.jsonl"), "not valid TOML"),
+    ):
+        done = call("trace", *arguments)
+        assert done.code == 2, done.err
+        assert says in " ".join(done.err.split())
+        assert (tmp_path / "t.jsonl").read_text() == line
+
+
+def test_show_of_a_trace_that_lasts_a_century(call: Call, tmp_path: Path) -> None:
+    """No table of empty windows: that would take gigabytes."""
+    fields = {"input_length": 10, "output_length": 2}
+    lines = [json.dumps({"timestamp": time, **fields}) for time in (0, 3 * 10**12)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    facts = json.loads(call("trace", "show", "t.jsonl", "--json").out)
+    assert facts["arrivals"]["dispersion"]["1s"] == pytest.approx(1)
+
+
+def test_a_limit_says_what_was_read(call: Call, tmp_path: Path) -> None:
+    fields = {"input_length": 10, "output_length": 2, "tenant": "x" * 500}
+    lines = [json.dumps({"timestamp": index, **fields}) for index in range(4000)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    done = call(
+        "serve-trace", "t.jsonl", "--limit", 3, "--device", "sim:l20", "--scheduler", "vllm",
+        "--no-save", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "first 3 requests, the file goes on" in done.out
+    assert "only the order of times looked at" in done.out

@@ -132,18 +132,6 @@ BROKEN: dict[str, tuple[bytes, int | None, str, str]] = {
     "azure empty": (HEAD, None, "", "no requests"),
     "azure column missing": (HEAD.replace(b",Gen", b"#,Gen"), 1, "ContextTokens#", "'ContextTok"),
     "azure columns lack one": (b"TIMESTAMP,ContextTokens\n", 1, "GeneratedTokens", "missing"),
-    "azure multimodal": (
-        b"TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n",
-        1,
-        "NumImages",
-        "unknown column",
-    ),
-    "azure order": (
-        b"ContextTokens,TIMESTAMP,GeneratedTokens\n",
-        1,
-        "ContextTokens",
-        "another order",
-    ),
     "azure cut": (HEAD + ROW + b"2023-11-16 18:15:47.1,37", 3, "GeneratedTokens", "cut off"),
     "azure too many": (azure(b"2023-11-16 18:15:47.1,37,4,5"), 3, "", "4 columns"),
     "azure time": (azure(b"16.11.2023 18:15,374,44"), 3, "TIMESTAMP", "no time"),

@@ -278,7 +278,7 @@ def test_faults_of_specs_are_located(name: str, tmp_path: Path) -> None:
     ("content", "line", "says"),
     [
         ("a,b\n1,2\n", 1, "missing column"),
-        ("num_prefill_tokens,num_decode_tokens\n1,2\n3\n", 3, "not ''"),
+        ("num_prefill_tokens,num_decode_tokens\n1,2\n3\n", 3, "1 columns instead of 2"),
         ("num_prefill_tokens,num_decode_tokens\n0,2\n", 2, "not '0'"),
         ("num_prefill_tokens,num_decode_tokens\n", None, "no rows"),
     ],

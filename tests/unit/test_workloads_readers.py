@@ -70,7 +70,7 @@ def test_burstgpt_release_1_2_has_sessions(tmp_path: Path) -> None:
     [
         (BURST + "x,ChatGPT,1,2,3,API log\n", 2, "Timestamp", "no number of seconds"),
         (BURST + "1,ChatGPT,1.5,2,3,API log\n", 2, "Request tokens", "whole number"),
-        (BURST + "1,ChatGPT,1\n", 2, "Response tokens", "not ''"),
+        (BURST + "1,ChatGPT,1\n", 2, "Response tokens", "3 columns instead of 6"),
         (BURST + "9,A,1,2,3,API log\n8,A,1,2,3,API log\n", 3, "Timestamp", "goes back from 9 s"),
         (BURST.replace("Log Type", "Logtype"), 1, "Logtype", "Did you mean 'Log Type'"),
         (BURST.replace(",Log Type", ""), 1, "Log Type", "missing column"),

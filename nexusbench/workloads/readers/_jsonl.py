@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -14,19 +16,23 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS, ceil_div
 from nexusbench.workloads.readers._tokens import decode_tokens
-from nexusbench.workloads.source import Source
+from nexusbench.workloads.source import Source, shown
 
 # 285 years: as nanoseconds it still fits 63 bits, and wall-clock milliseconds since 1970 are legal.
 _MAX_MS = 9_000_000_000_000
 # The largest context ever announced is far below; above it, 32-bit token counts overflow.
 MAX_TOKENS = 2**31 - 1
+_MOST_DIGITS = 400
+_DIGITS = 20  # of any whole number that a field may have
 
 Milliseconds = (
     Annotated[int, msgspec.Meta(ge=0, le=_MAX_MS)]
     | Annotated[float, msgspec.Meta(ge=0, le=_MAX_MS)]
 )
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
-HashIds = tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], ...]
+# Hashes of 64 bits; msgspec has no bounds beyond 63, so check_hash_counts looks at the upper one.
+HashIds = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+MAX_HASH_ID = 2**64 - 1
 Duration = (
     Annotated[int, msgspec.Meta(gt=0, le=_MAX_MS)]
     | Annotated[float, msgspec.Meta(gt=0, le=_MAX_MS)]
@@ -71,21 +77,55 @@ def read_lines(
 ) -> tuple[list[LineT], list[int]]:
     """Decode each line that is not blank; also the 1-based numbers of these lines.
 
-    Raises InputError for the first line that is no ``line_type``; ``rules`` says in words what each
-    of its fields must be.
+    Raises InputError for the first line that is no ``line_type``, or gives a field twice; ``rules``
+    says in words what each of its fields must be.
     """
     decode = msgspec.json.Decoder(line_type, dec_hook=decode_tokens).decode
+    keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    required = sum(field.required for field in msgspec.structs.fields(line_type))
     rows: list[LineT] = []
     numbers: list[int] = []
-    for number, raw in enumerate(source.text.split(b"\n"), 1):
+    for number, raw in enumerate(io.BytesIO(source.text), 1):
         try:
-            rows.append(decode(raw))
-        except msgspec.DecodeError as error:
-            if not raw.strip():
+            row = decode(raw)
+            # Each field has a colon: with as many as there are different fields, none is there
+            # twice. (Of two, the decoder would take the last without a word.)
+            colons = raw.count(b":")
+            plain = colons == required or colons == len(keys(raw))
+        except (msgspec.DecodeError, RecursionError) as error:
+            if raw.isspace():
                 continue
-            raise _explain(raw, error, source.path, number, line_type, rules) from None
+            row = _explained(raw, error, source.path, number, line_type, rules)
+        else:
+            if not plain:
+                _explained(raw, None, source.path, number, line_type, rules)
+        rows.append(row)
         numbers.append(number)
     return rows, numbers
+
+
+class _Time(msgspec.Struct, gc=False):
+    timestamp: Milliseconds
+
+
+_decode_time = msgspec.json.Decoder(_Time).decode
+
+
+def last_timestamp(piece: bytes, after: float) -> float | None:
+    """The last ``timestamp`` of lines, None where one is missing, broken or earlier than the one
+    before; ``after`` is the one before them all, in the unit of the file.
+    """
+    for raw in io.BytesIO(piece):
+        try:
+            now = _decode_time(raw).timestamp
+        except (msgspec.DecodeError, RecursionError):
+            if raw.isspace():
+                continue
+            return None
+        if now < after:
+            return None
+        after = now
+    return after
 
 
 def arrival_ns(timestamp: float) -> int:
@@ -97,9 +137,19 @@ def arrival_ns(timestamp: float) -> int:
 def check_hash_counts(
     rows: Sequence[_Hashed], numbers: Sequence[int], block: int, path: Path
 ) -> None:
-    """Every prompt that has hash ids has one for each block of it, the last one begun included."""
+    """Every prompt that has hash ids has one for each block of it, the last one begun included, of
+    at most 64 bits.
+    """
     for row, number in zip(rows, numbers, strict=True):
         have, need = len(row.hash_ids), ceil_div(row.input_length, block)
+        if have and max(row.hash_ids) > MAX_HASH_ID:
+            raise InputError(
+                f"an id of more than 64 bits, {shown(str(max(row.hash_ids)))}",
+                file=path,
+                line=number,
+                field="hash_ids",
+                hint="Number the blocks anew",
+            )
         if have and have != need:
             raise InputError(
                 f"{have} ids, but {row.input_length:,} input tokens are {need} blocks of {block} "
@@ -111,46 +161,88 @@ def check_hash_counts(
             )
 
 
-def _explain(
+def _explained(
     raw: bytes,
-    error: msgspec.DecodeError,
+    error: Exception | None,
     path: Path,
     number: int,
-    line_type: type[msgspec.Struct],
+    line_type: type[LineT],
     rules: Mapping[str, str],
-) -> InputError:
-    """The error of a line that could not be decoded: which field, what it should be, what to do."""
+) -> LineT:
+    """The row of a line that needs a second look: whole numbers written ``10.0`` or ``1e1``.
+
+    Raises InputError for any other: which field, what it should be, what to do. ``error`` is what
+    the fast decoder said, None where it may have dropped a repeated field.
+    """
 
     def fault(problem: str, field: str | None = None, hint: str | None = None) -> InputError:
-        return InputError(problem, file=path, line=number, field=field, hint=hint)
+        name = None if field is None else shown(field)
+        return InputError(problem, file=path, line=number, field=name, hint=hint)
 
     one_object, remedy = "Each line must be one JSON object", "Correct or remove the line"
     try:
         # The standard library accepts NaN and Infinity, so they can be named here.
-        value: Any = json.loads(raw)
+        value: Any = json.loads(
+            raw, parse_float=_number, parse_int=_integer, object_pairs_hook=_Pairs
+        )
     except (ValueError, RecursionError) as reason:
         if raw.lstrip()[:1] == b"[":
-            return fault("a JSON array, not JSON lines", hint="Convert it: jq -c '.[]' FILE")
+            hint = "Convert it: jq -c '.[]' FILE"
+            raise fault("a JSON array, not JSON lines", hint=hint) from None
+        if raw.strip() == b"{":
+            hint = f"{one_object}. Convert it: jq -c . FILE"
+            raise fault("the JSON object goes over several lines", hint=hint) from None
+        if isinstance(reason, RecursionError):
+            raise fault("nested too deeply", hint=one_object) from None
         if "truncated" in str(error):
-            return fault(
-                "the JSON object is not closed", hint=f"{one_object}; is the file cut off?"
-            )
-        return fault(f"not valid JSON: {reason}", hint=one_object)
+            hint = f"{one_object}; is the file cut off?"
+            raise fault("the JSON object is not closed", hint=hint) from None
+        raise fault(f"not valid JSON: {shown(str(reason), 80)}", hint=one_object) from None
     if isinstance(value, list):
-        return fault("a JSON array, not JSON lines", hint="Convert it: jq -c '.[]' FILE")
-    if not isinstance(value, dict):
-        return fault(f"{_short(value)} is no JSON object", hint=one_object)
+        raise fault("a JSON array, not JSON lines", hint="Convert it: jq -c '.[]' FILE")
+    if not isinstance(value, _Pairs):
+        raise fault(f"{_short(value)} is no JSON object", hint=one_object)
     fields = {field.encode_name: field for field in msgspec.structs.fields(line_type)}
-    for key in value:
+    given: dict[str, Any] = {}
+    for key, item in value.pairs:
         if key not in fields:
-            return fault("unknown field", key, did_you_mean(key, list(fields)))
+            raise fault("unknown field", key, did_you_mean(key, list(fields)))
+        if key in given:
+            raise fault("given twice", key, remedy)
+        given[key] = item
     for name, field in fields.items():
-        if name not in value:
+        if name not in given:
             if field.required:
-                return fault("missing", name, f"It must be {rules[name]}")
-        elif not _valid(value[name], field.type):
-            return fault(f"must be {rules[name]}, not {_short(value[name])}", name, remedy)
-    return fault(str(error), hint=one_object)
+                raise fault("missing", name, f"It must be {rules[name]}")
+        elif not _valid(given[name], field.type):
+            raise fault(f"must be {rules[name]}, not {_short(given[name])}", name, remedy)
+    try:
+        return msgspec.convert(given, line_type, dec_hook=decode_tokens)
+    except msgspec.ValidationError as reason:
+        raise fault(str(reason), hint=one_object) from None
+
+
+class _Pairs:
+    """A JSON object with all its fields in order, repeated ones too."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        self.pairs = pairs
+
+
+def _number(text: str) -> float:
+    """A JSON number with a fraction or an exponent: exactly, where it is whole."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:  # an exponent of 19 digits or more
+        return float(text)
+    if number.adjusted() < _DIGITS and number == number.to_integral_value():
+        return int(number)
+    return float(text)
+
+
+def _integer(text: str) -> float:
+    """A whole number; one of thousands of digits is as good as infinite."""
+    return int(text) if len(text) <= _MOST_DIGITS else math.inf
 
 
 def _valid(value: object, expected: Any) -> bool:
@@ -158,11 +250,13 @@ def _valid(value: object, expected: Any) -> bool:
         return False
     try:
         msgspec.convert(value, expected, dec_hook=decode_tokens)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, TypeError):
         return False
     return True
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    """A value for a message, as JSON."""
+    if isinstance(value, _Pairs):
+        return "an object"
+    return shown(json.dumps(value, default=lambda _: "an object"))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import ClassVar
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.readers._csv import (
+    Layout,
+    cells_of,
+    count_in,
+    header_of,
+    layout_of,
+    rows_of,
+)
 from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
-from nexusbench.workloads.source import Source
+from nexusbench.workloads.source import Source, shown
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _HEADER = ",".join(COLUMNS)
@@ -21,10 +29,13 @@ _EPOCH = datetime(1970, 1, 1)
 
 # 2023 writes seven fraction digits, 2024 six or none and an offset from UTC.
 _TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII
+    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.ASCII
 )
-_ROW = re.compile(_TIME.pattern + r",(\d{1,10}),(\d{1,10})\r?", re.ASCII)
-_COUNT = re.compile(r"\d{1,10}", re.ASCII)
+_ROW = re.compile(_TIME.pattern + r",(\d{1,10}),(\d{1,10})\r?\n?", re.ASCII)
+_DATE, _CLOCK = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
+_START = re.compile(rf"({_DATE})([ T])({_CLOCK})(\.\d{{1,9}})?(Z|[+-]\d\d:?\d\d)?,".encode())
+
+Row = tuple[int, int, int, int]  # line, arrival in ns, prompt and output tokens
 
 
 class Azure(Reader):
@@ -45,41 +56,40 @@ class Azure(Reader):
     )
 
     def confidence(self, text: bytes) -> int:
-        """The first line names two of the columns, so that an error can name the third."""
-        header = text[: max(0, text.find(b"\n"))] or text
-        cells = [cell.strip() for cell in header.decode().lower().split(",")]
+        """The header names two of the columns, so that an error can name the third."""
+        cells = [name.lower() for name in header_of(text).names]
         return 2 if sum(column.lower() in cells for column in COLUMNS) >= 2 else 0
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows = source.text.decode().split("\n")
-        _check_header(rows[0].strip(), source.path)
-        match = _ROW.fullmatch
+        layout = layout_of(source, COLUMNS)
+        plain = layout.names == list(COLUMNS) and layout.delimiter == ","
+        rows = _plain_rows if plain and b'"' not in source.text else _rows
         requests: list[TraceRequest] = []
         lines: list[int] = []
         skipped = 0
-        for line, row in enumerate(rows[1:], 2):
-            parts = match(row)
-            if parts is None:
-                if not row.strip():
-                    continue
-                raise _explain(row.strip(), source.path, line)
-            time, fraction, offset, prompt, output = parts.groups()
-            prompt_tokens, output_tokens = int(prompt), int(output)
-            if not output_tokens:
+        for line, arrival, prompt, output in rows(source, layout):
+            if not output:
                 skipped += 1
                 continue
-            try:
-                arrival = _arrival_ns(time, fraction, offset)
-            except ValueError:
-                raise _explain(row.strip(), source.path, line) from None
-            if not 1 <= prompt_tokens <= MAX_TOKENS or output_tokens > MAX_TOKENS:
-                raise _explain(row.strip(), source.path, line)
             # The id is the row's position in the file, so that skipping does not rename the rest.
-            requests.append(TraceRequest(str(line - 2), arrival, prompt_tokens, output_tokens))
+            requests.append(TraceRequest(str(line - layout.line - 1), arrival, prompt, output))
             lines.append(line)
         notes = [f"{skipped:,} rows without a generated token skipped"] if skipped else []
-        return Parsed(requests, lines, notes=notes)
+        return Parsed(requests, lines, notes=[*layout.unused(COLUMNS), *notes])
+
+    def skim(self, piece: bytes, after: int) -> int | None:
+        """Times in order: as texts, which is the same where all are written alike."""
+        first = _START.match(piece)
+        if first is None:
+            return None
+        separator, offset = first[2].decode(), re.escape((first[5] or b"").decode())
+        alike = rf"^({_DATE}{separator}{_CLOCK}(?:\.\d{{1,9}})?{offset}),"
+        times = re.findall(alike.encode(), piece, re.MULTILINE)
+        if len(times) != piece.count(b"\n") + (piece[-1:] != b"\n") or times != sorted(times):
+            return None
+        begin, end = _time_of(times[0].decode()), _time_of(times[-1].decode())
+        return end if begin is not None and end is not None and after <= begin else None
 
     def clock(self, ns: int) -> str:
         """Date and time in UTC, with all digits."""
@@ -88,63 +98,66 @@ class Azure(Reader):
         return f"{date}.{fraction:09d} UTC"
 
 
+def _plain_rows(source: Source, layout: Layout) -> Iterator[Row]:
+    """Line, arrival, prompt and output tokens of each row of the published form, at full speed."""
+    match = _ROW.fullmatch
+    text = io.StringIO(source.text[layout.begin :].decode(), newline="\n")
+    for line, row in enumerate(text, layout.line + 1):
+        parts = match(row)
+        if parts is None:
+            if not row.isspace():
+                yield _row(cells_of(row.split(","), COLUMNS, source, line), source, line)
+            continue
+        time, fraction, offset, prompt, output = parts.groups()
+        found = int(prompt), int(output)
+        try:
+            arrival = _arrival_ns(time, fraction, offset)
+        except ValueError:
+            arrival = -1
+        if arrival < 0 or not 1 <= found[0] <= MAX_TOKENS or found[1] > MAX_TOKENS:
+            yield _row(row.strip().split(","), source, line)
+        else:
+            yield (line, arrival, *found)
+
+
+def _rows(source: Source, layout: Layout) -> Iterator[Row]:
+    """The same of a file with quotes, other columns or another delimiter."""
+    places = [layout.places[column] for column in COLUMNS]
+    for line, cells in rows_of(source, layout):
+        yield _row([cells[place] for place in places], source, line)
+
+
+def _row(cells: Sequence[str], source: Source, line: int) -> Row:
+    """A row of any spelling. Raises InputError that names the column."""
+    arrival = _time_of(cells[0])
+    if arrival is None:
+        raise InputError(
+            f"'{shown(cells[0])}' is no time since 1970", file=source.path, line=line,
+            field=COLUMNS[0], hint="Write it as 2023-11-16 18:15:46.6805900",
+        )  # fmt: skip
+    output = count_in(cells[2], COLUMNS[2], 0, MAX_TOKENS, source, line)
+    # A request that failed before its first token may have no prompt in the log either.
+    prompt = count_in(cells[1], COLUMNS[1], 1 if output else 0, MAX_TOKENS, source, line)
+    return line, arrival, prompt, output
+
+
+def _time_of(cell: str) -> int | None:
+    """Nanoseconds since 1970, None for what is no time or one before that."""
+    parts = _TIME.fullmatch(cell)
+    try:
+        arrival = -1 if parts is None else _arrival_ns(*parts.groups())
+    except ValueError:
+        return None
+    return arrival if arrival >= 0 else None
+
+
 def _arrival_ns(time: str, fraction: str | None, offset: str | None) -> int:
     """Nanoseconds since 1970. Raises ValueError for a date that does not exist."""
     since = datetime.fromisoformat(time) - _EPOCH
     whole = since.days * 86_400 + since.seconds
     if offset is not None and offset != "Z":
-        hours, minutes = int(offset[1:3]), int(offset[4:6])
+        hours, minutes = int(offset[1:3]), int(offset[-2:])
         if hours > 23 or minutes > 59:
             raise ValueError(offset)
         whole -= (hours * 3600 + minutes * 60) * (-1 if offset[0] == "-" else 1)
     return whole * NS_PER_S + (int(fraction.ljust(9, "0")) if fraction else 0)
-
-
-def _check_header(header: str, path: Path) -> None:
-    cells = [cell.strip() for cell in header.split(",")]
-    known = list(COLUMNS)
-
-    def fault(problem: str, field: str, hint: str) -> InputError:
-        return InputError(problem, file=path, line=1, field=field, hint=hint)
-
-    for cell in cells:
-        if cell not in known:
-            raise fault("unknown column", cell, did_you_mean(cell, known))
-    for column in known:
-        if column not in cells:
-            raise fault("missing column", column, f"The header must be {_HEADER}")
-    if cells != known:
-        raise fault("columns in another order", cells[0], f"The header must be {_HEADER}")
-
-
-def _explain(row: str, path: Path, line: int) -> InputError:
-    """The error of a row that is not right: which column, and what it should be."""
-
-    def fault(problem: str, field: str | None, hint: str) -> InputError:
-        return InputError(problem, file=path, line=line, field=field, hint=hint)
-
-    cells = row.split(",")
-    if len(cells) != len(COLUMNS):
-        missing = COLUMNS[len(cells)] if len(cells) < len(COLUMNS) else None
-        return fault(
-            f"{len(cells)} columns instead of {len(COLUMNS)}",
-            missing,
-            f"Each row is {_HEADER}; is the file cut off?",
-        )
-    time = _TIME.fullmatch(cells[0])
-    try:
-        if time is None:
-            raise ValueError(cells[0])
-        _arrival_ns(*time.groups())
-    except ValueError:
-        return fault(
-            f"'{cells[0][:40]}' is no time", COLUMNS[0], "Write it as 2023-11-16 18:15:46.6805900"
-        )
-    for column, cell, least in zip(COLUMNS[1:], cells[1:], (1, 0), strict=True):
-        if not _COUNT.fullmatch(cell) or not least <= int(cell) <= MAX_TOKENS:
-            return fault(
-                f"must be a whole number of tokens, {least} to {MAX_TOKENS:,}, not '{cell[:40]}'",
-                column,
-                "Correct or remove the row",
-            )
-    return fault("cannot be read", None, f"Each row is {_HEADER}")

@@ -32,7 +32,7 @@ class Parsed(msgspec.Struct):
 class Reader(ABC):
     """A trace format: subclass it in a file of its own in this folder.
 
-    ``time_field`` and ``id_field`` name the columns of arrival and identity in error messages,
+    ``time_field`` and the other ``_field`` names are the file's own words in error messages,
     ``unit`` says what the times mean, ``example`` is the start of such a file, and ``sample`` a
     small one with requests, where ``example`` is but a header line. A reader checks each line for
     itself; order, duplicate ids and rebasing to zero are checked once for all formats.
@@ -40,6 +40,8 @@ class Reader(ABC):
 
     time_field: ClassVar[str]
     id_field: ClassVar[str] = "id"
+    tenant_field: ClassVar[str] = "tenant"
+    session_field: ClassVar[str] = "session"
     unit: ClassVar[str]
     example: ClassVar[str]
     sample: ClassVar[str] = ""
@@ -56,6 +58,15 @@ class Reader(ABC):
     @abstractmethod
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
+
+    def skim(self, piece: bytes, after: int) -> int | None:
+        """The last arrival of ``piece``, lines further on in a file whose beginning is enough.
+
+        ``after`` is the last arrival before. None means that the whole file must be read: an
+        arrival goes back or cannot be told, or these lines change what the ones before mean.
+        A format that does not say how (the default) is always read whole.
+        """
+        return None
 
     def clock(self, ns: int) -> str:
         """An arrival as the file would print it."""

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.readers._csv import (
+    count_in,
+    header_of,
+    layout_of,
+    rows_of,
+    whole_number,
+)
 from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
-from nexusbench.workloads.source import Source
+from nexusbench.workloads.source import Source, shown
 
 COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
 LATER_COLUMNS = ("Session ID", "Elapsed time")  # of release 1.2
 _HEADER = ",".join(COLUMNS)
 _SECONDS = re.compile(r"(\d{1,9})(?:\.(\d{1,9})\d*)?", re.ASCII)
-_COUNT = re.compile(r"\d{1,10}(?:\.0+)?", re.ASCII)
+_MAX_SECONDS = 999_999_999
+_USED = ("Timestamp", "Model", "Request tokens", "Response tokens")
 
 
 class Burstgpt(Reader):
@@ -33,6 +38,8 @@ class Burstgpt(Reader):
     """
 
     time_field: ClassVar[str] = "Timestamp"
+    tenant_field: ClassVar[str] = "Model"
+    session_field: ClassVar[str] = "Session ID"
     unit: ClassVar[str] = "timestamps in s from 0:00 of day 1"
     example: ClassVar[str] = _HEADER
     sample: ClassVar[str] = (
@@ -41,43 +48,59 @@ class Burstgpt(Reader):
     source: ClassVar[str] = "BurstGPT (KDD 2025); github.com/HPMLL/BurstGPT, CC-BY-4.0"
 
     def confidence(self, text: bytes) -> int:
-        """The first line names three of the columns, so that an error can name another."""
-        header = text.split(b"\n", 1)[0]
-        cells = [cell.strip() for cell in header.decode().lower().split(",")]
+        """The header names three of the columns, so that an error can name another."""
+        cells = [name.lower() for name in header_of(text).names]
         return 2 if sum(column.lower() in cells for column in COLUMNS) >= 3 else 0
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and column of the first fault."""
-        rows = csv.reader(source.text.decode().splitlines())
-        places = _places([cell.strip() for cell in next(rows)], source.path)
+        layout = layout_of(source, COLUMNS)
+        time, model, prompts, outputs = (layout.places[name] for name in _USED)
+        session_place = layout.places.get("Session ID", -1)
         requests: list[TraceRequest] = []
         lines: list[int] = []
         failed = empty = 0
         turns: dict[str, int] = {}
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            cells = {name: row[at].strip() if at < len(row) else "" for name, at in places.items()}
-            line = rows.line_num
-            arrival = _arrival_ns(cells, source.path, line)
-            prompt = _tokens(cells, "Request tokens", source.path, line)
-            output = _tokens(cells, "Response tokens", source.path, line)
+        for line, cells in rows_of(source, layout):
+            arrival = _arrival_ns(cells[time])
+            if arrival is None:
+                raise InputError(
+                    f"'{shown(cells[time])}' is no number of seconds, 0 or more",
+                    file=source.path, line=line, field="Timestamp",
+                    hint="Correct or remove the row",
+                )  # fmt: skip
+            prompt = count_in(cells[prompts], "Request tokens", 0, MAX_TOKENS, source, line)
+            output = count_in(cells[outputs], "Response tokens", 0, MAX_TOKENS, source, line)
             if not output or not prompt:
                 failed, empty = failed + (not output), empty + (output > 0)
                 continue
-            session = cells.get("Session ID", "")
+            session = cells[session_place] if session_place >= 0 else ""
             turn = turns.get(session, 0)
             if session:
                 turns[session] = turn + 1
             # The id is the row's position in the file, so that skipping does not rename the rest.
             requests.append(
                 TraceRequest(
-                    id=str(line - 2), arrival_ns=arrival, prompt_tokens=prompt,
-                    output_tokens=output, tenant=cells["Model"], session=session, turn=turn,
+                    id=str(line - layout.line - 1), arrival_ns=arrival, prompt_tokens=prompt,
+                    output_tokens=output, tenant=cells[model], session=session, turn=turn,
                 )
             )  # fmt: skip
             lines.append(line)
-        return Parsed(requests, lines, notes=_notes(failed, empty, len(turns)))
+        unused = layout.unused([*COLUMNS, *LATER_COLUMNS])
+        return Parsed(requests, lines, notes=[*unused, *_notes(failed, empty, len(turns))])
+
+    def skim(self, piece: bytes, after: int) -> int | None:
+        """Times of rows that begin with one, in order; where cells are quoted, unknown."""
+        if b'"' in piece:
+            return None
+        for row in io.StringIO(piece.decode(), newline="\n"):
+            if row.isspace():
+                continue
+            time = _arrival_ns(row.partition(",")[0].strip())
+            if time is None or time < after:
+                return None
+            after = time
+        return after
 
     def clock(self, ns: int) -> str:
         """Seconds, as in the file."""
@@ -95,41 +118,10 @@ def _notes(failed: int, empty: int, sessions: int) -> list[str]:
     return notes
 
 
-def _places(header: list[str], path: Path) -> dict[str, int]:
-    """Column -> position. Raises InputError for an unknown, repeated or missing column."""
-
-    def fault(problem: str, field: str, hint: str) -> InputError:
-        return InputError(problem, file=path, line=1, field=field, hint=hint)
-
-    known = [*COLUMNS, *LATER_COLUMNS]
-    for position, cell in enumerate(header):
-        if cell not in known:
-            raise fault("unknown column", cell, did_you_mean(cell, known))
-        if cell in header[:position]:
-            raise fault("two columns have this name", cell, "Remove one")
-    for column in COLUMNS:
-        if column not in header:
-            raise fault("missing column", column, f"The header must have {_HEADER}")
-    return {cell: position for position, cell in enumerate(header)}
-
-
-def _arrival_ns(cells: Mapping[str, str], path: Path, line: int) -> int:
-    match = _SECONDS.fullmatch(cells["Timestamp"])
+def _arrival_ns(cell: str) -> int | None:
+    """Nanoseconds of a number of seconds, to the ninth digit; None for anything else."""
+    match = _SECONDS.fullmatch(cell)
     if match is None:
-        raise InputError(
-            f"'{cells['Timestamp'][:40]}' is no number of seconds, 0 or more",
-            file=path, line=line, field="Timestamp", hint="Correct or remove the row",
-        )  # fmt: skip
-    fraction = (match[2] or "").ljust(9, "0")
-    return int(match[1]) * NS_PER_S + int(fraction)
-
-
-def _tokens(cells: Mapping[str, str], column: str, path: Path, line: int) -> int:
-    cell = cells[column]
-    count = int(float(cell)) if _COUNT.fullmatch(cell) else -1
-    if not 0 <= count <= MAX_TOKENS:
-        raise InputError(
-            f"must be a whole number of tokens, 0 to {MAX_TOKENS:,}, not '{cell[:40]}'",
-            file=path, line=line, field=column, hint="Correct or remove the row",
-        )  # fmt: skip
-    return count
+        whole = whole_number(cell, _MAX_SECONDS)
+        return None if whole is None else whole * NS_PER_S
+    return int(match[1]) * NS_PER_S + int((match[2] or "").ljust(9, "0"))

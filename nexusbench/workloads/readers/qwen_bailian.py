@@ -15,6 +15,7 @@ from nexusbench.workloads.readers._jsonl import (
     Tokens,
     check_hash_counts,
     is_jsonl,
+    last_timestamp,
     read_lines,
 )
 from nexusbench.workloads.readers.base import Parsed, Reader
@@ -66,6 +67,7 @@ class QwenBailian(Reader):
 
     time_field: ClassVar[str] = "timestamp"
     id_field: ClassVar[str] = "chat_id"
+    tenant_field: ClassVar[str] = "type"
     unit: ClassVar[str] = "timestamps in s"
     example: ClassVar[str] = (
         '{"chat_id": 0, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 20, '
@@ -100,11 +102,10 @@ class QwenBailian(Reader):
         for row, line, (session, turn) in zip(rows, lines, labels, strict=True):
             if not row.output_length:
                 continue
-            whole = int(row.timestamp)
             requests.append(
                 TraceRequest(
                     id=str(row.chat_id),
-                    arrival_ns=whole * NS_PER_S + round((row.timestamp - whole) * NS_PER_S),
+                    arrival_ns=_arrival_ns(row.timestamp),
                     prompt_tokens=row.input_length,
                     output_tokens=row.output_length,
                     hash_ids=row.hash_ids,
@@ -118,9 +119,20 @@ class QwenBailian(Reader):
             notes.append(f"{len(rows) - len(kept):,} rows without output tokens skipped")
         return Parsed(requests, kept, HASH_BLOCK, [*more, *notes])
 
+    def skim(self, piece: bytes, after: int) -> int | None:
+        """Times in order; what later chats go on with changes nothing before them."""
+        last = last_timestamp(piece, after / NS_PER_S)
+        return None if last is None else _arrival_ns(last)
+
     def clock(self, ns: int) -> str:
         """Seconds, as in the file."""
         return f"{ns / NS_PER_S:,.15g} s"
+
+
+def _arrival_ns(seconds: float) -> int:
+    """Seconds as whole nanoseconds; the whole part is exact however large it is."""
+    whole = int(seconds)
+    return whole * NS_PER_S + round((seconds - whole) * NS_PER_S)
 
 
 def _sessions(rows: Sequence[Line]) -> tuple[list[tuple[str, int]], list[str]]:
