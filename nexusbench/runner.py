@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nexusbench.endpoint_runner import Connected
     from nexusbench.metrics._work import HostGap
     from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.results.reader import RunReader
     from nexusbench.results.store import RunWriter
 
 # What metrics need of the facts that an assembly resolved.
@@ -164,9 +165,23 @@ def _store(writer: RunWriter, engine: Engine) -> str:
     return ""
 
 
+def _joined(reader: RunReader, engine: Engine) -> dict[str, dict[str, Any]]:
+    """The event tables: the rows that are stored, then those that the log still holds."""
+    import numpy as np
+
+    return {
+        name: {
+            key: np.concatenate((stored[key], np.array(column)))
+            for key, column in table.columns.items()
+        }
+        for name, table in engine.log.tables.items()
+        for stored in (reader.table(name),)
+    }
+
+
 def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEvents:
     """The run's events: from its folder, and from the log what could not be written."""
-    from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.run_events import Facts, RunEvents
     from nexusbench.results.reader import RunReader
 
     if len(engine.log) and not writer.sealed:
@@ -174,7 +189,8 @@ def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEven
     reader = RunReader(writer.path)
     if len(engine.log):
         facts = _facts(assembly, engine) | {"strings": engine.log.strings}
-        return RunEvents.from_both(reader.first_parts(len(writer.sealed)), engine.log, facts)
+        sealed = reader.first_parts(len(writer.sealed))
+        return RunEvents(_joined(sealed, engine), sealed.requests(), msgspec.convert(facts, Facts))
     events = RunEvents.from_reader(reader)
     # Known only now, and in the manifest only when it is finished.
     events.facts = msgspec.structs.replace(events.facts, host_gaps=assembly.device.host_gaps())

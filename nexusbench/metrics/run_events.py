@@ -156,19 +156,6 @@ class RunEvents:
             raise error.located(stored["tables"].locate) from None
         return run
 
-    @classmethod
-    def from_both(cls, reader: EventSource, log: EventLog, facts: Mapping[str, Any]) -> RunEvents:
-        """A run of which the log still holds rows beyond those that are stored."""
-        stored = reader.events()
-        tables = {
-            name: {
-                key: np.concatenate((stored["tables"][name][key], np.array(column)))
-                for key, column in table.columns.items()
-            }
-            for name, table in log.tables.items()
-        }
-        return cls(tables, stored["requests"], msgspec.convert(dict(facts), Facts))
-
     def _check(self) -> None:
         check_requests(self.requests)
         for name, columns in self.tables.items():
