@@ -14,6 +14,7 @@ from nexusbench.cli._console import counted, print_whole, progress_console, resu
 from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
 from nexusbench.core.errors import BaselineError, UsageError
+from nexusbench.core.printable import shell_words
 from nexusbench.gates.baseline import (
     appended,
     encode_baseline,
@@ -203,11 +204,12 @@ def _advice(report: Report, source: Source, path: Path) -> list[str]:
     """How to make an intended change the new baseline, where something would need that."""
     if report.verdict not in ("fail", "missing", "incompatible-env"):
         return []
-    made = f"--spec {source.spec}" if source.spec is not None else " ".join(source.runs[:3])
+    named = ("--spec", source.spec) if source.spec is not None else source.runs[:3]
+    made = shell_words(*named)
     made += " ..." if len(source.runs) > 3 else ""
     return [
         "if this is meant, make it the new baseline and commit it with its reason: "
-        f"nexusbench gate baseline save {made} -o {path} --update"
+        f"nexusbench gate baseline save {made} -o {shell_words(path)} --update"
     ]
 
 

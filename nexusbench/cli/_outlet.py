@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.printable import printable
 
 # What a width may be: below, a table has a letter a line; above, a line of blanks has no end.
@@ -72,6 +73,15 @@ class _Passage:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._outlet, name)
+
+
+def end_with(fault: NexusbenchError | None) -> None:
+    """End the command with what went wrong beside its results, which have been shown; no fault, no
+    end.
+    """
+    if fault is not None:
+        sys.stdout.flush()
+        raise fault
 
 
 def silence(stream: TextIO) -> None:

@@ -37,10 +37,11 @@ from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.outputs import FAULTS_OF_A_DISK
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-# The faults of a disk, of a terminal that is gone, and of a stream that was opened to be read.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EBADF)
+# Not ours: those of a disk or a terminal that is gone, and of a stream that was opened to be read.
+_NO_ROOM = (*FAULTS_OF_A_DISK, errno.EBADF)
 # Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
 _ClickError: type[Exception] = next(
     cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.outputs import write_synced
 from nexusbench.core.parts import unit_of
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
@@ -184,13 +184,8 @@ def _check_schema(text: bytes, file: Path) -> None:
 def write_profile(folder: Path, profile: Profile) -> Path:
     """Write it in one step: a reader sees the old file or the new one."""
     path = folder / PROFILE_FILE
-    temporary = folder / f".{PROFILE_FILE}.new"
     text = msgspec.json.format(msgspec.json.encode(profile), indent=1)
-    with temporary.open("wb") as file:
-        file.write(text + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_synced(path, text + b"\n")
     return path
 
 

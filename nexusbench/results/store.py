@@ -25,6 +25,7 @@ import msgspec
 
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.events import EventLog
+from nexusbench.core.outputs import not_written
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
 
 if TYPE_CHECKING:
@@ -215,10 +216,8 @@ def _make_folder(root: Path, base: str) -> Path:
                 path = root / f"{base}-{count}"
         (path / EVENTS_FOLDER).mkdir()
     except OSError as error:
-        raise UsageError(
-            f"cannot write results to {root}: {error.strerror or error}. "
-            "Choose a folder that you may write to"
-        ) from None
+        place = Path(f"results to {root}")
+        raise not_written(place, error, "Choose a folder that you may write to") from None
     return path
 
 

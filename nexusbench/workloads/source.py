@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from nexusbench.core.errors import InputError, UsageError
-from nexusbench.core.outputs import check_replaceable
+from nexusbench.core.errors import InputError
+from nexusbench.core.outputs import atomic_file
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -47,19 +47,11 @@ def read_source(path: str | os.PathLike[str]) -> Source:
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` so that ``path`` holds either all of it or what it held before.
 
-    Raises UsageError if the folder cannot be written to, or ``path`` is a device or a pipe.
+    Raises UsageError if the folder cannot be written to, or ``path`` is a device or a pipe;
+    NexusbenchError where the disk is full or broken.
     """
-    path = Path(path)
-    check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path}: cannot write: {error.strerror}. Choose a folder that you may write to"
-        ) from None
+    with atomic_file(Path(path), "Choose a folder that you may write to") as file:
+        file.write(content)
 
 
 def _read_bytes(path: Path) -> bytes:
