@@ -75,13 +75,28 @@ class _Passage:
         return getattr(self._outlet, name)
 
 
-def end_with(fault: NexusbenchError | None) -> None:
-    """End the command with what went wrong beside its results, which have been shown; no fault, no
-    end.
+@contextmanager
+def beside_results(faults: list[NexusbenchError]) -> Iterator[None]:
+    """Write something beside the results: where that cannot be, it is added to ``faults`` and costs
+    nothing else.
     """
-    if fault is not None:
-        sys.stdout.flush()
-        raise fault
+    try:
+        yield
+    except NexusbenchError as error:
+        faults.append(error)
+    except OSError as error:
+        place = error.filename or "an output"
+        faults.append(NexusbenchError(f"cannot write {place}: {error.strerror or error}"))
+
+
+def end_with(*faults: NexusbenchError | None) -> None:
+    """End the command with the first that went wrong beside its results, which have been shown; no
+    fault, no end.
+    """
+    for fault in faults:
+        if fault is not None:
+            sys.stdout.flush()
+            raise fault
 
 
 def silence(stream: TextIO) -> None:

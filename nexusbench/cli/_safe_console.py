@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from nexusbench.core.printable import one_line, printable
 
@@ -17,11 +18,11 @@ from nexusbench.core.printable import one_line, printable
 class SafeConsole(Console):
     """A console whose texts are cleaned where they become segments, whatever they stand in."""
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """As Rich's, but a string is one line: what it quotes cannot begin another."""
-        super().print(
-            *(one_line(item) if isinstance(item, str) else item for item in objects), **options
-        )
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As Rich's, but a string is one line wherever it stands: what it quotes cannot begin
+        another.
+        """
+        return super().render_str(one_line(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

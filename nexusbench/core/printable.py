@@ -58,6 +58,6 @@ def _shell_word(word: object) -> str:
 
 
 def folder_name(text: str) -> str:
-    """``text`` as a part of a folder's name: no separators, blanks or control characters."""
-    name = "".join("-" if sign in ' /\\:"' else sign for sign in one_line(text))
+    """``text`` as a part of a folder's name: letters, digits and what no shell minds."""
+    name = "".join(sign if sign.isalnum() or sign in "-_.+=@," else "-" for sign in one_line(text))
     return name.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")

@@ -112,6 +112,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits | None = None
     batches: tuple[OwnBatch, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line, whatever was measured."""
+        of = f"{self.model.name} on {self.fingerprint.device}"
+        return f"Profile({of}, {self.num_points:,} points, {len(self.fits)} fits)"
+
     def fit_of(self, cost_model: str, options: dict[str, Any]) -> Fit | None:
         """The fit of that model with exactly those options."""
         for fit in self.fits:

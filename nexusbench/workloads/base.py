@@ -54,3 +54,7 @@ class Trace(msgspec.Struct):
     notes: list[str] = []
     oracle_max_tokens: bool = False  # policies see true lengths: must be labelled
     concurrency: int = 0
+
+    def __repr__(self) -> str:
+        """One line, however many requests there are."""
+        return f"Trace({self.name!r}, {len(self.requests):,} requests, format {self.format!r})"
