@@ -18,6 +18,10 @@ from nexusbench.core.printable import one_line, printable
 class SafeConsole(Console):
     """A console whose texts are cleaned where they become segments, whatever they stand in."""
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Rich's, but a text that is printed by itself is one line too."""
+        super().print(*(_flat(o) if isinstance(o, Text) else o for o in objects), **options)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """As Rich's, but a string is one line wherever it stands: what it quotes cannot begin
         another.
@@ -33,3 +37,13 @@ class SafeConsole(Console):
                 yield segment
             else:
                 yield Segment(printable(segment.text), segment.style)
+
+
+def _flat(text: Text) -> Text:
+    """The text in its colours, with blanks for line breaks."""
+    plain = "".join(" " if sign in "\n\r\v\f\x85\u2028\u2029" else sign for sign in text.plain)
+    if plain == text.plain:
+        return text
+    flat = text.copy()
+    flat.plain = plain  # of the same length, so that its colours stay where they are
+    return flat
