@@ -14,19 +14,17 @@ from rich.text import Text
 
 from nexusbench.core.printable import one_line, printable
 
+_BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
+
 
 class SafeConsole(Console):
     """A console whose texts are cleaned where they become segments, whatever they stand in."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As Rich's, but a text that is printed by itself is one line too."""
-        super().print(*(_flat(o) if isinstance(o, Text) else o for o in objects), **options)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """As Rich's, but a string is one line wherever it stands: what it quotes cannot begin
-        another.
+        """As Rich's, but a text that is printed by itself is one line: what it quotes cannot begin
+        another. A table's cells may have several on purpose.
         """
-        return super().render_str(one_line(text), **options)
+        super().print(*map(_flat, objects), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -39,11 +37,13 @@ class SafeConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
 
 
-def _flat(text: Text) -> Text:
-    """The text in its colours, with blanks for line breaks."""
-    plain = "".join(" " if sign in "\n\r\v\f\x85\u2028\u2029" else sign for sign in text.plain)
-    if plain == text.plain:
-        return text
-    flat = text.copy()
-    flat.plain = plain  # of the same length, so that its colours stay where they are
-    return flat
+def _flat(item: Any) -> Any:
+    """A text with blanks for its line breaks; what is no text as it is."""
+    if isinstance(item, str):
+        return one_line(item)
+    if isinstance(item, Text) and not item.plain.isprintable():
+        flat = item.copy()
+        # Of the same length, so that its colours stay where they are.
+        flat.plain = "".join(" " if sign in _BREAKS else sign for sign in item.plain)
+        return flat
+    return item

@@ -19,6 +19,7 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.outputs import check_replaceable, make_folder
+from nexusbench.core.printable import one_line
 from nexusbench.experiments.cells import CELL_SUFFIX, Cell
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.store import Store
@@ -144,7 +145,7 @@ def _text(value: Any) -> str:
         return ",".join(f"{key}:{bound:g}" for key, bound in value.items()) or "-"
     if isinstance(value, float):
         return f"{value:g}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else one_line(value)
 
 
 def _show_plan(plan: Plan, jobs: int, *, as_json: bool) -> None:
