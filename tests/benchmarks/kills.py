@@ -42,7 +42,9 @@ from nexusbench.results.reader import RunReader, list_runs
 
 REPOSITORY = Path(__file__).parents[2]
 FAULTS = ("kill -9", "SIGTERM", "full disk")
-LIMIT_S = 120.0  # a command that takes longer than this hangs
+LIMIT_S = 180.0  # a command that takes longer than this hangs
+HUNG = 999
+EARLY = 0.2  # share of the kills that strike before anything is written
 SWEEP = """
 [base]
 trace = "trace.jsonl"
@@ -56,11 +58,14 @@ rate = [2.0, 4.0, 8.0]
 
 
 class Whole(NamedTuple):
-    """A command that nothing stopped: its folder, stdout, seconds, and what it wrote."""
+    """A command that nothing stopped: its folder, stdout, seconds to its end and to its first file,
+    and the bytes that it wrote.
+    """
 
     folder: Path
     out: str
     seconds: float
+    begins: float
     bytes: int
 
 
@@ -294,27 +299,52 @@ def start(folder: Path, command: tuple[str, ...], most: int | None = None) -> su
 
 
 def run(folder: Path, command: tuple[str, ...], limit_s: float, most: int | None = None) -> Done:
-    process = start(folder, command, most)
-    out, err = process.communicate(timeout=limit_s)
+    return ended(start(folder, command, most), limit_s)
+
+
+def ended(process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> Done:
+    """How it ends; one that hangs is killed, and says so."""
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        return Done(HUNG, out, f"no end within {limit_s:g} s. {err}")
     return Done(process.returncode, out, err)
+
+
+def wait_to_begin(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until the command has written something, or is over."""
+    while process.poll() is None and not any(f.is_file() for f in (folder / "out").rglob("*")):
+        time.sleep(0.02)
 
 
 # Faults -----------------------------------------------------------------------------------------
 
 
-def killed(subject: Subject, folder: Path, number: int, after_s: float) -> tuple[Done, float, bool]:
-    """Send a signal after a while; seconds since the last write, and whether it was still there."""
+def killed(
+    subject: Subject, folder: Path, number: int, whole: Whole, draw: random.Random
+) -> tuple[Done, float, bool]:
+    """Send a signal at a moment of the run; seconds since a real one was last written, and whether
+    it was still there.
+    """
     process = start(folder, subject.command)
-    time.sleep(after_s)
+    if draw.random() < EARLY:
+        time.sleep(draw.random() * whole.begins)
+    else:
+        wait_to_begin(process, folder)
+        time.sleep(draw.random() * (whole.seconds - whole.begins))
     struck = process.poll() is None
     now = time.time()
     if struck:
         process.send_signal(number)
-    out, err = process.communicate(timeout=LIMIT_S)
+    done = ended(process)
     manifests = list((folder / "out").glob("*/manifest.json"))
-    running = [m for m in manifests if RunReader(m.parent).manifest.status == "running"]
+    opened = [RunReader(file.parent).manifest for file in manifests]
+    running = [file for file, made in zip(manifests, opened, strict=True)
+               if made.status == "running" and not made.simulated]  # fmt: skip
     lost = max((now - file.stat().st_mtime for file in running), default=0.0)
-    return Done(process.returncode, out, err), lost, struck
+    return done, lost, struck
 
 
 def can_mount() -> bool:
@@ -339,7 +369,8 @@ def small_disk(place: Path, size: int) -> Iterator[Callable[[], None]]:
             )
         )
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily: what this process has read may still be mapped.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def problem_of(fault: str, done: Done, struck: bool) -> str:
@@ -370,7 +401,7 @@ def case(subject: Subject, fault: str, folder: Path, whole: Whole, draw: random.
         done = run(folder, subject.command, LIMIT_S, round(share * largest))
         return judged(subject, fault, folder, whole, done, (done.code == 1, 0.0))
     number = signal.SIGKILL if fault == "kill -9" else signal.SIGTERM
-    done, lost, struck = killed(subject, folder, number, draw.uniform(0.3, 1.0) * whole.seconds)
+    done, lost, struck = killed(subject, folder, number, whole, draw)
     return judged(subject, fault, folder, whole, done, (struck, lost))
 
 
@@ -403,11 +434,14 @@ def uninterrupted(subject: Subject, folder: Path) -> Whole:
     subject.prepare(folder)
     (folder / "out").mkdir()
     began = time.monotonic()
-    done = run(folder, subject.command, LIMIT_S)
+    process = start(folder, subject.command)
+    wait_to_begin(process, folder)
+    begins = time.monotonic() - began
+    done = ended(process)
     seconds = time.monotonic() - began
     assert done.code == 0, done.err
     size = sum(f.stat().st_size + 4096 for f in (folder / "out").rglob("*"))
-    return Whole(folder, done.out, seconds, size)
+    return Whole(folder, done.out, seconds, begins, size)
 
 
 def row(name: str, fault: str, cases: list[Case], of: int) -> str:
