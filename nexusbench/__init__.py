@@ -16,6 +16,11 @@ __all__ = ["EndpointConfig", "RunConfig", "RunResult", "__version__", "run"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    """The public names, loaded or not, for completion in a notebook."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("RunConfig", "EndpointConfig"):
         from nexusbench import config

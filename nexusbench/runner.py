@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nexusbench.assembly import Assembly, assemble
 from nexusbench.config import EndpointConfig, RunConfig
-from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.faults import blamed
-from nexusbench.core.units import NS_PER_MS
+from nexusbench.core.printable import folder_name
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.engine.engine import Engine, EngineConfig
+from nexusbench.recorder import CHECK_STEPS, Recorder, Saver, splits_of, stop_flag
+from nexusbench.recorder import PROGRESS_NS as PROGRESS_NS
+from nexusbench.recorder import Progress as Progress
 
 if TYPE_CHECKING:
     from nexusbench.endpoint.status import Status as ReplayStatus
     from nexusbench.endpoint_runner import Connected
     from nexusbench.metrics._work import HostGap
     from nexusbench.metrics.run_events import RunEvents
-    from nexusbench.results.manifest import Status
+    from nexusbench.results.reader import RunReader
     from nexusbench.results.store import RunWriter
 
-FLUSH_ROWS = 400_000  # event rows held before they are written to disk (a few MB)
-CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
-PROGRESS_NS = 100 * NS_PER_MS
 # What metrics need of the facts that an assembly resolved.
 RESOLVED_FACTS = (
     "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes", "device",
 )  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
-Progress = Callable[[Engine], None]
+_sigint_flag = stop_flag  # as the endpoint's runner calls it
 AnyProgress = Callable[["Engine | ReplayStatus"], None]
 
 
@@ -46,7 +43,8 @@ class RunResult(msgspec.Struct):
 
     ``summary`` is docs/metrics.md as JSON-ready values, ``event_digest`` the SHA-256 of the event
     log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere),
-    ``resolved`` what the config became on this device and model.
+    ``resolved`` what the config became on this device and model. ``fault`` says what of it could
+    not be written (a full disk); the run itself came to its own end.
     """
 
     config: RunConfig | EndpointConfig
@@ -56,6 +54,18 @@ class RunResult(msgspec.Struct):
     folder: Path | None
     notes: list[str]
     resolved: dict[str, Any] = {}
+    fault: str = ""
+
+    def __repr__(self) -> str:
+        """One line, whatever a run holds: its events are arrays of millions."""
+        ended = self.events.num_requests
+        parts = [
+            type(self.config).__name__,
+            f"{ended:,} requests",
+            f"digest {self.event_digest[:12]}",
+        ]
+        parts.append(f"folder {str(self.folder)!r}" if self.folder else "not kept")
+        return f"RunResult({', '.join(parts)}{', FAULT' if self.fault else ''})"
 
 
 def run(
@@ -101,68 +111,120 @@ def serve(
     ``watch`` is called after every CHECK_STEPS steps, the same ones in each simulated run, and may
     raise to stop the run; :func:`events_so_far` then says what had happened.
     """
-    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
     device = assembly.device
-    with _sigint_flag(device.interrupt) as interrupted:
+    with stop_flag(device.interrupt) as interrupted:
         # Not before: a Ctrl-C in between would leave a folder that nobody accounts for.
         writer = _open_writer(assembly, results) if results is not None else None
+        saver = None
+        if writer is not None and not device.spec.simulated:
+            saver = Saver(writer, device.interrupt)
         # On a real clock a step takes long enough to look around after each.
         every = CHECK_STEPS if device.spec.simulated else 0
-        recorder = Recorder(writer, progress, interrupted, every, watch)
+        recorder = Recorder(writer, progress, interrupted, every, watch, saver)
         engine = _begin(assembly, recorder, writer)
         if progress is not None and not device.spec.simulated:
             progress(engine)  # the first step may take long
         try:
             engine.run()
         except BaseException as error:
-            fault = blamed(error, _parts(assembly))
-            recorder.give_up(engine, fault or error)
-            if fault is not None:
-                raise fault from error
+            blame = blamed(error, _parts(assembly))
+            recorder.give_up(engine, blame or error)
+            if blame is not None:
+                raise blame from error
             raise
+        if saver is not None:
+            saver.stop()
         if progress is not None:
             progress(engine)
         decisions, digest = _decision_times(engine), engine.log.digest()
+        fault = ""
         if writer is None:
             events = events_so_far(assembly, engine)
         else:
-            from nexusbench.results.reader import RunReader
-
-            writer.flush(engine.log, _splits(engine))
-            writer.write_tokens(device.generated())
+            fault = _store(writer, engine)
+            events = _read_back(writer, assembly, engine)
             # A million requests are a third of a GiB: let them go before metrics need room.
             del engine
             assembly.requests = []
-            events = RunEvents.from_reader(RunReader(writer.path))
-            # Known only now, and in the manifest only when it is finished.
-            events.facts = msgspec.structs.replace(events.facts, host_gaps=device.host_gaps())
         summary = summarise(events)
         summary["decision_us"] = decisions
         if writer is not None:
-            _finish(writer, summary, digest, device.host_gaps())
+            fault = _finish(writer, summary, digest, device.host_gaps(), fault)
     folder = writer.path if writer is not None else None
-    return RunResult(
-        assembly.config, summary, events, digest, folder, assembly.trace.notes, assembly.facts
-    )
+    notes, facts = assembly.trace.notes, assembly.facts
+    return RunResult(assembly.config, summary, events, digest, folder, notes, facts, fault)
+
+
+def _store(writer: RunWriter, engine: Engine) -> str:
+    """Write what is left to write. What a full disk refuses is returned, not raised: the run was
+    served, and what was measured can still be shown.
+    """
+    try:
+        writer.flush(engine.log, splits_of(engine))
+        writer.write_tokens(engine.device.generated())
+    except NexusbenchError as error:
+        return str(error)
+    return ""
+
+
+def _joined(reader: RunReader, engine: Engine) -> dict[str, dict[str, Any]]:
+    """The event tables: the rows that are stored, then those that the log still holds."""
+    import numpy as np
+
+    return {
+        name: {
+            key: np.concatenate((stored[key], np.array(column)))
+            for key, column in table.columns.items()
+        }
+        for name, table in engine.log.tables.items()
+        for stored in (reader.table(name),)
+    }
+
+
+def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEvents:
+    """The run's events: from its folder, and from the log what could not be written."""
+    from nexusbench.metrics.run_events import Facts, RunEvents
+    from nexusbench.results.reader import RunReader
+
+    if len(engine.log) and not writer.sealed:
+        return events_so_far(assembly, engine)
+    reader = RunReader(writer.path)
+    if len(engine.log):
+        facts = _facts(assembly, engine) | {"strings": engine.log.strings}
+        sealed = reader.first_parts(len(writer.sealed))
+        return RunEvents(_joined(sealed, engine), sealed.requests(), msgspec.convert(facts, Facts))
+    events = RunEvents.from_reader(reader)
+    # Known only now, and in the manifest only when it is finished.
+    events.facts = msgspec.structs.replace(events.facts, host_gaps=assembly.device.host_gaps())
+    return events
 
 
 def _finish(
-    writer: RunWriter, summary: dict[str, Any], digest: str, host_gaps: Mapping[str, HostGap]
-) -> None:
-    """The run came to its own end: decision times are real ones, and so no part of its summary."""
+    writer: RunWriter,
+    summary: dict[str, Any],
+    digest: str,
+    host_gaps: Mapping[str, HostGap],
+    fault: str,
+) -> str:
+    """The run came to its own end: decision times are real ones, and so no part of its summary.
+    Returns what could not be written, now or before.
+    """
     kept = {key: value for key, value in summary.items() if key != "decision_us"}
     resolved: dict[str, Any] = {"decision_us": summary["decision_us"]}
     if host_gaps:
         resolved["host_gaps"] = msgspec.to_builtins(host_gaps)
-    writer.finish(
-        "complete",
-        kept,
-        event_digest=digest,
-        invariants=dict.fromkeys(INVARIANTS, "held"),
-        resolved=resolved,
-    )
+    held = dict.fromkeys(INVARIANTS, "held")
+    if fault:
+        with suppress(NexusbenchError):  # the first one is the one to tell
+            writer.finish("failed", None, fault, invariants=held, resolved=resolved)
+        return fault
+    try:
+        writer.finish("complete", kept, event_digest=digest, invariants=held, resolved=resolved)
+    except NexusbenchError as error:
+        return str(error)
+    return ""
 
 
 def _begin(assembly: Assembly, recorder: Recorder, writer: RunWriter | None) -> Engine:
@@ -221,85 +283,6 @@ def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
     return RunEvents.from_log(engine.log, _request_columns(assembly), _facts(assembly, engine))
 
 
-class Recorder:
-    """The engine's observer: stops on Ctrl-C between steps, writes full buffers, shows progress."""
-
-    def __init__(
-        self,
-        writer: RunWriter | None,
-        progress: Progress | None,
-        interrupted: threading.Event,
-        every: int = CHECK_STEPS,
-        watch: Progress | None = None,
-    ) -> None:
-        self._writer, self._progress, self._interrupted = writer, progress, interrupted
-        self._watch = watch
-        self._every = self._next_check = every
-        self._next_progress = stopwatch_ns()
-
-    def after_step(self, engine: Engine) -> None:
-        """Cheap unless a check is due."""
-        if engine.executor.num_steps < self._next_check:
-            return
-        self._next_check = engine.executor.num_steps + self._every
-        if self._interrupted.is_set():
-            raise Interrupted(
-                f"interrupted at {engine.state.now / 1e9:.1f} s of the run, "
-                f"{engine.executor.num_ended} of {len(engine.requests)} requests ended"
-            )
-        if self._watch is not None:
-            self._watch(engine)
-        if self._progress is not None and stopwatch_ns() >= self._next_progress:
-            self._progress(engine)
-            self._next_progress = stopwatch_ns() + PROGRESS_NS
-        if self._writer is not None and len(engine.log) >= FLUSH_ROWS:
-            self._writer.flush(engine.log, _splits(engine))
-
-    def give_up(self, engine: Engine, error: BaseException) -> None:
-        """Keep what there is, and say in the manifest why it ends."""
-        if self._writer is None:
-            return
-        with suppress(NexusbenchError):  # e.g. a full disk: the first error is the one to tell
-            self._writer.flush(engine.log, _splits(engine))
-            self._writer.write_tokens(engine.device.generated())
-        status: Status = (
-            "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-        )
-        message = str(error) or type(error).__name__
-        self._writer.finish(status, None, message, event_digest=engine.log.digest())
-        if isinstance(error, NexusbenchError):
-            error.args = (f"{error}. Kept: {self._writer.path}",)
-
-
-@contextmanager
-def _sigint_flag(wake: Callable[[], None]) -> Iterator[threading.Event]:
-    """Turn Ctrl-C into a flag, so that a run stops between two steps with its books in order;
-    ``wake`` lets a device that waits for a step or for an arrival look up at once.
-
-    A second Ctrl-C raises KeyboardInterrupt as usual. Outside the main thread signals are not ours
-    to handle.
-    """
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_sigint(number: int, frame: FrameType | None) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-        wake()
-
-    signal.signal(signal.SIGINT, on_sigint)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if flag.is_set():
-        raise KeyboardInterrupt  # too late to stop this run, but it was meant
-
-
 def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
     from nexusbench.results.manifest import new_manifest
     from nexusbench.results.store import RunWriter
@@ -309,9 +292,9 @@ def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
     name = "-".join(
         [
             created.strftime("%Y%m%d-%H%M%S"),
-            assembly.trace.name,
-            assembly.scheduler.name,
-            spec.name.replace(":", "-").replace(" ", "-"),
+            folder_name(assembly.trace.name),
+            folder_name(assembly.scheduler.name),
+            folder_name(spec.name),
             f"s{config.seed}",
         ]
     )
@@ -347,14 +330,10 @@ def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
         "kv_blocks": assembly.facts["kv_blocks"],
         "block_size": assembly.kv.block_size,
         "partitions": assembly.scheduler.partitions,
-        "splits": _splits(engine),
+        "splits": splits_of(engine),
         "host_gaps": assembly.device.host_gaps(),
         **{key: assembly.facts[key] for key in RESOLVED_FACTS},
     }
-
-
-def _splits(engine: Engine) -> list[tuple[int, ...]]:
-    return [split.sms for split in engine.executor.splits]
 
 
 def _decision_times(engine: Engine) -> dict[str, float]:

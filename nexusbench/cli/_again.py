@@ -14,7 +14,7 @@ from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError
-from nexusbench.core.events import SCHEMA
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest
 from nexusbench.results.reader import DEFAULT_ROOT, RunReader
 from nexusbench.runner import RunResult, run
@@ -35,6 +35,7 @@ def run_again(
     reader = RunReader(run_name, results or DEFAULT_ROOT)
     config = _config(reader, trace)
     _check_trace(reader, config)
+    RunEvents.from_reader(reader)  # what is damaged is said before hours are spent on it
     with follow(f"rerun {reader.path.name}", quiet=quiet) as progress:
         result = run(config, results=results or reader.path.parent, progress=progress)
     verdict, sentence, code = _verdict(reader, result)
@@ -105,22 +106,9 @@ def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
     if not reader.complete:
         sentence = f"nothing to compare with: the original is {reader.status}"
         return "inconclusive", sentence, EXIT_INCONCLUSIVE
-    if damage := _damage(reader):
-        return "damaged", f"nothing to compare with: {damage}", EXIT_INCONCLUSIVE
     if result.event_digest == reader.manifest.event_digest:
         return "identical", "identical event log", 0
     return "differs", "the event log differs", EXIT_DIFFERS
-
-
-def _damage(reader: RunReader) -> str:
-    """What of the stored events cannot be read; empty if all can."""
-    try:
-        reader.requests()
-        for table in SCHEMA:
-            reader.table(table)
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def differences(manifest: Manifest, result: RunResult) -> list[str]:

@@ -27,10 +27,10 @@ def progress_console() -> Console:
 
 
 def _console(stream: IO[str]) -> Console:
-    from rich.console import Console
+    from nexusbench.cli._safe_console import SafeConsole
 
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return SafeConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def natural_width(console: Console, renderable: RenderableType) -> int:

@@ -13,6 +13,7 @@ from nexusbench.cli._console import counted, print_folded, results_console, say
 from nexusbench.cli._neighbours import Neighbours, neighbours_of
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.core.printable import one_line, shell_words
 from nexusbench.core.units import ms
 from nexusbench.metrics.explain import CLIENT_PARTS, PARTS, Explanation, explain, find_request
 from nexusbench.metrics.run_events import RunEvents
@@ -187,7 +188,7 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
         say(console, "No request arrived in what this run kept.")
         return
     _show_slowest(console, rows, client=run.facts.observed == "client")
-    command = f"nexusbench explain {reader.path} --request {rows[0]['id']}"
+    command = shell_words("nexusbench", "explain", reader.path, "--request", rows[0]["id"])
     console.print(f"next  {command}", soft_wrap=True)
 
 
@@ -240,7 +241,7 @@ def _show_slowest(console: Console, rows: list[dict[str, Any]], *, client: bool)
         for head in ("request", *(heads[key] for key in keys[block])):
             table.add_column(head, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(row["id"], *(_cell(row[key]) for key in keys[block]))
+            table.add_row(one_line(row["id"]), *(_cell(row[key]) for key in keys[block]))
         return table
 
     print_folded(console, len(keys), render)

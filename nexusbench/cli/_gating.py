@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,10 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.cli._console import counted, print_whole, progress_console, results_console, say
 from nexusbench.cli._live import follow
+from nexusbench.cli._outlet import beside_results
 from nexusbench.cli._screen import badge
-from nexusbench.core.errors import BaselineError, UsageError
+from nexusbench.core.errors import BaselineError, NexusbenchError, UsageError
+from nexusbench.core.printable import shell_words
 from nexusbench.gates.baseline import (
     appended,
     encode_baseline,
@@ -151,24 +154,31 @@ def check_runs(
     again = rerunner(points, measures, wanted, source.keep, _follower(source)) if confirm else None
     report = check(stored, current, chosen, source=str(path), alpha=alpha, rerun=again)
     report.notes += _advice(report, source, path)
-    _write(report, outputs)
+    faults: list[NexusbenchError] = []
+    with beside_results(faults):
+        _write(report, outputs)
     if not outputs.as_json:
         _show(report)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    code = report.exit_code or (faults[0].exit_code if faults else 0)
     if report.exit_code:
         progress_console().print(f"{sentence(report)}; exit code {report.exit_code}",
                                  style="bold red", soft_wrap=True)  # fmt: skip
-        raise SystemExit(report.exit_code)
+    if code:
+        raise SystemExit(code)
 
 
 def _write(report: Report, outputs: Outputs) -> None:
+    if outputs.as_json:
+        print(json.dumps(as_json(report), indent=2, allow_nan=False))
+        sys.stdout.flush()
     write_outputs(
         report,
         markdown=outputs.markdown,
         junit=outputs.junit,
         action_benchmark=outputs.action_benchmark,
     )
-    if outputs.as_json:
-        print(json.dumps(as_json(report), indent=2, allow_nan=False))
 
 
 def _spec(source: Source) -> GateSpec | None:
@@ -203,11 +213,12 @@ def _advice(report: Report, source: Source, path: Path) -> list[str]:
     """How to make an intended change the new baseline, where something would need that."""
     if report.verdict not in ("fail", "missing", "incompatible-env"):
         return []
-    made = f"--spec {source.spec}" if source.spec is not None else " ".join(source.runs[:3])
+    named = ("--spec", source.spec) if source.spec is not None else source.runs[:3]
+    made = shell_words(*named)
     made += " ..." if len(source.runs) > 3 else ""
     return [
         "if this is meant, make it the new baseline and commit it with its reason: "
-        f"nexusbench gate baseline save {made} -o {path} --update"
+        f"nexusbench gate baseline save {made} -o {shell_words(path)} --update"
     ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nexusbench.cli._console import print_whole
 from nexusbench.comparison.rows import decimals
 from nexusbench.comparison.view import Column
+from nexusbench.core.printable import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +56,11 @@ def show_groups(console: Console, columns: Sequence[Column]) -> None:
                 count = _mean(columns[0], grouping, name, ("offered",))
                 last = position == len(names) - 1
                 table.add_row(
-                    "" if position else title, name, f"{count or 0:,.0f}", *cells, end_section=last
+                    "" if position else title,
+                    one_line(name),
+                    f"{count or 0:,.0f}",
+                    *cells,
+                    end_section=last,
                 )
         console.print()
         print_whole(console, table)

@@ -15,6 +15,7 @@ from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
 from nexusbench.cli._grid import Grid
+from nexusbench.cli._outlet import beside_results, end_with
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.errors import NexusbenchError
@@ -76,14 +77,17 @@ def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     countdowns.append(Countdown(spec.name, todo, quiet=quiet))
     survey = surveyor.run()
     countdowns[0].end(counted(todo, "run"))
-    write_survey(survey, folder, asked.spec, quick=asked.quick)
-    if find_spec("matplotlib") is not None:
-        draw(survey, folder)
+    faults: list[NexusbenchError] = []
+    with beside_results(faults):  # the runs are kept
+        write_survey(survey, folder, asked.spec, quick=asked.quick)
+        if find_spec("matplotlib") is not None:
+            draw(survey, folder)
     _show(survey, folder, as_json=as_json)
     sys.stdout.flush()
     errors = sorted({f"{p.system}: {row.error}" for p, row in survey.rows.items() if row.error})
     for error in errors[:_MOST_ERRORS]:
         print(f"error: {error}", file=sys.stderr)
+    end_with(*faults)
     if errors:
         raise SystemExit(NexusbenchError.exit_code)
 

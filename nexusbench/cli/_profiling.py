@@ -11,11 +11,13 @@ import msgspec
 
 from nexusbench import __version__
 from nexusbench.assembly import check_tensor_parallel, open_device, resolve_device
+from nexusbench.cli._outlet import end_with
 from nexusbench.cli._profile_screen import show_profile, show_title
 from nexusbench.cli._sweep_progress import watch
 from nexusbench.computing import with_dtype
 from nexusbench.config import RunConfig, check_config
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError, NexusbenchError, UsageError
+from nexusbench.core.printable import shell_words
 from nexusbench.core.specs import ModelSpec
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
@@ -86,18 +88,20 @@ def run_profile(params: Mapping[str, Any]) -> None:
         subject.device.close()
     if watcher is not None:
         watcher.finished(outcome)
-    drawn = _draw(profile, folder, params["plots"])
+    drawn, fault = _draw(profile, folder, params["plots"])
     facts = stored_facts(profile.facts)
     if params["json"]:
         print(_document("profile", profile, folder, drawn, outcome=outcome))
+        end_with(fault)
         return
     console = show_title("nexusbench profile", profile, str(folder))
     show_profile(console, profile, facts, ranges=False)
     console.print()
     for path in drawn:
         console.print(f"drawn {path}", soft_wrap=True)
-    console.print(f"next  nexusbench profile show {folder}", soft_wrap=True)
-    console.print(f"next  nexusbench profile check {folder}", soft_wrap=True)
+    console.print(f"next  {shell_words('nexusbench', 'profile', 'show', folder)}", soft_wrap=True)
+    console.print(f"next  {shell_words('nexusbench', 'profile', 'check', folder)}", soft_wrap=True)
+    end_with(fault)
 
 
 def _names(values: list[str] | None) -> list[str]:
@@ -110,14 +114,16 @@ def _names(values: list[str] | None) -> list[str]:
 def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
     """``nexusbench profile show``."""
     profile, facts = load(path)
-    drawn = _draw(profile, profile_path(path).parent, plots)
+    drawn, fault = _draw(profile, profile_path(path).parent, plots)
     if as_json:
         print(_document("profile show", profile, path, drawn))
+        end_with(fault)
         return
     console = show_title("nexusbench profile show", profile, str(path))
     show_profile(console, profile, facts, ranges=True)
     for file in drawn:
         console.print(f"drawn {file}", soft_wrap=True)
+    end_with(fault)
 
 
 def load(path: Path) -> tuple[Profile, Facts]:
@@ -138,12 +144,20 @@ def load_points(profile: Profile, path: Path) -> list[Point]:
     return read_points(profile_path(path).parent / POINTS_FILE, profile.points_sha256)
 
 
-def _draw(profile: Profile, folder: Path, plots: Path | None) -> list[Path]:
+def _draw(
+    profile: Profile, folder: Path, plots: Path | None
+) -> tuple[list[Path], NexusbenchError | None]:
+    """The plots, or what went wrong with them: the profile is shown all the same."""
     if plots is None:
-        return []
+        return [], None
     from nexusbench.profiling.plots import draw
 
-    return draw(profile, load_points(profile, folder), plots)
+    try:
+        return draw(profile, load_points(profile, folder), plots), None
+    except UsageError:
+        raise
+    except NexusbenchError as error:
+        return [], error
 
 
 def _document(

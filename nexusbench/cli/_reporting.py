@@ -6,6 +6,7 @@ import json
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
+from nexusbench.cli._outlet import end_with
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.units import MIB, counted
 from nexusbench.report.build import Made
@@ -25,6 +26,7 @@ def show_made(made: Made, *, as_json: bool) -> None:
             "verdict": made.verdict,
         }
         print(json.dumps(document, indent=2))
+        end_with(made.fault)
         return
     console = results_console()
     for sentence in made.verdict:
@@ -33,3 +35,4 @@ def show_made(made: Made, *, as_json: bool) -> None:
     if made.plots:
         where = made.plots[0].parent
         console.print(f"plots {where} ({counted(len(made.plots), 'file')})", soft_wrap=True)
+    end_with(made.fault)

@@ -14,9 +14,10 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
+from nexusbench.cli._outlet import beside_results, end_with
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.core.errors import UsageError
+from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.outputs import make_folder
 from nexusbench.core.registry import did_you_mean
 from nexusbench.experiments.pool import cores
@@ -54,12 +55,13 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     name = f"{asked.paper}-paper" + ("-quick" if asked.quick else "")
     output = asked.output or Path("results") / name
     make_folder(output)
-    done = []
+    done, faults = [], list[NexusbenchError]()
     for experiment in experiments:
         report = _run(experiment, asked, jobs, quiet=quiet)
         result = finished(experiment, report, quick=asked.quick)
-        write_done(output, result)
-        _draw(result, output)
+        with beside_results(faults):  # the cells are kept, and the others go on
+            write_done(output, result)
+            _draw(result, output)
         done.append(result)
     if as_json:
         document = {
@@ -68,8 +70,9 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
             "experiments": msgspec.to_builtins(done),
         }  # fmt: skip
         print(json.dumps(document, indent=2, allow_nan=False))
-        return
-    _show(results_console(), asked, done, output)
+    else:
+        _show(results_console(), asked, done, output)
+    end_with(*faults)
 
 
 def _folder(asked: Asked) -> Path:

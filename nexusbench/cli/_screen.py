@@ -14,6 +14,7 @@ from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
+from nexusbench.core.printable import shell_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +94,8 @@ def kept_lines(views: Sequence[RunView]) -> list[str]:
         return ["Nothing was kept (--no-save)."]
     width = max(len(_who(view, kept)) for view in kept)
     lines = [f"kept  {_who(view, kept):<{width}}  {view.folder}" for view in kept]
-    lines.append(f"next  nexusbench explain {kept[0].folder}    (the slowest requests, and why)")
+    command = shell_words("nexusbench", "explain", kept[0].folder)
+    lines.append(f"next  {command}    (the slowest requests, and why)")
     return lines
 
 

@@ -17,22 +17,23 @@ from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._policies import check_policies, pair_policies, split_policies
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._timelines import following
+from nexusbench.cli._timelines import Following
 from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.rejections import nothing_measured
 from nexusbench.comparison.view import RunView, by_label
 from nexusbench.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.printable import shell_words
 from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.summary import over_seeds
-from nexusbench.report.timeline import TimelineWriter
 from nexusbench.runner import RunResult, run
 from nexusbench.workloads.transform import parse_window
 
 JSON_SCHEMA = 1
 # What would stop the runs that follow too, or is meant to.
 _STOPPING = (UsageError, Interrupted, KeyboardInterrupt)
+_BY_SIGNAL = 128  # exit codes from here on are of runs that a signal ended
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -165,53 +166,76 @@ def parse_by(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+class Outcome(msgspec.Struct):
+    """What came of the runs of one call: those that ended, those that did not or could not be
+    stored, those that were never begun, and the error of the first that failed.
+    """
+
+    views: list[RunView] = []
+    failures: list[Failure] = []
+    missing: Sequence[Job] = ()
+    cause: BaseException | None = None
+
+
 def serve(jobs: Sequence[Job], output: Output) -> None:
     """Run all jobs, show those that ended; exits with the code of the first that did not.
 
     A run that fails does not stop the others, for they may not share its fault; a usage error and
-    Ctrl-C do. Runs that measured nothing are an error, though they are shown and kept.
+    Ctrl-C do. Runs that measured nothing are an error, though they are shown and kept. A timeline
+    that cannot be written is told at the end: the runs are shown without it.
     """
-    with following(output.timeline) as timeline:
-        views, failures, cause = _run_all(jobs, output, timeline)
-    missing = jobs[len(views) + len(failures) :]
+    timeline = Following(output.timeline)
+    try:
+        made = _run_all(jobs, output, timeline)
+    except BaseException:
+        timeline.abandon()
+        raise
+    timeline.close()
     if output.as_json:
-        print(json.dumps(_document(views, failures, missing), indent=2, allow_nan=False))
-    elif views:
-        _show(views, output, _stopped_lines(views, failures, missing))
+        print(json.dumps(_document(made, timeline), indent=2, allow_nan=False))
+    elif made.views:
+        drawn = f"timeline  {output.timeline}    (open it in ui.perfetto.dev)"
+        drawn_too = [drawn] if output.timeline and not timeline.fault else []
+        _show(made.views, output, [*drawn_too, *_stopped_lines(made)])
     sys.stdout.flush()
-    empty = nothing_measured(views)
+    empty = nothing_measured(made.views)
+    for line in [f"--timeline: {timeline.fault}"] if timeline.fault else []:
+        print(f"error: {line}", file=sys.stderr)
     for line in empty:
         print(f"error: {line}", file=sys.stderr)
-    if failures:
-        raise SystemExit(failures[0].exit_code) from cause
-    if empty:
+    if made.failures:
+        raise SystemExit(made.failures[0].exit_code) from made.cause
+    if empty or timeline.fault:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _run_all(
-    jobs: Sequence[Job], output: Output, timeline: TimelineWriter | None
-) -> tuple[list[RunView], list[Failure], BaseException | None]:
-    """Runs that ended, runs that did not, and what stopped the first of these."""
-    views: list[RunView] = []
-    failures: list[Failure] = []
-    cause: BaseException | None = None
-    for job in jobs:
+def _run_all(jobs: Sequence[Job], output: Output, timeline: Following) -> Outcome:
+    """Run one after the other, as long as nothing stops those that follow too."""
+    made = Outcome()
+    for number, job in enumerate(jobs, 1):
         try:
             with follow(job.title, quiet=output.quiet) as progress:
                 result = _run(job.config, output.results, progress)
         except (Exception, KeyboardInterrupt) as error:
-            if not views and (len(jobs) == 1 or isinstance(error, _STOPPING)):
+            if not made.views and (len(jobs) == 1 or isinstance(error, _STOPPING)):
                 raise
-            failures.append(_failure(job, error))
-            cause = cause or error
-            print(f"error: {job.title}: {failures[-1].error}", file=sys.stderr)
+            _fail(made, _failure(job, error), error)
             if isinstance(error, _STOPPING):
+                made.missing = jobs[number:]
                 break
         else:
-            views.append(view_of_result(result, job.label, output.by))
-            if timeline is not None:
-                timeline.add(result.events, job.title.partition(" (")[0], (0.0, None))
-    return views, failures, cause
+            made.views.append(view_of_result(result, job.label, output.by))
+            timeline.add(result.events, job.title.partition(" (")[0])
+            if result.fault:
+                fault = NexusbenchError(f"{result.fault}. Kept: {result.folder}")
+                _fail(made, _failure(job, fault), fault)
+    return made
+
+
+def _fail(made: Outcome, failure: Failure, error: BaseException) -> None:
+    made.failures.append(failure)
+    made.cause = made.cause or error
+    print(f"error: {failure.title}: {failure.error}", file=sys.stderr)
 
 
 def _run(
@@ -226,11 +250,11 @@ def _run(
 
 
 def _failure(job: Job, error: BaseException) -> Failure:
-    """A policy that somebody is writing may raise anything: it fails its own run only."""
+    """A policy that is being written may raise anything: it fails its own run only."""
     if isinstance(error, NexusbenchError):
         text, code = str(error), error.exit_code
     elif isinstance(error, KeyboardInterrupt):
-        text, code = "interrupted", Interrupted.exit_code
+        text, code = "interrupted", getattr(error, "exit_code", Interrupted.exit_code)
     else:
         text, code = f"unexpected {type(error).__name__}: {error}", NexusbenchError.exit_code
     # Where the runner says what it kept; it has no other way to tell.
@@ -239,37 +263,33 @@ def _failure(job: Job, error: BaseException) -> Failure:
     return Failure(job.label, job.config.seed, " ".join(text.split()), code, job.title, folder)
 
 
-def _stopped_lines(
-    views: Sequence[RunView], failures: Sequence[Failure], missing: Sequence[Job]
-) -> list[str]:
+def _stopped_lines(made: Outcome) -> list[str]:
     """What Ctrl-C, or an error that concerns all runs, kept from running, and what was kept."""
     lines = []
-    cut = [f for f in failures if f.exit_code == Interrupted.exit_code]
+    cut = [f for f in made.failures if f.exit_code >= _BY_SIGNAL]
     if cut:
         lines.append(f"WARNING: interrupted: {', '.join(f.title for f in cut)}")
-    if missing:
-        lines.append(f"WARNING: did not run: {', '.join(job.title for job in missing)}")
-    folders = [str(view.folder) for view in views if view.folder is not None]
+    if made.missing:
+        lines.append(f"WARNING: did not run: {', '.join(job.title for job in made.missing)}")
+    folders = [str(view.folder) for view in made.views if view.folder is not None]
     partial = [failure.folder for failure in cut if failure.folder]
     if folders and partial:
-        lines.append(f"next  nexusbench compare {' '.join(folders + partial)}")
+        lines.append(f"next  {shell_words('nexusbench', 'compare', *folders, *partial)}")
     return lines
 
 
-def _show(views: Sequence[RunView], output: Output, stopped: Sequence[str]) -> None:
+def _show(views: Sequence[RunView], output: Output, last: Sequence[str]) -> None:
     console = results_console()
     columns = by_label(views)
     header(console, columns, "nexusbench serve-trace")
     show_columns(console, columns, formulas=output.formulas)
     console.print()
-    drawn = [f"timeline  {output.timeline}    (open it in ui.perfetto.dev)"]
-    for line in [*kept_lines(views), *(drawn if output.timeline else []), *stopped]:
+    for line in [*kept_lines(views), *last]:
         console.print(line, soft_wrap=True)
 
 
-def _document(
-    views: Sequence[RunView], failures: Sequence[Failure], missing: Sequence[Job]
-) -> dict[str, Any]:
+def _document(made: Outcome, timeline: Following) -> dict[str, Any]:
+    views = made.views
     columns = by_label(views)
     document: dict[str, Any] = {
         "schema": JSON_SCHEMA,
@@ -277,9 +297,11 @@ def _document(
         "nexusbench": __version__,
         "simulated": any(view.simulated for view in views),
         "runs": [view.as_json() for view in views],
-        "failed": [msgspec.structs.asdict(failure) for failure in failures],
-        "not_run": [{"label": job.label, "seed": job.config.seed} for job in missing],
+        "failed": [msgspec.structs.asdict(failure) for failure in made.failures],
+        "not_run": [{"label": job.label, "seed": job.config.seed} for job in made.missing],
     }
+    if timeline.fault:
+        document["not_written"] = {str(timeline.path): timeline.fault}
     if any(len(column.views) > 1 for column in columns):
         document["over_seeds"] = {
             column.label: over_seeds([view.summary for view in column.views]) for column in columns

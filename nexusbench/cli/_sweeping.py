@@ -19,6 +19,7 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.outputs import check_replaceable, make_folder
+from nexusbench.core.printable import one_line
 from nexusbench.experiments.cells import CELL_SUFFIX, Cell
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.store import Store
@@ -71,19 +72,26 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
     check_replaceable(output)
     make_folder(output.parent)
     cells = _run(plan, store, place, jobs, quiet=quiet)
-    write_sweep(sweep_table(sweep, plan.keys, cells), output)
+    fault = ""
+    try:
+        write_sweep(sweep_table(sweep, plan.keys, cells), output)
+    except NexusbenchError as error:
+        fault = str(error)  # told at the end: what was run is shown whatever became of the table
     bad = {index: cell for index, cell in sorted(cells.items()) if not cell.ok}
     if as_json:
-        print(json.dumps(_document(plan, cells, output), indent=2, allow_nan=False))
+        document = _document(plan, cells, None if fault else output)
+        print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        _show(plan, cells, output)
+        _show(plan, cells, None if fault else output)
     sys.stdout.flush()
     for index, cell in list(bad.items())[:_MOST_ERRORS]:
         print(f"error: cell {index} ({_name(plan, index)}): {cell.error}", file=sys.stderr)
     if len(bad) > _MOST_ERRORS:
         more = len(bad) - _MOST_ERRORS
         print(f"error: {counted(more, 'more cell')} failed; see {output}", file=sys.stderr)
-    if bad:
+    if fault:
+        print(f"error: {fault}", file=sys.stderr)
+    if bad or fault:
         raise SystemExit(NexusbenchError.exit_code)
 
 
@@ -137,7 +145,7 @@ def _text(value: Any) -> str:
         return ",".join(f"{key}:{bound:g}" for key, bound in value.items()) or "-"
     if isinstance(value, float):
         return f"{value:g}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else one_line(value)
 
 
 def _show_plan(plan: Plan, jobs: int, *, as_json: bool) -> None:
@@ -181,7 +189,7 @@ def _left_out(plan: Plan) -> list[str]:
     return lines
 
 
-def _show(plan: Plan, cells: Mapping[int, Cell], output: Path) -> None:
+def _show(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> None:
     from rich.text import Text
 
     console = results_console()
@@ -194,7 +202,8 @@ def _show(plan: Plan, cells: Mapping[int, Cell], output: Path) -> None:
     for line in _left_out(plan):
         say(console, line, "dim")
     _show_table(console, plan, cells)
-    console.print(f"table  {output}", soft_wrap=True)
+    if output is not None:
+        console.print(f"table  {output}", soft_wrap=True)
 
 
 def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None:
@@ -238,7 +247,7 @@ def _mean(cells: Sequence[Cell], tag: str, statistic: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _document(plan: Plan, cells: Mapping[int, Cell], output: Path) -> dict[str, Any]:
+def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dict[str, Any]:
     return {
         "schema": JSON_SCHEMA,
         "command": "sweep",
@@ -246,7 +255,7 @@ def _document(plan: Plan, cells: Mapping[int, Cell], output: Path) -> dict[str, 
         "simulated": all(cell.simulated for cell in cells.values() if cell.ok),
         "sweep": plan.sweep.name,
         "axes": list(plan.sweep.axes),
-        "output": str(output),
+        "output": None if output is None else str(output),
         "cells": [
             {
                 "cell": index,

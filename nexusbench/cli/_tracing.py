@@ -158,7 +158,8 @@ def _show_histograms(console: Console, trace: Trace) -> None:
         ("input tokens", [request.prompt_tokens for request in requests]),
         ("output tokens", [request.output_tokens for request in requests]),
     ):
-        console.print(f"\n{title}", style="bold")
+        console.print()
+        console.print(title, style="bold")
         bins = histogram(values)
         most = max(count for _, _, count in bins)
         width = max(len(f"{high:,}") for _, high, _ in bins)
@@ -170,7 +171,8 @@ def _show_histograms(console: Console, trace: Trace) -> None:
             )
     times = [] if trace.concurrency else [r.arrival_ns for r in requests if not r.follows]
     if times and times[-1]:
-        console.print("\narrivals over time", style="bold")
+        console.print()
+        console.print("arrivals over time", style="bold")
         counts = [0] * _TIME_BINS
         for time in times:
             counts[min(_TIME_BINS - 1, time * _TIME_BINS // times[-1])] += 1

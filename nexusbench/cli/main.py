@@ -15,6 +15,8 @@ import typer
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli._help import tidy
+from nexusbench.cli._outlet import outlets, silence
+from nexusbench.cli._stopping import heeding_signals
 from nexusbench.cli._warnings import warnings_on_stderr
 from nexusbench.cli.advise import advise
 from nexusbench.cli.capacity import capacity
@@ -36,10 +38,11 @@ from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.outputs import FAULTS_OF_A_DISK
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-# The disk's faults, not ours.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# Not ours: those of a disk or a terminal that is gone, and of a stream that was opened to be read.
+_NO_ROOM = (*FAULTS_OF_A_DISK, errno.EBADF)
 # Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
 _ClickError: type[Exception] = next(
     cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
@@ -100,7 +103,7 @@ def nexusbench(
     Exit codes: 0 ok, 1 failed (rerun: it differs; sweep: a cell did), 2 usage or bad input, 3 a
     regression (gate), a broken --bound (validate), drift (profile check) or a model that differs
     (check-model), 4 nothing for rerun to compare with, or the gate cannot tell, 5 the gate has no
-    usable baseline, 130 interrupted.
+    usable baseline, 130 interrupted (143 by SIGTERM, 129 by a hangup).
     """
 
 
@@ -115,6 +118,11 @@ def entry() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
+    with outlets(), heeding_signals() as heard:
+        return heard.code(_main(arguments))
+
+
+def _main(arguments: list[str]) -> int:
     # Accepted anywhere on the line, since it is usually added to a command that just failed.
     debug = "--debug" in arguments or os.environ.get("NEXUSBENCH_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -124,21 +132,15 @@ def main(arguments: list[str]) -> int:
         if debug and stop.__cause__ is not None:
             traceback.print_exception(stop.__cause__)
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
-    except BrokenPipeError:
-        return _reader_left()
-    except KeyboardInterrupt:
-        return _report("interrupted", EXIT_INTERRUPTED, debug)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return _report("interrupted", EXIT_INTERRUPTED, debug)
     except NexusbenchError as error:
         return _report(str(error), error.exit_code, debug)
     except _ClickError as error:
         return _usage_error(error, arguments, debug)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            return _reader_left()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            _silence_stdout()
+            silence(sys.stdout)
             place = error.filename or "the output"
             return _report(f"cannot write {place}: {error.strerror}", EXIT_FAILED, debug)
         hint = "" if debug else ". Add --debug for the traceback, and please report it"
@@ -202,13 +204,3 @@ def _report(message: str, code: int, debug: bool) -> int:
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr)
     return code
-
-
-def _reader_left() -> int:
-    """``nexusbench ... | head``: say nothing, and keep the interpreter from saying it at exit."""
-    _silence_stdout()
-    return EXIT_FAILED
-
-
-def _silence_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import OUTCOMES
+from nexusbench.core.printable import one_line
 
 if TYPE_CHECKING:
     from nexusbench.results.reader import RunReader
@@ -179,7 +180,7 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
     ended = reader.table("ended")
     other = "endpoint" if "endpoint" in manifest.config else manifest.run_id
     return RunView(
-        label=str(manifest.config.get("scheduler", other)),
+        label=one_line(manifest.config.get("scheduler", other)),
         status=reader.status,
         simulated=manifest.simulated,
         config=manifest.config,

@@ -73,13 +73,23 @@ class EngineStalled(NexusbenchError):
 
 
 class Interrupted(NexusbenchError):
-    """The user pressed Ctrl-C; what was finished by then is kept (exit code 130)."""
+    """The user pressed Ctrl-C, or SIGTERM or SIGHUP came; what was finished by then is kept (exit
+    code 130, else 128 and the signal's number).
+    """
 
     exit_code = 130
 
 
 class PluginFailed(NexusbenchError):
     """A plug-in raised while it served; the message names it and where (exit code 1)."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came: everything that Ctrl-C ends in good order ends so then too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 class CounterError(NexusbenchError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 SCHEMA: Mapping[str, tuple[str, ...]] = {
     # A request was offered, at its *scheduled* time; max_tokens is the bound a policy may see.
@@ -97,6 +97,23 @@ class EventLog:
     def __len__(self) -> int:
         return sum(len(table) for table in self.tables.values())
 
+    def rows(self) -> dict[str, int]:
+        """How many rows of each table are held."""
+        return {name: len(table) for name, table in self.tables.items()}
+
+    def whole(self) -> bool:
+        """No row is half there: the columns of a table, and tokens and their steps, agree."""
+        equal = all(len({len(c) for c in t.columns.values()}) == 1 for t in self.tables.values())
+        return equal and sum(self.tables["step_done"].columns["tokens"]) == len(
+            self.tables["token"]
+        )
+
+    def cut(self, rows: Mapping[str, int]) -> None:
+        """Forget what was held beyond so many rows of each table."""
+        for name, table in self.tables.items():
+            for column in table.columns.values():
+                del column[rows.get(name, 0) :]
+
     def drain(self) -> None:
         """Fold the rows held into the digest and forget them; the caller has stored them."""
         for name, table in self.tables.items():
@@ -106,14 +123,24 @@ class EventLog:
 
     def digest(self) -> str:
         """SHA-256 (hex) of all rows so far and the string table."""
-        total = hashlib.sha256()
+        found: dict[tuple[str, str], bytes] = {}
         for (name, column), partial in self._hashes.items():
             copy = partial.copy()
             copy.update(_little_endian(self.tables[name].columns[column]))
-            total.update(f"{name}.{column}:".encode())
-            total.update(copy.digest())
-        total.update("\0".join(self.strings).encode())
-        return total.hexdigest()
+            found[name, column] = copy.digest()
+        return combined_digest(found, self.strings)
+
+
+def combined_digest(columns: Mapping[tuple[str, str], bytes], strings: Sequence[str]) -> str:
+    """The digest of a log from those of its columns (SHA-256 of little-endian values: 32 bits of
+    ``token``, 64 of the others), in the order of SCHEMA, and its string table.
+    """
+    total = hashlib.sha256()
+    for (name, column), partial in columns.items():
+        total.update(f"{name}.{column}:".encode())
+        total.update(partial)
+    total.update("\0".join(strings).encode())
+    return total.hexdigest()
 
 
 def _little_endian(values: array[int]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 
 from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
+from nexusbench.core.outputs import write_synced
 from nexusbench.core.parts import unit_of
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
@@ -114,6 +114,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits | None = None
     batches: tuple[OwnBatch, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line, whatever was measured."""
+        of = f"{self.model.name} on {self.fingerprint.device}"
+        return f"Profile({of}, {self.num_points:,} points, {len(self.fits)} fits)"
+
     def fit_of(self, cost_model: str, options: dict[str, Any]) -> Fit | None:
         """The fit of that model with exactly those options."""
         for fit in self.fits:
@@ -177,13 +182,8 @@ def _check_schema(text: bytes, file: Path) -> None:
 def write_profile(folder: Path, profile: Profile) -> Path:
     """Write it in one step: a reader sees the old file or the new one."""
     path = folder / PROFILE_FILE
-    temporary = folder / f".{PROFILE_FILE}.new"
     text = msgspec.json.format(msgspec.json.encode(profile), indent=1)
-    with temporary.open("wb") as file:
-        file.write(text + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_synced(path, text + b"\n")
     return path
 
 

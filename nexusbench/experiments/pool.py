@@ -66,6 +66,7 @@ def _until_broken(
 ) -> Iterator[tuple[int, ResultT | Lost]]:
     """Work ``todo`` off with one set of workers; what they leave when one dies is put back."""
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker_begins)
+    others = {*multiprocessing.active_children()}
     running: dict[Future[ResultT], Task[ItemT]] = {}
     try:
         while todo or running:
@@ -85,6 +86,9 @@ def _until_broken(
             else:
                 yield task.index, Lost(f"its worker died {MOST_DEATHS} times (out of memory?)")
     except (KeyboardInterrupt, Interrupted):
+        # They ignore Ctrl-C, and this process would wait for what they are at, perhaps for hours.
+        for worker in {*multiprocessing.active_children()} - others:
+            worker.terminate()
         raise Interrupted("interrupted; what was finished is kept") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import not_written
 from nexusbench.workloads.source import write_atomic
 
 
@@ -34,9 +34,6 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
-                f"{path.parent}: cannot be made: {error.strerror or error}. "
-                "Choose a folder that you may write to"
-            ) from None
+            raise not_written(path.parent, error, "Choose a folder that you may write to") from None
         write_atomic(path, content)
         self._written.add(key)

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 import nexusbench
 from nexusbench.config import RunConfig
-from nexusbench.core.errors import UsageError
-from nexusbench.core.outputs import check_replaceable
+from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.cells import Cell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.sweep_spec import Sweep
@@ -87,16 +86,8 @@ def _value(cell: Cell, tag: str, statistic: str) -> float | None:
 
 
 def write_sweep(table: pa.Table, path: Path) -> None:
-    """Write the table, all of it or nothing. Raises UsageError if it cannot be written."""
-    check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path}: cannot be written: {error.strerror or error}. The cells are kept; choose "
-            "another -o and call again"
-        ) from None
+    """Write the table, all of it or nothing. Raises UsageError if it cannot be written there,
+    NexusbenchError if the disk is full or broken.
+    """
+    with atomic_file(path, "The cells are kept: choose another -o and call again") as file:
+        pq.write_table(table, file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import msgspec
 
 from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import BaselineError, UsageError
-from nexusbench.core.outputs import check_replaceable
+from nexusbench.core.outputs import atomic_file, check_replaceable, not_written
+from nexusbench.core.printable import shell_words
 from nexusbench.gates.environment import differences
 from nexusbench.gates.series import Samples, Series
 
@@ -41,7 +41,7 @@ def load_baseline(path: Path) -> dict[str, Series]:
     JSON, not a baseline, a newer schema, a wrong or missing entry.
     """
     if not path.exists():
-        hint = f"Make it: nexusbench gate baseline save RUN... -o {path}"
+        hint = f"Make it: nexusbench gate baseline save RUN... -o {shell_words(path)}"
         raise BaselineError("there is no such baseline", file=path, hint=hint)
     data = read_document(path, most=MOST_BYTES, error=BaselineError)
     hint = "Restore it from version control, or save it again"
@@ -92,17 +92,14 @@ def save_baseline(path: Path, series: Mapping[str, Series]) -> bool:
     """
     data = encode_baseline(series)
     check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         if path.is_file() and path.read_bytes() == data:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        raise not_written(path, error, "Choose another file") from None
+    with atomic_file(path) as file:
+        file.write(data)
     return True
 
 

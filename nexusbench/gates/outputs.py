@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import not_written
 from nexusbench.gates.check import SCHEMA, Report
 from nexusbench.gates.verdicts import RANKING, Finding, number
 
@@ -242,5 +242,5 @@ def _write(path: Path, data: bytes, *, append: bool = False) -> Path:
         with path.open("ab" if append else "wb") as file:
             file.write(data)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        raise not_written(path, error, "Choose another file") from None
     return path

@@ -16,6 +16,7 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.metrics._damage import Misfit, check_indices, check_requests, check_tables
 from nexusbench.metrics._work import HostGap, Work
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
 from nexusbench.metrics.tokens import MANY, Tokens, apart, gap_owners, read_tokens
@@ -149,21 +150,19 @@ class RunEvents:
         }
         changes = {key: value for key, value in asked.items() if value is not None}
         facts = convert({**stored["facts"], **changes}, Facts, stored.get("file"), at="resolved")
-        return cls(stored["tables"], stored["requests"], facts)
+        try:
+            run = cls(stored["tables"], stored["requests"], facts)
+            check_tables(run.tables, run.requests, facts)
+        except Misfit as error:
+            raise error.located(stored["tables"].locate) from None
+        return run
 
     def _check(self) -> None:
-        if not np.array_equal(self.requests["request"], np.arange(self.num_requests)):
-            raise InputError("the requests of the run are not numbered 0..n-1; it is damaged")
+        check_requests(self.requests)
         for name, columns in self.tables.items():
-            request = columns.get("request")
-            if request is None or not len(request):
-                continue
-            self._check_requests(name, request)
+            if "request" in columns:
+                check_indices(name, columns["request"], self.num_requests)
         self._check_tokens()
-
-    def _check_requests(self, table: str, request: npt.NDArray[Any]) -> None:
-        if len(request) and (request.min() < 0 or request.max() >= self.num_requests):
-            raise InputError(f"event table '{table}' names a request that does not exist")
 
     # Requests -------------------------------------------------------------------------------------
 
@@ -239,7 +238,7 @@ class RunEvents:
     def _check_tokens(self) -> None:
         total = 0
         for part in self.token_parts():
-            self._check_requests("token", part)
+            check_indices("token", part, self.num_requests, total)
             total += len(part)
         if total != self.tables["step_done"]["tokens"].sum():
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nexusbench.core.errors import InputError
 from nexusbench.metrics.intervals import IntArray
 
 CHUNK = 1 << 19  # tokens at a time
@@ -61,6 +62,11 @@ def read_tokens(parts: Parts, times: IntArray, counts: IntArray, size: int) -> T
         kept = np.empty(len(begins), dtype=np.bool_)
         kept[chunk.place] = later
         new = found[kept]
+        if len(new) and new.min() < 0:
+            raise InputError(
+                "a request's tokens go back in time: event table 'step_done' is not in the order "
+                "of time; the run is damaged"
+            )
         if len(new) and gaps.dtype == np.uint32 and new.max() > _SMALL_GAPS:
             gaps = gaps.astype(np.int64)
         gaps[filled : filled + len(new)] = new

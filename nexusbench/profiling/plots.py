@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import atomic_file
 from nexusbench.core.parts import parts_of
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import Profile
@@ -50,7 +51,8 @@ def draw(profile: Profile, points: Sequence[Point], folder: Path) -> list[Path]:
             continue
         for kind in FORMATS:
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, dpi=150)
+            with atomic_file(path) as file:
+                figure.savefig(file, format=kind, dpi=150)
             drawn.append(path)
     return drawn
 

@@ -7,13 +7,16 @@ before the next is appended.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from nexusbench.core.documents import decode_json, read_document
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError, NexusbenchError, UsageError
+from nexusbench.core.outputs import write_synced
 from nexusbench.core.state import Limits
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
@@ -74,19 +77,38 @@ class PointStore:
         self._unsynced = 0
 
     def add(self, point: Point) -> None:
-        """Append one point; it survives a kill of the process from here on."""
-        self._file.write(msgspec.json.encode(point) + b"\n")
-        self._file.flush()
+        """Append one point; it survives a kill of the process from here on. Raises NexusbenchError
+        where the disk is full or broken; earlier points are kept then.
+        """
+        with self._keeping():
+            self._file.write(msgspec.json.encode(point) + b"\n")
+            self._file.flush()
         self.points[point.setting.key] = point
         self._unsynced += 1
         if self._unsynced >= _SYNC_EVERY:
-            self._sync()
+            with self._keeping():
+                self._sync()
 
     def close(self) -> None:
         """Sync and let go."""
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        with self._keeping():
             self._sync()
             self._file.close()
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """A point that could not be written whole is cut off by who comes next."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self._file.close()  # which tries once more to write what it holds
+            raise NexusbenchError(
+                f"cannot write {self.path}: {error.strerror or error}. {len(self.points):,} points "
+                "are kept; make room and repeat the command to go on from there"
+            ) from None
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -100,7 +122,7 @@ class PointStore:
                     "holds points, but no sweep.json that says of what", file=self.folder,
                     hint="Choose another folder with -o, or start over with --fresh",
                 )  # fmt: skip
-            _write(path, msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
+            write_synced(path, msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n")
             return
         problems = _differences(read_header(path), header)
         if problems:
@@ -164,13 +186,3 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         raise UsageError(
             f"another sweep is writing to {folder}. Wait for it, or choose another folder with -o"
         ) from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    """In one step, and on the disk before anything that refers to it."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -9,22 +9,25 @@ import msgspec
 
 from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.view import Judgement
-from nexusbench.core.errors import UsageError
+from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.outputs import atomic_file, check_writable
 from nexusbench.report.gather import gather, read_runs
-from nexusbench.report.output import atomic_file, check_writable
 from nexusbench.report.page import require_packages, runs_page
 from nexusbench.report.plots import draw, require_matplotlib
 from nexusbench.results.reader import RunReader
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What was written: the page, its size, the pictures, and its verdict."""
+    """What was written: the page, its size, the pictures, and its verdict; ``fault`` is what went
+    wrong with the pictures.
+    """
 
     file: Path
     size: int
     plots: list[Path]
     verdict: list[str]
     simulated: bool
+    fault: NexusbenchError | None = None
 
 
 def report_runs(
@@ -43,9 +46,16 @@ def report_runs(
         verdicts = [over_loads([find_claims(setting.columns) for setting in settings])]
     else:
         verdicts = [headline(settings[0].columns).text]
-    pictures = draw(settings, plots) if plots is not None else []
     simulated = any(column.first.simulated for s in settings for column in s.columns)
-    return Made(output, size, pictures, verdicts, simulated)
+    made = Made(output, size, [], verdicts, simulated)
+    if plots is None:
+        return made
+    try:
+        return msgspec.structs.replace(made, plots=draw(settings, plots))
+    except UsageError:
+        raise
+    except NexusbenchError as error:
+        return msgspec.structs.replace(made, fault=error)
 
 
 def report_profiles(profiles: Sequence[str], output: Path, plots: Path | None) -> Made:
@@ -59,14 +69,19 @@ def report_profiles(profiles: Sequence[str], output: Path, plots: Path | None) -
     check_writable(output)
     sheets = [read_sheet(name) for name in profiles]
     size = write_page(output, profiles_page(sheets))
-    pictures: list[Path] = []
+    simulated = any(sheet.profile.fingerprint.simulated for sheet in sheets)
+    made = Made(output, size, [], [headline(sheet) for sheet in sheets], simulated)
     for number, sheet in enumerate(sheets if plots is not None else ()):
         assert plots is not None
         # Pictures of several profiles have the same names.
         folder = plots / str(number) if len(sheets) > 1 else plots
-        pictures += draw_profile(sheet.profile, sheet.points, folder)
-    simulated = any(sheet.profile.fingerprint.simulated for sheet in sheets)
-    return Made(output, size, pictures, [headline(sheet) for sheet in sheets], simulated)
+        try:
+            made.plots.extend(draw_profile(sheet.profile, sheet.points, folder))
+        except UsageError:
+            raise
+        except NexusbenchError as error:
+            return msgspec.structs.replace(made, fault=error)
+    return made
 
 
 def are_profiles(names: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import reasons
 from nexusbench.core.errors import UsageError
+from nexusbench.core.printable import shell_words
 from nexusbench.metrics.symbols import SYMBOLS
 from nexusbench.report.charts import Group, groups_of, rate_group
 from nexusbench.report.escape import plain, plain_lines, script_json
@@ -235,7 +236,7 @@ def _run(run: Stored) -> dict[str, Any]:
         "label": view.label,
         "seed": view.config.get("seed"),
         "facts": facts,
-        "again": f"nexusbench rerun {view.folder}",
+        "again": shell_words("nexusbench", "rerun", view.folder),
         "json": escape(plain_lines(text)),
     }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.outputs import atomic_file
 from nexusbench.report.charts import Chart, groups_of, rate_group
 from nexusbench.report.escape import plain
 from nexusbench.report.gather import Setting
-from nexusbench.report.output import atomic_file
 from nexusbench.report.theme import PALETTE
 
 FORMATS = ("png", "svg")

@@ -22,6 +22,7 @@ import numpy as np
 from nexusbench import __version__
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import PREEMPTION_KINDS
+from nexusbench.core.outputs import atomic_file
 from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.intervals import IntArray
@@ -29,7 +30,6 @@ from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.report.escape import plain
 from nexusbench.report.moves import copy_spans
-from nexusbench.report.output import atomic_file
 from nexusbench.report.requests import flow_events, request_spans
 from nexusbench.report.trace_format import (
     ARRIVALS,

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
-from nexusbench.core.events import SCHEMA
+from nexusbench.core.events import SCHEMA, combined_digest
 from nexusbench.core.registry import did_you_mean
+from nexusbench.results._columns import rows_of, table_of
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, decode_manifest
 from nexusbench.results.store import (
     EVENTS_FOLDER,
     REQUEST_COLUMNS,
     REQUESTS_FILE,
     SUMMARY_FILE,
+    TEXT_COLUMNS,
     TOKENS_FILE,
     part_file,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Columns = dict[str, npt.NDArray[Any]]
+    from nexusbench.results._columns import Columns
 
 DEFAULT_ROOT = Path("results")
+_CHANGED = "The file was changed after the run: restore it, or run again"
 
 
 # The entries of a manifest's ``resolved`` that metrics need, where a run has them.
@@ -46,6 +50,14 @@ class RunReader:
         self.path = _find(Path(path), root)
         file = self.path / MANIFEST_FILE
         self.manifest: Manifest = decode_manifest(read_document(file), file)
+        self._verified = False
+        for rows in self.manifest.parts:
+            for name, count in rows.items():
+                if name not in SCHEMA:
+                    raise InputError(
+                        f"{count} rows of an event table '{name}' cannot be", file=file,
+                        field="parts", hint=_CHANGED,
+                    )  # fmt: skip
 
     @property
     def status(self) -> str:
@@ -60,7 +72,10 @@ class RunReader:
 
     def requests(self) -> Columns:
         """The requests, columns REQUEST_COLUMNS. Raises InputError naming a damaged file."""
-        return _read(self.path / REQUESTS_FILE, REQUEST_COLUMNS)
+        return table_of(
+            self.path / REQUESTS_FILE,
+            {name: "string" if name in TEXT_COLUMNS else "int64" for name in REQUEST_COLUMNS},
+        )
 
     def table(self, name: str) -> Columns:
         """One event table, all committed parts in order. Raises InputError naming a damaged or
@@ -73,6 +88,10 @@ class RunReader:
                 f"no event table '{name}'", file=self.path, hint=did_you_mean(name, list(SCHEMA))
             )
         total = sum(rows.get(name, 0) for rows in self.manifest.parts)
+        # The files are looked at before room is made: a manifest can ask for any number of rows.
+        for number, rows in enumerate(self.manifest.parts):
+            if name in rows:
+                self._check_rows(name, number, rows_of(self._part(name, number)))
         kind = np.int32 if name == "token" else np.int64
         whole: Columns = {column: np.empty(total, dtype=kind) for column in SCHEMA[name]}
         filled = 0
@@ -89,16 +108,61 @@ class RunReader:
         """
         for number, rows in enumerate(self.manifest.parts):
             if name in rows:
-                file = self.path / EVENTS_FOLDER / part_file(name, number)
-                columns = _read(file, SCHEMA[name])
-                found = len(columns[SCHEMA[name][0]])
-                if found != rows[name]:
-                    raise InputError(
-                        f"holds {found} rows, the manifest says {rows[name]}",
-                        file=file,
-                        hint="The file was changed after the run",
-                    )
-                yield columns
+                kinds = dict.fromkeys(SCHEMA[name], "int32" if name == "token" else "int64")
+                columns = table_of(self._part(name, number), kinds)
+                self._check_rows(name, number, len(columns[SCHEMA[name][0]]))
+                yield {column: values[: rows[name]] for column, values in columns.items()}
+
+    def locate(self, name: str, row: int) -> tuple[Path, int]:
+        """The file that holds a row of an event table, and which of its rows it is."""
+        for number, rows in enumerate(self.manifest.parts):
+            if row < rows.get(name, 0):
+                return self._part(name, number), row
+            row -= rows.get(name, 0)
+        return self.path / EVENTS_FOLDER, row
+
+    def _part(self, name: str, number: int) -> Path:
+        return self.path / EVENTS_FOLDER / part_file(name, number)
+
+    def _check_rows(self, name: str, number: int, found: int) -> None:
+        """The last part of a run that was cut off was growing: it may be ahead of the manifest."""
+        expected = self.manifest.parts[number][name]
+        growing = not self.complete and number == len(self.manifest.parts) - 1
+        if found < expected or (found > expected and not growing):
+            raise InputError(
+                f"holds {found} rows, the manifest says {expected}",
+                file=self._part(name, number), hint=_CHANGED,
+            )  # fmt: skip
+
+    def verify(self) -> None:
+        """The event tables are those that the run wrote, by their digest; a run that was killed has
+        none yet. Raises InputError for a damaged file, or where they are not.
+        """
+        asked = self.manifest.event_digest
+        if self._verified or not asked:
+            return
+        found: dict[tuple[str, str], bytes] = {}
+        for name, columns in SCHEMA.items():
+            kind = "<i4" if name == "token" else "<i8"
+            hashes = {column: hashlib.sha256() for column in columns}
+            for part in self.parts(name):
+                for column, values in part.items():
+                    hashes[column].update(values.astype(kind, copy=False).data)
+            found |= {(name, column): partial.digest() for column, partial in hashes.items()}
+        digest = combined_digest(found, self.manifest.strings)
+        if digest != asked:
+            raise InputError(
+                f"the event tables have the digest {digest[:12]}..., the manifest says "
+                f"{asked[:12]}...: rows, or the manifest's strings, are not those of the run",
+                file=self.path / MANIFEST_FILE, field="event_digest", hint=_CHANGED,
+            )  # fmt: skip
+        self._verified = True
+
+    def first_parts(self, count: int) -> RunReader:
+        """The same run as it was when it had so many parts."""
+        reader = copy.copy(self)
+        reader.manifest = msgspec.structs.replace(self.manifest, parts=self.manifest.parts[:count])
+        return reader
 
     def events(self) -> dict[str, Any]:
         """Everything metrics need, as plain dicts: ``tables``, ``requests`` and ``facts``, and the
@@ -106,6 +170,7 @@ class RunReader:
 
         Raises InputError naming the file that is damaged.
         """
+        self.verify()
         resolved = self.manifest.resolved
         return {
             "file": self.path / MANIFEST_FILE,
@@ -136,7 +201,10 @@ class RunReader:
         return dict(zip(requests, tokens, strict=True))
 
     def summary(self) -> dict[str, Any] | None:
-        """The stored summary; None where the run ended before it was written."""
+        """The stored summary; None where the run ended before it was written. Raises InputError
+        also where the events that it was computed from are not there any more.
+        """
+        self.verify()
         file = self.path / SUMMARY_FILE
         if not file.exists():
             return None
@@ -155,6 +223,10 @@ class _Tables(Mapping[str, Any]):
     def parts(self, name: str) -> Iterator[Columns]:
         """One table part by part."""
         return self._reader.parts(name)
+
+    def locate(self, name: str, row: int) -> tuple[Path, int]:
+        """The file of a row, and its place in it."""
+        return self._reader.locate(name, row)
 
     def __iter__(self) -> Iterator[str]:
         return iter(SCHEMA)
@@ -186,34 +258,3 @@ def _find(path: Path, root: Path) -> Path:
         file=path,
         hint=did_you_mean(str(path), known) if known else f"There are no runs under {root}/",
     )
-
-
-def _read(file: Path, columns: tuple[str, ...]) -> Columns:
-    """One Parquet file as arrays. Raises InputError naming it if it is missing, damaged or of
-    another shape.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file).read()
-    except FileNotFoundError:
-        raise InputError(
-            "missing, although the manifest lists it", file=file, hint="Restore it, or run again"
-        ) from None
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"cannot be read: {reason}", file=file, hint="The file is damaged; run again"
-        ) from None
-    if tuple(table.column_names) != columns:
-        raise InputError(
-            f"has the columns {', '.join(table.column_names)}, not {', '.join(columns)}",
-            file=file,
-            hint="It was made by another version of nexusbench",
-        )
-    arrays: Columns = {}
-    for name in columns:
-        values: np.ndarray[Any, Any] = table.column(name).to_numpy()
-        arrays[name] = values
-    return arrays

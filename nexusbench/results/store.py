@@ -8,7 +8,9 @@
 
 Every file is written under a temporary name and renamed. A flush writes its part-files first and
 then the manifest that lists them: parts that no manifest lists do not exist for the reader, so the
-tables of a killed run always fit together.
+tables of a killed run always fit together. On a real clock the last part is written again and again
+while it grows: its files may hold more rows than the manifest says, and the reader takes as many as
+it says.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import msgspec
 
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.events import EventLog
+from nexusbench.core.outputs import not_written
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ TEMPORARY_SUFFIX = ".tmp"
 REQUEST_COLUMNS = (
     "request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens",
 )  # fmt: skip
-_TEXT_COLUMNS = ("id", "tenant")
+TEXT_COLUMNS = ("id", "tenant")
 
 
 def part_file(table: str, part: int) -> str:
@@ -45,11 +48,20 @@ def part_file(table: str, part: int) -> str:
     return f"{table}-{part:05d}.parquet"
 
 
-class RunWriter:
-    """The writer of one run folder; ``path`` is the folder, ``manifest`` what was last written.
+class Snapshot(msgspec.Struct):
+    """A log at one moment, apart from it: what a thread can write while the log goes on."""
 
-    Interrupt handlers should set a flag and let the run call :meth:`finish`: an exception raised
-    inside :meth:`flush` leaves the folder readable, but the log may then be drained only in part.
+    tables: dict[str, dict[str, Any]]
+    strings: list[str]
+    splits: list[list[int]]
+
+
+class RunWriter:
+    """The writer of one run folder; ``path`` is the folder, ``manifest`` what was last written,
+    ``sealed`` the parts that are not written again.
+
+    An exception that a signal raises inside :meth:`flush` leaves the folder readable; what the log
+    holds may then be stored already, and further flushes do nothing.
     """
 
     def __init__(
@@ -63,6 +75,8 @@ class RunWriter:
         """
         self.path = _make_folder(Path(root), manifest.run_id)
         self.manifest = msgspec.structs.replace(manifest, run_id=self.path.name, parts=[])
+        self.sealed: list[dict[str, int]] = []
+        self._behind = self._draining = False  # rows of the log may not be stored; may be stored
         try:
             self._write_table(self.path / REQUESTS_FILE, _request_table(requests))
             self._write_manifest(self.manifest)
@@ -78,22 +92,58 @@ class RunWriter:
         file if it cannot be written; what was committed before stays readable and the log keeps its
         rows.
         """
-        part = len(self.manifest.parts)
-        rows: dict[str, int] = {}
-        for name, table in log.tables.items():
-            if len(table):
-                path = self.path / EVENTS_FOLDER / part_file(name, part)
-                self._write_table(path, _event_table(table.columns))
-                rows[name] = len(table)
+        if self._draining:
+            return
+        self._behind = True
+        self._commit(
+            {name: table.columns for name, table in log.tables.items()},
+            log.strings,
+            self.manifest.splits if splits is None else splits,
+        )
+        self._draining = True
+        self.sealed = list(self.manifest.parts)
+        log.drain()
+        self._draining = self._behind = False
+
+    def snapshot(self, log: EventLog, splits: Sequence[Sequence[int]]) -> Snapshot:
+        """What :meth:`save` needs of a log."""
+        tables = {
+            name: {key: column[:] for key, column in table.columns.items()}
+            for name, table in log.tables.items()
+            if len(table)
+        }
+        return Snapshot(tables, list(log.strings), [list(row) for row in splits])
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Store what a log held beyond the sealed parts; the log keeps it, and the next call or
+        flush writes the same part again. Raises as :meth:`flush` does.
+
+        For a thread, as long as nothing else of the writer is called meanwhile.
+        """
+        self._commit(snapshot.tables, snapshot.strings, snapshot.splits)
+
+    def _commit(
+        self,
+        tables: Mapping[str, Mapping[str, Any]],
+        strings: Sequence[str],
+        splits: Sequence[Sequence[int]],
+    ) -> None:
+        """Write the part that is not sealed, then the manifest that lists it."""
+        rows = {name: len(next(iter(columns.values()))) for name, columns in tables.items()}
+        rows = {name: count for name, count in rows.items() if count}
+        before: dict[str, int] = dict(*self.manifest.parts[len(self.sealed) :])
+        for name, count in rows.items():
+            if count != before.get(name):
+                path = self.path / EVENTS_FOLDER / part_file(name, len(self.sealed))
+                self._write_table(path, _event_table(tables[name]))
         changed = msgspec.structs.replace(
             self.manifest,
-            strings=list(log.strings),
-            splits=self.manifest.splits if splits is None else [list(row) for row in splits],
-            parts=[*self.manifest.parts, rows] if rows else self.manifest.parts,
+            strings=list(strings),
+            splits=[list(row) for row in splits],
+            parts=[*self.sealed, *([rows] if rows else [])],
         )
         if changed != self.manifest:
             self._write_manifest(changed)
-        log.drain()
 
     def write_tokens(self, generated: Mapping[int, Sequence[int]]) -> None:
         """Keep the token ids of ended requests: columns ``request`` and ``tokens``; no file if
@@ -119,7 +169,8 @@ class RunWriter:
         resolved: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the summary and the manifest's final status; ``resolved`` adds what only the end
-        knows.
+        knows. A digest of rows that could not be stored is left out: it would not be that of the
+        files.
 
         Raises NexusbenchError naming the file if it cannot be written.
         """
@@ -130,7 +181,7 @@ class RunWriter:
                 self.manifest,
                 status=status,
                 message=message,
-                event_digest=event_digest,
+                event_digest="" if self._behind else event_digest,
                 invariants=dict(invariants or {}),
                 resolved={**self.manifest.resolved, **(resolved or {})},
             )
@@ -165,10 +216,8 @@ def _make_folder(root: Path, base: str) -> Path:
                 path = root / f"{base}-{count}"
         (path / EVENTS_FOLDER).mkdir()
     except OSError as error:
-        raise UsageError(
-            f"cannot write results to {root}: {error.strerror or error}. "
-            "Choose a folder that you may write to"
-        ) from None
+        place = Path(f"results to {root}")
+        raise not_written(place, error, "Choose a folder that you may write to") from None
     return path
 
 
@@ -210,7 +259,7 @@ def _request_table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         )
     return pa.table(
         {
-            name: pa.array(columns[name], type=pa.string() if name in _TEXT_COLUMNS else pa.int64())
+            name: pa.array(columns[name], type=pa.string() if name in TEXT_COLUMNS else pa.int64())
             for name in REQUEST_COLUMNS
         }
     )

@@ -55,3 +55,7 @@ class Trace(msgspec.Struct):
     oracle_max_tokens: bool = False  # policies see true lengths: must be labelled
     concurrency: int = 0
     whole: bool = True  # False: the file goes on after these requests (workloads.head)
+
+    def __repr__(self) -> str:
+        """One line, however many requests there are."""
+        return f"Trace({self.name!r}, {len(self.requests):,} requests, format {self.format!r})"

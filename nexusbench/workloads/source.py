@@ -19,7 +19,7 @@ from types import TracebackType
 import msgspec
 
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.core.outputs import check_replaceable
+from nexusbench.core.outputs import atomic_file
 
 # Bounds of one input: bytes as stored, bytes of text, lines, bytes of one line.
 MAX_STORED = 2 << 30
@@ -247,22 +247,11 @@ def stored_sha256(path: str | os.PathLike[str]) -> str:
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` so that ``path`` holds either all of it or what it held before.
 
-    Raises UsageError if the folder cannot be written to, or ``path`` is a device or a pipe.
+    Raises UsageError if the folder cannot be written to, or ``path`` is a device or a pipe;
+    NexusbenchError where the disk is full or broken.
     """
-    path = Path(path)
-    check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path}: cannot write: {error.strerror}. Choose a folder that you may write to"
-        ) from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_file(Path(path), "Choose a folder that you may write to") as file:
+        file.write(content)
 
 
 def check_not_input(output: Path, *inputs: Path) -> None:

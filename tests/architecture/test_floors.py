@@ -19,7 +19,7 @@ FLOORS = {
     "devices": 3,
     "engine": 4, "profiling": 4, "endpoint": 4,
     "config": 5, "belief": 5, "computing": 5, "kv_pools": 5, "assembly": 5, "runner": 5,
-    "endpoint_runner": 5, "rehearsal": 5,
+    "endpoint_runner": 5, "rehearsal": 5, "recorder": 5,
     "experiments": 6, "report": 6, "gates": 6, "testing": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
@@ -32,6 +32,7 @@ COMPOSITION = {
     "runner",
     "endpoint_runner",
     "rehearsal",
+    "recorder",
 }  # the modules on one floor that form one root
 FILE_LINES, FUNCTION_LINES, SCHEDULER_LINES = 400, 60, 149
 CLOCKS = {

@@ -130,7 +130,8 @@ def test_runs_that_were_cut_short_are_shown_and_never_best(
     edit_manifest(str(killed), status="running", message="")
     failed = tmp_path / "failed"
     shutil.copytree(made[2], failed)
-    edit_manifest(str(failed), status="failed", message="policy broke I5", parts=[])
+    edit_manifest(str(failed), status="failed", message="policy broke I5", parts=[],
+                  event_digest="")  # fmt: skip
     page = page_of([*copies, str(killed), str(failed)])
     text = " ".join(" ".join(Outline(page).texts).split())
     assert "killed or still running" in text

@@ -440,7 +440,7 @@ def test_damaged_logs_are_refused() -> None:
         log.run()
     log = two_requests()
     log.row("ended", 7, 0, 0, 0)
-    with pytest.raises(InputError, match="'ended' names a request"):
+    with pytest.raises(InputError, match="'ended', row 2: names a request"):
         log.run()
     log = two_requests()
     log.row("step_done", 9, 0, 0, 0)

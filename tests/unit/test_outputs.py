@@ -10,10 +10,9 @@ import pyarrow as pa
 import pytest
 
 from nexusbench.core.errors import UsageError
-from nexusbench.core.outputs import make_folder
+from nexusbench.core.outputs import atomic_file, check_writable, make_folder
 from nexusbench.experiments.sweep_table import write_sweep
 from nexusbench.gates.baseline import save_baseline
-from nexusbench.report.output import atomic_file, check_writable
 from nexusbench.workloads.source import write_atomic
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.paying.spec import Kind, Traffic
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
@@ -29,7 +30,8 @@ def draw(survey: Survey, folder: Path) -> list[Path]:
     for name, figure in (("loads", _loads(survey)), ("grid", _grid(survey))):
         if figure is not None:
             drawn.append(folder / f"{name}.svg")
-            figure.savefig(drawn[-1], metadata={"Date": None})
+            with atomic_file(drawn[-1]) as file:
+                figure.savefig(file, format="svg", metadata={"Date": None})
     return drawn
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import InputError
-from nexusbench.core.outputs import make_folder
+from nexusbench.core.outputs import atomic_file, make_folder
 from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.paying.measuring import Row
 from nexusbench.experiments.paying.spec import MapSpec
@@ -36,9 +36,8 @@ def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) 
     columns: dict[str, Any] = {name: [getattr(p, name) for p in order] for name in _POINT}
     columns["attained"] = [msgspec.json.encode(row.attained).decode() for row in rows]
     columns |= {name: [getattr(row, name) for row in rows] for name in _ROW}
-    temporary = folder / f".{TABLE}.tmp"
-    pq.write_table(pa.table(columns), temporary)
-    temporary.replace(folder / TABLE)
+    with atomic_file(folder / TABLE) as file:
+        pq.write_table(pa.table(columns), file)
     manifest = _manifest(survey, rows, spec_path, quick=quick)
     write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.reproduction.outcome_files import Done
 from nexusbench.experiments.reproduction.run import Line
 
@@ -38,7 +39,8 @@ def draw(done: Done, folder: Path) -> Path | None:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     path = folder / f"{done.experiment}.svg"
-    figure.savefig(path, metadata={"Date": None})
+    with atomic_file(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return path
 
 
