@@ -11,6 +11,7 @@ import numpy as np
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
+from nexusbench.metrics.noise import left_out, rates_left_out
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.splits import split_shares
 from nexusbench.metrics.tokens import MANY
@@ -39,19 +40,26 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
     """
     metrics = load_metrics() if metrics is None else metrics
     warmup = int((run.offered & ~run.measured).sum())
+    noise: dict[str, dict[str, list[float]]] = {}
+    entries = {tag: _entry(metric, run, noise) for tag, metric in metrics.items()}
     return {
         "schema": SUMMARY_SCHEMA,
         "simulated": run.facts.simulated,
         "window_s": [time / NS_PER_S for time in run.window],
         "warmup": {"seconds": run.facts.warmup_ns / NS_PER_S, "requests": warmup},
         "slo": dict(run.facts.slo),
-        "metrics": {tag: _entry(metric, run) for tag, metric in metrics.items()},
+        "metrics": entries,
+        # Statistics without each tenth of the run: what a lead is judged by (docs/metrics.md).
+        "left_out": noise | rates_left_out(run),
         "split_shares": split_shares(run),
         "formulas": {tag: metric.formula for tag, metric in metrics.items()},
     }
 
 
-def _entry(metric: Metric, run: RunEvents) -> dict[str, Any]:
+def _entry(
+    metric: Metric, run: RunEvents, noise: dict[str, dict[str, list[float]]]
+) -> dict[str, Any]:
+    """One metric; what its statistics are without each block goes to ``noise``."""
     entry: dict[str, Any] = {
         "kind": metric.kind,
         "title": metric.title,
@@ -66,6 +74,8 @@ def _entry(metric: Metric, run: RunEvents) -> dict[str, Any]:
         values: np.ndarray[Any, np.dtype[Any]] = np.asarray(metric.values(run))
         if values.dtype.kind != "f":
             values = values.astype(np.float64)
+        if without := left_out(run, metric.tag, values):
+            noise[metric.tag] = without
         entry.update(describe(values, metric.tag))
         missing = not len(values)
     elif isinstance(metric, Scalar):

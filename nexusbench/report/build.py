@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.comparison.headline import find_claims, headline, over_loads
+from nexusbench.comparison.load import load_lines
 from nexusbench.comparison.view import Judgement
 from nexusbench.core.errors import UsageError
-from nexusbench.report.gather import gather, read_runs
+from nexusbench.report.gather import gather, overloaded_settings, read_runs
 from nexusbench.report.output import atomic_file, check_writable
 from nexusbench.report.page import require_packages, runs_page
 from nexusbench.report.plots import draw, require_matplotlib
@@ -40,9 +41,11 @@ def report_runs(
     settings = gather(read_runs([RunReader(run, results) for run in runs], judgement))
     size = write_page(output, runs_page(settings))
     if len(settings) > 1:
-        verdicts = [over_loads([find_claims(setting.columns) for setting in settings])]
+        verdicts = overloaded_settings(settings)
+        verdicts.append(over_loads([find_claims(setting.columns) for setting in settings]))
     else:
-        verdicts = [headline(settings[0].columns).text]
+        columns = settings[0].columns
+        verdicts = [*(f"{line}." for line in load_lines(columns)), headline(columns).text]
     pictures = draw(settings, plots) if plots is not None else []
     simulated = any(column.first.simulated for s in settings for column in s.columns)
     return Made(output, size, pictures, verdicts, simulated)
