@@ -21,7 +21,7 @@ GROWTH = 0.1
 STEADY = 0.25
 # Arrivals over fewer than so many unhindered stays show no trend. Then the mean request must stay
 # for so many times what it needs unhindered.
-SHORT, STRETCH = 4, 3.0
+SHORT, STRETCH = 10, 2.0
 _QUARTERS, _POINTS = 4, 400
 # Percentile of token gaps and of TTFT per prompt token that counts as unhindered.
 _FAST = 5
