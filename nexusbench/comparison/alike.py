@@ -46,8 +46,10 @@ def label_apart(views: Sequence[RunView]) -> None:
     it the load or a flag.
     """
     telling = [words for words in _differing_words(views) if len(set(words)) > 1]
-    labels = [", ".join([view.label, *(w for w in words if w)])
-              for view, words in zip(views, _by_view(telling, len(views)), strict=True)]  # fmt: skip
+    labels = [
+        ", ".join([view.label, *(words[index] for words in telling if words[index])])
+        for index, view in enumerate(views)
+    ]
     if len(set(labels)) < len(labels):
         seeds = [_words("seed", view.config.get("seed")) for view in views]
         if len(set(seeds)) > 1:
@@ -95,10 +97,6 @@ def _tells(views: Sequence[RunView], field: str) -> bool:
     if field != "partitioner":
         return len(values) > 1
     return len(values) > 1 and len({view.label for view in views}) < len(views)
-
-
-def _by_view(telling: Sequence[Sequence[str]], count: int) -> list[list[str]]:
-    return [[words[index] for words in telling] for index in range(count)]
 
 
 def _plain(value: Any) -> str:

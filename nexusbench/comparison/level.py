@@ -19,7 +19,9 @@ def is_level(best: Estimate, other: Estimate) -> bool:
     """Too near to call: within 1 %, within the noise of one run, or with intervals over seeds that
     overlap.
     """
-    return abs(other.value - best.value) <= max(_least(best), _seeds(best, other), noise(best, other))
+    return abs(other.value - best.value) <= max(
+        _least(best), _seeds(best, other), noise(best, other)
+    )
 
 
 def noise(one: Estimate, other: Estimate) -> float:

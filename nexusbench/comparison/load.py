@@ -28,7 +28,7 @@ class Load(msgspec.Struct, frozen=True):
 
 def load_of(summary: Mapping[str, Any]) -> Load:
     """The load of a run by its summary."""
-    metrics = summary["metrics"]
+    metrics = summary.get("metrics", {})  # a run that failed has none
 
     def value(tag: str) -> Any:
         return metrics.get(tag, {}).get("value")

@@ -186,7 +186,9 @@ def _row_of(
     ]
     direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     direction = _DIRECTIONS.get(tag, direction)
-    _mark_best(rivals_in(columns, tag, less=direction == "lower"), columns, cells, values, direction)
+    _mark_best(
+        rivals_in(columns, tag, less=direction == "lower"), columns, cells, values, direction
+    )
     return Row(title, second, cells)
 
 

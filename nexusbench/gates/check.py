@@ -66,7 +66,8 @@ def check(
     it is worse by more than the rule's share and its floor, and the one-sided permutation test says
     so after Holm over all measured metrics of the check. With ``rerun``, whatever is beyond its
     rule is run again: the fresh runs must be beyond it too, and the test is of all runs together.
-    What passes over fewer requests than the baseline's is taken back (turned_away.py). Raises UsageError for a rule whose unit does not fit.
+    What passes over fewer requests than the baseline's is taken back (turned_away.py).
+    Raises UsageError for a rule whose unit does not fit.
     """
     level = ALPHA if alpha is None else alpha
     findings: list[Finding] = []

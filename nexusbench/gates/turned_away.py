@@ -100,9 +100,7 @@ def _tag(metric: str) -> str:
     return metric.partition(".")[0]
 
 
-def _requests(
-    old: Series, new: Series, allowance: Allowance, alpha: float
-) -> _Shortfall | None:
+def _requests(old: Series, new: Series, allowance: Allowance, alpha: float) -> _Shortfall | None:
     now = _pairs(new, new)
     if not now:
         return None

@@ -4,9 +4,10 @@ trace was, more than it does the way of serving.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Scalar
@@ -157,7 +158,7 @@ def _late_grow(served: _Served, weight: FloatArray | IntArray) -> bool:
     if stop <= start:
         return False
     width = (stop - start) / _POINTS
-    times = start + width * (np.arange(_POINTS) + 0.5)
+    times = start + width * (np.arange(_POINTS, dtype=np.float64) + 0.5)
     late = _until(arrival + stay, weight, times) - _until(end, weight, times)
     quarters = late.reshape(_QUARTERS, -1).mean(axis=1)
     steps = np.diff(quarters)
@@ -166,7 +167,9 @@ def _late_grow(served: _Served, weight: FloatArray | IntArray) -> bool:
     return bool(enough and steps.min() >= STEADY * steps.mean())
 
 
-def _until(moments: FloatArray, weight: FloatArray | IntArray, times: FloatArray) -> FloatArray:
+def _until(
+    moments: FloatArray, weight: FloatArray | IntArray, times: npt.NDArray[np.floating[Any]]
+) -> FloatArray:
     """The weight of the moments up to each time."""
     order = np.argsort(moments, kind="stable")
     total = np.concatenate(([0.0], np.cumsum(weight[order])))

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.metrics.goodput import met
+from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.latency import longest_prompts
-from nexusbench.metrics.run_events import FloatArray, RunEvents
+from nexusbench.metrics.run_events import RunEvents
 
 BLOCKS = 10
 # Tag -> statistics that somebody may win or pay by.

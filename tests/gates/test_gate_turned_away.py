@@ -102,7 +102,9 @@ def test_seeds_are_compared_one_by_one() -> None:
     """As many on average, but not in the first: its percentile says nothing."""
     report = judge(runs([60, 30]), runs([30, 60]))
     assert report.exit_code == 3
-    assert "30 of 60 requests finished, in the baseline 60 of 60" in by_metric(report)["finished"][1]
+    assert (
+        "30 of 60 requests finished, in the baseline 60 of 60" in by_metric(report)["finished"][1]
+    )
 
 
 def test_fewer_offered_is_fewer_finished() -> None:
@@ -113,7 +115,9 @@ def test_fewer_offered_is_fewer_finished() -> None:
 def test_long_requests_turned_away_for_short_ones_are_told() -> None:
     report = judge(runs([50], work=[90.0]), runs([50], work=[60.0]))
     assert report.exit_code == 3
-    assert "60 % of the tokens offered, in the baseline 90 %" in by_metric(report)["finished_work"][1]
+    assert (
+        "60 % of the tokens offered, in the baseline 90 %" in by_metric(report)["finished_work"][1]
+    )
 
 
 def test_a_percentile_of_fewer_samples_is_not_compared() -> None:
