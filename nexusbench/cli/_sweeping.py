@@ -16,7 +16,7 @@ from nexusbench.cli._countdown import Countdown, duration
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.comparison.load import load_of
+from nexusbench.comparison.load import load_of, rate_text
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.outputs import check_replaceable, make_folder
@@ -254,9 +254,9 @@ def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[Cell]]
         loads = [load_of(cell.summary) for cell in members if cell.ok]
         bad = [load for load in loads if load.overloaded]
         if bad:
-            rates = "all at once"
-            if bad[0].offered_rate is not None and bad[0].finished_rate is not None:
-                rates = f"offered {bad[0].offered_rate:.3g}, finished {bad[0].finished_rate:.3g}"
+            offered, finished = rate_text(bad[0].offered_rate), rate_text(bad[0].finished_rate)
+            rates = f"offered {offered}, finished {finished}"
+            rates = "all at once" if bad[0].offered_rate is None else rates
             told.append(f"{' '.join(named)} ({rates})")
     if told:
         more = f" and {len(told) - _MOST_TOLD:,} more rows" if len(told) > _MOST_TOLD else ""

@@ -78,13 +78,14 @@ def _table(told: Sequence[tuple[str, Load]]) -> str:
     """The rates of several columns; what is offered only once where it is the same."""
     named = [(" ".join(label.split()), load) for label, load in told]
     offered = {(load.offered_rate, load.offered) for _, load in named}
-    if len(offered) > 1 or any(load.offered_rate is None for _, load in named):
+    alike = len(named) > 1 and len(offered) == 1
+    if not alike or any(load.offered_rate is None for _, load in named):
         return "; ".join(f"{label}: {_rates(load)}" for label, load in named)
     first = named[0][1]
-    finished = ", ".join(f"{label} {load.finished_rate:.3g}" for label, load in named)
+    finished = ", ".join(f"{label} {rate_text(load.finished_rate)}" for label, load in named)
     behind = ", ".join(f"{label} {load.left_behind:,}" for label, load in named)
     return (
-        f"offered {first.offered_rate:.3g} req/s; finished while they arrived: {finished} req/s; "
+        f"offered {rate_text(first.offered_rate)} req/s; finished while they arrived: {finished} req/s; "
         f"not ended at the last arrival: {behind} of {first.offered:,}"
     )
 
@@ -113,6 +114,13 @@ def _rates(load: Load) -> str:
     if load.offered_rate is None or load.finished_rate is None:
         return f"all offered at one moment, {behind}"
     return (
-        f"offered {load.offered_rate:.3g} req/s, finished {load.finished_rate:.3g} req/s while "
-        f"they arrived, {behind}"
+        f"offered {rate_text(load.offered_rate)} req/s, finished {rate_text(load.finished_rate)} "
+        f"req/s while they arrived, {behind}"
     )
+
+
+def rate_text(rate: float | None) -> str:
+    """Three digits, or all before the point."""
+    if rate is None:
+        return "-"
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.3g}"
