@@ -45,14 +45,19 @@ def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, li
 
     ``values`` are the metric's, in the metric's own order.
     """
-    count = min(BLOCKS, int(run.measured.sum()))
-    if tag not in NOISY or count < 2 or len(values) < 2:
+    if tag not in NOISY or len(values) < 2:
+        return {}
+    # The same requests make a block in every run of the trace, whichever of them were answered.
+    asked = run.measured & longest_prompts(run) if tag == "ttft_long_prompts" else run.measured
+    size = int(asked.sum())
+    count = min(BLOCKS, size)
+    if count < 2:
         return {}
     if tag == "tbt":  # in order of time; of very many, whose each is would take much memory
         blocks = blocks_of(count, len(values))
     else:
-        of_request = np.cumsum(run.measured) - 1
-        blocks = (of_request * count // int(run.measured.sum()))[_members(run, tag)]
+        answered = run.finished if tag == "e2e" else run.answered
+        blocks = ((np.cumsum(asked) - 1) * count // size)[asked & answered]
     step = len(values) // _MOST + 1
     values, blocks = values[::step], blocks[::step]
     found: dict[str, list[float]] = {name: [] for name in NOISY[tag]}
@@ -68,13 +73,6 @@ def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, li
 
 def _percentile(values: npt.NDArray[Any], name: str) -> float:
     return float(np.percentile(values, float(name[1:])))
-
-
-def _members(run: RunEvents, tag: str) -> npt.NDArray[np.bool_]:
-    """Whose values a metric has, by request."""
-    if tag == "e2e":
-        return run.finished
-    return run.answered & longest_prompts(run) if tag == "ttft_long_prompts" else run.answered
 
 
 def rates_left_out(run: RunEvents) -> LeftOut:
