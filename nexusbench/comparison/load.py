@@ -85,8 +85,8 @@ def _table(told: Sequence[tuple[str, Load]]) -> str:
     finished = ", ".join(f"{label} {rate_text(load.finished_rate)}" for label, load in named)
     behind = ", ".join(f"{label} {load.left_behind:,}" for label, load in named)
     return (
-        f"offered {rate_text(first.offered_rate)} req/s; finished while they arrived: {finished} req/s; "
-        f"not ended at the last arrival: {behind} of {first.offered:,}"
+        f"offered {rate_text(first.offered_rate)} req/s; finished while they arrived: {finished} "
+        f"req/s; not ended at the last arrival: {behind} of {first.offered:,}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.events import EventLog
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import describe, summarise
+from nexusbench.report.tiles import make_tiles
 
 FACTS = {
     "simulated": True, "num_sms": 8, "kv_blocks": 10, "block_size": 16, "partitions": ("all",),
@@ -204,6 +206,18 @@ def test_requests_that_were_turned_away_give_no_lead_in_latency() -> None:
     assert "b has the lowest mean TTFT (2.0 ms: 2.0x lower than c)" in " ".join(
         verdict(by_label([*views, third]))
     )
+
+
+def test_no_tile_of_a_page_marks_who_turned_requests_away() -> None:
+    views = [view("a", offered=10, finished=9, ttft=[1.0], output_throughput=9.0)]
+    views += [view("b", offered=10, finished=10, ttft=[2.0], output_throughput=5.0)]
+    views += [view("c", offered=10, finished=10, ttft=[4.0], output_throughput=1.0)]
+    # One that lost some is no winner for being level with the winner either.
+    views += [view("d", offered=10, finished=9, ttft=[2.01], output_throughput=1.0)]
+    entries: list[Any] = [SimpleNamespace(column=column, tone=0) for column in by_label(views)]
+    best = {tile.title: [bar.best for bar in tile.bars] for tile in make_tiles(entries)}
+    assert best["Mean TTFT"] == [False, True, False, False]
+    assert best["Output throughput"] == [True, False, False, False]
 
 
 def test_long_requests_turned_away_for_short_ones_give_no_lead_either() -> None:

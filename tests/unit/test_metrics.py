@@ -202,6 +202,17 @@ def test_scalars_by_hand(tag: str, expected: float | None) -> None:
     assert got == (None if expected is None else pytest.approx(expected))
 
 
+def test_work_that_finished_is_that_of_requests_that_did() -> None:
+    """r1 was answered and failed: its 303 tokens were offered."""
+    log = Log()
+    for prompt, outcome in ((100, "finished"), (300, "failed")):
+        index = log.request(0, prompt=prompt, output=3)
+        log.admit(index, 1)
+        log.step(index, 1 + 2 * index, 2 + 2 * index, tokens=(index,))
+        log.end(index, 9, outcome)
+    assert value("finished_work", log.run()) == pytest.approx(100 * 103 / 406)
+
+
 def test_a_client_sees_what_it_sent_and_what_came() -> None:
     """r0 is 2 ms late and gets 1 + 2 tokens; r1 0.5 ms, gets one and fails; r2 is not sent."""
     log = Log()
