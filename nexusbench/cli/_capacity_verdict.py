@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.comparison.verdict import factor
+from nexusbench.comparison.amounts import factor
 from nexusbench.experiments.capacity import Capacity
 from nexusbench.metrics.summary import interval
 

@@ -13,6 +13,7 @@ from nexusbench.cli._console import counted, print_folded, results_console, say
 from nexusbench.cli._neighbours import Neighbours, neighbours_of
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.comparison.load import load_of_run, load_sentence
 from nexusbench.core.printable import one_line, shell_words
 from nexusbench.core.units import ms
 from nexusbench.metrics.explain import CLIENT_PARTS, PARTS, Explanation, explain, find_request
@@ -52,6 +53,7 @@ def explain_request(name: str, results: Path, request: str, *, as_json: bool) ->
             "command": "explain",
             "run": str(reader.path),
             "status": reader.status,
+            "load": msgspec.to_builtins(load_of_run(run)),
             **msgspec.to_builtins(found),
             "neighbours": msgspec.to_builtins(near),
         }
@@ -59,6 +61,7 @@ def explain_request(name: str, results: Path, request: str, *, as_json: bool) ->
         return
     console = results_console()
     _title(console, reader, f"request {found.id}")
+    _show_load(console, run)
     _show_outcome(console, found)
     _show_parts(console, found)
     _show_facts(console, found, near)
@@ -71,6 +74,12 @@ def _title(console: Console, reader: RunReader, what: str) -> None:
     console.print(Text.assemble((what, "bold"), f" of {reader.path.name}  ", shown), soft_wrap=True)
     if not reader.complete:
         say(console, f"WARNING: this run is {reader.status}; only what it kept is known", "red")
+
+
+def _show_load(console: Console, run: RunEvents) -> None:
+    """Where requests arrive faster than they leave, whose turn it was explains most of a wait."""
+    if sentence := load_sentence(load_of_run(run)):
+        say(console, f"WARNING: {sentence}.", "bold red")
 
 
 def _show_outcome(console: Console, found: Explanation) -> None:
@@ -178,12 +187,14 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
             "run": str(reader.path),
             "status": reader.status,
             "simulated": reader.manifest.simulated,
+            "load": msgspec.to_builtins(load_of_run(run)),
             "slowest": rows,
         }
         print(json.dumps(document, indent=2))
         return
     console = results_console()
     _title(console, reader, f"the {counted(len(rows), 'request')} with the longest TTFT")
+    _show_load(console, run)
     if not rows:
         say(console, "No request arrived in what this run kept.")
         return

@@ -25,7 +25,7 @@ from nexusbench.gates.baseline import (
     save_baseline,
 )
 from nexusbench.gates.check import Report, check, no_baseline
-from nexusbench.gates.measure import Follow, make_points, read_points, rerunner
+from nexusbench.gates.measure import Follow, load_notes, make_points, read_points, rerunner
 from nexusbench.gates.outputs import (
     as_json,
     change,
@@ -99,7 +99,8 @@ def save_file(
         wanted = [rule.metric for rule in chosen]
     else:
         wanted = [name for name in measures if not name.endswith(_EXTREMES)]
-    series = make_series(_points(source, spec), measures, wanted)
+    points = _points(source, spec)
+    series, warnings = make_series(points, measures, wanted), load_notes(points)
     # A spec is the whole truth of what is run; folders named by hand are a part of it.
     if append:
         document, lines = appended(old, series)
@@ -110,11 +111,13 @@ def save_file(
     if as_json:
         text = {
             "schema": JSON_SCHEMA, "command": "gate baseline save", "nexusbench": __version__,
-            "file": str(path), "changed": changed, "changes": lines,
+            "file": str(path), "changed": changed, "changes": lines, "warnings": warnings,
             "baseline": json.loads(encode_baseline(document)),
         }  # fmt: skip
         print(json.dumps(text, indent=2, allow_nan=False))
         return
+    for warning in warnings:
+        say(console, f"WARNING: {plain(warning)}", "bold red")
     for line in lines:
         console.print(plain(line) if not line.startswith(" ") else f"  {plain(line)}",
                       soft_wrap=True)  # fmt: skip
@@ -153,7 +156,7 @@ def check_runs(
     confirm = confirm or (spec is not None and spec.confirm)
     again = rerunner(points, measures, wanted, source.keep, _follower(source)) if confirm else None
     report = check(stored, current, chosen, source=str(path), alpha=alpha, rerun=again)
-    report.notes += _advice(report, source, path)
+    report.notes = [*load_notes(points), *report.notes, *_advice(report, source, path)]
     faults: list[NexusbenchError] = []
     with beside_results(faults):
         _write(report, outputs)

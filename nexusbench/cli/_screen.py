@@ -10,6 +10,7 @@ from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import render_rows
 from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.load import is_overloaded, load_lines
 from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import verdict
@@ -24,7 +25,11 @@ _INDENT = 10
 
 
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
-    """The table with its footnotes, paired differences if there are seeds, and the verdict."""
+    """Whether the load was one that can be borne, the table with its footnotes, paired differences
+    if there are seeds, and the verdict.
+    """
+    for line in load_lines(columns):
+        say(console, f"WARNING: {line}.", "bold red")
     rows = make_rows(columns)
     # Closer columns before several tables: schedulers are compared along a row.
     tight = natural_width(console, render_rows(columns, rows)) > console.width
@@ -46,9 +51,18 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
         say(console, f"WARNING: {line}", "bold red")
     sentences = verdict(columns)
     if sentences:
-        simulated = any(column.first.simulated for column in columns)
         console.print()
-        say(console, ("Simulated: " if simulated else "") + " ".join(sentences), "bold")
+        say(console, " ".join([*_under(columns), *sentences]), "bold")
+
+
+def _under(columns: Sequence[Column]) -> list[str]:
+    """Under what a verdict holds, in a word or two before it."""
+    words = ["simulated"] if any(column.first.simulated for column in columns) else []
+    overloaded = sum(map(is_overloaded, columns))
+    if overloaded:
+        words.append("overloaded" if overloaded == len(columns) else "partly overloaded")
+    text = ", ".join(words)
+    return [f"{text[0].upper()}{text[1:]}:"] if text else []
 
 
 def header(console: Console, columns: Sequence[Column], title: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nexusbench.cli._console import print_folded
+from nexusbench.comparison.level import rivals_in
 from nexusbench.comparison.rows import decimals
 from nexusbench.comparison.view import Column
 
@@ -45,6 +46,11 @@ def paired_differences(columns: Sequence[Column]) -> dict[str, Any]:
             for name, difference in by_name.items():
                 own = base.statistic(tag, name)
                 if own and abs(difference["mean"]) <= _NEGLIGIBLE * abs(own.value):
+                    difference["better"] = None
+                less = base.entry(tag).get("direction") == "lower"
+                able = rivals_in((base, column), tag, less=less)
+                side = {"a": base, "b": column}.get(difference["better"])
+                if side is not None and side not in able:
                     difference["better"] = None
     return found
 

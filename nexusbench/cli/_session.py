@@ -19,6 +19,7 @@ from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._timelines import Following
 from nexusbench.cli._view import view_of_result
+from nexusbench.comparison.answers import answers
 from nexusbench.comparison.rejections import nothing_measured
 from nexusbench.comparison.view import RunView, by_label
 from nexusbench.config import EndpointConfig, RunConfig
@@ -296,6 +297,7 @@ def _document(made: Outcome, timeline: Following) -> dict[str, Any]:
         "command": "serve-trace",
         "nexusbench": __version__,
         "simulated": any(view.simulated for view in views),
+        **answers(columns),
         "runs": [view.as_json() for view in views],
         "failed": [msgspec.structs.asdict(failure) for failure in made.failures],
         "not_run": [{"label": job.label, "seed": job.config.seed} for job in made.missing],

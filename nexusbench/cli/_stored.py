@@ -12,6 +12,7 @@ from nexusbench.cli._console import progress_console, results_console, say
 from nexusbench.cli._screen import badge, header, show_columns
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.alike import find_warnings, label_apart
+from nexusbench.comparison.answers import answers
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
 from nexusbench.results.reader import RunReader
 
@@ -40,6 +41,7 @@ def compare_runs(
             "nexusbench": __version__,
             "simulated": any(view.simulated for view in views),
             "warnings": warnings,
+            **answers(by_run(views)),
             "runs": [view.as_json() for view in views],
         }
         print(json.dumps(document, indent=2, allow_nan=False))
@@ -47,10 +49,14 @@ def compare_runs(
     _show(views, warnings, formulas)
 
 
+def by_run(views: Sequence[RunView]) -> list[Column]:
+    """One column a run: seeds are not pooled here, since nothing says that they belong together."""
+    return [Column(view.label, [view]) for view in views]
+
+
 def _show(views: Sequence[RunView], warnings: Sequence[str], formulas: bool) -> None:
     console = results_console()
-    # One column a run: seeds are not pooled here, since nobody said that they belong together.
-    columns = [Column(view.label, [view]) for view in views]
+    columns = by_run(views)
     if warnings:
         _show_mixed(console, columns)
     else:

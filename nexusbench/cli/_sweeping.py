@@ -16,6 +16,7 @@ from nexusbench.cli._countdown import Countdown, duration
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.comparison.load import load_of, rate_text
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.outputs import check_replaceable, make_folder
@@ -41,8 +42,12 @@ _SHOWN = (
     ("goodput, req/s", "goodput", "value"),
     ("attained, %", "attainment", "value"),
 )
+# Shown where not all finished.
+_FINISHED = ("finished, %", "finished", "value")
 _MOST_ROWS = 60
 _MOST_ERRORS = 10
+_MOST_TOLD = 6  # rows in a warning
+_ALL = 100.0
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,9 +219,13 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
         config = plan.sweep.configs[index]
         named = tuple(_text(getattr(config, axis)) for axis in axes)
         groups.setdefault(named, []).append(cells[index])
+    _say_load(console, groups)
     means = {
         column: [_mean(members, *column[1:]) for members in groups.values()] for column in _SHOWN
     }
+    finished = [_finished(members) for members in groups.values()]
+    if any(share is not None and share < _ALL for share in finished):
+        means = {_FINISHED: finished, **means}
     shown = {
         column: values
         for column, values in means.items()
@@ -239,6 +248,31 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
         say(console, f"{len(groups) - _MOST_ROWS:,} more rows are in the table", "dim")
     if "seed" in plan.sweep.axes:
         say(console, "each row is the mean over its seeds", "dim")
+
+
+def _finished(cells: Sequence[Cell]) -> float | None:
+    """Percent of the requests offered: latencies are of those that were answered only."""
+    offered, finished = (_mean(cells, tag, "value") for tag in ("offered", "finished"))
+    return None if finished is None or not offered else _ALL * finished / offered
+
+
+def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[Cell]]) -> None:
+    """Which rows are of a load that cannot be served: their latency measures a backlog."""
+    told = []
+    for named, members in groups.items():
+        loads = [load_of(cell.summary) for cell in members if cell.ok]
+        bad = [load for load in loads if load.overloaded]
+        if bad:
+            offered, finished = rate_text(bad[0].offered_rate), rate_text(bad[0].finished_rate)
+            rates = f"offered {offered}, finished {finished}"
+            rates = "all at once" if bad[0].offered_rate is None else rates
+            told.append(f"{' '.join(named)} ({rates})")
+    if told:
+        more = f" and {len(told) - _MOST_TOLD:,} more rows" if len(told) > _MOST_TOLD else ""
+        rows = "; ".join(told[:_MOST_TOLD])
+        say(console, f"WARNING: requests arrive faster than they leave in {len(told):,} of "
+            f"{len(groups):,} rows, whose latency measures the backlog more than the way of "
+            f"serving. Req/s while they arrived: {rows}{more}", "bold red")  # fmt: skip
 
 
 def _mean(cells: Sequence[Cell], tag: str, statistic: str) -> float | None:
@@ -264,6 +298,7 @@ def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dic
                 "error": cells[index].error,
                 "digest": cells[index].digest,
                 "axes": {a: cells[index].config.get(a) for a in plan.sweep.axes},
+                "load": msgspec.to_builtins(load_of(cells[index].summary)),
                 "metrics": {
                     f"{tag}.{statistic}": _mean([cells[index]], tag, statistic)
                     for _, tag, statistic in _SHOWN

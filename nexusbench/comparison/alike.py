@@ -22,47 +22,110 @@ _SAME = (
         (f"--{name.replace('_', '-')}", ("config", name))
         for name in (
             "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
-            "quantize_arrivals", "concurrency", "max_tokens", "too_long",
+            "quantize_arrivals", "concurrency", "max_tokens", "too_long", "tensor_parallel_size",
+            "swap_space", "kernel_table", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
         )
     ),
 )  # fmt: skip
 _MOST_NAMED = 3  # runs, in a warning
-# What may tell two runs of one scheduler apart in a column's head, in this order.
-_TELLING = (
-    ("resolved", "device"),
-    ("resolved", "model", "name"),
-    ("resolved", "trace", "name"),
-    ("config", "partitioner"),
-    ("config", "request_rate"),
-    ("config", "speed"),
-    ("config", "concurrency"),
-    ("config", "seed"),
-)
+# What a run was asked that never makes a column: who serves heads it, the seed is named only where
+# nothing else differs, and the rest is looked up as what it became.
+_NOT_TELLING = (
+    "scheduler", "seed", "device", "model", "trace", "goodput", "prompt", "api_key_env",
+    "timeout_s", "force_profile", "price_per_hour", "watts",
+)  # fmt: skip
+# Settings as they are called on the command line, where that is not their own name.
+_FLAGS = {"request_rate": "rate", "warmup_s": "warmup"}
+# What a setting is called where it was not given.
+_UNSET = {"request_rate": "rate as recorded", "speed": "speed as recorded"}
+_LONGEST = 48  # characters of a value in a label
 
 
 def label_apart(views: Sequence[RunView]) -> None:
-    """Give every view a label of its own: the scheduler, and whatever tells it from the others."""
-    bases = [view.label for view in views]
-    telling = [
-        path for path in _TELLING if len({str(_look(view, path)) for view in views}) > 1
-    ] if len(set(bases)) < len(bases) else []  # fmt: skip
+    """Give every view a label of its own: the scheduler, and whatever differs between the runs, be
+    it the load or a flag.
+    """
+    telling = [words for words in _differing_words(views) if len(set(words)) > 1]
+    labels = [
+        ", ".join([view.label, *(words[index] for words in telling if words[index])])
+        for index, view in enumerate(views)
+    ]
+    if len(set(labels)) < len(labels):
+        seeds = [_words("seed", view.config.get("seed")) for view in views]
+        if len(set(seeds)) > 1:
+            labels = [f"{label}, {seed}" for label, seed in zip(labels, seeds, strict=True)]
     taken: dict[str, int] = {}
-    for view in views:
-        words = [view.label]
-        for path in telling:
-            value = _look(view, path)
-            if value is not None:
-                plain = path[0] == "resolved" or path[-1] == "partitioner"
-                words.append(str(value) if plain else f"{path[-1]} {value}")
-        label = ", ".join(words)
+    for view, label in zip(views, labels, strict=True):
         taken[label] = taken.get(label, 0) + 1
         view.label = label if taken[label] == 1 else f"{label} #{taken[label]}"
+
+
+def _differing_words(views: Sequence[RunView]) -> list[list[str]]:
+    """Of each thing that may differ its words for every view."""
+    names = [_look(view, ("resolved", "trace", "name")) for view in views]
+    hashes = [_look(view, ("resolved", "trace", "sha256")) for view in views]
+    # Two traces of one name are told apart by what is in them.
+    same_name = len(set(map(str, names))) < len({*map(str, hashes)})
+    found = [
+        [_plain(_look(view, ("resolved", "device"))) for view in views],
+        [_plain(_look(view, ("resolved", "model", "name"))) for view in views],
+        [
+            f"{_plain(name)} {str(digest)[:8]}" if same_name and digest else _plain(name)
+            for name, digest in zip(names, hashes, strict=True)
+        ],
+    ]
+    fields = dict.fromkeys(key for view in views for key in view.config)
+    for field in fields:
+        if field not in _NOT_TELLING and _tells(views, field):
+            found.append([
+                _words(field, view.config[field]) if field in view.config else "" for view in views
+            ])  # fmt: skip
+    found.append([_slo_words(view.summary.get("slo", {})) for view in views])
+    return found
+
+
+def _slo_words(slo: dict[str, float]) -> str:
+    bounds = " ".join(f"{key}:{bound:g}" for key, bound in slo.items())
+    return f"SLO {bounds}" if bounds else "no SLO"
+
+
+def _tells(views: Sequence[RunView], field: str) -> bool:
+    """What a kind of run has no setting of does not tell; nor does another scheduler's own
+    partitioner.
+    """
+    values = {str(view.config[field]) for view in views if field in view.config}
+    if field != "partitioner":
+        return len(values) > 1
+    return len(values) > 1 and len({view.label for view in views}) < len(views)
+
+
+def _plain(value: Any) -> str:
+    # A comma would begin another line in the head of a column.
+    text = " ".join(str("" if value is None else value).replace(",", " ").split())
+    half = (_LONGEST - 3) // 2  # both ends: paths and addresses differ at either
+    return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
+
+
+def _words(field: str, value: Any) -> str:
+    """One setting in words, as in ``rate 4`` or ``no prefix-caching``."""
+    name = _FLAGS.get(field, field).replace("_", "-")
+    if field in ("profile", "kernel_table") and value is not None:
+        value = str(value).rstrip("/").rpartition("/")[2]
+    if field == "partitioner":
+        return _plain(value or "its own partitioner")
+    if value is None:
+        return _UNSET.get(field, f"{name} not given")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return _plain(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
 
 
 def find_warnings(views: Sequence[RunView]) -> list[str]:
     """What makes these runs differ in more than their schedulers, and which were cut short."""
     warnings = []
     for name, path in _SAME:
+        if path[0] == "config" and any(path[1] not in view.config for view in views):
+            continue  # a kind of run that has no such setting
         values = [_look(view, path) for view in views]
         if any(value != values[0] for value in values):
             named: dict[str, list[str]] = {}

@@ -198,7 +198,7 @@ def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     cells = [cell for row in rows for cell in row.cells]
     notes = []
     if any(cell.best for cell in cells):
-        notes.append("* best of its row; equal values share it")
+        notes.append("* best of its row; equal values share it, and a lead may be within the noise")
     if any(cell.weak for cell in cells):
         notes.append("~ fewer than 10 samples beyond this percentile: weak")
     if any(len(column.views) > 1 for column in columns):

@@ -6,14 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.comparison.verdict import (
-    CLAIMS,
-    amount,
-    factor,
-    is_level,
-    per_gpu,
-    tail_prices,
-)
+from nexusbench.comparison.amounts import amount, factor
+from nexusbench.comparison.level import is_level, rivals_in
+from nexusbench.comparison.price import find_prices
+from nexusbench.comparison.verdict import CLAIMS, per_gpu
 from nexusbench.comparison.view import Column, Estimate
 
 
@@ -49,7 +45,8 @@ def find_claims(columns: Sequence[Column]) -> list[Claim]:
 
 
 def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> Claim | None:
-    known = [(c.label, e) for c in columns if (e := c.statistic(tag, name)) is not None]
+    rivals = rivals_in(columns, tag, less=less)
+    known = [(c.label, e) for c in rivals if (e := c.statistic(tag, name)) is not None]
     if len(known) < 2:
         return None
     known.sort(key=lambda pair: pair[1].value, reverse=not less)
@@ -162,7 +159,8 @@ def _price(columns: Sequence[Column], main: str, lost: Sequence[Claim]) -> str:
         if mine is not None and best is not None:
             behind = factor(mine.value, best.value, claim.winner, not less)
             parts.append(f"{words} is {amount(mine.value, tag)}, {behind}")
-    parts += tail_prices(columns, own, without=[claim.words for claim in lost])
+    found = find_prices(columns, own, without=[claim.words for claim in lost])
+    parts += [price.text for price in found]
     return "its " + "; its ".join(parts) if parts else ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from nexusbench.comparison.level import rivals_in
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
 from nexusbench.core.parts import unit_of
 
@@ -184,7 +185,10 @@ def _row_of(
         for column, e in zip(columns, found, strict=True)
     ]
     direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
-    _mark_best(columns, cells, values, _DIRECTIONS.get(tag, direction))
+    direction = _DIRECTIONS.get(tag, direction)
+    _mark_best(
+        rivals_in(columns, tag, less=direction == "lower"), columns, cells, values, direction
+    )
     return Row(title, second, cells)
 
 
@@ -221,16 +225,21 @@ def _text(estimate: Estimate, scale: float, places: int) -> str:
 
 
 def _mark_best(
-    columns: Sequence[Column], cells: list[Cell], values: list[float | None], direction: str
+    allowed: Sequence[Column],
+    columns: Sequence[Column],
+    cells: list[Cell],
+    values: list[float | None],
+    direction: str,
 ) -> None:
     """Mark the best of a row and what reads the same; where all read the same there is no best.
 
-    A run that was cut short is never best: its numbers are of another set of requests.
+    A run that was cut short is never best, nor in latency one that turned more requests away: its
+    numbers are of another set of requests.
     """
     rivals = [
         (value, cell)
         for column, value, cell in zip(columns, values, cells, strict=True)
-        if value is not None and column.complete
+        if value is not None and column.complete and column in allowed
     ]
     if direction == "none" or len(rivals) < 2:
         return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nexusbench.comparison.amounts import amount, factor
+from nexusbench.comparison.level import fully_served, is_level, rivals_in, within
+from nexusbench.comparison.price import Price, find_prices
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
 
-# Differences below this are called equal: the simulator's own noise is of that size.
-_EQUAL = 0.01
 # Of more runs than this only the next best and the worst are named.
 _MOST_NAMED = 3
 # What is compared: words, tag, statistic, is less better.
@@ -17,10 +18,6 @@ CLAIMS = (
     ("output throughput", "output_throughput", "value", False),
     ("SLO attainment", "attainment", "value", False),
 )
-# Tails that a good mean TTFT may be paid with, and from which factor on it is worth a word.
-_TAILS = (("p95 TTFT", "ttft", "p95"), ("p99 TBT", "tbt", "p99"))
-_DEAR = 1.5
-_UNITS = {"output_throughput": " tok/s", "attainment": " %"}
 
 
 def verdict(columns: Sequence[Column]) -> list[str]:
@@ -30,14 +27,21 @@ def verdict(columns: Sequence[Column]) -> list[str]:
         return []
     claims = [_sentence(rivals, *claim) for claim in CLAIMS]
     said = (*claims, _why(rivals), _price(rivals), per_gpu(rivals, _winners(rivals)))
-    return [sentence for sentence in said if sentence] + _remarks(rivals)
+    return [sentence for sentence in said if sentence] + remarks(rivals)
+
+
+def prices(columns: Sequence[Column]) -> list[Price]:
+    """What the winner of the mean TTFT pays with; none where nobody wins it."""
+    rivals = [column for column in columns if column.complete]
+    pair = _winner_and_rival(rivals) if len(rivals) > 1 else []
+    return find_prices(rivals, pair[0]) if pair else []
 
 
 def reasons(columns: Sequence[Column]) -> list[str]:
     """Of the verdict only why, and what must be known to believe it."""
     rivals = [column for column in columns if column.complete]
     why = _why(rivals) if len(rivals) > 1 else None
-    return [*([why] if why else []), *(_remarks(rivals) if len(rivals) > 1 else [])]
+    return [*([why] if why else []), *(remarks(rivals) if len(rivals) > 1 else [])]
 
 
 def per_gpu(columns: Sequence[Column], winners: Sequence[str]) -> str:
@@ -45,7 +49,7 @@ def per_gpu(columns: Sequence[Column], winners: Sequence[str]) -> str:
     if not gpus_differ(columns):
         return ""
     least = min(column.gpus for column in columns)
-    rates = {c.label: e.value for c in columns if (e := c.per_gpu("output_throughput"))}
+    rates = {c.label: e for c in columns if (e := c.per_gpu("output_throughput"))}
     parts = []
     for column in columns:
         if column.gpus == least or column.label not in winners or column.label not in rates:
@@ -54,55 +58,58 @@ def per_gpu(columns: Sequence[Column], winners: Sequence[str]) -> str:
         others = {c.label: rates[c.label] for c in columns if c.gpus < column.gpus}
         if not others:
             continue
-        rival = max(others, key=lambda label: others[label])
+        rival = max(others, key=lambda label: others[label].value)
         parts.append(
             f"{column.label} uses {column.gpus} GPUs: per GPU its output throughput is "
-            f"{amount(own, 'output_throughput')}, {_beside(own, others[rival], rival)}"
+            f"{amount(own.value, 'output_throughput')}, {_beside(own, others[rival], rival)}"
         )
     return f"{'; '.join(parts)}." if parts else ""
 
 
-def _beside(own: float, other: float, label: str) -> str:
-    if is_level(Estimate(own), Estimate(other)):
+def _beside(own: Estimate, other: Estimate, label: str) -> str:
+    if is_level(own, other):
         return f"level with {label}"
-    return factor(own, other, label, less=own < other)
+    return factor(own.value, other.value, label, less=own.value < other.value)
 
 
 def _winners(columns: Sequence[Column]) -> list[str]:
     """Labels of those that are best at something."""
     found = []
     for _, tag, name, less in CLAIMS:
-        known = [(c.label, e.value) for c in columns if (e := c.statistic(tag, name)) is not None]
+        rivals = rivals_in(columns, tag, less=less)
+        known = [(c.label, e.value) for c in rivals if (e := c.statistic(tag, name)) is not None]
         if known:
             found.append((min if less else max)(known, key=lambda pair: pair[1])[0])
     return found
 
 
 def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
-    known = [(c.label, e) for c in columns if (e := c.statistic(tag, name)) is not None]
+    rivals = rivals_in(columns, tag, less=less)
+    known = [(c.label, e) for c in rivals if (e := c.statistic(tag, name)) is not None]
     if len(known) < 2:
         return None
     known.sort(key=lambda pair: pair[1].value, reverse=not less)
     (winner, first), rest = known[0], known[1:]
     best = first.value
-    level = [label for label, estimate in rest if is_level(first, estimate)]
-    seeded = any(estimate.half is not None for _, estimate in known)
-    within = "within 1 % or the spread over seeds" if seeded else "within 1 %"
+    near = [(label, estimate) for label, estimate in rest if is_level(first, estimate)]
+    level = [label for label, _ in near]
+    within_what = within(first, [estimate for _, estimate in near])
     if len(level) == len(rest):
-        return f"{_sentence_case(words)} is the same for all {within} ({amount(best, tag)})."
+        return f"{_sentence_case(words)} is the same for all {within_what} ({amount(best, tag)})."
     verb, degree = ("have" if level else "has"), ("lowest" if less else "highest")
     others = [(label, estimate.value) for label, estimate in rest if label not in level]
     if len(others) > _MOST_NAMED:
         others = [others[0], others[-1]]
     factors = ", ".join(factor(best, value, label, less) for label, value in others)
-    names = _names([winner, *level], within)
+    names = _names([winner, *level], within_what)
     return f"{names} {verb} the {degree} {words} ({amount(best, tag)}: {factors})."
 
 
 def _by_mean_ttft(columns: Sequence[Column]) -> list[Column]:
     """Those with a mean TTFT, best first."""
-    known = [(e.value, i) for i, c in enumerate(columns) if (e := c.statistic("ttft", "mean"))]
-    return [columns[i] for _, i in sorted(known)]
+    rivals = rivals_in(columns, "ttft", less=True)
+    known = [(e.value, i) for i, c in enumerate(rivals) if (e := c.statistic("ttft", "mean"))]
+    return [rivals[i] for _, i in sorted(known)]
 
 
 def _winner_and_rival(columns: Sequence[Column]) -> list[Column]:
@@ -134,74 +141,44 @@ def _why(columns: Sequence[Column]) -> str | None:
 def _price(columns: Sequence[Column]) -> str | None:
     """The tails that the winner of the mean TTFT pays with; none where nobody wins it."""
     pair = _winner_and_rival(columns)
-    found = tail_prices(columns, pair[0]) if pair else []
+    found = [price.text for price in find_prices(columns, pair[0])] if pair else []
     return f"The price: {pair[0].label}'s {', its '.join(found)}." if found else None
 
 
-def tail_prices(
-    columns: Sequence[Column], winner: Column, without: Sequence[str] = ()
-) -> list[str]:
-    """The tails of ``winner`` that are much longer than another's, less those named already."""
-    prices = [_tail(columns, winner, *tail) for tail in _TAILS if tail[0] not in without]
-    return [price for price in prices if price]
-
-
-def _tail(columns: Sequence[Column], winner: Column, words: str, tag: str, name: str) -> str | None:
-    """One tail of the winner, if another's is much shorter."""
-    tails = {c.label: e.value for c in columns if (e := c.statistic(tag, name)) and e.value > 0}
-    if len(tails) < 2 or winner.label not in tails:
-        return None
-    own = tails[winner.label]
-    label, best = min(tails.items(), key=lambda item: item[1])
-    if own <= _DEAR * best:
-        return None
-    return f"{words} is {amount(own, '')}, {own / best:.1f}x that of {label}"
-
-
-def is_level(best: Estimate, other: Estimate) -> bool:
-    """Too near to call: within 1 %, or with intervals over seeds that overlap."""
-    spread = (best.half or 0.0) + (other.half or 0.0)
-    return abs(other.value - best.value) <= max(_EQUAL * abs(best.value), spread)
-
-
-def _names(labels: Sequence[str], within: str) -> str:
+def _names(labels: Sequence[str], near: str) -> str:
     if len(labels) == 1:
         return labels[0]
     if len(labels) > _MOST_NAMED:
-        return f"{labels[0]} and {len(labels) - 1} others, {within},"
-    return f"{' and '.join(labels)}, {within},"
+        return f"{labels[0]} and {len(labels) - 1} others, {near},"
+    return f"{' and '.join(labels)}, {near},"
 
 
 def _sentence_case(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def factor(best: float, value: float, label: str, less: bool) -> str:
-    """How much better than ``label``: a factor, a percentage where small, or only the value."""
-    small, large = sorted((best, value))
-    way = "lower" if less else "higher"
-    if small <= 0:
-        return f"{label} {value:.3g}"
-    ratio = large / small
-    if ratio < 1.5:
-        # Percent of the other's value, as "x % lower than" is read.
-        return f"{100 * abs(best - value) / value:.1f} % {way} than {label}"
-    return f"{ratio:.1f}x {way} than {label}"
-
-
-def amount(value: float, tag: str) -> str:
-    """A statistic as text with its unit; what has no unit of its own is milliseconds."""
-    if tag in _UNITS:
-        return f"{value:,.1f}{_UNITS[tag]}"
-    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"
-
-
-def _remarks(columns: Sequence[Column]) -> list[str]:
+def remarks(columns: Sequence[Column]) -> list[str]:
     """What must be known to believe the sentences."""
-    finished = {c.label: e.value for c in columns if (e := c.statistic("finished", "value"))}
-    if len(set(finished.values())) < 2:
+    served = fully_served(columns)
+    if len(served) == len(columns):
         return []
-    counts = ", ".join(f"{label} {value:,.0f}" for label, value in finished.items())
-    return [
-        f"Not all finished the same requests ({counts}): latencies are of the answered ones only."
-    ]
+    counts = ", ".join(
+        f"{column.label} {finished:,.0f} of {offered:,.0f}"
+        for column in columns
+        if (finished := _count(column, "finished")) is not None
+        and (offered := _count(column, "offered")) is not None
+    )
+    text = f"Not all finished the same requests ({counts}): latencies are of the answered ones only"
+    out = [column.label for column in columns if column not in served]
+    if len(columns) > 1:
+        text += f", so that {_listed(out)} cannot lead in latency"
+    return [f"{text}."]
+
+
+def _count(column: Column, tag: str) -> float | None:
+    found = column.statistic(tag, "value")
+    return None if found is None else found.value
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nexusbench.comparison.load import load_of
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.printable import one_line
@@ -72,6 +73,7 @@ class RunView(msgspec.Struct):
             "event_digest": self.event_digest,
             "rejections": self.rejections,
             "failures": self.failures,
+            "load": msgspec.to_builtins(load_of(self.summary)),
             "config": self.config,
             "resolved": self.resolved,
             "summary": self.summary,
@@ -80,10 +82,13 @@ class RunView(msgspec.Struct):
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A statistic: of one run, or the mean over seeds with half its 95 % interval."""
+    """A statistic: of one run, or the mean over seeds with half its 95 % interval. ``left_out`` is
+    what it is without each of some blocks of the run (metrics/noise.py); empty where unknown.
+    """
 
     value: float
     half: float | None = None
+    left_out: tuple[float, ...] = ()
 
 
 class Column(msgspec.Struct):
@@ -116,16 +121,31 @@ class Column(msgspec.Struct):
         """One statistic of a metric; None where no run has it."""
         if tag == "decision_us":
             return _estimate([view.decision_us.get(name) for view in self.views])
-        return _estimate(
+        found = _estimate(
             [view.summary["metrics"].get(tag, {}).get(name) for view in self.views],
         )
+        if found is None:
+            return None
+        without = [view.summary.get("left_out", {}).get(tag, {}).get(name) for view in self.views]
+        return msgspec.structs.replace(found, left_out=_mean_of_each(without))
+
+    @property
+    def served(self) -> tuple[float, float]:
+        """Shares of the offered requests and of their tokens that finished; 1 where unknown."""
+        offered, finished = (
+            sum(view.summary["metrics"].get(tag, {}).get("value") or 0 for view in self.views)
+            for tag in ("offered", "finished")
+        )
+        work = self.statistic("finished_work", "value")
+        return (finished / offered if offered else 1.0, 1.0 if work is None else work.value / 100)
 
     def per_gpu(self, tag: str) -> Estimate | None:
         """A rate of the whole run, for each GPU that it uses."""
         rate, gpus = self.statistic(tag, "value"), self.gpus
         if rate is None:
             return None
-        return Estimate(rate.value / gpus, None if rate.half is None else rate.half / gpus)
+        half = None if rate.half is None else rate.half / gpus
+        return Estimate(rate.value / gpus, half, tuple(value / gpus for value in rate.left_out))
 
     def weak(self, tag: str, name: str) -> bool:
         """In some run the percentile has too few samples beyond it."""
@@ -154,6 +174,14 @@ def _estimate(values: Sequence[float | None]) -> Estimate | None:
     found = interval(known)
     half = None if found["low"] is None else found["mean"] - found["low"]
     return Estimate(found["mean"], half)
+
+
+def _mean_of_each(rows: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
+    """The mean over seeds, block by block; nothing where some seed has other blocks, or none."""
+    known = [row for row in rows if row]
+    if not known or len(known) < len(rows) or len({len(row) for row in known}) > 1:
+        return ()
+    return tuple(sum(values) / len(known) for values in zip(*known, strict=True))
 
 
 def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> RunView:

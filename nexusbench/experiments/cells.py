@@ -16,8 +16,9 @@ from nexusbench.runner import run
 
 CELL_SUFFIX = ".json"
 _SCHEMA = 1
-# Formulas are the same in every cell, and decision times are real time: neither is a result.
-_LEFT_OUT = ("formulas", "decision_us")
+# Formulas are the same in every cell, decision times are real time, and what statistics are without
+# a part of the run is for verdicts: none is a result.
+_LEFT_OUT = ("formulas", "decision_us", "left_out")
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

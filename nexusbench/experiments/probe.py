@@ -21,7 +21,7 @@ from nexusbench.metrics.slo import STATISTICS
 from nexusbench.runner import events_so_far, serve
 
 PROBE_SUFFIX = ".probe"
-_SCHEMA = 1
+_SCHEMA = 2
 # How often a running probe is looked at: arrivals and ends together come to twice the requests.
 _LOOKS = 24
 _NEVER = float("inf")
@@ -151,7 +151,8 @@ def _gap_statistics(
     will.
     """
     gaps = np.sort(run.gaps) / NS_PER_MS
-    never = int(np.maximum(due - run.num_gaps, 0)[missed].sum())
+    # One at least for each: an answer of one token that never came has no gap to be late by.
+    never = int(np.maximum(due - run.num_gaps, 1)[missed].sum())
     total = max(int(due.sum()), len(gaps) + never)
     ordered = np.concatenate((np.zeros(total - len(gaps) - never), gaps, np.full(never, _NEVER)))
     return {name: statistic(ordered, name) for name in STATISTICS}

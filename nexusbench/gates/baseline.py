@@ -14,6 +14,7 @@ from nexusbench.core.errors import BaselineError, UsageError
 from nexusbench.core.outputs import atomic_file, check_replaceable, not_written
 from nexusbench.core.printable import shell_words
 from nexusbench.gates.environment import differences
+from nexusbench.gates.rules import is_guard
 from nexusbench.gates.series import Samples, Series
 
 KIND = "nexusbench gate baseline"
@@ -188,6 +189,10 @@ def appended(
 
 def _joined(name: str, old: Series, new: Series) -> Series:
     differ = differences(old.environment, new.environment) + differences(old.machine, new.machine)
+    if extra := [name for name in new.metrics if name not in old.metrics and is_guard(name)]:
+        # Kept since the baseline was begun: its earlier runs have no values of it.
+        kept = {name: samples for name, samples in new.metrics.items() if name not in extra}
+        new = msgspec.structs.replace(new, metrics=kept)
     if old.metrics.keys() != new.metrics.keys():
         differ.append(
             f"metrics: {', '.join(sorted(old.metrics))} -> {', '.join(sorted(new.metrics))}"
@@ -197,7 +202,7 @@ def _joined(name: str, old: Series, new: Series) -> Series:
     new = rounded(new)
     exact = all(samples.exact for samples in old.metrics.values())
     known = [(run, _exact_values(old, i)) for i, run in enumerate(old.runs)]
-    kept = []
+    added = []
     for i, run in enumerate(new.runs):
         same = [values for other, values in known if other.seed == run.seed]
         if any(values != _exact_values(new, i) for values in same):
@@ -206,14 +211,14 @@ def _joined(name: str, old: Series, new: Series) -> Series:
                 "metrics. Use --update instead"
             )
         if not (exact and same):
-            kept.append(i)
+            added.append(i)
     metrics = {
         metric: msgspec.structs.replace(
-            samples, values=[*samples.values, *(new.metrics[metric].values[i] for i in kept)]
+            samples, values=[*samples.values, *(new.metrics[metric].values[i] for i in added)]
         )
         for metric, samples in old.metrics.items()
     }
-    runs = [*old.runs, *(new.runs[i] for i in kept)]
+    runs = [*old.runs, *(new.runs[i] for i in added)]
     return msgspec.structs.replace(old, runs=runs, metrics=metrics)
 
 

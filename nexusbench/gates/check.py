@@ -10,6 +10,7 @@ from nexusbench.gates.environment import Facts, differences
 from nexusbench.gates.rules import Rule
 from nexusbench.gates.series import Series
 from nexusbench.gates.statistics import holm, runs_to_fire
+from nexusbench.gates.turned_away import guard
 from nexusbench.gates.verdicts import (
     RANKING,
     Finding,
@@ -65,6 +66,7 @@ def check(
     it is worse by more than the rule's share and its floor, and the one-sided permutation test says
     so after Holm over all measured metrics of the check. With ``rerun``, whatever is beyond its
     rule is run again: the fresh runs must be beyond it too, and the test is of all runs together.
+    What passes over fewer requests than the baseline's is taken back (turned_away.py).
     Raises UsageError for a rule whose unit does not fit.
     """
     level = ALPHA if alpha is None else alpha
@@ -79,8 +81,10 @@ def check(
         findings += [_first(name, rule, old_name, old, different, new) for rule in rules]
     _correct(findings, level, stages=1 if rerun is None else 2)
     notes = _notes(baseline, current, matches)
+    seen = dict(current)
     if rerun is not None:
-        _confirm(findings, pairs, current, rules, level, rerun)
+        seen |= _confirm(findings, pairs, current, rules, level, rerun)
+    guard(findings, pairs, seen, rules, level)
     verdict = overall(findings)
     if any("cannot tell a change from chance" in finding.reason for finding in findings):
         tests = sum(finding.p is not None for finding in findings)
@@ -218,8 +222,10 @@ def _confirm(
     rules: Sequence[Rule],
     alpha: float,
     rerun: Rerun,
-) -> None:
-    """Run again whatever is beyond its rule, and put the verdict of all runs in its place."""
+) -> dict[str, Series]:
+    """Run again whatever is beyond its rule, and put the verdict of all runs in its place; returns
+    the series that were run again, first and fresh runs together.
+    """
     tests = sum(finding.p is not None for finding in findings)
     places = [
         place
@@ -227,7 +233,7 @@ def _confirm(
         if finding.p is not None and finding.beyond and can_fire(finding, alpha, tests, 2)
     ]
     if not places:
-        return
+        return {}
     again = rerun(list(dict.fromkeys(findings[place].series for place in places)))
     by_metric = {rule.metric: rule for rule in rules}
     together = []
@@ -244,6 +250,7 @@ def _confirm(
         pooled.p_adjusted = value
         settle(pooled, fresh, alpha)
         findings[place] = pooled
+    return {name: _together(current[name], fresh) for name, fresh in again.items()}
 
 
 def _pooled(first: Series, fresh: Series, metric: str) -> Series:
@@ -252,6 +259,18 @@ def _pooled(first: Series, fresh: Series, metric: str) -> Series:
     added = fresh.metrics[metric].values if metric in fresh.metrics else []
     both = msgspec.structs.replace(samples, values=[*samples.values, *added])
     return msgspec.structs.replace(first, metrics={metric: both})
+
+
+def _together(first: Series, fresh: Series) -> Series:
+    """The runs of both, in the metrics that both have."""
+    metrics = {
+        name: msgspec.structs.replace(
+            samples, values=[*samples.values, *fresh.metrics[name].values]
+        )
+        for name, samples in first.metrics.items()
+        if name in fresh.metrics
+    }
+    return msgspec.structs.replace(first, runs=[*first.runs, *fresh.runs], metrics=metrics)
 
 
 def _notes(

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.comparison.load import load_of, load_sentence
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.gates.check import Rerun
@@ -44,6 +45,18 @@ def make_points(
         with follow(title) as progress:
             points.append(point_of_result(run(config, results=results, progress=progress)))
     return points
+
+
+def load_notes(points: Sequence[Point]) -> list[str]:
+    """Of each series in which requests arrive faster than they leave, that its latencies measure a
+    backlog.
+    """
+    told: dict[str, str] = {}
+    for point in points:
+        metrics = {tag: {"value": value} for tag, value in point.values.items()}
+        if sentence := load_sentence(load_of({"metrics": metrics})):
+            told.setdefault(point.name, sentence)
+    return [f"{name}: {sentence[0].lower()}{sentence[1:]}" for name, sentence in told.items()]
 
 
 def rerunner(

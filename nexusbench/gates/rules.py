@@ -27,6 +27,9 @@ DEFAULT_RULES = (
 # Real time per scheduling decision: of the host, so never exact, whatever the device is.
 HOST_METRIC, HOST_UNIT = "decision_us", "us"
 HOST_STATISTICS = ("mean", "p50", "p99")
+# What every series keeps besides: how many of the requests offered finished, and how many samples
+# a distribution has (turned_away.py).
+NAMES_OF_SAMPLES = ".n"
 _TEXT = re.compile(
     r"(?P<metric>.+?):(?P<relative>[^:%]+)%(?::(?P<absolute>[-+.\deE]*\d)\s*(?P<unit>.*))?",
     re.DOTALL,
@@ -68,6 +71,19 @@ class Measure(msgspec.Struct, frozen=True):
     unit: str
     better: Better
     repeatable: bool = True
+
+
+GUARDS: Mapping[str, Measure] = {
+    "offered": Measure("requests", "higher"),
+    "finished": Measure("requests", "higher"),
+    "finished_work": Measure("%", "higher"),
+}
+SAMPLES = Measure("samples", "higher")
+
+
+def is_guard(metric: str) -> bool:
+    """Whether a series keeps it for the guard's sake, asked or not."""
+    return metric in GUARDS or metric.endswith(NAMES_OF_SAMPLES)
 
 
 def parse_rule(text: str) -> Rule:

@@ -9,7 +9,14 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.gates.environment import environment_of, machine_of, name_of
-from nexusbench.gates.rules import HOST_METRIC, Better, Measure
+from nexusbench.gates.rules import (
+    GUARDS,
+    HOST_METRIC,
+    NAMES_OF_SAMPLES,
+    SAMPLES,
+    Better,
+    Measure,
+)
 from nexusbench.results.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -130,11 +137,15 @@ def _point(
 def make_series(
     points: Sequence[Point], measures: Mapping[str, Measure], wanted: Iterable[str]
 ) -> dict[str, Series]:
-    """Points grouped into series by name, with the values of the ``wanted`` metrics.
+    """Points grouped into series by name, with the values of the ``wanted`` metrics and of what
+    guards them.
 
     Runs of one name that were made of different things are told apart: the later ones get a number.
     """
     wanted = list(wanted)
+    counts = [f"{tag}{NAMES_OF_SAMPLES}" for tag in (name.partition(".")[0] for name in wanted)]
+    wanted = list(dict.fromkeys([*wanted, *GUARDS, *counts]))
+    measures = {**GUARDS, **dict.fromkeys(counts, SAMPLES), **measures}
     groups: dict[str, list[Point]] = {}
     for point in points:
         name, count = point.name, 1

@@ -84,6 +84,16 @@ def shift(baseline: Sequence[float], current: Sequence[float]) -> float:
     return float(np.median(pairs))
 
 
+def fewer_p(was: tuple[int, int], now: tuple[int, int]) -> float:
+    """One-sided p-value that a smaller share of ``now`` succeeded than of ``was``, each given as
+    successes and trials: Fisher's exact test (1922).
+    """
+    from scipy.stats import hypergeom
+
+    trials = was[1] + now[1]
+    return float(hypergeom.cdf(now[0], trials, was[0] + now[0], now[1]))
+
+
 def clopper_pearson_upper(hits: int, trials: int, confidence: float = 0.95) -> float:
     """Upper bound of a share of which ``hits`` in ``trials`` were seen, exact (Clopper & Pearson
     1934), one-sided.

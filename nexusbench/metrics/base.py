@@ -34,6 +34,8 @@ class Metric(ABC):
     kind: ClassVar[Literal["distribution", "scalar"]]
     # It is about what only the engine sees: a log that a client wrote has no value of it.
     needs_engine: ClassVar[bool] = False
+    # Its values are of what was answered: turning requests away may improve it.
+    of_answered: ClassVar[bool] = False
 
     def reason(self, run: RunEvents) -> str:
         """Why the metric has no value for ``run``; asked only where it has none."""

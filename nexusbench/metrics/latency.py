@@ -13,10 +13,13 @@ from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents, to_ms
 from nexusbench.metrics.tokens import MANY
 
+_LONG = 0.95
+
 
 class TimeToFirstToken(Distribution):
     """From arrival to the first token, of every request that got one."""
 
+    of_answered = True
     tag, unit, direction = "ttft", "ms", "lower"
     title = "time to first token"
     formula = "f_i - a_i, i in G"
@@ -26,10 +29,39 @@ class TimeToFirstToken(Distribution):
         return to_ms((run.first_token - run.arrival)[run.answered])
 
 
+class LongPromptFirstToken(Distribution):
+    """TTFT of the longest twentieth of the trace's prompts: whom a low mean may be paid by."""
+
+    of_answered = True
+    tag, unit, direction = "ttft_long_prompts", "ms", "lower"
+    title = "time to first token of the longest prompts"
+    formula = "f_i - a_i, i in G with p_i > 95 % of all p"
+
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per answered request with such a prompt."""
+        return to_ms((run.first_token - run.arrival)[run.answered & longest_prompts(run)])
+
+    def reason(self, run: RunEvents) -> str:
+        """All alike, or none answered."""
+        if longest_prompts(run).any():
+            return "none of the longest prompts was answered"
+        return "no prompt is longer than 95 % of them"
+
+
+def longest_prompts(run: RunEvents) -> npt.NDArray[np.bool_]:
+    """Whose prompt is longer than 95 % of the trace's: the same requests under every scheduler."""
+    lengths = run.requests["prompt_tokens"]
+    if not len(lengths):
+        return np.zeros(0, dtype=np.bool_)
+    found: npt.NDArray[np.bool_] = lengths > np.quantile(lengths, _LONG, method="lower")
+    return found
+
+
 class Queueing(Distribution):
     """The part of TTFT before the request first left the waiting queue."""
 
     needs_engine = True
+    of_answered = True
     tag, unit, direction = "ttft_queueing", "ms", "lower"
     title = "queueing part of TTFT"
     formula = "s_i - a_i, i in G"
@@ -43,6 +75,7 @@ class Service(Distribution):
     """The part of TTFT after the request first left the waiting queue."""
 
     needs_engine = True
+    of_answered = True
     tag, unit, direction = "ttft_service", "ms", "lower"
     title = "service part of TTFT"
     formula = "f_i - s_i, i in G"
@@ -75,6 +108,7 @@ class SendLag(Distribution):
 class TimeBetweenTokens(Distribution):
     """Every gap between a request's consecutive tokens, pooled over requests; also called ITL."""
 
+    of_answered = True
     tag, unit, direction = "tbt", "ms", "lower"
     title = "time between tokens (ITL)"
     formula = "t_i,k - t_i,k-1 for k = 2..n_i, i in M, pooled"
@@ -101,6 +135,7 @@ class TimeBetweenTokens(Distribution):
 class TimePerOutputToken(Distribution):
     """A request's mean time per token after the first."""
 
+    of_answered = True
     tag, unit, direction = "tpot", "ms", "lower"
     title = "time per output token"
     formula = "(e2e_i - ttft_i) / (n_i - 1), i in F with n_i > 1"
@@ -115,6 +150,7 @@ class TimePerOutputToken(Distribution):
 class EndToEnd(Distribution):
     """From arrival to the end, of finished requests."""
 
+    of_answered = True
     tag, unit, direction = "e2e", "ms", "lower"
     title = "end-to-end latency"
     formula = "e_i - a_i, i in F"
@@ -127,6 +163,7 @@ class EndToEnd(Distribution):
 class NormalisedLatency(Distribution):
     """End-to-end latency per output token."""
 
+    of_answered = True
     tag, unit, direction = "normalised_latency", "ms/token", "lower"
     title = "normalised latency"
     formula = "e2e_i / n_i, i in F with n_i > 0"

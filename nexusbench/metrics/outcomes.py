@@ -36,6 +36,24 @@ class Finished(_Ended):
     formula = "|F|"
 
 
+class FinishedWork(Scalar):
+    """Share of the offered tokens whose requests finished: long ones turned away show in it."""
+
+    tag, unit, direction = "finished_work", "%", "higher"
+    title = "finished, of the tokens offered"
+    formula = "100 sum(p_i + o_i, i in F) / sum(p_i + o_i, i in M), o_i output tokens of the trace"
+
+    def value(self, run: RunEvents) -> float | None:
+        """Percent; None where nothing was offered."""
+        tokens = run.requests["prompt_tokens"] + run.requests["output_tokens"]
+        offered = int(tokens[run.measured].sum())
+        return 100 * int(tokens[run.finished].sum()) / offered if offered else None
+
+    def reason(self, run: RunEvents) -> str:
+        """Nothing was offered."""
+        return "no request was offered"
+
+
 class FinishedByToken(Scalar):
     """Finished requests that a token of the model ended before the trace's length."""
 

@@ -13,6 +13,7 @@ from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Distribution, Metric, Scalar, find_metrics, load_metrics
+from nexusbench.metrics.noise import left_out, rates_left_out
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.splits import split_shares
 from nexusbench.metrics.tokens import MANY
@@ -46,7 +47,8 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
         found = find_metrics()
         metrics, failed = found.metrics, dict(found.broken)
     warmup = int((run.offered & ~run.measured).sum())
-    entries = {tag: _entry(metric, run, failed) for tag, metric in metrics.items()}
+    noise: dict[str, dict[str, list[float]]] = {}
+    entries = {tag: _entry(metric, run, noise, failed) for tag, metric in metrics.items()}
     summary = {
         "schema": SUMMARY_SCHEMA,
         "simulated": run.facts.simulated,
@@ -54,14 +56,23 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
         "warmup": {"seconds": run.facts.warmup_ns / NS_PER_S, "requests": warmup},
         "slo": dict(run.facts.slo),
         "metrics": entries,
+        # Statistics without each tenth of the run: what a lead is judged by (docs/metrics.md).
+        "left_out": noise | rates_left_out(run),
         "split_shares": split_shares(run),
         "formulas": {tag: metric.formula for tag, metric in metrics.items()},
     }
     return {**summary, "failed": failed} if failed else summary
 
 
-def _entry(metric: Metric, run: RunEvents, failed: dict[str, str]) -> dict[str, Any]:
-    """One metric's entry; the fault of one that raises is added to ``failed``."""
+def _entry(
+    metric: Metric,
+    run: RunEvents,
+    noise: dict[str, dict[str, list[float]]],
+    failed: dict[str, str],
+) -> dict[str, Any]:
+    """One metric's entry. What its statistics are without each block goes to ``noise``, the fault
+    of a metric that raises to ``failed``.
+    """
     entry: dict[str, Any] = {
         "kind": metric.kind,
         "title": metric.title,
@@ -71,7 +82,7 @@ def _entry(metric: Metric, run: RunEvents, failed: dict[str, str]) -> dict[str, 
     try:
         if metric.needs_engine and run.facts.observed == "client":
             return {**entry, **_empty(metric), "reason": _HIDDEN}
-        values = _values(metric, run)
+        values = _values(metric, run, noise)
         missing = values["n"] == 0 if "n" in values else values["value"] is None
         return {**entry, **values, **({"reason": str(metric.reason(run))} if missing else {})}
     except (InputError, KeyboardInterrupt):
@@ -87,7 +98,9 @@ def _empty(metric: Metric) -> dict[str, Any]:
     return describe(np.empty(0)) if isinstance(metric, Distribution) else {"value": None}
 
 
-def _values(metric: Metric, run: RunEvents) -> dict[str, Any]:
+def _values(
+    metric: Metric, run: RunEvents, noise: dict[str, dict[str, list[float]]]
+) -> dict[str, Any]:
     """What a metric gives. Raises NexusbenchError for what is no number."""
     if isinstance(metric, Distribution):
         values: np.ndarray[Any, np.dtype[Any]] = np.asarray(metric.values(run))
@@ -98,6 +111,8 @@ def _values(metric: Metric, run: RunEvents) -> dict[str, Any]:
             )
         if values.dtype.kind != "f":
             values = values.astype(np.float64)
+        if without := left_out(run, metric.tag, values):
+            noise[metric.tag] = without
         return describe(values, metric.tag)
     assert isinstance(metric, Scalar)
     value: Any = metric.value(run)
@@ -146,6 +161,7 @@ class _StoredSummary(msgspec.Struct, kw_only=True):
     warmup: _Warmup
     slo: dict[str, float]
     metrics: dict[str, _StoredScalar | _StoredDistribution]
+    left_out: dict[str, dict[str, list[float]]]
     split_shares: dict[str, float]
     formulas: dict[str, str]
     failed: dict[str, str] = {}

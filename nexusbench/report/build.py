@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.comparison.headline import find_claims, headline, over_loads
+from nexusbench.comparison.load import load_lines
 from nexusbench.comparison.view import Judgement
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.outputs import atomic_file, check_writable
-from nexusbench.report.gather import gather, read_runs
+from nexusbench.report.gather import gather, overloaded_settings, read_runs
 from nexusbench.report.page import require_packages, runs_page
 from nexusbench.report.plots import draw, require_matplotlib
 from nexusbench.results.reader import RunReader
@@ -43,9 +44,11 @@ def report_runs(
     settings = gather(read_runs([RunReader(run, results) for run in runs], judgement))
     size = write_page(output, runs_page(settings))
     if len(settings) > 1:
-        verdicts = [over_loads([find_claims(setting.columns) for setting in settings])]
+        verdicts = overloaded_settings(settings)
+        verdicts.append(over_loads([find_claims(setting.columns) for setting in settings]))
     else:
-        verdicts = [headline(settings[0].columns).text]
+        columns = settings[0].columns
+        verdicts = [*(f"{line}." for line in load_lines(columns)), headline(columns).text]
     simulated = any(column.first.simulated for s in settings for column in s.columns)
     made = Made(output, size, [], verdicts, simulated)
     if plots is None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.comparison.alike import find_warnings, label_apart
+from nexusbench.comparison.load import is_overloaded
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.run_events import RunEvents
@@ -101,6 +102,23 @@ def gather(stored: Sequence[Stored]) -> list[Setting]:
         zip(titles, groups, strict=True), key=lambda pair: (pair[1][0].rate or 0.0, pair[0])
     )
     return [_setting(title, group, once) for title, group in ordered]
+
+
+def overloaded_settings(settings: Sequence[Setting]) -> list[str]:
+    """A sentence that names the loads at which requests arrive faster than they leave; nothing
+    where there are none.
+    """
+    named = [
+        f"{setting.title} ({', '.join(c.label for c in setting.columns if is_overloaded(c))})"
+        for setting in settings
+        if any(map(is_overloaded, setting.columns))
+    ]
+    if not named:
+        return []
+    return [
+        f"Requests arrive faster than they leave at {'; '.join(named)}: latency there measures the "
+        "backlog more than the way of serving."
+    ]
 
 
 def _setting(title: str, entries: list[Entry], once: bool) -> Setting:

@@ -19,6 +19,7 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
 from nexusbench.comparison.headline import find_claims, headline, over_loads
+from nexusbench.comparison.load import load_lines
 from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import reasons
@@ -28,7 +29,7 @@ from nexusbench.metrics.symbols import SYMBOLS
 from nexusbench.report.charts import Group, groups_of, rate_group
 from nexusbench.report.escape import plain, plain_lines, script_json
 from nexusbench.report.figures import DASHES
-from nexusbench.report.gather import Entry, Setting, Stored
+from nexusbench.report.gather import Entry, Setting, Stored, overloaded_settings
 from nexusbench.report.theme import variables
 from nexusbench.report.tiles import make_tiles
 
@@ -75,6 +76,7 @@ def runs_page(settings: Sequence[Setting]) -> str:
         "legend": _legend(settings),
         "overview": overview,
         "over_loads": over_loads([claims for _, claims in overview]),
+        "overloaded": overloaded_settings(settings) if overview else [],
         "rates": rates,
         "settings": [
             _setting(number, setting, found)
@@ -184,6 +186,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
     return {
         "number": number,
         "title": setting.title,
+        "load": load_lines(columns),
         "headline": headline(columns),
         "alike": not any(line.startswith("the runs differ") for line in setting.warnings),
         "sentences": reasons(columns),

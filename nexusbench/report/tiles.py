@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.comparison.verdict import amount, is_level
+from nexusbench.comparison.amounts import amount
+from nexusbench.comparison.level import is_level, rivals_in
 from nexusbench.report.gather import Entry
 
 # Title, tag, statistic, is less better; a tile without values is left out.
@@ -51,10 +52,11 @@ def _tile(entries: Sequence[Entry], title: str, tag: str, name: str, less: bool)
     if not known:
         return None
     longest = max(estimate.value for estimate in known) or 1.0
+    allowed = rivals_in([entry.column for entry in entries], tag, less=less)
     rivals = [
         estimate
         for entry, estimate in zip(entries, found, strict=True)
-        if estimate is not None and entry.column.complete
+        if estimate is not None and entry.column.complete and entry.column in allowed
     ]
     choose = min if less else max
     best = choose(rivals, key=lambda estimate: estimate.value) if len(rivals) > 1 else None
@@ -69,7 +71,8 @@ def _tile(entries: Sequence[Entry], title: str, tag: str, name: str, less: bool)
         text = amount(estimate.value, tag)
         if estimate.half is not None:
             text += f" ± {amount(estimate.half, tag).split(' ')[0]}"
-        wins = best is not None and entry.column.complete and is_level(best, estimate)
+        able = entry.column.complete and entry.column in allowed
+        wins = best is not None and able and is_level(best, estimate)
         bars.append(
             Bar(
                 entry.column.label, entry.tone, text, round(100 * estimate.value / longest, 2),

@@ -12,6 +12,9 @@ import pytest
 from commandline import Outcome, write_trace
 
 from nexusbench.config import RunConfig
+from nexusbench.core.events import OUTCOMES
+from nexusbench.core.request import Request
+from nexusbench.engine.engine import Engine
 from nexusbench.gates.spec import load_spec
 from nexusbench.results.reader import RunReader, list_runs
 
@@ -61,6 +64,55 @@ def test_the_same_run_passes(call: Call, kept: str, baseline: Path) -> None:
     assert "gate: pass (2 pass)" in done.out
     assert "SIMULATED" in done.out
     assert done.err == ""
+
+
+def turn_away_half(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    """Every second request ends when it arrives: an engine that is fast for the others."""
+    offer = Engine._offer
+
+    def picky(self: Engine, request: Request) -> None:
+        if request.index % 2:
+            request.arrival_rank = self.num_arrived - 1
+            self.log.tables["arrived"].row(
+                request.index, request.arrival_ns, request.num_prompt_tokens, request.max_tokens
+            )
+            self.executor.end(request, OUTCOMES.index(outcome), "queue full")
+        else:
+            offer(self, request)
+
+    monkeypatch.setattr(Engine, "_offer", picky)
+
+
+@pytest.mark.parametrize("outcome", ["rejected", "failed", "cancelled"])
+def test_a_run_that_turned_requests_away_is_no_pass(
+    call: Call, trace: Path, baseline: Path, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    turn_away_half(monkeypatch, outcome)
+    assert call("serve-trace", trace, "--scheduler", "vllm", "--results", "new").code == 0
+    new = f"new/{list_runs(Path('new'))[0]}"
+    check = ("gate", "check", new, "--baseline", baseline, "--rule", "ttft.p99:5%:2ms")
+    done = call(*check)
+    assert done.code == 3, done.out
+    text = " ".join(done.out.split())
+    assert "20 of 40 requests finished, in the baseline 40 of 40" in text
+    assert "gate: fail (1 fail, 1 inconclusive)" in text
+    assert call(*check, "--rule", "finished:50%").code == 0
+    # Side by side it is no winner, by no metric that turning away could improve.
+    compared = json.loads(call("compare", list_runs(Path("results"))[0], new, "--results",
+                               "results", "--json").out)  # fmt: skip
+    assert compared["turned_away"] == ["vllm #2"]
+    assert all("TTFT" not in claim["words"] for claim in compared["claims"])
+
+
+def test_a_gate_of_an_overloaded_run_says_so_first(call: Call, trace: Path) -> None:
+    fast = ("serve-trace", trace, "--scheduler", "vllm", "--rate", "2000", "--kv-blocks", "60")
+    assert call(*fast).code == 0
+    run = list_runs(Path("results"))[0]
+    saved = call("gate", "baseline", "save", run, "-o", "base.json")
+    assert "WARNING: small, llama-3.1-8b, sim:l20, vllm, kv_blocks=60" in saved.out
+    assert "requests arrive faster than they leave" in " ".join(saved.out.split())
+    found = json.loads(call("gate", "check", run, "--baseline", "base.json", "--json").out)
+    assert "requests arrive faster than they leave (offered" in found["notes"][0]
 
 
 def test_an_injected_regression_fails(call: Call, kept: str, baseline: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,13 +14,15 @@ from nexusbench.cli._policies import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
 from nexusbench.comparison.alike import find_warnings, label_apart
+from nexusbench.comparison.headline import find_claims
 from nexusbench.comparison.rows import Row, decimals, make_rows
-from nexusbench.comparison.verdict import verdict
+from nexusbench.comparison.verdict import prices, verdict
 from nexusbench.comparison.view import Column, RunView, by_label
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import EventLog
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import describe, summarise
+from nexusbench.report.tiles import make_tiles
 
 FACTS = {
     "simulated": True, "num_sms": 8, "kv_blocks": 10, "block_size": 16, "partitions": ("all",),
@@ -31,8 +35,6 @@ NOTHING: dict[str, Any] = {
 
 def view(label: str, status: str = "complete", seed: int = 0, **values: Any) -> RunView:
     """A run whose metrics are given: a list for a distribution, a number for a scalar."""
-    import numpy as np
-
     summary = summarise(RunEvents.from_log(EventLog(), NOTHING, FACTS))
     for tag, value in values.items():
         if isinstance(value, list):
@@ -139,13 +141,105 @@ def test_why_names_the_first_rival_that_is_not_level() -> None:
 def test_the_price_of_the_best_mean_ttft() -> None:
     dear = [view("a", ttft=[100.0], tbt=[90.0]), view("b", ttft=[200.0], tbt=[30.0])]
     assert "The price: a's p99 TBT is 90.0 ms, 3.0x that of b." in verdict(by_label(dear))
-    fair = [view("a", ttft=[100.0], tbt=[45.0]), view("b", ttft=[200.0], tbt=[30.0])]
+    fair = [view("a", ttft=[100.0], tbt=[30.2]), view("b", ttft=[200.0], tbt=[30.0])]
     assert "The price" not in " ".join(verdict(by_label(fair)))
 
 
-def test_verdict_says_when_the_requests_are_not_the_same() -> None:
-    columns = by_label([view("a", ttft=[1.0], finished=9), view("b", ttft=[2.0], finished=10)])
-    assert "a 9, b 10" in verdict(columns)[-1]
+@pytest.mark.parametrize(
+    ("words", "tag"),
+    [
+        ("p95 TTFT", "ttft"), ("p99 TTFT", "ttft"), ("p99 end to end", "e2e"), ("p99 TBT", "tbt"),
+        ("mean TTFT of the longest prompts", "ttft_long_prompts"),
+    ],
+)  # fmt: skip
+def test_every_tail_that_is_worse_by_more_than_its_noise_is_a_price(words: str, tag: str) -> None:
+    """A long tail under a low mean: nine of ten are fast, one is slow."""
+    slow = [10.0] * 90 + [130.0] * 10
+    views = [view("a", ttft=[10.0] * 100), view("b", ttft=[100.0] * 100)]
+    for one, values in zip(views, (slow, [100.0] * 100), strict=True):
+        one.summary["metrics"][tag].update(describe(np.array(values)))
+        if tag == "ttft_long_prompts":
+            one.summary["metrics"][tag]["mean"] = 130.0 if one.label == "a" else 100.0
+    columns = by_label(views)
+    assert f"{words} is 130.0 ms, 30 % above that of b" in " ".join(verdict(columns))
+    (price,) = [price for price in prices(columns) if price.words == words]
+    assert (price.value, price.best, price.best_value) == (130.0, "b", 100.0)
+    # The same, where parts of the run differ by as much: no price that anybody could count on.
+    name = price.statistic
+    for one, factor in zip(views, (1, -1), strict=True):
+        one.summary["left_out"][tag] = {name: [100.0 + factor * 20 * (n % 2) for n in range(10)]}
+    assert words not in " ".join(verdict(columns))
+
+
+def test_a_lead_within_the_noise_of_one_run_is_no_win() -> None:
+    views = [view("a", ttft=[100.0]), view("b", ttft=[110.0])]
+    columns = by_label(views)
+    assert "a has the lowest mean TTFT" in verdict(columns)[0]
+    assert not find_claims(columns)[0].open
+    # In half of its parts a is ahead, in the others b.
+    for one, sign in zip(views, (1, -1), strict=True):
+        one.summary["left_out"]["ttft"] = {"mean": [105.0 + sign * 9 * (-1) ** n for n in range(8)]}
+    assert verdict(columns)[0].startswith("Mean TTFT is the same for all within the noise of one")
+    assert find_claims(columns)[0].open
+    # What the trace does to both is no noise of the difference, however much it is.
+    for one in views:
+        one.summary["left_out"]["ttft"] = {"mean": [100.0 * (n + 1) for n in range(8)]}
+    assert "a has the lowest mean TTFT" in verdict(columns)[0]
+
+
+def test_requests_that_were_turned_away_give_no_lead_in_latency() -> None:
+    fast: dict[str, Any] = {"ttft": [1.0], "tbt": [1.0], "e2e": [5.0]}
+    slow: dict[str, Any] = {"ttft": [2.0], "tbt": [2.0], "e2e": [9.0]}
+    views = [view("a", offered=10, finished=9, output_throughput=5.0, **fast)]
+    views.append(view("b", offered=10, finished=10, output_throughput=9.0, **slow))
+    columns = by_label(views)
+    text = " ".join(verdict(columns))
+    assert "a 9 of 10, b 10 of 10" in text
+    assert "a cannot lead in latency" in text
+    assert "lowest" not in text
+    assert [claim.words for claim in find_claims(columns)] == ["output throughput"]
+    rows = rows_of(*views)
+    assert marks(rows["TTFT, ms", "mean"]) == [False, False]
+    assert marks(rows["output throughput", "tok/s"]) == [False, True]
+    # A third that finished all may be compared with the second.
+    third = view("c", offered=20, finished=20, ttft=[4.0], tbt=[4.0], output_throughput=1.0)
+    assert "b has the lowest mean TTFT (2.0 ms: 2.0x lower than c)" in " ".join(
+        verdict(by_label([*views, third]))
+    )
+
+
+def test_no_tile_of_a_page_marks_who_turned_requests_away() -> None:
+    views = [view("a", offered=10, finished=9, ttft=[1.0], output_throughput=9.0)]
+    views += [view("b", offered=10, finished=10, ttft=[2.0], output_throughput=5.0)]
+    views += [view("c", offered=10, finished=10, ttft=[4.0], output_throughput=1.0)]
+    # One that lost some is no winner for being level with the winner either.
+    views += [view("d", offered=10, finished=9, ttft=[2.01], output_throughput=1.0)]
+    entries: list[Any] = [SimpleNamespace(column=column, tone=0) for column in by_label(views)]
+    best = {tile.title: [bar.best for bar in tile.bars] for tile in make_tiles(entries)}
+    assert best["Mean TTFT"] == [False, True, False, False]
+    assert best["Output throughput"] == [True, False, False, False]
+
+
+def test_long_requests_turned_away_for_short_ones_give_no_lead_either() -> None:
+    """As many finished, but not the same ones: of the tokens that were offered fewer."""
+    views = [view("a", offered=10, finished=9, finished_work=60.0, ttft=[1.0])]
+    views.append(view("b", offered=10, finished=9, finished_work=95.0, ttft=[2.0]))
+    assert "a cannot lead in latency" in verdict(by_label(views))[-1]
+
+
+def test_over_seeds_who_turned_requests_away_is_not_better() -> None:
+    def better(finished: int) -> tuple[object, object]:
+        views = [view("a", seed=s, offered=9, finished=9, ttft=[9.0 + s], output_throughput=5.0)
+                 for s in range(3)]  # fmt: skip
+        views += [
+            view("b", seed=s, offered=9, finished=finished, ttft=[1.0 + s], output_throughput=9.0)
+            for s in range(3)
+        ]
+        found = paired_differences(by_label(views))["b"]
+        return found["ttft"]["mean"]["better"], found["output_throughput"]["value"]["better"]
+
+    assert better(9) == ("b", "b")
+    assert better(8) == (None, "b")
 
 
 def test_verdict_over_seeds_needs_intervals_apart() -> None:
@@ -246,6 +340,42 @@ def test_labels_tell_apart() -> None:
     seeds = [view("nexus", seed=1), view("nexus", seed=2)]
     label_apart(seeds)
     assert [one.label for one in seeds] == ["nexus, seed 1", "nexus, seed 2"]
+
+
+def labels(*configs: dict[str, Any], names: tuple[str, ...] = ("vllm", "vllm")) -> list[str]:
+    views = [view(name) for name in names]
+    for one, config in zip(views, configs, strict=True):
+        one.config |= {key: value for key, value in config.items() if key != "sha256"}
+        one.resolved |= {"trace": {"name": "t", "sha256": config.get("sha256", "aa" * 32)}}
+    label_apart(views)
+    return [one.label for one in views]
+
+
+def test_columns_are_labelled_by_what_differs_in_the_load_or_in_any_flag() -> None:
+    assert labels({"request_rate": 2.0}, {"request_rate": None}) == [
+        "vllm, rate 2", "vllm, rate as recorded",
+    ]  # fmt: skip
+    assert labels({"prefix_caching": True}, {"prefix_caching": False}) == [
+        "vllm, prefix-caching", "vllm, no prefix-caching",
+    ]  # fmt: skip
+    assert labels({"max_num_batched_tokens": 512}, {"max_num_batched_tokens": None}) == [
+        "vllm, max-num-batched-tokens 512", "vllm, max-num-batched-tokens not given",
+    ]  # fmt: skip
+    both = labels({"limit": 9, "window": "0:5"}, {"limit": 8, "window": "0:6"})
+    assert both == ["vllm, limit 9, window 0:5", "vllm, limit 8, window 0:6"]
+    assert labels({"sha256": "ab" * 32}, {"sha256": "cd" * 32}) == [
+        "vllm, t abababab", "vllm, t cdcdcdcd",
+    ]  # fmt: skip
+
+
+def test_other_schedulers_under_another_load_are_labelled_too() -> None:
+    names = ("vllm", "nexus")
+    assert labels({"request_rate": 2.0}, {"request_rate": 4.0}, names=names) == [
+        "vllm, rate 2", "nexus, rate 4",
+    ]  # fmt: skip
+    # Who serves is no flag that differs, nor is what only one kind of run can be told.
+    assert labels({"partitioner": None}, {"partitioner": "nexus"}, names=names) == list(names)
+    assert labels({"endpoint": "http://a"}, {"graphs": True}, names=names) == list(names)
 
 
 @pytest.mark.parametrize(

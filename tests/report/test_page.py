@@ -108,7 +108,7 @@ def test_one_scheduler_at_two_rates_is_one_table(results: Path) -> None:
     (setting,) = gather(read_runs([RunReader(folder) for folder in found], Judgement()))
     assert [entry.tone for entry in setting.entries] == [0, 1]
     labels = [entry.column.label for entry in setting.entries]
-    assert labels == ["nexus, request_rate 2.0", "nexus, request_rate 20.0"]
+    assert labels == ["nexus, rate 2", "nexus, rate 20"]
     assert "all-rate-ttft" in figures_of(runs_page([setting]))
 
 

@@ -134,6 +134,7 @@ def value(tag: str, run: RunEvents) -> float | None:
     ("tag", "expected"),
     [
         ("ttft", [9, 10]),
+        ("ttft_long_prompts", [9]),
         ("ttft_queueing", [2, 5]),
         ("ttft_service", [4, 8]),
         ("send_lag", []),
@@ -169,6 +170,11 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
         ("offered", 2),
         ("finished", 2),
         ("finished_stop", 0),
+        ("finished_work", 100),
+        ("offered_rate", 1 / 0.005),
+        ("finished_rate", 0),
+        ("left_behind", 2),
+        ("overload", None),
         ("rejected", 0),
         ("failed", 0),
         ("cancelled", 0),
@@ -195,6 +201,17 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
 def test_scalars_by_hand(tag: str, expected: float | None) -> None:
     got = value(tag, two_requests().run())
     assert got == (None if expected is None else pytest.approx(expected))
+
+
+def test_work_that_finished_is_that_of_requests_that_did() -> None:
+    """r1 was answered and failed: its 303 tokens were offered."""
+    log = Log()
+    for prompt, outcome in ((100, "finished"), (300, "failed")):
+        index = log.request(0, prompt=prompt, output=3)
+        log.admit(index, 1)
+        log.step(index, 1 + 2 * index, 2 + 2 * index, tokens=(index,))
+        log.end(index, 9, outcome)
+    assert value("finished_work", log.run()) == pytest.approx(100 * 103 / 406)
 
 
 def test_a_client_sees_what_it_sent_and_what_came() -> None:

@@ -154,6 +154,20 @@ def test_a_hopeless_run_is_stopped_early(config: RunConfig, tmp_path: Path) -> N
     assert part.ended < 30
 
 
+def test_a_bound_on_gaps_is_not_kept_by_answers_that_never_came(tmp_path: Path) -> None:
+    """Answers of one token have no gap: those that were turned away must not pass for it."""
+    trace = tmp_path / "t.jsonl"
+    lines = (
+        {"timestamp": 100 * i, "input_length": 900 if i % 2 else 90, "output_length": 1}
+        for i in range(20)
+    )
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = RunConfig(trace=str(trace), device="sim:l20", model="qwen2.5-3b", max_model_len=500)
+    probe = run_probe(config, None)
+    for text in ("tbt:p99<100", "tbt:mean<100", "tbt:100", "tpot:p99<100", "ttft:p99<9000"):
+        assert judge(probe, parse_slo([text])).outcome == "broken", text
+
+
 def test_probes_serve_other_slos(config: RunConfig, tmp_path: Path) -> None:
     store = Store(tmp_path / "probes", ".probe")
     overloaded = RunConfig(**{**_fields(config), "request_rate": 60.0})

@@ -222,6 +222,32 @@ def test_a_queue_that_grows_is_not_kept_however_few_wait(spec) -> None:
     assert [p["request_rate"] for p in steady_points(lab, 0)] == [1]
 
 
+def test_a_rate_at_which_requests_are_turned_away_is_not_kept(spec) -> None:
+    """Latency stays low up to 3.1 req/s, since from 1.4 on some are rejected."""
+
+    class Picky(MadeUp):
+        def cell(self, system, point, seed, variant=PRINTED) -> Cell:
+            cell = super().cell(system, point, seed, variant)
+            picky = system.name == "nexus" and point["request_rate"] > 1.4
+            metrics = {
+                **cell.summary["metrics"], "offered": {"value": 400},
+                "finished": {"value": 390 if picky else 400},
+            }  # fmt: skip
+            return msgspec.structs.replace(cell, summary={"metrics": metrics})
+
+    lab: Any = Picky(load_experiment(spec(GOOD)), knee({"vllm": 3.1, "nexus": 3.1}))
+    assert throughput(lab, lab.experiment.systems["nexus"], 0, PRINTED) == pytest.approx(
+        1.4, rel=0.03
+    )
+    assert throughput(lab, lab.experiment.systems["vllm"], 0, PRINTED) == pytest.approx(
+        3.1, rel=0.03
+    )
+    text = GOOD.replace("low = 2", 'measure = "ttft.mean"\nlow = 2').replace(CRITERION, "")
+    lab = Picky(load_experiment(spec(text)), knee({"vllm": 3.1, "nexus": 3.1}))
+    with pytest.raises(Unmeasurable, match=r"nexus finished 97.5 % of its requests and vllm 100"):
+        outcome(lab, lab.experiment.claims[0], PRINTED, (0,))
+
+
 def test_another_criterion_and_the_best_of_several(spec) -> None:
     text = GOOD + '[systems.best]\nbest_of = ["vllm", "nexus"]\n'
     text += '[variants.loose]\nthroughput = { system = "vllm", steady = "nexus", at_most = 2000 }\n'

@@ -24,6 +24,9 @@ _DIGITS = 4  # significant ones of a rate between those of the grid
 _STRIDES = 4  # by 2, beyond the grid where all or nothing of it is kept
 
 
+_SAME_SHARE = 1e-9
+
+
 class NeverKept(Unmeasurable):
     """A system breaks the criterion at every rate that was tried."""
 
@@ -107,8 +110,39 @@ def _draw(lab: Lab, claim: Claim, variant: Variant, seed: int) -> list[_Compared
         if mine is None or (over is not None and theirs is None):
             missing = True  # go on: the other points are asked for in the same go
         else:
+            if over is not None and not higher_is_better(claim.measure):
+                _check_served(lab, (of, over), point, seed, variant)
             rows.append((point_name(point), compare(claim, mine, theirs), mine, theirs))
     return None if missing else rows
+
+
+def _check_served(
+    lab: Lab, sides: tuple[System, System], point: Mapping[str, Any], seed: int, variant: Variant
+) -> None:
+    """Raises Unmeasurable if one side finished a smaller share of its requests: its latencies are
+    of those that were not turned away.
+    """
+    mine, theirs = (_served(lab, side, point, seed, variant) for side in sides)
+    if mine is not None and theirs is not None and abs(mine - theirs) > _SAME_SHARE:
+        raise Unmeasurable(
+            f"{sides[0].name} finished {100 * mine:.4g} % of its requests and {sides[1].name} "
+            f"{100 * theirs:.4g} %: their latencies are not of the same requests"
+        )
+
+
+def _served(
+    lab: Lab, system: System, point: Mapping[str, Any], seed: int, variant: Variant
+) -> float | None:
+    """The share of the requests offered that finished, of the best of several that of the best;
+    None where it is not known.
+    """
+    if system.best_of:
+        member = best_member(lab, system, point, seed, variant)
+        return None if member is None else _served(lab, member, point, seed, variant)
+    cell = lab.cell(system, point, seed, variant)
+    metrics = {} if cell is None else cell.summary.get("metrics", {})
+    offered, finished = (metrics.get(tag, {}).get("value") for tag in ("offered", "finished"))
+    return None if finished is None or not offered else float(finished / offered)
 
 
 def point_name(point: Mapping[str, Any]) -> str:
@@ -221,6 +255,8 @@ def _keeping(
         return value_of(lab, who, measure, cell_point, seed, how)
 
     unloaded = asked(reference, criterion.measure, alone, unvaried)
+    first = {**lab.experiment.points[0], **alone}
+    usual = _served(lab, reference, first, seed, unvaried)
     longest = asked(reference, "makespan.value", alone, unvaried)
 
     def kept(rate: float) -> bool | None:
@@ -232,6 +268,9 @@ def _keeping(
             return None
         if in_time < criterion.attainment:
             return False
+        share = _served(lab, system, {**lab.experiment.points[0], **point}, seed, variant)
+        if usual is not None and share is not None and share < usual - _SAME_SHARE:
+            return False  # what it turned away would have been late
         # One draw has the same gaps at every rate, stretched.
         span = longest * criterion.rate / rate
         if took - span > criterion.backlog * took:

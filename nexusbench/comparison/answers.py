@@ -1,0 +1,30 @@
+"""What a comparison comes to, as fields: the same facts that the verdict has in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from nexusbench.comparison.headline import find_claims
+from nexusbench.comparison.level import fully_served
+from nexusbench.comparison.load import is_overloaded
+from nexusbench.comparison.verdict import prices, verdict
+from nexusbench.comparison.view import Column
+
+
+def answers(columns: Sequence[Column]) -> dict[str, Any]:
+    """``overloaded``: labels of columns in which requests arrive faster than they leave;
+    ``turned_away``: of those that finished a smaller share than others and so cannot lead in a
+    latency; ``claims`` and ``prices``: who leads in what, and what the winner of the mean TTFT pays
+    with.
+    """
+    served = fully_served(columns)
+    return {
+        "overloaded": [column.label for column in columns if is_overloaded(column)],
+        "turned_away": [column.label for column in columns if column not in served],
+        "verdict": verdict(columns),
+        "claims": msgspec.to_builtins(find_claims(columns)),
+        "prices": msgspec.to_builtins(prices(columns)),
+    }

@@ -1,0 +1,126 @@
+"""How much a statistic of one run owes to the requests that happened to come: the delete-a-block
+jackknife over blocks of time (Quenouille 1949; Kuensch 1989 for dependent data).
+
+Requests of one run wait for each other, so that they are no independent samples; ten stretches of
+the run nearly are. Two runs of one trace are compared by the difference of their statistics without
+the same block: what the trace does to both is no noise of the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nexusbench.metrics.goodput import met
+from nexusbench.metrics.intervals import FloatArray
+from nexusbench.metrics.latency import longest_prompts
+from nexusbench.metrics.run_events import RunEvents
+
+BLOCKS = 10
+# Tag -> statistics that somebody may win or pay by.
+NOISY: Mapping[str, tuple[str, ...]] = {
+    "ttft": ("mean", "p95", "p99"),
+    "tbt": ("mean", "p99"),
+    "e2e": ("mean", "p99"),
+    "ttft_long_prompts": ("mean",),
+}
+# Of more values an even selection is looked at: it is about the size of the noise only.
+_MOST = 1 << 18
+
+LeftOut = dict[str, dict[str, list[float]]]
+
+
+def blocks_of(count: int, size: int) -> npt.NDArray[np.int64]:
+    """The block of each of ``size`` things in order of time; ``count`` blocks as even as can be."""
+    found: npt.NDArray[np.int64] = np.arange(size) * count // max(1, size)
+    return found
+
+
+def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, list[float]]:
+    """Statistic -> its value without each of the blocks; empty where there are fewer than two.
+
+    ``values`` are the metric's, in the metric's own order.
+    """
+    if tag not in NOISY or len(values) < 2:
+        return {}
+    # The same requests make a block in every run of the trace, whichever of them were answered.
+    asked = run.measured & longest_prompts(run) if tag == "ttft_long_prompts" else run.measured
+    size = int(asked.sum())
+    count = min(BLOCKS, size)
+    if count < 2:
+        return {}
+    if tag == "tbt":  # in order of time; of very many, whose each is would take much memory
+        blocks = blocks_of(count, len(values))
+    else:
+        answered = run.finished if tag == "e2e" else run.answered
+        blocks = ((np.cumsum(asked) - 1) * count // size)[asked & answered]
+    step = len(values) // _MOST + 1
+    values, blocks = values[::step], blocks[::step]
+    found: dict[str, list[float]] = {name: [] for name in NOISY[tag]}
+    for block in range(count):
+        rest = values[blocks != block]
+        if not len(rest):
+            return {}
+        for name, series in found.items():
+            value = rest.mean(dtype=np.float64) if name == "mean" else _percentile(rest, name)
+            series.append(float(value))
+    return found
+
+
+def _percentile(values: npt.NDArray[Any], name: str) -> float:
+    return float(np.percentile(values, float(name[1:])))
+
+
+def rates_left_out(run: RunEvents) -> LeftOut:
+    """The same of output throughput (blocks of the window) and SLO attainment."""
+    count = min(BLOCKS, int(run.measured.sum()))
+    found: LeftOut = {}
+    if count < 2:
+        return found
+    if run.makespan:
+        made = _tokens_by_block(run, count)
+        rest = (made.sum() - made) * 1e9 / (run.makespan * (1 - 1 / count))
+        found["output_throughput"] = {"value": rest.tolist()}
+    if run.facts.slo:
+        kept = met(run)[run.measured]
+        blocks = blocks_of(count, len(kept))
+        sizes = np.bincount(blocks, minlength=count)
+        hits = np.bincount(blocks, weights=kept, minlength=count)
+        share = 100 * (hits.sum() - hits) / (sizes.sum() - sizes)
+        found["attainment"] = {"value": share.tolist()}
+    return found
+
+
+def _tokens_by_block(run: RunEvents, count: int) -> FloatArray:
+    """Tokens in each part of the window, each request's spread evenly between its first and last:
+    that takes no look at every token.
+    """
+    some = run.answered
+    first, last = run.first_token[some], run.last_token[some]
+    number = run.num_output_tokens[some]
+    start, end = run.window
+    edges = np.linspace(start, end, count + 1)
+    length = np.maximum(last - first, 1)
+    until = np.array([(np.clip((edge - first) / length, 0, 1) * number).sum() for edge in edges])
+    until[-1] = number.sum()
+    made: FloatArray = np.diff(until)
+    return made
+
+
+def half_interval(one: Sequence[float], other: Sequence[float] | None = None) -> float | None:
+    """Half the 95 % interval of a statistic, or of the difference of two, from their values without
+    each block; None where these do not go together.
+    """
+    from nexusbench.metrics.summary import t_quantile
+
+    count = len(one)
+    if count < 2 or (other is not None and len(other) != count):
+        return None
+    values = one if other is None else [a - b for a, b in zip(one, other, strict=True)]
+    mean = math.fsum(values) / count
+    spread = math.fsum((value - mean) ** 2 for value in values)
+    return t_quantile(count - 1) * math.sqrt((count - 1) / count * spread)

@@ -1,0 +1,121 @@
+"""Where requests arrive faster than they leave, every screen, page and JSON says so first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commandline import Outcome
+
+from nexusbench.results.reader import list_runs
+
+Call = Callable[..., Outcome]
+FASTER = "Requests arrive faster than they leave"
+# Forty requests in 20 ms, and a pool for few of them.
+HEAVY = ("--rate", "2000", "--kv-blocks", "60")
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def heavy(call: Call, trace: Path) -> list[str]:
+    done = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY)
+    assert done.code == 0, done.err
+    return list_runs(Path("results"))
+
+
+def test_serve_trace_and_compare(call: Call, trace: Path) -> None:
+    shown = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY).out
+    compared = call("compare", *list_runs(Path("results"))).out
+    for text in (shown, compared):
+        # Before any latency is shown.
+        assert text.index(FASTER) < text.index("TTFT, ")
+        assert "Simulated, overloaded: " in text
+        line = plain(text)
+        assert f"WARNING: {FASTER} in all runs (offered 2,000 req/s; finished while they" in line
+        assert "not ended at the last arrival: vllm 40, sglang 40 of 40" in line
+        assert "Latency then measures the backlog" in line
+    calm = call("serve-trace", trace, "--scheduler", "vllm,sglang", "--no-save").out
+    assert FASTER not in calm
+    assert "Simulated: " in calm
+
+
+def test_json_has_the_same_as_fields(call: Call, heavy: list[str], trace: Path) -> None:
+    document = json.loads(call("compare", *heavy, "--json").out)
+    assert document["overloaded"] == ["sglang", "vllm"]
+    assert list(document).index("overloaded") < list(document).index("runs")
+    load = document["runs"][0]["load"]
+    assert load["overloaded"] is True
+    assert load["offered_rate"] == pytest.approx(2000)
+    assert load["finished_rate"] == 0
+    assert (load["left_behind"], load["offered"], load["finished"]) == (40, 40, 40)
+    words = {price["words"] for price in document["prices"]}
+    text = " ".join(document["verdict"])
+    assert all(f"{word} is" in text for word in words)
+    calm = json.loads(call("serve-trace", trace, "--no-save", "--json").out)
+    assert calm["overloaded"] == []
+    assert calm["runs"][0]["load"]["overloaded"] is False
+
+
+def test_one_of_two_loads(call: Call, heavy: list[str], trace: Path) -> None:
+    """The columns are named by what differs, and the warning names the one."""
+    assert call("serve-trace", trace, "--scheduler", "vllm", "--rate", "2").code == 0
+    light = next(run for run in list_runs(Path("results")) if run not in heavy)
+    vllm = next(run for run in heavy if "vllm" in run)
+    done = call("compare", vllm, light)
+    text = plain(done.out)
+    assert f"{FASTER} in some runs (vllm, kv-blocks 60, rate 2000: offered 2,000 req/s" in text
+    assert "Simulated, partly overloaded:" in text
+    found = json.loads(call("compare", vllm, light, "--json").out)
+    labels = [run["label"] for run in found["runs"]]
+    assert labels == ["vllm, kv-blocks 60, rate 2000", "vllm, kv-blocks not given, rate 2"]
+    assert found["overloaded"] == labels[:1]
+
+
+def test_explain(call: Call, heavy: list[str]) -> None:
+    for flags in ((), ("--request", "39")):
+        text = call("explain", heavy[0], *flags).out
+        assert text.index(FASTER) < text.index("TTFT" if flags else "request  ")
+        document = json.loads(call("explain", heavy[0], *flags, "--json").out)
+        assert document["load"]["overloaded"] is True
+
+
+def test_report(call: Call, heavy: list[str]) -> None:
+    pytest.importorskip("plotly")
+    done = call("report", *heavy, "-o", "page.html")
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"Simulated: {FASTER}")
+    page = Path("page.html").read_text()
+    assert page.index(FASTER) < page.index('class="headline"')
+
+
+def test_sweep(call: Call, trace: Path) -> None:
+    Path("s.toml").write_text(
+        f'[base]\ntrace = "{trace}"\ndevice = "sim:l20"\nkv_blocks = 60\n[grid]\n'
+        "request_rate = [1, 2000]\n"
+    )
+    done = call("sweep", "s.toml", "--no-progress", "--jobs", "1")
+    assert done.code == 0, done.err
+    text = plain(done.out)
+    assert "WARNING: requests arrive faster than they leave in 1 of 2 rows" in text
+    assert "2000 (offered 2,000, finished 0)" in text
+    assert done.out.index("faster") < done.out.index("TTFT mean")
+    assert "finished, %" not in done.out
+    cells = json.loads(call("sweep", "s.toml", "--no-progress", "--json").out)["cells"]
+    assert [cell["load"]["overloaded"] for cell in cells] == [False, True]
+
+
+def test_a_sweep_tells_where_not_all_finished(call: Call, trace: Path) -> None:
+    """The longest prompts exceed what a request may hold under one of two limits."""
+    Path("s.toml").write_text(
+        f'[base]\ntrace = "{trace}"\ndevice = "sim:l20"\n[grid]\nmax_model_len = [300, 4000]\n'
+    )
+    done = call("sweep", "s.toml", "--no-progress", "--jobs", "1")
+    rows = [line.split() for line in done.out.splitlines() if line.strip()[:4] in ("300 ", "4000")]
+    assert "finished, %" in done.out
+    assert float(rows[0][2]) == 60
+    assert float(rows[1][2]) == 100
