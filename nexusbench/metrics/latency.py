@@ -13,6 +13,8 @@ from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents, to_ms
 from nexusbench.metrics.tokens import MANY
 
+_HELD_BACK = "every answer came in one delivery: the times between its tokens are unknown"
+
 
 class TimeToFirstToken(Distribution):
     """From arrival to the first token, of every request that got one."""
@@ -97,19 +99,27 @@ class TimeBetweenTokens(Distribution):
             values[part] = gaps[part] / NS_PER_MS
         return values
 
+    def reason(self, run: RunEvents) -> str:
+        """A stream that is held back on its way has no gaps."""
+        return _HELD_BACK if (run.measured & run.at_once).any() else super().reason(run)
+
 
 class TimePerOutputToken(Distribution):
     """A request's mean time per token after the first."""
 
     tag, unit, direction = "tpot", "ms", "lower"
     title = "time per output token"
-    formula = "(e2e_i - ttft_i) / (n_i - 1), i in F with n_i > 1"
+    formula = "(t_i,n - f_i) / (n_i - 1), i in F with n_i > 1"
 
     def values(self, run: RunEvents) -> FloatArray:
-        """One value per finished request of two tokens or more."""
-        keep = run.finished & (run.num_output_tokens > 1)
-        time = (run.ended - run.first_token)[keep]
+        """One value per finished request of two tokens or more, unless they came at once."""
+        keep = run.finished & (run.num_output_tokens > 1) & ~run.at_once
+        time = (run.last_token - run.first_token)[keep]
         return to_ms(time / (run.num_output_tokens[keep] - 1))
+
+    def reason(self, run: RunEvents) -> str:
+        """A stream that is held back on its way tells nothing of its tokens' times."""
+        return _HELD_BACK if (run.finished & run.at_once).any() else super().reason(run)
 
 
 class EndToEnd(Distribution):

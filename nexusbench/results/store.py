@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.core.events import EventLog
+from nexusbench.core.events import SCHEMA, EventLog, Table
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class RunWriter:
         """
         self.path = _make_folder(Path(root), manifest.run_id)
         self.manifest = msgspec.structs.replace(manifest, run_id=self.path.name, parts=[])
+        self._tail: int | None = None  # the part that the next flush withdraws
         try:
             self._write_table(self.path / REQUESTS_FILE, _request_table(requests))
             self._write_manifest(self.manifest)
@@ -71,29 +72,54 @@ class RunWriter:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
 
-    def flush(self, log: EventLog, splits: Sequence[Sequence[int]] | None = None) -> None:
+    def flush(
+        self,
+        log: EventLog,
+        splits: Sequence[Sequence[int]] | None = None,
+        *,
+        tail: Mapping[str, Table] | None = None,
+    ) -> None:
         """Store the rows that ``log`` holds, commit them, and drain the log.
 
-        ``splits`` replaces the manifest's split table if given. Raises NexusbenchError naming the
-        file if it cannot be written; what was committed before stays readable and the log keeps its
-        rows.
+        ``splits`` replaces the manifest's split table if given. ``tail`` holds rows that may yet
+        change their place: stored for whoever reads the run meanwhile, and withdrawn by the next
+        flush. Raises NexusbenchError naming the file if it cannot be written; what was committed
+        before stays readable and the log keeps its rows.
         """
-        part = len(self.manifest.parts)
-        rows: dict[str, int] = {}
-        for name, table in log.tables.items():
-            if len(table):
-                path = self.path / EVENTS_FOLDER / part_file(name, part)
-                self._write_table(path, _event_table(table.columns))
-                rows[name] = len(table)
+        parts, withdrawn = list(self.manifest.parts), self._tail
+        if withdrawn is not None:
+            parts[withdrawn] = {}
+        for tables in (log.tables, tail or {}):
+            rows = self._write_part(len(parts), tables)
+            parts += [rows] if rows else []
         changed = msgspec.structs.replace(
             self.manifest,
             strings=list(log.strings),
             splits=self.manifest.splits if splits is None else [list(row) for row in splits],
-            parts=[*self.manifest.parts, rows] if rows else self.manifest.parts,
+            parts=parts,
         )
         if changed != self.manifest:
             self._write_manifest(changed)
+        self._tail = len(parts) - 1 if tail and any(map(len, tail.values())) else None
         log.drain()
+        if withdrawn is not None:
+            self._remove_part(withdrawn)
+
+    def _write_part(self, part: int, tables: Mapping[str, Table]) -> dict[str, int]:
+        """Write a file for each table that holds rows; how many each holds."""
+        rows: dict[str, int] = {}
+        for name, table in tables.items():
+            if len(table):
+                path = self.path / EVENTS_FOLDER / part_file(name, part)
+                self._write_table(path, _event_table(table.columns))
+                rows[name] = len(table)
+        return rows
+
+    def _remove_part(self, part: int) -> None:
+        """Remove what no manifest lists any more; what cannot be removed does no harm."""
+        for name in SCHEMA:
+            with suppress(OSError):
+                (self.path / EVENTS_FOLDER / part_file(name, part)).unlink(missing_ok=True)
 
     def write_tokens(self, generated: Mapping[int, Sequence[int]]) -> None:
         """Keep the token ids of ended requests: columns ``request`` and ``tokens``; no file if

@@ -47,7 +47,7 @@ def test_every_way_to_fail_is_a_miss_with_its_reason(
         "split": "finished: length",
         "crlf": "finished: length",
         "undone": "finished: length",
-        "stall": "failed: no byte for 0.8 s (--timeout)",
+        "stall": "failed: no end within 0.8 s (--timeout)",
         "silent": "failed: no byte for 0.8 s (--timeout)",
         "reset": "failed: connection reset",
         "early": "failed: the stream ended early",
