@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
+from nexusbench.metrics.at_once import came_at_once
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import BoolArray, RunEvents
@@ -37,7 +38,7 @@ def met(run: RunEvents) -> BoolArray:
     kept = run.finished.copy()
     for key, bound in run.facts.slo.items():
         if key in ("tpot", "tbt"):
-            kept &= ~run.at_once
+            kept &= ~came_at_once(run)
         kept &= _reached(run, key) <= bound * NS_PER_MS
     return kept
 

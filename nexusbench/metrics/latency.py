@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.metrics.at_once import HELD_BACK, came_at_once
 from nexusbench.metrics.base import Distribution
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents, to_ms
 from nexusbench.metrics.tokens import MANY
-
-_HELD_BACK = "every answer came in one delivery: the times between its tokens are unknown"
-
 
 class TimeToFirstToken(Distribution):
     """From arrival to the first token, of every request that got one."""
@@ -101,7 +99,7 @@ class TimeBetweenTokens(Distribution):
 
     def reason(self, run: RunEvents) -> str:
         """A stream that is held back on its way has no gaps."""
-        return _HELD_BACK if (run.measured & run.at_once).any() else super().reason(run)
+        return HELD_BACK if (run.measured & came_at_once(run)).any() else super().reason(run)
 
 
 class TimePerOutputToken(Distribution):
@@ -113,13 +111,13 @@ class TimePerOutputToken(Distribution):
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per finished request of two tokens or more, unless they came at once."""
-        keep = run.finished & (run.num_output_tokens > 1) & ~run.at_once
+        keep = run.finished & (run.num_output_tokens > 1) & ~came_at_once(run)
         time = (run.last_token - run.first_token)[keep]
         return to_ms(time / (run.num_output_tokens[keep] - 1))
 
     def reason(self, run: RunEvents) -> str:
         """A stream that is held back on its way tells nothing of its tokens' times."""
-        return _HELD_BACK if (run.finished & run.at_once).any() else super().reason(run)
+        return HELD_BACK if (run.finished & came_at_once(run)).any() else super().reason(run)
 
 
 class EndToEnd(Distribution):

@@ -276,22 +276,6 @@ class RunEvents:
         """A request's tokens after the first."""
         return np.maximum(self.num_output_tokens - 1, 0)
 
-    @cached_property
-    def at_once(self) -> BoolArray:
-        """Answers whose tokens came to a client all in one delivery: the times between them are
-        unknown. One token may be all that was counted of an answer that the model did not end.
-        """
-        if self.facts.observed == "engine":
-            return np.zeros(self.num_requests, dtype=np.bool_)
-        asked = self.requests["max_tokens"] > 1
-        if "stop" in self.facts.strings:
-            ended = self.tables["ended"]
-            stop = self.facts.strings.index("stop")
-            asked[ended["request"][ended["reason"] == stop]] = False
-        several = (self.num_output_tokens > 1) | ((self.num_output_tokens == 1) & asked)
-        found: BoolArray = several & (self.first_token == self.last_token)
-        return found
-
     @property
     def gaps(self) -> npt.NDArray[Any]:
         """Every gap between consecutive tokens of a request, in order of the later token;
