@@ -14,7 +14,7 @@ import httptools
 from nexusbench.core.units import KIB
 from nexusbench.endpoint.address import Address
 from nexusbench.endpoint.exchange import Exchange
-from nexusbench.endpoint.stream import StreamError
+from nexusbench.endpoint.stream import Endless, StreamError
 
 _READ = 1 << 18
 HEAD_BYTES = 64 * KIB
@@ -167,9 +167,9 @@ class Connection:
                 raise StreamError("garbage: the answer is not HTTP") from None
             self.keep = False
         if not self.status and self.taken > HEAD_BYTES:
-            raise StreamError(f"headers without an end, longer than {HEAD_BYTES:,} bytes")
+            raise Endless(f"headers without an end, longer than {HEAD_BYTES:,} bytes")
         if self.taken > self.most_bytes:
-            raise StreamError(f"an answer without an end, longer than {self.most_bytes:,} bytes")
+            raise Endless(f"an answer without an end, longer than {self.most_bytes:,} bytes")
         if self._encoding:
             raise StreamError(f"a packed answer, which was not asked for: {self._encoding}")
         body = b"".join(self._pieces)

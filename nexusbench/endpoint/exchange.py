@@ -9,7 +9,7 @@ from nexusbench.endpoint.stream import Answer
 NOT_YET = -1
 # How long an answer may be on the wire, headers and comments included: so much, and so much more
 # for each token asked for. Servers send a quarter of a KiB for a token.
-_ANSWER_BYTES = MIB
+_ANSWER_BYTES = 2 * MIB
 _TOKEN_BYTES = 8 * KIB
 
 

@@ -18,7 +18,7 @@ from nexusbench.endpoint.dialect import Api, Dialect, Letterhead, dialects
 from nexusbench.endpoint.fetching import fetch
 from nexusbench.endpoint.prompts import Prompts, TextMeasure
 from nexusbench.endpoint.sayings import UNREADABLE, error_reason
-from nexusbench.endpoint.stream import Answer, BadEnd, StreamError
+from nexusbench.endpoint.stream import Answer, BadEnd, Endless, StreamError
 from nexusbench.endpoint.words import Words
 
 PROBE_TOKENS = 4  # asked for in each probe
@@ -278,6 +278,8 @@ class _Reply:
             return status != _OK and len(self.body) > ERROR_BYTES
         try:
             self.answer.feed(piece, now_ns())
+        except Endless:
+            raise  # to be asked otherwise does not help
         except StreamError as error:
             self.fault = error
         return self.answer.done or self.fault is not None

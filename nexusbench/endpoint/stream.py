@@ -37,6 +37,10 @@ class BadEnd(StreamError):
     """The answer ended as none should: for a reason that is a failure, or without a token."""
 
 
+class Endless(StreamError):
+    """More comes than any server would send."""
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
@@ -111,6 +115,8 @@ class Answer:
             self._rest_size += len(rest)
             self._check_size(self._rest_size)
         for line in lines:
+            if not (line or self._event or self._name):
+                continue
             if self.done:  # nothing that matters follows
                 return
             self._take(line, now)
@@ -135,9 +141,7 @@ class Answer:
 
     def _check_size(self, size: int) -> None:
         if size > EVENT_BYTES:
-            raise StreamError(
-                f"garbage in the stream: an event without an end, longer than {EVENT_BYTES:,} bytes"
-            )
+            raise Endless(f"an event without an end, longer than {EVENT_BYTES:,} bytes")
 
     def close(self, now: int) -> None:
         """The stream has ended; an event without its blank line counts. Raises StreamError."""
