@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from itertools import chain, repeat
 from statistics import fmean
 
 import msgspec
@@ -79,18 +80,17 @@ class _Held:
         """Move rows to ``tables``: all, or those of earlier than ``before`` alone. The first step
         has the number ``step``; returns that of the next.
         """
-        for time, index, prompt, bound in _cut(self.arrived, before):
-            tables["arrived"].row(index, time, prompt, bound)
-        for time, index, cached in _cut(self.sent, before):
-            tables["admitted"].row(index, time, cached)
-        made = tables["token"].columns["request"]
-        for time, index, tokens in _cut(self.steps, before):
-            tables["step_done"].row(step, time, -1, tokens)
-            made.extend([index] * tokens)
-            step += 1
-        for time, index, outcome, code in _cut(self.ends, before):
-            tables["ended"].row(index, time, outcome, code)
-        return step
+        time, index, prompt, bound = _columns(_cut(self.arrived, before), 4)
+        _extend(tables["arrived"], index, time, prompt, bound)
+        time, index, cached = _columns(_cut(self.sent, before), 3)
+        _extend(tables["admitted"], index, time, cached)
+        time, index, tokens = _columns(_cut(self.steps, before), 3)
+        steps = range(step, step + len(time))
+        _extend(tables["step_done"], steps, time, repeat(-1, len(time)), tokens)
+        _extend(tables["token"], chain.from_iterable(map(repeat, index, tokens)))
+        time, index, outcome, code = _columns(_cut(self.ends, before), 4)
+        _extend(tables["ended"], index, time, outcome, code)
+        return steps.stop
 
 
 class Recording:
@@ -268,6 +268,16 @@ def deliveries(steps: Steps, sent_ns: int) -> Steps:
         if span <= _BURST_NS and span * _BURST_SHARE <= first - sent_ns:
             return [(first, sum(tokens for _, tokens in found))]
     return found
+
+
+def _columns(rows: Rows, width: int) -> list[tuple[int, ...]]:
+    return list(zip(*rows, strict=True)) or [()] * width
+
+
+def _extend(table: Table, *columns: Iterable[int]) -> None:
+    """Append many rows at once: this thread must leave the interpreter to the one that sends."""
+    for column, values in zip(table.columns.values(), columns, strict=True):
+        column.extend(values)
 
 
 def _cut(rows: Rows, before: int | None) -> Rows:

@@ -14,6 +14,7 @@ from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents, to_ms
 from nexusbench.metrics.tokens import MANY
 
+
 class TimeToFirstToken(Distribution):
     """From arrival to the first token, of every request that got one."""
 

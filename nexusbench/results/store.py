@@ -14,6 +14,7 @@ tables of a killed run always fit together.
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,8 @@ TEMPORARY_SUFFIX = ".tmp"
 REQUEST_COLUMNS = (
     "request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens",
 )  # fmt: skip
+# Parts that a later flush has replaced stay for a while: a reader may hold an older manifest.
+_KEPT_WITHDRAWN = 2
 _TEXT_COLUMNS = ("id", "tenant")
 
 
@@ -64,6 +67,7 @@ class RunWriter:
         self.path = _make_folder(Path(root), manifest.run_id)
         self.manifest = msgspec.structs.replace(manifest, run_id=self.path.name, parts=[])
         self._tail: int | None = None  # the part that the next flush withdraws
+        self._withdrawn: deque[int] = deque()
         try:
             self._write_table(self.path / REQUESTS_FILE, _request_table(requests))
             self._write_manifest(self.manifest)
@@ -103,7 +107,8 @@ class RunWriter:
         self._tail = len(parts) - 1 if tail and any(map(len, tail.values())) else None
         log.drain()
         if withdrawn is not None:
-            self._remove_part(withdrawn)
+            self._withdrawn.append(withdrawn)
+        self._remove_parts(_KEPT_WITHDRAWN)
 
     def _write_part(self, part: int, tables: Mapping[str, Table]) -> dict[str, int]:
         """Write a file for each table that holds rows; how many each holds."""
@@ -115,11 +120,15 @@ class RunWriter:
                 rows[name] = len(table)
         return rows
 
-    def _remove_part(self, part: int) -> None:
-        """Remove what no manifest lists any more; what cannot be removed does no harm."""
-        for name in SCHEMA:
-            with suppress(OSError):
-                (self.path / EVENTS_FOLDER / part_file(name, part)).unlink(missing_ok=True)
+    def _remove_parts(self, kept: int) -> None:
+        """Remove what no manifest lists any more, but for the latest ``kept``; what cannot be
+        removed does no harm.
+        """
+        while len(self._withdrawn) > kept:
+            part = self._withdrawn.popleft()
+            for name in SCHEMA:
+                with suppress(OSError):
+                    (self.path / EVENTS_FOLDER / part_file(name, part)).unlink(missing_ok=True)
 
     def write_tokens(self, generated: Mapping[int, Sequence[int]]) -> None:
         """Keep the token ids of ended requests: columns ``request`` and ``tokens``; no file if
@@ -161,6 +170,7 @@ class RunWriter:
                 resolved={**self.manifest.resolved, **(resolved or {})},
             )
         )
+        self._remove_parts(0)
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self._write_bytes(self.path / MANIFEST_FILE, encode_json(manifest))

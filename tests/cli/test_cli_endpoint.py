@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,6 +199,35 @@ def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable
     shown = call("compare", reader.path)
     assert shown.code == 0
     assert "unfinished" in shown.out
+
+
+@pytest.mark.slow
+def test_a_kill_keeps_what_was_measured(
+    call: Call, tmp_path: Path, server: Callable[..., str]
+) -> None:
+    """However long the first request is still under way."""
+    trace = write_trace(tmp_path / "long.jsonl", 2000, gap_ms=30)
+    lines = trace.read_text().splitlines()
+    lines[0] = '{"timestamp": 0, "input_length": 9, "output_length": 30}'
+    trace.write_text("\n".join(lines) + "\n")
+    ways = ",".join(["ok"] * 25 + ["silent"])
+    process = start("serve-trace", trace, "--endpoint", server("--behaviours", ways), cwd=tmp_path)
+    results = tmp_path / "results"
+    deadline, ended = time.monotonic() + 60, 0
+    while ended < 60 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if names := list_runs(results):
+            ended = len(RunReader(names[0], results).table("ended")["request"])
+    process.kill()
+    finish(process)
+    reader = RunReader(list_runs(results)[0], results)
+    assert reader.status == "killed or still running"
+    assert len(reader.table("ended")["request"]) >= ended >= 60
+    shown = call("compare", reader.path)
+    assert shown.code == 0, shown.err
+    assert "unfinished" in shown.out
+    parts = json.loads(call("explain", reader.path, "--request", 0, "--json").out)
+    assert parts["outcome"] == "unfinished"
 
 
 @pytest.mark.slow

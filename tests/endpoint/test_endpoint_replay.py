@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 import nexusbench
+import nexusbench.endpoint_runner
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.metrics.base import load_metrics
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.results.reader import RunReader
 from nexusbench.runner import RunResult
 
 Send = Callable[..., RunResult]
@@ -222,6 +225,41 @@ def test_clients_that_give_up(serve: Serve, send: Send, evenly: Callable[..., An
     ]  # fmt: skip
     waited = result.events.ended - result.events.arrival
     assert all(waited[:2] >= 60_000_000)
+
+
+def test_what_is_measured_is_stored_while_it_is_measured(
+    serve: Serve,
+    send: Send,
+    evenly: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what ended after, and what is under way beside, a request that hears nothing."""
+    monkeypatch.setattr("nexusbench.endpoint_runner.FLUSH_NS", 50_000_000)
+    seen: list[RunEvents] = []
+    look = nexusbench.endpoint_runner.Onlooker.look
+
+    def look_and_read(self: Any) -> None:
+        look(self)
+        folders = list((tmp_path / "results").glob("*/manifest.json"))
+        if folders:
+            seen.append(RunEvents.from_reader(RunReader(folders[0].parent)))
+            assert seen[-1].num_output_tokens.sum() >= 0  # read now
+
+    monkeypatch.setattr(nexusbench.endpoint_runner.Onlooker, "look", look_and_read)
+    served = serve("--behaviours", "silent,ok,stall,ok,ok,ok,ok,ok")
+    result = send(served, evenly(8), timeout_s=1.5)
+    # Long before the first request has ended, all but the silent and the stalled one are there.
+    early = [events for events in seen if events.outcome[0] == -1]
+    assert (early[-1].outcome == 0).sum() == 6
+    assert early[-1].outcome[2] == -1
+    assert early[-1].num_output_tokens.tolist() == [0, 6, 2, 8, 9, 10, 11, 12]
+    for events in seen:
+        for table in ("arrived", "admitted", "step_done", "ended"):
+            assert (np.diff(events.tables[table]["time"]) >= 0).all()
+            assert len(np.unique(events.tables["arrived"]["request"])) == events.offered.sum()
+    assert result.events.num_output_tokens.tolist() == early[-1].num_output_tokens.tolist()
+    assert RunReader(result.folder).manifest.event_digest == result.event_digest
 
 
 def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
