@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from itertools import chain, repeat
+from collections.abc import Iterable
 from statistics import fmean
 
 import msgspec
 
 from nexusbench.core.events import OUTCOMES, EventLog, Table
-from nexusbench.core.units import NS_PER_MS, NS_PER_US, counted
+from nexusbench.core.units import NS_PER_MS, counted
 from nexusbench.endpoint.counting import COUNTING, Counted
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
+from nexusbench.endpoint.held import Held, Steps, UnderWay, deliveries
 
 FINISHED = OUTCOMES.index("finished")
 _RECENT = 256
 # Reasons may quote what a server said; beyond so many kinds only their beginnings are kept.
 _MOST_REASONS = 50
-# No server makes tokens so fast: what comes closer together was held back on its way.
-TOGETHER_NS = 200 * NS_PER_US
-# So does a whole answer that comes within so much, and within this share of the wait for it.
-_BURST_NS, _BURST_SHARE = 5 * NS_PER_MS, 50
-
-Rows = list[tuple[int, ...]]
-Steps = list[tuple[int, int]]
 
 
 class Tally(msgspec.Struct):
@@ -58,41 +51,6 @@ class Tally(msgspec.Struct):
     hidden_tokens: int = 0
 
 
-class _Held:
-    """Rows of the event log that are not written yet, each beginning with its time."""
-
-    def __init__(self) -> None:
-        self.arrived: Rows = []
-        self.sent: Rows = []
-        self.steps: Rows = []
-        self.ends: Rows = []
-
-    def take(self, exchange: Exchange, steps: Steps, cached: int) -> None:
-        """Hold what is known of an exchange, but for its end."""
-        request = exchange.request
-        index, prompt, bound = request.index, request.num_prompt_tokens, request.max_tokens
-        self.arrived.append((request.arrival_ns, index, prompt, bound))
-        if exchange.sent_ns != NOT_YET:
-            self.sent.append((exchange.sent_ns, index, cached))
-        self.steps += [(time, index, tokens) for time, tokens in steps]
-
-    def write(self, tables: Mapping[str, Table], step: int, before: int | None = None) -> int:
-        """Move rows to ``tables``: all, or those of earlier than ``before`` alone. The first step
-        has the number ``step``; returns that of the next.
-        """
-        time, index, prompt, bound = _columns(_cut(self.arrived, before), 4)
-        _extend(tables["arrived"], index, time, prompt, bound)
-        time, index, cached = _columns(_cut(self.sent, before), 3)
-        _extend(tables["admitted"], index, time, cached)
-        time, index, tokens = _columns(_cut(self.steps, before), 3)
-        steps = range(step, step + len(time))
-        _extend(tables["step_done"], steps, time, repeat(-1, len(time)), tokens)
-        _extend(tables["token"], chain.from_iterable(map(repeat, index, tokens)))
-        time, index, outcome, code = _columns(_cut(self.ends, before), 4)
-        _extend(tables["ended"], index, time, outcome, code)
-        return steps.stop
-
-
 class Recording:
     """Takes exchanges that have ended, from any thread; writes them to ``log`` when told to."""
 
@@ -101,7 +59,8 @@ class Recording:
         self.tally = Tally()
         self.num_ended = self.num_tokens = 0
         self._ended: deque[Exchange] = deque()
-        self._held = _Held()
+        self._held = Held()
+        self._under_way: dict[int, UnderWay] = {}  # by index of the request
         self._num_steps = 0
         self._counting: Counter[str] = Counter()
         self._ttft: deque[int] = deque(maxlen=_RECENT)
@@ -120,10 +79,12 @@ class Recording:
     def _take(self, exchange: Exchange) -> None:
         request, found = exchange.request, exchange.answer.tokens(exchange.request.max_tokens)
         steps = deliveries(found.steps, exchange.sent_ns)
-        self._held.take(exchange, steps, self._cached(exchange))
+        times, tokens = array("q", [t for t, _ in steps]), array("q", [n for _, n in steps])
+        self._held.take(exchange, times, tokens, self._cached(exchange))
+        self._under_way.pop(request.index, None)
         if exchange.outcome != NOT_YET:
             code = self.log.code(self._reason(exchange.reason))
-            self._held.ends.append((exchange.end_ns, request.index, exchange.outcome, code))
+            self._held.ends.add(exchange.end_ns, request.index, exchange.outcome, code)
             self.num_ended += 1
         self.num_tokens += sum(tokens for _, tokens in steps)
         if steps:
@@ -184,13 +145,12 @@ class Recording:
 
     def tail(self, under_way: Iterable[Exchange]) -> dict[str, Table]:
         """What is known and not written yet, of what is under way too; it stays unwritten."""
-        rest = _Held()
-        for name, rows in vars(self._held).items():
-            getattr(rest, name).extend(rows)
+        rest = self._held.copy()
         for exchange in under_way:
             if exchange.outcome == NOT_YET:
-                found = exchange.answer.tokens(exchange.request.max_tokens)
-                rest.take(exchange, deliveries(found.steps, exchange.sent_ns), NOT_YET)
+                seen = self._under_way.setdefault(exchange.request.index, UnderWay())
+                seen.take(exchange.answer)
+                rest.take(exchange, seen.times, seen.tokens, NOT_YET)
         tables = {name: Table(name) for name in self.log.tables}
         rest.write(tables, self._num_steps)
         return tables
@@ -249,41 +209,3 @@ class Recording:
     def tbt_ms(self) -> float | None:
         """Mean of the latest gaps."""
         return fmean(self._gaps) / NS_PER_MS if self._gaps else None
-
-
-def deliveries(steps: Steps, sent_ns: int) -> Steps:
-    """``steps`` as deliveries that a client can tell apart: what comes in one burst came together,
-    when the first of it did.
-    """
-    found: Steps = []
-    latest = 0
-    for time, tokens in steps:
-        if found and time - latest < TOGETHER_NS:
-            found[-1] = (found[-1][0], found[-1][1] + tokens)
-        else:
-            found.append((time, tokens))
-        latest = time
-    if len(found) > 1:
-        first, span = found[0][0], latest - found[0][0]
-        if span <= _BURST_NS and span * _BURST_SHARE <= first - sent_ns:
-            return [(first, sum(tokens for _, tokens in found))]
-    return found
-
-
-def _columns(rows: Rows, width: int) -> list[tuple[int, ...]]:
-    return list(zip(*rows, strict=True)) or [()] * width
-
-
-def _extend(table: Table, *columns: Iterable[int]) -> None:
-    """Append many rows at once: this thread must leave the interpreter to the one that sends."""
-    for column, values in zip(table.columns.values(), columns, strict=True):
-        column.extend(values)
-
-
-def _cut(rows: Rows, before: int | None) -> Rows:
-    """Take the rows of earlier than ``before`` (all for None) out of ``rows``, sorted."""
-    rows.sort()
-    place = len(rows) if before is None else bisect_left(rows, (before,))
-    taken = rows[:place]
-    del rows[:place]
-    return taken

@@ -12,8 +12,9 @@ from nexusbench.core.request import Request
 from nexusbench.core.units import NS_PER_MS as MS
 from nexusbench.endpoint.address import parse_address
 from nexusbench.endpoint.exchange import Exchange
+from nexusbench.endpoint.held import deliveries
 from nexusbench.endpoint.prompts import WORDS, Prompts, TextMeasure
-from nexusbench.endpoint.recording import Recording, deliveries
+from nexusbench.endpoint.recording import Recording
 
 
 def request(index: int, tokens: int, prefix: tuple[int, ...] = (), output: int = 4) -> Request:
