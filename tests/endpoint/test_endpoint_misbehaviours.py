@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import nexusbench
+from nexusbench.cli.main import main
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.runner import RunResult
@@ -124,3 +125,31 @@ def test_a_bad_answer_to_a_probe_is_no_end(base: str, replay: Replay, way: str) 
     wanted = next(case for case in ANSWERS if case.name == way)
     outcome = "finished" if wanted.finishes else "failed"
     assert result.summary["metrics"][outcome]["value"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*ANSWERS, *TELLING], ids=lambda case: case.name)
+def test_each_alone_as_a_command(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    case: Misbehaviour,
+) -> None:
+    """As tests/benchmarks has it: six requests, all of which end, in time, for their reason."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    Path("trace.jsonl").write_text(TRACE)
+    words = ["serve-trace", "trace.jsonl", "--endpoint", case.url(base), "--json", "--no-progress"]
+    began = time.monotonic()
+    code = main([*words, "--timeout", str(TIMEOUT_S)])
+    assert time.monotonic() - began < 60  # a hang
+    out, err = capfd.readouterr()
+    assert code == (0 if case.finishes else 1), err
+    run = json.loads(out)["runs"][0]
+    outcome = "finished" if case.finishes else "failed"
+    assert run["summary"]["metrics"][outcome]["value"] == 6
+    if not case.finishes:
+        assert sum(run["failures"].values()) == 6
+        assert all(case.explains(reason) for reason in run["failures"])
+    assert "secret" not in out + err
