@@ -53,6 +53,8 @@ def parse_address(url: str) -> Address:
         raise UsageError(f"--endpoint has no valid host or port. {_EXAMPLE}") from None
     if parts.scheme not in _PORTS or not parts.hostname:
         raise UsageError(f"--endpoint is not an http or https URL with a host. {_EXAMPLE}")
+    if port == 0:
+        raise UsageError(f"--endpoint: there is no port 0. {_EXAMPLE}")
     if "@" in url or parts.query or parts.fragment:
         raise UsageError(
             "--endpoint holds a user name, a query or a fragment, which would be stored with the "

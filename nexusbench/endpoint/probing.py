@@ -38,6 +38,7 @@ _NO_SUCH_PATH = (404, 405, 501)
 _OK, _BROKEN = 200, 500
 _LISTED = 1000  # models among which a near name is looked for
 _MOST_CONTEXT = 2**40
+_MOST_PER_WORD = 10  # tokens: the words of our prompts have nine letters at most
 
 
 class Findings(msgspec.Struct):
@@ -191,6 +192,12 @@ class _Probe:
             self.notes.append("it does not count prompts: a word is taken for a token")
             return TextMeasure()
         per_word = (long - short) / (_LONG - _SHORT)
+        if not 1 / _MOST_PER_WORD <= per_word <= _MOST_PER_WORD:
+            self.notes.append(
+                f"it counts {short:,} and {long:,} tokens for {_SHORT} and {_LONG} words, which "
+                "cannot be: a word is taken for a token"
+            )
+            return TextMeasure()
         return TextMeasure(per_word, short - per_word * _SHORT)
 
     def _ask(self, letterhead: Letterhead, prompt: bytes) -> Answer:

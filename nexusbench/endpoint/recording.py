@@ -61,6 +61,7 @@ class Recording:
         self._ended: deque[Exchange] = deque()
         self._held = Held()
         self._under_way: dict[int, UnderWay] = {}  # by index of the request
+        self._taken: set[int] = set()  # requests that were taken in
         self._num_steps = 0
         self._counting: Counter[str] = Counter()
         self._ttft: deque[int] = deque(maxlen=_RECENT)
@@ -82,6 +83,7 @@ class Recording:
         times, tokens = array("q", [t for t, _ in steps]), array("q", [n for _, n in steps])
         self._held.take(exchange, times, tokens, self._cached(exchange))
         self._under_way.pop(request.index, None)
+        self._taken.add(request.index)
         if exchange.outcome != NOT_YET:
             code = self.log.code(self._reason(exchange.reason))
             self._held.ends.add(exchange.end_ns, request.index, exchange.outcome, code)
@@ -147,7 +149,7 @@ class Recording:
         """What is known and not written yet, of what is under way too; it stays unwritten."""
         rest = self._held.copy()
         for exchange in under_way:
-            if exchange.outcome == NOT_YET:
+            if exchange.request.index not in self._taken:
                 seen = self._under_way.setdefault(exchange.request.index, UnderWay())
                 seen.take(exchange.answer)
                 rest.take(exchange, seen.times, seen.tokens, NOT_YET)

@@ -45,6 +45,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: str | None = None
     role: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
     function_call: msgspec.Raw = _NOTHING
@@ -235,13 +236,20 @@ class Answer:
 
 def _is_error(chunk: _Chunk) -> bool:
     """It says that something failed, in one of the shapes in which servers do."""
-    if _value(chunk.error) or b'"error"' in (bytes(chunk.object), bytes(chunk.type)):
+    error, code = _value(chunk.error), _value(chunk.code)
+    if any(error.values()) if isinstance(error, dict) else error:
         return True
-    if chunk.choices or bytes(chunk.usage) not in _EMPTY:
+    if b'"error"' in (bytes(chunk.object), bytes(chunk.type)):
+        return True
+    if chunk.choices:
         return False
-    code, message = _value(chunk.code), _value(chunk.message)
-    failed = isinstance(code, str) or (isinstance(code, int) and code >= _LEAST_CODE)
-    return bool((isinstance(message, str) and message) or _value(chunk.detail) or (code and failed))
+    if isinstance(code, int) and code >= _LEAST_CODE:
+        return True
+    if bytes(chunk.usage) not in _EMPTY:
+        return False
+    message = _value(chunk.message)
+    said = message if isinstance(message, str) else ""
+    return bool(said or _value(chunk.detail) or (isinstance(code, str) and code))
 
 
 def _value(data: msgspec.Raw) -> Any:
@@ -262,7 +270,8 @@ def _text_size(choice: _Choice) -> int:
     delta = choice.delta
     if delta is not None:
         size += len(delta.content or "") + len(delta.reasoning_content or "")
-        size += len(delta.reasoning or "") + sum(len(bytes(c)) for c in delta.tool_calls or [])
+        size += len(delta.reasoning or "") + len(delta.refusal or "")
+        size += sum(len(bytes(call)) for call in delta.tool_calls or [])
         called = bytes(delta.function_call)
         size += 0 if called in _EMPTY else len(called)
     return size

@@ -177,7 +177,11 @@ PROBES = [
         f"no end within {TIMEOUT_S:g} s", "dripping_comments", "dripping_headers", "silent",
         option="--list",
     ),
-    *_probes("names no model", "json_200", "no_content", "redirect", option="--list"),
+    *_probes(
+        "names no model", "json_200", "no_content", "redirect", "lists_deep", "lists_nothing",
+        "lists_numbers", option="--list",
+    ),
+    *_probes("has 5000 models: m0, m1, m2, m3", "lists_many", option="--list"),
     *_probes("HTTP 500: out of memory", "flat_500", option="--list"),
 ]  # fmt: skip
 # Answers to a probe that are bad, but tell what the server takes: the replay counts what becomes

@@ -47,6 +47,7 @@ class Server:
         self.per_chunk, self.delay = options.per_chunk, options.delay_ms / 1000
         self.key, self.models, self.added = options.key, options.models.split(","), options.added
         self.probes, self.list = options.probes, options.list
+        self.per_word = options.per_word
         self.log: list[tuple[dict[str, object], int]] = []
 
     async def answer(
@@ -86,11 +87,10 @@ class Server:
         ):
             if given and name not in self.takes:
                 raise Refusal(f"no {name} here")
-        if chat:
-            return len(body["messages"][0]["content"].split()) + self.added  # type: ignore[index]
-        prompt = body["prompt"]
-        assert isinstance(prompt, (list, str))
-        return (len(prompt) if isinstance(prompt, list) else len(prompt.split())) + self.added
+        prompt = body["messages"][0]["content"] if chat else body["prompt"]  # type: ignore[index]
+        if isinstance(prompt, list):
+            return len(prompt) + self.added
+        return len(str(prompt).split()) * self.per_word + self.added
 
     async def complete(
         self,
@@ -279,6 +279,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--per-chunk", type=int, default=1)
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--added", type=int, default=0)
+    parser.add_argument("--per-word", type=int, default=1)
     parser.add_argument("--models", default="made-up")
     parser.add_argument("--key", default="")
     parser.add_argument("--certificate", default="")

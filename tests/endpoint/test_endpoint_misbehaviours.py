@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ import nexusbench
 from nexusbench.cli.main import main
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.events import OUTCOMES
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.results import store
+from nexusbench.results.reader import RunReader
 from nexusbench.runner import RunResult
 from tests.endpoint.misbehaviours import (
     ANSWERS,
@@ -127,6 +131,55 @@ def test_a_bad_answer_to_a_probe_is_no_end(base: str, replay: Replay, way: str) 
     assert result.summary["metrics"][outcome]["value"] == 6
 
 
+@pytest.mark.parametrize(
+    "way",
+    ["lists_text_length", "lists_no_length", "lists_negative_length", "lists_endless_length"],
+)
+def test_a_context_length_that_is_none_is_left_out(base: str, replay: Replay, way: str) -> None:
+    result = replay(Misbehaviour(way, ("--list", way), True, "").url(base))
+    assert result.summary["metrics"]["finished"]["value"] == 6
+    assert result.resolved["limits"]["max_model_len"] is None
+    assert any("is no number of tokens" in note for note in result.notes)
+
+
+def test_a_long_name_fits_into_a_folders(base: str, replay: Replay) -> None:
+    result = replay(Misbehaviour("long", ("--list", "lists_long_name"), True, "").url(base))
+    assert result.summary["metrics"]["finished"]["value"] == 6
+    assert len(str(result.folder.name)) < 200
+    assert len(result.resolved["model"]["name"]) < 210
+
+
+def test_prompts_that_are_counted_in_millions_are_not_believed(base: str, replay: Replay) -> None:
+    ways = ("--takes", "text,usage,pin", "--per-word", "100000")
+    result = replay(Misbehaviour("odd", ways, True, "").url(base))
+    assert result.resolved["endpoint"]["measure"] == {"per_word": 1.0, "fixed": 0.0}
+    assert any("which cannot be" in note for note in result.notes)
+
+
+def test_a_full_disk_keeps_what_was_stored_before(
+    base: str, replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexusbench.endpoint_runner.FLUSH_NS", 50_000_000)
+    write, ended = store._write_all, [0]
+
+    def fill_up(path: Path, data: bytes) -> None:
+        folder = path.parent
+        if ended[0] >= 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+        if (folder / "manifest.json").exists():
+            ended[0] = len(RunReader(folder).table("ended")["request"])
+
+    monkeypatch.setattr(store, "_write_all", fill_up)
+    lines = '{"timestamp": %d, "input_length": 9, "output_length": 5}\n'
+    trace = "".join(lines % (20 * number) for number in range(200))
+    with pytest.raises(NexusbenchError, match=r"No space left on device.*Kept: ") as caught:
+        replay(Misbehaviour("ok", (), True, "").url(base), trace)
+    reader = RunReader(str(caught.value).rpartition("Kept: ")[2])
+    assert len(reader.table("ended")["request"]) >= 20
+    assert RunEvents.from_reader(reader).finished.sum() >= 20
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*ANSWERS, *TELLING], ids=lambda case: case.name)
 def test_each_alone_as_a_command(
@@ -152,4 +205,4 @@ def test_each_alone_as_a_command(
     if not case.finishes:
         assert sum(run["failures"].values()) == 6
         assert all(case.explains(reason) for reason in run["failures"])
-    assert "secret" not in out + err
+    assert KEY[:8] not in out + err

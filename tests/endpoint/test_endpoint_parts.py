@@ -138,9 +138,9 @@ def test_what_is_not_written_yet_is_in_the_tail_and_stays_there() -> None:
     recording.add(recorded(0, (5, 30)))
     recording.gather()
     recording.write(before=16 * MS)
-    flying, over = recorded(1, (12, 40), ended=False), recorded(2, (50,))
+    flying, taken = recorded(1, (12, 40), ended=False), recorded(0, (5, 30))
     for _ in range(2):
-        tail = recording.tail([flying, over])
+        tail = recording.tail([flying, taken])
         assert in_ms(tail["step_done"].columns["time"]) == [12, 30, 40]
         assert list(tail["step_done"].columns["step"]) == [1, 2, 3]
         assert list(tail["token"].columns["request"]) == [1, 0, 1]

@@ -328,7 +328,7 @@ WAYS |= {
 @way
 async def falsy_errors(call: Call) -> bool:
     """An ``error`` that is none, with every chunk."""
-    nothing: Iterable[object] = (None, False, "", {}, [], 0)
+    nothing: Iterable[object] = (None, False, "", {"code": 0, "message": ""}, {}, [], 0)
     for chunk, error in zip(call.words, nothing, strict=False):
         chunk["error"] = error
     return await call.stream(*map(event, call.chunks))
@@ -359,6 +359,23 @@ WAYS |= {
     ),
     "packed": _answering(200, gzip.compress(b"data: x\n\n"), "Content-Encoding: gzip"),
     "bomb": _answering(200, gzip.compress(bytes(1 << 24)), "Content-Encoding: gzip"),
+}
+
+
+def _listing(*models: object) -> Way:
+    return _answering(200, json.dumps({"data": models}).encode())
+
+
+WAYS |= {
+    "lists_deep": _answering(200, b'{"data": ' + DEEP.encode() + b"}"),
+    "lists_nothing": _listing(),
+    "lists_numbers": _listing(1, 2),
+    "lists_many": _listing(*({"id": f"m{number}\x1b[31m"} for number in range(5000))),
+    "lists_text_length": _listing({"id": "m", "max_model_len": "4096"}),
+    "lists_no_length": _listing({"id": "m", "max_model_len": 0}),
+    "lists_negative_length": _listing({"id": "m", "max_model_len": -1}),
+    "lists_endless_length": _listing({"id": "m", "max_model_len": 10**30}),
+    "lists_long_name": _listing({"id": "m" * 3000}),
 }
 
 
