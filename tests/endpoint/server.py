@@ -47,7 +47,7 @@ class Server:
         self.per_chunk, self.delay = options.per_chunk, options.delay_ms / 1000
         self.key, self.models, self.added = options.key, options.models.split(","), options.added
         self.probes, self.list = options.probes, options.list
-        self.per_word = options.per_word
+        self.per_word, self.by = options.per_word, options.by
         self.log: list[tuple[dict[str, object], int]] = []
 
     async def answer(
@@ -108,7 +108,8 @@ class Server:
             return True
         behaviour = self.probes
         if count > PROBE_TOKENS:
-            behaviour = self.behaviours[(count - PROBE_TOKENS - 1) % len(self.behaviours)]
+            place = prompt if self.by == "prompt" else count - PROBE_TOKENS - 1
+            behaviour = self.behaviours[place % len(self.behaviours)]
             self.log.append((body, now))
         documents = self.chunks(body, chat, prompt, count, behaviour)
         if behaviour in WAYS:
@@ -273,6 +274,7 @@ class Servers:
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--behaviours", default="ok")
+    parser.add_argument("--by", default="answer", help="whose length chooses: answer or prompt")
     parser.add_argument("--probes", default="ok")
     parser.add_argument("--list", default="")
     parser.add_argument("--takes", default="ids,text,pin,chunks,usage,chat")

@@ -5,33 +5,40 @@ Six requests of ten tokens. Times are compared with each other, never with the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nexusbench.comparison.heading import header_lines
+from nexusbench.comparison.view import view_of_reader
 from nexusbench.metrics.at_once import came_at_once
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.metrics.summary import summarise
 from nexusbench.results.reader import RunReader
 from nexusbench.runner import RunResult
 
 Send = Callable[..., RunResult]
 Serve = Callable[..., Any]
 COUNT, TOKENS = 6, 10
-LINES = [
-    {"timestamp": 15 * index, "input_length": 20 + index, "output_length": TOKENS}
-    for index in range(COUNT)
-]
 
 
 @pytest.fixture
 def measure(serve: Serve, send: Send) -> Callable[..., RunResult]:
-    """The run of a server with one way."""
+    """The run of a server with these ways: requests have them in turn."""
 
-    def run(way: str, *options: object, delay_ms: float = 5, **config: Any) -> RunResult:
-        served = serve("--behaviours", way, "--delay-ms", delay_ms, *options)
-        return send(served, LINES, **config)
+    def run(
+        *ways: str, options: Sequence[object] = (), delay_ms: float = 5, requests: int = COUNT,
+        **config: Any,
+    ) -> RunResult:  # fmt: skip
+        words = ["--behaviours", ",".join(ways), "--by", "prompt", "--delay-ms", delay_ms]
+        served = serve(*words, *options)
+        lines = [
+            {"timestamp": 15 * i, "input_length": 20 * len(ways) + i, "output_length": TOKENS}
+            for i in range(requests)
+        ]
+        return send(served, lines, **config)
 
     return run
 
@@ -48,11 +55,12 @@ def warnings(result: RunResult) -> str:
 def check_pace(result: RunResult) -> None:
     """All tokens came, one after the other, and nothing but their times is in TPOT and TBT."""
     events = result.events
-    assert events.num_output_tokens.tolist() == [TOKENS] * COUNT
-    assert entry(result, "finished")["value"] == COUNT
+    number = events.num_requests
+    assert events.num_output_tokens.tolist() == [TOKENS] * number
+    assert entry(result, "finished")["value"] == number
     pace = (events.last_token - events.first_token) / (TOKENS - 1)
     assert entry(result, "tpot")["mean"] == pytest.approx(float(np.mean(pace)) / 1e6)
-    assert entry(result, "tpot")["n"] == COUNT
+    assert entry(result, "tpot")["n"] == number
     assert entry(result, "tbt")["min"] > 0
     # The first token is the first to come: its nine fellows took longer than a moment.
     assert (events.first_token - events.arrival < events.ended - events.arrival).all()
@@ -68,22 +76,19 @@ def test_an_abort_is_a_failure_with_its_reason(measure: Callable[..., RunResult]
     assert result.events.num_output_tokens.tolist() == [TOKENS // 2] * COUNT
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "zero_usage_until_the_end", "zero_usage", "falling_usage", "constant_usage",
-        "whole_usage_at_once", "rare_usage", "text_usage", "negative_usage", "huge_usage",
-        "leaping_usage",
-    ],
-)  # fmt: skip
-def test_usage_that_is_no_count_moves_no_token(measure: Callable[..., RunResult], way: str) -> None:
-    result = measure(way)
+def test_usage_that_is_no_count_moves_no_token(measure: Callable[..., RunResult]) -> None:
+    refused = ("falling_usage", "constant_usage", "huge_usage", "leaping_usage")
+    ways = (
+        "zero_usage_until_the_end", "zero_usage", "whole_usage_at_once", "rare_usage",
+        "text_usage", "negative_usage", "broken_usage", *refused,
+    )  # fmt: skip
+    result = measure(*ways, requests=len(ways))
     check_pace(result)
-    (how,) = result.resolved["client"]["counting"]
-    assert how.startswith("one a chunk")
-    refused = way in ("falling_usage", "constant_usage", "huge_usage", "leaping_usage")
-    assert ("cannot be a count" in warnings(result)) == refused
-    assert ("no number of tokens" in warnings(result)) == (way in ("text_usage", "negative_usage"))
+    counting = result.resolved["client"]["counting"]
+    assert all(how.startswith("one a chunk") for how in counting)
+    assert counting["one a chunk, for the usage cannot be a count of them"] == len(refused)
+    assert "the usage of 4 answers cannot be a count" in warnings(result)
+    assert "3 answers counted with what is no number of tokens" in warnings(result)
 
 
 def test_the_end_of_a_stream_has_no_part_in_the_pace(measure: Callable[..., RunResult]) -> None:
@@ -93,12 +98,9 @@ def test_the_end_of_a_stream_has_no_part_in_the_pace(measure: Callable[..., RunR
     assert (events.ended - events.last_token > 250e6).all()
 
 
-@pytest.mark.parametrize("way", ["held_back", "held_back_in_pieces", "one_chunk"])
-def test_a_stream_that_is_held_back_has_no_pace(
-    measure: Callable[..., RunResult], way: str
-) -> None:
-    bounds = {"tpot": 60_000.0}
-    result = measure(way, delay_ms=0, goodput=bounds)
+def test_a_stream_that_is_held_back_has_no_pace(measure: Callable[..., RunResult]) -> None:
+    ways = ("held_back", "held_back_in_pieces", "one_chunk")
+    result = measure(*ways, delay_ms=0, goodput={"tpot": 60_000})
     assert entry(result, "finished")["value"] == COUNT
     assert came_at_once(result.events).all()
     for tag in ("tbt", "tpot"):
@@ -109,20 +111,26 @@ def test_a_stream_that_is_held_back_has_no_pace(
     assert "6 of 6 finished answers came in one delivery" in warnings(result)
     assert warnings(result) in " ".join(result.notes)
     # A bound that can be judged is.
-    ttft = measure(way, delay_ms=0, goodput={"ttft": 60_000})
-    assert entry(ttft, "attainment")["value"] == 100
+    reader = RunReader(result.folder)
+    for key, kept in (("ttft", 100), ("e2e", 100), ("tbt", 0)):
+        summary = summarise(RunEvents.from_reader(reader, slo={key: 60_000}))
+        assert summary["metrics"]["attainment"]["value"] == kept
+    # And what is read again is warned of again.
+    view = view_of_reader(reader)
+    said = [text for name, text in header_lines(view, view.resolved) if name == "WARNING"]
+    assert said == result.resolved["client"]["warnings"]
 
 
-@pytest.mark.parametrize("way", ["done_only", "stops_without_a_token", "done_after_empty_chunks"])
-def test_an_end_without_a_token_is_a_failure(measure: Callable[..., RunResult], way: str) -> None:
-    result = measure(way, goodput={"ttft": 60_000, "tpot": 60_000})
+def test_an_end_without_a_token_is_a_failure(measure: Callable[..., RunResult]) -> None:
+    ways = ("done_only", "stops_without_a_token", "done_after_empty_chunks")
+    result = measure(*ways, goodput={"ttft": 60_000, "tpot": 60_000})
     assert entry(result, "failed")["value"] == COUNT
     assert entry(result, "goodput")["value"] == 0
     assert entry(result, "ttft")["n"] == 0
 
 
 def test_hidden_reasoning_is_no_output(measure: Callable[..., RunResult]) -> None:
-    result = measure("hides_reasoning", "--takes", "ids,usage,pin")
+    result = measure("hides_reasoning", options=["--takes", "ids,usage,pin"])
     assert result.events.num_output_tokens.tolist() == [TOKENS // 2] * COUNT
     assert "6 answers hid 30 tokens of reasoning" in warnings(result)
     client = result.resolved["client"]
@@ -130,39 +138,18 @@ def test_hidden_reasoning_is_no_output(measure: Callable[..., RunResult]) -> Non
 
 
 def test_shown_reasoning_is_output_and_told(measure: Callable[..., RunResult]) -> None:
-    result = measure("shows_reasoning", "--takes", "text,chat,usage,pin", api="chat")
+    options = ["--takes", "text,chat,usage,pin"]
+    result = measure("shows_reasoning", options=options, api="chat")
     check_pace(result)
     assert "6 answers began with the model's reasoning" in warnings(result)
     assert result.resolved["client"]["hidden"] == 0
 
 
-@pytest.mark.parametrize(
-    ("way", "said"),
-    [
-        ("cached_beyond_the_prompt", "claimed more cached tokens than the prompt has"),
-        ("cached_negative", "no number of tokens"),
-        ("cached_text", "no number of tokens"),
-        ("cached_broken", "no number of tokens"),
-        ("details_are_a_text", "no number of tokens"),
-    ],
-)
-def test_what_cannot_be_cached_is_left_out(
-    measure: Callable[..., RunResult], way: str, said: str
-) -> None:
-    result = measure(way)
+def test_what_cannot_be_cached_is_left_out(measure: Callable[..., RunResult]) -> None:
+    ways = ("cached_negative", "cached_text", "cached_broken", "cached_true", "details_are_a_text")
+    result = measure("cached_beyond_the_prompt", *ways)
     assert entry(result, "finished")["value"] == COUNT
     assert entry(result, "prefix_hit_rate")["value"] is None
-    assert said in warnings(result)
-
-
-def test_warnings_are_kept_and_read_again(
-    measure: Callable[..., RunResult], tmp_path: Path
-) -> None:
-    from nexusbench.comparison.heading import header_lines
-    from nexusbench.comparison.view import view_of_reader
-
-    folder = measure("held_back", delay_ms=0).folder
-    view = view_of_reader(RunReader(folder))
-    said = [text for name, text in header_lines(view, view.resolved) if name == "WARNING"]
-    assert len(said) == 1
-    assert "came in one delivery" in said[0]
+    assert "1 answer claimed more cached tokens than the prompt has" in warnings(result)
+    assert "5 answers counted with what is no number of tokens" in warnings(result)
+    assert result.resolved["client"]["cached_tokens"] == 0

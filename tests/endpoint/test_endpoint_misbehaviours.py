@@ -30,6 +30,14 @@ from tests.endpoint.misbehaviours import (
     serving,
 )
 
+# One of each kind; the others take the same paths.
+FAST = {
+    "probes endless_comments", "probes endless_event", "probes endless_header",
+    "probes endless_error", "probes dripping_comments", "probes dripping_headers",
+    "probes garbage_utf8", "probes error_flat", "probes bad_chunk", "probes bomb",
+    "list endless_comments", "list dripping_comments", "list lists_deep", "list lists_many",
+    "list flat_500",
+}  # fmt: skip
 KEY = "sk-very/secret+key-42"
 Replay = Callable[..., RunResult]
 
@@ -106,7 +114,13 @@ def test_the_key_is_told_nowhere(base: str, replay: Replay, tmp_path: Path) -> N
             assert part.encode() not in data, (path.name, part)
 
 
-@pytest.mark.parametrize("case", PROBES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in FAST else pytest.mark.slow)
+        for case in PROBES
+    ],
+)
 def test_what_ends_before_it_begins(
     base: str, replay: Replay, tmp_path: Path, case: Misbehaviour
 ) -> None:
