@@ -75,8 +75,8 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     None means "ask the server": its only model, its context length. ``prompt`` is token ids, text,
     or whichever the server takes; ids are drawn below ``vocab_size``. The API key is the value of
-    the environment variable called ``api_key_env`` and is nowhere else. A server that says nothing
-    for ``timeout_s`` has failed the request. The rest is as in RunConfig.
+    the environment variable called ``api_key_env`` and is nowhere else. A request whose
+    answer has not ended after ``timeout_s`` has failed. The rest is as in RunConfig.
     """
 
     trace: str
@@ -126,8 +126,8 @@ _BOUNDS = (
     ("seed", 0, True, math.inf),
     ("price_per_hour", 0, False, math.inf),
     ("watts", 0, False, math.inf),
-    ("timeout_s", 0, False, math.inf),
-    ("vocab_size", 8, True, math.inf),
+    ("timeout_s", 0.001, True, 1e6),
+    ("vocab_size", 8, True, 2**31),
 )
 
 

@@ -23,6 +23,7 @@ from nexusbench.endpoint.probing import Findings, Wish, probe
 from nexusbench.endpoint.prompts import Prompts
 from nexusbench.endpoint.replay import Plan, Replay
 from nexusbench.endpoint.status import Status
+from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
 from nexusbench.results.machine import machine_facts
 from nexusbench.runner import (
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from nexusbench.results.store import RunWriter
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-FLUSH_NS = 30 * NS_PER_S  # how much of a replay a kill may cost, beside what is under way
+# How much of a replay a kill may cost: two seconds, less what a flush takes.
+FLUSH_NS = 3 * NS_PER_S // 2
+_A_SECRET = 8  # signs; what is shorter may stand anywhere
+_SHOWN_NAME = 200  # characters of a model's name
+_LONGEST_DEVICE = 80  # of a folder's name
 _CLIENT_FACTS = ("observed", "num_sms", "kv_blocks", "block_size")
 
 
@@ -60,6 +65,10 @@ def connect(config: EndpointConfig) -> Connected:
     config = check_config(config)
     key = _api_key(config)
     trace = shape_traffic(config)
+    words = Words(key)
+    for flag, value in (("--endpoint", config.endpoint), ("--model", config.model or "")):
+        if len(key) >= _A_SECRET and key in value:
+            raise UsageError(f"{flag} holds the API key, which would be stored with the results")
     address = parse_address(config.endpoint)
     if config.api is not None and address.api not in (None, config.api):
         raise UsageError(f"--endpoint names the {address.api} API, --api {config.api}. Choose one")
@@ -86,7 +95,7 @@ def connect(config: EndpointConfig) -> Connected:
     for request in requests:
         request.max_tokens = request.stop_len - request.num_prompt_tokens
     replay = _make_replay(config, trace, requests, address, findings, max_model_len, key)
-    facts = _facts(config, trace, address, findings, max_model_len)
+    facts = _facts(config, trace, address, findings, max_model_len, words)
     return Connected(config, msgspec.structs.replace(trace, requests=[]), requests, replay, facts)
 
 
@@ -138,17 +147,19 @@ def _facts(
     address: Address,
     findings: Findings,
     max_model_len: int | None,
+    words: Words,
 ) -> dict[str, Any]:
     """What was resolved, for the manifest; what a client cannot know of a GPU is 0 or unknown."""
     dialect = findings.dialect
+    name = words.of(findings.model, _SHOWN_NAME)
     return {
         "observed": "client",
-        "device": f"endpoint:{address.netloc}/{findings.model}",
+        "device": f"endpoint:{address.netloc}/{name}",
         "gpu": {"name": "unknown, behind an endpoint"},
         "num_sms": 0,
         "kv_blocks": 0,
         "block_size": 0,
-        "model": {"name": findings.model},
+        "model": {"name": name},
         "scheduler": None,
         "partitioner": None,
         "belief": None,
@@ -214,7 +225,7 @@ def run_endpoint(
             writer.finish("complete", summary, event_digest=digest, resolved={"client": facts})
     folder = writer.path if writer is not None else None
     resolved = {**connected.facts, "client": facts}
-    notes = [*connected.trace.notes, *connected.facts["endpoint"]["notes"]]
+    notes = [*connected.trace.notes, *connected.facts["endpoint"]["notes"], *facts["warnings"]]
     return RunResult(connected.config, summary, events, digest, folder, notes, resolved)
 
 
@@ -246,9 +257,18 @@ class Onlooker:
             self._progress(replay.status())
             self._next_progress = now + PROGRESS_NS
         if self._writer is not None and now >= self._next_flush:
-            replay.recording.write(replay.horizon())
-            self._writer.flush(replay.recording.log)
-            self._next_flush = stopwatch_ns() + FLUSH_NS
+            self._next_flush = now + FLUSH_NS
+            self._flush(self._writer)
+
+    def _flush(self, writer: RunWriter) -> None:
+        """Store what is known: for good what nothing can come before any more, the rest until the
+        next time.
+        """
+        replay, recording = self._replay, self._replay.recording
+        horizon = replay.horizon()
+        recording.gather()
+        recording.write(horizon)
+        writer.flush(recording.log, tail=recording.tail(replay.under_way()))
 
     def give_up(self, error: BaseException) -> None:
         """Keep what there is, and say in the manifest why it ends."""
@@ -257,16 +277,19 @@ class Onlooker:
             return
         recording.write()
         digest = recording.log.digest()
-        with suppress(NexusbenchError):  # e.g. a full disk: the first error is the one to tell
+        try:
             writer.flush(recording.log)
+        except NexusbenchError:  # e.g. a full disk: the first error is the one to tell
+            digest = ""  # of more than is stored
         stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-        writer.finish(
-            "interrupted" if stopped else "failed",
-            None,
-            str(error) or type(error).__name__,
-            event_digest=digest,
-            resolved={"client": client_facts(self._replay)},
-        )
+        with suppress(NexusbenchError):
+            writer.finish(
+                "interrupted" if stopped else "failed",
+                None,
+                str(error) or type(error).__name__,
+                event_digest=digest,
+                resolved={"client": client_facts(self._replay)},
+            )
         if isinstance(error, NexusbenchError):
             error.args = (f"{error}. Kept: {writer.path}",)
 
@@ -288,6 +311,7 @@ def _open_writer(connected: Connected, results: Path) -> RunWriter:
 
     created, config = utc_now(), connected.config
     device = "".join(c if c.isalnum() or c in "-_." else "-" for c in connected.facts["device"])
+    device = device[:_LONGEST_DEVICE]
     name = f"{created:%Y%m%d-%H%M%S}-{connected.trace.name}-{device}-s{config.seed}"
     manifest = new_manifest(
         name,

@@ -66,6 +66,6 @@ Timeout = Annotated[
         callback=positive,
         metavar="SECONDS",
         rich_help_panel=_PANEL,
-        help="A request that hears nothing for so long has failed.",
+        help="A request whose answer has not ended after so long has failed.",
     ),
 ]

@@ -9,7 +9,7 @@ from nexusbench.core.units import counted
 
 CLIENT_DEFINITIONS = (
     "TTFT: scheduled arrival to first token, the send lag included.",
-    "TBT: time between deliveries of a request's tokens. TPOT: (end to end - TTFT) / (tokens - 1).",
+    "TBT: time between deliveries of a request's tokens. TPOT: first to last token / (tokens - 1).",
 )
 # A lag beyond this share of the mean TTFT is told.
 _LATE_SHARE = 0.01
@@ -34,7 +34,8 @@ def endpoint_lines(
             ("tokens", _tokens(client)),
             ("client", _client(view, client)),
         ]
-    return lines + [("note", note) for note in endpoint["notes"]]
+    lines += [("note", note) for note in endpoint["notes"]]
+    return lines + [("WARNING", text) for text in (client or {}).get("warnings", ())]
 
 
 def _prompts(endpoint: dict[str, Any], client: dict[str, Any]) -> str:

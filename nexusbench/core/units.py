@@ -8,6 +8,7 @@ NS_PER_S = 1_000_000_000
 
 GIB = 1024**3
 MIB = 1024**2
+KIB = 1024
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

@@ -13,6 +13,7 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 _EXAMPLE = "Write http://127.0.0.1:8000/v1"
 # The end of a path that names the API itself -> the API.
 _ENDINGS = {"/chat/completions": "chat", "/completions": "completions"}
+_TRIED = 4  # addresses of a host that are tried for the first that answers
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -47,18 +48,22 @@ def parse_address(url: str) -> Address:
     try:
         parts = urlsplit(url.strip())
         port = parts.port
-    except ValueError as error:
-        raise UsageError(f"--endpoint: {error}. {_EXAMPLE}") from None
+    except ValueError:
+        # Neither the URL nor the error is quoted: they may hold a password.
+        raise UsageError(f"--endpoint has no valid host or port. {_EXAMPLE}") from None
     if parts.scheme not in _PORTS or not parts.hostname:
-        # Not quoted: it may hold a password.
         raise UsageError(f"--endpoint is not an http or https URL with a host. {_EXAMPLE}")
-    if parts.username is not None or parts.query or parts.fragment:
+    if port == 0:
+        raise UsageError(f"--endpoint: there is no port 0. {_EXAMPLE}")
+    if "@" in url or parts.query or parts.fragment:
         raise UsageError(
             "--endpoint holds a user name, a query or a fragment, which would be stored with the "
             "results. Put a key into an environment variable and name that with --api-key-env"
         )
     if any(not 0x20 < ord(letter) < 0x7F for letter in parts.path):
         raise UsageError(f"--endpoint: the path may hold visible ASCII alone. {_EXAMPLE}")
+    if not parts.hostname.isprintable():
+        raise UsageError(f"--endpoint: the host holds control signs. {_EXAMPLE}")
     base, api = parts.path.rstrip("/"), None
     for ending, name in _ENDINGS.items():
         if base.endswith(ending):
@@ -77,7 +82,7 @@ def _resolve(host: str, port: int) -> tuple[int, tuple[Any, ...]]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise NexusbenchError(f"--endpoint: cannot find the host '{host}': {error}") from None
-    for family, kind, protocol, _, sockaddr in found if len(found) > 1 else []:
+    for family, kind, protocol, _, sockaddr in found[:_TRIED] if len(found) > 1 else []:
         with socket.socket(family, kind, protocol) as trial:
             trial.settimeout(2.0)
             if trial.connect_ex(sockaddr) == 0:

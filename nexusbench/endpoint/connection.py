@@ -1,7 +1,8 @@
-"""One connection: a socket that never blocks, and the HTTP that comes out of it."""
+"""One connection: a socket that never blocks, and the HTTP that comes out of it, so much of it."""
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import ssl
@@ -10,10 +11,24 @@ from threading import Lock
 
 import httptools
 
+from nexusbench.core.units import KIB
 from nexusbench.endpoint.address import Address
 from nexusbench.endpoint.exchange import Exchange
+from nexusbench.endpoint.stream import Endless, StreamError
 
 _READ = 1 << 18
+HEAD_BYTES = 64 * KIB
+ERROR_BYTES = 64 * KIB  # of the body of an error; the rest is not waited for
+_OK, _SWITCHING = 200, 101
+# The errors that have a plain name; others are told in the system's words.
+_NAMES = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EPIPE: "connection reset",
+    errno.ETIMEDOUT: "connection timed out",
+    errno.EMFILE: "too many open files (raise ulimit -n)",
+    errno.ENFILE: "too many open files (raise ulimit -n)",
+}
 # The errors of a socket that has nothing to say yet.
 _LATER = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -24,11 +39,12 @@ class Connection:
     The sender's thread writes the beginning of a request, the receiver's does everything else. TLS
     keeps one state for both directions, hence the lock; plain sockets would do without.
     ``draining``: the exchange has ended, the last bytes of its answer are still to come.
+    ``most_bytes``: how long an answer may be, of which ``taken`` have come.
     """
 
     __slots__ = (
-        "_lock", "_pieces", "_rest", "complete", "draining", "exchange", "keep", "opened_ns",
-        "parser", "ready", "sock", "status", "used_ns",
+        "_encoding", "_interim", "_lock", "_pieces", "_rest", "complete", "draining", "exchange",
+        "keep", "most_bytes", "opened_ns", "parser", "ready", "sock", "status", "taken", "used_ns",
     )  # fmt: skip
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, now: int) -> None:
@@ -49,6 +65,7 @@ class Connection:
         self.exchange: Exchange | None = None
         self.opened_ns, self.used_ns = now, -1
         self.ready = False
+        self.most_bytes = 0
         self._lock = Lock()
         self._rest = b""
         self._pieces: list[bytes] = []
@@ -58,20 +75,37 @@ class Connection:
         """Get ready for the next answer."""
         self.parser = httptools.HttpResponseParser(self)
         self.status, self.complete, self.keep, self.draining = 0, False, False, False
+        self.taken, self._encoding, self._interim = 0, "", False
 
     # Called by httptools.
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; how the body is packed is all that matters."""
+        if name.lower() in (b"content-encoding", b"transfer-encoding") and not self.complete:
+            ways = (way.strip() for way in value.decode("latin-1").lower().split(","))
+            packed = [way for way in ways if way not in ("", "identity", "chunked")]
+            self._encoding = self._encoding or ", ".join(packed)
+
     def on_headers_complete(self) -> None:
-        """The status is known."""
-        self.status = self.parser.get_status_code()
+        """The status is known, unless it is one of those that announce another."""
+        status = self.parser.get_status_code()
+        self._interim = status < _OK and status != _SWITCHING
+        if not (self._interim or self.complete):
+            self.status = status
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body, whatever way it was cut on the wire."""
-        self._pieces.append(body)
+        if not self.complete:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         """The answer is over; another may follow if the server keeps the connection."""
-        self.complete, self.keep = True, self.parser.should_keep_alive()
+        if self._interim:
+            self._interim = False
+        elif self.complete:
+            self.keep = False  # more answers than requests
+        else:
+            self.complete, self.keep = True, self.parser.should_keep_alive()
 
     # Called by the threads.
 
@@ -121,8 +155,23 @@ class Connection:
         return data
 
     def parse(self, data: bytes) -> bytes:
-        """The body in ``data``. Raises httptools.HttpParserError for what is no HTTP."""
-        self.parser.feed_data(data)
+        """The body in ``data``. Raises StreamError for what is no HTTP, too long or packed."""
+        self.taken += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise StreamError("the answer switches to another protocol") from None
+        except httptools.HttpParserError:
+            # Trailing bytes after a whole answer are no reason to fail it.
+            if not self.complete:
+                raise StreamError("garbage: the answer is not HTTP") from None
+            self.keep = False
+        if not self.status and self.taken > HEAD_BYTES:
+            raise Endless(f"headers without an end, longer than {HEAD_BYTES:,} bytes")
+        if self.taken > self.most_bytes:
+            raise Endless(f"an answer without an end, longer than {self.most_bytes:,} bytes")
+        if self._encoding:
+            raise StreamError(f"a packed answer, which was not asked for: {self._encoding}")
         body = b"".join(self._pieces)
         self._pieces.clear()
         return body
@@ -130,6 +179,7 @@ class Connection:
     def drain(self, now: int) -> None:
         """All that matters has been said; the answer's last bytes are still to come."""
         self.exchange, self.used_ns, self.draining = None, now, True
+        self.most_bytes = self.taken + HEAD_BYTES
 
     def release(self, now: int) -> None:
         """The answer is over: get ready for another request."""
@@ -140,3 +190,12 @@ class Connection:
         """Let go of the socket."""
         self.exchange = None
         self.sock.close()
+
+
+def name_fault(error: OSError) -> str:
+    """What went wrong with a connection, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: certificate verify failed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    return _NAMES.get(error.errno or 0, "") or error.strerror or str(error) or "connection lost"

@@ -59,7 +59,7 @@ class Letterhead(msgspec.Struct, frozen=True):
     key: str = ""  # the secret; never in a repr, a message or a file
 
     def __repr__(self) -> str:
-        return f"Letterhead({self.address.url}, {self.model}, {self.dialect})"
+        return f"Letterhead({self.address.url}, {self.dialect})"
 
     def body(self, prompt: bytes, max_tokens: int) -> bytes:
         """The JSON of one request; ``prompt`` is ids with commas, or text that needs no escapes."""
@@ -87,7 +87,8 @@ class Letterhead(msgspec.Struct, frozen=True):
     def headers(self) -> dict[str, str]:
         """Headers but for Host and Content-Length."""
         found = {
-            "Accept": "text/event-stream",
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",
             "Content-Type": "application/json",
             "User-Agent": f"nexusbench/{__version__}",
         }
@@ -96,14 +97,17 @@ class Letterhead(msgspec.Struct, frozen=True):
     def request(self, prompt: bytes, max_tokens: int) -> bytes:
         """One request as it goes over the wire."""
         body = self.body(prompt, max_tokens)
+        return self._head("POST", self.dialect.path, len(body)) + body
+
+    def get(self, path: str) -> bytes:
+        """A request for a page of the server."""
+        return self._head("GET", path, 0)
+
+    def _head(self, method: str, path: str, length: int) -> bytes:
         lines = [
-            f"POST {self.address.base}{self.dialect.path} HTTP/1.1",
+            f"{method} {self.address.base}{path} HTTP/1.1",
             f"Host: {self.address.netloc}",
             *(f"{name}: {value}" for name, value in self.headers().items()),
-            f"Content-Length: {len(body)}",
+            f"Content-Length: {length}",
         ]
-        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
-
-    def redact(self, text: str) -> str:
-        """``text`` without the key, should a server have echoed it."""
-        return text.replace(self.key, "***") if self.key else text
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"

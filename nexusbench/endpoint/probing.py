@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import msgspec
@@ -13,11 +10,16 @@ import msgspec
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.request import Request
+from nexusbench.core.units import MIB, NS_PER_S
 from nexusbench.endpoint._clock import now_ns, sleep
 from nexusbench.endpoint.address import Address
+from nexusbench.endpoint.connection import ERROR_BYTES, name_fault
 from nexusbench.endpoint.dialect import Api, Dialect, Letterhead, dialects
+from nexusbench.endpoint.fetching import fetch
 from nexusbench.endpoint.prompts import Prompts, TextMeasure
-from nexusbench.endpoint.stream import Answer, StreamError, error_reason
+from nexusbench.endpoint.sayings import UNREADABLE, error_reason
+from nexusbench.endpoint.stream import Answer, BadEnd, Endless, StreamError
+from nexusbench.endpoint.words import Words
 
 PROBE_TOKENS = 4  # asked for in each probe
 _PROMPT = 24
@@ -25,10 +27,18 @@ _PROMPT = 24
 _SHORT, _LONG = 32, 160
 # A first token of the server's own, a last one.
 _MOST_ADDED = 2
-_TRIALS, _PAUSE_S, _TIMEOUT_S = 3, 0.5, 60.0
+_TRIALS, _PAUSE_S = 3, 0.5
+# How long one answer may take (or --timeout, if that is less), and all of them together.
+ANSWER_S, TOGETHER_S = 60.0, 180.0
+PROBE_BYTES = 4 * MIB  # of one answer; the list of models of a large provider has 1 MiB
+_NAME = 200  # characters of a model's name that are shown
 # The words of a request were not understood: others may be.
 _NOT_UNDERSTOOD = (400, 404, 405, 415, 422, 501)
 _NO_SUCH_PATH = (404, 405, 501)
+_OK, _BROKEN = 200, 500
+_LISTED = 1000  # models among which a near name is looked for
+_MOST_CONTEXT = 2**40
+_MOST_PER_WORD = 10  # tokens: the words of our prompts have nine letters at most
 
 
 class Findings(msgspec.Struct):
@@ -43,7 +53,7 @@ class Findings(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     id: str
-    max_model_len: int | None = None
+    max_model_len: Any = None
 
 
 class _Models(msgspec.Struct):
@@ -59,6 +69,9 @@ class Wish(msgspec.Struct, frozen=True):
     vocab_size: int
     timeout_s: float
     key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Wish({self.model}, {self.api}, {self.prompt})"
 
 
 class _Refused(Exception):
@@ -80,6 +93,9 @@ class _Probe:
     def __init__(self, address: Address, wish: Wish) -> None:
         self.address, self.wish = address, wish
         self.notes: list[str] = []
+        self._words = Words(wish.key)
+        self._context = ssl.create_default_context() if address.tls else None
+        self._deadline = now_ns() + round(TOGETHER_S * NS_PER_S)
 
     def run(self) -> Findings:
         model, length = self._model()
@@ -93,26 +109,36 @@ class _Probe:
 
     def _model(self) -> tuple[str, int | None]:
         """The model's name and context length."""
-        status, body = self._fetch("GET", "/models", b"")
-        _check_admission(status, self._redact(error_reason(status, body)))
+        reply = self._fetch(
+            Letterhead(self.address, "", _PLAIN, self.wish.key).get("/models"), streamed=False
+        )
+        _check_admission(reply.status, self._words.of(error_reason(reply.status, reply.body)))
         known: list[_Model] = []
-        if status == 200:
+        if reply.status == _OK:
             try:
-                known = msgspec.json.decode(body, type=_Models).data
-            except (msgspec.DecodeError, UnicodeDecodeError):
+                known = msgspec.json.decode(reply.body, type=_Models).data
+            except UNREADABLE:
                 self.notes.append("its list of models cannot be read")
         wanted = self.wish.model
-        names = [model.id for model in known]
         if wanted is None:
             if len(known) == 1:
-                return known[0].id, known[0].max_model_len
-            what = f"has {len(known)} models: {', '.join(names[:8])}" if known else "names no model"
+                return known[0].id, self._length(known[0])
+            names = ", ".join(self._words.of(model.id, _NAME) for model in known[:8])
+            what = f"has {len(known)} models: {names}" if known else "names no model"
             raise UsageError(f"{self.address.url} {what}. Choose one with --model NAME")
-        if known and wanted not in names:
-            raise UsageError(
-                f"{self.address.url} has no model '{wanted}'. {did_you_mean(wanted, names)}"
-            )
-        return wanted, next((m.max_model_len for m in known if m.id == wanted), None)
+        found = [model for model in known if model.id == wanted]
+        if known and not found:
+            near = did_you_mean(wanted, [self._words.of(m.id, _NAME) for m in known[:_LISTED]])
+            raise UsageError(f"{self.address.url} has no model '{wanted}'. {near}")
+        return wanted, self._length(found[0]) if found else None
+
+    def _length(self, model: _Model) -> int | None:
+        """The context length that the server states, where that is one."""
+        length = model.max_model_len
+        if length is None or (type(length) is int and 0 < length <= _MOST_CONTEXT):
+            return length
+        self.notes.append("the context length that it states is no number of tokens: left out")
+        return None
 
     def _dialect(self, model: str) -> tuple[Dialect, int]:
         """The first way to ask that is understood, and how many prompt tokens the server saw."""
@@ -130,17 +156,18 @@ class _Probe:
                         break
                     continue
                 if dialect.prompt == "ids" and self._misread(answer):
-                    refusals[f"ids: counted {answer.prompt_tokens} for {_PROMPT}"] = None
+                    refusals[f"ids: counted {answer.usage.prompt} for {_PROMPT}"] = None
                     continue
                 self._note_dialect(dialect, list(refusals))
-                return dialect, answer.prompt_tokens
+                return dialect, answer.usage.prompt
         raise NexusbenchError(
-            f"{self.address.url} takes no completion of '{model}': {'; '.join(refusals)}"
+            f"{self.address.url} takes no completion of '{self._words.of(model, _NAME)}': "
+            f"{'; '.join(refusals)}"
         )
 
     def _misread(self, answer: Answer) -> bool:
         """Token ids were taken for something else."""
-        counted = answer.prompt_tokens
+        counted = answer.usage.prompt
         return counted >= 0 and not _PROMPT <= counted <= _PROMPT + _MOST_ADDED
 
     def _note_dialect(self, dialect: Dialect, refusals: list[str]) -> None:
@@ -157,7 +184,7 @@ class _Probe:
         words = _Text(letterhead.dialect, self.wish.vocab_size)
         try:
             short, long = (
-                self._ask(letterhead, words.of(count)).prompt_tokens for count in (_SHORT, _LONG)
+                self._ask(letterhead, words.of(count)).usage.prompt for count in (_SHORT, _LONG)
             )
         except _Refused as error:
             raise NexusbenchError(f"{self.address.url}: a text of {_LONG} words: {error}") from None
@@ -165,67 +192,104 @@ class _Probe:
             self.notes.append("it does not count prompts: a word is taken for a token")
             return TextMeasure()
         per_word = (long - short) / (_LONG - _SHORT)
+        if not 1 / _MOST_PER_WORD <= per_word <= _MOST_PER_WORD:
+            self.notes.append(
+                f"it counts {short:,} and {long:,} tokens for {_SHORT} and {_LONG} words, which "
+                "cannot be: a word is taken for a token"
+            )
+            return TextMeasure()
         return TextMeasure(per_word, short - per_word * _SHORT)
 
     def _ask(self, letterhead: Letterhead, prompt: bytes) -> Answer:
         """One streamed answer. Raises _Refused for words it does not take."""
-        status, body = self._fetch(
-            "POST", letterhead.dialect.path, letterhead.body(prompt, PROBE_TOKENS)
-        )
-        reason = self._redact(error_reason(status, body))
+        reply = self._fetch(letterhead.request(prompt, PROBE_TOKENS), streamed=True)
+        status, answer = reply.status, reply.answer
+        reason = self._words.of(error_reason(status, reply.body))
         _check_admission(status, reason)
         if status in _NOT_UNDERSTOOD:
             raise _Refused(status, reason)
-        if status != 200:
+        if status != _OK:
             raise NexusbenchError(f"{self.address.url} answers {reason}")
-        answer = Answer()
         try:
-            answer.feed(body, now_ns())
+            if reply.fault is not None:
+                raise reply.fault
             answer.close(now_ns())
+            answer.end()
+        except BadEnd as error:  # it took the words; what becomes of requests is counted later
+            self._note(f"a request of {PROBE_TOKENS} tokens {self._words.of(str(error))}")
         except StreamError as error:
-            raise _Refused(status, self._redact(str(error))) from None
-        if not (answer.done or answer.stopped):
-            raise _Refused(status, "it answers without a stream of events")
+            raise _Refused(status, self._words.of(str(error))) from None
         return answer
 
-    def _fetch(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body. Raises NexusbenchError if none comes, or the server is out of order."""
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _fetch(self, request: bytes, *, streamed: bool) -> _Reply:
+        """What comes. What breaks or is answered with 5xx is tried again; what takes too long is
+        not. Raises NexusbenchError if nothing comes, or the server is out of order.
+        """
         fault = ""
         for trial in range(_TRIALS):
             if trial:
                 sleep(_PAUSE_S)
+            reply = _Reply(streamed=streamed)
             try:
-                with self._connection() as line:
-                    headers = Letterhead(self.address, "", _PLAIN, self.wish.key).headers()
-                    line.request(method, self.address.base + path, body or None, headers)
-                    response = line.getresponse()
-                    status, found = response.status, response.read()
-            except (OSError, http.client.HTTPException) as error:
-                fault = _words(error)
+                fetch(
+                    self.address,
+                    self._context,
+                    request,
+                    most_bytes=PROBE_BYTES,
+                    deadline_ns=min(self._deadline, now_ns() + round(self._answer_s * NS_PER_S)),
+                    take=reply.take,
+                )
+            except StreamError as error:
+                said = self._words.of(str(error))
+                raise NexusbenchError(f"{self.address.url} gives no answer: {said}") from None
+            except OSError as error:
+                if isinstance(error, TimeoutError) and error.errno is None:
+                    fault = self._late()
+                    break
+                fault = name_fault(error)
                 continue
-            if status < 500 or status in _NOT_UNDERSTOOD:
-                return status, found
-            fault = self._redact(error_reason(status, found))
+            if reply.status < _BROKEN or reply.status in _NOT_UNDERSTOOD:
+                return reply
+            fault = self._words.of(error_reason(reply.status, reply.body))
         raise NexusbenchError(f"{self.address.url} gives no answer: {fault}. Is the server up?")
 
-    @contextmanager
-    def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        address, timeout = self.address, min(self.wish.timeout_s, _TIMEOUT_S)
-        line: http.client.HTTPConnection
-        if address.tls:
-            context = ssl.create_default_context()
-            line = http.client.HTTPSConnection(
-                address.host, address.port, timeout=timeout, context=context
-            )
-        else:
-            line = http.client.HTTPConnection(address.host, address.port, timeout=timeout)
-        try:
-            yield line
-        finally:
-            line.close()
+    def _late(self) -> str:
+        if now_ns() >= self._deadline:
+            return f"what it is asked first took more than {TOGETHER_S:g} s"
+        return f"no end within {self._answer_s:g} s"
 
-    def _redact(self, text: str) -> str:
-        return text.replace(self.wish.key, "***") if self.wish.key else text
+    @property
+    def _answer_s(self) -> float:
+        return min(self.wish.timeout_s, ANSWER_S)
+
+
+class _Reply:
+    """What comes of one request: the status, and the stream where one is wanted, else the body."""
+
+    def __init__(self, *, streamed: bool) -> None:
+        self._streamed = streamed
+        self.status = 0
+        self.answer = Answer()
+        self.fault: StreamError | None = None  # of the stream
+        self.body = b""
+
+    def take(self, status: int, piece: bytes) -> bool:
+        """Take in a piece of the body; True if no more is needed."""
+        self.status = status
+        if status != _OK or not self._streamed:
+            self.body += piece
+            return status != _OK and len(self.body) > ERROR_BYTES
+        try:
+            self.answer.feed(piece, now_ns())
+        except Endless:
+            raise  # to be asked otherwise does not help
+        except StreamError as error:
+            self.fault = error
+        return self.answer.done or self.fault is not None
 
 
 _PLAIN = Dialect("completions", "text", False, "none")
@@ -251,11 +315,3 @@ def _check_admission(status: int, reason: str) -> None:
         )
     if status == 429:
         raise NexusbenchError(f"the server takes no more requests: {reason}")
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    return " ".join(str(error).split()) or type(error).__name__

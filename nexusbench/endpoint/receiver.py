@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-import httptools
-
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.endpoint.address import Address
-from nexusbench.endpoint.connection import Connection
+from nexusbench.endpoint.connection import ERROR_BYTES, Connection, name_fault
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
-from nexusbench.endpoint.stream import NO_STREAM, StreamError, error_reason
+from nexusbench.endpoint.sayings import error_reason
+from nexusbench.endpoint.stream import StreamError
+from nexusbench.endpoint.words import Words
 
+_OK = 200
 FINISHED, FAILED, CANCELLED = map(OUTCOMES.index, ("finished", "failed", "cancelled"))
 # Servers commonly close a connection that has been idle for 2 to 5 s; ours are let go before, so
 # that no request meets a closing one.
@@ -27,23 +28,15 @@ _CONNECT_NS = 10 * NS_PER_S
 _TICK_NS = 100 * NS_PER_MS
 _BACK_OFF_NS = 500 * NS_PER_MS
 _OPENING_AT_ONCE = 64
-_LONGEST_ERROR = 1 << 16
-# The errors that have a plain name; others are told in the system's words.
-_NAMES = {
-    errno.ECONNREFUSED: "connection refused",
-    errno.ECONNRESET: "connection reset",
-    errno.EPIPE: "connection reset",
-    errno.ETIMEDOUT: "connection timed out",
-    errno.EMFILE: "too many open files (raise ulimit -n)",
-    errno.ENFILE: "too many open files (raise ulimit -n)",
-}
 
 
 class Receiver:
     """Everything that happens to a request after its first byte has left; one thread, ``run``.
 
     ``clock`` reads ns of the replay. ``ended`` is called, in this thread, with every exchange that
-    has come to an end. ``spare`` is how many idle connections there should be.
+    has come to an end. ``words`` makes what a server says fit to be kept. ``timeout_ns`` bounds the
+    whole of an answer, and so any silence in it. ``spare`` is how many idle connections there
+    should be.
     """
 
     def __init__(
@@ -53,9 +46,10 @@ class Receiver:
         clock: Callable[[], int],
         ended: Callable[[Exchange], None],
         timeout_ns: int,
+        words: Words,
     ) -> None:
         self._address, self._context, self._clock = address, context, clock
-        self._ended, self._timeout_ns = ended, timeout_ns
+        self._ended, self._timeout_ns, self._words = ended, timeout_ns, words
         self.idle: deque[Connection] = deque()
         self.flying: dict[int, Exchange] = {}  # by index of the request: not ended yet
         self.spare = 2
@@ -99,7 +93,7 @@ class Receiver:
         It is stamped before, not after: the answer may be here before this thread runs again.
         """
         payload, exchange.payload = exchange.payload, b""
-        line.exchange = exchange
+        line.exchange, line.most_bytes = exchange, exchange.most_bytes
         exchange.sent_ns = exchange.heard_ns = self._clock()
         try:
             whole = line.write(payload)
@@ -219,7 +213,7 @@ class Receiver:
         """A connection could not be made: the request that has waited longest fails with it."""
         self._no_spares_until = self._clock() + _BACK_OFF_NS
         if self._waiting:
-            self._end(self._waiting.popleft(), FAILED, _name(error))
+            self._end(self._waiting.popleft(), FAILED, name_fault(error))
 
     def _offer(self, line: Connection) -> None:
         """An idle connection takes the request that has waited longest, or lies ready."""
@@ -252,7 +246,7 @@ class Receiver:
         exchange = line.exchange
         self._drop(line)
         if exchange is not None:
-            self._end(exchange, FAILED, _name(error))
+            self._end(exchange, FAILED, name_fault(error))
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -267,23 +261,29 @@ class Receiver:
             return
         exchange.heard_ns = now
         try:
-            body = line.parse(data) if data else b""
-            if line.status == 200:
-                exchange.answer.feed(body, now)
-            elif len(exchange.error_body) < _LONGEST_ERROR:
-                exchange.error_body += body
-        except httptools.HttpParserError:
-            # Trailing bytes after a whole answer are no reason to fail it.
-            if not line.complete:
-                self._finish(line, FAILED, "garbage: the answer is not HTTP", now)
-                return
+            self._read(line, exchange, data, now)
         except StreamError as error:
             self._finish(line, FAILED, str(error), now)
-            return
-        if line.complete or not data:
-            self._close_answer(line, now, whole=line.complete)
-        elif exchange.answer.done:
-            self._finish(line, FINISHED, exchange.answer.stopped or "length", now)
+        except Exception as error:  # one bad answer ends one request, whatever is wrong with it
+            self._finish(line, FAILED, f"the answer cannot be read: {type(error).__name__}", now)
+
+    def _read(self, line: Connection, exchange: Exchange, data: bytes, now: int) -> None:
+        """Bytes of an answer, empty where it ends. Raises StreamError."""
+        body = line.parse(data) if data else b""
+        answer = exchange.answer
+        if line.status == _OK:
+            answer.feed(body, now)
+            if line.complete or not data:
+                answer.close(now)
+                self._finish(line, FINISHED, answer.end(whole=line.complete), now)
+            elif answer.done:
+                self._finish(line, FINISHED, answer.end(), now)
+        elif line.status:
+            exchange.error_body += body
+            if line.complete or not data or len(exchange.error_body) > ERROR_BYTES:
+                raise StreamError(error_reason(line.status, exchange.error_body))
+        elif not data:
+            raise StreamError("connection closed before an answer")
 
     def _take_nobodys(self, line: Connection, data: bytes | OSError, now: int) -> None:
         """The last bytes of an answer; or an idle connection was closed by the server, unless the
@@ -294,7 +294,7 @@ class Receiver:
                 alive = isinstance(data, bytes) and bool(data)
                 if alive:
                     line.parse(bytes(data))  # type: ignore[arg-type]
-            except httptools.HttpParserError:
+            except StreamError:
                 alive = False
             if alive and line.complete and line.keep:
                 line.release(now)
@@ -307,28 +307,6 @@ class Receiver:
         except ValueError:
             return
         self._drop(line)
-
-    def _close_answer(self, line: Connection, now: int, *, whole: bool) -> None:
-        """The server has said all that it will."""
-        exchange = line.exchange
-        assert exchange is not None
-        answer = exchange.answer
-        if not line.status:
-            self._finish(line, FAILED, "connection closed before an answer", now)
-        elif line.status != 200:
-            self._finish(line, FAILED, error_reason(line.status, exchange.error_body), now)
-        else:
-            try:
-                answer.close(now)
-            except StreamError as error:
-                self._finish(line, FAILED, str(error), now)
-                return
-            if answer.done or answer.stopped:
-                self._finish(line, FINISHED, answer.stopped or "length", now)
-            elif whole and not answer.deliveries:
-                self._finish(line, FAILED, NO_STREAM, now)
-            else:
-                self._finish(line, FAILED, "the stream ended early", now)
 
     def _finish(self, line: Connection, outcome: int, reason: str, now: int) -> None:
         """End an exchange; its connection is kept only after a whole answer."""
@@ -350,20 +328,23 @@ class Receiver:
         if exchange.outcome != NOT_YET:
             return
         exchange.end_ns = self._clock() if now is None else now
-        exchange.outcome, exchange.reason = outcome, reason
+        exchange.outcome, exchange.reason = outcome, self._words.of(reason)
         exchange.request.outcome = outcome
         if outcome == CANCELLED or exchange.sent_ns == NOT_YET:
             for line in [line for line in self._lines if line.exchange is exchange]:
                 self._drop(line)
             if exchange in self._waiting:
                 self._waiting.remove(exchange)
-        self.flying.pop(exchange.request.index, None)
+        # In this order: it is at no moment in neither place.
         self._ended(exchange)
+        self.flying.pop(exchange.request.index, None)
 
     # -- now and then ------------------------------------------------------------------------------
 
     def _tick(self, now: int) -> None:
-        """Give up on the silent, and on connections that are slow to open or have lain too long."""
+        """Give up on answers without an end, and on connections that are slow to open or have lain
+        too long.
+        """
         for line in list(self._lines):
             exchange = line.exchange
             if line.draining and now - line.used_ns > IDLE_NS:
@@ -371,9 +352,10 @@ class Receiver:
             elif not line.ready and now - line.opened_ns > _CONNECT_NS:
                 self._drop(line)
                 self._no_line(OSError(errno.ETIMEDOUT, ""))
-            elif exchange is not None and 0 <= exchange.heard_ns < now - self._timeout_ns:
+            elif exchange is not None and 0 <= exchange.sent_ns < now - self._timeout_ns:
+                what = "no end within" if exchange.heard_ns > exchange.sent_ns else "no byte for"
                 seconds = self._timeout_ns / NS_PER_S
-                self._finish(line, FAILED, f"no byte for {seconds:g} s (--timeout)", now)
+                self._finish(line, FAILED, f"{what} {seconds:g} s (--timeout)", now)
         # The sender takes from the right meanwhile: each is taken out before it is looked at.
         for _ in range(len(self.idle)):
             try:
@@ -388,9 +370,3 @@ class Receiver:
 
 def _open_more() -> None:
     """To be woken is enough: each turn begins with opening connections."""
-
-
-def _name(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
-    return _NAMES.get(error.errno or 0, "") or error.strerror or str(error) or "connection lost"

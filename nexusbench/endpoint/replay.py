@@ -24,6 +24,7 @@ from nexusbench.endpoint.receiver import Receiver
 from nexusbench.endpoint.recording import Recording
 from nexusbench.endpoint.sender import Ends, Impatience, Schedule, Sender
 from nexusbench.endpoint.status import Status
+from nexusbench.endpoint.words import Words
 
 LEAD_NS = 300 * NS_PER_MS  # from the start of the threads to time 0, for the first connections
 _LOOK_S = 0.05
@@ -56,7 +57,8 @@ class Replay:
         self._ends = Ends()
         address, letterhead = plan.letterhead.address, plan.letterhead
         context = ssl.create_default_context() if address.tls else None
-        self.receiver = Receiver(address, context, self.clock, self._ended, plan.timeout_ns)
+        words = Words(letterhead.key)
+        self.receiver = Receiver(address, context, self.clock, self._ended, plan.timeout_ns, words)
         self.preparer = Preparer(
             plan.requests,
             plan.concurrency,
@@ -128,9 +130,15 @@ class Replay:
             raise NexusbenchError(f"the replay broke: {type(fault).__name__}: {fault}") from fault
 
     def horizon(self) -> int:
-        """Nothing that is still under way began before this."""
+        """Nothing that is still under way began before this; to be asked before what has ended is
+        gathered.
+        """
         flying = [exchange.request.arrival_ns for exchange in list(self.receiver.flying.values())]
-        return min([*flying, self.clock() - NS_PER_S])
+        return min([*flying, self.plan.schedule.next_ns, self.clock() - NS_PER_S])
+
+    def under_way(self) -> list[Exchange]:
+        """What has not ended yet."""
+        return list(self.receiver.flying.values())
 
     def _begin(self) -> None:
         self._zero = now_ns()  # so that what is due in the first seconds is made now
@@ -151,7 +159,7 @@ class Replay:
             self._faults.append(error)
 
     def _gather_rest(self) -> None:
-        for exchange in list(self.receiver.flying.values()):
+        for exchange in self.under_way():
             self.recording.add(exchange)
         self.recording.gather()
 

@@ -1,28 +1,54 @@
-"""What a server streams back: server-sent events, and how many tokens each delivery carried."""
+"""What a server streams back: server-sent events, and the chunks of an answer that they hold."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from nexusbench.core.units import MIB
+from nexusbench.endpoint.counting import Counted, Delivery, Usage, count_tokens
+from nexusbench.endpoint.sayings import UNREADABLE, message_in, message_of
+
 NO_STREAM = "answered without a stream of events"
-# A line longer than this is no event of any server.
-_LONGEST_LINE = 16 << 20
-_SHOWN = 80
-
-
+# An event longer than this is none of any server; neither is a line.
+EVENT_BYTES = MIB
+# Why an answer may end, and whether the model ended it or its bound; other reasons are failures.
+_REASONS = {
+    "stop": "stop",
+    "tool_calls": "stop",
+    "function_call": "stop",
+    "length": "length",
+}
+_UNTOLD = "no finish reason given"
+_FIELDS = (b":", b"event:", b"id:", b"retry:")
 _NOTHING = msgspec.Raw(b"")
+_EMPTY = (b"", b"null")
+_LEAST_CODE = 400  # of an error; others are no news
 
 
 class StreamError(Exception):
-    """The stream cannot be read, or says that the server failed; the text is the reason."""
+    """The answer cannot be read, or says that the server failed; the text is the reason, with the
+    server's own words as they came: to be shown it goes through Words.
+    """
+
+
+class BadEnd(StreamError):
+    """The answer ended as none should: for a reason that is a failure, or without a token."""
+
+
+class Endless(StreamError):
+    """More comes than any server would send."""
 
 
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: str | None = None
     role: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
+    function_call: msgspec.Raw = _NOTHING
 
 
 class _Choice(msgspec.Struct):
@@ -31,33 +57,15 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = _NOTHING
     error: msgspec.Raw = _NOTHING
-    object: str | None = None
-    message: str | None = None
-
-
-class Delivery(msgspec.Struct, gc=False):
-    """What came in one read: its time, chunks with something in them, their characters, and the
-    tokens of the whole answer that the server had counted by then (-1 where it did not say).
-    """
-
-    time: int
-    chunks: int
-    size: int
-    counted: int
+    object: msgspec.Raw = _NOTHING
+    type: msgspec.Raw = _NOTHING
+    message: msgspec.Raw = _NOTHING
+    detail: msgspec.Raw = _NOTHING
+    code: msgspec.Raw = _NOTHING
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -68,20 +76,24 @@ class Answer:
 
     Two chunks in one read came at the same moment, as far as a client can tell: they are one
     delivery. ``done`` is set by ``[DONE]``; ``stopped`` is why it
-    ended ("length", or "stop" at an end token) once a chunk has said so.
+    ended ("length", or "stop" where the model ended it) once a chunk has said so.
+    ``reasoned`` counts the chunks in which the model's reasoning came.
     """
 
     __slots__ = (
-        "_after_cr", "_buffer", "_event", "_heard", "cached_tokens", "completion_tokens",
-        "deliveries", "done", "last_empty", "prompt_tokens", "stopped",
+        "_after_cr", "_event", "_event_size", "_heard", "_name", "_rest", "_rest_size",
+        "deliveries", "done", "last_empty", "reasoned", "stopped", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._rest: list[bytes] = []  # the line that has no end yet
         self._event: list[bytes] = []
+        self._rest_size = self._event_size = 0
+        self._name = b""
         self._after_cr = self._heard = False
         self.deliveries: list[Delivery] = []
-        self.prompt_tokens = self.completion_tokens = self.cached_tokens = -1
+        self.usage = Usage()
+        self.reasoned = 0
         self.done = False
         self.stopped = ""
         # The chunk with the finish reason held no text: some servers send the last token so,
@@ -95,65 +107,99 @@ class Answer:
         self._after_cr = data.endswith(b"\r")
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > _LONGEST_LINE:
-            raise StreamError("garbage in the stream: a line without an end")
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest, self._rest_size = [], 0
+        if rest:
+            self._rest.append(rest)
+            self._rest_size += len(rest)
+            self._check_size(self._rest_size)
         for line in lines:
-            if line.startswith(b"data:"):
-                self._heard = True
-                self._event.append(line[5:].removeprefix(b" "))
-            elif not line:
-                self._dispatch(now)
-            elif not line.startswith((b":", b"event:", b"id:", b"retry:")):
-                what = f"garbage in the stream: {_brief(line)}"
-                raise StreamError(what if self._heard else NO_STREAM)
+            if not (line or self._event or self._name):
+                continue
+            if self.done:  # nothing that matters follows
+                return
+            self._take(line, now)
+
+    def _take(self, line: bytes, now: int) -> None:
+        if not self._heard:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.startswith(b"data:"):
+            self._heard = True
+            self._event.append(line[5:].removeprefix(b" "))
+            self._event_size += len(line)
+            self._check_size(self._event_size)
+        elif not line:
+            self._dispatch(now)
+        elif line.startswith(b"event:"):
+            self._name = line[6:].strip().lower()
+        elif not line.startswith(_FIELDS):
+            if self._heard:
+                raise StreamError(_garbage(line))
+            said = message_in(line)
+            raise StreamError(f"{NO_STREAM}: {said}" if said else NO_STREAM)
+
+    def _check_size(self, size: int) -> None:
+        if size > EVENT_BYTES:
+            raise Endless(f"an event without an end, longer than {EVENT_BYTES:,} bytes")
 
     def close(self, now: int) -> None:
         """The stream has ended; an event without its blank line counts. Raises StreamError."""
-        if self._buffer:
+        if self._rest:
             self.feed(b"\n", now)
-        self._dispatch(now)
+        if not self.done:
+            self._dispatch(now)
 
     def _dispatch(self, now: int) -> None:
-        if not self._event:
+        name, lines = self._name, self._event
+        self._name, self._event, self._event_size = b"", [], 0
+        data = b"\n".join(lines)
+        if name == b"error":
+            raise StreamError(f"error in the stream: {message_of(data) or 'it says no more'}")
+        if not lines:
             return
-        data = b"\n".join(self._event)
-        self._event.clear()
-        if data == b"[DONE]":
+        if data.strip() == b"[DONE]":
             self.done = True
             return
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamError(f"garbage in the stream: {_brief(data)}") from None
-        error = bytes(chunk.error)
-        if error not in (b"", b"null") or chunk.object == "error":
-            said = chunk.message or _message(error)
-            raise StreamError(f"error in the stream: {said}")
-        if chunk.usage is not None:
-            self._count(chunk.usage)
-        choice = chunk.choices[0] if chunk.choices else None
-        size = _text_size(choice) if choice is not None else 0
-        if choice is not None and choice.finish_reason is not None:
-            self.stopped = "stop" if choice.finish_reason == "stop" else "length"
-            self.last_empty = size == 0
-        if size or (choice is not None and not self.stopped and _is_token(choice)):
-            self._deliver(now, size)
-        elif self.deliveries and self.deliveries[-1].counted >= 0:
-            # It has no text of its own, so what it counts is what is here.
-            self.deliveries[-1].counted = self.completion_tokens
+        except UNREADABLE:
+            raise StreamError(_garbage(data)) from None
+        if _is_error(chunk):
+            raise StreamError(f"error in the stream: {message_of(data)}")
+        if bytes(chunk.usage) not in _EMPTY:
+            self.usage.take(chunk.usage)
+        self._read(chunk.choices[0] if chunk.choices else _Choice(), now)
 
-    def _count(self, usage: _Usage) -> None:
-        if usage.prompt_tokens is not None:
-            self.prompt_tokens = usage.prompt_tokens
-        if usage.completion_tokens is not None:
-            self.completion_tokens = usage.completion_tokens
-        details = usage.prompt_tokens_details
-        if details is not None and details.cached_tokens is not None:
-            self.cached_tokens = details.cached_tokens
+    def _read(self, choice: _Choice, now: int) -> None:
+        size, reason = _text_size(choice), choice.finish_reason or ""
+        if reason:
+            self.stopped, self.last_empty = _REASONS.get(reason, ""), size == 0
+        if size or (not reason and not self.stopped and self._is_token(choice)):
+            self.reasoned += _reasons(choice.delta)
+            self._deliver(now, size)
+        else:
+            self.usage.mark(0)
+            if self.deliveries and self.deliveries[-1].counted >= 0:
+                # It has no text of its own, so what it counts is what is here.
+                self.deliveries[-1].counted = self.usage.completion
+        if reason and not self.stopped:
+            raise BadEnd(f"ended by the server: {reason}")
+
+    def _is_token(self, choice: _Choice) -> bool:
+        """A chunk without text may still be a token (half a letter), unless the server's own count
+        says that it is none; a role is none.
+        """
+        if self.usage.completion >= 0 and not self.usage.rises:
+            return False
+        if choice.delta is not None:
+            return choice.delta.content == "" and choice.delta.role is None
+        return choice.text == ""
 
     def _deliver(self, now: int, size: int) -> None:
-        counted = self.completion_tokens
+        self.usage.mark()
+        counted = self.usage.completion
         if self.deliveries and self.deliveries[-1].time == now:
             last = self.deliveries[-1]
             last.chunks += 1
@@ -162,49 +208,60 @@ class Answer:
         else:
             self.deliveries.append(Delivery(now, 1, size, counted))
 
-    def tokens(self) -> tuple[list[tuple[int, int]], str]:
-        """(time, tokens) of every delivery with tokens, and how they were counted: a key of
-        COUNTING.
+    def tokens(self, bound: int = 0) -> Counted:
+        """The tokens that have come, where ``bound`` were asked for."""
+        return count_tokens(
+            self.deliveries,
+            self.usage,
+            bound=bound,
+            last_empty=self.last_empty,
+            reasoned=self.reasoned > 0,
+        )
+
+    def end(self, *, whole: bool = True) -> str:
+        """Why it ended; to be asked once it has, ``whole`` as far as HTTP knows. Raises StreamError
+        for what is no answer.
         """
-        found = self.deliveries
-        total = self.completion_tokens
-        if not found:
-            return [], "none"
-        if total > 0 and all(delivery.counted >= 0 for delivery in found):
-            marks = [delivery.counted for delivery in found[:-1]] + [total]
-            return _steps(found, marks), "each"
-        chunks = [delivery.chunks for delivery in found]
-        if total == sum(chunks) + 1 and self.last_empty:
-            chunks[-1] += 1
-        if total <= 0 or total == sum(chunks):
-            pairs = zip(found, chunks, strict=True)
-            return [(d.time, count) for d, count in pairs], "none" if total <= 0 else "end"
-        sizes = [delivery.size for delivery in found]
-        weights = sizes if sum(sizes) else chunks
-        marks, whole, sofar = [], sum(weights), 0
-        for weight in weights:
-            sofar += weight
-            marks.append(max(1, total * sofar // whole))
-        return _steps(found, marks), "spread"
+        if not (self.done or self.stopped):
+            never = whole and not self._heard
+            raise StreamError(NO_STREAM if never else "the stream ended early")
+        if not any(delivery.size for delivery in self.deliveries) and (
+            not self.deliveries or self.usage.completion <= 0
+        ):
+            hidden = max(0, self.usage.reasoning)
+            after = f", after {hidden:,} tokens of hidden reasoning" if hidden else ""
+            raise BadEnd(f"ended without a token{after}")
+        return self.stopped or _UNTOLD
 
 
-# How the tokens of an answer were counted, in words.
-COUNTING = {
-    "each": "by the usage that came with each chunk",
-    "end": "one a chunk, and the usage at the end agrees",
-    "spread": "by the usage at the end, spread over the chunks by their text",
-    "none": "one a chunk, for want of usage",
-}
+def _is_error(chunk: _Chunk) -> bool:
+    """It says that something failed, in one of the shapes in which servers do."""
+    error, code = _value(chunk.error), _value(chunk.code)
+    if any(error.values()) if isinstance(error, dict) else error:
+        return True
+    if b'"error"' in (bytes(chunk.object), bytes(chunk.type)):
+        return True
+    if chunk.choices:
+        return False
+    if isinstance(code, int) and code >= _LEAST_CODE:
+        return True
+    if bytes(chunk.usage) not in _EMPTY:
+        return False
+    message = _value(chunk.message)
+    said = message if isinstance(message, str) else ""
+    return bool(said or _value(chunk.detail) or (isinstance(code, str) and code))
 
 
-def _steps(found: list[Delivery], marks: list[int]) -> list[tuple[int, int]]:
-    """Tokens of each delivery from how many there were after it; one that adds none is left out."""
-    steps, before = [], 0
-    for delivery, mark in zip(found, marks, strict=True):
-        if mark > before:
-            steps.append((delivery.time, mark - before))
-            before = mark
-    return steps
+def _value(data: msgspec.Raw) -> Any:
+    """What a field holds; ``false``, 0 and empty ones say that there is nothing."""
+    try:
+        return msgspec.json.decode(data) if bytes(data) else None
+    except UNREADABLE:
+        return True
+
+
+def _reasons(delta: _Delta | None) -> bool:
+    return delta is not None and bool(delta.reasoning_content or delta.reasoning)
 
 
 def _text_size(choice: _Choice) -> int:
@@ -213,46 +270,12 @@ def _text_size(choice: _Choice) -> int:
     delta = choice.delta
     if delta is not None:
         size += len(delta.content or "") + len(delta.reasoning_content or "")
-        size += len(delta.reasoning or "") + sum(len(bytes(c)) for c in delta.tool_calls or [])
+        size += len(delta.reasoning or "") + len(delta.refusal or "")
+        size += sum(len(bytes(call)) for call in delta.tool_calls or [])
+        called = bytes(delta.function_call)
+        size += 0 if called in _EMPTY else len(called)
     return size
 
 
-def _is_token(choice: _Choice) -> bool:
-    """A chunk without text may still be a token (half a letter); a role is none."""
-    if choice.delta is not None:
-        return choice.delta.content == "" and choice.delta.role is None
-    return choice.text == ""
-
-
-def _brief(data: bytes) -> str:
-    text = data[:_SHOWN].decode(errors="replace")
-    return repr(text) + ("..." if len(data) > _SHOWN else "")
-
-
-class _Error(msgspec.Struct):
-    message: str
-
-
-class _Wrapped(msgspec.Struct):
-    error: _Error | str | None = None
-    message: str | None = None
-    detail: msgspec.Raw = _NOTHING
-
-
-def _message(data: bytes) -> str:
-    """What an error's JSON says, in whichever of the usual shapes; else its first words."""
-    try:
-        found = msgspec.json.decode(data, type=_Wrapped | str)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return data[:_SHOWN].decode(errors="replace").strip()
-    if isinstance(found, str):
-        return found[:_SHOWN]
-    error = found.error.message if isinstance(found.error, _Error) else found.error
-    said = error or found.message or bytes(found.detail).decode(errors="replace")
-    return (said or data.decode(errors="replace"))[:_SHOWN]
-
-
-def error_reason(status: int, body: bytes) -> str:
-    """Why a request failed that was not answered with 200."""
-    said = " ".join(_message(body).split())
-    return f"HTTP {status}" + (f": {said}" if said else "")
+def _garbage(data: bytes) -> str:
+    return f"garbage in the stream: '{data.decode(errors='replace')}'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
+from nexusbench.metrics.at_once import came_at_once
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import BoolArray, RunEvents
@@ -31,9 +32,13 @@ def request_p99_gaps(run: RunEvents) -> FloatArray:
 
 
 def met(run: RunEvents) -> BoolArray:
-    """Which requests were measured, finished, and kept every bound of the run's SLO."""
+    """Which requests were measured, finished, and kept every bound of the run's SLO. A bound that
+    cannot be judged, for the tokens came all at once, is not kept.
+    """
     kept = run.finished.copy()
     for key, bound in run.facts.slo.items():
+        if key in ("tpot", "tbt"):
+            kept &= ~came_at_once(run)
         kept &= _reached(run, key) <= bound * NS_PER_MS
     return kept
 
@@ -46,7 +51,7 @@ def _reached(run: RunEvents, key: str) -> FloatArray:
         return (run.ended - run.arrival).astype(np.float64)
     if key == "tpot":
         # A request of one token has no gap and keeps any bound.
-        time = np.where(run.num_gaps > 0, run.ended - run.first_token, 0)
+        time = np.where(run.num_gaps > 0, run.last_token - run.first_token, 0)
         return time / np.maximum(run.num_gaps, 1)
     return request_p99_gaps(run)
 

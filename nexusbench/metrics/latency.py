@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.metrics.at_once import HELD_BACK, came_at_once
 from nexusbench.metrics.base import Distribution
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import RunEvents, to_ms
@@ -131,6 +132,10 @@ class TimeBetweenTokens(Distribution):
             values[part] = gaps[part] / NS_PER_MS
         return values
 
+    def reason(self, run: RunEvents) -> str:
+        """A stream that is held back on its way has no gaps."""
+        return HELD_BACK if (run.measured & came_at_once(run)).any() else super().reason(run)
+
 
 class TimePerOutputToken(Distribution):
     """A request's mean time per token after the first."""
@@ -138,13 +143,17 @@ class TimePerOutputToken(Distribution):
     of_answered = True
     tag, unit, direction = "tpot", "ms", "lower"
     title = "time per output token"
-    formula = "(e2e_i - ttft_i) / (n_i - 1), i in F with n_i > 1"
+    formula = "(t_i,n - f_i) / (n_i - 1), i in F with n_i > 1"
 
     def values(self, run: RunEvents) -> FloatArray:
-        """One value per finished request of two tokens or more."""
-        keep = run.finished & (run.num_output_tokens > 1)
-        time = (run.ended - run.first_token)[keep]
+        """One value per finished request of two tokens or more, unless they came at once."""
+        keep = run.finished & (run.num_output_tokens > 1) & ~came_at_once(run)
+        time = (run.last_token - run.first_token)[keep]
         return to_ms(time / (run.num_output_tokens[keep] - 1))
+
+    def reason(self, run: RunEvents) -> str:
+        """A stream that is held back on its way tells nothing of its tokens' times."""
+        return HELD_BACK if (run.finished & came_at_once(run)).any() else super().reason(run)
 
 
 class EndToEnd(Distribution):

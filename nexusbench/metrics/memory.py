@@ -114,6 +114,7 @@ class PrefixHitRate(Scalar):
         return 100 * int(found.sum()) / prompt
 
     def reason(self, run: RunEvents) -> str:
-        """A server need not say what it found."""
+        """A server need not say what it found, nor say what can be."""
         known = run.facts.observed == "engine"
-        return super().reason(run) if known else "the server does not say what it found cached"
+        client = "not every answer says what was found cached, or says what can be"
+        return super().reason(run) if known else client

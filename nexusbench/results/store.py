@@ -16,6 +16,7 @@ it says.
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.core.events import EventLog
+from nexusbench.core.events import SCHEMA, EventLog, Table
 from nexusbench.core.outputs import not_written
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
 
@@ -40,7 +41,11 @@ TEMPORARY_SUFFIX = ".tmp"
 REQUEST_COLUMNS = (
     "request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens",
 )  # fmt: skip
+# Parts that a later flush has replaced stay for a while: a reader may hold an older manifest.
+_KEPT_WITHDRAWN = 2
 TEXT_COLUMNS = ("id", "tenant")
+
+Columns = Mapping[str, Any]  # of an event table
 
 
 def part_file(table: str, part: int) -> str:
@@ -77,6 +82,8 @@ class RunWriter:
         self.manifest = msgspec.structs.replace(manifest, run_id=self.path.name, parts=[])
         self.sealed: list[dict[str, int]] = []
         self._behind = self._draining = False  # rows of the log may not be stored; may be stored
+        self._tail: int | None = None  # the part that the next flush withdraws
+        self._withdrawn: deque[int] = deque()
         try:
             self._write_table(self.path / REQUESTS_FILE, _request_table(requests))
             self._write_manifest(self.manifest)
@@ -85,25 +92,40 @@ class RunWriter:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
 
-    def flush(self, log: EventLog, splits: Sequence[Sequence[int]] | None = None) -> None:
+    def flush(
+        self,
+        log: EventLog,
+        splits: Sequence[Sequence[int]] | None = None,
+        *,
+        tail: Mapping[str, Table] | None = None,
+    ) -> None:
         """Store the rows that ``log`` holds, commit them, and drain the log.
 
-        ``splits`` replaces the manifest's split table if given. Raises NexusbenchError naming the
-        file if it cannot be written; what was committed before stays readable and the log keeps its
-        rows.
+        ``splits`` replaces the manifest's split table if given. ``tail`` holds rows that may yet
+        change their place: stored for whoever reads the run meanwhile, and withdrawn by the next
+        flush. Raises NexusbenchError naming the file if it cannot be written; what was committed
+        before stays readable and the log keeps its rows.
         """
         if self._draining:
             return
         self._behind = True
-        self._commit(
+        withdrawn = self._tail
+        # The number of a withdrawn part is not used again: its place among the parts stays empty.
+        listed = self._commit(
+            self.sealed if withdrawn is None else [*self.sealed, {}],
             {name: table.columns for name, table in log.tables.items()},
             log.strings,
             self.manifest.splits if splits is None else splits,
+            {name: table.columns for name, table in (tail or {}).items()},
         )
         self._draining = True
-        self.sealed = list(self.manifest.parts)
+        self._tail = len(listed) if len(self.manifest.parts) > len(listed) else None
+        self.sealed = listed
         log.drain()
         self._draining = self._behind = False
+        if withdrawn is not None:
+            self._withdrawn.append(withdrawn)
+        self._remove_parts(_KEPT_WITHDRAWN)
 
     def snapshot(self, log: EventLog, splits: Sequence[Sequence[int]]) -> Snapshot:
         """What :meth:`save` needs of a log."""
@@ -120,30 +142,57 @@ class RunWriter:
 
         For a thread, as long as nothing else of the writer is called meanwhile.
         """
-        self._commit(snapshot.tables, snapshot.strings, snapshot.splits)
+        self._commit(self.sealed, snapshot.tables, snapshot.strings, snapshot.splits)
 
     def _commit(
         self,
-        tables: Mapping[str, Mapping[str, Any]],
+        sealed: Sequence[dict[str, int]],
+        tables: Mapping[str, Columns],
         strings: Sequence[str],
         splits: Sequence[Sequence[int]],
-    ) -> None:
-        """Write the part that is not sealed, then the manifest that lists it."""
-        rows = {name: len(next(iter(columns.values()))) for name, columns in tables.items()}
-        rows = {name: count for name, count in rows.items() if count}
-        before: dict[str, int] = dict(*self.manifest.parts[len(self.sealed) :])
-        for name, count in rows.items():
-            if count != before.get(name):
-                path = self.path / EVENTS_FOLDER / part_file(name, len(self.sealed))
-                self._write_table(path, _event_table(tables[name]))
+        tail: Mapping[str, Columns] | None = None,
+    ) -> list[dict[str, int]]:
+        """Write the part after the ``sealed`` ones, then ``tail`` as one of its own, then the
+        manifest that lists them. Returns all parts but the tail's.
+        """
+        # A growing log's tables that are as long as before are the same.
+        before: dict[str, int] = dict(*self.manifest.parts[len(sealed) :])
+        rows = self._write_part(len(sealed), tables, before)
+        listed = [*sealed, *([rows] if rows else [])]
+        last = self._write_part(len(listed), tail or {}, {})
         changed = msgspec.structs.replace(
             self.manifest,
             strings=list(strings),
             splits=[list(row) for row in splits],
-            parts=[*self.sealed, *([rows] if rows else [])],
+            parts=[*listed, *([last] if last else [])],
         )
         if changed != self.manifest:
             self._write_manifest(changed)
+        return listed
+
+    def _write_part(
+        self, part: int, tables: Mapping[str, Columns], before: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Write a file for each table that holds other than ``before`` many rows; how many each
+        holds.
+        """
+        rows = {name: len(next(iter(columns.values()))) for name, columns in tables.items()}
+        rows = {name: count for name, count in rows.items() if count}
+        for name, count in rows.items():
+            if count != before.get(name):
+                path = self.path / EVENTS_FOLDER / part_file(name, part)
+                self._write_table(path, _event_table(tables[name]))
+        return rows
+
+    def _remove_parts(self, kept: int) -> None:
+        """Remove what no manifest lists any more, but for the latest ``kept``; what cannot be
+        removed does no harm.
+        """
+        while len(self._withdrawn) > kept:
+            part = self._withdrawn.popleft()
+            for name in SCHEMA:
+                with suppress(OSError):
+                    (self.path / EVENTS_FOLDER / part_file(name, part)).unlink(missing_ok=True)
 
     def write_tokens(self, generated: Mapping[int, Sequence[int]]) -> None:
         """Keep the token ids of ended requests: columns ``request`` and ``tokens``; no file if
@@ -186,6 +235,7 @@ class RunWriter:
                 resolved={**self.manifest.resolved, **(resolved or {})},
             )
         )
+        self._remove_parts(0)
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self._write_bytes(self.path / MANIFEST_FILE, encode_json(manifest))

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -174,6 +175,59 @@ def test_all_failed_is_an_error_though_kept(
     assert len(list_runs(Path("results"))) == 1
 
 
+def test_a_servers_words_steer_no_screen_and_tell_no_key(
+    call: Call, short_trace: Path, server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very/secret+key-42")
+    ways = "tells_key,steers_500,tells_key_as_a_reason,tells_key_quoted,ok"
+    url = server("--behaviours", ways, "--models", "na\x1b[31mme\u202e")
+    for flags in (("--json",), ()):
+        done = call("serve-trace", short_trace, "--endpoint", url, "--no-progress", *flags)
+        assert done.code == 0, done.err
+        text = done.out + done.err
+        assert "wrong key ***" in text
+        assert "red [bold] ok" in text
+        assert "secret" not in text
+        assert all(sign.isprintable() or sign == "\n" for sign in text)
+    for name in list_runs(Path("results")):
+        assert name.isprintable()
+        for command in ("compare", "explain"):
+            shown = call(command, Path("results") / name)
+            assert shown.code == 0, shown.err
+            assert "secret" not in shown.out
+            assert all(sign.isprintable() or sign == "\n" for sign in shown.out)
+
+
+def test_a_stream_that_is_held_back_is_warned_of(
+    call: Call, short_trace: Path, server: Callable[..., str]
+) -> None:
+    url = server("--behaviours", "held_back")
+    flags = ("--endpoint", url, "--goodput", "tpot:1", "--no-progress")
+    done = call("serve-trace", short_trace, *flags)
+    assert done.code == 0, done.err
+    text = " ".join(done.out.split())
+    assert "WARNING 14 of 14 finished answers came in one delivery" in text
+    assert "TPOT, ms" not in text
+    assert "SLO attainment % of offered 0" in text
+    run = json.loads(call("serve-trace", short_trace, *flags, "--json").out)["runs"][0]
+    assert len(run["resolved"]["client"]["warnings"]) == 1
+    assert run["summary"]["metrics"]["tpot"]["mean"] is None
+
+
+def test_a_url_with_the_key_in_it_is_refused(
+    call: Call, short_trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    for flags in (
+        ("--endpoint", "http://127.0.0.1:9/sk-very-secret/v1"),
+        ("--endpoint", "http://127.0.0.1:9", "--model", "sk-very-secret"),
+    ):
+        done = call("serve-trace", short_trace, *flags, "--no-progress")
+        assert done.code == 2
+        assert f"{flags[-2]} holds the API key" in done.err
+        assert "secret" not in done.err
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable[..., str]) -> None:
     trace = write_trace(tmp_path / "long.jsonl", 2000, gap_ms=30)
@@ -198,6 +252,35 @@ def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable
     shown = call("compare", reader.path)
     assert shown.code == 0
     assert "unfinished" in shown.out
+
+
+@pytest.mark.slow
+def test_a_kill_keeps_what_was_measured(
+    call: Call, tmp_path: Path, server: Callable[..., str]
+) -> None:
+    """However long the first request is still under way."""
+    trace = write_trace(tmp_path / "long.jsonl", 2000, gap_ms=30)
+    lines = trace.read_text().splitlines()
+    lines[0] = '{"timestamp": 0, "input_length": 9, "output_length": 30}'
+    trace.write_text("\n".join(lines) + "\n")
+    ways = ",".join(["ok"] * 25 + ["silent"])
+    process = start("serve-trace", trace, "--endpoint", server("--behaviours", ways), cwd=tmp_path)
+    results = tmp_path / "results"
+    deadline, ended = time.monotonic() + 60, 0
+    while ended < 60 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if names := list_runs(results):
+            ended = len(RunReader(names[0], results).table("ended")["request"])
+    process.kill()
+    finish(process)
+    reader = RunReader(list_runs(results)[0], results)
+    assert reader.status == "killed or still running"
+    assert len(reader.table("ended")["request"]) >= ended >= 60
+    shown = call("compare", reader.path)
+    assert shown.code == 0, shown.err
+    assert "unfinished" in shown.out
+    parts = json.loads(call("explain", reader.path, "--request", 0, "--json").out)
+    assert parts["outcome"] == "unfinished"
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
     python tests/endpoint/server.py --behaviours ok,stall --takes ids,pin,chunks,usage
 
 prints its port. How a completion is answered follows from its length: five tokens in the first way
-of ``--behaviours``, six in the second, and so on, over and over; four and fewer (probes) always
-well. ``GET /log`` returns every other body with the time at which it came. One process can be many
-servers: ``/as/per-chunk=3&takes=ids&n=7/v1`` is one with those options, and a log, of its own.
+of ``--behaviours``, six in the second, and so on, over and over; four and fewer (probes) as
+``--probes`` says, and the list of models as ``--list`` does. The ways are those of unruly.py, and
+the ``do_`` methods here. ``GET /log`` returns every other body with the time at which it came. One
+process can be many servers: ``/as/per-chunk=3&takes=ids&n=7/v1`` is one with those options, and a
+log, of its own.
 """
 
 from __future__ import annotations
@@ -23,14 +25,9 @@ import threading
 import time
 from urllib.parse import parse_qsl
 
+from unruly import DONE, END, HEAD, WAYS, Call, event, piece
+
 PROBE_TOKENS = 4
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-END = b"0\r\n\r\n"
-DONE = b"data: [DONE]\n\n"
-
-
-def piece(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def plain(status: int, document: object) -> bytes:
@@ -49,6 +46,8 @@ class Server:
         self.takes = set(options.takes.split(","))
         self.per_chunk, self.delay = options.per_chunk, options.delay_ms / 1000
         self.key, self.models, self.added = options.key, options.models.split(","), options.added
+        self.probes, self.list = options.probes, options.list
+        self.per_word, self.by = options.per_word, options.by
         self.log: list[tuple[dict[str, object], int]] = []
 
     async def answer(
@@ -64,11 +63,13 @@ class Server:
             writer.write(plain(401, {"error": {"message": f"wrong key {said}"}}))
         elif path == "/log":
             writer.write(plain(200, self.log))
+        elif path == "/v1/models" and self.list:
+            return await WAYS[self.list](Call(writer, [], headers, self.delay))
         elif path == "/v1/models":
             known = [{"id": name, "max_model_len": 4096} for name in self.models]
             writer.write(plain(200, {"data": known}))
         elif path == "/v1/completions" or (path == "/v1/chat/completions" and "chat" in self.takes):
-            return await self.complete(json.loads(data), "chat" in path, now, writer)
+            return await self.complete(json.loads(data), "chat" in path, headers, now, writer)
         else:
             writer.write(plain(404, {"detail": "Not Found"}))
         await writer.drain()
@@ -86,14 +87,18 @@ class Server:
         ):
             if given and name not in self.takes:
                 raise Refusal(f"no {name} here")
-        if chat:
-            return len(body["messages"][0]["content"].split()) + self.added  # type: ignore[index]
-        prompt = body["prompt"]
-        assert isinstance(prompt, (list, str))
-        return (len(prompt) if isinstance(prompt, list) else len(prompt.split())) + self.added
+        prompt = body["messages"][0]["content"] if chat else body["prompt"]  # type: ignore[index]
+        if isinstance(prompt, list):
+            return len(prompt) + self.added
+        return len(str(prompt).split()) * self.per_word + self.added
 
     async def complete(
-        self, body: dict[str, object], chat: bool, now: int, writer: asyncio.StreamWriter
+        self,
+        body: dict[str, object],
+        chat: bool,
+        headers: dict[str, str],
+        now: int,
+        writer: asyncio.StreamWriter,
     ) -> bool:
         count = int(str(body["max_tokens"]))
         try:
@@ -101,19 +106,24 @@ class Server:
         except Refusal as refusal:
             writer.write(plain(422, {"detail": [{"msg": str(refusal)}]}))
             return True
-        behaviour = "ok"
+        behaviour = self.probes
         if count > PROBE_TOKENS:
-            behaviour = self.behaviours[(count - PROBE_TOKENS - 1) % len(self.behaviours)]
+            place = prompt if self.by == "prompt" else count - PROBE_TOKENS - 1
+            behaviour = self.behaviours[place % len(self.behaviours)]
             self.log.append((body, now))
-        chunks = self.chunks(body, chat, prompt, count, behaviour)
+        documents = self.chunks(body, chat, prompt, count, behaviour)
+        if behaviour in WAYS:
+            return await WAYS[behaviour](Call(writer, documents, headers, self.delay))
+        chunks = list(map(event, documents))
         return await getattr(self, f"do_{behaviour}", self.do_ok)(writer, chunks)
 
     def chunks(
         self, body: dict[str, object], chat: bool, prompt: int, count: int, behaviour: str
-    ) -> list[bytes]:
+    ) -> list[dict[str, object]]:
         options = body.get("stream_options", {})
         count = count // 2 if behaviour == "short" else count
-        per, made, found = self.per_chunk if count > PROBE_TOKENS else 1, 0, []
+        per, made = self.per_chunk if count > PROBE_TOKENS else 1, 0
+        found: list[dict[str, object]] = []
         while made < count:
             made, text = min(made + per, count), " word" * min(per, count - made)
             if made == count and behaviour == "empty_last":
@@ -133,7 +143,7 @@ class Server:
             usage = {"prompt_tokens": prompt, "completion_tokens": count}
             usage["prompt_tokens_details"] = {"cached_tokens": prompt // 2}  # type: ignore[assignment]
             found.append({"choices": [], "usage": usage})
-        return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in found]
+        return found
 
     async def do_ok(self, writer: asyncio.StreamWriter, chunks: list[bytes]) -> bool:
         if not self.delay:
@@ -264,10 +274,14 @@ class Servers:
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--behaviours", default="ok")
+    parser.add_argument("--by", default="answer", help="whose length chooses: answer or prompt")
+    parser.add_argument("--probes", default="ok")
+    parser.add_argument("--list", default="")
     parser.add_argument("--takes", default="ids,text,pin,chunks,usage,chat")
     parser.add_argument("--per-chunk", type=int, default=1)
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--added", type=int, default=0)
+    parser.add_argument("--per-word", type=int, default=1)
     parser.add_argument("--models", default="made-up")
     parser.add_argument("--key", default="")
     parser.add_argument("--certificate", default="")

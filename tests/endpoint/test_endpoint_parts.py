@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import pytest
 
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.request import Request
+from nexusbench.core.units import NS_PER_MS as MS
 from nexusbench.endpoint.address import parse_address
 from nexusbench.endpoint.exchange import Exchange
+from nexusbench.endpoint.held import deliveries
 from nexusbench.endpoint.prompts import WORDS, Prompts, TextMeasure
 from nexusbench.endpoint.recording import Recording
 
@@ -97,26 +101,72 @@ def test_a_host_that_is_not_there() -> None:
         parse_address("http://nowhere.invalid/v1")
 
 
+def recorded(index: int, times: tuple[int, ...], *, ended: bool = True) -> Exchange:
+    """An exchange with a token at each of ``times``, in ms."""
+    exchange = Exchange(request(index, 9), b"")
+    exchange.sent_ns = exchange.request.arrival_ns + 1
+    for time in times:
+        exchange.answer.feed(b'data: {"choices": [{"text": "a"}]}\n\n', time * MS)
+    if ended:
+        exchange.outcome, exchange.end_ns, exchange.reason = 0, times[-1] * MS, "length"
+    return exchange
+
+
+def in_ms(times: Iterable[int]) -> list[float]:
+    return [time / MS for time in times]
+
+
 def test_rows_are_written_in_the_order_of_time() -> None:
     recording = Recording()
     for index, times in ((0, (5, 30)), (1, (15, 20)), (2, (26, 27))):
-        exchange = Exchange(request(index, 9), b"")
-        exchange.sent_ns = exchange.request.arrival_ns + 1
-        for time in times:
-            exchange.answer.feed(b'data: {"choices": [{"text": "a"}]}\n\n', time)
-        exchange.outcome, exchange.end_ns, exchange.reason = 0, times[1], "length"
-        recording.add(exchange)
+        recording.add(recorded(index, times))
         if index == 1:
             recording.gather()
-            recording.write(before=16)
-            assert list(recording.log.tables["step_done"].columns["time"]) == [5, 15]
+            recording.write(before=16 * MS)
+            assert in_ms(recording.log.tables["step_done"].columns["time"]) == [5, 15]
     recording.gather()
     recording.write()
     tables = recording.log.tables
-    assert list(tables["step_done"].columns["time"]) == [5, 15, 20, 26, 27, 30]
+    assert in_ms(tables["step_done"].columns["time"]) == [5, 15, 20, 26, 27, 30]
     assert list(tables["step_done"].columns["step"]) == list(range(6))
     assert list(tables["token"].columns["request"]) == [0, 1, 1, 2, 2, 0]
     assert recording.tally.short == 3
+
+
+def test_what_is_not_written_yet_is_in_the_tail_and_stays_there() -> None:
+    recording = Recording()
+    recording.add(recorded(0, (5, 30)))
+    recording.gather()
+    recording.write(before=16 * MS)
+    flying, taken = recorded(1, (12, 40), ended=False), recorded(0, (5, 30))
+    for _ in range(2):
+        tail = recording.tail([flying, taken])
+        assert in_ms(tail["step_done"].columns["time"]) == [12, 30, 40]
+        assert list(tail["step_done"].columns["step"]) == [1, 2, 3]
+        assert list(tail["token"].columns["request"]) == [1, 0, 1]
+        assert list(tail["arrived"].columns["request"]) == [1]
+        assert list(tail["ended"].columns["request"]) == [0]
+    assert len(recording.log.tables["step_done"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        # Nearer than any server makes tokens: held back, and let go together.
+        ((10.0, 10.1, 10.2, 12.0), [(10.0, 3), (12.0, 1)]),
+        ((10.0, 10.25), [(10.0, 1), (10.25, 1)]),
+        # A whole answer in a moment, after a long wait.
+        ((500.0, 502.0, 504.9), [(500.0, 3)]),
+        ((500.0, 502.0, 505.1), [(500.0, 1), (502.0, 1), (505.1, 1)]),
+        ((100.0, 101.0, 102.1), [(100.0, 1), (101.0, 1), (102.1, 1)]),
+        ((), []),
+    ],
+)
+def test_a_burst_is_one_delivery(
+    times: tuple[float, ...], expected: list[tuple[float, int]]
+) -> None:
+    found = deliveries([(round(time * MS), 1) for time in times], 0)
+    assert [(time / MS, tokens) for time, tokens in found] == expected
 
 
 def test_reasons_without_end_are_cut() -> None:

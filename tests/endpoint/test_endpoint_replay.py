@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 import nexusbench
-from nexusbench.core.errors import NexusbenchError, UsageError
+import nexusbench.endpoint_runner
+from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.metrics.base import load_metrics
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.results.reader import RunReader
 from nexusbench.runner import RunResult
 
 Send = Callable[..., RunResult]
@@ -47,7 +50,7 @@ def test_every_way_to_fail_is_a_miss_with_its_reason(
         "split": "finished: length",
         "crlf": "finished: length",
         "undone": "finished: length",
-        "stall": "failed: no byte for 0.8 s (--timeout)",
+        "stall": "failed: no end within 0.8 s (--timeout)",
         "silent": "failed: no byte for 0.8 s (--timeout)",
         "reset": "failed: connection reset",
         "early": "failed: the stream ended early",
@@ -222,6 +225,42 @@ def test_clients_that_give_up(serve: Serve, send: Send, evenly: Callable[..., An
     ]  # fmt: skip
     waited = result.events.ended - result.events.arrival
     assert all(waited[:2] >= 60_000_000)
+
+
+def test_what_is_measured_is_stored_while_it_is_measured(
+    serve: Serve,
+    send: Send,
+    evenly: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what ended after, and what is under way beside, a request that hears nothing."""
+    monkeypatch.setattr("nexusbench.endpoint_runner.FLUSH_NS", 50_000_000)
+    read: list[RunEvents] = []
+    look = nexusbench.endpoint_runner.Onlooker.look
+    expected = [0, 6, 2, 8, 9, 10, 11, 12]
+
+    def look_and_read(self: Any) -> None:
+        look(self)
+        for file in (tmp_path / "results").glob("*/manifest.json"):
+            events = RunEvents.from_reader(RunReader(file.parent))
+            for table in ("arrived", "admitted", "step_done", "ended"):
+                assert (np.diff(events.tables[table]["time"]) >= 0).all()
+            assert len(events.tables["arrived"]["request"]) == events.offered.sum()
+            if events.num_output_tokens.tolist() == expected and (events.outcome == 0).sum() == 6:
+                read.append(events)
+                raise Interrupted("seen")
+
+    monkeypatch.setattr(nexusbench.endpoint_runner.Onlooker, "look", look_and_read)
+    served = serve("--behaviours", "silent,ok,stall,ok,ok,ok,ok,ok")
+    with pytest.raises(Interrupted, match=r"seen. Kept: ") as caught:
+        send(served, evenly(8), timeout_s=60)
+    assert read[0].outcome[[0, 2]].tolist() == [-1, -1]
+    kept = RunReader(str(caught.value).rpartition("Kept: ")[2])
+    assert kept.status == "interrupted"
+    events = RunEvents.from_reader(kept)
+    assert events.num_output_tokens.tolist() == expected
+    assert events.ended.tolist() == read[0].ended.tolist()
 
 
 def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:

@@ -14,9 +14,10 @@ import nexusbench.metrics
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.metrics._work import HostGap
+from nexusbench.metrics.at_once import came_at_once
 from nexusbench.metrics.base import Distribution, Scalar, find_metrics, load_metrics
 from nexusbench.metrics.explain import explain
-from nexusbench.metrics.goodput import request_p99_gaps
+from nexusbench.metrics.goodput import met, request_p99_gaps
 from nexusbench.metrics.intervals import time_with_several, union
 from nexusbench.metrics.run_events import Facts, RunEvents, check_slo
 from nexusbench.metrics.splits import split_shares
@@ -93,8 +94,10 @@ class Log:
             for request in tokens:
                 self.row("token", request)
 
-    def end(self, request: int, time: float, outcome: str = "finished") -> None:
-        code = self.log.code("because")
+    def end(
+        self, request: int, time: float, outcome: str = "finished", reason: str = "because"
+    ) -> None:
+        code = self.log.code(reason)
         self.row("ended", request, int(time * MS), OUTCOMES.index(outcome), code)
 
     def run(self, **changes: object) -> RunEvents:
@@ -234,7 +237,7 @@ def test_a_client_sees_what_it_sent_and_what_came() -> None:
     # The two tokens of one chunk have one gap before them, and count as two for TPOT.
     assert values("tbt", run) == [6]
     assert run.gap_request.tolist() == [0]
-    assert values("tpot", run) == pytest.approx([3.5])
+    assert values("tpot", run) == pytest.approx([3])
     assert request_p99_gaps(run).tolist() == [6 * MS, 0, 0]
     assert value("prefix_hit_rate", run) is None
     summary = summarise(run)
@@ -247,6 +250,42 @@ def test_a_client_sees_what_it_sent_and_what_came() -> None:
     assert [list(part.values()) for part in parts] == [
         [2 * MS, 8 * MS, 6 * MS, MS], [MS // 2, 13 * MS // 2, 0, MS], [0, 0, 0, 0]
     ]  # fmt: skip
+
+
+def test_what_came_at_once_keeps_no_bound_on_gaps() -> None:
+    """r0 gets three tokens at once, r1 two of them apart; r2 one token of its three, which the
+    server says is all ("length"), r3 one that its model ended; r4 one of one.
+    """
+    log = Log()
+    for output in (3, 2, 3, 3, 1):
+        log.request(0, prompt=100, output=output)
+    for step, (time, tokens) in enumerate([(10, (0, 0, 0, 1, 2, 3, 4)), (14, (1,))]):
+        log.row("step_done", step, time * MS, -1, len(tokens))
+        for request in tokens:
+            log.row("token", request)
+    for request, reason in enumerate(("length", "length", "length", "stop", "length")):
+        log.end(request, 20, reason=reason)
+    client = {"observed": "client", "simulated": False, "num_sms": 0, "kv_blocks": 0}
+    run = log.run(**client, partitions=(), slo={"tpot": 5.0})
+    assert came_at_once(run).tolist() == [True, False, True, False, False]
+    assert met(run).tolist() == [False, True, False, True, True]
+    assert met(log.run(**client, partitions=(), slo={"tbt": 5.0})).tolist() == met(run).tolist()
+    assert met(log.run(**client, partitions=(), slo={"ttft": 50.0})).all()
+    # From its tokens' times: the end of the stream has nothing to do with it.
+    assert values("tpot", run) == [4]
+    assert values("tbt", run) == [4]
+    only = Log()
+    only.request(0, prompt=100, output=3)
+    only.row("step_done", 0, 10 * MS, -1, 3)
+    for _ in range(3):
+        only.row("token", 0)
+    only.end(0, 20, reason="length")
+    held = summarise(only.run(**client, partitions=()))["metrics"]
+    for tag in ("tbt", "tpot"):
+        assert held[tag]["mean"] is None
+        assert "came in one delivery" in held[tag]["reason"]
+    # In the engine tokens have times of their own.
+    assert not came_at_once(log.run()).any()
 
 
 def test_price_and_power_are_of_all_gpus_over_the_whole_window() -> None:

@@ -1,0 +1,222 @@
+"""How many tokens each delivery of an answer carried, by what the server says it has counted.
+
+A server's usage may be zero, constant, falling or leaping. It moves tokens only where it is a
+running count: one that rises with every chunk, by no more than the chunk's text can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nexusbench.endpoint.sayings import UNREADABLE
+
+UNKNOWN = -1
+_MOST_COUNTED = 2**53
+# Tokens that a chunk may hold beyond one for each sign of its text: special ones have none.
+_SILENT = 8
+# A chunk in so many may add no token to a running count: one token can be cut in two.
+_STALLING = 10
+# More signs a token on average has no text; whitespace and runs of one sign come near it.
+_LONGEST_TOKENS = 16
+
+# How the tokens of an answer were counted, in words.
+COUNTING = {
+    "each": "by the usage that came with each chunk",
+    "end": "one a chunk, and the usage at the end agrees",
+    "spread": "by the usage at the end, spread over the chunks by their text",
+    "none": "one a chunk, for want of usage",
+    "refused": "one a chunk, for the usage cannot be a count of them",
+}
+
+
+class Delivery(msgspec.Struct, gc=False):
+    """What came in one read: its time, chunks with something in them, their characters, and the
+    tokens of the whole answer that the server had counted by then (-1 where it did not say).
+    """
+
+    time: int
+    chunks: int
+    size: int
+    counted: int
+
+
+class Counted(NamedTuple):
+    """(time, tokens) of every delivery with tokens; a key of COUNTING; and how many tokens were
+    counted that never came: a server may keep the model's reasoning to itself.
+    """
+
+    steps: list[tuple[int, int]]
+    how: str
+    hidden: int
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Any = None
+    reasoning_tokens: Any = None
+
+
+class _Said(msgspec.Struct):
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+
+
+_decode = msgspec.json.Decoder(_Said).decode
+
+
+class Usage:
+    """What a server has counted of one answer so far; UNKNOWN for what it does not say.
+
+    ``odd`` names the fields that held no number of tokens: they are left out, not believed.
+    """
+
+    __slots__ = (
+        "_chunks", "_marked", "_stalls", "cached", "completion", "fell", "odd", "prompt",
+        "reasoning",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.prompt = self.completion = self.cached = self.reasoning = UNKNOWN
+        self.odd: set[str] = set()
+        self.fell = False
+        self._marked = self._chunks = self._stalls = 0
+
+    def take(self, data: msgspec.Raw) -> None:
+        """Take in a chunk's ``usage``."""
+        try:
+            said = _decode(data)
+        except UNREADABLE:
+            self.odd.add("usage")
+            return
+        of_prompt = self._details("prompt_tokens_details", said.prompt_tokens_details)
+        of_answer = self._details("completion_tokens_details", said.completion_tokens_details)
+        # Nothing is prompted with no token: a 0 there says that nothing was counted.
+        self.prompt = self._number("prompt_tokens", said.prompt_tokens, self.prompt, 1)
+        self.cached = self._number("cached_tokens", of_prompt.cached_tokens, self.cached)
+        self.reasoning = self._number(
+            "reasoning_tokens", of_answer.reasoning_tokens, self.reasoning
+        )
+        before = self.completion
+        self.completion = self._number("completion_tokens", said.completion_tokens, before)
+        self.fell = self.fell or self.completion < before
+
+    def _number(self, name: str, value: Any, before: int, least: int = 0) -> int:
+        if value is None or (value == 0 and least):
+            return before
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is int and least <= value <= _MOST_COUNTED:
+            return value
+        self.odd.add(name)
+        return before
+
+    def _details(self, name: str, found: Any) -> _Details:
+        try:
+            return msgspec.convert({} if found is None else found, _Details)
+        except msgspec.ValidationError:
+            self.odd.add(name)
+            return _Details()
+
+    @property
+    def rises(self) -> bool:
+        """There is a count, and it is higher than at the last chunk with something in it."""
+        return self.completion > self._marked
+
+    def mark(self, chunk: int = 1) -> None:
+        """A chunk with something in it has come (or, with 0, one that only counts)."""
+        self._chunks += chunk
+        self._stalls += chunk and not self.rises
+        self._marked = max(self._marked, self.completion)
+
+    @property
+    def runs(self) -> bool:
+        """It rose with every chunk so far, as far as a count can."""
+        return self.completion > 0 and not self.fell and self._stalls * _STALLING <= self._chunks
+
+
+def count_tokens(
+    deliveries: Sequence[Delivery],
+    usage: Usage,
+    *,
+    bound: int = 0,
+    last_empty: bool = False,
+    reasoned: bool = False,
+) -> Counted:
+    """The tokens of ``deliveries``, of an answer that was asked for ``bound`` tokens.
+
+    ``last_empty``: the chunk with the finish reason held no text; some servers send the last token
+    so. ``reasoned``: the model's reasoning was among what came.
+    """
+    found = list(deliveries)  # the answer may still grow
+    chunks = [delivery.chunks for delivery in found]
+    number, hidden = sum(chunks), 0 if reasoned else max(0, usage.reasoning)
+    if not found:
+        return Counted([], "none", hidden)
+    total = _visible(usage.completion, hidden, number)
+    if not hidden and usage.runs:
+        marks = [delivery.counted for delivery in found[:-1]] + [total]
+        if _plausible(found, marks):
+            return Counted(_steps(found, marks), "each", 0)
+    if last_empty and total == number + 1:
+        chunks[-1] += 1
+    if total == sum(chunks):
+        how = "end"
+    elif total <= 0:
+        how = "none"
+    elif not _believable(found, usage, total, bound):
+        how = "refused"
+    else:
+        return Counted(_steps(found, _spread(found, total)), "spread", hidden)
+    pairs = zip(found, chunks, strict=True)
+    return Counted([(delivery.time, count) for delivery, count in pairs], how, hidden)
+
+
+def _visible(total: int, hidden: int, chunks: int) -> int:
+    """The tokens that came of ``total``: some servers count hidden ones apart, others within."""
+    apart = hidden > total or total in (chunks, chunks + 1)
+    return total if apart else total - hidden
+
+
+def _plausible(found: list[Delivery], marks: list[int]) -> bool:
+    """No delivery adds more tokens than it can hold."""
+    before = 0
+    for delivery, mark in zip(found, marks, strict=True):
+        if not 0 <= mark - before <= delivery.size + _SILENT * delivery.chunks:
+            return False
+        before = mark
+    return marks[0] > 0
+
+
+def _believable(found: list[Delivery], usage: Usage, total: int, bound: int) -> bool:
+    """Whether so many tokens can have come in these deliveries."""
+    number = sum(delivery.chunks for delivery in found)
+    size = sum(delivery.size for delivery in found)
+    if usage.fell or total > max(bound, size + number):
+        return False
+    stands = len(found) > 1 and 0 <= found[0].counted == found[-1].counted
+    return total >= number or (size <= _LONGEST_TOKENS * total and not stands)
+
+
+def _spread(found: list[Delivery], total: int) -> list[int]:
+    """How many of ``total`` tokens had come with each delivery, by the length of their text."""
+    sizes = [delivery.size for delivery in found]
+    weights = sizes if sum(sizes) else [delivery.chunks for delivery in found]
+    marks, whole, sofar = [], sum(weights), 0
+    for weight in weights:
+        sofar += weight
+        marks.append(max(1, total * sofar // whole))
+    return marks
+
+
+def _steps(found: list[Delivery], marks: list[int]) -> list[tuple[int, int]]:
+    """Tokens of each delivery from how many there were after it; one that adds none is left out."""
+    steps, before = [], 0
+    for delivery, mark in zip(found, marks, strict=True):
+        if mark > before:
+            steps.append((delivery.time, mark - before))
+            before = mark
+    return steps
