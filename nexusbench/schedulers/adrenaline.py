@@ -4,6 +4,7 @@ back on the prefill GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
@@ -11,9 +12,11 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.schedulers._offloading import Load, OffloadBound, fine_now, safe
+from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 DEFAULT_TBT_MS = 100.0
+Take = Callable[[SchedulerContext, RequestView, None, str], int]  # how a prompt goes on, or starts
 
 
 class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,19 +77,21 @@ class Adrenaline(Scheduler):
                 break  # preempted just now, or the first to be ready is the first to go
         blocked: set[str] = set()
         for request in [r for r in ctx.prefilling if not r.in_flight]:
-            self._prompt(ctx, request, blocked)
+            self._prompt(ctx, request, blocked, proceed)
         if ctx.preempted or ctx.swap_in_all():
             return ctx.plan()
         for request in list(ctx.waiting):
-            self._prompt(ctx, request, blocked)
+            self._prompt(ctx, request, blocked, SchedulerContext.try_schedule)
             if "prefill" in blocked:
                 break
         return ctx.plan()
 
-    def _prompt(self, ctx: SchedulerContext, request: RequestView, blocked: set[str]) -> None:
+    def _prompt(
+        self, ctx: SchedulerContext, request: RequestView, blocked: set[str], take: Take
+    ) -> None:
         """Compute a prompt, or what it lost, where it is or last was; nobody overtakes there."""
         home = "prefill" if ctx.is_at(request, "prefill") else "decode"
-        if home not in blocked and not ctx.try_schedule(request, partition=home):
+        if home not in blocked and not take(ctx, request, None, home):
             blocked.add(home)
 
     def _classify(self, ctx: SchedulerContext) -> tuple[list[RequestView], list[RequestView]]:

@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.request import RequestView
+from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's further output
@@ -73,8 +74,8 @@ class Sglang(Scheduler):
         """PrefillAdder: the chunked prompt first, then the queue until tokens run out."""
         started = False
         for request in list(ctx.prefilling):
-            started = bool(ctx.try_schedule(request)) or started
-        if ctx.swap_in_all():
+            started = bool(proceed(ctx, request)) or started
+        if ctx.preempted or ctx.swap_in_all():
             return started
         room = self._room(ctx)
         taken, most = 0, cast(SglangOptions, self.options).max_prefill_tokens
