@@ -68,6 +68,12 @@ class Adrenaline(Scheduler):
         """Classify whose prompt is done, decode both kinds, copy the local ones, go on with
         prompts.
         """
+        if self._own.ratio and not ctx.sms("remote"):
+            raise InputError(
+                "scheduler 'adrenaline' has no SMs for the attention that it is to offload",
+                field="ratio",
+                hint="Use --partitioner adrenaline, or ratio=0",
+            )
         decodes, leaving = self._classify(ctx)
         ctx.schedule_decodes("decode", victim=ctx.last_running, chosen=decodes, remote="prefill")
         for request in leaving:
