@@ -57,13 +57,17 @@ class Facts:
     conserving: bool = True  # no partition idles on purpose
     names: tuple[str, ...] = ("all",)
     users: int = 0  # of a closed loop; 0: arrivals are the trace's
+    reorders: bool = False  # decodes are not in order of joining
+    mixes: bool = False  # chunks and decodes in one batch on a partition of either name
+    # Bytes of a token's KV, and rates of a link between GPUs and to the host, bytes/ns, and its ns.
+    link: tuple[float, float, float, float] = (0.0, 1.0, 1.0, 0.0)
 
     @property
     def gpus(self) -> int:
         return len(self.pools) - self.host
 
 
-@dataclass
+@dataclass(eq=False)
 class Book:
     """What is known of a request at one point of the log."""
 
@@ -80,10 +84,11 @@ class Book:
     preempted: int = 0
     noted: bool = False  # kv_blocked in this wait
     made: int = 0
+    joined: int = 0  # when it began to decode, as a rank
     ended: int | None = None  # when
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """A launch: who decodes, the chunks, its rows of step_done."""
 
@@ -108,7 +113,7 @@ def check(tables, splits, facts, offers):
     checker = _Checker({name: rows(table) for name, table in tables.items()}, splits, facts, offers)
     try:
         checker.run()
-    except (_Broken, IndexError, KeyError) as error:
+    except Exception as error:
         checker.tell(f"cannot be read further: {type(error).__name__} {error}")
     return checker.problems
 
@@ -125,7 +130,8 @@ class _Checker:
         self.steps: dict[int, Step] = {}
         self.published: list[set] = [set() for _ in facts.pools]
         self.split = None
-        self.now = 0
+        self.now = self.turn = 0
+        self.free_link: dict[tuple[int, int], int] = {}
 
     def tell(self, problem):
         if len(self.problems) < 20:
@@ -152,7 +158,18 @@ class _Checker:
 
     def _shape(self):
         """Times that must not fall, ends that must be one, arrivals that must be the trace's."""
+        sizes = {"request": len(self.books), "step": len(self.t["submitted"]),
+                 "partition": len(self.f.names), "split": len(self.splits), "outcome": 4,
+                 "source": len(self.f.pools), "target": len(self.f.pools)}  # fmt: skip
+        for name, table in self.t.items():
+            for row in table:
+                for column, size in sizes.items():
+                    if not 0 <= row.get(column, 0) < size:
+                        raise _Broken(f"'{name}' has the {column} {row[column]}")
         orphans = {r["request"] for r in self.t["ended"] if self._orphan(r)}
+        offered = [r for r in self.t["arrived"] if r["request"] not in orphans]
+        order = [(r["time"], r["request"]) for r in offered]
+        self.must(order == sorted(order), "arrivals of one moment are not in the trace's order")
         for name, column in (("admitted", "time"), ("kv_blocked", "time"), ("submitted", "time"),
                              ("step_done", "time"), ("repartitioned", "time"),
                              ("preempted", "time"), ("moved", "end"), ("ended", "time"),
@@ -163,14 +180,11 @@ class _Checker:
                     continue
                 self.must(row[column] >= last, f"times of '{name}' go backwards")
                 last = row[column]
-        for name, once in (("arrived", 1), ("ended", 1)):
-            count = defaultdict(int)
-            for row in self.t[name]:
-                count[row["request"]] += 1
-            self.must(
-                dict(count) == dict.fromkeys(range(len(self.books)), once),
-                f"not every request has exactly one row in '{name}'",
-            )
+        for name in ("arrived", "ended"):
+            if sorted(r["request"] for r in self.t[name]) != list(range(len(self.books))):
+                raise _Broken(f"not every request has exactly one row in '{name}'")
+        first = self.t["repartitioned"][0]
+        self.must(first["time"] == 0 == first["split"], "no split to begin with")
         self.end_of = {row["request"]: row for row in self.t["ended"]}
         for row in self.t["arrived"]:
             offer = self.books[row["request"]].offer
@@ -230,6 +244,11 @@ class _Checker:
             size = len(step.decodes) + total
             self.must(0 < size <= self.f.budget, f"{size} tokens, the budget is {self.f.budget}")
             self.must(all(n > 0 for _, n, _ in step.chunks), "an empty chunk")
+            self.must(step.repeats == 1 or not step.chunks, "prompts are computed again and again")
+            name = self.f.names[step.partition]
+            apart = self.f.gpus == 1 and not self.f.mixes
+            self.must(name != "decode" or not step.chunks or not apart, "a prompt on 'decode'")
+            self.must(name != "prefill" or not step.decodes or self.f.mixes, "decodes on 'prefill'")
             self.must(row["predicted"] >= -1, "a time below 0 was predicted")
 
     def _timeline(self):
@@ -266,7 +285,7 @@ class _Checker:
         for request in alive:
             book = self.books[request]
             book.computed, book.tokens = book.tokens, book.tokens + 1
-            self._token(book, row["time"])
+            self._token(book, request, row["time"])
         complete = []
         for request, count, context in step.chunks:
             book = self.books[request]
@@ -284,7 +303,8 @@ class _Checker:
                 book.computed = context + count
                 book.tokens += 1
                 book.chunk = None
-                self._token(book, row["time"])
+                self._join(book)
+                self._token(book, request, row["time"])
             elif not self.f.layerwise:
                 book.computed, book.chunk = context + count, None
             self._publish(book, request, context + count, own=False)
@@ -297,11 +317,15 @@ class _Checker:
                 if book.ended is not None:
                     book.status = "gone"
 
-    def _token(self, book, now):
+    def _join(self, book):
+        self.turn += 1
+        book.joined = self.turn
+
+    def _token(self, book, request, now):
         book.made += 1
         self.must(book.made <= book.offer.output, "more tokens than its output")
         if book.made == book.offer.output:
-            end = self.end_of[self.books.index(book)]
+            end = self.end_of[request]
             self.must(end["time"] == now, "has all its tokens, but does not end")
             book.ended = now
 
@@ -346,14 +370,17 @@ class _Checker:
             elif row["outcome"] == CANCELLED and not self._orphan(row):
                 offer = book.offer
                 patience = min(filter(None, (offer.timeout, offer.cancel)), default=0)
-                late = patience and row["time"] >= self._arrival(row["request"]) + patience
-                self.must(late, "was cancelled though nobody gave up")
+                due = self._arrival(row["request"]) + patience
+                late = row["time"] == due or (row["time"] > due and here["step_done"] + here["moved"])
+                self.must(patience and late, "was cancelled though its client had not given up")
                 if book.made < offer.output:
                     self.must(book.busy is None, "leaves what is in flight")
                     self.must(book.status in ("waiting", "running", "out"), "leaves twice")
                     book.ended = row["time"]
                 if book.busy is None:
                     book.status = "gone"
+            else:
+                self.must(book.status == "gone", "ends in a way that does not exist here")
 
     def _arrival(self, request):
         return next(r["time"] for r in self.t["arrived"] if r["request"] == request)
@@ -361,6 +388,9 @@ class _Checker:
     # -- one decision ------------------------------------------------------------------------------
 
     def _instant(self, here):
+        decided = here["kv_blocked"] + here["preempted"] + here["begins"] + here["repartitioned"]
+        self.must(not decided or self.now in self.times, "decided when nothing had happened")
+        self.started = []
         for row in here["kv_blocked"]:
             book = self.books[row["request"]]
             self.must(not book.noted, "noted twice in one wait that blocks lack")
@@ -384,8 +414,8 @@ class _Checker:
         self.must(len(admitted) == len(here["admitted"]) or returned, "admitted twice at once")
         for row in here["submitted"]:
             self._launch(self.steps[row["step"]], admitted, returned, here)
-        unused = set(admitted) - returned
-        self.must(not unused, f"admitted without a chunk: {sorted(unused)}")
+        asked = [r["request"] for r in here["admitted"] if r["request"] not in returned]
+        self.must(asked == self.started, "those admitted are not those that start")
         if here["submitted"]:
             self._counts(here)
         self._idle(here)
@@ -428,6 +458,15 @@ class _Checker:
         book.busy = "copy", row["time"]
         if back:
             book.status = "running"
+            if book.computed + 1 == book.tokens:
+                self._join(book)
+        size, rate, to_host, fixed = self.f.link
+        way = row["source"], row["target"]
+        host = self.f.host and len(self.f.pools) - 1 in way
+        begin = max(row["time"], self.free_link.get(way, 0))
+        end = begin + int(row["tokens"] * size / (to_host if host else rate) + fixed) + 1
+        self.must(row["end"] == end, "a copy takes another time than its bytes")
+        self.free_link[way] = end
 
     def _launch(self, step, admitted, returned, here):
         row, now = step.row, step.row["time"]
@@ -436,6 +475,8 @@ class _Checker:
         self.must(all(s.partition != step.partition for s in flying), "its partition is busy")
         self._shares(step, flying, here)
         context = 0
+        ranks = [self.books[r].joined for r in step.decodes]
+        self.must(self.f.reorders or ranks == sorted(ranks), "decodes are not in order of joining")
         for request in step.decodes:
             book = self.books[request]
             self.must(book.status == "running", "decodes one that does not run")
@@ -488,6 +529,7 @@ class _Checker:
         keys = [self._key(book, request, i) for i in range(cached // size)]
         lack = [k for k in keys if k not in self.published[home]]
         self.must(not lack, "found a prefix that was never published there")
+        self.started.append(request)
         book.status, book.pool, book.computed = "running", home, cached
         book.shared = book.blocks = cached // size
         book.noted = False

@@ -13,7 +13,7 @@ from nexusbench.core.state import Limits
 from nexusbench.engine.engine import Engine
 from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import schedulers
-from nexusbench.testing import offer
+from nexusbench.testing import offer, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting, build, make_scheduler
 from tests.sim.log_checker import Facts, Offer, check
 
@@ -203,6 +203,12 @@ def facts(engine: Engine, one: Case) -> Facts:
         conserving=policy.work_conserving,
         names=policy.partitions,
         users=one.setting.concurrency,
+        reorders=policy.name in ("fastserve", "adrenaline"),
+        mixes=policy.name == "duetserve",
+        link=(
+            tiny_model().kv_bytes_per_token, tiny_gpu().link_gbps, tiny_gpu().host_gbps,
+            tiny_gpu().link_latency_us * 1e3,
+        ),
     )
 
 
