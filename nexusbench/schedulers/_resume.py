@@ -14,15 +14,20 @@ def resume(
 ) -> int:
     """Give a partial prefill its next chunk, preempting the last to join where blocks lack (vLLM).
 
-    Returns the tokens scheduled; 0 if the budget is gone, it was itself preempted, or a swapped
-    victim's blocks come when its copy has ended.
+    Returns the tokens scheduled; 0 if the budget is gone, it was itself preempted or is being
+    copied, or a swapped victim's blocks come when its copy has ended.
     """
+    if request.in_flight or request not in ctx.prefilling:
+        return 0  # on its way, or preempted a moment ago for the sake of an earlier one
     while ctx.budget(partition) > 0:
         scheduled = ctx.try_schedule(request, num_tokens, partition)
         if scheduled:
             return scheduled
         victim = ctx.last_running(request)
         if victim is None:
+            return 0
+        if victim is request and ctx.blocks_coming:
+            # What leaves makes room. If it left too, both would come back and leave for ever.
             return 0
         ctx.preempt(victim)
         if victim is request or victim.in_flight:

@@ -47,7 +47,7 @@ class Sarathi(Scheduler):
         decodes = ctx.schedule_decodes(victim=ctx.last_running)
         left = self._prompt_tokens(decodes, ctx.limits.max_num_batched_tokens)
         one_only = cast(SarathiOptions, self.options).mode == "maximal"
-        for request in list(ctx.prefilling):
+        for request in [r for r in ctx.prefilling if not r.in_flight]:
             scheduled = resume(ctx, request, left) if left > 0 else 0
             left = 0 if one_only and scheduled else left - scheduled
             if not scheduled:
