@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from nexusbench.core.batch import Plan
 from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.core.request import Request

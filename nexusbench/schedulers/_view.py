@@ -146,7 +146,7 @@ class ContextView:
     @property
     def idle(self) -> bool:
         """Nothing is in flight, and so far this plan neither launches nor moves anything."""
-        drafted = any([draft.tokens for draft in self._drafts.values()])
+        drafted = any(draft.tokens for draft in self._drafts.values())
         return not (self._state.busy or self._journal.transfers or drafted)
 
     def free_slots(self, partition: str = "all") -> int:

@@ -5,10 +5,13 @@ back on the prefill GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
+
+import msgspec
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.errors import InputError
+from nexusbench.core.registry import AboveZero, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.schedulers._offloading import Load, OffloadBound, fine_now, safe
@@ -25,9 +28,9 @@ class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=Tru
     HBM). ``tbt_ms`` is the decodes' SLO: else that of --goodput, else 100 ms, which is ours.
     """
 
-    ratio: float | None = None
-    prefill_kv: float = 0.2
-    tbt_ms: float | None = None
+    ratio: NotNegative | None = None
+    prefill_kv: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
+    tbt_ms: AboveZero | None = None
 
 
 class Adrenaline(Scheduler):
@@ -53,14 +56,7 @@ class Adrenaline(Scheduler):
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
-        self._own = own = cast(AdrenalineOptions, self.options)
-        if not 0 <= own.prefill_kv < 1 or (own.ratio is not None and own.ratio < 0):
-            raise InputError(
-                f"scheduler 'adrenaline' needs prefill_kv from 0 to below 1 and a ratio of 0 or "
-                f"more, not {own.prefill_kv:g} and {own.ratio}",
-                field="prefill_kv" if not 0 <= own.prefill_kv < 1 else "ratio",
-                hint="Leave ratio out to have it bounded by the GPUs' memory, bandwidth and SLO",
-            )
+        self._own = cast(AdrenalineOptions, self.options)
         self._offloaded: dict[int, int] = {}  # request -> its preemptions when it was classified
         self._bound: OffloadBound | None = None
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, cast
 import msgspec
 
 from nexusbench.core.batch import Plan
+from nexusbench.core.registry import AtLeastOne
 from nexusbench.core.request import RequestView
 from nexusbench.schedulers._resume import resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
@@ -20,7 +21,7 @@ class SarathiOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     """
 
     mode: Literal["serve", "maximal"] = "serve"
-    chunk: Annotated[int, msgspec.Meta(ge=1)] = 512
+    chunk: AtLeastOne = 512
     tile: Annotated[int, msgspec.Meta(ge=0)] = 128
 
 

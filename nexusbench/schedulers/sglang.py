@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
+from nexusbench.core.registry import AtLeastOne, NotNegative, Share
 from nexusbench.core.request import RequestView
 from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
@@ -22,11 +23,11 @@ class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     The chunk size is the engine's token budget, so that all schedulers compared have the same one.
     """
 
-    schedule_conservativeness: float = 1.0
-    init_new_token_ratio: float = 0.7
-    min_new_token_ratio_factor: float = 0.14
-    new_token_ratio_decay_steps: int = 600
-    max_prefill_tokens: int = 16_384
+    schedule_conservativeness: NotNegative = 1.0
+    init_new_token_ratio: Share = 0.7
+    min_new_token_ratio_factor: Share = 0.14
+    new_token_ratio_decay_steps: AtLeastOne = 600
+    max_prefill_tokens: AtLeastOne = 16_384
 
 
 class Sglang(Scheduler):

@@ -1,4 +1,4 @@
-"""Random runs under an independent checker: ``python -m tests.benchmarks.random_runs --runs 10000``.
+"""Random runs under an independent checker: ``python -m tests.benchmarks.random_runs``.
 
 Every scheduler x partitioner x order x preemption, tight pools and pairs of GPUs included. Prints
 each run that stalls, goes round for ever or whose event log breaks a book, and how to repeat it;
@@ -34,8 +34,8 @@ def main() -> int:
             print(f"  repeat: --seed {asked.seed} --first {number} --runs 1", flush=True)
     wall = time.perf_counter() - started
     print(
-        f"{asked.runs:,} runs of {len(pairs())} pairs of plug-ins, seed {asked.seed}, in {wall:.0f} "
-        f"s: {bad} with a breach or a stall"
+        f"{asked.runs:,} runs of {len(pairs())} pairs of plug-ins, seed {asked.seed}, in "
+        f"{wall:.0f} s: {bad} with a breach or a stall"
     )
     print("runs by scheduler: " + ", ".join(f"{name} {n:,}" for name, n in sorted(seen.items())))
     return 1 if bad else 0

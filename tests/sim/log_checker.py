@@ -294,7 +294,9 @@ class _Checker:
             book.chunk = context, count
         first = made[len(alive) :]
         if self.f.layerwise:
-            self.must([r for r in complete if r in first] == first, "a token of an unfinished prompt")
+            self.must(
+                [r for r in complete if r in first] == first, "a token of an unfinished prompt"
+            )
         else:
             self.must(complete == first, f"step {row['step']}: prompts are done without a token")
         for request, count, context in step.chunks:
@@ -371,7 +373,9 @@ class _Checker:
                 offer = book.offer
                 patience = min(filter(None, (offer.timeout, offer.cancel)), default=0)
                 due = self._arrival(row["request"]) + patience
-                late = row["time"] == due or (row["time"] > due and here["step_done"] + here["moved"])
+                late = row["time"] == due or (
+                    row["time"] > due and here["step_done"] + here["moved"]
+                )
                 self.must(patience and late, "was cancelled though its client had not given up")
                 if book.made < offer.output:
                     self.must(book.busy is None, "leaves what is in flight")
@@ -442,13 +446,18 @@ class _Checker:
         book.chunk, book.noted = None, False
 
     def _begins(self, row, here):
-        book, host = self.books[row["request"]], self.f.host and row["target"] == len(self.f.pools) - 1
+        book, host = (
+            self.books[row["request"]],
+            self.f.host and row["target"] == len(self.f.pools) - 1,
+        )
         self.must(book.busy is None, "copies what is in flight")
         if book.chunk is not None:  # layer-wise: it was done, or it could not be copied
             book.computed, book.chunk = sum(book.chunk), None
         back = book.status == "out"
         self.must(back or book.status == "running", "copies one that holds nothing")
-        self.must(row["source"] == book.pool and row["target"] != row["source"], "copied from elsewhere")
+        self.must(
+            row["source"] == book.pool and row["target"] != row["source"], "copied from elsewhere"
+        )
         self.must(row["tokens"] == book.computed, "copies other than what it computed")
         if host:
             out = [r for r in here["preempted"] if r["request"] == row["request"]]
@@ -482,7 +491,9 @@ class _Checker:
             self.must(book.status == "running", "decodes one that does not run")
             self.must(book.busy is None, "decodes what is in flight")
             self.must(book.tokens - book.computed == 1, "decodes what is no decode")
-            self.must(book.pool == home or "decode" in self.f.names and self.f.gpus > 1, "elsewhere")
+            self.must(
+                book.pool == home or ("decode" in self.f.names and self.f.gpus > 1), "elsewhere"
+            )
             context += book.computed
             book.busy = row["step"]
             book.blocks = max(book.blocks, self._blocks(book.computed + step.repeats))
@@ -626,7 +637,9 @@ class _Checker:
                 continue
             home = self.f.homes[number]
             free = self.f.pools[home] - self._used(home)[1]
-            ready = [b for b in there if b.status == "running" and b.busy is None and b.pool == home]
+            ready = [
+                b for b in there if b.status == "running" and b.busy is None and b.pool == home
+            ]
             decodes = [b for b in ready if b.tokens - b.computed == 1 and b.chunk is None]
             if name != "prefill":
                 self.must(not decodes or free < 1, f"'{name}' idles beside a decode")
@@ -645,4 +658,3 @@ class _Checker:
             if self.end_of[request]["outcome"] == FINISHED:
                 self.must(book.made == book.offer.output, f"request {request} lacks tokens")
         self.must(not any(s.flying for s in self.steps.values()), "a step never ends")
-

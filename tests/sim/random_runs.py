@@ -95,7 +95,9 @@ def case(rng: random.Random, scheduler: str, partitioner: str, preemption: str, 
     requests = _requests(rng, crowded)
     block = rng.choice((4, 8) if crowded else (1, 2, 4, 8))
     least = max(-(-r.stop_len // block) for r in requests)
-    room = rng.choice((0, 0, 1, 2, least // 4, least // 2, least, 10 * least)[: 5 if crowded else 8])
+    room = rng.choice(
+        (0, 0, 1, 2, least // 4, least // 2, least, 10 * least)[: 5 if crowded else 8]
+    )
     setting = Setting(
         kv_blocks=least + room,
         host_blocks=50 * least if crowded else rng.choice((1, least // 2 + 1, least, 50 * least)),
@@ -184,7 +186,7 @@ def columns(engine: Engine) -> dict[str, dict[str, list[int]]]:
 def facts(engine: Engine, one: Case) -> Facts:
     """What the checker is told of where it ran."""
     spec, limits, policy = engine.device.spec, one.setting.limits, engine.scheduler
-    legal = [split for split in (*spec.splits, spec.whole)]
+    legal = (*spec.splits, spec.whole)
     return Facts(
         pools=tuple(kv.num_blocks for kv in engine.pools),
         host=spec.host is not None,
@@ -206,7 +208,9 @@ def facts(engine: Engine, one: Case) -> Facts:
         reorders=policy.name in ("fastserve", "adrenaline"),
         mixes=policy.name == "duetserve",
         link=(
-            tiny_model().kv_bytes_per_token, tiny_gpu().link_gbps, tiny_gpu().host_gbps,
+            tiny_model().kv_bytes_per_token,
+            tiny_gpu().link_gbps,
+            tiny_gpu().host_gbps,
             tiny_gpu().link_latency_us * 1e3,
         ),
     )
@@ -216,8 +220,8 @@ def offers(one: Case) -> list[Offer]:
     """The requests as the checker gets them."""
     return [
         Offer(
-            r.arrival_ns, r.num_prompt_tokens, r.stop_len - r.num_prompt_tokens, r.max_tokens, r.prefix_ids,
-            r.after, r.think_ns, r.timeout_ns, r.cancel_after_ns,
+            r.arrival_ns, r.num_prompt_tokens, r.stop_len - r.num_prompt_tokens, r.max_tokens,
+            r.prefix_ids, r.after, r.think_ns, r.timeout_ns, r.cancel_after_ns,
         )
         for r in one.requests
     ]  # fmt: skip
