@@ -390,7 +390,9 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
 
 
 def _positive_int(text: str) -> int:
-    # At most ten digits: Python refuses to convert thousands of them.
-    if not text.isdecimal() or len(text) > 10 or int(text) < 1:
-        raise UsageError(f"--max-tokens takes a positive integer or 'trace', not '{text[:40]}'")
+    # Ten digits at most: more mean nothing, and a long enough text is no int even to Python.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= 10**9):
+        raise UsageError(
+            f"--max-tokens takes an integer from 1 to 1,000,000,000 or 'trace', not '{text[:40]}'"
+        )
     return int(text)

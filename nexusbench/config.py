@@ -104,31 +104,48 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     seed: int = 0
 
 
-# Bounds of numbers: field, least, whether the least itself is allowed, most.
-_BOUNDS = (
-    ("tensor_parallel_size", 1, True, math.inf),
+# Bounds of numbers: field, least, whether the least itself is allowed, most. What is beyond means
+# nothing that can be served, and its products with bytes or nanoseconds no longer fit 63 bits.
+_TIMES = (1e-6, True, 1e12)
+_BOUNDS: tuple[tuple[str, float, bool, float], ...] = (
+    ("tensor_parallel_size", 1, True, 1024),
     ("gpu_memory_utilization", 0, False, 1),
-    ("kv_blocks", 1, True, math.inf),
-    ("swap_space", 0, True, math.inf),
-    ("block_size", 1, True, math.inf),
-    ("max_num_seqs", 1, True, math.inf),
-    ("max_num_batched_tokens", 1, True, math.inf),
-    ("max_model_len", 1, True, math.inf),
-    ("speed", 0, False, math.inf),
-    ("request_rate", 0, False, math.inf),
-    ("burstiness", 0, False, math.inf),
-    ("quantize_arrivals", 0, False, math.inf),
+    ("kv_blocks", 1, True, 10**9),
+    ("swap_space", 0, True, 1e6),
+    ("block_size", 1, True, 10**6),
+    ("max_num_seqs", 1, True, 10**6),
+    ("max_num_batched_tokens", 1, True, 10**9),
+    ("max_model_len", 1, True, 10**9),
+    ("speed", *_TIMES),
+    ("request_rate", *_TIMES),
+    ("burstiness", *_TIMES),
+    ("quantize_arrivals", 1e-6, True, 1e9),
     ("limit", 1, True, math.inf),
-    ("concurrency", 1, True, math.inf),
-    ("warmup_s", 0, True, math.inf),
+    ("concurrency", 1, True, 10**9),
+    ("warmup_s", 0, True, 1e9),
     ("temperature", 0, True, 100),
     ("top_p", 0, False, 1),
-    ("seed", 0, True, math.inf),
-    ("price_per_hour", 0, False, math.inf),
-    ("watts", 0, False, math.inf),
+    ("seed", 0, True, 2**63 - 1),
+    ("price_per_hour", *_TIMES),
+    ("watts", *_TIMES),
     ("timeout_s", 0.001, True, 1e6),
     ("vocab_size", 8, True, 2**31),
 )
+
+
+def out_of_bounds(field: str, value: float) -> str | None:
+    """What a number of this field must be, if ``value`` is not."""
+    for name, least, inclusive, most in _BOUNDS:
+        if name != field:
+            continue
+        low = value < least or (value == least and not inclusive)
+        if low or value > most or not math.isfinite(value):
+            if 0 < least < 1:
+                return f"It must be finite, above 0: from {least:g} to {most:g}"
+            bounds = f"{'at least' if inclusive else 'above'} {least:g}"
+            bounds += f" and at most {most:,.15g}" if math.isfinite(most) else ""
+            return f"It must be finite, {bounds}"
+    return None
 
 
 def check_config(config: _Config) -> _Config:
@@ -145,13 +162,9 @@ def check_config(config: _Config) -> _Config:
             msgspec.convert({**needed, name: value}, kind)
         except msgspec.ValidationError as error:
             raise InputError(f"{str(error).split(' - at')[0]}, got {value!r}", field=name) from None
-    for name, least, inclusive, most in _BOUNDS:
-        value = getattr(config, name, None)
-        if value is None:
-            continue
-        low = value < least or (value == least and not inclusive)
-        if low or value > most or not math.isfinite(value):
-            bounds = f"{'at least' if inclusive else 'above'} {least}"
-            bounds += f" and at most {most:g}" if math.isfinite(most) else ""
-            raise InputError(f"is {value}", field=name, hint=f"It must be finite, {bounds}")
+    for name in kind.__struct_fields__:
+        value = getattr(config, name)
+        hint = out_of_bounds(name, value) if isinstance(value, int | float) else None
+        if hint is not None:
+            raise InputError(f"is {value}", field=name, hint=hint)
     return config

@@ -9,24 +9,33 @@ from typing import Annotated
 
 import typer
 
+from nexusbench.config import out_of_bounds
 from nexusbench.core.registry import did_you_mean
 
 _WHAT, _MEMORY, _PREFIX, _LIMITS = "What is run", "Memory", "Prefix cache", "Budgets"
 _TRAFFIC, _MEASURE, _OUTPUT = "Traffic", "Measurement", "Output"
 
 
-def positive(value: float | None) -> float | None:
-    """A Typer callback: None, or a finite number above 0."""
+def bounded(param: typer.CallbackParam, value: float | None) -> float | None:
+    """A Typer callback: None, or what a config takes as its field of the flag's name."""
+    hint = None if value is None else out_of_bounds(param.name or "", value)
+    if hint is not None:
+        raise typer.BadParameter(f"{value:g} is out of bounds. {hint}.")
+    return value
+
+
+def positive(param: typer.CallbackParam, value: float | None) -> float | None:
+    """A Typer callback: None, or a finite number above 0 within bounds."""
     if value is not None and not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"{value:g} is not a finite number above 0.")
-    return value
+    return bounded(param, value)
 
 
-def not_negative(value: float) -> float:
-    """A Typer callback: a finite number of at least 0."""
-    if not (math.isfinite(value) and value >= 0):
+def not_negative(param: typer.CallbackParam, value: float | None) -> float | None:
+    """A Typer callback: None, or a finite number of at least 0 within bounds."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
         raise typer.BadParameter(f"{value:g} is not a finite number of at least 0.")
-    return value
+    return bounded(param, value)
 
 
 def share(value: float) -> float:
@@ -144,7 +153,13 @@ KernelTable = Annotated[
 ]
 TensorParallel = Annotated[
     int,
-    typer.Option(min=1, metavar="N", rich_help_panel=_WHAT, help="GPUs that share every layer."),
+    typer.Option(
+        min=1,
+        callback=bounded,
+        metavar="N",
+        rich_help_panel=_WHAT,
+        help="GPUs that share every layer.",
+    ),
 ]
 Utilization = Annotated[
     float,
@@ -159,6 +174,7 @@ KvBlocks = Annotated[
     int | None,
     typer.Option(
         min=1,
+        callback=bounded,
         metavar="N",
         rich_help_panel=_MEMORY,
         show_default="from memory",
@@ -168,7 +184,7 @@ KvBlocks = Annotated[
 SwapSpace = Annotated[
     float | None,
     typer.Option(
-        min=0,
+        callback=not_negative,
         metavar="GIB",
         rich_help_panel=_MEMORY,
         show_default="what the scheduler counts on",
@@ -177,7 +193,13 @@ SwapSpace = Annotated[
 ]
 BlockSize = Annotated[
     int,
-    typer.Option(min=1, metavar="N", rich_help_panel=_MEMORY, help="Tokens of a KV block."),
+    typer.Option(
+        min=1,
+        callback=bounded,
+        metavar="N",
+        rich_help_panel=_MEMORY,
+        help="Tokens of a KV block.",
+    ),
 ]
 PrefixCaching = Annotated[
     bool,
@@ -192,6 +214,7 @@ MaxSeqs = Annotated[
     int | None,
     typer.Option(
         min=1,
+        callback=bounded,
         metavar="N",
         rich_help_panel=_LIMITS,
         show_default="vLLM's for this GPU",
@@ -202,6 +225,7 @@ MaxBatchedTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
+        callback=bounded,
         metavar="N",
         rich_help_panel=_LIMITS,
         show_default="vLLM's for this GPU",
@@ -212,6 +236,7 @@ MaxModelLen = Annotated[
     int | None,
     typer.Option(
         min=1,
+        callback=bounded,
         metavar="N",
         rich_help_panel=_LIMITS,
         show_default="the model's",
@@ -341,7 +366,10 @@ Watts = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, metavar="N", rich_help_panel=_MEASURE, help="The first seed.")
+    int,
+    typer.Option(
+        min=0, callback=bounded, metavar="N", rich_help_panel=_MEASURE, help="The first seed."
+    ),
 ]
 Seeds = Annotated[
     int,

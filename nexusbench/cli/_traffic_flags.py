@@ -21,6 +21,7 @@ Concurrency = Annotated[
     int | None,
     typer.Option(
         min=1,
+        callback=flags.bounded,
         metavar="N",
         rich_help_panel="Traffic",
         help="A closed loop of N users: the next request comes when one is free, no timestamps.",

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,6 +20,17 @@ from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.faults import fault_of
 
 _SHIPPED = "nexusbench."
+
+# Bounds of options, for the fields of an Options struct.
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Percent = Annotated[float, msgspec.Meta(gt=0, lt=100)]
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+
+# What no option of ours means beyond: products with nanoseconds stay exact enough, and times fit
+# 63 bits.
+LEAST_MAGNITUDE, MOST_MAGNITUDE = 1e-6, 1e12
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -177,6 +188,11 @@ class Registry:
             ) from error
 
 
+def plugin_name(cls: type[Any]) -> str:
+    """The name that the user types for a plug-in class: its module's."""
+    return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """``name:key=value,key=value`` -> name and its options as text."""
     name, _, rest = spec.partition(":")
@@ -202,17 +218,42 @@ def parse_options(options_type: type[Any], options: dict[str, str], owner: str) 
             )
     for key, value in options.items():
         try:
-            msgspec.convert({key: value}, options_type, strict=False)
+            made = msgspec.convert({key: value}, options_type, strict=False)
         except msgspec.ValidationError as error:
             reason = str(error).split(" - at")[0]
             raise InputError(
                 f"{owner} cannot use '{value}': {reason}", field=key, hint=_choices(kinds[key])
             ) from None
-        if kinds[key] is float and not math.isfinite(float(value)):
-            raise InputError(
-                f"{owner} cannot use '{value}'", field=key, hint="Give a finite number"
-            )
+        _check_magnitude(owner, key, getattr(made, key))
     return msgspec.convert(options, options_type, strict=False)
+
+
+def check_options(options: msgspec.Struct, owner: str) -> None:
+    """What :func:`parse_options` asks of text, of options that were made in Python: types, bounds,
+    numbers that arithmetic bears. Raises InputError naming the option.
+    """
+    for key in options.__struct_fields__:
+        value = getattr(options, key)
+        try:
+            msgspec.convert({key: value}, type(options))
+        except msgspec.ValidationError as error:
+            reason = str(error).split(" - at")[0]
+            raise InputError(f"{owner} cannot use {value!r}: {reason}", field=key) from None
+        _check_magnitude(owner, key, value)
+
+
+def _check_magnitude(owner: str, key: str, value: object) -> None:
+    """Refuse numbers that are none, and such as vanish or overflow once they are multiplied."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise InputError(f"{owner} cannot use '{value}'", field=key, hint="Give a finite number")
+    if value and not LEAST_MAGNITUDE <= abs(value) <= MOST_MAGNITUDE:
+        raise InputError(
+            f"{owner} cannot use {value:g}",
+            field=key,
+            hint=f"Give 0, or a magnitude from {LEAST_MAGNITUDE:g} to {MOST_MAGNITUDE:g}",
+        )
 
 
 def _choices(kind: Any) -> str:
@@ -221,10 +262,3 @@ def _choices(kind: Any) -> str:
     if words and all(isinstance(word, str) for word in words):
         return f"Choose {' or '.join(words)}"
     return "See nexusbench list"
-
-
-def require_positive(owner: str, **options: float | None) -> None:
-    """Raise InputError for an option that is given and not over 0."""
-    for name, value in options.items():
-        if value is not None and not value > 0:
-            raise InputError(f"{owner} needs more than 0, not {value:g}", field=name)

@@ -8,7 +8,6 @@ from typing import Protocol
 import msgspec
 
 from nexusbench.core.batch import Batch
-from nexusbench.core.registry import require_positive
 from nexusbench.core.request import RequestView
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
@@ -38,12 +37,6 @@ class Wished(Protocol):
     def ttft_ms(self) -> float | None: ...
     @property
     def tbt_ms(self) -> float | None: ...
-
-
-def check_expected(owner: str, options: Wished) -> None:
-    """Raise InputError for an SLO of 0 or less."""
-    norm, ttft, tbt = options.norm_ttft_ms, options.ttft_ms, options.tbt_ms
-    require_positive(owner, norm_ttft_ms=norm, ttft_ms=ttft, tbt_ms=tbt)
 
 
 def expected(options: Wished, limits: Limits) -> Slo:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.registry import Share
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs._calibration import Beside, Operators, Rates, RooflineParameters, rooflines
 from nexusbench.costs._points import Point
@@ -27,7 +28,7 @@ class RooflineOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True,
     beside a neighbour.
     """
 
-    bandwidth_sms: float = 30 / 108
+    bandwidth_sms: Share = 30 / 108
     contention: bool = True
 
 

@@ -22,6 +22,8 @@ from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 REJECTED = OUTCOMES.index("rejected")
 MOST_FRUITLESS = 10_000  # decisions in a row that leave everything idle while work is there
+# Preemptions and copies, in multiples of the seats (and of 1,000), between a token and the next.
+MOST_MOVES = 8
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -87,6 +89,7 @@ class Engine:
         self._wake_at: int | None = None
         self._fruitless = 0  # decisions in a row after which nothing was in flight
         self._only_preempted = False  # so did the last one, but for preemptions
+        self._moves = self._tokens_before = 0  # moves since a request got a token; tokens by then
 
     def run(self) -> None:
         """Serve all requests; on return each has ended exactly once and every invariant was
@@ -170,6 +173,21 @@ class Engine:
         self._wake_at = plan.wake_at
         self._fruitless = 0 if state.busy else self._fruitless + 1
         self._only_preempted = bool(plan.preemptions) and not state.busy
+        if plan.preemptions or plan.transfers:
+            self._count_moves(plan)
+
+    def _count_moves(self, plan: Plan) -> None:
+        """Raise EngineStalled once requests are only taken back and forth: tokens are finite, so
+        a run in which they keep coming ends, and one in which they do not goes round for ever.
+        """
+        if self.executor.num_tokens != self._tokens_before:
+            self._moves, self._tokens_before = 0, self.executor.num_tokens
+        self._moves += len(plan.preemptions) + len(plan.transfers)
+        if self._moves > MOST_MOVES * max(1000, self.config.limits.max_num_seqs):
+            raise EngineStalled(
+                f"I10: scheduler '{self.scheduler.name}' has preempted and moved requests "
+                f"{self._moves:,} times since one last got a token; {self._stuck_requests()}"
+            )
 
     def _has_free_slot(self) -> bool:
         """Some partition can take a batch and some request could want it."""
@@ -206,12 +224,18 @@ class Engine:
         return nothing_due or self._fruitless > MOST_FRUITLESS
 
     def _stall_report(self) -> str:
+        return (
+            f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and "
+            f"nothing to wait for, {self._stuck_requests()}"
+        )
+
+    def _stuck_requests(self) -> str:
         state = self.state
         stuck = [*state.decoding, *state.prefilling, *state.swapped, *state.waiting]
         names = ", ".join(r.id for r in stuck[:3]) + (", ..." if len(stuck) > 3 else "")
+        out = f"{len(state.swapped)} on the host, " if state.swapped else ""
         return (
-            f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and "
-            f"nothing to wait for, at {state.now} ns: {len(state.decoding)} decoding, "
-            f"{len(state.prefilling)} prefilling, {len(state.waiting)} waiting ({names}); "
+            f"at {state.now} ns: {len(state.decoding)} decoding, {len(state.prefilling)} "
+            f"prefilling, {out}{len(state.waiting)} waiting ({names}); "
             f"{self.kv.num_free} of {self.kv.num_blocks} KV blocks free"
         )

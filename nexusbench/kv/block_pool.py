@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+LISTED_AT_ONCE = 1 << 16  # blocks of a pool that get a place in the lists when they are needed
+
 
 class BlockPool:
     """``num_blocks`` blocks with reference counts.
@@ -15,15 +17,22 @@ class BlockPool:
     evicted before its head, which is the part that other prompts can share. :meth:`untake` and
     :meth:`unrelease` undo exactly, in reverse order, which is how a refused plan leaves no trace
     (semantics after vLLM v1's block pool; blank-first is ours).
+
+    ``refs`` and ``blank`` list the blocks below ``num_listed``. Those above were never given out:
+    they are blank, and lie below all in ``blank``. So a pool costs what of it is used.
     """
 
-    __slots__ = ("_block_of", "_hash_of", "blank", "cached", "changes", "num_blocks", "refs")
+    __slots__ = (
+        "_block_of", "_hash_of", "blank", "cached", "changes", "num_blocks", "num_listed", "refs",
+    )  # fmt: skip
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.num_listed = 0
         self.changes = 0  # of what can be found: blocks published and evicted so far
-        self.refs = [0] * num_blocks
-        self.blank = list(range(num_blocks - 1, -1, -1))
+        self.refs: list[int] = []
+        self.blank: list[int] = []  # the last is given out first
+        self._list(LISTED_AT_ONCE)
         self.cached: OrderedDict[int, None] = OrderedDict()  # free, oldest first
         self._hash_of: dict[int, int] = {}
         self._block_of: dict[int, int] = {}
@@ -31,7 +40,14 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that nobody holds, cached ones included."""
-        return len(self.blank) + len(self.cached)
+        return len(self.blank) + len(self.cached) + self.num_blocks - self.num_listed
+
+    def _list(self, count: int) -> None:
+        """Give the next ``count`` blocks a place in the lists (all that are left, if fewer)."""
+        first, end = self.num_listed, min(self.num_blocks, self.num_listed + count)
+        self.blank[:0] = range(end - 1, first - 1, -1)
+        self.refs.extend([0] * (end - first))
+        self.num_listed = end
 
     def take(self, count: int) -> tuple[list[int], list[int]]:
         """``count`` blocks for one holder, and the hashes evicted for the last of them (undo
@@ -40,6 +56,8 @@ class BlockPool:
         The caller has checked that ``count <= num_free``.
         """
         blank, refs = self.blank, self.refs
+        if count > len(blank) and self.num_listed < self.num_blocks:
+            self._list(max(count, LISTED_AT_ONCE))
         if count <= len(blank):
             blocks = [blank.pop() for _ in range(count)]
             for block in blocks:
@@ -130,7 +148,7 @@ class BlockPool:
         Free + held must be all blocks, none twice, and reference counts those of ``holders``
         exactly.
         """
-        counts = [0] * self.num_blocks
+        counts = [0] * self.num_listed
         for blocks in holders:
             if len(set(blocks)) != len(blocks):
                 return "a request holds the same block twice"
@@ -140,11 +158,11 @@ class BlockPool:
         if len(set(free)) != len(free):
             return "a block is in the free lists twice"
         if counts != self.refs:
-            block = next(b for b in range(self.num_blocks) if counts[b] != self.refs[b])
+            block = next(b for b in range(self.num_listed) if counts[b] != self.refs[b])
             return f"block {block} has {self.refs[block]} references recorded, {counts[block]} held"
-        held = self.num_blocks - counts.count(0)
-        if held + len(free) != self.num_blocks:
-            return f"{held} held + {len(free)} free blocks are not {self.num_blocks}"
+        held = self.num_listed - counts.count(0)
+        if held + len(free) != self.num_listed:
+            return f"{held} held + {len(free)} free blocks are not {self.num_listed}"
         if any(map(counts.__getitem__, free)):
             return "a held block is in a free list"
         if list(map(self._hash_of.get, self._block_of.values())) != list(self._block_of):

@@ -5,10 +5,13 @@ share that prefill needs, the rest of its GPU for the attention of other decodes
 from __future__ import annotations
 
 from itertools import chain
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
+
+import msgspec
 
 from nexusbench.core.batch import Batch, Plan, Split
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import UsageError
+from nexusbench.core.registry import AboveZero, Percent
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
@@ -23,13 +26,14 @@ class AdrenalineOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=T
     ``margin``: how many times faster than that prompts must be believed to be, for those that will
     come before they are done and for what the belief does not see (ours). ``executor``: percent of
     the SMs that the remote attention keeps in any case; it reaches 60 % of an A100's bandwidth with
-    20 % of the SMs. ``delta``: hysteresis in percent of the SMs, ours.
+    20 % of the SMs; to keep all attention on the decode GPU there is ``--scheduler vllm-pd``.
+    ``delta``: hysteresis in percent of the SMs, ours.
     """
 
-    ttft_ms: float | None = None
-    margin: float = 2.0
-    executor: float = 20.0
-    delta: float = 5.0
+    ttft_ms: AboveZero | None = None
+    margin: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    executor: Percent = 20.0
+    delta: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
 
 
 class Adrenaline(Partitioner):
@@ -46,15 +50,8 @@ class Adrenaline(Partitioner):
     source: ClassVar[str] = "Adrenaline, arXiv 2503.20552, resource-efficient prefill colocation"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """As much for prefill as it can have. Raises InputError for a bad percentage."""
+        """As much for prefill as it can have. Raises UsageError on a single GPU."""
         own = cast(AdrenalineOptions, self.options)
-        if not 0 < own.executor < 100 or own.margin < 1:
-            raise InputError(
-                "partitioner 'adrenaline' needs an executor's share between 0 and 100 percent and "
-                f"a margin of 1 or more, not {own.executor:g} and {own.margin:g}",
-                field="margin" if own.margin < 1 else "executor",
-                hint="To keep all attention on the decode GPU use --scheduler vllm-pd",
-            )
         shared = [split for split in spec.splits if "remote" in split.partitions]
         if not shared:
             raise UsageError(

@@ -10,7 +10,7 @@ import msgspec
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.parts import parts_of
-from nexusbench.core.registry import Registry
+from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
@@ -26,7 +26,7 @@ class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """
 
     idle: Literal["expand", "reserve"] = "expand"
-    min_interval_ms: float = 0.0
+    min_interval_ms: NotNegative = 0.0
 
 
 class Partitioner(ABC):
@@ -54,6 +54,7 @@ class Partitioner(ABC):
         belief: CostModel | None = None,
     ) -> None:
         self.options = options if options is not None else self.Options()
+        check_options(self.options, f"partitioner '{plugin_name(type(self))}'")
         self.partitions = partitions
         self.belief = belief
         self.mode = "initial"
@@ -62,7 +63,7 @@ class Partitioner(ABC):
     @property
     def name(self) -> str:
         """The name the user types."""
-        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+        return plugin_name(type(self))
 
     @abstractmethod
     def initial(self, spec: DeviceSpec) -> Split:

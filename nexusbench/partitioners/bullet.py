@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
+from nexusbench.core.registry import AboveZero
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.costs._attainment import Pace, Slo, check_expected, expected
+from nexusbench.costs._attainment import Pace, Slo, expected
 from nexusbench.costs._prospects import PromptsAtHand
 from nexusbench.partitioners.base import (
     Partitioner,
@@ -21,9 +22,9 @@ from nexusbench.partitioners.base import (
 class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """SLOs, with the scheduler's meanings and defaults."""
 
-    norm_ttft_ms: float | None = None
-    ttft_ms: float | None = None
-    tbt_ms: float | None = None
+    norm_ttft_ms: AboveZero | None = None
+    ttft_ms: AboveZero | None = None
+    tbt_ms: AboveZero | None = None
 
 
 class Bullet(Partitioner):
@@ -47,10 +48,7 @@ class Bullet(Partitioner):
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """Half and half, until both sides have something to run. Raises InputError for an SLO of 0
-        or less.
-        """
-        check_expected("partitioner 'bullet'", cast(BulletOptions, self.options))
+        """Half and half, until both sides have something to run."""
         self._pace = Pace()
         self._legal = disjoint_splits(spec, self.name)
         return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan, Split
-from nexusbench.core.registry import require_positive
+from nexusbench.core.registry import AboveZero
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
@@ -24,7 +24,7 @@ WORTH_A_CHANGE = 0.02  # of the rate
 class DuetserveOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``tbt_ms``: tau, with the scheduler's meaning and default."""
 
-    tbt_ms: float | None = None
+    tbt_ms: AboveZero | None = None
 
 
 class Duetserve(Partitioner):
@@ -41,9 +41,7 @@ class Duetserve(Partitioner):
     source: ClassVar[str] = "DuetServe, arXiv 2511.04791"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """Half and half, until there are two streams. Raises InputError for a tau of 0 or less."""
-        own = cast(DuetserveOptions, self.options)
-        require_positive("partitioner 'duetserve'", tbt_ms=own.tbt_ms)
+        """Half and half, until there are two streams."""
         self._legal = disjoint_splits(spec, self.name)
         return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.core.batch import Plan, Split
-from nexusbench.core.errors import InputError
+from nexusbench.core.registry import Percent
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 
 
 class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``prefill``: percent of the SMs for prefill; the nearest legal split is used."""
+    """``prefill``: percent of the SMs for prefill; the nearest legal split is used. For streams
+    that are not partitioned there is ``--partitioner whole``.
+    """
 
-    prefill: float = 50.0
+    prefill: Percent = 50.0
 
 
 class Fixed(Partitioner):
@@ -27,15 +29,9 @@ class Fixed(Partitioner):
     )
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """The nearest legal split. Raises InputError for a percentage outside 0 to 100."""
+        """The nearest legal split."""
         assert isinstance(self.options, FixedOptions)
         percent = self.options.prefill
-        if not 0 < percent < 100:
-            raise InputError(
-                f"partitioner 'fixed' needs a share between 0 and 100 percent, not {percent:g}",
-                field="prefill",
-                hint="For unpartitioned streams use --partitioner whole",
-            )
         legal = disjoint_splits(spec, self.name)
         return min(legal, key=lambda split: abs(100 * split.sms[0] / spec.num_sms - percent))
 

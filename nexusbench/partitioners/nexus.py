@@ -4,9 +4,12 @@ splits.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
 
 from nexusbench.core.batch import BatchShape, Plan, Split
+from nexusbench.core.registry import AboveZero
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.partitioners.base import (
@@ -21,16 +24,17 @@ class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     """Constants of section 5, and the two choices the text leaves open.
 
     ``alpha`` bounds prefill's slow-down while decode is the target, ``beta`` decode's while prefill
-    is; ``kv_switch`` is the share of KV memory in use up to which prefill is the target; ``delta``
-    the hysteresis in percent of the SMs (not published; at least one step of the device).
+    is; ``kv_switch`` is the share of KV memory in use up to which prefill is the target (below 0:
+    never); ``delta`` the hysteresis in percent of the SMs (not published; at least one step of the
+    device).
     ``reading`` of the slacks: ``literal`` as printed, or ``swapped`` (alpha for decode, beta for
     prefill), see docs/decisions/0005. ``contention`` false asks the belief without a neighbour.
     """
 
-    alpha: float = 1.3
-    beta: float = 1.1
-    kv_switch: float = 0.7
-    delta: float = 5.0
+    alpha: AboveZero = 1.3
+    beta: AboveZero = 1.1
+    kv_switch: Annotated[float, msgspec.Meta(ge=-1, le=1)] = 0.7
+    delta: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
     reading: Literal["literal", "swapped"] = "literal"
     contention: bool = True
 

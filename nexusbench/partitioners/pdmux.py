@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
 
 from nexusbench.core.batch import Plan, Split
-from nexusbench.core.errors import InputError
+from nexusbench.core.registry import AtLeastOne
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.partitioners.base import (
@@ -29,8 +31,8 @@ class PdmuxOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     """
 
     divisions: Literal["auto", "h200"] = "auto"
-    sm_group_num: int = 8
-    decode_bs_divisor: int = 36
+    sm_group_num: Annotated[int, msgspec.Meta(ge=3)] = 8
+    decode_bs_divisor: AtLeastOne = 36
 
 
 class Pdmux(Partitioner):
@@ -46,18 +48,9 @@ class Pdmux(Partitioner):
     source: ClassVar[str] = "SGLang main, srt/multiplex and its documentation of PD multiplexing"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """The row of the smallest decode batch. Raises InputError for impossible options."""
+        """The row of the smallest decode batch."""
         options = self.options
         assert isinstance(options, PdmuxOptions)
-        for name, value, least in (
-            ("sm_group_num", options.sm_group_num, 3),
-            ("decode_bs_divisor", options.decode_bs_divisor, 1),
-        ):
-            if value < least:
-                raise InputError(
-                    f"partitioner 'pdmux' cannot use {value}", field=name,
-                    hint=f"Give {least} or more",
-                )  # fmt: skip
         legal = disjoint_splits(spec, self.name)
         if options.divisions == "h200":
             self._rows = [(_nearest(legal, share / H200_SMS), least) for share, least in H200_TABLE]

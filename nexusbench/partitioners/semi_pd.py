@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
 
 from nexusbench.core.batch import Batch, Plan, Split
-from nexusbench.core.errors import InputError
+from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
@@ -16,6 +18,7 @@ from nexusbench.partitioners._launches import LaunchBook
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 
 TTFT_MS, TPOT_MS = 2250.0, 130.0  # the paper's tight SLO for an 8B model on LongBench
+UpTo100 = Annotated[float, msgspec.Meta(gt=0, le=100)]
 HISTORY = 8  # windows that the slopes of the models are fitted to
 
 
@@ -30,14 +33,14 @@ class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     percent of the SMs (at least one legal split) per window.
     """
 
-    ttft_ms: float | None = None
-    tbt_ms: float | None = None
+    ttft_ms: AboveZero | None = None
+    tbt_ms: AboveZero | None = None
     both: Literal["keep", "prefill"] = "keep"
     guard: bool = True
-    percentile: float = 90.0
-    window: int = 100
-    max_step: int = 4
-    step_size: float = 5.0
+    percentile: UpTo100 = 90.0
+    window: AtLeastOne = 100
+    max_step: AtLeastOne = 4
+    step_size: UpTo100 = 5.0
 
 
 class SemiPd(Partitioner):
@@ -58,10 +61,9 @@ class SemiPd(Partitioner):
     source: ClassVar[str] = "semi-PD, arXiv 2504.19867, Algorithm 1 and Eq. 1-4"
 
     def initial(self, spec: DeviceSpec) -> Split:
-        """Half and half. Raises InputError for impossible options."""
+        """Half and half."""
         options = self.options
         assert isinstance(options, SemiPdOptions)
-        self._check(options)
         self._legal = disjoint_splits(spec, self.name)
         step = self._legal[1].sms[0] - self._legal[0].sms[0] if len(self._legal) > 1 else 1
         self._stride = max(1, round(options.step_size / 100 * spec.num_sms / step))
@@ -72,15 +74,6 @@ class SemiPd(Partitioner):
         self._tpot: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # (1/y, ns)
         self._seen: Observation | None = None
         return self._split
-
-    def _check(self, options: SemiPdOptions) -> None:
-        for name in ("ttft_ms", "tbt_ms", "window", "max_step", "step_size", "percentile"):
-            value = getattr(options, name)
-            most = 100.0 if name == "percentile" else 1e12
-            if value is not None and not 0 < value <= most:
-                hint = f"Give a number above 0{' and at most 100' if most == 100 else ''}"
-                problem = f"partitioner 'semi-pd' cannot use {value:g}"
-                raise InputError(problem, field=name, hint=hint)
 
     def completed(self, batch: Batch, now: int) -> None:
         """Observe; at the end of a window refit both models."""

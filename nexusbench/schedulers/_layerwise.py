@@ -7,6 +7,7 @@ from collections.abc import Callable
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.request import RequestView
 from nexusbench.schedulers._context import SchedulerContext
+from nexusbench.schedulers._resume import proceed
 
 # From the batch (all layers of it) to how many layers its next launch computes.
 LayerCount = Callable[[BatchShape], int]
@@ -104,7 +105,7 @@ class LayerwisePrefill:
         """Prompts between two chunks, then waiting ones, until budget, seats or blocks run out."""
         taken: Taken = []
         for request in [r for r in ctx.prefilling if not r.in_flight]:
-            tokens = ctx.try_schedule(request, None, self._partition, layers=layers)
+            tokens = proceed(ctx, request, None, self._partition, layers=layers)
             if not tokens:
                 return taken  # nobody overtakes
             taken.append((request, tokens))

@@ -12,15 +12,16 @@ class Job:
     """A request's place: its level, how long it has run there (ns), and since when it has not.
 
     ``place`` orders those of one level who have ``begun``, smaller first; ``earned`` is the level
-    whose quantum it has, its own unless it was promoted from there.
+    whose quantum it has, its own unless it was promoted from there. ``lost``: it was preempted
+    without a copy of its KV.
     """
 
-    __slots__ = ("begun", "earned", "idle_since", "level", "place", "request", "used")
+    __slots__ = ("begun", "earned", "idle_since", "level", "lost", "place", "request", "used")
 
     def __init__(self, request: RequestView, level: int) -> None:
         self.request = request
         self.level = self.earned = level
-        self.begun = False
+        self.begun = self.lost = False
         self.place = self.used = 0
         self.idle_since = request.arrival_ns
 
@@ -49,7 +50,9 @@ class Mlfq:
     A job joins the first level whose quantum its first iteration fits into, at the end; is demoted
     one level when it has run for longer than its quantum there, to the front; is promoted to level
     0 when it has been idle too long. There is no lowest level: quanta go on doubling. With
-    ``keeps`` a promoted job has the quantum of the level it comes from, and returns below that.
+    ``keeps`` a promoted job has the quantum of the level it comes from, and returns below that; one
+    that lost its KV has so in any case, or it would begin anew for ever: a first quantum that does
+    not reach its next token leaves nothing behind. Quanta that double do reach it.
     """
 
     def __init__(self, quantum_ns: int, *, keeps: bool = False) -> None:
@@ -96,7 +99,7 @@ class Mlfq:
         starved = [job for job in self.jobs.values() if job.level]
         for job in starved:
             if now - job.idle_since >= idle_ns:
-                job.earned = job.earned if self._keeps else 0
+                job.earned = job.earned if self._keeps or job.lost else 0
                 self._move(job, 0)
 
     def levels(

@@ -1,4 +1,4 @@
-"""What policies without phases do for a prompt in mid-prefill that finds no block."""
+"""What policies do for a prompt in mid-prefill that finds no block."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ def resume(
 ) -> int:
     """Give a partial prefill its next chunk, preempting the last to join where blocks lack (vLLM).
 
-    Returns the tokens scheduled; 0 if the budget is gone, it was itself preempted, or a swapped
-    victim's blocks come when its copy has ended.
+    Returns the tokens scheduled; 0 if the budget is gone, it was itself preempted or is being
+    copied, or a swapped victim's blocks come when its copy has ended.
     """
+    if request.in_flight or request not in ctx.prefilling:
+        return 0  # on its way, or preempted a moment ago for the sake of an earlier one
     while ctx.budget(partition) > 0:
         scheduled = ctx.try_schedule(request, num_tokens, partition)
         if scheduled:
@@ -24,7 +26,50 @@ def resume(
         victim = ctx.last_running(request)
         if victim is None:
             return 0
+        if victim is request and ctx.blocks_coming:
+            # What leaves makes room. If it left too, both would come back and leave for ever.
+            return 0
         ctx.preempt(victim)
         if victim is request or victim.in_flight:
             return 0
     return 0
+
+
+def proceed(
+    ctx: SchedulerContext,
+    request: RequestView,
+    num_tokens: int | None = None,
+    partition: str = "all",
+    *,
+    layers: tuple[int, int] | None = None,
+) -> int:
+    """Give a partial prefill its next chunk, in policies in which nobody overtakes.
+
+    It waits while others hold the blocks that it lacks, for decodes end by themselves. Only where
+    the engine would stand still, the partial prefill that joined last on its GPU gives up its own.
+    Returns the tokens scheduled; 0 if there is no budget or block, or it was just preempted itself.
+
+    Why no stall is left in such a policy, whatever was preempted, swapped out and brought back:
+    say that nothing is in flight and the policy plans nothing. Then no request decodes where its
+    blocks are: the first of them gets a block, or takes one by preempting, or is alone and fits
+    (the engine rejects what does not), and each way something is planned. If partial prefills are
+    left on a GPU, the first of them was given its chunk here: alone in the pool, it fits. Finished
+    prompts that only wait to be copied to another GPU find it empty by the same two arguments. If
+    no request holds blocks, the first one on the host is brought back, or else the head of the
+    queue starts, in an empty pool. Nor can this go round for ever: partial prefills are only taken
+    from where no request decodes, so the first in order, which is never taken from, reaches its
+    next token before the second can be taken from again.
+
+    Without swaps there is never a second partial prefill to take from: a prompt is admitted only
+    when all before it got the rest of theirs. One that was swapped out comes back as the second.
+    """
+    if request not in ctx.prefilling:
+        return 0  # preempted a moment ago, for the sake of an earlier one
+    scheduled = ctx.try_schedule(request, num_tokens, partition, layers=layers)
+    while not scheduled and ctx.idle and not any(ctx.is_at(r, partition) for r in ctx.decoding):
+        others = [r for r in ctx.prefilling if r is not request and ctx.is_at(r, partition)]
+        if not others:
+            break
+        ctx.preempt(others[-1], "recompute")  # a copy would come back for the same blocks
+        scheduled = ctx.try_schedule(request, num_tokens, partition, layers=layers)
+    return scheduled

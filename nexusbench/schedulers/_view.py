@@ -143,6 +143,12 @@ class ContextView:
         """Whether the plan preempts somebody (vLLM then admits nobody in the same step)."""
         return bool(self._journal.preempted)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is in flight, and so far this plan neither launches nor moves anything."""
+        drafted = any(draft.tokens for draft in self._drafts.values())
+        return not (self._state.busy or self._journal.transfers or drafted)
+
     def free_slots(self, partition: str = "all") -> int:
         """Batches that can still be queued on ``partition``; 0 while it is busy."""
         return self._state.free_slots(partition)

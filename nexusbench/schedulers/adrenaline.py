@@ -4,16 +4,22 @@ back on the prefill GPU.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from collections.abc import Callable
+from typing import Annotated, ClassVar, cast
+
+import msgspec
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.errors import InputError
+from nexusbench.core.registry import AboveZero, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.schedulers._offloading import Load, OffloadBound, fine_now, safe
+from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 DEFAULT_TBT_MS = 100.0
+Take = Callable[[SchedulerContext, RequestView, None, str], int]  # how a prompt goes on, or starts
 
 
 class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,9 +28,9 @@ class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=Tru
     HBM). ``tbt_ms`` is the decodes' SLO: else that of --goodput, else 100 ms, which is ours.
     """
 
-    ratio: float | None = None
-    prefill_kv: float = 0.2
-    tbt_ms: float | None = None
+    ratio: NotNegative | None = None
+    prefill_kv: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
+    tbt_ms: AboveZero | None = None
 
 
 class Adrenaline(Scheduler):
@@ -50,14 +56,7 @@ class Adrenaline(Scheduler):
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
-        self._own = own = cast(AdrenalineOptions, self.options)
-        if not 0 <= own.prefill_kv < 1 or (own.ratio is not None and own.ratio < 0):
-            raise InputError(
-                f"scheduler 'adrenaline' needs prefill_kv from 0 to below 1 and a ratio of 0 or "
-                f"more, not {own.prefill_kv:g} and {own.ratio}",
-                field="prefill_kv" if not 0 <= own.prefill_kv < 1 else "ratio",
-                hint="Leave ratio out to have it bounded by the GPUs' memory, bandwidth and SLO",
-            )
+        self._own = cast(AdrenalineOptions, self.options)
         self._offloaded: dict[int, int] = {}  # request -> its preemptions when it was classified
         self._bound: OffloadBound | None = None
 
@@ -65,6 +64,12 @@ class Adrenaline(Scheduler):
         """Classify whose prompt is done, decode both kinds, copy the local ones, go on with
         prompts.
         """
+        if self._own.ratio and not ctx.sms("remote"):
+            raise InputError(
+                "scheduler 'adrenaline' has no SMs for the attention that it is to offload",
+                field="ratio",
+                hint="Use --partitioner adrenaline, or ratio=0",
+            )
         decodes, leaving = self._classify(ctx)
         ctx.schedule_decodes("decode", victim=ctx.last_running, chosen=decodes, remote="prefill")
         for request in leaving:
@@ -74,19 +79,21 @@ class Adrenaline(Scheduler):
                 break  # preempted just now, or the first to be ready is the first to go
         blocked: set[str] = set()
         for request in [r for r in ctx.prefilling if not r.in_flight]:
-            self._prompt(ctx, request, blocked)
+            self._prompt(ctx, request, blocked, proceed)
         if ctx.preempted or ctx.swap_in_all():
             return ctx.plan()
         for request in list(ctx.waiting):
-            self._prompt(ctx, request, blocked)
+            self._prompt(ctx, request, blocked, SchedulerContext.try_schedule)
             if "prefill" in blocked:
                 break
         return ctx.plan()
 
-    def _prompt(self, ctx: SchedulerContext, request: RequestView, blocked: set[str]) -> None:
+    def _prompt(
+        self, ctx: SchedulerContext, request: RequestView, blocked: set[str], take: Take
+    ) -> None:
         """Compute a prompt, or what it lost, where it is or last was; nobody overtakes there."""
         home = "prefill" if ctx.is_at(request, "prefill") else "decode"
-        if home not in blocked and not ctx.try_schedule(request, partition=home):
+        if home not in blocked and not take(ctx, request, None, home):
             blocked.add(home)
 
     def _classify(self, ctx: SchedulerContext) -> tuple[list[RequestView], list[RequestView]]:

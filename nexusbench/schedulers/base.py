@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from nexusbench.core.batch import Batch, Plan
-from nexusbench.core.registry import Registry
+from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
 from nexusbench.core.request import RequestView
 from nexusbench.costs.base import CostModel
 from nexusbench.schedulers._context import SchedulerContext
@@ -36,8 +36,8 @@ class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """
 
     order: Order = "fcfs"
-    gamma: float = 15.0
-    ageing_s: Annotated[float, msgspec.Meta(ge=0.0)] = 10.0
+    gamma: NotNegative = 15.0
+    ageing_s: NotNegative = 10.0
     preemption: PreemptionKind = "recompute"
 
 
@@ -69,11 +69,12 @@ class Scheduler(ABC):
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         self.options = options if options is not None else self.Options()
+        check_options(self.options, f"scheduler '{plugin_name(type(self))}'")
 
     @property
     def name(self) -> str:
         """The name the user types."""
-        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+        return plugin_name(type(self))
 
     def order_key(self, request: RequestView) -> float:
         """Place in the waiting queue, smaller first; asked once each time a request starts to wait.

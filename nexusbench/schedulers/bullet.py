@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal, cast
 
 from nexusbench.core.batch import Batch, Plan
-from nexusbench.core.registry import require_positive
+from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.request import RequestView
-from nexusbench.costs._attainment import Pace, check_expected, expected
+from nexusbench.costs._attainment import Pace, expected
 from nexusbench.costs._prospects import Prospects
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
@@ -22,10 +22,10 @@ class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     """
 
     order: Literal["latency", "fcfs", "spf", "lpm", "hit-rate"] = "latency"  # type: ignore[assignment]
-    norm_ttft_ms: float | None = None
-    ttft_ms: float | None = None
-    tbt_ms: float | None = None
-    layers_per_step: int = 4
+    norm_ttft_ms: AboveZero | None = None
+    ttft_ms: AboveZero | None = None
+    tbt_ms: AboveZero | None = None
+    layers_per_step: AtLeastOne = 4
     pause: bool = True
 
 
@@ -51,8 +51,6 @@ class Bullet(Scheduler):
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
         self._own = cast(BulletOptions, self.options)
-        require_positive("scheduler 'bullet'", layers_per_step=self._own.layers_per_step)
-        check_expected("scheduler 'bullet'", self._own)
         self._pace, self._begun = Pace(), False
         self._batch: list[tuple[RequestView, int]] = []  # prompts under way and their tokens
         self._layer = 0  # how far they are

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
-from nexusbench.core.registry import require_positive
+from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs._duet import duets
 from nexusbench.schedulers.base import SchedulerContext, SchedulerOptions
@@ -19,8 +19,8 @@ class DuetserveOptions(VllmOptions, frozen=True, forbid_unknown_fields=True, kw_
     our sources); the partitioner has the same. ``look_ahead``: the most decode steps in one launch.
     """
 
-    tbt_ms: float | None = None
-    look_ahead: int = 64
+    tbt_ms: AboveZero | None = None
+    look_ahead: AtLeastOne = 64
 
 
 class Duetserve(Vllm):
@@ -47,8 +47,7 @@ class Duetserve(Vllm):
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
         super().__init__(options)
-        own = self._own = cast(DuetserveOptions, self.options)
-        require_positive("scheduler 'duetserve'", tbt_ms=own.tbt_ms, look_ahead=own.look_ahead)
+        self._own = cast(DuetserveOptions, self.options)
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """A mixed batch, or both streams, once nothing is in flight."""

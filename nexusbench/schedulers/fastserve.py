@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Annotated, ClassVar, Literal, cast
-
-import msgspec
+from typing import ClassVar, Literal, cast
 
 from nexusbench.core.batch import Batch, BatchShape, Plan
+from nexusbench.core.registry import AboveZero, AtLeastOne, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.schedulers._mlfq import Mlfq
@@ -16,8 +15,6 @@ from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 HOST_RESERVE = 0.1  # of the host's blocks: with fewer free nobody is swapped out for a new request
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class FastserveOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,12 +27,12 @@ class FastserveOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True
     """
 
     preemption: PreemptionKind = "swap"
-    quantum_ms: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    starved_ms: Annotated[float, msgspec.Meta(ge=0)] = 3000.0
-    check_every: Positive = 100
+    quantum_ms: AboveZero = 10.0
+    starved_ms: NotNegative = 3000.0
+    check_every: AtLeastOne = 100
     promoted: Literal["keep", "reset"] = "keep"
-    max_batch: Positive | None = None
-    max_prefill_tokens: Positive | None = None
+    max_batch: AtLeastOne | None = None
+    max_prefill_tokens: AtLeastOne | None = None
 
 
 class Fastserve(Scheduler):
@@ -49,10 +46,10 @@ class Fastserve(Scheduler):
     Deviations: for invariant I10 the starved are looked for ten times as often as in FastServe's
     code, whose 1,000 iterations of 40 ms are 40 s for a limit of 3 s, and they keep their quantum:
     with 10 ms a promoted request runs once and is where it was (``check_every=1000,promoted=reset``
-    is the code's way, and starves under overload); prompts and decodes share a batch; a prompt over
-    the budget is chunked; no lowest level; the first iteration's time is asked of the run's belief
-    (with what the prefix cache holds), not of a profile; without host memory, or when it is full,
-    who is preempted recomputes.
+    is the code's way, and starves under overload; who lost its KV keeps it then, too); prompts and
+    decodes share a batch; a prompt over the budget is chunked; no lowest level; the first
+    iteration's time is asked of the run's belief (with what the prefix cache holds), not of a
+    profile; without host memory, or when it is full, who is preempted recomputes.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = FastserveOptions
@@ -103,7 +100,12 @@ class Fastserve(Scheduler):
         turn.make_room()
         turn.run()
         plan = ctx.plan()
-        self._leaving |= {p.request.index for p in plan.preemptions if p.kind == "swap"}
+        for preemption in plan.preemptions:
+            index = preemption.request.index
+            if preemption.kind == "swap":
+                self._leaving.add(index)
+            else:
+                self._queue.jobs[index].lost = True
         for batch in plan.batches:
             self._launched.append(ctx.now)
             for chunk in batch.chunks:

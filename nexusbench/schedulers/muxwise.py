@@ -6,6 +6,7 @@ from math import ceil
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import BatchShape, Plan
+from nexusbench.core.registry import AboveZero
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.schedulers._layerwise import LayerwisePrefill
@@ -19,7 +20,7 @@ class MuxwiseOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     """
 
     preempt: bool = False
-    ttft_ms: float | None = None
+    ttft_ms: AboveZero | None = None
 
 
 class Muxwise(Scheduler):

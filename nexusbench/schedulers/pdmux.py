@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import BatchShape, Plan
+from nexusbench.core.registry import AtLeastOne
 from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
@@ -14,7 +15,7 @@ class PdmuxOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw
     layer.
     """
 
-    split_forward_token_budget: int = 65_536
+    split_forward_token_budget: AtLeastOne = 65_536
 
 
 class Pdmux(Scheduler):

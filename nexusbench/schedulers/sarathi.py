@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, cast
 import msgspec
 
 from nexusbench.core.batch import Plan
+from nexusbench.core.registry import AtLeastOne
 from nexusbench.core.request import RequestView
 from nexusbench.schedulers._resume import resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
@@ -20,7 +21,7 @@ class SarathiOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     """
 
     mode: Literal["serve", "maximal"] = "serve"
-    chunk: Annotated[int, msgspec.Meta(ge=1)] = 512
+    chunk: AtLeastOne = 512
     tile: Annotated[int, msgspec.Meta(ge=0)] = 128
 
 
@@ -47,7 +48,7 @@ class Sarathi(Scheduler):
         decodes = ctx.schedule_decodes(victim=ctx.last_running)
         left = self._prompt_tokens(decodes, ctx.limits.max_num_batched_tokens)
         one_only = cast(SarathiOptions, self.options).mode == "maximal"
-        for request in list(ctx.prefilling):
+        for request in [r for r in ctx.prefilling if not r.in_flight]:
             scheduled = resume(ctx, request, left) if left > 0 else 0
             left = 0 if one_only and scheduled else left - scheduled
             if not scheduled:

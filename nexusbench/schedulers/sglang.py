@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from nexusbench.core.batch import Plan
+from nexusbench.core.registry import AtLeastOne, NotNegative, Share
 from nexusbench.core.request import RequestView
+from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's further output
@@ -21,11 +23,11 @@ class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     The chunk size is the engine's token budget, so that all schedulers compared have the same one.
     """
 
-    schedule_conservativeness: float = 1.0
-    init_new_token_ratio: float = 0.7
-    min_new_token_ratio_factor: float = 0.14
-    new_token_ratio_decay_steps: int = 600
-    max_prefill_tokens: int = 16_384
+    schedule_conservativeness: NotNegative = 1.0
+    init_new_token_ratio: Share = 0.7
+    min_new_token_ratio_factor: Share = 0.14
+    new_token_ratio_decay_steps: AtLeastOne = 600
+    max_prefill_tokens: AtLeastOne = 16_384
 
 
 class Sglang(Scheduler):
@@ -73,8 +75,8 @@ class Sglang(Scheduler):
         """PrefillAdder: the chunked prompt first, then the queue until tokens run out."""
         started = False
         for request in list(ctx.prefilling):
-            started = bool(ctx.try_schedule(request)) or started
-        if ctx.swap_in_all():
+            started = bool(proceed(ctx, request)) or started
+        if ctx.preempted or ctx.swap_in_all():
             return started
         room = self._room(ctx)
         taken, most = 0, cast(SglangOptions, self.options).max_prefill_tokens

@@ -41,7 +41,7 @@ class Vllm(Scheduler):
 
     def fill(self, ctx: SchedulerContext, partition: str = "all") -> None:
         """Chunks for what is left of the budget: prompts in mid-prefill, then waiting ones."""
-        for request in list(ctx.prefilling):
+        for request in [r for r in ctx.prefilling if not r.in_flight]:
             if not resume(ctx, request, partition=partition) or ctx.budget(partition) <= 0:
                 break
         if not ctx.preempted and not ctx.swap_in_all():

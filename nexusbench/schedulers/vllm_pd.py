@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.core.batch import Plan
+from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 
@@ -33,7 +34,7 @@ class VllmPd(Scheduler):
         blocked: set[str] = set()
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             home = "prefill" if ctx.is_at(request, "prefill") else "decode"
-            if not ctx.try_schedule(request, partition=home):
+            if not proceed(ctx, request, partition=home):
                 blocked.add(home)  # its blocks come next; nobody new may take them
         if ctx.preempted or ctx.swap_in_all():
             return ctx.plan()

@@ -27,6 +27,9 @@ __all__ = [
     "quantize_arrivals", "rate", "speed", "spread_ties", "window",
 ]  # fmt: skip
 
+# A century. Times of a run are 63-bit nanoseconds (292 years), and it ends after its last arrival.
+LONGEST_S = 3_155_760_000
+
 Ties = Literal["none", "uniform"]
 ContextPolicy = Literal["reject", "skip", "clip", "error"]
 
@@ -38,8 +41,11 @@ def speed(trace: Trace, factor: float) -> Trace:
     """
     _check_number("speed", factor)
     _check_open(trace, "speed")
-    arrivals = [round(request.arrival_ns / factor) for request in _timed(trace)]
-    moved = _moved(trace, arrivals, f"replayed {factor:g} times as fast")
+    times = [request.arrival_ns / factor for request in _timed(trace)]
+    note = f"replayed {factor:g} times as fast"
+    longest = max([request.think_ns for request in trace.requests], default=0) / factor
+    _check_span(max(*times, longest), note)
+    moved = _moved(trace, map(round, times), note)
     for request in moved.requests:
         request.think_ns = round(request.think_ns / factor)
     return moved
@@ -62,10 +68,11 @@ def rate(trace: Trace, req_per_s: float) -> Trace:
         )
     have = (len(timed) - 1) * NS_PER_S / span
     factor = req_per_s / have
-    arrivals = [round(request.arrival_ns / factor) for request in timed]
+    times = [request.arrival_ns / factor for request in timed]
     what = "requests/s" if len(timed) == len(trace.requests) else "first turns/s"
     note = f"rescaled from {have:.3g} to {req_per_s:g} {what} (mean, (n-1)/span)"
-    return _moved(trace, arrivals, note)
+    _check_span(times[-1], note)
+    return _moved(trace, map(round, times), note)
 
 
 def burstiness(trace: Trace, req_per_s: float, shape: float, seed: int) -> Trace:
@@ -81,13 +88,14 @@ def burstiness(trace: Trace, req_per_s: float, shape: float, seed: int) -> Trace
     count = len(_timed(trace)) - 1
     gaps = stream(seed, "burstiness").gamma(shape, 1 / (req_per_s * shape), count)
     now = 0.0
-    arrivals = [0]
+    times = [0.0]
     for gap in gaps.tolist():
         now += gap
-        arrivals.append(round(now * NS_PER_S))
+        times.append(now * NS_PER_S)
     kind = "Poisson" if shape == 1 else f"gamma (shape {shape:g})"
     note = f"arrivals redrawn: {kind}, {req_per_s:g} requests/s, seed {seed}"
-    return _moved(trace, arrivals, note)
+    _check_span(now * NS_PER_S, note)
+    return _moved(trace, map(round, times), note)
 
 
 def limit(trace: Trace, n: int) -> Trace:
@@ -191,6 +199,7 @@ def quantize_arrivals(trace: Trace, seconds: float) -> Trace:
     arrivals = [ceil_div(request.arrival_ns, tick) * tick for request in timed]
     moments = len(set(arrivals))
     note = f"arrivals rounded up to {seconds:g} s: {len(timed):,} requests at {moments:,} moments"
+    _check_span(arrivals[-1], note)
     return _moved(trace, arrivals, note)
 
 
@@ -387,6 +396,15 @@ def _check_number(name: str, value: float, least: float = 1e-9, most: float = 1e
         raise UsageError(f"{name} {value:g} is impossible. Choose a number above 0")
     if not least <= value <= most:
         raise UsageError(f"{name} {value:g} is too extreme. Choose {least:g} to {most:g}")
+
+
+def _check_span(last_ns: float, note: str) -> None:
+    """Refuse arrivals (and times to think) that no run can reach."""
+    if not last_ns <= LONGEST_S * NS_PER_S:
+        raise UsageError(
+            f"{note}: it would last {last_ns / NS_PER_S / 31_557_600:.3g} years, more than the 100 "
+            "that can be served. Choose a faster one"
+        )
 
 
 def _check_window(start: float, end: float | None) -> None:

@@ -159,7 +159,7 @@ def test_the_default_order_keeps_the_contract():
 def test_what_must_be_positive_is_refused(option):
     name, _, value = option.partition("=")
     with pytest.raises(
-        InputError, match=rf"'{name}': scheduler 'bullet' .*more than 0, not {value}"
+        InputError, match=rf"'{name}': scheduler 'bullet' cannot use '{value}': Expected `\w+` >"
     ):
         make_scheduler(f"bullet:{option}")
 
