@@ -200,7 +200,8 @@ def _read(path: Path) -> dict[str, Finding]:
     found = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
-        found[entry.pop("key")] = Finding(**entry)
+        key = entry.pop("key")
+        found[key] = Finding(**entry)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+REAL = ("tests/cpu", "tests/cuda", "tests/report")  # about real tokens and pages, and slow to start
 FIRST_ROUND = 1.5  # seconds of the nearest tests, which notice most, and
 FIRST_FILES = 6  # files of them
 NEAR = 4.0  # how much nearer a test file named after the module is
@@ -75,6 +76,8 @@ class Coverage:
 def _nearness(test: str, stem: str, package: str) -> float:
     file = PurePath(test.split("::")[0]).stem
     words = file.split("_")
+    if test.startswith(REAL):
+        return 0.1
     if stem in file and len(stem) > 3:
         return NEAR
     return NEAR / 2 if package.rstrip("s") in {word.rstrip("s") for word in words} else 1.0

@@ -77,7 +77,7 @@ class Recorder(Quiet):
     def __init__(self, marks: bytearray) -> None:
         self.marks = marks
         self.tests: dict[str, dict[str, Any]] = {}
-        self.fixtures: dict[int, bytes] = {}  # marks set while a shared fixture was made
+        self.fixtures: dict[int, tuple[bytes, float]] = {}  # shared: marks set, seconds to make
         self.outside = bytearray(len(marks))
         self.broken: list[str] = []
         self._failed = False
@@ -98,8 +98,10 @@ class Recorder(Quiet):
             return
         before = bytes(self.marks)
         probes.clear(self.marks)
+        start = time.process_time()
         yield
-        self.fixtures[id(fixturedef)] = probes.bits(self.marks)
+        took = time.process_time() - start
+        self.fixtures[id(fixturedef)] = (probes.bits(self.marks), took)
         for index, was in enumerate(before):
             if was:
                 self.marks[index] = 1
@@ -114,10 +116,14 @@ class Recorder(Quiet):
         found = int.from_bytes(self._drain(), "big")
         size = len(probes.bits(self.marks))
         infos = getattr(item, "_fixtureinfo", None)
+        shared = 0.0
         for definitions in infos.name2fixturedefs.values() if infos else ():
-            found |= int.from_bytes(self.fixtures.get(id(definitions[-1]), b""), "big")
+            marks, seconds = self.fixtures.get(id(definitions[-1]), (b"", 0.0))
+            found |= int.from_bytes(marks, "big")
+            shared += seconds
         self.tests[item.nodeid] = {
-            "seconds": took, "failed": self._failed, "bits": found.to_bytes(size, "big"),
+            "seconds": max(took, shared), "failed": self._failed,
+            "bits": found.to_bytes(size, "big"),
         }  # fmt: skip
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
