@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 REAL = ("tests/cpu", "tests/cuda", "tests/report")  # about real tokens and pages, and slow to start
-FIRST_ROUND = 1.5  # seconds of the nearest tests, which notice most, and
-FIRST_FILES = 6  # files of them
+FIRST_ROUND = 0.8  # seconds of the nearest tests, which notice most, and
+FIRST_FILES = 4  # files of them
 NEAR = 4.0  # how much nearer a test file named after the module is
 
 
