@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from nexusbench.core.batch import Batch, BatchShape, Chunk, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
 from nexusbench.costs import _fit_grids as grids
+from nexusbench.costs import _fit_roofline
 from nexusbench.costs import _fit_linear as fits
 from nexusbench.costs._attainment import MOST_FORGOTTEN, Pace, Slo, expected
 from nexusbench.costs._calibrated import Calibrated
@@ -16,11 +19,14 @@ from nexusbench.costs._calibration import Beside, Rates, RooflineParameters, roo
 from nexusbench.costs._duet import duets
 from nexusbench.costs._pairs import Slowdowns, contested, place_of
 from nexusbench.costs._points import Point, Setting
+from nexusbench.costs._recalibrated import Recalibrated
 from nexusbench.costs._stages import Stages
 from nexusbench.costs._surface import Surface, between, bracket, corners
 from nexusbench.costs._work import chunk_work, equivalent_context, model_work, portion
 from nexusbench.costs.linear import Guard, _Nearest, cell_of, contested_share, power_of_4
 from nexusbench.costs.linear import decode_amounts, prefill_amounts
+from nexusbench.costs.nexus import Curve, Parts, Stage, gain, slowed
+from nexusbench.costs.roofline import Roofline, RooflineOptions
 from nexusbench.testing import offer, tiny_gpu, tiny_model
 
 MS = 1_000_000
@@ -583,3 +589,94 @@ def test_prompts_alone_are_asked_once(monkeypatch):
     monkeypatch.setattr("nexusbench.costs._calibrated.MOST_KEPT", 1)
     belief.predict(PROMPT, 4)
     assert len(belief._kept) == 1
+
+
+# -- defaults, and what is fitted ------------------------------------------------------------------
+
+
+def test_a_curve_and_a_stage_that_nothing_was_fitted_to_change_nothing():
+    for share in (0.25, 0.5, 1.0):
+        assert gain(Curve(), share, max, "A") == gain(Curve(), share, max, "B") == share
+    assert Stage().contention == (0.0, 0.0, 0.0, 0.0)
+    assert Stage().fixed_ns == 0.0
+
+
+def test_saturation_and_decay():
+    bent = Curve(saturation=0.5, decay=0.4, efficiency=0.9)
+    whole = 0.5 + 0.4 * 0.5
+    assert gain(bent, 1.0, max, "A") == near(0.9)
+    assert gain(bent, 0.25, max, "A") == near(0.9 * 0.25 / whole)
+    assert gain(bent, 0.75, max, "A") == near(0.9 * (0.5 + 0.4 * 0.25) / whole)
+    assert gain(bent, 1.0, max, "B") == near(0.9)
+    grown = 0.5 * math.exp(0.4 * 0.25) / (0.5 * math.exp(0.4 * 0.5))
+    assert gain(bent, 0.75, max, "B") == near(0.9 * grown)
+
+
+def test_each_class_meets_each_class_for_the_time_that_it_runs():
+    mine = Parts(100.0, 50.0, 30.0, 0.0, 0.0, 0.0, 0.0)
+    theirs = Parts(20.0, 60.0, 20.0, 0.0, 0.0, 0.0, 0.0)
+    stage = Stage(contention=(0.1, 0.2, 0.4, 0.8))
+    extra = 100 * (0.1 * 0.2 + 0.2 * 0.6) + 50 * (0.4 * 0.2 + 0.8 * 0.6)
+    assert slowed(mine, theirs, stage, 0.5) == near(0.5 * extra)
+
+
+def test_what_is_recalibrated_follows_its_phase_within_bounds():
+    belief = Recalibrated(Belief())
+    belief.observe(ONES, 8, 10.0, 20.0)
+    assert belief.ratios == {"prefill": 1.0, "decode": near(1.05)}
+    assert belief.predict(ONES, 8) == near(10.0 * 1.05)
+    assert belief.predict_splits(ONES, [8, 16]) == [near(10.5), near(5.25)]
+    for predicted, actual in ((0.0, 5.0), (5.0, 0.0), (-1.0, 5.0), (5.0, -1.0)):
+        belief.observe(ONES, 8, predicted, actual)
+    assert belief.ratios["decode"] == near(1.05)
+    belief.observe(PROMPT, 8, 1.0, 1e9)
+    assert belief.ratios["prefill"] == 5.0
+    for _ in range(99):
+        belief.observe(PROMPT, 8, 1e9, 1.0)
+    assert belief.ratios["prefill"] == 0.2
+
+
+FULL = RooflineParameters(**{
+    **{name: getattr(FITTED, name) for name in FITTED.__struct_fields__}, "overlapping": (3.0, 4.0),
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [ONES, PROMPT])
+def test_a_roofline_is_contested_as_far_as_sms_are_shared(shape):
+    """8 of 16 SMs: with 4 of them shared it is halfway between none and all."""
+    made = Roofline(RooflineOptions(), gpu=tiny_gpu(), model=tiny_model(), parameters=FULL)
+    other = PROMPT if shape is ONES else ONES
+    apart, half, whole = [made.predict(shape, 8, (other, sms)) for sms in (8, 12, 16)]
+    assert half == near((apart + whole) / 2)
+    assert whole == near(made.predict(shape, 8) * (4.0 if shape is ONES else 3.0))
+    assert apart < whole
+    assert made.predict_splits(shape, [8], other, [12]) == [half]
+
+
+def test_decodes_attention_beside_chunks_is_told_from_mixed_batches_alone():
+    class Known:
+        def parts(self, shape, sms):
+            return 100.0, 40.0
+
+    mixed = BatchShape(2, 200, ((64, 0),))
+    points = [point(PROMPT, ns=1.0), point(mixed, ns=180.0, kind="mixed"), point(ONES, ns=1.0)]
+    assert _fit_roofline._fit_mixed(points, Known()) == near(2.0)
+    assert _fit_roofline._fit_mixed(points[:1], Known()) == 1.0
+    assert all(0 < share <= 1 for share in _fit_roofline.BANDWIDTHS)
+
+
+def test_slowdowns_over_sms_are_at_least_one_and_fill_what_was_not_measured():
+    pairs = [
+        point(PROMPT, sms, 100.0 * slow, ONES, alone=100.0)
+        for sms, slow in ((4, 1.5), (12, 1.3), (12, 1.3))
+    ]  # fmt: skip
+    found = _fit_roofline._slowdowns(pairs, [4.0, 8.0, 12.0])
+    assert found == pytest.approx((1.5, 1.4, 1.3), abs=0.01)
+    faster = [point(PROMPT, sms, 90.0, ONES, alone=100.0) for sms in (4, 12)]
+    assert _fit_roofline._slowdowns(faster, [4.0, 12.0]) == (1.0, 1.0)
+
+
+def test_sizes_of_the_alphas_are_measured_ones_in_about_equal_ratios():
+    sizes = np.array([1.0, 2.0, 3.0, 9.0, 10.0, 50.0, 100.0, 100.0])
+    assert _fit_roofline._spaced(sizes, 3) == (1.0, 10.0, 100.0)
+    assert _fit_roofline._spaced(sizes, 2) == (1.0, 100.0)

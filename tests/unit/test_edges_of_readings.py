@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import EventLog
+from nexusbench.gates.check import check, match
 from nexusbench.gates.rules import parse_rule
 from nexusbench.metrics import tokens
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
 from nexusbench.metrics.pieces import chunk_numbers, continued, later_layers
-from nexusbench.metrics.run_events import RunEvents
+from nexusbench.metrics.run_events import RunEvents, _pick
+from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.convert import convert
+from nexusbench.workloads.forest import Prefixes
 from nexusbench.workloads.source import read_source
+from nexusbench.workloads.statistics import histogram
 from nexusbench.workloads.trace import conversation_ids, load_trace, prefix_ids
+from tests.gates.made_up import exact, measured
 
 FACTS = {
     "simulated": True, "num_sms": 16, "kv_blocks": 512, "block_size": 4,
@@ -104,3 +110,117 @@ def test_a_turn_without_hash_ids_names_no_tokens() -> None:
     named = conversation_ids(Trace("t", turns, hash_block=8), 4)
     assert named[0] == ((), 0)
     assert named[1][1] == 50
+
+
+# -- traces ----------------------------------------------------------------------------------------
+
+
+def trace_of(*requests: tuple[int, int, int]) -> Trace:
+    made = [TraceRequest(str(i), at, prompt, out) for i, (at, prompt, out) in enumerate(requests)]
+    return Trace("t", made, hash_block=16)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "kept"),
+    [(0, 1, ["0"]), (0, 1.000000001, ["0", "1"]), (1, 2, ["1"]), (1, 2.5, ["1", "2"]),
+     (2, None, ["2", "3"]), (1.000000001, 3, ["2"])],
+)  # fmt: skip
+def test_a_window_holds_its_start_and_not_its_end(
+    start: float, end: float | None, kept: list[str]
+) -> None:
+    second = 1_000_000_000
+    trace = trace_of((0, 5, 5), (second, 5, 5), (2 * second, 5, 5), (3 * second, 5, 5))
+    found = transform.window(trace, start, end)
+    assert [request.id for request in found.requests] == kept
+    assert found.requests[0].arrival_ns == 0
+
+
+def test_two_are_a_tie() -> None:
+    trace = trace_of((0, 5, 5), (0, 5, 5), (9, 5, 5))
+    assert "2 of 3 requests share a timestamp" in transform.spread_ties(trace, "none", 0).notes[-1]
+    apart = trace_of((0, 5, 5), (1, 5, 5))
+    assert "no ties" in transform.spread_ties(apart, "uniform", 0).notes[-1]
+
+
+def test_a_prompt_is_clipped_to_one_token_and_not_to_none() -> None:
+    trace = trace_of((0, 30, 99), (1, 30, 100), (2, 30, 70), (3, 30, 71))
+    clipped = transform.fit_context(trace, 100, "clip")
+    assert [(r.id, r.prompt_tokens) for r in clipped.requests] == [("0", 1), ("2", 30), ("3", 29)]
+    assert "prompts clipped: 2" in clipped.notes[-1]
+    assert "requests skipped: 1" in clipped.notes[-1]
+    assert "3 of 4 requests exceed it" in clipped.notes[-1]
+
+
+def test_bins_that_double() -> None:
+    assert histogram([1, 2, 3, 4, 5, 8, 9, 16]) == [
+        (1, 1, 1), (2, 2, 1), (3, 4, 2), (5, 8, 2), (9, 16, 2),
+    ]  # fmt: skip
+    assert histogram([5, 33]) == [(5, 8, 1), (9, 16, 0), (17, 32, 0), (33, 64, 1)]
+
+
+def test_a_last_request_after_more_than_146_years(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [
+        f'{{"timestamp": {at}, "input_length": 5, "output_length": 2}}\n'
+        for at in (0, 1, 2**62 // 10**6 + 1)
+    ]
+    path.write_text("".join(lines))
+    with pytest.raises(InputError, match="146 years") as caught:
+        load_trace(path)
+    assert caught.value.line == 3
+    path.write_text("".join(lines[:2]))
+    assert len(load_trace(path).requests) == 2
+
+
+@pytest.mark.parametrize(("share", "good"), [(0, True), (1, True), (1.01, False), (-0.01, False)])
+def test_shares_are_from_0_to_1(share: float, good: bool) -> None:
+    try:
+        assert msgspec.convert({"tokens": 16, "share": share}, Prefixes).share == share
+    except msgspec.ValidationError:
+        assert not good
+    else:
+        assert good
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+
+
+def test_a_row_that_is_not_there_has_no_value() -> None:
+    assert _pick(np.array([5, 7]), np.array([1, -1, 0])).tolist() == [7, -1, 5]
+
+
+# -- the gate --------------------------------------------------------------------------------------
+
+
+def test_no_change_on_the_whole_is_no_warning_however_unlikely() -> None:
+    """Four of ten are slower, the median difference is 0: p is 0.043, and nothing got worse."""
+    new = measured(*[10.0] * 6, *[11.0] * 4)
+    report = check({"s": measured(*[10.0] * 10)}, {"s": new}, [parse_rule("x:5%")])
+    (finding,) = report.findings
+    assert finding.p is not None
+    assert finding.p < 0.05
+    assert (finding.worse, finding.verdict) == (0.0, "pass")
+
+
+def test_fewer_seeds_than_the_baselines_are_told() -> None:
+    old, new = exact(10, 20, 30), exact(11, 21, seeds=[0, 1])
+    (finding,) = check({"s": old}, {"s": new}, [parse_rule("x:50%")]).findings
+    assert finding.reason.endswith("; only 2 of the baseline's 3 seeds were run")
+    (finding,) = check({"s": old}, {"s": exact(11, 21, 31)}, [parse_rule("x:50%")]).findings
+    assert "only" not in finding.reason
+
+
+@pytest.mark.parametrize(("count", "more"), [(5, False), (6, True)])
+def test_five_seeds_are_named(count: int, more: bool) -> None:
+    old, new = exact(*range(1, count + 1)), exact(1, seeds=[77])
+    (finding,) = check({"s": old}, {"s": new}, [parse_rule("x:5%")]).findings
+    assert ("4, ..." in finding.reason) == more
+    assert "0, 1, 2, 3, 4" in finding.reason
+
+
+@pytest.mark.parametrize(("count", "kin"), [(6, True), (7, False)])
+def test_a_foreign_baseline_differs_in_six_things_at_most(count: int, kin: bool) -> None:
+    changes = {f"config.{number}": number for number in range(count)}
+    found = match({"a": exact(1, **changes)}, {"b": exact(1)})
+    assert found["b"][0] == ("a" if kin else None)
+    assert len(found["b"][1]) == (count if kin else 0)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from nexusbench.core.batch import BatchShape
+from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.devices._attention import Attention
 from nexusbench.devices._gemm import Gemm
 from nexusbench.devices._operators import L2, OperatorClass, overlapped, scaled_sum, total
 from nexusbench.devices._physics import Load, Physics
+from nexusbench.devices._profiled import along, axis_of, distance, full_grid, mean, spread
+from nexusbench.devices._remote import split_launch
+from nexusbench.devices.base import DeviceOptions
+from nexusbench.devices.sim import Sim
 from nexusbench.testing import tiny_model
 
 # 10 SMs of 1,000 FLOP/ns each; 100 bytes/ns of HBM, all of it attainable.
@@ -398,3 +402,64 @@ def test_on_shared_sms_they_take_turns_or_overlap():
     assert both(crunch(), crunch(), 5, 5) == 0.0
     assert both(crunch(), crunch(), 4, 5) == 0.0
     assert both(crunch(), crunch(), 10, 10) == near(1.0)
+
+
+# -- devices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_kv_memory_is_what_weights_and_activations_leave(gpus):
+    wide = replace(MODEL, num_heads=8, num_kv_heads=4)
+    options = DeviceOptions(
+        max_num_seqs=8, max_num_batched_tokens=64, tensor_parallel=gpus, gpu_memory_utilization=0.9
+    )
+    found = Sim(GPU, wide, options).spec.kv_bytes
+    usable = 0.9 * 4.0 * 1024**3
+    activations = 2.0 * 64 * (2 * 512 / gpus + 4 * 256) + 4.0 * 8 * 1000
+    left = usable - wide.weight_bytes / gpus - activations - 0.86 * 1024**3
+    assert found == near(gpus * left)
+
+
+def test_attention_elsewhere_costs_its_wire_and_ten_microseconds_a_layer():
+    made = Physics(GPU, MODEL)
+    shape = BatchShape(6, 6000, remote=(2, 2000))
+    batch = Batch("decode", [], [], shape, remote_sms=4)
+    load, away = split_launch(made, batch, 10, 0)
+    whole = made.load(shape, 10)
+    assert away.rest == near(whole.solo - whole.attention.time + 4 * 10_000)
+    assert away.wire == near(4 * (made.message_bytes(2) / 50 + 2 * 7000))
+    assert away.local == made.attention(BatchShape(4, 4000), 10).time
+    assert away.attention == made.attention(BatchShape(2, 2000), 4)
+    assert load.solo == near(away.rest + max(away.local, away.attention.time + away.wire))
+    assert away.time(3.0) == near(
+        away.rest + max(away.local, 3 * away.attention.time + away.wire)
+    )
+    assert (load.dense, load.sms) == (whole.dense, 10)
+    everything = Batch("decode", [], [], BatchShape(2, 2000, remote=(2, 2000)), remote_sms=4)
+    assert split_launch(made, everything, 10, 0)[1].local == 0.0
+
+
+def test_holes_of_a_grid_are_filled_with_the_nearest_line():
+    lines = {
+        (1.0, 10.0, 100.0, 1000.0): (1.1, 1.2), (2.0, 20.0, 200.0, 3000.0): (2.1, 2.2),
+        (2.0, 10.0, 100.0, 2000.0): (3.1, 3.2),
+    }  # fmt: skip
+    found = full_grid(lines, (4.0,))
+    assert found.prefill == ((1.0, 2.0), (10.0, 20.0))
+    assert found.decode == ((100.0, 200.0), (1000.0, 2000.0, 3000.0))
+    assert [len(row) for row in found.values] == [6] * 4
+    assert found.values[0][0] == (1.1, 1.2)
+    assert found.values[3][5] == (2.1, 2.2)
+    assert found.values[2][1] == (3.1, 3.2)
+    assert found.values[2][2] == (3.1, 3.2)  # one step away, the others two and more
+    assert found.values[3][4] == (2.1, 2.2)
+    assert distance((1, 2, 3), (3, 2, 0)) == 5
+
+
+def test_means_axes_and_values_along_them():
+    assert mean([1.0, 2.0, 6.0]) == 3.0
+    assert spread([1.0, 3.0]) == 0.5
+    assert axis_of([3.0, 1.0, 3.0]) == (1.0, 3.0)
+    assert axis_of([3.0]) == (3.0, 4.0)
+    assert along({1.0: 10.0, 3.0: 30.0}, 2.0) == 20.0
+    assert along({3.0: 30.0}, 9.0) == 30.0
