@@ -1,0 +1,492 @@
+"""Pieces of policies with everything around them made up: what a decision is computed from."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Split
+from nexusbench.core.errors import InvariantBreach
+from nexusbench.core.state import EngineState, InFlight, Limits
+from nexusbench.engine.arrivals import NEVER, Patience
+from nexusbench.kv.block_pool import BlockPool
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.partitioners._latency_window import LatencyWindow
+from nexusbench.partitioners._launches import LaunchBook
+from nexusbench.partitioners.bullet import Bullet as BulletSplits
+from nexusbench.partitioners.duetserve import Duetserve as DuetSplits
+from nexusbench.partitioners.muxwise import Muxwise as MuxwiseSplits
+from nexusbench.partitioners.muxwise import MuxwiseOptions, _cell, _power
+from nexusbench.schedulers._layerwise import LayerwisePrefill
+from nexusbench.schedulers._offloading import Load
+from nexusbench.schedulers._resume import resume
+from nexusbench.schedulers._turn import Turn
+from nexusbench.testing import offer, tiny_device, tiny_gpu
+from nexusbench.testing._harness import Setting, build, make_scheduler
+
+GPU = tiny_gpu(num_sms=40, sm_minimum=2, sm_multiple=1)
+BOTH = ("prefill", "decode")
+PREFILL, DECODE = BatchShape(0, 0, ((100, 20),)), BatchShape(4, 400)
+MS = 1_000_000
+
+
+def request(index=0, prompt=10, tokens=None, computed=0, **more):
+    made = offer(index, 0, prompt, 9, **more)
+    made.num_tokens = prompt if tokens is None else tokens
+    made.num_computed_tokens = computed
+    return made
+
+
+def split(prefill, whole=40):
+    return Split(BOTH, (prefill, whole - prefill))
+
+
+# -- engine ----------------------------------------------------------------------------------------
+
+
+def test_a_client_whose_request_has_ended_is_not_waited_for():
+    patient = offer(0, 0, 5, 5, timeout_ms=50.0)
+    patience = Patience([patient])
+    patience.watch(patient)
+    assert patience.next_ns == 50 * MS
+    patient.outcome = 0
+    assert list(patience.pop_due(1)) == []
+    assert patience.next_ns == NEVER
+
+
+@pytest.mark.parametrize(("timeout", "cancel", "due"), [(50, 20, 20), (20, 50, 20), (50, 0, 50), (0, 50, 50)])
+def test_the_earlier_of_two_clocks_runs_out(timeout, cancel, due):
+    client = offer(0, 3, 5, 5, timeout_ms=timeout, cancel_after_ms=cancel)
+    patience = Patience([client])
+    patience.watch(client)
+    assert list(patience.pop_due((3 + due) * MS - 1)) == []
+    assert [found for found, _ in patience.pop_due((3 + due) * MS)] == [client]
+
+
+def test_a_busy_partition_hides_no_idle_one():
+    """I7 looks at every partition: prefill is computing, decode idles beside a ready request."""
+    engine = build([], make_scheduler("nexus"), setting=Setting(kv_blocks=20))
+    engine.state.in_flight["prefill"].append(InFlight(0, Batch("prefill", [], [], PREFILL), 8))
+    engine.state.decoding.append(request(0, tokens=11, computed=10))
+    with pytest.raises(InvariantBreach, match="'decode' idle although a decoding request is ready"):
+        engine.auditor.check_work_conserving(Plan())
+
+
+# -- KV --------------------------------------------------------------------------------------------
+
+
+def test_what_a_preempted_request_left_is_counted_by_its_own_blocks():
+    kv = KVCacheManager(16, 4, hash_block=8)
+    mine = request(0, 10, tokens=15, computed=14)
+    assert kv.allocate(mine, 14, []) is not None
+    kv.publish_own(mine)
+    kv.free(mine)
+    mine.num_preemptions, mine.num_computed_tokens = 1, 0
+    assert kv.count_cached([mine, request(1, 10)]) == [12, 0]
+
+
+def test_a_prefix_id_may_name_a_single_block():
+    kv = KVCacheManager(16, 4, hash_block=4)
+    one, two = (request(i, 12, prefix_ids=(1, 2 + 7 * i, 3)) for i in range(2))
+    assert kv.allocate(one, 12, []) is not None
+    one.num_computed_tokens = 12
+    kv.publish(one)
+    assert kv.find_prefix(two) == one.blocks[:1]
+    assert kv.count_cached([two]) == [4]
+
+
+def test_every_change_of_what_can_be_found_is_counted():
+    """Orders that look at the cache ask whether it has changed since."""
+    pool = BlockPool(4)
+    (block,), _ = pool.take(1)
+    seen = [pool.changes]
+    pool.publish(block, 5)
+    seen.append(pool.changes)
+    pool.unpublish([block])
+    seen.append(pool.changes)
+    assert len(set(seen)) == 3
+    assert pool.find(5) is None
+
+
+# -- schedulers ------------------------------------------------------------------------------------
+
+
+def sglang(**options):
+    named = ",".join(f"{key}={value}" for key, value in options.items())
+    return make_scheduler(f"sglang:{named}" if named else "sglang")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "generated", "most", "expected"),
+    [
+        (10, 0, 5000, 4096),  # clipped
+        (10, 1000, 5000, 4000),
+        (10, 904, 5000, 4096),
+        (10, 0, 70, 70),
+        (10, 30, 70, 40),
+        (7000, 0, 5000, 999),  # of a pool of 8,000 tokens, less one
+        (7999, 0, 5000, 0),
+    ],
+)
+def test_sglang_expects_what_may_still_come(prompt, generated, most, expected):
+    ctx = SimpleNamespace(kv=SimpleNamespace(num_blocks=500, block_size=16))
+    made = request(0, prompt, tokens=prompt + generated, max_tokens=most)
+    assert sglang()._expected_output(made, ctx) == expected
+
+
+def test_sglangs_room_is_what_is_free_less_what_will_grow():
+    policy = sglang(init_new_token_ratio=0.5)
+    policy._ratio = 0.5
+    decode = request(0, 10, tokens=14, computed=13, max_tokens=20)  # 16 to come
+    started = request(1, 30, tokens=30, computed=10, max_tokens=9)  # 20 of the prompt, 9 to come
+    ctx = SimpleNamespace(
+        kv=SimpleNamespace(num_blocks=500, block_size=16, num_free=10),
+        decoding=[decode], prefilling=[started],
+    )  # fmt: skip
+    assert policy._room(ctx) == 160 - 20 - 0.5 * (16 + 9)
+
+
+class Free:
+    """A context in which ``takes`` says how many tokens of a request are scheduled."""
+
+    def __init__(self, takes, **more):
+        self.takes, self.asked, self.log = takes, [], []
+        self.num_layers, self.now, self.num_running = 8, 0, 0
+        self.prefilling, self.decoding, self.waiting = [], [], SimpleNamespace(head=None)
+        self.preempted = []
+        self.left = 100
+        self.__dict__.update(more)
+
+    def savepoint(self):
+        return 7
+
+    def rollback(self, mark):
+        self.log.append(("rollback", mark))
+
+    def try_schedule(self, request, tokens=None, partition="all", *, layers=None):
+        self.asked.append((request.index, tokens, partition, layers))
+        found = self.takes(request)
+        return found
+
+    def budget(self, partition="all"):
+        return self.left
+
+    def preempt(self, request, kind=None):
+        self.log.append(("preempt", request.index))
+        if request in self.prefilling:
+            self.prefilling.remove(request)
+
+    def last_running(self, request):
+        return self.prefilling[-1] if self.prefilling else None
+
+    def swap_in_all(self):
+        return False
+
+
+def test_a_prompt_that_fits_no_single_chunk_interrupts_nobody():
+    prefill, ctx = LayerwisePrefill(), Free(lambda r: 6)
+    first = request(0, 20)
+    prefill.batch = [first]
+    assert prefill.interrupt(ctx, request(1, 10), lambda shape: 8) is False
+    assert ctx.log == [("rollback", 7)]
+    assert prefill.batch == [first]
+    assert not prefill.interrupting
+    assert prefill.interrupt(ctx, request(2, 6), lambda shape: 8) is True
+    assert [r.index for r in prefill.batch] == [2]
+    assert prefill.interrupting
+
+
+def test_a_partial_prompt_takes_the_blocks_of_the_last_to_join():
+    me, last = request(0, 20), request(1, 20)
+    ctx = Free(lambda r: 0 if last in ctx.prefilling else 9, prefilling=[me, last])
+    assert resume(ctx, me, 9) == 9
+    assert ctx.log == [("preempt", 1)]
+
+
+def test_a_partial_prompt_without_anybody_to_take_from_waits():
+    ctx = Free(lambda r: 0)
+    assert resume(ctx, request(0, 20)) == 0
+    assert ctx.log == []
+    alone = request(0, 20)
+    ctx = Free(lambda r: 0, prefilling=[alone])
+    assert resume(ctx, alone) == 0
+    assert ctx.log == [("preempt", 0)]
+    spent = Free(lambda r: 9, left=0)
+    assert resume(spent, request(0, 20)) == 0
+    assert spent.asked == []
+
+
+def test_muxwise_believes_that_no_tokens_take_no_time():
+    policy = make_scheduler("muxwise")
+    policy.belief = SimpleNamespace(predict=lambda shape, sms: 5.0 * shape.num_tokens)
+    ctx = SimpleNamespace(sms=lambda name: 8)
+    assert [policy._time(ctx, tokens, 9) for tokens in (-1, 0, 1, 3)] == [0.0, 0.0, 5.0, 15.0]
+
+
+def test_bullets_new_batch_takes_prompts_until_they_are_bound_by_compute():
+    queue = [request(i, 40) for i in range(5)]
+    policy, begins = make_scheduler("bullet:order=latency"), []
+
+    class Seen:
+        def prompt(self, r, sms):
+            return 1000.0
+
+        def saturating_tokens(self, sms):
+            return 100
+
+        def next_prompt(self, waiting, begin, slo, sms):
+            begins.append(begin)
+            return None
+
+    policy._prospects, policy._slo = Seen(), None
+    half = request(9, 50)
+    ctx = Free(lambda r: 40, prefilling=[half], waiting=Waiting(queue), now=500)
+    inner = ctx.try_schedule
+    ctx.try_schedule = lambda r, *rest, **more: ctx.waiting.drop(r) or inner(r, *rest, **more)
+    found = policy._new_batch(ctx, (0, 2), 8)
+    # 40 of the half-done prompt, then 40 and 40: 120 are enough.
+    assert [(r.index, tokens) for r, tokens in found] == [(9, 40), (0, 40), (1, 40)]
+    assert begins == [1500.0, 2500.0]
+
+
+class Waiting:
+    def __init__(self, queue):
+        self.queue = queue
+
+    @property
+    def head(self):
+        return self.queue[0] if self.queue else None
+
+    def drop(self, r):
+        if r in self.queue:
+            self.queue.remove(r)
+
+
+def test_bullet_takes_blocks_from_a_later_prompt_that_is_not_in_flight():
+    mine, flying, later = request(0, 20), request(1, 20), request(2, 20)
+    flying.in_flight = True
+    ctx = Free(lambda r: 0 if later in ctx.prefilling else 20, prefilling=[mine, later, flying])
+    assert make_scheduler("bullet")._take(ctx, mine, (0, 2)) == 20
+    assert ctx.log == [("preempt", 2)]
+    ctx = Free(lambda r: 0, prefilling=[mine, flying])
+    assert make_scheduler("bullet")._take(ctx, mine, (0, 2)) == 0
+    assert ctx.log == []
+
+
+def test_the_load_of_offloaded_attention():
+    load = Load()
+    load.add(request(0, 10, tokens=15, max_tokens=64))
+    load.add(request(1, 20, tokens=20, max_tokens=64))
+    assert (load.requests, load.tokens, load.worst) == (2, 35, 10 + 64 + 20 + 64)
+
+
+def turn(due, others, *, free=0, coming=0, running=8, leaving=(), here=()):
+    """The part of an iteration of FastServe that makes room, of 8 seats and blocks of 4."""
+    made = Turn.__new__(Turn)
+    freed = []
+
+    def preempt(r):
+        freed.append(r.index)
+        kv.num_free += 3
+
+    kv = SimpleNamespace(num_free=free)
+    made._ctx = SimpleNamespace(kv=kv, blocks_coming=coming, num_running=running, preempt=preempt)
+    made._size, made._seats, made._leaving = 4, 8, set(leaving)
+    made._kept, made._here, made._decoding = set(), set(here), set()
+    made.due = [SimpleNamespace(request=r) for r in due]
+    made.others = [Job(r) for r in others]
+    made.make_room()
+    return freed
+
+
+class Job:
+    def __init__(self, r):
+        self.request = r
+
+
+@pytest.mark.parametrize(
+    ("free", "coming", "running", "freed"),
+    [
+        (3, 0, 7, []),  # 11 + 1 tokens are three blocks, and there is a seat
+        (2, 0, 7, [5]),
+        (2, 1, 7, []),  # a block that a copy will free is as good
+        (0, 0, 7, [5]),
+        (9, 0, 8, [5]),  # room, but no seat
+        (9, 0, 9, [5, 4]),
+    ],
+)
+def test_fastserve_makes_room_from_the_lowest_up_for_blocks_and_seats(free, coming, running, freed):
+    lower = [request(4, 8, tokens=9, computed=8), request(5, 8, tokens=9, computed=8)]
+    assert turn([request(0, 11)], lower, free=free, coming=coming, running=running) == freed
+
+
+def test_fastserve_counts_what_the_due_hold_and_who_is_leaving():
+    here = request(0, 11, tokens=12, computed=11)
+    other = request(5, 8, tokens=9, computed=8)
+    assert turn([here], [other], free=1, here=[0]) == []  # one more block than its three
+    assert turn([here], [other], free=0, here=[0]) == [5]
+    assert turn([request(0, 11)], [other], free=9, running=8) == [5]
+    assert turn([request(0, 11)], [other], free=9, running=8, leaving=[8]) == []
+    flying = request(6, 8)
+    flying.in_flight = True
+    assert turn([request(0, 11)], [other, flying], free=0) == [5]
+
+
+# -- partitioners ----------------------------------------------------------------------------------
+
+
+def state_of(made, tbt_ms=None):
+    spec = tiny_device(gpu=GPU).spec
+    limits = Limits(8, 64, 1024, tbt_ms=tbt_ms)
+    return EngineState(spec, KVCacheManager(100, 4), limits, BOTH, made.initial(spec))
+
+
+def both(prefill=PREFILL, decode=DECODE):
+    return Plan([Batch("prefill", [], [], prefill), Batch("decode", [], [], decode)])
+
+
+class Inverse:
+    """A step takes ``ns`` over its SMs; a prefill 0."""
+
+    monotone, learns = True, False
+
+    def __init__(self, ns):
+        self.ns = ns
+
+    def predict(self, shape, sms, neighbour=None):
+        return 0.0 if shape.chunks else self.ns / sms
+
+    def predict_splits(self, shape, sms, neighbour=None, neighbour_sms=()):
+        return [self.predict(shape, own) for own in sms]
+
+
+def test_muxwise_guards_by_a_third_until_it_has_seen_more():
+    """30 SMs of a step of 900 ms on one are 30 ms alone: 39 ms within the guard of 1.3."""
+    made = MuxwiseSplits(MuxwiseOptions(tbt_ms=39.0), belief=Inverse(900.0 * MS))
+    assert made.split(both(), state_of(made)).sms == (10, 30)
+    made = MuxwiseSplits(MuxwiseOptions(tbt_ms=38.99), belief=Inverse(900.0 * MS))
+    assert made.split(both(), state_of(made)).sms == (9, 31)
+
+
+def test_muxwise_moves_by_single_sms():
+    made = MuxwiseSplits(MuxwiseOptions(tbt_ms=39.0), belief=Inverse(900.0 * MS))
+    state = state_of(made)
+    state.split = split(11)
+    assert made.split(both(), state).sms == (10, 30)
+
+
+def test_cells_of_the_guard_are_powers_of_four_from_2k():
+    assert [_power(n, 2048, 131_072) for n in (0, 2048, 2049, 8192, 8193, 10**9)] == [
+        2048, 2048, 8192, 8192, 32_768, 131_072,
+    ]  # fmt: skip
+    two = BatchShape(0, 0, ((1024, 8192), (1024, 0)))
+    assert _cell(two, BatchShape(4, 2048), 30) == (2048, 8192, 4, 2048, 30)
+    assert _cell(BatchShape(0, 0, ((2049, 0),)), BatchShape(5, 0), 8) == (8192, 2048, 16, 2048, 8)
+
+
+@pytest.mark.parametrize(("asked", "users", "steps"), [(None, None, 100.0), (30.0, 60.0, 30.0), (None, 60.0, 60.0)])
+def test_duetserves_tau_is_the_option_else_the_users_else_100_ms(asked, users, steps):
+    from nexusbench.partitioners.duetserve import DuetserveOptions
+
+    class Step(Inverse):
+        def predict(self, shape, sms, neighbour=None):
+            return (1.0 if shape.chunks else self.ns) * 20 / sms
+
+    for ns, allowed in ((steps * MS, True), (steps * MS * 1.001, False)):
+        made = DuetSplits(DuetserveOptions(tbt_ms=asked), belief=Step(ns))
+        state = state_of(made, users)
+        state.split = split(20)
+        made._legal = [split(20), split(38)]
+        chosen = made.split(both(), state)
+        # On 20 SMs a step takes ``ns``; on the 2 SMs of the other split it always takes too long.
+        assert chosen == split(20)
+        made._legal = [split(38), split(20)]
+        assert (made.split(both(), state) == split(20)) == allowed
+
+
+def test_duetserve_keeps_a_split_within_two_percent_of_the_best():
+    class Rated(Inverse):
+        """The step on 19 SMs is 1.5 % faster than on 20, on 18 it is 3 % faster."""
+
+        def predict(self, shape, sms, neighbour=None):
+            return 1.0 if shape.chunks else MS * {20: 1.0, 19: 0.985, 18: 0.97}[sms]
+
+    made = DuetSplits(belief=Rated(0))
+    state = state_of(made)
+    state.split = split(20)
+    made._legal = [split(20), split(21)]
+    assert made.split(both(), state) == split(20)
+    made._legal = [split(20), split(22)]
+    assert made.split(both(), state) == split(22)
+    made._legal = [split(21), split(22)]
+    assert made.split(both(), state) == split(22)
+
+
+def test_bullet_gives_decode_the_fewest_sms_that_are_enough_by_two_steps_or_more():
+    made = BulletSplits()
+    state_of(made)
+    made._legal = [split(10 + i) for i in range(8)]
+    assert made._reduce_decode(lambda at: at <= 6, 3) == 6
+    assert made._reduce_decode(lambda at: at <= 4, 3) == 3  # one step: not worth it
+    assert made._reduce_decode(lambda at: at <= 5, 3) == 5
+    assert made._reduce_decode(lambda at: True, 3) == 7
+    assert made._reduce_decode(lambda at: at <= 1, 3) == 1
+    assert made._reduce_decode(lambda at: False, 3) == 0
+    assert made._reduce_decode(lambda at: at in (2, 3, 6), 3) == 3  # no gap is jumped over
+
+
+def test_a_launch_is_beside_what_runs_or_else_what_starts_with_it():
+    made = BulletSplits()
+    state = state_of(made)
+    book = LaunchBook("expand")
+    plan = both()
+    book.note(plan, split(15), state)
+    first, second = (book.ended(batch, 5) for batch in plan.batches)
+    assert (first.sms, first.beside) == (15, (DECODE, 25))
+    assert (second.sms, second.beside) == (25, (PREFILL, 15))
+    other = BatchShape(1, 10)
+    state.in_flight["decode"].append(InFlight(0, Batch("decode", [], [], other), 33))
+    plan = both()
+    book.note(plan, split(15), state)
+    assert book.ended(plan.batches[0], 9).beside == (other, 33)
+
+
+def test_a_lone_launch_has_all_sms_unless_its_share_is_kept():
+    made = BulletSplits()
+    state = state_of(made)
+    for idle, sms in (("expand", 40), ("reserve", 15)):
+        book, plan = LaunchBook(idle), Plan([Batch("prefill", [], [], PREFILL)])
+        state.now = 100
+        book.note(plan, split(15), state)
+        launch = book.ended(plan.batches[0], 160)
+        assert (launch.sms, launch.beside, launch.ns) == (sms, None, 60)
+        again = book.ended(plan.batches[0], 200)  # its second repetition
+        assert again.ns == 40
+        assert book.ended(Batch("prefill", [], [], PREFILL), 300) is None
+
+
+def test_tpot_is_observed_from_the_window_on():
+    """A first token that came at the moment at which the window began belongs to it."""
+    window = LatencyWindow(40)
+    window.close(90.0, 100)
+    mine = request(0, 10, tokens=11, computed=10)
+    window.add(Batch("prefill", [], [Chunk(mine, 10, 0)], PREFILL), None, 100)
+    mine.num_tokens += 4
+    window.add(Batch("decode", [mine], [], DECODE), None, 180)
+    assert window.close(90.0, 180).tpot == 20.0
+    gone = request(1, 10, tokens=11, computed=10)
+    window.add(Batch("prefill", [], [Chunk(gone, 10, 0)], PREFILL), None, 180)
+    mine.num_tokens += 1
+    window.add(Batch("decode", [mine], [], DECODE), None, 200)
+    assert window.close(90.0, 200).tpot == 20.0
+    assert window.close(90.0, 201).tpot is None
+
+
+def test_bullet_leaves_prefill_its_least_share_where_that_is_enough():
+    made = BulletSplits(belief=Inverse(1.0))
+    state = state_of(made)
+    made._pace.late = lambda *asked: True
+    state.split = split(30)
+    assert made.split(both(), state).sms == (2, 38)
+    assert made.mode == "reduce-prefill"
