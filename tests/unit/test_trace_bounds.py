@@ -10,6 +10,7 @@ import pytest
 
 from nexusbench.cli._tracing import convert_file, make_file
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.workloads import convert as converting
 from nexusbench.workloads import source
 from nexusbench.workloads.source import read_source, stored_sha256
 from nexusbench.workloads.trace import load_trace
@@ -168,3 +169,13 @@ def test_a_failed_conversion_leaves_what_was_there(
         monkeypatch.undo()
     assert target.read_bytes() == b"kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.jsonl", "g.jsonl", "o.jsonl"]
+
+
+def test_conversion_makes_up_a_bounded_number_of_hash_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converting, "_MOST_FRESH", 2)
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(LINE.replace(b"600", b"1500"))
+    with pytest.raises(UsageError, match="more than 2 of them"):
+        convert_file(path, tmp_path / "o.jsonl", "mooncake")
