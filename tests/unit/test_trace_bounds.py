@@ -10,6 +10,7 @@ import pytest
 
 from nexusbench.cli._tracing import convert_file, make_file
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.experiments.keys import file_sha256
 from nexusbench.workloads import convert as converting
 from nexusbench.workloads import source
 from nexusbench.workloads.source import read_source, stored_sha256
@@ -30,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        (LINE * 1_200, None, "text, the most that is read. Cut the file, or read its beginning"),
+        (LINE * 1_200, None, "text, the most that is read. Cut the file, or serve its beginning"),
         (LINE + b"\n" * 3_000, None, "over 2,000 lines"),
         (LINE * 3 + b"x" * 5_000, 4, "the line is longer than"),
         (LINE * 3 + b"x" * 5_000 + b"\n" + LINE, 4, "the line is longer than"),
@@ -92,8 +93,8 @@ def test_what_is_no_file_is_refused_and_not_waited_for(name: str, tmp_path: Path
         path.symlink_to(path)
     elif name == "folder":
         path.mkdir()
-    for read in (load_trace, read_source, stored_sha256):
-        with pytest.raises(InputError, match=r"pipe or a device|cannot read|folder"):
+    for read in (load_trace, read_source, stored_sha256, file_sha256):
+        with pytest.raises(InputError, match=r"pipe or a device|cannot (be )?read|folder|no file"):
             read(path)
 
 

@@ -207,3 +207,17 @@ def test_a_reader_that_does_not_say_how_is_read_whole(
     for skim in (Reader.skim, lambda *_: 1 / 0, lambda *_: "soon", lambda *_: -1):
         monkeypatch.setattr(Native, "skim", skim)
         assert load_head(path, limit=3).whole
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_piece_that_begins_before_the_last_one_ended_is_out_of_order(format: str) -> None:
+    from nexusbench.workloads.readers.base import readers
+
+    reader, (_, line) = readers.load(format)(), FORMATS[format]
+    piece = "".join(f"{line(index)}\n" for index in range(5, 9)).encode()
+    first = reader.skim(piece[: piece.find(b"\n") + 1], 0)
+    last = reader.skim(piece, first)
+    assert last - first == 30_000_000
+    assert reader.skim(piece, first + 1) is None
+    assert reader.skim(piece + piece, first) is None
+    assert reader.skim(piece + b"\xe2\x80\xa8garbage\n", first) is None
