@@ -107,8 +107,8 @@ def _folder_sha256(folder: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes. Raises InputError if it cannot be read, or is no file (a pipe
-    or a device may never end).
+    """SHA-256 (hex) of a file's bytes. Raises InputError if it cannot be read, or is a pipe or a
+    device, which may never end.
     """
     try:
         found = path.stat()
