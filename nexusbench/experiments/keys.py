@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import platform
+import stat
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -106,9 +107,13 @@ def _folder_sha256(folder: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes. Raises InputError if it cannot be read."""
+    """SHA-256 (hex) of a file's bytes. Raises InputError if it cannot be read, or is a pipe or a
+    device, which may never end.
+    """
     try:
         found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError("this is no file", file=path, hint="Save its content to a file first")
         return _file_sha256(str(path.resolve()), found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise InputError(

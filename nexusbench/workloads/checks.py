@@ -25,6 +25,7 @@ _MAX_NS = 2**70  # on the file's own clock, to the year 9999 and beyond
 _MOST_LETTERS = 1024
 # Newlines, escapes and the like; lone surrogates; line ends and marks that turn text around.
 _UNSAFE_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+_WHOLE = {int}
 _NOTHING = ("", (), "", 0, False, 0, 0, 0)
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -168,7 +169,7 @@ def _problems(request: TraceRequest, parsed: Parsed, begun: set[str]) -> Iterato
         yield "an arrival, though its file is a closed loop"
     ids, tokens = request.hash_ids, request.token_ids
     if ids != ():
-        if type(ids) is not tuple or any(type(number) is not int for number in ids):
+        if type(ids) is not tuple or set(map(type, ids)) != _WHOLE:
             yield "hash_ids that are no tuple of whole numbers"
         elif min(ids) < 0 or max(ids) > MAX_HASH_ID:
             yield "a hash id that is no number of 64 bits"

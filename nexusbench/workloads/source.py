@@ -125,7 +125,7 @@ class TextFile:
             yield chunk
 
     def _too_large(self, what: str) -> TooLarge:
-        hint = "Cut the file, or read its beginning with --limit N or --window START:END"
+        hint = "Cut the file, or serve its beginning with --limit N or --window START:END"
         return TooLarge(f"{what}, the most that is read", file=self.path, hint=hint)
 
     def _unpacked(self) -> bytes:

@@ -210,7 +210,7 @@ def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
     if not seconds <= _MOST_SECONDS:
         raise place.fault(
             f"{workload.num_requests:,} requests would take {seconds:.3g} s, and at most "
-            f"{_MOST_SECONDS:.3g} are simulated", "arrivals", "Raise the rate",
+            f"{_MOST_SECONDS:.3g} s are made", "arrivals", "Raise the rate",
         )  # fmt: skip
     return WorkloadSpec(workload, arrivals, kinds, place.sha256, **made, path=place.path)
 

@@ -10,6 +10,8 @@ import pytest
 
 from nexusbench.cli._tracing import convert_file, make_file
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.experiments.keys import file_sha256
+from nexusbench.workloads import convert as converting
 from nexusbench.workloads import source
 from nexusbench.workloads.source import read_source, stored_sha256
 from nexusbench.workloads.trace import load_trace
@@ -29,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        (LINE * 1_200, None, "text, the most that is read. Cut the file, or read its beginning"),
+        (LINE * 1_200, None, "text, the most that is read. Cut the file, or serve its beginning"),
         (LINE + b"\n" * 3_000, None, "over 2,000 lines"),
         (LINE * 3 + b"x" * 5_000, 4, "the line is longer than"),
         (LINE * 3 + b"x" * 5_000 + b"\n" + LINE, 4, "the line is longer than"),
@@ -91,8 +93,8 @@ def test_what_is_no_file_is_refused_and_not_waited_for(name: str, tmp_path: Path
         path.symlink_to(path)
     elif name == "folder":
         path.mkdir()
-    for read in (load_trace, read_source, stored_sha256):
-        with pytest.raises(InputError, match=r"pipe or a device|cannot read|folder"):
+    for read in (load_trace, read_source, stored_sha256, file_sha256):
+        with pytest.raises(InputError, match=r"pipe or a device|cannot (be )?read|folder|no file"):
             read(path)
 
 
@@ -168,3 +170,13 @@ def test_a_failed_conversion_leaves_what_was_there(
         monkeypatch.undo()
     assert target.read_bytes() == b"kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.jsonl", "g.jsonl", "o.jsonl"]
+
+
+def test_conversion_makes_up_a_bounded_number_of_hash_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converting, "_MOST_FRESH", 2)
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(LINE.replace(b"600", b"1500"))
+    with pytest.raises(UsageError, match="more than 2 of them"):
+        convert_file(path, tmp_path / "o.jsonl", "mooncake")

@@ -44,6 +44,7 @@ AZURE = {
     "blank lines": "\n\n" + HEAD + "\n" + ROWS.replace("\n", "\n \n"),
     "no last line end": (HEAD + ROWS).rstrip(),
     "empty last column": (HEAD + ROWS).replace("\n", ",\n"),
+    "more delimiters than columns": HEAD + ROWS.replace("\n", ",,\n"),
     "another order": "GeneratedTokens,TIMESTAMP,ContextTokens\n"
     "2,2024-05-10 00:00:00.001,10\n3,2024-05-10 00:00:00.002,20\n",
     "offset without colon": HEAD

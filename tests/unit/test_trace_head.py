@@ -109,6 +109,20 @@ def test_a_time_that_goes_back_far_behind_is_seen(format: str, tmp_path: Path) -
         assert caught.value.line == COUNT + bool(head)
 
 
+@pytest.mark.parametrize("format", ["native", "mooncake", "azure", "burstgpt"])
+@pytest.mark.parametrize("places", [(300, 301), (200, 390)])
+def test_two_later_lines_that_change_places_are_seen(
+    format: str, places: tuple[int, int], tmp_path: Path
+) -> None:
+    """Within one piece and across pieces, and all of them later than what is taken."""
+    head, line = FORMATS[format]
+    lines = [line(index) for index in range(COUNT)]
+    one, two = places
+    lines[one], lines[two] = lines[two], lines[one]
+    with pytest.raises(InputError, match="time goes back"):
+        load_head(save(tmp_path, lines, head), limit=3)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -180,6 +194,7 @@ def test_a_short_file_or_a_large_limit_is_the_whole_file(tmp_path: Path) -> None
         assert (found.requests, found.whole) == (load_trace(path).requests, True)
     assert "limit 401 not reached" in both(path, COUNT + 1, None)[0].notes[-1]
     assert load_head(path, window=(1.0, None)).whole
+    assert load_head(save(tmp_path, [native(0), native(1)]), limit=1).whole
 
 
 def test_a_reader_that_does_not_say_how_is_read_whole(
@@ -192,3 +207,17 @@ def test_a_reader_that_does_not_say_how_is_read_whole(
     for skim in (Reader.skim, lambda *_: 1 / 0, lambda *_: "soon", lambda *_: -1):
         monkeypatch.setattr(Native, "skim", skim)
         assert load_head(path, limit=3).whole
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_piece_that_begins_before_the_last_one_ended_is_out_of_order(format: str) -> None:
+    from nexusbench.workloads.readers.base import readers
+
+    reader, (_, line) = readers.load(format)(), FORMATS[format]
+    piece = "".join(f"{line(index)}\n" for index in range(5, 9)).encode()
+    first = reader.skim(piece[: piece.find(b"\n") + 1], 0)
+    last = reader.skim(piece, first)
+    assert last - first == 30_000_000
+    assert reader.skim(piece, first + 1) is None
+    assert reader.skim(piece + piece, first) is None
+    assert reader.skim(piece + b"\xe2\x80\xa8garbage\n", first) is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.workloads import generate
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.source import read_source
 from nexusbench.workloads.spec import load_spec
@@ -115,7 +116,7 @@ def test_every_number_is_checked(given: str, value: str, tmp_path: Path) -> None
         ('name = "a"', f'name = "{"a" * 300}"', "classes[0].name", "printable"),
         ("rate = 1.5", "rate = 1e-300", "arrivals", "Raise the rate"),
         ("rate = 1.5", "rate = 5e-324", "arrivals", "Raise the rate"),
-        ("rate = 1.5", "rate = 1e-9", "arrivals", "Raise the rate"),
+        ("rate = 1.5", "rate = 1e-9", "arrivals", "requests would take 4e+09 s"),
         ('"gamma"', '"a\\nb"', "arrivals.process", "a\\nb"),
         ('"gamma"', "[[[[1]]]]", "arrivals.process", "no process"),
         ("tokens = 32", "tokens = 2147483632", "prefixes.tokens", "hash ids a prompt"),
@@ -149,6 +150,16 @@ def test_a_whole_trace_has_bounds(tmp_path: Path) -> None:
                         "law = \"fixed\", value = 2147483647")  # fmt: skip
     error = refused(tmp_path, long.replace("share = 0.5", "share = 1", 1))
     assert error.field == "prefixes.tokens"
+
+
+def test_what_is_drawn_has_bounds_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = make_trace(load_spec(spec(tmp_path, SPEC))).requests
+    # Each request has few enough, all of them together have not.
+    monkeypatch.setattr(generate, "_MOST_HASHES", max(len(r.hash_ids) for r in requests))
+    assert refused(tmp_path, SPEC).field == "workload.hash_block"
+    monkeypatch.undo()
+    monkeypatch.setattr(generate, "MAX_SPAN_NS", 1)
+    assert refused(tmp_path, SPEC).field == "arrivals"
 
 
 def test_curves_and_laws_of_any_number_of_points_are_refused(tmp_path: Path) -> None:

@@ -135,10 +135,8 @@ def whole_number(cell: str, most: int) -> int | None:
     if not _NUMBER.fullmatch(cell):
         return None
     number = Decimal(cell)
-    # The magnitude is looked at first: 1e999 as an integer would have a thousand digits.
-    if number.adjusted() > len(str(most)) or number != number.to_integral_value():
-        return None
-    return int(number) if number <= most else None
+    # Compared before it is converted: 1e999 as an integer would have a thousand digits.
+    return int(number) if number <= most and number == number.to_integral_value() else None
 
 
 def count_in(cell: str, column: str, least: int, most: int, source: Source, line: int) -> int:
