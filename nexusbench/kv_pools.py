@@ -83,7 +83,7 @@ def _check_count(blocks: int, config: RunConfig) -> None:
     if blocks > MOST_BLOCKS:
         raise UsageError(
             f"a KV pool of {blocks:,} blocks of {config.block_size} tokens is more than the "
-            f"{MOST_BLOCKS:,} that are kept account of. Give fewer --kv-blocks (or less "
+            f"{MOST_BLOCKS:,} that are kept account of. Ask for fewer --kv-blocks (or less "
             "--swap-space), or a larger --block-size"
         )
 

@@ -228,11 +228,11 @@ def _check_optional(path: Path, meta: dict[str, tuple[int, str]], model: ModelSp
                 f"is {found}, but {wanted} is to be run", file=path, line=line, field=name,
                 hint="Give the table of this model, or leave --kernel-table out",
             )  # fmt: skip
-    line, variant = meta.get("variant", (None, "bf16"))
+    at, variant = meta.get("variant", (None, "bf16"))
     if _VARIANTS.get(variant.lower()) != DTYPE_BYTES[model.dtypes.weights]:
         raise InputError(
             f"is {variant}, but weights in {model.dtypes.weights} are to be run", file=path,
-            line=line, field="variant", hint="Give the table of this model in this data type, or "
+            line=at, field="variant", hint="Give the table of this model in this data type, or "
             "leave --kernel-table out",
         )  # fmt: skip
 
@@ -281,7 +281,7 @@ def _text(path: Path, digest: hashlib._Hash | None) -> str:
         raise InputError(f"cannot be read: {problem}", file=path, hint="See --help") from None
 
 
-def _bounded(path: Path, file: IO[bytes]) -> bytes:
+def _bounded(path: Path, file: IO[bytes] | gzip.GzipFile) -> bytes:
     data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InputError(

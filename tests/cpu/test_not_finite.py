@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -19,6 +20,7 @@ from nexusbench.cli.main import main  # noqa: E402
 from nexusbench.core.errors import NexusbenchError  # noqa: E402
 from nexusbench.core.state import Limits  # noqa: E402
 from nexusbench.kernels.paged import HeadShape, PagedKV  # noqa: E402
+from nexusbench.models.agreement import Agreement, Broken  # noqa: E402
 from nexusbench.models.checkpoint import RandomTensors  # noqa: E402
 from nexusbench.models.finite import broken_rows, whence  # noqa: E402
 from nexusbench.testing import offer  # noqa: E402
@@ -103,3 +105,9 @@ def test_check_model_never_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[
     document = json.loads(capsys.readouterr().out)
     assert document["agrees"] is False
     assert {broken["side"] for broken in document["broken"]} == {"ours", "transformers"}
+
+
+def test_broken_logits_alone_are_no_agreement() -> None:
+    found = Agreement("m", "float32", (5,), 1, 6, 0.0, 1.0, 1e-4, ())
+    assert found.agrees
+    assert not msgspec.structs.replace(found, broken=(Broken("ours", 0, 2, 1),)).agrees

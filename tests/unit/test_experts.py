@@ -125,3 +125,10 @@ def test_the_case_on_the_command_line_says_it_is_not_validated(tmp_path: Path, c
     runs = json.loads(capfd.readouterr().out)["runs"]
     assert all("mixture of experts" in run["resolved"]["caveats"][0] for run in runs)
     assert 3.7 < runs[0]["summary"]["metrics"]["tbt"]["mean"] < 9.6
+
+
+def test_batches_that_pad_to_the_same_rows_read_different_experts() -> None:
+    physics = Physics(A100, MODEL)
+    traffic = [physics.dense(tokens, A100.num_sms).traffic for tokens in (9, 1, 9, 16)]
+    assert traffic[1] < 0.3 * traffic[0]
+    assert traffic[0] == traffic[2] < traffic[3]

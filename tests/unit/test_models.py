@@ -302,3 +302,40 @@ def test_kv_heads_are_kept_on_several_gpus_where_there_are_fewer(gpus: int, copi
     model = load_model("qwen2.5-3b")  # 2 KV heads
     assert model.kv_bytes_on(gpus) == copies * 36_864
     assert model_work(model, gpus).kv_bytes_per_token * gpus == model.kv_bytes_on(gpus)
+
+
+HOSTILE: tuple[object, ...] = (
+    REMOVED, None, 0, -1, 3, 1e308, 1.5, float("nan"), float("inf"), "x", "", True, [], {}, [[]],
+    {"a": {"a": 1}}, 10**9, 2**63, 10**400, "1", [1] * 1000, json.loads("[" * 400 + "]" * 400),
+)  # fmt: skip
+KEYS = (
+    *BASE, "architectures", "head_dim", "tie_word_embeddings", "dtype", "sliding_window",
+    "layer_types", "quantization_config", "num_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "text_config",
+    "shared_expert_intermediate_size", "use_sliding_window", "compression_config",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_value_of_any_key_is_read_or_located(tmp_path: Path, key: str) -> None:
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    for family in ({}, {"model_type": "qwen3_moe", **experts}):
+        for value in HOSTILE:
+            path = config(tmp_path, **{**family, key: value})
+            try:
+                model = load_model(path)
+            except InputError as error:
+                assert error.field, value  # noqa: PT017 - most are read, whichever it is
+                assert len(str(error)) < 400 + len(str(path))  # noqa: PT017
+            else:
+                assert model.num_layers <= 4096
+                assert 0 < model.weight_bytes < 1e30
+
+
+def test_a_config_that_is_no_ordinary_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b" " * (17 << 20))
+    with pytest.raises(InputError, match="more than 16 MiB"):
+        load_model(tmp_path)
+    for name in ("x" * 5000, "a\0b", "/dev/null", "/proc/self/mem"):
+        with pytest.raises(InputError, match=r"no shipped model|cannot be read"):
+            load_model(name)

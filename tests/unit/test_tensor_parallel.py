@@ -9,6 +9,7 @@ import pytest
 from nexusbench.assembly import assemble
 from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
 from nexusbench.costs.roofline import Roofline
 from nexusbench.devices._gpus import load_gpu
@@ -68,3 +69,8 @@ def test_each_gpu_reads_at_least_one_head(gpus: int) -> None:
 def test_each_gpu_computes_the_projections_of_the_heads_it_keeps() -> None:
     work = Physics(H100, TWO_HEADS, 8)._work
     assert work.linears[0].outputs == (2 + 2 * 1) * 128
+
+
+def test_a_pool_of_more_blocks_than_can_be_kept_account_of(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Ask for fewer --kv-blocks"):
+        assembled(tmp_path, 1, kv_blocks=(1 << 23) + 1)
