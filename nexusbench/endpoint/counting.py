@@ -156,7 +156,7 @@ def count_tokens(
     number, hidden = sum(chunks), 0 if reasoned else max(0, usage.reasoning)
     if not found:
         return Counted([], "none", hidden)
-    total = _visible(usage.completion, hidden, number)
+    total = _visible(usage.completion, hidden, number, last_empty=last_empty)
     if not hidden and usage.runs:
         marks = [delivery.counted for delivery in found[:-1]] + [total]
         if _plausible(found, marks):
@@ -175,17 +175,22 @@ def count_tokens(
     return Counted([(delivery.time, count) for delivery, count in pairs], how, hidden)
 
 
-def _visible(total: int, hidden: int, chunks: int) -> int:
+def _visible(total: int, hidden: int, chunks: int, *, last_empty: bool) -> int:
     """The tokens that came of ``total``: some servers count hidden ones apart, others within."""
-    apart = hidden > total or total in (chunks, chunks + 1)
+    apart = hidden > total or total in (chunks, chunks + last_empty)
     return total if apart else total - hidden
+
+
+def can_hold(delivery: Delivery, tokens: int) -> bool:
+    """Whether so many tokens can have come in a delivery."""
+    return 0 <= tokens <= delivery.size + _SILENT * delivery.chunks
 
 
 def _plausible(found: list[Delivery], marks: list[int]) -> bool:
     """No delivery adds more tokens than it can hold."""
     before = 0
     for delivery, mark in zip(found, marks, strict=True):
-        if not 0 <= mark - before <= delivery.size + _SILENT * delivery.chunks:
+        if not can_hold(delivery, mark - before):
             return False
         before = mark
     return marks[0] > 0

@@ -101,13 +101,14 @@ class Letterhead(msgspec.Struct, frozen=True):
 
     def get(self, path: str) -> bytes:
         """A request for a page of the server."""
-        return self._head("GET", path, 0)
+        return self._head("GET", path)
 
-    def _head(self, method: str, path: str, length: int) -> bytes:
+    def _head(self, method: str, path: str, length: int | None = None) -> bytes:
         lines = [
             f"{method} {self.address.base}{path} HTTP/1.1",
             f"Host: {self.address.netloc}",
             *(f"{name}: {value}" for name, value in self.headers().items()),
-            f"Content-Length: {length}",
         ]
+        if length is not None:
+            lines.append(f"Content-Length: {length}")
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"

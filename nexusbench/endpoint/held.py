@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from nexusbench.core.events import Table
 from nexusbench.core.units import NS_PER_MS, NS_PER_US
+from nexusbench.endpoint.counting import can_hold
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
 from nexusbench.endpoint.stream import Answer
 
@@ -58,7 +59,8 @@ class UnderWay:
         for delivery in found:
             tokens = delivery.counted - self._counted if runs else 0
             self._counted = max(self._counted, delivery.counted)
-            tokens = tokens if tokens > 0 else delivery.chunks
+            if not (tokens and can_hold(delivery, tokens)):
+                tokens = delivery.chunks
             if self.times and delivery.time - self._latest < TOGETHER_NS:
                 self.tokens[-1] += tokens
             else:

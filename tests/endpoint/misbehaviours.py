@@ -159,7 +159,10 @@ PROBES = [
     *_probes(
         f"an answer {_ENDLESS}", "endless_comments", "endless_blank_lines", "endless_extension"
     ),
-    *_probes(f"an event {_ENDLESS}", "endless_event", "endless_empty_data", "endless_line"),
+    *_probes(
+        f"gives no answer: an event {_ENDLESS}", "endless_event", "endless_empty_data",
+        "endless_line",
+    ),
     *_probes(f"headers {_ENDLESS}", "endless_headers", "endless_header", "endless_interim"),
     *_probes("HTTP 500: xxx", "endless_error"),
     *_probes(

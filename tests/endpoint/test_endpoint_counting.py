@@ -55,6 +55,7 @@ def answer(counts: Sequence[object], last: object = None, text: str = " word") -
         ([5] * 5 + [10] * 5, 10, "end"),
         (list(range(10, 0, -1)), None, "refused"),
         (list(range(10, 0, -1)), 10, "end"),
+        (list(range(30, 20, -1)), None, "refused"),
         ([1] * 10, 1, "refused"),
         ([7] * 10, None, "refused"),
         ([1, 2, 3, 4, 5, 1000, 1001, 1002, 1003, 1004], None, "refused"),
@@ -121,6 +122,7 @@ def reasoning(total: int, reasoned: int) -> bytes:
         (60, 50, ONE_EACH, "end", 50),
         # Servers that count it apart from the answer.
         (10, 50, ONE_EACH, "end", 50),
+        (10, 5, ONE_EACH, "end", 5),
         (80, 50, [(time, 3) for time in range(10)], "spread", 50),
         (50, 50, ONE_EACH, "none", 50),
         (10, 0, ONE_EACH, "end", 0),
@@ -134,6 +136,16 @@ def test_hidden_reasoning_is_told_apart(
         found.feed(event(word()), time)
     found.feed(reasoning(total, reasoned), 10)
     assert found.tokens(60) == Counted(steps, how, hidden)
+
+
+def test_a_count_that_runs_from_hidden_reasoning_on_moves_no_token() -> None:
+    for hidden in (1, 3, 50):
+        found = Answer()
+        for time in range(10):
+            details = {"reasoning_tokens": hidden}
+            usage = {"completion_tokens": hidden + time + 1, "completion_tokens_details": details}
+            found.feed(event(word(usage=usage)), time)
+        assert found.tokens(60) == Counted(ONE_EACH, "end", hidden)
 
 
 def test_reasoning_that_comes_counts_as_what_came() -> None:

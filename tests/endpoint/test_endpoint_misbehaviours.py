@@ -194,6 +194,14 @@ def test_a_full_disk_keeps_what_was_stored_before(
     assert RunEvents.from_reader(reader).finished.sum() >= 20
 
 
+def test_an_answer_without_an_end_is_given_up_long_before_its_time(
+    base: str, replay: Replay
+) -> None:
+    way = Misbehaviour("endless", ("--behaviours", "endless_comments"), False, "")
+    result = replay(way.url(base), timeout_s=120)
+    assert ends(result) == ["failed: an answer without an end, longer than 2,179,072 bytes"] * 6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*ANSWERS, *TELLING], ids=lambda case: case.name)
 def test_each_alone_as_a_command(

@@ -12,7 +12,7 @@ from nexusbench.core.request import Request
 from nexusbench.core.units import NS_PER_MS as MS
 from nexusbench.endpoint.address import parse_address
 from nexusbench.endpoint.exchange import Exchange
-from nexusbench.endpoint.held import deliveries
+from nexusbench.endpoint.held import UnderWay, deliveries
 from nexusbench.endpoint.prompts import WORDS, Prompts, TextMeasure
 from nexusbench.endpoint.recording import Recording
 
@@ -147,6 +147,19 @@ def test_what_is_not_written_yet_is_in_the_tail_and_stays_there() -> None:
         assert list(tail["arrived"].columns["request"]) == [1]
         assert list(tail["ended"].columns["request"]) == [0]
     assert len(recording.log.tables["step_done"]) == 1
+
+
+def test_of_what_is_under_way_a_count_is_believed_as_far_as_it_can_be() -> None:
+    seen, answer = UnderWay(), Exchange(request(0, 9), b"").answer
+    said = [(5.0, 1), (15.0, 4), (15.1, 5), (25.0, 900), (25.1, 901)]
+    for number, (time, counted) in enumerate(said):
+        usage = b'"usage": {"completion_tokens": %d}' % counted
+        answer.feed(b'data: {"choices": [{"text": "ab"}], %b}\n\n' % usage, round(time * MS))
+        if number % 2:
+            seen.take(answer)
+    for _ in range(2):
+        seen.take(answer)
+        assert (in_ms(seen.times), list(seen.tokens)) == ([5, 15, 25], [1, 4, 2])
 
 
 @pytest.mark.parametrize(

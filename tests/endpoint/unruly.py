@@ -280,7 +280,7 @@ async def held_back_in_pieces(call: Call) -> bool:
 
 @way
 async def one_chunk(call: Call) -> bool:
-    """No stream at all, put into the form of one: nobody counts."""
+    """No stream at all, put into the form of one, and without a usage."""
     await asyncio.sleep(LATE_S)
     choice = {"text": " word" * len(call.words), "finish_reason": "length"}
     return await call.stream(event({"choices": [choice]}))
