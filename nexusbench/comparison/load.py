@@ -76,8 +76,8 @@ def lines_about(loads: Sequence[tuple[str, Load]], total: int) -> list[str]:
     if total == 1:
         return [f"{_FASTER} ({_rates(told[0][1])}). {_MEANING}"]
     every = len(told) == total
-    who = "in all runs" if every else "in some runs"
-    return [f"{_FASTER} {who} ({_table(told)}). {_MEANING if every else _MEANING_SOME}"]
+    where = "in all runs" if every else "in some runs"
+    return [f"{_FASTER} {where} ({_table(told)}). {_MEANING if every else _MEANING_SOME}"]
 
 
 def _table(told: Sequence[tuple[str, Load]]) -> str:

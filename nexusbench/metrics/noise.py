@@ -21,7 +21,7 @@ from nexusbench.metrics.latency import longest_prompts
 from nexusbench.metrics.run_events import RunEvents
 
 BLOCKS = 10
-# Tag -> statistics that somebody may win or pay by.
+# Tag -> statistics by which a run may win or pay.
 NOISY: Mapping[str, tuple[str, ...]] = {
     "ttft": ("mean", "p95", "p99"),
     "tbt": ("mean", "p99"),
@@ -55,7 +55,7 @@ def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, li
         return {}
     step = len(values) // _MOST + 1
     values = values[::step]
-    if tag == "tbt":  # in order of time; of very many, whose each is would take much memory
+    if tag == "tbt":  # in order of time; of very many, the request of each would take much memory
         blocks = blocks_of(count, len(values))
     else:
         answered = run.finished if tag == "e2e" else run.answered

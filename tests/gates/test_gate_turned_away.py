@@ -70,7 +70,7 @@ def test_as_many_is_no_news() -> None:
     "rule", [RULE, "ttft.p99:1000%", "output_throughput:3%", "rejected:0%"], ids=str
 )
 def test_half_turned_away_is_no_pass(rule: str) -> None:
-    """However wide the rule is; and whoever finishes less may have the higher rate, too."""
+    """However wide the rule is; and a run that finishes less may have the higher rate, too."""
     old, new = runs([60]), runs([30], latency=[1.0])
     if rule.startswith("rejected"):
         for one, value in ((old, 0.0), (new, 30.0)):
