@@ -49,7 +49,7 @@ class LongPromptFirstToken(Distribution):
 
 
 def longest_prompts(run: RunEvents) -> npt.NDArray[np.bool_]:
-    """Requests with a prompt longer than 95 % of the trace's: the same requests under every scheduler."""
+    """Requests with a prompt longer than 95 % of the trace's: the same under every scheduler."""
     lengths = run.requests["prompt_tokens"]
     if not len(lengths):
         return np.zeros(0, dtype=np.bool_)
