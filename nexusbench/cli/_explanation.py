@@ -77,7 +77,7 @@ def _title(console: Console, reader: RunReader, what: str) -> None:
 
 
 def _show_load(console: Console, run: RunEvents) -> None:
-    """Where requests arrive faster than they leave, whose turn it was explains most of a wait."""
+    """Where requests arrive faster than they leave, the queue explains most of a wait."""
     if sentence := load_sentence(load_of_run(run)):
         say(console, f"WARNING: {sentence}.", "bold red")
 

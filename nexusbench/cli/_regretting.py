@@ -19,6 +19,7 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.heading import header_lines
+from nexusbench.comparison.load import Load, lines_about, load_of
 from nexusbench.comparison.view import RunView
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
@@ -65,6 +66,7 @@ class _Made(msgspec.Struct):
 
     rows: list[tuple[_Run, Regret]] = []
     first: RunView | None = None
+    loads: list[tuple[str, Load]] = []
     beliefs: list[dict[str, Any]] = []  # facts of each belief that was asked
     missing: list[str] = []
     error: BaseException | None = None
@@ -123,6 +125,7 @@ def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
             break
         made.rows.append((run, row))
         made.first = made.first or view_of_result(result, run.label)
+        made.loads.append((run.label, load_of(result.summary)))
         if result.resolved["belief"] is not None:
             made.beliefs.append(result.resolved["belief"])
     return made
@@ -136,8 +139,12 @@ def _document(config: RunConfig, made: _Made) -> dict[str, Any]:
         "config": msgspec.to_builtins(config),
         "resolved": made.first.resolved if made.first else None,
         "rows": [
-            {**msgspec.to_builtins(row), "config": msgspec.to_builtins(run.config)}
-            for run, row in made.rows
+            {
+                **msgspec.to_builtins(row),
+                "load": msgspec.to_builtins(load),
+                "config": msgspec.to_builtins(run.config),
+            }
+            for (run, row), (_, load) in zip(made.rows, made.loads, strict=True)
         ],
         "not_run": made.missing,
     }
@@ -203,6 +210,8 @@ def _show(config: RunConfig, made: _Made) -> None:
         notes = belief_notes(msgspec.structs.asdict(config), asked or [view.resolved])
     for name, text in [*lines, *(("note", note) for note in notes)]:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
+    for line in lines_about(made.loads, len(made.rows)):
+        say(console, f"WARNING: {line}.", "bold red")
     grid = Grid("", ("", *(title for title, _, _ in _COLUMNS)))
     for _, row in made.rows:
         values = [(getattr(row, field), form) for _, field, form in _COLUMNS]

@@ -124,8 +124,9 @@ def check(
     nexusbench gate check --spec gate.toml --baseline baseline.json
 
     Deterministic (simulated) metrics are compared exactly; measured ones fail only if they are
-    worse by more than the rule, and by more than chance. In GitHub Actions the report is added to
-    the step's summary.
+    worse by more than the rule, and by more than chance. Every rule implies that as many of the
+    requests offered finished; a rule on finished, as finished:5%, says how many may be missing. In
+    GitHub Actions the report is added to the step's summary.
 
     Exit codes: 0 pass or warn, 3 a regression, 4 inconclusive, 5 no usable baseline.
     """

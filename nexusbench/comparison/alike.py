@@ -28,8 +28,8 @@ _SAME = (
     ),
 )  # fmt: skip
 _MOST_NAMED = 3  # runs, in a warning
-# What a run was asked that never makes a column: who serves heads it, the seed is named only where
-# nothing else differs, and the rest is looked up as what it became.
+# What a run was asked that never makes a column: the scheduler heads it, the seed is named only
+# where nothing else differs, and the rest is looked up as what it became.
 _NOT_TELLING = (
     "scheduler", "seed", "device", "model", "trace", "goodput", "prompt", "api_key_env",
     "timeout_s", "force_profile", "price_per_hour", "watts",

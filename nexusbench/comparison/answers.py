@@ -17,8 +17,8 @@ from nexusbench.comparison.view import Column
 def answers(columns: Sequence[Column]) -> dict[str, Any]:
     """``overloaded``: labels of columns in which requests arrive faster than they leave;
     ``turned_away``: of those that finished a smaller share than others and so cannot lead in a
-    latency; ``claims`` and ``prices``: who leads in what, and what the winner of the mean TTFT pays
-    with.
+    latency; ``claims`` and ``prices``: which leads in what, and what the winner of the mean TTFT
+    pays with.
     """
     served = fully_served(columns)
     return {

@@ -56,8 +56,8 @@ def _seeds(one: Estimate, other: Estimate) -> float:
 
 
 def needs_all(tag: str, *, less: bool) -> bool:
-    """Whether turning requests away could improve a metric: then only who finished as many as
-    anybody may lead in it.
+    """Whether turning requests away could improve a metric: then only columns that finished as
+    many as any other may lead in it.
     """
     return less and tag not in _OUTCOMES
 
@@ -76,5 +76,5 @@ def fully_served(columns: Sequence[Column]) -> list[Column]:
 
 
 def rivals_in(columns: Sequence[Column], tag: str, *, less: bool) -> list[Column]:
-    """Who may lead in a metric."""
+    """The columns that may lead in a metric."""
     return fully_served(columns) if needs_all(tag, less=less) else list(columns)

@@ -65,13 +65,19 @@ def load_lines(columns: Sequence[Column]) -> list[str]:
     there are none.
     """
     told = [(column.label, load) for column in columns if (load := _worst(column)) is not None]
+    return lines_about(told, len(columns))
+
+
+def lines_about(loads: Sequence[tuple[str, Load]], total: int) -> list[str]:
+    """The same of so many runs in all, by label."""
+    told = [(label, load) for label, load in loads if load.overloaded]
     if not told:
         return []
-    if len(columns) == 1:
+    if total == 1:
         return [f"{_FASTER} ({_rates(told[0][1])}). {_MEANING}"]
-    every = len(told) == len(columns)
-    who = "in all runs" if every else "in some runs"
-    return [f"{_FASTER} {who} ({_table(told)}). {_MEANING if every else _MEANING_SOME}"]
+    every = len(told) == total
+    where = "in all runs" if every else "in some runs"
+    return [f"{_FASTER} {where} ({_table(told)}). {_MEANING if every else _MEANING_SOME}"]
 
 
 def _table(told: Sequence[tuple[str, Load]]) -> str:

@@ -31,7 +31,7 @@ def verdict(columns: Sequence[Column]) -> list[str]:
 
 
 def prices(columns: Sequence[Column]) -> list[Price]:
-    """What the winner of the mean TTFT pays with; none where nobody wins it."""
+    """What the winner of the mean TTFT pays with; none where there is no winner."""
     rivals = [column for column in columns if column.complete]
     pair = _winner_and_rival(rivals) if len(rivals) > 1 else []
     return find_prices(rivals, pair[0]) if pair else []

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.comparison.load import load_of, load_sentence
+from nexusbench.comparison.load import Load, load_of, load_sentence, rate_text
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.gates.check import Rerun
@@ -22,6 +22,9 @@ from nexusbench.workloads.source import stored_sha256
 
 # A run's title -> what follows its progress.
 Follow = Callable[[str], AbstractContextManager[AnyProgress | None]]
+
+
+_MOST_NAMED = 3  # series, in a note
 
 
 def follow_nothing(title: str) -> AbstractContextManager[AnyProgress | None]:
@@ -48,15 +51,32 @@ def make_points(
 
 
 def load_notes(points: Sequence[Point]) -> list[str]:
-    """Of each series in which requests arrive faster than they leave, that its latencies measure a
-    backlog.
+    """Of the series in which requests arrive faster than they leave, that their latencies measure a
+    backlog: one note, however many there are.
     """
-    told: dict[str, str] = {}
+    told: dict[str, Load] = {}
     for point in points:
         metrics = {tag: {"value": value} for tag, value in point.values.items()}
-        if sentence := load_sentence(load_of({"metrics": metrics})):
-            told.setdefault(point.name, sentence)
-    return [f"{name}: {sentence[0].lower()}{sentence[1:]}" for name, sentence in told.items()]
+        load = load_of({"metrics": metrics})
+        if load.overloaded:
+            told.setdefault(point.name, load)
+    if not told:
+        return []
+    if len(told) == 1:
+        ((name, load),) = told.items()
+        sentence = load_sentence(load)
+        return [f"{name}: {sentence[0].lower()}{sentence[1:]}"]
+    total = len({point.name for point in points})
+    named = [
+        f"{name} (offered {rate_text(load.offered_rate)} req/s, finished "
+        f"{rate_text(load.finished_rate)})"
+        for name, load in list(told.items())[:_MOST_NAMED]
+    ]
+    more = f"; and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
+    return [
+        f"requests arrive faster than they leave in {len(told)} of {total} series, whose latencies "
+        f"measure the backlog more than the way of serving: {'; '.join(named)}{more}"
+    ]
 
 
 def rerunner(

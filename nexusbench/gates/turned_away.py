@@ -15,7 +15,7 @@ from nexusbench.gates.statistics import fewer_p
 from nexusbench.gates.verdicts import TOLERANCE, Finding
 
 OFFERED, FINISHED, WORK = GUARDS
-# What counts who was turned away, or counts it as a miss: it needs no guard.
+# What counts the requests that were turned away, or counts them as misses: they need no guard.
 _COUNTS = (
     FINISHED, WORK, "rejected", "failed", "cancelled", "unfinished", "attainment", "goodput",
 )  # fmt: skip
@@ -114,7 +114,7 @@ def _requests(old: Series, new: Series, allowance: Allowance, alpha: float) -> _
         return _Shortfall(FINISHED, words, False, None, finished / len(now), stored=False)
     exact = new.metrics[FINISHED].exact
     # Runs of one seed are compared where each repeats exactly: one that loses what another gains
-    # is no comfort to whoever reads the first.
+    # is no comfort.
     seeds = sorted(was.keys() & now.keys()) if exact else []
     sides = [([was[s]], [now[s]]) for s in seeds] if exact else [
         (list(was.values()), list(now.values()))

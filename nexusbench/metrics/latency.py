@@ -31,7 +31,7 @@ class TimeToFirstToken(Distribution):
 
 
 class LongPromptFirstToken(Distribution):
-    """TTFT of the longest twentieth of the trace's prompts: whom a low mean may be paid by."""
+    """TTFT of the longest twentieth of the trace's prompts: they may pay for a low mean."""
 
     of_answered = True
     tag, unit, direction = "ttft_long_prompts", "ms", "lower"
@@ -50,7 +50,7 @@ class LongPromptFirstToken(Distribution):
 
 
 def longest_prompts(run: RunEvents) -> npt.NDArray[np.bool_]:
-    """Whose prompt is longer than 95 % of the trace's: the same requests under every scheduler."""
+    """Requests with a prompt longer than 95 % of the trace's: the same under every scheduler."""
     lengths = run.requests["prompt_tokens"]
     if not len(lengths):
         return np.zeros(0, dtype=np.bool_)

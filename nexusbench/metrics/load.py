@@ -128,7 +128,8 @@ def _served(run: RunEvents) -> _Served | None:
     output = np.where(run.finished, run.num_output_tokens, run.requests["output_tokens"])
     first = (run.first_token - run.arrival)[answered]
     per_token = float(np.percentile(first / np.maximum(prompts[answered], 1), _FAST))
-    gaps = run.gaps[:: len(run.gaps) // _MOST_GAPS + 1]
+    gaps = run.gaps  # read anew each time where there are very many
+    gaps = gaps[:: len(gaps) // _MOST_GAPS + 1]
     gap = float(np.percentile(gaps, _FAST)) if len(gaps) else 0.0
     stay = per_token * prompts + gap * np.maximum(output - 1, 0)
     end = np.where(run.finished, run.ended, np.inf)

@@ -21,7 +21,7 @@ from nexusbench.metrics.latency import longest_prompts
 from nexusbench.metrics.run_events import RunEvents
 
 BLOCKS = 10
-# Tag -> statistics that somebody may win or pay by.
+# Tag -> statistics by which a run may win or pay.
 NOISY: Mapping[str, tuple[str, ...]] = {
     "ttft": ("mean", "p95", "p99"),
     "tbt": ("mean", "p99"),
@@ -53,13 +53,13 @@ def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, li
     count = min(BLOCKS, size)
     if count < 2:
         return {}
-    if tag == "tbt":  # in order of time; of very many, whose each is would take much memory
+    step = len(values) // _MOST + 1
+    values = values[::step]
+    if tag == "tbt":  # in order of time; of very many, the request of each would take much memory
         blocks = blocks_of(count, len(values))
     else:
         answered = run.finished if tag == "e2e" else run.answered
-        blocks = ((np.cumsum(asked) - 1) * count // size)[asked & answered]
-    step = len(values) // _MOST + 1
-    values, blocks = values[::step], blocks[::step]
+        blocks = ((np.cumsum(asked) - 1) * count // size)[asked & answered][::step]
     found: dict[str, list[float]] = {name: [] for name in NOISY[tag]}
     for block in range(count):
         rest = values[blocks != block]

@@ -15,6 +15,8 @@ from nexusbench.config import RunConfig
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.request import Request
 from nexusbench.engine.engine import Engine
+from nexusbench.gates.measure import load_notes
+from nexusbench.gates.series import Point, Run
 from nexusbench.gates.spec import load_spec
 from nexusbench.results.reader import RunReader, list_runs
 
@@ -113,6 +115,19 @@ def test_a_gate_of_an_overloaded_run_says_so_first(call: Call, trace: Path) -> N
     assert "requests arrive faster than they leave" in " ".join(saved.out.split())
     found = json.loads(call("gate", "check", run, "--baseline", "base.json", "--json").out)
     assert "requests arrive faster than they leave (offered" in found["notes"][0]
+
+
+def test_many_overloaded_series_are_one_note() -> None:
+    values = {"overload": 1.0, "offered_rate": 9.0, "finished_rate": 4.0, "offered": 90.0}
+    points = [
+        Point(f"series {n}", {}, {}, {}, True, Run(0), values if n else {"overload": 0.0})
+        for n in range(6)
+    ]
+    (note,) = load_notes(points)
+    assert note.startswith("requests arrive faster than they leave in 5 of 6 series")
+    assert "series 1 (offered 9 req/s, finished 4)" in note
+    assert note.endswith("; and 2 more")
+    assert load_notes(points[:1]) == []
 
 
 def test_an_injected_regression_fails(call: Call, kept: str, baseline: Path) -> None:

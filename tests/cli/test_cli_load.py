@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commandline import Outcome
+from commandline import Outcome, write_trace
 
+from nexusbench.comparison.load import Load
 from nexusbench.results.reader import list_runs
 
 Call = Callable[..., Outcome]
@@ -25,12 +26,17 @@ def plain(text: str) -> str:
 def heavy(call: Call, trace: Path) -> list[str]:
     done = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY)
     assert done.code == 0, done.err
-    return list_runs(Path("results"))
+    return kept()
+
+
+def kept() -> list[str]:
+    """Runs of vllm first, whichever second they began in."""
+    return sorted(list_runs(Path("results")), key=lambda run: "sglang" in run)
 
 
 def test_serve_trace_and_compare(call: Call, trace: Path) -> None:
     shown = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY).out
-    compared = call("compare", *list_runs(Path("results"))).out
+    compared = call("compare", *kept()).out
     for text in (shown, compared):
         # Before any latency is shown.
         assert text.index(FASTER) < text.index("TTFT, ")
@@ -46,7 +52,7 @@ def test_serve_trace_and_compare(call: Call, trace: Path) -> None:
 
 def test_json_has_the_same_as_fields(call: Call, heavy: list[str], trace: Path) -> None:
     document = json.loads(call("compare", *heavy, "--json").out)
-    assert document["overloaded"] == ["sglang", "vllm"]
+    assert document["overloaded"] == ["vllm", "sglang"]
     assert list(document).index("overloaded") < list(document).index("runs")
     load = document["runs"][0]["load"]
     assert load["overloaded"] is True
@@ -119,3 +125,16 @@ def test_a_sweep_tells_where_not_all_finished(call: Call, trace: Path) -> None:
     assert "finished, %" in done.out
     assert float(rows[0][2]) == 60
     assert float(rows[1][2]) == 100
+
+
+def test_regret(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = write_trace(tmp_path / "few.jsonl", 4)
+    heavy = Load(True, 9.0, 3.0, 30, 60, 60)
+    monkeypatch.setattr("nexusbench.cli._regretting.load_of", lambda summary: heavy)
+    flags = ("regret", trace, "--device", "sim:l20", "--sample", "1", "--partitioner", "fixed")
+    done = call(*flags, "--no-progress")
+    assert done.code == 0, done.err
+    assert "offered 9 req/s, finished 3 req/s while they arrived, 30 of 60" in plain(done.out)
+    assert done.out.index(FASTER) < done.out.index("regret:")
+    (row,) = json.loads(call(*flags, "--no-progress", "--json").out)["rows"]
+    assert row["load"]["overloaded"] is True

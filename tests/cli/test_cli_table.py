@@ -164,7 +164,7 @@ def test_every_tail_that_is_worse_by_more_than_its_noise_is_a_price(words: str, 
     assert f"{words} is 130.0 ms, 30 % above that of b" in " ".join(verdict(columns))
     (price,) = [price for price in prices(columns) if price.words == words]
     assert (price.value, price.best, price.best_value) == (130.0, "b", 100.0)
-    # The same, where parts of the run differ by as much: no price that anybody could count on.
+    # The same, where parts of the run differ by as much: no price to count on.
     name = price.statistic
     for one, factor in zip(views, (1, -1), strict=True):
         one.summary["left_out"][tag] = {name: [100.0 + factor * 20 * (n % 2) for n in range(10)]}
@@ -373,7 +373,7 @@ def test_other_schedulers_under_another_load_are_labelled_too() -> None:
     assert labels({"request_rate": 2.0}, {"request_rate": 4.0}, names=names) == [
         "vllm, rate 2", "nexus, rate 4",
     ]  # fmt: skip
-    # Who serves is no flag that differs, nor is what only one kind of run can be told.
+    # The scheduler is no flag that differs, nor is what only one kind of run can be told.
     assert labels({"partitioner": None}, {"partitioner": "nexus"}, names=names) == list(names)
     assert labels({"endpoint": "http://a"}, {"graphs": True}, names=names) == list(names)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nexusbench.config import RunConfig
+from nexusbench.core.request import Request
+from nexusbench.engine.engine import Engine
 from nexusbench.gates.baseline import appended
 from nexusbench.gates.check import Report, check
+from nexusbench.gates.pytest_plugin import Gate, GateWarning
 from nexusbench.gates.rules import parse_rules, run_measures
 from nexusbench.gates.series import Samples, Series
+from nexusbench.runner import run
 from tests.gates.made_up import samples, series
 
 RULE = "ttft.p99:5%:2ms"
@@ -63,7 +70,7 @@ def test_as_many_is_no_news() -> None:
     "rule", [RULE, "ttft.p99:1000%", "output_throughput:3%", "rejected:0%"], ids=str
 )
 def test_half_turned_away_is_no_pass(rule: str) -> None:
-    """However wide the rule is; and whoever finishes less may have the higher rate, too."""
+    """However wide the rule is; and a run that finishes less may have the higher rate, too."""
     old, new = runs([60]), runs([30], latency=[1.0])
     if rule.startswith("rejected"):
         for one, value in ((old, 0.0), (new, 30.0)):
@@ -189,3 +196,29 @@ def test_runs_are_appended_to_a_baseline_that_did_not_keep_the_counts() -> None:
     joined, _ = appended({"s": old}, {"s": runs([60], exact=False)})
     assert len(joined["s"].runs) == 2
     assert joined["s"].metrics.keys() == old.metrics.keys()
+
+
+def test_the_fixture_of_pytest_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = ({"timestamp": 9 * i, "input_length": 500, "output_length": 4} for i in range(12))
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = RunConfig(trace=str(trace), device="sim:l20", scheduler="vllm")
+
+    def gate(*rules: str, saving: bool = False) -> Report:
+        return Gate(tmp_path, "t", saving=saving).check(run(config), rules, baseline="b.json")
+
+    with pytest.raises(pytest.skip.Exception):
+        gate(RULE, saving=True)
+    assert gate(RULE).verdict == "pass"
+    offer = Engine._offer
+
+    def picky(self: Engine, request: Request) -> None:
+        offer(self, request)
+        if request.index % 2:
+            self.executor.cancel(request, "called off")
+
+    monkeypatch.setattr(Engine, "_offer", picky)
+    with pytest.raises(pytest.fail.Exception, match="6 of 12 requests finished, in the baseline"):
+        gate(RULE)
+    with pytest.warns(GateWarning, match="within the rule"):
+        gate(RULE, "finished:50%")
