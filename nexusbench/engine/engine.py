@@ -22,8 +22,7 @@ from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 REJECTED = OUTCOMES.index("rejected")
 MOST_FRUITLESS = 10_000  # decisions in a row that leave everything idle while work is there
-# Preemptions and copies, in multiples of the seats (and of 1,000), between a token and the next.
-MOST_MOVES = 8
+MOST_MOVES = 1000  # preemptions and copies (or twice the seats) between a token and the next
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -183,7 +182,7 @@ class Engine:
         if self.executor.num_tokens != self._tokens_before:
             self._moves, self._tokens_before = 0, self.executor.num_tokens
         self._moves += len(plan.preemptions) + len(plan.transfers)
-        if self._moves > MOST_MOVES * max(1000, self.config.limits.max_num_seqs):
+        if self._moves > max(MOST_MOVES, 2 * self.config.limits.max_num_seqs):
             raise EngineStalled(
                 f"I10: scheduler '{self.scheduler.name}' has preempted and moved requests "
                 f"{self._moves:,} times since one last got a token; {self._stuck_requests()}"

@@ -118,6 +118,8 @@ class Auditor:
             return all(r.num_tokens <= (len(r.blocks) + free) * size for r in started)
         if state.num_running >= state.limits.max_num_seqs or state.swapped:
             return False  # those on the host come first
+        if state.moving and any(r.pool != pool for r in (*state.decoding, *state.prefilling)):
+            return False  # and so does what one on its way back may grow into
         head = state.waiting.head
         # A margin of one block per running request: a policy may keep room for their next tokens.
         return head is not None and head.num_tokens <= (free - state.num_running) * size
