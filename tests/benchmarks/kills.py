@@ -52,7 +52,7 @@ device = "sim:l20"
 model = "qwen2.5-3b"
 [grid]
 scheduler = ["nexus", "vllm", "sglang"]
-seed = "0..9"
+seed = "0..4"
 rate = [2.0, 4.0, 8.0]
 """
 
@@ -227,12 +227,12 @@ def same_file(folder: Path, whole: Whole, name: str) -> bool:
 
 
 def prepare_sweep(folder: Path) -> None:
-    write_trace(folder, 60, 100, 20)
+    write_trace(folder, 40, 100, 20)
     (folder / "sweep.toml").write_text(SWEEP)
 
 
 def prepare_report(folder: Path) -> None:
-    write_trace(folder, 2_000, 40, 60)
+    write_trace(folder, 400, 40, 40)
     made = folder.parent / "runs-for-report"
     if not made.exists():
         command = ("serve-trace", "trace.jsonl", "--device", "sim:l20", "--no-progress",
@@ -246,13 +246,13 @@ SUBJECTS = (
     Subject(
         "serve-trace, simulated",
         ("serve-trace", "trace.jsonl", *MODEL, "--scheduler", "nexus,vllm", "--results", "out"),
-        lambda folder: write_trace(folder, 6_000, 40, 60), runs_finished, runs_equal,
+        lambda folder: write_trace(folder, 1_500, 40, 40), runs_finished, runs_equal,
     ),
     Subject(
         "serve-trace, cpu",
         ("serve-trace", "trace.jsonl", "--device", "cpu", "--model", "tiny", "--dtype", "float32",
          "--no-progress", "--scheduler", "vllm", "--results", "out"),
-        lambda folder: write_trace(folder, 60, 100, 30), runs_finished, tokens_equal,
+        lambda folder: write_trace(folder, 40, 100, 20), runs_finished, tokens_equal,
     ),
     Subject(
         "sweep",
@@ -267,8 +267,8 @@ SUBJECTS = (
     Subject(
         "capacity",
         ("capacity", "trace.jsonl", *MODEL, "--goodput", "ttft:p99<2000", "--seeds", "2", "--json",
-         "--precision", "5", "--jobs", "1", "--scheduler", "nexus,vllm", "--cache", "out/probes"),
-        lambda folder: write_trace(folder, 300, 100, 30), files_finished("probes/*/*.probe", Probe),
+         "--precision", "10", "--jobs", "1", "--scheduler", "nexus,vllm", "--cache", "out/probes"),
+        lambda folder: write_trace(folder, 150, 100, 30), files_finished("probes/*/*.probe", Probe),
         capacity_equal,
     ),
     Subject(
