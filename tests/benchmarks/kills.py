@@ -1,4 +1,4 @@
-"""Kills and full disks at random moments: ``python -m tests.benchmarks.kills [EACH [SEED [NAME]]]``.
+"""Kills and full disks at random moments: ``python -m tests.benchmarks.kills [EACH SEED NAME]``.
 
 Each of serve-trace (simulated, and on the CPU with real tokens), sweep, profile, capacity and
 report runs EACH (5) times under each of three faults, all at moments drawn with SEED (0): kill -9,
