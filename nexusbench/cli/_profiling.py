@@ -17,7 +17,7 @@ from nexusbench.cli._sweep_progress import watch
 from nexusbench.computing import with_dtype
 from nexusbench.config import RunConfig, check_config
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
-from nexusbench.core.printable import shell_words
+from nexusbench.core.printable import folder_name, shell_words
 from nexusbench.core.specs import ModelSpec
 from nexusbench.costs._points import Point
 from nexusbench.costs._profile import (
@@ -71,7 +71,7 @@ def run_profile(params: Mapping[str, Any]) -> None:
 
         require_matplotlib()
     subject = open_subject(params)
-    name = f"{subject.device.spec.name.replace(':', '-')}-{subject.model.name}".lower()
+    name = folder_name(f"{subject.device.spec.name}-{subject.model.name}".lower())
     folder = params["output"] or PROFILES / name
     title = f"profile {subject.device.spec.name} {subject.model.name}"
     try:

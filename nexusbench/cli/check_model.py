@@ -59,10 +59,13 @@ def check_model(
         raise UsageError(f"--prompts takes lengths such as 5,37,90, not '{prompts}'")
     found = compare(load_decoder_config(folder), dtype, lengths, new_tokens, seed)
     if as_json:
+        from json import dumps, loads
+
         import msgspec
 
         document = {"schema": JSON_SCHEMA, "agrees": found.agrees, **msgspec.to_builtins(found)}
-        print(msgspec.json.format(msgspec.json.encode(document)).decode())
+        # Through msgspec, which writes what is no number as null; then with every sign escaped.
+        print(dumps(loads(msgspec.json.encode(document)), indent=2))
     else:
         _show(found)
     if not found.agrees:

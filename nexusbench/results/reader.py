@@ -194,10 +194,13 @@ class RunReader:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(file)
-            requests, tokens = table["request"].to_pylist(), table["tokens"].to_pylist()
+            table = pq.ParquetFile(file).read()
+            requests = table["request"].cast(pa.int64()).to_pylist()
+            tokens = table["tokens"].cast(pa.list_(pa.int32())).to_pylist()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise InputError(f"cannot be read: {error}", file=file) from None
+        if len(set(requests)) != len(requests) or None in requests or None in tokens:
+            raise InputError("holds a request twice, or nothing of one", file=file, hint=_CHANGED)
         return dict(zip(requests, tokens, strict=True))
 
     def summary(self) -> dict[str, Any] | None:

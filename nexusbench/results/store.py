@@ -27,6 +27,7 @@ import msgspec
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.events import SCHEMA, EventLog, Table
 from nexusbench.core.outputs import not_written
+from nexusbench.core.printable import one_line
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ SUMMARY_FILE = "summary.json"
 TOKENS_FILE = "tokens.parquet"
 EVENTS_FOLDER = "events"
 TEMPORARY_SUFFIX = ".tmp"
+_LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and a number may follow
 # ``request`` is the index that the event log uses; arrival in ns; output_tokens is the true length.
 REQUEST_COLUMNS = (
     "request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens",
@@ -253,6 +255,7 @@ class RunWriter:
 def _make_folder(root: Path, base: str) -> Path:
     if base in ("", ".", "..") or Path(base).name != base:
         raise UsageError(f"run name '{base}' is not a plain folder name. Use letters, digits, - _")
+    base = one_line(base).encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
     try:
         root.mkdir(parents=True, exist_ok=True)
         path, count = root / base, 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -264,3 +265,28 @@ def test_doctor(call: Call) -> None:
 )
 def test_expand_goodput(line: str, expanded: str) -> None:
     assert expand_goodput(line.split()) == expanded.split()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_stop_is_one_line_and_its_own_code(
+    call: Call, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(signal, name)
+
+    def struck() -> None:
+        signal.raise_signal(number)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr("nexusbench.cli.main._command", lambda: lambda *_, **__: struck())
+    before = signal.getsignal(number)
+    done = call("list", "gpus")
+    assert done == Outcome(128 + number, "", "error: interrupted\n")
+    assert signal.getsignal(number) is before
+    signal.signal(number, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        monkeypatch.setattr(
+            "nexusbench.cli.main._command", lambda: lambda *_, **__: signal.raise_signal(number)
+        )
+        assert call("list", "gpus").code == 0
+    finally:
+        signal.signal(number, before)

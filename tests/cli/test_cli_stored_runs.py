@@ -282,3 +282,28 @@ def test_damaged_events_are_named(call: Call, kept: list[str]) -> None:
     done = call("compare", kept[0])
     assert done.code == 2
     assert part.name in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_end_a_call_as_ctrl_c_does(tmp_path: Path, number: int) -> None:
+    process, folder = _started(tmp_path, lambda _: True, "vllm,sglang")
+    time.sleep(0.5)
+    process.send_signal(number)
+    done = finish(process)
+    assert done.code == 128 + number
+    assert f"interrupted by {signal.Signals(number).name}" in done.err
+    assert len(done.err.splitlines()) <= 3
+    assert RunReader(folder).status == "interrupted"
+    RunReader(folder).events()
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_leaves_what_can_be_read(tmp_path: Path) -> None:
+    process, folder = _started(tmp_path, lambda run: any((run / "events").glob("token-*.parquet")))
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    RunReader(folder).events()

@@ -258,3 +258,31 @@ def test_what_needs_no_torch_does_not_import_it(tmp_path: Path, arguments: tuple
     process = in_process(tmp_path, *arguments, python=code)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_keeps_all_but_its_last_seconds(tmp_path: Path, number: int) -> None:
+    """Also while it waits for a request that comes in an hour: what ended before is on the disk."""
+    trace = write(
+        tmp_path / "idle.jsonl",
+        [{"timestamp": t, "input_length": 9, "output_length": 3} for t in (0, 10, 3_600_000)],
+    )
+    process = in_process(tmp_path, "serve-trace", trace, *CPU)
+    deadline = time.monotonic() + 60
+
+    def ended() -> int:
+        found = list((tmp_path / "results").glob("*/manifest.json"))
+        return len(RunReader(found[0].parent).table("ended")["request"]) if found else 0
+
+    while ended() < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in err
+    assert ended() == 2
+    (folder,) = (tmp_path / "results").iterdir()
+    status = RunReader(folder).status
+    assert status == ("interrupted" if number == signal.SIGTERM else "killed or still running")
+    RunReader(folder).events()
