@@ -16,7 +16,8 @@ from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.core.errors import UsageError
+from nexusbench.core.documents import MOST_TOML, read_document
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.outputs import make_folder
 from nexusbench.core.registry import did_you_mean
 from nexusbench.experiments.pool import cores
@@ -93,7 +94,10 @@ def _has_experiment(path: Path) -> bool:
     """Whether the spec has that table: a map of ``nexusbench pays`` has none. The text is asked,
     for a spec that is broken elsewhere is still a paper's.
     """
-    return b"[experiment]" in path.read_bytes()
+    try:
+        return b"[experiment]" in read_document(path, most=MOST_TOML)
+    except InputError:
+        return True  # reading it says what is wrong with it
 
 
 def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Experiment]:

@@ -35,6 +35,7 @@ from nexusbench.cli.timeline import timeline
 from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.registry import plugin_fault
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 # The disk's faults, not ours.
@@ -120,6 +121,8 @@ def main(arguments: list[str]) -> int:
     try:
         code = _call(expand_goodput(plain_names(arguments)))
     except SystemExit as stop:
+        if fault := plugin_fault(stop):
+            return _report(str(fault), fault.exit_code, debug)
         if debug and stop.__cause__ is not None:
             traceback.print_exception(stop.__cause__)
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
@@ -133,13 +136,16 @@ def main(arguments: list[str]) -> int:
         return _report(str(error), error.exit_code, debug)
     except _ClickError as error:
         return _usage_error(error, arguments, debug)
-    except Exception as error:
+    except BaseException as error:  # a plug-in may raise any kind
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             return _reader_left()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             _silence_stdout()
             place = error.filename or "the output"
             return _report(f"cannot write {place}: {error.strerror}", EXIT_FAILED, debug)
+        if fault := plugin_fault(error):
+            hint = "" if debug else ". Add --debug for the traceback"
+            return _report(f"{fault}{hint}", fault.exit_code, debug)
         hint = "" if debug else ". Add --debug for the traceback, and please report it"
         return _report(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_FAILED, debug)
     if code == EXIT_INTERRUPTED:

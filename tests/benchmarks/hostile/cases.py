@@ -12,6 +12,13 @@ from tests.benchmarks.hostile.damage import CONTROL, Damage, damages
 _SERVE = "serve-trace {trace} --device sim:l20 --scheduler vllm --no-save --no-progress"
 _SIM = "--device sim:l20 --scheduler vllm --no-save --no-progress"
 _ONE = "--model qwen2.5-3b"
+_PROFILED = f"serve-trace t.jsonl {_SIM} {_ONE}"
+_RESUME = f"profile --device sim:l20 {_ONE} --quick -o prof --no-progress"
+_TABLE = f"serve-trace t.jsonl {_SIM} --device sim:rtx4090"
+_FIT = "validate fit rtx4090 table --family gemm --evaluations 20"
+_PERF = "vllm/1.0/{}_perf.parquet"
+_REPRODUCE = "reproduce paper --specs specs --quick -o out --jobs 1 --cache cache --no-progress"
+_SEARCH = "--device sim:l20 --goodput ttft:500 --num-prompts 6 --jobs 1 --cache cache --no-progress"
 # command, kind of file, the file that is spoilt, the command line that reads it, its weight
 TARGETS: tuple[tuple[str, str, str, int], ...] = (
     ("trace, JSON lines", "t.jsonl", _SERVE.format(trace="t.jsonl"), 3),
@@ -24,11 +31,16 @@ TARGETS: tuple[tuple[str, str, str, int], ...] = (
     ("model", "model/config.json", f"serve-trace t.jsonl {_SIM} --model model", 3),
     ("kernel table", "table/dense.csv", "validate kernels rtx4090 table", 1),
     ("kernel table", "table/attention.csv", "validate kernels rtx4090 table", 1),
-    ("kernel table", "table/per_sequence.csv", f"serve-trace t.jsonl {_SIM} --device sim:rtx4090 --kernel-table table", 1),
-    ("kernel table", "table/meta.yaml", "validate fit rtx4090 table --family gemm --evaluations 5", 1),
+    ("kernel table", "table/per_sequence.csv", f"{_TABLE} --kernel-table table", 1),
+    ("kernel table", "table/meta.yaml", _FIT, 1),
     ("kernel table", "vidur.csv", "validate kernels a100 vidur.csv", 2),
-    ("kernel table", "perf/gemm/vllm/1.0/gemm_perf.parquet", "validate kernels h100 perf", 2),
-    ("kernel table", "perf/attention/vllm/1.0/context_attention_perf.parquet", "validate kernels h100 perf", 2),
+    ("kernel table", f"perf/gemm/{_PERF.format('gemm')}", "validate kernels h100 perf", 2),
+    (
+        "kernel table",
+        f"perf/attention/{_PERF.format('context_attention')}",
+        "validate kernels h100 perf",
+        2,
+    ),
     ("load test", "bench.json", "validate import bench.json out", 3),
     ("recording", "recording/requests.jsonl", "validate run recording --device sim:l20", 2),
     ("recording", "recording/meta.json", "validate run recording --device sim:l20", 2),
@@ -46,10 +58,14 @@ TARGETS: tuple[tuple[str, str, str, int], ...] = (
     *(
         ("event table", f"results/nexus/events/{table}-00000.parquet", command, 1)
         for table, command in (
-            ("arrived", "explain nexus"), ("admitted", "explain nexus -r 3"),
-            ("submitted", "timeline nexus -o out.json"), ("chunk", "compare nexus --goodput tbt:50"),
-            ("step_done", "report nexus -o out.html"), ("token", "compare nexus --goodput tbt:50"),
-            ("repartitioned", "timeline nexus -o out.json"), ("ended", "compare nexus"),
+            ("arrived", "explain nexus"),
+            ("admitted", "explain nexus -r 3"),
+            ("submitted", "timeline nexus -o out.json"),
+            ("chunk", "compare nexus --goodput tbt:50"),
+            ("step_done", "report nexus -o out.html"),
+            ("token", "compare nexus --goodput tbt:50"),
+            ("repartitioned", "timeline nexus -o out.json"),
+            ("ended", "compare nexus"),
         )
     ),
     ("baseline", "base.json", "gate check vllm nexus --baseline base.json", 3),
@@ -58,15 +74,15 @@ TARGETS: tuple[tuple[str, str, str, int], ...] = (
     ("gate spec", "gate.toml", "gate check --spec gate.toml --no-progress", 2),
     ("sweep spec", "sweep.toml", "sweep sweep.toml -o out --dry-run", 3),
     ("map spec", "map.toml", "pays map.toml -o out --dry-run", 3),
-    ("experiment", "specs/paper/fig9.toml", "reproduce paper --specs specs --quick -o out --jobs 1 --cache cache", 2),
-    ("profile", "prof/profile.json", f"serve-trace t.jsonl {_SIM} {_ONE} --scheduler nexus --profile prof", 3),
+    ("experiment", "specs/paper/fig9.toml", _REPRODUCE, 2),
+    ("profile", "prof/profile.json", f"{_PROFILED} --scheduler nexus --profile prof", 3),
     ("profile", "prof/profile.json", "profile show prof", 2),
     ("profile", "prof/points.jsonl", "profile show prof", 1),
     ("profile", "prof/points.jsonl", "report prof -o out.html", 1),
-    ("profile", "prof/sweep.json", f"profile --device sim:l20 {_ONE} --quick -o prof --no-progress", 1),
+    ("profile", "prof/sweep.json", _RESUME, 1),
     ("profile", "prof/profile.json", f"profile check prof --device sim:l20 {_ONE}", 1),
-    ("profile", "prof/profile.json", f"serve-trace t.jsonl {_SIM} {_ONE} --device sim:prof", 1),
-)  # fmt: skip
+    ("profile", "prof/profile.json", f"{_PROFILED} --device sim:prof", 1),
+)
 
 # Command lines that work, to which one hostile flag, name or variable is added.
 BASES: dict[str, str] = {
@@ -78,11 +94,9 @@ BASES: dict[str, str] = {
     "timeline": "timeline vllm -o out.json",
     "regret": "regret t.jsonl --device sim:l20 --no-progress --num-prompts 6",
     "sweep": "sweep sweep.toml -o out --dry-run --no-progress",
-    "capacity": "capacity t.jsonl --device sim:l20 --scheduler vllm --goodput ttft:500 --num-prompts 6 "
-    "--seeds 1 --jobs 1 --cache cache --no-progress --precision 0.5",
-    "advise": "advise t.jsonl --device sim:l20 --goodput ttft:500 --num-prompts 6 --effort quick --jobs 1 "
-    "--cache cache --no-progress --scheduler vllm",
-    "reproduce": "reproduce paper --specs specs --quick -o out --jobs 1 --cache cache --no-progress",
+    "capacity": f"capacity t.jsonl {_SEARCH} --scheduler vllm --seeds 1 --precision 0.5",
+    "advise": f"advise t.jsonl {_SEARCH} --effort quick --scheduler vllm",
+    "reproduce": _REPRODUCE,
     "pays": "pays map.toml -o out --dry-run --no-progress",
     "check-model": "check-model model",
     "list": "list schedulers",
@@ -96,29 +110,83 @@ BASES: dict[str, str] = {
     "validate kernels": "validate kernels rtx4090 table",
     "validate run": "validate run recording --device sim:l20",
     "validate import": "validate import bench.json out",
-    "validate fit": "validate fit rtx4090 table --family gemm --evaluations 5",
+    "validate fit": _FIT,
     "gate check": "gate check vllm --baseline base.json",
     "gate baseline save": "gate baseline save vllm -o out.json",
-}  # fmt: skip
+}
 VALUES = (
-    "", " ", "0", "-1", "1.5", "nan", "inf", "1e308", "1e-300", "-0.0", "9" * 30, "9223372036854775808",
-    CONTROL, "x", "a" * 10_000, "../../x", "/dev/null", "/dev/zero", "/proc/self/mem", "%s%n", "é\u202e",
-    "x:y:z=,,", "-", "--", "@", "[", "'", "a\nb", "ttft:0", "ttft:nan,tbt:1e999", "sim:", "sim:nothing",
-    "vllm:order=", "nexus:beta=1e308", "t.jsonl", "results", "1,2,,", "0:0", "9:1", "http://[::1", "\udcff",
-    "true", "null", "1_000", "٣", "{}", "gemm:5", ":", "=", "1e3", "0x10",
-)  # fmt: skip
+    "",
+    " ",
+    "0",
+    "-1",
+    "1.5",
+    "nan",
+    "inf",
+    "1e308",
+    "1e-300",
+    "-0.0",
+    "9" * 30,
+    "9223372036854775808",
+    CONTROL,
+    "x",
+    "a" * 10_000,
+    "../../x",
+    "/dev/null",
+    "/dev/zero",
+    "/proc/self/mem",
+    "%s%n",
+    "é\u202e",
+    "x:y:z=,,",
+    "-",
+    "--",
+    "@",
+    "[",
+    "'",
+    "a\nb",
+    "ttft:0",
+    "ttft:nan,tbt:1e999",
+    "sim:",
+    "sim:nothing",
+    "vllm:order=",
+    "nexus:beta=1e308",
+    "t.jsonl",
+    "results",
+    "1,2,,",
+    "0:0",
+    "9:1",
+    "http://[::1",
+    "\udcff",
+    "true",
+    "null",
+    "1_000",
+    "٣",
+    "{}",
+    "gemm:5",
+    ":",
+    "=",
+    "1e3",
+    "0x10",
+)
 VARIABLES = tuple(
     {name: value}
     for name, values in (
-        ("COLUMNS", ("0", "-5", "x", "1", "1000000", "")), ("LINES", ("0", "x")),
-        ("TERM", ("", "dumb", CONTROL)), ("LC_ALL", ("C", "nothing.UTF-8")), ("LANG", ("C",)),
-        ("NO_COLOR", ("1",)), ("FORCE_COLOR", ("1",)), ("HOME", ("/nothing", "")),
-        ("TMPDIR", ("/nothing",)), ("CUDA_VISIBLE_DEVICES", ("x", "-1", "99")),
-        ("PYTHONIOENCODING", ("ascii",)), ("XDG_CACHE_HOME", ("/dev/null",)), ("TZ", ("Nothing/Nowhere",)),
+        ("COLUMNS", ("0", "-5", "x", "1", "1000000", "")),
+        ("LINES", ("0", "x")),
+        ("TERM", ("", "dumb", CONTROL)),
+        ("LC_ALL", ("C", "nothing.UTF-8")),
+        ("LANG", ("C",)),
+        ("NO_COLOR", ("1",)),
+        ("FORCE_COLOR", ("1",)),
+        ("HOME", ("/nothing", "")),
+        ("TMPDIR", ("/nothing",)),
+        ("CUDA_VISIBLE_DEVICES", ("x", "-1", "99")),
+        ("PYTHONIOENCODING", ("ascii",)),
+        ("XDG_CACHE_HOME", ("/dev/null",)),
+        ("TZ", ("Nothing/Nowhere",)),
         ("OPENAI_API_KEY", (CONTROL, "é\n")),
     )
     for value in values
-)  # fmt: skip
+)
 
 
 class Case(NamedTuple):

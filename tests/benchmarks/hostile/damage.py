@@ -7,7 +7,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import random
 import re
 import shutil
@@ -90,7 +89,7 @@ def of_bytes() -> list[Damage]:
         Damage("a loop of links", _instead(lambda path: path.symlink_to(path.name)), True),
         Damage("endless", _instead(lambda path: path.symlink_to("/dev/zero")), True),
         Damage("nothing", _instead(lambda path: path.symlink_to("/dev/null")), True),
-        Damage("unreadable", lambda path: os.chmod(path, 0)),
+        Damage("unreadable", lambda path: path.chmod(0)),
     ]  # fmt: skip
 
 

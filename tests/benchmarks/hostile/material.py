@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
+_AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 TRACES = {
     "t.jsonl": ('{{"timestamp": {ms}, "input_length": {p}, "output_length": {o}}}', ""),
     "mooncake.jsonl": (
         '{{"timestamp": {ms}, "input_length": 600, "output_length": {o}, "hash_ids": [1, {i}]}}',
         "",
     ),
-    "azure.csv": ("2023-11-16 18:17:{s:02d}.0000000,{p},{o}", "TIMESTAMP,ContextTokens,GeneratedTokens"),
+    "azure.csv": ("2023-11-16 18:17:{s:02d}.0000000,{p},{o}", _AZURE),
     "burstgpt.csv": (
         "{s},ChatGPT,{p},{o},{t},Conversation log",
         "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
@@ -181,12 +182,8 @@ def build(folder: Path, call: Callable[[Iterable[str]], int]) -> None:
             raise RuntimeError(f"{command} fails: nothing can be tried")
     for run in (folder / "results").iterdir():  # whose names have the time of day in them
         run.rename(folder / "results" / ("nexus" if "nexus" in run.name else "vllm"))
-    if call("gate baseline save vllm nexus -o base.json".split()):
+    if call(["gate", "baseline", "save", "vllm", "nexus", "-o", "base.json"]):
         raise RuntimeError("no baseline can be saved: nothing can be tried")
-    (folder / "cut").mkdir()  # a run whose summary was never written
-    (folder / "cut" / "manifest.json").write_bytes(
-        (folder / "results" / "vllm" / "manifest.json").read_bytes().replace(b'"complete"', b'"running"')
-    )  # fmt: skip
 
 
 def _lines(line: str, head: str) -> str:
@@ -221,7 +218,8 @@ def _measurements(folder: Path) -> None:
     draw = random.Random(1)
     detail = {
         "date": "20260101-000000", "model_id": "m", "input_lens": [100, 50, 70],
-        "output_lens": [3, 2, 4], "ttfts": [0.1, 0.2, 0.1], "itls": [[0.02, 0.03], [0.04], [0.1] * 3],
+        "output_lens": [3, 2, 4], "ttfts": [0.1, 0.2, 0.1],
+        "itls": [[0.02, 0.03], [0.04], [0.1, 0.1, 0.1]],
         "start_times": [10.5, 10.0, 10.7], "errors": ["", "", ""],
     }  # fmt: skip
     (folder / "bench.json").write_text(json.dumps(detail))
