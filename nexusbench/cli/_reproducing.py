@@ -82,6 +82,8 @@ def _folder(asked: Asked) -> Path:
     if folder.is_dir() and (folder in papers or folder not in specs.values()):
         return folder
     known = sorted(paper.name for paper in papers)
+    if not known and folder.is_dir():
+        raise UsageError(f"{folder}: none of its specs has an [experiment] table")
     if not known:
         raise UsageError(
             f"no experiments under {asked.specs}. Run in a checkout of nexusbench, or give --specs"

@@ -37,7 +37,13 @@ from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.registry import plugin_fault
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_LONGEST = 200  # characters of a file's name
+# What a name of a file that was asked for can have wrong with it.
+_UNUSABLE = (
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST,
+)  # fmt: skip
 # The disk's faults, not ours.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
@@ -143,6 +149,10 @@ def main(arguments: list[str]) -> int:
             _silence_stdout()
             place = error.filename or "the output"
             return _report(f"cannot write {place}: {error.strerror}", EXIT_FAILED, debug)
+        if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
+            return _report(f"{_short(error.filename)}: {error.strerror}", EXIT_USAGE, debug)
+        if isinstance(error, MemoryError):
+            return _report("there is not enough memory for this", EXIT_FAILED, debug)
         if fault := plugin_fault(error):
             hint = "" if debug else ". Add --debug for the traceback"
             return _report(f"{fault}{hint}", fault.exit_code, debug)
@@ -152,6 +162,12 @@ def main(arguments: list[str]) -> int:
         # Commands end with SystemExit; this code comes from Typer's own handling of Ctrl-C.
         return _report("interrupted", EXIT_INTERRUPTED, debug)
     return code if isinstance(code, int) else 0
+
+
+def _short(name: object) -> str:
+    """A file's name, long ones from their end."""
+    text = str(name)
+    return text if len(text) <= _LONGEST else f"...{text[-_LONGEST:]}"
 
 
 def _call(arguments: list[str]) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,8 +189,18 @@ VARIABLES = tuple(
 )
 
 
+class Left(NamedTuple):
+    """What a command left: its exit code and its words."""
+
+    code: int
+    out: str
+    err: str
+
+
 class Case(NamedTuple):
-    """One bad input: ``spoilt`` is the file that a damage is done to."""
+    """One bad input: ``spoilt`` is the file that a damage is done to; ``check`` says what else is
+    wrong with what it left.
+    """
 
     id: str
     command: str
@@ -199,6 +209,7 @@ class Case(NamedTuple):
     spoilt: str = ""
     damage: Damage | None = None
     variables: dict[str, str] = {}
+    check: Callable[[Left], str] | None = None
 
     @property
     def what(self) -> str:
@@ -229,7 +240,20 @@ def make_cases(material: Path, seed: int, count: int) -> list[Case]:
     made = [*_of_files(material, seed, count * 3 // 5)]
     names = [*_of_names(), *_of_variables()]
     flags = [*_of_flags(seed, max(0, count - len(made) - len(names)))]
-    return [*made, *names, *flags]
+    return [*_undamaged(), *made, *names, *flags]
+
+
+def _undamaged() -> Iterator[Case]:
+    """Every command line as it is, for one that fails anyway shows nothing."""
+    lines = dict.fromkeys([*BASES.values(), *(line for _, _, line, _ in TARGETS)])
+    for number, line in enumerate(lines):
+        words = tuple(line.split())
+        if words[0] != "check-model":  # which needs weights
+            yield Case(f"g{number}", _command(words), "nothing", words, check=_served)
+
+
+def _served(left: Left) -> str:
+    return "" if left.code == 0 else f"fails without any damage, exit code {left.code}"
 
 
 def _of_files(material: Path, seed: int, count: int) -> Iterator[Case]:
