@@ -95,7 +95,7 @@ BASES: dict[str, str] = {
     "regret": "regret t.jsonl --device sim:l20 --no-progress --num-prompts 6",
     "sweep": "sweep sweep.toml -o out --dry-run --no-progress",
     "capacity": f"capacity t.jsonl {_SEARCH} --scheduler vllm --seeds 1 --precision 0.5",
-    "advise": f"advise t.jsonl {_SEARCH} --effort quick --scheduler vllm",
+    "advise": f"advise t.jsonl {_SEARCH} --effort 30 --scheduler vllm",
     "reproduce": _REPRODUCE,
     "pays": "pays map.toml -o out --dry-run --no-progress",
     "check-model": "check-model model",

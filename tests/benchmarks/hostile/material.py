@@ -82,7 +82,7 @@ title = "small"
 gpus = ["sim:l20"]
 model = "qwen2.5-3b"
 loads = [80]
-seeds = 1
+seeds = 2
 reference = "vllm"
 ordered = "spf"
 policy = "nexus"
@@ -117,7 +117,7 @@ device = "sim:l20"
 
 [grid]
 rate = [2.0, 4.0]
-seed = "0..0"
+seed = [0, 1]
 
 [quick]
 rate = [2.0]
