@@ -17,7 +17,8 @@ from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._outlet import beside_results, end_with
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.documents import MOST_TOML, read_document
+from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.outputs import make_folder
 from nexusbench.core.registry import did_you_mean
 from nexusbench.experiments.pool import cores
@@ -84,6 +85,8 @@ def _folder(asked: Asked) -> Path:
     if folder.is_dir() and (folder in papers or folder not in specs.values()):
         return folder
     known = sorted(paper.name for paper in papers)
+    if not known and folder.is_dir():
+        raise UsageError(f"{folder}: none of its specs has an [experiment] table")
     if not known:
         raise UsageError(
             f"no experiments under {asked.specs}. Run in a checkout of nexusbench, or give --specs"
@@ -96,7 +99,10 @@ def _has_experiment(path: Path) -> bool:
     """Whether the spec has that table: a map of ``nexusbench pays`` has none. The text is asked,
     for a spec that is broken elsewhere is still a paper's.
     """
-    return b"[experiment]" in path.read_bytes()
+    try:
+        return b"[experiment]" in read_document(path, most=MOST_TOML)
+    except InputError:
+        return True  # reading it says what is wrong with it
 
 
 def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Experiment]:

@@ -39,8 +39,15 @@ from nexusbench.cli.trace import app as trace_app
 from nexusbench.cli.validate import app as validate_app
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.outputs import FAULTS_OF_A_DISK
+from nexusbench.core.registry import plugin_fault
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_LONGEST = 200  # characters of a file's name
+# What a name of a file that was asked for can have wrong with it.
+_UNUSABLE = (
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST,
+)  # fmt: skip
 # Not ours: those of a disk or a terminal that is gone, and of a stream that was opened to be read.
 _NO_ROOM = (*FAULTS_OF_A_DISK, errno.EBADF)
 # Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
@@ -129,6 +136,8 @@ def _main(arguments: list[str]) -> int:
     try:
         code = _call(expand_goodput(plain_names(arguments)))
     except SystemExit as stop:
+        if fault := plugin_fault(stop):
+            return _report(str(fault), fault.exit_code, debug)
         if debug and stop.__cause__ is not None:
             traceback.print_exception(stop.__cause__)
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
@@ -138,17 +147,30 @@ def _main(arguments: list[str]) -> int:
         return _report(str(error), error.exit_code, debug)
     except _ClickError as error:
         return _usage_error(error, arguments, debug)
-    except Exception as error:
+    except BaseException as error:  # a plug-in may raise any kind
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             silence(sys.stdout)
             place = error.filename or "the output"
             return _report(f"cannot write {place}: {error.strerror}", EXIT_FAILED, debug)
+        if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename is not None:
+            return _report(f"{_short(error.filename)}: {error.strerror}", EXIT_USAGE, debug)
+        if isinstance(error, MemoryError):
+            return _report("there is not enough memory for this", EXIT_FAILED, debug)
+        if fault := plugin_fault(error):
+            hint = "" if debug else ". Add --debug for the traceback"
+            return _report(f"{fault}{hint}", fault.exit_code, debug)
         hint = "" if debug else ". Add --debug for the traceback, and please report it"
         return _report(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_FAILED, debug)
     if code == EXIT_INTERRUPTED:
         # Commands end with SystemExit; this code comes from Typer's own handling of Ctrl-C.
         return _report("interrupted", EXIT_INTERRUPTED, debug)
     return code if isinstance(code, int) else 0
+
+
+def _short(name: object) -> str:
+    """A file's name, long ones from their end."""
+    text = str(name)
+    return text if len(text) <= _LONGEST else f"...{text[-_LONGEST:]}"
 
 
 def _call(arguments: list[str]) -> object:

@@ -7,6 +7,7 @@ import importlib
 import math
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from nexusbench.core.errors import InputError, NexusbenchError, UsageError
+from nexusbench.core.errors import InputError, NexusbenchError, PluginFailed, UsageError
 from nexusbench.core.faults import fault_of
 
 _SHIPPED = "nexusbench."
@@ -87,6 +88,34 @@ def import_plugin(target: str, kind: str) -> ModuleType:
 def _target_of(value: str) -> str:
     """``module:attribute`` of an entry point, without the extras that may follow it."""
     return value.partition("[")[0].strip()
+
+
+FAMILIES = (
+    "schedulers", "partitioners", "costs", "devices", "metrics", "counters", "workloads.readers",
+)  # fmt: skip
+
+
+def plugin_fault(error: BaseException) -> PluginFailed | None:
+    """What escaped from a plug-in, wherever it was asked; None for what came from none.
+
+    The innermost frame decides that lies in a module of a family, ours or one that an entry point
+    names.
+    """
+    known = {
+        entry.value.partition(":")[0].strip(): (family, entry.name)
+        for family in FAMILIES
+        for entry in installed_plugins(f"nexusbench.{family}")
+    }
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__"))
+        package, _, name = module.rpartition(".")
+        family = package.removeprefix(_SHIPPED)
+        if family in FAMILIES and not name.startswith("_") and name != "base":
+            known.setdefault(module, (family, name.replace("_", "-")))
+        if module in known:
+            family, name = known[module]
+            return PluginFailed(f"'{name}' of {family} failed: {fault_of(error)}")
+    return None
 
 
 class Registry:

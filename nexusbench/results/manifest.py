@@ -181,5 +181,5 @@ def check_facts(manifest: Manifest, file: object) -> None:
         return
     homes, partitions, pools = facts.homes, manifest.partitions, facts.pools
     if len(homes) != len(partitions) or any(home >= len(pools) for home in homes):
-        problem = f"{_WHAT}: {homes} are no pools of {len(pools)} for {partitions}"
+        problem = f"{_WHAT}: partitions {partitions} lie in the pools {homes} of {len(pools)}"
         raise InputError(f"not {problem}", file=file, field="resolved.homes", hint=_FOREIGN)

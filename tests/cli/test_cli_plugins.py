@@ -184,6 +184,32 @@ def test_a_metric_that_fails_ruins_no_run(
     assert "metric mine FAILED" in shown.out
 
 
+DEVICE = """
+from nexusbench.devices.sim import Sim
+
+class Mine(Sim):
+    \"\"\"Mine.\"\"\"
+    @classmethod
+    def {name}(cls, *arguments):
+        raise {error}
+"""
+
+
+@pytest.mark.parametrize("name", ["describe", "open", "usable", "lacks"])
+@pytest.mark.parametrize("error", ["KeyError('x')", "SystemExit(0)", "GeneratorExit"])
+def test_a_device_that_breaks_when_it_is_asked(
+    call: Call, trace: Path, plugin: Callable[..., str], name: str, error: str
+) -> None:
+    plugin("devices", DEVICE.format(name=name, error=error))
+    done = call("serve-trace", trace, "--device", "mine:l20", "--scheduler", "vllm", "--no-save")
+    if done.code:  # what is asked of a device depends on the command
+        assert done.code == 1
+        assert "'mine' of devices failed: " in done.err
+    assert "unexpected" not in done.err
+    assert "Traceback" not in done.err
+    assert call("list", "devices").code == 0
+
+
 def test_metrics_that_do_not_load_ruin_no_run(
     call: Call, trace: Path, plugin: Callable[..., str]
 ) -> None:

@@ -31,7 +31,9 @@ def test_fastserve_gives_its_last_token_to_the_next_prompt():
 
 
 def test_semi_pd_moves_by_single_sms_where_the_device_can():
-    run = Traffic(lambda x: 9000.0, lambda y: 1.0, ttft_ms=1.0, tbt_ms=30.0, step_size=1, max_step=1)
+    run = Traffic(
+        lambda x: 9000.0, lambda y: 1.0, ttft_ms=1.0, tbt_ms=30.0, step_size=1, max_step=1
+    )
     assert [run.window() for _ in range(3)] == [51, 52, 53]
 
 

@@ -37,7 +37,9 @@ def test_a_run_without_rows_has_no_steps() -> None:
     steps, queue = kv_over_time(run), queue_over_time(run)
     assert len(steps.times) == len(steps.values) == 0
     assert len(queue.times) == len(queue.waiting) == len(queue.running) == 0
-    assert later_layers(run).tolist() == chunk_numbers(run).tolist() == continued(run).tolist() == []
+    assert (
+        later_layers(run).tolist() == chunk_numbers(run).tolist() == continued(run).tolist() == []
+    )
 
 
 def test_tokens_a_nanosecond_apart_did_not_come_together() -> None:

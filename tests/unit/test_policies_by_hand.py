@@ -55,7 +55,9 @@ def test_a_client_whose_request_has_ended_is_not_waited_for():
     assert patience.next_ns == NEVER
 
 
-@pytest.mark.parametrize(("timeout", "cancel", "due"), [(50, 20, 20), (20, 50, 20), (50, 0, 50), (0, 50, 50)])
+@pytest.mark.parametrize(
+    ("timeout", "cancel", "due"), [(50, 20, 20), (20, 50, 20), (50, 0, 50), (0, 50, 50)]
+)
 def test_the_earlier_of_two_clocks_runs_out(timeout, cancel, due):
     client = offer(0, 3, 5, 5, timeout_ms=timeout, cancel_after_ms=cancel)
     patience = Patience([client])
@@ -237,7 +239,7 @@ def test_bullets_new_batch_takes_prompts_until_they_are_bound_by_compute():
 
         def next_prompt(self, waiting, begin, slo, sms):
             begins.append(begin)
-            return None
+            return
 
     policy._prospects, policy._slo = Seen(), None
     half = request(9, 50)
@@ -385,7 +387,9 @@ def test_cells_of_the_guard_are_powers_of_four_from_2k():
     assert _cell(BatchShape(0, 0, ((2049, 0),)), BatchShape(5, 0), 8) == (8192, 2048, 16, 2048, 8)
 
 
-@pytest.mark.parametrize(("asked", "users", "steps"), [(None, None, 100.0), (30.0, 60.0, 30.0), (None, 60.0, 60.0)])
+@pytest.mark.parametrize(
+    ("asked", "users", "steps"), [(None, None, 100.0), (30.0, 60.0, 30.0), (None, 60.0, 60.0)]
+)
 def test_duetserves_tau_is_the_option_else_the_users_else_100_ms(asked, users, steps):
     from nexusbench.partitioners.duetserve import DuetserveOptions
 

@@ -1,0 +1,1 @@
+"""Bad inputs of every kind for every command: ``python -m tests.benchmarks.hostile``."""
