@@ -64,7 +64,7 @@ def logged(one):
 
 
 def crowd(scheduler, partitioner, blocks):
-    """Four requests, of which two have room to the end: in most policies one is preempted."""
+    """Four requests, of which two have room to the end: most policies preempt one."""
     requests = [offer(i, 3 * i, 24, 11 + i) for i in range(4)]
     setting = Setting(kv_blocks=blocks, prefix_caching=False, audit_every=1 << 40)
     return Case(scheduler, partitioner, requests, setting, 0)
