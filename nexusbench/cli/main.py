@@ -223,6 +223,6 @@ def _command_path(arguments: list[str]) -> str:
 def _report(message: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
     print(f"error: {line}", file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ MOST_TEXT = 128 * 2**20
 MOST_TOML = 2**20
 MOST_DEPTH = 32
 _CORRECT = "Correct the file"
+_MARK = b"\xef\xbb\xbf"  # of byte order
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _LONG_KEY = re.compile(f"(?:{_PART}){{{MOST_DEPTH}}}")
 _MISSING = re.compile(r"Object missing required field `(.+)`")
@@ -76,8 +77,9 @@ def read_table_text(file: Path, *, hint: str, most: int = MOST_TEXT) -> str:
 
 
 def _text(data: bytes, file: Path, hint: str, error: type[InputError]) -> str:
+    data = data.removeprefix(_MARK)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as fault:
         line = data.count(b"\n", 0, fault.start) + 1
         problem = f"is not UTF-8: byte 0x{data[fault.start]:02x}"

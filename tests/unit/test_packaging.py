@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples import slow
-
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -32,7 +30,7 @@ def test_the_workflow_runs_what_a_change_must_pass() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").startswith("#!/usr/bin/env bash")
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling is not installed")
 def test_the_wheel_ships_its_types(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

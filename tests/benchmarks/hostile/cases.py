@@ -77,7 +77,6 @@ TARGETS: tuple[tuple[str, str, str, int], ...] = (
     ("experiment", "specs/paper/fig9.toml", _REPRODUCE, 2),
     ("profile", "prof/profile.json", f"{_PROFILED} --scheduler nexus --profile prof", 3),
     ("profile", "prof/profile.json", "profile show prof", 2),
-    ("profile", "prof/points.jsonl", "profile show prof", 1),
     ("profile", "prof/points.jsonl", "report prof -o out.html", 1),
     ("profile", "prof/sweep.json", _RESUME, 1),
     ("profile", "prof/profile.json", f"profile check prof --device sim:l20 {_ONE}", 1),
