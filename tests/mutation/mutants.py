@@ -192,7 +192,8 @@ def _body(body: list[ast.stmt], function: str, inside: bool) -> Iterator[_Site]:
     for index, statement in enumerate(body):
         is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if is_docstring or isinstance(
-            statement, ast.Import | ast.ImportFrom | ast.Assert | ast.Global | ast.Nonlocal | ast.Pass
+            statement,
+            ast.Import | ast.ImportFrom | ast.Assert | ast.Global | ast.Nonlocal | ast.Pass,
         ):
             continue
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -214,9 +215,7 @@ def _is_typing(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)
 
 
-def _statement(
-    statement: ast.stmt, function: str, inside: bool, alone: bool
-) -> Iterator[_Site]:
+def _statement(statement: ast.stmt, function: str, inside: bool, alone: bool) -> Iterator[_Site]:
     whole = list(_whole(statement))
     if whole:
         yield _Site(statement, statement, function, whole)
@@ -290,9 +289,7 @@ def _other_operator(node: ast.AST) -> ast.AST:
     return node
 
 
-def _expression(
-    node: ast.AST, statement: ast.stmt, function: str, kind: str
-) -> Iterator[_Site]:
+def _expression(node: ast.AST, statement: ast.stmt, function: str, kind: str) -> Iterator[_Site]:
     changes = list(_changes(node, kind))
     if changes:
         yield _Site(node, statement, function, changes)
@@ -304,9 +301,9 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
     """What is inside an expression, less names of types, words and formats."""
     if isinstance(node, ast.JoinedStr):
         return
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id in ("cast", "TypeVar", "isinstance", "getattr", "hasattr"):
-            return
+    named = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if named in ("cast", "TypeVar", "isinstance", "getattr", "hasattr"):
+        return
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.keyword):
             if child.arg not in SILENT_KEYWORDS:

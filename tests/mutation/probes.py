@@ -98,13 +98,13 @@ class Marker:
         for name in ("body", "orelse", "finalbody"):
             block = getattr(statement, name, None)
             if block:
-                is_scope = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+                is_scope = isinstance(
+                    statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+                )
                 setattr(statement, name, self._block(block, skip=is_scope and name == "body"))
         for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
             part.body = self._block(part.body)
-        return isinstance(
-            statement, ast.If | ast.For | ast.While | ast.Try | ast.With | ast.Match
-        )
+        return isinstance(statement, ast.If | ast.For | ast.While | ast.Try | ast.With | ast.Match)
 
 
 def _is_docstring(statement: ast.stmt) -> bool:

@@ -209,9 +209,7 @@ def record(files: Sequence[str], paths: dict[str, Path], firsts: dict[str, int],
     def work(writing: int) -> None:
         marks = bytearray(total)
         setattr(__import__("builtins"), probes.MARKS, marks)
-        probes.Finder(
-            paths, lambda name, text: probes.Marker(firsts[name]).tree(text)
-        ).install()
+        probes.Finder(paths, lambda name, text: probes.Marker(firsts[name]).tree(text)).install()
         recorder = Recorder(marks)
         sys.dont_write_bytecode = True
         pytest.main(arguments(files, folder), plugins=[recorder])

@@ -11,8 +11,8 @@ from nexusbench.core.batch import Batch, BatchShape, Chunk, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
 from nexusbench.costs import _fit_grids as grids
-from nexusbench.costs import _fit_roofline
 from nexusbench.costs import _fit_linear as fits
+from nexusbench.costs import _fit_roofline
 from nexusbench.costs._attainment import MOST_FORGOTTEN, Pace, Slo, expected
 from nexusbench.costs._calibrated import Calibrated
 from nexusbench.costs._calibration import Beside, Rates, RooflineParameters, rooflines
@@ -23,8 +23,15 @@ from nexusbench.costs._recalibrated import Recalibrated
 from nexusbench.costs._stages import Stages
 from nexusbench.costs._surface import Surface, between, bracket, corners
 from nexusbench.costs._work import chunk_work, equivalent_context, model_work, portion
-from nexusbench.costs.linear import Guard, _Nearest, cell_of, contested_share, power_of_4
-from nexusbench.costs.linear import decode_amounts, prefill_amounts
+from nexusbench.costs.linear import (
+    Guard,
+    _Nearest,
+    cell_of,
+    contested_share,
+    decode_amounts,
+    power_of_4,
+    prefill_amounts,
+)
 from nexusbench.costs.nexus import Curve, Parts, Stage, gain, slowed
 from nexusbench.costs.roofline import Roofline, RooflineOptions
 from nexusbench.testing import offer, tiny_gpu, tiny_model
@@ -66,7 +73,9 @@ def test_corners_weigh_both_axes():
 
 def test_a_surface_is_linear_in_size_context_and_inverse_sms():
     values = tuple(
-        tuple(tuple(1.0 * size + 2.0 * context + 64.0 * x for x in (0.125, 0.5)) for context in (0, 8))
+        tuple(
+            tuple(1.0 * size + 2.0 * context + 64.0 * x for x in (0.125, 0.5)) for context in (0, 8)
+        )
         for size in (0, 16)
     )
     made = Surface((0.0, 16.0), (0.0, 8.0), (0.125, 0.5), values)
@@ -79,7 +88,10 @@ def test_a_surface_is_linear_in_size_context_and_inverse_sms():
 
 
 def test_only_whole_launches_of_a_kind_are_fitted_alone():
-    whole, piece = point(PROMPT), point(BatchShape(0, 0, ((100, 50),), layers=(0, 2)), kind="prefill")
+    whole, piece = (
+        point(PROMPT),
+        point(BatchShape(0, 0, ((100, 50),), layers=(0, 2)), kind="prefill"),
+    )
     twice, pair = point(BatchShape(4, 400, repeat=2), kind="decode"), point(PROMPT, beside=ONES)
     assert grids.alone([whole, piece, twice, pair], "prefill") == [whole]
     assert grids.alone([whole, piece, twice, pair, point(ONES)], "decode") == [point(ONES)]
@@ -140,11 +152,26 @@ def test_a_size_with_one_context_takes_the_slope_of_the_nearest_in_proportion():
     assert found[8.0][:, 0].tolist() == [10.0, 30.0, 50.0]
 
 
+def test_a_slope_is_that_from_the_first_context_to_the_last():
+    lines = {
+        (8.0, at): np.array([ns])
+        for at, ns in ((0.0, 10.0), (10.0, 11.0), (30.0, 70.0))
+    }  # fmt: skip
+    lines[16.0, 0.0] = np.array([20.0])
+    rows = {8.0: [0.0, 10.0, 30.0], 16.0: [0.0]}
+    found = grids._fill(lines, rows, np.array([0.0, 30.0]))
+    assert found[16.0][:, 0].tolist() == [20.0, 140.0]
+
+
 def test_a_line_is_never_believed_below_a_quarter_of_what_was_measured():
     lines = {(8.0, 10.0): np.array([100.0]), (8.0, 20.0): np.array([190.0])}
     found = grids._fill(lines, {8.0: [10.0, 20.0]}, np.array([0.0, 10.0, 20.0]))
     assert found[8.0][:, 0].tolist() == [25.0, 100.0, 190.0]
-    falling = {(8.0, 0.0): np.array([100.0]), (8.0, 10.0): np.array([80.0]), (9.0, 0.0): np.array([50.0])}
+    falling = {
+        (8.0, 0.0): np.array([100.0]),
+        (8.0, 10.0): np.array([80.0]),
+        (9.0, 0.0): np.array([50.0]),
+    }
     found = grids._fill(falling, {8.0: [0.0, 10.0], 9.0: [0.0]}, np.array([0.0, 10.0]))
     assert found[9.0][:, 0].tolist() == [50.0, 50.0]  # a slope below 0 is noise
 
@@ -158,7 +185,9 @@ def test_axes_are_anchored_where_no_batch_goes():
     assert values[0, 0] == 7.5
     axis, values = grids._anchored(np.array([2.0, 4.0]), np.array([[30.0], [20.0]]), 0.0, along=0)
     assert values[:, 0].tolist() == [30.0, 30.0, 20.0, 20.0]
-    axis, values = grids._anchored(np.array([0.0, grids.FAR]), np.array([[1.0], [2.0]]), 0.0, along=0)
+    axis, values = grids._anchored(
+        np.array([0.0, grids.FAR]), np.array([[1.0], [2.0]]), 0.0, along=0
+    )
     assert axis.tolist() == [0.0, grids.FAR]
     axis, values = grids._anchored(np.array([2.0, 4.0]), np.array([[30.0, 50.0]]), 0.0, along=1)
     assert values[0].tolist()[:3] == [10.0, 30.0, 50.0]
@@ -283,7 +312,9 @@ DECODES = [BatchShape(b, b * c) for b in (1, 4, 16) for c in (10, 100, 1000)]
 
 def test_a_linear_truth_is_found_again():
     points = [point(s, sms, linear_ns(s, sms)) for s in (*PREFILLS, *DECODES) for sms in (4, 8, 16)]
-    prefill = fits.fit_phase(points[: 3 * len(PREFILLS)], prefill_amounts, 4, 32, "prefill", "chunks")
+    prefill = fits.fit_phase(
+        points[: 3 * len(PREFILLS)], prefill_amounts, 4, 32, "prefill", "chunks"
+    )
     decode = fits.fit_phase(points[3 * len(PREFILLS) :], decode_amounts, 3, 32, "decode", "batches")
     assert prefill[0] == decode[0] == (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
     assert prefill[1][0] == pytest.approx([2.0 * x for x in prefill[0]], rel=1e-6)
@@ -303,7 +334,7 @@ def test_a_linear_truth_is_found_again():
 
 def test_a_linear_fit_needs_as_many_shapes_as_coefficients_on_two_counts():
     few = [point(s, sms, linear_ns(s, sms)) for s in DECODES[:2] for sms in (4, 8)]
-    with pytest.raises(UsageError, match="at least 3 different batches .* 2 shapes on 2"):
+    with pytest.raises(UsageError, match=r"at least 3 different batches .* 2 shapes on 2"):
         fits.fit_phase(few, decode_amounts, 3, 32, "decode", "batches")
     one = [point(s, 8, linear_ns(s, 8)) for s in DECODES]
     with pytest.raises(UsageError, match="9 shapes on 1"):
@@ -381,7 +412,9 @@ FITTED = RooflineParameters(
 def test_rates_are_alpha_over_what_sms_compute_and_reach():
     """16 SMs, N_d = 8: half of the SMs reach all that memory gives, 0.8 of 0.5 bytes/ns."""
     gpu = tiny_gpu()
-    rates = Rates(FITTED.prefill_sizes, (FITTED.prefill_dense, FITTED.prefill_attention), FITTED, gpu)
+    rates = Rates(
+        FITTED.prefill_sizes, (FITTED.prefill_dense, FITTED.prefill_attention), FITTED, gpu
+    )
     assert rates.axis == (1 / 16, 1 / 8, 1 / 4, 1.0)
     peak, band = gpu.peak_tflops * 1e3, gpu.hbm_gbps * 0.8
     flop, byte = rates.tables[0][0], rates.tables[1][0]
@@ -392,9 +425,7 @@ def test_rates_are_alpha_over_what_sms_compute_and_reach():
     middle = rates.at(15.0, 16)
     assert middle[0] == near(0.5 * (2.0 + 4.0) / peak)
     assert [line[0] for line in rates.lines(15.0)] == middle
-    assert rates.at(15.0, 6)[0] == near(
-        0.5 * (rates.at(10.0, 6)[0] + rates.at(20.0, 6)[0])
-    )
+    assert rates.at(15.0, 6)[0] == near(0.5 * (rates.at(10.0, 6)[0] + rates.at(20.0, 6)[0]))
 
 
 def test_what_a_neighbour_leaves():
@@ -545,7 +576,9 @@ def test_a_step_over_the_bound_or_a_wait_over_it_is_no_duet():
     decode, prefill = BatchShape(4, 40), BatchShape(0, 0, ((100, 0),))
     splits = [split(8), split(12)]  # steps of 10 and of 20 ns, prefills of 100 and of 66.7
     assert [d.split for d in duets(Belief(), decode, prefill, splits, 20.0, range(1, 33))] == splits
-    assert [d.split for d in duets(Belief(), decode, prefill, splits, 19.9, range(1, 33))] == splits[:1]
+    assert [
+        d.split for d in duets(Belief(), decode, prefill, splits, 19.9, range(1, 33))
+    ] == splits[:1]
     # Of 100 ns one decode step waits 90: as long as the bound lets it.
     assert duets(Belief(), decode, prefill, splits[:1], 90.0, range(1, 2))
     assert not duets(Belief(), decode, prefill, splits[:1], 89.9, range(1, 2))

@@ -80,7 +80,8 @@ def test_errors_are_in_percent_of_what_was_measured():
 
 
 @pytest.mark.parametrize(
-    ("sms", "part"), [(1, "few"), (10, "few"), (11, "half"), (20, "half"), (21, "most"), (30, "most")]
+    ("sms", "part"),
+    [(1, "few"), (10, "few"), (11, "half"), (20, "half"), (21, "most"), (30, "most")],
 )
 def test_thirds_of_the_sms_include_their_upper_ends(sms, part):
     (_, named) = score(Flat(), [point(DECODE, sms=sms)], 30)[:2]

@@ -21,7 +21,7 @@ from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.convert import convert
 from nexusbench.workloads.forest import Prefixes
 from nexusbench.workloads.source import read_source
-from nexusbench.workloads.statistics import histogram
+from nexusbench.workloads.statistics import _arrivals, histogram
 from nexusbench.workloads.trace import conversation_ids, load_trace, prefix_ids
 from tests.gates.made_up import exact, measured
 
@@ -37,7 +37,9 @@ def test_a_run_without_rows_has_no_steps() -> None:
     steps, queue = kv_over_time(run), queue_over_time(run)
     assert len(steps.times) == len(steps.values) == 0
     assert len(queue.times) == len(queue.waiting) == len(queue.running) == 0
-    assert later_layers(run).tolist() == chunk_numbers(run).tolist() == continued(run).tolist() == []
+    assert (
+        later_layers(run).tolist() == chunk_numbers(run).tolist() == continued(run).tolist() == []
+    )
 
 
 def test_tokens_a_nanosecond_apart_did_not_come_together() -> None:
@@ -149,6 +151,16 @@ def test_a_prompt_is_clipped_to_one_token_and_not_to_none() -> None:
     assert "prompts clipped: 2" in clipped.notes[-1]
     assert "requests skipped: 1" in clipped.notes[-1]
     assert "3 of 4 requests exceed it" in clipped.notes[-1]
+
+
+def test_facts_of_arrivals() -> None:
+    second = 1_000_000_000
+    found = _arrivals([0, 0, 0, second, 4 * second, 4 * second])
+    assert (found["n"], found["span_s"], found["rate"], found["tied"]) == (6, 4.0, 1.25, 3)
+    gaps = np.array([0.0, 0.0, 1.0, 3.0, 0.0])
+    assert found["gap_cv"] == pytest.approx(gaps.std() / gaps.mean())
+    assert _arrivals([5])["rate"] is None
+    assert _arrivals([5, 5])["gap_cv"] is None
 
 
 def test_bins_that_double() -> None:

@@ -165,7 +165,10 @@ def test_a_causal_chunk_computes_half_of_its_square():
 
 
 def test_layers_and_key_bytes_scale_what_they_should():
-    one, four = fa().time(((512, 0),), 0, 0, 10, 50.0), fa(layers=4).time(((512, 0),), 0, 0, 10, 50.0)
+    one, four = (
+        fa().time(((512, 0),), 0, 0, 10, 50.0),
+        fa(layers=4).time(((512, 0),), 0, 0, 10, 50.0),
+    )
     assert four == OperatorClass(*(4 * getattr(one, n) for n in one.__struct_fields__))
     half = fa(kv_bytes=1.0).time(((512, 512),), 0, 0, 10, 50.0)
     full = fa(kv_bytes=2.0).time(((512, 512),), 0, 0, 10, 50.0)
@@ -202,7 +205,7 @@ def test_long_keys_of_few_decodes_are_split_over_idle_sms(gpu, rows):
 
 def test_flashattention_2_regroups_the_heads_of_several_decodes():
     """8 tiles of 10 are as good as full: nothing is split."""
-    block = (4.0 * 64 * 256 * 64 / 1000 + 500 * 64 * 256 / 16384)
+    block = 4.0 * 64 * 256 * 64 / 1000 + 500 * 64 * 256 / 16384
     found = fa(FA2).time((), 4, 4 * 1024, 10, 1e9)
     assert found.time == pytest.approx(6000 + 4500 + 1000 + 4 * block, rel=1e-3)
     # With as many KV heads as query heads there is nothing to regroup.
@@ -215,6 +218,8 @@ def test_wider_heads_take_fewer_keys_at_a_time_on_flashattention_2(dim, keys):
     block = 4.0 * 64 * keys * dim / 1000 + 500 * 64 * keys / 16384
     found = fa(FA2, dim=dim).time(((64, keys - 64),), 0, 0, 10, 1e9)
     assert found.time == pytest.approx(6000 + 1000 + block, rel=1e-3)
+    more = fa(FA2, dim=dim).time(((64, keys - 63),), 0, 0, 10, 1e9)
+    assert more.time == pytest.approx(6000 + 1000 + 2 * block, rel=1e-3)
 
 
 def test_thread_blocks_without_rows_cost_a_little_on_flashattention_2():
@@ -244,6 +249,7 @@ def test_decodes_beside_a_chunk_take_whole_tiles_on_flashattention_2():
 
 def test_keys_that_leave_l2_are_read_once_per_query_head():
     """8 query heads on 2 KV heads: four reads of each key, fewer where SMs run heads together."""
+
     def read(count, context, sms):
         made = fa(FA2, heads=8).time(((64, 0),), count, context, sms, 100.0)
         new = (64 + count) * (2.0 * 8 * 64 * 2 + 2.0 * 2 * 64 * 4)
@@ -431,9 +437,7 @@ def test_attention_elsewhere_costs_its_wire_and_ten_microseconds_a_layer():
     assert away.local == made.attention(BatchShape(4, 4000), 10).time
     assert away.attention == made.attention(BatchShape(2, 2000), 4)
     assert load.solo == near(away.rest + max(away.local, away.attention.time + away.wire))
-    assert away.time(3.0) == near(
-        away.rest + max(away.local, 3 * away.attention.time + away.wire)
-    )
+    assert away.time(3.0) == near(away.rest + max(away.local, 3 * away.attention.time + away.wire))
     assert (load.dense, load.sms) == (whole.dense, 10)
     everything = Batch("decode", [], [], BatchShape(2, 2000, remote=(2, 2000)), remote_sms=4)
     assert split_launch(made, everything, 10, 0)[1].local == 0.0

@@ -55,7 +55,9 @@ def test_a_client_whose_request_has_ended_is_not_waited_for():
     assert patience.next_ns == NEVER
 
 
-@pytest.mark.parametrize(("timeout", "cancel", "due"), [(50, 20, 20), (20, 50, 20), (50, 0, 50), (0, 50, 50)])
+@pytest.mark.parametrize(
+    ("timeout", "cancel", "due"), [(50, 20, 20), (20, 50, 20), (50, 0, 50), (0, 50, 50)]
+)
 def test_the_earlier_of_two_clocks_runs_out(timeout, cancel, due):
     client = offer(0, 3, 5, 5, timeout_ms=timeout, cancel_after_ms=cancel)
     patience = Patience([client])
@@ -166,8 +168,7 @@ class Free:
 
     def try_schedule(self, request, tokens=None, partition="all", *, layers=None):
         self.asked.append((request.index, tokens, partition, layers))
-        found = self.takes(request)
-        return found
+        return self.takes(request)
 
     def budget(self, partition="all"):
         return self.left
@@ -237,7 +238,7 @@ def test_bullets_new_batch_takes_prompts_until_they_are_bound_by_compute():
 
         def next_prompt(self, waiting, begin, slo, sms):
             begins.append(begin)
-            return None
+            return
 
     policy._prospects, policy._slo = Seen(), None
     half = request(9, 50)
@@ -385,7 +386,9 @@ def test_cells_of_the_guard_are_powers_of_four_from_2k():
     assert _cell(BatchShape(0, 0, ((2049, 0),)), BatchShape(5, 0), 8) == (8192, 2048, 16, 2048, 8)
 
 
-@pytest.mark.parametrize(("asked", "users", "steps"), [(None, None, 100.0), (30.0, 60.0, 30.0), (None, 60.0, 60.0)])
+@pytest.mark.parametrize(
+    ("asked", "users", "steps"), [(None, None, 100.0), (30.0, 60.0, 30.0), (None, 60.0, 60.0)]
+)
 def test_duetserves_tau_is_the_option_else_the_users_else_100_ms(asked, users, steps):
     from nexusbench.partitioners.duetserve import DuetserveOptions
 
@@ -484,9 +487,47 @@ def test_tpot_is_observed_from_the_window_on():
 
 
 def test_bullet_leaves_prefill_its_least_share_where_that_is_enough():
-    made = BulletSplits(belief=Inverse(1.0))
+    belief = SimpleNamespace(predict=lambda shape, sms, neighbour=None: 100.0 / sms)
+    made = BulletSplits(belief=belief)
     state = state_of(made)
     made._pace.late = lambda *asked: True
     state.split = split(30)
     assert made.split(both(), state).sms == (2, 38)
     assert made.mode == "reduce-prefill"
+
+
+def test_a_batch_of_decodes_reads_the_contexts_of_all():
+    engine = build([], make_scheduler("vllm"), setting=Setting(kv_blocks=20))
+    for index, computed in enumerate((5, 10, 3)):
+        decode = request(index, tokens=computed + 1, computed=computed)
+        decode.blocks = engine.kv.pool.take(3)[0]
+        engine.state.decoding.append(decode)
+    engine.context.begin()
+    assert engine.context.schedule_decodes(chosen=engine.state.decoding[:2]) == 2
+    assert engine.context.schedule_decodes() == 1
+    (batch,) = engine.context.plan().batches
+    assert (batch.shape.num_decodes, batch.shape.decode_context) == (3, 18)
+
+
+def test_semi_pd_brings_swapped_requests_back_while_a_prompt_is_computed():
+    flying = request(0, 20)
+    flying.in_flight = True
+    ctx, asked = Free(lambda r: 0, prefilling=[flying]), []
+    ctx.schedule_decodes = lambda *rest, **more: 0
+    ctx.swap_in_all = lambda: asked.append("swapped") or True
+    ctx.plan = lambda: "plan"
+    assert make_scheduler("semi-pd").schedule(ctx) == "plan"
+    assert asked == ["swapped"]
+
+
+def test_adrenalines_first_to_be_ready_is_the_first_to_go():
+    policy, asked = make_scheduler("adrenaline"), []
+    first, second = request(0), request(1)
+    policy._classify = lambda ctx: ([], [first, second])
+    ctx = Free(lambda r: 0, decoding=[first, second], preempted=[first])
+    ctx.schedule_decodes = lambda *rest, **more: 0
+    ctx.is_at = lambda r, name: True
+    ctx.transfer = lambda r, name: asked.append(r.index) or False
+    ctx.plan = lambda: "plan"
+    assert policy.schedule(ctx) == "plan"
+    assert asked == [0]  # there is no room for it, and nothing overtakes
