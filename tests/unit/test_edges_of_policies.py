@@ -14,7 +14,6 @@ from nexusbench.partitioners._latency_window import LatencyWindow
 from nexusbench.partitioners.adrenaline import Adrenaline, AdrenalineOptions
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
-from tests.unit.test_partitioners_semi_pd import Traffic
 
 
 def rows(engine, table):
@@ -28,13 +27,6 @@ def test_fastserve_gives_its_last_token_to_the_next_prompt():
     engine = serve([offer(0, 0, 63, 3), offer(1, 0, 20, 3)], "fastserve")
     first = [row for row in rows(engine, "chunk") if row["step"] == 0]
     assert [(row["request"], row["tokens"]) for row in first] == [(0, 63), (1, 1)]
-
-
-def test_semi_pd_moves_by_single_sms_where_the_device_can():
-    run = Traffic(
-        lambda x: 9000.0, lambda y: 1.0, ttft_ms=1.0, tbt_ms=30.0, step_size=1, max_step=1
-    )
-    assert [run.window() for _ in range(3)] == [51, 52, 53]
 
 
 def test_a_window_with_one_prompt_knows_no_load():
