@@ -246,6 +246,11 @@ def _statement(statement: ast.stmt, function: str, inside: bool, alone: bool) ->
 def _whole(statement: ast.stmt) -> Iterator[tuple[str, Apply]]:
     """Changes of a statement as a whole."""
     match statement:
+        case (
+            ast.Raise(exc=ast.Name(id="NotImplementedError"))
+            | ast.Raise(exc=ast.Call(func=ast.Name(id="NotImplementedError")))
+        ):
+            return  # what a subclass must write is no code of its own
         case ast.Expr(value=ast.Call()) | ast.Raise() | ast.Delete():
             yield "remove", _nothing
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript(), *_]):
