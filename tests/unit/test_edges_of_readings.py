@@ -236,3 +236,14 @@ def test_a_foreign_baseline_differs_in_six_things_at_most(count: int, kin: bool)
     found = match({"a": exact(1, **changes)}, {"b": exact(1)})
     assert found["b"][0] == ("a" if kin else None)
     assert len(found["b"][1]) == (count if kin else 0)
+
+
+def test_a_measured_finding_tells_means_and_calls_chance_no_improvement() -> None:
+    old, new = (8.0, 12.0, 16.0, 10.0, 15.0), (7.9, 11.9, 15.9, 9.9, 14.9)
+    (finding,) = check({"s": measured(*old)}, {"s": measured(*new)}, [parse_rule("x:5%")]).findings
+    assert finding.baseline == pytest.approx(12.2)
+    assert finding.current == pytest.approx(12.1)
+    assert finding.worse == pytest.approx(-0.1)
+    assert finding.p_better is not None
+    assert finding.p_better > 0.3
+    assert not finding.improved

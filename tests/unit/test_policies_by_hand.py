@@ -531,3 +531,27 @@ def test_adrenalines_first_to_be_ready_is_the_first_to_go():
     ctx.plan = lambda: "plan"
     assert policy.schedule(ctx) == "plan"
     assert asked == [0]  # there is no room for it, and nothing overtakes
+
+
+def test_sarathi_takes_no_blocks_for_a_prompt_that_gets_no_tokens():
+    """The first half-done prompt takes the whole chunk: the second waits, nobody is preempted."""
+    first, second = request(0, 90), request(1, 90)
+    ctx = Free(lambda r: 16 if r is first else 0, prefilling=[first, second])
+    ctx.schedule_decodes = lambda *rest, **more: 0
+    ctx.limits = Limits(8, 64, 1024)
+    ctx.plan = lambda: "plan"
+    assert make_scheduler("sarathi:chunk=16").schedule(ctx) == "plan"
+    assert [(index, tokens) for index, tokens, *_ in ctx.asked] == [(0, 16)]
+    assert ctx.log == []
+
+
+def test_a_first_token_is_remembered_until_its_request_decodes():
+    window = LatencyWindow(40)
+    window.close(90.0, 100)
+    mine, other = request(0, 10, tokens=11, computed=10), request(1, 10, tokens=15, computed=14)
+    window.add(Batch("prefill", [], [Chunk(mine, 10, 0)], PREFILL), None, 100)
+    window.add(Batch("decode", [other], [], DECODE), None, 180)
+    window.close(90.0, 180)
+    mine.num_tokens += 2
+    window.add(Batch("decode", [mine], [], DECODE), None, 200)
+    assert window.close(90.0, 200).tpot == 50.0
