@@ -16,6 +16,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
 from nexusbench.costs._profile import write_profile
 from nexusbench.rehearsal import check_run
+from tests.examples import slow
 from tests.sim.profiles import make_profile
 
 Call = Callable[..., Outcome]
@@ -160,7 +161,7 @@ def test_a_sweep_refuses_a_profile_of_something_else_before_its_first_cell(
     assert call("sweep", "s.toml", "--jobs", 1).code == 0
 
 
-@pytest.mark.parametrize("command", ["capacity", "advise"])
+@pytest.mark.parametrize("command", ["capacity", *slow("advise")])
 def test_what_the_refusal_proposes_can_be_done(
     call: Call, trace: Path, profile: Path, command: str
 ) -> None:

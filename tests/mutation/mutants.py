@@ -246,6 +246,11 @@ def _statement(statement: ast.stmt, function: str, inside: bool, alone: bool) ->
 def _whole(statement: ast.stmt) -> Iterator[tuple[str, Apply]]:
     """Changes of a statement as a whole."""
     match statement:
+        case (
+            ast.Raise(exc=ast.Name(id="NotImplementedError"))
+            | ast.Raise(exc=ast.Call(func=ast.Name(id="NotImplementedError")))
+        ):
+            return  # what a subclass must write is no code of its own
         case ast.Expr(value=ast.Call()) | ast.Raise() | ast.Delete():
             yield "remove", _nothing
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript(), *_]):
@@ -301,9 +306,9 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
     """What is inside an expression, less names of types, words and formats."""
     if isinstance(node, ast.JoinedStr):
         return
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id in ("cast", "TypeVar", "isinstance", "getattr", "hasattr"):
-            return
+    named = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if named in ("cast", "TypeVar", "isinstance", "getattr", "hasattr"):
+        return
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.keyword):
             if child.arg not in SILENT_KEYWORDS:

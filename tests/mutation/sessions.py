@@ -255,15 +255,15 @@ def attempt(
 
 
 def control(order: Sequence[str], folder: str, out: Path) -> set[str]:
-    """Those of the tests that fail although nothing is changed."""
+    """Those of the tests, and of whole files of them, that fail although nothing is changed."""
 
     def work(writing: int) -> None:
         recorder = Recorder(bytearray(8))
         files = list(dict.fromkeys(test.split("::")[0] for test in order))
         pytest.main(arguments(files, folder), plugins=[recorder, Ordered(order)])
         failed = [name for name, test in recorder.tests.items() if test["failed"]]
-        missing = [name for name in order if name not in recorder.tests]
-        out.write_text(json.dumps(failed + missing))
+        missing = [name for name in order if "::" in name and name not in recorder.tests]
+        out.write_text(json.dumps([*failed, *missing, *recorder.broken]))
 
     pid, reading = forked(work)
     while os.read(reading, 65536):

@@ -152,6 +152,17 @@ def test_a_size_with_one_context_takes_the_slope_of_the_nearest_in_proportion():
     assert found[8.0][:, 0].tolist() == [10.0, 30.0, 50.0]
 
 
+def test_a_slope_is_that_from_the_first_context_to_the_last():
+    lines = {
+        (8.0, at): np.array([ns])
+        for at, ns in ((0.0, 10.0), (10.0, 11.0), (30.0, 70.0))
+    }  # fmt: skip
+    lines[16.0, 0.0] = np.array([20.0])
+    rows = {8.0: [0.0, 10.0, 30.0], 16.0: [0.0]}
+    found = grids._fill(lines, rows, np.array([0.0, 30.0]))
+    assert found[16.0][:, 0].tolist() == [20.0, 140.0]
+
+
 def test_a_line_is_never_believed_below_a_quarter_of_what_was_measured():
     lines = {(8.0, 10.0): np.array([100.0]), (8.0, 20.0): np.array([190.0])}
     found = grids._fill(lines, {8.0: [10.0, 20.0]}, np.array([0.0, 10.0, 20.0]))
@@ -323,7 +334,7 @@ def test_a_linear_truth_is_found_again():
 
 def test_a_linear_fit_needs_as_many_shapes_as_coefficients_on_two_counts():
     few = [point(s, sms, linear_ns(s, sms)) for s in DECODES[:2] for sms in (4, 8)]
-    with pytest.raises(UsageError, match="at least 3 different batches .* 2 shapes on 2"):
+    with pytest.raises(UsageError, match=r"at least 3 different batches .* 2 shapes on 2"):
         fits.fit_phase(few, decode_amounts, 3, 32, "decode", "batches")
     one = [point(s, 8, linear_ns(s, 8)) for s in DECODES]
     with pytest.raises(UsageError, match="9 shapes on 1"):

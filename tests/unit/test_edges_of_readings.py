@@ -21,7 +21,7 @@ from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.convert import convert
 from nexusbench.workloads.forest import Prefixes
 from nexusbench.workloads.source import read_source
-from nexusbench.workloads.statistics import histogram
+from nexusbench.workloads.statistics import _arrivals, histogram
 from nexusbench.workloads.trace import conversation_ids, load_trace, prefix_ids
 from tests.gates.made_up import exact, measured
 
@@ -153,6 +153,16 @@ def test_a_prompt_is_clipped_to_one_token_and_not_to_none() -> None:
     assert "3 of 4 requests exceed it" in clipped.notes[-1]
 
 
+def test_facts_of_arrivals() -> None:
+    second = 1_000_000_000
+    found = _arrivals([0, 0, 0, second, 4 * second, 4 * second])
+    assert (found["n"], found["span_s"], found["rate"], found["tied"]) == (6, 4.0, 1.25, 3)
+    gaps = np.array([0.0, 0.0, 1.0, 3.0, 0.0])
+    assert found["gap_cv"] == pytest.approx(gaps.std() / gaps.mean())
+    assert _arrivals([5])["rate"] is None
+    assert _arrivals([5, 5])["gap_cv"] is None
+
+
 def test_bins_that_double() -> None:
     assert histogram([1, 2, 3, 4, 5, 8, 9, 16]) == [
         (1, 1, 1), (2, 2, 1), (3, 4, 2), (5, 8, 2), (9, 16, 2),
@@ -226,3 +236,14 @@ def test_a_foreign_baseline_differs_in_six_things_at_most(count: int, kin: bool)
     found = match({"a": exact(1, **changes)}, {"b": exact(1)})
     assert found["b"][0] == ("a" if kin else None)
     assert len(found["b"][1]) == (count if kin else 0)
+
+
+def test_a_measured_finding_tells_means_and_calls_chance_no_improvement() -> None:
+    old, new = (8.0, 12.0, 16.0, 10.0, 15.0), (7.9, 11.9, 15.9, 9.9, 14.9)
+    (finding,) = check({"s": measured(*old)}, {"s": measured(*new)}, [parse_rule("x:5%")]).findings
+    assert finding.baseline == pytest.approx(12.2)
+    assert finding.current == pytest.approx(12.1)
+    assert finding.worse == pytest.approx(-0.1)
+    assert finding.p_better is not None
+    assert finding.p_better > 0.3
+    assert not finding.improved

@@ -153,6 +153,7 @@ def test_a_session_ends_with_a_turn_that_does_not_finish() -> None:
         assert found[orphan][1:] == (ORPHANED, found[parent][2])
         # It counts as offered, at the moment when its session ended.
         assert arrivals(engine)[orphan] == found[parent][2]
+        assert engine.requests[orphan].arrival_ns == found[parent][2]
 
 
 def test_closed_loop_keeps_its_users_busy() -> None:

@@ -69,6 +69,8 @@ def test_it_changes(text, kind, after):
         "def __repr__(self):\n    return 3",
         "if TYPE_CHECKING:\n    x = 3",
         "x = zip(a, strict=True)",
+        "def f():\n    raise NotImplementedError",
+        "def f():\n    raise NotImplementedError('fit')",
     ],
 )
 def test_it_leaves_alone(text):

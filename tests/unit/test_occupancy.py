@@ -37,7 +37,7 @@ def test_queue_counts_what_the_log_says(events: RunEvents) -> None:
     assert np.all(np.diff(queue.times) > 0)
     tables = events.tables
     assert len(tables["preempted"]["time"]), "without preemptions this tests little"
-    for time in queue.times[:: max(1, len(queue.times) // 200)].tolist():
+    for time in queue.times[:: max(1, len(queue.times) // 60)].tolist():
         waiting = running = 0
         for request in range(events.num_requests):
 

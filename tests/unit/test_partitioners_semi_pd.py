@@ -134,6 +134,11 @@ def test_at_most_max_step_steps_a_window_and_never_past_the_last_split():
     assert [run.window() for _ in range(6)] == [60, 70, 80, 90, 98, 98]
 
 
+def test_it_moves_by_single_sms_where_the_device_can():
+    run = Traffic(lambda x: 9000.0, lambda y: 1.0, ttft_ms=1.0, step_size=1, max_step=1)
+    assert [run.window() for _ in range(3)] == [51, 52, 53]
+
+
 def test_it_takes_the_smallest_step_that_its_model_finds_enough():
     """TPOT = 1000 / y: 20 ms at 50 %, and 16 ms needs 62.5 %: three steps of 5 %."""
     run = Traffic(lambda x: 1.0, lambda y: 1000.0 / y, ttft_ms=300.0, tbt_ms=16.0)

@@ -218,6 +218,8 @@ def test_wider_heads_take_fewer_keys_at_a_time_on_flashattention_2(dim, keys):
     block = 4.0 * 64 * keys * dim / 1000 + 500 * 64 * keys / 16384
     found = fa(FA2, dim=dim).time(((64, keys - 64),), 0, 0, 10, 1e9)
     assert found.time == pytest.approx(6000 + 1000 + block, rel=1e-3)
+    more = fa(FA2, dim=dim).time(((64, keys - 63),), 0, 0, 10, 1e9)
+    assert more.time == pytest.approx(6000 + 1000 + 2 * block, rel=1e-3)
 
 
 def test_thread_blocks_without_rows_cost_a_little_on_flashattention_2():

@@ -168,8 +168,7 @@ class Free:
 
     def try_schedule(self, request, tokens=None, partition="all", *, layers=None):
         self.asked.append((request.index, tokens, partition, layers))
-        found = self.takes(request)
-        return found
+        return self.takes(request)
 
     def budget(self, partition="all"):
         return self.left
@@ -488,9 +487,71 @@ def test_tpot_is_observed_from_the_window_on():
 
 
 def test_bullet_leaves_prefill_its_least_share_where_that_is_enough():
-    made = BulletSplits(belief=Inverse(1.0))
+    belief = SimpleNamespace(predict=lambda shape, sms, neighbour=None: 100.0 / sms)
+    made = BulletSplits(belief=belief)
     state = state_of(made)
     made._pace.late = lambda *asked: True
     state.split = split(30)
     assert made.split(both(), state).sms == (2, 38)
     assert made.mode == "reduce-prefill"
+
+
+def test_a_batch_of_decodes_reads_the_contexts_of_all():
+    engine = build([], make_scheduler("vllm"), setting=Setting(kv_blocks=20))
+    for index, computed in enumerate((5, 10, 3)):
+        decode = request(index, tokens=computed + 1, computed=computed)
+        decode.blocks = engine.kv.pool.take(3)[0]
+        engine.state.decoding.append(decode)
+    engine.context.begin()
+    assert engine.context.schedule_decodes(chosen=engine.state.decoding[:2]) == 2
+    assert engine.context.schedule_decodes() == 1
+    (batch,) = engine.context.plan().batches
+    assert (batch.shape.num_decodes, batch.shape.decode_context) == (3, 18)
+
+
+def test_semi_pd_brings_swapped_requests_back_while_a_prompt_is_computed():
+    flying = request(0, 20)
+    flying.in_flight = True
+    ctx, asked = Free(lambda r: 0, prefilling=[flying]), []
+    ctx.schedule_decodes = lambda *rest, **more: 0
+    ctx.swap_in_all = lambda: asked.append("swapped") or True
+    ctx.plan = lambda: "plan"
+    assert make_scheduler("semi-pd").schedule(ctx) == "plan"
+    assert asked == ["swapped"]
+
+
+def test_adrenalines_first_to_be_ready_is_the_first_to_go():
+    policy, asked = make_scheduler("adrenaline"), []
+    first, second = request(0), request(1)
+    policy._classify = lambda ctx: ([], [first, second])
+    ctx = Free(lambda r: 0, decoding=[first, second], preempted=[first])
+    ctx.schedule_decodes = lambda *rest, **more: 0
+    ctx.is_at = lambda r, name: True
+    ctx.transfer = lambda r, name: asked.append(r.index) or False
+    ctx.plan = lambda: "plan"
+    assert policy.schedule(ctx) == "plan"
+    assert asked == [0]  # there is no room for it, and nothing overtakes
+
+
+def test_sarathi_takes_no_blocks_for_a_prompt_that_gets_no_tokens():
+    """The first half-done prompt takes the whole chunk: the second waits, nobody is preempted."""
+    first, second = request(0, 90), request(1, 90)
+    ctx = Free(lambda r: 16 if r is first else 0, prefilling=[first, second])
+    ctx.schedule_decodes = lambda *rest, **more: 0
+    ctx.limits = Limits(8, 64, 1024)
+    ctx.plan = lambda: "plan"
+    assert make_scheduler("sarathi:chunk=16").schedule(ctx) == "plan"
+    assert [(index, tokens) for index, tokens, *_ in ctx.asked] == [(0, 16)]
+    assert ctx.log == []
+
+
+def test_a_first_token_is_remembered_until_its_request_decodes():
+    window = LatencyWindow(40)
+    window.close(90.0, 100)
+    mine, other = request(0, 10, tokens=11, computed=10), request(1, 10, tokens=15, computed=14)
+    window.add(Batch("prefill", [], [Chunk(mine, 10, 0)], PREFILL), None, 100)
+    window.add(Batch("decode", [other], [], DECODE), None, 180)
+    window.close(90.0, 180)
+    mine.num_tokens += 2
+    window.add(Batch("decode", [mine], [], DECODE), None, 200)
+    assert window.close(90.0, 200).tpot == 50.0
