@@ -175,7 +175,6 @@ VARIABLES = tuple(
         ("LC_ALL", ("C", "nothing.UTF-8")),
         ("LANG", ("C",)),
         ("NO_COLOR", ("1",)),
-        ("FORCE_COLOR", ("1",)),
         ("HOME", ("/nothing", "")),
         ("TMPDIR", ("/nothing",)),
         ("CUDA_VISIBLE_DEVICES", ("x", "-1", "99")),
