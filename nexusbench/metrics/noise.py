@@ -28,6 +28,8 @@ NOISY: Mapping[str, tuple[str, ...]] = {
     "e2e": ("mean", "p99"),
     "ttft_long_prompts": ("mean",),
 }
+# The same of rates, of which every run has one.
+NOISY_RATES = ("output_throughput", "attainment")
 # Of more values an even selection is looked at: it is about the size of the noise only.
 _MOST = 1 << 18
 
@@ -76,9 +78,9 @@ def _percentile(values: npt.NDArray[Any], name: str) -> float:
 
 
 def rates_left_out(run: RunEvents) -> LeftOut:
-    """The same of output throughput (blocks of the window) and SLO attainment."""
+    """The same of NOISY_RATES: throughput by blocks of the window, attainment by requests."""
     count = min(BLOCKS, int(run.measured.sum()))
-    found: LeftOut = {}
+    found: LeftOut = {tag: {} for tag in NOISY_RATES}
     if count < 2:
         return found
     if run.makespan:
@@ -109,6 +111,16 @@ def _tokens_by_block(run: RunEvents, count: int) -> FloatArray:
     until[-1] = number.sum()
     made: FloatArray = np.diff(until)
     return made
+
+
+def is_whole(stored: Mapping[str, Mapping[str, object]]) -> bool:
+    """Whether values without each block are there for every statistic that has noise: all of a
+    metric's or, where a run had too little for it, none.
+    """
+    names = {**NOISY, **dict.fromkeys(NOISY_RATES, ("value",))}
+    return stored.keys() == names.keys() and all(
+        not values or values.keys() == set(names[tag]) for tag, values in stored.items()
+    )
 
 
 def half_interval(one: Sequence[float], other: Sequence[float] | None = None) -> float | None:

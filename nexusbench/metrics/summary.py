@@ -13,7 +13,7 @@ from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.base import Distribution, Metric, Scalar, find_metrics, load_metrics
-from nexusbench.metrics.noise import left_out, rates_left_out
+from nexusbench.metrics.noise import NOISY, is_whole, left_out, rates_left_out
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.splits import split_shares
 from nexusbench.metrics.tokens import MANY
@@ -47,7 +47,7 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
         found = find_metrics()
         metrics, failed = found.metrics, dict(found.broken)
     warmup = int((run.offered & ~run.measured).sum())
-    noise: dict[str, dict[str, list[float]]] = {}
+    noise: dict[str, dict[str, list[float]]] = {tag: {} for tag in NOISY}
     entries = {tag: _entry(metric, run, noise, failed) for tag, metric in metrics.items()}
     summary = {
         "schema": SUMMARY_SCHEMA,
@@ -111,8 +111,8 @@ def _values(
             )
         if values.dtype.kind != "f":
             values = values.astype(np.float64)
-        if without := left_out(run, metric.tag, values):
-            noise[metric.tag] = without
+        if metric.tag in noise:
+            noise[metric.tag] = left_out(run, metric.tag, values)
         return describe(values, metric.tag)
     assert isinstance(metric, Scalar)
     value: Any = metric.value(run)
@@ -177,6 +177,7 @@ def usable_summary(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     tags = checked.metrics.keys()
     whole = checked.formulas.keys() == tags and load_metrics().keys() <= tags
+    whole = whole and is_whole(checked.left_out)
     return dict(stored) if stored is not None and whole else None
 
 

@@ -17,7 +17,7 @@ import msgspec
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S, ceil_div
 from nexusbench.workloads.base import TokenIds, Trace, TraceRequest
-from nexusbench.workloads.checks import MAX_SPAN_NS
+from nexusbench.workloads.ranges import check_number, check_span, check_window
 from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
@@ -26,9 +26,6 @@ __all__ = [
     "bounds", "burstiness", "closed_loop", "fit_context", "limit", "parse_window",
     "quantize_arrivals", "rate", "speed", "spread_ties", "window",
 ]  # fmt: skip
-
-# A century. Times of a run are 63-bit nanoseconds (292 years), and it ends after its last arrival.
-LONGEST_S = 3_155_760_000
 
 Ties = Literal["none", "uniform"]
 ContextPolicy = Literal["reject", "skip", "clip", "error"]
@@ -39,12 +36,12 @@ def speed(trace: Trace, factor: float) -> Trace:
 
     Timeouts stay as they are. Raises UsageError.
     """
-    _check_number("speed", factor)
+    check_number("speed", factor)
     _check_open(trace, "speed")
     times = [request.arrival_ns / factor for request in _timed(trace)]
     note = f"replayed {factor:g} times as fast"
     longest = max([request.think_ns for request in trace.requests], default=0) / factor
-    _check_span(max(*times, longest), note)
+    check_span(max(*times, longest), note)
     moved = _moved(trace, map(round, times), note)
     for request in moved.requests:
         request.think_ns = round(request.think_ns / factor)
@@ -57,7 +54,7 @@ def rate(trace: Trace, req_per_s: float) -> Trace:
     The mean rate is (n - 1) / span, the inverse of the mean gap between arrivals: the last request
     opens no gap of its own. Raises UsageError if there is no gap to stretch.
     """
-    _check_number("rate", req_per_s)
+    check_number("rate", req_per_s)
     _check_open(trace, "rate")
     timed = _timed(trace)
     span = timed[-1].arrival_ns
@@ -71,7 +68,7 @@ def rate(trace: Trace, req_per_s: float) -> Trace:
     times = [request.arrival_ns / factor for request in timed]
     what = "requests/s" if len(timed) == len(trace.requests) else "first turns/s"
     note = f"rescaled from {have:.3g} to {req_per_s:g} {what} (mean, (n-1)/span)"
-    _check_span(times[-1], note)
+    check_span(times[-1], note)
     return _moved(trace, map(round, times), note)
 
 
@@ -82,8 +79,8 @@ def burstiness(trace: Trace, req_per_s: float, shape: float, seed: int) -> Trace
     1/rate; 1 is Poisson, less is burstier (coefficient of variation 1/sqrt(shape)). The rate holds
     on average, not for each draw. Raises UsageError for a rate or shape that is not positive.
     """
-    _check_number("rate", req_per_s)
-    _check_number("burstiness", shape, 1e-4, 1e6)
+    check_number("rate", req_per_s)
+    check_number("burstiness", shape, 1e-4, 1e6)
     _check_open(trace, "burstiness")
     count = len(_timed(trace)) - 1
     gaps = stream(seed, "burstiness").gamma(shape, 1 / (req_per_s * shape), count)
@@ -94,7 +91,7 @@ def burstiness(trace: Trace, req_per_s: float, shape: float, seed: int) -> Trace
         times.append(now * NS_PER_S)
     kind = "Poisson" if shape == 1 else f"gamma (shape {shape:g})"
     note = f"arrivals redrawn: {kind}, {req_per_s:g} requests/s, seed {seed}"
-    _check_span(now * NS_PER_S, note)
+    check_span(now * NS_PER_S, note)
     return _moved(trace, map(round, times), note)
 
 
@@ -121,7 +118,7 @@ def parse_window(text: str) -> tuple[float, float | None]:
         start, end = 0.0, None
     if not colon:
         raise UsageError(f"window '{text}' is not START:END. Write seconds, as in 60:120 or 60:")
-    _check_window(start, end)
+    check_window(start, end)
     return start, end
 
 
@@ -131,7 +128,7 @@ def window(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
     ``end_s`` None is the end of the trace. Turns that follow others come with the first of their
     session. Raises UsageError if none do.
     """
-    _check_window(start_s, end_s)
+    check_window(start_s, end_s)
     _check_open(trace, "window")
     low = start_s * NS_PER_S
     high = math.inf if end_s is None else end_s * NS_PER_S
@@ -192,14 +189,14 @@ def quantize_arrivals(trace: Trace, seconds: float) -> Trace:
     llm-bench, which made the workloads of the Nexus paper, rounds up to whole seconds by default:
     the requests of a second arrive together at its end. Raises UsageError unless positive.
     """
-    _check_number("quantize-arrivals", seconds)
+    check_number("quantize-arrivals", seconds)
     _check_open(trace, "quantize-arrivals")
     tick = max(1, round(seconds * NS_PER_S))
     timed = _timed(trace)
     arrivals = [ceil_div(request.arrival_ns, tick) * tick for request in timed]
     moments = len(set(arrivals))
     note = f"arrivals rounded up to {seconds:g} s: {len(timed):,} requests at {moments:,} moments"
-    _check_span(arrivals[-1], note)
+    check_span(arrivals[-1], note)
     return _moved(trace, arrivals, note)
 
 
@@ -367,11 +364,6 @@ def _moved(trace: Trace, arrivals: Iterable[int], note: str) -> Trace:
         requests.append(_with(request, arrival_ns=last))
         if request.session:
             begun[request.session] = last
-    if last > MAX_SPAN_NS:
-        raise UsageError(
-            f"{note}: the last request would arrive more than 146 years after the first. "
-            "Choose a number that is less extreme"
-        )
     return _noted(trace, requests, f"{note}; now {span_text(last)}")
 
 
@@ -389,28 +381,3 @@ def _groups(requests: list[TraceRequest]) -> list[list[TraceRequest]]:
         else:
             groups.append([request])
     return groups
-
-
-def _check_number(name: str, value: float, least: float = 1e-9, most: float = 1e15) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{name} {value:g} is impossible. Choose a number above 0")
-    if not least <= value <= most:
-        raise UsageError(f"{name} {value:g} is too extreme. Choose {least:g} to {most:g}")
-
-
-def _check_span(last_ns: float, note: str) -> None:
-    """Refuse arrivals (and times to think) that no run can reach."""
-    if not last_ns <= LONGEST_S * NS_PER_S:
-        raise UsageError(
-            f"{note}: it would last {last_ns / NS_PER_S / 31_557_600:.3g} years, more than the 100 "
-            "that can be served. Choose a faster one"
-        )
-
-
-def _check_window(start: float, end: float | None) -> None:
-    high = math.inf if end is None else end
-    if not (math.isfinite(start) and start >= 0 and high > start):
-        raise UsageError(
-            f"window {start:g}:{'' if end is None else f'{end:g}'} is empty or starts before 0. "
-            "Choose 0 <= START < END, in seconds"
-        )

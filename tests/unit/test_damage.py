@@ -14,11 +14,10 @@ import pytest
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import EventLog
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.results.manifest import new_manifest
 from nexusbench.results.reader import RunReader
 from nexusbench.results.store import RunWriter
+from tests.unit.manifests import manifest
 
-RESOLVED = {"num_sms": 8, "kv_blocks": 100, "block_size": 16}
 REQUESTS: dict[str, list[Any]] = {
     "request": [0, 1], "id": ["a", "b"], "tenant": ["", ""], "arrival": [0, 5],
     "prompt_tokens": [10, 20], "output_tokens": [2, 2], "max_tokens": [2, 4],
@@ -36,11 +35,7 @@ def fill(log: EventLog, first: int) -> None:
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     """A complete run of two parts, with the digest of its log."""
-    manifest = new_manifest(
-        "run", "2026-01-01T00:00:00Z", simulated=True, config={}, resolved=RESOLVED,
-        partitions=["all"],
-    )  # fmt: skip
-    writer, log = RunWriter(tmp_path, manifest, REQUESTS), EventLog()
+    writer, log = RunWriter(tmp_path, manifest(), REQUESTS), EventLog()
     for request in (0, 1):
         log.tables["arrived"].row(request, 5 * request, 10, 2)
     fill(log, 0)
@@ -152,7 +147,7 @@ def test_a_row_without_a_value_is_named(stored: Path) -> None:
 @pytest.mark.parametrize("rows", [{"nonsense": 1}, {"token": -1}])
 def test_parts_that_cannot_be_are_named(stored: Path, rows: dict[str, int]) -> None:
     rewrite(stored, parts=[rows])
-    with pytest.raises(InputError, match=r"manifest\.json: field 'parts'"):
+    with pytest.raises(InputError, match=r"manifest\.json: field 'parts"):
         RunReader(stored)
 
 

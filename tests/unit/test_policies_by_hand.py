@@ -157,6 +157,7 @@ class Free:
         self.num_layers, self.now, self.num_running = 8, 0, 0
         self.prefilling, self.decoding, self.waiting = [], [], SimpleNamespace(head=None)
         self.preempted = []
+        self.blocks_coming = 0
         self.left = 100
         self.__dict__.update(more)
 

@@ -19,10 +19,10 @@ from nexusbench.core.errors import Interrupted, NexusbenchError, Terminated
 from nexusbench.core.events import EventLog
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.recorder import STOPPING, Saver, StopFlag, stop_flag
-from nexusbench.results.manifest import new_manifest
 from nexusbench.results.reader import RunReader, list_runs
 from nexusbench.results.store import RunWriter
 from tests.cli.commandline import write_trace
+from tests.unit.manifests import manifest
 
 REQUESTS: dict[str, list[Any]] = {
     "request": [0], "id": ["a"], "tenant": [""], "arrival": [0], "prompt_tokens": [10],
@@ -38,10 +38,7 @@ def steps(log: EventLog, first: int, count: int) -> None:
 
 
 def new_writer(root: Path) -> RunWriter:
-    resolved = {"num_sms": 8, "kv_blocks": 100, "block_size": 16}
-    made = new_manifest("run", "2026-01-01T00:00:00Z", simulated=False, config={},
-                        resolved=resolved, partitions=["all"])  # fmt: skip
-    return RunWriter(root, made, REQUESTS)
+    return RunWriter(root, manifest(simulated=False), REQUESTS)
 
 
 def read(writer: RunWriter) -> RunEvents:

@@ -16,43 +16,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from nexusbench.config import RunConfig
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.events import SCHEMA, EventLog
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.metrics.run_events import Facts, RunEvents
 from nexusbench.metrics.summary import summarise
-from nexusbench.models.config import load_model
 from nexusbench.results import store
-from nexusbench.results.manifest import SCHEMA_VERSION, Manifest, git_state, new_manifest
+from nexusbench.results.manifest import SCHEMA_VERSION, git_state
 from nexusbench.results.reader import RunReader, list_runs
 from nexusbench.results.store import RunWriter
 from tests.examples import slow
+from tests.unit.manifests import RESOLVED, manifest
 
-ASKED = {**msgspec.to_builtins(RunConfig(trace="t.jsonl")), "seed": 1}
-RESOLVED = {
-    "device": "sim:l20", "num_sms": 8, "kv_blocks": 100, "block_size": 16, "slo": {"ttft": 5.0},
-    "gpu": msgspec.to_builtins(load_gpu("l20")), "environment": {}, "work": None,
-    "model": msgspec.to_builtins(load_model("llama-3.1-8b")), "random_weights": False,
-    "kernel_table": None, "made_of_profile": None, "scheduler": "vllm", "scheduler_options": {},
-    "partitioner": "whole", "partitioner_options": {}, "belief": None, "machine": {}, "seed": 1,
-    "limits": {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 512},
-    "trace": {"name": "t", "sha256": "0" * 64, "requests": 2, "notes": [], "concurrency": 0,
-              "following": 0},
-    "warmup_ns": 0, "gpus": 1, "pools": ["gpu"], "homes": [0], "price_per_hour": None,
-    "watts": None,
-}  # fmt: skip
 REQUESTS = {
     "request": [0, 1], "id": ["a", "b"], "tenant": ["", "x"], "arrival": [0, 5],
     "prompt_tokens": [10, 20], "output_tokens": [2, 2], "max_tokens": [2, 4],
 }  # fmt: skip
-
-
-def manifest(**changes: Any) -> Manifest:
-    given: dict[str, Any] = {
-        "simulated": True, "config": ASKED, "resolved": RESOLVED, "partitions": ["all"],
-    }  # fmt: skip
-    return new_manifest("run", "2026-01-01T00:00:00Z", **{**given, **changes})
 
 
 def serve(log: EventLog, first: int, count: int) -> None:

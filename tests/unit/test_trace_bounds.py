@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nexusbench.cli._tracing import convert_file, make_file
-from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.experiments.keys import file_sha256
 from nexusbench.workloads import convert as converting
 from nexusbench.workloads import source
@@ -153,18 +153,14 @@ def test_a_failed_conversion_leaves_what_was_there(
     with pytest.raises(InputError):
         convert_file(broken, target, "native")
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:5])
+    def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    def stopped(self: Path, content: bytes) -> int:
-        full_until = self.open("wb")
-        full_until.close()
+    def stopped(self: Path, target: Path) -> Path:
         raise KeyboardInterrupt
 
-    for failing, error in ((full, UsageError), (stopped, KeyboardInterrupt)):
-        monkeypatch.setattr(Path, "write_bytes", failing)
+    for failing, error in ((full, NexusbenchError), (stopped, KeyboardInterrupt)):
+        monkeypatch.setattr(Path, "replace", failing)
         with pytest.raises(error):
             convert_file(good, target, "native")
         monkeypatch.undo()

@@ -26,7 +26,7 @@ def test_numbers_at_which_arithmetic_breaks_are_refused_by_name(value: float) ->
 
 def test_what_would_take_centuries_or_more_than_a_table_holds_is_refused() -> None:
     trace = Trace("t", [TraceRequest(str(i), i * 10**16, 10, 3) for i in range(5)])
-    with pytest.raises(UsageError, match=r"replayed 1e-09 times as fast.*146 years"):
+    with pytest.raises(UsageError, match=r"replayed 1e-09 times as fast.*more than the 100"):
         transform.speed(trace, 1e-9)
     with pytest.raises(UsageError, match="concurrency 2147483648 is too extreme"):
         transform.closed_loop(trace, 2**31)
