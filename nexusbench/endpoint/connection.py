@@ -172,9 +172,7 @@ class Connection:
             raise Endless(f"an answer without an end, longer than {self.most_bytes:,} bytes")
         if self._encoding:
             status = "" if self.status in (0, _OK) else f"HTTP {self.status}: "
-            raise StreamError(
-                f"{status}a packed answer, which was not asked for: {self._encoding}"
-            )
+            raise StreamError(f"{status}a packed answer, which was not asked for: {self._encoding}")
         body = b"".join(self._pieces)
         self._pieces.clear()
         return body
