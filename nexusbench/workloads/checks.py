@@ -1,4 +1,4 @@
-"""What every reader's requests must be, whoever wrote the reader: checked once, for all formats."""
+"""What the requests of every reader must be, a plug-in's too: checked once, for all formats."""
 
 from __future__ import annotations
 
