@@ -14,7 +14,7 @@ from nexusbench.workloads.base import Trace
 
 DEFAULT_SWAP_GIB = 4.0
 # Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
-MOST_BLOCKS = 1 << 23
+MOST_BLOCKS = 10**9
 
 
 def swap_gib(config: RunConfig, policy: Scheduler | None, kind: str) -> float:

@@ -61,7 +61,7 @@ class Outlet:
 
 
 class _Passage:
-    """The same stream for who writes nothing unasked."""
+    """The same stream for code that writes only what it was asked for."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet

@@ -144,6 +144,6 @@ class Held:
 
 
 def _extend(table: Table, *columns: npt.NDArray[Any]) -> None:
-    """Append many rows at once: who does must leave the interpreter to the thread that sends."""
+    """Append many rows at once: the caller must leave the interpreter to the thread that sends."""
     for column, values in zip(table.columns.values(), columns, strict=True):
         column.frombytes(values.astype(f"i{column.itemsize}").tobytes())

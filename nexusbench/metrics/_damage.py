@@ -25,7 +25,7 @@ _CHANGED = "The file was changed after the run: restore it, or run again"
 _ORDERED = (
     "admitted", "kv_blocked", "submitted", "step_done", "repartitioned", "preempted", "ended",
 )  # fmt: skip
-# Of columns that may be -1: unknown to who wrote the log.
+# Of columns that may be -1: unknown to the writer of the log.
 _UNKNOWN = ("predicted", "solo", "cached_tokens")
 _ONCE = ("arrived", "ended")
 
@@ -47,7 +47,7 @@ def check_indices(table: str, request: npt.NDArray[Any], count: int, row: int = 
 
 
 class Misfit(InputError):
-    """A row that cannot be, by table and row; who knows its file says it."""
+    """A row that cannot be, by table and row; the reader of the file adds its name."""
 
     def __init__(
         self, table: str, row: int, column: str, problem: str, file: Path | None = None

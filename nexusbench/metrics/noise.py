@@ -43,18 +43,19 @@ def blocks_of(count: int, size: int) -> npt.NDArray[np.int64]:
 
 
 def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, list[float]]:
-    """Statistic -> its value without each of the blocks; empty where there are fewer than two.
+    """Statistic -> its value without each of the blocks; none where there are fewer than two.
 
     ``values`` are the metric's, in the metric's own order.
     """
-    if tag not in NOISY or len(values) < 2:
-        return {}
+    found: dict[str, list[float]] = {name: [] for name in NOISY[tag]}
+    if len(values) < 2:
+        return found
     # The same requests make a block in every run of the trace, whichever of them were answered.
     asked = run.measured & longest_prompts(run) if tag == "ttft_long_prompts" else run.measured
     size = int(asked.sum())
     count = min(BLOCKS, size)
     if count < 2:
-        return {}
+        return found
     step = len(values) // _MOST + 1
     values = values[::step]
     if tag == "tbt":  # in order of time; of very many, the request of each would take much memory
@@ -62,11 +63,10 @@ def left_out(run: RunEvents, tag: str, values: npt.NDArray[Any]) -> dict[str, li
     else:
         answered = run.finished if tag == "e2e" else run.answered
         blocks = ((np.cumsum(asked) - 1) * count // size)[asked & answered][::step]
-    found: dict[str, list[float]] = {name: [] for name in NOISY[tag]}
     for block in range(count):
         rest = values[blocks != block]
         if not len(rest):
-            return {}
+            return {name: [] for name in found}
         for name, series in found.items():
             value = rest.mean(dtype=np.float64) if name == "mean" else _percentile(rest, name)
             series.append(float(value))
@@ -80,7 +80,7 @@ def _percentile(values: npt.NDArray[Any], name: str) -> float:
 def rates_left_out(run: RunEvents) -> LeftOut:
     """The same of NOISY_RATES: throughput by blocks of the window, attainment by requests."""
     count = min(BLOCKS, int(run.measured.sum()))
-    found: LeftOut = {tag: {} for tag in NOISY_RATES}
+    found: LeftOut = {tag: {"value": []} for tag in NOISY_RATES}
     if count < 2:
         return found
     if run.makespan:
@@ -114,12 +114,10 @@ def _tokens_by_block(run: RunEvents, count: int) -> FloatArray:
 
 
 def is_whole(stored: Mapping[str, Mapping[str, object]]) -> bool:
-    """Whether values without each block are there for every statistic that has noise: all of a
-    metric's or, where a run had too little for it, none.
-    """
+    """Whether every statistic that has noise has its values without each block, if any."""
     names = {**NOISY, **dict.fromkeys(NOISY_RATES, ("value",))}
     return stored.keys() == names.keys() and all(
-        not values or values.keys() == set(names[tag]) for tag, values in stored.items()
+        values.keys() == set(names[tag]) for tag, values in stored.items()
     )
 
 

@@ -47,7 +47,9 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
         found = find_metrics()
         metrics, failed = found.metrics, dict(found.broken)
     warmup = int((run.offered & ~run.measured).sum())
-    noise: dict[str, dict[str, list[float]]] = {tag: {} for tag in NOISY}
+    noise: dict[str, dict[str, list[float]]] = {
+        tag: {name: [] for name in names} for tag, names in NOISY.items()
+    }
     entries = {tag: _entry(metric, run, noise, failed) for tag, metric in metrics.items()}
     summary = {
         "schema": SUMMARY_SCHEMA,

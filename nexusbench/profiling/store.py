@@ -99,7 +99,7 @@ class PointStore:
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """A point that could not be written whole is cut off by who comes next."""
+        """A point that could not be written whole is cut off by the next writer."""
         try:
             yield
         except OSError as error:

@@ -148,6 +148,7 @@ class ResolvedOfEngine(_Run, kw_only=True):
     pools: Annotated[list[str], msgspec.Meta(min_length=1)]
     homes: list[Count]
     belief: BeliefFacts | None
+    caveats: list[str] = []  # of runs that are older than caveats, none
     decision_us: dict[str, Amount] = {}
     host_gaps: dict[str, Gap] = {}
 

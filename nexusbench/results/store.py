@@ -104,7 +104,7 @@ class RunWriter:
         """Store the rows that ``log`` holds, commit them, and drain the log.
 
         ``splits`` replaces the manifest's split table if given. ``tail`` holds rows that may yet
-        change their place: stored for whoever reads the run meanwhile, and withdrawn by the next
+        change their place: stored for readers of the running run, and withdrawn by the next
         flush. Raises NexusbenchError naming the file if it cannot be written; what was committed
         before stays readable and the log keeps its rows.
         """

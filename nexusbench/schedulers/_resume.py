@@ -43,7 +43,7 @@ def proceed(
     *,
     layers: tuple[int, int] | None = None,
 ) -> int:
-    """Give a partial prefill its next chunk, in policies in which nobody overtakes.
+    """Give a partial prefill its next chunk, in policies that admit strictly in order.
 
     It waits while others hold the blocks that it lacks, for decodes end by themselves. Only where
     the engine would stand still, the partial prefill that joined last on its GPU gives up its own.

@@ -46,10 +46,10 @@ class Fastserve(Scheduler):
     Deviations: for invariant I10 the starved are looked for ten times as often as in FastServe's
     code, whose 1,000 iterations of 40 ms are 40 s for a limit of 3 s, and they keep their quantum:
     with 10 ms a promoted request runs once and is where it was (``check_every=1000,promoted=reset``
-    is the code's way, and starves under overload; who lost its KV keeps it then, too); prompts and
-    decodes share a batch; a prompt over the budget is chunked; no lowest level; the first
-    iteration's time is asked of the run's belief (with what the prefix cache holds), not of a
-    profile; without host memory, or when it is full, who is preempted recomputes.
+    is the code's way, and starves under overload; a request that lost its KV keeps it then, too);
+    prompts and decodes share a batch; a prompt over the budget is chunked; no lowest level; the
+    first iteration's time is asked of the run's belief (with what the prefix cache holds), not of a
+    profile; without host memory, or when it is full, preempted requests recompute.
     """
 
     Options: ClassVar[type[SchedulerOptions]] = FastserveOptions

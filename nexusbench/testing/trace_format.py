@@ -83,5 +83,7 @@ def _check_refusal(file: Path, content: bytes, name: str) -> None:
     except InputError as error:
         if file.name not in str(error):
             raise ConformanceError("contract", f"does not name the file: {error}") from None
+        if f"the reader of format '{name}'" in error.problem:
+            raise ConformanceError("contract", error.problem) from None
     except UsageError as error:
         raise ConformanceError("contract", f"is no InputError: {error}") from None

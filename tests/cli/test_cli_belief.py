@@ -88,7 +88,7 @@ WRONG = {
         ("--device", "sim:h100"),
         "does not fit the run: it is of sim:l20",
     ),
-    "broken": ((), "p/profile.json:1: is not JSON"),
+    "broken": ((), "p/profile.json: not a profile: not valid JSON"),
 }
 
 
@@ -132,7 +132,7 @@ def test_a_real_device_stays_closed_while_profiles_are_checked(profile: Path) ->
     with pytest.raises(InputError, match="is of the model qwen"):
         check_run(config)
     (profile / "profile.json").write_text("{")
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         check_run(config)
 
 

@@ -107,6 +107,8 @@ def free(place: Place, to: Any) -> bool:
         return (
             to is REMOVED and len(place) == 3 and last in ("tie_word_embeddings", "moe", "source")
         )
+    if place == ("resolved", "caveats"):
+        return to is REMOVED
     if head == ("resolved", "limits"):
         return to is REMOVED and last in ("ttft_ms", "tbt_ms")
     if head == ("resolved", "decision_us") or place[:2] == ("resolved", "machine"):

@@ -232,7 +232,8 @@ def test_a_broken_policy_is_one_line(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "saboteur:order=spf", "--no-progress")
     assert done.code == 1
     assert done.out == ""
-    assert done.err.startswith("error: unexpected ZeroDivisionError: broken policy")
+    assert done.err.startswith("error: scheduler 'saboteur' failed: ")
+    assert "saboteur.py:15: ZeroDivisionError: broken policy" in done.err
     assert len(done.err.splitlines()) == 1
     debug = call("serve-trace", trace, "--scheduler", "saboteur:order=spf", "--debug")
     assert "Traceback" in debug.err

@@ -103,7 +103,7 @@ BREACHES = [
     (bad.InventsPreemptions, "contract: "),
     (bad.DecodesByTrySchedule, "contract: "),
     (bad.Idles, "I7: "),
-    (bad.Livelock, "I10: makes no progress"),
+    (bad.Livelock, "I10: stalls: "),
     (bad.WakesForEver, "I10: makes no progress"),
     (bad.LoopsInside, "I10: makes no progress"),
     (bad.Random, "I6: "),

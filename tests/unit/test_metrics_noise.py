@@ -9,7 +9,15 @@ import pytest
 
 from nexusbench.comparison.level import is_level, noise
 from nexusbench.comparison.view import Estimate
-from nexusbench.metrics.noise import BLOCKS, blocks_of, half_interval, left_out, rates_left_out
+from nexusbench.metrics.noise import (
+    BLOCKS,
+    NOISY,
+    NOISY_RATES,
+    blocks_of,
+    half_interval,
+    left_out,
+    rates_left_out,
+)
 from nexusbench.metrics.summary import summarise, t_quantile
 from tests.unit.test_metrics import Log
 
@@ -95,7 +103,8 @@ def test_of_fewer_requests_each_is_a_block() -> None:
     run = crowd(4).run()
     values = np.array([5.0, 5.0, 5.0, 5.0])
     assert left_out(run, "ttft", values)["mean"] == [5.0] * 4
-    assert left_out(run, "batch_size", values) == {}
     assert len(rates_left_out(run)["output_throughput"]["value"]) == 4
     alone = crowd(1).run()
-    assert summarise(alone)["left_out"] == {}
+    of_one = summarise(alone)["left_out"]
+    assert of_one.keys() == {*NOISY, *NOISY_RATES}
+    assert all(series == [] for values in of_one.values() for series in values.values())
