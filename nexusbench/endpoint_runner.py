@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,18 +24,20 @@ from nexusbench.endpoint.replay import Plan, Replay
 from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
+from nexusbench.recorder import StopFlag, stop_flag
 from nexusbench.results.machine import machine_facts
 from nexusbench.runner import (
     PROGRESS_NS,
     RESOLVED_FACTS,
     RunResult,
+    _joined,
     _request_columns,
-    _sigint_flag,
 )
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 
 if TYPE_CHECKING:
+    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.results.store import RunWriter
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -193,12 +194,12 @@ def run_endpoint(
     Requests that fail are counted, they end nothing. ``progress`` is called about ten times a
     second.
     """
-    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.metrics.summary import summarise
 
     connected = connect(config)
     replay, log = connected.replay, connected.replay.recording.log
-    with _sigint_flag(lambda: None) as interrupted:
+    fault = ""
+    with stop_flag(lambda: None) as interrupted:
         writer = _open_writer(connected, results) if results is not None else None
         onlooker = Onlooker(replay, interrupted, progress, writer)
         try:
@@ -210,23 +211,59 @@ def run_endpoint(
         digest, facts = log.digest(), client_facts(replay)
         if progress is not None:
             progress(replay.status())
-        if writer is None:
-            known = {"simulated": False, "partitions": [], "splits": []}
-            facts_kept = (*RESOLVED_FACTS, *_CLIENT_FACTS)
-            known |= {key: value for key, value in connected.facts.items() if key in facts_kept}
-            events = RunEvents.from_log(log, _request_columns(connected), known)
-        else:
-            from nexusbench.results.reader import RunReader
-
-            writer.flush(log)
-            events = RunEvents.from_reader(RunReader(writer.path))
+        if writer is not None:
+            fault = _attempt(lambda: writer.flush(log))
+        events = _events(connected, writer)
         summary = summarise(events)
         if writer is not None:
-            writer.finish("complete", summary, event_digest=digest, resolved={"client": facts})
+            fault = _finish(writer, summary, digest, facts, fault)
     folder = writer.path if writer is not None else None
     resolved = {**connected.facts, "client": facts}
     notes = [*connected.trace.notes, *connected.facts["endpoint"]["notes"], *facts["warnings"]]
-    return RunResult(connected.config, summary, events, digest, folder, notes, resolved)
+    return RunResult(connected.config, summary, events, digest, folder, notes, resolved, fault)
+
+
+def _attempt(store: Callable[[], None]) -> str:
+    """Have something stored. What a full disk refuses is returned, not raised: the requests were
+    answered, and what was measured can still be shown.
+    """
+    try:
+        store()
+    except NexusbenchError as error:
+        return str(error)
+    return ""
+
+
+def _events(connected: Connected, writer: RunWriter | None) -> RunEvents:
+    """What happened: from the folder, and from the log what could not be written."""
+    from nexusbench.metrics.run_events import Facts, RunEvents
+    from nexusbench.results.reader import RunReader
+
+    log = connected.replay.recording.log
+    if writer is not None and not len(log):
+        return RunEvents.from_reader(RunReader(writer.path))
+    known: dict[str, Any] = {"simulated": False, "partitions": [], "splits": []}
+    kept = (*RESOLVED_FACTS, *_CLIENT_FACTS)
+    known |= {key: value for key, value in connected.facts.items() if key in kept}
+    if writer is None or not writer.sealed:
+        return RunEvents.from_log(log, _request_columns(connected), known)
+    sealed = RunReader(writer.path).first_parts(len(writer.sealed))
+    facts = msgspec.convert(known | {"strings": log.strings}, Facts)
+    return RunEvents(_joined(sealed, log), sealed.requests(), facts)
+
+
+def _finish(
+    writer: RunWriter, summary: dict[str, Any], digest: str, client: dict[str, Any], fault: str
+) -> str:
+    """The replay came to its own end. Returns what could not be written, now or before."""
+    resolved = {"client": client}
+    if fault:
+        # Whatever this says: the first fault is the one to tell.
+        _attempt(lambda: writer.finish("failed", None, fault, resolved=resolved))
+        return fault
+    return _attempt(
+        lambda: writer.finish("complete", summary, event_digest=digest, resolved=resolved)
+    )
 
 
 class Onlooker:
@@ -235,7 +272,7 @@ class Onlooker:
     def __init__(
         self,
         replay: Replay,
-        interrupted: Event,
+        interrupted: StopFlag,
         progress: Callable[[Status], None] | None,
         writer: RunWriter | None,
     ) -> None:
@@ -250,7 +287,7 @@ class Onlooker:
         if self._interrupted.is_set():
             status = replay.status()
             raise Interrupted(
-                f"interrupted at {status.now_ns / NS_PER_S:.1f} s of the run, "
+                f"{self._interrupted.cause} at {status.now_ns / NS_PER_S:.1f} s of the run, "
                 f"{status.ended} of {status.requests} requests ended"
             )
         if self._progress is not None and now >= self._next_progress:
@@ -262,13 +299,16 @@ class Onlooker:
 
     def _flush(self, writer: RunWriter) -> None:
         """Store what is known: for good what nothing can come before any more, the rest until the
-        next time.
+        next time. What a full disk refuses stays in the log for the next time: the server goes on
+        answering, and what it does cannot be asked again.
         """
         replay, recording = self._replay, self._replay.recording
         horizon = replay.horizon()
         recording.gather()
         recording.write(horizon)
-        writer.flush(recording.log, tail=recording.tail(replay.under_way()))
+        tail = recording.tail(replay.under_way())
+        with suppress(NexusbenchError):  # told at the end, if it is still full then
+            writer.flush(recording.log, tail=tail)
 
     def give_up(self, error: BaseException) -> None:
         """Keep what there is, and say in the manifest why it ends."""

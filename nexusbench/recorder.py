@@ -88,6 +88,9 @@ def stop_flag(wake: Callable[[], None]) -> Iterator[StopFlag]:
 class Saver:
     """Writes what an engine's log holds to the disk every second, in a thread of its own: a step
     that ends meanwhile is neither late nor measured late.
+
+    ``blocked``: the last writing failed, as on a full disk. The run goes on, the log keeps its
+    rows, and every second it is tried again: what is still missing at the end is told there.
     """
 
     def __init__(self, writer: RunWriter, wake: Callable[[], None]) -> None:
@@ -95,22 +98,28 @@ class Saver:
         self._due, self._idle, self._over = threading.Event(), threading.Event(), threading.Event()
         self._idle.set()
         self._rows = -1
-        self._fault: NexusbenchError | None = None
+        self.blocked = False
         self._clock = threading.Thread(target=self._tick, name="nexusbench-saving", daemon=True)
         self._clock.start()
 
     def look(self, engine: Engine) -> None:
-        """Begin to write what is new, where it is time to. Raises what the last writing raised."""
+        """Begin to write what is new, where it is time to."""
         if not self._due.is_set() or not self._idle.is_set():
             return
         self._due.clear()
-        if self._fault is not None:
-            raise self._fault
-        if len(engine.log) != self._rows:
+        if len(engine.log) != self._rows or self.blocked:
             self._rows = len(engine.log)
             snapshot = self._writer.snapshot(engine.log, splits_of(engine))
             self._idle.clear()
             threading.Thread(target=self._save, args=(snapshot,), daemon=True).start()
+
+    def seal(self, engine: Engine) -> None:
+        """Write what the log holds for good, and let go of it."""
+        self.rest()
+        try:
+            self._writer.flush(engine.log, splits_of(engine))
+        except NexusbenchError:
+            self.blocked = True
 
     def rest(self) -> None:
         """Wait for a writing that is under way: the writer is the caller's then."""
@@ -131,8 +140,9 @@ class Saver:
     def _save(self, snapshot: Snapshot) -> None:
         try:
             self._writer.save(snapshot)
-        except NexusbenchError as error:
-            self._fault = error
+            self.blocked = False
+        except NexusbenchError:
+            self.blocked = True
         finally:
             self._idle.set()
 
@@ -173,11 +183,13 @@ class Recorder:
             self._next_progress = stopwatch_ns() + PROGRESS_NS
         if self._writer is None:
             return
-        if len(engine.log) >= self._most:
-            if self._saver is not None:
-                self._saver.rest()
-            self._writer.flush(engine.log, splits_of(engine))
-        elif self._saver is not None:
+        full = len(engine.log) >= self._most
+        if self._saver is None:
+            if full:
+                self._writer.flush(engine.log, splits_of(engine))
+        elif full and not self._saver.blocked:
+            self._saver.seal(engine)
+        else:
             self._saver.look(engine)
         self._marks = engine.log.rows()
 

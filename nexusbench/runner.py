@@ -21,6 +21,7 @@ from nexusbench.recorder import PROGRESS_NS as PROGRESS_NS
 from nexusbench.recorder import Progress as Progress
 
 if TYPE_CHECKING:
+    from nexusbench.core.events import EventLog
     from nexusbench.endpoint.status import Status as ReplayStatus
     from nexusbench.endpoint_runner import Connected
     from nexusbench.metrics._work import HostGap
@@ -34,7 +35,6 @@ RESOLVED_FACTS = (
 )  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
-_sigint_flag = stop_flag  # as the endpoint's runner calls it
 AnyProgress = Callable[["Engine | ReplayStatus"], None]
 
 
@@ -169,7 +169,7 @@ def _store(writer: RunWriter, engine: Engine) -> str:
     return ""
 
 
-def _joined(reader: RunReader, engine: Engine) -> dict[str, dict[str, Any]]:
+def _joined(reader: RunReader, log: EventLog) -> dict[str, dict[str, Any]]:
     """The event tables: the rows that are stored, then those that the log still holds."""
     import numpy as np
 
@@ -178,7 +178,7 @@ def _joined(reader: RunReader, engine: Engine) -> dict[str, dict[str, Any]]:
             key: np.concatenate((stored[key], np.array(column)))
             for key, column in table.columns.items()
         }
-        for name, table in engine.log.tables.items()
+        for name, table in log.tables.items()
         for stored in (reader.table(name),)
     }
 
@@ -194,7 +194,8 @@ def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEven
     if len(engine.log):
         facts = _facts(assembly, engine) | {"strings": engine.log.strings}
         sealed = reader.first_parts(len(writer.sealed))
-        return RunEvents(_joined(sealed, engine), sealed.requests(), msgspec.convert(facts, Facts))
+        joined = _joined(sealed, engine.log)
+        return RunEvents(joined, sealed.requests(), msgspec.convert(facts, Facts))
     events = RunEvents.from_reader(reader)
     # Known only now, and in the manifest only when it is finished.
     events.facts = msgspec.structs.replace(events.facts, host_gaps=assembly.device.host_gaps())

@@ -171,7 +171,8 @@ class Connection:
         if self.taken > self.most_bytes:
             raise Endless(f"an answer without an end, longer than {self.most_bytes:,} bytes")
         if self._encoding:
-            raise StreamError(f"a packed answer, which was not asked for: {self._encoding}")
+            status = "" if self.status in (0, _OK) else f"HTTP {self.status}: "
+            raise StreamError(f"{status}a packed answer, which was not asked for: {self._encoding}")
         body = b"".join(self._pieces)
         self._pieces.clear()
         return body

@@ -35,12 +35,14 @@ COUNTING = {
 class Delivery(msgspec.Struct, gc=False):
     """What came in one read: its time, chunks with something in them, their characters, and the
     tokens of the whole answer that the server had counted by then (-1 where it did not say).
+    ``empty``: how many of the chunks had no character.
     """
 
     time: int
     chunks: int
     size: int
     counted: int
+    empty: int = 0
 
 
 class Counted(NamedTuple):
@@ -152,16 +154,18 @@ def count_tokens(
     so. ``reasoned``: the model's reasoning was among what came.
     """
     found = list(deliveries)  # the answer may still grow
-    chunks = [delivery.chunks for delivery in found]
-    number, hidden = sum(chunks), 0 if reasoned else max(0, usage.reasoning)
+    number = sum(delivery.chunks for delivery in found)
+    hidden = 0 if reasoned else max(0, usage.reasoning)
     if not found:
         return Counted([], "none", hidden)
-    total = _visible(usage.completion, hidden, number, last_empty=last_empty)
+    texts = number - sum(delivery.empty for delivery in found)
+    total = _visible(usage.completion, hidden, {number, texts}, last_empty=last_empty)
     if not hidden and usage.runs:
         marks = [delivery.counted for delivery in found[:-1]] + [total]
         if _plausible(found, marks):
             return Counted(_steps(found, marks), "each", 0)
-    if last_empty and total == number + 1:
+    chunks = _of_tokens(found, total, last_empty=last_empty)
+    if last_empty and total == sum(chunks) + 1:
         chunks[-1] += 1
     if total == sum(chunks):
         how = "end"
@@ -172,13 +176,29 @@ def count_tokens(
     else:
         return Counted(_steps(found, _spread(found, total)), "spread", hidden)
     pairs = zip(found, chunks, strict=True)
-    return Counted([(delivery.time, count) for delivery, count in pairs], how, hidden)
+    return Counted([(d.time, count) for d, count in pairs if count], how, hidden)
 
 
-def _visible(total: int, hidden: int, chunks: int, *, last_empty: bool) -> int:
+def _visible(total: int, hidden: int, chunks: set[int], *, last_empty: bool) -> int:
     """The tokens that came of ``total``: some servers count hidden ones apart, others within."""
-    apart = hidden > total or total in (chunks, chunks + last_empty)
+    apart = hidden > total or not chunks.isdisjoint((total, total - last_empty))
     return total if apart else total - hidden
+
+
+def _of_tokens(found: list[Delivery], total: int, *, last_empty: bool) -> list[int]:
+    """How many chunks of each delivery are taken for tokens, where ``total`` were counted.
+
+    An empty one may be a token (half of a letter), or only say that the server is alive. Where the
+    total does not tell, those before the first text are none: a first token is one that is there.
+    """
+    chunks = [delivery.chunks for delivery in found]
+    texts = [delivery.chunks - delivery.empty for delivery in found]
+    if not any(texts) or total in (sum(chunks), sum(chunks) + last_empty):
+        return chunks
+    if total in (sum(texts), sum(texts) + last_empty):
+        return texts
+    first = next(place for place, count in enumerate(texts) if count)
+    return [0] * first + texts[first : first + 1] + chunks[first + 1 :]
 
 
 def can_hold(delivery: Delivery, tokens: int) -> bool:
@@ -213,7 +233,7 @@ def _spread(found: list[Delivery], total: int) -> list[int]:
     marks, whole, sofar = [], sum(weights), 0
     for weight in weights:
         sofar += weight
-        marks.append(max(1, total * sofar // whole))
+        marks.append(max(1, total * sofar // whole) if sofar else 0)
     return marks
 
 

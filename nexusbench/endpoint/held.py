@@ -59,6 +59,8 @@ class UnderWay:
         for delivery in found:
             tokens = delivery.counted - self._counted if runs else 0
             self._counted = max(self._counted, delivery.counted)
+            if not (self.times or delivery.size or tokens > 0):
+                continue  # nothing is there yet
             if not (tokens and can_hold(delivery, tokens)):
                 tokens = delivery.chunks
             if self.times and delivery.time - self._latest < TOGETHER_NS:

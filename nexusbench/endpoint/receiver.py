@@ -349,7 +349,7 @@ class Receiver:
             exchange = line.exchange
             if line.draining and now - line.used_ns > IDLE_NS:
                 self._drop(line)
-            elif not line.ready and now - line.opened_ns > _CONNECT_NS:
+            elif not line.ready and now - line.opened_ns > min(_CONNECT_NS, self._timeout_ns):
                 self._drop(line)
                 self._no_line(OSError(errno.ETIMEDOUT, ""))
             elif exchange is not None and 0 <= exchange.sent_ns < now - self._timeout_ns:

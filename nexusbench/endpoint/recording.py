@@ -26,8 +26,10 @@ class Tally(msgspec.Struct):
 
     ``prompt_*``: of those whose prompt the server counted. ``several``: deliveries that carried
     several tokens. ``at_once``: finished answers that came in one delivery, so that the times of
-    their tokens are unknown. ``odd``: answers with counts that were not believed. ``reasoned``:
-    those in which the model's reasoning came; ``hidden``: those that say that it did not.
+    their tokens are unknown; ``in_bursts``: those in deliveries of two chunks and more on average;
+    ``untold``: those without a finish reason. ``odd``: answers with counts that were not believed.
+    ``reasoned``: those in which the model's reasoning came; ``hidden``: those that say that it did
+    not.
     """
 
     answered: int = 0
@@ -46,6 +48,8 @@ class Tally(msgspec.Struct):
     deliveries: int = 0
     several: int = 0
     at_once: int = 0
+    in_bursts: int = 0
+    untold: int = 0
     reasoned: int = 0
     hidden: int = 0
     hidden_tokens: int = 0
@@ -132,6 +136,9 @@ class Recording:
             # One token of one delivery may be all that was counted of it.
             several = made > 1 or (bound > 1 and exchange.reason != "stop")
             tally.at_once += several and len(steps) == 1
+            chunks = sum(delivery.chunks for delivery in answer.deliveries)
+            tally.in_bursts += 1 < len(steps) <= chunks // 2
+            tally.untold += not answer.stopped
 
     def _reason(self, reason: str) -> str:
         if reason not in self._kinds and len(self._kinds) >= _MOST_REASONS:
@@ -173,6 +180,17 @@ class Recording:
                 f"{tally.at_once:,} of {counted(tally.finished, 'finished answer')} came in one "
                 "delivery, as through a proxy that holds streams back: they have no TBT and no "
                 "TPOT, and keep no bound on these; their TTFT is when all of it came",
+            ),
+            (
+                tally.in_bursts,
+                f"{tally.in_bursts:,} of {counted(tally.finished, 'finished answer')} came in "
+                "deliveries of several chunks, as through a proxy that holds streams back: TBT is "
+                "from one delivery to the next, and TPOT leaves out what came with the first",
+            ),
+            (
+                tally.untold,
+                f"{tally.untold:,} of {counted(tally.finished, 'finished answer')} gave no finish "
+                "reason: whether they are whole is not known",
             ),
             (
                 refused,

@@ -8,7 +8,10 @@ import msgspec
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Where errors keep their words, the most telling first; one may lie within another.
-_FIELDS = ("error", "message", "detail", "msg", "error_message", "error_description", "reason")
+_FIELDS = (
+    "error", "message", "detail", "msg", "error_message", "error_msg", "error_description",
+    "reason", "errors", "choices",
+)  # fmt: skip
 _DEPTH = 4
 
 

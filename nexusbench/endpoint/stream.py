@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -22,8 +23,14 @@ _REASONS = {
 }
 _UNTOLD = "no finish reason given"
 _FIELDS = (b":", b"event:", b"id:", b"retry:")
+# Escapes of half a surrogate pair, which JSON for Unicode text does not have.
+_HALF_A_LETTER = re.compile(
+    rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|"
+    rb"(?<!\\u[dD][89aAbB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 _NOTHING = msgspec.Raw(b"")
 _EMPTY = (b"", b"null")
+_ALIVE = (b"ping", b"heartbeat", b"keepalive", b"keep-alive")
 _LEAST_CODE = 400  # of an error; others are no news
 
 
@@ -52,9 +59,11 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    index: Any = None
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
+    error: msgspec.Raw = _NOTHING
 
 
 class _Chunk(msgspec.Struct):
@@ -81,7 +90,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_after_cr", "_event", "_event_size", "_heard", "_name", "_rest", "_rest_size",
+        "_after_cr", "_aside", "_event", "_event_size", "_heard", "_index", "_name", "_rest",
+        "_rest_size",
         "deliveries", "done", "last_empty", "reasoned", "stopped", "usage",
     )  # fmt: skip
 
@@ -91,6 +101,8 @@ class Answer:
         self._rest_size = self._event_size = 0
         self._name = b""
         self._after_cr = self._heard = False
+        self._aside = b""  # a document that is no chunk, and no error that is known
+        self._index: Any = None  # of the choice
         self.deliveries: list[Delivery] = []
         self.usage = Usage()
         self.reasoned = 0
@@ -157,20 +169,30 @@ class Answer:
         data = b"\n".join(lines)
         if name == b"error":
             raise StreamError(f"error in the stream: {message_of(data) or 'it says no more'}")
-        if not lines:
+        if not data.strip():  # no event at all, as the standard has it
             return
         if data.strip() == b"[DONE]":
             self.done = True
             return
-        try:
-            chunk = _decode(data)
-        except UNREADABLE:
-            raise StreamError(_garbage(data)) from None
+        chunk = _chunk_of(data)
         if _is_error(chunk):
             raise StreamError(f"error in the stream: {message_of(data)}")
         if bytes(chunk.usage) not in _EMPTY:
             self.usage.take(chunk.usage)
-        self._read(chunk.choices[0] if chunk.choices else _Choice(), now)
+        choices = chunk.choices or []
+        self._check_single(choices)
+        alive = name in _ALIVE or bytes(chunk.type).strip(b'"') in _ALIVE
+        if chunk.choices is None and bytes(chunk.usage) in _EMPTY and not alive:
+            self._aside = data
+        self._read(choices[0] if choices else _Choice(), now)
+
+    def _check_single(self, choices: list[_Choice]) -> None:
+        """One answer was asked for: tokens of several, counted as one's, would be too many."""
+        for choice in choices:
+            if choice.index is not None and self._index is None:
+                self._index = choice.index
+            if len(choices) > 1 or choice.index not in (None, self._index):
+                raise BadEnd("several answers (choices), where one was asked for")
 
     def _read(self, choice: _Choice, now: int) -> None:
         size, reason = _text_size(choice), choice.finish_reason or ""
@@ -203,10 +225,11 @@ class Answer:
         if self.deliveries and self.deliveries[-1].time == now:
             last = self.deliveries[-1]
             last.chunks += 1
+            last.empty += not size
             last.size += size
             last.counted = counted
         else:
-            self.deliveries.append(Delivery(now, 1, size, counted))
+            self.deliveries.append(Delivery(now, 1, size, counted, int(not size)))
 
     def tokens(self, bound: int = 0) -> Counted:
         """The tokens that have come, where ``bound`` were asked for."""
@@ -225,6 +248,8 @@ class Answer:
         if not (self.done or self.stopped):
             never = whole and not self._heard
             raise StreamError(NO_STREAM if never else "the stream ended early")
+        if self._aside and not self.stopped:
+            raise BadEnd(f"ended without a finish reason, after: {message_of(self._aside)}")
         if not any(delivery.size for delivery in self.deliveries) and (
             not self.deliveries or self.usage.completion <= 0
         ):
@@ -234,10 +259,23 @@ class Answer:
         return self.stopped or _UNTOLD
 
 
+def _chunk_of(data: bytes) -> _Chunk:
+    """The chunk in an event. Raises StreamError for what is none."""
+    try:
+        return _decode(data)
+    except UNREADABLE:
+        pass
+    try:
+        # Servers that cut their text into 16-bit units send half a letter as an escape.
+        return _decode(_HALF_A_LETTER.sub(b"\\\\ufffd", data))
+    except UNREADABLE:
+        raise StreamError(_garbage(data)) from None
+
+
 def _is_error(chunk: _Chunk) -> bool:
     """It says that something failed, in one of the shapes in which servers do."""
-    error, code = _value(chunk.error), _value(chunk.code)
-    if any(error.values()) if isinstance(error, dict) else error:
+    code = _value(chunk.code)
+    if any(_fails(found.error) for found in (chunk, *(chunk.choices or ()))):
         return True
     if b'"error"' in (bytes(chunk.object), bytes(chunk.type)):
         return True
@@ -250,6 +288,12 @@ def _is_error(chunk: _Chunk) -> bool:
     message = _value(chunk.message)
     said = message if isinstance(message, str) else ""
     return bool(said or _value(chunk.detail) or (isinstance(code, str) and code))
+
+
+def _fails(data: msgspec.Raw) -> bool:
+    """A field ``error`` says that there is one."""
+    error = _value(data)
+    return any(error.values()) if isinstance(error, dict) else bool(error)
 
 
 def _value(data: msgspec.Raw) -> Any:

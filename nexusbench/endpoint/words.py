@@ -7,11 +7,12 @@ are taken out after, so that none of them can hide it.
 from __future__ import annotations
 
 import re
+import sys
 from base64 import b64encode, urlsafe_b64encode
 from html import unescape
 from itertools import pairwise
 from typing import NamedTuple
-from unicodedata import category
+from unicodedata import category, normalize
 
 SHOWN = 120  # characters of a reason
 _MOST_READ = 1 << 14  # characters of a saying that are looked at
@@ -20,6 +21,7 @@ _PART = 6
 _HIDDEN = "***"
 _ESCAPE = re.compile(
     r"%[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\[^a-zA-Z0-9\s]"
+    r"|\\u\{[0-9a-fA-F]{1,6}\}|\\U[0-9a-fA-F]{8}|\\[0-3][0-7]{2}|0[xX][0-9a-fA-F]{2}"
     r"|&#[0-9]{1,7};|&#[xX][0-9a-fA-F]{1,6};|&[a-zA-Z]{2,8};"
 )
 # Escape sequences of terminals: colours and cursors, titles and links.
@@ -44,7 +46,10 @@ class Words:
         plain = "".join(key.split()).lower()
         self._margin = 8 * len(key)  # no spelling of the key is longer
         self._parts: dict[int, set[str]] = {}
-        for spelling in (plain, *_encodings(key)) if plain else ():
+        spellings = [plain, plain[::-1], *_encodings(key)] if plain else []
+        # Without its punctuation too: what stands between the signs of a key hides it no more.
+        bare = [text for text in map(_letters, spellings) if len(text) >= _PART]
+        for spelling in (*spellings, *bare):
             size = min(_PART, len(spelling))
             found = self._parts.setdefault(size, set())
             found |= {spelling[i : i + size] for i in range(len(spelling) - size + 1)}
@@ -80,6 +85,11 @@ class Words:
         return _mask(text, covered)
 
     def _cover(self, signs: list[_Sign], covered: list[bool]) -> None:
+        """Mark every part of the key, as it stands and between whatever punctuation."""
+        self._mark(signs, covered)
+        self._mark([sign for sign in signs if _lower(sign.char).isalnum()], covered)
+
+    def _mark(self, signs: list[_Sign], covered: list[bool]) -> None:
         plain = "".join([_lower(sign.char) for sign in signs])
         for size, parts in self._parts.items():
             for place in range(len(plain) - size + 1):
@@ -100,9 +110,14 @@ def _unseen(char: str) -> bool:
 
 
 def _lower(char: str) -> str:
-    """In lower case where that is one character."""
-    small = char.lower()
+    """In lower case and of ordinary width where that is one character."""
+    small = (char if char.isascii() else normalize("NFKC", char)).lower()
     return small if len(small) == 1 else char
+
+
+def _letters(text: str) -> str:
+    """Letters and digits alone."""
+    return "".join([char for char in text if char.isalnum()])
 
 
 def _encodings(key: str) -> list[str]:
@@ -136,8 +151,11 @@ def _meant(escape: str) -> str:
     """The character of one escape; the escape itself where it is none."""
     if escape[0] == "&":
         return unescape(escape)
-    digits = escape[1:] if escape[0] == "%" else escape[2:]
-    return chr(int(digits, 16)) if digits else escape[1]
+    if escape[1:].isdigit() and escape[0] == "\\" and len(escape) == 4:
+        return chr(int(escape[1:], 8))
+    digits = (escape[1:] if escape[0] == "%" else escape[2:]).strip("{}")
+    number = int(digits, 16) if digits else ord(escape[1])
+    return chr(number) if number <= sys.maxunicode else escape
 
 
 def _mask(text: str, covered: list[bool]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from nexusbench.report.gather import Setting
 from nexusbench.report.theme import PALETTE
 
 FORMATS = ("png", "svg")
+_LEGEND = 100  # characters of names beside each other
 _DASHES = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3)),
     "longdashdot": (0, (8, 3, 2, 3)), "4px,2px": (0, (4, 2)),
@@ -50,7 +52,9 @@ def draw(settings: Sequence[Setting], folder: Path) -> list[Path]:
         figure = _figure(chart, note)
         for kind in FORMATS:
             path = folder / f"{name}.{kind}"
-            with atomic_file(path) as file:
+            with atomic_file(path) as file, warnings.catch_warnings():
+                # Signs that the font lacks, and names too long for a layout: pictures show both.
+                warnings.simplefilter("ignore", UserWarning)
                 # Without the date equal runs give equal files.
                 metadata = {"Date": None} if kind == "svg" else None
                 figure.savefig(file, format=kind, dpi=150, metadata=metadata)
@@ -107,9 +111,10 @@ def _figure(chart: Chart, note: str) -> Any:
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     if len(named) > 1:
-        # Above the plot, where it hides nothing.
+        # Above the plot, where it hides nothing; long names below each other.
+        beside = max(1, min(4, len(named), _LEGEND // max(map(len, named))))
         axes.legend(named.values(), named.keys(), fontsize=8, frameon=False, loc="lower right",
-                    bbox_to_anchor=(1, 1), ncols=min(4, len(named)), borderpad=0)  # fmt: skip
+                    bbox_to_anchor=(1, 1), ncols=beside, borderpad=0)  # fmt: skip
     return picture
 
 

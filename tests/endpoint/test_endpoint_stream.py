@@ -91,11 +91,11 @@ def test_tokens_by_the_usage_of_each_chunk() -> None:
     assert read(*parts).tokens()[:2] == ([(0, 1), (1, 5)], "each")
 
 
-def test_a_role_is_no_token_and_an_empty_text_is_one() -> None:
+def test_a_role_is_no_token_and_an_empty_text_is_one_after_the_first() -> None:
     def chat(**delta: object) -> bytes:
         return b"data: " + json.dumps({"choices": [{"delta": delta}]}).encode() + b"\n\n"
 
-    parts = [chat(role="assistant", content=""), chat(content=""), chat(reasoning_content="hm")]
+    parts = [chat(role="assistant", content=""), chat(reasoning_content="hm"), chat(content="")]
     assert read(*parts).tokens()[:2] == ([(1, 1), (2, 1)], "none")
 
 

@@ -43,6 +43,14 @@ def spelled(key: str) -> list[str]:
         "\x1b[31m".join(key),
         "\u200b".join(key),
         "\n".join(key),
+        "-".join(key),
+        key[::-1],
+        "/".join(f"{ord(sign):02X}" for sign in key),
+        " ".join(f"0x{ord(sign):02x}" for sign in key),
+        "".join(f"\\{ord(sign):03o}" for sign in key),
+        "".join(f"\\U{ord(sign):08x}" for sign in key),
+        "".join(f"\\u{{{ord(sign):x}}}" for sign in key),
+        "".join(chr(ord(sign) + 0xFEE0) for sign in key),  # of full width
     ]
 
 

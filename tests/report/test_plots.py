@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_names_of_users_are_plain_text(hostile: list[str], tmp_path: Path) -> No
     setting.entries[0].series.over_time = setting.entries[0].series.ttft_by_prompt = None
     assert plots.draw([setting], tmp_path)
     assert b"<script>" not in (tmp_path / "ttft.svg").read_bytes()
+
+
+def test_what_the_plot_library_thinks_of_a_name_is_no_news(
+    hostile: list[str], tmp_path: Path
+) -> None:
+    """A font without its signs, no room for its length: warnings with paths of the package."""
+    stored = read_runs([RunReader(folder) for folder in hostile], Judgement())
+    (setting,) = gather(stored[1:])
+    series = setting.entries[0].series
+    series.over_time = series.ttft_by_prompt = None
+    stored[1].view.label = "\u4f60\u597d" * 400
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.draw([setting], tmp_path)
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

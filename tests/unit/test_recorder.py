@@ -233,9 +233,10 @@ def test_a_real_run_is_written_by_time_also_while_nothing_happens(
     saver.stop()
 
 
-def test_a_full_disk_found_by_the_thread_stops_the_run(
+def test_a_full_disk_found_by_the_thread_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The run goes on: its rows stay in the log, and are stored once there is room."""
     monkeypatch.setattr(recorder, "SAVE_S", 0.01)
     writer, log, woken = new_writer(tmp_path), EventLog(), threading.Event()
     steps(log, 0, 2)
@@ -245,12 +246,18 @@ def test_a_full_disk_found_by_the_thread_stops_the_run(
         assert woken.wait(30)
         saver.look(engine_of(log))
         saver.rest()
-        woken.clear()
-        assert woken.wait(30)
-        with pytest.raises(NexusbenchError, match="No space left"):
-            saver.look(engine_of(log))
-    saver.stop()
+        assert saver.blocked
+        saver.seal(engine_of(log))
+        assert saver.blocked
+        assert len(log.tables["submitted"]) == 2
     assert RunReader(writer.path).status == "killed or still running"
+    woken.clear()
+    assert woken.wait(30)
+    saver.look(engine_of(log))
+    saver.rest()
+    saver.stop()
+    assert not saver.blocked
+    assert read(writer).num_output_tokens.tolist() == [2]
 
 
 @pytest.mark.parametrize("flushes", [0, 3])
