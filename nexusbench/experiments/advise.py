@@ -277,5 +277,5 @@ def _score(run: _Run) -> _Outcome:
         return _Outcome(None, f"unexpected {type(error).__name__}: {error}")
     single = scored_slo(run.slo)
     kept = judge(probe, run.slo).outcome == "kept"
-    score = Score(attained(probe, single), strain(probe, single.per_request()), kept)
+    score = Score(attained(probe, single), strain(probe, single.per_request()), kept, probe.load)
     return _Outcome(score, "", probe.simulated)

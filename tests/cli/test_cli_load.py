@@ -111,8 +111,12 @@ def test_sweep(call: Call, trace: Path) -> None:
     assert "2000 (offered 2,000, finished 0)" in text
     assert done.out.index("faster") < done.out.index("TTFT mean")
     assert "finished, %" not in done.out
-    cells = json.loads(call("sweep", "s.toml", "--no-progress", "--json").out)["cells"]
-    assert [cell["load"]["overloaded"] for cell in cells] == [False, True]
+    rows = [line.split()[:3] for line in done.out.splitlines() if line.strip()[:1] in "12"]
+    assert ["1", "1", "no"] in rows
+    assert ["2000", "1", "yes"] in rows
+    document = json.loads(call("sweep", "s.toml", "--no-progress", "--json").out)
+    assert [cell["load"]["overloaded"] for cell in document["cells"]] == [False, True]
+    assert document["overloaded"] == [1]
 
 
 def test_a_sweep_tells_where_not_all_finished(call: Call, trace: Path) -> None:
@@ -138,3 +142,49 @@ def test_regret(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.out.index(FASTER) < done.out.index("regret:")
     (row,) = json.loads(call(*flags, "--no-progress", "--json").out)["rows"]
     assert row["load"]["overloaded"] is True
+
+
+ADVISED = (
+    "--device", "sim:l20", "--model", "qwen2.5-3b", "--scheduler", "vllm,sglang", "--jobs", "1",
+    "--no-progress",
+)  # fmt: skip
+
+
+def test_advise(call: Call, trace: Path) -> None:
+    flags = ("advise", trace, *ADVISED, "--goodput", "ttft:200,tbt:50", "--chunks", "2048")
+    done = call(*flags, "--seeds", "2", "--rate", "2000")
+    assert done.code == 0, done.err
+    text = plain(done.out)
+    assert f"WARNING: {FASTER} in all runs (" in text
+    assert "vllm + whole, 2048 tokens 40" in text
+    assert done.out.index(FASTER) < done.out.index("within, %")
+    assert "Simulated, overloaded: use " in text
+    assert done.out.count("2 of 2") >= 2
+    document = json.loads(call(*flags, "--seeds", "2", "--rate", "2000", "--json").out)
+    assert len(document["overloaded"]) == 2
+    assert list(document).index("overloaded") < list(document).index("advice")
+    assert all(one["overloaded"] for one in document["final"])
+    assert document["final"][0]["scores"][0]["load"]["left_behind"] == 40
+    calm = call(*flags, "--seeds", "2", "--rate", "1")
+    assert FASTER not in calm.out
+    assert "overloaded" not in calm.out
+
+
+def test_capacity(call: Call, trace: Path) -> None:
+    """An SLO that a short trace cannot break: the rate that is named is of a backlog."""
+    flags = ("capacity", trace, *ADVISED, "--seeds", "2", "--precision", "50", "--goodput")
+    done = call(*flags, "ttft:p99<60000")
+    assert done.code == 0, done.err
+    text = plain(done.out)
+    assert "WARNING: At the rates named below: requests arrive faster than they leave" in text
+    assert "A longer trace would give a lower rate" in text
+    assert done.out.index("faster") < done.out.index("worst seed")
+    assert "Simulated, overloaded: " in text
+    document = json.loads(call(*flags, "ttft:p99<60000", "--json").out)
+    assert document["overloaded"] == ["vllm", "sglang"]
+    first = document["capacities"][0]
+    assert first["overloaded"] == 2
+    assert first["found"][0]["load"]["overloaded"] is True
+    calm = call(*flags, "ttft:max<60")
+    assert calm.code == 0, calm.err
+    assert "faster than they leave" not in calm.out
