@@ -188,3 +188,33 @@ def test_capacity(call: Call, trace: Path) -> None:
     calm = call(*flags, "ttft:max<60")
     assert calm.code == 0, calm.err
     assert "faster than they leave" not in calm.out
+
+
+def test_groups_of_which_fewer_finished_are_marked(call: Call, trace: Path) -> None:
+    """All short prompts were served under both, of the long ones none under one."""
+    for limit in ("4000", "300"):
+        done = call("serve-trace", trace, "--scheduler", "vllm", "--max-model-len", limit)
+        assert done.code == 0, done.err
+    done = call("compare", *kept(), "--by", "prompt-length")
+    rows = [line for line in done.out.splitlines() if line.startswith((" TTFT mean", "  "))]
+    table = done.out[done.out.index("by prompt length") :]
+    assert "! a smaller share of these requests finished than under another" in plain(table)
+    assert any(row.count("!") == 1 for row in rows)
+    shortest = next(line for line in table.splitlines() if line.startswith(" TTFT mean"))
+    assert "!" not in shortest
+    same = call("compare", kept()[0], kept()[0], "--by", "prompt-length").out
+    assert "!" not in same[same.index("by prompt length") :]
+
+
+def test_groups_of_other_traces_are_all_shown(call: Call, trace: Path) -> None:
+    for limit in ("40", "8"):
+        done = call("serve-trace", trace, "--scheduler", "vllm", "--limit", limit)
+        assert done.code == 0, done.err
+    runs = kept()
+    names = {
+        row["group"]
+        for run in json.loads(call("compare", *runs, "--by", "prompt-length", "--json").out)["runs"]
+        for row in run["groups"]["prompt-length"]
+    }
+    shown = call("compare", *runs, "--by", "prompt-length").out
+    assert all(name in shown for name in names)
