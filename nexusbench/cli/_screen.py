@@ -9,6 +9,7 @@ from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import render_rows
+from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
 from nexusbench.comparison.load import conditions, is_overloaded, load_lines
 from nexusbench.comparison.rejections import rejection_lines
@@ -53,7 +54,12 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
     if sentences:
         console.print()
         simulated = any(column.first.simulated for column in columns)
-        under = conditions(sum(map(is_overloaded, columns)), len(columns), simulated=simulated)
+        under = conditions(
+            sum(map(is_overloaded, columns)),
+            len(columns),
+            simulated=simulated,
+            different=different_loads(columns),
+        )
         say(console, under + " ".join(sentences), "bold")
 
 

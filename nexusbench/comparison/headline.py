@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.amounts import amount, factor
-from nexusbench.comparison.level import is_level, rivals_in
+from nexusbench.comparison.level import fully_served, is_level
 from nexusbench.comparison.price import find_prices
-from nexusbench.comparison.verdict import CLAIMS, per_gpu
+from nexusbench.comparison.verdict import CLAIMS, per_gpu, ranked, remarks
 from nexusbench.comparison.view import Column, Estimate
 
 
@@ -45,11 +46,9 @@ def find_claims(columns: Sequence[Column]) -> list[Claim]:
 
 
 def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> Claim | None:
-    rivals = rivals_in(columns, tag, less=less)
-    known = [(c.label, e) for c in rivals if (e := c.statistic(tag, name)) is not None]
+    known = ranked(columns, tag, name, less=less)
     if len(known) < 2:
         return None
-    known.sort(key=lambda pair: pair[1].value, reverse=not less)
     (winner, best), rest = known[0], known[1:]
     behind = [(label, estimate) for label, estimate in rest if not is_level(best, estimate)]
     margin = factor(best.value, behind[0][1].value, behind[0][0], less) if behind else ""
@@ -79,7 +78,17 @@ class Headline(msgspec.Struct, frozen=True):
 
 
 def headline(columns: Sequence[Column]) -> Headline:
-    """About all runs of one load; about what there is, where nothing is comparable."""
+    """About all runs of one load; about what there is, where nothing is comparable. Where loads
+    differ, that comes first.
+    """
+    found, differing = _headline(columns), different_loads(columns)
+    if len(columns) < 2 or not differing:
+        return found
+    claim = f"Over different loads ({', '.join(differing)}): {found.claim}"
+    return msgspec.structs.replace(found, claim=claim)
+
+
+def _headline(columns: Sequence[Column]) -> Headline:
     rivals = [column for column in columns if column.complete]
     if not rivals:
         return Headline("No run came to its end: what they kept is shown, none is called best.")
@@ -89,6 +98,9 @@ def headline(columns: Sequence[Column]) -> Headline:
     decided = [claim for claim in claims if not claim.open]
     if not decided:
         words = ", ".join(f"{claim.words} {claim.value}" for claim in claims)
+        if len(fully_served(rivals)) < len(rivals):
+            level = f"Level is {words}. " if words else ""
+            return Headline(f"None has a lead. {level}{' '.join(remarks(rivals))}".strip())
         return Headline(f"All {len(rivals)} are level{f': {words}' if words else ''}.")
     main = _main(decided)
     won = [claim for claim in decided if main in claim.winners]

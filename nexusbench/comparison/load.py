@@ -63,13 +63,17 @@ def worst_load(loads: Iterable[Load | None]) -> Load | None:
     return max(found, key=lambda load: load.left_behind or 0) if found else None
 
 
-def conditions(overloaded: int, total: int, *, simulated: bool) -> str:
+def conditions(
+    overloaded: int, total: int, *, simulated: bool, different: Sequence[str] = ()
+) -> str:
     """Under what a verdict on so many runs holds, to stand before it: ``Simulated, overloaded: ``;
-    empty where there is nothing to say.
+    empty where there is nothing to say. ``different`` is in what their loads differ.
     """
     words = ["simulated"] if simulated else []
     if overloaded:
         words.append("overloaded" if overloaded == total else "partly overloaded")
+    if different:
+        words.append(f"over different loads ({', '.join(different)})")
     text = ", ".join(words)
     return f"{text[0].upper()}{text[1:]}: " if text else ""
 

@@ -187,7 +187,7 @@ def _row_of(
     direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     direction = _DIRECTIONS.get(tag, direction)
     _mark_best(
-        rivals_in(columns, tag, less=direction == "lower"), columns, cells, values, direction
+        rivals_in(columns, tag, found, less=direction == "lower"), columns, cells, values, direction
     )
     return Row(title, second, cells)
 
@@ -233,8 +233,8 @@ def _mark_best(
 ) -> None:
     """Mark the best of a row and what reads the same; where all read the same there is no best.
 
-    A run that was cut short is never best, nor in latency one that turned more requests away: its
-    numbers are of another set of requests.
+    A run that was cut short is never best, nor, where that flatters, one that turned more requests
+    away: its numbers are of another set of requests.
     """
     rivals = [
         (value, cell)

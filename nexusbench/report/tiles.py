@@ -52,7 +52,7 @@ def _tile(entries: Sequence[Entry], title: str, tag: str, name: str, less: bool)
     if not known:
         return None
     longest = max(estimate.value for estimate in known) or 1.0
-    allowed = rivals_in([entry.column for entry in entries], tag, less=less)
+    allowed = rivals_in([entry.column for entry in entries], tag, found, less=less)
     rivals = [
         estimate
         for entry, estimate in zip(entries, found, strict=True)

@@ -75,7 +75,7 @@ def test_one_of_two_loads(call: Call, heavy: list[str], trace: Path) -> None:
     done = call("compare", vllm, light)
     text = plain(done.out)
     assert f"{FASTER} in some runs (vllm, kv-blocks 60, rate 2000: offered 2,000 req/s" in text
-    assert "Simulated, partly overloaded:" in text
+    assert "Simulated, partly overloaded, over different loads (rate):" in text
     found = json.loads(call("compare", vllm, light, "--json").out)
     labels = [run["label"] for run in found["runs"]]
     assert labels == ["vllm, kv-blocks 60, rate 2000", "vllm, kv-blocks not given, rate 2"]
