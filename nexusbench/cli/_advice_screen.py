@@ -92,7 +92,7 @@ def show_advice(params: Mapping[str, Any]) -> None:
 
 
 def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
-    """Refuse what cannot be run before anything is. Of policies that nobody named, one that is
+    """Refuse what cannot be run before anything is. Of policies that were not named, one that is
     broken must not keep the others from being compared.
     """
     check_belief(config)

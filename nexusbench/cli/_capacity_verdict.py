@@ -1,4 +1,4 @@
-"""Who takes the most load under the SLO, by how much, how surely, and what ends it: in words."""
+"""What takes the most load under the SLO, by how much, how surely, and what ends it: in words."""
 
 from __future__ import annotations
 

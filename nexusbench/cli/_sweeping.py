@@ -135,7 +135,7 @@ def _check(plan: Plan) -> None:
                 f"cell {index} ({_name(plan, index)}) cannot run: {error}. To run the others, "
                 "leave it out with [[exclude]]"
             ) from None
-        except Exception:  # somebody's policy may raise anything
+        except Exception:  # a plug-in may raise anything
             continue
 
 

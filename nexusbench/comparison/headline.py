@@ -1,4 +1,4 @@
-"""Who wins, and at what price, in one sentence."""
+"""What wins, and at what price, in one sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nexusbench.comparison.view import Column, Estimate
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Who is best at one thing. ``level`` are those too near to call, ``next`` the best of the
+    """Which run is best at one thing. ``level`` are those too near to call, ``next`` the best of the
     others (None if there are none); ``margin`` says how far behind it is.
     """
 
@@ -29,7 +29,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def open(self) -> bool:
-        """Nobody wins: all are level."""
+        """None wins: all are level."""
         return self.next is None
 
     @property
@@ -64,7 +64,7 @@ def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: boo
 
 
 class Headline(msgspec.Struct, frozen=True):
-    """Who wins, and the price of it; without a price where there is none, or no winner. What a
+    """What wins, and the price of it; without a price where there is none, or no winner. What a
     winner on more GPUs than others does per GPU is part of the price.
     """
 
@@ -111,7 +111,7 @@ def _headline(columns: Sequence[Column]) -> Headline:
 
 
 def over_loads(claims: Sequence[Sequence[Claim]]) -> str:
-    """Who wins what under how many of several loads, in one sentence."""
+    """What wins what under how many of several loads, in one sentence."""
     by_words: dict[str, list[Claim]] = {}
     for claim in (claim for load in claims for claim in load):
         by_words.setdefault(f"{claim.degree} {claim.words}", []).append(claim)
@@ -146,7 +146,7 @@ def _alone(column: Column, cut_short: int) -> str:
 
 
 def _main(claims: Sequence[Claim]) -> str:
-    """Whoever wins most; among equals whoever comes first in the order of the claims."""
+    """The one that wins most; among equals the one that comes first in the order of the claims."""
     wins: dict[str, int] = {}
     for claim in claims:
         for label in claim.winners:

@@ -68,10 +68,10 @@ PER_GPU = (
     ("  per GPU", "tok/s", "output_throughput"),
     ("  per GPU", "req/s", "goodput"),
 )
-# Shown only where they are not zero for everyone: their absence is no news.
+# Shown only where they are not zero in every column: their absence is no news.
 _ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished")
 _SECONDS_FROM_MS = 1000.0
-# Whoever runs one batch at a time has no contention: that is no merit.
+# What runs one batch at a time has no contention: that is no merit.
 _DIRECTIONS = {"decision_us": "lower", "contention": "none"}
 
 

@@ -1,4 +1,4 @@
-"""One or two sentences that say who wins what, computed from the numbers shown."""
+"""One or two sentences that say what wins what, computed from the numbers shown."""
 
 from __future__ import annotations
 

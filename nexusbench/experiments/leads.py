@@ -84,9 +84,9 @@ class Margin(msgspec.Struct, frozen=True):
 
 def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFICANCE) -> Margin:
     """What ``one`` has over ``other`` on draws of so many ``requests``; ``significance`` is shared
-    out by who looks repeatedly.
+    out among repeated looks.
     """
-    # Who was dropped early has the first of the draws only.
+    # What was dropped early has the first of the draws only.
     pairs = list(zip(one.scores, other.scores, strict=False))
     leads = [mine.points - theirs.points for mine, theirs in pairs]
     # Attainment is a count: leads that happen to agree are no surer than to one request.

@@ -63,7 +63,7 @@ def measure(task: Task) -> Row:
     except NexusbenchError as error:
         return failed(" ".join(str(error).split()))
     except Exception as error:
-        # Somebody's policy may raise anything: that is its row's result.
+        # A plug-in may raise anything: that is its row's result.
         return failed(f"unexpected {type(error).__name__}: {error}")
     ttft = np.sort(np.array(probe.ttft))
     return Row(
