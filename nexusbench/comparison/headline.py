@@ -15,8 +15,8 @@ from nexusbench.comparison.view import Column, Estimate
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Which run is best at one thing. ``level`` are those too near to call, ``next`` the best of the
-    others (None if there are none); ``margin`` says how far behind it is.
+    """Which run is best at one thing. ``level`` are those too near to call, ``next`` the best of
+    the others (None if there are none); ``margin`` says how far behind it is.
     """
 
     words: str

@@ -3,7 +3,7 @@ fresh draws of the arrivals, paired.
 
 Jamieson and Talwalkar (AISTATS 2016): give all candidates a little, keep the better third, give
 those three times as much, and so on. Little here is the first requests of the trace. The last few
-race (Maron and Moore, NIPS 1993): what is surely behind the leader stops, the others get more draws,
+race (Maron and Moore, NIPS 1993): what is surely behind the leader stops, others get more draws,
 until one is left or the draws are used up. Those that are left then are a tie, and said to be.
 """
 

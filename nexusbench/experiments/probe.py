@@ -182,7 +182,7 @@ def littles_law(run: RunEvents, end: int) -> tuple[float, float, float]:
     """Mean number in the system N, rate of ends X (1/s), mean time of those in it R (s), over the
     last three quarters of the arrivals.
 
-    Three different sums: N from how many are in at each moment, X and R from those that leave. While
+    Three different sums: N from how many are in at each moment, X and R from what leaves. While
     the system is stationary N = X R; while a queue grows those that leave have seen a shorter one,
     and N is larger.
     """
