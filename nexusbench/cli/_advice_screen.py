@@ -18,6 +18,7 @@ from nexusbench.cli._policies import check_policies, split_policies
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
+from nexusbench.comparison.load import conditions, lines_about
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.advise import (
@@ -52,6 +53,7 @@ _REPEATED = (
     ("burstiness", "--burstiness"),
 )
 _MOST_EARLY = 5
+_MOST_LOADS = 3  # candidates, in a warning
 
 
 def show_advice(params: Mapping[str, Any]) -> None:
@@ -90,7 +92,7 @@ def show_advice(params: Mapping[str, Any]) -> None:
 
 
 def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
-    """Refuse what cannot be run before anything is. Of policies that nobody named, one that is
+    """Refuse what cannot be run before anything is. Of policies that were not named, one that is
     broken must not keep the others from being compared.
     """
     check_belief(config)
@@ -147,6 +149,8 @@ def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]
         for size, requests, draws in advice.rounds
     )
     say(console, f"compared  {rounds}", indent=10)
+    for line in _load_lines(advice):
+        say(console, f"WARNING: {line}.", "bold red")
     _table(console, advice)
     say(
         console,
@@ -176,10 +180,17 @@ def _draws(question: Question) -> str:
     return f"{'Poisson' if shape == 1 else f'gamma (shape {shape:g})'} arrivals, {draws}"
 
 
+def _load_lines(advice: Advice) -> list[str]:
+    """Finalists under which requests arrive faster than they leave, the first few by name."""
+    told = [(str(one.candidate), load) for one in advice.final if (load := one.load)]
+    return lines_about(told, len(advice.final), name_one=True, most=_MOST_LOADS)
+
+
 def _table(console: Console, advice: Advice) -> None:
+    crowded = any(one.load for one in advice.final)
     grid = Grid(
         "", ("scheduler", "partitioner", "chunk", "draws", "within, %", "worst draw",
-             "bounds used, %", "score", "SLO kept"),
+             "bounds used, %", "score", "SLO kept", *(["overloaded"] * crowded)),
         keys=3, texts=(0, 1),
     )  # fmt: skip
     for one in advice.final:
@@ -194,14 +205,22 @@ def _table(console: Console, advice: Advice) -> None:
             f"{100 * one.strain:.0f}",
             f"{one.points:.2f}",
             f"{kept} of {len(one.scores)}",
+            *([_crowded(one)] * crowded),
         )
     grid.show(console)
+
+
+def _crowded(one: Rated) -> str:
+    """Draws in which requests arrive faster than they leave."""
+    found = sum(bool(score.load and score.load.overloaded) for score in one.scores)
+    return f"{found} of {len(one.scores)}" if found else "no"
 
 
 def verdict(question: Question, advice: Advice) -> str:
     """The answer in words."""
     winner = advice.final[0]
-    text = "Simulated: " if advice.simulated else ""
+    overloaded = sum(one.load is not None for one in advice.final)
+    text = conditions(overloaded, len(advice.final), simulated=advice.simulated)
     text += (
         f"use {winner.candidate.policy} with --max-num-batched-tokens {winner.candidate.chunk}. "
     )
@@ -312,6 +331,7 @@ def _document(
             "strain": one.strain,
             "points": one.points,
             "round": one.round,
+            "overloaded": one.load is not None,
             "scores": msgspec.to_builtins(one.scores),
         }
 
@@ -326,6 +346,7 @@ def _document(
         "caveats": caveats(load_model(question.config.model)),
         "seeds": list(question.seeds),
         "rounds": [list(one) for one in advice.rounds],
+        "overloaded": [str(one.candidate) for one in advice.final if one.load],
         "advice": msgspec.to_builtins(advice.final[0].candidate),
         "verdict": verdict(question, advice),
         "margin": None if advice.margin is None else msgspec.to_builtins(advice.margin),

@@ -17,6 +17,7 @@ from nexusbench.cli._policies import check_policies, pair_policies, split_polici
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA, policy_labels
 from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
+from nexusbench.comparison.load import lines_about, worst_load
 from nexusbench.experiments.capacity import (
     LITTLE_TOLERANCE,
     Capacity,
@@ -83,6 +84,8 @@ def _show(
     for text in caveats(load_model(config.model)):
         say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {search.slo}  ({source})", indent=10)
+    for line in _load_lines(labels, capacities):
+        say(console, f"WARNING: {line}", "bold red")
     interval = "95 % interval" if len(search.seeds) > 1 else "bracket"
     titles = ("", "req/s", interval, "worst seed", "probes", "stopped", "N", "X·R")
     grid = Grid("", (*titles, "breaks first at the next rate"), texts=(0, len(titles)))
@@ -95,6 +98,22 @@ def _show(
     if sentences:
         console.print()
         say(console, sentences, "bold")
+
+
+def _load_lines(labels: Sequence[str], capacities: Sequence[Capacity]) -> list[str]:
+    """Rates that are named although requests arrive faster than they leave at them."""
+    told = []
+    for label, one in zip(labels, capacities, strict=True):
+        load = worst_load(found.load for found in one.found)
+        if load is not None:
+            draws = len(one.found)
+            some = "" if one.overloaded == draws else f" ({one.overloaded} of {draws} draws)"
+            told.append((label + some, load))
+    return [
+        f"At the rates named below: {line[0].lower()}{line[1:]}. A longer trace would give a lower "
+        "rate"
+        for line in lines_about(told, len(labels), name_one=True)
+    ]
 
 
 def _arrivals(search: CapacitySearch) -> str:
@@ -179,6 +198,9 @@ def _document(
         "caveats": caveats(load_model(search.configs[0].model)),
         "precision_percent": search.precision,
         "seeds": list(search.seeds),
+        "overloaded": [
+            label for label, one in zip(labels, capacities, strict=True) if one.overloaded
+        ],
         "capacities": [
             {
                 "label": label,

@@ -1,10 +1,11 @@
-"""Who takes the most load under the SLO, by how much, how surely, and what ends it: in words."""
+"""What takes the most load under the SLO, by how much, how surely, and what ends it: in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from nexusbench.comparison.amounts import factor
+from nexusbench.comparison.load import conditions
 from nexusbench.experiments.capacity import Capacity
 from nexusbench.metrics.summary import interval
 
@@ -18,7 +19,9 @@ def capacity_verdict(labels: Sequence[str], capacities: Sequence[Capacity], rati
     named = list(zip(labels, capacities, strict=True))
     if len(named) < 2:
         return ""
-    text = "Simulated: " if all(one.simulated for one in capacities) else ""
+    overloaded = sum(one.overloaded > 0 for one in capacities)
+    simulated = all(one.simulated for one in capacities)
+    text = conditions(overloaded, len(capacities), simulated=simulated)
     ranked = sorted((pair for pair in named if not pair[1].none), key=lambda pair: -pair[1].rate)
     if not ranked:
         return text + "none of them keeps the SLO at any rate."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nexusbench.cli._grid import Grid
 from nexusbench.cli._outlet import beside_results, end_with
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.comparison.load import rate_text
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.paying.plots import draw
@@ -25,10 +26,11 @@ from nexusbench.experiments.paying.spec import MapSpec, load_map
 from nexusbench.experiments.paying.survey import Survey, Surveyor
 from nexusbench.experiments.paying.survey_files import write_survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
-from nexusbench.experiments.paying.verdicts import QUESTIONS, Cell, Verdict, verdict
+from nexusbench.experiments.paying.verdicts import QUESTIONS, Cell, Side, Verdict, judge, sides
 from nexusbench.experiments.pool import cores
 
 _MOST_ERRORS = 10
+_MOST_TOLD = 6  # places, in a warning
 _LEGEND = (
     "points: requests that keep the SLO, percent, more than with the other side, paired by draw; "
     "(other -> this). ? is an interval that allows no verdict, = one within 2 points of none"
@@ -92,13 +94,28 @@ def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _answers(survey: Survey) -> Iterator[tuple[Cell, str, Verdict]]:
+class _Answer(msgspec.Struct, frozen=True):
+    cell: Cell
+    question: str
+    mine: Side
+    other: Side
+    found: Verdict
+
+    @property
+    def overloaded(self) -> tuple[str, ...]:
+        """On which sides requests arrive faster than they leave."""
+        both = (("other", self.other), ("this", self.mine))
+        return tuple(name for name, one in both if one.load is not None)
+
+
+def _answers(survey: Survey) -> Iterator[_Answer]:
     for traffic in survey.spec.traffic:
         for cell in cells_of(survey, traffic):
             for question in QUESTIONS:
-                found = verdict(survey, cell, question)
-                if found is not None:
-                    yield cell, question, found
+                both = sides(survey, cell, question)
+                if both is not None:
+                    found = judge(*both, "attained", cell.slo)
+                    yield _Answer(cell, question, *both, found)
 
 
 def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
@@ -110,22 +127,55 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
     console = results_console()
     console.print(Text.assemble(("nexusbench pays", "bold"), "  ", badge(True)))
     answers = list(_answers(survey))
+    for line in _load_lines(answers):
+        say(console, f"WARNING: {line}", "bold red")
+    crowded = any(answer.overloaded for answer in answers)
     for question in QUESTIONS:
         title = question_title(survey, question).replace("`", "")
         grid = Grid(
-            title, ("GPU", "traffic", "SLO", "load %", "verdict", "points", "other", "this"),
+            title, ("GPU", "traffic", "SLO", "load %", "verdict", "points", "other", "this",
+                    *(["overloaded"] * crowded)),
             keys=4, texts=(0, 1, 2, 4),
         )  # fmt: skip
-        for cell, asked, found in answers:
-            if asked == question:
+        for answer in answers:
+            if answer.question == question:
+                cell, found = answer.cell, answer.found
                 grid.add(
                     cell.gpu, cell.traffic, cell.slo, f"{cell.load:g}", found.outcome,
                     f"{found.mean:+.1f}", f"{found.other:.1f}", f"{found.mine:.1f}",
+                    *([" and ".join(answer.overloaded) or "no"] * crowded),
                 )  # fmt: skip
         grid.show(console)
     say(console, _LEGEND, "dim")
     _say_cut(console, survey.spec)
     console.print(f"table  {folder}", soft_wrap=True)
+
+
+def _load_lines(answers: Sequence[_Answer]) -> list[str]:
+    """Places of the map, each once, at which requests arrive faster than they leave."""
+    places = {(a.cell.gpu, a.cell.traffic, a.cell.load) for a in answers}
+    told: dict[tuple[str, str, float], str] = {}
+    for answer in answers:
+        cell = answer.cell
+        key = (cell.gpu, cell.traffic, cell.load)
+        loads = [load for one in (answer.mine, answer.other) if (load := one.load) is not None]
+        if loads and key not in told:
+            offered, finished = (
+                rate_text(rate) for rate in (loads[0].offered_rate, loads[0].finished_rate)
+            )
+            told[key] = (
+                f"{cell.gpu} {cell.traffic} at {cell.load:g} % (offered {offered}, finished "
+                f"{finished} req/s while they arrived)"
+            )
+    if not told:
+        return []
+    more = f"; and {len(told) - _MOST_TOLD:,} more" if len(told) > _MOST_TOLD else ""
+    return [
+        f"requests arrive faster than they leave on a side of {len(told):,} of "
+        f"{counted(len(places), 'place')} of the map: {'; '.join(list(told.values())[:_MOST_TOLD])}"
+        f"{more}. Which requests keep an SLO there says more of the backlog, which grows with the "
+        "length of the trace, than of the way of serving"
+    ]
 
 
 def _say_cut(console: Any, spec: MapSpec) -> None:
@@ -144,9 +194,11 @@ def _document(survey: Survey, folder: Path) -> dict[str, Any]:
         "cells": [
             {
                 "gpu": cell.gpu, "traffic": cell.traffic, "load": cell.load, "slo": cell.slo,
-                "question": question, **_finite(found),
+                "question": answer.question, "overloaded": list(answer.overloaded),
+                **_finite(answer.found),
             }
-            for cell, question, found in _answers(survey)
+            for answer in _answers(survey)
+            for cell in (answer.cell,)
         ],
     }  # fmt: skip
 

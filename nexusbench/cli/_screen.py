@@ -9,8 +9,9 @@ from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import render_rows
+from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
-from nexusbench.comparison.load import is_overloaded, load_lines
+from nexusbench.comparison.load import conditions, is_overloaded, load_lines
 from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import verdict
@@ -52,17 +53,14 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
     sentences = verdict(columns)
     if sentences:
         console.print()
-        say(console, " ".join([*_under(columns), *sentences]), "bold")
-
-
-def _under(columns: Sequence[Column]) -> list[str]:
-    """Under what a verdict holds, in a word or two before it."""
-    words = ["simulated"] if any(column.first.simulated for column in columns) else []
-    overloaded = sum(map(is_overloaded, columns))
-    if overloaded:
-        words.append("overloaded" if overloaded == len(columns) else "partly overloaded")
-    text = ", ".join(words)
-    return [f"{text[0].upper()}{text[1:]}:"] if text else []
+        simulated = any(column.first.simulated for column in columns)
+        under = conditions(
+            sum(map(is_overloaded, columns)),
+            len(columns),
+            simulated=simulated,
+            different=different_loads(columns),
+        )
+        say(console, under + " ".join(sentences), "bold")
 
 
 def header(console: Console, columns: Sequence[Column], title: str) -> None:

@@ -48,7 +48,9 @@ def paired_differences(columns: Sequence[Column]) -> dict[str, Any]:
                 if own and abs(difference["mean"]) <= _NEGLIGIBLE * abs(own.value):
                     difference["better"] = None
                 less = base.entry(tag).get("direction") == "lower"
-                able = rivals_in((base, column), tag, less=less)
+                pair = (base, column)
+                values = [one.statistic(tag, name) for one in pair]
+                able = rivals_in(pair, tag, values, less=less)
                 side = {"a": base, "b": column}.get(difference["better"])
                 if side is not None and side not in able:
                     difference["better"] = None

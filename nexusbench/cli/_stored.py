@@ -30,7 +30,7 @@ def compare_runs(
 ) -> None:
     """Show or print runs. Raises InputError naming what cannot be read."""
     views = [view_of_reader(RunReader(run, results), judgement) for run in runs]
-    label_apart(views)
+    label_apart(views, seeds=True)
     warnings = find_warnings(views)
     if as_json:
         for warning in warnings:

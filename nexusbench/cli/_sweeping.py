@@ -16,7 +16,7 @@ from nexusbench.cli._countdown import Countdown, duration
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.comparison.load import load_of, rate_text
+from nexusbench.comparison.load import load_of, rate_text, worst_load
 from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.outputs import check_replaceable, make_folder
@@ -135,7 +135,7 @@ def _check(plan: Plan) -> None:
                 f"cell {index} ({_name(plan, index)}) cannot run: {error}. To run the others, "
                 "leave it out with [[exclude]]"
             ) from None
-        except Exception:  # somebody's policy may raise anything
+        except Exception:  # a plug-in may raise anything
             continue
 
 
@@ -231,7 +231,9 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
         for column, values in means.items()
         if any(value is not None for value in values)
     }
-    titles = (*axes, "runs", *(title for title, *_ in shown))
+    crowded = {named: _crowded(members) for named, members in groups.items()}
+    marked = any(mark != "no" for mark in crowded.values())
+    titles = (*axes, "runs", *(["overloaded"] * marked), *(title for title, *_ in shown))
     grid = Grid("", titles, keys=len(axes), texts=range(len(axes)))
     places = [decimals([value for value in found if value is not None]) for found in shown.values()]
     for row, (named, members) in enumerate(list(groups.items())[:_MOST_ROWS]):
@@ -242,7 +244,7 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
             "-" if value is None else f"{value:,.{digits}f}"
             for value, digits in zip(values, places, strict=True)
         ]
-        grid.add(*named, count, *numbers)
+        grid.add(*named, count, *([crowded[named]] * marked), *numbers)
     grid.show(console)
     if len(groups) > _MOST_ROWS:
         say(console, f"{len(groups) - _MOST_ROWS:,} more rows are in the table", "dim")
@@ -256,16 +258,22 @@ def _finished(cells: Sequence[Cell]) -> float | None:
     return None if finished is None or not offered else _ALL * finished / offered
 
 
+def _crowded(cells: Sequence[Cell]) -> str:
+    """The mark of a row in which requests arrive faster than they leave."""
+    good = [load_of(cell.summary) for cell in cells if cell.ok]
+    bad = sum(bool(load.overloaded) for load in good)
+    return "no" if not bad else "yes" if bad == len(good) else f"{bad} of {len(good)}"
+
+
 def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[Cell]]) -> None:
     """Which rows are of a load that cannot be served: their latency measures a backlog."""
     told = []
     for named, members in groups.items():
-        loads = [load_of(cell.summary) for cell in members if cell.ok]
-        bad = [load for load in loads if load.overloaded]
-        if bad:
-            offered, finished = rate_text(bad[0].offered_rate), rate_text(bad[0].finished_rate)
+        bad = worst_load(load_of(cell.summary) for cell in members if cell.ok)
+        if bad is not None:
+            offered, finished = rate_text(bad.offered_rate), rate_text(bad.finished_rate)
             rates = f"offered {offered}, finished {finished}"
-            rates = "all at once" if bad[0].offered_rate is None else rates
+            rates = "all at once" if bad.offered_rate is None else rates
             told.append(f"{' '.join(named)} ({rates})")
     if told:
         more = f" and {len(told) - _MOST_TOLD:,} more rows" if len(told) > _MOST_TOLD else ""
@@ -290,6 +298,9 @@ def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dic
         "sweep": plan.sweep.name,
         "axes": list(plan.sweep.axes),
         "output": None if output is None else str(output),
+        "overloaded": [
+            index for index in sorted(cells) if load_of(cells[index].summary).overloaded
+        ],
         "cells": [
             {
                 "cell": index,

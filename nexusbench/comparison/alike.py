@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nexusbench.comparison.view import RunView
+from nexusbench.comparison.view import Column, RunView
 
 # What must be equal for a comparison to be about the schedulers alone: name, path into the run.
 _SAME = (
     ("trace (sha256)", ("resolved", "trace", "sha256")),
     ("device", ("resolved", "device")),
+    ("GPU", ("resolved", "gpu")),
     ("model", ("resolved", "model")),
     ("SLO", ("summary", "slo")),
     ("warm-up", ("resolved", "warmup_ns")),
@@ -27,6 +28,11 @@ _SAME = (
         )
     ),
 )  # fmt: skip
+# What of a config says which requests are offered, and when.
+_LOAD = (
+    "request_rate", "burstiness", "speed", "limit", "window", "spread_ties", "quantize_arrivals",
+    "concurrency", "max_tokens", "too_long", "warmup_s",
+)  # fmt: skip
 _MOST_NAMED = 3  # runs, in a warning
 # What a run was asked that never makes a column: the scheduler heads it, the seed is named only
 # where nothing else differs, and the rest is looked up as what it became.
@@ -41,19 +47,37 @@ _UNSET = {"request_rate": "rate as recorded", "speed": "speed as recorded"}
 _LONGEST = 48  # characters of a value in a label
 
 
-def label_apart(views: Sequence[RunView]) -> None:
+def different_loads(columns: Sequence[Column]) -> list[str]:
+    """In what the loads of columns differ: then a lead may be the load's. The seeds are part of it
+    where they draw the arrivals.
+    """
+    views = [column.first for column in columns]
+    traces = {str(_look(view, ("resolved", "trace", "sha256"))) for view in views}
+    found = ["trace"] if len(traces) > 1 else []
+    for field in _LOAD:
+        values = {str(view.config[field]) for view in views if field in view.config}
+        found += [_flag(field)] if len(values) > 1 else []
+    seeds = {frozenset(view.config.get("seed") for view in c.views) for c in columns}
+    drawn = any(
+        view.config.get("burstiness") is not None or view.config.get("spread_ties") == "uniform"
+        for view in views
+    )
+    return [*found, *(["seed"] if drawn and len(seeds) > 1 else [])]
+
+
+def label_apart(views: Sequence[RunView], *, seeds: bool = False) -> None:
     """Give every view a label of its own: the scheduler, and whatever differs between the runs, be
-    it the load or a flag.
+    it the load or a flag. Of the seed that is said with ``seeds``, or if nothing else differs.
     """
     telling = [words for words in _differing_words(views) if len(set(words)) > 1]
     labels = [
         ", ".join([view.label, *(words[index] for words in telling if words[index])])
         for index, view in enumerate(views)
     ]
-    if len(set(labels)) < len(labels):
-        seeds = [_words("seed", view.config.get("seed")) for view in views]
-        if len(set(seeds)) > 1:
-            labels = [f"{label}, {seed}" for label, seed in zip(labels, seeds, strict=True)]
+    if seeds or len(set(labels)) < len(labels):
+        words = [_words("seed", view.config.get("seed")) for view in views]
+        if len(set(words)) > 1:
+            labels = [f"{label}, {seed}" for label, seed in zip(labels, words, strict=True)]
     taken: dict[str, int] = {}
     for view, label in zip(views, labels, strict=True):
         taken[label] = taken.get(label, 0) + 1
@@ -68,15 +92,26 @@ def _differing_words(views: Sequence[RunView]) -> list[list[str]]:
     same_name = len(set(map(str, names))) < len({*map(str, hashes)})
     found = [
         [_plain(_look(view, ("resolved", "device"))) for view in views],
+        _inside(views, "gpu"),
         [_plain(_look(view, ("resolved", "model", "name"))) for view in views],
+        _inside(views, "model"),
         [
             f"{_plain(name)} {str(digest)[:8]}" if same_name and digest else _plain(name)
             for name, digest in zip(names, hashes, strict=True)
         ],
     ]
     fields = dict.fromkeys(key for view in views for key in view.config)
+    alike = len({view.label for view in views}) < len(views)
     for field in fields:
-        if field not in _NOT_TELLING and _tells(views, field):
+        if field == "partitioner" and not alike:
+            # A scheduler's own one tells nothing, another one that was asked for does.
+            asked = [str(view.config.get(field) or "") for view in views]
+            own = [view.label.partition(":")[0] for view in views]
+            found.append([
+                "" if name == mine else _plain(name)
+                for name, mine in zip(asked, own, strict=True)
+            ])  # fmt: skip
+        elif field not in _NOT_TELLING and _tells(views, field):
             found.append([
                 _words(field, view.config[field]) if field in view.config else "" for view in views
             ])  # fmt: skip
@@ -90,13 +125,32 @@ def _slo_words(slo: dict[str, float]) -> str:
 
 
 def _tells(views: Sequence[RunView], field: str) -> bool:
-    """What a kind of run has no setting of does not tell; nor does another scheduler's own
-    partitioner.
-    """
-    values = {str(view.config[field]) for view in views if field in view.config}
-    if field != "partitioner":
-        return len(values) > 1
-    return len(values) > 1 and len({view.label for view in views}) < len(views)
+    """What a kind of run has no setting of does not tell."""
+    return len({str(view.config[field]) for view in views if field in view.config}) > 1
+
+
+def _inside(views: Sequence[RunView], key: str) -> list[str]:
+    """What differs between two of one name: a model or GPU whose file was changed, say."""
+    facts = [_look(view, ("resolved", key)) for view in views]
+    if not all(isinstance(one, dict) for one in facts):
+        return ["" for _ in views]
+    if len({str(one.get("name")) for one in facts}) > 1:
+        return ["" for _ in views]  # its name tells
+    return [
+        _plain(" ".join(f"{name} {value}" for name, value in _flat(one).items()))
+        for one in _differing(list(map(_flat, facts)))
+    ]
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts within facts under the name of the innermost, as far as they are single values."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            found |= _flat(value)
+        else:
+            found[name] = value
+    return found
 
 
 def _plain(value: Any) -> str:
@@ -108,7 +162,7 @@ def _plain(value: Any) -> str:
 
 def _words(field: str, value: Any) -> str:
     """One setting in words, as in ``rate 4`` or ``no prefix-caching``."""
-    name = _FLAGS.get(field, field).replace("_", "-")
+    name = _flag(field)
     if field in ("profile", "kernel_table") and value is not None:
         value = str(value).rstrip("/").rpartition("/")[2]
     if field == "partitioner":
@@ -118,6 +172,10 @@ def _words(field: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"no {name}"
     return _plain(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+
+
+def _flag(field: str) -> str:
+    return _FLAGS.get(field, field).replace("_", "-")
 
 
 def find_warnings(views: Sequence[RunView]) -> list[str]:

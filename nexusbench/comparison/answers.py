@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.headline import find_claims
 from nexusbench.comparison.level import fully_served
 from nexusbench.comparison.load import is_overloaded
@@ -17,13 +18,14 @@ from nexusbench.comparison.view import Column
 def answers(columns: Sequence[Column]) -> dict[str, Any]:
     """``overloaded``: labels of columns in which requests arrive faster than they leave;
     ``turned_away``: of those that finished a smaller share than others and so cannot lead in a
-    latency; ``claims`` and ``prices``: which leads in what, and what the winner of the mean TTFT
-    pays with.
+    latency or throughput; ``different_loads``: in what the loads differ; ``claims`` and ``prices``:
+    which leads in what, and what winners pay with.
     """
     served = fully_served(columns)
     return {
         "overloaded": [column.label for column in columns if is_overloaded(column)],
         "turned_away": [column.label for column in columns if column not in served],
+        "different_loads": different_loads(columns),
         "verdict": verdict(columns),
         "claims": msgspec.to_builtins(find_claims(columns)),
         "prices": msgspec.to_builtins(prices(columns)),

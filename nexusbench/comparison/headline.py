@@ -1,4 +1,4 @@
-"""Who wins, and at what price, in one sentence."""
+"""What wins, and at what price, in one sentence."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import msgspec
 
+from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.amounts import amount, factor
-from nexusbench.comparison.level import is_level, rivals_in
+from nexusbench.comparison.level import fully_served, is_level
 from nexusbench.comparison.price import find_prices
-from nexusbench.comparison.verdict import CLAIMS, per_gpu
+from nexusbench.comparison.verdict import CLAIMS, per_gpu, ranked, remarks
 from nexusbench.comparison.view import Column, Estimate
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Who is best at one thing. ``level`` are those too near to call, ``next`` the best of the
-    others (None if there are none); ``margin`` says how far behind it is.
+    """Which run is best at one thing. ``level`` are those too near to call, ``next`` the best of
+    the others (None if there are none); ``margin`` says how far behind it is.
     """
 
     words: str
@@ -28,7 +29,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def open(self) -> bool:
-        """Nobody wins: all are level."""
+        """None wins: all are level."""
         return self.next is None
 
     @property
@@ -45,11 +46,9 @@ def find_claims(columns: Sequence[Column]) -> list[Claim]:
 
 
 def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> Claim | None:
-    rivals = rivals_in(columns, tag, less=less)
-    known = [(c.label, e) for c in rivals if (e := c.statistic(tag, name)) is not None]
+    known = ranked(columns, tag, name, less=less)
     if len(known) < 2:
         return None
-    known.sort(key=lambda pair: pair[1].value, reverse=not less)
     (winner, best), rest = known[0], known[1:]
     behind = [(label, estimate) for label, estimate in rest if not is_level(best, estimate)]
     margin = factor(best.value, behind[0][1].value, behind[0][0], less) if behind else ""
@@ -65,7 +64,7 @@ def _claim(columns: Sequence[Column], words: str, tag: str, name: str, less: boo
 
 
 class Headline(msgspec.Struct, frozen=True):
-    """Who wins, and the price of it; without a price where there is none, or no winner. What a
+    """What wins, and the price of it; without a price where there is none, or no winner. What a
     winner on more GPUs than others does per GPU is part of the price.
     """
 
@@ -79,7 +78,17 @@ class Headline(msgspec.Struct, frozen=True):
 
 
 def headline(columns: Sequence[Column]) -> Headline:
-    """About all runs of one load; about what there is, where nothing is comparable."""
+    """About all runs of one load; about what there is, where nothing is comparable. Where loads
+    differ, that comes first.
+    """
+    found, differing = _headline(columns), different_loads(columns)
+    if len(columns) < 2 or not differing:
+        return found
+    claim = f"Over different loads ({', '.join(differing)}): {found.claim}"
+    return msgspec.structs.replace(found, claim=claim)
+
+
+def _headline(columns: Sequence[Column]) -> Headline:
     rivals = [column for column in columns if column.complete]
     if not rivals:
         return Headline("No run came to its end: what they kept is shown, none is called best.")
@@ -89,6 +98,9 @@ def headline(columns: Sequence[Column]) -> Headline:
     decided = [claim for claim in claims if not claim.open]
     if not decided:
         words = ", ".join(f"{claim.words} {claim.value}" for claim in claims)
+        if len(fully_served(rivals)) < len(rivals):
+            level = f"Level is {words}. " if words else ""
+            return Headline(f"None has a lead. {level}{' '.join(remarks(rivals))}".strip())
         return Headline(f"All {len(rivals)} are level{f': {words}' if words else ''}.")
     main = _main(decided)
     won = [claim for claim in decided if main in claim.winners]
@@ -99,7 +111,7 @@ def headline(columns: Sequence[Column]) -> Headline:
 
 
 def over_loads(claims: Sequence[Sequence[Claim]]) -> str:
-    """Who wins what under how many of several loads, in one sentence."""
+    """What wins what under how many of several loads, in one sentence."""
     by_words: dict[str, list[Claim]] = {}
     for claim in (claim for load in claims for claim in load):
         by_words.setdefault(f"{claim.degree} {claim.words}", []).append(claim)
@@ -134,7 +146,7 @@ def _alone(column: Column, cut_short: int) -> str:
 
 
 def _main(claims: Sequence[Claim]) -> str:
-    """Whoever wins most; among equals whoever comes first in the order of the claims."""
+    """The one that wins most; among equals the one that comes first in the order of the claims."""
     wins: dict[str, int] = {}
     for claim in claims:
         for label in claim.winners:

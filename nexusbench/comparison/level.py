@@ -10,8 +10,11 @@ from nexusbench.metrics.noise import half_interval
 
 # Differences below this are called equal: the simulator's own noise is of that size.
 EQUAL = 0.01
-# Counts of what did not finish: these show what was turned away, and are not improved by it.
-_OUTCOMES = ("rejected", "failed", "cancelled", "unfinished")
+# What counts the requests that were turned away, or counts them as misses: not improved by it.
+_COUNTED = (
+    "offered", "finished", "finished_stop", "finished_work", "rejected", "failed", "cancelled",
+    "unfinished", "attainment", "goodput",
+)  # fmt: skip
 _SAME_SHARE = 1e-9
 
 
@@ -55,16 +58,9 @@ def _seeds(one: Estimate, other: Estimate) -> float:
     return (one.half or 0.0) + (other.half or 0.0)
 
 
-def needs_all(tag: str, *, less: bool) -> bool:
-    """Whether turning requests away could improve a metric: then only columns that finished as
-    many as any other may lead in it.
-    """
-    return less and tag not in _OUTCOMES
-
-
 def fully_served(columns: Sequence[Column]) -> list[Column]:
     """Those that finished as large a share of their requests, and of these requests' tokens, as any
-    other: the latencies of the rest are of those that were not turned away.
+    other: the figures of the rest are of those that were not turned away.
     """
     shares = [column.served for column in columns]
     most = [max(found, default=0.0) - _SAME_SHARE for found in zip(*shares, strict=True)]
@@ -75,6 +71,35 @@ def fully_served(columns: Sequence[Column]) -> list[Column]:
     ]
 
 
-def rivals_in(columns: Sequence[Column], tag: str, *, less: bool) -> list[Column]:
-    """The columns that may lead in a metric."""
-    return fully_served(columns) if needs_all(tag, less=less) else list(columns)
+def rivals_in(
+    columns: Sequence[Column],
+    tag: str,
+    found: Sequence[Estimate | None] | None = None,
+    *,
+    less: bool,
+) -> list[Column]:
+    """The columns that may be ranked in a metric. Turning requests away improves a latency, and a
+    rate too: of those that did, only those count that are behind all the same, by their values
+    ``found``.
+    """
+    if tag in _COUNTED:
+        return list(columns)
+    served = fully_served(columns)
+    if found is None:
+        return served
+    pairs = list(zip(columns, found, strict=True))
+    known = [estimate for column, estimate in pairs if estimate and column in served]
+    if not known:
+        return served
+    best = (min if less else max)(known, key=lambda estimate: estimate.value)
+    sign = 1 if less else -1
+    return [
+        column
+        for column, estimate in pairs
+        if column in served
+        or (
+            estimate is not None
+            and sign * (estimate.value - best.value) > 0
+            and not is_level(best, estimate)
+        )
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,6 +55,29 @@ def load_of_run(run: RunEvents) -> Load:
     return load_of(summarise(run, {metric.tag: metric() for metric in wanted}))
 
 
+def worst_load(loads: Iterable[Load | None]) -> Load | None:
+    """Of those in which requests arrive faster than they leave the one that left most behind; None
+    where there are none.
+    """
+    found = [load for load in loads if load is not None and load.overloaded]
+    return max(found, key=lambda load: load.left_behind or 0) if found else None
+
+
+def conditions(
+    overloaded: int, total: int, *, simulated: bool, different: Sequence[str] = ()
+) -> str:
+    """Under what a verdict on so many runs holds, to stand before it: ``Simulated, overloaded: ``;
+    empty where there is nothing to say. ``different`` is in what their loads differ.
+    """
+    words = ["simulated"] if simulated else []
+    if overloaded:
+        words.append("overloaded" if overloaded == total else "partly overloaded")
+    if different:
+        words.append(f"over different loads ({', '.join(different)})")
+    text = ", ".join(words)
+    return f"{text[0].upper()}{text[1:]}: " if text else ""
+
+
 def is_overloaded(column: Column) -> bool:
     """In at least one of its seeds."""
     return _worst(column) is not None
@@ -68,16 +91,22 @@ def load_lines(columns: Sequence[Column]) -> list[str]:
     return lines_about(told, len(columns))
 
 
-def lines_about(loads: Sequence[tuple[str, Load]], total: int) -> list[str]:
-    """The same of so many runs in all, by label."""
+def lines_about(
+    loads: Sequence[tuple[str, Load]], total: int, *, name_one: bool = False, most: int = 0
+) -> list[str]:
+    """The same of so many runs in all, by label, with the rates of at most ``most`` (0: of all); a
+    lone one is named only with ``name_one``.
+    """
     told = [(label, load) for label, load in loads if load.overloaded]
     if not told:
         return []
-    if total == 1:
+    if total == 1 and not name_one:
         return [f"{_FASTER} ({_rates(told[0][1])}). {_MEANING}"]
     every = len(told) == total
-    where = "in all runs" if every else "in some runs"
-    return [f"{_FASTER} {where} ({_table(told)}). {_MEANING if every else _MEANING_SOME}"]
+    more = f"; and {len(told) - most:,} more" if 0 < most < len(told) else ""
+    where = "" if total == 1 else " in all runs" if every else " in some runs"
+    meaning = _MEANING if every else _MEANING_SOME
+    return [f"{_FASTER}{where} ({_table(told[: most or None])}{more}). {meaning}"]
 
 
 def _table(told: Sequence[tuple[str, Load]]) -> str:
@@ -111,8 +140,7 @@ _MEANING_SOME = "Their latency" + _MEANING.removeprefix("Latency")
 
 def _worst(column: Column) -> Load | None:
     """Of the column's overloaded seeds the one that left most behind."""
-    found = [load for view in column.views if (load := load_of(view.summary)).overloaded]
-    return max(found, key=lambda load: load.left_behind or 0) if found else None
+    return worst_load(load_of(view.summary) for view in column.views)
 
 
 def _rates(load: Load) -> str:

@@ -21,7 +21,9 @@ TAILS = (
 
 
 class Price(msgspec.Struct, frozen=True):
-    """One tail, ms: the winner's, the best of the others, and the noise of their difference."""
+    """One tail, ms: the winner's, the best of the others, and the noise of their difference. It is
+    the price of whatever ``winner`` leads in.
+    """
 
     words: str
     tag: str
@@ -30,6 +32,7 @@ class Price(msgspec.Struct, frozen=True):
     best: str
     best_value: float
     noise: float
+    winner: str
 
     @property
     def text(self) -> str:
@@ -61,4 +64,4 @@ def _price(
     label, best = min(others, key=lambda other: other[1].value)
     if best.value <= 0 or own.value <= best.value or is_level(best, own):
         return None
-    return Price(words, tag, name, own.value, label, best.value, noise(own, best))
+    return Price(words, tag, name, own.value, label, best.value, noise(own, best), winner.label)

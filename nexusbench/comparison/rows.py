@@ -68,10 +68,10 @@ PER_GPU = (
     ("  per GPU", "tok/s", "output_throughput"),
     ("  per GPU", "req/s", "goodput"),
 )
-# Shown only where they are not zero for everyone: their absence is no news.
+# Shown only where they are not zero in every column: their absence is no news.
 _ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished")
 _SECONDS_FROM_MS = 1000.0
-# Whoever runs one batch at a time has no contention: that is no merit.
+# What runs one batch at a time has no contention: that is no merit.
 _DIRECTIONS = {"decision_us": "lower", "contention": "none"}
 
 
@@ -187,7 +187,7 @@ def _row_of(
     direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     direction = _DIRECTIONS.get(tag, direction)
     _mark_best(
-        rivals_in(columns, tag, less=direction == "lower"), columns, cells, values, direction
+        rivals_in(columns, tag, found, less=direction == "lower"), columns, cells, values, direction
     )
     return Row(title, second, cells)
 
@@ -233,8 +233,8 @@ def _mark_best(
 ) -> None:
     """Mark the best of a row and what reads the same; where all read the same there is no best.
 
-    A run that was cut short is never best, nor in latency one that turned more requests away: its
-    numbers are of another set of requests.
+    A run that was cut short is never best, nor, where that flatters, one that turned more requests
+    away: its numbers are of another set of requests.
     """
     rivals = [
         (value, cell)

@@ -1,4 +1,4 @@
-"""One or two sentences that say who wins what, computed from the numbers shown."""
+"""One or two sentences that say what wins what, computed from the numbers shown."""
 
 from __future__ import annotations
 
@@ -31,10 +31,22 @@ def verdict(columns: Sequence[Column]) -> list[str]:
 
 
 def prices(columns: Sequence[Column]) -> list[Price]:
-    """What the winner of the mean TTFT pays with; none where there is no winner."""
+    """What winners pay with; none where there is no winner."""
     rivals = [column for column in columns if column.complete]
-    pair = _winner_and_rival(rivals) if len(rivals) > 1 else []
-    return find_prices(rivals, pair[0]) if pair else []
+    winners = _leaders(rivals) if len(rivals) > 1 else []
+    return [price for winner in winners for price in find_prices(rivals, winner)]
+
+
+def _leaders(columns: Sequence[Column]) -> list[Column]:
+    """The best in each claim that is not level for all, and those level with the best mean TTFT."""
+    found: dict[str, None] = {}
+    for _, tag, name, less in CLAIMS:
+        known = ranked(columns, tag, name, less=less)
+        level = [label for label, estimate in known if is_level(known[0][1], estimate)]
+        if len(level) < len(known):
+            found |= dict.fromkeys(level[:_MOST_NAMED] if tag == "ttft" else level[:1])
+    by_label = {column.label: column for column in columns}
+    return [by_label[label] for label in found]
 
 
 def reasons(columns: Sequence[Column]) -> list[str]:
@@ -74,28 +86,38 @@ def _beside(own: Estimate, other: Estimate, label: str) -> str:
 
 def _winners(columns: Sequence[Column]) -> list[str]:
     """Labels of those that are best at something."""
-    found = []
-    for _, tag, name, less in CLAIMS:
-        rivals = rivals_in(columns, tag, less=less)
-        known = [(c.label, e.value) for c in rivals if (e := c.statistic(tag, name)) is not None]
-        if known:
-            found.append((min if less else max)(known, key=lambda pair: pair[1])[0])
-    return found
+    found = [ranked(columns, tag, name, less=less) for _, tag, name, less in CLAIMS]
+    return [known[0][0] for known in found if known]
+
+
+def ranked(
+    columns: Sequence[Column], tag: str, name: str, *, less: bool
+) -> list[tuple[str, Estimate]]:
+    """Label and value of those that may be ranked in a statistic, best first."""
+    found = [column.statistic(tag, name) for column in columns]
+    rivals = rivals_in(columns, tag, found, less=less)
+    known = [
+        (column.label, estimate)
+        for column, estimate in zip(columns, found, strict=True)
+        if estimate is not None and column in rivals
+    ]
+    return sorted(known, key=lambda pair: pair[1].value, reverse=not less)
 
 
 def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: bool) -> str | None:
-    rivals = rivals_in(columns, tag, less=less)
-    known = [(c.label, e) for c in rivals if (e := c.statistic(tag, name)) is not None]
+    known = ranked(columns, tag, name, less=less)
     if len(known) < 2:
         return None
-    known.sort(key=lambda pair: pair[1].value, reverse=not less)
     (winner, first), rest = known[0], known[1:]
     best = first.value
     near = [(label, estimate) for label, estimate in rest if is_level(first, estimate)]
     level = [label for label, _ in near]
     within_what = within(first, [estimate for _, estimate in near])
     if len(level) == len(rest):
-        return f"{_sentence_case(words)} is the same for all {within_what} ({amount(best, tag)})."
+        alike = "all" if len(known) == len(columns) else _listed([winner, *level])
+        return (
+            f"{_sentence_case(words)} is the same for {alike} {within_what} ({amount(best, tag)})."
+        )
     verb, degree = ("have" if level else "has"), ("lowest" if less else "highest")
     others = [(label, estimate.value) for label, estimate in rest if label not in level]
     if len(others) > _MOST_NAMED:
@@ -107,9 +129,8 @@ def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: 
 
 def _by_mean_ttft(columns: Sequence[Column]) -> list[Column]:
     """Those with a mean TTFT, best first."""
-    rivals = rivals_in(columns, "ttft", less=True)
-    known = [(e.value, i) for i, c in enumerate(rivals) if (e := c.statistic("ttft", "mean"))]
-    return [rivals[i] for _, i in sorted(known)]
+    by_label = {column.label: column for column in columns}
+    return [by_label[label] for label, _ in ranked(columns, "ttft", "mean", less=True)]
 
 
 def _winner_and_rival(columns: Sequence[Column]) -> list[Column]:
@@ -139,10 +160,12 @@ def _why(columns: Sequence[Column]) -> str | None:
 
 
 def _price(columns: Sequence[Column]) -> str | None:
-    """The tails that the winner of the mean TTFT pays with; none where nobody wins it."""
-    pair = _winner_and_rival(columns)
-    found = [price.text for price in find_prices(columns, pair[0])] if pair else []
-    return f"The price: {pair[0].label}'s {', its '.join(found)}." if found else None
+    """The tails that each winner pays with; None where there are none."""
+    found: dict[str, list[str]] = {}
+    for price in prices(columns):
+        found.setdefault(price.winner, []).append(price.text)
+    parts = [f"{label}'s {', its '.join(texts)}" for label, texts in found.items()]
+    return f"The price: {'; '.join(parts)}." if parts else None
 
 
 def _names(labels: Sequence[str], near: str) -> str:
@@ -168,10 +191,12 @@ def remarks(columns: Sequence[Column]) -> list[str]:
         if (finished := _count(column, "finished")) is not None
         and (offered := _count(column, "offered")) is not None
     )
-    text = f"Not all finished the same requests ({counts}): latencies are of the answered ones only"
+    text = (
+        f"Not all finished the same requests ({counts}): latency and throughput are of those only"
+    )
     out = [column.label for column in columns if column not in served]
     if len(columns) > 1:
-        text += f", so that {_listed(out)} cannot lead in latency"
+        text += f", so that {_listed(out)} cannot lead in them"
     return [f"{text}."]
 
 

@@ -3,7 +3,7 @@ fresh draws of the arrivals, paired.
 
 Jamieson and Talwalkar (AISTATS 2016): give all candidates a little, keep the better third, give
 those three times as much, and so on. Little here is the first requests of the trace. The last few
-race (Maron and Moore, NIPS 1993): who is surely behind the leader stops, the others get more draws,
+race (Maron and Moore, NIPS 1993): what is surely behind the leader stops, others get more draws,
 until one is left or the draws are used up. Those that are left then are a tie, and said to be.
 """
 
@@ -28,10 +28,10 @@ from nexusbench.metrics.slo import Bound, Slo
 KEPT = 3  # one in so many goes on
 # Few draws decide the rounds before: with 8 finalists the best of near equals fell out there.
 FINALISTS = 20
-# Points of score that nobody would choose by: whoever may lead by less needs no more draws.
+# Points of score that decide nothing: what may lead by less needs no more draws.
 INDIFFERENT = 0.1
 _LEAST_REQUESTS = 40
-# Draws of the early rounds; the final has draws of its own, since these chose who is in it.
+# Draws of the early rounds; the final has draws of its own, since these chose what is in it.
 _EARLY_SEED = 1_000_000
 
 Told = Callable[[str, int], object]  # (what was run, on how many requests)
@@ -158,7 +158,7 @@ def _best(rated: Sequence[Rated], count: int) -> list[Rated]:
 def _race(
     field: _Field, candidates: Sequence[Candidate], number: int
 ) -> tuple[list[Rated], list[Rated]]:
-    """The leader and who could not be told apart from it, then those behind; each in order."""
+    """The leader and what could not be told apart from it, then those behind; each in order."""
     question = field.question
     close = field.run(candidates, question.requests, question.seeds, number)
     behind: list[Rated] = []
@@ -188,7 +188,7 @@ def more_draws(question: Question) -> list[range]:
 
 
 def _split(question: Question, rated: list[Rated]) -> tuple[list[Rated], list[Rated]]:
-    """Those who are not surely behind the first, and those who are; ``rated`` is in order."""
+    """Those that are not surely behind the first, and those that are; ``rated`` is in order."""
     close, behind = list(rated[:1]), list(rated[:0])
     for one in rated[1:]:
         (behind if _margin(question, rated[0], one).sure else close).append(one)
@@ -202,7 +202,7 @@ def _settled(question: Question, leader: Rated, one: Rated) -> bool:
 
 
 def _margin(question: Question, one: Rated, other: Rated) -> Margin:
-    # Who looks often finds something by chance: the looks share the level (Bonferroni).
+    # Looking often finds something by chance: the looks share the level (Bonferroni).
     level = SIGNIFICANCE / (1 + len(more_draws(question)))
     return lead(one, other, question.requests, level)
 
@@ -273,9 +273,9 @@ def _score(run: _Run) -> _Outcome:
     except NexusbenchError as error:
         return _Outcome(None, str(error))
     except Exception as error:
-        # A candidate may be somebody's plug-in, which may raise anything.
+        # A candidate may be a plug-in, which may raise anything.
         return _Outcome(None, f"unexpected {type(error).__name__}: {error}")
     single = scored_slo(run.slo)
     kept = judge(probe, run.slo).outcome == "kept"
-    score = Score(attained(probe, single), strain(probe, single.per_request()), kept)
+    score = Score(attained(probe, single), strain(probe, single.per_request()), kept, probe.load)
     return _Outcome(score, "", probe.simulated)

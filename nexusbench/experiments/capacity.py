@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from nexusbench.comparison.load import worst_load
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S
@@ -60,7 +61,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     span the 95 % interval of Student's t over the seeds, from the rates that keep it to the next
     ones, which do not. A single seed has the bracket of its search. ``breaks``: bound -> in how
     many seeds it is the one broken worst at the next rate. ``at_least``: some seed did not break
-    before its trace ended. ``none``: no seed keeps the SLO at any rate.
+    before its trace ended. ``none``: no seed keeps the SLO at any rate. ``overloaded``: in how many
+    seeds requests arrive faster than they leave at the rate that keeps it.
     """
 
     position: int  # in the search's configs
@@ -78,6 +80,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     stopped: int  # probes that were stopped early
     simulated: bool
     found: tuple[Found, ...]
+    overloaded: int = 0
 
 
 def trace_load(config: RunConfig) -> tuple[int, float, bool]:
@@ -189,6 +192,7 @@ def _capacity(position: int, unordered: Sequence[Found]) -> Capacity:
         stopped=sum(not look.complete for look in looks),
         simulated=all(one.simulated for one in found),
         found=tuple(found),
+        overloaded=sum(worst_load([one.load]) is not None for one in found),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from nexusbench.comparison.load import Load, worst_load
 from nexusbench.experiments.candidates import Candidate
 from nexusbench.metrics.summary import interval
 
@@ -19,12 +20,14 @@ SIGNIFICANCE = 0.025
 
 class Score(msgspec.Struct, frozen=True):
     """One draw. ``attained``: percent of requests that keep every bound; ``strain``: how much of
-    its bounds the mean request uses, 0 to 2; ``kept``: whether the SLO as given is kept.
+    its bounds the mean request uses, 0 to 2; ``kept``: whether the SLO as given is kept. ``load``
+    is no part of how well a draw was served.
     """
 
     attained: float
     strain: float
     kept: bool
+    load: Load | None = None
 
     @property
     def points(self) -> float:
@@ -56,6 +59,13 @@ class Rated(msgspec.Struct, frozen=True):
         """Mean over draws."""
         return math.fsum(score.points for score in self.scores) / len(self.scores)
 
+    @property
+    def load(self) -> Load | None:
+        """That of the draw with the largest backlog where requests arrive faster than they leave;
+        None where they do in no draw.
+        """
+        return worst_load(score.load for score in self.scores)
+
 
 class Margin(msgspec.Struct, frozen=True):
     """One's lead over another in :attr:`Score.points` on the draws that both have run; ``chance``
@@ -74,9 +84,9 @@ class Margin(msgspec.Struct, frozen=True):
 
 def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFICANCE) -> Margin:
     """What ``one`` has over ``other`` on draws of so many ``requests``; ``significance`` is shared
-    out by who looks repeatedly.
+    out among repeated looks.
     """
-    # Who was dropped early has the first of the draws only.
+    # What was dropped early has the first of the draws only.
     pairs = list(zip(one.scores, other.scores, strict=False))
     leads = [mine.points - theirs.points for mine, theirs in pairs]
     # Attainment is a count: leads that happen to agree are no surer than to one request.
@@ -96,7 +106,8 @@ def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFIC
 
 def twins(one: Rated, other: Rated) -> bool:
     """Whether two served every draw the same: then no draw will tell them apart."""
-    return len(one.scores) > 1 and one.scores == other.scores
+    served = [[(s.attained, s.strain, s.kept) for s in each.scores] for each in (one, other)]
+    return len(one.scores) > 1 and served[0] == served[1]
 
 
 def _chance(leads: Sequence[float], least: float) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.assembly import assemble
+from nexusbench.comparison.load import Load, load_of_run
 from nexusbench.config import RunConfig
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.engine.engine import Engine
@@ -21,7 +22,7 @@ from nexusbench.metrics.slo import STATISTICS
 from nexusbench.runner import events_so_far, serve
 
 PROBE_SUFFIX = ".probe"
-_SCHEMA = 2
+_SCHEMA = 3
 # How often a running probe is looked at: arrivals and ends together come to twice the requests.
 _LOOKS = 24
 _NEVER = float("inf")
@@ -36,7 +37,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     broken by them is broken for sure. A request that did not finish has infinite ones. ``tpot`` and
     ``own_gap`` (the p99 of a request's gaps) are NaN where an answer of one token has no gap.
     ``gaps``: statistics of all gaps due, pooled; those that never came are infinite. ``little``: N,
-    X (1/s), R (s) of :func:`littles_law`.
+    X (1/s), R (s) of :func:`littles_law`. ``load`` is of whole runs.
     """
 
     rate: float
@@ -53,6 +54,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     ended: int  # requests that had ended
     digest: str = ""
     simulated: bool = True
+    load: Load | None = None
     schema: int = _SCHEMA
 
 
@@ -141,6 +143,7 @@ def probe_of(config: RunConfig, run: RunEvents, now: int | None, digest: str = "
         ended=int((run.outcome >= 0).sum()),
         digest=digest,
         simulated=run.facts.simulated,
+        load=load_of_run(run) if now is None else None,
     )
 
 
@@ -179,8 +182,8 @@ def littles_law(run: RunEvents, end: int) -> tuple[float, float, float]:
     """Mean number in the system N, rate of ends X (1/s), mean time of those in it R (s), over the
     last three quarters of the arrivals.
 
-    Three different sums: N from how many are in at each moment, X and R from those who leave. While
-    the system is stationary N = X R; while a queue grows those who leave have seen a shorter one,
+    Three different sums: N from how many are in at each moment, X and R from what leaves. While
+    the system is stationary N = X R; while a queue grows those that leave have seen a shorter one,
     and N is larger.
     """
     arrivals = run.arrival[run.offered]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from nexusbench.comparison.load import Load
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.experiments.judging import Broken, Verdict, attained, judge, reached
@@ -60,8 +61,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one search. ``kept`` is a rate that keeps the SLO (0: none does), ``broken_at``
     the next one of the lattice, which does not (None: the trace ends before it breaks). Below
-    ``kept`` every rate tried keeps it, unless not ``monotone``. ``little`` is that of the probe at
-    ``kept``.
+    ``kept`` every rate tried keeps it, unless not ``monotone``. ``little`` and ``load`` are those
+    of the probe at ``kept``.
     """
 
     seed: int
@@ -73,6 +74,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     monotone: bool
     looks: tuple[Look, ...]
     simulated: bool
+    load: Load | None = None
 
 
 def lattice_rate(step: int, ratio: float) -> float:
@@ -199,4 +201,5 @@ def _found(search: _Search, low: int | None, high: int | None) -> Found:
         monotone=not kept or not lost or max(kept) < min(lost),
         looks=tuple(sorted(search.looks, key=lambda look: look.step)),
         simulated=all(probe.simulated for probe in search.probes.values()),
+        load=None if low is None else search.probes[low].load,
     )

@@ -30,6 +30,8 @@ HOST_STATISTICS = ("mean", "p50", "p99")
 # What every series keeps besides: how many of the requests offered finished, and how many samples
 # a distribution has (turned_away.py).
 NAMES_OF_SAMPLES = ".n"
+# Gaps between tokens: there are fewer where answers were cut short.
+GAPS = "tbt.n"
 _TEXT = re.compile(
     r"(?P<metric>.+?):(?P<relative>[^:%]+)%(?::(?P<absolute>[-+.\deE]*\d)\s*(?P<unit>.*))?",
     re.DOTALL,

@@ -10,6 +10,7 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.gates.environment import environment_of, machine_of, name_of
 from nexusbench.gates.rules import (
+    GAPS,
     GUARDS,
     HOST_METRIC,
     NAMES_OF_SAMPLES,
@@ -144,6 +145,7 @@ def make_series(
     """
     wanted = list(wanted)
     counts = [f"{tag}{NAMES_OF_SAMPLES}" for tag in (name.partition(".")[0] for name in wanted)]
+    counts.append(GAPS)
     wanted = list(dict.fromkeys([*wanted, *GUARDS, *counts]))
     measures = {**GUARDS, **dict.fromkeys(counts, SAMPLES), **measures}
     groups: dict[str, list[Point]] = {}

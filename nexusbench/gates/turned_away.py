@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from nexusbench.gates.rules import GUARDS, NAMES_OF_SAMPLES, Rule
+from nexusbench.gates.rules import GAPS, GUARDS, NAMES_OF_SAMPLES, Rule
 from nexusbench.gates.series import Samples, Series
 from nexusbench.gates.statistics import fewer_p
 from nexusbench.gates.verdicts import TOLERANCE, Finding
@@ -19,8 +19,12 @@ OFFERED, FINISHED, WORK = GUARDS
 _COUNTS = (
     FINISHED, WORK, "rejected", "failed", "cancelled", "unfinished", "attainment", "goodput",
 )  # fmt: skip
+# These count a request that was turned away as a miss, and one whose answer was cut short as kept.
+_OF_ANSWERS = ("attainment", "goodput")
 # A client sees deliveries, which hold more tokens at one time than at another.
 _OF_DELIVERIES = 0.01
+# What is measured may end its answers where it likes: by so much they may be shorter.
+_SHORTER = 0.1
 _ALLOW = "If that is meant, say how many may be missing with a rule, as in finished:5%"
 
 
@@ -59,19 +63,25 @@ def guard(
 ) -> None:
     """Take back what passes over requests that were turned away, and say so in a finding of its
     own for each series. A rule on ``attainment`` counts them as misses and switches this off; one
-    on ``finished`` or ``finished_work`` says how many may be missing.
+    on ``finished`` or ``finished_work`` says how many may be missing. Answers that were cut short
+    flatter everything, attainment too.
     """
     allowance = _allowance(rules)
-    if all(_tag(rule.metric) in _COUNTS for rule in rules):
-        return
+    counts_only = all(_tag(rule.metric) in _COUNTS for rule in rules)
     for name, old in pairs.items():
         new = current[name]
         if not new.environment:  # numbers of the user's own, not of a run
             continue
         missing = _requests(old, new, Allowance(), alpha)
+        judged = [finding for finding in findings if finding.series == name]
+        if missing is None and (cut := _cut_short(old, new, allowance)):
+            for finding in judged:
+                if _tag(finding.metric) in _OF_ANSWERS or _tag(finding.metric) not in _COUNTS:
+                    _take_back(finding, cut)
+        if counts_only:
+            continue
         # As many may have finished, and shorter ones.
         short = _requests(old, new, allowance, alpha) if missing else _tokens(old, new, allowance)
-        judged = [finding for finding in findings if finding.series == name]
         for finding in judged:
             if _tag(finding.metric) in _COUNTS:
                 continue
@@ -174,6 +184,20 @@ def _fewer_samples(metric: str, old: Series, new: Series, allowance: Allowance) 
     if found is None:
         return ""
     return f"it is of {found[1]:,.0f} samples, the baseline's of {found[0]:,.0f}"
+
+
+def _cut_short(old: Series, new: Series, allowance: Allowance) -> str:
+    """As many answers, of fewer tokens; empty if they are as long."""
+    samples = new.metrics.get(GAPS)
+    least = 0.0 if samples is None or samples.exact else _SHORTER
+    relative = 0.0 if math.isinf(allowance.relative) else allowance.relative
+    found = _less(old, new, GAPS, Allowance(max(relative, least)))
+    if found is None:
+        return ""
+    return (
+        f"its answers are shorter, with {found[1]:,.0f} gaps between tokens where the baseline's "
+        f"have {found[0]:,.0f}"
+    )
 
 
 def _less(

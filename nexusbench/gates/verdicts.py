@@ -80,7 +80,7 @@ def judge_exact(name: str, rule: Rule, old: Series, new: Series) -> Finding:
     if same:
         finding.reason = "unchanged"
         finding.change, finding.worse, finding.beyond = (0.0 if was else None), 0.0, False
-        return finding
+        return _of_fewer_seeds(finding, len(seeds), len(left))
     assert finding.worse is not None
     if finding.beyond:
         finding.verdict, finding.reason = "fail", f"worse by {_amount(finding)}, beyond the rule"
@@ -90,8 +90,12 @@ def judge_exact(name: str, rule: Rule, old: Series, new: Series) -> Finding:
         finding.improved, finding.reason = True, f"improved by {_amount(finding)}"
     else:
         finding.verdict, finding.reason = "warn", "changed in single runs, the same on average"
-    if len(seeds) < len(left):
-        finding.reason += f"; only {len(seeds)} of the baseline's {len(left)} seeds were run"
+    return _of_fewer_seeds(finding, len(seeds), len(left))
+
+
+def _of_fewer_seeds(finding: Finding, run: int, kept: int) -> Finding:
+    if run < kept:
+        finding.reason += f"; only {run} of the baseline's {kept} seeds were run"
     return finding
 
 

@@ -23,7 +23,7 @@ STEADY = 0.25
 # Arrivals over fewer than so many unhindered stays show no trend. Then the mean request must stay
 # for so many times what it needs unhindered.
 SHORT, STRETCH = 10, 2.0
-_QUARTERS, _POINTS = 4, 400
+_QUARTERS, _POINTS, _LAST = 4, 400, 20
 # Percentile of token gaps and of TTFT per prompt token that counts as unhindered.
 _FAST = 5
 _MOST_GAPS = 1 << 18
@@ -165,7 +165,9 @@ def _late_grow(served: _Served, weight: FloatArray | IntArray) -> bool:
     steps = np.diff(quarters)
     growth = (quarters[-1] - quarters[0]) * _QUARTERS / (_QUARTERS - 1)
     enough = growth >= GROWTH * weight[arrival <= stop].sum()
-    return bool(enough and steps.min() >= STEADY * steps.mean())
+    # What was worked off by the last arrival was a burst.
+    there = late[-_POINTS // _LAST :].mean() >= GROWTH * weight[arrival <= stop].sum()
+    return bool(enough and there and steps.min() >= STEADY * steps.mean())
 
 
 def _until(

@@ -16,7 +16,7 @@ from nexusbench.report.series import Series, busiest_moment, series_of
 from nexusbench.results.manifest import Manifest
 from nexusbench.results.reader import RunReader
 
-# What of a config says how much traffic there is, and not who serves it.
+# What of a config says how much traffic there is, and not what serves it.
 _LOAD = (
     "trace", "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
     "spread_ties", "quantize_arrivals",
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct):
 
     column: Column
     runs: list[Stored]
-    policy: int  # who serves, whatever the load
+    policy: int  # what serves, whatever the load
     rate: float | None  # offered requests per second, or users of a closed loop
     tone: int = 0  # decides its colour: the policy, where a setting has each only once
 
@@ -122,7 +122,8 @@ def overloaded_settings(settings: Sequence[Setting]) -> list[str]:
 
 
 def _setting(title: str, entries: list[Entry], once: bool) -> Setting:
-    label_apart([entry.column.first for entry in entries])
+    alone = all(len(entry.runs) == 1 for entry in entries)
+    label_apart([entry.column.first for entry in entries], seeds=alone)
     for position, entry in enumerate(entries):
         entry.tone = entry.policy if once else position
         entry.column.label = entry.column.first.label

@@ -1,4 +1,4 @@
-"""The figures that decide: one tile each, a bar per run, so that a glance says who wins."""
+"""The figures that decide: one tile each, a bar per run, so that a glance says what wins."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _tile(entries: Sequence[Entry], title: str, tag: str, name: str, less: bool)
     if not known:
         return None
     longest = max(estimate.value for estimate in known) or 1.0
-    allowed = rivals_in([entry.column for entry in entries], tag, less=less)
+    allowed = rivals_in([entry.column for entry in entries], tag, found, less=less)
     rivals = [
         estimate
         for entry, estimate in zip(entries, found, strict=True)
@@ -60,7 +60,7 @@ def _tile(entries: Sequence[Entry], title: str, tag: str, name: str, less: bool)
     ]
     choose = min if less else max
     best = choose(rivals, key=lambda estimate: estimate.value) if len(rivals) > 1 else None
-    # Nobody wins where all are level: then no bar is marked.
+    # None wins where all are level: then no bar is marked.
     if best is not None and all(is_level(best, rival) for rival in rivals):
         best = None
     bars = []

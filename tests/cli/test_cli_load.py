@@ -75,7 +75,7 @@ def test_one_of_two_loads(call: Call, heavy: list[str], trace: Path) -> None:
     done = call("compare", vllm, light)
     text = plain(done.out)
     assert f"{FASTER} in some runs (vllm, kv-blocks 60, rate 2000: offered 2,000 req/s" in text
-    assert "Simulated, partly overloaded:" in text
+    assert "Simulated, partly overloaded, over different loads (rate):" in text
     found = json.loads(call("compare", vllm, light, "--json").out)
     labels = [run["label"] for run in found["runs"]]
     assert labels == ["vllm, kv-blocks 60, rate 2000", "vllm, kv-blocks not given, rate 2"]
@@ -111,8 +111,12 @@ def test_sweep(call: Call, trace: Path) -> None:
     assert "2000 (offered 2,000, finished 0)" in text
     assert done.out.index("faster") < done.out.index("TTFT mean")
     assert "finished, %" not in done.out
-    cells = json.loads(call("sweep", "s.toml", "--no-progress", "--json").out)["cells"]
-    assert [cell["load"]["overloaded"] for cell in cells] == [False, True]
+    rows = [line.split()[:3] for line in done.out.splitlines() if line.strip()[:1] in "12"]
+    assert ["1", "1", "no"] in rows
+    assert ["2000", "1", "yes"] in rows
+    document = json.loads(call("sweep", "s.toml", "--no-progress", "--json").out)
+    assert [cell["load"]["overloaded"] for cell in document["cells"]] == [False, True]
+    assert document["overloaded"] == [1]
 
 
 def test_a_sweep_tells_where_not_all_finished(call: Call, trace: Path) -> None:
@@ -138,3 +142,79 @@ def test_regret(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.out.index(FASTER) < done.out.index("regret:")
     (row,) = json.loads(call(*flags, "--no-progress", "--json").out)["rows"]
     assert row["load"]["overloaded"] is True
+
+
+ADVISED = (
+    "--device", "sim:l20", "--model", "qwen2.5-3b", "--scheduler", "vllm,sglang", "--jobs", "1",
+    "--no-progress",
+)  # fmt: skip
+
+
+def test_advise(call: Call, trace: Path) -> None:
+    flags = ("advise", trace, *ADVISED, "--goodput", "ttft:200,tbt:50", "--chunks", "2048")
+    done = call(*flags, "--seeds", "2", "--rate", "2000")
+    assert done.code == 0, done.err
+    text = plain(done.out)
+    assert f"WARNING: {FASTER} in all runs (" in text
+    assert "vllm + whole, 2048 tokens 40" in text
+    assert done.out.index(FASTER) < done.out.index("within, %")
+    assert "Simulated, overloaded: use " in text
+    assert done.out.count("2 of 2") >= 2
+    document = json.loads(call(*flags, "--seeds", "2", "--rate", "2000", "--json").out)
+    assert len(document["overloaded"]) == 2
+    assert list(document).index("overloaded") < list(document).index("advice")
+    assert all(one["overloaded"] for one in document["final"])
+    assert document["final"][0]["scores"][0]["load"]["left_behind"] == 40
+    calm = call(*flags, "--seeds", "2", "--rate", "1")
+    assert FASTER not in calm.out
+    assert "overloaded" not in calm.out
+
+
+def test_capacity(call: Call, trace: Path) -> None:
+    """An SLO that a short trace cannot break: the rate that is named is of a backlog."""
+    flags = ("capacity", trace, *ADVISED, "--seeds", "2", "--precision", "50", "--goodput")
+    done = call(*flags, "ttft:p99<60000")
+    assert done.code == 0, done.err
+    text = plain(done.out)
+    assert "WARNING: At the rates named below: requests arrive faster than they leave" in text
+    assert "A longer trace would give a lower rate" in text
+    assert done.out.index("faster") < done.out.index("worst seed")
+    assert "Simulated, overloaded: " in text
+    document = json.loads(call(*flags, "ttft:p99<60000", "--json").out)
+    assert document["overloaded"] == ["vllm", "sglang"]
+    first = document["capacities"][0]
+    assert first["overloaded"] == 2
+    assert first["found"][0]["load"]["overloaded"] is True
+    calm = call(*flags, "ttft:max<60")
+    assert calm.code == 0, calm.err
+    assert "faster than they leave" not in calm.out
+
+
+def test_groups_of_which_fewer_finished_are_marked(call: Call, trace: Path) -> None:
+    """All short prompts were served under both, of the long ones none under one."""
+    for limit in ("4000", "300"):
+        done = call("serve-trace", trace, "--scheduler", "vllm", "--max-model-len", limit)
+        assert done.code == 0, done.err
+    done = call("compare", *kept(), "--by", "prompt-length")
+    rows = [line for line in done.out.splitlines() if line.startswith((" TTFT mean", "  "))]
+    table = done.out[done.out.index("by prompt length") :]
+    assert "! a smaller share of these requests finished than under another" in plain(table)
+    assert any(row.count("!") == 1 for row in rows)
+    shortest = next(line for line in table.splitlines() if line.startswith(" TTFT mean"))
+    assert "!" not in shortest
+    same = call("compare", kept()[0], kept()[0], "--by", "prompt-length").out
+    assert "!" not in same[same.index("by prompt length") :]
+
+
+def test_groups_of_other_traces_are_all_shown(call: Call, trace: Path) -> None:
+    for limit in ("40", "8"):
+        done = call("serve-trace", trace, "--scheduler", "vllm", "--limit", limit)
+        assert done.code == 0, done.err
+    runs = kept()
+    names = {
+        row["group"]
+        for run in json.loads(call("compare", *runs, "--by", "prompt-length", "--json").out)["runs"]
+        for row in run["groups"]["prompt-length"]
+    }
+    shown = call("compare", *runs, "--by", "prompt-length").out
+    assert all(name in shown for name in names)

@@ -13,8 +13,9 @@ from rich.console import Console
 from nexusbench.cli._policies import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
-from nexusbench.comparison.alike import find_warnings, label_apart
-from nexusbench.comparison.headline import find_claims
+from nexusbench.comparison.alike import different_loads, find_warnings, label_apart
+from nexusbench.comparison.answers import answers
+from nexusbench.comparison.headline import find_claims, headline
 from nexusbench.comparison.rows import Row, decimals, make_rows
 from nexusbench.comparison.verdict import prices, verdict
 from nexusbench.comparison.view import Column, RunView, by_label
@@ -140,7 +141,10 @@ def test_why_names_the_first_rival_that_is_not_level() -> None:
 
 def test_the_price_of_the_best_mean_ttft() -> None:
     dear = [view("a", ttft=[100.0], tbt=[90.0]), view("b", ttft=[200.0], tbt=[30.0])]
-    assert "The price: a's p99 TBT is 90.0 ms, 3.0x that of b." in verdict(by_label(dear))
+    assert verdict(by_label(dear))[-1] == (
+        "The price: a's p99 TBT is 90.0 ms, 3.0x that of b; b's p95 TTFT is 200.0 ms, 2.0x that of "
+        "a, its p99 TTFT is 200.0 ms, 2.0x that of a."
+    )
     fair = [view("a", ttft=[100.0], tbt=[30.2]), view("b", ttft=[200.0], tbt=[30.0])]
     assert "The price" not in " ".join(verdict(by_label(fair)))
 
@@ -187,6 +191,17 @@ def test_a_lead_within_the_noise_of_one_run_is_no_win() -> None:
     assert "a has the lowest mean TTFT" in verdict(columns)[0]
 
 
+def test_whatever_leads_has_its_price() -> None:
+    """The mean TTFT is level for both; one has the better TBT, and pays with a tail."""
+    views = [view("a", ttft=[100.0] * 99 + [120.0]), view("b", ttft=[100.0] * 99 + [120.0])]
+    for one, tail, gap in zip(views, (900.0, 120.0), (10.0, 40.0), strict=True):
+        one.summary["metrics"]["ttft"]["p99"] = tail
+        one.summary["metrics"]["tbt"].update(describe(np.array([gap])))
+    assert "Mean TTFT is the same for all" in verdict(by_label(views))[0]
+    assert "The price: a's p99 TTFT is 900.0 ms, 7.5x that of b." in verdict(by_label(views))
+    assert [(price.winner, price.words) for price in prices(by_label(views))] == [("a", "p99 TTFT")]
+
+
 def test_requests_that_were_turned_away_give_no_lead_in_latency() -> None:
     fast: dict[str, Any] = {"ttft": [1.0], "tbt": [1.0], "e2e": [5.0]}
     slow: dict[str, Any] = {"ttft": [2.0], "tbt": [2.0], "e2e": [9.0]}
@@ -195,7 +210,7 @@ def test_requests_that_were_turned_away_give_no_lead_in_latency() -> None:
     columns = by_label(views)
     text = " ".join(verdict(columns))
     assert "a 9 of 10, b 10 of 10" in text
-    assert "a cannot lead in latency" in text
+    assert "a cannot lead in them" in text
     assert "lowest" not in text
     assert [claim.words for claim in find_claims(columns)] == ["output throughput"]
     rows = rows_of(*views)
@@ -208,6 +223,27 @@ def test_requests_that_were_turned_away_give_no_lead_in_latency() -> None:
     )
 
 
+def test_nor_in_throughput() -> None:
+    """What answers half of a burst has done sooner; but a lead in spite of that is one."""
+    views = [view("a", offered=10, finished=5, output_throughput=9.0, ttft=[9.0])]
+    views.append(view("b", offered=10, finished=10, output_throughput=5.0, ttft=[2.0]))
+    columns = by_label(views)
+    text = " ".join(verdict(columns))
+    assert "throughput (" not in text
+    assert "b has the lowest mean TTFT (2.0 ms: 4.5x lower than a)" in text
+    assert "b has the lowest mean TTFT" in headline(columns).claim
+    rows = rows_of(*views)
+    assert marks(rows["output throughput", "tok/s"]) == [False, False]
+    assert marks(rows["TTFT, ms", "mean"]) == [False, True]
+    # Within the noise of the leader it is no co-leader.
+    near = view("c", offered=10, finished=5, output_throughput=1.0, ttft=[2.01])
+    assert "c" not in find_claims(by_label([*views, near]))[0].winners
+    # Nothing to lead in: none is called level with what turned half away.
+    views[0].summary["metrics"]["ttft"]["mean"] = 1.0
+    assert headline(by_label(views)).claim.startswith("None has a lead.")
+    assert "5 of 10" in headline(by_label(views)).claim
+
+
 def test_no_tile_of_a_page_marks_who_turned_requests_away() -> None:
     views = [view("a", offered=10, finished=9, ttft=[1.0], output_throughput=9.0)]
     views += [view("b", offered=10, finished=10, ttft=[2.0], output_throughput=5.0)]
@@ -217,14 +253,14 @@ def test_no_tile_of_a_page_marks_who_turned_requests_away() -> None:
     entries: list[Any] = [SimpleNamespace(column=column, tone=0) for column in by_label(views)]
     best = {tile.title: [bar.best for bar in tile.bars] for tile in make_tiles(entries)}
     assert best["Mean TTFT"] == [False, True, False, False]
-    assert best["Output throughput"] == [True, False, False, False]
+    assert best["Output throughput"] == [False, True, False, False]
 
 
 def test_long_requests_turned_away_for_short_ones_give_no_lead_either() -> None:
     """As many finished, but not the same ones: of the tokens that were offered fewer."""
     views = [view("a", offered=10, finished=9, finished_work=60.0, ttft=[1.0])]
     views.append(view("b", offered=10, finished=9, finished_work=95.0, ttft=[2.0]))
-    assert "a cannot lead in latency" in verdict(by_label(views))[-1]
+    assert "a cannot lead in them" in verdict(by_label(views))[-1]
 
 
 def test_over_seeds_who_turned_requests_away_is_not_better() -> None:
@@ -239,7 +275,7 @@ def test_over_seeds_who_turned_requests_away_is_not_better() -> None:
         return found["ttft"]["mean"]["better"], found["output_throughput"]["value"]["better"]
 
     assert better(9) == ("b", "b")
-    assert better(8) == (None, "b")
+    assert better(8) == (None, None)
 
 
 def test_verdict_over_seeds_needs_intervals_apart() -> None:
@@ -342,6 +378,37 @@ def test_labels_tell_apart() -> None:
     assert [one.label for one in seeds] == ["nexus, seed 1", "nexus, seed 2"]
 
 
+def test_the_seed_of_a_run_is_told_in_a_comparison() -> None:
+    views = [view("vllm", seed=1), view("nexus", seed=2)]
+    label_apart(views, seeds=True)
+    assert [one.label for one in views] == ["vllm, seed 1", "nexus, seed 2"]
+    # It is another load where it draws the arrivals.
+    assert different_loads(by_label(views)) == []
+    for one in views:
+        one.config["burstiness"] = 1.0
+    assert different_loads(by_label(views)) == ["seed"]
+    assert headline(by_label(views)).claim.startswith("Over different loads (seed): ")
+
+
+def test_over_different_loads_a_verdict_says_so_first() -> None:
+    views = [view("a", ttft=[10.0]), view("b", ttft=[20.0])]
+    for field, values in (("limit", (9, None)), ("request_rate", (1.0, 2.0)), ("window", "ab")):
+        for one, value in zip(views, values, strict=True):
+            one.config[field] = value
+        stream = io.StringIO()
+        show_columns(Console(file=stream, width=500), by_label(views))
+        assert f"Simulated, over different loads ({FLAGS[field]}): a has" in stream.getvalue()
+        assert answers(by_label(views))["different_loads"] == [FLAGS[field]]
+        for one in views:
+            del one.config[field]
+    for one, digest in zip(views, ("aa", "bb"), strict=True):
+        one.resolved["trace"] = {"name": "t", "sha256": digest}
+    assert different_loads(by_label(views)) == ["trace"]
+
+
+FLAGS = {"limit": "limit", "request_rate": "rate", "window": "window"}
+
+
 def labels(*configs: dict[str, Any], names: tuple[str, ...] = ("vllm", "vllm")) -> list[str]:
     views = [view(name) for name in names]
     for one, config in zip(views, configs, strict=True):
@@ -375,7 +442,26 @@ def test_other_schedulers_under_another_load_are_labelled_too() -> None:
     ]  # fmt: skip
     # The scheduler is no flag that differs, nor is what only one kind of run can be told.
     assert labels({"partitioner": None}, {"partitioner": "nexus"}, names=names) == list(names)
+    assert labels({"partitioner": None}, {"partitioner": "fixed:prefill=30"}, names=names) == [
+        "vllm", "nexus, fixed:prefill=30",
+    ]  # fmt: skip
     assert labels({"endpoint": "http://a"}, {"graphs": True}, names=names) == list(names)
+
+
+def test_two_of_one_name_are_told_apart_by_what_is_in_them() -> None:
+    views = [view("vllm"), view("vllm")]
+    for one, layers, flops in zip(views, (24, 36), (1.0, 2.0), strict=True):
+        one.resolved |= {
+            "device": "sim:mine", "gpu": {"name": "mine", "sim": {"tflops": flops, "jitter": 0}},
+            "model": {"name": "m", "layers": layers, "dtypes": {"kv": "bf16"}},
+        }  # fmt: skip
+    label_apart(views)
+    assert [one.label for one in views] == [
+        "vllm, tflops 1.0, layers 24", "vllm, tflops 2.0, layers 36",
+    ]  # fmt: skip
+    warnings = find_warnings(views)
+    assert any("differ in GPU" in text for text in warnings)
+    assert any("differ in model" in text for text in warnings)
 
 
 @pytest.mark.parametrize(

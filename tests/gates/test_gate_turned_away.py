@@ -30,6 +30,7 @@ def runs(
     offered: Sequence[float] | None = None,
     work: Sequence[float] | None = None,
     number: Sequence[float] | None = None,
+    gaps: Sequence[float] | None = None,
     latency: Sequence[float] | None = None,
     exact: bool = True,
     without: Sequence[str] = (),
@@ -46,6 +47,7 @@ def runs(
         "offered": samples(list(offered or [60.0] * count), unit="requests", **up),
         "finished_work": samples(list(work or [f / 0.6 for f in finished]), unit="%", **up),
         "ttft.n": samples(list(number or finished), unit="samples", **up),
+        "tbt.n": samples(list(gaps or [9.0 * f for f in finished]), unit="samples", **up),
     }
     return series({name: s for name, s in metrics.items() if name not in without}, **more)
 
@@ -137,6 +139,29 @@ def test_a_percentile_of_fewer_samples_is_not_compared() -> None:
     # What a client sees in one delivery or in two is no difference.
     old, new = (runs([60], number=[n], exact=False) for n in (1000, 995))
     assert "samples" not in by_metric(judge(old, new))["ttft.p99"][1]
+
+
+@pytest.mark.parametrize("rule", [RULE, "output_throughput:3%", "attainment:1%"])
+def test_answers_that_were_cut_short_are_no_pass(rule: str) -> None:
+    """As many finished, with one token each, or half of them."""
+    for left in (1, 270):
+        report = judge(runs([60]), runs([60], gaps=[left], latency=[1.0]), rule)
+        assert report.exit_code == 4
+        ((verdict, reason),) = by_metric(report).values()
+        assert verdict == "inconclusive"
+        assert f"answers are shorter, with {left} gaps between tokens where the baseline" in reason
+    # A server's answers are never as long; longer ones are no fault.
+    near = judge(runs([60], exact=False), runs([60], gaps=[520], exact=False), rule)
+    assert "shorter" not in next(iter(by_metric(near).values()))[1]
+    assert judge(runs([60]), runs([60], gaps=[600]), rule).exit_code == 0
+    assert judge(runs([60], without=("tbt.n",)), runs([60]), rule).exit_code == 0
+
+
+def test_that_only_some_seeds_were_run_is_told() -> None:
+    assert (
+        "only 1 of the baseline's 3 seeds"
+        in by_metric(judge(runs([60] * 3), runs([60])))["ttft.p99"][1]
+    )
 
 
 def test_a_baseline_that_did_not_keep_the_counts() -> None:

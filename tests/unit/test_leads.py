@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
+from nexusbench.comparison.load import Load
 from nexusbench.config import RunConfig
 from nexusbench.experiments.advise import Question, more_draws
 from nexusbench.experiments.candidates import Candidate
@@ -68,6 +70,10 @@ def test_twins_served_every_draw_the_same() -> None:
     assert twins(rated([90.0, 91.0]), rated([90.0, 91.0]))
     assert not twins(rated([90.0, 91.0]), rated([91.0, 90.0]))
     assert not twins(rated([90.0]), rated([90.0]))
+    crowded = Load(True, 9.0, 3.0, 30, 60, 60)
+    one, other = rated([90.0, 91.0]), rated([90.0, 91.0])
+    scores = tuple(msgspec.structs.replace(score, load=crowded) for score in one.scores)
+    assert twins(msgspec.structs.replace(one, scores=scores), other)
 
 
 def test_one_draw_says_nothing() -> None:

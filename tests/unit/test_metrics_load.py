@@ -117,6 +117,14 @@ def test_a_burst_is_none(begin: float) -> None:
     assert overloaded(queue(np.sort(np.concatenate((poisson(2, 200), burst))))) == 0
 
 
+def test_bursts_that_grow_and_are_worked_off_are_none() -> None:
+    """Each quarter has more late requests than the one before, and at the end there are none."""
+    sizes = {35: 20, 55: 32, 76: 55}
+    bursts = [begin + np.linspace(0, 1, count) for begin, count in sizes.items()]
+    arrivals = 1e9 * np.sort(np.concatenate((np.linspace(0, 100, 60), *bursts)))
+    assert overloaded(queue(arrivals)) == 0
+
+
 def test_long_answers_in_a_short_trace_are_none() -> None:
     """All are on their way at once, and nothing waits: the drain is no backlog."""
     assert overloaded(queue(poisson(20, 60), servers=100)) == 0

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
 from nexusbench.cli.main import main
@@ -316,3 +317,39 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["simulated"] is True
     assert {cell["question"] for cell in document["cells"]} == set(QUESTIONS)
     assert document["capacity"][0]["requests_per_s"] > 0
+
+
+def test_command_says_where_requests_arrive_faster_than_they_leave(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SMALL[: SMALL.index("[grid]")].replace("loads = [80]", "loads = [20, 900]")
+    arguments = ["pays", str(save(tmp_path, text)), "--cache", str(tmp_path / "cells"), "-j", "1"]
+    arguments += ["-o", str(tmp_path / "out"), "--no-progress"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    words = " ".join(shown.split())
+    assert "WARNING: requests arrive faster than they leave on a side of 1 of 2 places" in words
+    assert "sim:l20 short at 900 %" in words
+    assert shown.index("WARNING") < shown.index("nexus as published")
+    rows = [line.split() for line in shown.splitlines() if line.startswith(" sim:l20")]
+    assert {row[-1] for row in rows if row[3] == "20"} == {"no"}
+    assert "other" in {row[-1] for row in rows if row[3] == "900"}
+    assert main([*arguments, "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    found = {(cell["load"], cell["question"]): cell["overloaded"] for cell in cells}
+    assert "other" in found[900.0, "policy"]  # vllm
+    assert found[20.0, "policy"] == []
+    kept = read_survey(tmp_path / "out", load_map(tmp_path / "small.toml"))
+    loads = {p.load: row.load for p, row in kept.rows.items() if p.system == "vllm"}
+    assert [load.overloaded for _, load in sorted(loads.items()) if load] == [False, True]
+
+
+def test_a_table_of_before_loads_were_looked_at_is_read(tmp_path: Path) -> None:
+    spec = load_map(save(tmp_path))
+    survey = made_up(spec, {"vllm": (1, 2, 3), "nexus": (1, 2, 3)})
+    write_survey(survey, tmp_path / "out", tmp_path / "small.toml", quick=False)
+    file = tmp_path / "out" / "cells.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["rates"]), file)
+    read = read_survey(tmp_path / "out", spec)
+    assert read.rows.keys() == survey.rows.keys()
+    assert all(row.load is None for row in read.rows.values())

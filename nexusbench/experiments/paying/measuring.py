@@ -7,6 +7,7 @@ import hashlib
 import msgspec
 import numpy as np
 
+from nexusbench.comparison.load import Load
 from nexusbench.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError
 from nexusbench.core.units import NS_PER_S
@@ -31,7 +32,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a run. ``attained``: percent of the requests that keep every bound, by SLO (a
     preset's bounds on percentiles count as bounds on each request); times in ms, infinite where
     requests did not finish. ``longest_s`` is the longest a request was there: of requests that all
-    come at once the makespan.
+    come at once the makespan. ``load`` is None where a run failed, or was kept before it was looked
+    at.
     """
 
     attained: dict[str, float]
@@ -42,6 +44,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     wall_s: float
     error: str = ""
+    load: Load | None = None
 
 
 def suffix(slos: dict[str, str]) -> str:
@@ -60,7 +63,7 @@ def measure(task: Task) -> Row:
     except NexusbenchError as error:
         return failed(" ".join(str(error).split()))
     except Exception as error:
-        # Somebody's policy may raise anything: that is its row's result.
+        # A plug-in may raise anything: that is its row's result.
         return failed(f"unexpected {type(error).__name__}: {error}")
     ttft = np.sort(np.array(probe.ttft))
     return Row(
@@ -71,6 +74,7 @@ def measure(task: Task) -> Row:
         longest_s=max(probe.e2e) / 1e3,
         digest=probe.digest,
         wall_s=round((stopwatch_ns() - began) / NS_PER_S, 3),
+        load=probe.load,
     )
 
 

@@ -253,9 +253,10 @@ class Surveyor:
     def _kept(self, task: Task) -> Row | None:
         content = self._store(task).get(run_key(task.config))
         try:
-            return None if content is None else msgspec.msgpack.decode(content, type=Row)
+            row = None if content is None else msgspec.msgpack.decode(content, type=Row)
         except msgspec.DecodeError:
             return None
+        return None if row is None or row.load is None else row
 
     def _store(self, task: Task) -> Store:
         ending = suffix(task.slos)

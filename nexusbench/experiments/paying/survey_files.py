@@ -10,6 +10,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nexusbench.comparison.load import Load
 from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import atomic_file, make_folder
@@ -23,8 +24,11 @@ from nexusbench.workloads.source import write_atomic
 TABLE, MANIFEST = "cells.parquet", "manifest.json"
 _MAKE = "Make it again with nexusbench pays"
 _POINT = Point.__struct_fields__
+# In JSON. A row's load is none of a point, which is a share of the capacity; it is not there in
+# tables of before it was looked at.
+_ATTAINED, _LOAD, _NO_LOAD = "attained", "rates", "null"
 # ``wall_s`` is real time, and no result.
-_ROW = tuple(name for name in Row.__struct_fields__ if name not in ("attained", "wall_s"))
+_ROW = tuple(n for n in Row.__struct_fields__ if n not in (_ATTAINED, "load", "wall_s"))
 _KEPT = ("nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty")
 
 
@@ -34,7 +38,8 @@ def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) 
     order = sorted(survey.rows, key=msgspec.structs.astuple)
     rows = [survey.rows[point] for point in order]
     columns: dict[str, Any] = {name: [getattr(p, name) for p in order] for name in _POINT}
-    columns["attained"] = [msgspec.json.encode(row.attained).decode() for row in rows]
+    columns[_ATTAINED] = [msgspec.json.encode(row.attained).decode() for row in rows]
+    columns[_LOAD] = [msgspec.json.encode(row.load).decode() for row in rows]
     columns |= {name: [getattr(row, name) for row in rows] for name in _ROW}
     with atomic_file(folder / TABLE) as file:
         pq.write_table(pa.table(columns), file)
@@ -80,7 +85,8 @@ def _records(file: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot be read: {reason}", file=file, hint=_MAKE) from None
-    if missing := [name for name in (*_POINT, "attained", *_ROW) if name not in table.column_names]:
+    wanted = (*_POINT, _ATTAINED, *_ROW)
+    if missing := [name for name in wanted if name not in table.column_names]:
         raise InputError("has no such column", file=file, field=missing[0], hint=_MAKE)
     records: list[dict[str, Any]] = table.to_pylist()
     return records
@@ -98,10 +104,14 @@ def read_survey(folder: Path, spec: MapSpec) -> Survey:
     for number, record in enumerate(_records(file), start=1):
         at = f"row {number}"
         point = convert({name: record[name] for name in _POINT}, Point, file, at=at, hint=_MAKE)
-        attained = decode_json(str(record["attained"]), dict[str, float], file, line=number)
+        attained = decode_json(str(record[_ATTAINED]), dict[str, float], file, line=number)
+        text = record.get(_LOAD) or _NO_LOAD
+        load = None if text == _NO_LOAD else decode_json(str(text), Load, file, line=number)
         fields = {name: record[name] for name in _ROW}
-        row = {**fields, "attained": attained, "wall_s": 0.0}
-        rows[point] = convert(row, Row, file, at=at, hint=_MAKE)
+        row = convert(
+            {**fields, _ATTAINED: attained, "wall_s": 0.0}, Row, file, at=at, hint=_MAKE
+        )  # fmt: skip
+        rows[point] = msgspec.structs.replace(row, load=load)
     return Survey(
         spec=spec,
         capacity={(gpu, traffic): value for gpu, traffic, value in manifest["capacity"]},

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from nexusbench.comparison.load import Load, worst_load
 from nexusbench.experiments.paying.measuring import Row
 from nexusbench.experiments.paying.spec import Kind, MapSpec, System
 from nexusbench.experiments.paying.survey import Point, Survey
@@ -39,6 +40,13 @@ class Side(msgspec.Struct, frozen=True):
     def attained(self, slo: str) -> float:
         """Percent of the requests that keep ``slo``, mean over the draws."""
         return math.fsum(row.attained[slo] for row in self.rows) / len(self.rows)
+
+    @property
+    def load(self) -> Load | None:
+        """That of the draw with the largest backlog where requests arrive faster than they leave;
+        None where they do in no draw.
+        """
+        return worst_load(row.load for row in self.rows)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
