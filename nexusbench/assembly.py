@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -316,17 +317,18 @@ def make_partitioner(
 
 
 def check_tensor_parallel(size: int, model: ModelSpec) -> None:
-    """Heads must divide evenly; KV heads may be replicated evenly instead."""
+    """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
     heads, kv_heads = model.num_heads, model.num_kv_heads
+    wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
     legal = [
         n
         for n in range(1, heads + 1)
-        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and wide % n == 0
     ]
     if size not in legal:
         raise UsageError(
-            f"--tensor-parallel-size {size}: {model.name} with {heads} heads and {kv_heads} KV "
-            f"heads can be split {', '.join(map(str, legal))} ways"
+            f"--tensor-parallel-size {size}: {model.name} with {heads} heads, {kv_heads} KV heads "
+            f"and layers {wide} wide can be split {', '.join(map(str, legal))} ways"
         )
 
 

@@ -84,6 +84,12 @@ def _show(found: Agreement) -> None:
         f"{found.tolerance:.2e} is rounding; largest logit {found.largest_logit:.3g}) over "
         f"{counted(found.positions, 'position')} of {counted(len(found.prompts), 'prompt')}",
     )
+    if found.empty:
+        say(
+            console,
+            "no finite logit differs from 0: the weights are zeros, or so large that norms of them "
+            "are. There is nothing to agree on",
+        )
     for side in found.broken[:_SHOWN]:
         say(
             console,

@@ -15,9 +15,16 @@ DTYPE_BYTES = {
     "fp8": 1.0,
     "int8": 1.0,
     "int4": 0.5,
-    # With the scales (and zeros) of small groups, which are no small part of it.
-    "int4_g64": 0.5625,
+    # With 16-bit scales and zeros of groups, which are no small part of it; of bitsandbytes a
+    # float32 for each 64 values, or with double quantisation a byte and a 256th of a float32.
+    "int8_g128": 1.0234375,
+    "int8_g64": 1.046875,
+    "int8_g32": 1.09375,
+    "int4_g128": 0.51953125,
+    "int4_g64": 0.5390625,
     "int4_g32": 0.578125,
+    "nf4": 0.5625,
+    "nf4_double": 0.515869140625,
     "nvfp4": 0.5625,
     "mxfp4": 0.53125,
 }

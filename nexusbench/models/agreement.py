@@ -67,9 +67,14 @@ class Agreement(msgspec.Struct, frozen=True):
     broken: tuple[Broken, ...] = ()
 
     @property
+    def empty(self) -> bool:
+        """All finite logits are 0, which every model that computes nothing agrees on."""
+        return self.largest_logit == 0
+
+    @property
     def agrees(self) -> bool:
-        """All logits finite and equal up to rounding, greedy tokens up to ties."""
-        close = self.largest_difference <= self.tolerance and not self.broken
+        """All logits finite and equal up to rounding, some not 0, greedy tokens up to ties."""
+        close = self.largest_difference <= self.tolerance and not self.broken and not self.empty
         return close and all(found.tie for found in self.disagreements)
 
 

@@ -28,8 +28,14 @@ _UNLIKE = (
     "full_attention_interval", "attention_chunk_size", "cross_attention_layers",
     "num_kv_shared_layers", "no_rope_layer_interval", "first_k_dense_replace", "moe_layer_freq",
     "n_routed_experts", "n_shared_experts", "use_parallel_residual", "is_encoder_decoder",
+    "num_shared_experts", "interleave_moe_layer_step", "moe_layers", "moe_layer_frequency",
+    "moe_layer_interval", "num_dense_layers", "first_num_dense_layers", "expert_layer_period",
+    "attn_layer_period", "zero_expert_num",
 )  # fmt: skip
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "moe_intermediate_size")
+_EXPERT_KEYS = (
+    "num_experts", "num_local_experts", "moe_intermediate_size", "num_experts_per_tok",
+    "shared_expert_intermediate_size",
+)  # fmt: skip
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -142,6 +148,10 @@ def _moe(config: ConfigDocument, family: str) -> MoeSpec:
         )
     local = config.data.get("num_local_experts") is not None
     experts = config.count("num_local_experts" if local or family == "mixtral" else "num_experts")
+    for other in ("num_experts", "num_local_experts"):
+        if config.data.get(other) is not None and config.count(other) != experts:
+            problem = f"is {config.count(other)}, but the other count of experts {experts}"
+            raise config.error(other, problem, "Remove the wrong one")
     chosen, size = config.count("num_experts_per_tok"), config.count(_MOE[family])
     if chosen > experts:
         raise config.error(
@@ -149,6 +159,12 @@ def _moe(config: ConfigDocument, family: str) -> MoeSpec:
         )
     # One wide shared expert costs exactly what several of the routed size do.
     shared = config.data.get("shared_expert_intermediate_size")
+    if family == "qwen2_moe" and "shared_expert_intermediate_size" not in config.data:
+        hint = "Add it (null for none): what is left out is 5632 in this family"
+        raise config.error("shared_expert_intermediate_size", "is missing", hint)
+    if shared and family != "qwen2_moe":
+        hint = "Only qwen2_moe has a shared expert"
+        raise config.error("shared_expert_intermediate_size", f"is {shown(shared)}", hint)
     width = 0 if shared in (None, 0) else config.count("shared_expert_intermediate_size")
     if width % size:
         raise config.error(

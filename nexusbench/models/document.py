@@ -98,6 +98,19 @@ def _read(path: Path) -> str:
         ) from None
 
 
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose keys is there once: of two values the last would count unsaid."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
 class ConfigDocument:
     """A parsed config.json whose every complaint names file, line and field.
 
@@ -111,7 +124,10 @@ class ConfigDocument:
         self._text, self.file = text, file
         self.name, self.source, self.folder = name, source, folder
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_once)
+        except _TwiceError as error:
+            field, hint = shown(str(error)).strip('"'), "Remove the one that is wrong"
+            raise InputError("is given twice", file=file, field=field, hint=hint) from None
         except json.JSONDecodeError as error:
             empty = "is empty" if not text.strip() else f"is not valid JSON: {error.msg}"
             raise InputError(
@@ -177,6 +193,6 @@ class ConfigDocument:
     def beside(self, name: str) -> ConfigDocument | None:
         """The document ``name`` in the same folder, if there is one. Raises as this one does."""
         path = None if self.folder is None else self.folder / name
-        if path is None or not path.exists():
+        if path is None or not os.path.lexists(path):  # a link to nothing is told, not left out
             return None
         return ConfigDocument(_read(path), str(path), self.name, self.source, self.folder)

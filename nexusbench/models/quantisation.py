@@ -4,17 +4,28 @@ it. What one data type for all decoder layers cannot say is refused by file and 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
 from nexusbench.models.document import ConfigDocument, shown
+from nexusbench.models.module_names import (
+    ATTENTION,
+    EXPERTS,
+    MLP,
+    as_glob,
+    is_wild,
+    matches,
+    modules,
+)
 
 # Keys of config.json; files beside it, with the method of those that do not say it.
 _KEYS = ("quantization_config", "compression_config")
+# Keys of other tools, whose weights are no less packed for being unknown here.
+_FOREIGN = ("quantization", "quant_config", "quantize_config", "quantization_bit")
 _BESIDE = {
     "hf_quant_config.json": "modelopt",
     "quantize_config.json": "gptq",
@@ -29,8 +40,9 @@ _ALGORITHMS = {
     "W8A8_SQ_PER_CHANNEL": "int8", "INT8_SQ": "int8", "W4A16_AWQ": "int4", "W4A8_AWQ": "int4",
     "INT4_AWQ": "int4", None: None,
 }  # fmt: skip
-# Scales of larger groups are at most 3 % and left out.
-_INT4_GROUPS = {32: "int4_g32", 64: "int4_g64"}
+# Sizes of groups whose scales (and zeros) count; those of larger ones are at most 2 % and left out.
+_INT4_GROUPS = {32: "int4_g32", 64: "int4_g64", 128: "int4_g128"}
+_INT8_GROUPS = {32: "int8_g32", 64: "int8_g64", 128: "int8_g128"}
 _FLOAT4_GROUPS = {16: "nvfp4", 32: "mxfp4"}
 _EXCLUDING = (
     "modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules",
@@ -41,15 +53,9 @@ _DIFFERING = (
     "quantized_layers", "moe_quant_algo", "dynamic", "extra_config", "layer_config",
     "modules_in_block_to_quantize",
 )  # fmt: skip
-# One layer's matrices, by the names of checkpoints and those that servers fuse them to.
-_ATTENTION = tuple(f"model.layers.N.self_attn.{name}_proj" for name in ("q", "k", "v", "o", "qkv"))
-_MLP = tuple(f"model.layers.N.mlp.{name}_proj" for name in ("gate", "up", "down", "gate_up"))
-_EXPERTS = (
-    *(f"model.layers.N.mlp.experts.0.{name}_proj" for name in ("gate", "up", "down")),
-    *(f"model.layers.N.mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")),
-    *(f"model.layers.N.block_sparse_moe.experts.0.w{number}" for number in (1, 2, 3)),
-)
-_MATRICES = (*_ATTENTION, *_MLP, *_EXPERTS)
+# Lists whose readers take a name for the beginning, the end or any part of a module's.
+_BY_PART = ("modules_to_not_convert", "llm_int8_skip_modules")
+_MOST_NAMES = 5_000  # of layers that globs with numbers are held against
 
 
 class Quantisation(msgspec.Struct, frozen=True):
@@ -92,6 +98,9 @@ def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, Any]]:
     """(document, field, value) of everything that may speak of quantisation."""
     for key in _KEYS:
         yield config, key, config.data.get(key)
+    for key in _FOREIGN:
+        if config.data.get(key) is not None:
+            raise config.error(key, f"is {shown(config.data[key])}, of another tool", _HINT)
     for name, method in _BESIDE.items():
         beside = config.beside(name)
         if beside is None:
@@ -127,6 +136,8 @@ class _Reader:
         sparsity = self._data.get("sparsity_config")
         if sparsity and not (isinstance(sparsity, dict) and sparsity.get("format") == "dense"):
             raise self._error("sparsity_config", "makes weights sparse", _HINT)
+        if self._data.get("format") == "dense":
+            raise self._error("format", "is dense: the weights are not packed", _HINT)
         weights, excluded = self._weights(), self._excluded()
         if weights is not None:
             self._check_head(excluded)
@@ -139,7 +150,7 @@ class _Reader:
         elif method is None and "config_groups" in self._data:
             method = "compressed-tensors"
         if method in ("fp8", "fbgemm_fp8"):
-            return "fp8"
+            return self._blocks()
         if method in ("awq", "gptq"):
             return self._integers(method)
         if method == "bitsandbytes":
@@ -153,6 +164,19 @@ class _Reader:
             "quant_method", f"{shown(method)} with bits {shown(bits)} is not supported", _HINT
         )
 
+    def _blocks(self) -> str:
+        """FP8, whose scales are of tensors, rows or large blocks."""
+        block = self._data.get("weight_block_size")
+        if block is None:
+            return "fp8"
+        sides = block if isinstance(block, list) else [block]
+        if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise self._error("weight_block_size", f"is {shown(block)}", "Give two whole numbers")
+        if math.prod(sides) < 256:
+            hint = "Only blocks of at least 256 values, whose scales are at most 2 %"
+            raise self._error("weight_block_size", f"is {shown(block)}", hint)
+        return "fp8"
+
     def _integers(self, method: str) -> str:
         """AWQ and GPTQ: bits and the size of a group."""
         key = "w_bit" if "w_bit" in self._data else "bits"
@@ -164,20 +188,26 @@ class _Reader:
                 where, f"{shown(method)} with {key} {shown(bits)} is not supported",
                 "Supported: quant_method fp8, awq or gptq with bits 4, gptq with bits 8",
             )  # fmt: skip
-        return "int8" if bits == 8 else self._int4(group, "group_size")
+        return self._grouped(8 if bits == 8 else 4, group, "group_size")
 
-    def _int4(self, group: Any, key: str) -> str:
+    def _grouped(self, bits: int, group: Any, key: str) -> str:
+        """Integers with scales of ``group`` values."""
+        kind, groups = ("int8", _INT8_GROUPS) if bits == 8 else ("int4", _INT4_GROUPS)
         if group is None or (group == -1 and not isinstance(group, bool)):
-            return "int4"
-        if isinstance(group, bool) or not isinstance(group, int) or group < min(_INT4_GROUPS):
-            raise self._error(key, f"is {shown(group)}", "Supported: -1, or groups of at least 32")
-        return _INT4_GROUPS.get(group, "int4")
+            return kind
+        if isinstance(group, int) and not isinstance(group, bool):
+            if group in groups:
+                return groups[group]
+            if group >= 256:
+                return kind
+        hint = "Supported: -1, 32, 64, 128, or groups of at least 256"
+        raise self._error(key, f"is {shown(group)}", hint)
 
     def _bitsandbytes(self) -> str:
         four, eight = self._data.get("load_in_4bit"), self._data.get("load_in_8bit")
         if four is True and not eight:
-            # A float32 for each 64 values, or with double quantisation half a byte.
-            return "int4" if self._data.get("bnb_4bit_use_double_quant") is True else "int4_g64"
+            twice = self._data.get("bnb_4bit_use_double_quant") is True
+            return "nf4_double" if twice else "nf4"
         if eight is True and not four:
             return "int8"
         raise self._error(
@@ -205,26 +235,29 @@ class _Reader:
             raise self._error("config_groups.targets", f"is {shown(targets)}", 'Only ["Linear"]')
         bits, kind, size = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
         if isinstance(bits, int) and not isinstance(bits, bool):
-            if bits == 8 and kind in ("float", "int"):
-                return "fp8" if kind == "float" else "int8"
-            if bits == 4 and kind == "int":
-                return self._int4(size, "config_groups.group_size")
+            if bits == 8 and kind == "float" and (size is None or size in (-1, 128)):
+                return "fp8"
+            if bits in (4, 8) and kind == "int":
+                return self._grouped(bits, size, "config_groups.group_size")
             if bits == 4 and kind == "float" and isinstance(size, int) and size in _FLOAT4_GROUPS:
                 return _FLOAT4_GROUPS[size]
         raise self._error(
             "config_groups.weights",
             f"is {shown(kind)} of {shown(bits)} bits in groups of {shown(size)}",
-            "Supported: float or int of 8 bits, int of 4, float of 4 in groups of 16 or 32",
+            "Supported: int of 4 or 8 bits, float of 8 (not in small groups) or of 4 in groups of "
+            "16 or 32",
         )
 
     def _modelopt(self) -> str | None:
+        if "quant_algo" not in self._data and not self._data.get("config_groups"):
+            raise self._error("quant_algo", "is missing", "Give it, null for no quantisation")
         algorithm = self._data.get("quant_algo")
         if not isinstance(algorithm, str | None) or algorithm not in _ALGORITHMS:
             known = ", ".join(name for name in _ALGORITHMS if name)
             raise self._error("quant_algo", f"is {shown(algorithm)}", f"Supported: {known}")
         made = _ALGORITHMS[algorithm]
         if made == "int4":
-            made = self._int4(self._data.get("group_size"), "group_size")
+            made = self._grouped(4, self._data.get("group_size"), "group_size")
         if not self._data.get("config_groups"):
             return made
         grouped = self._groups()
@@ -233,18 +266,26 @@ class _Reader:
         return grouped
 
     def _kv(self) -> str | None:
-        algorithm, scheme = self._data.get("kv_cache_quant_algo"), "kv_cache_quant_algo"
-        if algorithm is None:
-            scheme = "kv_cache_scheme"
-            algorithm = self._data.get(scheme)
+        """The KV cache's type, said by either of two keys."""
+        said = [
+            self._kv_of(key, self._data[key])
+            for key in ("kv_cache_quant_algo", "kv_cache_scheme")
+            if self._data.get(key) is not None
+        ]
+        if len(set(said)) > 1:
+            problem = f"says {said[1]}, but kv_cache_quant_algo {said[0]}"
+            raise self._error("kv_cache_scheme", problem, "Take away the wrong one")
+        return said[0] if said else None
+
+    def _kv_of(self, scheme: str, algorithm: Any) -> str:
         if isinstance(algorithm, dict):
             bits, kind = algorithm.get("num_bits"), algorithm.get("type")
             eight = bits == 8 and kind in ("float", "int")
             algorithm = f"{shown(kind)} of {shown(bits)} bits"
             if eight:
                 algorithm = "FP8" if kind == "float" else "INT8"
-        known = {None: None, "FP8": "fp8", "INT8": "int8"}
-        if not isinstance(algorithm, str | None) or algorithm not in known:
+        known = {"FP8": "fp8", "INT8": "int8"}
+        if not isinstance(algorithm, str) or algorithm not in known:
             raise self._error(scheme, f"is {shown(algorithm)}", "Supported: FP8, INT8, null")
         return known[algorithm]
 
@@ -252,8 +293,9 @@ class _Reader:
         """Modules that stay as they are, as globs with layer numbers as N. Raises InputError if one
         is a matrix of the decoder: then its layers are not alike.
         """
-        globs = []
+        globs: list[str] = []
         layers = self._config.count("num_hidden_layers")
+        room = _MOST_NAMES
         for key in _EXCLUDING:
             listed = self._data.get(key)
             if listed is None:
@@ -261,15 +303,32 @@ class _Reader:
             if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
                 raise self._error(key, f"is {shown(listed)}, not a list of names", _HINT)
             for name in dict.fromkeys(listed):
-                glob = _glob(name, layers)
-                if glob is None:
+                glob = as_glob(name, layers)
+                numbered = glob is not None and is_wild(glob) and bool(re.search(r"\d", glob))
+                room -= layers * numbered
+                if glob is None or room < 0:
                     problem = f"holds {shown(name)}, of which it is not known what it matches"
                     raise self._error(key, problem, "Name the modules, with * for any text")
-                if any(_matches(glob, matrix) for matrix in _MATRICES):
+                by_part = self._by_part(key, glob)
+                if by_part or any(matches(glob, module) for module in modules(layers, numbered)):
                     problem = f"leaves {shown(name)} as computed, and quantises other layers"
                     raise self._error(key, problem, _HINT)
                 globs.append(glob)
         return globs
+
+    def _by_part(self, key: str, name: str) -> bool:
+        """Whether a name that is no pattern leaves out matrices of which it is only a part."""
+        if is_wild(name):
+            return False
+        if name == "Linear":  # the class of all of them
+            return True
+        matrices = (*ATTENTION, *(MLP if self._is_dense() else EXPERTS))
+        if key in _BY_PART and self._data.get("quant_method") in ("awq", None):
+            return any(name in matrix for matrix in matrices)
+        return any(matrix.startswith(name) or matrix.endswith(name) for matrix in matrices)
+
+    def _is_dense(self) -> bool:
+        return self._config.data.get("num_experts_per_tok") is None
 
     def _check_head(self, excluded: list[str]) -> None:
         """Refuse a quantised head: it has the embedding's type here."""
@@ -279,7 +338,7 @@ class _Reader:
                                                          "bitsandbytes")  # fmt: skip
         if not by_list or self._config.flag("tie_word_embeddings"):
             return
-        if not any(_matches(glob, "lm_head") for glob in excluded):
+        if not any(matches(glob, "lm_head") for glob in excluded):
             given = [key for key in _EXCLUDING if key in self._data]
             raise self._error(
                 given[0] if given else "exclude_modules",
@@ -290,33 +349,3 @@ class _Reader:
     def _error(self, key: str, problem: str, hint: str) -> Exception:
         field = key if self._field == "quant_method" else f"{self._field}.{key}"
         return self._document.error(field, problem, hint)
-
-
-def _glob(name: str, layers: int) -> str | None:
-    """A module's name, glob or simple regular expression as a glob; None if it is neither.
-
-    Numbers of layers become N (a module of no layer here matches nothing), of experts 0.
-    """
-    glob = name
-    if name.startswith("re:"):
-        # Not run as an expression: one that a folder brings along may take for ever.
-        glob = name[3:].removeprefix("^").replace("\\.", ".").replace(".*", "*")
-        glob = glob[:-1] if glob.endswith("$") else f"{glob}*"
-    if len(glob) > 200 or re.search(r"[\[\](){}|+?\\^$]", glob):
-        return None
-    if any(int(number) >= layers for number in re.findall(r"layers\.(\d{1,9})(?!\d)", glob)):
-        return "no layer of this model"
-    glob = re.sub(r"layers\.\d+", "layers.N", glob)
-    return re.sub(r"\*{2,}", "*", re.sub(r"experts\.\d+", "experts.0", glob))
-
-
-def _matches(glob: str, module: str) -> bool:
-    """Whether ``glob`` names ``module``, a part of its path, or what it is part of."""
-    if "*" not in glob:
-        return f".{glob}." in f".{module}."
-    parts = module.split(".")
-    return any(
-        fnmatchcase(".".join(parts[first:last]), glob)
-        for first in range(len(parts))
-        for last in range(first + 1, len(parts) + 1)
-    )

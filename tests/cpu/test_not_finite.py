@@ -107,6 +107,19 @@ def test_check_model_never_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert {broken["side"] for broken in document["broken"]} == {"ours", "transformers"}
 
 
+@pytest.mark.parametrize("value", [0.0, 3e38])  # whose norm is 0 too: the sum of squares overflows
+def test_zeros_are_no_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    pytest.importorskip("transformers", reason="needs the package transformers (extra 'check')")
+    write_checkpoint(tmp_path, "llama")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][...] = value
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert main(["check-model", str(tmp_path), "--prompts", "5", "--new-tokens", "2"]) == 3
+    assert "nothing to agree on" in capsys.readouterr().out
+
+
 def test_broken_logits_alone_are_no_agreement() -> None:
     found = Agreement("m", "float32", (5,), 1, 6, 0.0, 1.0, 1e-4, ())
     assert found.agrees

@@ -124,7 +124,7 @@ def test_mixtral(tmp_path: Path) -> None:
     assert load_model(path).moe == MoeSpec(8, 2, 128)
 
 
-@pytest.mark.parametrize(("shared", "count"), [(REMOVED, 0), (0, 0), (192, 4)])
+@pytest.mark.parametrize(("shared", "count"), [(None, 0), (0, 0), (192, 4)])
 def test_qwen_moe_and_its_shared_experts(tmp_path: Path, shared: object, count: int) -> None:
     path = config(
         tmp_path,
@@ -137,6 +137,27 @@ def test_qwen_moe_and_its_shared_experts(tmp_path: Path, shared: object, count: 
         mlp_only_layers=[],
     )
     assert load_model(path).moe == MoeSpec(60, 4, 48, count)
+    whole = json.loads(path.read_text())
+    # What is left out is no 0 in this family, and there are no shared experts in the others.
+    removed = {key: value for key, value in whole.items() if not key.startswith("shared")}
+    path.write_text(json.dumps(removed))
+    with pytest.raises(InputError, match="'shared_expert_intermediate_size': is missing"):
+        load_model(path)
+    path.write_text(json.dumps({**whole, "model_type": "qwen3_moe"}))
+    if shared:
+        with pytest.raises(InputError, match="Only qwen2_moe has"):
+            load_model(path)
+    else:
+        assert load_model(path).moe == MoeSpec(60, 4, 48, 0)
+
+
+def test_two_counts_of_experts_that_differ(tmp_path: Path) -> None:
+    path = config(
+        tmp_path, model_type="qwen3_moe", num_experts=60, num_local_experts=64,
+        num_experts_per_tok=4, moe_intermediate_size=48,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="'num_experts': is 60, but the other count of experts 64"):
+        load_model(path)
 
 
 def test_qwen3_30b_a3b_has_its_published_size(tmp_path: Path) -> None:

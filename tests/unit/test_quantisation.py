@@ -59,15 +59,23 @@ CT, BNB = "compressed-tensors", "bitsandbytes"
     ("quantisation", "weights", "kv"),
     [
         ({"quant_method": "fp8", "modules_to_not_convert": ["lm_head", "model.norm"]}, "fp8", 0),
+        ({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.99"]}, "fp8", 0),
         ({"quant_method": "fp8", "modules_to_not_convert": None}, "fp8", 0),
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", 0),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4_g128", 0),
+        ({"quant_method": "awq", "bits": 4, "group_size": 256}, "int4", 0),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 32}, "int8_g32", 0),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", 0),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "int4_g32", 0),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1, "lm_head": False}, "int8", 0),
         ({"quant_method": BNB, "load_in_8bit": True, "load_in_4bit": False}, "int8", 0),
-        ({"quant_method": BNB, "load_in_4bit": True}, "int4_g64", 0),
+        ({"quant_method": BNB, "load_in_4bit": True}, "nf4", 0),
+        ({"quant_method": BNB, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+         "nf4_double", 0),
         ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": ["lm_head"]}, "fp8", 0),
         ({"quant_method": CT, "config_groups": group(4, "int", 128, targets=["Linear"]),
-          "ignore": ["re:.*lm_head.*", "re:visual.*"]}, "int4", 0),
+          "ignore": ["re:.*lm_head.*", "re:visual.*", r"re:.*layers\.99\..*"]}, "int4_g128", 0),
+        ({"quant_method": CT, "config_groups": group(8, "int", 64), "ignore": ["lm_head"]},
+         "int8_g64", 0),
         ({"config_groups": group(8, "float"), "ignore": ["lm_head"], "quant_algo": "FP8",
           "kv_cache_scheme": "FP8"}, "fp8", "fp8"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*lm_head*"],
@@ -87,7 +95,7 @@ def test_what_is_read(tmp_path: Path, quantisation: object, weights: str, kv: st
 @pytest.mark.parametrize(
     ("name", "data", "weights"),
     [
-        ("quantize_config", {"bits": 4, "group_size": 128, "desc_act": False}, "int4"),
+        ("quantize_config", {"bits": 4, "group_size": 128, "desc_act": False}, "int4_g128"),
         ("quant_config", {"zero_point": True, "q_group_size": 64, "w_bit": 4}, "int4_g64"),
     ],
 )
@@ -103,6 +111,28 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({**FP8, "ignored_layers": ["*.o_proj"]}, "ignored_layers", "o_proj"),
     ({**FP8, "ignored_layers": ["re:.*mlp.*"]}, "ignored_layers", "mlp"),
     ({**FP8, "ignored_layers": ["re:(a+)+$"]}, "ignored_layers", "not known what it matches"),
+    # A letter that may be any, a repeated one, numbers by their digits, parts of names, classes.
+    ({**FP8, "ignored_layers": ["re:.*q.proj"]}, "ignored_layers", "leaves"),
+    ({**FP8, "ignored_layers": ["re:.*q_projs*"]}, "ignored_layers", "not known what it matches"),
+    ({**FP8, "ignored_layers": ["model.layers.*6*"]}, "ignored_layers", "leaves"),
+    ({**FP8, "ignored_layers": ["re:model.layers.1..mlp$"]}, "ignored_layers", "leaves"),
+    ({**FP8, "ignored_layers": [f"*.{n}.mlp{'*' * n}a" for n in range(200)]}, "ignored_layers", ""),
+    ({**FP8, "modules_to_not_convert": ["model.layers.5."]}, "modules_to_not_convert", "leaves"),
+    ({**FP8, "modules_to_not_convert": ["model.layers.5.self"]}, "not_convert", "leaves"),
+    ({**FP8, "modules_to_not_convert": ["up_proj"]}, "modules_to_not_convert", "leaves"),
+    ({**FP8, "modules_to_not_convert": [""]}, "modules_to_not_convert", "leaves"),
+    ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["gate"]}, "convert", "leaves"),
+    ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": ["lm_head", "Linear"]},
+     "ignore", "Linear"),
+    ({"quant_method": CT, "config_groups": group(8, "float"), "format": "dense"}, "format", ""),
+    ({"quant_method": CT, "config_groups": group(8, "float", 32), "ignore": ["lm_head"]},
+     "config_groups.weights", "groups of 32"),
+    ({**FP8, "weight_block_size": [1, 32]}, "weight_block_size", "[1, 32]"),
+    ({**FP8, "weight_block_size": "big"}, "weight_block_size", "big"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 48}, "group_size", "is 48"),
+    ({"quant_method": "modelopt"}, "quant_algo", "is missing"),
+    ({"quant_method": "modelopt", "quant_algos": "FP8"}, "quant_algo", "is missing"),
+    ({**MODELOPT, "kv_cache_scheme": "INT8"}, "kv_cache_scheme", "int8, but"),
     ({**FP8, "ignored_layers": "lm_head"}, "ignored_layers", "not a list"),
     ({**FP8, "ignored_layers": [7]}, "ignored_layers", "not a list"),
     ({**FP8, "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "kv_cache_scheme", "4 bits"),
@@ -150,6 +180,57 @@ def test_what_is_refused(
     assert str(caught.value).startswith(str(made / f"{where}.json"))
     assert field in str(caught.value.field)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("quantization", {"group_size": 64, "bits": 4}), ("quant_config", {}),
+     ("quantization_bit", 4)],
+)  # fmt: skip
+def test_keys_of_other_tools(tmp_path: Path, key: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, key: value}, indent=1))
+    with pytest.raises(InputError, match="of another tool") as caught:
+        load_model(tmp_path)
+    assert caught.value.field == key
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "bits"),
+    [
+        # Groups: 16 bits of scale and as many of zeros as a weight has.
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, 4 + (16 + 4) / 32),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64}, 4 + (16 + 4) / 64),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 4 + (16 + 4) / 128),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 32}, 8 + (16 + 8) / 32),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 64}, 8 + (16 + 8) / 64),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, 8 + (16 + 8) / 128),
+        ({"quant_method": BNB, "load_in_4bit": True}, 4 + 32 / 64),
+        ({"quant_method": BNB, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+         4 + 8 / 64 + 32 / 64 / 256),
+    ],
+)  # fmt: skip
+def test_bytes_of_scales(tmp_path: Path, quantisation: object, bits: float) -> None:
+    model = load_model(folder(tmp_path, quantisation))
+    heads = 2 * model.vocab_size * model.hidden_size
+    assert model.weight_bytes == (model.num_parameters - heads) * bits / 8 + heads * 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "hf_quant_config.json"])
+def test_a_key_that_is_there_twice(tmp_path: Path, name: str) -> None:
+    made = folder(tmp_path, hf_quant_config=beside_config(MODELOPT))
+    text = (made / name).read_text().rstrip("}\n")
+    (made / name).write_text(f'{text}}}, "x": {{"a": 1, "a": 2}}}}')
+    if name == "config.json":
+        (made / name).write_text(f'{text}, "x": 1, "x": 2}}')
+    with pytest.raises(InputError, match=rf"{name}: field '[ax]': is given twice"):
+        load_model(made)
+
+
+def test_a_link_to_nothing_beside_the_config(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    (made / "hf_quant_config.json").symlink_to(made / "blobs" / "gone")
+    with pytest.raises(InputError, match=r"hf_quant_config\.json: cannot be read"):
+        load_model(made)
 
 
 def test_two_files_that_disagree(tmp_path: Path) -> None:
@@ -221,6 +302,8 @@ def test_published_configs_are_read_or_refused_by_name() -> None:
         {"linear_attn_config": {"a": 1}}, {"block_configs": [{}]}, {"first_k_dense_replace": 3},
         {"n_routed_experts": 256}, {"n_shared_experts": 1}, {"num_experts": 8},
         {"num_local_experts": 8}, {"moe_intermediate_size": 64}, {"num_kv_shared_layers": 2},
+        {"num_experts_per_tok": 2}, {"num_shared_experts": 1}, {"interleave_moe_layer_step": 2},
+        {"moe_layers": [1, 3]}, {"moe_layer_frequency": 2}, {"zero_expert_num": 2},
         {"dual_chunk_attention_config": {"chunk_size": 1}}, {"attention_chunk_size": 8192},
         {"architectures": ["DeciLMForCausalLM"]}, {"architectures": "LlamaForCausalLM"},
         {"layer_types": ["full_attention", "linear_attention"]},

@@ -74,3 +74,16 @@ def test_each_gpu_computes_the_projections_of_the_heads_it_keeps() -> None:
 def test_a_pool_of_more_blocks_than_can_be_kept_account_of(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Ask for fewer --kv-blocks"):
         assembled(tmp_path, 1, kv_blocks=(1 << 23) + 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "ways"),
+    [("qwen2.5-14b", 40, "1, 2, 4, 8 ways"), ("qwen2.5-3b", 3, "1, 2, 4, 8, 16 ways")],
+)
+def test_what_does_not_divide(tmp_path: Path, model: str, gpus: int, ways: str) -> None:
+    # 13,824 wide layers have no 40 equal parts, though 40 heads have.
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 100, "output_length": 10}\n')
+    config = RunConfig(trace=str(trace), device="sim:h100", model=model, tensor_parallel_size=gpus)
+    with pytest.raises(UsageError, match=f"can be split {ways}"):
+        assemble(config)

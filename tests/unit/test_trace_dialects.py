@@ -48,6 +48,12 @@ AZURE = {
     "more delimiters than columns": HEAD + ROWS.replace("\n", ",,\n"),
     "another order": "GeneratedTokens,TIMESTAMP,ContextTokens\n"
     "2,2024-05-10 00:00:00.001,10\n3,2024-05-10 00:00:00.002,20\n",
+    "columns without a name": HEAD.replace("\n", ",,\n") + ROWS.replace("\n", ",,\n", 1),
+    "twelve digits": HEAD
+    + "2024-05-10 00:00:00.001000000999,10,2\n2024-05-10 00:00:00.002000000001,20,3\n",
+    "offset of hours": HEAD
+    + "2024-05-10 00:00:00.001 +02,10,2\n2024-05-10 00:30:00.002 +02:30,20,3\n",
+    "UTC in letters": HEAD + "2024-05-10 00:00:00.001 UTC,10,2\n2024-05-10 00:00:00.002UTC,20,3\n",
     "offset without colon": HEAD
     + "2024-05-10 00:00:00.001+0200,10,2\n2024-05-10 00:00:00.002+0200,20,3\n",
     "zeros after the gzip data": "",
@@ -101,8 +107,22 @@ def test_burstgpt_in_other_spellings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cell", "ns"),
+    [
+        ("+5.5", 5_500_000_000), (".5", 500_000_000), ("1.5555e1", 15_555_000_000),
+        ("25e-4", 2_500_000), ("1e-9", 1), ("5.1234567891e0", 5_123_456_789), ("1e-999", 0),
+        ("999999999e0", 999_999_999 * 10**9),
+    ],
+)  # fmt: skip
+def test_seconds_of_burstgpt_in_any_spelling(cell: str, ns: int, tmp_path: Path) -> None:
+    trace = load(tmp_path, f"{BURST}0,A,1,2,3,x\n{cell},A,1,2,3,x\n")
+    assert trace.requests[1].arrival_ns == ns
+
+
+@pytest.mark.parametrize(
     ("row", "field", "says"),
     [
+        ("1000000000e0,A,1,2,3,x", "Timestamp", "'1000000000e0'"),
         ("nan,A,1,2,3,x", "Timestamp", "'nan'"),
         ("inf,A,1,2,3,x", "Timestamp", "'inf'"),
         ("-5,A,1,2,3,x", "Timestamp", "'-5'"),
@@ -152,6 +172,16 @@ def test_hash_ids_of_64_bits_without_a_sign(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more than 64 bits, 18446744073709551616") as caught:
         load(tmp_path, line % (most, 1) + line % (most + 1, 1))
     assert (caught.value.line, caught.value.field) == (2, "hash_ids")
+
+
+def test_a_begun_block_gets_an_id_that_is_free_among_64_bits(tmp_path: Path) -> None:
+    chat = (
+        '{"chat_id": %d, "parent_chat_id": -1, "timestamp": 1, "input_length": 20, '
+        '"output_length": 2, "hash_ids": [%d]}\n'
+    )
+    trace = load(tmp_path, chat % (1, 2**64 - 1) + chat % (2, 0) + chat % (3, 2**64 - 1))
+    begun = [request.hash_ids for request in trace.requests]
+    assert begun == [(2**64 - 1, 1), (0, 2), (2**64 - 1, 3)]
 
 
 @pytest.mark.parametrize(

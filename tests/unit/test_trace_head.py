@@ -123,6 +123,29 @@ def test_two_later_lines_that_change_places_are_seen(
         load_head(save(tmp_path, lines, head), limit=3)
 
 
+@pytest.mark.parametrize("format", ["azure", "burstgpt"])
+def test_a_column_before_the_time_is_not_taken_for_it(format: str, tmp_path: Path) -> None:
+    """As of a table that was written with the numbers or other times of its rows."""
+    head, line = FORMATS[format]
+    lines = [line(index) for index in range(COUNT)]
+    before = [
+        f"{1000 + index}" if format == "burstgpt" else line(index)[:26] for index in range(COUNT)
+    ]
+    lines[300], lines[301] = lines[301], lines[300]
+    rows = [f"{number},{row}" for number, row in zip(before, lines, strict=True)]
+    with pytest.raises(InputError, match="time goes back"):
+        load_head(save(tmp_path, rows, f"before,{head}"), limit=3)
+
+
+def test_letters_after_a_time_do_not_change_the_order(tmp_path: Path) -> None:
+    times = [f"2024-05-10 00:00:{index // 10:02}.{index % 10}Z" for index in range(COUNT)]
+    head, rest = FORMATS["azure"][0], ",5,2"
+    assert not load_head(save(tmp_path, [time + rest for time in times], head), limit=3).whole
+    times[300], times[301] = times[300].replace("Z", "5Z"), times[300]  # .05Z, and then .0Z
+    with pytest.raises(InputError, match="time goes back"):
+        load_head(save(tmp_path, [time + rest for time in times], head), limit=3)
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -16,7 +16,7 @@ from nexusbench.core.registry import did_you_mean
 from nexusbench.workloads.source import MAX_LINE, Source, shown
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_NUMBER = re.compile(r"\+?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"\+?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _GROUPED = re.compile(r"\d{1,3}(?:[,. '_\u2009\u00a0\u202f]\d{3})+(?:[.,]\d*)?")
 _MOST_NAMED = 8
 
@@ -33,6 +33,10 @@ class Layout(msgspec.Struct, frozen=True):
     def places(self) -> dict[str, int]:
         """Column -> position."""
         return {name: place for place, name in enumerate(self.names)}
+
+    def begins_with(self, name: str) -> bool:
+        """Whether each row begins with the cell of that column, and a comma after it."""
+        return self.names[0] == name and self.delimiter == ","
 
     def unused(self, known: Sequence[str]) -> list[str]:
         """Notes on what is unusual: another delimiter, columns that nothing is made of."""
@@ -59,6 +63,8 @@ def header_of(text: bytes) -> Layout:
     except csv.Error:
         cells = line.split(delimiter)
     names = [cell.strip() for cell in cells]
+    while names and not names[-1]:  # rows need not go on with them
+        names.pop()
     return Layout(names, delimiter, text.count(b"\n", 0, begin) + 1, min(end + 1, len(text)))
 
 
@@ -128,15 +134,20 @@ def cells_of(row: list[str], names: Sequence[str], source: Source, line: int) ->
     )  # fmt: skip
 
 
+def number(cell: str) -> Decimal | None:
+    """A number of 0 or more, without and with an exponent; None for anything else."""
+    return Decimal(cell) if _NUMBER.fullmatch(cell) else None
+
+
 def whole_number(cell: str, most: int) -> int | None:
     """A whole number of 0 to ``most`` in any of its spellings (``10``, ``10.0``, ``1e1``), None for
     anything else.
     """
-    if not _NUMBER.fullmatch(cell):
-        return None
-    number = Decimal(cell)
+    found = number(cell)
     # Compared before it is converted: 1e999 as an integer would have a thousand digits.
-    return int(number) if number <= most and number == number.to_integral_value() else None
+    if found is None or found > most or found != found.to_integral_value():
+        return None
+    return int(found)
 
 
 def count_in(cell: str, column: str, least: int, most: int, source: Source, line: int) -> int:

@@ -27,13 +27,15 @@ COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _HEADER = ",".join(COLUMNS)
 _EPOCH = datetime(1970, 1, 1)
 
-# 2023 writes seven fraction digits, 2024 six or none and an offset from UTC.
+# 2023 writes seven fraction digits, 2024 six or none and an offset from UTC. Digits beyond the
+# ninth are below a nanosecond.
+_OFFSET = r"(?:UTC|Z|[+-]\d\d(?::?\d\d)?)"
 _TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.ASCII
+    rf"(\d{{4}}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{{1,9}})\d*)?(?: ?({_OFFSET}))?", re.ASCII
 )
 _ROW = re.compile(_TIME.pattern + r",(\d{1,10}),(\d{1,10})\r?\n?", re.ASCII)
 _DATE, _CLOCK = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
-_START = re.compile(rf"({_DATE})([ T])({_CLOCK})(\.\d{{1,9}})?(Z|[+-]\d\d:?\d\d)?,".encode())
+_START = re.compile(rf"{_DATE}([ T]){_CLOCK}(?:\.\d+)?((?: ?{_OFFSET})?),".encode())
 
 Row = tuple[int, int, int, int]  # line, arrival in ns, prompt and output tokens
 
@@ -55,6 +57,8 @@ class Azure(Reader):
         "Azure Public Dataset, CC-BY-4.0 (Splitwise ISCA 2024, DynamoLLM HPCA 2025)"
     )
 
+    _time_first = True  # in the rows of the file that was read
+
     def confidence(self, text: bytes) -> int:
         """The header names two of the columns, so that an error can name the third."""
         cells = [name.lower() for name in header_of(text).names]
@@ -63,6 +67,7 @@ class Azure(Reader):
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
         layout = layout_of(source, COLUMNS)
+        self._time_first = layout.begins_with(COLUMNS[0])
         plain = layout.names == list(COLUMNS) and layout.delimiter == ","
         rows = _plain_rows if plain and b'"' not in source.text else _rows
         requests: list[TraceRequest] = []
@@ -81,14 +86,15 @@ class Azure(Reader):
     def skim(self, piece: bytes, after: int) -> int | None:
         """Times in order: as texts, which is the same where all are written alike."""
         first = _START.match(piece)
-        if first is None:
+        if first is None or not self._time_first:
             return None
-        separator, offset = first[2].decode(), re.escape((first[5] or b"").decode())
-        alike = rf"^({_DATE}{separator}{_CLOCK}(?:\.\d{{1,9}})?{offset}),"
+        separator, offset = first[1].decode(), re.escape(first[2].decode())
+        # Without the offset: Z would come after any digit.
+        alike = rf"^({_DATE}{separator}{_CLOCK}(?:\.\d+)?){offset},"
         times = re.findall(alike.encode(), piece, re.MULTILINE)
         if len(times) != piece.count(b"\n") + (piece[-1:] != b"\n") or times != sorted(times):
             return None
-        begin, end = _time_of(times[0].decode()), _time_of(times[-1].decode())
+        begin, end = (_time_of((time + first[2]).decode()) for time in (times[0], times[-1]))
         return end if begin is not None and end is not None and after <= begin else None
 
     def clock(self, ns: int) -> str:
@@ -155,8 +161,8 @@ def _arrival_ns(time: str, fraction: str | None, offset: str | None) -> int:
     """Nanoseconds since 1970. Raises ValueError for a date that does not exist."""
     since = datetime.fromisoformat(time) - _EPOCH
     whole = since.days * 86_400 + since.seconds
-    if offset is not None and offset != "Z":
-        hours, minutes = int(offset[1:3]), int(offset[-2:])
+    if offset is not None and offset[0] in "+-":
+        hours, minutes = int(offset[1:3]), int(offset[3:].lstrip(":") or 0)
         if hours > 23 or minutes > 59:
             raise ValueError(offset)
         whole -= (hours * 3600 + minutes * 60) * (-1 if offset[0] == "-" else 1)

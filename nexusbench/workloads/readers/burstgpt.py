@@ -13,8 +13,8 @@ from nexusbench.workloads.readers._csv import (
     count_in,
     header_of,
     layout_of,
+    number,
     rows_of,
-    whole_number,
 )
 from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
@@ -47,6 +47,8 @@ class Burstgpt(Reader):
     )
     source: ClassVar[str] = "BurstGPT (KDD 2025); github.com/HPMLL/BurstGPT, CC-BY-4.0"
 
+    _time_first = True  # in the rows of the file that was read
+
     def confidence(self, text: bytes) -> int:
         """The header names three of the columns, so that an error can name another."""
         cells = [name.lower() for name in header_of(text).names]
@@ -55,6 +57,7 @@ class Burstgpt(Reader):
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and column of the first fault."""
         layout = layout_of(source, COLUMNS)
+        self._time_first = layout.begins_with("Timestamp")
         time, model, prompts, outputs = (layout.places[name] for name in _USED)
         session_place = layout.places.get("Session ID", -1)
         requests: list[TraceRequest] = []
@@ -91,7 +94,7 @@ class Burstgpt(Reader):
 
     def skim(self, piece: bytes, after: int) -> int | None:
         """Times of rows that begin with one, in order; where cells are quoted, unknown."""
-        if b'"' in piece:
+        if b'"' in piece or not self._time_first:
             return None
         for row in io.StringIO(piece.decode(), newline="\n"):
             if row.isspace():
@@ -122,6 +125,8 @@ def _arrival_ns(cell: str) -> int | None:
     """Nanoseconds of a number of seconds, to the ninth digit; None for anything else."""
     match = _SECONDS.fullmatch(cell)
     if match is None:
-        whole = whole_number(cell, _MAX_SECONDS)
-        return None if whole is None else whole * NS_PER_S
+        seconds = number(cell)
+        if seconds is None or seconds > _MAX_SECONDS:
+            return None
+        return int(seconds.scaleb(9))
     return int(match[1]) * NS_PER_S + int((match[2] or "").ljust(9, "0"))

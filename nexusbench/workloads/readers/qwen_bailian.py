@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import TraceRequest
 from nexusbench.workloads.readers._jsonl import (
+    MAX_HASH_ID,
     RULES,
     HashIds,
     Tokens,
@@ -89,11 +91,12 @@ class QwenBailian(Reader):
         notes = (
             [] if order == list(range(len(rows))) else ["rows were not in order of time: sorted"]
         )
-        names = max((max(row.hash_ids) for row in rows if row.hash_ids), default=-1) + 1
-        for index, row in enumerate(rows):
+        free = _free_ids(rows)
+        for row in rows:
             # Where only whole blocks have an id, the last, begun one gets one that nobody has.
+            new = next(free)
             if len(row.hash_ids) == row.input_length // HASH_BLOCK and row.hash_ids:
-                row.hash_ids = (*row.hash_ids, names + index)[: -(-row.input_length // HASH_BLOCK)]
+                row.hash_ids = (*row.hash_ids, new)[: -(-row.input_length // HASH_BLOCK)]
         check_hash_counts(rows, lines, HASH_BLOCK, source.path)
         rows, lines = [rows[i] for i in order], [lines[i] for i in order]
         labels, more = _sessions(rows)
@@ -127,6 +130,15 @@ class QwenBailian(Reader):
     def clock(self, ns: int) -> str:
         """Seconds, as in the file."""
         return f"{ns / NS_PER_S:,.15g} s"
+
+
+def _free_ids(rows: Sequence[Line]) -> Iterator[int]:
+    """Hash ids that no row has: those above all, or where 64 bits have none left, from 0 on."""
+    above = max((max(row.hash_ids) for row in rows if row.hash_ids), default=-1) + 1
+    if above + len(rows) <= MAX_HASH_ID:
+        return itertools.count(above)
+    used = {name for row in rows for name in row.hash_ids}
+    return (name for name in itertools.count() if name not in used)
 
 
 def _arrival_ns(seconds: float) -> int:
