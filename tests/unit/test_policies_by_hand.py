@@ -156,7 +156,7 @@ class Free:
         self.takes, self.asked, self.log = takes, [], []
         self.num_layers, self.now, self.num_running = 8, 0, 0
         self.prefilling, self.decoding, self.waiting = [], [], SimpleNamespace(head=None)
-        self.preempted = []
+        self.preempted, self.blocks_coming = [], 0
         self.left = 100
         self.__dict__.update(more)
 
