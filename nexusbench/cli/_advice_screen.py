@@ -19,7 +19,7 @@ from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
 from nexusbench.comparison.load import conditions, lines_about
-from nexusbench.config import RunConfig
+from nexusbench.config import RunConfig, out_of_bounds
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.advise import (
     INDIFFERENT,
@@ -115,6 +115,9 @@ def _chunks(text: str) -> list[int]:
         found = [0]
     if min(found) < 1:
         raise UsageError(f"--chunks '{text}': write token counts, as in 512,2048")
+    hint = out_of_bounds("max_num_batched_tokens", max(found))
+    if hint is not None:
+        raise UsageError(f"--chunks {max(found)} is out of bounds. {hint}")
     return list(dict.fromkeys(found))
 
 

@@ -35,7 +35,10 @@ def check_model(
         typer.Option("--new-tokens", min=1, metavar="N", help="Greedy tokens after each prompt."),
     ] = 16,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Seed of the prompts.")
+        int,
+        typer.Option(
+            "--seed", min=0, callback=flags.bounded, metavar="N", help="Seed of the prompts."
+        ),
     ] = 0,
     as_json: flags.Json = False,
 ) -> None:

@@ -37,8 +37,12 @@ CounterNames = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, metavar="N", rich_help_panel=_SWEEP, help="Seed of simulated noise.")
-]
+    int,
+    typer.Option(
+        min=0, callback=flags.bounded, metavar="N", rich_help_panel=_SWEEP,
+        help="Seed of simulated noise.",
+    ),
+]  # fmt: skip
 Fresh = Annotated[
     bool,
     typer.Option(

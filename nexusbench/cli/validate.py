@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nexusbench.cli._bounds import bounded
+
 if TYPE_CHECKING:
     from nexusbench.experiments.fidelity.errors import Errors
     from nexusbench.experiments.fidelity.kernels import Score
@@ -89,7 +91,10 @@ def run(
         Path | None, typer.Option("--kernel-table", metavar="DIR", help="Measured operator times.")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Seed of simulated noise.")
+        int,
+        typer.Option(
+            "--seed", min=0, callback=bounded, metavar="N", help="Seed of simulated noise."
+        ),
     ] = 0,
     bound: Bounds = [],  # noqa: B006 - Typer reads it, nobody changes it
     as_json: AsJson = False,
@@ -163,7 +168,11 @@ def fit_(
     evaluations: Annotated[
         int,
         typer.Option(
-            "--evaluations", min=20, metavar="N", help="Sets of constants to try: more fit better."
+            "--evaluations",
+            min=20,
+            max=1_000_000,
+            metavar="N",
+            help="Sets of constants to try: more fit better.",
         ),
     ] = 400,
 ) -> None:

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from bisect import insort
 
+from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec
+from nexusbench.core.units import NS_PER_S
+
+# 146 years, as of arrivals: what is added to that once still fits 63 bits.
+LAST_NS = 4_611_686_018_427_387_904.0  # 2^62
+_NS_PER_YEAR = 31_557_600 * NS_PER_S
+
+
+def past_the_clock(device: str, what: str, end_ns: float) -> UsageError:
+    """What to raise for a simulated device so slow that its times cannot be counted."""
+    return UsageError(
+        f"--device {device}: {what} would end {end_ns / _NS_PER_YEAR:.3g} years after the start, "
+        f"more than the {LAST_NS / _NS_PER_YEAR:.0f} that its clock can count. Look at the GPU's "
+        "description: rates are too low or overheads too high for this model, or else the trace is "
+        "too long"
+    )
 
 
 class Links:
@@ -13,7 +29,7 @@ class Links:
     """
 
     def __init__(self, gpu: GpuSpec, spec: DeviceSpec) -> None:
-        self._gpu, self._host = gpu, spec.host
+        self._gpu, self._host, self._name = gpu, spec.host, spec.name
         self._lanes = float(spec.tensor_parallel)  # each GPU of a group has its own link
         self._free_ns: dict[tuple[int, int], int] = {}
         self._ends: list[tuple[int, int]] = []  # (ns, number), the latest first
@@ -34,7 +50,10 @@ class Links:
         host = self._host in (source, target)
         rate = (gpu.host_gbps if host else gpu.link_gbps) * self._lanes
         begin = max(now, self._free_ns.get((source, target), 0))
-        end = begin + int(num_bytes / rate + gpu.link_latency_us * 1e3) + 1
+        taken = num_bytes / rate + gpu.link_latency_us * 1e3
+        if not begin + taken < LAST_NS:
+            raise past_the_clock(self._name, "a copy of KV blocks", begin + taken)
+        end = begin + int(taken) + 1
         self._free_ns[source, target] = end
         insort(self._ends, (-end, -number))
 

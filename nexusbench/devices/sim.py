@@ -15,7 +15,7 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.costs._profile import load_profile
 from nexusbench.devices._gpus import legal_splits, load_gpu
-from nexusbench.devices._links import Links
+from nexusbench.devices._links import LAST_NS, Links, past_the_clock
 from nexusbench.devices._measured import MeasuredPhysics
 from nexusbench.devices._physics import Load, Physics
 from nexusbench.devices._profiled import Truth, is_profile
@@ -163,6 +163,8 @@ class Sim(Device):
         else:
             load, away = split_launch(self.physics, batch, sms, self.spec.pool_of["remote"])
         solo = load.solo * (1.0 + self._jitter * (2.0 * self._noise.random() - 1.0))
+        if not self._now + solo < LAST_NS:
+            raise past_the_clock(self.spec.name, "a launch", self._now + solo)
         end = self._now + int(solo) + 1
         launch = Launch(
             step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat, away
@@ -251,7 +253,7 @@ class Sim(Device):
         launch.repeats_left -= 1
         launch.left = launch.load.solo
         launch.solo_ns = int(launch.load.solo) + 1
-        launch.ends_ns = self._now + int(launch.left * launch.slow) + 1
+        launch.ends_ns = self._end(launch, self._now)
 
     def _advance(self, to: int) -> None:
         """Let time pass: every launch does work at its present speed."""
@@ -272,7 +274,16 @@ class Sim(Device):
                     if other is not launch:
                         slow += physics.slowdown(launch.load, other.load) - 1.0
             launch.slow = slow
-            launch.ends_ns = now + int(launch.left * slow) + 1
+            launch.ends_ns = self._end(launch, now)
+
+    def _end(self, launch: Launch, now: int) -> int:
+        """When a launch ends that goes on as fast as it now does. Raises UsageError if no clock of
+        63 bits gets there.
+        """
+        left = launch.left * launch.slow
+        if not now + left < LAST_NS:
+            raise past_the_clock(self.spec.name, "a launch", now + left)
+        return now + int(left) + 1
 
     def _slow_on_pair(self, launch: Launch) -> float:
         """How many times slower a launch goes: by what else runs on its GPU, and where it has sent

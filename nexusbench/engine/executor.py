@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split, StepOutput, TransferOutput
-from nexusbench.core.errors import InvariantBreach, PlanRefused
+from nexusbench.core.errors import InvariantBreach, PlanRefused, UsageError
 from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS, EventLog
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, InFlight
@@ -18,6 +18,7 @@ from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 FINISHED = OUTCOMES.index("finished")
 CANCELLED = OUTCOMES.index("cancelled")
+_MOST_PREDICTED_NS = 2.0**63  # what a column of the log holds
 
 
 class Executor:
@@ -163,7 +164,14 @@ class Executor:
         belief = self.partitioner.belief
         predicted = -1
         if belief is not None:
-            predicted = int(belief.predict(shape.at_home, sms, beside))
+            guess = belief.predict(shape.at_home, sms, beside)
+            if not guess < _MOST_PREDICTED_NS:
+                raise UsageError(
+                    f"cost model '{belief.name}' predicts {guess:.3g} ns for a launch of "
+                    f"{shape.num_tokens} tokens on {sms} SMs, more than can be logged. Look at "
+                    "the GPU's description or at the profile that it is fitted to"
+                )
+            predicted = int(guess)
         prefill_tokens = shape.num_tokens - shape.num_decodes
         if batch.chunks:
             self._log_chunks(step, batch)

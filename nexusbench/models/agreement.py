@@ -99,7 +99,7 @@ def compare(
     if longest > config.spec.max_model_len:
         raise UsageError(
             f"prompts of {max(prompts)} and {new_tokens} new tokens exceed the model's context of "
-            f"{config.spec.max_model_len}. Ask for shorter ones"
+            f"{config.spec.max_model_len}. Ask for shorter ones (--prompts, --new-tokens)"
         )
     decoder = Decoder.load(config, dtype=dtype, load_format="safetensors")
     draw = random.Random(seed)

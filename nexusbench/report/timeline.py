@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +43,13 @@ from nexusbench.report.trace_format import (
     micros,
 )
 
+_LAST_NS = int(np.iinfo(np.int64).max)
+
+
+def _ns(seconds: float, whole: Callable[[float], int]) -> int:
+    """Nanoseconds, of which a run has at most 63 bits: what is later is later than all of it."""
+    return _LAST_NS if seconds >= _LAST_NS / NS_PER_S else whole(seconds * NS_PER_S)
+
 
 class TimelineWriter:
     """Writes runs, one process each, into one file."""
@@ -56,8 +63,7 @@ class TimelineWriter:
     def add(self, run: RunEvents, label: str, window: tuple[float, float | None]) -> None:
         """Append a run; ``window`` in seconds. Raises UsageError if nothing happens in it."""
         label, (low, high) = plain(label), window
-        end = np.iinfo(np.int64).max if high is None else math.ceil(high * NS_PER_S)
-        cut = Window(round(low * NS_PER_S), int(end))
+        cut = Window(_ns(low, round), _LAST_NS if high is None else _ns(high, math.ceil))
         last = _last_moment(run)
         if cut.start > last:
             raise UsageError(

@@ -1,13 +1,17 @@
-"""Numeric flags of serve-trace at the values at which arithmetic breaks: refused by name and exit
-code 2, or served to the end; in a run made in Python, the same by field.
+"""Numeric flags of every command at the values at which arithmetic breaks: refused by name and
+exit code 2, or served to the end; in a run made in Python, the same by field.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import nexusbench
@@ -153,3 +157,172 @@ def test_a_trace_that_would_outlast_the_clock_is_refused(shaping, tmp_path):
     said = ran.stderr + str(ran.exception)
     assert ran.exit_code
     assert "years, more than the 100 that can be served" in said
+
+
+# -- the other commands ----------------------------------------------------------------------------
+
+SMALL = " --device sim:l20 --scheduler vllm --seeds 1 -j 1 --no-progress --cache probes"
+CAPACITY = "capacity four.jsonl --goodput ttft:p99<2000 --precision 30" + SMALL
+ADVISE = "advise four.jsonl --goodput ttft:2000 --chunks 512 --effort 100" + SMALL
+MEMORY = (
+    "--tensor-parallel-size", "--gpu-memory-utilization", "--kv-blocks", "--swap-space",
+    "--max-num-seqs", "--max-model-len", "--limit", "--burstiness", "--attainment", "--seed",
+    "--seeds", "--jobs",
+)  # fmt: skip
+# What is typed, and its numeric flags; {} stands for the number where text surrounds it.
+OTHERS = {
+    CAPACITY: (*MEMORY, "--max-num-batched-tokens", "--precision", "--goodput=ttft:p99<{}"),
+    ADVISE: (*MEMORY, "--rate", "--effort", "--max-seeds", "--chunks", "--chunks=512,{}"),
+    "sweep mini.toml --dry-run --no-progress": ("--jobs",),
+    "regret four.jsonl --device sim:l20 --no-progress --sample 4": (
+        "--rate", "--limit", "--sample", "--seed",
+    ),
+    "compare RUN": ("--price-per-hour", "--watts", "--goodput=ttft:{}"),
+    "report RUN -o page.html": ("--price-per-hour", "--watts", "--goodput=ttft:{}"),
+    "explain RUN": ("--top",),
+    "timeline RUN -o t.json": ("--window=0:{}", "--window={}:"),
+    "gate check RUN --baseline base.json": ("--alpha",),
+    "trace make small.toml -o made.jsonl": ("--seed",),
+}  # fmt: skip
+# Those that need a profile, weights, a recording or a server, or that would take minutes; what they
+# take is tried with values that must be refused before anything is opened.
+UNOPENED = {
+    "pays map.toml": ("--jobs",),
+    "reproduce nexus": ("--jobs",),
+    "check-model .": ("--new-tokens", "--seed"),
+    "profile -o made": (
+        "--seed", "--tensor-parallel-size", "--gpu-memory-utilization", "--block-size",
+        "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len",
+    ),
+    "validate run . --device sim:l20": ("--seed",),
+    "validate fit l20 .": ("--evaluations",),
+    "serve-trace four.jsonl --endpoint http://127.0.0.1:1": ("--vocab-size", "--timeout"),
+}  # fmt: skip
+FEW = ("0", "-1", "1e-300", "1e308", str(2**63), "nan", "inf")
+# A flag that an error may name otherwise.
+BY_OTHER_NAMES = {"--goodput": ("bound", "ttft"), "--window": ("window",)}
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A folder with what the commands are given."""
+    folder = tmp_path_factory.mktemp("numbers")
+    lines = [
+        {"timestamp": 40 * i, "input_length": 50 + 30 * i, "output_length": 1 + 3 * i}
+        for i in range(4)
+    ]
+    (folder / "four.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "mini.toml").write_text(
+        '[base]\ntrace = "four.jsonl"\ndevice = "sim:l20"\n[grid]\nscheduler = ["vllm"]\n'
+    )
+    (folder / "small.toml").write_text(
+        '[workload]\nname = "small"\nnum_requests = 3\nseed = 1\n'
+        '[arrivals]\nprocess = "poisson"\nrate = 2.0\n'
+        '[[classes]]\nname = "all"\n[classes.input]\nmean = 20\nquantiles = [[0, 10], [1, 30]]\n'
+        "[classes.output]\nmean = 20\nquantiles = [[0, 10], [1, 30]]\n"
+    )
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        said(["serve-trace", "four.jsonl", "--device", "sim:l20", "--scheduler", "vllm",
+              "--no-progress", "--seeds", "2"])  # fmt: skip
+        runs = sorted(str(path) for path in (folder / "results").iterdir() if path.is_dir())
+        said(["gate", "baseline", "save", *runs, "-o", "base.json"])
+    finally:
+        os.chdir(before)
+    return folder, runs[0]
+
+
+def said(words):
+    """Exit code, and what was said on stderr or raised."""
+    ran = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        assert isinstance(ran.exception, NexusbenchError), (words, ran.exception)
+        return ran.exception.exit_code, str(ran.exception)
+    return ran.exit_code, ran.stderr
+
+
+def typed(flag, value):
+    return flag.format(value) if "{}" in flag else f"{flag}={value}"
+
+
+def check_named(line, flag, values, there, monkeypatch, *, opens=True):
+    folder, run = there
+    monkeypatch.chdir(folder)
+    words = [run if word == "RUN" else word for word in line.split()]
+    name = flag.partition("=")[0]
+    known = (name, name.strip("-"), name.strip("-").replace("-", "_"))
+    for value in values:
+        code, text = said([*words, typed(flag, value)])
+        if code:
+            assert code == 2, (flag, value, code, text)
+            names = (*known, *BY_OTHER_NAMES.get(name, ()))
+            assert any(word in text for word in names), (flag, value, text)
+        else:
+            assert opens, (flag, value)
+            assert value not in ("nan", "-1", "-inf"), (flag, value)
+
+
+PLACES = [(line, flag) for line, flags in OTHERS.items() for flag in flags]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("line", "flag"), PLACES)
+def test_every_commands_flag_is_refused_by_its_name_or_right_at_more_values(
+    line, flag, there, monkeypatch
+):
+    check_named(line, flag, dict.fromkeys((*FEW, *MORE)), there, monkeypatch)
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_every_commands_flags_are_refused_by_name_or_right(line, there, monkeypatch):
+    """One hostile value for each flag here, in turn; all of them in the whole suite."""
+    for turn, flag in enumerate(OTHERS[line]):
+        check_named(line, flag, [FEW[turn % len(FEW)]], there, monkeypatch)
+
+
+def test_a_window_of_a_timeline_may_end_later_than_any_run(there, monkeypatch):
+    for value in ("1e308", "inf", str(2**63)):
+        check_named("timeline RUN -o t.json", "--window=0:{}", [value], there, monkeypatch)
+    code, text = said(["timeline", there[1], "-o", "t.json", "--window", "1e308:"])
+    assert (code, "ends at" in text) == (2, True)
+
+
+def test_a_chunk_size_beyond_the_bounds_of_a_budget_is_refused_by_its_flag(there, monkeypatch):
+    monkeypatch.chdir(there[0])
+    code, text = said([*ADVISE.split(), "--chunks", f"512,{2**63}"])
+    assert (code, text.startswith(f"--chunks {2**63} is out of bounds. It must be")) == (2, True)
+
+
+@pytest.mark.parametrize("line", UNOPENED)
+def test_what_is_no_number_is_refused_before_anything_is_opened(line, there, monkeypatch):
+    for flag in UNOPENED[line]:
+        values = ["nan", "-1", "1e-300", "inf", *([] if flag == "--seed" else ["0"])]
+        values += [str(2**63)] if flag in ("--seed", "--evaluations") else []
+        check_named(line, flag, values, there, monkeypatch, opens=False)
+
+
+def commands(command, name=""):
+    """Every command with its name, groups that take flags of their own too."""
+    if command.callback is not None:
+        yield name, command
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{name} {word}".strip())
+
+
+def test_every_numeric_flag_of_every_command_is_tried():
+    """A new one is a line above; those that take text with a number in it are there too."""
+    tried = {("serve-trace", flag) for flag in (*FLAGS, "--seeds")}
+    for lines in (OTHERS, UNOPENED):
+        for line, flags in lines.items():
+            tried |= {(line, flag.partition("=")[0]) for flag in flags}
+    lacking = []
+    for name, command in commands(typer.main.get_command(app)):
+        kinds = get_type_hints(command.callback)
+        for parameter in command.params:
+            if kinds.get(parameter.name) in (int, float, int | None, float | None):
+                known = any(
+                    line.startswith(name) and flag in parameter.opts for line, flag in tried
+                )
+                lacking += [] if known else [(name, parameter.opts)]
+    assert not lacking

@@ -20,6 +20,7 @@ from tests.sim.log_checker import Facts, Offer, check
 LAYERWISE = {"bullet", "muxwise", "pdmux"}
 MOST_TURNS = 20_000  # of the engine's loop; a run that needs more goes round for ever
 ORDERS = ("fcfs", "spf", "lpm", "hit-rate")
+PREEMPTIONS = ("swap", "recompute")
 # More options that change what is launched, of which one is drawn now and then.
 EXTRAS = {
     "sarathi": ("mode=maximal", "chunk=16,tile=0", "chunk=1,tile=8", "chunk=40,tile=16"),
@@ -52,6 +53,12 @@ class Case:
     setting: Setting
     seed: int
 
+    @property
+    def room(self) -> float:
+        """For how many requests as long as the longest the pool has room."""
+        longest = max(-(-r.stop_len // self.setting.block_size) for r in self.requests)
+        return self.setting.kv_blocks / longest
+
 
 def pairs() -> list[tuple[str, str]]:
     """Every scheduler with every partitioner that can serve it."""
@@ -65,17 +72,24 @@ def pairs() -> list[tuple[str, str]]:
     return found
 
 
+def turns() -> list[tuple[str, str, str, str]]:
+    """What comes up once before anything comes again: (scheduler, partitioner, preemption, order);
+    schedulers that no partitioner divides four times, for they have fewer partitioners.
+    """
+    return [
+        (scheduler, partitioner, preemption, order)
+        for order in ORDERS
+        for preemption in PREEMPTIONS
+        for scheduler, partitioner in pairs()
+        for _ in range(1 if "prefill" in schedulers.load(scheduler).partitions else 4)
+    ]
+
+
 def cases(seed: int, count: int) -> Iterator[Case]:
     """``count`` runs; the same seed gives the same ones. Every pair of plug-ins, way to preempt and
     order has its turn before one comes again.
     """
-    every = [
-        (scheduler, partitioner, preemption, order)
-        for order in ORDERS
-        for preemption in ("swap", "recompute")
-        for scheduler, partitioner in pairs()
-        for _ in range(1 if "prefill" in schedulers.load(scheduler).partitions else 4)
-    ]
+    every = turns()
     random.Random(f"turns {seed}").shuffle(every)
     for number in range(count):
         yield case(random.Random(f"run {seed} {number}"), *every[number % len(every)])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from nexusbench.core.batch import Batch, BatchShape
+from nexusbench.core.errors import UsageError
 from nexusbench.devices._gpus import gpu_names, load_gpu
+from nexusbench.devices._links import LAST_NS, Links
 from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
 from nexusbench.testing import tiny_device, tiny_gpu, tiny_model
@@ -126,3 +129,54 @@ def test_the_seed_decides_the_noise():
     assert len({end(seed) for seed in range(5)}) == 5
     quiet = ends(("all", PREFILL, 16))["all"]
     assert all(abs(end(seed) - quiet) <= 0.01 * quiet + 1 for seed in range(5))
+
+
+# -- so slow that no clock counts it ---------------------------------------------------------------
+
+TOO_SLOW = r"^--device sim:tiny: a launch would end \S+ years after the start, more than the 146 "
+
+
+def slow(**constants):
+    """The quiet GPU with other rates, or other constants of its simulation."""
+    own = {key: constants.pop(key) for key in list(constants) if hasattr(QUIET, key)}
+    return replace(QUIET, **own, sim=replace(QUIET.sim, **constants))
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [{"hbm_gbps": 1e-300}, {"peak_tflops": 1e-300}, {"hbm_gbps": 1e-15},
+     {"step_overhead_us": 1e300}, {"step_overhead_us": float("inf")}, {"step_overhead_us": 5e15},
+     {"step_overhead_us": float("nan")}],
+)  # fmt: skip
+def test_a_launch_past_the_end_of_the_clock_is_refused_by_name(constants):
+    with pytest.raises(UsageError, match=TOO_SLOW):
+        ends(("all", PREFILL, 16), gpu=slow(**constants))
+
+
+def test_launches_that_only_together_pass_the_end_of_the_clock_are_refused():
+    """One that ends in time alone: beside another, in its second repetition, after some others."""
+    gpu = slow(step_overhead_us=LAST_NS / 1e3 * 0.6)
+    assert LAST_NS * 0.6 < ends(("all", DECODE, 16), gpu=gpu)["all"] < LAST_NS
+    with pytest.raises(UsageError, match=TOO_SLOW):
+        ends(("all", BatchShape(8, 900, repeat=2), 16), gpu=gpu)
+    device = tiny_device(gpu=gpu)
+    launch(device, 0, "all", DECODE, 16)
+    device.wait(None)
+    with pytest.raises(UsageError, match=TOO_SLOW):
+        launch(device, 1, "all", DECODE, 16)
+    slowed = slow(hbm_gbps=1e-11, attention_interference=1e13, dense_interference=1e13)
+    for alone in (("prefill", PREFILL, 8), ("decode", DECODE, 8)):
+        assert ends(alone, gpu=slowed)
+    with pytest.raises(UsageError, match=TOO_SLOW):
+        ends(("prefill", PREFILL, 8), ("decode", DECODE, 8), gpu=slowed)
+
+
+def test_copies_past_the_end_of_the_clock_are_refused_by_name():
+    spec = tiny_device(count=2).spec
+    links = Links(replace(QUIET, link_gbps=1e-9), spec)
+    links.start(0, 0, 1, LAST_NS * 0.6e-9, 0)
+    assert LAST_NS * 0.59 < links.next_ns < LAST_NS * 0.61
+    with pytest.raises(UsageError, match="a copy of KV blocks would end 175 years after the start"):
+        links.start(1, 0, 1, LAST_NS * 0.6e-9, 0)  # it waits for the one before
+    with pytest.raises(UsageError, match="a copy of KV blocks would end"):
+        Links(replace(QUIET, link_latency_us=1e300), spec).start(0, 0, 1, 5, 0)

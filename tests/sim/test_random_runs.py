@@ -10,6 +10,7 @@ import pytest
 
 from nexusbench.testing import offer
 from nexusbench.testing._harness import Setting
+from tests.benchmarks.random_runs import Coverage
 from tests.sim.log_checker import FREE, check
 from tests.sim.random_runs import (
     Case,
@@ -20,6 +21,7 @@ from tests.sim.random_runs import (
     offers,
     pairs,
     serve,
+    turns,
 )
 
 # Runs whose logs are damaged below: one stream and two, copies to the host and between GPUs.
@@ -46,11 +48,18 @@ def test_many_random_runs_break_no_book_and_never_stall(seed):
         assert not breaches(one), (number, one.scheduler, one.partitioner)
 
 
-def test_every_pair_of_plugins_has_its_turn():
-    every = {
-        (c.scheduler.partition(":")[0], c.partitioner.partition(":")[0]) for c in cases(1, 600)
-    }
-    assert every == set(pairs())
+def test_every_combination_of_plugins_orders_and_preemptions_has_its_turn():
+    seen = Coverage()
+    for one in cases(1, len(turns())):
+        seen.add(one)
+    found = {(scheduler, partitioner) for scheduler, partitioner, *_ in seen.combinations}
+    assert found == set(pairs())
+    assert not seen.missing()
+    assert len(seen.combinations) == len(pairs()) * 8
+    assert seen.counts["order"].keys() == {"fcfs", "spf", "lpm", "hit-rate"}
+    assert seen.counts["preemption"].keys() == {"swap", "recompute"}
+    assert seen.counts["GPUs"]["a pair"] >= 30
+    assert seen.counts["pool"]["for one request"] > seen.counts["pool"]["for more"] > 0
 
 
 # -- what the checker notices ----------------------------------------------------------------------

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.errors import InvariantBreach
-from nexusbench.core.state import Limits, WaitingQueue
+from nexusbench.core.state import InFlight, Limits, WaitingQueue
 from nexusbench.engine.arrivals import Arrivals
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.schedulers._context import SchedulerContext
@@ -287,3 +288,81 @@ def test_each_damage_to_the_books_is_i3(halted, damage, said):
     with pytest.raises(InvariantBreach, match="I3") as caught:
         halted.auditor.check_books()
     assert said in str(caught.value)
+
+
+# -- and so is a run that did not end as it must ---------------------------------------------------
+
+
+def _still_flying(engine):
+    batch = Batch("all", [], [], BatchShape(1, 9))
+    engine.state.in_flight["all"].append(InFlight(0, batch, 16, -1, 0))
+
+
+def _never_ended(engine):
+    engine.requests[1].outcome = -1
+
+
+def _too_short(engine):
+    engine.requests[1].num_tokens -= 1
+
+
+def _too_long(engine):
+    engine.requests[1].num_tokens += 1
+
+
+def _without_tokens(engine):
+    engine.requests[1].num_tokens = 0
+
+
+def _cut_prompt(engine):
+    engine.requests[2].num_tokens = engine.requests[2].num_prompt_tokens - 1
+
+
+def _reported_more(engine):
+    engine.executor.num_tokens += 1
+
+
+def _one_end_more(engine):
+    engine.executor.num_ended += 1
+
+
+def _still_held(engine):
+    ghost = offer(9, 0, 8, 2)
+    ghost.blocks = engine.kv.pool.take(2)[0]
+    engine.state.decoding.append(ghost)
+
+
+def _referenced(engine):
+    engine.kv.pool.refs[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_still_flying, "I1 broken: a launch is still in flight at the end"),
+        (_never_ended, "I1 broken: request 'r1' never ended"),
+        (_too_short, "I4 broken: 'r1' has 23 tokens at the end, not 24 or more"),
+        (_too_long, "I4 broken: 'r1' has 25 tokens at the end, not 24 or more"),
+        (_without_tokens, "I4 broken: 'r1' has 0 tokens at the end, not 24 or more"),
+        (_cut_prompt, "I4 broken: 'r2' has 19 tokens at the end, not 20 or more"),
+        (_reported_more, "I4 broken: {} tokens generated, but {} reported"),
+        (_one_end_more, "I1 broken: 4 requests offered, 5 ended"),
+        (_still_held, "I3 broken: 2 blocks are held after the last request"),
+        (_referenced, "I3 broken: block 0 has 1 references recorded, 0 held"),
+    ],
+)
+def test_each_way_not_to_end_is_told(damage, said):
+    """Two are finished, one was called off in mid-answer, one was rejected, without a token."""
+    requests = [
+        offer(0, 0, 20, 4), offer(1, 0, 20, 4), offer(2, 0, 20, 40, cancel_after_ms=90.0),
+        offer(3, 0, 900, 200),
+    ]  # fmt: skip
+    engine = serve(requests, "vllm")
+    assert [r.outcome for r in engine.requests] == [0, 0, 3, 1]
+    assert 0 < engine.requests[2].num_output_tokens < 40
+    made = engine.executor.num_tokens
+    engine.auditor.check_end(engine.requests)
+    damage(engine)
+    with pytest.raises(InvariantBreach) as caught:
+        engine.auditor.check_end(engine.requests)
+    assert said.format(made, made + 1) in str(caught.value)

@@ -7,11 +7,12 @@ import json
 import pytest
 
 import nexusbench
+from nexusbench.core.batch import Plan
 from nexusbench.core.errors import EngineStalled, InputError
 from nexusbench.core.state import Limits
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.testing import offer, serve
-from nexusbench.testing._harness import Setting
+from nexusbench.testing._harness import Setting, build, make_scheduler
 
 # Two prompts half done, after one of them came back from the host, and no request decodes:
 # (prompt, output, arrival in ms) and the flags of the run.
@@ -174,6 +175,42 @@ def test_a_policy_that_preempts_for_ever_is_stopped():
 
     with pytest.raises(EngineStalled, match=r"^I10: .* preempted and moved requests 1,001 times"):
         serve([offer(0, 0, 60, 3)], Restless, setting=Setting(prefix_caching=False))
+
+
+def test_a_policy_that_copies_for_ever_is_stopped():
+    class Shuttle(Scheduler):
+        """Moves a request from one GPU to the other and back, and never decodes it."""
+
+        partitions = ("prefill", "decode")
+        num_gpus = 2
+        work_conserving = False
+
+        def schedule(self, ctx):
+            for request in ctx.decoding:
+                if not request.in_flight:
+                    ctx.transfer(request, "decode" if ctx.is_at(request, "prefill") else "prefill")
+            if ctx.waiting.head is not None:
+                ctx.try_schedule(ctx.waiting.head, partition="prefill")
+            return ctx.plan()
+
+    with pytest.raises(EngineStalled, match=r"^I10: .* preempted and moved requests 1,001 times"):
+        serve([offer(0, 0, 60, 3)], Shuttle)
+
+
+@pytest.mark.parametrize(("seats", "most"), [(4, 1000), (499, 1000), (800, 1600)])
+def test_moves_without_a_token_are_bounded_by_the_seats(seats, most):
+    """All of many requests may be taken once, and come back, before one of them gets a token."""
+    setting = Setting(limits=Limits(seats, 64, 1024))
+    engine = build([], make_scheduler("vllm"), setting=setting)
+    taken, copied = Plan(preemptions=[None] * (most // 2)), Plan(transfers=[None] * (most // 2))
+    for _ in range(2):
+        engine._count_moves(taken)
+        engine._count_moves(copied)
+        engine.executor.num_tokens += 1  # and they are counted anew
+    engine._count_moves(taken)
+    engine._count_moves(copied)
+    with pytest.raises(EngineStalled, match=f"moved requests {most + 1:,} times since"):
+        engine._count_moves(Plan(transfers=[None]))
 
 
 def test_offloading_by_a_ratio_needs_sms_for_it():

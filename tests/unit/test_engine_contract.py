@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Preemption, Split, Transfer
-from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused
+from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused, UsageError
 from nexusbench.core.state import Limits
 from nexusbench.devices.sim import Sim
 from nexusbench.partitioners.base import Partitioner
@@ -201,6 +201,20 @@ def test_the_first_of_two_batches_launched_at_once_is_predicted_with_its_neighbo
     for i in together:
         assert asked[i][1]
         assert asked[i + 1][1]
+
+
+@pytest.mark.parametrize("guess", [2.0**63, float("inf"), float("nan")])
+def test_a_prediction_that_cannot_be_logged_is_refused_by_name(guess):
+    class Belief:
+        name, learns = "gloomy", False
+
+        def predict(self, shape, sms, neighbour=None):
+            return guess
+
+    engine = build(REQUESTS, make_scheduler("vllm"))
+    engine.partitioner.belief = Belief()
+    with pytest.raises(UsageError, match=r"cost model 'gloomy' predicts \S+ ns for a launch of 30"):
+        engine.run()
 
 
 def test_idle_neighbours_sms_are_expanded_into_or_reserved():

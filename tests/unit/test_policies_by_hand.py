@@ -20,7 +20,7 @@ from nexusbench.partitioners.muxwise import Muxwise as MuxwiseSplits
 from nexusbench.partitioners.muxwise import MuxwiseOptions, _cell, _power
 from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers._offloading import Load
-from nexusbench.schedulers._resume import resume
+from nexusbench.schedulers._resume import proceed, resume
 from nexusbench.schedulers._turn import Turn
 from nexusbench.testing import offer, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
@@ -156,8 +156,7 @@ class Free:
         self.takes, self.asked, self.log = takes, [], []
         self.num_layers, self.now, self.num_running = 8, 0, 0
         self.prefilling, self.decoding, self.waiting = [], [], SimpleNamespace(head=None)
-        self.preempted = []
-        self.blocks_coming = 0
+        self.preempted, self.blocks_coming = [], 0
         self.left = 100
         self.__dict__.update(more)
 
@@ -217,6 +216,147 @@ def test_a_partial_prompt_without_anybody_to_take_from_waits():
     spent = Free(lambda r: 9, left=0)
     assert resume(spent, request(0, 20)) == 0
     assert spent.asked == []
+
+
+class Kinds(Free):
+    """Notes how each is preempted; a swapped one is on its way out until its copy ends."""
+
+    def preempt(self, request, kind=None):
+        self.log.append((request.index, kind))
+        if self.swaps and kind is None:
+            request.in_flight = True
+        else:
+            self.prefilling.remove(request)
+
+    swaps = False
+
+
+def test_a_prompt_that_waits_or_is_in_flight_takes_no_blocks():
+    """One that was preempted a moment ago, for an earlier one, or that is being copied."""
+    other, waits, flies = request(0, 20), request(1, 20), request(2, 20)
+    flies.in_flight = True
+    for go_on, prompts in ((resume, (waits, flies)), (proceed, (waits,))):
+        for prompt in prompts:
+            ctx = Free(
+                lambda r: 0, prefilling=[flies, other], idle=True, is_at=lambda r, name: True
+            )
+            assert go_on(ctx, prompt) == 0
+            assert ctx.asked == []
+            assert ctx.log == []
+
+
+def test_a_prompt_waits_for_the_copy_of_the_one_it_swapped_out():
+    me, last = request(0, 20), request(1, 20)
+    ctx = Kinds(lambda r: 0, prefilling=[me, last], swaps=True)
+    assert resume(ctx, me) == 0
+    assert ctx.log == [(1, None)]
+    assert len(ctx.asked) == 1
+
+
+@pytest.mark.parametrize(("coming", "taken"), [(0, [(0, None)]), (1, [])])
+def test_a_prompt_leaves_itself_only_where_no_blocks_are_on_their_way(coming, taken):
+    me = request(0, 20)
+    ctx = Kinds(lambda r: 0, prefilling=[me], blocks_coming=coming)
+    assert resume(ctx, me) == 0
+    assert ctx.log == taken
+
+
+@pytest.mark.parametrize(
+    ("idle", "decodes_at", "taken"),
+    [(True, None, [3]), (False, None, []), (True, "prefill", []), (True, "decode", [3])],
+)
+def test_proceeding_takes_from_the_last_here_only_where_the_engine_would_stand(
+    idle, decodes_at, taken
+):
+    """Not while something is in flight, nor while a request of this GPU decodes: it will end."""
+    me, second, away, last = (request(i, 20) for i in range(4))
+    place = {0: "prefill", 1: "prefill", 2: "decode", 3: "prefill", 9: decodes_at}
+    ctx = Kinds(
+        lambda r: 0 if last in ctx.prefilling else 8,
+        prefilling=[me, second, last, away], idle=idle, swaps=True,
+        decoding=[request(9, 5, tokens=6, computed=5)] if decodes_at else [],
+        is_at=lambda r, name: place[r.index] == name,
+    )  # fmt: skip
+    assert proceed(ctx, me, None, "prefill") == (8 if taken else 0)
+    assert ctx.log == [(index, "recompute") for index in taken]
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (2, 1, 3), (3, 2, 1), (2, 3, 1)])
+@pytest.mark.parametrize(("key", "victim"), [("spf", 2), ("fcfs", 3)])
+def test_nexus_takes_from_the_last_of_three_by_its_score(order, key, victim):
+    """Whichever joined last: by what is left, or by arrival; never one in flight."""
+    policy = make_scheduler(f"nexus:order={key},preemption=swap")
+    me, flies = request(0, 30), request(8, 500)
+    flies.in_flight = True
+    made = {
+        1: request(1, 90, computed=60), 2: request(2, 100, computed=20),
+        3: request(3, 120, computed=50),
+    }  # fmt: skip
+    ctx = Kinds(
+        lambda r: 0 if made[victim] in ctx.prefilling else 7, swaps=True,
+        prefilling=[me, *(made[i] for i in order), flies],
+        order_key=lambda r: r.num_tokens if key == "spf" else r.index,
+    )  # fmt: skip
+    assert policy._take(ctx, me) == 1
+    assert ctx.log == [(victim, "recompute")]
+
+
+class Queue(list):
+    """The waiting ones: who is scheduled is gone from it."""
+
+    @property
+    def head(self):
+        return self[0] if self else None
+
+
+POLICIES = {
+    "vllm": "all", "sarathi": "all", "sglang": "all", "nexus": "prefill", "semi-pd": "prefill",
+    "pdmux": "prefill", "muxwise": "prefill", "vllm-pd": "prefill", "adrenaline": "prefill",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_in_a_step_that_preempted_no_request_starts(name):
+    """Whatever is free: the blocks are those that an earlier one has just lost."""
+    for preempted in (True, False):
+        waiting = Queue([request(0, 10)])
+
+        def take(r, waiting=waiting):
+            waiting.remove(r)
+            return 10
+
+        ctx = Free(
+            take, waiting=waiting, preempted=preempted, limits=Limits(8, 64, 1024),
+            kv=SimpleNamespace(num_free=50, num_blocks=50, block_size=4),
+            schedule_decodes=lambda *rest, **more: 0, free_slots=lambda name="all": 1,
+            cached_tokens=lambda r: 0, is_at=lambda r, name: name == "prefill",
+            order_key=lambda r: 0.0, sms=lambda name: 8, plan=lambda: "plan",
+        )  # fmt: skip
+        policy = make_scheduler(name)
+        if name == "adrenaline":
+            policy._prompt = lambda ctx, r, *rest: ctx.try_schedule(r, None, "prefill")
+        assert policy.schedule(ctx) == "plan"
+        started = [(0, POLICIES[name])]
+        asked = [(index, partition) for index, _, partition, _ in ctx.asked]
+        assert asked[:1] == ([] if preempted else started)
+        assert len(waiting) == preempted
+
+
+def test_bullet_adds_no_prompt_to_a_batch_that_took_blocks():
+    policy, half = make_scheduler("bullet:order=fcfs"), request(9, 50)
+    policy._prospects = SimpleNamespace(
+        prompt=lambda r, sms: 1.0, saturating_tokens=lambda sms: 999,
+        next_prompt=lambda *asked: None,
+    )  # fmt: skip
+    policy._slo = None
+    for preempted in (True, False):
+        queue = Queue([request(0, 10)])
+        ctx = Free(
+            lambda r, queue=queue: 10 if r is half else queue.remove(r) or 10,
+            prefilling=[half], waiting=queue, preempted=preempted,
+        )  # fmt: skip
+        found = [r.index for r, _ in policy._new_batch(ctx, (0, 2), 8)]
+        assert found == ([9] if preempted else [9, 0])
 
 
 def test_muxwise_believes_that_no_tokens_take_no_time():
