@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import os
+import pkgutil
 import re
 import resource
 import shutil
@@ -40,6 +42,10 @@ EXIT_CODES = {0, 1, 2, 3, 4, 5, 129, 130, 143}
 MOST_S, MOST_BYTES = 10.0, 2**30
 _ADDRESS_SPACE = 5 * 2**29  # so that what is endless ends; the bound is on what is resident
 _PART = re.compile(r" failed: \S+\.py:\d+: ")  # how plug-ins are named; there are only ours here
+_IMPORTED = (
+    "cli", "comparison", "costs", "experiments", "gates", "metrics", "partitioners", "report",
+    "results", "schedulers", "workloads",
+)  # fmt: skip
 _LEFT_OUT = ("NEXUSBENCH_DEBUG", "OPENAI_API_KEY")
 
 
@@ -92,6 +98,8 @@ def _be_the_case(case: Case, folder: Path) -> None:
         for name in _LEFT_OUT:
             os.environ.pop(name, None)
         os.environ.update({"COLUMNS": "100", **case.variables})
+        if case.variables:  # some are read where an interpreter begins
+            os.execv(sys.executable, [sys.executable, "-m", "nexusbench", *case.arguments])
         encoding = case.variables.get("PYTHONIOENCODING", "utf-8")
         streams = [os.fdopen(n, "w", encoding=encoding, errors="replace") for n in (1, 2)]
         sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), *streams
@@ -232,9 +240,15 @@ def build_material(folder: Path) -> None:
 
 
 def preload() -> None:
-    """What every case would import."""
-    import rich.table  # noqa: F401
+    """What cases would import, each for itself; torch is left to those that need it."""
+    import nexusbench.devices.sim
+    import nexusbench.runner  # noqa: F401
 
+    for name in _IMPORTED:
+        package = importlib.import_module(f"nexusbench.{name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("plugin"):
+                importlib.import_module(module.name)
     # Nothing that is there already is looked at again by a child's collector of garbage.
     gc.collect()
     gc.freeze()
