@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ _IMPORTED = (
     "cli", "comparison", "costs", "experiments", "gates", "metrics", "partitioners", "report",
     "results", "schedulers", "workloads",
 )  # fmt: skip
+_LIBRARIES = ("rich.table", "jinja2", "pandas", "pydantic", "pyarrow.dataset")
 _LEFT_OUT = ("NEXUSBENCH_DEBUG", "OPENAI_API_KEY")
 
 
@@ -244,6 +245,9 @@ def preload() -> None:
     import nexusbench.devices.sim
     import nexusbench.runner  # noqa: F401
 
+    for name in _LIBRARIES:
+        with suppress(ImportError):
+            importlib.import_module(name)
     for name in _IMPORTED:
         package = importlib.import_module(f"nexusbench.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -294,6 +298,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", action="append", default=[], help="only this one (repeatable)")
+    parser.add_argument("--after", help="only those that come after this one, to go on with")
     parser.add_argument(
         "--only", default="", help="only commands and kinds that contain one of WORD,WORD"
     )
@@ -308,6 +313,8 @@ def main() -> int:
         cases = [*make_cases(material, asked.seed, asked.cases), *servers]
         if asked.case:
             cases = [case for case in cases if case.id in asked.case]
+        if asked.after:
+            cases = cases[[case.id for case in cases].index(asked.after) + 1 :]
         if asked.only:
             words = asked.only.split(",")
             cases = [c for c in cases if any(w in f"{c.command}: {c.kind}" for w in words)]
