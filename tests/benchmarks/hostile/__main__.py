@@ -5,9 +5,10 @@
 
 A case fails that shows a traceback, "unexpected" or a control character, that takes more than 10 s
 or 1 GiB, that dies of a signal, that ends with an exit code which ``nexusbench --help`` does not
-list, that accepts a file which has nothing left to read, or refuses one without its name. One that
-took too long is tried once more alone, for the machine may have been busy. The same seed makes the
-same cases.
+list, that accepts a file which has nothing left to read, or refuses one without its name, or in
+other words than one line of a bounded length. Every command line is also run undamaged, and must
+succeed. One that took too long is tried once more alone, for the machine may have been busy. The
+same seed makes the same cases.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tests.benchmarks.hostile.material import build
 from tests.benchmarks.hostile.servers import server_cases
 
 EXIT_CODES = {0, 1, 2, 3, 4, 5, 129, 130, 143}
-MOST_S, MOST_BYTES = 10.0, 2**30
+MOST_S, MOST_BYTES, MOST_LETTERS = 10.0, 2**30, 2000
 _ADDRESS_SPACE = 5 * 2**29  # so that what is endless ends; the bound is on what is resident
 _PART = re.compile(r" failed: \S+\.py:\d+: ")  # how plug-ins are named; there are only ours here
 _IMPORTED = (
@@ -163,9 +164,15 @@ def faults_of(case: Case, ended: Ended) -> list[str]:
         if case.damage.whole and ended.code == 0 and not renewed:
             found.append("accepted")
         spoilt = Path(case.spoilt)
-        names = (spoilt.name.partition(".")[0], spoilt.parent.name or "spec", "spec", "named")
-        if ended.code in (2, 5) and not any(name in both for name in names):
+        names = (spoilt.name.partition(".")[0], *spoilt.parent.parts[-1:])
+        if ended.code in (1, 2, 5) and not any(name in both for name in names):
             found.append("not located")
+    if ended.code in (2, 5):
+        errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+        if len(errors) != 1:
+            found.append(f"{len(errors)} errors")
+        elif len(errors[0]) > MOST_LETTERS:
+            found.append(f"an error of {len(errors[0]):,} characters")
     return found
 
 
