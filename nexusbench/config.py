@@ -120,7 +120,7 @@ _BOUNDS: tuple[tuple[str, float, bool, float], ...] = (
     ("request_rate", *_TIMES),
     ("burstiness", *_TIMES),
     ("quantize_arrivals", 1e-6, True, 1e9),
-    ("limit", 1, True, math.inf),
+    ("limit", 1, True, 2**63 - 1),
     ("concurrency", 1, True, 10**9),
     ("warmup_s", 0, True, 1e9),
     ("temperature", 0, True, 100),

@@ -16,7 +16,9 @@ def bounded(param: typer.CallbackParam, value: float | None) -> float | None:
     """A Typer callback: None, or what a config takes as its field of the flag's name."""
     hint = None if value is None else out_of_bounds(param.name or "", value)
     if hint is not None:
-        raise typer.BadParameter(f"{value:g} is out of bounds. {hint}.")
+        # An integer of 400 digits is no float.
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        raise typer.BadParameter(f"{shown} is out of bounds. {hint}.")
     return value
 
 

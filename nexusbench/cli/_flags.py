@@ -253,6 +253,7 @@ Limit = Annotated[
         "--limit",
         "--num-prompts",
         min=1,
+        callback=bounded,
         metavar="N",
         rich_help_panel=_TRAFFIC,
         help="Only the first N requests.",

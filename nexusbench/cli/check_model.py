@@ -49,18 +49,22 @@ def check_model(
     Needs the extra 'check'. Exit code 0 if both agree up to rounding, 3 if they differ.
     """
     from nexusbench.core.errors import UsageError
-    from nexusbench.models.agreement import TOLERANCES, compare
     from nexusbench.models.architecture import load_decoder_config
 
-    if dtype not in TOLERANCES:
-        raise UsageError(f"--dtype takes {', '.join(TOLERANCES)}, not '{dtype}'")
+    # Before torch is imported, which takes seconds.
+    config = load_decoder_config(folder)
     try:
         lengths = [int(length) for length in prompts.split(",")]
     except ValueError:
         lengths = []
     if not lengths or min(lengths) < 1:
         raise UsageError(f"--prompts takes lengths such as 5,37,90, not '{prompts}'")
-    found = compare(load_decoder_config(folder), dtype, lengths, new_tokens, seed)
+
+    from nexusbench.models.agreement import TOLERANCES, compare
+
+    if dtype not in TOLERANCES:
+        raise UsageError(f"--dtype takes {', '.join(TOLERANCES)}, not '{dtype}'")
+    found = compare(config, dtype, lengths, new_tokens, seed)
     if as_json:
         from json import dumps, loads
 

@@ -43,6 +43,7 @@ from nexusbench.core.registry import plugin_fault
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _LONGEST = 200  # characters of a file's name
+_LONGEST_ERROR = 2000  # the rest of a longer one stands in its traceback
 # What a name of a file that was asked for can have wrong with it.
 _UNUSABLE = (
     errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR,
@@ -224,5 +225,7 @@ def _report(message: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    if len(line) > _LONGEST_ERROR:  # it quotes a long value of a file or a flag
+        line = f"{line[: _LONGEST_ERROR - 400]} [...] {line[-300:]}"
     print(f"error: {line}", file=sys.stderr)
     return code

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.printable import one_line
 
 # Larger than any document of ours; decoded without a type it takes some thirty times its size.
 MOST_BYTES = 16 * 2**20
@@ -24,9 +25,11 @@ MOST_TEXT = 128 * 2**20
 MOST_TOML = 2**20
 MOST_DEPTH = 32
 _CORRECT = "Correct the file"
+_LONGEST = 200  # characters of what a parser says, which may quote the file
 _MARK = b"\xef\xbb\xbf"  # of byte order
-_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
-_LONG_KEY = re.compile(f"(?:{_PART}){{{MOST_DEPTH}}}")
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+# It begins where a key can: from every letter of a long text, time would go by its square.
+_LONG_KEY = re.compile(rf"(?<![\w\\-])(?:{_PART}){{{MOST_DEPTH}}}")
 _MISSING = re.compile(r"Object missing required field `(.+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 
@@ -112,9 +115,12 @@ def decode_json(
         raise error(problem, file=file, line=line, hint=hint) from None
 
 
-def parse_toml(text: str, file: object, *, hint: str = "Correct the line") -> dict[str, Any]:
-    """A TOML document of finite numbers. Raises InputError that names file, and line or key path:
-    no TOML, too large, nested too deeply, a number that is infinite or beyond 64 bits.
+def parse_toml(
+    text: str, file: object, *, hint: str = "Correct the line", values: bool = True
+) -> dict[str, Any]:
+    """A TOML document of finite numbers; not ``values``: whose numbers the caller looks at. Raises
+    InputError that names file, and line or key path: no TOML, too large, nested too deeply, a
+    number that is infinite or beyond 64 bits.
     """
     if len(text) > MOST_TOML:
         raise InputError(f"is longer than {MOST_TOML:,} characters", file=file, hint=_CORRECT)
@@ -127,10 +133,13 @@ def parse_toml(text: str, file: object, *, hint: str = "Correct the line") -> di
     except RecursionError:
         raise InputError("is nested too deeply", file=file, hint=_CORRECT) from None
     except ValueError as fault:  # TOMLDecodeError, and integers that Python refuses to read
-        place = re.search(r"\(at line (\d+)", str(fault))
-        number = int(place[1]) if place else None
-        raise InputError(f"not valid TOML: {fault}", file=file, line=number, hint=hint) from None
-    _check_values(document, file)
+        words = one_line(fault)
+        place = re.search(r"\(at (?:line (\d+), .*|end of document)\)$", words)
+        number = None if place is None else int(place[1] or text.rstrip().count("\n") + 1)
+        problem = f"not valid TOML: {words[:_LONGEST]}"
+        raise InputError(problem, file=file, line=number, hint=hint) from None
+    if values:
+        _check_values(document, file)
     return document
 
 

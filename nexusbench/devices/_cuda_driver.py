@@ -132,7 +132,8 @@ def has_driver() -> bool:
 def missing(index: int = 0, *, green: bool = True) -> list[str]:
     """What this machine lacks to compute on GPU ``index``, each with what to do; [] if nothing.
 
-    ``green``: with partitions, so with cuda-bindings too. Imports torch where it is installed.
+    ``green``: with partitions, so with cuda-bindings too. Imports torch where it is installed and
+    nothing else is missing.
     """
     install = 'pip install "nexusbench[cuda]"'
     found: list[str] = []
@@ -144,6 +145,11 @@ def missing(index: int = 0, *, green: bool = True) -> list[str]:
     if green and not has_bindings():
         found.append(f"the package cuda-bindings is not installed ({install})")
     if find_spec("torch") is None:
+        return found
+    if found and "torch" not in sys.modules:  # its import takes seconds, and would change nothing
+        built = version("torch")
+        if built.endswith("+cpu"):
+            found.append(f"torch {built} is a build without CUDA ({install})")
         return found
     import torch
 

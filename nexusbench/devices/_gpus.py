@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tomllib
 from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.batch import Split
+from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
 from nexusbench.core.specs import GpuSpec, SimConstants
@@ -164,19 +164,7 @@ class _Document:
 
     def __init__(self, text: str, file: str) -> None:
         self._text, self.file = text, file
-        try:
-            self.data: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            at = re.search(r"\(at line (\d+)", str(error))
-            line = int(at[1]) if at else len(text.splitlines()) or 1
-            problem = str(error).split(" (at ")[0]
-            raise InputError(
-                f"is not valid TOML: {problem}", file=file, line=line, hint="Correct this line"
-            ) from None
-        except (RecursionError, ValueError) as error:
-            nested = isinstance(error, RecursionError)
-            problem = "is nested too deeply" if nested else f"is not usable TOML: {error}"
-            raise InputError(problem, file=file, hint="Give a GPU file") from None
+        self.data = parse_toml(text, file, hint="Correct this line", values=False)
 
     def error(self, table: str, key: str, problem: str, hint: str) -> InputError:
         """The complaint about ``key`` of ``table`` ('' = top level), with its line, if any."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.specs import ModelSpec
 from nexusbench.kernels.rotary import interleave
 from nexusbench.models.architecture import DecoderConfig
-from nexusbench.models.checkpoint import TensorSource
+from nexusbench.models.checkpoint import RandomTensors, TensorSource
 from nexusbench.models.memory import require_memory
 
 DTYPES = {
@@ -66,8 +67,11 @@ class WeightReader:
             spec = config.spec
             name = str(dtype).removeprefix("torch.")
             smaller = ", --dtype bfloat16" if dtype.itemsize > 2 else ""
+            needed = spec.num_parameters * dtype.itemsize
+            if isinstance(source, RandomTensors):  # makes each in fp32 before it has its place
+                needed += 4 * _largest(spec)
             require_memory(
-                spec.num_parameters * dtype.itemsize,
+                needed,
                 f"{spec.name} ({spec.num_parameters / 1e9:.2f} billion parameters in {name})",
                 f"Choose a smaller model{smaller} or a machine with more memory",
             )
@@ -138,3 +142,9 @@ class WeightReader:
             weight = self.norm(f"{at}.self_attn.{name}_norm.weight", spec.head_dim)
             both.append(interleave(weight, spec.head_dim).reshape(1, -1).expand(heads, -1))
         return torch.cat(both)
+
+
+def _largest(spec: ModelSpec) -> int:
+    """Values of the largest tensor."""
+    rows = max(spec.vocab_size, spec.num_heads * spec.head_dim, spec.intermediate_size)
+    return rows * spec.hidden_size

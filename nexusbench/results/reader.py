@@ -152,7 +152,7 @@ class RunReader:
         digest = combined_digest(found, self.manifest.strings)
         if digest != asked:
             raise InputError(
-                f"the event tables have the digest {digest[:12]}..., the manifest says "
+                f"the tables in events/ have the digest {digest[:12]}..., the manifest says "
                 f"{asked[:12]}...: rows, or the manifest's strings, are not those of the run",
                 file=self.path / MANIFEST_FILE, field="event_digest", hint=_CHANGED,
             )  # fmt: skip

@@ -16,14 +16,13 @@ docs/workloads.md describes every key; ``nexusbench trace make`` writes the trac
 from __future__ import annotations
 
 import os
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.workloads.arrivals import PROCESSES, ArrivalProcess
@@ -139,17 +138,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True):
 def load_spec(path: str | os.PathLike[str]) -> WorkloadSpec:
     """Read a TOML spec. Raises InputError that names the file and the key (or the line)."""
     source = read_source(path)
-    try:
-        document = tomllib.loads(source.text.decode())
-    except (ValueError, RecursionError) as error:
-        # Not only TOMLDecodeError: numbers of thousands of digits, lists a thousand deep.
-        place = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        raise InputError(
-            f"not valid TOML: {shown(str(error), 200)}",
-            file=source.path,
-            line=int(place[1]) if place else None,
-            hint="Correct the line",
-        ) from None
+    document = parse_toml(source.text.decode(), source.path)
     return _spec(document, _Place(source.path, source.sha256))
 
 

@@ -34,6 +34,8 @@ FLAGS: list[tuple[str, str]] = [
     ("--burstiness 1", "--burstiness"),
     ("--rate 1 --burstiness -1", "--burstiness"),
     ("--limit 0", "--limit"),
+    (f"--limit {'9' * 30}", "--limit"),
+    (f"--seed {'9' * 400}", "--seed"),
     ("--window 5", "--window"),
     ("--window 9:5", "--window"),
     ("--warmup -1", "--warmup"),
@@ -212,3 +214,12 @@ def test_a_full_disk_is_one_line(tmp_path: Path, words: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write the output: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_error_that_quotes_a_long_value_stays_one_short_line(call: Call) -> None:
+    code, out, err = call("list", "a" * 200_000)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert len(err) < 2000
+    assert err.endswith("--help\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def test_a_machine_that_has_all_is_usable(machine: Machine) -> None:
     assert missing() == []
     assert Cuda.usable()
     assert missing(1) == ["there is no GPU 1: torch sees 1"]
+
+
+def test_torch_is_not_imported_to_say_what_else_is_missing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.has(driver=False)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(_cuda_driver, "version", lambda package: "2.9.0+cpu")
+    found = missing()
+    assert "torch" not in sys.modules
+    assert found[0].startswith("no NVIDIA driver")
+    assert "torch 2.9.0+cpu is a build without CUDA" in found[-1]
 
 
 @pytest.mark.parametrize(("change", "words"), LACKS)

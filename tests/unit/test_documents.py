@@ -71,6 +71,10 @@ def test_a_converted_value_says_where_it_stands() -> None:
         (f"x = {'[' * 40}{']' * 40}\n", "nested too deeply"),
         (f"x = {'[' * 20_000}\n", "nested too deeply"),
         ("y = 1\n" + ".".join("a" * 200_000) + " = 1\n", ":2: has a key of more than 32 parts"),
+        (".".join([r'"\""'] * 100_000) + " = 1\n", ":1: has a key of more than 32 parts"),
+        ("x = 1\ny = [1,\n", ":2: not valid TOML"),
+        ('"' + '\\"' * 400_000 + '" = ', ":1: not valid TOML"),
+        (f'"{"a" * 900_000}" = ', r":1: not valid TOML.{0,250}$"),
         ("\n".join(f"k{n} = 1" for n in range(200_000)), "is longer than"),
     ],
 )

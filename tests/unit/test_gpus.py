@@ -262,7 +262,7 @@ def test_lines_are_those_of_the_right_table(tmp_path: Path) -> None:
         (b"", None, "field 'name': is missing"),
         (b"sources = 3", None, "field 'name': is missing"),
         (b"\xff\xfe\x00", None, "UTF-8"),
-        (b"num_sms = " + b"9" * 5000, None, "not usable TOML"),
+        (b"num_sms = " + b"9" * 5000, None, "not valid TOML"),
         (b"a = " + b"[" * 100_000, None, "nested too deeply"),
         (b"# " + b"x" * 2**20, None, "more than 1 MiB"),
     ],

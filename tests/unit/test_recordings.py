@@ -102,6 +102,13 @@ def test_a_broken_recording_is_refused(
     assert name in str(error.value)
 
 
+def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path) -> None:
+    import_bench_serve(write(tmp_path, DETAIL), tmp_path / "run")
+    (tmp_path / "run" / "timeseries.csv").symlink_to("timeseries.csv")
+    with pytest.raises(InputError, match=r"timeseries\.csv: cannot be read: Too many levels"):
+        read_recording(tmp_path / "run")
+
+
 def test_errors_and_bounds() -> None:
     found = errors(np.array([110.0, 80.0]), np.array([100.0, 100.0]))
     assert found is not None
