@@ -11,6 +11,8 @@ import msgspec
 # Not the spaces that keep a number and its unit together.
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _MOST = 200  # characters of one name
+# Controls, what turns or joins text, halves and private signs, ends of lines and paragraphs.
+_REPLACED = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 # What could end a script element or begin a comment in it, and what old parsers take for newlines.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -28,7 +30,7 @@ def plain_lines(text: str) -> str:
 
 def _printable(line: str) -> str:
     return "".join(
-        "\ufffd" if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co") else sign
+        "\ufffd" if unicodedata.category(sign) in _REPLACED else sign
         for sign in line
     )
 

@@ -184,6 +184,7 @@ def test_hostile_names_stay_text(hostile: list[str]) -> None:
     [
         ("a\nb\x00c", "a b\ufffdc"),
         ("left\u202eright", "left\ufffdright"),
+        ("one\u2028two\u2029three", "one\ufffdtwo\ufffdthree"),
         ("4\u00a0ms", "4\u00a0ms"),
         ("x" * 300, "x" * 199 + "…"),
     ],

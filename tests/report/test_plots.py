@@ -43,10 +43,11 @@ def test_what_the_plot_library_thinks_of_a_name_is_no_news(
 ) -> None:
     """A font without its signs, no room for its length: warnings with paths of the package."""
     stored = read_runs([RunReader(folder) for folder in hostile], Judgement())
-    (setting,) = gather(stored[1:])
-    series = setting.entries[0].series
-    series.over_time = series.ttft_by_prompt = None
-    stored[1].view.label = "\u4f60\u597d" * 400
+    for number, run in enumerate(stored):
+        run.view.label = f"{number} " + "\u4f60\u597d" * 400
+    (setting, *_) = gather(stored)
+    for entry in setting.entries:
+        entry.series.over_time = entry.series.ttft_by_prompt = None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert plots.draw([setting], tmp_path)
