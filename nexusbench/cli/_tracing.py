@@ -92,7 +92,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "no hash ids: nothing is known to be shared"
             if found is None
             else f"a cache without limits would hit {found['blocks']:.1f} % of the blocks of "
-            f"{found['hash_block']} tokens, {found['tokens']:.1f} % of the prompt tokens"
+            f"{found['hash_block']} tokens, {found['tokens']:.1f} % of the prompt tokens "
+            "where all requests are served (a run that rejects some counts the others only)"
         ),
     )
     if facts["token_ids"]:

@@ -257,7 +257,11 @@ def read_meta(path: Path, digest: hashlib._Hash | None = None) -> dict[str, tupl
         while stack and stack[-1][0] >= indent:
             stack.pop()
         stack.append((indent, name.strip()))
-        found[".".join(part for _, part in stack)] = (number, value.strip().strip("'\""))
+        path_of = ".".join(part for _, part in stack)
+        if path_of in found:
+            problem, hint = f"stands in line {found[path_of][0]} too", "Keep one of the two"
+            raise InputError(problem, file=path, line=number, field=path_of[:80], hint=hint)
+        found[path_of] = (number, value.strip().strip("'\""))
     return found
 
 

@@ -132,6 +132,7 @@ FAULTS: list[tuple[str, Callable[[str], str], str]] = [
     ("dense.csv", lambda t: t + "\n" + "x" * 200_000, "is no line of CSV"),
     ("dense.csv", lambda t: t + "\nqkv_proj", "field 'tokens': is ''"),
     ("meta.yaml", lambda t: t + "oops\n", ":9: is not 'name: value'"),
+    ("meta.yaml", lambda t: t + t.splitlines()[0] + "\n", ":9: field 'gpu': stands in line 1 too"),
 ]
 
 

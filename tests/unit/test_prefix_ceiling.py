@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexusbench.assembly import make_requests
+from nexusbench.cli.main import main
 from nexusbench.core.state import Limits
 from nexusbench.testing import serve
 from nexusbench.testing._harness import Setting
@@ -45,6 +49,19 @@ def test_a_run_with_small_blocks_finds_parts_of_a_hash_block() -> None:
     trace = Trace("t", requests, hash_block=512)
     assert hits(trace, 8) == 100 * 592 / 1200
     assert ceiling(trace) == 100 * 599 / 1200
+
+
+def test_the_screen_says_what_the_ceiling_is_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the longest request rejected, a run's share is of the others only, and higher."""
+    line = '{"timestamp": %d, "input_length": %d, "output_length": 2, "hash_ids": %s}\n'
+    rows = [(0, 512, [1]), (9000, 512, [1]), (18000, 512 * 200, list(range(9, 209)))]
+    (tmp_path / "t.jsonl").write_text("".join(line % row for row in rows))
+    assert main(["trace", "show", str(tmp_path / "t.jsonl")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.5 % of the prompt tokens where all requests are served" in shown
+    assert "a run that rejects some counts the others only" in shown
 
 
 def test_another_order_than_the_trace_s_can_find_more() -> None:
