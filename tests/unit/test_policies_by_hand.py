@@ -260,6 +260,7 @@ def test_a_prompt_leaves_itself_only_where_no_blocks_are_on_their_way(coming, ta
     ctx = Kinds(lambda r: 0, prefilling=[me], blocks_coming=coming)
     assert resume(ctx, me) == 0
     assert ctx.log == taken
+    assert len(ctx.asked) == 1  # it does not start again in the same step
 
 
 @pytest.mark.parametrize(
