@@ -164,6 +164,25 @@ def test_no_request_is_admitted_in_a_step_that_preempted(scheduler):
     assert any(waiting.get(time, 0) > 1 for time in preempted)  # others than itself waited
 
 
+def test_no_request_comes_back_from_the_host_in_a_step_that_preempted():
+    """Though there is room: what a preemption freed is the earlier one's that it was for."""
+    seen = []
+
+    class Takes(SwapsOnce):
+        def schedule(self, ctx):
+            ready = [r for r in ctx.decoding if not r.in_flight and not r.num_preemptions]
+            if ctx.swapped and ready and not seen:
+                ctx.preempt(ready[0], "recompute")
+                out = ctx.swap_in_all()
+                seen.append((out, len(ctx.plan().transfers), len(ctx.swapped)))
+            return super().schedule(ctx)
+
+    requests = [offer(0, 0, 24, 12), offer(1, 0, 24, 12)]
+    engine = serve(requests, lambda: Takes(Takes.Options(preemption="swap")))
+    assert seen == [(True, 0, 1)]
+    assert all(r.num_tokens == r.stop_len for r in engine.requests)
+
+
 # -- arrivals of one moment ------------------------------------------------------------------------
 
 

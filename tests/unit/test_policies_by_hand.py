@@ -223,6 +223,7 @@ class Kinds(Free):
 
     def preempt(self, request, kind=None):
         self.log.append((request.index, kind))
+        assert len(self.log) < 20  # it goes round for ever
         if self.swaps and kind is None:
             request.in_flight = True
         else:
@@ -259,6 +260,7 @@ def test_a_prompt_leaves_itself_only_where_no_blocks_are_on_their_way(coming, ta
     ctx = Kinds(lambda r: 0, prefilling=[me], blocks_coming=coming)
     assert resume(ctx, me) == 0
     assert ctx.log == taken
+    assert len(ctx.asked) == 1  # it does not start again in the same step
 
 
 @pytest.mark.parametrize(
@@ -473,6 +475,44 @@ def test_fastserve_counts_what_the_due_hold_and_who_is_leaving():
     flying = request(6, 8)
     flying.in_flight = True
     assert turn([request(0, 11)], [other, flying], free=0) == [5]
+
+
+@pytest.mark.parametrize(
+    ("holding", "begun", "prompt", "running", "due"),
+    [
+        (True, False, 15, 7, True),  # 15 + 1 tokens are the four blocks that are free
+        (True, False, 16, 7, False),
+        (True, False, 15, 8, False),  # no seat
+        (True, True, 16, 8, True),  # it was there before: it may take what it needs
+        (False, False, 16, 8, True),
+    ],
+)
+def test_while_the_host_is_nearly_full_only_what_has_room_already_starts(
+    holding, begun, prompt, running, due
+):
+    ctx = SimpleNamespace(
+        kv=SimpleNamespace(num_free=4, num_blocks=100, block_size=4), limits=Limits(8, 64, 1024),
+        num_running=running, decoding=[], prefilling=[], swapped=[],
+    )  # fmt: skip
+    job = SimpleNamespace(request=request(0, prompt), begun=begun, level=0, place=0)
+    made = Turn(
+        ctx, [([], [job])], {0: job}, most_requests=8, most_tokens=64, leaving=set(),
+        holding=holding,
+    )  # fmt: skip
+    assert made.due == ([job] if due else [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cached", "starts"),
+    [(20, 0, True), (21, 0, False), (24, 4, True), (25, 4, False), (40, 20, True)],
+)
+def test_sarathi_starts_a_prompt_if_all_of_it_that_is_not_cached_fits(prompt, cached, starts):
+    """Five free blocks of four; of the batch it takes what is left."""
+    ctx = Free(
+        lambda r: 7, kv=SimpleNamespace(num_free=5, block_size=4), cached_tokens=lambda r: cached
+    )
+    assert make_scheduler("sarathi")._admit(ctx, request(0, prompt), 7) == (7 if starts else 0)
+    assert ctx.asked == ([(0, 7, "all", None)] if starts else [])
 
 
 # -- partitioners ----------------------------------------------------------------------------------
