@@ -148,6 +148,15 @@ def out_of_bounds(field: str, value: float) -> str | None:
     return None
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether it is all characters, not bytes of a command line that stand for none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_config(config: _Config) -> _Config:
     """``config`` with every field of its type and within its bounds.
 
@@ -167,4 +176,7 @@ def check_config(config: _Config) -> _Config:
         hint = out_of_bounds(name, value) if isinstance(value, int | float) else None
         if hint is not None:
             raise InputError(f"is {value}", field=name, hint=hint)
+        if isinstance(value, str) and not _is_unicode(value):
+            hint = "Give it another name: a run's manifest could not hold this one"
+            raise InputError(f"{value!r} is not UTF-8", field=name, hint=hint)
     return config

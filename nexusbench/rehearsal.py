@@ -38,7 +38,7 @@ def check_runs(configs: Iterable[RunConfig]) -> None:
     """:func:`check_run` for each, where they differ at all: a single run is checked as it is
     assembled.
     """
-    different = {decisive(config): config for config in configs}
+    different = {decisive(check_config(config)): config for config in configs}
     if len(different) > 1:
         for config in different.values():
             check_run(config)

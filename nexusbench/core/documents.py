@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 import tomllib
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ MOST_TEXT = 128 * 2**20
 MOST_TOML = 2**20
 MOST_DEPTH = 32
 _CORRECT = "Correct the file"
+_NO_FILE = "is a pipe or a device, no ordinary file"
 _LONGEST = 200  # characters of what a parser says, which may quote the file
 _MARK = b"\xef\xbb\xbf"  # of byte order
 _PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
@@ -41,6 +44,7 @@ def read_document(
 ) -> bytes:
     """The bytes of a file of at most ``most`` bytes. Raises ``error`` naming it."""
     try:
+        require_file(file, error=error)
         with file.open("rb") as opened:
             data = opened.read(most + 1)
     except (OSError, ValueError) as fault:  # ValueError: a name with a NUL in it
@@ -50,6 +54,16 @@ def read_document(
         size = f"{most / 2**20:g} MiB" if most >= 2**20 else f"{most:,} bytes"
         raise error(f"is larger than {size}", file=file, hint="Give another file")
     return data
+
+
+def require_file(file: Path, *, error: type[InputError] = InputError) -> None:
+    """Raise ``error`` for a pipe or a device, which can be waited for without end. That a file is
+    missing or a folder, its opening tells.
+    """
+    with suppress(OSError):
+        kind = file.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise error(_NO_FILE, file=file, hint="Save what it gives to a file first")
 
 
 def read_text(

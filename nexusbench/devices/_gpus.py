@@ -171,9 +171,10 @@ class _Document:
         field = f"{table}.{key}" if table else key
         current, line = "", None  # the table that the line stands in
         for number, content in enumerate(self._text.splitlines(), start=1):
-            header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$", content)
+            # Blanks and all: a pattern that leaves them out takes time by the cube of their number.
+            header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", content)
             if header:
-                current = header[1]
+                current = header[1].strip()
             entry = re.match(r"""\s*["']?([\w.-]+)["']?\s*=""", content)
             named = entry is not None and current == table and entry[1] == key
             if named or (header is not None and not table and current == key):

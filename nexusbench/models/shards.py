@@ -7,6 +7,7 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from nexusbench.core.documents import require_file
 from nexusbench.core.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -70,6 +71,7 @@ def require_inside(path: Path, named_by: Path) -> None:
 
 def check_header(path: Path) -> None:
     """Raise InputError for a safetensors file whose header cannot be there; OSError as ``open``."""
+    require_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size

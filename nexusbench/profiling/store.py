@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import msgspec
 
-from nexusbench.core.documents import decode_json, read_document
+from nexusbench.core.documents import decode_json, read_document, require_file
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.outputs import write_synced
 from nexusbench.core.state import Limits
@@ -55,6 +55,7 @@ class PointStore:
         self.folder, self.path = folder, folder / POINTS_FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            require_file(self.path)
             self._file: IO[bytes] = self.path.open("ab")
         except OSError as error:
             raise UsageError(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nexusbench.core.documents import require_file
 from nexusbench.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def rows_of(file: Path) -> int:
     """The rows that a file says it has. Raises InputError naming it."""
     import pyarrow.parquet as pq
 
+    require_file(file)
     with _reading(file):
         return int(pq.read_metadata(file).num_rows)
 
@@ -32,6 +34,7 @@ def table_of(file: Path, kinds: Mapping[str, str]) -> Columns:
     """
     import pyarrow.parquet as pq
 
+    require_file(file)
     with _reading(file):
         # Not as a dataset: the folders above it are no columns.
         table: pa.Table = pq.ParquetFile(file).read()

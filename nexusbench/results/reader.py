@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nexusbench.core.documents import decode_json, read_document
+from nexusbench.core.documents import decode_json, read_document, require_file
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import SCHEMA, combined_digest
 from nexusbench.core.registry import did_you_mean
@@ -193,6 +193,7 @@ class RunReader:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        require_file(file)
         try:
             table = pq.ParquetFile(file).read()
             requests = table["request"].cast(pa.int64()).to_pylist()

@@ -33,6 +33,8 @@ FLAGS: list[tuple[str, str]] = [
     ("--request-rate -2", "--request-rate"),
     ("--burstiness 1", "--burstiness"),
     ("--rate 1 --burstiness -1", "--burstiness"),
+    ("--device \udcff", r"field 'device': '\udcff' is not UTF-8"),
+    ("--profile \udcff --scheduler vllm,nexus", "field 'profile'"),
     ("--limit 0", "--limit"),
     (f"--limit {'9' * 30}", "--limit"),
     (f"--seed {'9' * 400}", "--seed"),

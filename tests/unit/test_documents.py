@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from nexusbench.core.errors import BaselineError, InputError
 from nexusbench.devices._gpus import load_gpu
 from nexusbench.experiments.fidelity import aiconfigurator, vidur
 from nexusbench.gates.spec import load_spec
+from nexusbench.models.shards import check_header
+from nexusbench.results._columns import table_of
 
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,8 +87,18 @@ def test_toml_is_bounded_and_finite(text: str, told: str) -> None:
 
 
 def test_files_are_read_within_a_bound(tmp_path: Path) -> None:
+    for pipe in (Path("/dev/zero"), tmp_path / "pipe"):
+        if pipe.parent == tmp_path:
+            os.mkfifo(pipe)
+        with pytest.raises(InputError, match=f"{pipe}: is a pipe or a device, no ordinary file"):
+            read_document(pipe)
+    with pytest.raises(InputError, match="pipe: is a pipe or a device"):
+        table_of(tmp_path / "pipe", {"x": "int64"})
+    with pytest.raises(InputError, match="pipe: is a pipe or a device"):
+        check_header(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b" " * (16 * 2**20 + 1))
     with pytest.raises(InputError, match="is larger than 16 MiB"):
-        read_document(Path("/dev/zero"))
+        read_document(tmp_path / "large")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_document(tmp_path)
     file = tmp_path / "x.txt"

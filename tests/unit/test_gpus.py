@@ -277,6 +277,17 @@ def test_a_file_that_is_no_gpu(
     assert caught.value.line == line
 
 
+def test_a_line_of_blanks_takes_no_time_to_locate(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    path.write_text(f"name = [\n[{' ' * 20_000}1]]\n[ sim ] # more\nz = 1\n", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    path.write_text("[ extra ] # more\nz = 1\n", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    assert (caught.value.field, caught.value.line) == ("extra", 1)
+
+
 def test_tables_that_are_none(tmp_path: Path) -> None:
     path, head = tmp_path / "gpu.toml", L20.split("[sim]")[0]
     path.write_text(f"{head}sim = 3", encoding="utf-8")

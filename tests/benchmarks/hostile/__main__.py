@@ -7,8 +7,8 @@ A case fails that shows a traceback, "unexpected" or a control character, that t
 or 1 GiB, that dies of a signal, that ends with an exit code which ``nexusbench --help`` does not
 list, that accepts a file which has nothing left to read, or refuses one without its name, or in
 other words than one line of a bounded length. Every command line is also run undamaged, and must
-succeed. One that took too long is tried once more alone, for the machine may have been busy. The
-same seed makes the same cases.
+succeed. Seconds are those in which a case did not wait for a core; one that took too long is tried
+once more alone. The same seed makes the same cases.
 """
 
 from __future__ import annotations
@@ -119,9 +119,18 @@ def _be_the_case(case: Case, folder: Path) -> None:
         os._exit(code)
 
 
-def finish(running: Running, status: int, usage: resource.struct_rusage) -> Ended:
+def _spent(process: int, running: Running) -> float:
+    """Seconds since a case began, less those in which it waited for a core: on a busy machine they
+    are another's.
+    """
+    waited = 0.0
+    with suppress(OSError, IndexError, ValueError):
+        waited = int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    return time.monotonic() - running.began - waited
+
+
+def finish(running: Running, status: int, usage: resource.struct_rusage, seconds: float) -> Ended:
     """What a case left behind; its folder is removed."""
-    seconds = time.monotonic() - running.began
     texts = []
     for name in ("out.txt", "err.txt"):
         file = running.folder / name
@@ -192,17 +201,22 @@ def _run(
         while waiting and len(active) < jobs:
             process, running = start(waiting.pop(), material, scratch)
             active[process] = running
-        process, status, usage = os.wait4(-1, os.WNOHANG)
-        if process in active:
-            running = active.pop(process)
-            ended[running.case.id] = finish(running, status, usage)
+        over = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if over is not None and over.si_pid not in active:
+            os.waitpid(over.si_pid, 0)
+            continue
+        if over is not None:
+            running = active.pop(over.si_pid)
+            seconds = _spent(over.si_pid, running)  # while the kernel still knows
+            _, status, usage = os.wait4(over.si_pid, 0)
+            ended[running.case.id] = finish(running, status, usage, seconds)
             if not quiet:
                 _tell(running.case, ended[running.case.id], len(ended), len(cases))
             continue
         for late, running in active.items():
-            if time.monotonic() - running.began > MOST_S + 2:
+            if _spent(late, running) > MOST_S + 2:
                 os.killpg(late, signal.SIGKILL)
-        time.sleep(0.002)
+        time.sleep(0.01)
     return ended
 
 

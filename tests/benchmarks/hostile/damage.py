@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -88,6 +89,7 @@ def of_bytes() -> list[Damage]:
         Damage("missing", lambda path: path.unlink(), True),
         Damage("a loop of links", _instead(lambda path: path.symlink_to(path.name)), True),
         Damage("endless", _instead(lambda path: path.symlink_to("/dev/zero")), True),
+        Damage("a pipe", _instead(lambda path: os.mkfifo(path)), True),
         Damage("nothing", _instead(lambda path: path.symlink_to("/dev/null")), True),
         Damage("unreadable", lambda path: path.chmod(0)),
     ]  # fmt: skip
