@@ -190,6 +190,7 @@ class ClientFacts(msgspec.Struct, kw_only=True):
     counting: dict[str, Count]
     connections_opened: Count
     sent_on_a_late_connection: Count
+    warnings: list[str] = []
 
 
 class ResolvedOfServer(_Run, kw_only=True):
