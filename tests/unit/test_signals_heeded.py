@@ -22,12 +22,16 @@ class Going:
             time.sleep(0.001)
 
 
+def meet_one() -> None:
+    Going()
+    time.sleep(20)
+    raise AssertionError("lost")
+
+
 def test_a_signal_that_meets_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
     before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     with pytest.raises(Terminated), heeding_signals() as heard:
-        Going()
-        time.sleep(20)
-        raise AssertionError("lost")
+        meet_one()
     assert heard.number == signal.SIGTERM
     assert capsys.readouterr().err == ""
     assert signal.getsignal(signal.SIGTERM) is before
