@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from nexusbench.core.errors import Interrupted, Terminated
 
 # SIGHUP is not everywhere.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_AGAIN_S = 0.01
 
 
 class Heard:
@@ -41,8 +45,22 @@ def heeding_signals() -> Iterator[Heard]:
         ours = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, on_signal)
+    hook = sys.unraisablehook
+
+    def on_unraisable(lost: sys.UnraisableHookArgs) -> None:
+        # It came while an object was let go of, where Python drops what is raised: ask again.
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = heard.number or signal.SIGINT
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = on_unraisable
     try:
         yield heard
     finally:
+        sys.unraisablehook = hook
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
