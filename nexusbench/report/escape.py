@@ -29,10 +29,7 @@ def plain_lines(text: str) -> str:
 
 
 def _printable(line: str) -> str:
-    return "".join(
-        "\ufffd" if unicodedata.category(sign) in _REPLACED else sign
-        for sign in line
-    )
+    return "".join("\ufffd" if unicodedata.category(sign) in _REPLACED else sign for sign in line)
 
 
 def plot_text(text: object, most: int = 80) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nexusbench import kv_pools
 from nexusbench.assembly import assemble
 from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
@@ -71,9 +72,13 @@ def test_each_gpu_computes_the_projections_of_the_heads_it_keeps() -> None:
     assert work.linears[0].outputs == (2 + 2 * 1) * 128
 
 
-def test_a_pool_of_more_blocks_than_can_be_kept_account_of(tmp_path: Path) -> None:
+def test_a_pool_of_more_blocks_than_can_be_kept_account_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_pools, "MOST_BLOCKS", 10_000)
+    assert assembled(tmp_path, 1, kv_blocks=10_000)
     with pytest.raises(UsageError, match="Ask for fewer --kv-blocks"):
-        assembled(tmp_path, 1, kv_blocks=(1 << 23) + 1)
+        assembled(tmp_path, 1, kv_blocks=10_001)
 
 
 @pytest.mark.parametrize(
