@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,3 +19,14 @@ def examples(suite: int) -> int:
 def slow(*values: object) -> list[Any]:
     """Parameters that only the whole suite takes: more of what the others have shown."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def sample(values: Iterable[object], every: int) -> list[Any]:
+    """All parameters, of which the fast set takes one in ``every``; tuples hold several at once."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=() if position % every == 0 else pytest.mark.slow,
+        )
+        for position, value in enumerate(values)
+    ]

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import nexusbench
 from nexusbench.cli.main import app
 from nexusbench.core.errors import NexusbenchError, UsageError
+from tests.examples import sample
 
 HOSTILE = ("-1", "1e-300", "1e308", str(2**63), "nan")
 MORE = ("0", "1e-7", "1e13", str(2**64), str(10**12), "inf", "-inf")
@@ -74,7 +75,9 @@ def numbers(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", [*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"])
+@pytest.mark.parametrize(
+    "flag", sample([*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"], 6)
+)
 def test_a_flag_is_refused_by_its_name_or_right_at_more_values(flag, trace):
     check_flag(flag, trace, MORE)
 
@@ -274,7 +277,7 @@ def test_every_commands_flag_is_refused_by_its_name_or_right_at_more_values(
     check_named(line, flag, dict.fromkeys((*FEW, *MORE)), there, monkeypatch)
 
 
-@pytest.mark.parametrize("line", OTHERS)
+@pytest.mark.parametrize("line", sample(OTHERS, 4))
 def test_every_commands_flags_are_refused_by_name_or_right(line, there, monkeypatch):
     """One hostile value for each flag here, in turn; all of them in the whole suite."""
     for turn, flag in enumerate(OTHERS[line]):
@@ -294,7 +297,7 @@ def test_a_chunk_size_beyond_the_bounds_of_a_budget_is_refused_by_its_flag(there
     assert (code, text.startswith(f"--chunks {2**63} is out of bounds. It must be")) == (2, True)
 
 
-@pytest.mark.parametrize("line", UNOPENED)
+@pytest.mark.parametrize("line", sample(UNOPENED, 4))
 def test_what_is_no_number_is_refused_before_anything_is_opened(line, there, monkeypatch):
     for flag in UNOPENED[line]:
         values = ["nan", "-1", "1e-300", "inf", *([] if flag == "--seed" else ["0"])]
