@@ -142,7 +142,7 @@ def check_runs(
     path = baseline or (spec.baseline if spec else None)
     if path is None:
         hint = "Give --baseline FILE, or name one in the spec"
-        raise BaselineError("no baseline was named", hint=hint)
+        raise BaselineError("no baseline was named", file=source.spec, hint=hint)
     # First: a broken baseline is told before minutes of runs; in every output, CI looks there.
     try:
         stored = load_baseline(path)

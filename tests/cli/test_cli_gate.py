@@ -311,6 +311,14 @@ def test_wrong_specs(call: Call, tmp_path: Path, old: str, new: str, words: str)
     assert words in done.err
 
 
+def test_a_spec_without_a_baseline_is_named(call: Call, tmp_path: Path) -> None:
+    spec = tmp_path / "s.toml"
+    spec.write_text("\n".join(line for line in SPEC.split("\n") if "baseline" not in line))
+    done = call("gate", "check", "--spec", spec)
+    assert done.code == 5
+    assert f"error: {spec}: no baseline was named" in done.err
+
+
 def test_usage(call: Call, kept: str, baseline: Path) -> None:
     assert call("gate").code == 2
     assert "give either RUN... or --spec" in call("gate", "check", "--baseline", baseline).err

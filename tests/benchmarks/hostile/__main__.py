@@ -177,7 +177,8 @@ def faults_of(case: Case, ended: Ended) -> list[str]:
         if ended.code in (1, 2, 5) and not any(name in both for name in names):
             found.append("not located")
     if ended.code in (2, 5):
-        errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+        # A gate's verdict is no error; it is one line too.
+        errors = [line for line in ended.err.splitlines() if line.startswith(("error: ", "gate: "))]
         if len(errors) != 1:
             found.append(f"{len(errors)} errors")
         elif len(errors[0]) > MOST_LETTERS:
