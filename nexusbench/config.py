@@ -118,7 +118,7 @@ _BOUNDS: tuple[tuple[str, float, bool, float], ...] = (
     ("max_model_len", 1, True, 10**9),
     ("speed", *_TIMES),
     ("request_rate", *_TIMES),
-    ("burstiness", *_TIMES),
+    ("burstiness", 1e-4, True, 1e6),
     ("quantize_arrivals", 1e-6, True, 1e9),
     ("limit", 1, True, 2**63 - 1),
     ("concurrency", 1, True, 10**9),

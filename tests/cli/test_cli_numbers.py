@@ -75,14 +75,14 @@ def numbers(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "flag", sample([*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"], 6)
-)
+@pytest.mark.parametrize("flag", [*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"])
 def test_a_flag_is_refused_by_its_name_or_right_at_more_values(flag, trace):
     check_flag(flag, trace, MORE)
 
 
-@pytest.mark.parametrize("flag", [*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"])
+@pytest.mark.parametrize(
+    "flag", sample([*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"], 6)
+)
 def test_a_flag_is_refused_by_its_name_or_right(flag, trace):
     check_flag(flag, trace, HOSTILE)
 
