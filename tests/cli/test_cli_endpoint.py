@@ -198,6 +198,7 @@ def test_a_servers_words_steer_no_screen_and_tell_no_key(
             assert all(sign.isprintable() or sign == "\n" for sign in shown.out)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_held_back_is_warned_of(
     call: Call, short_trace: Path, server: Callable[..., str]
 ) -> None:

@@ -54,6 +54,7 @@ def test_timeline_of_stored_runs(call: Call, runs: list[str]) -> None:
     assert Path("cut.json").stat().st_size < Path("all.json").stat().st_size / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -136,6 +136,7 @@ def test_what_ends_before_it_begins(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", PROBED_ALL_THE_SAME)
 def test_a_bad_answer_to_a_probe_is_no_end(base: str, replay: Replay, way: str) -> None:
     case = Misbehaviour(way, ("--probes", way, "--behaviours", way), False, "")
@@ -145,6 +146,7 @@ def test_a_bad_answer_to_a_probe_is_no_end(base: str, replay: Replay, way: str) 
     assert result.summary["metrics"][outcome]["value"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     ["lists_text_length", "lists_no_length", "lists_negative_length", "lists_endless_length"],
@@ -170,6 +172,7 @@ def test_prompts_that_are_counted_in_millions_are_not_believed(base: str, replay
     assert any("which cannot be" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_no_replay(
     base: str, replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +199,7 @@ def test_a_full_disk_ends_no_replay(
     assert RunEvents.from_reader(reader).finished.sum() >= 20
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_nothing(
     base: str, replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

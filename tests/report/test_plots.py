@@ -38,6 +38,7 @@ def test_names_of_users_are_plain_text(hostile: list[str], tmp_path: Path) -> No
     assert b"<script>" not in (tmp_path / "ttft.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_the_plot_library_thinks_of_a_name_is_no_news(
     hostile: list[str], tmp_path: Path
 ) -> None:
