@@ -24,10 +24,9 @@ from nexusbench.endpoint.replay import Plan, Replay
 from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
-from nexusbench.recorder import StopFlag, stop_flag
+from nexusbench.recorder import PROGRESS_NS, StopFlag, stop_flag
 from nexusbench.results.machine import machine_facts
 from nexusbench.runner import (
-    PROGRESS_NS,
     RESOLVED_FACTS,
     RunResult,
     _joined,

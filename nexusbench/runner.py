@@ -16,9 +16,7 @@ from nexusbench.core.faults import blamed
 from nexusbench.core.printable import folder_name
 from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
 from nexusbench.engine.engine import Engine, EngineConfig
-from nexusbench.recorder import CHECK_STEPS, Recorder, Saver, splits_of, stop_flag
-from nexusbench.recorder import PROGRESS_NS as PROGRESS_NS
-from nexusbench.recorder import Progress as Progress
+from nexusbench.recorder import CHECK_STEPS, Progress, Recorder, Saver, splits_of, stop_flag
 
 if TYPE_CHECKING:
     from nexusbench.core.events import EventLog

@@ -1,4 +1,4 @@
-"""stdout and stderr as commands have them: nothing printed controls the terminal, and a reader who
+"""stdout and stderr as commands have them: nothing printed controls the terminal, and a reader that
 has left, or a log that is full, ends no run.
 """
 

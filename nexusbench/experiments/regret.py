@@ -26,7 +26,8 @@ from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, si
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusOptions
-from nexusbench.runner import Progress, RunResult, serve
+from nexusbench.recorder import Progress
+from nexusbench.runner import RunResult, serve
 
 TOLERANCE = 1e-9  # of the bound: a split that just meets it meets it
 PAIR = ("prefill", "decode")
