@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 import socket
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,11 +82,16 @@ def _connect(address: str) -> Any:
             "--ray out to use this machine's cores"
         ) from None
     _check_address(address)
+    ending = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--ray {address}: {reason}. Start one with: ray start --head") from None
+    finally:
+        # Ray's own way to end on SIGTERM would drop what the command still has to write.
+        if ending is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ending)
     return ray
 
 

@@ -45,7 +45,7 @@ class FixedGather(PreparedAttention):
 
     def run(self, qkv: torch.Tensor, layer: Any) -> torch.Tensor:
         assert len(qkv) == self._batch
-        out = torch.full((len(qkv), self._backend.heads.query_size), float("nan"))
+        out = qkv.new_full((len(qkv), self._backend.heads.query_size), float("nan"))
         if self._plan is not None:  # None while it is captured
             count = self._plan.num_tokens
             out[:count] = self._backend.prepare(self._plan).run(qkv[:count], layer)

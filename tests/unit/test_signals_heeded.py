@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -28,11 +29,20 @@ def meet_one() -> None:
     raise AssertionError("lost")
 
 
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    """The handler that a command begins with, whatever libraries of earlier tests have set."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("default_sigterm")
 def test_a_signal_that_meets_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    hook = sys.unraisablehook
     with pytest.raises(Terminated), heeding_signals() as heard:
         meet_one()
     assert heard.number == signal.SIGTERM
     assert capsys.readouterr().err == ""
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert sys.unraisablehook is hook
