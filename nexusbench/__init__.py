@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nexusbench.config import EndpointConfig, RunConfig
-    from nexusbench.runner import RunResult, run
+    from nexusbench.core.config import EndpointConfig, RunConfig
+    from nexusbench.serving.runner import RunResult, run
 
 __all__ = ["EndpointConfig", "RunConfig", "RunResult", "__version__", "run"]
 __version__ = "0.1.0"
@@ -23,11 +23,11 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in ("RunConfig", "EndpointConfig"):
-        from nexusbench import config
+        from nexusbench.core import config
 
         return getattr(config, name)
     if name in ("run", "RunResult"):
-        from nexusbench import runner
+        from nexusbench.serving import runner
 
         return getattr(runner, name)
     raise AttributeError(f"module 'nexusbench' has no attribute '{name}'")

@@ -15,7 +15,7 @@ def entry() -> None:
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, _leave)
-    from nexusbench.cli._outlet import open_closed_streams
+    from nexusbench.cli.outlet import open_closed_streams
 
     open_closed_streams()
     from nexusbench.cli.main import entry as run

@@ -19,7 +19,7 @@ from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
 from nexusbench.comparison.load import conditions, lines_about
-from nexusbench.config import RunConfig, out_of_bounds
+from nexusbench.core.config import RunConfig, out_of_bounds
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.advise import (
     INDIFFERENT,
@@ -35,7 +35,7 @@ from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
 from nexusbench.models.caveats import caveats
 from nexusbench.models.config import load_model
-from nexusbench.rehearsal import check_belief, check_run
+from nexusbench.serving.preflight import check_belief, check_run
 
 if TYPE_CHECKING:
     from rich.console import Console

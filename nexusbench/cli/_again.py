@@ -12,12 +12,12 @@ from nexusbench.cli._console import results_console
 from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.config import EndpointConfig, RunConfig
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest
 from nexusbench.results.reader import DEFAULT_ROOT, RunReader
-from nexusbench.runner import RunResult, run
+from nexusbench.serving.runner import RunResult, run
 from nexusbench.workloads.source import stored_sha256
 
 # Not resolved, but noticed; and the trace is known to be the same.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from nexusbench.config import out_of_bounds
+from nexusbench.core.config import out_of_bounds
 from nexusbench.core.registry import did_you_mean
 
 

@@ -188,7 +188,7 @@ def _metrics() -> list[Entry]:
 
 
 def _gpus() -> list[Entry]:
-    from nexusbench.devices._gpus import gpu_names, legal_splits, load_gpu
+    from nexusbench.physics.gpus import gpu_names, legal_splits, load_gpu
 
     entries = []
     for name in gpu_names():

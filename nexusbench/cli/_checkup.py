@@ -55,8 +55,8 @@ def check_device(name: str, *, as_json: bool) -> bool:
     """Print what one device finds on this machine; True if it can be opened. Raises UsageError for
     one that does not exist.
     """
-    from nexusbench.assembly import resolve_device
     from nexusbench.devices.base import Device, devices
+    from nexusbench.serving.assembly import resolve_device
 
     kind, _, argument = resolve_device(name).partition(":")
     cls: type[Device] = devices.load(kind)
@@ -144,8 +144,8 @@ def _plugins() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     """Which devices can be opened here, and how to get the others."""
-    from nexusbench.assembly import resolve_device
     from nexusbench.devices.base import devices
+    from nexusbench.serving.assembly import resolve_device
 
     for name in devices.names():
         try:
@@ -200,7 +200,7 @@ def _speed() -> Iterator[Finding]:
     if not (_version("torch") and _version("safetensors")):
         return
     try:
-        from nexusbench.devices._cpu_probe import gemm_gflops, stream_gbps
+        from nexusbench.kernels.limits import gemm_gflops, stream_gbps
 
         rates = ", ".join(f"{gemm_gflops(name):,.0f} ({name})" for name in ("bfloat16", "float32"))
         text = f"reads memory at {stream_gbps():.1f} GB/s, GEMM GFLOP/s: {rates}; all usable cores"
@@ -228,8 +228,8 @@ def _results_folder(results: Path) -> Finding:
 
 def _probe() -> Finding:
     """Serve one request on a simulated GPU, all the way."""
-    from nexusbench.config import RunConfig
-    from nexusbench.runner import run
+    from nexusbench.core.config import RunConfig
+    from nexusbench.serving.runner import run
 
     try:
         with tempfile.TemporaryDirectory() as folder:

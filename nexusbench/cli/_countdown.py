@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from nexusbench.core.clock import now_ns
 from nexusbench.core.units import NS_PER_S
-from nexusbench.devices._stopwatch import stopwatch_ns
 
 # Between two lines where there is no terminal to write over: a log is read, not watched.
 _LOG_NS = 5 * NS_PER_S
@@ -21,7 +21,7 @@ class Countdown:
         self._title, self._total, self._quiet = title, total, quiet
         self._weight = total if weight is None else weight
         self._done = self._worked = 0
-        self._began = self._told = stopwatch_ns()
+        self._began = self._told = now_ns()
         self._screen = sys.stderr.isatty()
         self._width = 0
 
@@ -30,14 +30,14 @@ class Countdown:
         self._done += 1
         self._worked += weight
         every = _SCREEN_NS if self._screen else _LOG_NS
-        if not self._quiet and stopwatch_ns() - self._told >= every:
+        if not self._quiet and now_ns() - self._told >= every:
             self._show(self._line(what))
-            self._told = stopwatch_ns()
+            self._told = now_ns()
 
     def end(self, text: str = "") -> None:
         """Leave one line that says what was done and in what time."""
         if not self._quiet:
-            seconds = (stopwatch_ns() - self._began) / NS_PER_S
+            seconds = (now_ns() - self._began) / NS_PER_S
             self._show(f"{self._title}: {text or self._done} in {duration(seconds)}", last=True)
 
     def _line(self, what: str) -> str:
@@ -45,7 +45,7 @@ class Countdown:
         line = f"{self._title}: {self._done:,} of {max(self._done, self._total):,}"
         # Nothing tells how long what goes beyond the plan will take.
         if 0 < self._worked < self._weight:
-            passed = (stopwatch_ns() - self._began) / NS_PER_S
+            passed = (now_ns() - self._began) / NS_PER_S
             left = passed / self._worked * (self._weight - self._worked)
             line += f", about {duration(left)} left"
         return f"{line}  {what}".rstrip()

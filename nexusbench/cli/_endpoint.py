@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from nexusbench.cli._session import Job, check_texts, parse_goodput
-from nexusbench.config import EndpointConfig
+from nexusbench.core.config import EndpointConfig
 from nexusbench.core.errors import UsageError
 
 LABEL = "endpoint"

@@ -13,8 +13,8 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.cli._console import counted, print_whole, progress_console, results_console, say
 from nexusbench.cli._live import follow
-from nexusbench.cli._outlet import beside_results
 from nexusbench.cli._screen import badge
+from nexusbench.cli.outlet import beside_results
 from nexusbench.core.errors import BaselineError, NexusbenchError, UsageError
 from nexusbench.core.printable import shell_words
 from nexusbench.gates.baseline import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nexusbench.gates.verdicts import Finding
-    from nexusbench.runner import AnyProgress
+    from nexusbench.serving.runner import AnyProgress
 
 JSON_SCHEMA = 1
 _STYLES = {

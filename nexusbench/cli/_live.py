@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
 from nexusbench.cli._progress import ProgressReader, Snapshot, snapshot_of
+from nexusbench.core.clock import now_ns
 from nexusbench.core.units import NS_PER_S
-from nexusbench.devices._stopwatch import stopwatch_ns
 from nexusbench.endpoint.status import Status
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Follower:
     def __init__(self, title: str, show: Callable[[RenderableType], None] | None = None) -> None:
         self.title, self._show = title, show
         self._read = ProgressReader()
-        self._began = stopwatch_ns()
+        self._began = now_ns()
         self._told = show is not None
         self._simulated = False
         self.last: Snapshot | None = None
@@ -54,7 +54,7 @@ class Follower:
 
     def _pace(self) -> str:
         assert self.last is not None
-        wall = max(1e-9, (stopwatch_ns() - self._began) / NS_PER_S)
+        wall = max(1e-9, (now_ns() - self._began) / NS_PER_S)
         run = self.last.now_ns / NS_PER_S
         if not self._simulated:
             return f"{run:,.1f} s"

@@ -15,9 +15,9 @@ from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
 from nexusbench.cli._grid import Grid
-from nexusbench.cli._outlet import beside_results, end_with
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli.outlet import beside_results, end_with
 from nexusbench.comparison.load import rate_text
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.outputs import make_folder

@@ -10,7 +10,7 @@ from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
-from nexusbench.costs._profile import Fit, Profile
+from nexusbench.profiles.profile import Fit, Profile
 from nexusbench.profiling.facts import Contention, Facts, representative
 
 if TYPE_CHECKING:

@@ -10,17 +10,16 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.assembly import check_tensor_parallel, open_device, resolve_device
-from nexusbench.cli._outlet import end_with
 from nexusbench.cli._profile_screen import show_profile, show_title
 from nexusbench.cli._sweep_progress import watch
-from nexusbench.computing import with_dtype
-from nexusbench.config import RunConfig, check_config
+from nexusbench.cli.outlet import end_with
+from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.printable import folder_name, shell_words
 from nexusbench.core.specs import ModelSpec
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import (
+from nexusbench.models.config import load_model
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import (
     POINTS_FILE,
     SWEEP_FILE,
     Asked,
@@ -29,7 +28,6 @@ from nexusbench.costs._profile import (
     profile_path,
     read_points,
 )
-from nexusbench.models.config import load_model
 from nexusbench.profiling.counting import OpenReaders
 from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
 from nexusbench.profiling.facts import Facts, stored_facts
@@ -37,6 +35,8 @@ from nexusbench.profiling.grammar import format_batch
 from nexusbench.profiling.own_batches import own_batches
 from nexusbench.profiling.profile import Subject, make_profile
 from nexusbench.profiling.store import read_header
+from nexusbench.serving.assembly import check_tensor_parallel, open_device, resolve_device
+from nexusbench.serving.tokens import with_dtype
 
 JSON_SCHEMA = 1
 PROFILES = Path("results/profiles")

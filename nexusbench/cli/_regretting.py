@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.belief import ANALYTIC
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._live import follow
@@ -21,11 +20,12 @@ from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.heading import header_lines
 from nexusbench.comparison.load import Load, lines_about, load_of
 from nexusbench.comparison.view import RunView
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
-from nexusbench.costs._profile import load_profile
 from nexusbench.experiments.regret import Regret, check_beliefs, judged_run
 from nexusbench.partitioners.base import partitioners
+from nexusbench.profiles.profile import load_profile
+from nexusbench.serving.belief import ANALYTIC
 
 _INDENT = 10
 _SCHEDULER = "nexus"

@@ -6,8 +6,8 @@ import json
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
-from nexusbench.cli._outlet import end_with
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli.outlet import end_with
 from nexusbench.core.units import MIB, counted
 from nexusbench.report.build import Made
 

@@ -14,9 +14,9 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
-from nexusbench.cli._outlet import beside_results, end_with
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli.outlet import beside_results, end_with
 from nexusbench.core.documents import MOST_TOML, read_document
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.outputs import make_folder

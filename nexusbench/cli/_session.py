@@ -22,13 +22,13 @@ from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.answers import answers
 from nexusbench.comparison.rejections import nothing_measured
 from nexusbench.comparison.view import RunView, by_label
-from nexusbench.config import EndpointConfig, RunConfig
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.printable import shell_words
 from nexusbench.core.registry import did_you_mean
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.summary import over_seeds
-from nexusbench.runner import RunResult, run
+from nexusbench.serving.runner import RunResult, run
 from nexusbench.workloads.transform import parse_window
 
 JSON_SCHEMA = 1

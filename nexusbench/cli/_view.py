@@ -10,7 +10,7 @@ import msgspec
 from nexusbench.comparison.view import RunView, count_reasons, span
 
 if TYPE_CHECKING:
-    from nexusbench.runner import RunResult
+    from nexusbench.serving.runner import RunResult
 
 
 def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> RunView:

@@ -15,7 +15,6 @@ import typer
 from nexusbench import __version__
 from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli._help import tidy
-from nexusbench.cli._outlet import outlets, silence
 from nexusbench.cli._stopping import heeding_signals
 from nexusbench.cli._warnings import warnings_on_stderr
 from nexusbench.cli.advise import advise
@@ -26,6 +25,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
+from nexusbench.cli.outlet import outlets, silence
 from nexusbench.cli.pays import pays
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret

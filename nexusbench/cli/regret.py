@@ -53,7 +53,7 @@ def regret(
     On a simulated device only. Each belief serves TRACE under nexus; the oracle asks the truth.
     """
     from nexusbench.cli._regretting import show_regret
-    from nexusbench.config import RunConfig
+    from nexusbench.core.config import RunConfig
 
     config = RunConfig(
         trace=str(trace),

@@ -58,10 +58,10 @@ def kernels(
 
     import msgspec
 
-    from nexusbench.devices._gpus import load_gpu
     from nexusbench.experiments.fidelity.errors import parse_bounds
     from nexusbench.experiments.fidelity.kernels import read_samples, summarise
     from nexusbench.models.config import load_model
+    from nexusbench.physics.gpus import load_gpu
 
     bounds = parse_bounds(bound)
     spec = load_gpu(gpu)
@@ -109,7 +109,7 @@ def run(
 
     import msgspec
 
-    from nexusbench.config import RunConfig
+    from nexusbench.core.config import RunConfig
     from nexusbench.experiments.fidelity.errors import parse_bounds
     from nexusbench.experiments.fidelity.recording import read_recording
     from nexusbench.experiments.fidelity.replay import replay
@@ -182,9 +182,9 @@ def fit_(
     """
     from nexusbench.cli._console import progress_console, results_console
     from nexusbench.core.errors import UsageError
-    from nexusbench.devices._gpus import load_gpu
     from nexusbench.experiments.fidelity.fit import BOUNDS, fit
     from nexusbench.models.config import load_model
+    from nexusbench.physics.gpus import load_gpu
 
     if family not in BOUNDS:
         raise UsageError(f"--family takes {' or '.join(BOUNDS)}, not '{family}'")

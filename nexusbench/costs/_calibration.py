@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from nexusbench.core.specs import GpuSpec
-from nexusbench.costs._surface import between, bracket
 from nexusbench.costs.base import FittedParameters
+from nexusbench.profiles.surface import between, bracket
 
 Operators = Sequence[tuple[float, float]]  # (FLOPs, bytes) of each
 Alpha = tuple[tuple[float, ...], ...]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import FloatArray
-from nexusbench.costs._points import Point
-from nexusbench.costs._surface import Surface
-from nexusbench.costs._work import chunk_work, equivalent_context
+from nexusbench.core.work import chunk_work, equivalent_context
+from nexusbench.costs._fit_least_squares import FloatArray
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.surface import Surface
 
 FAR = float(2**20)  # tokens or sequences: beyond every batch, so that nothing is outside a grid
 LEAST_SHARE = 0.25  # of the first measured value, the least that is believed below it

@@ -8,10 +8,8 @@ import numpy as np
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import FloatArray
 from nexusbench.costs._fit_grids import alone, extended, factor
-from nexusbench.costs._points import Point
-from nexusbench.costs._surface import between
+from nexusbench.costs._fit_least_squares import FloatArray
 from nexusbench.costs.base import Target
 from nexusbench.costs.linear import (
     Guard,
@@ -20,6 +18,8 @@ from nexusbench.costs.linear import (
     decode_amounts,
     prefill_amounts,
 )
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.surface import between
 
 Amounts = Callable[[BatchShape], tuple[float, ...]]
 Fitted = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]  # 1/SMs, coefficients over it

@@ -12,13 +12,13 @@ import numpy as np
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import GpuSpec
+from nexusbench.core.work import chunk_work
 from nexusbench.costs._calibration import RooflineParameters
-from nexusbench.costs._fit import FloatArray, least_relative_squares
 from nexusbench.costs._fit_grids import alone, factor, hats, nodes
-from nexusbench.costs._points import Point
-from nexusbench.costs._work import chunk_work
+from nexusbench.costs._fit_least_squares import FloatArray, least_relative_squares
 from nexusbench.costs.base import Target
 from nexusbench.costs.roofline import Roofline, RooflineOptions
+from nexusbench.profiles.points import Point
 
 BINS, MOST_SMS = 4, 6  # of alpha, per phase and operator class
 SATURATED = tuple([0.04 * i for i in range(1, 21)])  # N_d/N that are tried

@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import FloatArray
 from nexusbench.costs._fit_grids import (
     alone,
     as_surface,
@@ -19,11 +18,12 @@ from nexusbench.costs._fit_grids import (
     spread_over,
     surface,
 )
-from nexusbench.costs._pairs import Place, Slowdowns, place_of
-from nexusbench.costs._points import Point
-from nexusbench.costs._surface import Surface
+from nexusbench.costs._fit_least_squares import FloatArray
 from nexusbench.costs.base import Target
 from nexusbench.costs.table import TableParameters, mixed_parts
+from nexusbench.profiles.pairs import Place, Slowdowns, place_of
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.surface import Surface
 
 MOST_PLACES = 5  # values per axis of the slowdowns, and
 MOST_SPLITS = 9  # SM counts

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import FloatArray, least_relative_squares
-from nexusbench.costs._points import Point
-from nexusbench.costs._stages import Stages, Work
+from nexusbench.costs._fit_least_squares import FloatArray, least_relative_squares
 from nexusbench.costs.base import Target
 from nexusbench.costs.nexus import Curve, NexusOptions, NexusParameters, Stage, parts, slowed
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.stages import Stages, Work
 
 if TYPE_CHECKING:
     from nexusbench.costs.nexus import Parts

@@ -11,7 +11,7 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._points import Point
+from nexusbench.profiles.points import Point
 
 
 class CostModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,10 +10,10 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._points import Point
-from nexusbench.costs._surface import between, bracket
-from nexusbench.costs._work import portion
+from nexusbench.core.work import portion
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.surface import between, bracket
 
 Cell = tuple[int, int, int, int]  # new and reused prefill tokens, decode batch, reused tokens
 # (1/SMs, coefficients over it, amounts): sum of coefficient times amount.

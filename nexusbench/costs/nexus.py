@@ -9,9 +9,9 @@ import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._points import Point
-from nexusbench.costs._stages import Stages, Work
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.stages import Stages, Work
 
 # A float or an array of them (over splits, or over points in a fit): every formula serves both.
 Number = Any

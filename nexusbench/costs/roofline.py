@@ -10,11 +10,11 @@ from typing import ClassVar
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.registry import Share
 from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.work import chunk_work, model_work, portion
 from nexusbench.costs._calibration import Beside, Operators, Rates, RooflineParameters, rooflines
-from nexusbench.costs._points import Point
-from nexusbench.costs._surface import between
-from nexusbench.costs._work import chunk_work, model_work, portion
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.surface import between
 
 Work = tuple[Operators, tuple[float, float], float]  # see Roofline.operators
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._pairs import Slowdowns, contested
-from nexusbench.costs._points import Point
-from nexusbench.costs._surface import Surface, between, bracket
-from nexusbench.costs._work import chunk_work, equivalent_context, portion
+from nexusbench.core.work import chunk_work, equivalent_context, portion
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
+from nexusbench.profiles.pairs import Slowdowns, contested
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.surface import Surface, between, bracket
 
 
 class TableOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):

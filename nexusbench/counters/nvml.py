@@ -6,9 +6,9 @@ import os
 import threading
 from typing import Any, ClassVar
 
+from nexusbench.core.clock import now_ns
 from nexusbench.core.errors import CounterError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.counters._clock import now_ns
 from nexusbench.counters._nvml_reader import (
     CLOCK_EVENTS,
     GPM_METRICS,

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from nexusbench.core.clock import now_ns
 from nexusbench.core.errors import CounterError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.counters._clock import now_ns
 from nexusbench.counters.base import CounterOptions, CounterSource, Metric, Sample, Support
 
 # Systems account CPU time in ticks of up to 10 ms; over less than this a tick or two decides.

@@ -1,23 +1,13 @@
-"""How fast this machine's cores and memory are, measured in under two seconds."""
+"""The CPU of this machine, described as a GPU is."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
-import torch
-
+from nexusbench.core.cores import processor_name
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.core.units import GIB
-from nexusbench.devices._cpu_cores import processor_name, usable_cores
-from nexusbench.devices._stopwatch import stopwatch_ns
-from nexusbench.kernels.linear import Linear
-from nexusbench.kernels.native import memory
+from nexusbench.kernels.limits import GEMM_SIZE, ROUNDS, STREAM_BYTES, gemm_gflops, stream_gbps
 from nexusbench.models.memory import available_memory
 
-STREAM_BYTES = 256 * 1024**2  # well beyond the caches of a core
-GEMM_SIZE = 1024
-ROUNDS = 5
 # A description needs the constants of a simulated GPU; a CPU's own times come from its profile, so
 # these are neutral: attain everything, no fixed times but a thread team's wake-up.
 _NEUTRAL = SimConstants(
@@ -33,40 +23,6 @@ _NEUTRAL = SimConstants(
     turn_taking=1.0,
     jitter=0.0,
 )
-
-
-@functools.cache
-def stream_gbps() -> float:
-    """Bytes per ns that all usable cores read together: the best of a few rounds."""
-    values = memory.zeros((STREAM_BYTES // 4,), torch.float32).fill_(1)  # where weights lie too
-    return STREAM_BYTES / _fastest(values.sum)
-
-
-@functools.cache
-def gemm_gflops(dtype: str) -> float:
-    """FLOP per ns of a square GEMM in ``dtype`` on all usable cores, the best of a few rounds, by
-    torch or by the linear layers' own kernels: in fp32 with AMX these are faster.
-    """
-    a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=getattr(torch, dtype))
-    linear = Linear(a)
-    return 2.0 * GEMM_SIZE**3 / min(_fastest(lambda: a @ a), _fastest(lambda: linear(a)))
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Ns of the fastest round. A limit is wanted, and whatever else runs only makes it slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(len(usable_cores()))
-    try:
-        with torch.inference_mode():
-            work()  # pays for page faults and for the thread team
-            times = []
-            for _ in range(ROUNDS):
-                start = stopwatch_ns()
-                work()
-                times.append(stopwatch_ns() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return float(min(times))
 
 
 def describe_cpu(dtype: str, num_sms: int) -> GpuSpec:

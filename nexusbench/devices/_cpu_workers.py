@@ -12,9 +12,9 @@ import msgspec
 import torch
 
 from nexusbench.core.batch import StepOutput
+from nexusbench.core.clock import now_ns
 from nexusbench.core.errors import Interrupted
 from nexusbench.devices._executor import Stopped
-from nexusbench.devices._stopwatch import stopwatch_ns
 
 JOIN_S = 20.0  # a worker is asked to stop between two layers; one that cannot is left behind
 
@@ -109,7 +109,7 @@ class Worker:
             self._over.set()
 
     def _report(self, output: StepOutput) -> None:
-        output.end_ns = stopwatch_ns()
+        output.end_ns = now_ns()
         self._ended.put(Ended(output))
 
 

@@ -12,8 +12,8 @@ from nexusbench.core.units import GIB, MIB
 from nexusbench.counters.base import counters, why
 from nexusbench.devices._cuda_driver import GpuFacts, memory_line
 from nexusbench.devices._cuda_partitions import GreenPartitions, Partitions
-from nexusbench.devices._gpus import gpu_names, load_gpu
 from nexusbench.devices.base import Check
+from nexusbench.physics.gpus import gpu_names, load_gpu
 
 # FLOP per clock and SM, dense bf16 with fp32 accumulation, by compute capability: published peaks
 # over (SMs x boost clock) of A100, A10, L40S, H100, B200 and RTX 5090.

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.units import NS_PER_S, NS_PER_US
+from nexusbench.core.work import HostGap
 from nexusbench.devices._cuda_partitions import Side
 from nexusbench.devices._cuda_runtime import Mark, Runtime
 from nexusbench.devices._cuda_steps import AHEAD, Piece, PieceMaker
-from nexusbench.metrics._work import HostGap
 
 # Far above any piece: 8,192 tokens after 128,000 on 8 SMs of an H200 take about a second a piece.
 TIMEOUT_NS = 120 * NS_PER_S

@@ -6,7 +6,6 @@ reached when the test says so.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
@@ -14,9 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
+from nexusbench.core.clock import now_ns, sleep
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.devices._cuda_partitions import Side
-from nexusbench.devices._stopwatch import stopwatch_ns
 from nexusbench.kernels.attention.base import AttentionBackend
 from nexusbench.kernels.attention.sdpa import SdpaAttention
 from nexusbench.kernels.paged import PagedKV
@@ -177,8 +176,8 @@ class TorchRuntime:
 
     def now(self) -> int:
         """As :meth:`Runtime.now`."""
-        return stopwatch_ns()
+        return now_ns()
 
     def rest(self, ns: int) -> None:
         """As :meth:`Runtime.rest`. Linux adds about 50 us of timer slack."""
-        time.sleep(ns / NS_PER_S)
+        sleep(ns / NS_PER_S)

@@ -14,7 +14,7 @@ from nexusbench.core.parts import unit_of
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
-from nexusbench.metrics._work import HostGap
+from nexusbench.core.work import HostGap
 
 
 class DeviceOptions(msgspec.Struct, frozen=True):

@@ -11,15 +11,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Split, StepOutput
+from nexusbench.core.clock import now_ns
+from nexusbench.core.cores import threads_per_core, usable_cores
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.parts import parts_of
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB, NS_PER_S
-from nexusbench.devices._cpu_cores import threads_per_core, usable_cores
 from nexusbench.devices._cpu_shares import PERCENT, core_splits, nice_of, shared_splits
 from nexusbench.devices._prompts import Prompts
-from nexusbench.devices._stopwatch import stopwatch_ns
 from nexusbench.devices.base import Device, DeviceOptions, Serving
 
 # torch and what is built on it are imported when a CPU device is opened: listing devices must work
@@ -80,7 +80,7 @@ class Cpu(Device):
         self._workers: dict[Seat, Worker] = {}
         self._runners: dict[str, StepRunner] = {}
         self._in_flight: dict[int, str] = {}  # step -> partition
-        self._began = stopwatch_ns()
+        self._began = now_ns()
         self._latest = 0
         self._served: Served | None = None
         self._outputs: dict[int, array[int]] = {}
@@ -160,11 +160,11 @@ class Cpu(Device):
 
     def start(self) -> None:
         """The run begins now."""
-        self._began, self._latest = stopwatch_ns(), 0
+        self._began, self._latest = now_ns(), 0
 
     def now(self) -> int:
         """Real nanoseconds since the start."""
-        self._latest = max(self._latest, stopwatch_ns() - self._began)
+        self._latest = max(self._latest, now_ns() - self._began)
         return self._latest
 
     def submit(self, step: int, batch: Batch, sms: int) -> None:

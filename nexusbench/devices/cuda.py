@@ -16,6 +16,7 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import MIB, NS_PER_MS
+from nexusbench.core.work import HostGap
 from nexusbench.devices._cuda_driver import (
     QUEUES_VARIABLE,
     Argument,
@@ -28,7 +29,6 @@ from nexusbench.devices._cuda_driver import (
 from nexusbench.devices._cuda_memory import MemoryPlan, decode_buckets, plan_memory
 from nexusbench.devices._prompts import Prompts
 from nexusbench.devices.base import Check, Device, DeviceOptions, Serving
-from nexusbench.metrics._work import HostGap
 
 # torch and what is built on it are imported when a GPU is opened: listing devices must work
 # without.

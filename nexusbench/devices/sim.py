@@ -1,4 +1,4 @@
-"""The simulated GPU: a virtual clock over the physics of ``_physics.py``, deterministic by seed."""
+"""The simulated GPU: a virtual clock over ``physics/``, deterministic by seed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nexusbench.core.batch import Batch, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
-from nexusbench.costs._profile import load_profile
-from nexusbench.devices._gpus import legal_splits, load_gpu
-from nexusbench.devices._links import LAST_NS, Links, past_the_clock
-from nexusbench.devices._measured import MeasuredPhysics
-from nexusbench.devices._physics import Load, Physics
-from nexusbench.devices._profiled import Truth, is_profile
-from nexusbench.devices._remote import Away, ghost, remote_slowdown, split_launch
-from nexusbench.devices._tables import load_table
 from nexusbench.devices.base import Device, DeviceOptions
+from nexusbench.physics.gpus import legal_splits, load_gpu
+from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.links import LAST_NS, Links, past_the_clock
+from nexusbench.physics.measured import MeasuredPhysics
+from nexusbench.physics.profiled import Truth, is_profile
+from nexusbench.physics.remote import Away, ghost, remote_slowdown, split_launch
+from nexusbench.physics.tables import load_table
+from nexusbench.profiles.profile import load_profile
 
 # CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
 # 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B

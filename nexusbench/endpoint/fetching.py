@@ -6,8 +6,8 @@ import selectors
 import ssl
 from collections.abc import Callable
 
+from nexusbench.core.clock import now_ns
 from nexusbench.core.units import NS_PER_S
-from nexusbench.endpoint._clock import now_ns
 from nexusbench.endpoint.address import Address
 from nexusbench.endpoint.connection import Connection
 

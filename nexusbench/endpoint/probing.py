@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from nexusbench.core.clock import now_ns, sleep
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.request import Request
 from nexusbench.core.units import MIB, NS_PER_S
-from nexusbench.endpoint._clock import now_ns, sleep
 from nexusbench.endpoint.address import Address
 from nexusbench.endpoint.connection import ERROR_BYTES, name_fault
 from nexusbench.endpoint.dialect import Api, Dialect, Letterhead, dialects

@@ -12,10 +12,10 @@ from threading import Thread
 
 import msgspec
 
+from nexusbench.core.clock import now_ns, sleep
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.request import Request
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
-from nexusbench.endpoint._clock import now_ns, sleep
 from nexusbench.endpoint.dialect import Letterhead
 from nexusbench.endpoint.exchange import Exchange
 from nexusbench.endpoint.preparing import Preparer

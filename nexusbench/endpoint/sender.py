@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Event
 from typing import Protocol
 
+from nexusbench.core.clock import sleep
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.request import Request
 from nexusbench.core.units import NS_PER_MS, NS_PER_S, NS_PER_US
-from nexusbench.endpoint._clock import sleep
 from nexusbench.endpoint.exchange import Exchange
 from nexusbench.endpoint.receiver import Receiver
 

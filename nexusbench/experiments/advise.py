@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.experiments.candidates import Candidate
 from nexusbench.experiments.judging import attained, judge, strain

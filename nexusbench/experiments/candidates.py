@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.registry import Registry, parse_options, split_spec
 from nexusbench.partitioners.base import partitioners

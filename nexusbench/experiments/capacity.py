@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.comparison.load import worst_load
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S
 from nexusbench.experiments.pool import Lost, run_all

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.config import RunConfig
+from nexusbench.core.clock import now_ns
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.devices._stopwatch import stopwatch_ns
 from nexusbench.experiments.store import Store
-from nexusbench.runner import run
+from nexusbench.serving.runner import run
 
 CELL_SUFFIX = ".json"
 _SCHEMA = 1
@@ -41,7 +41,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_cell(config: RunConfig) -> Cell:
     """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
-    began = stopwatch_ns()
+    began = now_ns()
     asked = msgspec.to_builtins(config)
     try:
         result = run(config)
@@ -59,7 +59,7 @@ def run_cell(config: RunConfig) -> Cell:
         digest=result.event_digest,
         simulated=result.summary["simulated"],
         summary=kept,
-        wall_s=round((stopwatch_ns() - began) / NS_PER_S, 3),
+        wall_s=round((now_ns() - began) / NS_PER_S, 3),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.pool import MOST_DEATHS, Lost, Task

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs._points import Point, Setting
+from nexusbench.core.config import RunConfig
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.experiments.neutral import neutral_gpu
-from nexusbench.profiling._desk import Desk
+from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiling.curves import Curve, step_time
+from nexusbench.profiling.desk import Desk
 from nexusbench.profiling.measure import Measurer, Sampling
 from nexusbench.profiling.positions import legal_sms
 from nexusbench.profiling.profile import Subject
@@ -290,7 +290,7 @@ def _batch_types(config: RunConfig | None, *, simulated: bool) -> list[Row]:
 
 def _replayed(config: RunConfig) -> list[float | None]:
     """The values of Fig. 4a from a replay."""
-    from nexusbench.runner import run
+    from nexusbench.serving.runner import run
 
     tables = run(config).events.tables
     submitted, done = tables["submitted"], tables["step_done"]

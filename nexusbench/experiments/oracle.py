@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.costs.base import CostModel

@@ -9,9 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from nexusbench.assembly import assemble
 from nexusbench.comparison.load import Load, load_of_run
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.engine.engine import Engine
 from nexusbench.experiments.keys import run_key
@@ -19,7 +18,8 @@ from nexusbench.experiments.store import Store
 from nexusbench.metrics.goodput import request_p99_gaps
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.slo import STATISTICS
-from nexusbench.runner import events_so_far, serve
+from nexusbench.serving.assembly import assemble
+from nexusbench.serving.runner import events_so_far, serve
 
 PROBE_SUFFIX = ".probe"
 _SCHEMA = 3

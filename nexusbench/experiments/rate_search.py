@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.comparison.load import Load
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.experiments.judging import Broken, Verdict, attained, judge, reached
 from nexusbench.experiments.probe import PROBE_SUFFIX, Probe, find_probe, run_probe

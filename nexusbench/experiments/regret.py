@@ -14,10 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from nexusbench.assembly import Assembly, BeliefFactory, assemble, open_device, resolve_device
-from nexusbench.belief import make_belief
-from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape, Plan, Split
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
@@ -26,8 +24,16 @@ from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, si
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusOptions
-from nexusbench.recorder import Progress
-from nexusbench.runner import RunResult, serve
+from nexusbench.serving.assembly import (
+    Assembly,
+    BeliefFactory,
+    assemble,
+    open_device,
+    resolve_device,
+)
+from nexusbench.serving.belief import make_belief
+from nexusbench.serving.recorder import Progress
+from nexusbench.serving.runner import RunResult, serve
 
 TOLERANCE = 1e-9  # of the bound: a split that just meets it meets it
 PAIR = ("prefill", "decode")

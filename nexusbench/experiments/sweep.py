@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from nexusbench.assembly import resolve_device
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.experiments.cells import Cell, failed, keep_cell, read_cell, run_cell
 from nexusbench.experiments.cluster import run_on_ray
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep_spec import Sweep
+from nexusbench.serving.assembly import resolve_device
 
 # Fields that decide most of what a run takes in real time.
 _COSTLY = ("trace", "scheduler", "limit", "device", "model")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import nexusbench
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.cells import Cell
 from nexusbench.experiments.keys import code_version, file_sha256

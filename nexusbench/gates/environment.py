@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.config import RunConfig
-from nexusbench.costs._profile import sha256_of
+from nexusbench.core.config import RunConfig
+from nexusbench.profiles.profile import sha256_of
 
 Facts = dict[str, str | int | float | bool | None]
 

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from nexusbench.comparison.load import Load, load_of, load_sentence, rate_text
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.gates.check import Rerun
 from nexusbench.gates.rules import Measure
 from nexusbench.gates.series import Point, Series, make_series, point_of_reader, point_of_result
 from nexusbench.results.manifest import MANIFEST_FILE
 from nexusbench.results.reader import RunReader
-from nexusbench.runner import AnyProgress, run
+from nexusbench.serving.runner import AnyProgress, run
 from nexusbench.workloads.source import stored_sha256
 
 # A run's title -> what follows its progress.

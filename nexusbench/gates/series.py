@@ -22,7 +22,7 @@ from nexusbench.results.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from nexusbench.results.reader import RunReader
-    from nexusbench.runner import RunResult
+    from nexusbench.serving.runner import RunResult
 
 Facts = dict[str, str | int | float | bool | None]
 

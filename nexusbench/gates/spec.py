@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from nexusbench.config import RunConfig, check_config
+from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.documents import convert, located, parse_toml, read_text
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean

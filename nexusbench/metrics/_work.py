@@ -4,42 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import numpy as np
 
+from nexusbench.core.work import Work
 from nexusbench.metrics.pieces import later_layers
 
 if TYPE_CHECKING:
     from nexusbench.metrics.run_events import RunEvents
-
-
-class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Work counts of a model, and the limits of the device it ran on.
-
-    FLOPs of one token in the dense layers, of one row of the output head, and of one (query, key)
-    pair in all layers; bytes of those layers' and the head's weights, and of a token's keys and
-    values. ``peak_flops`` and ``peak_bytes`` are per second.
-    """
-
-    token_flops: float
-    head_flops: float
-    pair_flops: float
-    weight_bytes: float
-    head_bytes: float
-    kv_bytes: float
-    peak_flops: float
-    peak_bytes: float
-
-
-class HostGap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often a partition went from a launch to the next that was waiting, and the ns in between.
-
-    Measured on the device: from the end of one to the begin of the other.
-    """
-
-    count: int
-    total_ns: int
-    longest_ns: int
 
 
 class Counts(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from nexusbench.core.units import NS_PER_US
-from nexusbench.metrics._work import HostGap
+from nexusbench.core.work import HostGap
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.run_events import RunEvents
 

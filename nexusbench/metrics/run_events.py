@@ -16,8 +16,8 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.core.work import HostGap, Work
 from nexusbench.metrics._damage import Misfit, check_indices, check_requests, check_tables
-from nexusbench.metrics._work import HostGap, Work
 from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
 from nexusbench.metrics.tokens import MANY, Tokens, apart, gap_owners, read_tokens
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from nexusbench.core.units import NS_PER_S
-from nexusbench.metrics._work import Counts, Work, count_work
+from nexusbench.core.work import Work
+from nexusbench.metrics._work import Counts, count_work
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.run_events import RunEvents
 

@@ -9,14 +9,14 @@ from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.registry import AboveZero
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
-from nexusbench.costs._attainment import Pace, Slo, expected
-from nexusbench.costs._prospects import PromptsAtHand
 from nexusbench.partitioners.base import (
     Partitioner,
     PartitionerOptions,
     disjoint_splits,
     shapes_to_run,
 )
+from nexusbench.policies.bullet_estimates import PromptsAtHand
+from nexusbench.policies.bullet_slo import Pace, Slo, expected
 
 
 class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,13 +9,13 @@ from nexusbench.core.registry import AboveZero
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.costs._duet import duets
 from nexusbench.partitioners.base import (
     Partitioner,
     PartitionerOptions,
     disjoint_splits,
     shapes_to_run,
 )
+from nexusbench.policies.duetserve import duets
 
 TBT_MS = 100.0
 WORTH_A_CHANGE = 0.02  # of the rate

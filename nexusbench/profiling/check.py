@@ -9,11 +9,11 @@ import numpy as np
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.parts import unit_of
-from nexusbench.costs._fit import predicted
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import Profile
-from nexusbench.profiling._desk import Desk
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import Profile
+from nexusbench.profiling.desk import Desk
 from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.profiling.fitting import predicted
 from nexusbench.profiling.measure import Measurer, NothingMeasured, Sampling
 from nexusbench.profiling.profile import Subject, fitted_model, target_of
 from nexusbench.profiling.sweep import seed_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from nexusbench.counters._detection import busy, throttled
-from nexusbench.counters.base import Counters, Reading
+from nexusbench.counters.base import Counters, Reading, busy, throttled
 from nexusbench.devices.base import Device
 from nexusbench.profiling.measure import Readers
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from nexusbench.costs._points import Point
+from nexusbench.profiles.points import Point
 from nexusbench.profiling._statistics import falling
 
 Value = Callable[[Point], float | None]

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs._points import Point, Setting
-from nexusbench.costs._stages import Stages
 from nexusbench.costs.base import Target
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.stages import Stages
 from nexusbench.profiling.curves import (
     Curve,
     lines_of,
@@ -66,7 +66,7 @@ class Bandwidth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Efficiency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a batch on all SMs: model FLOP and bandwidth utilisation, joules per token.
 
-    FLOPs and bytes are the model's (costs/_work.py), so neither can exceed 1 by waste.
+    FLOPs and bytes are the model's (core/work.py), so neither can exceed 1 by waste.
     """
 
     phase: str

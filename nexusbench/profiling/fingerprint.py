@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from nexusbench.core.specs import ModelSpec
-from nexusbench.costs._profile import Fingerprint, model_fingerprint, sha256_of
 from nexusbench.devices.base import Device
+from nexusbench.profiles.profile import Fingerprint, model_fingerprint, sha256_of
 
 
 def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.profiling._desk import MOST_REPEATS
+from nexusbench.profiling.desk import MOST_REPEATS
 
 
 def held_out_prefills(chunk: int, context: int) -> list[BatchShape]:

@@ -13,9 +13,9 @@ from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_S
-from nexusbench.costs._points import Point, Setting
-from nexusbench.profiling._desk import MOST_REPEATS, Desk, Work
+from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiling._statistics import estimate
+from nexusbench.profiling.desk import MOST_REPEATS, Desk, Work
 
 WARM_UP = 2  # launches before the first sample; one, if it is a long one
 LONG_NS = 0.25e9

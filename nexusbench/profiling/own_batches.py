@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nexusbench.core.errors import InputError
-from nexusbench.costs._fit import predicted
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import OwnBatch, load_profile
 from nexusbench.costs.base import CostModel
-from nexusbench.profiling._desk import Work
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import OwnBatch, load_profile
+from nexusbench.profiling.desk import Work
+from nexusbench.profiling.fitting import predicted
 from nexusbench.profiling.grammar import format_batch, parse_batch
 
 

@@ -15,8 +15,8 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.costs._points import Setting
-from nexusbench.profiling._desk import MOST_REPEATS, Pool, Work
+from nexusbench.profiles.points import Setting
+from nexusbench.profiling.desk import MOST_REPEATS, Pool, Work
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.held_out import held_out_decodes, held_out_mixed, held_out_prefills
 from nexusbench.profiling.positions import (

@@ -10,8 +10,8 @@ from typing import Any
 from nexusbench.core.errors import UsageError
 from nexusbench.core.outputs import atomic_file
 from nexusbench.core.parts import parts_of
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import Profile
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import Profile
 from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
 from nexusbench.profiling.facts import Facts, SplitChoice, representative, stored_facts
 from nexusbench.profiling.grammar import format_batch

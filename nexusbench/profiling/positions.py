@@ -9,8 +9,8 @@ import msgspec
 
 from nexusbench.core.batch import Split
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.costs._points import Setting
-from nexusbench.profiling._desk import Work
+from nexusbench.profiles.points import Setting
+from nexusbench.profiling.desk import Work
 
 BEND = 0.02  # a line is refined until linear interpolation in 1/SMs is about this good
 FINE_BEND = 0.005  # ... a reference line, from which saturation points are read

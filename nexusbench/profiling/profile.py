@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 
 from nexusbench import __version__
+from nexusbench.core.clock import now_ns, utc_now
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
-from nexusbench.costs._fit import build, fit_model
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import (
+from nexusbench.costs.base import CostModel, Target, cost_models
+from nexusbench.devices.base import Device
+from nexusbench.models.caveats import caveats
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import (
     POINTS_FILE,
     SCHEMA,
     Asked,
@@ -23,14 +26,11 @@ from nexusbench.costs._profile import (
     read_points,
     write_profile,
 )
-from nexusbench.costs.base import CostModel, Target, cost_models
-from nexusbench.devices._stopwatch import stopwatch_ns, utc_now
-from nexusbench.devices.base import Device
-from nexusbench.models.caveats import caveats
-from nexusbench.profiling._desk import Desk, Pool, make_pool
+from nexusbench.profiling.desk import Desk, Pool, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
 from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.profiling.fitting import build, fit_model
 from nexusbench.profiling.measure import Measurer, Readers
 from nexusbench.profiling.own_batches import measured_batches, own_batches
 from nexusbench.profiling.plan import make_plan
@@ -88,7 +88,7 @@ def make_profile(
     )  # fmt: skip
     measurer = Measurer(Desk(device, pool.enough_for(plan.everything())), effort.sampling, readers)
     store = PointStore(folder, header, fresh=fresh)
-    sweep = Sweep(plan, measurer, store, seed, stopwatch=stopwatch_ns, progress=progress)
+    sweep = Sweep(plan, measurer, store, seed, stopwatch=now_ns, progress=progress)
     outcome = sweep.run()
     path = folder / POINTS_FILE
     points = read_points(path)
@@ -133,7 +133,7 @@ def fit_models(
         if fitting is not None:
             fitting(name)
         try:
-            fits.append(fit_model(name, points, target, stopwatch=stopwatch_ns))
+            fits.append(fit_model(name, points, target, stopwatch=now_ns))
         except UsageError as error:
             notes.append(f"cost model '{name}' was not fitted: {error}")
         except Exception as error:  # a plug-in may raise anything; the measurements must be kept

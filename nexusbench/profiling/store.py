@@ -18,8 +18,8 @@ from nexusbench.core.documents import decode_json, read_document, require_file
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.outputs import write_synced
 from nexusbench.core.state import Limits
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import (
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import (
     POINTS_FILE,
     PROFILE_FILE,
     SWEEP_FILE,

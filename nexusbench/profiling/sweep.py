@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from nexusbench.core.errors import Interrupted
-from nexusbench.costs._points import Point, Setting
+from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiling.measure import Measurer, NothingMeasured
 from nexusbench.profiling.plan import Plan, alone
 from nexusbench.profiling.positions import Line, refine

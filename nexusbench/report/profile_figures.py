@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexusbench.core.parts import parts_of
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import Profile
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import Profile
 from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
 from nexusbench.profiling.facts import Contention, Facts
 from nexusbench.profiling.grammar import format_batch

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.parts import parts_of, unit_of
-from nexusbench.costs._points import Point
-from nexusbench.costs._profile import (
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import (
     POINTS_FILE,
     PROFILE_FILE,
     Profile,

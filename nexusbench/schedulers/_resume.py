@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexusbench.core.request import RequestView
-from nexusbench.schedulers._context import SchedulerContext
+from nexusbench.planning.context import SchedulerContext
 
 
 def resume(

@@ -7,7 +7,7 @@ from itertools import chain
 
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import ceil_div
-from nexusbench.schedulers._context import SchedulerContext
+from nexusbench.planning.context import SchedulerContext
 from nexusbench.schedulers._mlfq import Job
 
 Levels = Iterable[tuple[Iterable[Job], Iterable[Job]]]

@@ -11,9 +11,9 @@ from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
 from nexusbench.core.request import RequestView
 from nexusbench.costs.base import CostModel
-from nexusbench.schedulers._context import SchedulerContext
-from nexusbench.schedulers._order import Ranking
-from nexusbench.schedulers._view import PreemptionKind
+from nexusbench.planning.context import SchedulerContext
+from nexusbench.planning.order import Ranking
+from nexusbench.planning.view import PreemptionKind
 
 __all__ = ["Order", "Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
 

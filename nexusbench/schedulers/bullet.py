@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, cast
 from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.request import RequestView
-from nexusbench.costs._attainment import Pace, expected
-from nexusbench.costs._prospects import Prospects
+from nexusbench.policies.bullet_estimates import Prospects
+from nexusbench.policies.bullet_slo import Pace, expected
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.costs._duet import duets
+from nexusbench.policies.duetserve import duets
 from nexusbench.schedulers.base import SchedulerContext, SchedulerOptions
 from nexusbench.schedulers.vllm import Vllm, VllmOptions
 

@@ -9,9 +9,9 @@ from nexusbench.core.batch import Batch, BatchShape, Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.planning.view import PreemptionKind
 from nexusbench.schedulers._mlfq import Mlfq
 from nexusbench.schedulers._turn import Turn
-from nexusbench.schedulers._view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 HOST_RESERVE = 0.1  # of the host's blocks: with fewer free nobody is swapped out for a new request

@@ -16,7 +16,6 @@ from nexusbench.core.request import Request
 from nexusbench.core.specs import GpuSpec, ModelSpec, SimConstants
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.costs._calibrated import Calibrated
 from nexusbench.costs.roofline import Roofline
 from nexusbench.devices.base import Device, DeviceOptions, Serving
 from nexusbench.devices.sim import Sim
@@ -24,6 +23,7 @@ from nexusbench.engine.engine import Engine, EngineConfig
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.serving.calibrated import Calibrated
 
 SchedulerLike = str | type[Scheduler] | Callable[[], Scheduler]
 PartitionerLike = str | type[Partitioner] | Callable[..., Partitioner]

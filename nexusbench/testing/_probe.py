@@ -9,10 +9,10 @@ from nexusbench.core.batch import Batch, Chunk, Plan
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager, Undo
-from nexusbench.schedulers._context import SchedulerContext, Victim
-from nexusbench.schedulers._journal import Admission, Decodes, Draft, Entry, Eviction, Move
-from nexusbench.schedulers._order import Ranking
-from nexusbench.schedulers._view import PreemptionKind
+from nexusbench.planning.context import SchedulerContext, Victim
+from nexusbench.planning.journal import Admission, Decodes, Draft, Entry, Eviction, Move
+from nexusbench.planning.order import Ranking
+from nexusbench.planning.view import PreemptionKind
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing._errors import ConformanceError
 

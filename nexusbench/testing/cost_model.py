@@ -10,10 +10,10 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.registry import parse_options, split_spec
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._points import Point, Setting
 from nexusbench.costs.base import CostModel, Target, cost_models
-from nexusbench.devices._gpus import legal_splits
-from nexusbench.devices._physics import Physics
+from nexusbench.physics.gpus import legal_splits
+from nexusbench.physics.launches import Physics
+from nexusbench.profiles.points import Point, Setting
 from nexusbench.testing._errors import ConformanceError, named
 from nexusbench.testing._harness import tiny_gpu, tiny_model
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import GIB, MIB, NS_PER_S
-from nexusbench.devices._gpus import legal_splits, load_gpu
-from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import legal_splits, load_gpu
+from nexusbench.physics.launches import Physics
 from nexusbench.testing._errors import ConformanceError, named
 
 SHAPES = {

@@ -12,7 +12,7 @@ from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.units import ceil_div
 from nexusbench.workloads.base import TraceRequest
 from nexusbench.workloads.detection import is_foreign, told
-from nexusbench.workloads.readers._jsonl import MAX_HASH_ID, MAX_TOKENS
+from nexusbench.workloads.ranges import MAX_HASH_ID, MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
 from nexusbench.workloads.source import Source, shown
 

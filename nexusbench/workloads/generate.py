@@ -12,7 +12,7 @@ from nexusbench.core.units import NS_PER_MS
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.checks import MAX_SPAN_NS
 from nexusbench.workloads.forest import BlockNames, Forest, zipf_edges
-from nexusbench.workloads.readers._jsonl import MAX_TOKENS
+from nexusbench.workloads.ranges import MAX_TOKENS
 from nexusbench.workloads.spec import GivingUp, Workload, WorkloadSpec
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text

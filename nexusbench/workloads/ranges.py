@@ -9,6 +9,9 @@ from nexusbench.core.units import NS_PER_S
 
 # A century. Times of a run are 63-bit nanoseconds (292 years), and it ends after its last arrival.
 LONGEST_S = 3_155_760_000
+# The largest context ever announced is far below; above it, 32-bit token counts overflow.
+MAX_TOKENS = 2**31 - 1
+MAX_HASH_ID = 2**64 - 1  # hashes of 64 bits
 
 
 def check_number(name: str, value: float, least: float = 1e-9, most: float = 1e15) -> None:

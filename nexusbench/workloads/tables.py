@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.core.errors import InputError
+from nexusbench.workloads.ranges import MAX_TOKENS
 from nexusbench.workloads.readers._csv import count_in, layout_of, rows_of
-from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.source import read_source
 
 COLUMNS = ("num_prefill_tokens", "num_decode_tokens")

@@ -14,26 +14,15 @@ PACKAGE = ROOT / "nexusbench"
 # Imports go strictly down; packages on one floor never import each other.
 FLOORS = {
     "core": 0, "data": 0,
-    "kv": 1, "costs": 1, "workloads": 1, "metrics": 1, "results": 1, "counters": 1, "kernels": 1,
-    "models": 2, "schedulers": 2, "partitioners": 2, "comparison": 2,
-    "devices": 3,
-    "engine": 4, "profiling": 4, "endpoint": 4,
-    "config": 5, "belief": 5, "computing": 5, "kv_pools": 5, "assembly": 5, "runner": 5,
-    "endpoint_runner": 5, "rehearsal": 5, "recorder": 5,
-    "experiments": 6, "report": 6, "gates": 6, "testing": 6,
-    "cli": 7, "__main__": 8,
+    "kv": 1, "kernels": 1, "profiles": 1, "workloads": 1, "metrics": 1, "results": 1, "counters": 1,
+    "costs": 2, "models": 2, "physics": 2, "planning": 2, "comparison": 2,
+    "policies": 3,
+    "schedulers": 4, "partitioners": 4, "devices": 4,
+    "engine": 5, "profiling": 5, "endpoint": 5,
+    "serving": 6,
+    "experiments": 7, "report": 7, "gates": 7, "testing": 7,
+    "cli": 8, "__main__": 9,
 }  # fmt: skip
-COMPOSITION = {
-    "config",
-    "belief",
-    "computing",
-    "kv_pools",
-    "assembly",
-    "runner",
-    "endpoint_runner",
-    "rehearsal",
-    "recorder",
-}  # the modules on one floor that form one root
 FILE_LINES, FUNCTION_LINES, SCHEDULER_LINES = 400, 60, 149
 CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("time", "perf_counter"), ("time", "perf_counter_ns"),
@@ -99,8 +88,7 @@ def climbing(path):
     for line, theirs in imported(path):
         if theirs == mine or theirs in ("__version__",):
             continue
-        together = {mine, theirs} <= COMPOSITION
-        if not together and FLOORS[theirs] >= FLOORS[mine]:
+        if FLOORS[theirs] >= FLOORS[mine]:
             yield f":{line}: {mine} (floor {FLOORS[mine]}) imports {theirs} ({FLOORS[theirs]})"
 
 
@@ -140,13 +128,12 @@ def test_docstrings():
     assert not problems(unexplained)
 
 
-# A sampling thread must stamp what it reads, a sender must be on time: one small module each, of
-# counters/ and of endpoint/, reads the clock for all of the package.
-WITH_CLOCK = ("nexusbench/counters/_clock.py", "nexusbench/endpoint/_clock.py")
-CLOCKED = [
-    path for path in FILES
-    if home(path) in ("devices", "profiling") or name(path) in WITH_CLOCK
-]  # fmt: skip
+# One module reads the clock. What decides or computes the times of a simulated run never asks it.
+CLOCK = "nexusbench/core/clock.py"
+WITHOUT_CLOCK = (
+    "kv", "profiles", "workloads", "metrics", "results", "costs", "models", "physics", "planning",
+    "comparison", "policies", "schedulers", "partitioners", "engine", "report", "gates", "testing",
+)  # fmt: skip
 
 
 def reading_the_clock(path):
@@ -155,6 +142,9 @@ def reading_the_clock(path):
             yield f":{node.lineno} imports the clock"
         if isinstance(node, ast.ImportFrom) and node.module == "time":
             yield f":{node.lineno} imports the clock"
+        asked = isinstance(node, ast.ImportFrom) and node.module == "nexusbench.core.clock"
+        if asked and (home(path) in WITHOUT_CLOCK or path.stem == "sim"):
+            yield f":{node.lineno} asks the clock"
         if isinstance(node, ast.Attribute):
             owner = node.value
             last = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
@@ -162,8 +152,22 @@ def reading_the_clock(path):
                 yield f":{node.lineno} reads the clock"
 
 
-def test_no_clock_above_the_devices():
-    assert not problems(reading_the_clock, [path for path in FILES if path not in CLOCKED])
+def test_the_clock_is_read_in_one_module():
+    assert not problems(reading_the_clock, [path for path in FILES if name(path) != CLOCK])
+
+
+def reaching_in(path):
+    """Imports of what another room keeps to itself: a module or a name that begins with _."""
+    for node in nodes(path):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nexusbench."):
+            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+            private = [part for part in parts if part.startswith("_") and part[:2] != "__"]
+            if private and parts[1] != home(path):
+                yield f":{node.lineno}: {private[0]} is private to {parts[1]}"
+
+
+def test_rooms_keep_their_private_modules():
+    assert not problems(reaching_in)
 
 
 def without_a_purpose(path):
@@ -193,6 +197,10 @@ def test_no_rooms_without_a_purpose():
         (reading_the_clock, "kv/x.py", "import time", ":1 imports the clock"),
         (reading_the_clock, "kv/x.py", "from time import sleep", ":1 imports the clock"),
         (reading_the_clock, "kv/x.py", "a.time.sleep(1)", ":1 reads the clock"),
+        (reading_the_clock, "kv/x.py", "from nexusbench.core.clock import now_ns", ":1 asks"),
+        (reading_the_clock, "devices/sim.py", "from nexusbench.core.clock import sleep", ":1 asks"),
+        (reaching_in, "kv/x.py", "from nexusbench.costs._fit import a", ":1: _fit is private to"),
+        (reaching_in, "kv/x.py", "from nexusbench.costs.base import _a", ":1: _a is private to"),
         (without_a_purpose, "kv/_utils.py", "", ": _utils says nothing"),
         (without_a_purpose, "kv/x.py", "class PoolManager: pass", ":1: PoolManager"),
     ],
@@ -225,23 +233,13 @@ def deciding(node):
         yield from deciding(child)
 
 
-def physics_files():
-    """Every module of ``devices`` that the simulated device is made of: what it imports there."""
-    found, left = set(), [PACKAGE / "devices" / "sim.py"]
-    while left:
-        path = left.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for node in nodes(path):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "nexusbench.devices"
-            ):
-                for module in (node.module, *(f"{node.module}.{n.name}" for n in node.names)):
-                    target = ROOT / (module.replace(".", "/") + ".py")
-                    if target.exists():
-                        left.append(target)
-    return sorted(found)
+def exact_files():
+    """Truth and belief: what times a simulated launch, and what predicts one."""
+    rooms = [PACKAGE / room for room in ("physics", "profiles", "costs", "policies")]
+    beliefs = ("calibrated.py", "recalibrated.py")
+    found = [path for room in rooms for path in room.glob("*.py") if "fit" not in path.stem]
+    return sorted([*found, PACKAGE / "devices" / "sim.py",
+                   *(PACKAGE / "serving" / belief for belief in beliefs)])  # fmt: skip
 
 
 def rounded(path):
@@ -277,28 +275,13 @@ def rounded(path):
                 yield f"{where}: plain arithmetic only"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *physics_files(),
-        *sorted(path for path in (PACKAGE / "costs").glob("*.py") if "fit" not in path.stem),
-    ],
-    ids=name,
-)
+@pytest.mark.parametrize("path", exact_files(), ids=name)
 def test_truth_and_belief_use_plain_arithmetic(path):
     """I6: what differs between machines or Pythons may not decide a split or a time.
 
     ``sum`` compensates floats from Python 3.12 on; exp, log and powers differ between C libraries.
     """
     assert not list(rounded(path))
-
-
-def test_the_physics_is_found_by_listing():
-    """Whatever the simulated device comes to import is among the files looked at."""
-    found = {path.stem for path in physics_files()}
-    assert {"sim", "_physics", "_gemm", "_attention", "_operators", "_links", "_remote"} <= found
-    assert {"_measured", "_tables", "_profiled"} <= found
-    assert not found & {"cpu", "cuda", "_executor"}
 
 
 @pytest.mark.parametrize(

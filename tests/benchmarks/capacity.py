@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.config import RunConfig
-from nexusbench.devices._stopwatch import stopwatch_ns
+from nexusbench.core.clock import now_ns
+from nexusbench.core.config import RunConfig
 from nexusbench.experiments.advise import Question, advise, scored_slo
 from nexusbench.experiments.candidates import find_candidates
 from nexusbench.experiments.capacity import CapacitySearch, find_capacities, trace_load
@@ -61,9 +61,9 @@ def check_capacity(trace: str, text: str) -> None:
     """Three schedulers: the interval of five draws beside the grid over twelve others."""
     slo = parse_slo([text])
     configs = tuple(base(trace, scheduler=name) for name in ("nexus", "vllm", "sglang"))
-    began = stopwatch_ns()
+    began = now_ns()
     results = find_capacities(CapacitySearch(configs=configs, slo=slo, seeds=SEEDS), cores())
-    print(f"{trace}, {slo}: searched in {(stopwatch_ns() - began) / 1e9:.0f} s", flush=True)
+    print(f"{trace}, {slo}: searched in {(now_ns() - began) / 1e9:.0f} s", flush=True)
     for config, found in zip(configs, results, strict=True):
         low = lattice_step(0.6 * found.rate, GRID_RATIO)
         high = lattice_step(1.5 * found.rate, GRID_RATIO)
@@ -102,18 +102,18 @@ def check_advice(trace: str, text: str, rate: float, limit: int = 300) -> None:
         config=config, slo=slo, candidates=tuple(candidates), requests=requests, seeds=SEEDS,
         most_draws=4 * len(SEEDS),
     )  # fmt: skip
-    began = stopwatch_ns()
+    began = now_ns()
     advice = advise(question, cores())
-    seconds = (stopwatch_ns() - began) / 1e9
+    seconds = (now_ns() - began) / 1e9
     draws = UNSEEN[:4]
     items = [
         (msgspec.structs.replace(c.apply(config), seed=seed), slo)
         for c in candidates
         for seed in draws
     ]
-    began = stopwatch_ns()
+    began = now_ns()
     scores = over(scored, items)
-    whole = (stopwatch_ns() - began) / 1e9
+    whole = (now_ns() - began) / 1e9
     count = len(draws)
     grid = [
         Rated(candidate, tuple(scores[place * count : (place + 1) * count]), 0)

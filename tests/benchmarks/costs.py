@@ -17,9 +17,9 @@ from collections.abc import Callable
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import parse_options, split_spec
-from nexusbench.costs._fit import build, fit_model, split_points
 from nexusbench.costs.base import CostModel, cost_models
-from nexusbench.devices._gpus import legal_splits
+from nexusbench.physics.gpus import legal_splits
+from nexusbench.profiling.fitting import build, fit_model, split_points
 from tests.unit.profiled import profiled
 
 TARGETS = (("l20", "qwen2.5-3b"), ("h200", "llama-3.1-8b"))

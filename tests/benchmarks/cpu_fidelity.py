@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 
 import nexusbench
-from nexusbench.config import RunConfig
-from nexusbench.costs._profile import load_profile
+from nexusbench.core.config import RunConfig
+from nexusbench.profiles.profile import load_profile
 
 METRICS = (("ttft_service", "mean"), ("ttft_service", "p95"), ("tbt", "mean"), ("tbt", "p95"))
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nexusbench.config import EndpointConfig
-from nexusbench.endpoint_runner import connect
+from nexusbench.core.config import EndpointConfig
+from nexusbench.serving.endpoint import connect
 
 SERVER = Path(__file__).parents[1] / "endpoint" / "server.py"
 

@@ -94,8 +94,8 @@ def partitioner_decisions(running: int) -> None:
 
 def trace_requests(path: Path) -> list[Request]:
     """The whole trace, as ``serve-trace`` would serve it."""
-    from nexusbench.assembly import make_requests, prepare_trace
-    from nexusbench.config import RunConfig
+    from nexusbench.core.config import RunConfig
+    from nexusbench.serving.assembly import make_requests, prepare_trace
 
     trace = prepare_trace(RunConfig(trace=str(path)), LIMITS.max_model_len)
     return make_requests(trace, 16)

@@ -39,7 +39,7 @@ def main() -> None:
     started = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        patch("nexusbench.assembly.load_trace", lambda path: generated(count)),
+        patch("nexusbench.serving.assembly.load_trace", lambda path: generated(count)),
     ):
         result = nexusbench.run(config, results=Path(scratch))
     metrics = result.summary["metrics"]

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from commandline import Outcome
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
-from nexusbench.costs._profile import write_profile
-from nexusbench.rehearsal import check_run
+from nexusbench.profiles.profile import write_profile
+from nexusbench.serving.preflight import check_run
 from tests.examples import sample, slow
 from tests.sim.profiles import make_profile
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from commandline import Outcome
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.experiments.advise import Question, advise, plan_rounds, scored_slo
 from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.judging import attained, strain

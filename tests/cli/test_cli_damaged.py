@@ -12,8 +12,8 @@ import pytest
 from commandline import Outcome
 
 from nexusbench.core.errors import InputError
-from nexusbench.costs._profile import load_profile
 from nexusbench.gates.baseline import load_baseline
+from nexusbench.profiles.profile import load_profile
 from nexusbench.results.reader import RunReader
 from tests.examples import slow
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from commandline import Outcome, write_trace
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.request import Request
 from nexusbench.engine.engine import Engine

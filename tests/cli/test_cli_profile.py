@@ -15,7 +15,7 @@ import pytest
 from commandline import finish, start
 
 from nexusbench.cli.main import main
-from nexusbench.devices import _gpus
+from nexusbench.physics import gpus as _gpus
 from tests.examples import slow
 
 MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b")
@@ -351,7 +351,7 @@ def test_plots_are_drawn_and_marked(call, made, tmp_path):
 
 def test_plots_vary_one_thing_and_hide_nothing(made):
     pytest.importorskip("matplotlib")
-    from nexusbench.costs._profile import load_profile
+    from nexusbench.profiles.profile import load_profile
     from nexusbench.profiling import plots
     from nexusbench.profiling.facts import representative, stored_facts
 

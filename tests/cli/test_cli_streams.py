@@ -17,7 +17,7 @@ from typing import Any, TextIO, cast
 import pytest
 from commandline import Outcome, environment, start, write_trace
 
-from nexusbench.cli._outlet import Outlet
+from nexusbench.cli.outlet import Outlet
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.experiments import sweep_table
 from nexusbench.report.timeline import TimelineWriter

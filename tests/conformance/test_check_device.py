@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from nexusbench.core.batch import Split, StepOutput
-from nexusbench.devices._gpus import gpu_names
 from nexusbench.devices.sim import Sim
+from nexusbench.physics.gpus import gpu_names
 from nexusbench.testing import ConformanceError, check_device, tiny_device, tiny_gpu, tiny_model
 from nexusbench.testing.__main__ import device_factory, main
 

@@ -12,8 +12,8 @@ import pytest
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.costs.base import cost_models
 from nexusbench.costs.roofline import Roofline
-from nexusbench.devices._gpus import gpu_names
 from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
+from nexusbench.physics.gpus import gpu_names
 from nexusbench.testing import (
     ConformanceError,
     check_cost_model,

@@ -31,8 +31,8 @@ from nexusbench.devices._cuda_memory import (
 )
 from nexusbench.devices._cuda_partitions import Unpartitioned
 from nexusbench.devices._cuda_probe import check_gpu, gpu_spec
-from nexusbench.devices._gpus import legal_splits, load_gpu
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import legal_splits, load_gpu
 
 # -- partitions ------------------------------------------------------------------------------------
 

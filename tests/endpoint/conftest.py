@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import pytest
 
 import nexusbench
-from nexusbench.runner import RunResult
+from nexusbench.serving.runner import RunResult
 
 _NUMBERS = count()
 SERVER = Path(__file__).parent / "server.py"

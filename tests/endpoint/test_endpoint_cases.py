@@ -17,7 +17,7 @@ from nexusbench.metrics.at_once import came_at_once
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
 from nexusbench.results.reader import RunReader
-from nexusbench.runner import RunResult
+from nexusbench.serving.runner import RunResult
 
 Send = Callable[..., RunResult]
 Serve = Callable[..., Any]

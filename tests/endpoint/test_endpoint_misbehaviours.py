@@ -18,7 +18,7 @@ from nexusbench.core.events import OUTCOMES
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results import store
 from nexusbench.results.reader import RunReader
-from nexusbench.runner import RunResult
+from nexusbench.serving.runner import RunResult
 from tests.endpoint.misbehaviours import (
     ANSWERS,
     PROBED_ALL_THE_SAME,
@@ -176,7 +176,7 @@ def test_prompts_that_are_counted_in_millions_are_not_believed(base: str, replay
 def test_a_full_disk_ends_no_replay(
     base: str, replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexusbench.endpoint_runner.FLUSH_NS", 50_000_000)
+    monkeypatch.setattr("nexusbench.serving.endpoint.FLUSH_NS", 50_000_000)
     write, ended = store._write_all, [0]
 
     def fill_up(path: Path, data: bytes) -> None:
@@ -203,7 +203,7 @@ def test_a_full_disk_ends_no_replay(
 def test_a_disk_that_is_full_for_a_while_costs_nothing(
     base: str, replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexusbench.endpoint_runner.FLUSH_NS", 50_000_000)
+    monkeypatch.setattr("nexusbench.serving.endpoint.FLUSH_NS", 50_000_000)
     write, calls = store._write_all, []
 
     def fail_for_a_while(path: Path, data: bytes) -> None:

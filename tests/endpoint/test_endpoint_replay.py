@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import nexusbench
-import nexusbench.endpoint_runner
+import nexusbench.serving.endpoint
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.metrics.base import load_metrics
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.reader import RunReader
-from nexusbench.runner import RunResult
+from nexusbench.serving.runner import RunResult
 
 Send = Callable[..., RunResult]
 Serve = Callable[..., Any]
@@ -235,9 +235,9 @@ def test_what_is_measured_is_stored_while_it_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also what ended after, and what is under way beside, a request that hears nothing."""
-    monkeypatch.setattr("nexusbench.endpoint_runner.FLUSH_NS", 50_000_000)
+    monkeypatch.setattr("nexusbench.serving.endpoint.FLUSH_NS", 50_000_000)
     read: list[RunEvents] = []
-    look = nexusbench.endpoint_runner.Onlooker.look
+    look = nexusbench.serving.endpoint.Onlooker.look
     expected = [0, 6, 2, 8, 9, 10, 11, 12]
 
     def look_and_read(self: Any) -> None:
@@ -251,7 +251,7 @@ def test_what_is_measured_is_stored_while_it_is_measured(
                 read.append(events)
                 raise Interrupted("seen")
 
-    monkeypatch.setattr(nexusbench.endpoint_runner.Onlooker, "look", look_and_read)
+    monkeypatch.setattr(nexusbench.serving.endpoint.Onlooker, "look", look_and_read)
     served = serve("--behaviours", "silent,ok,stall,ok,ok,ok,ok,ok")
     with pytest.raises(Interrupted, match=r"seen. Kept: ") as caught:
         send(served, evenly(8), timeout_s=60)
@@ -276,7 +276,7 @@ def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable
 @pytest.mark.slow
 def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     served = serve_alone()
-    kill = nexusbench.endpoint_runner.Onlooker.look
+    kill = nexusbench.serving.endpoint.Onlooker.look
 
     def look(self: Any) -> None:
         if self._replay.recording.num_ended >= 4:
@@ -284,7 +284,7 @@ def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[...
         kill(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nexusbench.endpoint_runner.Onlooker, "look", look)
+        patch.setattr(nexusbench.serving.endpoint.Onlooker, "look", look)
         # Long enough that a busy machine still has requests to send when the server is gone.
         result = send(served, evenly(80, gap_ms=50))
     kinds = Counter(ends(result))

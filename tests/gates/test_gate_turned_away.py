@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.request import Request
 from nexusbench.engine.engine import Engine
 from nexusbench.gates.baseline import appended
@@ -17,7 +17,7 @@ from nexusbench.gates.check import Report, check
 from nexusbench.gates.pytest_plugin import Gate, GateWarning
 from nexusbench.gates.rules import parse_rules, run_measures
 from nexusbench.gates.series import Samples, Series
-from nexusbench.runner import run
+from nexusbench.serving.runner import run
 from tests.gates.made_up import samples, series
 
 RULE = "ttft.p99:5%:2ms"

@@ -110,7 +110,7 @@ def test_nexus_computes_on_two_partitions_at_once() -> None:
 def test_a_thousand_switches_of_the_device_leak_nothing() -> None:
     import torch
 
-    from nexusbench.profiling._desk import Desk, Pool, Work
+    from nexusbench.profiling.desk import Desk, Pool, Work
 
     device = machine.open_device()
     try:
@@ -140,7 +140,7 @@ def test_a_thousand_switches_of_the_device_leak_nothing() -> None:
 
 
 def test_a_launch_that_does_not_end_is_named() -> None:
-    from nexusbench.profiling._desk import Desk, Pool, Work
+    from nexusbench.profiling.desk import Desk, Pool, Work
     from tests.gpu import probes
 
     device = machine.open_device()

@@ -17,17 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nexusbench"
 
-PHYSICS = (
-    "_attention", "_gemm", "_gpus", "_links", "_measured", "_operators", "_physics", "_profiled",
-    "_remote", "_tables", "sim",
-)  # fmt: skip
 AREAS: dict[str, tuple[str, ...]] = {
     "engine": ("engine/*.py",),
-    "kv": ("kv/*.py", "kv_pools.py"),
-    "schedulers": ("schedulers/*.py",),
-    "partitioners": ("partitioners/*.py",),
-    "physics": tuple(f"devices/{name}.py" for name in PHYSICS),
-    "costs": ("costs/*.py",),
+    "kv": ("kv/*.py", "serving/memory.py"),
+    "schedulers": ("schedulers/*.py", "planning/*.py"),
+    "partitioners": ("partitioners/*.py", "policies/*.py"),
+    "physics": ("physics/*.py", "devices/sim.py"),
+    "costs": ("costs/*.py", "profiles/*.py", "serving/*calibrated.py"),
     "workloads": ("workloads/*.py",),
     "metrics": ("metrics/*.py",),
     "gates": ("gates/*.py",),

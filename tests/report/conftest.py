@@ -11,11 +11,11 @@ import pytest
 from browser import Browser, find_chromium
 from stored import HOSTILE, edit_manifest, folders, write_trace
 
-from nexusbench.config import RunConfig
-from nexusbench.costs._profile import POINTS_FILE, read_points, write_profile
+from nexusbench.core.config import RunConfig
 from nexusbench.costs.base import Target
+from nexusbench.profiles.profile import POINTS_FILE, read_points, write_profile
 from nexusbench.profiling.facts import derive_facts
-from nexusbench.runner import run
+from nexusbench.serving.runner import run
 from tests.sim.profiles import make_profile
 
 

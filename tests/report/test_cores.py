@@ -17,10 +17,10 @@ from nexusbench.core.batch import Split
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.costs._profile import check_fingerprint, load_profile, write_profile
 from nexusbench.costs.base import Target, cost_models
 from nexusbench.devices._cpu_shares import core_splits
 from nexusbench.partitioners.base import disjoint_splits
+from nexusbench.profiles.profile import check_fingerprint, load_profile, write_profile
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from stored import edit_manifest, folders, write_trace
 
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.view import Judgement, by_label, view_of_reader
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.report.build import report_runs
 from nexusbench.report.escape import plain, plot_text, script_json
 from nexusbench.report.gather import gather, read_runs
 from nexusbench.report.page import runs_page
 from nexusbench.results.reader import RunReader
-from nexusbench.runner import run
+from nexusbench.serving.runner import run
 
 
 def page_of(runs: list[str], judgement: Judgement | None = None) -> str:

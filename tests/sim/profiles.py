@@ -7,14 +7,14 @@ import hashlib
 import msgspec
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs._fit import fit_model
-from nexusbench.costs._points import Point, Setting
-from nexusbench.costs._profile import POINTS_FILE, SCHEMA, Profile, write_profile
 from nexusbench.costs.base import Target
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.profile import POINTS_FILE, SCHEMA, Profile, write_profile
 from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.profiling.fitting import fit_model
 
 PREFILLS = [BatchShape(0, 0, ((n, c),)) for n in (64, 512, 2048) for c in (0, 4096, 16384)]
 DECODES = [BatchShape(b, b * c) for b in (1, 16, 64, 256) for c in (128, 1024, 4096)]

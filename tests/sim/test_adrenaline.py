@@ -13,11 +13,11 @@ from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
 from nexusbench.costs.roofline import Roofline
-from nexusbench.devices._gpus import load_gpu
-from nexusbench.devices._physics import Physics
-from nexusbench.devices._remote import SYNC_NS, remote_slowdown, split_launch
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.adrenaline import Adrenaline as Colocation
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.remote import SYNC_NS, remote_slowdown, split_launch
 from nexusbench.schedulers._offloading import Load, OffloadBound, bound, fine_now, safe
 from nexusbench.schedulers.base import schedulers
 from nexusbench.testing import offer, serve, tiny_gpu

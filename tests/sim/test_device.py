@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.errors import UsageError
-from nexusbench.devices._gpus import gpu_names, load_gpu
-from nexusbench.devices._links import LAST_NS, Links
-from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import gpu_names, load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.links import LAST_NS, Links
 from nexusbench.testing import tiny_device, tiny_gpu, tiny_model
 from tests.examples import examples
 

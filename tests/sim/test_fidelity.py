@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nexusbench.config import RunConfig
-from nexusbench.devices._gpus import load_gpu
+from nexusbench.core.config import RunConfig
 from nexusbench.experiments.fidelity.kernels import Score, score_kernels
 from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import Replay, replay
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
 
 DATA = os.environ.get("NEXUSBENCH_DATA")
 RTX4090 = "rtx4090-llama-3.1-8b"

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from nexusbench.core.batch import BatchShape, Plan, Split
 from nexusbench.core.errors import PlanRefused, UsageError
 from nexusbench.core.state import Limits
-from nexusbench.devices._gpus import load_gpu
-from nexusbench.devices._links import Links
 from nexusbench.devices.sim import Sim
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.links import Links
 from nexusbench.schedulers.vllm_pd import VllmPd
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting
@@ -155,9 +155,9 @@ def test_a_client_that_leaves_while_its_kv_is_on_the_way():
 
 
 def test_one_gpu_by_name_is_taken_twice():
-    from nexusbench.assembly import open_device
-    from nexusbench.config import RunConfig
+    from nexusbench.core.config import RunConfig
     from nexusbench.models.config import load_model
+    from nexusbench.serving.assembly import open_device
 
     config = RunConfig(trace="none", device="sim:l20", scheduler="vllm-pd")
     device, _ = open_device(config, load_model(config.model), 4096, policy=VllmPd())
@@ -221,8 +221,8 @@ def test_a_move_that_was_not_made_with_the_context_is_refused():
 
 def test_message_bytes_are_queries_keys_values_and_outputs():
     """Llama-3.1-8B in bf16: 2 x 32 query heads and 2 x 8 KV heads of 128 values."""
-    from nexusbench.devices._physics import Physics
     from nexusbench.models.config import load_model
+    from nexusbench.physics.launches import Physics
 
     physics = Physics(load_gpu("l20"), load_model("llama-3.1-8b"))
     assert physics.message_bytes(10) == 10 * (2 * 32 + 2 * 8) * 128 * 2

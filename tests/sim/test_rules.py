@@ -11,8 +11,8 @@ from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.state import InFlight, Limits, WaitingQueue
 from nexusbench.engine.arrivals import Arrivals
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.schedulers._context import SchedulerContext
-from nexusbench.schedulers._order import CacheOrder, Ranking
+from nexusbench.planning.context import SchedulerContext
+from nexusbench.planning.order import CacheOrder, Ranking
 from nexusbench.schedulers.fastserve import Fastserve
 from nexusbench.schedulers.vllm import Vllm
 from nexusbench.testing import offer, serve

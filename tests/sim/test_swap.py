@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from nexusbench.assembly import assemble
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import PREEMPTION_KINDS
-from nexusbench.kv_pools import swap_gib
 from nexusbench.schedulers.base import schedulers
+from nexusbench.serving.assembly import assemble
+from nexusbench.serving.memory import swap_gib
 from nexusbench.testing import offer, serve, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.config import RunConfig
-from nexusbench.devices._gpus import load_gpu
+from nexusbench.core.config import RunConfig
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
 from nexusbench.results.manifest import Manifest, new_manifest
 
 ASKED = {**msgspec.to_builtins(RunConfig(trace="t.jsonl")), "seed": 1}

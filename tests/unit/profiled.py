@@ -10,11 +10,11 @@ from itertools import product
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._points import Point, Setting
 from nexusbench.costs.base import Target
-from nexusbench.devices._gpus import legal_splits, load_gpu
-from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import legal_splits, load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.profiles.points import Point, Setting
 
 CHUNKS = (64, 256, 512, 1024, 2048, 4096, 8192)
 PRIORS = (0, 2048, 8192, 24576)

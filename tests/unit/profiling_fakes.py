@@ -5,9 +5,9 @@ from __future__ import annotations
 from nexusbench.core.batch import Split, StepOutput
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import Limits
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.devices.base import Device
-from nexusbench.profiling._desk import Pool
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.profiling.desk import Pool
 
 SPLITS = (*(Split(("prefill", "decode"), (p, 16 - p)) for p in range(2, 15, 2)),)
 SPEC = DeviceSpec(

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 import nexusbench
-from nexusbench.belief import make_belief
-from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.costs._profile import POINTS_FILE, load_profile
-from nexusbench.costs._recalibrated import LEAST, Recalibrated
 from nexusbench.models.config import load_model
+from nexusbench.profiles.profile import POINTS_FILE, load_profile
+from nexusbench.serving.belief import make_belief
+from nexusbench.serving.recalibrated import LEAST, Recalibrated
 from tests.sim.profiles import make_profile, open_sim
 
 PREFILL, DECODE = BatchShape(0, 0, ((1000, 500),)), BatchShape(30, 30_000)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import EngineState, Limits
-from nexusbench.costs._attainment import NORM_TTFT_MS, TPOT_MS, Pace, Slo, expected
-from nexusbench.costs._prospects import LOOK_AHEAD, Prospects
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.bullet import Bullet as Resources
 from nexusbench.partitioners.bullet import BulletOptions
+from nexusbench.policies.bullet_estimates import LOOK_AHEAD, Prospects
+from nexusbench.policies.bullet_slo import NORM_TTFT_MS, TPOT_MS, Pace, Slo, expected
 from nexusbench.testing import check_scheduler, offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import LIMITS, make_scheduler
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.experiments import cluster
 from nexusbench.experiments.keys import code_version

@@ -10,19 +10,11 @@ import pytest
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
+from nexusbench.core.work import chunk_work, equivalent_context, model_work, portion
 from nexusbench.costs import _fit_grids as grids
 from nexusbench.costs import _fit_linear as fits
 from nexusbench.costs import _fit_roofline
-from nexusbench.costs._attainment import MOST_FORGOTTEN, Pace, Slo, expected
-from nexusbench.costs._calibrated import Calibrated
 from nexusbench.costs._calibration import Beside, Rates, RooflineParameters, rooflines
-from nexusbench.costs._duet import duets
-from nexusbench.costs._pairs import Slowdowns, contested, place_of
-from nexusbench.costs._points import Point, Setting
-from nexusbench.costs._recalibrated import Recalibrated
-from nexusbench.costs._stages import Stages
-from nexusbench.costs._surface import Surface, between, bracket, corners
-from nexusbench.costs._work import chunk_work, equivalent_context, model_work, portion
 from nexusbench.costs.linear import (
     Guard,
     _Nearest,
@@ -34,6 +26,14 @@ from nexusbench.costs.linear import (
 )
 from nexusbench.costs.nexus import Curve, Parts, Stage, gain, slowed
 from nexusbench.costs.roofline import Roofline, RooflineOptions
+from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, Pace, Slo, expected
+from nexusbench.policies.duetserve import duets
+from nexusbench.profiles.pairs import Slowdowns, contested, place_of
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.stages import Stages
+from nexusbench.profiles.surface import Surface, between, bracket, corners
+from nexusbench.serving.calibrated import Calibrated
+from nexusbench.serving.recalibrated import Recalibrated
 from nexusbench.testing import offer, tiny_gpu, tiny_model
 
 MS = 1_000_000
@@ -619,7 +619,7 @@ def test_prompts_alone_are_asked_once(monkeypatch):
     belief.predict(PROMPT, 8, (ONES, 8))
     belief.predict(PROMPT, 8, (ONES, 8))
     assert len(asked) == 5
-    monkeypatch.setattr("nexusbench.costs._calibrated.MOST_KEPT", 1)
+    monkeypatch.setattr("nexusbench.serving.calibrated.MOST_KEPT", 1)
     belief.predict(PROMPT, 4)
     assert len(belief._kept) == 1
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs._calibrated import LEAST, Calibrated
 from nexusbench.costs.roofline import Roofline, RooflineOptions
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.serving.calibrated import LEAST, Calibrated
 from nexusbench.testing import serve
 from tests.sim.golden_runs import trace
 

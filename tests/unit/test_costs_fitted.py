@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import build, fit_model, split_points
-from nexusbench.costs._points import Point
 from nexusbench.costs.base import cost_models
-from nexusbench.devices._gpus import legal_splits
+from nexusbench.physics.gpus import legal_splits
+from nexusbench.profiles.points import Point
+from nexusbench.profiling.fitting import build, fit_model, split_points
 from tests.examples import examples
 from tests.unit.profiled import profiled, sm_counts
 

@@ -6,8 +6,8 @@ import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import fit_model, predicted, score, split_points
-from nexusbench.costs._points import Point, Setting
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiling.fitting import fit_model, predicted, score, split_points
 
 PREFILL, DECODE = BatchShape(0, 0, ((512, 0),)), BatchShape(8, 800)
 OTHER, MIXED = BatchShape(4, 400), BatchShape(2, 100, ((64, 0),))

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs._fit import build
-from nexusbench.costs._points import Point, Setting
 from nexusbench.costs.linear import Linear, LinearOptions, cell_of, power_of_4
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiling.fitting import build
 from tests.unit.profiled import target
 
 L20 = target("l20", "qwen2.5-3b")

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
-from nexusbench.costs._fit import fit_model, score
-from nexusbench.costs._points import Point, Setting
 from nexusbench.costs.base import Target
 from nexusbench.costs.nexus import (
     Curve,
@@ -24,8 +22,10 @@ from nexusbench.costs.nexus import (
     exponential,
     gain,
 )
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiling.fitting import fit_model, score
 
 GPU, MODEL = load_gpu("l20"), load_model("qwen2.5-3b")
 PREFILL, DECODE = BatchShape(0, 0, ((2048, 2048),)), BatchShape(64, 64_000)
@@ -197,7 +197,7 @@ def test_held_out_shapes_are_fitted_nowhere():
         else p
         for p in points
     ]
-    from nexusbench.costs._fit import split_points
+    from nexusbench.profiling.fitting import split_points
 
     fitted, held_out = split_points(marked)
     assert {p.setting.shape for p in held_out} == {judged}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nexusbench.core.batch import BatchShape
 from nexusbench.costs.base import cost_models
 from nexusbench.costs.roofline import Roofline, RooflineOptions
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
 from nexusbench.testing import tiny_gpu, tiny_model
 
 CHUNKS = st.lists(st.tuples(st.integers(1, 2048), st.integers(0, 20_000)), max_size=3)

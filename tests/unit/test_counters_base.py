@@ -7,7 +7,6 @@ from typing import ClassVar
 import pytest
 
 from nexusbench.core.errors import CounterError, UsageError
-from nexusbench.counters._detection import busy, throttled
 from nexusbench.counters.base import (
     Counters,
     CounterSource,
@@ -15,8 +14,10 @@ from nexusbench.counters.base import (
     Reading,
     Sample,
     Support,
+    busy,
     counters,
     summarise,
+    throttled,
 )
 
 TOTAL = Metric("made.bytes", "bytes", "total", "a total")

@@ -22,9 +22,8 @@ from nvml_fake import (
 )
 
 from nexusbench.core.errors import CounterError
-from nexusbench.counters._detection import busy, throttled
 from nexusbench.counters._nvml_reader import CLOCK_EVENTS, GPM_METRICS
-from nexusbench.counters.base import Counters, Reading, counters, summarise
+from nexusbench.counters.base import Counters, Reading, busy, counters, summarise, throttled
 from nexusbench.counters.nvml import NvmlCounters
 
 EVENTS = [f"nvml.clock_event.{name}" for name in CLOCK_EVENTS]

@@ -16,8 +16,7 @@ import pytest
 
 from nexusbench.core.errors import CounterError
 from nexusbench.counters import process as module
-from nexusbench.counters._detection import busy
-from nexusbench.counters.base import Counters, Reading, counters, summarise
+from nexusbench.counters.base import Counters, Reading, busy, counters, summarise
 from nexusbench.counters.process import ProcessCounters
 from nexusbench.counters.sim import SimCounters
 

@@ -21,10 +21,10 @@ from nexusbench.core.documents import (
     read_text,
 )
 from nexusbench.core.errors import BaselineError, InputError
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.experiments.fidelity import aiconfigurator, vidur
 from nexusbench.gates.spec import load_spec
 from nexusbench.models.shards import check_header
+from nexusbench.physics.gpus import load_gpu
 from nexusbench.results._columns import table_of
 
 

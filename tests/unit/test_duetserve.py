@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import EngineState, Limits
-from nexusbench.costs._duet import duets
 from nexusbench.costs.roofline import Roofline
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.duetserve import Duetserve as Optimiser
 from nexusbench.partitioners.duetserve import DuetserveOptions
+from nexusbench.policies.duetserve import duets
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu, tiny_model
 from nexusbench.testing._harness import LIMITS, Setting, make_scheduler
 from tests.sim.golden_runs import trace

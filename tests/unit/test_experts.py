@@ -10,11 +10,11 @@ import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import Dtypes, ModelSpec, MoeSpec
-from nexusbench.costs._stages import Stages
-from nexusbench.costs._work import model_work
+from nexusbench.core.work import model_work
 from nexusbench.costs.roofline import Roofline
-from nexusbench.devices._gpus import load_gpu
-from nexusbench.devices._physics import Physics
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.profiles.stages import Stages
 
 # Qwen3-30B-A3B
 MODEL = ModelSpec("a3b", 48, 2048, 32, 4, 128, 6144, 151936, 40960, moe=MoeSpec(128, 8, 768))

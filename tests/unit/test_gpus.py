@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, SimConstants
-from nexusbench.devices._gpus import gpu_names, legal_splits, load_gpu
+from nexusbench.physics.gpus import gpu_names, legal_splits, load_gpu
 
 NAMES = ["a100", "h100", "h200", "l20", "l40s", "rtx4090"]
 L20 = (files("nexusbench.data") / "gpus" / "l20.toml").read_text(encoding="utf-8")

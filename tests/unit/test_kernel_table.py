@@ -14,10 +14,11 @@ import pytest
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, MoeSpec
-from nexusbench.devices._gpus import load_gpu
-from nexusbench.devices._measured import MeasuredPhysics
-from nexusbench.devices._physics import Physics
-from nexusbench.devices._tables import (
+from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.measured import MeasuredPhysics
+from nexusbench.physics.tables import (
     PER_LAYER,
     PER_SEQUENCE,
     PER_STEP,
@@ -26,7 +27,6 @@ from nexusbench.devices._tables import (
     KernelTable,
     load_table,
 )  # fmt: skip
-from nexusbench.models.config import load_model
 
 GPU, LLAMA = load_gpu("rtx4090"), load_model("llama-3.1-8b")
 META = """\

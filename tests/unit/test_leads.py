@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from nexusbench.comparison.load import Load
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.experiments.advise import Question, more_draws
 from nexusbench.experiments.candidates import Candidate
 from nexusbench.experiments.leads import Rated, Score, lead, twins

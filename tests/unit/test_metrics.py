@@ -13,7 +13,7 @@ import pytest
 import nexusbench.metrics
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
-from nexusbench.metrics._work import HostGap
+from nexusbench.core.work import HostGap
 from nexusbench.metrics.at_once import came_at_once
 from nexusbench.metrics.base import Distribution, Scalar, find_metrics, load_metrics
 from nexusbench.metrics.explain import explain

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nexusbench
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.metrics.base import load_metrics

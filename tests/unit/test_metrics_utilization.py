@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nexusbench.core.events import EventLog
-from nexusbench.metrics._work import Work
+from nexusbench.core.work import Work
 from nexusbench.metrics.base import load_metrics
 from nexusbench.metrics.run_events import Facts, RunEvents
 

@@ -15,7 +15,7 @@ import pytest
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, MoeSpec
-from nexusbench.costs._work import model_work
+from nexusbench.core.work import model_work
 from nexusbench.models.config import load_model, model_names
 from tests.examples import sample
 

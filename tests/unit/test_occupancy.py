@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.metrics.occupancy import (
     Steps,
     at_edges,
@@ -17,7 +17,7 @@ from nexusbench.metrics.occupancy import (
     split_over_time,
 )
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.runner import run
+from nexusbench.serving.runner import run
 from tests.examples import slow
 
 ROOT = Path(__file__).parents[2]

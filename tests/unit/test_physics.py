@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec
-from nexusbench.devices._attention import Attention
-from nexusbench.devices._gemm import Gemm
-from nexusbench.devices._gpus import gpu_names, load_gpu
-from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.gpus import gpu_names, load_gpu
+from nexusbench.physics.launches import Physics
 
 LLAMA = load_model("llama-3.1-8b")
 GPUS = gpu_names()

@@ -7,14 +7,14 @@ from msgspec.structs import replace
 
 from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.specs import GpuSpec, SimConstants
-from nexusbench.devices._attention import Attention
-from nexusbench.devices._gemm import Gemm
-from nexusbench.devices._operators import L2, OperatorClass, overlapped, scaled_sum, total
-from nexusbench.devices._physics import Load, Physics
-from nexusbench.devices._profiled import along, axis_of, distance, full_grid, mean, spread
-from nexusbench.devices._remote import split_launch
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.operators import L2, OperatorClass, overlapped, scaled_sum, total
+from nexusbench.physics.profiled import along, axis_of, distance, full_grid, mean, spread
+from nexusbench.physics.remote import split_launch
 from nexusbench.testing import tiny_model
 
 # 10 SMs of 1,000 FLOP/ns each; 100 bytes/ns of HBM, all of it attainable.

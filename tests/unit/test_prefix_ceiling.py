@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexusbench.assembly import make_requests
 from nexusbench.cli.main import main
 from nexusbench.core.state import Limits
+from nexusbench.serving.assembly import make_requests
 from nexusbench.testing import serve
 from nexusbench.testing._harness import Setting
 from nexusbench.workloads import transform

@@ -11,7 +11,12 @@ import pytest
 import nexusbench
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.costs._profile import (
+from nexusbench.devices.base import DeviceOptions
+from nexusbench.devices.sim import Sim
+from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import legal_splits, load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.profiles.profile import (
     POINTS_FILE,
     SCHEMA,
     Profile,
@@ -19,11 +24,6 @@ from nexusbench.costs._profile import (
     model_fingerprint,
     write_profile,
 )
-from nexusbench.devices._gpus import legal_splits, load_gpu
-from nexusbench.devices._physics import Physics
-from nexusbench.devices.base import DeviceOptions
-from nexusbench.devices.sim import Sim
-from nexusbench.models.config import load_model
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.testing import check_device
 from tests.unit.profiled import grid, held_out

@@ -10,13 +10,13 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import Limits
-from nexusbench.costs._points import Setting
 from nexusbench.counters.base import Counters, CounterSource, Metric, Sample, Support
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
-from nexusbench.profiling._desk import Desk, make_pool
+from nexusbench.profiles.points import Setting
 from nexusbench.profiling.counting import Counting, OpenReaders
+from nexusbench.profiling.desk import Desk, make_pool
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.measure import Measurer
 

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs._points import Point, Setting
-from nexusbench.costs._stages import Stages
 from nexusbench.costs.base import Target
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.stages import Stages
 from nexusbench.profiling.curves import Curve, step_time
 from nexusbench.profiling.facts import derive_facts, stored_facts, utilisation
 

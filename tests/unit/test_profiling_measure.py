@@ -10,9 +10,9 @@ from profiling_fakes import POOL, FakeDevice
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.costs._points import Setting
-from nexusbench.profiling._desk import Desk, Work
+from nexusbench.profiles.points import Setting
 from nexusbench.profiling._statistics import estimate, falling, find_outliers, half_width
+from nexusbench.profiling.desk import Desk, Work
 from nexusbench.profiling.measure import Measurer, NothingMeasured, Readers, Sampling
 
 SAMPLING = Sampling(5, 40, 0.01, 1e9)

@@ -8,7 +8,7 @@ from profiling_fakes import POOL, SPEC
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
-from nexusbench.profiling._desk import MOST_REPEATS, Pool, Work
+from nexusbench.profiling.desk import MOST_REPEATS, Pool, Work
 from nexusbench.profiling.effort import DEFAULT, EFFORTS, FULL, QUICK
 from nexusbench.profiling.plan import alone, make_plan, skewed_contexts
 from nexusbench.profiling.positions import Line, legal_sms, refine, spread

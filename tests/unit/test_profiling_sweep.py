@@ -10,8 +10,8 @@ from profiling_fakes import POOL, FakeDevice
 
 from nexusbench.core.errors import InputError, Interrupted, UsageError
 from nexusbench.core.state import Limits
-from nexusbench.costs._profile import POINTS_FILE, Fingerprint, read_points
-from nexusbench.profiling._desk import Desk
+from nexusbench.profiles.profile import POINTS_FILE, Fingerprint, read_points
+from nexusbench.profiling.desk import Desk
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.measure import Measurer
 from nexusbench.profiling.plan import alone, make_plan

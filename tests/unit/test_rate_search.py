@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments import rate_search
 from nexusbench.experiments.capacity import (
@@ -24,7 +24,7 @@ from nexusbench.experiments.probe import Probe, find_probe, run_probe, statistic
 from nexusbench.experiments.rate_search import SearchTask, lattice_rate, lattice_step, search_rate
 from nexusbench.experiments.store import Store
 from nexusbench.metrics.slo import STATISTICS, parse_slo
-from nexusbench.runner import run
+from nexusbench.serving.runner import run
 
 INF, NAN = math.inf, math.nan
 

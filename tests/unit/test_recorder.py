@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 import nexusbench
-from nexusbench import RunConfig, recorder, runner
+from nexusbench import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, Terminated
 from nexusbench.core.events import EventLog
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.recorder import STOPPING, Saver, StopFlag, stop_flag
 from nexusbench.results.reader import RunReader, list_runs
 from nexusbench.results.store import RunWriter
+from nexusbench.serving import recorder, runner
+from nexusbench.serving.recorder import STOPPING, Saver, StopFlag, stop_flag
 from tests.cli.commandline import write_trace
 from tests.unit.manifests import manifest
 

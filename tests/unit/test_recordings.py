@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nexusbench.cli.validate import app
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.experiments.fidelity.bench_serve import import_bench_serve
 from nexusbench.experiments.fidelity.errors import broken_bounds, errors, parse_bounds

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape, Split
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.oracle import Oracle, simulated
 from nexusbench.experiments.regret import Decision, judge, regret

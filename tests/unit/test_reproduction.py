@@ -430,7 +430,7 @@ def test_an_experiment_can_ask_for_more_requests_than_the_shipped_trace_has(tmp_
 
 
 def test_a_neutral_gpu_is_a_file_that_can_be_read(tmp_path: Path) -> None:
-    from nexusbench.devices._gpus import load_gpu
+    from nexusbench.physics.gpus import load_gpu
 
     gpu = load_gpu("l20")
     for constant in NEUTRAL:

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
-from nexusbench.devices._gpus import load_gpu
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, make_scheduler
 from tests.examples import slow
@@ -160,7 +160,7 @@ def test_the_gain_peaks_near_the_balanced_ratio_of_prompt_to_output(chunk, ratio
 def test_the_first_token_of_a_new_tile_costs_a_jump():
     """2308.16369: the 257th token costs +32 % (13B, A6000); here about +20 %.
 
-    That follows from constants of the simulator: the heights of its GEMM tiles (devices/_gemm.py).
+    That follows from constants of the simulator: the heights of its GEMM tiles (physics/gemm.py).
     """
 
     def step(tokens):

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from nexusbench import kv_pools
-from nexusbench.assembly import assemble
-from nexusbench.config import RunConfig
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
 from nexusbench.costs.roofline import Roofline
-from nexusbench.devices._gpus import load_gpu
-from nexusbench.devices._physics import Physics
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.launches import Physics
 from nexusbench.profiling.profile import Subject
-from nexusbench.runner import _engine
+from nexusbench.serving import memory as kv_pools
+from nexusbench.serving.assembly import assemble
+from nexusbench.serving.runner import _engine
 
 H100 = load_gpu("h100")
 TWO_HEADS = load_model("qwen2.5-3b")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nexusbench.assembly import shape_traffic
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
+from nexusbench.serving.assembly import shape_traffic
 from nexusbench.workloads import source, transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head

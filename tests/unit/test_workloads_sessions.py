@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexusbench.assembly import make_requests
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.serving.assembly import make_requests
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.trace import load_trace, write_trace

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.devices._attention import Attention
-from nexusbench.devices._gemm import Gemm
 from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
 
 if TYPE_CHECKING:
     import pyarrow as pa

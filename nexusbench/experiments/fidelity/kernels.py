@@ -11,10 +11,10 @@ import numpy as np
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.devices._tables import Curve
 from nexusbench.experiments.fidelity import aiconfigurator, llmservingsim, vidur
 from nexusbench.experiments.fidelity.errors import Errors, errors
 from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.physics.tables import Curve
 
 
 class Score(msgspec.Struct, frozen=True):

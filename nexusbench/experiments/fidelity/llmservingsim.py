@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.costs._work import model_work
-from nexusbench.devices._gemm import Gemm
-from nexusbench.devices._measured import AttentionStretch, shape_of
-from nexusbench.devices._physics import Physics
-from nexusbench.devices._tables import ATTENTION_AXES, Curve, KernelTable, Point, load_table
+from nexusbench.core.work import model_work
 from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.measured import AttentionStretch, shape_of
+from nexusbench.physics.tables import ATTENTION_AXES, Curve, KernelTable, Point, load_table
 
 FITTED_GPU = "RTX 4090"
 PRODUCTS = {

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.fidelity.recording import FloatArray, Recording
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.runner import RunResult, run
+from nexusbench.serving.runner import RunResult, run
 
 STATISTICS: tuple[tuple[str, Callable[[FloatArray], float]], ...] = (
     ("mean", lambda values: float(values.mean())),

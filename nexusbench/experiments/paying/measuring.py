@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 
 from nexusbench.comparison.load import Load
-from nexusbench.config import RunConfig
+from nexusbench.core.clock import now_ns
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.devices._stopwatch import stopwatch_ns
 from nexusbench.experiments.judging import attained
 from nexusbench.experiments.probe import run_probe, statistic
 from nexusbench.metrics.slo import Slo, parse_slo
@@ -55,7 +55,7 @@ def suffix(slos: dict[str, str]) -> str:
 
 def measure(task: Task) -> Row:
     """Run a task to its end. Its own faults are in ``error``."""
-    began = stopwatch_ns()
+    began = now_ns()
     try:
         probe = run_probe(task.config, None)
     except (Interrupted, KeyboardInterrupt):
@@ -73,7 +73,7 @@ def measure(task: Task) -> Row:
         tbt_p99=probe.gaps["p99"],
         longest_s=max(probe.e2e) / 1e3,
         digest=probe.digest,
-        wall_s=round((stopwatch_ns() - began) / NS_PER_S, 3),
+        wall_s=round((now_ns() - began) / NS_PER_S, 3),
         load=probe.load,
     )
 

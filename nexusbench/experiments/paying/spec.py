@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from nexusbench.config import RunConfig, check_config
+from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.devices.base import devices
 from nexusbench.experiments.capacity import trace_load

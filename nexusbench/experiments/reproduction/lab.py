@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.assembly import open_device, resolve_device
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.devices.base import devices
 from nexusbench.experiments import oracle, regret
@@ -25,6 +24,7 @@ from nexusbench.experiments.sweep_spec import Sweep, axes_of
 from nexusbench.models.config import load_model
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.profile import Subject, make_profile
+from nexusbench.serving.assembly import open_device, resolve_device
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.trace import write_trace

@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.assembly import check_tensor_parallel, open_device
-from nexusbench.config import RunConfig
+from nexusbench.core.config import RunConfig
 from nexusbench.experiments import motivation as motivation_code
 from nexusbench.experiments.keys import file_sha256, run_key
 from nexusbench.experiments.motivation import Row as Statement
@@ -27,6 +26,7 @@ from nexusbench.experiments.reproduction.verdicts import Row, cannot, row_of, ro
 from nexusbench.experiments.store import Store
 from nexusbench.models.config import load_model
 from nexusbench.profiling.profile import Subject
+from nexusbench.serving.assembly import check_tensor_parallel, open_device
 
 # What is drawn and kept of every cell.
 SERIES = (

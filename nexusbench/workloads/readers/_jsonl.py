@@ -15,13 +15,12 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS, ceil_div
+from nexusbench.workloads.ranges import MAX_HASH_ID, MAX_TOKENS
 from nexusbench.workloads.readers._tokens import decode_tokens
 from nexusbench.workloads.source import Source, shown
 
 # 285 years: as nanoseconds it still fits 63 bits, and wall-clock milliseconds since 1970 are legal.
 _MAX_MS = 9_000_000_000_000
-# The largest context ever announced is far below; above it, 32-bit token counts overflow.
-MAX_TOKENS = 2**31 - 1
 _MOST_DIGITS = 400
 _DIGITS = 20  # of any whole number that a field may have
 
@@ -32,7 +31,6 @@ Milliseconds = (
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 # Hashes of 64 bits; msgspec has no bounds beyond 63, so check_hash_counts looks at the upper one.
 HashIds = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-MAX_HASH_ID = 2**64 - 1
 Duration = (
     Annotated[int, msgspec.Meta(gt=0, le=_MAX_MS)]
     | Annotated[float, msgspec.Meta(gt=0, le=_MAX_MS)]

@@ -11,6 +11,7 @@ from typing import ClassVar
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.ranges import MAX_TOKENS
 from nexusbench.workloads.readers._csv import (
     Layout,
     cells_of,
@@ -19,7 +20,6 @@ from nexusbench.workloads.readers._csv import (
     layout_of,
     rows_of,
 )
-from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
 from nexusbench.workloads.source import Source, shown
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.ranges import MAX_TOKENS
 from nexusbench.workloads.readers._csv import (
     count_in,
     header_of,
@@ -16,7 +17,6 @@ from nexusbench.workloads.readers._csv import (
     number,
     rows_of,
 )
-from nexusbench.workloads.readers._jsonl import MAX_TOKENS
 from nexusbench.workloads.readers.base import Parsed, Reader
 from nexusbench.workloads.source import Source, shown
 

@@ -10,8 +10,8 @@ import msgspec
 
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.ranges import MAX_HASH_ID
 from nexusbench.workloads.readers._jsonl import (
-    MAX_HASH_ID,
     RULES,
     HashIds,
     Tokens,

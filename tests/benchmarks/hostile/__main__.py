@@ -266,7 +266,7 @@ def build_material(folder: Path) -> None:
 def preload() -> None:
     """What cases would import, each for itself; torch is left to those that need it."""
     import nexusbench.devices.sim
-    import nexusbench.runner  # noqa: F401
+    import nexusbench.serving.runner  # noqa: F401
 
     for name in _LIBRARIES:
         with suppress(ImportError):

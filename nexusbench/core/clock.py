@@ -1,0 +1,23 @@
+"""The real clock: devices own the time of a run, and what must meet the world in time reads this.
+
+Devices that compute, threads that sample counters, a sender that must be on time, timing of
+decisions and of sweeps, names of runs. No policy, cost model, metric or simulated device may
+import it: what they are told comes from the device (invariant I6).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+sleep = time.sleep
+
+
+def now_ns() -> int:
+    """A monotonic real-time reading in ns; differences only."""
+    return time.perf_counter_ns()
+
+
+def utc_now() -> datetime:
+    """The wall clock in UTC, for run names and manifests."""
+    return datetime.now(UTC)

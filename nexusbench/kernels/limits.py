@@ -1,0 +1,51 @@
+"""How fast this machine's cores and memory are, measured in under two seconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from nexusbench.core.clock import now_ns
+from nexusbench.core.cores import usable_cores
+from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.native import memory
+
+STREAM_BYTES = 256 * 1024**2  # well beyond the caches of a core
+GEMM_SIZE = 1024
+ROUNDS = 5
+
+
+@functools.cache
+def stream_gbps() -> float:
+    """Bytes per ns that all usable cores read together: the best of a few rounds."""
+    values = memory.zeros((STREAM_BYTES // 4,), torch.float32).fill_(1)  # where weights lie too
+    return STREAM_BYTES / _fastest(values.sum)
+
+
+@functools.cache
+def gemm_gflops(dtype: str) -> float:
+    """FLOP per ns of a square GEMM in ``dtype`` on all usable cores, the best of a few rounds, by
+    torch or by the linear layers' own kernels: in fp32 with AMX these are faster.
+    """
+    a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=getattr(torch, dtype))
+    linear = Linear(a)
+    return 2.0 * GEMM_SIZE**3 / min(_fastest(lambda: a @ a), _fastest(lambda: linear(a)))
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Ns of the fastest round. A limit is wanted, and whatever else runs only makes it slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(usable_cores()))
+    try:
+        with torch.inference_mode():
+            work()  # pays for page faults and for the thread team
+            times = []
+            for _ in range(ROUNDS):
+                start = now_ns()
+                work()
+                times.append(now_ns() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return float(min(times))

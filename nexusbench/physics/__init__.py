@@ -1,0 +1,1 @@
+"""What happens on a GPU: the truth of every simulated run."""

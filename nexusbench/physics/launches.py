@@ -1,0 +1,255 @@
+"""The simulated GPU's truth: how long a batch takes on some SMs, and what two batches do to each
+other.
+
+Richer than any belief on purpose: tiles and waves, split-K, attention tile by tile, kernel and host
+overheads, a measured-like bandwidth curve, fair sharing of HBM per pair of operator classes,
+interference and noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
+the same numbers (invariant I6). How far it is from measurements: docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import msgspec
+
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
+from nexusbench.core.work import ModelWork, model_work
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, scaled_sum, total
+
+ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
+LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
+SAMPLER_PASSES = 2
+
+
+class Load(msgspec.Struct, frozen=True, gc=False):
+    """A batch on some SMs: ns without a neighbour, and the classes that one can slow down."""
+
+    solo: float
+    sms: int
+    dense: OperatorClass
+    attention: OperatorClass
+
+
+class Physics:
+    """Times of one model on one GPU (or on ``tensor_parallel`` of them in lockstep)."""
+
+    def __init__(self, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int = 1) -> None:
+        self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
+        work: ModelWork = model_work(model, tensor_parallel)
+        self._work = work
+        self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
+        self._bandwidth = [self._bandwidth_of(sms) for sms in range(gpu.num_sms + 1)]
+        self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
+        self._head_memo: dict[tuple[int, int], OperatorClass] = {}
+        self._overhead = gpu.sim.step_overhead_us * 1e3
+        self._gemm, self._l2 = Gemm(gpu), L2(gpu)
+        kv_bytes = work.kv_bytes_per_token / (
+            2 * work.num_layers * work.num_kv_heads * model.head_dim
+        )
+        self._attention = Attention(
+            gpu,
+            work.num_heads,
+            work.num_kv_heads,
+            model.head_dim,
+            kv_bytes,
+            work.activation_bytes,
+            work.num_layers,
+        )
+
+    def _bandwidth_of(self, sms: int) -> float:
+        """Bytes per ns that ``sms`` SMs draw alone, on the GPU's piecewise-linear curve."""
+        share = sms / self.gpu.num_sms
+        curve = self.gpu.sim.bandwidth_curve
+        for (x0, y0), (x1, y1) in pairwise(curve):
+            if share <= x1:
+                return self.bandwidth_all * (y0 + (y1 - y0) * (share - x0) / (x1 - x0))
+        return self.bandwidth_all
+
+    def load(self, shape: BatchShape, sms: int) -> Load:
+        """``shape`` on ``sms`` SMs, alone. ``repeat`` is not applied: this is one repetition."""
+        tokens = shape.num_decodes
+        for count, _ in shape.chunks:
+            tokens += count
+        sequences = shape.num_decodes + len(shape.chunks)
+        dense = self.dense(tokens, sms)
+        attention = self.attention(shape, sms)
+        layers = self._work.num_layers
+        if shape.layers is None:
+            share, head = 1.0, self.head(sequences, sms)
+            dense = scaled_sum(head, 1.0, dense)
+        else:
+            share = (shape.layers[1] - shape.layers[0]) / layers
+            head = self.head(sequences, sms) if shape.layers[1] == layers else NOTHING
+            dense = scaled_sum(dense, share, head)
+            attention = scaled_sum(attention, share, NOTHING)
+        solo = self._overhead + dense.time + attention.time
+        if self.tensor_parallel > 1:
+            solo += share * self._all_reduce(tokens)
+        return Load(solo, sms, dense, attention)
+
+    # -- operators of one launch -------------------------------------------------------------------
+
+    def dense(self, tokens: int, sms: int) -> OperatorClass:
+        """All dense layers and element-wise kernels of the decoder stack."""
+        rows = (tokens + ROW_GRANULE - 1) // ROW_GRANULE * ROW_GRANULE
+        # How many experts a batch reads depends on its tokens, not on what they are padded to.
+        different = tokens if self._work.routed else rows
+        known = self._dense_memo.get((different, sms))
+        if known is None:
+            known = self._dense_memo[different, sms] = self._stack(tokens, rows, sms)
+        return known
+
+    def head(self, sequences: int, sms: int) -> OperatorClass:
+        """The output head on the last token of each sequence, and sampling from its logits."""
+        granules = (sequences + ROW_GRANULE - 1) // ROW_GRANULE
+        known = self._head_memo.get((granules, sms))
+        if known is None:
+            rows, head = granules * ROW_GRANULE, self._work.head
+            product = self._product(
+                rows, head.inputs, head.outputs, self._work.head_bytes_each, sms
+            )
+            logits = rows * head.outputs * LOGIT_BYTES * SAMPLER_PASSES
+            known = total([product, self.streamed(logits, sms, SAMPLER_PASSES)])
+            self._head_memo[granules, sms] = known
+        return known
+
+    def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
+        """Attention of all layers."""
+        decodes = shape.num_decodes
+        return self._attention.time(
+            shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
+        )
+
+    def message_bytes(self, rows: int) -> float:
+        """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
+        values there, outputs back; of one GPU of a group, which has a link of its own.
+        """
+        work = self._work
+        heads = 2 * work.num_heads + 2 * work.num_kv_heads
+        return rows * heads * self.model.head_dim * work.activation_bytes
+
+    def _stack(self, tokens: int, rows: int, sms: int) -> OperatorClass:
+        """The decoder stack without attention, not memoised, for tokens padded to ``rows``."""
+        work = self._work
+        made = NOTHING
+        for linear in work.linears:
+            if linear.name.startswith("expert"):
+                product, count = self._experts(linear, tokens, sms), work.num_layers
+            else:
+                product = self._product(
+                    rows, linear.inputs, linear.outputs, work.weight_bytes_each, sms
+                )
+                count = linear.count
+            made = scaled_sum(product, count, made)
+        # Values a token's kernels touch: two norms with residual (two read, two written), rotary
+        # embedding, and an activation that reads two wide rows and writes one.
+        hidden, wide = work.hidden_size, self.model.wide / self.tensor_parallel
+        rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
+        touched = [4 * hidden, 4 * hidden, 2 * rotated, 3 * wide]
+        if work.routed:
+            # Top k of the router's logits, sorting tokens by expert, and the weighted sum.
+            chosen = work.experts_per_token
+            touched += [work.num_experts, 2 * chosen, (chosen + 1) * hidden]
+        for values in touched:
+            kernel = self.streamed(rows * values * work.activation_bytes, sms)
+            made = scaled_sum(kernel, work.num_layers, made)
+        return made
+
+    def _experts(self, linear: Linear, tokens: int, sms: int) -> OperatorClass:
+        """One layer's routed experts: a kernel with a product for each that the tokens are expected
+        to use, with their equal shares of the rows.
+        """
+        work = self._work
+        groups = work.experts_touched(tokens)
+        return self._gemm.time(
+            tokens * work.experts_per_token / groups,
+            linear.inputs,
+            linear.outputs,
+            work.weight_bytes_each,
+            work.activation_bytes,
+            sms,
+            self._bandwidth[sms],
+            groups=groups,
+        )
+
+    def _product(
+        self, rows: int, inputs: int, outputs: int, weight_bytes: float, sms: int
+    ) -> OperatorClass:
+        return self._gemm.time(
+            rows,
+            inputs,
+            outputs,
+            weight_bytes,
+            self._work.activation_bytes,
+            sms,
+            self._bandwidth[sms],
+        )
+
+    def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
+        """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
+        moving = size * self._l2.per_byte(size / kernels, sms, 1.0 / self._bandwidth[sms])
+        fixed = kernels * self.gpu.sim.kernel_us * 1e3
+        return OperatorClass(max(fixed, moving), 0.0, moving, 0.0, size)
+
+    def _all_reduce(self, tokens: int) -> float:
+        """Two ring all-reduces a layer: 2 (p-1)/p of the data over the link, 2 (p-1) hops of
+        latency.
+        """
+        p = self.tensor_parallel
+        size = tokens * self._work.hidden_size * self._work.activation_bytes
+        once = 2 * (p - 1) / p * size / self.gpu.link_gbps + 2 * (p - 1) * (
+            self.gpu.link_latency_us * 1e3
+        )
+        return 2 * self._work.num_layers * once
+
+    # -- two at once -------------------------------------------------------------------------------
+
+    def slowdown(self, side: Load, other: Load) -> float:
+        """How many times slower ``side`` runs while ``other`` does (at least 1).
+
+        Each operator class of one side meets each class of the other for the product of their
+        shares of time. Host and launch gaps of either side meet nobody.
+        """
+        constants = self.gpu.sim
+        shared = side.sms + other.sms - self.gpu.num_sms
+        on_shared = shared / side.sms if shared > 0 else 0.0
+        reach = other.sms / self.gpu.num_sms
+        extra = 0.0
+        for mine in (side.dense, side.attention):
+            if mine.time <= 0.0:
+                continue
+            for theirs, disturbs in (
+                (other.dense, constants.dense_interference * reach),
+                (other.attention, constants.attention_interference * reach),
+            ):
+                if theirs.time > 0.0:
+                    extra += self._delay(mine, theirs, disturbs, on_shared) * theirs.time
+        return 1.0 + extra / (side.solo * other.solo)
+
+    def _delay(
+        self, mine: OperatorClass, theirs: OperatorClass, disturbs: float, on_shared: float
+    ) -> float:
+        """Extra ns that ``mine`` takes if ``theirs`` runs beside it all the time.
+
+        HBM is shared fairly (each may draw half, and what the other leaves); a busy neighbour also
+        disturbs memory-bound operators through L2, a streaming one compute-bound operators; on SMs
+        that both claim they overlap as far as their tensor-core demands allow, or take turns.
+        """
+        total = self.bandwidth_all
+        wanted, beside = mine.traffic / mine.time, theirs.traffic / theirs.time
+        busy = theirs.busy / theirs.time
+        starved = 0.0
+        if wanted + beside > total and wanted > 0.5 * total:
+            starved = wanted / max(0.5 * total, total - beside) - 1.0
+        delay = mine.memory * (starved + disturbs * busy)
+        delay += mine.compute * self.gpu.sim.stream_interference * min(1.0, beside / total)
+        if on_shared > 0.0:
+            overlap = max(0.0, mine.busy / mine.time + busy - 1.0) * mine.compute
+            turns = mine.time
+            share = self.gpu.sim.turn_taking
+            delay += on_shared * (share * turns + (1.0 - share) * overlap)
+        return delay

@@ -1,0 +1,112 @@
+"""The simulated GPU with measured operator times: the table says how long an operator takes on all
+SMs, the physics how that changes on fewer, between the measured points and beside a neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.work import prefill_pairs
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.operators import OperatorClass
+from nexusbench.physics.tables import Grid, KernelTable, Point, attention_blocks
+
+
+class MeasuredPhysics(Physics):
+    """Physics whose operators are stretched to the times of a kernel table."""
+
+    def __init__(
+        self, gpu: GpuSpec, model: ModelSpec, table: KernelTable, tensor_parallel: int = 1
+    ) -> None:
+        super().__init__(gpu, model, tensor_parallel)
+        self.table = table
+        self._stretch = AttentionStretch(table, super().attention, model.num_layers, gpu.num_sms)
+        self._dense_known: dict[tuple[int, int], OperatorClass] = {}
+        self._head_known: dict[tuple[int, int], OperatorClass] = {}
+
+    def dense(self, tokens: int, sms: int) -> OperatorClass:
+        """As measured for ``tokens``, interpolated between the measured counts."""
+        known = self._dense_known.get((tokens, sms))
+        if known is None:
+            table = self.table
+            measured = table.layer_us(tokens) * self._work.num_layers + table.step_us(tokens)
+            whole = super().dense(tokens, self.gpu.num_sms)
+            known = stretched(super().dense(tokens, sms), measured * 1e3 / whole.time)
+            self._dense_known[tokens, sms] = known
+        return known
+
+    def head(self, sequences: int, sms: int) -> OperatorClass:
+        """As measured for ``sequences``, interpolated between the measured counts."""
+        known = self._head_known.get((sequences, sms))
+        if known is None:
+            whole = super().head(sequences, self.gpu.num_sms)
+            factor = self.table.head_us(sequences) * 1e3 / whole.time
+            known = stretched(super().head(sequences, sms), factor)
+            self._head_known[sequences, sms] = known
+        return known
+
+    def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
+        """The physics' time of this very batch, stretched as measured near it."""
+        return stretched(super().attention(shape, sms), self._stretch(shape))
+
+
+class AttentionStretch:
+    """Measured over physical attention time, interpolated over the grid that was measured.
+
+    The ratio varies far less than the time, so that what lies between the points, and what a point
+    cannot say (several chunks, decodes of different lengths), is left to the physics.
+    """
+
+    def __init__(
+        self,
+        table: KernelTable,
+        physics: Callable[[BatchShape, int], OperatorClass],
+        layers: int,
+        num_sms: int,
+    ) -> None:
+        blocks = attention_blocks(table.attention)
+
+        def ratio(us: float, point: Point) -> float:
+            return us * 1e3 * layers / physics(shape_of(point), num_sms).time
+
+        self._prefill = Grid(
+            {(c, b): ratio(us, (c, b, 0, 0)) for (c, b), us in blocks["prefill"].items()}
+        )
+        self._decode = Grid(
+            {(n, k): ratio(us, (0, 0, n, k)) for (n, k), us in blocks["decode"].items()}
+        )
+        self._mixed = Grid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
+
+    def __call__(self, shape: BatchShape) -> float:
+        """The ratio at the one chunk and the equal decodes that amount to the same work."""
+        count = shape.num_decodes
+        keys = shape.decode_context / count if count else 0.0
+        if not shape.chunks:
+            return self._decode((count, keys)) if count else 1.0
+        chunk = pairs = 0.0
+        for tokens, before in shape.chunks:
+            chunk += tokens
+            pairs += prefill_pairs(tokens, before)
+        before_all = max(0.0, pairs / chunk - (chunk + 1) / 2)
+        if not count:
+            return self._prefill((chunk, before_all))
+        return self._mixed((chunk, before_all, count, keys))
+
+
+def shape_of(point: Point) -> BatchShape:
+    """The batch of an attention row; its kv_decode counts the tokens before the new one."""
+    chunk, before, count, keys = point
+    return BatchShape(count, count * keys, ((chunk, before),) if chunk else ())
+
+
+def stretched(made: OperatorClass, factor: float) -> OperatorClass:
+    """The same bytes in ``factor`` times the time."""
+    return OperatorClass(
+        made.time * factor,
+        made.compute * factor,
+        made.memory * factor,
+        made.busy * factor,
+        made.traffic,
+    )

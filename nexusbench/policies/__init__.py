@@ -1,0 +1,1 @@
+"""What one policy computes, beside its scheduler and its partitioner."""
