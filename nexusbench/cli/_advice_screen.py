@@ -35,7 +35,7 @@ from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
 from nexusbench.models.caveats import caveats
 from nexusbench.models.config import load_model
-from nexusbench.serving.preflight import check_belief, check_run
+from nexusbench.serving.opening import check_belief, check_run
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -29,7 +29,7 @@ from nexusbench.experiments.capacity import (
 from nexusbench.experiments.rate_search import Found
 from nexusbench.models.caveats import caveats
 from nexusbench.models.config import load_model
-from nexusbench.serving.preflight import check_runs
+from nexusbench.serving.opening import check_runs
 
 
 def show_capacity(params: Mapping[str, Any]) -> None:

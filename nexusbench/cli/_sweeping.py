@@ -27,7 +27,7 @@ from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import Plan, estimated_seconds, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import load_sweep
 from nexusbench.experiments.sweep_table import sweep_table, write_sweep
-from nexusbench.serving.preflight import check_run, decisive
+from nexusbench.serving.opening import check_run, decisive
 
 if TYPE_CHECKING:
     from rich.console import Console

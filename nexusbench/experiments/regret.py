@@ -21,18 +21,13 @@ from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.devices.base import Device
 from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, simulated
-from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusOptions
-from nexusbench.serving.assembly import (
-    Assembly,
-    BeliefFactory,
-    assemble,
-    open_device,
-    resolve_device,
-)
+from nexusbench.serving.assembly import assemble
 from nexusbench.serving.belief import make_belief
+from nexusbench.serving.opening import open_device
 from nexusbench.serving.recorder import Progress
+from nexusbench.serving.resolve import model_on_device, resolve_device
 from nexusbench.serving.runner import RunResult, serve
 
 TOLERANCE = 1e-9  # of the bound: a split that just meets it meets it
@@ -180,11 +175,11 @@ def check_beliefs(configs: Iterable[RunConfig]) -> None:
             name = resolve_device(config.device)
             if name.partition(":")[0] in ("cpu", "cuda"):
                 raise not_simulated(name)  # opening it would take long, or have faults of its own
-            model = load_model(config.model)
+            what = model_on_device(config)
             if device is None:
-                device, _ = open_device(config, model, config.max_model_len or model.max_model_len)
+                device, _ = open_device(what)
                 simulated(device)
-            make_belief(config, device, model)
+            make_belief(what.config, device, what.model)
     finally:
         if device is not None:
             device.close()
@@ -215,8 +210,7 @@ def judged_run(
     progress: Progress | None = None,
 ) -> tuple[Regret, RunResult]:
     """:func:`regret`, and the run that was judged."""
-    factory: BeliefFactory | None = make_oracle if oracle else None
-    assembly: Assembly = assemble(config, factory)
+    assembly = assemble(config, make_oracle if oracle else make_belief)
     try:
         device = simulated(assembly.device)
         if assembly.scheduler.partitions != PAIR:

@@ -14,7 +14,7 @@ from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep_spec import Sweep
-from nexusbench.serving.assembly import resolve_device
+from nexusbench.serving.resolve import resolve_device
 
 # Fields that decide most of what a run takes in real time.
 _COSTLY = ("trace", "scheduler", "limit", "device", "model")

@@ -24,12 +24,12 @@ from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.costs.base import cost_models
-from nexusbench.devices.base import devices
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.slo import parse_slo
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import schedulers
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.source import read_source
 
 _TABLES = ("base", "grid", "include", "exclude")
@@ -290,9 +290,8 @@ def _cost_model(text: str) -> None:
 
 
 def _device(text: str) -> None:
-    kind, _, argument = text.partition(":")
-    if kind != "auto":
-        devices.load(kind).describe(argument)
+    if text != "auto":
+        find_device(text).describe()
 
 
 # Names are checked before anything runs: a typo would fail a whole column of cells.

@@ -15,7 +15,7 @@ from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.profiling.profile import Subject
-from nexusbench.serving import memory as kv_pools
+from nexusbench.serving import opening as kv_pools
 from nexusbench.serving.assembly import assemble
 from nexusbench.serving.runner import _engine
 

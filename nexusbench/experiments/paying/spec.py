@@ -22,13 +22,13 @@ from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
-from nexusbench.devices.base import devices
 from nexusbench.experiments.neutral import NEUTRAL
 from nexusbench.experiments.sweep_spec import MOST_CELLS
 from nexusbench.metrics.slo import parse_slo, preset
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.source import read_source
 
 Kind = Literal["whole", "streams", "split"]
@@ -279,10 +279,9 @@ class _Reader:
 
 
 def _check_gpu(name: str) -> None:
-    kind, _, argument = name.partition(":")
-    if kind != "sim":
+    if name.partition(":")[0] != "sim":
         raise UsageError(f"'{name}' is not simulated; a map has sim:GPU only")
-    devices.load(kind).describe(argument)
+    find_device(name).describe()
 
 
 def _told_slo(config: RunConfig) -> bool:

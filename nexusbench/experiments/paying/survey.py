@@ -10,7 +10,6 @@ import msgspec
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.devices.base import devices
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
@@ -25,6 +24,7 @@ from nexusbench.experiments.paying.measuring import (
 from nexusbench.experiments.paying.spec import MapSpec, System, Traffic
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.store import Store
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.arrivals import Poisson
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.lengths import Lognormal
@@ -279,14 +279,14 @@ class Surveyor:
         return self._traces[key]
 
     def _gpu(self, gpu: str, constant: str) -> str:
-        kind, _, argument = gpu.partition(":")
-        changed = neutral_gpu(devices.load(kind).describe(argument), constant)
-        name = f"{Path(argument).stem}-without-{constant.replace(' ', '-')}.toml"
+        named = find_device(gpu)
+        changed = neutral_gpu(named.describe(), constant)
+        name = f"{Path(named.argument).stem}-without-{constant.replace(' ', '-')}.toml"
         path = self._cache / "made" / name
         text = gpu_file(changed)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-        return f"{kind}:{path}"
+        return f"{named.kind}:{path}"
 
 
 def bounds(slo: str) -> dict[str, float]:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nexusbench.devices.base import devices
 from nexusbench.experiments.paying.spec import Kind, System, Traffic
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.verdicts import (
@@ -21,6 +20,7 @@ from nexusbench.experiments.paying.verdicts import (
     sides,
     verdict,
 )
+from nexusbench.serving.resolve import find_device
 
 _MARKS = {"pays": "**pays**", "costs": "**costs**", "no difference": "=", "open": "?"}
 _NOTHING = "-"
@@ -304,8 +304,7 @@ def hardware(survey: Survey) -> str:
     """The GPUs and what the reference finishes on them, requests per second."""
     rows = []
     for gpu in survey.spec.about.gpus:
-        kind, _, argument = gpu.partition(":")
-        spec = devices.load(kind).describe(argument)
+        spec = find_device(gpu).describe()
         rates = [f"{survey.capacity[gpu, traffic.name]:.3g}" for traffic in _real(survey)]
         rows.append((
             gpu, f"{spec.peak_tflops:.0f}", f"{spec.hbm_gbps:,.0f}",

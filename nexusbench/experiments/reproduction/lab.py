@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import msgspec
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.devices.base import devices
 from nexusbench.experiments import oracle, regret
 from nexusbench.experiments.cells import CELL_SUFFIX, Cell, failed, run_cell
 from nexusbench.experiments.keys import code_version, file_sha256
@@ -21,10 +21,10 @@ from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System,
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import Plan, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import Sweep, axes_of
-from nexusbench.models.config import load_model
 from nexusbench.profiling.effort import QUICK
-from nexusbench.profiling.profile import Subject, make_profile
-from nexusbench.serving.assembly import open_device, resolve_device
+from nexusbench.profiling.profile import make_profile
+from nexusbench.serving.opening import open_subject
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.trace import write_trace
@@ -181,11 +181,13 @@ class Lab:
 
     def _gpu(self, fields: dict[str, Any]) -> str:
         """The same GPU with a constant made neutral."""
-        kind, _, argument = resolve_device(fields.get("device", "auto")).partition(":")
-        if kind != "sim":
-            raise UsageError(f"{kind}: only a simulated GPU has constants that can be made neutral")
-        gpu = neutral_gpu(devices.load(kind).describe(argument), fields["constant"])
-        name = f"{Path(argument).stem}-without-{fields['constant'].replace(' ', '-')}.toml"
+        named = find_device(fields.get("device", "auto"))
+        if named.kind != "sim":
+            raise UsageError(
+                f"{named.kind}: only a simulated GPU has constants that can be made neutral"
+            )
+        gpu = neutral_gpu(named.describe(), fields["constant"])
+        name = f"{Path(named.argument).stem}-without-{fields['constant'].replace(' ', '-')}.toml"
         path = self._cache / "made" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(gpu_file(gpu), encoding="utf-8")
@@ -204,14 +206,11 @@ class Lab:
         folder = self._cache / "made" / name
         if folder.is_dir():
             return str(folder)
-        model = load_model(config.model)
-        opened, limits = open_device(config, model, model.max_model_len, profiling=True)
+        subject = open_subject(config)
         half = folder.with_name(f".{name}.tmp")
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
-        try:
-            make_profile(Subject(opened, model, limits, config.block_size), half, QUICK)
-        finally:
-            opened.close()
+        with closing(subject.device):
+            make_profile(subject, half, QUICK)
         half.replace(folder)
         return str(folder)

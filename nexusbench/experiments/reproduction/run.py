@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ from nexusbench.experiments.reproduction.measures import (
 from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim, Experiment, System, Variant
 from nexusbench.experiments.reproduction.verdicts import Row, cannot, row_of, row_of_statement
 from nexusbench.experiments.store import Store
-from nexusbench.models.config import load_model
-from nexusbench.profiling.profile import Subject
-from nexusbench.serving.assembly import check_tensor_parallel, open_device
+from nexusbench.serving.opening import open_subject
 
 # What is drawn and kept of every cell.
 SERIES = (
@@ -190,18 +189,13 @@ def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> R
     content = store.get(key)
     found = _kept(content)
     if content is None or found is None:
-        model = load_model(config.model)
-        check_tensor_parallel(config.tensor_parallel_size, model)
-        device, limits = open_device(config, model, model.max_model_len, profiling=True)
-        try:
-            subject = Subject(device, model, limits, config.block_size)
+        subject = open_subject(config)
+        with closing(subject.device):
             replay = replay_config(subject, Path(config.trace), config.device)
             replay = msgspec.structs.replace(replay, model=config.model)
             if config.limit is not None:
                 replay = msgspec.structs.replace(replay, limit=config.limit)
             content = msgspec.json.encode(motivation(subject, replay))
-        finally:
-            device.close()
         store.put(key, content)
         found = msgspec.json.decode(content, type=list[Statement])
     figures = experiment.about.figures
