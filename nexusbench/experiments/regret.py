@@ -26,9 +26,8 @@ from nexusbench.partitioners.nexus import NexusOptions
 from nexusbench.serving.assembly import assemble
 from nexusbench.serving.belief import make_belief
 from nexusbench.serving.opening import open_device
-from nexusbench.serving.recorder import Progress
 from nexusbench.serving.resolve import model_on_device, resolve_device
-from nexusbench.serving.runner import RunResult, serve
+from nexusbench.serving.runner import Progress, RunResult, serve
 
 TOLERANCE = 1e-9  # of the bound: a split that just meets it meets it
 PAIR = ("prefill", "decode")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,10 @@ class Assembly(msgspec.Struct):
     requests: list[Request]
     limits: Limits
     facts: dict[str, Any]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The requests, as they are stored."""
+        return request_columns(self.requests, closed=self.trace.concurrency > 0)
 
 
 def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
@@ -140,6 +145,20 @@ def make_requests(trace: Trace, block_size: int) -> list[Request]:
         )
         for index, r in enumerate(trace.requests)
     ]
+
+
+def request_columns(requests: Sequence[Request], *, closed: bool = False) -> dict[str, list[Any]]:
+    """The offered requests as equally long columns; ``closed``: as a closed loop offers them."""
+    return {
+        "request": [r.index for r in requests],
+        "id": [r.id for r in requests],
+        "tenant": [r.tenant for r in requests],
+        # -1: it arrives when another one has ended; the event log says when that was.
+        "arrival": [-1 if closed or r.after >= 0 else r.arrival_ns for r in requests],
+        "prompt_tokens": [r.num_prompt_tokens for r in requests],
+        "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
+        "max_tokens": [r.max_tokens for r in requests],
+    }
 
 
 def _earlier_turns(trace: Trace) -> list[int]:

@@ -17,7 +17,7 @@ from nexusbench.physics.launches import Physics
 from nexusbench.profiling.profile import Subject
 from nexusbench.serving import opening as kv_pools
 from nexusbench.serving.assembly import assemble
-from nexusbench.serving.runner import _engine
+from nexusbench.serving.runner import engine_of
 
 H100 = load_gpu("h100")
 TWO_HEADS = load_model("qwen2.5-3b")
@@ -47,12 +47,9 @@ def test_host_memory_holds_the_copies_too(tmp_path: Path) -> None:
 
 
 def test_what_is_copied_has_the_size_of_the_copies(tmp_path: Path) -> None:
-    class Recorder:
-        def after_step(self, engine: object) -> None: ...
-
     sizes = []
     for gpus in (2, 8):
-        engine = _engine(assembled(tmp_path, gpus), Recorder())  # type: ignore[arg-type]
+        engine = engine_of(assembled(tmp_path, gpus))
         sizes.append(engine.executor.movers._block_bytes)
     assert sizes == [16 * 36_864, 4 * 16 * 36_864]
 
