@@ -126,25 +126,18 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
 def make_requests(trace: Trace, block_size: int) -> list[Request]:
     """Engine requests from a trace; prefix ids become comparable over the whole trace."""
     chains = conversation_ids(trace, block_size)
-    after = _earlier_turns(trace)
+    earlier = _earlier_turns(trace) if any(r.follows for r in trace.requests) else []
     return [
         Request(
-            id=r.id,
-            index=index,
-            arrival_ns=r.arrival_ns,
-            num_prompt_tokens=r.prompt_tokens,
-            max_tokens=r.max_tokens,
+            id=r.id, index=index, arrival_ns=r.arrival_ns, tenant=r.tenant,
+            num_prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,
             stop_len=r.prompt_tokens + r.output_tokens,
-            prefix_ids=chains[index][0],
-            named_tokens=chains[index][1],
-            tenant=r.tenant,
-            after=after[index] if r.follows else -1,
-            think_ns=r.think_ns,
-            timeout_ns=r.timeout_ns,
-            cancel_after_ns=r.cancel_after_ns,
+            prefix_ids=chains[index][0], named_tokens=chains[index][1],
+            after=earlier[index] if r.follows else -1, think_ns=r.think_ns,
+            timeout_ns=r.timeout_ns, cancel_after_ns=r.cancel_after_ns,
         )
         for index, r in enumerate(trace.requests)
-    ]
+    ]  # fmt: skip
 
 
 def request_columns(requests: Sequence[Request], *, closed: bool = False) -> dict[str, list[Any]]:

@@ -55,21 +55,12 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
         config.goodput.get("tbt") or config.goodput.get("tpot"),
     )
     options = DeviceOptions(
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        tensor_parallel=config.tensor_parallel_size,
-        seed=config.seed,
-        kernel_table=config.kernel_table,
-        profiling=profiling,
-        model_name=config.model,
-        load_format=config.load_format,
-        dtype=config.dtype,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        swap_bytes=what.swap_bytes,
-        graphs=config.graphs,
-    )
+        limits.max_num_seqs, limits.max_num_batched_tokens, config.gpu_memory_utilization,
+        config.tensor_parallel_size, config.seed, config.kernel_table, profiling,
+        model_name=config.model, load_format=config.load_format, dtype=config.dtype,
+        temperature=config.temperature, top_p=config.top_p,
+        swap_bytes=what.swap_bytes, graphs=config.graphs,
+    )  # fmt: skip
     return named.device_class.open(named.argument, what.model, options), limits
 
 
@@ -193,9 +184,10 @@ def check_runs(configs: Iterable[RunConfig]) -> None:
     """:func:`check_run` for each, where they differ at all: a single run is checked as it is
     assembled.
     """
-    different = {decisive(check_config(config)): config for config in configs}
-    if len(different) > 1:
-        for config in different.values():
+    every = list(configs)
+    if len(every) > 1:
+        different = {decisive(check_config(config)): config for config in every}
+        for config in different.values() if len(different) > 1 else ():
             check_run(config)
 
 

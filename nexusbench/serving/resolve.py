@@ -74,23 +74,22 @@ def resolve(config: RunConfig) -> ResolvedRun:
     """What ``config`` stands for on this machine. Raises UsageError or InputError for what no
     device has to be open to refuse.
     """
-    config = check_config(config)
+    found = model_on_device(config)
+    config, named = found.config, found.named
     scheduler: Scheduler = schedulers.create(config.scheduler)
-    found = model_on_device(config, policy=scheduler)
     spec, cls = partitioner_of(config, scheduler)
+    if scheduler.num_gpus == 2:
+        named = msgspec.structs.replace(named, argument=pair_of(scheduler, named))
     return ResolvedRun(
-        **msgspec.structs.asdict(found),
+        config=config, model=found.model, max_model_len=found.max_model_len, named=named,
+        swap_bytes=swap_gib(config, scheduler, named.kind) * GIB,
         scheduler=scheduler, partitioner=spec, partitioner_class=cls,
     )  # fmt: skip
 
 
-def model_on_device(
-    config: RunConfig, model: ModelSpec | None = None, *, policy: Scheduler | None = None
-) -> ModelOnDevice:
-    """The model of ``config`` (or that ``model``) and its device, without policies.
-
-    A ``policy`` that needs two GPUs gets two of the simulated one that the config names. Raises
-    UsageError.
+def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelOnDevice:
+    """The model of ``config`` (or that ``model``) and its device, without policies. Raises
+    UsageError or InputError.
     """
     config = check_config(config)
     if model is None:
@@ -103,13 +102,11 @@ def model_on_device(
             "tokens. Give at most that many, or leave it out"
         )
     named = find_device(config.device)
-    if policy is not None and policy.num_gpus == 2:
-        named = msgspec.structs.replace(named, argument=pair_of(policy, named))
     check_flags(config, named.kind)
+    swap_bytes = swap_gib(config, None, named.kind) * GIB
     return ModelOnDevice(
-        config=config, model=model, max_model_len=length, named=named,
-        swap_bytes=swap_gib(config, policy, named.kind) * GIB,
-    )  # fmt: skip
+        config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes
+    )
 
 
 def resolve_device(name: str) -> str:
@@ -132,7 +129,9 @@ def find_device(name: str) -> NamedDevice:
 
 
 def pair_of(policy: Scheduler, named: NamedDevice) -> str:
-    """Two of the simulated GPU, before anything is loaded onto one. Raises UsageError."""
+    """A policy that needs two GPUs gets two of the simulated one that the config names; as the
+    device's argument. Raises UsageError where there can be no two.
+    """
     kind, argument = named.kind, named.argument
     if kind != "sim" or is_profile(argument):
         what = f"sim:{argument}, a profile," if kind == "sim" else kind
@@ -171,12 +170,12 @@ def check_tensor_parallel(size: int, model: ModelSpec) -> None:
     """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
     heads, kv_heads = model.num_heads, model.num_kv_heads
     wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
-    legal = [
-        n
-        for n in range(1, heads + 1)
-        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and wide % n == 0
-    ]
-    if size not in legal:
+
+    def divides(n: int) -> bool:
+        return heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and wide % n == 0
+
+    if not divides(size):
+        legal = [n for n in range(1, heads + 1) if divides(n)]
         raise UsageError(
             f"--tensor-parallel-size {size}: {model.name} with {heads} heads, {kv_heads} KV heads "
             f"and layers {wide} wide can be split {', '.join(map(str, legal))} ways"

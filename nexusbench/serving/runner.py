@@ -282,26 +282,17 @@ def engine_of(
     assembly: Assembly, observer: Progress | None = None, log: EventLog | None = None
 ) -> Engine:
     """The engine that serves what was assembled, ready to run."""
-    device = assembly.device
-    stops = device.spec.stop_tokens if assembly.config.stop_at_eos else ()
-    return Engine(
-        device,
-        assembly.scheduler,
-        assembly.partitioner,
-        assembly.kv,
-        assembly.requests,
-        EngineConfig(
-            assembly.limits,
-            concurrency=assembly.trace.concurrency,
-            stop_tokens=frozenset(stops),
-            block_bytes=assembly.model.kv_bytes_on(device.spec.tensor_parallel)
-            * assembly.kv.block_size,
-        ),
-        log=log,
-        stopwatch=now_ns,
-        observer=observer,
-        others=assembly.other_pools,
+    device, model = assembly.device, assembly.model
+    config = EngineConfig(
+        assembly.limits,
+        concurrency=assembly.trace.concurrency,
+        stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
+        block_bytes=model.kv_bytes_on(device.spec.tensor_parallel) * assembly.kv.block_size,
     )
+    return Engine(
+        device, assembly.scheduler, assembly.partitioner, assembly.kv, assembly.requests, config,
+        log=log, stopwatch=now_ns, observer=observer, others=assembly.other_pools,
+    )  # fmt: skip
 
 
 def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:

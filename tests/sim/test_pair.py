@@ -157,10 +157,10 @@ def test_a_client_that_leaves_while_its_kv_is_on_the_way():
 def test_one_gpu_by_name_is_taken_twice():
     from nexusbench.core.config import RunConfig
     from nexusbench.serving.opening import open_device
-    from nexusbench.serving.resolve import model_on_device
+    from nexusbench.serving.resolve import resolve
 
     config = RunConfig(trace="none", device="sim:l20", scheduler="vllm-pd")
-    device, _ = open_device(model_on_device(config, policy=VllmPd()))
+    device, _ = open_device(resolve(config))
     assert device.spec.name == "sim:l20+l20"
     assert device.spec.num_gpus == 2
     assert device.spec.host is None
