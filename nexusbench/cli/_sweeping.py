@@ -308,7 +308,7 @@ def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dic
                 "status": cells[index].status,
                 "error": cells[index].error,
                 "digest": cells[index].digest,
-                "axes": {a: cells[index].config.get(a) for a in plan.sweep.axes},
+                "axes": {a: getattr(cells[index].config, a) for a in plan.sweep.axes},
                 "load": msgspec.to_builtins(load_of(cells[index].summary)),
                 "metrics": {
                     f"{tag}.{statistic}": _mean([cells[index]], tag, statistic)

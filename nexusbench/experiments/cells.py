@@ -24,7 +24,7 @@ _LEFT_OUT = ("formulas", "decision_us", "left_out")
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one run. ``wall_s`` is what it took in real seconds, for estimates only."""
 
-    config: dict[str, Any]
+    config: RunConfig
     status: str  # ok or failed
     error: str = ""
     digest: str = ""
@@ -42,7 +42,6 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 def run_cell(config: RunConfig) -> Cell:
     """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
     began = now_ns()
-    asked = msgspec.to_builtins(config)
     try:
         result = run(config)
     except (Interrupted, KeyboardInterrupt):
@@ -54,7 +53,7 @@ def run_cell(config: RunConfig) -> Cell:
         return failed(config, f"unexpected {type(error).__name__}: {error}")
     kept = {key: value for key, value in result.summary.items() if key not in _LEFT_OUT}
     return Cell(
-        config=asked,
+        config=config,
         status="ok",
         digest=result.event_digest,
         simulated=result.summary["simulated"],
@@ -66,7 +65,7 @@ def run_cell(config: RunConfig) -> Cell:
 def failed(config: RunConfig, error: str) -> Cell:
     """The cell of a run that did not come to its end."""
     text = " ".join(error.split())
-    return Cell(config=msgspec.to_builtins(config), status="failed", error=text)
+    return Cell(config=config, status="failed", error=text)
 
 
 class _Entry(msgspec.Struct):

@@ -90,7 +90,6 @@ def run_sweep(
         cell = failed(configs[position], result.reason) if isinstance(result, Lost) else result
         index = todo[position]
         # As asked here: a node of a cluster has the trace elsewhere.
-        asked = msgspec.to_builtins(plan.sweep.configs[index])
-        cell = msgspec.structs.replace(cell, config=asked)
+        cell = msgspec.structs.replace(cell, config=plan.sweep.configs[index])
         keep_cell(store, plan.keys[index], cell)
         yield index, cell

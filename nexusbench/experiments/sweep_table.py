@@ -42,7 +42,7 @@ def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, Cell]) ->
         "digest": pa.array([cell.digest for cell in rows], pa.string()),
         "simulated": pa.array([cell.simulated for cell in rows], pa.bool_()),
         "trace_sha256": pa.array(
-            [file_sha256(Path(cell.config["trace"])) for cell in rows], pa.string()
+            [file_sha256(Path(cell.config.trace)) for cell in rows], pa.string()
         ),
     }
     configs = [sweep.configs[index] for index in order]

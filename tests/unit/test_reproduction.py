@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.experiments.cells import Cell
 from nexusbench.experiments.motivation import Row as Statement
@@ -165,7 +166,7 @@ class MadeUp:
             "e2e": {"mean": 9.0}, "ttft_queueing": {"mean": 4.0},
             "makespan": {"value": self.run_of / (point["request_rate"] or 1)},
         }  # fmt: skip
-        return Cell(config={}, status="ok", summary={"metrics": metrics})
+        return Cell(config=RunConfig(trace="t"), status="ok", summary={"metrics": metrics})
 
 
 def knee(most: dict[str, float]):
@@ -425,8 +426,8 @@ def test_an_experiment_can_ask_for_more_requests_than_the_shipped_trace_has(tmp_
     lab = Lab(load_experiment(tmp_path / "fig9-x.toml"), tmp_path / "cells")
     reproduce(lab)
     (cell, _) = lab.cells
-    assert cell.config["trace"].endswith("sharegpt-700.jsonl")
-    assert len(Path(cell.config["trace"]).read_text().splitlines()) == 700
+    assert cell.config.trace.endswith("sharegpt-700.jsonl")
+    assert len(Path(cell.config.trace).read_text().splitlines()) == 700
 
 
 def test_a_neutral_gpu_is_a_file_that_can_be_read(tmp_path: Path) -> None:

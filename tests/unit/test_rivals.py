@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import split_spec
 from nexusbench.experiments.cells import Cell
@@ -72,7 +73,7 @@ class MadeUp:
     def cell(self, system, point, seed, variant=PRINTED) -> Cell:
         rate = point["request_rate"]
         metrics = {"makespan": {"value": 100.0 / rate}, **self._metrics(system.name, rate)}
-        return Cell(config={}, status="ok", summary={"metrics": metrics})
+        return Cell(config=RunConfig(trace="t"), status="ok", summary={"metrics": metrics})
 
 
 def test_a_rate_can_be_kept_by_attainment(spec) -> None:

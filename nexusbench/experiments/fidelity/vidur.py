@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
+from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number_in
 from nexusbench.experiments.fidelity.samples import Sample, Samples
 from nexusbench.physics.gemm import Gemm
 
@@ -59,7 +59,7 @@ def read(path: Path, gpu: GpuSpec) -> Samples:
     return Samples(samples, notes=["element-wise operators were taken unfused and are not scored"])
 
 
-def _int(path: Path, line: int, row: dict[str, str], field: str) -> int:
+def _int(path: Path, line: int, row: Cells, field: str) -> int:
     value = number_in(row, field, path, line, _HINT)
     if value == round(value) and 1 <= value <= MOST:
         return round(value)
@@ -67,7 +67,7 @@ def _int(path: Path, line: int, row: dict[str, str], field: str) -> int:
     raise InputError(problem, file=path, line=line, field=field, hint=_HINT)
 
 
-def _float(path: Path, line: int, row: dict[str, str], field: str) -> float:
+def _float(path: Path, line: int, row: Cells, field: str) -> float:
     value = number_in(row, field, path, line, _HINT)
     if value > 0:
         return value

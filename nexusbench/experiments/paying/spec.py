@@ -23,7 +23,7 @@ from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.experiments.neutral import NEUTRAL
-from nexusbench.experiments.sweep_spec import MOST_CELLS
+from nexusbench.experiments.sweep_spec import MOST_CELLS, ConfigFields
 from nexusbench.metrics.slo import parse_slo, preset
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import partitioners
@@ -63,7 +63,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: Kind
-    fields: dict[str, Any]
+    fields: ConfigFields
     told_slo: bool = False
 
 
@@ -157,7 +157,7 @@ class _Reader:
             problem, _, path = str(error).partition(" - at `$")
             raise self._fault(problem, f"{field}{path.rstrip('`')}") from None
 
-    def spec(self, document: dict[str, Any], sha256: str, *, quick: bool) -> MapSpec:
+    def spec(self, document: dict[str, object], sha256: str, *, quick: bool) -> MapSpec:
         for key in document:
             if key not in _TABLES:
                 raise self._fault("unknown table", key, did_you_mean(key, list(_TABLES)))
@@ -200,7 +200,7 @@ class _Reader:
             traffic=tuple(traffic), sensitivity=sensitivity, cut=cut,
         )  # fmt: skip
 
-    def _shorten(self, document: dict[str, Any]) -> tuple[str, ...]:
+    def _shorten(self, document: dict[str, object]) -> tuple[str, ...]:
         """Put the values of ``[quick.TABLE]`` into their tables."""
         cut = []
         quick = document.get("quick", {})

@@ -225,8 +225,11 @@ class Surveyor:
         return Task(config, dict(told))
 
     def _config(self, gpu: str, traffic: Traffic, system: System, requests: int) -> RunConfig:
-        fields = {"device": gpu, "model": self.spec.about.model, **system.fields}
-        return RunConfig(trace=self._trace(traffic, requests), limit=requests, **fields)
+        config = RunConfig(
+            trace=self._trace(traffic, requests), limit=requests, device=gpu,
+            model=self.spec.about.model,
+        )  # fmt: skip
+        return msgspec.structs.replace(config, **system.fields)
 
     def _rows(self, tasks: Sequence[Task]) -> list[Row]:
         """The row of each task, kept or run."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,7 +20,7 @@ from nexusbench.experiments.regret import judged_run
 from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System, Variant
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import Plan, plan_sweep, run_sweep
-from nexusbench.experiments.sweep_spec import Sweep, axes_of
+from nexusbench.experiments.sweep_spec import ConfigFields, Sweep, axes_of, config_of
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.profile import make_profile
 from nexusbench.serving.opening import open_subject
@@ -49,7 +49,7 @@ def regret_cell(config: RunConfig, *, knowing: bool = False) -> Cell:
     judged = {tag: {"value": getattr(row, tag), "direction": "lower"} for tag in JUDGED}
     summary["metrics"] = {**summary["metrics"], **judged}
     return Cell(
-        config=msgspec.to_builtins(config), status="ok", digest=result.event_digest,
+        config=config, status="ok", digest=result.event_digest,
         simulated=True, summary=summary,
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ class Lab:
         return list(self._cells.values())
 
     def cell(
-        self, system: System, point: Mapping[str, Any], seed: int, variant: Variant = PRINTED
+        self, system: System, point: ConfigFields, seed: int, variant: Variant = PRINTED
     ) -> Cell | None:
         """One cell; None if it has yet to run. Raises Unmeasurable for one that failed."""
         config = self._config(system, point, seed, variant)
@@ -140,38 +140,39 @@ class Lab:
         for position, cell in run_sweep(plan, store, jobs=self._jobs, function=function):
             self.ran += 1
             if self._step is not None:
-                self._step(f"{cell.config['scheduler']} {cell.error}".strip())
+                self._step(f"{cell.config.scheduler} {cell.error}".strip())
             yield position, cell
 
     def _config(
-        self, system: System, point: Mapping[str, Any], seed: int, variant: Variant
+        self, system: System, point: ConfigFields, seed: int, variant: Variant
     ) -> RunConfig:
         fields = {**self.experiment.base, **point, **system.fields, "seed": seed}
         fitted = system.fitted
         if not variant.systems or system.name in variant.systems:
             fields.update(variant.fields)
             fitted = fitted or variant.fitted
-        if fields["trace"].endswith(".toml"):
-            fields["trace"] = self._once(f"trace {fields['trace']}", self._trace, fields)
+        config = config_of(fields)
+        if config.trace.endswith(".toml"):
+            trace = self._once(f"trace {config.trace}", partial(self._trace, config.trace))
+            config = msgspec.structs.replace(config, trace=trace)
         if variant.constant:
-            name = f"gpu {fields.get('device', 'auto')} {variant.constant}"
-            own = {**fields, "constant": variant.constant}
-            fields["device"] = self._once(name, self._gpu, own)
-        config = RunConfig(**fields)
+            name = f"gpu {config.device} {variant.constant}"
+            device = self._once(name, partial(self._gpu, config.device, variant.constant))
+            config = msgspec.structs.replace(config, device=device)
         if fitted:  # to the GPU that it is run on
             name = f"profile {config.device} {config.model} {config.tensor_parallel_size}"
-            folder = self._once(name, self._profile, fields)
+            folder = self._once(name, partial(self._profile, config))
             config = msgspec.structs.replace(config, profile=folder)
         return config
 
-    def _once(self, name: str, make: Callable[[dict[str, Any]], str], fields: Any) -> str:
+    def _once(self, name: str, make: Callable[[], str]) -> str:
         if name not in self._made:
-            self._made[name] = make(fields)
+            self._made[name] = make()
         return self._made[name]
 
-    def _trace(self, fields: dict[str, Any]) -> str:
+    def _trace(self, path_of_spec: str) -> str:
         """As many requests as the experiment asks for, from the workload spec."""
-        spec = load_spec(Path(fields["trace"]))
+        spec = load_spec(Path(path_of_spec))
         count = self.experiment.about.requests or spec.workload.num_requests
         plan = msgspec.structs.replace(spec.workload, num_requests=count)
         path = self._cache / "made" / f"{plan.name}-{count}.jsonl"
@@ -179,26 +180,25 @@ class Lab:
         write_trace(make_trace(msgspec.structs.replace(spec, workload=plan)), path)
         return str(path)
 
-    def _gpu(self, fields: dict[str, Any]) -> str:
+    def _gpu(self, device: str, constant: str) -> str:
         """The same GPU with a constant made neutral."""
-        named = find_device(fields.get("device", "auto"))
+        named = find_device(device)
         if named.kind != "sim":
             raise UsageError(
                 f"{named.kind}: only a simulated GPU has constants that can be made neutral"
             )
-        gpu = neutral_gpu(named.describe(), fields["constant"])
-        name = f"{Path(named.argument).stem}-without-{fields['constant'].replace(' ', '-')}.toml"
+        gpu = neutral_gpu(named.describe(), constant)
+        name = f"{Path(named.argument).stem}-without-{constant.replace(' ', '-')}.toml"
         path = self._cache / "made" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(gpu_file(gpu), encoding="utf-8")
         return f"sim:{path}"
 
-    def _profile(self, fields: dict[str, Any]) -> str:
+    def _profile(self, config: RunConfig) -> str:
         """A quick profile of the device: what a belief is fitted to, never what it is scored by.
 
         Kept by the code that made it. A half-made one has no place under its name.
         """
-        config = RunConfig(**fields)
         size = config.tensor_parallel_size
         kind, _, gpu = config.device.partition(":")
         device = f"{kind}-{Path(gpu).stem}"

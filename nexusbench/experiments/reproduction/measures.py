@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -19,6 +18,7 @@ from nexusbench.experiments.reproduction.spec import (
     Variant,
     higher_is_better,
 )
+from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 
 _DIGITS = 4  # significant ones of a rate between those of the grid
 _STRIDES = 4  # by 2, beyond the grid where all or nothing of it is kept
@@ -117,7 +117,7 @@ def _draw(lab: Lab, claim: Claim, variant: Variant, seed: int) -> list[_Compared
 
 
 def _check_served(
-    lab: Lab, sides: tuple[System, System], point: Mapping[str, Any], seed: int, variant: Variant
+    lab: Lab, sides: tuple[System, System], point: ConfigFields, seed: int, variant: Variant
 ) -> None:
     """Raises Unmeasurable if one side finished a smaller share of its requests: its latencies are
     of those that were not turned away.
@@ -131,7 +131,7 @@ def _check_served(
 
 
 def _served(
-    lab: Lab, system: System, point: Mapping[str, Any], seed: int, variant: Variant
+    lab: Lab, system: System, point: ConfigFields, seed: int, variant: Variant
 ) -> float | None:
     """The share of the requests offered that finished, of the best of several that of the best;
     None where it is not known.
@@ -145,7 +145,7 @@ def _served(
     return None if finished is None or not offered else float(finished / offered)
 
 
-def point_name(point: Mapping[str, Any]) -> str:
+def point_name(point: ConfigFields) -> str:
     """A point of the grid in words."""
     names = {"request_rate": "{:g} req/s", "limit": "{:,} requests"}
     return ", ".join(
@@ -179,7 +179,7 @@ def value_of(
     lab: Lab,
     system: System,
     measure: str,
-    point: Mapping[str, Any],
+    point: ConfigFields,
     seed: int,
     variant: Variant = PRINTED,
 ) -> float | None:
@@ -192,7 +192,7 @@ def value_of(
 
 
 def best_member(
-    lab: Lab, system: System, point: Mapping[str, Any], seed: int, variant: Variant = PRINTED
+    lab: Lab, system: System, point: ConfigFields, seed: int, variant: Variant = PRINTED
 ) -> System | None:
     """Which of several is best at a point, judged afterwards: more than any static choice knows."""
     members = [lab.experiment.systems[name] for name in system.best_of]
@@ -215,10 +215,15 @@ def number(cell: Cell, measure: str, name: str) -> float:
 
 
 def _rates(lab: Lab) -> list[float]:
-    return sorted({point["request_rate"] for point in lab.experiment.points})
+    return sorted({_rate(point) for point in lab.experiment.points})
 
 
-def steady_points(lab: Lab, seed: int) -> list[dict[str, Any]] | None:
+def _rate(point: ConfigFields) -> float:
+    """Requests per second; only where rates are tried."""
+    return config_of(point).request_rate or 0.0
+
+
+def steady_points(lab: Lab, seed: int) -> list[ConfigFields] | None:
     """The points at which latencies are compared: rates that the criterion's ``steady`` system
     keeps as printed (the lowest one if none), or all where no rates are tried.
     """
@@ -231,7 +236,7 @@ def steady_points(lab: Lab, seed: int) -> list[dict[str, Any]] | None:
     if None in keeps:
         return None
     most = rates[max(0, keeps.index(False) - 1)] if False in keeps else rates[-1]
-    return [point for point in points if point["request_rate"] <= most]
+    return [point for point in points if _rate(point) <= most]
 
 
 def _criterion(lab: Lab, variant: Variant) -> Criterion:
@@ -250,7 +255,7 @@ def _keeping(
     # Served one by one the draw's span is known, and variants of the traffic do not matter.
     unvaried = Variant(name="", constant=variant.constant)
 
-    def asked(who: System, measure: str, point: Mapping[str, Any], how: Variant) -> float | None:
+    def asked(who: System, measure: str, point: ConfigFields, how: Variant) -> float | None:
         cell_point = {**lab.experiment.points[0], **point}
         return value_of(lab, who, measure, cell_point, seed, how)
 

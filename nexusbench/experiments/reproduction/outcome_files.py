@@ -17,6 +17,7 @@ from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.reproduction.run import Line, Report
 from nexusbench.experiments.reproduction.spec import Criterion, Experiment
 from nexusbench.experiments.reproduction.verdicts import Row
+from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 from nexusbench.results.manifest import new_manifest
 from nexusbench.workloads.source import write_atomic
 
@@ -42,7 +43,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool
     cut: tuple[str, ...]
     seeds: tuple[int, ...]
-    base: dict[str, Any]
+    base: ConfigFields
     device: str
     note: str
     criterion: str
@@ -100,7 +101,7 @@ def finished(experiment: Experiment, report: Report, *, quick: bool) -> Done:
     return Done(
         experiment=experiment.name, title=experiment.about.title, figures=experiment.about.figures,
         quick=quick, cut=experiment.cut, seeds=experiment.seeds, base=experiment.base,
-        device=experiment.base.get("device", "auto"), note=experiment.about.note,
+        device=config_of(experiment.base).device, note=experiment.about.note,
         criterion=criterion_text(experiment.throughput), rows=report.rows, lines=report.lines,
         throughputs=report.throughputs, manifest={key: getattr(made, key) for key in kept},
         simulated=True, schema=SCHEMA,

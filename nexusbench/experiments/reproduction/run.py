@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from nexusbench.core.config import RunConfig
 from nexusbench.experiments import motivation as motivation_code
 from nexusbench.experiments.keys import file_sha256, run_key
 from nexusbench.experiments.motivation import Row as Statement
@@ -25,6 +23,7 @@ from nexusbench.experiments.reproduction.measures import (
 from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim, Experiment, System, Variant
 from nexusbench.experiments.reproduction.verdicts import Row, cannot, row_of, row_of_statement
 from nexusbench.experiments.store import Store
+from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 from nexusbench.serving.opening import open_subject
 
 # What is drawn and kept of every cell.
@@ -41,7 +40,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One system at one point: the mean over draws of every measure, None where there is none."""
 
     system: str
-    point: dict[str, Any]
+    point: ConfigFields
     name: str
     values: dict[str, float | None]
     error: str = ""
@@ -78,7 +77,7 @@ def reproduce(lab: Lab, tell: Callable[[int], None] | None = None) -> Report:
         report,
         num_cells=len(lab.cells),
         digests=tuple(sorted(cell.digest for cell in cells)),
-        traces=tuple(sorted({Path(cell.config["trace"]).name for cell in cells})),
+        traces=tuple(sorted({Path(cell.config.trace).name for cell in cells})),
     )
 
 
@@ -105,7 +104,7 @@ def _evaluate(lab: Lab) -> Report:
     return Report(rows=tuple(rows), lines=tuple(lines), throughputs=throughputs)
 
 
-def _line(lab: Lab, system: System, point: dict[str, Any]) -> Line | None:
+def _line(lab: Lab, system: System, point: ConfigFields) -> Line | None:
     cells, error = [], ""
     for seed in lab.experiment.seeds:
         try:
@@ -182,7 +181,7 @@ def _kept(content: bytes | None) -> list[Statement] | None:
 
 def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> Report:
     """Section 3: the lines of ``nexusbench profile paper``, kept like a cell."""
-    config = RunConfig(**experiment.base)
+    config = config_of(experiment.base)
     version = file_sha256(Path(motivation_code.__file__))[:8]
     store = Store(cache, f".statements-{version}.json", fresh=fresh)
     key = run_key(config)
