@@ -29,7 +29,7 @@ from nexusbench.profiles.profile import (
 )
 from nexusbench.profiling.counting import OpenReaders
 from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
-from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.facts import ProfileFacts, stored_facts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.profiling.own_batches import own_batches
 from nexusbench.profiling.profile import Subject, make_profile
@@ -112,7 +112,7 @@ def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
     end_with(fault)
 
 
-def load(path: Path) -> tuple[Profile, Facts]:
+def load(path: Path) -> tuple[Profile, ProfileFacts]:
     """A stored profile and its facts. Raises InputError for what is none of this version."""
     profile = load_profile(path)
     try:

@@ -55,7 +55,7 @@ class Tally(msgspec.Struct):
     hidden_tokens: int = 0
 
 
-class Recording:
+class ReplayRecording:
     """Takes exchanges that have ended, from any thread; writes them to ``log`` when told to."""
 
     def __init__(self) -> None:

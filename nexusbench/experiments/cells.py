@@ -21,7 +21,7 @@ _SCHEMA = 1
 _LEFT_OUT = ("formulas", "decision_us", "left_out")
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class SweepCell(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one run. ``wall_s`` is what it took in real seconds, for estimates only."""
 
     config: RunConfig
@@ -39,7 +39,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         return self.status == "ok"
 
 
-def run_cell(config: RunConfig) -> Cell:
+def run_cell(config: RunConfig) -> SweepCell:
     """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
     began = now_ns()
     try:
@@ -52,7 +52,7 @@ def run_cell(config: RunConfig) -> Cell:
         # Somebody's policy may raise anything: that is its cell's result.
         return failed(config, f"unexpected {type(error).__name__}: {error}")
     kept = {key: value for key, value in result.summary.items() if key not in _LEFT_OUT}
-    return Cell(
+    return SweepCell(
         config=config,
         status="ok",
         digest=result.event_digest,
@@ -62,10 +62,10 @@ def run_cell(config: RunConfig) -> Cell:
     )
 
 
-def failed(config: RunConfig, error: str) -> Cell:
+def failed(config: RunConfig, error: str) -> SweepCell:
     """The cell of a run that did not come to its end."""
     text = " ".join(error.split())
-    return Cell(config=config, status="failed", error=text)
+    return SweepCell(config=config, status="failed", error=text)
 
 
 class _Entry(msgspec.Struct):
@@ -85,11 +85,11 @@ class _Measured(msgspec.Struct):
     metrics: dict[str, _Entry]
 
 
-def read_cell(store: Store, key: str) -> Cell | None:
+def read_cell(store: Store, key: str) -> SweepCell | None:
     """The kept cell of ``key``; None if there is none that this version can read."""
     content = store.get(key)
     try:
-        cell = None if content is None else msgspec.json.decode(content, type=Cell)
+        cell = None if content is None else msgspec.json.decode(content, type=SweepCell)
         if cell is not None:
             msgspec.convert(cell.summary, _Measured)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -97,10 +97,10 @@ def read_cell(store: Store, key: str) -> Cell | None:
     return cell if cell is not None and cell.schema == _SCHEMA and cell.ok else None
 
 
-def keep_cell(store: Store, key: str, cell: Cell) -> None:
+def keep_cell(store: Store, key: str, cell: SweepCell) -> None:
     """Keep a cell that ran to its end; one that failed is tried again next time."""
     if cell.ok:
         store.put(key, msgspec.json.format(msgspec.json.encode(cell), indent=1))
 
 
-CellFunction = Callable[[RunConfig], Cell]
+CellFunction = Callable[[RunConfig], SweepCell]

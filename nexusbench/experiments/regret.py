@@ -42,7 +42,7 @@ class Decision(msgspec.Struct, frozen=True):
     sms: tuple[int, int]  # chosen
 
 
-class Judgement(msgspec.Struct, frozen=True):
+class DecisionJudgement(msgspec.Struct, frozen=True):
     """``regret``: how much longer the target takes than under the best split (share, at least 0);
     ``excess``: how far the other stage is beyond its bound (share, 0 if it is not); ``possible``:
     whether any legal split meets the bound.
@@ -136,7 +136,7 @@ def objective(partitioner: Partitioner) -> NexusOptions:
 
 def judge(
     decision: Decision, truth: Oracle, splits: Sequence[Split], rules: NexusOptions
-) -> Judgement:
+) -> DecisionJudgement:
     """``decision`` against the best of ``splits`` (disjoint ones) in truth."""
     literal = decision.prefill_first == (rules.reading == "literal")
     slack = rules.beta if literal else rules.alpha
@@ -161,7 +161,9 @@ def judge(
     got, held = times(decision.sms)
     # Where nothing meets the bound, the policy is to give the other stage all it can.
     best = min(feasible) if feasible else min(made, key=lambda pair: pair[1])[0]
-    return Judgement(max(0.0, got / best - 1.0), max(0.0, held / bound - 1.0), bool(feasible))
+    return DecisionJudgement(
+        max(0.0, got / best - 1.0), max(0.0, held / bound - 1.0), bool(feasible)
+    )
 
 
 def check_beliefs(configs: Iterable[RunConfig]) -> None:
@@ -231,7 +233,7 @@ def judged_run(
 def _result(
     label: str,
     watched: Watched,
-    judged: Sequence[Judgement],
+    judged: Sequence[DecisionJudgement],
     metrics: dict[str, Any],
     *,
     scored: bool,
@@ -240,7 +242,7 @@ def _result(
         found = metrics.get(tag, {}).get(statistic)
         return None if found is None else float(found)
 
-    def over(get: Callable[[Judgement], float], reduce: Callable[[Any], Any]) -> float:
+    def over(get: Callable[[DecisionJudgement], float], reduce: Callable[[Any], Any]) -> float:
         values = [get(j) for j in judged]
         return 100.0 * float(reduce(values)) if values else 0.0
 

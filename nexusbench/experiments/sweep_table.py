@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import nexusbench
 from nexusbench.core.config import RunConfig
 from nexusbench.core.outputs import atomic_file
-from nexusbench.experiments.cells import Cell
+from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.sweep_spec import Sweep
 from nexusbench.metrics.base import Metric, load_metrics
@@ -24,7 +24,7 @@ _SLO = "slo"
 _TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
 
 
-def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, Cell]) -> pa.Table:
+def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, SweepCell]) -> pa.Table:
     """One row per cell in the sweep's order, the same bytes whenever and wherever it was run.
 
     Columns: ``cell``, ``key``, ``status``, ``error``, ``digest``, ``simulated``, ``trace_sha256``,
@@ -80,7 +80,7 @@ def _names(metric: Metric) -> list[tuple[str, str]]:
     return [(f"{metric.tag}.{statistic}", statistic) for statistic in (*STATISTICS, "n")]
 
 
-def _value(cell: Cell, tag: str, statistic: str) -> float | None:
+def _value(cell: SweepCell, tag: str, statistic: str) -> float | None:
     found: Any = cell.summary.get("metrics", {}).get(tag, {}).get(statistic)
     return None if found is None else float(found)
 

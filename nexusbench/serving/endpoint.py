@@ -18,8 +18,8 @@ from nexusbench.core.units import NS_PER_S
 from nexusbench.endpoint.address import Address, parse_address
 from nexusbench.endpoint.dialect import Letterhead
 from nexusbench.endpoint.probing import Findings, Wish, probe
-from nexusbench.endpoint.prompts import Prompts
-from nexusbench.endpoint.replay import Plan, Replay
+from nexusbench.endpoint.prompts import ReplayPrompts
+from nexusbench.endpoint.replay import Replay, ReplayPlan
 from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
@@ -128,9 +128,11 @@ def _make_replay(
         findings.notes.append(
             "the trace's token ids cannot be sent as text: its prompts are made up"
         )
-    prompts = Prompts(config.seed, trace.hash_block, config.vocab_size, findings.measure, given)
+    prompts = ReplayPrompts(
+        config.seed, trace.hash_block, config.vocab_size, findings.measure, given
+    )
     return Replay(
-        Plan(
+        ReplayPlan(
             requests=requests,
             schedule=Arrivals(requests, trace.concurrency),
             patience=Patience(requests),

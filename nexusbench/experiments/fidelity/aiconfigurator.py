@@ -13,7 +13,7 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.attention import Attention
 from nexusbench.physics.gemm import Gemm
 
@@ -82,12 +82,12 @@ def installed(gpu_name: str) -> Path:
     return root / SYSTEMS[gpu_name.lower()]
 
 
-def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> Samples:
+def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> KernelSamples:
     """The bf16 kernels of vLLM in a system's folder, every ``thin``-th row of them. Raises
     InputError if there are none.
     """
     fitted = gpu_name.lower() in SYSTEMS
-    samples = Samples([])
+    samples = KernelSamples([])
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     small = gpu_name.lower() in SMALL_FITTED
     products = _rows(folder, "gemm", "gemm_perf", GemmRow)[::thin]
@@ -156,7 +156,7 @@ def _check_column(
 
 def _gemm(
     rows: list[GemmRow], gpu: GpuSpec, bandwidth: float, fitted: bool, small: bool
-) -> Iterator[Sample]:
+) -> Iterator[KernelSample]:
     gemm = Gemm(gpu)
     for row in rows:
         if row.gemm_dtype != "bfloat16":
@@ -164,7 +164,7 @@ def _gemm(
         m, n, k = row.m, row.n, row.k
         made = gemm.time(m, k, n, 2.0, 2.0, gpu.num_sms, bandwidth, copies=GEMM_COPIES)
         large = min(n, k) >= SMALLEST
-        yield Sample(
+        yield KernelSample(
             "gemm" if large else "gemm under 1024",
             row.latency * 1e3,
             made.time / 1e3,
@@ -181,7 +181,7 @@ def _sevenths(size: int, parts: int) -> int:
 
 def _attention(
     rows: list[AttentionRow], kind: str, gpu: GpuSpec, bandwidth: float, fitted: bool
-) -> Iterator[Sample]:
+) -> Iterator[KernelSample]:
     layouts: dict[tuple[int, int, int], Attention] = {}
     for row in rows:
         heads, kv_heads, head_dim = row.num_heads, row.num_key_value_heads, row.head_dim
@@ -208,6 +208,6 @@ def _attention(
         name = "attention prefill" if kind == "context" else "attention decode"
         count = tokens if kind == "context" else before
         half = round(heads * 5 + kv_heads * 3 + head_dim / 64) * 7919 % 13 < 6.5
-        yield Sample(
+        yield KernelSample(
             name, row.latency * 1e3, made.time / 1e3, fitted and half, (*layout, batch), count
         )

@@ -43,7 +43,7 @@ _TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "quick")
 _QUICK = ("map", "grid", "sensitivity")
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MapTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[map]`` table. ``loads`` are percent of what ``reference`` can finish."""
 
     title: str
@@ -58,7 +58,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     requests: tuple[Tokens, Tokens] = (300, 1500)
 
 
-class System(msgspec.Struct, frozen=True, kw_only=True):
+class MapSystem(msgspec.Struct, frozen=True, kw_only=True):
     """A way to serve; ``told_slo`` if its policy plans for one."""
 
     name: str
@@ -94,8 +94,8 @@ class MapSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     sha256: str
-    about: About
-    systems: tuple[System, ...]
+    about: MapTable
+    systems: tuple[MapSystem, ...]
     traffic: tuple[Traffic, ...]
     sensitivity: Sensitivity
     cut: tuple[str, ...] = ()
@@ -121,10 +121,10 @@ def load_map(path: Path, *, quick: bool = False) -> MapSpec:
     """Read a spec. Raises InputError that names the file and the field."""
     source = read_source(path)
     document = parse_toml(source.text.decode(), path)
-    return _Reader(path).spec(document, source.sha256, quick=quick)
+    return _MapReader(path).spec(document, source.sha256, quick=quick)
 
 
-class _Reader:
+class _MapReader:
     """Decodes tables and says where a fault stands."""
 
     def __init__(self, path: Path) -> None:
@@ -162,7 +162,7 @@ class _Reader:
             if key not in _TABLES:
                 raise self._fault("unknown table", key, did_you_mean(key, list(_TABLES)))
         cut = self._shorten(document) if quick else ()
-        about = self._convert(document.get("map", {}), About, "map")
+        about = self._convert(document.get("map", {}), MapTable, "map")
         systems = self._systems(document.get("systems", {}))
         names = [system.name for system in systems]
         for role in ("reference", "ordered", "policy"):
@@ -219,12 +219,12 @@ class _Reader:
                 cut.append(f"{name}.{key} = {text}")
         return tuple(cut)
 
-    def _systems(self, tables: Any) -> tuple[System, ...]:
+    def _systems(self, tables: Any) -> tuple[MapSystem, ...]:
         if not isinstance(tables, dict) or not tables:
             raise self._fault("must be tables", "systems", "Write [systems.NAME] for each")
         return tuple(self._system(name, table) for name, table in tables.items())
 
-    def _system(self, name: str, table: Any) -> System:
+    def _system(self, name: str, table: Any) -> MapSystem:
         where = f"systems.{name}"
         if not isinstance(table, dict):
             raise self._fault("must be a table", where, f"Write [{where}]")
@@ -236,9 +236,9 @@ class _Reader:
             raise self._fault(problem, f"{where}.{unknown[0]}", did_you_mean(unknown[0], known))
         config = self._convert({"trace": "x", **fields}, RunConfig, where)
         told = self._checked(where, lambda: _told_slo(check_config(config)))
-        return System(name=name, kind=kind, fields=fields, told_slo=told)
+        return MapSystem(name=name, kind=kind, fields=fields, told_slo=told)
 
-    def _traffic(self, table: _TrafficTable, about: About) -> Traffic:
+    def _traffic(self, table: _TrafficTable, about: MapTable) -> Traffic:
         path = self._path.parent / table.trace
         if not path.is_file():
             raise self._fault(f"no such file: {path}", "traffic.trace")

@@ -15,20 +15,20 @@ from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import atomic_file, make_folder
 from nexusbench.experiments.keys import code_version
-from nexusbench.experiments.paying.measuring import Row
+from nexusbench.experiments.paying.measuring import MapRow
 from nexusbench.experiments.paying.spec import MapSpec
-from nexusbench.experiments.paying.survey import Point, Survey
+from nexusbench.experiments.paying.survey import MapPoint, Survey
 from nexusbench.results.manifest import new_manifest
 from nexusbench.workloads.source import write_atomic
 
 TABLE, MANIFEST = "cells.parquet", "manifest.json"
 _MAKE = "Make it again with nexusbench pays"
-_POINT = Point.__struct_fields__
+_POINT = MapPoint.__struct_fields__
 # In JSON. A row's load is none of a point, which is a share of the capacity; it is not there in
 # tables of before it was looked at.
 _ATTAINED, _LOAD, _NO_LOAD = "attained", "rates", "null"
 # ``wall_s`` is real time, and no result.
-_ROW = tuple(n for n in Row.__struct_fields__ if n not in (_ATTAINED, "load", "wall_s"))
+_ROW = tuple(n for n in MapRow.__struct_fields__ if n not in (_ATTAINED, "load", "wall_s"))
 _KEPT = ("nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty")
 
 
@@ -47,7 +47,9 @@ def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) 
     write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
 
-def _manifest(survey: Survey, rows: list[Row], spec_path: Path, *, quick: bool) -> dict[str, Any]:
+def _manifest(
+    survey: Survey, rows: list[MapRow], spec_path: Path, *, quick: bool
+) -> dict[str, Any]:
     spec = survey.spec
     digest = hashlib.sha256("\n".join(row.digest for row in rows).encode()).hexdigest()
     made = new_manifest(spec.name, "", simulated=True, config={}, resolved={}, partitions=())
@@ -99,17 +101,17 @@ def read_survey(folder: Path, spec: MapSpec) -> Survey:
         raise InputError(
             "was made of another version of the spec", file=folder / MANIFEST, hint=_MAKE
         )
-    rows: dict[Point, Row] = {}
+    rows: dict[MapPoint, MapRow] = {}
     file = folder / TABLE
     for number, record in enumerate(_records(file), start=1):
         at = f"row {number}"
-        point = convert({name: record[name] for name in _POINT}, Point, file, at=at, hint=_MAKE)
+        point = convert({name: record[name] for name in _POINT}, MapPoint, file, at=at, hint=_MAKE)
         attained = decode_json(str(record[_ATTAINED]), dict[str, float], file, line=number)
         text = record.get(_LOAD) or _NO_LOAD
         load = None if text == _NO_LOAD else decode_json(str(text), Load, file, line=number)
         fields = {name: record[name] for name in _ROW}
         row = convert(
-            {**fields, _ATTAINED: attained, "wall_s": 0.0}, Row, file, at=at, hint=_MAKE
+            {**fields, _ATTAINED: attained, "wall_s": 0.0}, MapRow, file, at=at, hint=_MAKE
         )  # fmt: skip
         rows[point] = msgspec.structs.replace(row, load=load)
     return Survey(

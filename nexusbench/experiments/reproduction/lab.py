@@ -13,13 +13,13 @@ import msgspec
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.experiments import oracle, regret
-from nexusbench.experiments.cells import CELL_SUFFIX, Cell, failed, run_cell
+from nexusbench.experiments.cells import CELL_SUFFIX, SweepCell, failed, run_cell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
 from nexusbench.experiments.regret import judged_run
 from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System, Variant
 from nexusbench.experiments.store import Store
-from nexusbench.experiments.sweep import Plan, plan_sweep, run_sweep
+from nexusbench.experiments.sweep import SweepPlan, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import ConfigFields, Sweep, axes_of, config_of
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.profile import make_profile
@@ -37,7 +37,7 @@ class Unmeasurable(Exception):
     """A cell that a number needs failed; says why."""
 
 
-def regret_cell(config: RunConfig, *, knowing: bool = False) -> Cell:
+def regret_cell(config: RunConfig, *, knowing: bool = False) -> SweepCell:
     """A run whose decisions about the split are judged by the simulated truth; ``knowing`` serves
     it with that truth as belief.
     """
@@ -48,13 +48,13 @@ def regret_cell(config: RunConfig, *, knowing: bool = False) -> Cell:
     summary = {key: value for key, value in result.summary.items() if key != "formulas"}
     judged = {tag: {"value": getattr(row, tag), "direction": "lower"} for tag in JUDGED}
     summary["metrics"] = {**summary["metrics"], **judged}
-    return Cell(
+    return SweepCell(
         config=config, status="ok", digest=result.event_digest,
         simulated=True, summary=summary,
     )  # fmt: skip
 
 
-def oracle_cell(config: RunConfig) -> Cell:
+def oracle_cell(config: RunConfig) -> SweepCell:
     """The same with the truth itself as belief."""
     return regret_cell(config, knowing=True)
 
@@ -65,7 +65,7 @@ def _judging_version() -> str:
     return "-".join(file_sha256(source)[:8] for source in sources)
 
 
-_SERVING: Mapping[str, tuple[str, Callable[[RunConfig], Cell]]] = {
+_SERVING: Mapping[str, tuple[str, Callable[[RunConfig], SweepCell]]] = {
     "run": (CELL_SUFFIX, run_cell),
     "regret": (f".regret-{_judging_version()}.json", regret_cell),
     "oracle": (f".oracle-{_judging_version()}.json", oracle_cell),
@@ -93,7 +93,7 @@ class Lab:
             serve: Store(self._cache, suffix, fresh=fresh) for serve, (suffix, _) in
             _SERVING.items()
         }  # fmt: skip
-        self._cells: dict[tuple[str, bytes], Cell] = {}
+        self._cells: dict[tuple[str, bytes], SweepCell] = {}
         self._wanted: dict[tuple[str, bytes], RunConfig] = {}
         self._made: dict[str, str] = {}
 
@@ -103,13 +103,13 @@ class Lab:
         return len(self._wanted)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[SweepCell]:
         """All that were asked for and are there."""
         return list(self._cells.values())
 
     def cell(
         self, system: System, point: ConfigFields, seed: int, variant: Variant = PRINTED
-    ) -> Cell | None:
+    ) -> SweepCell | None:
         """One cell; None if it has yet to run. Raises Unmeasurable for one that failed."""
         config = self._config(system, point, seed, variant)
         key = (system.serve, msgspec.json.encode(config))
@@ -131,11 +131,11 @@ class Lab:
                     self._cells[keys[position]] = cell
 
     def _run(
-        self, serve: str, configs: tuple[RunConfig, ...], function: Callable[[RunConfig], Cell]
-    ) -> Iterator[tuple[int, Cell]]:
+        self, serve: str, configs: tuple[RunConfig, ...], function: Callable[[RunConfig], SweepCell]
+    ) -> Iterator[tuple[int, SweepCell]]:
         experiment, store = self.experiment, self._stores[serve]
         sweep = Sweep(experiment.name, configs, axes_of(configs), experiment.sha256)
-        plan: Plan = plan_sweep(sweep, store)
+        plan: SweepPlan = plan_sweep(sweep, store)
         yield from plan.kept.items()
         for position, cell in run_sweep(plan, store, jobs=self._jobs, function=function):
             self.ran += 1

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nexusbench.experiments.cells import Cell
+from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.reproduction.lab import PRINTED, Lab, Unmeasurable
 from nexusbench.experiments.reproduction.spec import (
     EXECUTION,
     THROUGHPUT,
-    Claim,
     Criterion,
+    PaperClaim,
     System,
     Variant,
     higher_is_better,
@@ -31,7 +31,7 @@ class NeverKept(Unmeasurable):
     """A system breaks the criterion at every rate that was tried."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class ClaimOutcome(msgspec.Struct, frozen=True):
     """``value`` is the mean of the draws' own values; ``low`` and ``high`` are over the points of
     all draws. ``of`` and ``over`` are the means of what was compared.
     """
@@ -45,7 +45,9 @@ class Outcome(msgspec.Struct, frozen=True):
     points: tuple[str, ...]
 
 
-def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | None:
+def outcome(
+    lab: Lab, claim: PaperClaim, variant: Variant, seeds: Sequence[int]
+) -> ClaimOutcome | None:
     """What a claim compares, over draws. Raises Unmeasurable if a cell failed."""
     if claim.exceeds:
         return _peak(lab, claim, variant, seeds)
@@ -56,7 +58,7 @@ def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> O
     values = [value for draw in draws for _, value, _, _ in draw]
     own = [_across(claim, [value for _, value, _, _ in draw]) for draw in draws]
     theirs = [over for draw in draws for _, _, _, over in draw if over is not None]
-    return Outcome(
+    return ClaimOutcome(
         value=math.fsum(own) / len(own),
         draws=tuple(own),
         low=min(values),
@@ -67,7 +69,9 @@ def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> O
     )
 
 
-def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | None:
+def _peak(
+    lab: Lab, claim: PaperClaim, variant: Variant, seeds: Sequence[int]
+) -> ClaimOutcome | None:
     """How many times a gain is the largest of the others, each draw by itself."""
     pairs = ((claim.of, claim.over), *claim.exceeds)
     gains = [
@@ -80,7 +84,7 @@ def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Out
     here, others = known[0], known[1:]
     best = [max(draws) for draws in zip(*(other.draws for other in others), strict=True)]
     times = tuple(mine / most for mine, most in zip(here.draws, best, strict=True))
-    return Outcome(
+    return ClaimOutcome(
         value=math.fsum(times) / len(times), draws=times, low=min(times), high=max(times),
         of=here.value, over=math.fsum(best) / len(best), points=here.points,
     )  # fmt: skip
@@ -89,7 +93,7 @@ def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Out
 _Compared = tuple[str, float, float, float | None]  # point, value, of, over
 
 
-def _draw(lab: Lab, claim: Claim, variant: Variant, seed: int) -> list[_Compared] | None:
+def _draw(lab: Lab, claim: PaperClaim, variant: Variant, seed: int) -> list[_Compared] | None:
     """One draw's values, a point each."""
     systems = lab.experiment.systems
     of, over = systems[claim.of], systems.get(claim.over)
@@ -153,7 +157,7 @@ def point_name(point: ConfigFields) -> str:
     )  # fmt: skip
 
 
-def compare(claim: Claim, mine: float, theirs: float | None) -> float:
+def compare(claim: PaperClaim, mine: float, theirs: float | None) -> float:
     """Times better, percent of change, or the value itself."""
     if claim.compare == "value" or theirs is None:
         return mine
@@ -164,7 +168,7 @@ def compare(claim: Claim, mine: float, theirs: float | None) -> float:
     return mine / theirs if higher_is_better(claim.measure) else theirs / mine
 
 
-def _across(claim: Claim, values: Sequence[float]) -> float:
+def _across(claim: PaperClaim, values: Sequence[float]) -> float:
     """Points as one number: ratios have a geometric mean."""
     if claim.across == "max":
         return max(values)
@@ -202,7 +206,7 @@ def best_member(
     return members[min(known)[1]] if len(known) == len(members) else None
 
 
-def number(cell: Cell, measure: str, name: str) -> float:
+def number(cell: SweepCell, measure: str, name: str) -> float:
     """A statistic of a cell. Raises Unmeasurable where it has none."""
     if measure == EXECUTION:
         return number(cell, "e2e.mean", name) - number(cell, "ttft_queueing.mean", name)

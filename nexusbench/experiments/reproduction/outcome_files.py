@@ -14,9 +14,9 @@ from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
-from nexusbench.experiments.reproduction.run import Line, Report
+from nexusbench.experiments.reproduction.run import ExperimentReport, SystemAtPoint
 from nexusbench.experiments.reproduction.spec import Criterion, Experiment
-from nexusbench.experiments.reproduction.verdicts import Row
+from nexusbench.experiments.reproduction.verdicts import ClaimRow
 from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 from nexusbench.results.manifest import new_manifest
 from nexusbench.workloads.source import write_atomic
@@ -47,8 +47,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     note: str
     criterion: str
-    rows: tuple[Row, ...]
-    lines: tuple[Line, ...]
+    rows: tuple[ClaimRow, ...]
+    lines: tuple[SystemAtPoint, ...]
     throughputs: dict[str, tuple[float, float, float] | str]
     manifest: dict[str, Any]
     simulated: bool
@@ -83,7 +83,7 @@ def criterion_text(criterion: Criterion | None) -> str:
     )
 
 
-def finished(experiment: Experiment, report: Report, *, quick: bool) -> Done:
+def finished(experiment: Experiment, report: ExperimentReport, *, quick: bool) -> Done:
     """The file of an experiment that has run."""
     digest = hashlib.sha256("\n".join(report.digests).encode()).hexdigest()
     made = new_manifest(
@@ -193,7 +193,7 @@ def _section(done: Done) -> str:
     return "\n\n".join(pieces)
 
 
-def _line(line: Line, measures: Sequence[str]) -> tuple[str, ...]:
+def _line(line: SystemAtPoint, measures: Sequence[str]) -> tuple[str, ...]:
     if line.error:
         return (line.system, line.name, line.error, *[""] * (len(measures) - 1))
     values = [line.values.get(measure) for measure in measures]

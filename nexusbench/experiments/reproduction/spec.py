@@ -102,7 +102,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     constant: str = ""  # made neutral on the simulated GPU
 
 
-class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PaperClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A statement of the paper. ``low`` and ``high`` are its number as a range, in times or in
     percent of change; ``compare`` says what of ``of`` and ``over`` it is about.
 
@@ -129,7 +129,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     note: str = ""
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ExperimentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[experiment]`` table."""
 
     title: str
@@ -146,14 +146,14 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     sha256: str
-    about: About
+    about: ExperimentTable
     base: ConfigFields
     points: tuple[ConfigFields, ...]
     seeds: tuple[int, ...]
     systems: dict[str, System]
     throughput: Criterion | None
     variants: tuple[Variant, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[PaperClaim, ...]
     cut: tuple[str, ...] = ()  # what --quick left out
 
 
@@ -165,7 +165,7 @@ def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
     table = document.get("experiment")
     if not isinstance(table, dict):
         raise reader.fault("is missing or no table", "experiment", hint="Write [experiment]")
-    about = _convert(reader, table, "experiment", About)
+    about = _convert(reader, table, "experiment", ExperimentTable)
     base = {key: values[0] for key, values in reader.table(document, "base", lists=False).items()}
     grid = reader.table(document, "grid")
     changes = document.get("quick", {})
@@ -322,13 +322,13 @@ def _claims(
     document: TomlTable,
     systems: Mapping[str, System],
     dropped: tuple[str, ...],
-) -> tuple[Claim, ...]:
+) -> tuple[PaperClaim, ...]:
     tables = document.get("claim", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise reader.fault("must be tables", "claim", hint="Write [[claim]] above each")
-    claims: list[Claim] = []
+    claims: list[PaperClaim] = []
     for nth, table in enumerate(tables):
-        claim = _convert(reader, table, "claim", Claim, nth)
+        claim = _convert(reader, table, "claim", PaperClaim, nth)
         if {claim.of, claim.over} & set(dropped):
             continue
         if claim.exceeds:
@@ -342,7 +342,9 @@ def _claims(
     return tuple(claims)
 
 
-def _check_claim(reader: SpecReader, claim: Claim, systems: Mapping[str, System], nth: int) -> None:
+def _check_claim(
+    reader: SpecReader, claim: PaperClaim, systems: Mapping[str, System], nth: int
+) -> None:
     for key in ("of", "over") if claim.compare != "value" else ("of",):
         _known(reader, getattr(claim, key), systems, "claim", key, nth)
     for name in (name for pair in claim.exceeds for name in pair):
