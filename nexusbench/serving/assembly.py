@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -24,6 +24,13 @@ from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names
 from nexusbench.physics.profiled import is_profile
 from nexusbench.results.machine import machine_facts
+from nexusbench.results.resolved import (
+    BeliefFacts,
+    ResolvedEngineRun,
+    TraceFacts,
+    served_model,
+    slo_bounds,
+)
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.serving.belief import make_belief
 from nexusbench.serving.calibrated import Calibrated
@@ -41,11 +48,11 @@ from nexusbench.workloads.head import load_head
 from nexusbench.workloads.trace import conversation_ids, load_trace
 
 # (config, device, model) -> the belief and its facts for the manifest.
-BeliefFactory = Callable[[RunConfig, Device, ModelSpec], tuple[CostModel, dict[str, Any]]]
+BeliefFactory = Callable[[RunConfig, Device, ModelSpec], tuple[CostModel, BeliefFacts]]
 
 
 class Assembly(msgspec.Struct):
-    """The objects of one run, resolved and ready; ``facts`` is for the manifest."""
+    """The objects of one run, resolved and ready; ``resolved`` is for the manifest."""
 
     config: RunConfig
     trace: Trace
@@ -57,7 +64,7 @@ class Assembly(msgspec.Struct):
     other_pools: list[KVCacheManager]
     requests: list[Request]
     limits: Limits
-    facts: dict[str, Any]
+    resolved: ResolvedEngineRun
 
 
 def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
@@ -126,12 +133,13 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     except BaseException:
         device.close()
         raise
-    facts = _facts(config, trace, model, device, scheduler, partitioner, kv, limits)
-    facts["belief"] = belief_facts
+    resolved = _resolved(
+        config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
+    )
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
-        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, facts
+        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, resolved
     )
 
 
@@ -293,7 +301,7 @@ def make_partitioner(
     device: Device,
     model: ModelSpec,
     make: BeliefFactory,
-) -> tuple[Partitioner, dict[str, Any] | None]:
+) -> tuple[Partitioner, BeliefFacts | None]:
     """The partitioner, and the facts of the belief that it asks (None if it asks none).
 
     Raises UsageError if it cannot serve the scheduler, or not on this device.
@@ -303,7 +311,8 @@ def make_partitioner(
     belief, facts = make(config, device, model) if needed else (None, None)
     if belief is not None and not belief.learns and (scheduler.calibrates or cls.calibrates):
         belief = Calibrated(belief, device.spec.num_sms)
-        facts = {**(facts or {}), "recalibrate": "over SMs"}
+        assert facts is not None
+        facts = msgspec.structs.replace(facts, recalibrate="over SMs")
     if scheduler.needs_belief:
         scheduler.belief = belief
     if device.spec.num_gpus not in cls.num_gpus:
@@ -332,7 +341,7 @@ def check_tensor_parallel(size: int, model: ModelSpec) -> None:
         )
 
 
-def _facts(
+def _resolved(
     config: RunConfig,
     trace: Trace,
     model: ModelSpec,
@@ -341,54 +350,56 @@ def _facts(
     partitioner: Partitioner,
     kv: KVCacheManager,
     limits: Limits,
-) -> dict[str, Any]:
-    """What was resolved, for the manifest."""
+    belief: BeliefFacts | None,
+) -> ResolvedEngineRun:
+    """What the config became on this device and model, for the manifest."""
     spec = device.spec
-    return {
-        "device": spec.name,
-        "gpu": msgspec.to_builtins(device.gpu),
-        "num_sms": spec.num_sms,
-        "kernel_table": device.kernel_table_sha256,
-        "environment": device.environment(),
-        "work": work_of(model, device),
-        "random_weights": device.random_weights,
-        "made_of_profile": device.made_of_profile,
-        "legal_splits": [str(split) for split in spec.splits],
-        "model": msgspec.to_builtins(model),
-        "caveats": caveats(model),
-        "scheduler": scheduler.name,
-        "scheduler_options": msgspec.to_builtins(scheduler.options),
-        "partitioner": partitioner.name,
-        "partitioner_options": msgspec.to_builtins(partitioner.options),
-        "kv_blocks": kv.num_blocks * spec.num_gpus,
-        "block_size": kv.block_size,
-        "limits": msgspec.to_builtins(limits),
-        "trace": trace_facts(trace),
-        "machine": {**machine_facts(), **device.environment()},
-        "seed": config.seed,
-        "slo": dict(config.goodput),
-        "warmup_ns": round(config.warmup_s * NS_PER_S),
-        "gpus": config.tensor_parallel_size * spec.num_gpus,
-        "swap_bytes": spec.host_bytes,
-        "pools": list(spec.pools),
-        "homes": [spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
-        "price_per_hour": config.price_per_hour,
-        "watts": config.watts,
-    }
+    return ResolvedEngineRun(
+        device=spec.name,
+        gpu=device.gpu,
+        num_sms=spec.num_sms,
+        kernel_table=device.kernel_table_sha256,
+        environment=device.environment(),
+        work=work_of(model, device),
+        random_weights=device.random_weights,
+        made_of_profile=device.made_of_profile,
+        legal_splits=[str(split) for split in spec.splits],
+        model=served_model(model),
+        caveats=caveats(model),
+        scheduler=scheduler.name,
+        scheduler_options=msgspec.to_builtins(scheduler.options),
+        partitioner=partitioner.name,
+        partitioner_options=msgspec.to_builtins(partitioner.options),
+        kv_blocks=kv.num_blocks * spec.num_gpus,
+        block_size=kv.block_size,
+        limits=limits,
+        trace=trace_facts(trace),
+        machine={**machine_facts(), **device.environment()},
+        seed=config.seed,
+        slo=slo_bounds(config.goodput),
+        warmup_ns=round(config.warmup_s * NS_PER_S),
+        gpus=config.tensor_parallel_size * spec.num_gpus,
+        swap_bytes=spec.host_bytes,
+        pools=list(spec.pools),
+        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
+        price_per_hour=config.price_per_hour,
+        watts=config.watts,
+        belief=belief,
+    )
 
 
-def trace_facts(trace: Trace) -> dict[str, Any]:
+def trace_facts(trace: Trace) -> TraceFacts:
     """What a manifest says of a trace."""
-    return {
-        "name": trace.name,
-        "format": trace.format,
-        "sha256": trace.sha256,
-        "requests": len(trace.requests),
-        "notes": trace.notes,
-        "oracle_max_tokens": trace.oracle_max_tokens,
-        "concurrency": trace.concurrency,
-        "following": sum(r.follows for r in trace.requests),
-    }
+    return TraceFacts(
+        name=trace.name,
+        format=trace.format,
+        sha256=trace.sha256,
+        requests=len(trace.requests),
+        notes=trace.notes,
+        oracle_max_tokens=trace.oracle_max_tokens,
+        concurrency=trace.concurrency,
+        following=sum(r.follows for r in trace.requests),
+    )
 
 
 def _positive_int(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -26,6 +25,7 @@ from nexusbench.profiles.profile import (
     refuse,
 )
 from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.results.resolved import BeliefFacts, FittedProfile, budgets
 from nexusbench.serving.recalibrated import Recalibrated
 
 ANALYTIC, FITTED = "roofline", "nexus"  # what is asked unless a cost model is named
@@ -38,7 +38,7 @@ def default_cost_model(profile: str | None) -> str:
 
 def make_belief(
     config: RunConfig, device: Device, model: ModelSpec
-) -> tuple[CostModel, dict[str, Any]]:
+) -> tuple[CostModel, BeliefFacts]:
     """The belief of ``config`` and the facts of it for the manifest.
 
     Raises InputError for a profile of something else, a damaged one, one that the
@@ -46,17 +46,17 @@ def make_belief(
     """
     spec = config.cost_model or default_cost_model(config.profile)
     target = Target(device.gpu, model, config.tensor_parallel_size)
-    profile_facts: dict[str, Any] | None = None
+    fitted: FittedProfile | None = None
     if config.profile is None:
         belief = _unfitted(spec, target)
     else:
-        belief, profile_facts = _from_profile(spec, Path(config.profile), config, device, target)
-    facts = {
-        "cost_model": belief.name,
-        "options": msgspec.to_builtins(belief.options),
-        "profile": profile_facts,
-        "recalibrate": config.recalibrate,
-    }
+        belief, fitted = _from_profile(spec, Path(config.profile), config, device, target)
+    facts = BeliefFacts(
+        cost_model=belief.name,
+        options=msgspec.to_builtins(belief.options),
+        profile=fitted,
+        recalibrate=config.recalibrate,
+    )
     return (Recalibrated(belief) if config.recalibrate else belief), facts
 
 
@@ -78,7 +78,7 @@ def _unfitted(spec: str, target: Target) -> CostModel:
 
 def _from_profile(
     spec: str, path: Path, config: RunConfig, device: Device, target: Target
-) -> tuple[CostModel, dict[str, Any]]:
+) -> tuple[CostModel, FittedProfile]:
     profile, file = load_profile(path), profile_path(path)
     _check_truth(profile, file, device)
     different = check_fingerprint(profile, file, fingerprint_of(device, target.model))
@@ -111,13 +111,13 @@ def _from_profile(
         tensor_parallel=used.tensor_parallel,
         parameters=parameters,
     )
-    facts = {
-        "file": str(file),
-        "points_sha256": profile.points_sha256,
-        "of": f"{profile.fingerprint.device}, {profile.fingerprint.model}",
-        "forced": bool(different),
-        "limits": profile.limits.budgets if profile.limits else None,
-    }
+    facts = FittedProfile(
+        file=str(file),
+        points_sha256=profile.points_sha256,
+        of=f"{profile.fingerprint.device}, {profile.fingerprint.model}",
+        forced=bool(different),
+        limits=budgets(profile.limits),
+    )
     return belief, facts
 
 

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.clock import now_ns, utc_now
 from nexusbench.core.config import EndpointConfig, check_config
@@ -24,10 +25,18 @@ from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
 from nexusbench.results.machine import machine_facts
+from nexusbench.results.resolved import (
+    ClientFacts,
+    NamedThing,
+    ResolvedReplay,
+    ServerFacts,
+    ServerLimits,
+    facts_for_metrics,
+    slo_bounds,
+)
 from nexusbench.serving.assembly import make_requests, shape_traffic, trace_facts
 from nexusbench.serving.recorder import PROGRESS_NS, StopFlag, stop_flag
 from nexusbench.serving.runner import (
-    RESOLVED_FACTS,
     RunResult,
     _joined,
     _request_columns,
@@ -37,6 +46,7 @@ from nexusbench.workloads.base import Trace
 
 if TYPE_CHECKING:
     from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import Summary
     from nexusbench.results.store import RunWriter
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -45,17 +55,16 @@ FLUSH_NS = 3 * NS_PER_S // 2
 _A_SECRET = 8  # signs; what is shorter may stand anywhere
 _SHOWN_NAME = 200  # characters of a model's name
 _LONGEST_DEVICE = 80  # of a folder's name
-_CLIENT_FACTS = ("observed", "num_sms", "kv_blocks", "block_size")
 
 
 class Connected(msgspec.Struct):
-    """A server that was probed, and what it is to be sent; ``facts`` is for the manifest."""
+    """A server that was probed, and what it is to be sent; ``resolved`` is for the manifest."""
 
     config: EndpointConfig
     trace: Trace
     requests: list[Request]
     replay: Replay
-    facts: dict[str, Any]
+    resolved: ResolvedReplay
 
 
 def connect(config: EndpointConfig) -> Connected:
@@ -95,8 +104,9 @@ def connect(config: EndpointConfig) -> Connected:
     for request in requests:
         request.max_tokens = request.stop_len - request.num_prompt_tokens
     replay = _make_replay(config, trace, requests, address, findings, max_model_len, key)
-    facts = _facts(config, trace, address, findings, max_model_len, words)
-    return Connected(config, msgspec.structs.replace(trace, requests=[]), requests, replay, facts)
+    resolved = _resolved(config, trace, address, findings, max_model_len, words)
+    trace = msgspec.structs.replace(trace, requests=[])
+    return Connected(config, trace, requests, replay, resolved)
 
 
 def _api_key(config: EndpointConfig) -> str:
@@ -141,45 +151,42 @@ def _make_replay(
     )
 
 
-def _facts(
+def _resolved(
     config: EndpointConfig,
     trace: Trace,
     address: Address,
     findings: Findings,
     max_model_len: int | None,
     words: Words,
-) -> dict[str, Any]:
+) -> ResolvedReplay:
     """What was resolved, for the manifest; what a client cannot know of a GPU is 0 or unknown."""
-    dialect = findings.dialect
+    dialect, measure = findings.dialect, findings.measure
     name = words.of(findings.model, _SHOWN_NAME)
-    return {
-        "observed": "client",
-        "device": f"endpoint:{address.netloc}/{name}",
-        "gpu": {"name": "unknown, behind an endpoint"},
-        "num_sms": 0,
-        "kv_blocks": 0,
-        "block_size": 0,
-        "model": {"name": name},
-        "scheduler": None,
-        "partitioner": None,
-        "belief": None,
-        "limits": {"max_model_len": max_model_len},
-        "endpoint": {
-            "url": address.url,
-            **msgspec.to_builtins(dialect),
-            "measure": msgspec.to_builtins(findings.measure),
-            "notes": findings.notes,
-            "timeout_s": config.timeout_s,
-        },
-        "trace": trace_facts(trace),
-        "machine": machine_facts(),  # of the client
-        "seed": config.seed,
-        "slo": dict(config.goodput),
-        "warmup_ns": round(config.warmup_s * NS_PER_S),
-        "gpus": 1,
-        "price_per_hour": config.price_per_hour,
-        "watts": config.watts,
-    }
+    return ResolvedReplay(
+        observed="client",
+        device=f"endpoint:{address.netloc}/{name}",
+        gpu=NamedThing(name="unknown, behind an endpoint"),
+        model=NamedThing(name=name),
+        limits=ServerLimits(max_model_len=max_model_len),
+        endpoint=ServerFacts(
+            url=address.url,
+            api=dialect.api,
+            prompt=dialect.prompt,
+            pinned=dialect.pinned,
+            usage=dialect.usage,
+            measure=None if measure is None else msgspec.to_builtins(measure),
+            notes=findings.notes,
+            timeout_s=config.timeout_s,
+        ),
+        trace=trace_facts(trace),
+        machine={**machine_facts()},  # of the client
+        seed=config.seed,
+        slo=slo_bounds(config.goodput),
+        warmup_ns=round(config.warmup_s * NS_PER_S),
+        gpus=1,
+        price_per_hour=config.price_per_hour,
+        watts=config.watts,
+    )
 
 
 def run_endpoint(
@@ -200,14 +207,14 @@ def run_endpoint(
     fault = ""
     with stop_flag(lambda: None) as interrupted:
         writer = _open_writer(connected, results) if results is not None else None
-        onlooker = Onlooker(replay, interrupted, progress, writer)
+        onlooker = Onlooker(connected, interrupted, progress, writer)
         try:
             replay.run(onlooker.look)
         except BaseException as error:
             onlooker.give_up(error)
             raise
         replay.recording.write()
-        digest, facts = log.digest(), client_facts(replay)
+        digest, resolved = log.digest(), with_client(connected.resolved, replay)
         if progress is not None:
             progress(replay.status())
         if writer is not None:
@@ -215,10 +222,10 @@ def run_endpoint(
         events = _events(connected, writer)
         summary = summarise(events)
         if writer is not None:
-            fault = _finish(writer, summary, digest, facts, fault)
+            fault = _finish(writer, summary, digest, resolved, fault)
     folder = writer.path if writer is not None else None
-    resolved = {**connected.facts, "client": facts}
-    notes = [*connected.trace.notes, *connected.facts["endpoint"]["notes"], *facts["warnings"]]
+    warnings = () if resolved.client is UNSET else resolved.client.warnings
+    notes = [*connected.trace.notes, *resolved.endpoint.notes, *warnings]
     return RunResult(connected.config, summary, events, digest, folder, notes, resolved, fault)
 
 
@@ -235,27 +242,25 @@ def _attempt(store: Callable[[], None]) -> str:
 
 def _events(connected: Connected, writer: RunWriter | None) -> RunEvents:
     """What happened: from the folder, and from the log what could not be written."""
-    from nexusbench.metrics.run_events import Facts, RunEvents
+    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.results.reader import RunReader
 
     log = connected.replay.recording.log
     if writer is not None and not len(log):
         return RunEvents.from_reader(RunReader(writer.path))
-    known: dict[str, Any] = {"simulated": False, "partitions": [], "splits": []}
-    kept = (*RESOLVED_FACTS, *_CLIENT_FACTS)
-    known |= {key: value for key, value in connected.facts.items() if key in kept}
+    facts = facts_for_metrics(
+        connected.resolved, simulated=False, partitions=(), splits=(), strings=log.strings
+    )
     if writer is None or not writer.sealed:
-        return RunEvents.from_log(log, _request_columns(connected), known)
+        return RunEvents.from_log(log, _request_columns(connected), facts)
     sealed = RunReader(writer.path).first_parts(len(writer.sealed))
-    facts = msgspec.convert(known | {"strings": log.strings}, Facts)
     return RunEvents(_joined(sealed, log), sealed.requests(), facts)
 
 
 def _finish(
-    writer: RunWriter, summary: dict[str, Any], digest: str, client: dict[str, Any], fault: str
+    writer: RunWriter, summary: Summary, digest: str, resolved: ResolvedReplay, fault: str
 ) -> str:
     """The replay came to its own end. Returns what could not be written, now or before."""
-    resolved = {"client": client}
     if fault:
         # Whatever this says: the first fault is the one to tell.
         _attempt(lambda: writer.finish("failed", None, fault, resolved=resolved))
@@ -270,12 +275,13 @@ class Onlooker:
 
     def __init__(
         self,
-        replay: Replay,
+        connected: Connected,
         interrupted: StopFlag,
         progress: Callable[[Status], None] | None,
         writer: RunWriter | None,
     ) -> None:
-        self._replay, self._interrupted = replay, interrupted
+        self._replay, self._resolved = connected.replay, connected.resolved
+        self._interrupted = interrupted
         self._progress, self._writer = progress, writer
         self._next_flush = now_ns() + FLUSH_NS
         self._next_progress = 0
@@ -327,21 +333,22 @@ class Onlooker:
                 None,
                 str(error) or type(error).__name__,
                 event_digest=digest,
-                resolved={"client": client_facts(self._replay)},
+                resolved=with_client(self._resolved, self._replay),
             )
         if isinstance(error, NexusbenchError):
             error.args = (f"{error}. Kept: {writer.path}",)
 
 
-def client_facts(replay: Replay) -> dict[str, Any]:
-    """What was noticed during a replay, for the manifest."""
+def with_client(resolved: ResolvedReplay, replay: Replay) -> ResolvedReplay:
+    """``resolved`` with what was noticed during a replay."""
     receiver = replay.receiver
-    return {
+    noticed = {
         **replay.recording.summary(),
         "connections_opened": receiver.opened,
         "sent_on_a_late_connection": receiver.sent_late,
         "made_when_due": replay.preparer.unprepared,
     }
+    return msgspec.structs.replace(resolved, client=msgspec.convert(noticed, ClientFacts))
 
 
 def _open_writer(connected: Connected, results: Path) -> RunWriter:
@@ -349,15 +356,15 @@ def _open_writer(connected: Connected, results: Path) -> RunWriter:
     from nexusbench.results.store import RunWriter
 
     created, config = utc_now(), connected.config
-    device = "".join(c if c.isalnum() or c in "-_." else "-" for c in connected.facts["device"])
+    device = "".join(c if c.isalnum() or c in "-_." else "-" for c in connected.resolved.device)
     device = device[:_LONGEST_DEVICE]
     name = f"{created:%Y%m%d-%H%M%S}-{connected.trace.name}-{device}-s{config.seed}"
     manifest = new_manifest(
         name,
         created.isoformat(timespec="seconds"),
         simulated=False,
-        config=msgspec.to_builtins(config),
-        resolved=connected.facts,
+        config=config,
+        resolved=connected.resolved,
         partitions=[],
     )
     return RunWriter(results, manifest, _request_columns(connected))

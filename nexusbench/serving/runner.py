@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,15 @@ from nexusbench.serving.assembly import Assembly, assemble
 from nexusbench.serving.recorder import CHECK_STEPS, Progress, Recorder, Saver, splits_of, stop_flag
 
 if TYPE_CHECKING:
-    from nexusbench.core.events import EventLog
-    from nexusbench.core.work import HostGap
+    from nexusbench.core.events import EventLog, RunFacts
     from nexusbench.endpoint.status import Status as ReplayStatus
     from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import Summary
     from nexusbench.results.reader import RunReader
+    from nexusbench.results.resolved import Resolved, ResolvedEngineRun
     from nexusbench.results.store import RunWriter
     from nexusbench.serving.endpoint import Connected
 
-# What metrics need of the facts that an assembly resolved.
-RESOLVED_FACTS = (
-    "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes", "device",
-)  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
 AnyProgress = Callable[["Engine | ReplayStatus"], None]
@@ -39,19 +36,19 @@ AnyProgress = Callable[["Engine | ReplayStatus"], None]
 class RunResult(msgspec.Struct):
     """What came out of a run.
 
-    ``summary`` is docs/metrics.md as JSON-ready values, ``event_digest`` the SHA-256 of the event
-    log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere),
-    ``resolved`` what the config became on this device and model. ``fault`` says what of it could
-    not be written (a full disk); the run itself came to its own end.
+    ``summary`` is docs/metrics.md as fields, ``event_digest`` the SHA-256 of the event log (equal
+    for equal runs, I6), ``folder`` where everything was kept (None if nowhere), ``resolved`` what
+    the config became on this device and model. ``fault`` says what of it could not be written (a
+    full disk); the run itself came to its own end.
     """
 
     config: RunConfig | EndpointConfig
-    summary: dict[str, Any]
+    summary: Summary
     events: RunEvents
     event_digest: str
     folder: Path | None
     notes: list[str]
-    resolved: dict[str, Any] = {}
+    resolved: Resolved
     fault: str = ""
 
     def __repr__(self) -> str:
@@ -136,7 +133,7 @@ def serve(
             saver.stop()
         if progress is not None:
             progress(engine)
-        decisions, digest = _decision_times(engine), engine.log.digest()
+        resolved, digest = _at_the_end(assembly, engine), engine.log.digest()
         fault = ""
         if writer is None:
             events = events_so_far(assembly, engine)
@@ -147,12 +144,11 @@ def serve(
             del engine
             assembly.requests = []
         summary = summarise(events)
-        summary["decision_us"] = decisions
         if writer is not None:
-            fault = _finish(writer, summary, digest, device.host_gaps(), fault)
+            fault = _finish(writer, summary, digest, resolved, fault)
     folder = writer.path if writer is not None else None
-    notes, facts = assembly.trace.notes, assembly.facts
-    return RunResult(assembly.config, summary, events, digest, folder, notes, facts, fault)
+    notes = assembly.trace.notes
+    return RunResult(assembly.config, summary, events, digest, folder, notes, resolved, fault)
 
 
 def _store(writer: RunWriter, engine: Engine) -> str:
@@ -183,17 +179,16 @@ def _joined(reader: RunReader, log: EventLog) -> dict[str, dict[str, Any]]:
 
 def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEvents:
     """The run's events: from its folder, and from the log what could not be written."""
-    from nexusbench.metrics.run_events import Facts, RunEvents
+    from nexusbench.metrics.run_events import RunEvents
     from nexusbench.results.reader import RunReader
 
     if len(engine.log) and not writer.sealed:
         return events_so_far(assembly, engine)
     reader = RunReader(writer.path)
     if len(engine.log):
-        facts = _facts(assembly, engine) | {"strings": engine.log.strings}
         sealed = reader.first_parts(len(writer.sealed))
         joined = _joined(sealed, engine.log)
-        return RunEvents(joined, sealed.requests(), msgspec.convert(facts, Facts))
+        return RunEvents(joined, sealed.requests(), _facts(assembly, engine))
     events = RunEvents.from_reader(reader)
     # Known only now, and in the manifest only when it is finished.
     events.facts = msgspec.structs.replace(events.facts, host_gaps=assembly.device.host_gaps())
@@ -201,26 +196,16 @@ def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEven
 
 
 def _finish(
-    writer: RunWriter,
-    summary: dict[str, Any],
-    digest: str,
-    host_gaps: Mapping[str, HostGap],
-    fault: str,
+    writer: RunWriter, summary: Summary, digest: str, resolved: ResolvedEngineRun, fault: str
 ) -> str:
-    """The run came to its own end: decision times are real ones, and so no part of its summary.
-    Returns what could not be written, now or before.
-    """
-    kept = {key: value for key, value in summary.items() if key != "decision_us"}
-    resolved: dict[str, Any] = {"decision_us": summary["decision_us"]}
-    if host_gaps:
-        resolved["host_gaps"] = msgspec.to_builtins(host_gaps)
+    """The run came to its own end. Returns what could not be written, now or before."""
     held = dict.fromkeys(INVARIANTS, "held")
     if fault:
         with suppress(NexusbenchError):  # the first one is the one to tell
             writer.finish("failed", None, fault, invariants=held, resolved=resolved)
         return fault
     try:
-        writer.finish("complete", kept, event_digest=digest, invariants=held, resolved=resolved)
+        writer.finish("complete", summary, event_digest=digest, invariants=held, resolved=resolved)
     except NexusbenchError as error:
         return str(error)
     return ""
@@ -301,8 +286,8 @@ def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
         name,
         created.isoformat(timespec="seconds"),
         simulated=spec.simulated,
-        config=msgspec.to_builtins(config),
-        resolved=assembly.facts,
+        config=config,
+        resolved=assembly.resolved,
         partitions=assembly.scheduler.partitions,
     )
     return RunWriter(results, manifest, _request_columns(assembly))
@@ -322,17 +307,26 @@ def _request_columns(assembly: Assembly | Connected) -> dict[str, list[Any]]:
     }
 
 
-def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
-    return {
-        "simulated": assembly.device.spec.simulated,
-        "num_sms": assembly.device.spec.num_sms,
-        "kv_blocks": assembly.facts["kv_blocks"],
-        "block_size": assembly.kv.block_size,
-        "partitions": assembly.scheduler.partitions,
-        "splits": splits_of(engine),
-        "host_gaps": assembly.device.host_gaps(),
-        **{key: assembly.facts[key] for key in RESOLVED_FACTS},
-    }
+def _facts(assembly: Assembly, engine: Engine) -> RunFacts:
+    from nexusbench.results.resolved import facts_for_metrics
+
+    gaps = dict(assembly.device.host_gaps())
+    return facts_for_metrics(
+        msgspec.structs.replace(assembly.resolved, host_gaps=gaps),
+        simulated=assembly.device.spec.simulated,
+        partitions=assembly.scheduler.partitions,
+        splits=splits_of(engine),
+        strings=engine.log.strings,
+    )
+
+
+def _at_the_end(assembly: Assembly, engine: Engine) -> ResolvedEngineRun:
+    """What was resolved, with what only the end of the run knows."""
+    times = _decision_times(engine)
+    resolved = msgspec.structs.replace(assembly.resolved, decision_us=times)
+    if gaps := dict(assembly.device.host_gaps()):
+        resolved = msgspec.structs.replace(resolved, host_gaps=gaps)
+    return resolved
 
 
 def _decision_times(engine: Engine) -> dict[str, float]:

@@ -4,8 +4,6 @@ a pool that the trace can fill, limits for MFU and MBU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from nexusbench.core.batch import Split
@@ -122,14 +120,14 @@ def serving_of(
     )
 
 
-def work_of(model: ModelSpec, device: Device) -> dict[str, Any] | None:
+def work_of(model: ModelSpec, device: Device) -> Work | None:
     """Work counts and measured limits for MFU and MBU; None for a simulation."""
     if device.spec.simulated:
         return None
     counts = model_work(model)
     weights = sum(linear.inputs * linear.outputs * linear.count for linear in counts.linears)
     head = counts.head.inputs * counts.head.outputs
-    work = Work(
+    return Work(
         token_flops=2.0 * weights,
         head_flops=2.0 * head,
         pair_flops=counts.attention_flops * counts.num_layers,
@@ -139,5 +137,3 @@ def work_of(model: ModelSpec, device: Device) -> dict[str, Any] | None:
         peak_flops=device.gpu.peak_tflops * 1e12,
         peak_bytes=device.gpu.hbm_gbps * 1e9,
     )
-    facts: dict[str, Any] = msgspec.to_builtins(work)
-    return facts

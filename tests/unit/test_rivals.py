@@ -18,6 +18,7 @@ from nexusbench.experiments.reproduction.spec import Claim, find_experiments, lo
 from nexusbench.experiments.reproduction.verdicts import row_of
 from nexusbench.schedulers.base import schedulers
 from tests.docs.reproduction import DOCUMENTS, ROOT
+from tests.unit.summaries import distribution, scalar, summary_of
 from tests.unit.test_reproduction import BASE, CLAIM, CRITERION, GOOD, GRID, HEAD, SYSTEMS
 
 RIVALS = {
@@ -71,8 +72,12 @@ class MadeUp:
 
     def cell(self, system, point, seed, variant=PRINTED) -> Cell:
         rate = point["request_rate"]
-        metrics = {"makespan": {"value": 100.0 / rate}, **self._metrics(system.name, rate)}
-        return Cell(config={}, status="ok", summary={"metrics": metrics})
+        found = {
+            tag: scalar(values["value"]) if "value" in values else distribution(**values)
+            for tag, values in self._metrics(system.name, rate).items()
+        }
+        summary = summary_of(**{"makespan": scalar(100.0 / rate), **found})
+        return Cell(config={}, status="ok", summary=summary)
 
 
 def test_a_rate_can_be_kept_by_attainment(spec) -> None:
