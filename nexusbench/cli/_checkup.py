@@ -234,7 +234,7 @@ def _probe() -> Finding:
             trace = Path(folder) / "probe.jsonl"
             trace.write_bytes(_PROBE)
             result = run(RunConfig(trace=str(trace), device="sim:l20"), results=Path(folder))
-            finished = result.summary["metrics"]["finished"]["value"]
+            finished = result.summary.value("finished")
     except Exception as error:
         return Finding("engine", "broken", f"{type(error).__name__}: {error}")
     if finished != 1:

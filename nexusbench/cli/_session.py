@@ -306,10 +306,11 @@ def _document(made: Outcome, timeline: Following) -> dict[str, Any]:
         document["not_written"] = {str(timeline.path): timeline.fault}
     if any(len(column.views) > 1 for column in columns):
         document["over_seeds"] = {
-            column.label: over_seeds([view.summary for view in column.views]) for column in columns
+            column.label: msgspec.to_builtins(over_seeds([view.summary for view in column.views]))
+            for column in columns
         }
         document["paired"] = {
             "base": columns[0].label,
-            "differences": paired_differences(columns),
+            "differences": msgspec.to_builtins(paired_differences(columns)),
         }
     return document

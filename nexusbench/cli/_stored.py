@@ -78,12 +78,12 @@ def _show_mixed(console: Console, columns: Sequence[Column]) -> None:
 
     console.print(Text("nexusbench compare", style="bold"))
     for column in columns:
-        trace = column.first.resolved["trace"]
+        resolved = column.first.resolved
         console.print(
             Text.assemble(
                 badge(column.first.simulated),
-                f"  {column.label}: {column.first.resolved['device']}, "
-                f"{column.first.resolved['model']['name']}, {trace['name']}",
+                f"  {column.label}: {resolved.device}, "
+                f"{resolved.model.name}, {resolved.trace.name}",
             ),
             soft_wrap=True,
         )

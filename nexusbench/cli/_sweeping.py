@@ -286,8 +286,8 @@ def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[SweepC
 
 
 def _mean(cells: Sequence[SweepCell], tag: str, statistic: str) -> float | None:
-    metrics = [cell.summary.get("metrics", {}).get(tag, {}) for cell in cells]
-    values = [metric[statistic] for metric in metrics if metric.get(statistic) is not None]
+    found = [cell.value(tag, statistic) for cell in cells]
+    values = [value for value in found if value is not None]
     return sum(values) / len(values) if values else None
 
 

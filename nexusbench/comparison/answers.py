@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -13,9 +12,10 @@ from nexusbench.comparison.level import fully_served
 from nexusbench.comparison.load import is_overloaded
 from nexusbench.comparison.verdict import prices, verdict
 from nexusbench.comparison.view import Column
+from nexusbench.core.documents import JsonObject
 
 
-def answers(columns: Sequence[Column]) -> dict[str, Any]:
+def answers(columns: Sequence[Column]) -> JsonObject:
     """``overloaded``: labels of columns in which requests arrive faster than they leave;
     ``turned_away``: of those that finished a smaller share than others and so cannot lead in a
     latency or throughput; ``different_loads``: in what the loads differ; ``claims`` and ``prices``:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.units import counted
+from nexusbench.results.resolved import Resolved
 
 # How a reason begins -> what to do about it.
 _REMEDIES = {
@@ -28,7 +28,7 @@ def rejection_lines(columns: Sequence[Column]) -> list[str]:
             for outcome, found in (("rejected", view.rejections), ("failed", view.failures)):
                 reasons.update({(outcome, reason): count for reason, count in found.items()})
         for (outcome, reason), count in sorted(reasons.items()):
-            total = sum(view.resolved["trace"]["requests"] for view in column.views)
+            total = sum(view.resolved.trace.requests for view in column.views)
             detail = _reason(reason, column.first.resolved)
             text = f"{count:,} of {counted(total, 'request')} {outcome}: {detail}"
             names.setdefault(text, []).append(column.label)
@@ -38,10 +38,10 @@ def rejection_lines(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _reason(reason: str, resolved: Mapping[str, Any]) -> str:
+def _reason(reason: str, resolved: Resolved) -> str:
     for begin, remedy in _REMEDIES.items():
         if reason.startswith(begin):
-            tokens = resolved["kv_blocks"] * resolved["block_size"]
+            tokens = resolved.kv_blocks * resolved.block_size
             size = f" ({tokens:,} tokens)" if "KV pool" in begin else ""
             return f"{reason}{size}. {remedy}"
     return reason
@@ -51,11 +51,11 @@ def nothing_measured(views: Sequence[RunView]) -> list[str]:
     """A sentence for each way in which runs have no numbers at all; none where all have some."""
     names: dict[str, list[str]] = {}
     for view in views:
-        metrics = view.summary["metrics"]
-        offered, rejected = metrics["offered"]["value"], metrics["rejected"]["value"]
-        failed = metrics["failed"]["value"]
+        offered, rejected, failed = (
+            view.summary.value(tag) for tag in ("offered", "rejected", "failed")
+        )
         if not offered:
-            seconds = view.summary["warmup"]["seconds"]
+            seconds = view.summary.warmup.seconds
             text = "no request was measured"
             text += f": all began in the --warmup of {seconds:g} s" if seconds else ""
         elif offered == rejected:

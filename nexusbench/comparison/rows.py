@@ -184,8 +184,8 @@ def _row_of(
         Cell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, name))
         for column, e in zip(columns, found, strict=True)
     ]
-    direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
-    direction = _DIRECTIONS.get(tag, direction)
+    entries = [entry for column in columns if (entry := column.entry(tag)) is not None]
+    direction = _DIRECTIONS.get(tag, entries[0].direction if entries else "none")
     _mark_best(
         rivals_in(columns, tag, found, less=direction == "lower"), columns, cells, values, direction
     )
@@ -194,7 +194,7 @@ def _row_of(
 
 def _in_units(columns: Sequence[Column], row: Row | None) -> Row | None:
     """The row with its ``SMs`` called what they are on this device, if all columns agree."""
-    units = {unit_of(str(column.first.resolved.get("device"))) for column in columns}
+    units = {unit_of(column.first.resolved.device) for column in columns}
     if row is not None and len(units) == 1:
         row.title = row.title.replace("SMs", units.pop())
     return row

@@ -170,9 +170,10 @@ class ReplayRecording:
         """
         counting = {COUNTING[kind]: count for kind, count in sorted(self._counting.items())}
         found: dict[str, object] = msgspec.to_builtins(self.tally)
-        return {**found, "counting": counting, "warnings": self._warnings()}
+        return {**found, "counting": counting, "warnings": self.warnings()}
 
-    def _warnings(self) -> list[str]:
+    def warnings(self) -> list[str]:
+        """What of the answers limits what their latencies mean; one sentence each."""
         tally, refused = self.tally, self._counting["refused"]
         lines = (
             (

@@ -171,14 +171,14 @@ def _capacity(position: int, unordered: Sequence[FoundRate]) -> Capacity:
     ends = [one.broken_at for one in found if one.broken_at is not None]
     bounded = len(ends) == len(found)
     beyond = interval(ends) if bounded else None
-    low = kept["mean"] if kept["low"] is None else max(0.0, kept["low"])
+    low = kept.mean if kept.low is None else max(0.0, kept.low)
     high = None
     if beyond is not None:
-        high = beyond["mean"] if beyond["high"] is None else beyond["high"]
+        high = beyond.mean if beyond.high is None else beyond.high
     looks = [look for one in found for look in one.looks]
     return Capacity(
         position=position,
-        rate=kept["mean"],
+        rate=kept.mean,
         low=low,
         high=high,
         worst_seed=min(one.kept for one in found),
@@ -202,9 +202,10 @@ def _little(measured: Sequence[tuple[float, float, float]]) -> LittleCheck | Non
         return None
     number, rate, stay = (sum(values) / len(known) for values in zip(*known, strict=True))
     deviation = interval([(n - x * r) / n for n, x, r in known])
-    low, high = deviation["low"], deviation["high"]
-    held = abs(deviation["mean"]) <= LITTLE_TOLERANCE or (low is not None and low <= 0 <= high)
-    return LittleCheck(number, rate, stay, deviation["mean"], low, high, held)
+    mean, low, high = deviation.mean, deviation.low, deviation.high
+    spans = low is not None and high is not None and low <= 0 <= high
+    held = abs(mean) <= LITTLE_TOLERANCE or spans
+    return LittleCheck(number, rate, stay, mean, low, high, held)
 
 
 def weak_bounds(slo: Slo, requests: int) -> list[str]:

@@ -94,9 +94,9 @@ def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFIC
     chance = _chance(leads, 100.0 / requests if counted else 0.0)
     mean = interval(leads)
     return Margin(
-        mean=mean["mean"],
-        low=mean["low"],
-        high=mean["high"],
+        mean=mean.mean,
+        low=mean.low,
+        high=mean.high,
         chance=chance,
         draws_won=sum(value > 0 for value in leads),
         draws=len(leads),

@@ -21,6 +21,7 @@ from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.devices.base import Device
 from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, simulated
+from nexusbench.metrics.summary import Summary
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusOptions
 from nexusbench.serving.assembly import assemble
@@ -226,7 +227,7 @@ def judged_run(
         judged = [judge(decision, truth, splits, rules) for decision in watched.kept]
     finally:
         assembly.device.close()
-    row = _result(label, watched, judged, result.summary["metrics"], scored=not oracle)
+    row = _result(label, watched, judged, result.summary, scored=not oracle)
     return row, result
 
 
@@ -234,12 +235,12 @@ def _result(
     label: str,
     watched: Watched,
     judged: Sequence[DecisionJudgement],
-    metrics: dict[str, Any],
+    summary: Summary,
     *,
     scored: bool,
 ) -> Regret:
     def value(tag: str, statistic: str) -> float | None:
-        found = metrics.get(tag, {}).get(statistic)
+        found = summary.value(tag, statistic)
         return None if found is None else float(found)
 
     def over(get: Callable[[DecisionJudgement], float], reduce: Callable[[Any], Any]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -81,7 +80,7 @@ def _names(metric: Metric) -> list[tuple[str, str]]:
 
 
 def _value(cell: SweepCell, tag: str, statistic: str) -> float | None:
-    found: Any = cell.summary.get("metrics", {}).get(tag, {}).get(statistic)
+    found = cell.value(tag, statistic)
     return None if found is None else float(found)
 
 

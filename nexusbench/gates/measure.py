@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from nexusbench.comparison.load import Load, load_of, load_sentence, rate_text
+from nexusbench.comparison.load import Load, load_by, load_sentence, rate_text
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.gates.check import Rerun
@@ -56,8 +53,7 @@ def load_notes(points: Sequence[Point]) -> list[str]:
     """
     told: dict[str, Load] = {}
     for point in points:
-        metrics = {tag: {"value": value} for tag, value in point.values.items()}
-        load = load_of({"metrics": metrics})
+        load = load_by(point.values.get)
         if load.overloaded:
             told.setdefault(point.name, load)
     if not told:
@@ -105,14 +101,12 @@ def _config(point: Point) -> RunConfig:
     """The config of a point, its trace still the same. Raises InputError if it cannot be run
     again.
     """
-    config: dict[str, Any] = point.config
-    try:
-        made = msgspec.convert(config, RunConfig)
-    except msgspec.ValidationError as error:
+    made = point.config
+    if not isinstance(made, RunConfig):
         raise InputError(
-            f"{error}", file=MANIFEST_FILE, field="config",
-            hint="The run was made by another version of nexusbench and cannot be run again",
-        ) from None  # fmt: skip
+            "it is of a server", file=MANIFEST_FILE, field="config",
+            hint="A replay against a server cannot be repeated to confirm a change",
+        )  # fmt: skip
     found, recorded = stored_sha256(made.trace), str(point.environment["trace_sha256"])
     if not found.startswith(recorded):
         raise InputError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError
-from nexusbench.gates.environment import environment_of, machine_of, name_of
+from nexusbench.gates.environment import environment_of, name_of
 from nexusbench.gates.rules import (
     GAPS,
     GUARDS,
@@ -18,7 +20,9 @@ from nexusbench.gates.rules import (
     Better,
     Measure,
 )
+from nexusbench.metrics.summary import STATISTICS, ScalarEntry, Summary
 from nexusbench.results.manifest import MANIFEST_FILE
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
 if TYPE_CHECKING:
     from nexusbench.results.reader import RunReader
@@ -70,7 +74,7 @@ class Point(msgspec.Struct, frozen=True):
     """One run as it enters a series; ``config`` makes it again."""
 
     name: str
-    config: dict[str, Any]
+    config: RunConfig | EndpointConfig
     environment: Facts
     machine: Facts
     simulated: bool
@@ -80,11 +84,7 @@ class Point(msgspec.Struct, frozen=True):
 
 def point_of_result(result: RunResult) -> Point:
     """The point of a run that has just ended."""
-    summary = result.summary
-    return _point(
-        msgspec.to_builtins(result.config), result.resolved, summary,
-        summary.get(HOST_METRIC, {}), result.event_digest,
-    )  # fmt: skip
+    return _point(result.config, result.resolved, result.summary, result.event_digest)
 
 
 def point_of_reader(reader: RunReader) -> Point:
@@ -105,34 +105,24 @@ def point_of_reader(reader: RunReader) -> Point:
     summary = usable_summary(reader.summary())
     if summary is None:
         summary = summarise(RunEvents.from_reader(reader))
-    return _point(
-        manifest.config, manifest.resolved, summary,
-        manifest.resolved.get(HOST_METRIC, {}), manifest.event_digest,
-    )  # fmt: skip
+    return _point(manifest.config, manifest.resolved, summary, manifest.event_digest)
 
 
 def _point(
-    config: Mapping[str, Any],
-    resolved: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    decisions: Mapping[str, float],
-    digest: str,
+    config: RunConfig | EndpointConfig, resolved: Resolved, summary: Summary, digest: str
 ) -> Point:
-    # Through JSON, as a stored manifest went: tuples become lists.
-    resolved = msgspec.json.decode(msgspec.json.encode(resolved))
-    simulated = bool(summary["simulated"])
-    environment = environment_of(config, resolved, simulated)
+    environment = environment_of(config, resolved, summary.simulated)
     values: dict[str, float | None] = {}
-    for tag, entry in summary["metrics"].items():
-        if entry["kind"] == "scalar":
-            values[tag] = entry.get("value")
+    for tag, entry in summary.metrics.items():
+        if isinstance(entry, ScalarEntry):
+            values[tag] = entry.value
         else:
-            statistics = {k: v for k, v in entry.items() if isinstance(v, float | int | None)}
-            values |= {f"{tag}.{name}": value for name, value in statistics.items()}
-    values |= {f"{HOST_METRIC}.{name}": value for name, value in decisions.items()}
-    run = Run(int(config.get("seed", 0)), digest if simulated else None)
-    machine = machine_of(resolved)
-    return Point(name_of(environment), dict(config), environment, machine, simulated, run, values)
+            values |= {f"{tag}.{name}": entry.get(name) for name in (*STATISTICS, "n")}
+    if isinstance(resolved, ResolvedEngineRun) and resolved.decision_us is not UNSET:
+        values |= {f"{HOST_METRIC}.{name}": value for name, value in resolved.decision_us.items()}
+    run = Run(config.seed, digest if summary.simulated else None)
+    machine: Facts = dict(resolved.machine)
+    return Point(name_of(environment), config, environment, machine, summary.simulated, run, values)
 
 
 def make_series(

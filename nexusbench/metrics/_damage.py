@@ -15,7 +15,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS
 
 if TYPE_CHECKING:
-    from nexusbench.metrics.run_events import Facts
+    from nexusbench.core.events import RunFacts
 
 Tables = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 Where = Callable[[str, int], tuple[Path, int]]
@@ -63,7 +63,7 @@ class Misfit(InputError):
         return Misfit(self.table, row, self.column, self.what, file)
 
 
-def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts: Facts) -> None:
+def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts: RunFacts) -> None:
     """Everything that metrics take for granted of a stored log. Raises Misfit for the first row
     that breaks it.
     """
@@ -86,7 +86,7 @@ def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts
         _check_known(tables, "chunk", "step", tables["submitted"]["step"])
 
 
-def _codes(facts: Facts) -> Iterator[tuple[str, str, int]]:
+def _codes(facts: RunFacts) -> Iterator[tuple[str, str, int]]:
     """Columns that are indices, and the highest value of each."""
     yield "ended", "outcome", len(OUTCOMES) - 1
     yield "preempted", "kind", len(PREEMPTION_KINDS) - 1

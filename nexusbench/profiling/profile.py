@@ -90,8 +90,7 @@ def make_profile(
     store = PointStore(folder, header, fresh=fresh)
     measurer = Measurer(desk, effort.sampling, readers)
     sweep = ProfileSweep(plan, measurer, store, seed, stopwatch=now_ns, progress=progress)
-    outcome = sweep.run()
-    path = folder / POINTS_FILE
+    outcome, path = sweep.run(), folder / POINTS_FILE
     points = read_points(path)
     splits = tuple(
         (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2

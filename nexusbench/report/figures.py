@@ -100,7 +100,7 @@ def distribution(setting: Setting, name: str, what: str, unit: str, scale: float
         "tail", "tail", {"yaxis": axis("share beyond, %", type="log", range=[-2, 2])}
     )  # fmt: skip
     layout: dict[str, Any] = {"xaxis": axis(f"{what}, {unit}"), "hovermode": "closest"}
-    bound = setting.columns[0].first.summary["slo"].get(name)
+    bound = setting.columns[0].first.summary.slo.get(name)
     if bound is not None:
         layout["shapes"] = [_bound("x", bound * scale)]
     return Figure(traces, layout, toggles={"view": [shares, tail], "scale": _SCALE})

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from nexusbench.comparison.alike import find_warnings, label_apart
 from nexusbench.comparison.load import is_overloaded
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.report.series import Series, busiest_moment, series_of
 from nexusbench.results.manifest import Manifest
 from nexusbench.results.reader import RunReader
 
-# What of a config says how much traffic there is, and not what serves it.
+# What of a config says, beside the trace, how much traffic there is, and not what serves it.
 _LOAD = (
-    "trace", "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
+    "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
     "spread_ties", "quantize_arrivals",
 )  # fmt: skip
 # Of the load, what makes a title: its name in a config, and how it is written.
@@ -52,7 +52,7 @@ class Entry(msgspec.Struct):
     @property
     def device(self) -> str:
         """Its name, which says what its shares are made of."""
-        return str(self.column.first.resolved.get("device", ""))
+        return self.column.first.resolved.device
 
     @property
     def series(self) -> Series:
@@ -140,9 +140,9 @@ def _pool_seeds(stored: Sequence[Stored]) -> list[Entry]:
     for run in stored:
         policy = _policy_key(run.view)
         key = f"{policy} {_load_key(run.view)}"
-        seed = run.view.config.get("seed")
+        seed = run.view.config.seed
         for entry in found.setdefault(key, []):
-            if all(other.view.config.get("seed") != seed for other in entry.runs):
+            if all(other.view.config.seed != seed for other in entry.runs):
                 entry.column.views.append(run.view)
                 entry.runs.append(run)
                 break
@@ -158,33 +158,34 @@ def offered_rate(view: RunView) -> float | None:
     """Requests per second that the trace offered; the users of a closed loop; None for one
     request.
     """
-    users = view.config.get("concurrency")
+    users = view.config.concurrency
     if users:
         return float(users)
-    offered = view.summary["metrics"].get("offered", {}).get("value") or 0
+    offered = view.summary.value("offered") or 0
     return (offered - 1) * NS_PER_S / view.span_ns if view.span_ns and offered > 1 else None
 
 
 def _load_key(view: RunView) -> str:
-    trace: dict[str, Any] = view.resolved.get("trace", {})
-    load = {name: view.config.get(name) for name in _LOAD if name != "trace"}
-    return msgspec.json.encode([trace.get("sha256"), trace.get("name"), load]).decode()
+    trace = view.resolved.trace
+    load = [getattr(view.config, name) for name in _LOAD]
+    return msgspec.json.encode([trace.sha256, trace.name, load]).decode()
 
 
 def _policy_key(view: RunView) -> str:
-    kept = {key: value for key, value in view.config.items() if key not in (*_LOAD, "seed")}
+    asked: JsonObject = msgspec.to_builtins(view.config)
+    kept = {key: value for key, value in asked.items() if key not in (*_LOAD, "trace", "seed")}
     return msgspec.json.encode(kept, order="sorted").decode()
 
 
 def _titles(views: Sequence[RunView]) -> list[str]:
     """Short names of loads: what differs between them."""
-    several = len({view.resolved.get("trace", {}).get("name") for view in views}) > 1
+    several = len({view.resolved.trace.name for view in views}) > 1
     titles: list[str] = []
     for view in views:
-        words = [str(view.resolved["trace"]["name"])] if several else []
+        words = [view.resolved.trace.name] if several else []
         for name, form in _TITLES:
-            values = {other.config.get(name) for other in views}
-            value = view.config.get(name)
+            values = {getattr(other.config, name) for other in views}
+            value = getattr(view.config, name)
             if len(values) > 1:
                 words.append("as recorded" if value is None else form.format(value))
         title = ", ".join(words) or "all runs"

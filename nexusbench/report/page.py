@@ -69,7 +69,7 @@ def runs_page(settings: Sequence[Setting]) -> str:
     labels = list(dict.fromkeys(c.label for s in settings for c in s.columns))
     who = " vs ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} columns of runs"
     content = {
-        "title": f"{who} on {first.resolved['trace']['name']}",
+        "title": f"{who} on {first.resolved.trace.name}",
         "simulated": any(run.view.simulated for run in stored),
         "measured": any(not run.view.simulated for run in stored),
         "subtitle": _subtitle(settings),
@@ -154,9 +154,9 @@ def _subtitle(settings: Sequence[Setting]) -> str:
     views = [column.first for setting in settings for column in setting.columns]
     shared: list[str] = []
     for texts in (
-        {f"{view.resolved['gpu']['name']} ({view.resolved['device']})" for view in views},
-        {str(view.resolved["model"]["name"]) for view in views},
-        {f"{view.resolved['trace']['requests']:,} requests" for view in views},
+        {f"{view.resolved.gpu.name} ({view.resolved.device})" for view in views},
+        {view.resolved.model.name for view in views},
+        {f"{view.resolved.trace.requests:,} requests" for view in views},
     ):
         if len(texts) == 1:
             shared += texts
@@ -196,7 +196,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
         "rows": rows,
         "footnotes": footnotes(columns, rows),
         "heading": [
-            *header_lines(view, view.resolved),
+            *header_lines(view),
             *([("policies", policies)] if (policies := policies_line(columns)) else []),
             *note_lines(columns),
         ],
@@ -225,7 +225,7 @@ def _run(run: Stored) -> dict[str, Any]:
         ("status", f"{view.status}{': ' + view.message if view.message else ''}"),
         ("made", f"{manifest.created_utc} with nexusbench {manifest.nexusbench}"),
         ("code", commit + (", with local changes" if manifest.git_dirty else "")),
-        ("seed", str(view.config.get("seed"))),
+        ("seed", str(view.config.seed)),
         ("event log", manifest.event_digest or "unfinished, so without a digest"),
         ("invariants", f"{', '.join(held)} held" if held else "not checked to the end"),
         ("python", f"{manifest.python}, numpy {manifest.numpy}, pyarrow {manifest.pyarrow}"),
@@ -237,7 +237,7 @@ def _run(run: Stored) -> dict[str, Any]:
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
     return {
         "label": view.label,
-        "seed": view.config.get("seed"),
+        "seed": view.config.seed,
         "facts": facts,
         "again": shell_words("nexusbench", "rerun", view.folder),
         "json": escape(plain_lines(text)),
@@ -246,8 +246,8 @@ def _run(run: Stored) -> dict[str, Any]:
 
 def _formulas(setting: Setting) -> list[tuple[str, str, str, str]]:
     """(tag, unit, which way is better, formula) of every metric."""
-    column = setting.columns[0]
+    summary = setting.columns[0].first.summary
     return [
-        (tag, column.entry(tag)["unit"], column.entry(tag)["direction"], formula)
-        for tag, formula in column.first.summary["formulas"].items()
+        (tag, entry.unit, entry.direction, summary.formulas[tag])
+        for tag, entry in summary.metrics.items()
     ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexusbench.comparison.view import Column
+from nexusbench.core.config import RunConfig
 from nexusbench.report.escape import plot_text
 from nexusbench.report.figures import DASHES, SYMBOLS, Figure, Option, axis, colour
 from nexusbench.report.gather import Entry, Setting
@@ -65,7 +66,7 @@ def throughput_over_rate(settings: Sequence[Setting]) -> Figure | None:
 
 def _across(settings: Sequence[Setting]) -> str:
     """What the horizontal axis counts."""
-    closed = any(e.column.first.config.get("concurrency") for s in settings for e in s.entries)
+    closed = any(e.column.first.config.concurrency for s in settings for e in s.entries)
     return "users" if closed else "offered, req/s"
 
 
@@ -76,7 +77,8 @@ def _line(
     points = [(e.rate, value) for e in group if (value := _value(e.column, tag, name)) is not None]
     # Where a policy has several tones no button stands for its line.
     hides = {"tone": first.tone} if len({e.tone for e in group}) == 1 else {}
-    label = str(first.column.first.config.get("scheduler", first.column.label))
+    config = first.column.first.config
+    label = config.scheduler if isinstance(config, RunConfig) else first.column.label
     return {
         "type": "scatter",
         "mode": "lines+markers",

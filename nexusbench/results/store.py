@@ -29,6 +29,7 @@ from nexusbench.core.events import SCHEMA, EventLog, Table
 from nexusbench.core.outputs import not_written
 from nexusbench.core.printable import one_line
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
+from nexusbench.results.resolved import Resolved
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -212,16 +213,16 @@ class RunWriter:
     def finish(
         self,
         status: Status,
-        summary: Mapping[str, Any] | None = None,
+        summary: object = None,
         message: str = "",
         *,
         event_digest: str = "",
         invariants: Mapping[str, str] | None = None,
-        resolved: Mapping[str, Any] | None = None,
+        resolved: Resolved | None = None,
     ) -> None:
-        """Write the summary and the manifest's final status; ``resolved`` adds what only the end
-        knows. A digest of rows that could not be stored is left out: it would not be that of the
-        files.
+        """Write the summary and the manifest's final status; ``resolved`` holds what
+        only the end knows too. A digest of rows that could not be stored is left out: it would not
+        be that of the files.
 
         Raises NexusbenchError naming the file if it cannot be written.
         """
@@ -234,7 +235,7 @@ class RunWriter:
                 message=message,
                 event_digest="" if self._behind else event_digest,
                 invariants=dict(invariants or {}),
-                resolved={**self.manifest.resolved, **(resolved or {})},
+                resolved=resolved or self.manifest.resolved,
             )
         )
         self._remove_parts(0)

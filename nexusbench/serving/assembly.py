@@ -21,6 +21,13 @@ from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.caveats import caveats
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.results.machine import machine_facts
+from nexusbench.results.resolved import (
+    BeliefFacts,
+    ResolvedEngineRun,
+    TraceFacts,
+    served_model,
+    slo_bounds,
+)
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
@@ -32,7 +39,7 @@ from nexusbench.workloads.trace import conversation_ids, load_trace
 
 
 class Assembly(msgspec.Struct):
-    """The objects of one run, resolved and ready; ``facts`` is for the manifest."""
+    """The objects of one run, resolved and ready; ``resolved`` is for the manifest."""
 
     config: RunConfig
     trace: Trace
@@ -44,7 +51,7 @@ class Assembly(msgspec.Struct):
     other_pools: list[KVCacheManager]
     requests: list[Request]
     limits: Limits
-    facts: dict[str, Any]
+    resolved: ResolvedEngineRun
 
     def columns(self) -> dict[str, list[Any]]:
         """The requests, as they are stored."""
@@ -114,12 +121,13 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
     except BaseException:
         device.close()
         raise
-    facts = _facts(config, trace, model, device, scheduler, partitioner, kv, limits)
-    facts["belief"] = belief_facts
+    resolved = _resolved(
+        config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
+    )
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
-        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, facts
+        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, resolved
     )
 
 
@@ -204,7 +212,7 @@ def serving_of(
     )
 
 
-def _facts(
+def _resolved(
     config: RunConfig,
     trace: Trace,
     model: ModelSpec,
@@ -213,50 +221,52 @@ def _facts(
     partitioner: Partitioner,
     kv: KVCacheManager,
     limits: Limits,
-) -> dict[str, Any]:
-    """What was resolved, for the manifest."""
+    belief: BeliefFacts | None,
+) -> ResolvedEngineRun:
+    """What the config became on this device and model, for the manifest."""
     spec = device.spec
-    return {
-        "device": spec.name,
-        "gpu": msgspec.to_builtins(device.gpu),
-        "num_sms": spec.num_sms,
-        "kernel_table": device.kernel_table_sha256,
-        "environment": device.environment(),
-        "work": work_of(model, device),
-        "random_weights": device.random_weights,
-        "made_of_profile": device.made_of_profile,
-        "legal_splits": [str(split) for split in spec.splits],
-        "model": msgspec.to_builtins(model),
-        "caveats": caveats(model),
-        "scheduler": scheduler.name,
-        "scheduler_options": msgspec.to_builtins(scheduler.options),
-        "partitioner": partitioner.name,
-        "partitioner_options": msgspec.to_builtins(partitioner.options),
-        "kv_blocks": kv.num_blocks * spec.num_gpus,
-        "block_size": kv.block_size,
-        "limits": msgspec.to_builtins(limits),
-        "trace": trace_facts(trace),
-        "machine": {**machine_facts(), **device.environment()},
-        "seed": config.seed,
-        "slo": dict(config.goodput),
-        "warmup_ns": round(config.warmup_s * NS_PER_S),
-        "gpus": config.tensor_parallel_size * spec.num_gpus,
-        "swap_bytes": spec.host_bytes,
-        "pools": list(spec.pools),
-        "homes": [spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
-        "price_per_hour": config.price_per_hour,
-        "watts": config.watts,
-    }
+    return ResolvedEngineRun(
+        device=spec.name,
+        gpu=device.gpu,
+        num_sms=spec.num_sms,
+        kernel_table=device.kernel_table_sha256,
+        environment=device.environment(),
+        work=work_of(model, device),
+        random_weights=device.random_weights,
+        made_of_profile=device.made_of_profile,
+        legal_splits=[str(split) for split in spec.splits],
+        model=served_model(model),
+        caveats=caveats(model),
+        scheduler=scheduler.name,
+        scheduler_options=msgspec.to_builtins(scheduler.options),
+        partitioner=partitioner.name,
+        partitioner_options=msgspec.to_builtins(partitioner.options),
+        kv_blocks=kv.num_blocks * spec.num_gpus,
+        block_size=kv.block_size,
+        limits=limits,
+        trace=trace_facts(trace),
+        machine={**machine_facts(), **device.environment()},
+        seed=config.seed,
+        slo=slo_bounds(config.goodput),
+        warmup_ns=round(config.warmup_s * NS_PER_S),
+        gpus=config.tensor_parallel_size * spec.num_gpus,
+        swap_bytes=spec.host_bytes,
+        pools=list(spec.pools),
+        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
+        price_per_hour=config.price_per_hour,
+        watts=config.watts,
+        belief=belief,
+    )
 
 
-def work_of(model: ModelSpec, device: Device) -> dict[str, Any] | None:
+def work_of(model: ModelSpec, device: Device) -> Work | None:
     """Work counts and measured limits for MFU and MBU; None for a simulation."""
     if device.spec.simulated:
         return None
     counts = model_work(model)
     weights = sum(linear.inputs * linear.outputs * linear.count for linear in counts.linears)
     head = counts.head.inputs * counts.head.outputs
-    work = Work(
+    return Work(
         token_flops=2.0 * weights,
         head_flops=2.0 * head,
         pair_flops=counts.attention_flops * counts.num_layers,
@@ -266,22 +276,20 @@ def work_of(model: ModelSpec, device: Device) -> dict[str, Any] | None:
         peak_flops=device.gpu.peak_tflops * 1e12,
         peak_bytes=device.gpu.hbm_gbps * 1e9,
     )
-    facts: dict[str, Any] = msgspec.to_builtins(work)
-    return facts
 
 
-def trace_facts(trace: Trace) -> dict[str, Any]:
+def trace_facts(trace: Trace) -> TraceFacts:
     """What a manifest says of a trace."""
-    return {
-        "name": trace.name,
-        "format": trace.format,
-        "sha256": trace.sha256,
-        "requests": len(trace.requests),
-        "notes": trace.notes,
-        "oracle_max_tokens": trace.oracle_max_tokens,
-        "concurrency": trace.concurrency,
-        "following": sum(r.follows for r in trace.requests),
-    }
+    return TraceFacts(
+        name=trace.name,
+        format=trace.format,
+        sha256=trace.sha256,
+        requests=len(trace.requests),
+        notes=trace.notes,
+        oracle_max_tokens=trace.oracle_max_tokens,
+        concurrency=trace.concurrency,
+        following=sum(r.follows for r in trace.requests),
+    )
 
 
 def _positive_int(text: str) -> int:

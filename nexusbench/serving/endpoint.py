@@ -24,6 +24,14 @@ from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
 from nexusbench.results.machine import machine_facts
+from nexusbench.results.resolved import (
+    ClientFacts,
+    NamedThing,
+    ResolvedReplay,
+    ServerFacts,
+    ServerLimits,
+    slo_bounds,
+)
 from nexusbench.serving.assembly import make_requests, request_columns, shape_traffic, trace_facts
 from nexusbench.serving.recorder import (
     Recorder,
@@ -31,7 +39,7 @@ from nexusbench.serving.recorder import (
     open_writer,
     stop_flag,
 )
-from nexusbench.serving.runner import RESOLVED_FACTS, RunResult, conclude
+from nexusbench.serving.runner import RunResult, conclude
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 
@@ -44,17 +52,16 @@ FLUSH_NS = 3 * NS_PER_S // 2
 _A_SECRET = 8  # signs; what is shorter may stand anywhere
 _SHOWN_NAME = 200  # characters of a model's name
 _LONGEST_DEVICE = 80  # of a folder's name
-_CLIENT_FACTS = ("observed", "num_sms", "kv_blocks", "block_size")
 
 
 class Connected(msgspec.Struct):
-    """A server that was probed, and what it is to be sent; ``facts`` is for the manifest."""
+    """A server that was probed, and what it is to be sent; ``resolved`` is for the manifest."""
 
     config: EndpointConfig
     trace: Trace
     requests: list[Request]
     replay: Replay
-    facts: dict[str, Any]
+    resolved: ResolvedReplay
 
     def columns(self) -> dict[str, list[Any]]:
         """The requests, as they are stored."""
@@ -98,8 +105,9 @@ def connect(config: EndpointConfig) -> Connected:
     for request in requests:
         request.max_tokens = request.stop_len - request.num_prompt_tokens
     replay = _make_replay(config, trace, requests, address, findings, max_model_len, key)
-    facts = _facts(config, trace, address, findings, max_model_len, words)
-    return Connected(config, msgspec.structs.replace(trace, requests=[]), requests, replay, facts)
+    resolved = _resolved(config, trace, address, findings, max_model_len, words)
+    trace = msgspec.structs.replace(trace, requests=[])
+    return Connected(config, trace, requests, replay, resolved)
 
 
 def _api_key(config: EndpointConfig) -> str:
@@ -146,45 +154,42 @@ def _make_replay(
     )
 
 
-def _facts(
+def _resolved(
     config: EndpointConfig,
     trace: Trace,
     address: Address,
     findings: Findings,
     max_model_len: int | None,
     words: Words,
-) -> dict[str, Any]:
+) -> ResolvedReplay:
     """What was resolved, for the manifest; what a client cannot know of a GPU is 0 or unknown."""
-    dialect = findings.dialect
+    dialect, measure = findings.dialect, findings.measure
     name = words.of(findings.model, _SHOWN_NAME)
-    return {
-        "observed": "client",
-        "device": f"endpoint:{address.netloc}/{name}",
-        "gpu": {"name": "unknown, behind an endpoint"},
-        "num_sms": 0,
-        "kv_blocks": 0,
-        "block_size": 0,
-        "model": {"name": name},
-        "scheduler": None,
-        "partitioner": None,
-        "belief": None,
-        "limits": {"max_model_len": max_model_len},
-        "endpoint": {
-            "url": address.url,
-            **msgspec.to_builtins(dialect),
-            "measure": msgspec.to_builtins(findings.measure),
-            "notes": findings.notes,
-            "timeout_s": config.timeout_s,
-        },
-        "trace": trace_facts(trace),
-        "machine": machine_facts(),  # of the client
-        "seed": config.seed,
-        "slo": dict(config.goodput),
-        "warmup_ns": round(config.warmup_s * NS_PER_S),
-        "gpus": 1,
-        "price_per_hour": config.price_per_hour,
-        "watts": config.watts,
-    }
+    return ResolvedReplay(
+        observed="client",
+        device=f"endpoint:{address.netloc}/{name}",
+        gpu=NamedThing(name="unknown, behind an endpoint"),
+        model=NamedThing(name=name),
+        limits=ServerLimits(max_model_len=max_model_len),
+        endpoint=ServerFacts(
+            url=address.url,
+            api=dialect.api,
+            prompt=dialect.prompt,
+            pinned=dialect.pinned,
+            usage=dialect.usage,
+            measure=None if measure is None else msgspec.to_builtins(measure),
+            notes=findings.notes,
+            timeout_s=config.timeout_s,
+        ),
+        trace=trace_facts(trace),
+        machine={**machine_facts()},  # of the client
+        seed=config.seed,
+        slo=slo_bounds(config.goodput),
+        warmup_ns=round(config.warmup_s * NS_PER_S),
+        gpus=1,
+        price_per_hour=config.price_per_hour,
+        watts=config.watts,
+    )
 
 
 def run_endpoint(
@@ -202,12 +207,12 @@ def run_endpoint(
     writer = None
     with stop_flag(lambda: None) as interrupted:
         if results is not None:
-            device = connected.facts["device"]
+            device = connected.resolved.device
             device = "".join(c if c.isalnum() or c in "-_." else "-" for c in device)
             names = [connected.trace.name, device[:_LONGEST_DEVICE]]
             columns = connected.columns()
             writer = open_writer(
-                results, names, connected.config, connected.facts, columns, simulated=False
+                results, names, connected.config, connected.resolved, columns, simulated=False
             )
         recorder = ReplayRecorder(connected, writer, progress, interrupted)
         try:
@@ -215,11 +220,9 @@ def run_endpoint(
         except BaseException as error:
             recorder.give_up(error)
             raise
-        result = conclude(recorder, connected.config, connected.facts, writer)
-    facts = result.resolved
-    result.notes = [
-        *connected.trace.notes, *facts["endpoint"]["notes"], *facts["client"]["warnings"]
-    ]  # fmt: skip
+        notes = [*connected.trace.notes, *connected.resolved.endpoint.notes]
+        result = conclude(recorder, connected.config, notes)
+    result.notes += connected.replay.recording.warnings()
     return result
 
 
@@ -233,7 +236,7 @@ class ReplayRecorder(Recorder):
         progress: Callable[[Status], None] | None,
         stop: StopFlag,
     ) -> None:
-        super().__init__(connected.replay.recording.log, writer, progress, stop)
+        super().__init__(connected.replay.recording.log, connected.resolved, writer, progress, stop)
         self._connected, self._replay = connected, connected.replay
         self._next_flush = now_ns() + FLUSH_NS
 
@@ -250,15 +253,9 @@ class ReplayRecorder(Recorder):
         """Those that are sent."""
         return self._connected.columns()
 
-    def facts(self) -> dict[str, Any]:
-        """What was resolved of what a client sees."""
-        known: dict[str, Any] = {"simulated": False, "partitions": [], "splits": []}
-        kept = (*RESOLVED_FACTS, *_CLIENT_FACTS)
-        return known | {key: value for key, value in self._connected.facts.items() if key in kept}
-
-    def end_facts(self, *, whole: bool) -> dict[str, Any]:
-        """What the client noticed."""
-        return {"client": client_facts(self._replay)}
+    def at_the_end(self, *, whole: bool) -> ResolvedReplay:
+        """With what the client noticed."""
+        return with_client(self._connected.resolved, self._replay)
 
     def settle(self, error: BaseException | None = None) -> None:
         """The log gets what it does not have yet, in order of time."""
@@ -286,12 +283,13 @@ class ReplayRecorder(Recorder):
             writer.flush(recording.log, tail=tail)
 
 
-def client_facts(replay: Replay) -> dict[str, Any]:
-    """What was noticed during a replay, for the manifest."""
+def with_client(resolved: ResolvedReplay, replay: Replay) -> ResolvedReplay:
+    """``resolved`` with what was noticed during a replay."""
     receiver = replay.receiver
-    return {
+    noticed = {
         **replay.recording.summary(),
         "connections_opened": receiver.opened,
         "sent_on_a_late_connection": receiver.sent_late,
         "made_when_due": replay.preparer.unprepared,
     }
+    return msgspec.structs.replace(resolved, client=msgspec.convert(noticed, ClientFacts))

@@ -19,11 +19,13 @@ from nexusbench.core.events import EventLog
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.core.work import HostGap
 from nexusbench.engine.engine import Engine
+from nexusbench.results.resolved import Resolved, facts_for_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import Summary
     from nexusbench.results.reader import RunReader
     from nexusbench.results.store import RunWriter, Snapshot
 
@@ -157,15 +159,18 @@ class Recorder(ABC):
     """
 
     invariants: ClassVar[Mapping[str, str]] = {}  # that hold in a run that came to its own end
+    simulated = False
+    partitions: Sequence[str] = ()
 
     def __init__(
         self,
         log: EventLog,
+        resolved: Resolved,
         writer: RunWriter | None,
         progress: Callable[[Any], None] | None,
         stop: StopFlag,
     ) -> None:
-        self.log = log
+        self.log, self._resolved = log, resolved
         self._writer, self._progress, self._interrupted = writer, progress, stop
         self._next_progress = 0
 
@@ -182,12 +187,8 @@ class Recorder(ABC):
         """The offered requests, see :func:`request_columns`."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """What metrics need beside the log and the requests."""
-
-    @abstractmethod
-    def end_facts(self, *, whole: bool) -> dict[str, Any]:
-        """What of ``resolved`` only the end of a run knows; ``whole``: it is the run's own end."""
+    def at_the_end(self, *, whole: bool) -> Resolved:
+        """What was resolved, with what only the end knows; ``whole``: it is the run's own end."""
 
     @abstractmethod
     def settle(self, error: BaseException | None = None) -> None:
@@ -195,9 +196,14 @@ class Recorder(ABC):
         it. ``error`` is what ended the run before its own end.
         """
 
-    def splits(self) -> Sequence[Sequence[int]] | None:
-        """The SMs of each split that the log's codes stand for; None where there are none."""
-        return None
+    @property
+    def folder(self) -> Path | None:
+        """Where the run is kept; None if nowhere."""
+        return None if self._writer is None else self._writer.path
+
+    def splits(self) -> Sequence[Sequence[int]]:
+        """The SMs of each split that the log's codes stand for."""
+        return ()
 
     def generated(self) -> Mapping[int, Sequence[int]]:
         """Token ids that each ended request got, by index."""
@@ -246,7 +252,7 @@ class Recorder(ABC):
                 None,
                 message,
                 event_digest=digest,
-                resolved=self.end_facts(whole=False),
+                resolved=self.at_the_end(whole=False),
             )
         if isinstance(error, NexusbenchError):
             error.args = (f"{error}. Kept: {writer.path}",)
@@ -266,25 +272,26 @@ class Recorder(ABC):
 
     def events(self) -> RunEvents:
         """What has happened: from the folder, and from the log what is not stored."""
-        from nexusbench.metrics.run_events import Facts, RunEvents
+        from nexusbench.metrics.run_events import RunEvents
         from nexusbench.results.reader import RunReader
 
-        log, writer = self.log, self._writer
-        if writer is None or (len(log) and not writer.sealed):
-            return RunEvents.from_log(log, self.columns(), self.facts())
-        reader = RunReader(writer.path)
-        if len(log):
-            facts = msgspec.convert(self.facts() | {"strings": log.strings}, Facts)
-            sealed = reader.first_parts(len(writer.sealed))
-            return RunEvents(_joined(sealed, log), sealed.requests(), facts)
-        events = RunEvents.from_reader(reader)
-        # Known only now, and in the manifest only when it is finished.
-        events.facts = msgspec.structs.replace(events.facts, host_gaps=dict(self.host_gaps()))
-        return events
+        log, writer, gaps = self.log, self._writer, dict(self.host_gaps())
+        if writer is not None and not len(log):
+            events = RunEvents.from_reader(RunReader(writer.path))
+            # Known only now, and in the manifest only when it is finished.
+            events.facts = msgspec.structs.replace(events.facts, host_gaps=gaps)
+            return events
+        facts = facts_for_metrics(
+            self._resolved, simulated=self.simulated, partitions=self.partitions,
+            splits=self.splits(), strings=log.strings,
+        )  # fmt: skip
+        facts = msgspec.structs.replace(facts, host_gaps=gaps)
+        if writer is None or not writer.sealed:
+            return RunEvents.from_log(log, self.columns(), facts)
+        sealed = RunReader(writer.path).first_parts(len(writer.sealed))
+        return RunEvents(_joined(sealed, log), sealed.requests(), facts)
 
-    def finish(
-        self, summary: dict[str, Any], digest: str, resolved: dict[str, Any], fault: str
-    ) -> str:
+    def finish(self, summary: Summary, digest: str, resolved: Resolved, fault: str) -> str:
         """The run came to its own end: close the manifest. Returns what could not be written, now
         or before (``fault``).
         """
@@ -308,7 +315,7 @@ def open_writer(
     results: Path,
     name: Sequence[str],
     config: RunConfig | EndpointConfig,
-    facts: dict[str, Any],
+    resolved: Resolved,
     requests: dict[str, list[Any]],
     *,
     simulated: bool,
@@ -325,8 +332,8 @@ def open_writer(
         "-".join([created.strftime("%Y%m%d-%H%M%S"), *name, f"s{config.seed}"]),
         created.isoformat(timespec="seconds"),
         simulated=simulated,
-        config=msgspec.to_builtins(config),
-        resolved=facts,
+        config=config,
+        resolved=resolved,
         partitions=partitions,
     )
     return RunWriter(results, manifest, requests)

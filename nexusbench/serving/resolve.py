@@ -55,7 +55,7 @@ class ModelOnDevice(msgspec.Struct, frozen=True, kw_only=True):
     swap_bytes: float = 0.0
 
 
-class ResolvedRun(ModelOnDevice, frozen=True, kw_only=True):
+class NamedRun(ModelOnDevice, frozen=True, kw_only=True):
     """The same, and the policies that serve: the scheduler, and the partitioner still as a spec,
     for it needs an open device.
     """
@@ -70,7 +70,7 @@ class ResolvedRun(ModelOnDevice, frozen=True, kw_only=True):
         return self.partitioner_class.needs_belief or self.scheduler.needs_belief
 
 
-def resolve(config: RunConfig) -> ResolvedRun:
+def resolve(config: RunConfig) -> NamedRun:
     """What ``config`` stands for on this machine. Raises UsageError or InputError for what no
     device has to be open to refuse.
     """
@@ -80,7 +80,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     spec, cls = partitioner_of(config, scheduler)
     if scheduler.num_gpus == 2:
         named = msgspec.structs.replace(named, argument=pair_of(scheduler, named))
-    return ResolvedRun(
+    return NamedRun(
         config=config, model=found.model, max_model_len=found.max_model_len, named=named,
         swap_bytes=swap_gib(config, scheduler, named.kind) * GIB,
         scheduler=scheduler, partitioner=spec, partitioner_class=cls,

@@ -16,6 +16,7 @@ from nexusbench.core.faults import blamed
 from nexusbench.core.printable import folder_name
 from nexusbench.core.work import HostGap
 from nexusbench.engine.engine import Engine, EngineConfig
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun, facts_for_metrics
 from nexusbench.serving.assembly import Assembly, assemble
 from nexusbench.serving.recorder import (
     Recorder,
@@ -29,16 +30,13 @@ from nexusbench.serving.recorder import (
 if TYPE_CHECKING:
     from nexusbench.endpoint.status import Status as ReplayStatus
     from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import Summary
     from nexusbench.results.store import RunWriter
 
 FLUSH_ROWS = 400_000  # event rows of a simulated run held before they are written (a few MB)
 SEAL_ROWS = 100_000  # the same on a real clock, where all of them are written again each time
 CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
 
-# What metrics need of the facts that an assembly resolved.
-RESOLVED_FACTS = (
-    "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes", "device",
-)  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
 Progress = Callable[[Engine], None]
@@ -48,19 +46,19 @@ AnyProgress = Callable[["Engine | ReplayStatus"], None]
 class RunResult(msgspec.Struct):
     """What came out of a run.
 
-    ``summary`` is docs/metrics.md as JSON-ready values, ``event_digest`` the SHA-256 of the event
-    log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere),
-    ``resolved`` what the config became on this device and model. ``fault`` says what of it could
-    not be written (a full disk); the run itself came to its own end.
+    ``summary`` is docs/metrics.md as fields, ``event_digest`` the SHA-256 of the event log (equal
+    for equal runs, I6), ``folder`` where everything was kept (None if nowhere), ``resolved`` what
+    the config became on this device and model. ``fault`` says what of it could not be written (a
+    full disk); the run itself came to its own end.
     """
 
     config: RunConfig | EndpointConfig
-    summary: dict[str, Any]
+    summary: Summary
     events: RunEvents
     event_digest: str
     folder: Path | None
     notes: list[str]
-    resolved: dict[str, Any] = {}
+    resolved: Resolved
     fault: str = ""
 
     def __repr__(self) -> str:
@@ -123,13 +121,14 @@ class EngineRecorder(Recorder):
         stop: StopFlag,
         watch: Progress | None = None,
     ) -> None:
-        super().__init__(EventLog(), writer, progress, stop)
+        super().__init__(EventLog(), assembly.resolved, writer, progress, stop)
+        self.simulated = assembly.device.spec.simulated
+        self.partitions = assembly.scheduler.partitions
         self._assembly, self._watch, self._saver = assembly, watch, None
-        simulated = assembly.device.spec.simulated
-        if writer is not None and not simulated:
+        if writer is not None and not self.simulated:
             self._saver = Saver(writer, assembly.device.interrupt)
         self._most = FLUSH_ROWS if self._saver is None else SEAL_ROWS
-        self._every = self._next_check = CHECK_STEPS if simulated else 0
+        self._every = self._next_check = CHECK_STEPS if self.simulated else 0
         self._marks: dict[str, int] = {}  # rows held when all tables last fitted together
 
     def status(self) -> Engine:
@@ -144,10 +143,6 @@ class EngineRecorder(Recorder):
     def columns(self) -> dict[str, list[Any]]:
         """Those of the assembly."""
         return self._assembly.columns()
-
-    def facts(self) -> dict[str, Any]:
-        """What was resolved, with what the engine found out."""
-        return _facts(self._assembly, self.engine)
 
     def splits(self) -> Sequence[Sequence[int]]:
         """Those that the partitioner has chosen so far."""
@@ -188,14 +183,14 @@ class EngineRecorder(Recorder):
         if error is not None and (isinstance(error, KeyboardInterrupt) or not self.log.whole()):
             self.log.cut(self._marks)
 
-    def end_facts(self, *, whole: bool) -> dict[str, Any]:
-        """Decision times, which are real ones, and gaps between launches; of whole runs."""
-        if not whole:
-            return {}
-        known: dict[str, Any] = {"decision_us": _decision_times(self.engine)}
-        if gaps := self.host_gaps():
-            known["host_gaps"] = msgspec.to_builtins(gaps)
-        return known
+    def at_the_end(self, *, whole: bool) -> ResolvedEngineRun:
+        """With decision times, which are real ones, and gaps between launches; of whole runs."""
+        resolved = self._assembly.resolved
+        if whole:
+            resolved = msgspec.structs.replace(resolved, decision_us=_decision_times(self.engine))
+            if gaps := dict(self.host_gaps()):
+                resolved = msgspec.structs.replace(resolved, host_gaps=gaps)
+        return resolved
 
     def release(self) -> None:
         """A million requests are a third of a GiB: they go before metrics need room."""
@@ -222,7 +217,7 @@ def serve(
             # Not before: a Ctrl-C in between would leave a folder that nothing accounts for.
             names = [folder_name(n) for n in (assembly.trace.name, scheduler.name, spec.name)]
             writer = open_writer(
-                results, names, assembly.config, assembly.facts, assembly.columns(),
+                results, names, assembly.config, assembly.resolved, assembly.columns(),
                 simulated=spec.simulated, partitions=scheduler.partitions,
             )  # fmt: skip
         recorder = EngineRecorder(assembly, writer, progress, interrupted, watch)
@@ -237,31 +232,22 @@ def serve(
             if fault is not None:
                 raise fault from error
             raise
-        result = conclude(recorder, assembly.config, assembly.facts, writer)
-    result.notes = assembly.trace.notes
-    result.summary["decision_us"] = result.resolved["decision_us"]
-    return result
+        return conclude(recorder, assembly.config, assembly.trace.notes)
 
 
-def conclude(
-    recorder: Recorder,
-    config: RunConfig | EndpointConfig,
-    facts: dict[str, Any],
-    writer: RunWriter | None,
-) -> RunResult:
+def conclude(recorder: Recorder, config: RunConfig | EndpointConfig, notes: list[str]) -> RunResult:
     """What was served has come to its own end: store the rest, summarise, close the manifest."""
     from nexusbench.metrics.summary import summarise
 
     recorder.settle()
     recorder.show()
-    known, digest = recorder.end_facts(whole=True), recorder.log.digest()
+    resolved, digest = recorder.at_the_end(whole=True), recorder.log.digest()
     fault = recorder.store()
     events = recorder.events()
     recorder.release()
     summary = summarise(events)
-    fault = recorder.finish(summary, digest, known, fault)
-    folder = None if writer is None else writer.path
-    return RunResult(config, summary, events, digest, folder, [], {**facts, **known}, fault)
+    fault = recorder.finish(summary, digest, resolved, fault)
+    return RunResult(config, summary, events, digest, recorder.folder, notes, resolved, fault)
 
 
 def _parts(assembly: Assembly) -> dict[str, object]:
@@ -299,20 +285,13 @@ def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
     """What has happened in a run that is not kept in a folder, also while it goes on."""
     from nexusbench.metrics.run_events import RunEvents
 
-    return RunEvents.from_log(engine.log, assembly.columns(), _facts(assembly, engine))
-
-
-def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
-    return {
-        "simulated": assembly.device.spec.simulated,
-        "num_sms": assembly.device.spec.num_sms,
-        "kv_blocks": assembly.facts["kv_blocks"],
-        "block_size": assembly.kv.block_size,
-        "partitions": assembly.scheduler.partitions,
-        "splits": splits_of(engine),
-        "host_gaps": assembly.device.host_gaps(),
-        **{key: assembly.facts[key] for key in RESOLVED_FACTS},
-    }
+    facts = facts_for_metrics(
+        assembly.resolved,
+        simulated=assembly.device.spec.simulated,
+        partitions=assembly.scheduler.partitions,
+        splits=splits_of(engine),
+    )
+    return RunEvents.from_log(engine.log, assembly.columns(), facts)
 
 
 def _decision_times(engine: Engine) -> dict[str, float]:

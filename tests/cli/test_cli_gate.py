@@ -350,7 +350,7 @@ def test_update_keeps_what_was_not_run(call: Call, trace: Path, baseline: Path) 
 
 
 def test_runs_say_on_which_machine_they_were_made(kept: str) -> None:
-    machine = RunReader(kept, Path("results")).manifest.resolved["machine"]
+    machine = RunReader(kept, Path("results")).manifest.resolved.machine
     assert {"cpu", "cores", "system", "python"} <= set(machine)
 
 

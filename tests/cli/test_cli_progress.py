@@ -116,12 +116,12 @@ def test_on_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_ro
         results=tmp_path / "results",
         progress=lambda engine: seen.append(read(engine)),
     )
-    last, metrics = seen[-1], result.summary["metrics"]
+    last, metrics = seen[-1], result.summary.metrics
     assert last.ended == last.offered == 60
     assert last.tokens == sum(5 + index % 7 for index in range(60))
     assert last.running == last.waiting == 0
-    assert last.tbt_ms == pytest.approx(metrics["tbt"]["mean"])
-    assert last.ttft_ms == pytest.approx(metrics["ttft"]["mean"])
+    assert last.tbt_ms == pytest.approx(metrics["tbt"].mean)
+    assert last.ttft_ms == pytest.approx(metrics["ttft"].mean)
     assert [s.now_ns for s in seen] == sorted(s.now_ns for s in seen)
 
 

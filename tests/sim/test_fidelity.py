@@ -126,5 +126,5 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
     made = replayed()
     for name, bound in (("makespan", 6), ("tpot", 6), ("scheduled_to_first_token", 8)):
         assert abs(made.reached[name]) <= bound, name
-    assert made.resolved["kv_blocks"] == 2588
-    assert made.resolved["kernel_table"] is None
+    assert made.resolved.kv_blocks == 2588
+    assert made.resolved.kernel_table is None

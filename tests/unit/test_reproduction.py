@@ -43,6 +43,7 @@ from nexusbench.experiments.reproduction.spec import (
 from nexusbench.experiments.sweep_spec import load_sweep
 from nexusbench.schedulers.base import schedulers
 from tests.docs import reproduction as document
+from tests.unit.summaries import distribution, scalar, summary_of
 
 WORKLOADS = document.ROOT / "workloads"
 HEAD = '[experiment]\ntitle = "T"\nfigures = ["fig9"]\n'
@@ -161,12 +162,12 @@ class MadeUp:
         made = self._number(system.name, point.get("request_rate"), seed, variant)
         if isinstance(made, str):
             raise Unmeasurable(made)
-        metrics = {
-            "normalised_latency": {"mean": made}, "ttft": {"mean": 10 * made},
-            "e2e": {"mean": 9.0}, "ttft_queueing": {"mean": 4.0},
-            "makespan": {"value": self.run_of / (point["request_rate"] or 1)},
-        }  # fmt: skip
-        return SweepCell(config=RunConfig(trace="t"), status="ok", summary={"metrics": metrics})
+        summary = summary_of(
+            normalised_latency=distribution(mean=made), ttft=distribution(mean=10 * made),
+            e2e=distribution(mean=9.0), ttft_queueing=distribution(mean=4.0),
+            makespan=scalar(self.run_of / (point["request_rate"] or 1)),
+        )  # fmt: skip
+        return SweepCell(config=RunConfig(trace="t"), status="ok", summary=summary)
 
 
 def knee(most: dict[str, float]):
@@ -211,8 +212,8 @@ def test_a_queue_that_grows_is_not_kept_however_few_wait(spec) -> None:
         def cell(self, system, point, seed, variant=PRINTED) -> SweepCell:
             cell = super().cell(system, point, seed, variant)
             took = self.run_of / min(point["request_rate"], 1.4)
-            metrics = {**cell.summary["metrics"], "makespan": {"value": took}}
-            return msgspec.structs.replace(cell, summary={"metrics": metrics})
+            summary = summary_of(**cell.summary.metrics | {"makespan": scalar(took)})
+            return msgspec.structs.replace(cell, summary=summary)
 
     text = GOOD + '[variants.alone]\nthroughput = { system = "vllm", steady = "nexus", '
     text += "backlog = 1.0 }\n"
@@ -231,10 +232,10 @@ def test_a_rate_at_which_requests_are_turned_away_is_not_kept(spec) -> None:
             cell = super().cell(system, point, seed, variant)
             picky = system.name == "nexus" and point["request_rate"] > 1.4
             metrics = {
-                **cell.summary["metrics"], "offered": {"value": 400},
-                "finished": {"value": 390 if picky else 400},
+                **cell.summary.metrics, "offered": scalar(400),
+                "finished": scalar(390 if picky else 400),
             }  # fmt: skip
-            return msgspec.structs.replace(cell, summary={"metrics": metrics})
+            return msgspec.structs.replace(cell, summary=summary_of(**metrics))
 
     lab: Any = Picky(load_experiment(spec(GOOD)), knee({"vllm": 3.1, "nexus": 3.1}))
     assert throughput(lab, lab.experiment.systems["nexus"], 0, PRINTED) == pytest.approx(

@@ -19,6 +19,7 @@ from nexusbench.experiments.reproduction.spec import PaperClaim, find_experiment
 from nexusbench.experiments.reproduction.verdicts import row_of
 from nexusbench.schedulers.base import schedulers
 from tests.docs.reproduction import DOCUMENTS, ROOT
+from tests.unit.summaries import distribution, scalar, summary_of
 from tests.unit.test_reproduction import BASE, CLAIM, CRITERION, GOOD, GRID, HEAD, SYSTEMS
 
 RIVALS = {
@@ -72,8 +73,12 @@ class MadeUp:
 
     def cell(self, system, point, seed, variant=PRINTED) -> SweepCell:
         rate = point["request_rate"]
-        metrics = {"makespan": {"value": 100.0 / rate}, **self._metrics(system.name, rate)}
-        return SweepCell(config=RunConfig(trace="t"), status="ok", summary={"metrics": metrics})
+        found = {
+            tag: scalar(values["value"]) if "value" in values else distribution(**values)
+            for tag, values in self._metrics(system.name, rate).items()
+        }
+        summary = summary_of(**{"makespan": scalar(100.0 / rate), **found})
+        return SweepCell(config=RunConfig(trace="t"), status="ok", summary=summary)
 
 
 def test_a_rate_can_be_kept_by_attainment(spec) -> None:

@@ -35,7 +35,7 @@ def assembled(tmp_path: Path, gpus: int, **more: object):  # type: ignore[no-unt
 @pytest.mark.parametrize(("gpus", "tokens"), [(1, 1_865_120), (4, 3_996_048), (8, 4_040_352)])
 def test_tokens_of_kv(tmp_path: Path, gpus: int, tokens: int) -> None:
     made = assembled(tmp_path, gpus)
-    assert made.facts["kv_blocks"] * 16 == tokens
+    assert made.resolved.kv_blocks * 16 == tokens
     subject = Subject(made.device, made.model, Limits(256, 2048, 32768))
     assert subject.pool().num_blocks * 16 == tokens
 

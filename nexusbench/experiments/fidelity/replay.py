@@ -15,6 +15,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.fidelity.recording import FloatArray, ServerRecording
 from nexusbench.metrics.run_events import RunEvents
+from nexusbench.results.resolved import Resolved
 from nexusbench.serving.runner import RunResult, run
 
 STATISTICS: tuple[tuple[str, Callable[[FloatArray], float]], ...] = (
@@ -57,7 +58,7 @@ class ReplayValidation(msgspec.Struct):
     rows: list[Comparison]
     curves: list[Curves]
     config: RunConfig
-    resolved: dict[str, object]
+    resolved: Resolved
     notes: list[str]
 
     @property

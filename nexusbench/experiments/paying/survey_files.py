@@ -18,7 +18,7 @@ from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.paying.measuring import MapRow
 from nexusbench.experiments.paying.spec import MapSpec
 from nexusbench.experiments.paying.survey import MapPoint, Survey
-from nexusbench.results.manifest import new_manifest
+from nexusbench.results.manifest import made_with
 from nexusbench.workloads.source import write_atomic
 
 TABLE, MANIFEST = "cells.parquet", "manifest.json"
@@ -29,7 +29,6 @@ _POINT = MapPoint.__struct_fields__
 _ATTAINED, _LOAD, _NO_LOAD = "attained", "rates", "null"
 # ``wall_s`` is real time, and no result.
 _ROW = tuple(n for n in MapRow.__struct_fields__ if n not in (_ATTAINED, "load", "wall_s"))
-_KEPT = ("nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty")
 
 
 def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) -> None:
@@ -52,13 +51,12 @@ def _manifest(
 ) -> dict[str, Any]:
     spec = survey.spec
     digest = hashlib.sha256("\n".join(row.digest for row in rows).encode()).hexdigest()
-    made = new_manifest(spec.name, "", simulated=True, config={}, resolved={}, partitions=())
     return {
         "simulated": True, "spec": spec_path.name, "spec_sha256": spec.sha256, "quick": quick,
         "cut": spec.cut, "code_sha256": code_version(), "runs": len(rows), "digest": digest,
         "capacity": [[*key, value] for key, value in survey.capacity.items()],
         "requests": [[*key, value] for key, value in survey.requests.items()],
-        **{name: getattr(made, name) for name in _KEPT},
+        **made_with(),
     }  # fmt: skip
 
 

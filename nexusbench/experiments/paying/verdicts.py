@@ -113,8 +113,8 @@ def judge(mine: DrawsOfSystem, other: DrawsOfSystem, metric: Metric, slo: str = 
             other=means[1],
         )  # fmt: skip
     found = interval(differences)
-    low = -math.inf if found["low"] is None else found["low"]
-    high = math.inf if found["high"] is None else found["high"]
+    low = -math.inf if found.low is None else found.low
+    high = math.inf if found.high is None else found.high
     margin = MARGINS[metric]
     better = 1 if metric == "attained" else -1
     outcome: Outcome = "open"
@@ -123,7 +123,7 @@ def judge(mine: DrawsOfSystem, other: DrawsOfSystem, metric: Metric, slo: str = 
     elif low > 0 or high < 0:
         outcome = "pays" if (low > 0) == (better > 0) else "costs"
     return MapVerdict(
-        outcome=outcome, mean=found["mean"], low=low, high=high, mine=means[0], other=means[1]
+        outcome=outcome, mean=found.mean, low=low, high=high, mine=means[0], other=means[1]
     )
 
 

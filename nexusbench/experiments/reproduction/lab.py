@@ -13,7 +13,7 @@ import msgspec
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.experiments import oracle, regret
-from nexusbench.experiments.cells import CELL_SUFFIX, SweepCell, failed, run_cell
+from nexusbench.experiments.cells import CELL_SUFFIX, SweepCell, failed, kept_of, run_cell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
 from nexusbench.experiments.regret import judged_run
@@ -21,6 +21,7 @@ from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System,
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import SweepPlan, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import ConfigFields, Sweep, axes_of, config_of
+from nexusbench.metrics.summary import Entry, ScalarEntry
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.profile import make_profile
 from nexusbench.serving.opening import open_subject
@@ -45,9 +46,12 @@ def regret_cell(config: RunConfig, *, knowing: bool = False) -> SweepCell:
         row, result = judged_run(config, "", oracle=knowing)
     except NexusbenchError as error:
         return failed(config, str(error))
-    summary = {key: value for key, value in result.summary.items() if key != "formulas"}
-    judged = {tag: {"value": getattr(row, tag), "direction": "lower"} for tag in JUDGED}
-    summary["metrics"] = {**summary["metrics"], **judged}
+    judged: dict[str, Entry] = {
+        tag: ScalarEntry(title=tag, unit="%", direction="lower", value=getattr(row, tag))
+        for tag in JUDGED
+    }
+    summary = kept_of(result.summary)
+    summary = msgspec.structs.replace(summary, metrics={**summary.metrics, **judged})
     return SweepCell(
         config=config, status="ok", digest=result.event_digest,
         simulated=True, summary=summary,

@@ -144,8 +144,9 @@ def _served(
         member = best_member(lab, system, point, seed, variant)
         return None if member is None else _served(lab, member, point, seed, variant)
     cell = lab.cell(system, point, seed, variant)
-    metrics = {} if cell is None else cell.summary.get("metrics", {})
-    offered, finished = (metrics.get(tag, {}).get("value") for tag in ("offered", "finished"))
+    if cell is None:
+        return None
+    offered, finished = cell.value("offered"), cell.value("finished")
     return None if finished is None or not offered else float(finished / offered)
 
 
@@ -211,10 +212,11 @@ def number(cell: SweepCell, measure: str, name: str) -> float:
     if measure == EXECUTION:
         return number(cell, "e2e.mean", name) - number(cell, "ttft_queueing.mean", name)
     tag, _, statistic = measure.partition(".")
-    found = cell.summary.get("metrics", {}).get(tag, {})
-    value = found.get(statistic or "value")
+    value = cell.value(tag, statistic or "value")
     if value is None:
-        raise Unmeasurable(f"{name} has no {measure}: {found.get('reason') or 'not reported'}")
+        entry = None if cell.summary is None else cell.summary.metrics.get(tag)
+        reason = "" if entry is None else entry.reason
+        raise Unmeasurable(f"{name} has no {measure}: {reason or 'not reported'}")
     return float(value)
 
 

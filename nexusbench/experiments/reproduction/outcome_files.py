@@ -18,7 +18,7 @@ from nexusbench.experiments.reproduction.run import ExperimentReport, SystemAtPo
 from nexusbench.experiments.reproduction.spec import Criterion, Experiment
 from nexusbench.experiments.reproduction.verdicts import ClaimRow
 from nexusbench.experiments.sweep_spec import ConfigFields, config_of
-from nexusbench.results.manifest import new_manifest
+from nexusbench.results.manifest import made_with
 from nexusbench.workloads.source import write_atomic
 
 SCHEMA = 1
@@ -86,24 +86,16 @@ def criterion_text(criterion: Criterion | None) -> str:
 def finished(experiment: Experiment, report: ExperimentReport, *, quick: bool) -> Done:
     """The file of an experiment that has run."""
     digest = hashlib.sha256("\n".join(report.digests).encode()).hexdigest()
-    made = new_manifest(
-        experiment.name, "", simulated=True, config=experiment.base,
-        resolved={
-            "spec_sha256": experiment.sha256, "code_sha256": code_version(),
-            "traces": list(report.traces), "cells": report.num_cells, "digest": digest,
-        },
-        partitions=(),
-    )  # fmt: skip
-    kept = (
-        "nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty",
-        "resolved",
-    )  # fmt: skip
+    resolved = {
+        "spec_sha256": experiment.sha256, "code_sha256": code_version(),
+        "traces": list(report.traces), "cells": report.num_cells, "digest": digest,
+    }  # fmt: skip
     return Done(
         experiment=experiment.name, title=experiment.about.title, figures=experiment.about.figures,
         quick=quick, cut=experiment.cut, seeds=experiment.seeds, base=experiment.base,
         device=config_of(experiment.base).device, note=experiment.about.note,
         criterion=criterion_text(experiment.throughput), rows=report.rows, lines=report.lines,
-        throughputs=report.throughputs, manifest={key: getattr(made, key) for key in kept},
+        throughputs=report.throughputs, manifest={**made_with(), "resolved": resolved},
         simulated=True, schema=SCHEMA,
     )  # fmt: skip
 
