@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
@@ -30,6 +30,7 @@ _MOST = {
 _MOST_BYTES = 16 << 20  # of a file: the largest published ones have 1 MB
 
 
+@cache
 def model_names() -> list[str]:
     """The shipped models, sorted: what ``load_model`` accepts by name."""
     folder = files(_SHIPPED) / "models"
@@ -102,7 +103,7 @@ class _TwiceError(Exception):
     """A key that an object has twice."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object, each of whose keys is there once: of two values the last would count unsaid."""
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -143,7 +144,7 @@ class ConfigDocument:
                 file=file,
                 hint="Give the model's HF config.json",
             )
-        self.data: dict[str, Any] = data
+        self.data: dict[str, object] = data
 
     def error(self, field: str, problem: str, hint: str) -> InputError:
         """The complaint about ``field``, with the line it stands in if there is one."""
@@ -177,7 +178,7 @@ class ConfigDocument:
             raise self.error(field, f"is {shown(value)}", "Write true or false")
         return bool(value)
 
-    def number(self, field: str, default: float, inside: dict[str, Any] | None = None) -> float:
+    def number(self, field: str, default: float, inside: dict[str, object] | None = None) -> float:
         """A positive number; ``default`` where missing or null. ``inside`` is a nested object."""
         value = (self.data if inside is None else inside).get(field.split(".")[-1])
         if value is None:

@@ -123,6 +123,15 @@ def load_gpu(name_or_path: str | os.PathLike[str]) -> GpuSpec:
     return _parse(found[name].read_text(encoding="utf-8"), f"{name}.toml")
 
 
+def is_profile(argument: str) -> bool:
+    """Whether a device's argument names a profile: its file, or the folder it is in. A folder that
+    is called as a shipped GPU is does not hide that.
+    """
+    if argument.lower().endswith((".json", ".jsonl")):
+        return True
+    return bool(argument) and argument.lower() not in gpu_names() and Path(argument).is_dir()
+
+
 def legal_splits(gpu: GpuSpec) -> tuple[Split, ...]:
     """The splits for the partitions (prefill, decode), growing prefill share.
 

@@ -16,9 +16,15 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
-from nexusbench.physics.attention import Attention
-from nexusbench.physics.gemm import Gemm
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, scaled_sum, total
+from nexusbench.physics.operators import (
+    L2,
+    NOTHING,
+    Attention,
+    Gemm,
+    OperatorClass,
+    scaled_sum,
+    total,
+)
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes

@@ -16,7 +16,7 @@ from nexusbench.core.batch import BatchShape, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.work import chunk_work, equivalent_context
-from nexusbench.physics.gpus import gpu_names, legal_splits
+from nexusbench.physics.gpus import legal_splits
 from nexusbench.physics.launches import Load, Physics
 from nexusbench.physics.measured import stretched
 from nexusbench.profiles.pairs import Place, Slowdowns, contested, place_of
@@ -294,12 +294,3 @@ class Truth:
             Split(("prefill", "decode"), pair, overlapping=pair[0] + pair[1] > profile.gpu.num_sms)
             for pair in profile.splits
         ) or legal_splits(profile.gpu)
-
-
-def is_profile(argument: str) -> bool:
-    """Whether a device's argument names a profile: its file, or the folder it is in. A folder that
-    is called as a shipped GPU is does not hide that.
-    """
-    if argument.lower().endswith((".json", ".jsonl")):
-        return True
-    return bool(argument) and argument.lower() not in gpu_names() and Path(argument).is_dir()

@@ -15,7 +15,7 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.devices.base import Device
-from nexusbench.models.caveats import caveats
+from nexusbench.models.config import caveats
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,

@@ -9,10 +9,16 @@ from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
-from nexusbench.physics.attention import Attention
-from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Load, Physics
-from nexusbench.physics.operators import L2, OperatorClass, overlapped, scaled_sum, total
+from nexusbench.physics.operators import (
+    L2,
+    Attention,
+    Gemm,
+    OperatorClass,
+    overlapped,
+    scaled_sum,
+    total,
+)
 from nexusbench.physics.profiled import along, axis_of, distance, full_grid, mean, spread
 from nexusbench.physics.remote import split_launch
 from nexusbench.testing import tiny_model

@@ -8,9 +8,9 @@ from pathlib import Path
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import model_work
 from nexusbench.experiments.fidelity.samples import Sample, Samples
-from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
+from nexusbench.physics.operators import Gemm
 from nexusbench.physics.tables import ATTENTION_AXES, Curve, KernelTable, Point, load_table
 
 FITTED_GPU = "RTX 4090"
