@@ -13,7 +13,7 @@ from nexusbench.core.specs import DTYPE_BYTES, Dtypes, ModelSpec, MoeSpec
 from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.quantisation import quantisation_of
 
-__all__ = ["LAYOUT", "Biases", "Layout", "ModelFamily", "families", "family_of"]
+__all__ = ["LAYOUT", "Biases", "Layout", "ModelFamily", "families", "family_of", "read_dtypes"]
 
 Layout = Mapping[str, object]
 # A small config.json of the layout that Llama began; ``architectures`` and ``model_type`` are of
