@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import ConfigDocument, open_config, shown
-from nexusbench.models.families.base import families, family_of
+from nexusbench.models.families.base import computed_families, family_of
 from nexusbench.models.quantisation import quantisation_of
 
 _ROPE_HINT = "Supported rope types: default, linear, llama3"
@@ -72,7 +70,7 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         raise config.error(
             "model_type",
             f"'{config.data['model_type']}' can be simulated but not computed",
-            f"With real tokens: {', '.join(_computable())}",
+            f"With real tokens: {', '.join(computed_families())}",
         )
     quantised = quantisation_of(config)
     if quantised is not None:
@@ -97,16 +95,6 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         file=config.file,
         folder=config.folder,
     )
-
-
-def _computable() -> list[str]:
-    """The families that the decoder computes; one that does not load is none of them."""
-    found = []
-    for name in families.names():
-        with suppress(UsageError):
-            if families.load(name).biases is not None:
-                found.append(name.replace("-", "_"))
-    return found
 
 
 def _rope(config: ConfigDocument) -> Rope:

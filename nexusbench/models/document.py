@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from nexusbench.core.documents import KeyTwice, once
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 
@@ -99,19 +100,6 @@ def _read(path: Path) -> str:
         ) from None
 
 
-class _TwiceError(Exception):
-    """A key that an object has twice."""
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object, each of whose keys is there once: of two values the last would count unsaid."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
-    return made
-
-
 class ConfigDocument:
     """A parsed config.json whose every complaint names file, line and field.
 
@@ -125,8 +113,8 @@ class ConfigDocument:
         self._text, self.file = text, file
         self.name, self.source, self.folder = name, source, folder
         try:
-            data = json.loads(text, object_pairs_hook=_once)
-        except _TwiceError as error:
+            data = json.loads(text, object_pairs_hook=once)
+        except KeyTwice as error:
             field, hint = shown(str(error)).strip('"'), "Remove the one that is wrong"
             raise InputError("is given twice", file=file, field=field, hint=hint) from None
         except json.JSONDecodeError as error:

@@ -58,8 +58,8 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fitted cost model: enough to ask it again, and how far it was off."""
 
     cost_model: str
-    options: dict[str, Any]
-    parameters: dict[str, Any]
+    options: dict[str, object]
+    parameters: dict[str, object]
     scores: tuple[Score, ...]
     num_fitted: int
     num_held_out: int
@@ -107,7 +107,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     points_sha256: str
     num_points: int
     fits: tuple[Fit, ...] = ()
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     notes: tuple[str, ...] = ()
     counters: dict[str, str] = {}  # source -> "on", or why it was off
     asked: Asked = Asked()
@@ -119,7 +119,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         of = f"{self.model.name} on {self.fingerprint.device}"
         return f"Profile({of}, {self.num_points:,} points, {len(self.fits)} fits)"
 
-    def fit_of(self, cost_model: str, options: dict[str, Any]) -> Fit | None:
+    def fit_of(self, cost_model: str, options: dict[str, object]) -> Fit | None:
         """The fit of that model with exactly those options."""
         for fit in self.fits:
             if fit.cost_model == cost_model and fit.options == options:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import ClassVar
 
 import msgspec
 
+from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import DTYPE_BYTES, Dtypes, ModelSpec, MoeSpec
 from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.quantisation import quantisation_of
 
-__all__ = ["LAYOUT", "Biases", "Layout", "ModelFamily", "families", "family_of", "read_dtypes"]
+__all__ = [
+    "LAYOUT",
+    "Biases",
+    "Layout",
+    "ModelFamily",
+    "computed_families",
+    "families",
+    "family_of",
+    "read_dtypes",
+]
 
 Layout = Mapping[str, object]
 # A small config.json of the layout that Llama began; ``architectures`` and ``model_type`` are of
@@ -219,10 +230,20 @@ def family_of(config: ConfigDocument) -> ModelFamily:
     """The family that ``model_type`` names. Raises InputError that names the known ones."""
     asked = config.data.get("model_type")
     known = {name.replace("-", "_"): name for name in families.names()}
-    supported = f"Supported: {', '.join(known)}"
-    if asked is None:
-        raise config.error("model_type", "is missing", supported)
     if not isinstance(asked, str) or asked.replace("-", "_") not in known:
-        raise config.error("model_type", f"{shown(asked)} is not supported", supported)
+        computed = computed_families()
+        names = [*computed, *[name for name in known if name not in computed]]
+        problem = "is missing" if asked is None else f"{shown(asked)} is not supported"
+        raise config.error("model_type", problem, f"Supported: {', '.join(names)}")
     made: ModelFamily = families.load(known[asked.replace("-", "_")])()
     return made
+
+
+def computed_families() -> list[str]:
+    """The families that the decoder computes; one that does not load is none of them."""
+    found = []
+    for name in families.names():
+        with suppress(UsageError):
+            if families.load(name).biases is not None:
+                found.append(name.replace("-", "_"))
+    return found
