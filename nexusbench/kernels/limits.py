@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from nexusbench.core.clock import now_ns
-from nexusbench.core.cores import usable_cores
+from nexusbench.core.machine import usable_cores
 from nexusbench.kernels.linear import Linear
 from nexusbench.kernels.native import memory
 

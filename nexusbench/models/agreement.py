@@ -13,7 +13,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.kernels.planner import plan_attention
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.decoder import Decoder
-from nexusbench.models.finite import broken_rows
+from nexusbench.models.sampling import broken_rows
 from nexusbench.models.step import make_step
 
 # Odd on purpose: no chunk ends with a block or a tile.

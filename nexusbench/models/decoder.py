@@ -7,6 +7,7 @@ from typing import Self
 import torch
 
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.machine import require_memory
 from nexusbench.kernels import fused
 from nexusbench.kernels.attention.base import AttentionBackend
 from nexusbench.kernels.attention.paged_native import NativeAttention
@@ -18,7 +19,6 @@ from nexusbench.kernels.rotary import Rotary
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource, open_source
 from nexusbench.models.layers import NativeLayers, TorchLayers, native_layers_fit
-from nexusbench.models.memory import require_memory
 from nexusbench.models.step import Step
 from nexusbench.models.weights import WeightReader, torch_dtype
 

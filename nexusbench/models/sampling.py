@@ -1,7 +1,10 @@
-"""From logits to tokens: greedy, or drawn by (seed, request, position) alone."""
+"""From logits to tokens: greedy, or drawn by (seed, request, position) alone; logits that are
+NaN or infinite, from which no token may be drawn.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -12,6 +15,7 @@ import torch
 from nexusbench.core.errors import UsageError
 from nexusbench.kernels import fused
 from nexusbench.kernels.native import bindings
+from nexusbench.kernels.paged import PagedKV
 
 # Most of the mass of a peaked distribution lies in so many tokens; sorting a vocabulary is slow.
 _HEAD = 1024
@@ -112,3 +116,29 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def broken_rows(logits: torch.Tensor) -> list[int]:
+    """Rows of ``logits`` [R, vocab] with a value that is not finite.
+
+    One pass over them: NaN and infinities survive a sum, and what only its sum makes infinite is
+    looked at again. By numpy, since waking torch's threads takes longer than the sum of a step.
+    """
+    with np.errstate(all="ignore"):
+        if math.isfinite(float(logits.detach().numpy().sum())):
+            return []
+    rows = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten()
+    return [int(row) for row in rows]
+
+
+def whence(kv: PagedKV, blocks: Sequence[int]) -> str:
+    """In which layer a request whose logits are broken went wrong, as far as its keys tell."""
+    places = torch.as_tensor(list(blocks), dtype=torch.int64)
+    for index, layer in enumerate(kv.layers):
+        if not bool(torch.isfinite(layer.blocks.index_select(0, places)).all()):
+            return (
+                f"its keys and values are finite below layer {index} (of 0 to {len(kv.layers) - 1})"
+                if index
+                else "its keys and values are not finite from layer 0 on"
+            )
+    return "its keys and values are all finite: the last layer or the output head made them"

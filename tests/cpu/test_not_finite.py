@@ -22,7 +22,7 @@ from nexusbench.core.state import Limits  # noqa: E402
 from nexusbench.kernels.paged import HeadShape, PagedKV  # noqa: E402
 from nexusbench.models.agreement import Agreement, Broken  # noqa: E402
 from nexusbench.models.checkpoint import RandomTensors  # noqa: E402
-from nexusbench.models.finite import broken_rows, whence  # noqa: E402
+from nexusbench.models.sampling import broken_rows, whence  # noqa: E402
 from nexusbench.testing import offer  # noqa: E402
 from nexusbench.testing._harness import Setting  # noqa: E402
 

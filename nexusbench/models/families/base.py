@@ -74,7 +74,8 @@ class ModelFamily(ABC):
     * ``multi_head``: without ``num_key_value_heads``, each query head has a KV head of its own.
     * ``windowed``: a ``sliding_window`` in the config is in force; others have a switch for it.
     * ``expert_size``: the key with the intermediate size of one routed expert ('' for a dense
-      model), ``num_experts`` that of their number; ``shared_expert``: there is one beside them.
+      model), ``num_experts`` that of their number; ``shared_expert``: the width of the one beside
+      them that transformers takes where the config leaves it out (None: there is none).
     * ``biases``: the projections that have them, if ``models/decoder.py`` can compute the family
       from tensors named as Llama's (None: it can be simulated only); ``qk_norm``: it normalises
       each query and key head.
@@ -90,7 +91,7 @@ class ModelFamily(ABC):
     windowed: ClassVar[bool] = False
     expert_size: ClassVar[str] = ""
     num_experts: ClassVar[str] = "num_experts"
-    shared_expert: ClassVar[bool] = False
+    shared_expert: ClassVar[int | None] = None
     biases: ClassVar[Biases | None] = None
     qk_norm: ClassVar[bool] = False
 
@@ -183,10 +184,13 @@ class ModelFamily(ABC):
             raise config.error("num_experts_per_tok", problem, "Correct one of them")
         # One wide shared expert costs exactly what several of the routed size do.
         shared = config.data.get("shared_expert_intermediate_size")
-        if self.shared_expert and "shared_expert_intermediate_size" not in config.data:
-            hint = "Add it (null for none): what is left out is 5632 in this family"
+        missing = "shared_expert_intermediate_size" not in config.data
+        if self.shared_expert is not None and missing:
+            hint = (
+                f"Add it (null for none): what is left out is {self.shared_expert} in this family"
+            )
             raise config.error("shared_expert_intermediate_size", "is missing", hint)
-        if shared and not self.shared_expert:
+        if shared and self.shared_expert is None:
             hint = "Only qwen2_moe has a shared expert"
             raise config.error("shared_expert_intermediate_size", f"is {shown(shared)}", hint)
         width = 0 if shared in (None, 0) else config.count("shared_expert_intermediate_size")
