@@ -34,7 +34,7 @@ class TableParameters(FittedParameters, frozen=True, forbid_unknown_fields=True,
     decode_slowdowns: Slowdowns | None
 
 
-class Table(CostModel):
+class TableCost(CostModel):
     """Measured times, interpolated linearly in tokens, contexts and 1/SMs.
 
     Several chunks count as one with as many tokens and (query, key) pairs; decodes of different

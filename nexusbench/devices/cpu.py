@@ -142,7 +142,7 @@ class Cpu(Device):
         not fit into memory.
         """
         from nexusbench.devices._executor import Served
-        from nexusbench.models.sampling import Sampling
+        from nexusbench.models.sampling import TokenSampling
 
         spec = self._decoder.config.spec
         options = self._options
@@ -150,7 +150,7 @@ class Cpu(Device):
             self._decoder,
             self._decoder.new_kv(serving.num_blocks, serving.block_size),
             Prompts(serving, spec.vocab_size),
-            Sampling(options.temperature, options.top_p, serving.seed),
+            TokenSampling(options.temperature, options.top_p, serving.seed),
             again=serving.again,
         )
         tokens = min(_WARM_UP_TOKENS, serving.num_blocks * serving.block_size - 1)

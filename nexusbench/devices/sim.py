@@ -15,7 +15,7 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
-from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
 from nexusbench.physics.measured import MeasuredPhysics
 from nexusbench.physics.profiled import Truth
@@ -37,7 +37,7 @@ class Launch(msgspec.Struct, gc=False, eq=False):
 
     step: int
     partition: str
-    load: Load
+    load: LaunchLoad
     left: float
     slow: float
     ends_ns: int
@@ -54,7 +54,7 @@ class Meters(msgspec.Struct, gc=False):
     tensor_busy_ns: float = 0.0  # of the launch's SMs together
     busy_ns: float = 0.0
 
-    def count(self, load: Load, repeat: int) -> None:
+    def count(self, load: LaunchLoad, repeat: int) -> None:
         """Add a launch at its solo speed."""
         self.dram_bytes += repeat * (load.dense.traffic + load.attention.traffic)
         self.sm_active_ns += repeat * load.sms * load.solo
@@ -299,7 +299,7 @@ class Sim(Device):
             slow += away.time(slower) / away.time() - 1.0
         return slow
 
-    def _beside(self, launch: Launch, pool: int) -> list[Load]:
+    def _beside(self, launch: Launch, pool: int) -> list[LaunchLoad]:
         """What others compute on a GPU: their launches there, and what they have sent there."""
         home, loads = self.spec.pool_of, []
         for other in self._launches:

@@ -79,7 +79,7 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
             continue
         if not isinstance(data, dict):
             raise document.error(field, f"is {shown(data)}, not an object", _HINT)
-        made = _Reader(document, field, data, config).read()
+        made = _QuantisationReader(document, field, data, config).read()
         if found is None:
             found = made
         elif (made.weights, made.kv) != (found.weights, found.kv):
@@ -119,7 +119,7 @@ def _with_method(data: object, method: str) -> object:
     return data
 
 
-class _Reader:
+class _QuantisationReader:
     """Reads one object of one document; ``config`` is the model's, for its layers and head."""
 
     def __init__(

@@ -21,7 +21,7 @@ from nexusbench.kernels.paged import PagedKV
 _HEAD = 1024
 
 
-class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TokenSampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How tokens are drawn: ``temperature`` 0 is greedy; ``top_p`` keeps the most likely tokens.
 
     ``top_p`` is nucleus sampling (arXiv 1904.09751): the smallest set of likeliest tokens that have
@@ -40,7 +40,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sample(
-    logits: torch.Tensor, sampling: Sampling, requests: Sequence[int], positions: Sequence[int]
+    logits: torch.Tensor, sampling: TokenSampling, requests: Sequence[int], positions: Sequence[int]
 ) -> list[int]:
     """One token per row of ``logits`` [R, vocab].
 
@@ -55,7 +55,7 @@ def sample(
 
 
 def draw(
-    logits: torch.Tensor, sampling: Sampling, requests: Sequence[int], positions: Sequence[int]
+    logits: torch.Tensor, sampling: TokenSampling, requests: Sequence[int], positions: Sequence[int]
 ) -> torch.Tensor:
     """:func:`sample` as a tensor [R] on the logits' device; on a GPU without waiting for it."""
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.work import chunk_work, equivalent_context
 from nexusbench.physics.gpus import legal_splits
-from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.measured import stretched
 from nexusbench.profiles.pairs import Place, Slowdowns, contested, place_of
 from nexusbench.profiles.points import Point
@@ -35,7 +35,7 @@ MIXED_BINS = 4  # values of how much decodes matter in a mixed batch
 Key = tuple[float, float]  # (size, context)
 
 
-class ProfiledLoad(Load, frozen=True, gc=False):
+class ProfiledLoad(LaunchLoad, frozen=True, gc=False):
     """A load that knows of what batch it is."""
 
     shape: BatchShape
@@ -70,7 +70,7 @@ class ProfiledPhysics(Physics):
             shape,
         )
 
-    def slowdown(self, side: Load, other: Load) -> float:
+    def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """The physics' slowdown, stretched as measured near this pair; at least 1."""
         assert isinstance(side, ProfiledLoad)
         assert isinstance(other, ProfiledLoad)
@@ -89,7 +89,7 @@ class ProfiledPhysics(Physics):
         measured = contested(apart, together, side.sms, shared)
         return max(1.0, measured * self._known(phase, side, other))
 
-    def _known(self, phase: str, side: Load, other: Load) -> float:
+    def _known(self, phase: str, side: LaunchLoad, other: LaunchLoad) -> float:
         """What measured slowdowns are told relative to."""
         return super().slowdown(side, other) if self._physical[phase] else 1.0
 
