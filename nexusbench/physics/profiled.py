@@ -19,7 +19,6 @@ from nexusbench.core.work import chunk_work, equivalent_context
 from nexusbench.physics.gpus import legal_splits
 from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.measured import stretched
-from nexusbench.profiles.pairs import Place, Slowdowns, contested, place_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
@@ -29,7 +28,7 @@ from nexusbench.profiles.profile import (
     profile_path,
     read_points,
 )
-from nexusbench.profiles.surface import Surface, between
+from nexusbench.profiles.surface import Place, Slowdowns, Surface, between, contested, place_of
 
 MIXED_BINS = 4  # values of how much decodes matter in a mixed batch
 Key = tuple[float, float]  # (size, context)

@@ -28,10 +28,17 @@ from nexusbench.costs.nexus import NexusStage, NexusTimes, SaturationCurve, gain
 from nexusbench.costs.roofline import Roofline, RooflineOptions
 from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, Pace, Slo, expected
 from nexusbench.policies.duetserve import duets
-from nexusbench.profiles.pairs import Slowdowns, contested, place_of
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiles.stages import Stages
-from nexusbench.profiles.surface import Surface, between, bracket, corners
+from nexusbench.profiles.surface import (
+    Slowdowns,
+    Surface,
+    between,
+    bracket,
+    contested,
+    corners,
+    place_of,
+)
 from nexusbench.serving.calibrated import Calibrated
 from nexusbench.serving.recalibrated import Recalibrated
 from nexusbench.testing import offer, tiny_gpu, tiny_model
