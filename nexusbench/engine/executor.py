@@ -14,7 +14,8 @@ from nexusbench.engine.arrivals import ORPHANED, Arrivals
 from nexusbench.engine.movers import Movers
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
-from nexusbench.schedulers.base import Scheduler, SchedulerContext
+from nexusbench.planning.journal import Journal
+from nexusbench.schedulers.base import Scheduler
 
 FINISHED = OUTCOMES.index("finished")
 CANCELLED = OUTCOMES.index("cancelled")
@@ -60,15 +61,15 @@ class Executor:
 
     # -- commit ------------------------------------------------------------------------------------
 
-    def commit(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
+    def commit(self, plan: Plan, split: Split, journal: Journal) -> None:
         """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it
         breaks a rule.
         """
-        self._check(plan, split, ctx)
+        self._check(plan, split, journal)
         state, tables = self.state, self.log.tables
-        for request in ctx.kv_blocked:
+        for request in journal.kv_blocked:
             tables["kv_blocked"].row(request.index, state.now)
-        ctx.kv_blocked.clear()
+        journal.kv_blocked.clear()
         for preemption in plan.preemptions:
             request = preemption.request
             kind, lost = PREEMPTION_KINDS.index(preemption.kind), preemption.lost_tokens
@@ -85,10 +86,10 @@ class Executor:
                 beside = next((b.shape, n) for b, n in launches if b is not batch)
             self._launch(batch, sms, beside)
 
-    def _check(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
+    def _check(self, plan: Plan, split: Split, journal: Journal) -> None:
         """The contract of a plan (docs/invariants.md)."""
         policy, state = self.scheduler.name, self.state
-        if not ctx.moved(plan):
+        if not journal.matches(plan):
             raise PlanRefused(
                 "contract", policy, "preempts or moves requests otherwise than with the context"
             )
@@ -115,7 +116,7 @@ class Executor:
                     "contract", policy, f"launches {shape.num_tokens} tokens; the budget is 1 to "
                     f"{state.limits.max_num_batched_tokens}",
                 )  # fmt: skip
-            if not ctx.built(batch):
+            if not journal.drafted(batch):
                 raise PlanRefused(
                     "contract", policy, "launches a batch that it did not build with the context"
                 )

@@ -7,13 +7,12 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from nexusbench.core.batch import Batch, Plan
+from nexusbench.core.batch import Batch, Plan, PreemptionKind
 from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
 from nexusbench.core.request import RequestView
 from nexusbench.costs.base import CostModel
 from nexusbench.planning.context import SchedulerContext
 from nexusbench.planning.order import Ranking
-from nexusbench.planning.view import PreemptionKind
 
 __all__ = ["Order", "Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar, Literal, cast
 
-from nexusbench.core.batch import Batch, BatchShape, Plan
+from nexusbench.core.batch import Batch, BatchShape, Plan, PreemptionKind
 from nexusbench.core.registry import AboveZero, AtLeastOne, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.planning.view import PreemptionKind
 from nexusbench.schedulers._mlfq import Mlfq
 from nexusbench.schedulers._turn import Turn
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions

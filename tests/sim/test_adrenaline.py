@@ -317,7 +317,7 @@ def sized(ttft_ms, queue, now_ms=0.0, options=""):
     for request in engine.requests:
         request.num_tokens = request.num_prompt_tokens
         engine.state.waiting.add(request)
-    engine.context.begin()
+    engine.journal.begin()
     plan = engine.scheduler.schedule(engine.context)
     assert isinstance(engine.partitioner, Colocation)
     return engine.partitioner.split(plan, engine.state).of("prefill")

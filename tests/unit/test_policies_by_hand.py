@@ -10,8 +10,7 @@ from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Split
 from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.state import EngineState, InFlight, Limits
 from nexusbench.engine.arrivals import NEVER, Patience
-from nexusbench.kv.block_pool import BlockPool
-from nexusbench.kv.manager import KVCacheManager
+from nexusbench.kv.manager import BlockPool, KVCacheManager
 from nexusbench.partitioners._latency_window import LatencyWindow
 from nexusbench.partitioners._launches import LaunchBook
 from nexusbench.partitioners.bullet import Bullet as BulletSplits
@@ -683,7 +682,7 @@ def test_a_batch_of_decodes_reads_the_contexts_of_all():
         decode = request(index, tokens=computed + 1, computed=computed)
         decode.blocks = engine.kv.pool.take(3)[0]
         engine.state.decoding.append(decode)
-    engine.context.begin()
+    engine.journal.begin()
     assert engine.context.schedule_decodes(chosen=engine.state.decoding[:2]) == 2
     assert engine.context.schedule_decodes() == 1
     (batch,) = engine.context.plan().batches
