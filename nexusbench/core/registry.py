@@ -8,7 +8,7 @@ import math
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
@@ -116,6 +116,14 @@ def plugin_fault(error: BaseException) -> PluginFailed | None:
             family, name = known[module]
             return PluginFailed(f"'{name}' of {family} failed: {fault_of(error)}")
     return None
+
+
+def overridden(hook: str, *parts: tuple[object, type[Any]]) -> list[Callable[..., None]]:
+    """The method called ``hook`` of every part, given with its base class, that has one of its own:
+    what a base class does by default, which is nothing, need not be called.
+    """
+    methods = [(getattr(part, hook), getattr(base, hook)) for part, base in parts]
+    return [own for own, default in methods if getattr(own, "__func__", None) is not default]
 
 
 class Registry:

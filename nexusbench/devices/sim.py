@@ -106,7 +106,7 @@ class Sim(Device):
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
-        self._links = Links(gpu, self.spec)
+        self._links, self._copies = Links(gpu, self.spec), 0  # and how many are under way
         self._now = 0
         self._launches: list[Launch] = []
         self._noise = random.Random(options.seed)
@@ -145,6 +145,9 @@ class Sim(Device):
         name = "+".join([Path(one).name.lower()] * count)
         return cls(load_gpu(one), model, options, name=name, count=count)
 
+    def start(self) -> None:
+        """The virtual clock stands at 0 until work is submitted."""
+
     def now(self) -> int:
         """Virtual nanoseconds."""
         return self._now
@@ -178,11 +181,12 @@ class Sim(Device):
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
         """Start a copy; copies between the same two pools, one way, follow each other."""
         self._links.start(number, source, target, num_bytes, self._now)
+        self._copies += 1
 
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
         """Jump to the next end, or to ``until`` if that is earlier."""
         launches = self._launches
-        if self._links.busy and (
+        if self._copies and (
             not launches or self._links.next_ns <= min([x.ends_ns for x in launches])
         ):
             due = self._links.next_ns
@@ -190,6 +194,7 @@ class Sim(Device):
                 self._advance(max(until, self._now))
                 return []
             self._advance(max(due, self._now))
+            self._copies -= 1
             return [TransferOutput(self._links.pop(), self._now)]
         if not launches:
             if until is not None and until > self._now:

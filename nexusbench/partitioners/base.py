@@ -7,14 +7,16 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from nexusbench.core.batch import Batch, BatchShape, Plan, Split
+from nexusbench.core.batch import Batch, Plan, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.parts import parts_of
 from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.core.state import EngineState
+from nexusbench.core.state import EngineState, shapes_to_run
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs.base import CostModel
+
+__all__ = ["Partitioner", "PartitionerOptions", "disjoint_splits", "partitioners", "shapes_to_run"]
 
 
 class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,7 +43,6 @@ class Partitioner(ABC):
     needs_belief: ClassVar[bool] = False
     num_gpus: ClassVar[tuple[int, ...]] = (1,)  # how many GPUs with a KV pool each it can divide
     calibrates: ClassVar[bool] = False  # its belief follows the device while it serves
-    listens: ClassVar[bool] = False  # wants ``completed`` to be called
     # Options worth trying on unknown traffic, as typed after the name; advise compares them.
     advised: ClassVar[tuple[str, ...]] = ("",)
     source: ClassVar[str] = ""
@@ -73,8 +74,8 @@ class Partitioner(ABC):
     def split(self, plan: Plan, state: EngineState) -> Split:
         """The split for ``plan``, one of ``state.device.splits`` (or its ``whole``)."""
 
-    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - a hook, not a duty
-        """As :meth:`Scheduler.completed`, if ``listens``."""
+    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - called where overridden
+        """As :meth:`Scheduler.completed`."""
 
     def settle(self, wanted: Split, state: EngineState, least_change: int) -> Split:
         """Hysteresis and budget: the split in force, unless ``wanted`` is worth the change and due.
@@ -103,17 +104,6 @@ def disjoint_splits(spec: DeviceSpec, policy: str) -> list[Split]:
             f"{parts_of(spec.name)} do not make two partitions. Use --partitioner whole"
         )
     return legal
-
-
-def shapes_to_run(plan: Plan, state: EngineState) -> dict[str, BatchShape]:
-    """What each partition will be running once ``plan`` is launched: its new batch, else the one in
-    flight.
-    """
-    shapes = {batch.partition: batch.shape for batch in plan.batches}
-    for partition, running in state.in_flight.items():
-        if running and partition not in shapes:
-            shapes[partition] = running[0].batch.shape
-    return shapes
 
 
 partitioners = Registry("nexusbench.partitioners", "partitioner", "Partitioner")

@@ -44,7 +44,6 @@ class Bullet(Partitioner):
     Options: ClassVar[type[PartitionerOptions]] = BulletOptions
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
     def initial(self, spec: DeviceSpec) -> Split:

@@ -48,7 +48,6 @@ class Muxwise(Partitioner):
 
     Options: ClassVar[type[PartitionerOptions]] = MuxwiseOptions
     needs_belief: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     source: ClassVar[str] = "MuxWise, arXiv 2504.14489: dispatcher and contention guard"
 
     def initial(self, spec: DeviceSpec) -> Split:

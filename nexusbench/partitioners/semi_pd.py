@@ -57,7 +57,6 @@ class SemiPd(Partitioner):
     """
 
     Options: ClassVar[type[PartitionerOptions]] = SemiPdOptions
-    listens: ClassVar[bool] = True
     source: ClassVar[str] = "semi-PD, arXiv 2504.19867, Algorithm 1 and Eq. 1-4"
 
     def initial(self, spec: DeviceSpec) -> Split:

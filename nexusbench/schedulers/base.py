@@ -62,7 +62,6 @@ class Scheduler(ABC):
     needs_belief: ClassVar[bool] = False  # asks ``self.belief`` how long a batch will take
     calibrates: ClassVar[bool] = False  # its belief follows the device while it serves
     swap_gib: ClassVar[float] = 0.0  # host memory for KV that it counts on, per GPU
-    listens: ClassVar[bool] = False  # wants ``completed`` to be called
     source: ClassVar[str] = ""
     belief: CostModel | None = None  # set by the composition root where needs_belief
 
@@ -100,13 +99,13 @@ class Scheduler(ABC):
         work.
         """
 
-    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - a hook, not a duty
-        """Told after each step of ``batch`` ended at ``now`` (ns), before requests that are done
-        leave, if ``listens``: its decodes got a token, so did chunks whose request is decoding now.
+    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - called where overridden
+        """A step of ``batch`` ended at ``now`` (ns): its decodes got a token, so did chunks whose
+        request is decoding now. Requests that have all their tokens leave after this call.
         """
 
-    def finished(self, request: RequestView) -> None:  # noqa: B027 - a hook, not a duty
-        """Told after a request ended, for policies that keep books."""
+    def finished(self, request: RequestView) -> None:  # noqa: B027 - called where overridden
+        """A request has ended, in whatever way."""
 
 
 schedulers = Registry("nexusbench.schedulers", "scheduler", "Scheduler")

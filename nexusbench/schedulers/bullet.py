@@ -44,7 +44,6 @@ class Bullet(Scheduler):
     work_conserving: ClassVar[bool] = False  # decode pauses for late prompts
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     advised: ClassVar[tuple[str, ...]] = ("order=latency", "order=spf")
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 

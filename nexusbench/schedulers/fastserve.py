@@ -54,7 +54,6 @@ class Fastserve(Scheduler):
     Options: ClassVar[type[SchedulerOptions]] = FastserveOptions
     advised: ClassVar[tuple[str, ...]] = ("",)  # the levels say who is first, order little
     needs_belief: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     swap_gib: ClassVar[float] = 120.0  # as in Nexus's comparison (2507.06608, section 6.1)
     source: ClassVar[str] = "FastServe, arXiv 2305.05920, section 4; code LLMServe/FastServe"
 

@@ -163,7 +163,7 @@ class Recorder:
         self._watch, self._saver = watch, saver
         self._most = FLUSH_ROWS if saver is None else SEAL_ROWS
         self._every = self._next_check = every
-        self._next_progress = now_ns()
+        self._next_progress = now_ns() + PROGRESS_NS
         self._marks: dict[str, int] = {}  # rows held when all tables last fitted together
 
     def after_step(self, engine: Engine) -> None:

@@ -122,7 +122,7 @@ def serve(
         every = CHECK_STEPS if device.spec.simulated else 0
         recorder = Recorder(writer, progress, interrupted, every, watch, saver)
         engine = _begin(assembly, recorder, writer)
-        if progress is not None and not device.spec.simulated:
+        if progress is not None:
             progress(engine)  # the first step may take long
         try:
             engine.run()

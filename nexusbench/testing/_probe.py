@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nexusbench.core.batch import Batch, Chunk, Plan, PreemptionKind
+from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import Allocation
@@ -24,7 +25,7 @@ FIELDS = (
 
 # Class attributes by which the engine treats a policy.
 FORWARDED = (
-    "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief", "listens",
+    "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief",
     "swap_gib", "belief", "calibrates",
 )  # fmt: skip
 
@@ -224,6 +225,8 @@ class Probe(Scheduler):
 
     def completed(self, batch: Batch, now: int) -> None:
         """The inner policy's, which must not change a request."""
+        if not overridden("completed", (self.inner, Scheduler)):
+            return
         before = [(request, self._row(request)) for request, _ in batch.items]
         self.inner.completed(batch, now)
         for request, row in before:
