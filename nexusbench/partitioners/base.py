@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
 from nexusbench.core.batch import Batch, Plan, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.parts import parts_of
-from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
+from nexusbench.core.registry import NotNegative, Policy, Registry
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState, shapes_to_run
 from nexusbench.core.units import NS_PER_MS
@@ -31,14 +31,25 @@ class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     min_interval_ms: NotNegative = 0.0
 
 
-class Partitioner(ABC):
+if TYPE_CHECKING:  # as for schedulers: Partitioner alone is Partitioner[PartitionerOptions]
+    from typing_extensions import TypeVar
+
+    OptionsT = TypeVar(
+        "OptionsT", bound=PartitionerOptions, default=PartitionerOptions, covariant=True
+    )
+else:
+    from nexusbench.core.registry import OptionsT
+
+
+class Partitioner(Policy[OptionsT]):
     """Sizes the partitions for what is about to be launched.
 
     ``partitions`` names the partition sets it can serve; ``belief`` is the cost model it asks, or
     None. ``mode`` is logged with every change of split.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = PartitionerOptions
+    Options: ClassVar[type[msgspec.Struct]] = PartitionerOptions
+    kind: ClassVar[str] = "partitioner"
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("prefill", "decode"),)
     needs_belief: ClassVar[bool] = False
     num_gpus: ClassVar[tuple[int, ...]] = (1,)  # how many GPUs with a KV pool each it can divide
@@ -49,22 +60,16 @@ class Partitioner(ABC):
 
     def __init__(
         self,
-        options: PartitionerOptions | None = None,
+        options: OptionsT | None = None,
         *,
         partitions: tuple[str, ...] = ("prefill", "decode"),
         belief: CostModel | None = None,
     ) -> None:
-        self.options = options if options is not None else self.Options()
-        check_options(self.options, f"partitioner '{plugin_name(type(self))}'")
+        super().__init__(options)
         self.partitions = partitions
         self.belief = belief
         self.mode = "initial"
         self._changed_at: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The name the user types."""
-        return plugin_name(type(self))
 
     @abstractmethod
     def initial(self, spec: DeviceSpec) -> Split:
@@ -74,7 +79,7 @@ class Partitioner(ABC):
     def split(self, plan: Plan, state: EngineState) -> Split:
         """The split for ``plan``, one of ``state.device.splits`` (or its ``whole``)."""
 
-    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - called where overridden
+    def completed(self, batch: Batch, now: int) -> None:
         """As :meth:`Scheduler.completed`."""
 
     def settle(self, wanted: Split, state: EngineState, least_change: int) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.registry import AboveZero
@@ -27,7 +27,7 @@ class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     tbt_ms: AboveZero | None = None
 
 
-class Bullet(Partitioner):
+class Bullet(Partitioner[BulletOptions]):
     """By P90 of TPOT and the believed TTFT of everyone who waits, whenever a side launches:
 
     ``reduce-decode`` (TPOT holds): decode gets the fewest SMs on which a step meets the TPOT SLO.
@@ -41,7 +41,6 @@ class Bullet(Partitioner):
     overlap, as Bullet's may partly.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = BulletOptions
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
@@ -61,7 +60,7 @@ class Bullet(Partitioner):
         shapes = shapes_to_run(plan, state)
         if "prefill" not in shapes or "decode" not in shapes:
             return state.split
-        slo = expected(cast(BulletOptions, self.options), state.limits)
+        slo = expected(self.options, state.limits)
         prefill, decode = shapes["prefill"], shapes["decode"]
         current = self._legal.index(state.split)
         self._pace.forget(state.decoding)

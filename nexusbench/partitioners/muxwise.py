@@ -36,7 +36,7 @@ class MuxwiseOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True
     guard: Annotated[float, msgspec.Meta(ge=1)] = 1.3
 
 
-class Muxwise(Partitioner):
+class Muxwise(Partitioner[MuxwiseOptions]):
     """The smallest decode partition whose worst case keeps the TBT bound; the rest to prefill.
 
     Worst case = what the belief says of the step alone x the largest slow-down seen in that cell of
@@ -46,14 +46,12 @@ class Muxwise(Partitioner):
     own error included. All legal splits are used, not only multiples of 16 SMs.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = MuxwiseOptions
     needs_belief: ClassVar[bool] = True
     source: ClassVar[str] = "MuxWise, arXiv 2504.14489: dispatcher and contention guard"
 
     def initial(self, spec: DeviceSpec) -> Split:
         """Half and half, until both sides have something to run."""
         options = self.options
-        assert isinstance(options, MuxwiseOptions)
         # In order of decode's growing share.
         self._legal = disjoint_splits(spec, self.name)[::-1]
         self._book = LaunchBook(options.idle)
@@ -65,7 +63,6 @@ class Muxwise(Partitioner):
         shapes, split = shapes_to_run(plan, state), state.split
         if "prefill" in shapes and "decode" in shapes:
             options = self.options
-            assert isinstance(options, MuxwiseOptions)
             bound = NS_PER_MS * (options.tbt_ms or state.limits.tbt_ms or TBT_MS)
             self.mode = "decode within its bound"
             split = self.settle(self._smallest(shapes, bound), state, 1)
@@ -96,7 +93,6 @@ class Muxwise(Partitioner):
     def worst(self, prefill: BatchShape, decode: BatchShape, split: Split) -> float:
         """Ns of a decode step beside ``prefill`` that will not be exceeded, as far as is known."""
         options, sms = self.options, split.of("decode")
-        assert isinstance(options, MuxwiseOptions)
         assert self.belief is not None
         slowdown = self._slowdown.get(_cell(prefill, decode, sms), options.guard)
         return self.belief.predict(decode, sms) * slowdown
