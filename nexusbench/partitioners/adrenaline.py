@@ -21,7 +21,7 @@ DEFAULT_TTFT_MS = 1000.0
 MOST_PROMPTS = 256  # of the queue that are looked at
 
 
-class AdrenalineOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AdrenalinePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``ttft_ms`` is the prompts' SLO: else that of --goodput, else 1,000 ms, which is ours.
     ``margin``: how many times faster than that prompts must be believed to be, for those that will
     come before they are done and for what the belief does not see (ours). ``executor``: percent of
@@ -36,7 +36,7 @@ class AdrenalineOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=T
     delta: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
 
 
-class Adrenaline(Partitioner[AdrenalineOptions]):
+class AdrenalinePartitioner(Partitioner[AdrenalinePartitionerOptions]):
     """Prefill gets the fewest SMs with which every prompt in the queue is believed to have its
     first token in time, all if one is late already (but for the executor's share).
 

@@ -16,10 +16,10 @@ from nexusbench.partitioners.base import (
     shapes_to_run,
 )
 from nexusbench.policies.bullet_estimates import PromptsAtHand
-from nexusbench.policies.bullet_slo import Pace, Slo, expected
+from nexusbench.policies.bullet_slo import BulletSlo, Pace, expected
 
 
-class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BulletPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """SLOs, with the scheduler's meanings and defaults."""
 
     norm_ttft_ms: AboveZero | None = None
@@ -27,7 +27,7 @@ class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     tbt_ms: AboveZero | None = None
 
 
-class Bullet(Partitioner[BulletOptions]):
+class BulletPartitioner(Partitioner[BulletPartitionerOptions]):
     """By P90 of TPOT and the believed TTFT of everyone who waits, whenever a side launches:
 
     ``reduce-decode`` (TPOT holds): decode gets the fewest SMs on which a step meets the TPOT SLO.
@@ -107,7 +107,7 @@ class Bullet(Partitioner[BulletOptions]):
         return least if least > current + 1 else current
 
     def _balance(
-        self, decode: BatchShape, prefill: BatchShape, ratio: Callable[[int], float], slo: Slo
+        self, decode: BatchShape, prefill: BatchShape, ratio: Callable[[int], float], slo: BulletSlo
     ) -> int:
         """Where both are as much over their SLOs: TTFT falls with prefill's share, TPOT rises."""
         low, high = 0, len(self._legal) - 1

@@ -21,13 +21,13 @@ TBT_MS = 100.0
 WORTH_A_CHANGE = 0.02  # of the rate
 
 
-class DuetserveOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DuetservePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``tbt_ms``: tau, with the scheduler's meaning and default."""
 
     tbt_ms: AboveZero | None = None
 
 
-class Duetserve(Partitioner[DuetserveOptions]):
+class DuetservePartitioner(Partitioner[DuetservePartitionerOptions]):
     """The split with most tokens per time, max (k T_dec + T_pre)/max(k t_d, t_p), of those on which
     a decode step takes no longer than tau; k is what the scheduler put into the launch.
 

@@ -11,7 +11,7 @@ from nexusbench.core.state import EngineState
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 
 
-class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FixedPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``prefill``: percent of the SMs for prefill; the nearest legal split is used. For streams
     that are not partitioned there is ``--partitioner whole``.
     """
@@ -19,7 +19,7 @@ class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     prefill: Percent = 50.0
 
 
-class Fixed(Partitioner[FixedOptions]):
+class FixedPartitioner(Partitioner[FixedPartitionerOptions]):
     """The legal split whose prefill share is nearest to ``prefill`` percent, for ever."""
 
     advised: ClassVar[tuple[str, ...]] = ("prefill=30", "prefill=50", "prefill=70")

@@ -26,7 +26,7 @@ FIRST_TOKENS, MOST_TOKENS = 2048, 131_072  # the guard's grid: 2K to 128K tokens
 MOST_DECODES = 1024  # and decode batches from 1 to this, in powers of 4
 
 
-class MuxwiseOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MuxwisePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``tbt_ms``: the bound on a decode step; else that of ``--goodput``, else the paper's 50 ms.
     ``guard``: slow-down of a decode step beside a prefill where none was observed yet (the paper
     measured at most 1.2 on an A100, 1.3 on an H100).
@@ -36,7 +36,7 @@ class MuxwiseOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True
     guard: Annotated[float, msgspec.Meta(ge=1)] = 1.3
 
 
-class Muxwise(Partitioner[MuxwiseOptions]):
+class MuxwisePartitioner(Partitioner[MuxwisePartitionerOptions]):
     """The smallest decode partition whose worst case keeps the TBT bound; the rest to prefill.
 
     Worst case = what the belief says of the step alone x the largest slow-down seen in that cell of

@@ -20,7 +20,7 @@ from nexusbench.partitioners.base import (
 )
 
 
-class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NexusPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """Constants of section 5, and the two choices the text leaves open.
 
     ``alpha`` bounds prefill's slow-down while decode is the target, ``beta`` decode's while prefill
@@ -39,7 +39,7 @@ class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     contention: bool = True
 
 
-class Nexus(Partitioner[NexusOptions]):
+class NexusPartitioner(Partitioner[NexusPartitionerOptions]):
     """Give the target all but the smallest share with which the other stage stays within its slack.
 
     Algorithm 1 walks there in steps of 1 % of the SMs; its end point depends only on the other

@@ -23,7 +23,7 @@ H200_SMS = 132
 LEAST_DECODE_SMS = 16  # of the automatic splits
 
 
-class PdmuxOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PdmuxPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``divisions``: ``auto`` (SGLang's, if it is given no table): ``sm_group_num`` - 2 splits from
     even to all but 16 SMs for prefill, the i-th for a decode batch of i x ``decode_bs_divisor`` /
     (``sm_group_num`` - 2) or more; ``h200``: the table of its documentation, on other GPUs the
@@ -35,7 +35,7 @@ class PdmuxOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     decode_bs_divisor: AtLeastOne = 36
 
 
-class Pdmux(Partitioner[PdmuxOptions]):
+class PdmuxPartitioner(Partitioner[PdmuxPartitionerOptions]):
     """A row per decode batch size, chosen when a prefill batch begins and kept until it ends.
 
     On a GPU that has no such split the nearest legal one (the larger prefill share of two as near).

@@ -22,7 +22,7 @@ UpTo100 = Annotated[float, msgspec.Meta(gt=0, le=100)]
 HISTORY = 8  # windows that the slopes of the models are fitted to
 
 
-class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SemiPdPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``ttft_ms``, ``tbt_ms``: the SLO; else that of ``--goodput``, else the paper's 2,250 and 130
     ms. ``both`` is what happens when both are violated: ``keep`` the split (the paper's prose) or
     give ``prefill`` more (its printed algorithm). ``guard``: no step that the model says would
@@ -43,7 +43,7 @@ class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     step_size: UpTo100 = 5.0
 
 
-class SemiPd(Partitioner[SemiPdOptions]):
+class SemiPdPartitioner(Partitioner[SemiPdPartitionerOptions]):
     """Moves SMs to the stage that violates its SLO, as far as its model says it needs them.
 
     TTFT = a1 / (x - lambda) + b1 and TPOT = a2 / y + b2 in percent of the SMs, refitted after each

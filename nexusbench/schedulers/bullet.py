@@ -12,7 +12,7 @@ from nexusbench.policies.bullet_slo import Pace, expected
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BulletSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """SLOs, and the parts of Algorithm 1 to leave out.
 
     TTFT: ``norm_ttft_ms`` per prompt token, else ``ttft_ms``, else what --goodput asks for, else 3
@@ -29,7 +29,7 @@ class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     pause: bool = True
 
 
-class Bullet(Scheduler[BulletOptions]):
+class BulletScheduler(Scheduler[BulletSchedulerOptions]):
     """Prefill decides every L_step layers, decode every step; an Algorithm 1 on both.
 
     The prompt that takes least time goes next, as long as nobody whom it passes misses a TTFT SLO
@@ -46,7 +46,7 @@ class Bullet(Scheduler[BulletOptions]):
     advised: ClassVar[tuple[str, ...]] = ("order=latency", "order=spf")
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
-    def __init__(self, options: BulletOptions | None = None) -> None:
+    def __init__(self, options: BulletSchedulerOptions | None = None) -> None:
         super().__init__(options)
         self._pace, self._begun = Pace(), False
         self._batch: list[tuple[RequestView, int]] = []  # prompts under way and their tokens

@@ -10,12 +10,12 @@ from nexusbench.core.units import NS_PER_MS
 from nexusbench.policies.duetserve import duets
 from nexusbench.schedulers._resume import fill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
-from nexusbench.schedulers.vllm import VllmOptions
+from nexusbench.schedulers.vllm import VllmSchedulerOptions
 
 TBT_MS = 100.0
 
 
-class DuetserveOptions(VllmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DuetserveSchedulerOptions(VllmSchedulerOptions, frozen=True, kw_only=True):
     """``tbt_ms``: tau, else what --goodput asks for, else 100 ms (the paper's own value is not in
     our sources); the partitioner has the same. ``look_ahead``: the most decode steps in one launch.
     """
@@ -24,7 +24,7 @@ class DuetserveOptions(VllmOptions, frozen=True, forbid_unknown_fields=True, kw_
     look_ahead: AtLeastOne = 64
 
 
-class Duetserve(Scheduler[DuetserveOptions]):
+class DuetserveScheduler(Scheduler[DuetserveSchedulerOptions]):
     """Each iteration is vLLM's mixed batch on all SMs, unless it is believed to take longer than
     tau: then k decode steps in one launch beside a prefill, and nothing new until both have ended.
 

@@ -10,13 +10,13 @@ from nexusbench.core.registry import AboveZero, AtLeastOne, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.schedulers._mlfq import Mlfq
-from nexusbench.schedulers._turn import Turn
+from nexusbench.schedulers._turn import FastserveTurn
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 HOST_RESERVE = 0.1  # of the host's blocks: with fewer free nobody is swapped out for a new request
 
 
-class FastserveOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FastserveSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``quantum_ms``: of the highest level. Who has been idle for ``starved_ms`` is promoted; they
     are looked for every ``check_every`` iterations (FastServe's code: 1,000), and ``keep`` or
     ``reset`` the quantum of the level they come from (``promoted``).
@@ -34,7 +34,7 @@ class FastserveOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True
     max_prefill_tokens: AtLeastOne | None = None
 
 
-class Fastserve(Scheduler[FastserveOptions]):
+class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
     """Each iteration runs the requests of the highest levels; who loses its turn keeps its KV.
 
     The *due* are the first in the order of the queue who fit into the batch and, together, into
@@ -56,7 +56,7 @@ class Fastserve(Scheduler[FastserveOptions]):
     swap_gib: ClassVar[float] = 120.0  # as in Nexus's comparison (2507.06608, section 6.1)
     source: ClassVar[str] = "FastServe, arXiv 2305.05920, section 4; code LLMServe/FastServe"
 
-    def __init__(self, options: FastserveOptions | None = None) -> None:
+    def __init__(self, options: FastserveSchedulerOptions | None = None) -> None:
         super().__init__(options)
         keeps = self.options.promoted == "keep"
         self._queue = Mlfq(int(self.options.quantum_ms * NS_PER_MS), keeps=keeps)
@@ -84,7 +84,7 @@ class Fastserve(Scheduler[FastserveOptions]):
         own, limits = self.options, ctx.limits
         here = {r.index for r in (*ctx.decoding, *ctx.prefilling)}
         self._leaving &= here
-        turn = Turn(
+        turn = FastserveTurn(
             ctx,
             self._queue.levels(None if own.order == "fcfs" else ctx.order_key),
             self._queue.jobs,

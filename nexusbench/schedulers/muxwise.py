@@ -13,7 +13,7 @@ from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class MuxwiseOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MuxwiseSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``preempt``: a waiting prompt that is faster than what is left of the prefill batch goes in
     between, as long as that batch keeps its TTFT bound: ``ttft_ms``, else that of ``--goodput``;
     without either nobody is interrupted.
@@ -23,7 +23,7 @@ class MuxwiseOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     ttft_ms: AboveZero | None = None
 
 
-class Muxwise(Scheduler[MuxwiseOptions]):
+class MuxwiseScheduler(Scheduler[MuxwiseSchedulerOptions]):
     """Decodes first, then N = ceil(T_d N_layers / T_p) layers of the prefill batch, so that one
     launch of it covers one decode step; all that are left while nobody decodes.
 
@@ -39,7 +39,7 @@ class Muxwise(Scheduler[MuxwiseOptions]):
     needs_belief: ClassVar[bool] = True
     source: ClassVar[str] = "MuxWise, arXiv 2504.14489"
 
-    def __init__(self, options: MuxwiseOptions | None = None) -> None:
+    def __init__(self, options: MuxwiseSchedulerOptions | None = None) -> None:
         super().__init__(options)
         self._prefill = LayerwisePrefill()
 

@@ -10,7 +10,7 @@ from nexusbench.core.request import RequestView
 from nexusbench.schedulers.base import Order, Scheduler, SchedulerContext, SchedulerOptions
 
 
-class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NexusSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """Nexus orders prompts shortest first with ageing (section 4.3.1, Algorithm 2; gamma = 15,
     section 5).
     """
@@ -18,7 +18,7 @@ class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw
     order: Order = "spf"
 
 
-class Nexus(Scheduler[NexusOptions]):
+class NexusScheduler(Scheduler[NexusSchedulerOptions]):
     """Decodes FCFS on ``decode``, prompts in SPF order with ageing on ``prefill``; each stream at
     its own pace.
 

@@ -13,7 +13,7 @@ from nexusbench.schedulers._resume import resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class SarathiOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SarathiSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``mode``: ``serve`` (Sarathi-Serve) fills one token budget with decodes and chunks of as many
     prompts as fit; ``maximal`` (Sarathi) puts one chunk of one prompt beside all decodes.
     ``chunk``: that budget, or the size of that chunk. ``tile``: rows of a GEMM tile; a batch that
@@ -25,7 +25,7 @@ class SarathiOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     tile: Annotated[int, msgspec.Meta(ge=0)] = 128
 
 
-class Sarathi(Scheduler[SarathiOptions]):
+class SarathiScheduler(Scheduler[SarathiSchedulerOptions]):
     """Every decode in every batch, then unfinished prompts, then new ones, in what is left of the
     budget: nothing ever stalls a decode but a lack of KV blocks.
 

@@ -16,7 +16,7 @@ CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's
 RETRACT_STEPS = 20  # decode steps that must fit after a retraction
 
 
-class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SglangSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one
     prefill batch.
 
@@ -30,7 +30,7 @@ class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     max_prefill_tokens: AtLeastOne = 16_384
 
 
-class Sglang(Scheduler[SglangOptions]):
+class SglangScheduler(Scheduler[SglangSchedulerOptions]):
     """Whenever a prompt can be admitted a prefill batch runs alone and decodes wait; else all
     decodes step once.
 
@@ -44,7 +44,7 @@ class Sglang(Scheduler[SglangOptions]):
         "SGLang 0.4.4.post1: scheduler.py, schedule_policy.py, schedule_batch.py"
     )
 
-    def __init__(self, options: SglangOptions | None = None) -> None:
+    def __init__(self, options: SglangSchedulerOptions | None = None) -> None:
         super().__init__(options)
         own = self.options
         self._start_ratio = min(1.0, own.init_new_token_ratio * own.schedule_conservativeness)

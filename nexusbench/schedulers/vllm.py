@@ -9,7 +9,7 @@ from nexusbench.schedulers._resume import fill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class VllmOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class VllmSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``whole_prompt``: admit a prompt only if all of it fits into free blocks, not just its first
     chunk. vLLM's ``scheduler_reserve_full_isl``, on by default in 0.19; prompts in mid-prefill are
     then no longer preempted for want of blocks.
@@ -18,7 +18,7 @@ class VllmOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_
     whole_prompt: bool = False
 
 
-class Vllm(Scheduler[VllmOptions]):
+class VllmScheduler(Scheduler[VllmSchedulerOptions]):
     """No phases: every running request gets the tokens it lacks, then the waiting ones, in one
     budget.
 
