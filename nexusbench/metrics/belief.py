@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nexusbench.metrics.base import Distribution
+from nexusbench.metrics.base import Distribution, Place
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import BoolArray, RunEvents
 
@@ -48,6 +48,7 @@ class BeliefError(_Belief):
 
     tag, direction, title = "belief_error", "lower", "belief error (mean is MAPE)"
     formula = "100 |w_j - (d_j - b_j)| / (d_j - b_j), w_j known"
+    place = Place("splits", 90, title="belief error, MAPE", statistics=("mean",))
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per predicted launch."""
@@ -59,6 +60,7 @@ class BeliefBias(_Belief):
 
     tag, direction, title = "belief_bias", "none", "belief bias (signed)"
     formula = "100 (w_j - (d_j - b_j)) / (d_j - b_j), w_j known"
+    place = Place("splits", 100, title="belief bias", statistics=("mean",))
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per predicted launch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from nexusbench.core.units import NS_PER_S
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.run_events import RunEvents
 
 _TOKENS = 1e6
@@ -41,6 +41,7 @@ class CostPerMillionTokens(_PerToken):
     tag, unit = "cost_per_mtok", "$/M output tokens"
     title = "cost per million output tokens"
     formula = "1e6 g price T / (3600 sum(n_i, i in M)), g GPUs at price $/h each"
+    place = Place("throughput", 100, title="cost", unit="$/M output tok")
     missing = "no price was given (--price-per-hour)"
 
     def rate(self, run: RunEvents) -> float | None:
@@ -55,6 +56,7 @@ class JoulesPerToken(_PerToken):
     tag, unit = "joules_per_token", "J/token"
     title = "energy per output token"
     formula = "g watts T / sum(n_i, i in M), g GPUs of watts each"
+    place = Place("throughput", 110, title="energy", unit="J/output token")
     missing = "no power was given (--watts)"
 
     def rate(self, run: RunEvents) -> float | None:

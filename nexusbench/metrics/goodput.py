@@ -6,7 +6,7 @@ import numpy as np
 
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.metrics.at_once import came_at_once
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.run_events import BoolArray, RunEvents
 from nexusbench.metrics.tokens import stable_order
@@ -59,9 +59,11 @@ def _reached(run: RunEvents, key: str) -> FloatArray:
 class Goodput(Scalar):
     """Requests per second that kept every SLO."""
 
+    counts_refused = True
     tag, unit, direction = "goodput", "req/s", "higher"
     title = "goodput"
     formula = "|{i in F : every SLO kept}| / T"
+    place = Place("throughput", 80, per_gpu=True)
 
     def value(self, run: RunEvents) -> float | None:
         """The rate; None without an SLO."""
@@ -77,9 +79,11 @@ class Goodput(Scalar):
 class Attainment(Scalar):
     """Share of the offered requests that kept every SLO."""
 
+    counts_refused = True
     tag, unit, direction = "attainment", "%", "higher"
     title = "SLO attainment"
     formula = "100 |{i in F : every SLO kept}| / |M|"
+    place = Place("throughput", 90, unit="% of offered")
 
     def value(self, run: RunEvents) -> float | None:
         """Percent of offered; failed, rejected, cancelled and unfinished requests are misses."""

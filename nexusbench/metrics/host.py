@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from nexusbench.core.units import NS_PER_US
 from nexusbench.core.work import HostGap
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.run_events import RunEvents
 
 
@@ -35,6 +35,7 @@ class MeanGap(_Gap):
 
     tag, title = "host_gap", "host gap"
     formula = "mean(y_j), j submitted as soon as its partition's launch before had ended"
+    place = Place("host", 20, title="host gap, mean", unit="µs")
 
     def of(self, gaps: list[HostGap]) -> float:
         """All gaps over their number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nexusbench.core.events import PREEMPTION_KINDS
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.intervals import IntArray
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.tokens import stable_order
@@ -27,6 +27,7 @@ class Preemptions(Scalar):
     tag, unit, direction = "preemptions", "times", "lower"
     title = "preemptions"
     formula = "sum(v_i, i in M)"
+    place = Place("memory", 10, unit="")
 
     def value(self, run: RunEvents) -> float:
         """A count over measured requests."""
@@ -65,6 +66,7 @@ class MeanKvUse(Scalar):
     tag, unit, direction = "kv_use_mean", "%", "none"
     title = "KV use, mean"
     formula = "100 sum(u_j y_j) / (K sum(y_j)), y_j = busy time between launches j and j+1"
+    place = Place("memory", 20)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; the use seen at a launch holds until the next one, idle time does not count."""
@@ -86,6 +88,7 @@ class PeakKvUse(Scalar):
     tag, unit, direction = "kv_use_peak", "%", "none"
     title = "KV use, peak"
     formula = "100 max(u_j) / K"
+    place = Place("memory", 30)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent."""
@@ -100,6 +103,7 @@ class PrefixHitRate(Scalar):
     tag, unit, direction = "prefix_hit_rate", "%", "higher"
     title = "prefix hit rate"
     formula = "100 sum(c_i) / sum(p_i), i in M admitted; c_i at the first admission"
+    place = Place("memory", 40)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; hits of a request on its own blocks after a preemption are no reuse and left

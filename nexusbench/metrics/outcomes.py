@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from nexusbench.core.events import OUTCOMES
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.run_events import RunEvents
 
 
 class Offered(Scalar):
     """Requests that arrived after the warm-up."""
 
+    counts_refused = True
     tag, unit, direction = "offered", "requests", "none"
     title = "offered"
     formula = "|M|"
@@ -22,6 +23,7 @@ class Offered(Scalar):
 class _Ended(Scalar):
     """Requests with one outcome; the tag is the outcome."""
 
+    counts_refused = True
     unit = "requests"
 
     def value(self, run: RunEvents) -> float:
@@ -34,11 +36,13 @@ class Finished(_Ended):
 
     tag, direction, title = "finished", "higher", "finished"
     formula = "|F|"
+    place = Place("throughput", 10, title="requests finished", unit="")
 
 
 class FinishedWork(Scalar):
     """Share of the offered tokens whose requests finished: long ones turned away show in it."""
 
+    counts_refused = True
     tag, unit, direction = "finished_work", "%", "higher"
     title = "finished, of the tokens offered"
     formula = "100 sum(p_i + o_i, i in F) / sum(p_i + o_i, i in M), o_i output tokens of the trace"
@@ -57,9 +61,13 @@ class FinishedWork(Scalar):
 class FinishedByToken(Scalar):
     """Finished requests that a token of the model ended before the trace's length."""
 
+    counts_refused = True
     tag, unit, direction = "finished_stop", "requests", "none"
     title = "finished by an end token"
     formula = "|{i in F : reason stop}|"
+    place = Place(
+        "throughput", 11, title="by an end token", unit="", part_of="finished", only_if_any=True
+    )
 
     def value(self, run: RunEvents) -> float:
         """A count."""
@@ -75,6 +83,7 @@ class Rejected(_Ended):
 
     tag, direction, title = "rejected", "lower", "rejected"
     formula = "|{i in M : outcome rejected}|"
+    place = Place("throughput", 20, unit="", only_if_any=True)
 
 
 class Failed(_Ended):
@@ -82,6 +91,7 @@ class Failed(_Ended):
 
     tag, direction, title = "failed", "lower", "failed"
     formula = "|{i in M : outcome failed}|"
+    place = Place("throughput", 30, unit="", only_if_any=True)
 
 
 class Cancelled(_Ended):
@@ -89,14 +99,17 @@ class Cancelled(_Ended):
 
     tag, direction, title = "cancelled", "lower", "cancelled"
     formula = "|{i in M : outcome cancelled}|"
+    place = Place("throughput", 40, unit="", only_if_any=True)
 
 
 class Unfinished(Scalar):
     """Requests without an end: the run was killed or interrupted."""
 
+    counts_refused = True
     tag, unit, direction = "unfinished", "requests", "lower"
     title = "unfinished"
     formula = "|{i in M : no outcome}|"
+    place = Place("throughput", 50, unit="", only_if_any=True)
 
     def value(self, run: RunEvents) -> float:
         """A count."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from nexusbench.core.units import NS_PER_S
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.intervals import time_with_several
 from nexusbench.metrics.run_events import RunEvents
 
@@ -39,6 +39,7 @@ class PrefillSms(_MeanSms):
 
     tag, title, partition = "sms_prefill", "SMs of prefill", "prefill"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition prefill"
+    place = Place("splits", 10, title="SMs of prefill, mean", unit="")
 
 
 class DecodeSms(_MeanSms):
@@ -46,6 +47,7 @@ class DecodeSms(_MeanSms):
 
     tag, title, partition = "sms_decode", "SMs of decode", "decode"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition decode"
+    place = Place("splits", 20, title="SMs of decode, mean", unit="")
 
 
 class WholeSms(_MeanSms):
@@ -53,6 +55,7 @@ class WholeSms(_MeanSms):
 
     tag, title, partition = "sms_all", "SMs undivided", "all"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition all"
+    place = Place("splits", 30, title="SMs undivided, mean", unit="")
 
 
 class TimeInForce(Scalar):
@@ -62,12 +65,21 @@ class TimeInForce(Scalar):
     tag, unit, direction = "split_in_force", "%", "none"
     title = "split in force"
     formula = "100 |{t : two partitions compute}| / B"
+    place = Place("splits", 40, unit="% of busy")
 
     def value(self, run: RunEvents) -> float | None:
         """Percent of the device's busy time."""
         codes = np.unique(run.of_launches("partition"))
         together = time_with_several([run.busy_of(int(code)) for code in codes])
         return 100 * together / run.busy.length if run.busy.length else None
+
+
+def _count_changes(run: RunEvents) -> int:
+    """Changes of the split after the first launch; setting the first split is no change."""
+    changes, launched = run.tables["repartitioned"]["time"], run.tables["submitted"]["time"]
+    if not len(launched):
+        return 0
+    return int(((changes > launched.min()) & (changes >= run.facts.warmup_ns)).sum())
 
 
 class Repartitions(Scalar):
@@ -77,25 +89,24 @@ class Repartitions(Scalar):
     tag, unit, direction = "repartitions", "times", "none"
     title = "re-partitions"
     formula = "R = |{changes of the split after the first launch}|"
+    place = Place("splits", 50, unit="")
 
     def value(self, run: RunEvents) -> float:
-        """A count; setting the first split is no change."""
-        changes, launched = run.tables["repartitioned"]["time"], run.tables["submitted"]["time"]
-        if not len(launched):
-            return 0
-        return int(((changes > launched.min()) & (changes >= run.facts.warmup_ns)).sum())
+        """A count."""
+        return _count_changes(run)
 
 
-class RepartitionRate(Repartitions):
+class RepartitionRate(Scalar):
     """Changes of the split per minute."""
 
+    needs_engine = True
     tag, unit, direction = "repartition_rate", "1/min", "none"
     title = "re-partitions per minute"
     formula = "60 R / T"
 
     def value(self, run: RunEvents) -> float:
         """Per minute of the window; 0 in a window of no length."""
-        return super().value(run) * 60 * NS_PER_S / run.makespan if run.makespan else 0.0
+        return _count_changes(run) * 60 * NS_PER_S / run.makespan if run.makespan else 0.0
 
 
 def split_shares(run: RunEvents) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nexusbench.metrics.base import Distribution, Scalar
+from nexusbench.metrics.base import Distribution, Place, Scalar
 from nexusbench.metrics.intervals import FloatArray
 from nexusbench.metrics.pieces import continued
 from nexusbench.metrics.run_events import RunEvents
@@ -59,6 +59,8 @@ class ContentionShare(Scalar):
     tag, unit, direction = "contention", "%", "lower"
     title = "contention"
     formula = "100 sum(max(0, d_j - b_j - z_j)) / sum(d_j - b_j), z_j known"
+    # What runs one batch at a time has no contention: that is no merit.
+    place = Place("splits", 60, unit="% of compute", better="none")
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; None where the device cannot know the time alone."""

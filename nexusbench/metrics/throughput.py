@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from nexusbench.core.units import NS_PER_S
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.run_events import RunEvents
 
 
@@ -43,6 +43,7 @@ class RequestThroughput(_Rate):
     tag, unit, direction = "request_throughput", "req/s", "higher"
     title = "request throughput"
     formula = "|F| / T"
+    place = Place("throughput", 60, per_gpu=True)
 
     def count(self, run: RunEvents) -> int:
         """Finished requests."""
@@ -55,6 +56,7 @@ class OutputThroughput(_Rate):
     tag, unit, direction = "output_throughput", "tok/s", "higher"
     title = "output token throughput"
     formula = "sum(n_i, i in M) / T"
+    place = Place("throughput", 70, title="output throughput", per_gpu=True)
 
     def count(self, run: RunEvents) -> int:
         """Tokens generated for measured requests."""

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work
 from nexusbench.metrics._work import Counts, count_work
-from nexusbench.metrics.base import Scalar
+from nexusbench.metrics.base import Place, Scalar
 from nexusbench.metrics.run_events import RunEvents
 
 
@@ -43,6 +43,7 @@ class FlopUtilization(_Utilization):
 
     tag, title = "mfu", "MFU"
     formula = "100 sum(o_j) / (P B)"
+    place = Place("splits", 70, unit="% of GEMM rate")
 
     def share(self, counts: Counts, work: Work) -> float:
         """Seconds of GEMM."""
@@ -54,6 +55,7 @@ class BandwidthUtilization(_Utilization):
 
     tag, title = "mbu", "MBU"
     formula = "100 sum(r_j) / (W B)"
+    place = Place("splits", 80, unit="% of read rate")
 
     def share(self, counts: Counts, work: Work) -> float:
         """Seconds of reading."""
