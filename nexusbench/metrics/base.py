@@ -13,7 +13,7 @@ import msgspec
 from nexusbench.core.errors import UsageError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.registry import import_plugin, installed_plugins
-from nexusbench.metrics.intervals import FloatArray
+from nexusbench.metrics.arrays import FloatArray
 from nexusbench.metrics.run_events import RunEvents
 
 Direction = Literal["lower", "higher", "none"]

@@ -8,13 +8,29 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.metrics.at_once import HELD_BACK, came_at_once
+from nexusbench.metrics.arrays import MANY, BoolArray, FloatArray, to_ms
 from nexusbench.metrics.base import Distribution, Place
-from nexusbench.metrics.intervals import FloatArray
-from nexusbench.metrics.run_events import RunEvents, to_ms
-from nexusbench.metrics.tokens import MANY
+from nexusbench.metrics.run_events import RunEvents
 
+HELD_BACK = "every answer came in one delivery: the times between its tokens are unknown"
+# Prompts longer than this share of the trace's are its long ones.
 _LONG = 0.95
+
+
+def came_at_once(run: RunEvents) -> BoolArray:
+    """Which requests got several tokens in one delivery, so that no bound on gaps can be judged.
+
+    Of an answer that the model did not end itself, one token may be all that was counted.
+    """
+    if run.facts.observed == "engine":
+        return np.zeros(run.num_requests, dtype=np.bool_)
+    more = run.requests["max_tokens"] > 1
+    ended, strings = run.tables["ended"], run.facts.strings
+    if "stop" in strings:
+        more[ended["request"][ended["reason"] == strings.index("stop")]] = False
+    several = (run.num_output_tokens > 1) | ((run.num_output_tokens == 1) & more)
+    found: BoolArray = several & (run.first_token == run.last_token)
+    return found
 
 
 class TimeToFirstToken(Distribution):

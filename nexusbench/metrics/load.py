@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_S
+from nexusbench.metrics.arrays import FloatArray, IntArray
 from nexusbench.metrics.base import Scalar
-from nexusbench.metrics.intervals import FloatArray, IntArray
 from nexusbench.metrics.run_events import RunEvents
 
 # Of fewer requests no trend can be told from chance.

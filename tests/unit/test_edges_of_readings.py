@@ -12,10 +12,11 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.events import EventLog
 from nexusbench.gates.check import check, match
 from nexusbench.gates.rules import parse_rule
-from nexusbench.metrics import tokens
+from nexusbench.metrics import arrays
+from nexusbench.metrics.arrays import pick
+from nexusbench.metrics.launches import chunk_numbers, continued, later_layers
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
-from nexusbench.metrics.pieces import chunk_numbers, continued, later_layers
-from nexusbench.metrics.run_events import RunEvents, _pick
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.convert import convert
@@ -49,8 +50,8 @@ def test_tokens_a_nanosecond_apart_did_not_come_together() -> None:
     def parts():
         return iter([requests])
 
-    read = tokens.read_tokens(parts, times, np.ones(5, dtype=np.int64), 1)
-    apart = tokens.apart(read, parts)
+    read = arrays.read_tokens(parts, times, np.ones(5, dtype=np.int64), 1)
+    apart = arrays.apart(read, parts)
     assert apart.gaps.tolist() == [5, 1, 3]
     assert apart.owners.tolist() == [0, 0, 0]
 
@@ -198,7 +199,7 @@ def test_shares_are_from_0_to_1(share: float, good: bool) -> None:
 
 
 def test_a_row_that_is_not_there_has_no_value() -> None:
-    assert _pick(np.array([5, 7]), np.array([1, -1, 0])).tolist() == [7, -1, 5]
+    assert pick(np.array([5, 7]), np.array([1, -1, 0])).tolist() == [7, -1, 5]
 
 
 # -- the gate --------------------------------------------------------------------------------------
