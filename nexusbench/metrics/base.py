@@ -66,9 +66,12 @@ class Metric(ABC):
     # It counts requests that were turned away, or counts them as misses: they never improve it.
     counts_refused: ClassVar[bool] = False
 
+    # The reason, where one line says it for every run.
+    no_value: ClassVar[str] = "the run has nothing to compute it from"
+
     def reason(self, run: RunEvents) -> str:
         """Why the metric has no value for ``run``; asked only where it has none."""
-        return "the run has nothing to compute it from"
+        return self.no_value
 
 
 class Distribution(Metric):
@@ -145,14 +148,11 @@ def _add(found: Found, cls: type[Metric]) -> None:
     except BaseException as error:
         found.broken[name] = f"metric {name} cannot be made: {fault_of(error)}"
         return
-    if metric.tag in found.metrics:
-        other = type(found.metrics[metric.tag])
+    if (other := found.metrics.setdefault(metric.tag, metric)) is not metric:
         found.broken[name] = (
-            f"two metrics have the tag '{metric.tag}': {other.__module__}.{other.__qualname__} and "
-            f"{name}. Rename one"
+            f"two metrics have the tag '{metric.tag}': "
+            f"{type(other).__module__}.{type(other).__qualname__} and {name}. Rename one"
         )
-        return
-    found.metrics[metric.tag] = metric
 
 
 def _declares_metric(value: object, module: str) -> bool:
@@ -165,6 +165,7 @@ def _declares_metric(value: object, module: str) -> bool:
     )
 
 
+@cache
 def check_declaration(cls: type[Metric]) -> None:
     """Raises UsageError naming what a metric's class must declare and does not, or not rightly."""
     name = f"metric {cls.__module__}.{cls.__qualname__}"

@@ -112,6 +112,7 @@ class ContentionShare(Scalar):
     formula = "100 sum(max(0, d_j - b_j - z_j)) / sum(d_j - b_j), z_j known"
     # What runs one batch at a time has no contention: that is no merit.
     place = Place("splits", 60, unit="% of compute", better="none")
+    no_value = "the device does not know the time of a launch without its neighbour"
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; None where the device cannot know the time alone."""
@@ -122,10 +123,6 @@ class ContentionShare(Scalar):
         if not total:
             return None
         return 100 * int(np.maximum(actual - launches.solo[known], 0).sum()) / total
-
-    def reason(self, run: RunEvents) -> str:
-        """A real device only sees the time with the neighbour."""
-        return "the device does not know the time of a launch without its neighbour"
 
 
 def _any_launch(run: RunEvents) -> BoolArray:
@@ -148,6 +145,7 @@ class _Belief(Distribution):
 
     needs_engine = True
     unit = "%"
+    no_value = "no such launch had a prediction"
 
     def error(self, run: RunEvents, which: BoolArray) -> FloatArray:
         """Signed error in percent of the actual time."""
@@ -156,10 +154,6 @@ class _Belief(Distribution):
         keep = which & (predicted >= 0) & (actual > 0)
         error: FloatArray = 100 * (predicted[keep] - actual[keep]) / actual[keep]
         return error
-
-    def reason(self, run: RunEvents) -> str:
-        """No prediction was logged, or none of this kind of launch."""
-        return "no such launch had a prediction"
 
 
 class BeliefError(_Belief):
@@ -235,6 +229,7 @@ class _Gap(Scalar):
 
     needs_engine = True
     unit, direction = "us", "lower"
+    no_value = "this device does not measure when a partition stands still"
 
     @abstractmethod
     def of(self, gaps: list[HostGap]) -> float:
@@ -244,10 +239,6 @@ class _Gap(Scalar):
         """Microseconds; None on a device that does not measure it."""
         gaps = [gap for gap in run.facts.host_gaps.values() if gap.count]
         return self.of(gaps) / NS_PER_US if gaps else None
-
-    def reason(self, run: RunEvents) -> str:
-        """Who measures it."""
-        return "this device does not measure when a partition stands still"
 
 
 class MeanGap(_Gap):

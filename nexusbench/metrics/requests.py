@@ -53,16 +53,13 @@ class FinishedWork(Scalar):
     tag, unit, direction = "finished_work", "%", "higher"
     title = "finished, of the tokens offered"
     formula = "100 sum(p_i + o_i, i in F) / sum(p_i + o_i, i in M), o_i output tokens of the trace"
+    no_value = "no request was offered"
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; None where nothing was offered."""
         tokens = run.requests["prompt_tokens"] + run.requests["output_tokens"]
         offered = int(tokens[run.measured].sum())
         return 100 * int(tokens[run.finished].sum()) / offered if offered else None
-
-    def reason(self, run: RunEvents) -> str:
-        """Nothing was offered."""
-        return "no request was offered"
 
 
 class FinishedByToken(Scalar):
@@ -126,6 +123,8 @@ class Unfinished(Scalar):
 class _Rate(Scalar):
     """Something counted, per second of the window."""
 
+    no_value = "the measured part of the run has no length"
+
     @abstractmethod
     def count(self, run: RunEvents) -> int:
         """What is counted."""
@@ -133,10 +132,6 @@ class _Rate(Scalar):
     def value(self, run: RunEvents) -> float | None:
         """The rate; None where the window is empty."""
         return self.count(run) * NS_PER_S / run.makespan if run.makespan else None
-
-    def reason(self, run: RunEvents) -> str:
-        """Names the empty window."""
-        return "the measured part of the run has no length"
 
 
 class Makespan(Scalar):
@@ -242,6 +237,7 @@ class Goodput(Scalar):
     tag, unit, direction = "goodput", "req/s", "higher"
     title = "goodput"
     formula = "|{i in F : every SLO kept}| / T"
+    no_value = _NO_SLO
     place = Place("throughput", 80, per_gpu=True)
 
     def value(self, run: RunEvents) -> float | None:
