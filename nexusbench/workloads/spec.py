@@ -27,9 +27,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.workloads.arrivals import PROCESSES, ArrivalProcess
 from nexusbench.workloads.forest import Count, Exponent, Prefixes, Share
-from nexusbench.workloads.lengths import LAWS, LengthLaw
+from nexusbench.workloads.lengths import LAWS, LengthLaw, LengthTable, load_table
 from nexusbench.workloads.source import read_source, shown
-from nexusbench.workloads.tables import LengthTable, load_table
 
 __all__ = ["ClassSpec", "GivingUp", "Sessions", "Tenants", "Workload", "WorkloadSpec", "load_spec"]
 

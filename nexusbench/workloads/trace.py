@@ -12,8 +12,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.checks import clock, parse
-from nexusbench.workloads.detection import detect, open_reader
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, detect, open_reader
 from nexusbench.workloads.source import read_source, write_atomic
 
 __all__ = ["conversation_ids", "load_trace", "prefix_ids", "span_text", "write_trace"]

@@ -9,18 +9,16 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from nexusbench.core.units import NS_PER_S
-from nexusbench.workloads.base import TraceRequest
-from nexusbench.workloads.ranges import MAX_HASH_ID
+from nexusbench.workloads.base import MAX_HASH_ID, TraceRequest
 from nexusbench.workloads.readers._jsonl import (
     RULES,
     HashIds,
     Tokens,
     check_hash_counts,
-    is_jsonl,
     last_timestamp,
     read_lines,
 )
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 HASH_BLOCK = 16
@@ -67,6 +65,8 @@ class QwenBailian(Reader):
     without output are skipped and counted, rows out of order sorted.
     """
 
+    # The field that only this format has.
+    signature: ClassVar[Signature] = Signature(3, fields=("parent_chat_id",))
     time_field: ClassVar[str] = "timestamp"
     id_field: ClassVar[str] = "chat_id"
     tenant_field: ClassVar[str] = "type"
@@ -79,10 +79,6 @@ class QwenBailian(Reader):
         "Qwen-Bailian anonymous usage traces (ATC 2025), Apache-2.0; "
         "github.com/alibaba-edu/qwen-bailian-usagetraces-anon"
     )
-
-    def confidence(self, text: bytes) -> int:
-        """JSON lines with the field that only this format has."""
-        return 3 if is_jsonl(text) and b'"parent_chat_id"' in text else 0
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
