@@ -157,11 +157,11 @@ def test_a_prompt_is_clipped_to_one_token_and_not_to_none() -> None:
 def test_facts_of_arrivals() -> None:
     second = 1_000_000_000
     found = _arrivals([0, 0, 0, second, 4 * second, 4 * second])
-    assert (found["n"], found["span_s"], found["rate"], found["tied"]) == (6, 4.0, 1.25, 3)
+    assert (found.n, found.span_s, found.rate, found.tied) == (6, 4.0, 1.25, 3)
     gaps = np.array([0.0, 0.0, 1.0, 3.0, 0.0])
-    assert found["gap_cv"] == pytest.approx(gaps.std() / gaps.mean())
-    assert _arrivals([5])["rate"] is None
-    assert _arrivals([5, 5])["gap_cv"] is None
+    assert found.gap_cv == pytest.approx(gaps.std() / gaps.mean())
+    assert _arrivals([5]).rate is None
+    assert _arrivals([5, 5]).gap_cv is None
 
 
 def test_bins_that_double() -> None:

@@ -205,7 +205,7 @@ def _explained(
     if not isinstance(value, _Pairs):
         raise fault(f"{_short(value)} is no JSON object", hint=one_object)
     fields = {field.encode_name: field for field in msgspec.structs.fields(line_type)}
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for key, item in value.pairs:
         if key not in fields:
             raise fault("unknown field", key, did_you_mean(key, list(fields)))

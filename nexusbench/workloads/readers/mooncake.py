@@ -29,7 +29,7 @@ _NATIVE_ONLY = (
 )  # fmt: skip
 
 
-class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+class MooncakeLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """One request; ``timestamp`` in ms, lengths in tokens, an id per 512 prompt tokens."""
 
     timestamp: Milliseconds
@@ -51,7 +51,7 @@ class Mooncake(Reader):
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows, lines = read_lines(source, Line)
+        rows, lines = read_lines(source, MooncakeLine)
         for row, line in zip(rows, lines, strict=True):
             if not row.hash_ids:
                 raise InputError(

@@ -32,7 +32,9 @@ DEFAULT_HASH_BLOCK = 512
 _OF_FILE = (b'"concurrency"', b'"parent_chat_id"')
 
 
-class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+class NativeLine(
+    msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """One request; times in ms, lengths in tokens."""
 
     timestamp: Milliseconds | None = None
@@ -43,12 +45,12 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
     token_ids: TokenIds | None = None
     id: Identity | None = None
     tenant: str = ""
+    concurrency: Tokens | None = None
     session: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     turn: Annotated[int, msgspec.Meta(ge=0)] | None = None
     think_time: Milliseconds | None = None
     timeout: Duration | None = None
     cancel_after: Duration | None = None
-    concurrency: Tokens | None = None
 
 
 class Native(Reader):
@@ -68,7 +70,7 @@ class Native(Reader):
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows, lines = read_lines(source, Line)
+        rows, lines = read_lines(source, NativeLine)
         block = _of_file("hash_block", rows, lines, source)
         concurrency = _of_file("concurrency", rows, lines, source)
         _check_hashes(rows, lines, block, source)
@@ -104,7 +106,9 @@ class Native(Reader):
         return None if last is None else arrival_ns(last)
 
 
-def _of_file(field: str, rows: Sequence[Line], lines: Sequence[int], source: Source) -> int | None:
+def _of_file(
+    field: str, rows: Sequence[NativeLine], lines: Sequence[int], source: Source
+) -> int | None:
     """The one value of a field that belongs to the file, None if absent. Raises InputError for
     two.
     """
@@ -127,7 +131,7 @@ def _of_file(field: str, rows: Sequence[Line], lines: Sequence[int], source: Sou
 
 
 def _check_hashes(
-    rows: Sequence[Line], lines: Sequence[int], block: int | None, source: Source
+    rows: Sequence[NativeLine], lines: Sequence[int], block: int | None, source: Source
 ) -> None:
     """Raises InputError for hash ids of unknown block, or not one for each block of the prompt."""
     if block:
@@ -145,7 +149,7 @@ def _check_hashes(
             )
 
 
-def _check_ids(rows: Sequence[Line], lines: Sequence[int], source: Source) -> None:
+def _check_ids(rows: Sequence[NativeLine], lines: Sequence[int], source: Source) -> None:
     for row, line in zip(rows, lines, strict=True):
         if (row.id is None) != (rows[0].id is None):
             here, there = ("missing", "has one") if row.id is None else ("given", "has none")

@@ -43,7 +43,7 @@ _RULES = {
 }
 
 
-class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+class QwenLine(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
     """One turn of a chat; ``timestamp`` in seconds, lengths in tokens."""
 
     chat_id: int
@@ -82,7 +82,7 @@ class QwenBailian(Reader):
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows, lines = read_lines(source, Line, _RULES)
+        rows, lines = read_lines(source, QwenLine, _RULES)
         order = sorted(range(len(rows)), key=lambda index: rows[index].timestamp)
         notes = (
             [] if order == list(range(len(rows))) else ["rows were not in order of time: sorted"]
@@ -128,7 +128,7 @@ class QwenBailian(Reader):
         return f"{ns / NS_PER_S:,.15g} s"
 
 
-def _free_ids(rows: Sequence[Line]) -> Iterator[int]:
+def _free_ids(rows: Sequence[QwenLine]) -> Iterator[int]:
     """Hash ids that no row has: those above all, or where 64 bits have none left, from 0 on."""
     above = max((max(row.hash_ids) for row in rows if row.hash_ids), default=-1) + 1
     if above + len(rows) <= MAX_HASH_ID:
@@ -143,7 +143,7 @@ def _arrival_ns(seconds: float) -> int:
     return whole * NS_PER_S + round((seconds - whole) * NS_PER_S)
 
 
-def _sessions(rows: Sequence[Line]) -> tuple[list[tuple[str, int]], list[str]]:
+def _sessions(rows: Sequence[QwenLine]) -> tuple[list[tuple[str, int]], list[str]]:
     """Session and turn of each row (from 0, rows that will be skipped left out), and notes."""
     labels: list[tuple[str, int]] = []
     open_end: dict[int, tuple[str, int]] = {}  # chats that nobody has continued yet
