@@ -13,8 +13,8 @@ import pytest
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.costs.base import cost_models
 from nexusbench.costs.roofline import Roofline
-from nexusbench.models.families.base import ModelFamily, families
 from nexusbench.metrics.base import Distribution, Metric, Place, Scalar, load_metrics
+from nexusbench.models.families.base import ModelFamily, families
 from nexusbench.physics.gpus import gpu_names
 from nexusbench.testing import (
     ConformanceError,
