@@ -193,7 +193,7 @@ def run_endpoint(
     config: EndpointConfig,
     *,
     results: Path | None = None,
-    progress: Callable[[Status], None] | None = None,
+    progress: Callable[[Status], object] | None = None,
 ) -> RunResult:
     """Replay ``config.trace`` against its server; the rest is as in :func:`nexusbench.run`.
 
@@ -277,7 +277,7 @@ class Onlooker:
         self,
         connected: Connected,
         interrupted: StopFlag,
-        progress: Callable[[Status], None] | None,
+        progress: Callable[[Status], object] | None,
         writer: RunWriter | None,
     ) -> None:
         self._replay, self._resolved = connected.replay, connected.resolved
