@@ -12,6 +12,7 @@ import numpy as np
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
+from nexusbench.metrics.arrays import MANY
 from nexusbench.metrics.base import (
     Direction,
     Distribution,
@@ -20,10 +21,9 @@ from nexusbench.metrics.base import (
     find_metrics,
     load_metrics,
 )
+from nexusbench.metrics.device_use import split_shares
 from nexusbench.metrics.noise import NOISY, LeftOut, is_whole, left_out, rates_left_out
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.metrics.splits import split_shares
-from nexusbench.metrics.tokens import MANY
 
 SUMMARY_SCHEMA: Literal[1] = 1
 PERCENTILES = (50, 95, 99)

@@ -18,7 +18,7 @@ from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.caveats import caveats
+from nexusbench.models.config import caveats
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.results.machine import machine_facts
 from nexusbench.results.resolved import (

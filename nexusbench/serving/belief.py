@@ -18,7 +18,7 @@ from nexusbench.devices.base import Device
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.profiles.profile import (
     POINTS_FILE,
-    Fit,
+    FittedCost,
     Profile,
     check_fingerprint,
     load_profile,
@@ -203,7 +203,7 @@ def _check_truth(profile: Profile, file: Path, device: Device) -> None:
         )  # fmt: skip
 
 
-def _fit_now(spec: str, profile: Profile, file: Path) -> Fit:
+def _fit_now(spec: str, profile: Profile, file: Path) -> FittedCost:
     """A model, or a reading of one, that the profile has no fit of: made from its points."""
     from nexusbench.profiling.fitting import fit_model
 

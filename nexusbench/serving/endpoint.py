@@ -196,7 +196,7 @@ def run_endpoint(
     config: EndpointConfig,
     *,
     results: Path | None = None,
-    progress: Callable[[Status], None] | None = None,
+    progress: Callable[[Status], object] | None = None,
 ) -> RunResult:
     """Replay ``config.trace`` against its server; the rest is as in :func:`nexusbench.run`.
 
@@ -233,7 +233,7 @@ class ReplayRecorder(Recorder):
         self,
         connected: Connected,
         writer: RunWriter | None,
-        progress: Callable[[Status], None] | None,
+        progress: Callable[[Status], object] | None,
         stop: StopFlag,
     ) -> None:
         super().__init__(connected.replay.recording.log, connected.resolved, writer, progress, stop)

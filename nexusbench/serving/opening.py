@@ -10,13 +10,13 @@ import msgspec
 
 from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.errors import UsageError
+from nexusbench.core.machine import require_memory
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import ceil_div
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.memory import require_memory
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import check_closed, make_belief, make_partitioner
 from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve, resolve_device
@@ -68,12 +68,14 @@ def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
     """The device and model of ``config`` (or that ``model``), open to be profiled; the caller
     closes the device. Raises UsageError or InputError.
     """
-    from nexusbench.profiles.profile import Asked
+    from nexusbench.profiles.profile import DeviceAsked
     from nexusbench.profiling.profile import Subject
 
     what = model_on_device(config, model)
     device, limits = open_device(what, profiling=True)
-    asked = Asked(resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization)
+    asked = DeviceAsked(
+        resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization
+    )
     return Subject(device, what.model, limits, config.block_size, asked)
 
 

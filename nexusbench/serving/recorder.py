@@ -167,12 +167,12 @@ class Recorder(ABC):
         log: EventLog,
         resolved: Resolved,
         writer: RunWriter | None,
-        progress: Callable[[Any], None] | None,
+        progress: Callable[[Any], object] | None,
         stop: StopFlag,
     ) -> None:
         self.log, self._resolved = log, resolved
         self._writer, self._progress, self._interrupted = writer, progress, stop
-        self._next_progress = 0
+        self._shows, self._next_progress = progress is not None, 0
 
     @abstractmethod
     def status(self) -> Any:
@@ -224,14 +224,16 @@ class Recorder(ABC):
                 f"{self._interrupted.cause} at {now / NS_PER_S:.1f} s of the run, "
                 f"{ended} of {requests} requests ended"
             )
-        if self._progress is not None and now_ns() >= self._next_progress:
-            self._progress(self.status())
-            self._next_progress = now_ns() + PROGRESS_NS
+        if self._shows and now_ns() >= self._next_progress:
+            self.show()
 
     def show(self) -> None:
-        """Show progress now."""
+        """Tell the progress callback, and until the end no more where nothing shows what it is
+        told, which it says by returning False.
+        """
         if self._progress is not None:
-            self._progress(self.status())
+            self._shows = self._progress(self.status()) is not False
+        self._next_progress = now_ns() + PROGRESS_NS
 
     def give_up(self, error: BaseException) -> None:
         """Keep what there is, and say in the manifest why it ends."""

@@ -13,8 +13,7 @@ from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
-from nexusbench.physics.gpus import gpu_names
-from nexusbench.physics.profiled import is_profile
+from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.schedulers.base import Scheduler, schedulers
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's

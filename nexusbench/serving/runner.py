@@ -39,8 +39,8 @@ CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and t
 
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
-Progress = Callable[[Engine], None]
-AnyProgress = Callable[["Engine | ReplayStatus"], None]
+Progress = Callable[[Engine], object]  # one that returns False is only called again at the end
+AnyProgress = Callable[["Engine | ReplayStatus"], object]
 
 
 class RunResult(msgspec.Struct):
@@ -223,8 +223,7 @@ def serve(
         recorder = EngineRecorder(assembly, writer, progress, interrupted, watch)
         try:
             recorder.engine = engine_of(assembly, recorder.after_step, recorder.log)
-            if not spec.simulated:
-                recorder.show()  # the first step may take long
+            recorder.show()  # the first step may take long
             recorder.engine.run()
         except BaseException as error:
             fault = blamed(error, _parts(assembly))
@@ -265,7 +264,9 @@ def _parts(assembly: Assembly) -> dict[str, object]:
 
 
 def engine_of(
-    assembly: Assembly, observer: Progress | None = None, log: EventLog | None = None
+    assembly: Assembly,
+    observer: Callable[[Engine], None] | None = None,
+    log: EventLog | None = None,
 ) -> Engine:
     """The engine that serves what was assembled, ready to run."""
     device, model = assembly.device, assembly.model

@@ -14,8 +14,7 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
-from nexusbench.physics.attention import Attention
-from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.operators import Attention, Gemm
 
 if TYPE_CHECKING:
     import pyarrow as pa
