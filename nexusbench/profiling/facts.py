@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import msgspec
 
@@ -170,7 +169,7 @@ def _warned(points: Sequence[Point]) -> dict[str, int]:
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 
-def stored_facts(facts: dict[str, Any]) -> ProfileFacts:
+def stored_facts(facts: dict[str, object]) -> ProfileFacts:
     """The facts of a profile. Raises msgspec.ValidationError if they are none."""
     return msgspec.convert(facts, ProfileFacts)
 

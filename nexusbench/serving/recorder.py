@@ -24,7 +24,7 @@ from nexusbench.results.resolved import Resolved, facts_for_metrics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.run_events import Columns, RunEvents
     from nexusbench.metrics.summary import Summary
     from nexusbench.results.reader import RunReader
     from nexusbench.results.store import RunWriter, Snapshot
@@ -341,7 +341,7 @@ def open_writer(
     return RunWriter(results, manifest, requests)
 
 
-def _joined(reader: RunReader, log: EventLog) -> dict[str, dict[str, Any]]:
+def _joined(reader: RunReader, log: EventLog) -> dict[str, Columns]:
     """The event tables: the rows that are stored, then those that the log still holds."""
     import numpy as np
 

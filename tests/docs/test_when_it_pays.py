@@ -51,7 +51,7 @@ def test_tables_are_those_of_the_survey(survey: Survey) -> None:
 
 def test_everything_is_called_simulated() -> None:
     assert "**Everything on it is simulated**" in TEXT
-    assert read_manifest(page.RESULTS)["simulated"] is True
+    assert read_manifest(page.RESULTS).simulated is True
     for name in ("loads", "grid"):
         assert "SIMULATED" in (page.RESULTS / f"{name}.svg").read_text()
 

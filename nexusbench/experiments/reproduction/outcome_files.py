@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -50,7 +49,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[ClaimRow, ...]
     lines: tuple[SystemAtPoint, ...]
     throughputs: dict[str, tuple[float, float, float] | str]
-    manifest: dict[str, Any]
+    manifest: dict[str, object]
     simulated: bool
     schema: int
 
