@@ -192,7 +192,7 @@ def serving_of(
     initial: Split,
     num_sms: int,
 ) -> Serving:
-    """What the device must know of this run. Raises InputError for a token the model has not."""
+    """What the device needs of a run. Raises InputError for a token outside the vocabulary."""
     prompts = {i: r.token_ids for i, r in enumerate(trace.requests) if r.token_ids}
     for index, tokens in prompts.items():
         request = trace.requests[index]
