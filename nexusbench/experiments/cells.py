@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -19,10 +18,10 @@ CELL_SUFFIX = ".json"
 _SCHEMA = 2
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class SweepCell(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one run. ``wall_s`` is what it took in real seconds, for estimates only."""
 
-    config: dict[str, Any]
+    config: RunConfig
     status: str  # ok or failed
     error: str = ""
     digest: str = ""
@@ -41,10 +40,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.summary is None else self.summary.value(tag, statistic)
 
 
-def run_cell(config: RunConfig) -> Cell:
+def run_cell(config: RunConfig) -> SweepCell:
     """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
     began = now_ns()
-    asked = msgspec.to_builtins(config)
     try:
         result = run(config)
     except (Interrupted, KeyboardInterrupt):
@@ -54,8 +52,8 @@ def run_cell(config: RunConfig) -> Cell:
     except Exception as error:
         # Somebody's policy may raise anything: that is its cell's result.
         return failed(config, f"unexpected {type(error).__name__}: {error}")
-    return Cell(
-        config=asked,
+    return SweepCell(
+        config=config,
         status="ok",
         digest=result.event_digest,
         simulated=result.summary.simulated,
@@ -64,10 +62,10 @@ def run_cell(config: RunConfig) -> Cell:
     )
 
 
-def failed(config: RunConfig, error: str) -> Cell:
+def failed(config: RunConfig, error: str) -> SweepCell:
     """The cell of a run that did not come to its end."""
     text = " ".join(error.split())
-    return Cell(config=msgspec.to_builtins(config), status="failed", error=text)
+    return SweepCell(config=config, status="failed", error=text)
 
 
 def kept_of(summary: Summary) -> Summary:
@@ -77,20 +75,20 @@ def kept_of(summary: Summary) -> Summary:
     return msgspec.structs.replace(summary, formulas={}, left_out={})
 
 
-def read_cell(store: Store, key: str) -> Cell | None:
+def read_cell(store: Store, key: str) -> SweepCell | None:
     """The kept cell of ``key``; None if there is none that this version can read."""
     content = store.get(key)
     try:
-        cell = None if content is None else msgspec.json.decode(content, type=Cell)
+        cell = None if content is None else msgspec.json.decode(content, type=SweepCell)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return cell if cell is not None and cell.schema == _SCHEMA and cell.ok else None
 
 
-def keep_cell(store: Store, key: str, cell: Cell) -> None:
+def keep_cell(store: Store, key: str, cell: SweepCell) -> None:
     """Keep a cell that ran to its end; one that failed is tried again next time."""
     if cell.ok:
         store.put(key, msgspec.json.format(msgspec.json.encode(cell), indent=1))
 
 
-CellFunction = Callable[[RunConfig], Cell]
+CellFunction = Callable[[RunConfig], SweepCell]

@@ -8,8 +8,8 @@ from typing import Any
 from nexusbench.core.parts import parts_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import Profile
-from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
-from nexusbench.profiling.facts import Contention, Facts
+from nexusbench.profiling.curves import LatencyCurve, lines_of, operator_time, step_time
+from nexusbench.profiling.facts import Contention, ProfileFacts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.report.charts import Chart, Group
 from nexusbench.report.escape import plot_text
@@ -20,7 +20,7 @@ _CLASSES = (("step", "whole step"), ("dense", "dense layers"), ("attention", "at
 _MOST_PAIRS = 6
 
 
-def groups_of(profile: Profile, points: Sequence[Point], facts: Facts) -> list[Group]:
+def groups_of(profile: Profile, points: Sequence[Point], facts: ProfileFacts) -> list[Group]:
     """All charts of a profile; groups without a chart are left out."""
     parts = parts_of(profile.fingerprint.device)
     groups = [
@@ -60,7 +60,9 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
         traces: list[dict[str, Any]] = []
         names: list[str] = []
         for operators, label in _CLASSES:
-            curve = Curve.of(line, step_time if operators == "step" else operator_time(operators))
+            curve = LatencyCurve.of(
+                line, step_time if operators == "step" else operator_time(operators)
+            )
             if curve is None:
                 continue
             shares = [round(100 * sms / total, 2) for sms in curve.sms]
@@ -85,7 +87,7 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
     return charts
 
 
-def _contention(facts: Facts, parts: str) -> list[Chart]:
+def _contention(facts: ProfileFacts, parts: str) -> list[Chart]:
     """A map per phase: batches against neighbours."""
     charts = []
     # One scale for both maps, so that a colour means the same in both.
@@ -149,7 +151,7 @@ def _map(rows: Sequence[Contention], most: float) -> Figure:
     return Figure(traces, layout, 130 + 34 * len(batches), toggles={"view": options})
 
 
-def _splits(facts: Facts, parts: str) -> list[Chart]:
+def _splits(facts: ProfileFacts, parts: str) -> list[Chart]:
     """Prefill rate against decode step of every split; the front is joined."""
     pairs = list(dict.fromkeys((row.prefill, row.decode) for row in facts.splits))
     if not pairs:
@@ -181,7 +183,7 @@ def _splits(facts: Facts, parts: str) -> list[Chart]:
     return [chart]
 
 
-def _bandwidth(profile: Profile, facts: Facts) -> list[Chart]:
+def _bandwidth(profile: Profile, facts: ProfileFacts) -> list[Chart]:
     """Attained bandwidth of decode attention over SMs."""
     if not facts.bandwidth:
         return []

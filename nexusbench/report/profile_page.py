@@ -18,7 +18,7 @@ from nexusbench.profiles.profile import (
     profile_path,
     read_points,
 )
-from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.facts import ProfileFacts, stored_facts
 from nexusbench.report.escape import plain_lines
 from nexusbench.report.page import render
 from nexusbench.report.profile_figures import PHASES, groups_of
@@ -30,7 +30,7 @@ class Sheet(msgspec.Struct):
     folder: Path
     profile: Profile
     points: list[Point]
-    facts: Facts
+    facts: ProfileFacts
 
 
 def is_profile(name: str) -> bool:

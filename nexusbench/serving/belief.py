@@ -1,18 +1,21 @@
-"""From a config to the belief that a partitioner asks: analytic, or fitted to a profile."""
+"""The belief of a run, analytic or fitted to a profile, and the partitioner that asks it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from nexusbench.core.clock import now_ns
 from nexusbench.core.config import RunConfig
-from nexusbench.core.errors import InputError
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import parse_options, split_spec
 from nexusbench.core.specs import ModelSpec
+from nexusbench.core.units import counted
 from nexusbench.costs.base import CostModel, CostModelOptions, Target, cost_models
 from nexusbench.devices.base import Device
+from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     FittedCost,
@@ -26,9 +29,14 @@ from nexusbench.profiles.profile import (
 )
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.results.resolved import BeliefFacts, FittedProfile, budgets
+from nexusbench.schedulers.base import Scheduler
+from nexusbench.serving.calibrated import Calibrated
 from nexusbench.serving.recalibrated import Recalibrated
+from nexusbench.serving.resolve import NamedRun
 
 ANALYTIC, FITTED = "roofline", "nexus"  # what is asked unless a cost model is named
+# (config, device, model) -> the belief and its facts for the manifest.
+BeliefFactory = Callable[[RunConfig, Device, ModelSpec], tuple[CostModel, BeliefFacts]]
 
 
 def default_cost_model(profile: str | None) -> str:
@@ -58,6 +66,44 @@ def make_belief(
         recalibrate=config.recalibrate,
     )
     return (Recalibrated(belief) if config.recalibrate else belief), facts
+
+
+def make_partitioner(
+    run: NamedRun, device: Device, make: BeliefFactory = make_belief
+) -> tuple[Partitioner, BeliefFacts | None]:
+    """The partitioner, and the facts of the belief that it asks (None if it asks none).
+
+    Raises UsageError if it cannot serve on this device.
+    """
+    scheduler, cls = run.scheduler, run.partitioner_class
+    belief: CostModel | None = None
+    facts: BeliefFacts | None = None
+    if run.needs_belief:
+        made, facts = make(run.config, device, run.model)
+        belief = share_belief(made, scheduler, cls, device.spec.num_sms)
+        if belief is not made:
+            facts = msgspec.structs.replace(facts, recalibrate="over SMs")
+    if device.spec.num_gpus not in cls.num_gpus:
+        raise UsageError(
+            f"partitioner '{run.partitioner}' divides {counted(cls.num_gpus[0], 'GPU')}, "
+            f"{device.spec.name} has {device.spec.num_gpus}; the default of '{scheduler.name}' is "
+            f"'{scheduler.default_partitioner}'"
+        )
+    partitioner: Partitioner = partitioners.create(
+        run.partitioner, partitions=scheduler.partitions, belief=belief
+    )
+    return partitioner, facts
+
+
+def share_belief(
+    belief: CostModel, scheduler: Scheduler, partitioner: type[Partitioner], num_sms: int
+) -> CostModel:
+    """What both policies ask: ``belief``, calibrated over the SMs if one of them has it so."""
+    if not belief.learns and (scheduler.calibrates or partitioner.calibrates):
+        belief = Calibrated(belief, num_sms)
+    if scheduler.needs_belief:
+        scheduler.belief = belief
+    return belief
 
 
 def _check_unfitted(name: str) -> None:

@@ -12,6 +12,7 @@ from nexusbench.core.events import EventLog, RunFacts
 from nexusbench.core.request import Request
 from nexusbench.engine.engine import Engine
 from nexusbench.metrics.run_events import RunEvents
+from nexusbench.serving.assembly import request_columns
 from nexusbench.testing._harness import LIMITS, Setting, offer, serve
 
 POLICIES = ("vllm", "nexus", "sglang")
@@ -20,19 +21,6 @@ STOP_AFTER = 12  # steps of the run that is cut short
 
 class _CutShort(Exception):
     """Enough has happened for a partial log."""
-
-
-def request_columns(requests: Sequence[Request]) -> dict[str, list[Any]]:
-    """The columns that :class:`RunEvents` wants of the requests."""
-    return {
-        "request": [r.index for r in requests],
-        "id": [r.id for r in requests],
-        "tenant": [r.tenant for r in requests],
-        "arrival": [r.arrival_ns for r in requests],
-        "prompt_tokens": [r.num_prompt_tokens for r in requests],
-        "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
-        "max_tokens": [r.max_tokens for r in requests],
-    }
 
 
 def run_events(engine: Engine, **changes: Any) -> RunEvents:

@@ -237,7 +237,7 @@ def test_what_is_measured_is_stored_while_it_is_measured(
     """Also what ended after, and what is under way beside, a request that hears nothing."""
     monkeypatch.setattr("nexusbench.serving.endpoint.FLUSH_NS", 50_000_000)
     read: list[RunEvents] = []
-    look = nexusbench.serving.endpoint.Onlooker.look
+    look = nexusbench.serving.endpoint.ReplayRecorder.look
     expected = [0, 6, 2, 8, 9, 10, 11, 12]
 
     def look_and_read(self: Any) -> None:
@@ -251,7 +251,7 @@ def test_what_is_measured_is_stored_while_it_is_measured(
                 read.append(events)
                 raise Interrupted("seen")
 
-    monkeypatch.setattr(nexusbench.serving.endpoint.Onlooker, "look", look_and_read)
+    monkeypatch.setattr(nexusbench.serving.endpoint.ReplayRecorder, "look", look_and_read)
     served = serve("--behaviours", "silent,ok,stall,ok,ok,ok,ok,ok")
     with pytest.raises(Interrupted, match=r"seen. Kept: ") as caught:
         send(served, evenly(8), timeout_s=60)
@@ -276,7 +276,7 @@ def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable
 @pytest.mark.slow
 def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     served = serve_alone()
-    kill = nexusbench.serving.endpoint.Onlooker.look
+    kill = nexusbench.serving.endpoint.ReplayRecorder.look
 
     def look(self: Any) -> None:
         if self._replay.recording.num_ended >= 4:
@@ -284,7 +284,7 @@ def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[...
         kill(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nexusbench.serving.endpoint.Onlooker, "look", look)
+        patch.setattr(nexusbench.serving.endpoint.ReplayRecorder, "look", look)
         # Long enough that a busy machine still has requests to send when the server is gone.
         result = send(served, evenly(80, gap_ms=50))
     kinds = Counter(ends(result))

@@ -281,7 +281,7 @@ def test_what_could_not_be_stored_is_still_summarised(
             self._writer.flush(engine.log, recorder.splits_of(engine))
 
     monkeypatch.setattr(RunWriter, "flush", flush)
-    monkeypatch.setattr(recorder.Recorder, "after_step", flush_some)
+    monkeypatch.setattr(runner.EngineRecorder, "after_step", flush_some)
     made = nexusbench.run(config, results=tmp_path / "results")
     assert len(calls) == flushes + 1
     assert "No space left" in made.fault
