@@ -211,8 +211,10 @@ def decode_manifest(data: bytes, file: Path) -> Manifest:
 
 def _from_schema_1(document: JsonObject) -> JsonObject:
     """A document of schema 1 as one of schema 2, which says itself what observed the run."""
-    resolved = document.get("resolved")
-    observed = resolved.get("observed", "engine") if isinstance(resolved, dict) else "engine"
+    config, resolved = document.get("config"), document.get("resolved")
+    of_server = isinstance(config, dict) and "endpoint" in config
+    of_server |= isinstance(resolved, dict) and resolved.get("observed") == "client"
+    observed = "client" if of_server else "engine"
     return {**document, "schema": SCHEMA_VERSION, "observed": observed}
 
 
