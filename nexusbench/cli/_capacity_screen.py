@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,10 +13,10 @@ from nexusbench.cli._capacity_verdict import capacity_verdict
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._grid import Grid
-from nexusbench.cli._policies import check_policies, pair_policies, split_policies
+from nexusbench.cli._jobs import check_policies, pair_policies, policy_labels
 from nexusbench.cli._screen import badge
-from nexusbench.cli._session import JSON_SCHEMA, policy_labels
-from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli._slo_asked import AskedSearch
 from nexusbench.comparison.load import lines_about, worst_load
 from nexusbench.experiments.capacity import (
     LITTLE_TOLERANCE,
@@ -32,34 +32,32 @@ from nexusbench.models.config import load_model
 from nexusbench.serving.preflight import check_runs
 
 
-def show_capacity(params: Mapping[str, Any]) -> None:
+def show_capacity(asked: AskedSearch, precision: float) -> None:
     """Search, then print one table (or one JSON document)."""
-    slo, source = asked_slo(params)
-    base = asked_config(params)
-    schedulers = split_policies(params["scheduler"], "--scheduler")
-    pairs = pair_policies(schedulers, split_policies(params["partitioner"] or [], "--partitioner"))
-    check_policies(pairs, params["cost_model"])
+    slo, source = asked.judged_by()
+    base = asked.base()
+    pairs = pair_policies(*asked.policies())
+    check_policies(pairs, None)
     configs = tuple(
         msgspec.structs.replace(base, scheduler=scheduler, partitioner=partitioner)
         for scheduler, partitioner in pairs
     )
-    seeds = tuple(range(params["seed"], params["seed"] + params["seeds"]))
     search = CapacitySearch(
-        configs=configs, slo=slo, seeds=seeds, precision=params["precision"],
-        cache=params["cache"], fresh=params["fresh"],
+        configs=configs, slo=slo, seeds=asked.seeds, precision=precision, cache=asked.cache,
+        fresh=asked.fresh,
     )  # fmt: skip
     check_runs(configs)
     requests, _ = check_search(search)
     labels = policy_labels(pairs)
-    countdown = Countdown("capacity", len(pairs) * len(seeds), quiet=params["no_progress"])
+    countdown = Countdown("capacity", len(pairs) * len(search.seeds), quiet=asked.quiet)
 
     def told(position: int, found: Found) -> None:
         countdown.step(f"{labels[position]} seed {found.seed}: {found.kept:.4g} req/s")
 
-    capacities = find_capacities(search, asked_jobs(params), told)
+    capacities = find_capacities(search, asked.processes(), told)
     probes = sum(one.probes - one.probes_kept for one in capacities)
     countdown.end(f"{counted(probes, 'probe')} run")
-    if params["json"]:
+    if asked.as_json:
         print(json.dumps(_document(search, source, labels, capacities), indent=2, allow_nan=False))
         return
     _show(search, source, labels, capacities, requests)

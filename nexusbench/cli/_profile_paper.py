@@ -14,6 +14,7 @@ from nexusbench.cli._console import results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._profiling import JSON_SCHEMA, open_subject
 from nexusbench.cli._screen import badge
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.motivation import AGREES, IN_PART, Row, motivation, replay_config
 
@@ -29,7 +30,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
         raise UsageError(f"--trace {trace}: there is no such file")
     if trace is None and DEFAULT_TRACE.is_file():
         trace = DEFAULT_TRACE
-    subject = open_subject({"device": device, "model": model})
+    subject = open_subject(RunConfig(trace="", device=device, model=model))
     try:
         simulated, name = subject.device.spec.simulated, subject.device.spec.name
         config = None

@@ -11,8 +11,8 @@ import msgspec
 
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._grid import Grid
+from nexusbench.cli._jobs import check_policies, split_policies
 from nexusbench.cli._live import follow
-from nexusbench.cli._policies import check_policies, split_policies
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._view import view_of_result

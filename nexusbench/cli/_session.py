@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._argv import STATISTIC_BOUND
 from nexusbench.cli._console import results_console
+from nexusbench.cli._jobs import Job
 from nexusbench.cli._live import Follower, follow
-from nexusbench.cli._policies import check_policies, pair_policies, split_policies
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._timelines import Following
@@ -25,24 +24,13 @@ from nexusbench.comparison.view import RunView, by_label
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.printable import shell_words
-from nexusbench.core.registry import did_you_mean
-from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.summary import over_seeds
 from nexusbench.serving.runner import RunResult, run
-from nexusbench.workloads.transform import parse_window
 
 JSON_SCHEMA = 1
 # What would stop the runs that follow too, or is meant to.
 _STOPPING = (UsageError, Interrupted, KeyboardInterrupt)
 _BY_SIGNAL = 128  # exit codes from here on are of runs that a signal ended
-
-
-class Job(msgspec.Struct, frozen=True):
-    """One run to make: ``label`` heads its column, ``title`` names it in progress and errors."""
-
-    label: str
-    title: str
-    config: RunConfig | EndpointConfig
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -65,106 +53,6 @@ class Failure(msgspec.Struct, frozen=True):
     exit_code: int
     title: str = ""
     folder: str | None = None  # what was kept of it
-
-
-def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
-    """The runs that the flags of ``serve-trace`` ask for. Raises UsageError naming the flag."""
-    schedulers = split_policies(flags["scheduler"], "--scheduler")
-    partitioners = split_policies(flags["partitioner"] or [], "--partitioner")
-    pairs = pair_policies(schedulers, partitioners)
-    check_texts(flags)
-    check_policies(pairs, flags["cost_model"])
-    names = set(RunConfig.__struct_fields__) & set(flags)
-    fields = {name: flags[name] for name in names}
-    fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
-    seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
-    labels = policy_labels(pairs)
-    many = len(labels) * len(seeds)
-    jobs: list[Job] = []
-    for label, (scheduler, partitioner) in zip(labels, pairs, strict=True):
-        for seed in seeds:
-            own = {"scheduler": scheduler, "partitioner": partitioner, "seed": seed}
-            title = label + (f", seed {seed}" if len(seeds) > 1 else "")
-            title += f" ({len(jobs) + 1} of {many})" if many > 1 else ""
-            jobs.append(Job(label, title, RunConfig(**{**fields, **own})))
-    return jobs
-
-
-def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The schedulers as typed; with the partitioner where that tells them apart, else a number."""
-    several = len({partitioner for _, partitioner in pairs}) > 1
-    labels: list[str] = []
-    for scheduler, partitioner in pairs:
-        label = f"{scheduler} + {partitioner}" if several and partitioner else scheduler
-        again = labels.count(label)
-        labels.append(f"{label} #{again + 1}" if again else label)
-    return labels
-
-
-def check_texts(flags: Mapping[str, Any]) -> None:
-    """Flags that are texts, and those that exclude each other. Raises UsageError naming one."""
-    if len(split_policies([flags["cost_model"] or "-"], "--cost-model")) > 1:
-        raise UsageError(
-            f"--cost-model {flags['cost_model']}: a run asks one belief. nexusbench regret "
-            "compares several on one trace"
-        )
-    if flags["force_profile"] and flags["profile"] is None:
-        raise UsageError("--force-profile goes with --profile, which is not given")
-    if flags["window"] is not None:
-        try:
-            parse_window(flags["window"])
-        except UsageError as error:
-            raise UsageError(f"--window: {error}") from None
-    if flags["burstiness"] is not None and flags["request_rate"] is None:
-        raise UsageError("--burstiness redraws arrivals and needs --rate")
-    if flags["concurrency"] is not None:
-        for name, flag in (
-            ("request_rate", "--rate"),
-            ("speed", "--speed"),
-            ("quantize_arrivals", "--quantize-arrivals"),
-        ):
-            if flags[name] is not None:
-                raise UsageError(
-                    f"--concurrency gives up the timestamps that {flag} changes. Choose one"
-                )
-
-
-def parse_goodput(values: Sequence[str]) -> dict[str, float]:
-    """``ttft:500,tbt:50`` in any number of values as bounds in ms. Raises UsageError."""
-    bounds: dict[str, float] = {}
-    for text in (piece for value in values for piece in value.replace(",", " ").split()):
-        key, colon, number = text.partition(":")
-        try:
-            bound = float(number)
-        except ValueError:
-            colon, bound = "", 0.0
-        if not colon and STATISTIC_BOUND.fullmatch(text):
-            raise UsageError(
-                f"--goodput '{text}' bounds a statistic of a run, which nexusbench capacity and "
-                "advise judge by. Here each request is judged: write KEY:MS, as in ttft:500 tbt:50"
-            )
-        if not colon:
-            raise UsageError(
-                f"--goodput '{text}' is not KEY:MS. Write milliseconds, as in ttft:500 tbt:50"
-            )
-        if key in bounds:
-            raise UsageError(f"--goodput: '{key}' is given twice")
-        bounds[key] = bound
-    try:
-        return check_slo(bounds)
-    except UsageError as error:
-        raise UsageError(f"--goodput: {error}") from None
-
-
-def parse_by(values: Sequence[str]) -> tuple[str, ...]:
-    """``prompt-length,tenant`` in any number of values, as names. Raises UsageError."""
-    from nexusbench.metrics.groups import GROUPINGS
-
-    names = [name.strip() for value in values for name in value.split(",")]
-    for name in names:
-        if name not in GROUPINGS:
-            raise UsageError(f"--by '{name}' is unknown. {did_you_mean(name, list(GROUPINGS))}")
-    return tuple(dict.fromkeys(names))
 
 
 class Outcome(msgspec.Struct):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexusbench.cli._bounds import bounded
+from nexusbench.cli import _flags as flags
 
 if TYPE_CHECKING:
     from nexusbench.experiments.fidelity.errors import Errors
@@ -91,10 +91,7 @@ def run(
         Path | None, typer.Option("--kernel-table", metavar="DIR", help="Measured operator times.")
     ] = None,
     seed: Annotated[
-        int,
-        typer.Option(
-            "--seed", min=0, callback=bounded, metavar="N", help="Seed of simulated noise."
-        ),
+        int, flags.option("seed", help="Seed of simulated noise.", rich_help_panel=None)
     ] = 0,
     bound: Bounds = [],  # noqa: B006 - Typer reads it, nobody changes it
     as_json: AsJson = False,

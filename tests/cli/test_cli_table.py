@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nexusbench.cli._policies import pair_policies, split_policies
+from nexusbench.cli._jobs import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
 from nexusbench.comparison.alike import different_loads, find_warnings, label_apart
