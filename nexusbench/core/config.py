@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.options import Option, convert_config, field_of
+from nexusbench.core.options import Option, convert_config, declared, field_of
 
 _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
@@ -358,6 +358,14 @@ class EndpointConfig(Traffic, frozen=True, forbid_unknown_fields=True):
             "SECONDS", ENDPOINT, ("--timeout",), part="aside",
         ),
     ] = 600.0  # fmt: skip
+
+
+def fields_of(part: str) -> tuple[str, ...]:
+    """The options of runs, of an engine or against a server, that are that ``part`` of a run (see
+    :class:`Option`), in their order.
+    """
+    both = {**declared(RunConfig), **declared(EndpointConfig)}
+    return tuple(name for name, field in both.items() if field.option.part == part)
 
 
 def check_config(config: _Config) -> _Config:
