@@ -8,6 +8,7 @@ Fields(RunConfig, "device", "model")]``, and is decorated with :func:`asking`.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -27,6 +28,8 @@ _PANELS = (
     SLO, _WHAT, panels.ENDPOINT, COMPARED, panels.MEMORY, panels.PREFIX, panels.LIMITS,
     panels.TOKENS, panels.TRAFFIC, SEARCH, SWEEP, _MEASURE, _OUTPUT,
 )  # fmt: skip
+# ``ttft:p99<2000`` and its spellings, as metrics/slo.py reads them.
+STATISTIC_BOUND = re.compile(r"[a-z0-9_]+:[a-z][a-z0-9.]*(<=|<|:|=)[0-9.eE+-]+")
 _REQUIRED = inspect.Parameter.empty
 
 

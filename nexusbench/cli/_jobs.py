@@ -9,7 +9,7 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-from nexusbench.cli._argv import STATISTIC_BOUND
+from nexusbench.cli._flags import STATISTIC_BOUND
 from nexusbench.core.config import EndpointConfig, RunConfig, Traffic
 from nexusbench.core.errors import UsageError
 from nexusbench.core.options import declared

@@ -1,22 +1,193 @@
-"""Progress on stderr: a live panel on a terminal, else one line when a run ends."""
+"""Progress of a run on stderr: on a terminal a live panel of counts and rolling TTFT and TBT, read
+from the engine cheaply; else one line when a run begins and one when it ends.
+"""
 
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
-from nexusbench.cli._progress import ProgressReader, Snapshot, snapshot_of
 from nexusbench.core.clock import now_ns
-from nexusbench.core.units import NS_PER_S
+from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.endpoint.status import Status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from nexusbench.engine.engine import Engine
+
+RECENT_GAPS = 4096
+RECENT_FIRST = 256
+# More new tokens than this are not all worth sorting: only the latest are.
+MOST_TOKENS = 20_000
+_NEVER, _UNKNOWN = -1, -2
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A moment of a run; times in ns of the device's clock, latencies in ms, None if unknown."""
+
+    ended: int
+    offered: int
+    now_ns: int
+    tokens: int
+    running: int
+    waiting: int
+    kv_usage: float
+    split: str
+    ttft_ms: float | None
+    tbt_ms: float | None
+
+
+class _NewRows(NamedTuple):
+    requests: IntArray
+    times: IntArray
+
+
+class RollingLatency:
+    """Mean TTFT and TBT of the most recent tokens; each call reads only rows it has not seen.
+
+    The engine's log is emptied whenever its rows are written to disk. ``num_tokens`` counts all
+    tokens ever made, so what the table lacks of them was drained, and a position counted from the
+    start of the run stays valid. Rows drained unseen are not made up for: the requests they may
+    concern are left out until their next token.
+    """
+
+    def __init__(self, num_requests: int) -> None:
+        self._last: IntArray = np.full(num_requests, _NEVER, dtype=np.int64)
+        self._seen = self._drained = self._step_row = 0
+        self._gaps = np.empty(0, dtype=np.int64)
+        self._first = np.empty(0, dtype=np.int64)
+
+    def update(self, engine: Engine) -> None:
+        """Take in what is new."""
+        rows = self._new_rows(engine)
+        if len(rows.requests) > MOST_TOKENS:
+            # Where a request stands several times the last assignment wins, which is the latest.
+            early = slice(0, len(rows.requests) - MOST_TOKENS)
+            self._last[rows.requests[early]] = rows.times[early]
+            rows = _NewRows(rows.requests[-MOST_TOKENS:], rows.times[-MOST_TOKENS:])
+        if len(rows.requests):
+            self._add(rows, engine)
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Mean over the last RECENT_FIRST first tokens."""
+        return float(self._first.mean()) / NS_PER_MS if len(self._first) else None
+
+    @property
+    def tbt_ms(self) -> float | None:
+        """Mean over the last RECENT_GAPS gaps."""
+        return float(self._gaps.mean()) / NS_PER_MS if len(self._gaps) else None
+
+    def _new_rows(self, engine: Engine) -> _NewRows:
+        tables = engine.log.tables
+        token, done = tables["token"].columns, tables["step_done"].columns
+        held = len(token["request"])
+        drained = engine.executor.num_tokens - held
+        if drained != self._drained:
+            self._drained, self._step_row = drained, 0
+            if drained > self._seen:
+                self._forget(engine, _copy(token["request"], 0))
+                self._seen = drained
+        start = self._seen - drained
+        # Both tables are drained together, so a step that is held has all its tokens held.
+        counts = _copy(done["tokens"], self._step_row)
+        times = np.repeat(_copy(done["time"], self._step_row), counts)
+        requests = _copy(token["request"], held - len(times))
+        skip = start - (held - len(times))
+        self._step_row, self._seen = len(done["time"]), drained + held
+        return _NewRows(requests[skip:], times[skip:])
+
+    def _forget(self, engine: Engine, held: IntArray) -> None:
+        """Rows were lost: whoever had a token in them has an unknown last one."""
+        self._last[self._last >= 0] = _UNKNOWN
+        silent = np.flatnonzero(self._last == _NEVER)
+        visible = np.bincount(held, minlength=len(self._last))
+        for request in silent.tolist():
+            if engine.requests[request].num_output_tokens > visible[request]:
+                self._last[request] = _UNKNOWN
+
+    def _add(self, rows: _NewRows, engine: Engine) -> None:
+        order = np.argsort(rows.requests, kind="stable")
+        requests, times = rows.requests[order], rows.times[order]
+        begins = np.append(True, requests[1:] != requests[:-1])
+        before = np.append(0, times[:-1])
+        before[begins] = self._last[requests[begins]]
+        gaps, first = before >= 0, before == _NEVER
+        # Back into the order of time, so that the most recent are the last.
+        back = np.argsort(order, kind="stable")
+        self._gaps = np.append(self._gaps, (times - before)[back][gaps[back]])[-RECENT_GAPS:]
+        begun = np.flatnonzero(first[back])[-RECENT_FIRST:]
+        # Asked only now: when a later turn of a session arrives was not known at the start.
+        offered = [engine.requests[r].arrival_ns for r in requests[back][begun].tolist()]
+        ttft = times[back][begun] - np.array(offered, dtype=np.int64)
+        self._first = np.append(self._first, ttft)[-RECENT_FIRST:]
+        self._last[rows.requests] = rows.times
+
+
+class ProgressReader:
+    """Turns an engine into snapshots."""
+
+    def __init__(self) -> None:
+        self._rolling: RollingLatency | None = None
+
+    def __call__(self, engine: Engine) -> Snapshot:
+        """The engine now."""
+        if self._rolling is None:
+            self._rolling = RollingLatency(len(engine.requests))
+        self._rolling.update(engine)
+        state, (ended, offered) = engine.state, counts_of(engine)
+        return Snapshot(
+            ended=ended,
+            offered=offered,
+            now_ns=state.now,
+            tokens=engine.executor.num_tokens,
+            running=state.num_running,
+            waiting=len(state.waiting),
+            kv_usage=state.kv.usage,
+            split=str(state.split),
+            ttft_ms=self._rolling.ttft_ms,
+            tbt_ms=self._rolling.tbt_ms,
+        )
+
+
+def counts_of(source: Engine | Status) -> tuple[int, int]:
+    """How many requests have ended, and how many are offered in all."""
+    if isinstance(source, Status):
+        return source.ended, source.requests
+    return source.executor.num_ended, len(source.requests)
+
+
+def snapshot_of(status: Status) -> Snapshot:
+    """The same of a replay, as far as its client sees it."""
+    return Snapshot(
+        ended=status.ended,
+        offered=status.requests,
+        now_ns=status.now_ns,
+        tokens=status.tokens,
+        running=status.flying,
+        waiting=0,
+        kv_usage=0.0,
+        split="",
+        ttft_ms=status.ttft_ms,
+        tbt_ms=status.tbt_ms,
+    )
+
+
+def _copy(column: array[int], start: int) -> IntArray:
+    """The column from ``start`` as an array of its own: a view would keep the log from growing."""
+    values: IntArray = np.array(column[start:], dtype=np.int64)
+    return values
 
 
 class Follower:
@@ -27,36 +198,32 @@ class Follower:
         self._read = ProgressReader()
         self._began = now_ns()
         self._told = show is not None
-        self._simulated = False
-        self.last: Snapshot | None = None
+        self._source: Engine | Status | None = None
 
     def __call__(self, source: Engine | Status) -> None:
-        """Take a snapshot and show it; without a terminal, say once that the run has begun."""
+        """Show a snapshot; without a terminal, say once that the run has begun."""
         if not self._told:
             print(f"{self.title}: started", file=sys.stderr, flush=True)
             self._told = True
-        if isinstance(source, Status):
-            self.last = snapshot_of(source)
-        else:
-            self._simulated = source.device.spec.simulated
-            self.last = self._read(source)
+        self._source = source
         if self._show is not None:
-            self._show(self._panel(self.last))
+            now = snapshot_of(source) if isinstance(source, Status) else self._read(source)
+            self._show(self._panel(now))
 
     def summary(self) -> str:
         """One line at the end of the run."""
-        if self.last is None:
+        if self._source is None:
             return self.title
-        return (
-            f"{self.title}: {self.last.ended:,} of {counted(self.last.offered, 'request')}, "
-            f"{self._pace()}"
-        )
+        ended, offered = counts_of(self._source)
+        return f"{self.title}: {ended:,} of {counted(offered, 'request')}, {self._pace()}"
 
     def _pace(self) -> str:
-        assert self.last is not None
+        assert self._source is not None
         wall = max(1e-9, (now_ns() - self._began) / NS_PER_S)
-        run = self.last.now_ns / NS_PER_S
-        if not self._simulated:
+        if isinstance(self._source, Status):
+            return f"{self._source.now_ns / NS_PER_S:,.1f} s"
+        run = self._source.state.now / NS_PER_S
+        if not self._source.device.spec.simulated:
             return f"{run:,.1f} s"
         return f"{run:,.1f} s simulated in {wall:,.1f} s ({run / wall:,.0f}x)"
 

@@ -8,15 +8,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nexusbench import __version__
-from nexusbench.cli._argv import expand_goodput, plain_names
-from nexusbench.cli._help import tidy
-from nexusbench.cli._stopping import heeding_signals
-from nexusbench.cli._warnings import warnings_on_stderr
+from nexusbench.cli._flags import STATISTIC_BOUND
 from nexusbench.cli.advise import advise
 from nexusbench.cli.capacity import capacity
 from nexusbench.cli.check_model import check_model
@@ -25,7 +22,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
-from nexusbench.cli.outlet import outlets, silence
+from nexusbench.cli.outlet import heeding_signals, outlets, silence, warnings_on_stderr
 from nexusbench.cli.pays import pays
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
@@ -229,3 +226,70 @@ def _report(message: str, code: int, debug: bool) -> int:
         line = f"{line[: _LONGEST_ERROR - 400]} [...] {line[-300:]}"
     print(f"error: {line}", file=sys.stderr)
     return code
+
+
+# -- the command line as it is typed, and the help as it is shown ----------------------------------
+
+# Two of vLLM's flags whose second names would leave a screen of 80 columns no room for the first.
+_PLAIN = {
+    "--enable-prefix-caching": "--prefix-caching",
+    "--no-enable-prefix-caching": "--no-prefix-caching",
+}
+
+
+def plain_names(arguments: list[str]) -> list[str]:
+    """``arguments`` with our names of flags for vLLM's, up to a ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [_PLAIN.get(argument, argument) for argument in arguments[:end]] + arguments[end:]
+
+
+def expand_goodput(arguments: list[str]) -> list[str]:
+    """Repeat ``--goodput`` before each further ``name:number`` or ``name:p99<number`` after it.
+
+    A trace path is not mistaken for a bound: it would have to be a word, a colon and a number.
+    """
+    expanded: list[str] = []
+    listing = False
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return expanded + arguments[position:]
+        if listing and _is_bound(argument):
+            if expanded[-1] != "--goodput":
+                expanded.append("--goodput")
+        else:
+            listing = argument == "--goodput" or argument.startswith("--goodput=")
+        expanded.append(argument)
+    return expanded
+
+
+def _is_bound(text: str) -> bool:
+    if STATISTIC_BOUND.fullmatch(text):
+        return True
+    name, colon, number = text.partition(":")
+    if not colon or not name.isidentifier():
+        return False
+    try:
+        float(number)
+    except ValueError:
+        return False
+    return True
+
+
+def tidy(command: Any) -> None:
+    """Prepare the help texts of a Click ``command`` and of all below it.
+
+    Typer keeps the line breaks of the source, and takes ``[sim]`` for markup of Rich, which then
+    shows nothing at all.
+    """
+    command.help = _plain(command.help)
+    for parameter in command.params:
+        parameter.help = _plain(getattr(parameter, "help", None))
+    for below in getattr(command, "commands", {}).values():
+        tidy(below)
+
+
+def _plain(text: str | None) -> str | None:
+    if text is None:
+        return None
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return "\n\n".join(paragraphs).replace("[", "\\[")

@@ -1,21 +1,30 @@
-"""stdout and stderr as commands have them: nothing printed controls the terminal, and a reader that
-has left, or a log that is full, ends no run.
+"""What a command runs in: its streams, its warnings and its signals.
+
+Nothing printed controls the terminal, and a reader that has left, or a log that is full, ends no
+run. SIGTERM and SIGHUP end a command as Ctrl-C does: in good order, with what was finished kept.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TextIO, cast
 
-from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.errors import Interrupted, NexusbenchError, Terminated
 from nexusbench.core.printable import printable
 
 # What a width may be: below, a table has a letter a line; above, a line of blanks has no end.
 _LEAST, _MOST = 20, 2_000
+# SIGHUP is not everywhere.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_AGAIN_S = 0.01
 
 
 class Outlet:
@@ -152,3 +161,78 @@ def open_closed_streams() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
+class _ToStderr(logging.Handler):
+    """Prints a warning the first time it comes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """``WARNING: ...``, wherever stderr is now; a closed one loses it."""
+        text = record.getMessage()
+        if text not in self._told:
+            self._told.add(text)
+            with suppress(OSError, ValueError, AttributeError):
+                print(f"WARNING: {text}", file=sys.stderr)
+
+
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """While a command runs."""
+    handler, log = _ToStderr(), logging.getLogger("nexusbench")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class Heard:
+    """What came while a command ran; ``number`` is the signal's, 0 for none."""
+
+    number = 0
+
+    def code(self, code: int) -> int:
+        """The exit code: of an interrupted command, the one that names the signal."""
+        return 128 + self.number if self.number and code == Interrupted.exit_code else code
+
+
+@contextmanager
+def heeding_signals() -> Iterator[Heard]:
+    """Let the signals raise Terminated, which is a KeyboardInterrupt.
+
+    A signal that is ignored (nohup) stays so; one that a caller handles is the caller's.
+    """
+    heard = Heard()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        heard.number = number
+        raise Terminated(number)
+
+    ours: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, on_signal)
+    hook = sys.unraisablehook
+
+    def on_unraisable(lost: sys.UnraisableHookArgs) -> None:
+        # It came while an object was let go of, where Python drops what is raised: ask again.
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = heard.number or signal.SIGINT
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = on_unraisable
+    try:
+        yield heard
+    finally:
+        sys.unraisablehook = hook
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -13,11 +13,11 @@ from commandline import write_trace
 from rich.console import Console
 
 import nexusbench
-from nexusbench.cli import _countdown, _progress
+from nexusbench.cli import _countdown, _live
 from nexusbench.cli._console import ProgressLine
 from nexusbench.cli._countdown import Countdown
 from nexusbench.cli._grid import Grid
-from nexusbench.cli._progress import ProgressReader, RollingLatency, Snapshot
+from nexusbench.cli._live import ProgressReader, RollingLatency, Snapshot
 from nexusbench.core.events import EventLog
 
 MS = 1_000_000
@@ -80,8 +80,8 @@ def test_unseen_drained_rows_are_not_made_up() -> None:
 
 
 def test_only_the_latest_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_progress, "RECENT_GAPS", 2)
-    monkeypatch.setattr(_progress, "RECENT_FIRST", 1)
+    monkeypatch.setattr(_live, "RECENT_GAPS", 2)
+    monkeypatch.setattr(_live, "RECENT_FIRST", 1)
     script = Script([0, 0])
     script.step(10, 0, 1)
     script.step(20, 0)
@@ -96,7 +96,7 @@ def test_many_new_tokens_are_sampled_from_the_end(monkeypatch: pytest.MonkeyPatc
         for time in range(1, 200):
             engine.step(time * time, 0, 1)
     whole = script.look()[1]
-    monkeypatch.setattr(_progress, "MOST_TOKENS", 10)
+    monkeypatch.setattr(_live, "MOST_TOKENS", 10)
     part = sampled.look()[1]
     assert whole is not None
     assert part == pytest.approx(((199**2) - (194**2)) / 5)
