@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
-from nexusbench.cli._table import render_rows
 from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
 from nexusbench.comparison.load import conditions, is_overloaded, load_lines
 from nexusbench.comparison.rejections import rejection_lines
-from nexusbench.comparison.rows import make_rows
+from nexusbench.comparison.rows import Row, make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.printable import shell_words
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 _INDENT = 10
@@ -37,7 +37,8 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
     print_folded(
         console, len(columns), lambda block: render_rows(columns, rows, block, tight=tight)
     )
-    show_groups(console, columns)
+    if any(column.first.groups for column in columns):
+        show_groups(console, columns)
     for line in footnotes(columns, rows):
         say(console, line, "dim")
     if formulas:
@@ -61,6 +62,38 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
             different=different_loads(columns),
         )
         say(console, under + " ".join(sentences), "bold")
+
+
+def render_rows(
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    block: slice = slice(None),
+    *,
+    tight: bool = False,
+) -> Table:
+    """The rich table of some rows, with a block of the columns; ``tight`` leaves one blank between
+    them, not three.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    padding = 0 if tight else 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, padding))
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, style="dim")
+    for column in columns[block]:
+        head = Text(column.label.replace(", ", "\n"))
+        table.add_column(head, justify="right", no_wrap=True)
+    # Marks hang to the right of the digits, so that these stay in line.
+    hang = max((len(c.marked) - len(c.text) for row in rows for c in row.cells), default=0)
+    for row in rows:
+        cells = []
+        for cell in row.cells[block]:
+            text = cell.marked + "\u00a0" * (hang - len(cell.marked) + len(cell.text))
+            cells.append(Text(text, style="bold green" if cell.best else ""))
+        table.add_row(row.title, row.name, *cells, end_section=row.last)
+    return table
 
 
 def header(console: Console, columns: Sequence[Column], title: str) -> None:

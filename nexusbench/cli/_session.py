@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from nexusbench.cli._jobs import Job
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._timelines import Following
 from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.answers import answers
 from nexusbench.comparison.rejections import nothing_measured
 from nexusbench.comparison.view import RunView, by_label
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.outputs import check_writable
 from nexusbench.core.printable import shell_words
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import over_seeds
+from nexusbench.report.timeline import TimelineWriter, timeline_file
 from nexusbench.serving.runner import RunResult, run
 
 JSON_SCHEMA = 1
@@ -64,6 +67,50 @@ class Outcome(msgspec.Struct):
     failures: list[Failure] = []
     missing: Sequence[Job] = ()
     cause: BaseException | None = None
+
+
+class Following:
+    """The timeline of the runs of one call, if one was asked for. What goes wrong with it is kept
+    in ``fault`` and costs the timeline, never the runs.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises UsageError, before anything is run, for a place that cannot be written."""
+        self.path, self.fault = path, ""
+        self._file: AbstractContextManager[TimelineWriter] | None = None
+        self._writer: TimelineWriter | None = None
+        if path is not None:
+            check_writable(path)
+            self._file = timeline_file(path)
+            self._writer = self._file.__enter__()
+
+    def add(self, run: RunEvents, label: str) -> None:
+        """Append a run, as long as nothing has gone wrong."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.add(run, label, (0.0, None))
+        except (OSError, NexusbenchError) as error:
+            self._end(error)
+
+    def close(self) -> None:
+        """Put the file into its place."""
+        self._end(None)
+
+    def abandon(self) -> None:
+        """Leave nothing."""
+        self._end(Interrupted())
+        self.fault = ""
+
+    def _end(self, cause: Exception | None) -> None:
+        file, self._file, self._writer = self._file, None, None
+        if file is None:
+            return
+        try:
+            file.__exit__(type(cause) if cause else None, cause, None)
+        except (OSError, NexusbenchError) as error:
+            cause = error
+        self.fault = "" if cause is None else str(cause)
 
 
 def serve(jobs: Sequence[Job], output: Output) -> None:
