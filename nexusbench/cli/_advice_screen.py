@@ -6,14 +6,14 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import AskedSearch
@@ -183,7 +183,7 @@ def _load_lines(advice: Advice) -> list[str]:
 
 def _table(console: Console, advice: Advice) -> None:
     crowded = any(one.load for one in advice.final)
-    grid = Grid(
+    grid = TextGrid(
         "", ("scheduler", "partitioner", "chunk", "draws", "within, %", "worst draw",
              "bounds used, %", "score", "SLO kept", *(["overloaded"] * crowded)),
         keys=3, texts=(0, 1),
@@ -321,8 +321,8 @@ def _command(
 
 def _document(
     question: Question, advice: Advice, source: str, skipped: Sequence[str]
-) -> dict[str, Any]:
-    def rated(one: Rated) -> dict[str, Any]:
+) -> dict[str, object]:
+    def rated(one: Rated) -> dict[str, object]:
         return {
             **msgspec.to_builtins(one.candidate),
             "attained": one.attained,

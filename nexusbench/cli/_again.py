@@ -41,7 +41,7 @@ def run_again(
     verdict, sentence, code = _verdict(reader, result)
     changes = differences(reader.manifest, result)
     if as_json:
-        document: dict[str, Any] = {
+        document: dict[str, object] = {
             "schema": JSON_SCHEMA,
             "command": "rerun",
             "simulated": result.summary["simulated"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -12,7 +11,7 @@ from nexusbench import __version__
 from nexusbench.cli._capacity_verdict import capacity_verdict
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._jobs import check_policies, pair_policies, policy_labels
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
@@ -86,7 +85,7 @@ def _show(
         say(console, f"WARNING: {line}", "bold red")
     interval = "95 % interval" if len(search.seeds) > 1 else "bracket"
     titles = ("", "req/s", interval, "worst seed", "probes", "stopped", "N", "X·R")
-    grid = Grid("", (*titles, "breaks first at the next rate"), texts=(0, len(titles)))
+    grid = TextGrid("", (*titles, "breaks first at the next rate"), texts=(0, len(titles)))
     for label, one in zip(labels, capacities, strict=True):
         grid.add(label, *_cells(one))
     grid.show(console)
@@ -186,7 +185,7 @@ def _warnings(one: Capacity) -> list[str]:
 
 def _document(
     search: CapacitySearch, source: str, labels: Sequence[str], capacities: Sequence[Capacity]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA,
         "command": "capacity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -179,7 +179,7 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
     reader = RunReader(name, results)
     run = RunEvents.from_reader(reader)
     chosen = _slowest(run, top)
-    rows = [_slow_row(run, index) for index in chosen]
+    rows = [_slow_request(run, index) for index in chosen]
     if as_json:
         document = {
             "schema": JSON_SCHEMA,
@@ -188,7 +188,7 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
             "status": reader.status,
             "simulated": reader.manifest.simulated,
             "load": msgspec.to_builtins(load_of_run(run)),
-            "slowest": rows,
+            "slowest": msgspec.to_builtins(rows),
         }
         print(json.dumps(document, indent=2))
         return
@@ -199,7 +199,7 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
         say(console, "No request arrived in what this run kept.")
         return
     _show_slowest(console, rows, client=run.facts.observed == "client")
-    command = shell_words("nexusbench", "explain", reader.path, "--request", rows[0]["id"])
+    command = shell_words("nexusbench", "explain", reader.path, "--request", rows[0].id)
     console.print(f"next  {command}", soft_wrap=True)
 
 
@@ -214,22 +214,35 @@ def _slowest(run: RunEvents, top: int) -> list[int]:
     return [int(index) for index in listed[:top]]
 
 
-def _slow_row(run: RunEvents, index: int) -> dict[str, Any]:
+class SlowRequest(msgspec.Struct, frozen=True):
+    """Where the time of one request to its first token went; None for what never came."""
+
+    id: str
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    ttft_ms: float | None
+    queueing_ms: float | None
+    service_ms: float | None
+    preemptions: int
+
+
+def _slow_request(run: RunEvents, index: int) -> SlowRequest:
     arrival, admitted = int(run.arrival[index]), int(run.first_admitted[index])
     first = int(run.first_token[index])
-    return {
-        "id": str(run.requests["id"][index]),
-        "arrival_s": arrival / 1e9,
-        "prompt_tokens": int(run.requests["prompt_tokens"][index]),
-        "output_tokens": int(run.num_output_tokens[index]),
-        "ttft_ms": ms(first - arrival) if first >= 0 else None,
-        "queueing_ms": ms(admitted - arrival) if admitted >= 0 else None,
-        "service_ms": ms(first - admitted) if first >= 0 and admitted >= 0 else None,
-        "preemptions": int((run.tables["preempted"]["request"] == index).sum()),
-    }
+    return SlowRequest(
+        id=str(run.requests["id"][index]),
+        arrival_s=arrival / 1e9,
+        prompt_tokens=int(run.requests["prompt_tokens"][index]),
+        output_tokens=int(run.num_output_tokens[index]),
+        ttft_ms=ms(first - arrival) if first >= 0 else None,
+        queueing_ms=ms(admitted - arrival) if admitted >= 0 else None,
+        service_ms=ms(first - admitted) if first >= 0 and admitted >= 0 else None,
+        preemptions=int((run.tables["preempted"]["request"] == index).sum()),
+    )
 
 
-def _show_slowest(console: Console, rows: list[dict[str, Any]], *, client: bool) -> None:
+def _show_slowest(console: Console, rows: list[SlowRequest], *, client: bool) -> None:
     from rich import box
     from rich.table import Table
 
@@ -252,7 +265,7 @@ def _show_slowest(console: Console, rows: list[dict[str, Any]], *, client: bool)
         for head in ("request", *(heads[key] for key in keys[block])):
             table.add_column(head, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(one_line(row["id"]), *(_cell(row[key]) for key in keys[block]))
+            table.add_row(one_line(row.id), *(_cell(getattr(row, key)) for key in keys[block]))
         return table
 
     print_folded(console, len(keys), render)

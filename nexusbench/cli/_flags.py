@@ -105,7 +105,7 @@ class Fields:
         annotation = Annotated[kind | None if default is None else kind, option(name, self.config)]  # type: ignore[valid-type]
         return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
 
-    def made(self, given: Mapping[str, Any]) -> RunConfig | EndpointConfig | None:
+    def made(self, given: Mapping[str, object]) -> RunConfig | EndpointConfig | None:
         """The config; None where an option that it requires was not given. Where no trace is asked
         for, its name is empty.
         """
@@ -113,7 +113,8 @@ class Fields:
         values = {name: given[name] for name in self.names if name in given}
         if any(value is None and fields[name].required for name, value in values.items()):
             return None
-        return self.config(**{**values, "trace": str(values.get("trace", ""))})
+        values["trace"] = str(values.get("trace", ""))
+        return msgspec.convert(values, self.config)
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY

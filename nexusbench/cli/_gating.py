@@ -54,7 +54,7 @@ _STYLES = {
 _EXTREMES = (".min", ".max")
 
 
-class Source(msgspec.Struct, frozen=True):
+class GateSource(msgspec.Struct, frozen=True):
     """Where runs come from: folders, or a spec whose runs are made now (kept in ``keep``)."""
 
     runs: list[str]
@@ -74,7 +74,7 @@ class Outputs(msgspec.Struct, frozen=True):
 
 
 def save_file(
-    source: Source,
+    source: GateSource,
     output: Path | None,
     rules: list[str] | None,
     *,
@@ -127,7 +127,7 @@ def save_file(
 
 
 def check_runs(
-    source: Source,
+    source: GateSource,
     baseline: Path | None,
     rules: list[str] | None,
     outputs: Outputs,
@@ -184,7 +184,7 @@ def _write(report: Report, outputs: Outputs) -> None:
     )
 
 
-def _spec(source: Source) -> GateSpec | None:
+def _spec(source: GateSource) -> GateSpec | None:
     if bool(source.runs) == (source.spec is not None):
         raise UsageError("give either RUN... or --spec FILE.toml")
     return load_spec(source.spec) if source.spec is not None else None
@@ -199,20 +199,20 @@ def _rules(
     return spec.rules if spec is not None else None
 
 
-def _points(source: Source, spec: GateSpec | None) -> list[Point]:
+def _points(source: GateSource, spec: GateSpec | None) -> list[Point]:
     if spec is None:
         return read_points(source.runs, source.results)
     return make_points(spec.configs, source.keep, _follower(source))
 
 
-def _follower(source: Source) -> Follow:
+def _follower(source: GateSource) -> Follow:
     def following(title: str) -> AbstractContextManager[AnyProgress | None]:
         return follow(title, quiet=source.quiet)
 
     return following
 
 
-def _advice(report: Report, source: Source, path: Path) -> list[str]:
+def _advice(report: Report, source: GateSource, path: Path) -> list[str]:
     """How to make an intended change the new baseline, where something would need that."""
     if report.verdict not in ("fail", "missing", "incompatible-env"):
         return []

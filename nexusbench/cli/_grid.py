@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Grid:
+class TextGrid:
     """Rows under a title, printed by :meth:`show`. The first ``keys`` columns name a row; ``texts``
     of all columns are left-aligned, given by position.
     """

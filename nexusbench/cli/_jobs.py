@@ -10,7 +10,7 @@ import typer
 from msgspec.structs import replace
 
 from nexusbench.cli._flags import STATISTIC_BOUND
-from nexusbench.core.config import EndpointConfig, RunConfig, Traffic
+from nexusbench.core.config import EndpointConfig, RunConfig, TrafficConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.options import declared
 from nexusbench.core.registry import did_you_mean, parse_options, split_spec
@@ -25,7 +25,7 @@ from nexusbench.workloads.transform import parse_window
 LABEL = "endpoint"
 
 
-class Job(msgspec.Struct, frozen=True):
+class RunJob(msgspec.Struct, frozen=True):
     """One run to make: ``label`` heads its column, ``title`` names it in progress and errors."""
 
     label: str
@@ -47,7 +47,7 @@ class AskedRuns(msgspec.Struct, frozen=True):
     seeds: int
 
 
-def plan_jobs(asked: AskedRuns, context: typer.Context) -> list[Job]:
+def plan_jobs(asked: AskedRuns, context: typer.Context) -> list[RunJob]:
     """The runs that are asked for, of the engine or of a server. ``context`` says which options
     were given. Raises UsageError naming the one that cannot be.
     """
@@ -71,7 +71,7 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and not source.name.startswith("DEFAULT")
 
 
-def _engine_jobs(asked: AskedRuns) -> list[Job]:
+def _engine_jobs(asked: AskedRuns) -> list[RunJob]:
     """One run per scheduler and seed."""
     named = split_policies(asked.schedulers, "--scheduler")
     pairs = pair_policies(named, split_policies(asked.partitioners, "--partitioner"))
@@ -85,22 +85,22 @@ def _engine_jobs(asked: AskedRuns) -> list[Job]:
     return _seeded(configs, asked.seeds)
 
 
-def _endpoint_jobs(asked: AskedRuns, server: EndpointConfig, *, model: bool) -> list[Job]:
+def _endpoint_jobs(asked: AskedRuns, server: EndpointConfig, *, model: bool) -> list[RunJob]:
     """One replay per seed; the default of --model is the engine's."""
     check_together(server)
     goodput, named = parse_goodput(asked.goodput), asked.config.model if model else None
     return _seeded([(LABEL, replace(server, model=named, goodput=goodput))], asked.seeds)
 
 
-def _seeded(configs: Sequence[tuple[str, RunConfig | EndpointConfig]], seeds: int) -> list[Job]:
+def _seeded(configs: Sequence[tuple[str, RunConfig | EndpointConfig]], seeds: int) -> list[RunJob]:
     """Each config with each of its seeds, as a job whose title says which of how many it is."""
     many = len(configs) * seeds
-    jobs: list[Job] = []
+    jobs: list[RunJob] = []
     for label, config in configs:
         for seed in range(config.seed, config.seed + seeds):
             title = label + (f", seed {seed}" if seeds > 1 else "")
             title += f" ({len(jobs) + 1} of {many})" if many > 1 else ""
-            jobs.append(Job(label, title, replace(config, seed=seed)))
+            jobs.append(RunJob(label, title, replace(config, seed=seed)))
     return jobs
 
 
@@ -135,7 +135,7 @@ def check_together(config: RunConfig | EndpointConfig) -> None:
     if config.concurrency is not None:
         for name in ("request_rate", "speed", "quantize_arrivals"):
             if getattr(config, name) is not None:
-                flag = declared(Traffic)[name].flag
+                flag = declared(TrafficConfig)[name].flag
                 raise UsageError(
                     f"--concurrency gives up the timestamps that {flag} changes. Choose one"
                 )

@@ -33,7 +33,7 @@ _NEVER, _UNKNOWN = -1, -2
 IntArray = npt.NDArray[np.int64]
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class ProgressSnapshot(msgspec.Struct, frozen=True):
     """A moment of a run; times in ns of the device's clock, latencies in ms, None if unknown."""
 
     ended: int
@@ -141,13 +141,13 @@ class ProgressReader:
     def __init__(self) -> None:
         self._rolling: RollingLatency | None = None
 
-    def __call__(self, engine: Engine) -> Snapshot:
+    def __call__(self, engine: Engine) -> ProgressSnapshot:
         """The engine now."""
         if self._rolling is None:
             self._rolling = RollingLatency(len(engine.requests))
         self._rolling.update(engine)
         state, (ended, offered) = engine.state, counts_of(engine)
-        return Snapshot(
+        return ProgressSnapshot(
             ended=ended,
             offered=offered,
             now_ns=state.now,
@@ -168,9 +168,9 @@ def counts_of(source: Engine | Status) -> tuple[int, int]:
     return source.executor.num_ended, len(source.requests)
 
 
-def snapshot_of(status: Status) -> Snapshot:
+def snapshot_of(status: Status) -> ProgressSnapshot:
     """The same of a replay, as far as its client sees it."""
-    return Snapshot(
+    return ProgressSnapshot(
         ended=status.ended,
         offered=status.requests,
         now_ns=status.now_ns,
@@ -227,7 +227,7 @@ class Follower:
             return f"{run:,.1f} s"
         return f"{run:,.1f} s simulated in {wall:,.1f} s ({run / wall:,.0f}x)"
 
-    def _panel(self, now: Snapshot) -> RenderableType:
+    def _panel(self, now: ProgressSnapshot) -> RenderableType:
         from rich.table import Table
 
         grid = Table.grid(padding=(0, 1))

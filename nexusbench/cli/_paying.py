@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli.outlet import beside_results, end_with
@@ -29,6 +29,9 @@ from nexusbench.experiments.paying.tables import cells_of, question_title
 from nexusbench.experiments.paying.verdicts import QUESTIONS, Cell, Side, Verdict, judge, sides
 from nexusbench.experiments.pool import cores
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _MOST_ERRORS = 10
 _MOST_TOLD = 6  # places, in a warning
 _LEGEND = (
@@ -37,7 +40,7 @@ _LEGEND = (
 )
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class AskedMap(msgspec.Struct, frozen=True, kw_only=True):
     """The flags."""
 
     spec: Path
@@ -49,7 +52,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool
 
 
-def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
+def show_map(asked: AskedMap, *, as_json: bool, quiet: bool) -> None:
     """Run (or only plan) the map; exits 1 if a run failed."""
     spec = load_map(asked.spec, quick=asked.quick)
     folder = asked.output or Path("results") / spec.name
@@ -132,7 +135,7 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
     crowded = any(answer.overloaded for answer in answers)
     for question in QUESTIONS:
         title = question_title(survey, question).replace("`", "")
-        grid = Grid(
+        grid = TextGrid(
             title, ("GPU", "traffic", "SLO", "load %", "verdict", "points", "other", "this",
                     *(["overloaded"] * crowded)),
             keys=4, texts=(0, 1, 2, 4),
@@ -178,12 +181,12 @@ def _load_lines(answers: Sequence[_Answer]) -> list[str]:
     ]
 
 
-def _say_cut(console: Any, spec: MapSpec) -> None:
+def _say_cut(console: Console, spec: MapSpec) -> None:
     if spec.cut:
         say(console, f"--quick: {'; '.join(spec.cut)}", "dim")
 
 
-def _document(survey: Survey, folder: Path) -> dict[str, Any]:
+def _document(survey: Survey, folder: Path) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA, "command": "pays", "nexusbench": __version__, "simulated": True,
         "map": survey.spec.name, "cut": list(survey.spec.cut), "output": str(folder),
@@ -203,6 +206,6 @@ def _document(survey: Survey, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finite(found: Verdict) -> dict[str, Any]:
+def _finite(found: Verdict) -> dict[str, object]:
     """A verdict in JSON, which knows no infinity."""
     return json.loads(msgspec.json.encode(found))  # type: ignore[no-any-return]

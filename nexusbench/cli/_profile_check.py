@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nexusbench.cli._console import counted, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def show_check(console: Console, made: Check) -> None:
     """The tables and the verdict."""
-    grid = Grid(
+    grid = TextGrid(
         "Measured again", ("batch on SMs", "then, ms", "now, ms", "change", ""), texts=(0, 4)
     )
     for again in made.points:
@@ -32,7 +32,7 @@ def show_check(console: Console, made: Check) -> None:
     say(console, "+ what ran beside it, on the other SMs", "dim")
     if made.fits:
         title = "Mean error of the fits on these points, %"
-        grid = Grid(title, ("cost model", "then", "now", ""), texts=(0, 3))
+        grid = TextGrid(title, ("cost model", "then", "now", ""), texts=(0, 3))
         for fit in made.fits:
             grid.add(
                 fit.cost_model, f"{fit.then:.1f}", f"{fit.now:.1f}", "" if fit.holds else "DRIFTED"

@@ -11,7 +11,7 @@ import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._profiling import JSON_SCHEMA, open_subject
 from nexusbench.cli._screen import badge
 from nexusbench.core.config import RunConfig
@@ -56,7 +56,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
 
 
 def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
-    grid = Grid(
+    grid = TextGrid(
         "What the paper states, and what this device does",
         ("statement", "paper", "ours", "agrees", "ours is"), texts=(0, 3, 4),
     )  # fmt: skip

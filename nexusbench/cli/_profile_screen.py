@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from nexusbench.cli._console import counted, results_console, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.profile import Fit, Profile
@@ -70,7 +70,7 @@ def show_saturation(console: Console, facts: Facts, num_sms: int, parts: str) ->
     """Fewest SMs (or whatever ``parts`` the device has) within 5 and 10 % of the latency on all."""
     if not facts.saturation:
         return
-    grid = Grid(
+    grid = TextGrid(
         f"Where more {parts} stop paying: fewest of {num_sms} {parts} within 5 and 10 % of all",
         ("phase", "operators", "batch", f"all {parts}, ms", "within 5 %", "10 %",
          "over all batches"),
@@ -98,7 +98,7 @@ def show_benefit(console: Console, facts: Facts, parts: str) -> None:
     names = ", ".join(f"{phase} {batches[phase]}" for phase in phases)
     columns = [name for phase in phases for name in (f"{phase}, ms", "saved")]
     title = f"What every further 10 % of the {parts} saves: {names}"
-    grid = Grid(title, (parts, *columns), texts=())
+    grid = TextGrid(title, (parts, *columns), texts=())
     for percent in range(10, 101, 10):
         cells = []
         for phase in phases:
@@ -123,7 +123,7 @@ def _matrix(console: Console, phase: str, rows: Sequence[Contention], parts: str
     batches = _some(list(dict.fromkeys(row.batch for row in rows)))
     neighbours = _some(list(dict.fromkeys(row.neighbour for row in rows)))
     other = "prefill" if phase == "decode" else "decode"
-    grid = Grid(
+    grid = TextGrid(
         f"How much longer {phase} takes beside {other} than alone on the same {parts}: mean "
         "(and worst) over splits",
         (f"{phase} \\ {other}", *neighbours),
@@ -150,7 +150,7 @@ def show_splits(console: Console, facts: Facts, parts: str) -> None:
     rows = representative(facts.splits)
     if not rows:
         return
-    grid = Grid(
+    grid = TextGrid(
         f"Splits for prefill {rows[0].prefill} beside decode {rows[0].decode}",
         (f"{parts} prefill/decode", "prefill, tok/s", "decode step, ms", ""), texts=(0, 3),
     )  # fmt: skip
@@ -172,7 +172,7 @@ def show_efficiency(console: Console, facts: Facts, parts: str) -> None:
             if (fast := max(rows, key=lambda row: row.mbu)) is not best[-1]:
                 best.append(fast)
     if best:
-        grid = Grid(
+        grid = TextGrid(
             "Best use of the whole device: share of peak FLOP/s (MFU) and of peak bandwidth (MBU)",
             ("phase", "batch", "ms", "MFU", "MBU", "J/token"), keys=2, texts=(0, 1),
         )  # fmt: skip
@@ -196,7 +196,7 @@ def show_fits(console: Console, fits: Sequence[Fit], parts: str, *, ranges: bool
     """Errors of every fit on batches that it never saw."""
     if not fits:
         return
-    grid = Grid(
+    grid = TextGrid(
         "Fitted cost models: error on held-out batches, % of the measured time",
         ("cost model", "phase", "", parts, "n", "MAPE", "p95", "bias"), keys=4, texts=range(4),
     )  # fmt: skip
@@ -226,7 +226,7 @@ def show_own(console: Console, profile: Profile, parts: str) -> None:
     if not profile.batches:
         return
     models = [fit.cost_model for fit in profile.fits]
-    grid = Grid(
+    grid = TextGrid(
         f"Your batches on all {parts}: measured, and the error of each prediction",
         ("batch", "ms", *models),
     )

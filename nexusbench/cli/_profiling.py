@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -171,7 +170,7 @@ def _draw(
 
 
 def _document(
-    command: str, profile: Profile, path: Path, drawn: Sequence[Path], **more: Any
+    command: str, profile: Profile, path: Path, drawn: Sequence[Path], **more: object
 ) -> str:
     document = {
         "schema": JSON_SCHEMA,

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.cli._console import results_console, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._jobs import check_policies, split_policies
 from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
@@ -53,7 +53,7 @@ _LEGEND = (
 )
 
 
-class _Run(msgspec.Struct, frozen=True):
+class RegretRun(msgspec.Struct, frozen=True):
     """One run to make; ``oracle``: the truth itself is asked."""
 
     label: str
@@ -61,10 +61,10 @@ class _Run(msgspec.Struct, frozen=True):
     oracle: bool = False
 
 
-class _Made(msgspec.Struct):
+class RegretRuns(msgspec.Struct):
     """What came of the runs: rows of those that ended, the view of the first, what did not end."""
 
-    rows: list[tuple[_Run, Regret]] = []
+    rows: list[tuple[RegretRun, Regret]] = []
     first: RunView | None = None
     loads: list[tuple[str, Load]] = []
     beliefs: list[dict[str, Any]] = []  # facts of each belief that was asked
@@ -108,9 +108,9 @@ def show_regret(
         raise SystemExit(code) from made.error
 
 
-def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
+def _make(runs: list[RegretRun], sample: int, *, quiet: bool) -> RegretRuns:
     """Serve and judge one after the other, until one fails; raises if that is the first."""
-    made = _Made()
+    made = RegretRuns()
     for position, run in enumerate(runs):
         try:
             with follow(run.label, quiet=quiet) as progress:
@@ -131,7 +131,7 @@ def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
     return made
 
 
-def _document(config: RunConfig, made: _Made) -> dict[str, Any]:
+def _document(config: RunConfig, made: RegretRuns) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA,
         "command": "regret",
@@ -156,24 +156,24 @@ def _asks(config: RunConfig) -> bool:
     return bool(partitioners.load(name).needs_belief)
 
 
-def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[_Run]:
+def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[RegretRun]:
     """All of them, names and options checked before the first is run."""
     chosen = split_policies(policies, "--partitioner") or list(_PARTITIONERS)
     asked = split_policies(beliefs, "--cost-model")
-    runs: list[_Run] = []
+    runs: list[RegretRun] = []
     for policy in chosen:
         check_policies([(_SCHEDULER, policy)], None)
         own = msgspec.structs.replace(config, scheduler=_SCHEDULER, partitioner=policy)
         if not _asks(own):
-            runs.append(_Run(policy, msgspec.structs.replace(own, profile=None)))
+            runs.append(RegretRun(policy, msgspec.structs.replace(own, profile=None)))
             continue
         # Without options a single partitioner goes without saying.
         prefix = f"{policy} " if len(chosen) > 1 or ":" in policy else ""
         for label, belief in _beliefs(own, asked):
             check_policies([], belief.cost_model)
-            runs.append(_Run(prefix + label, belief))
+            runs.append(RegretRun(prefix + label, belief))
         truth = msgspec.structs.replace(own, profile=None)
-        runs.append(_Run(f"{prefix}oracle", truth, oracle=True))
+        runs.append(RegretRun(f"{prefix}oracle", truth, oracle=True))
     return runs
 
 
@@ -192,7 +192,7 @@ def _beliefs(config: RunConfig, asked: list[str]) -> list[tuple[str, RunConfig]]
     return [(f"{ANALYTIC} unfitted", analytic), *found]
 
 
-def _show(config: RunConfig, made: _Made) -> None:
+def _show(config: RunConfig, made: RegretRuns) -> None:
     from rich.text import Text
 
     console = results_console()
@@ -212,7 +212,7 @@ def _show(config: RunConfig, made: _Made) -> None:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
     for line in lines_about(made.loads, len(made.rows)):
         say(console, f"WARNING: {line}.", "bold red")
-    grid = Grid("", ("", *(title for title, _, _ in _COLUMNS)))
+    grid = TextGrid("", ("", *(title for title, _, _ in _COLUMNS)))
     for _, row in made.rows:
         values = [(getattr(row, field), form) for _, field, form in _COLUMNS]
         grid.add(row.label, *("-" if v is None else form.format(v) for v, form in values))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class AskedPaper(msgspec.Struct, frozen=True, kw_only=True):
     """The command line."""
 
     paper: str
@@ -49,7 +49,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool
 
 
-def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
+def show_reproduction(asked: AskedPaper, *, as_json: bool, quiet: bool) -> None:
     """Run the experiments asked for, one after another, and show the table of their claims."""
     experiments = chosen(find_experiments(_folder(asked), quick=asked.quick), asked.only)
     jobs = asked.jobs or cores()
@@ -76,7 +76,7 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     end_with(*faults)
 
 
-def _folder(asked: Asked) -> Path:
+def _folder(asked: AskedPaper) -> Path:
     """Where the paper's experiments lie. Raises UsageError for a paper that there is not."""
     folder = asked.specs / asked.paper
     specs = {path: path.parent for path in asked.specs.glob("*/*.toml")}
@@ -123,7 +123,7 @@ def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Exper
     return [e for e in ordered if not wanted or {*e.about.figures, e.name} & set(wanted)]
 
 
-def _run(experiment: Experiment, asked: Asked, jobs: int, *, quiet: bool) -> Report:
+def _run(experiment: Experiment, asked: AskedPaper, jobs: int, *, quiet: bool) -> Report:
     if experiment.about.rows == "motivation":
         if not quiet:
             print(f"{experiment.name}: section 3", file=sys.stderr, flush=True)
@@ -156,7 +156,7 @@ def _draw(done: Done, folder: Path) -> None:
     draw(done, folder)
 
 
-def _show(console: Console, asked: Asked, done: Sequence[Done], output: Path) -> None:
+def _show(console: Console, asked: AskedPaper, done: Sequence[Done], output: Path) -> None:
     from rich.padding import Padding
     from rich.text import Text
 

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console
-from nexusbench.cli._jobs import Job
+from nexusbench.cli._jobs import RunJob
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
@@ -58,14 +57,14 @@ class Failure(msgspec.Struct, frozen=True):
     folder: str | None = None  # what was kept of it
 
 
-class Outcome(msgspec.Struct):
+class CallOutcome(msgspec.Struct):
     """What came of the runs of one call: those that ended, those that did not or could not be
     stored, those that were never begun, and the error of the first that failed.
     """
 
     views: list[RunView] = []
     failures: list[Failure] = []
-    missing: Sequence[Job] = ()
+    missing: Sequence[RunJob] = ()
     cause: BaseException | None = None
 
 
@@ -113,7 +112,7 @@ class Following:
         self.fault = "" if cause is None else str(cause)
 
 
-def serve(jobs: Sequence[Job], output: Output) -> None:
+def serve(jobs: Sequence[RunJob], output: Output) -> None:
     """Run all jobs, show those that ended; exits with the code of the first that did not.
 
     A run that fails does not stop the others, for they may not share its fault; a usage error and
@@ -145,9 +144,9 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _run_all(jobs: Sequence[Job], output: Output, timeline: Following) -> Outcome:
+def _run_all(jobs: Sequence[RunJob], output: Output, timeline: Following) -> CallOutcome:
     """Run one after the other, as long as nothing stops those that follow too."""
-    made = Outcome()
+    made = CallOutcome()
     for number, job in enumerate(jobs, 1):
         try:
             with follow(job.title, quiet=output.quiet) as progress:
@@ -168,7 +167,7 @@ def _run_all(jobs: Sequence[Job], output: Output, timeline: Following) -> Outcom
     return made
 
 
-def _fail(made: Outcome, failure: Failure, error: BaseException) -> None:
+def _fail(made: CallOutcome, failure: Failure, error: BaseException) -> None:
     made.failures.append(failure)
     made.cause = made.cause or error
     print(f"error: {failure.title}: {failure.error}", file=sys.stderr)
@@ -185,7 +184,7 @@ def _run(
         raise
 
 
-def _failure(job: Job, error: BaseException) -> Failure:
+def _failure(job: RunJob, error: BaseException) -> Failure:
     """A policy that is being written may raise anything: it fails its own run only."""
     if isinstance(error, NexusbenchError):
         text, code = str(error), error.exit_code
@@ -199,7 +198,7 @@ def _failure(job: Job, error: BaseException) -> Failure:
     return Failure(job.label, job.config.seed, " ".join(text.split()), code, job.title, folder)
 
 
-def _stopped_lines(made: Outcome) -> list[str]:
+def _stopped_lines(made: CallOutcome) -> list[str]:
     """What Ctrl-C, or an error that concerns all runs, kept from running, and what was kept."""
     lines = []
     cut = [f for f in made.failures if f.exit_code >= _BY_SIGNAL]
@@ -224,10 +223,10 @@ def _show(views: Sequence[RunView], output: Output, last: Sequence[str]) -> None
         console.print(line, soft_wrap=True)
 
 
-def _document(made: Outcome, timeline: Following) -> dict[str, Any]:
+def _document(made: CallOutcome, timeline: Following) -> dict[str, object]:
     views = made.views
     columns = by_label(views)
-    document: dict[str, Any] = {
+    document: dict[str, object] = {
         "schema": JSON_SCHEMA,
         "command": "serve-trace",
         "nexusbench": __version__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nexusbench import __version__
 from nexusbench.cli._console import progress_console, results_console, say
@@ -35,7 +35,7 @@ def compare_runs(
     if as_json:
         for warning in warnings:
             progress_console().print(f"WARNING: {warning}", soft_wrap=True)
-        document: dict[str, Any] = {
+        document: dict[str, object] = {
             "schema": JSON_SCHEMA,
             "command": "compare",
             "nexusbench": __version__,

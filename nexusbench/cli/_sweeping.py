@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.load import load_of, rate_text, worst_load
@@ -145,7 +145,7 @@ def _name(plan: Plan, index: int) -> str:
     return " ".join(f"{axis}={_text(getattr(config, axis))}" for axis in plan.sweep.axes) or "only"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}:{bound:g}" for key, bound in value.items()) or "-"
     if isinstance(value, float):
@@ -234,7 +234,7 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
     crowded = {named: _crowded(members) for named, members in groups.items()}
     marked = any(mark != "no" for mark in crowded.values())
     titles = (*axes, "runs", *(["overloaded"] * marked), *(title for title, *_ in shown))
-    grid = Grid("", titles, keys=len(axes), texts=range(len(axes)))
+    grid = TextGrid("", titles, keys=len(axes), texts=range(len(axes)))
     places = [decimals([value for value in found if value is not None]) for found in shown.values()]
     for row, (named, members) in enumerate(list(groups.items())[:_MOST_ROWS]):
         good = sum(cell.ok for cell in members)
@@ -289,7 +289,7 @@ def _mean(cells: Sequence[Cell], tag: str, statistic: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dict[str, Any]:
+def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA,
         "command": "sweep",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nexusbench.cli import _flags as flags
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nexusbench.experiments.fidelity.errors import Errors
     from nexusbench.experiments.fidelity.kernels import Score
     from nexusbench.experiments.fidelity.replay import Curves, Replay
@@ -277,7 +279,7 @@ def _show_replay(folder: str, engine: str, made: Replay) -> None:
         console.print(note, style="dim", soft_wrap=True)
 
 
-def _show_curve(console: Any, curve: Curves) -> None:
+def _show_curve(console: Console, curve: Curves) -> None:
     top = max([*curve.measured, *curve.simulated], default=0.0) or 1.0
     console.print(f"{curve.name}, {curve.unit}: mean size of the error {curve.error:.2f}")
     console.print(f"  measured   {_spark(curve.measured, top)}")

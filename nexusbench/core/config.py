@@ -20,7 +20,7 @@ _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
 WHAT, ENDPOINT, MEMORY, PREFIX = "What is run", "Endpoint", "Memory", "Prefix cache"
 LIMITS, TOKENS = "Budgets", "Real tokens (--device cpu, cuda)"
-TRAFFIC, MEASURE, OUTPUT = "Traffic", "Measurement", "Output"
+TRAFFIC, MEASURE, OUTPUT = "TrafficConfig", "Measurement", "Output"
 
 Count = Annotated[int, Meta(ge=1, le=10**9)]
 Million = Annotated[int, Meta(ge=1, le=10**6)]
@@ -41,7 +41,7 @@ _MODEL = Option(
 )  # fmt: skip
 
 
-class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TrafficConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is offered to an engine or a server, and how it is judged."""
 
     max_model_len: Annotated[
@@ -145,7 +145,7 @@ class Traffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 # Their own fields are positional, for a struct lists keyword-only ones last: trace, what serves it,
 # then its traffic is the order of every table and label.
-class RunConfig(Traffic, frozen=True, forbid_unknown_fields=True):
+class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     """Everything that decides a run: the same config and trace give the same event log on ``sim``
     (I6).
 
@@ -308,7 +308,7 @@ class RunConfig(Traffic, frozen=True, forbid_unknown_fields=True):
     ] = None  # fmt: skip
 
 
-class EndpointConfig(Traffic, frozen=True, forbid_unknown_fields=True):
+class EndpointConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     """Everything that decides a replay against an OpenAI-compatible server at the URL ``endpoint``.
 
     None means "ask the server": its only model, its context length. ``prompt`` is token ids, text,
