@@ -83,8 +83,8 @@ def show_advice(asked: AskedSearch, chunks: str, effort: int, max_seeds: int | N
 
 
 def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
-    """Refuse what cannot be run before anything is. Of policies that were not named, one that is
-    broken must not keep the others from being compared.
+    """Refuse configs that cannot run before any run starts. A broken policy that was not named does
+    not prevent comparing the others.
     """
     check_belief(config)
     for one in {one.policy: one for one in named}.values():
@@ -114,7 +114,7 @@ def _chunks(text: str) -> list[int]:
 
 
 def _traffic(config: RunConfig) -> tuple[RunConfig, int]:
-    """The config at the rate asked for, or the trace's own; arrivals are drawn anew per seed."""
+    """The config at the requested rate, or at the trace's own; each seed redraws the arrivals."""
     requests, own, closed = trace_load(config)
     if closed:
         return msgspec.structs.replace(config, burstiness=None), requests
@@ -176,7 +176,7 @@ def _draws(question: Question) -> str:
 
 
 def _load_lines(advice: Advice) -> list[str]:
-    """Finalists under which requests arrive faster than they leave, the first few by name."""
+    """The first few finalists under which requests arrive faster than they leave."""
     told = [(str(one.candidate), load) for one in advice.final if (load := one.load)]
     return lines_about(told, len(advice.final), name_one=True, most=_MOST_LOADS)
 
@@ -206,7 +206,7 @@ def _table(console: Console, advice: Advice) -> None:
 
 
 def _crowded(one: Rated) -> str:
-    """Draws in which requests arrive faster than they leave."""
+    """Number of draws in which requests arrive faster than they leave."""
     found = sum(bool(score.load and score.load.overloaded) for score in one.scores)
     return f"{found} of {len(one.scores)}" if found else "no"
 
@@ -258,7 +258,7 @@ def _lead(margin: Margin) -> str:
 
 def _certainty(advice: Advice) -> str:
     margin = advice.margin
-    assert margin is not None  # the caller has looked
+    assert margin is not None  # checked by the caller
     draws = f"better in {margin.draws_won} of {margin.draws} draws"
     if margin.chance is None:
         return "One draw says nothing of how sure that is: use --seeds 5."
@@ -275,9 +275,9 @@ def _certainty(advice: Advice) -> str:
 
 
 def verification(question: Question, advice: Advice) -> dict[str, list[str]]:
-    """The commands that make the comparison of the first two again, simulated and for real."""
+    """The commands that repeat the comparison of the first two, simulated and on a real GPU."""
     first = [one.candidate for one in advice.final[:2]]
-    draws = len(advice.final[0].scores)  # a runner-up that fell behind early has fewer of its own
+    draws = len(advice.final[0].scores)  # an early loser has fewer draws
     by_chunk: dict[int, list[Candidate]] = {}
     for candidate in first:
         by_chunk.setdefault(candidate.chunk, []).append(candidate)

@@ -98,7 +98,7 @@ def _show(
 
 
 def _load_lines(labels: Sequence[str], capacities: Sequence[Capacity]) -> list[str]:
-    """Rates that are named although requests arrive faster than they leave at them."""
+    """Sentences on capacities at which requests arrive faster than they leave."""
     told = []
     for label, one in zip(labels, capacities, strict=True):
         load = worst_load(found.load for found in one.found)

@@ -25,7 +25,7 @@ class PluginOption(msgspec.Struct, frozen=True):
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something to choose: ``facts`` are short details, ``error`` why it cannot be used."""
+    """One entry of a list: ``facts`` are short details, ``error`` says why it cannot be used."""
 
     name: str
     about: str = ""
@@ -65,14 +65,14 @@ def show_family(family: str, *, as_json: bool) -> None:
             line = f"{'':<{width}}  {setting:<{longest}}  {option.type}"
             console.print(Text(line), soft_wrap=True)
         if entry.source:
-            # An address cannot be broken: it begins further left where it would not fit.
+            # An address must stay on one line: it starts further left where it would not fit.
             word = max(map(len, entry.source.split()))
             indent = max(0, min(width + 4, console.width - word))
             say(console, f"{'':<{width}}  source: {entry.source}", "dim", indent)
 
 
 def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[CatalogueEntry]:
-    """The entries of a registry; one that does not load does not hide the others."""
+    """The entries of a registry; a plug-in that does not load does not hide the others."""
     entries = []
     for name in registry.names():
         try:
@@ -83,7 +83,7 @@ def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[Cata
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            # A user's plug-in may fail in any way, also when it is asked what it is.
+            # A user's plug-in may raise anything, also from its class attributes.
             entry = CatalogueEntry(name, error=fault_of(error))
         entries.append(entry)
     return entries

@@ -1,4 +1,4 @@
-"""The checks of ``doctor``: each gives a line, and only the core's decide the exit code."""
+"""The checks of ``doctor``, one line each; only the checks of the core decide the exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PROBE = b'{"timestamp": 0, "input_length": 64, "output_length": 4}\n'
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """One line: ``ok``, ``note`` (fine, but to know) or ``broken`` (the core does not work)."""
+    """One line: ``ok``, ``note`` (a limitation) or ``broken`` (the core does not work)."""
 
     check: str
     state: Literal["ok", "note", "broken"]
@@ -39,7 +39,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
 
 def check_up(results: Path, *, as_json: bool, speed: bool) -> bool:
-    """Print all findings; True unless the core is broken. ``speed`` measures the CPU's limits."""
+    """Print all lines; False if the core is broken. ``speed`` also measures the CPU's limits."""
     findings = [
         *_machine(), *_packages(), *_plugins(), *_devices(), *_counters(),
         *(_speed() if speed else ()),
@@ -52,8 +52,8 @@ def check_up(results: Path, *, as_json: bool, speed: bool) -> bool:
 
 
 def check_device(name: str, *, as_json: bool) -> bool:
-    """Print what one device finds on this machine; True if it can be opened. Raises UsageError for
-    one that does not exist.
+    """Print what a device reports on this machine; whether it can be opened. Raises UsageError if
+    it does not exist.
     """
     from nexusbench.devices.base import Device, devices
     from nexusbench.serving.assembly import resolve_device
@@ -124,7 +124,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _plugins() -> Iterator[Diagnosis]:
-    """Every plug-in loads, and no two share a name."""
+    """Checks that every plug-in loads and that no two share a name."""
     from nexusbench.cli._catalogue import PLUGIN_FAMILIES
 
     for family, entries_of in PLUGIN_FAMILIES.items():
@@ -143,7 +143,7 @@ def _plugins() -> Iterator[Diagnosis]:
 
 
 def _devices() -> Iterator[Diagnosis]:
-    """Which devices can be opened here, and how to get the others."""
+    """Which devices can be opened here, and what the others need."""
     from nexusbench.devices.base import devices
     from nexusbench.serving.assembly import resolve_device
 
@@ -171,7 +171,7 @@ def _why(error: BaseException) -> str:
 
 
 def _counters() -> Iterator[Diagnosis]:
-    """Which counters can be read here, and why the others cannot. None is needed to serve."""
+    """Which counters can be read here, and why the others cannot. No run needs one."""
     from nexusbench.counters.base import counters, why
 
     for name in counters.names():
@@ -196,7 +196,7 @@ def _counters() -> Iterator[Diagnosis]:
 
 
 def _speed() -> Iterator[Diagnosis]:
-    """The limits that MFU and MBU of CPU runs are measured against; nothing without torch."""
+    """The limits to which MFU and MBU of CPU runs refer; none without torch."""
     if not (_version("torch") and _version("safetensors")):
         return
     try:
@@ -211,7 +211,7 @@ def _speed() -> Iterator[Diagnosis]:
 
 
 def _results_folder(results: Path) -> Diagnosis:
-    """Runs can be kept; the folder itself is not made by looking."""
+    """Whether runs can be stored there; the folder is not created by the check."""
     existing = results
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -227,7 +227,7 @@ def _results_folder(results: Path) -> Diagnosis:
 
 
 def _probe() -> Diagnosis:
-    """Serve one request on a simulated GPU, all the way."""
+    """Serve one request on a simulated GPU, from trace to summary."""
     from nexusbench.core.config import RunConfig
     from nexusbench.serving.runner import run
 

@@ -1,4 +1,4 @@
-"""Consoles: results to stdout, everything else to stderr; widths for pipes."""
+"""Consoles: results go to stdout, everything else to stderr; fixed width for pipes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def _console(stream: IO[str]) -> Console:
 
 
 def natural_width(console: Console, renderable: RenderableType) -> int:
-    """Columns that ``renderable`` takes without wrapping."""
+    """Columns that ``renderable`` needs without wrapping."""
     from rich.measure import Measurement
 
     return Measurement.get(console, console.options.update(max_width=10_000), renderable).maximum
 
 
 def print_whole(console: Console, renderable: RenderableType) -> None:
-    """Print a table at its natural width: numbers broken in two would be worse than long lines.
-    Without the blanks that pad its lines: they are in the way of whoever copies them.
+    """Print a table at its natural width, since a number broken over two lines is unreadable.
+    Trailing blanks of each line are removed, so that the output can be copied.
     """
     from rich.segment import Segment, Segments
 
@@ -61,8 +61,8 @@ def print_whole(console: Console, renderable: RenderableType) -> None:
 
 
 def print_folded(console: Console, count: int, render: Callable[[slice], RenderableType]) -> None:
-    """One table of ``count`` columns, or several of about as many, one below the other, where the
-    terminal is too narrow; ``render`` makes the table of a block of the columns.
+    """Print one table of ``count`` columns, or, if it is wider than the terminal, several of nearly
+    equal size below each other; ``render`` makes the table of a slice of the columns.
     """
     for wanted in range(1, max(1, count) + 1):
         size = -(-max(1, count) // wanted)
@@ -75,8 +75,8 @@ def print_folded(console: Console, count: int, render: Callable[[slice], Rendera
 
 
 class ProgressLine:
-    """A title, a bar and a text on one line. The bar gets what room these leave, and goes where
-    that is little; what is too long even so is cut, for a second line would flicker.
+    """A title, a bar and a text on one line. The bar takes the remaining width and is dropped below
+    a minimum; a longer line is cut, since a second one would flicker.
     """
 
     _BAR, _SHORTEST_BAR = 24, 5
@@ -85,7 +85,7 @@ class ProgressLine:
         self.title, self.done, self.most, self.text = title, done, most, text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """For this width."""
+        """The line at the width of ``options``."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
@@ -102,7 +102,7 @@ class ProgressLine:
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    """Print a paragraph, wrapped to the console; further lines are indented."""
+    """Print a paragraph wrapped to the console's width; lines after the first are indented."""
     lines = textwrap.wrap(
         text,
         console.width,

@@ -1,4 +1,6 @@
-"""What ``explain`` shows: a bar of parts, facts, neighbours; or the slowest requests."""
+"""What ``explain`` shows: a bar of the parts of one request's time, facts, neighbours; or the
+slowest requests.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BAR = 48
-# Letters as well as colours, so that the bar can be read without them.
+# Letters beside colours, so that the bar is readable without colours.
 _LETTERS = {
     "queue": ("q", "yellow"),
     "kv_wait": ("k", "red"),
@@ -77,7 +79,7 @@ def _title(console: Console, reader: RunReader, what: str) -> None:
 
 
 def _show_load(console: Console, run: RunEvents) -> None:
-    """Where requests arrive faster than they leave, the queue explains most of a wait."""
+    """A warning where requests arrive faster than they leave: queueing then explains most waits."""
     if sentence := load_sentence(load_of_run(run)):
         say(console, f"WARNING: {sentence}.", "bold red")
 
@@ -122,7 +124,7 @@ def _show_parts(console: Console, found: Explanation) -> None:
 
 
 def _segments(parts: dict[str, int], total: int) -> list[tuple[str, int, int]]:
-    """Part, first and last position in the bar; rounded at the borders, so that it fits exactly."""
+    """(part, first, last position) in the bar; rounded at the borders, so that they fill it."""
     segments, sofar, place = [], 0, 0
     for part, time in parts.items():
         sofar += time
@@ -175,7 +177,7 @@ def _show_client_facts(console: Console, found: Explanation) -> None:
 
 
 def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
-    """Show the requests with the longest TTFT; those that never got a token come first."""
+    """Print the requests with the longest TTFT; those without any token first."""
     reader = RunReader(name, results)
     run = RunEvents.from_reader(reader)
     chosen = _slowest(run, top)
@@ -204,8 +206,8 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
 
 
 def _slowest(run: RunEvents, top: int) -> list[int]:
-    """Indices, slowest first. A request without a token has waited to the end of the log, at least;
-    one that was rejected has not waited at all.
+    """Indices of requests, slowest first. A request without a token counts as infinitely late; a
+    rejected one is left out.
     """
     refused = (run.ended >= 0) & (run.num_output_tokens == 0)
     times = np.where(run.first_token >= 0, run.first_token - run.arrival, np.iinfo(np.int64).max)
@@ -215,7 +217,7 @@ def _slowest(run: RunEvents, top: int) -> list[int]:
 
 
 class SlowRequest(msgspec.Struct, frozen=True):
-    """Where the time of one request to its first token went; None for what never came."""
+    """The parts of one request's time to first token; None for a part that was never reached."""
 
     id: str
     arrival_s: float

@@ -1,7 +1,7 @@
-"""The options of all commands: those of a config as its fields declare them, and those that several
-commands have.
+"""The options of all commands: those derived from the fields of a config, and others that several
+commands share.
 
-A command asks for options of a config by one parameter, ``config: Annotated[RunConfig,
+A command takes one parameter for all options of a config, ``config: Annotated[RunConfig,
 Fields(RunConfig, "device", "model")]``, and is decorated with :func:`asking`.
 """
 
@@ -34,7 +34,7 @@ _REQUIRED = inspect.Parameter.empty
 
 
 def one_of(*words: str) -> Callable[[str | None], str | None]:
-    """A Typer callback for one of some words, or None."""
+    """A Typer callback that accepts None and the given words."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in words:
@@ -45,12 +45,12 @@ def one_of(*words: str) -> Callable[[str | None], str | None]:
 
 
 def within(bounds: msgspec.Meta) -> Callable[[float | None], float | None]:
-    """A Typer callback for a number within bounds, or None."""
+    """A Typer callback that accepts None and numbers within bounds."""
 
     def check(value: float | None) -> float | None:
         hint = None if value is None else beyond(bounds, value)
         if hint is not None:
-            # An integer of 400 digits is no float.
+            # An integer of 400 digits cannot be formatted as a float.
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             raise typer.BadParameter(f"{shown} is out of bounds. {hint}.")
         return value
@@ -62,7 +62,7 @@ positive = within(msgspec.Meta(gt=0))
 
 
 def folder(text: object) -> Path:
-    """A Typer parser: a path, but not the empty one, which would silently be the current folder."""
+    """A Typer parser of a path that refuses the empty text, which would be the current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty. Write . for the current folder.")
     return Path(str(text))
@@ -72,7 +72,9 @@ def folder(text: object) -> Path:
 
 
 def option(name: str, config: type[msgspec.Struct] = RunConfig, **changed: Any) -> Any:
-    """The Typer option of a config's field, but for ``changed`` arguments of Typer's."""
+    """The Typer option (or argument) of a config's field; ``changed`` replaces arguments of
+    Typer's.
+    """
     field = declared(config)[name]
     made: dict[str, Any] = {"help": field.option.help, "metavar": field.option.metavar}
     if field.option.positional:
@@ -90,15 +92,16 @@ def option(name: str, config: type[msgspec.Struct] = RunConfig, **changed: Any) 
 
 
 class Fields:
-    """Marks a parameter that is a config: the options it is made of, in the order of the help; all
-    of the config's if none is named. A name that is a parameter of the command stands for that.
+    """Marks a parameter of a command as a config that is made of options: of the named fields, in
+    the order of the help, or of all. A name that is a parameter of the command itself stands for
+    that parameter, and the config keeps its default.
     """
 
     def __init__(self, config: type[RunConfig | EndpointConfig], *names: str) -> None:
         self.config, self.names = config, names or tuple(declared(config))
 
     def parameter(self, name: str) -> inspect.Parameter:
-        """One of them as a parameter of a command."""
+        """The parameter of a command for one field."""
         field = declared(self.config)[name]
         kind = Path if field.option.positional else field.kind
         default = _REQUIRED if field.option.positional else field.default
@@ -106,8 +109,8 @@ class Fields:
         return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
 
     def made(self, given: Mapping[str, object]) -> RunConfig | EndpointConfig | None:
-        """The config; None where an option that it requires was not given. Where no trace is asked
-        for, its name is empty.
+        """The config from the values of the options; None if a required field was not given.
+        Without a trace among the options its trace is the empty text.
         """
         fields = declared(self.config)
         values = {name: given[name] for name in self.names if name in given}
@@ -121,7 +124,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` as Typer calls it: with the options of its configs instead of the configs."""
+    """``command`` as Typer calls it: each parameter marked by Fields is replaced by its options."""
     hints = get_type_hints(command, include_extras=True)
     own = {
         name: parameter.replace(annotation=hints[name], kind=_KEYWORD)
@@ -149,12 +152,12 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _mark(parameter: inspect.Parameter) -> Any:
-    """What a parameter's type is annotated with."""
+    """The first annotation of a parameter's type; None without one."""
     return next(iter(getattr(parameter.annotation, "__metadata__", ())), None)
 
 
 def _place(parameter: inspect.Parameter) -> int:
-    """The place of an option's panel in the help; arguments and options without one are first."""
+    """The rank of an option's panel in the help; 0 is the first panel, -1 stands for no panel."""
     panel = getattr(_mark(parameter), "rich_help_panel", None)
     return _PANELS.index(panel) if panel in _PANELS else -1
 
@@ -228,7 +231,7 @@ Jobs = Annotated[
 
 # -- options of capacity and advise ----------------------------------------------------------------
 
-# What both run on: they draw the arrivals, and judge by an SLO of their own.
+# The fields of RunConfig that both offer.
 SERVED = (
     "cost_model", "profile", "force_profile", "kernel_table", "tensor_parallel_size",
     "gpu_memory_utilization", "kv_blocks", "swap_space", "max_num_seqs", "max_model_len", "limit",

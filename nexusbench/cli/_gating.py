@@ -50,12 +50,12 @@ _STYLES = {
     "pass": "green", "warn": "yellow", "inconclusive": "yellow", "missing": "bold red",
     "incompatible-env": "bold red", "fail": "bold red",
 }  # fmt: skip
-# Not kept unless a rule asks: extremes of a run say more of luck than of it.
+# Not kept unless a rule names them: extremes of a run are mostly chance.
 _EXTREMES = (".min", ".max")
 
 
 class GateSource(msgspec.Struct, frozen=True):
-    """Where runs come from: folders, or a spec whose runs are made now (kept in ``keep``)."""
+    """The runs to judge: stored ones by folder, or new ones made from a spec (kept in ``keep``)."""
 
     runs: list[str]
     spec: Path | None
@@ -65,7 +65,7 @@ class GateSource(msgspec.Struct, frozen=True):
 
 
 class Outputs(msgspec.Struct, frozen=True):
-    """Where a report goes besides the screen."""
+    """Where a report is written in addition to the screen."""
 
     as_json: bool = False
     markdown: Path | None = None
@@ -82,8 +82,8 @@ def save_file(
     append: bool,
     as_json: bool,
 ) -> None:
-    """Write a baseline, or update or extend one and say what that changes. Raises UsageError if
-    there is one already and neither was asked for.
+    """Write a baseline, or update or extend one and list the changes. Raises UsageError if the file
+    exists and neither was requested.
     """
     spec, measures = _spec(source), run_measures()
     path = output or (spec.baseline if spec else None)
@@ -101,7 +101,7 @@ def save_file(
         wanted = [name for name in measures if not name.endswith(_EXTREMES)]
     points = _points(source, spec)
     series, warnings = make_series(points, measures, wanted), load_notes(points)
-    # A spec is the whole truth of what is run; folders named by hand are a part of it.
+    # A spec lists all runs of a baseline; folders named on the command line are some of them.
     if append:
         document, lines = appended(old, series)
     else:
@@ -143,7 +143,7 @@ def check_runs(
     if path is None:
         hint = "Give --baseline FILE, or name one in the spec"
         raise BaselineError("no baseline was named", file=source.spec, hint=hint)
-    # First: a broken baseline is told before minutes of runs; in every output, CI looks there.
+    # First: a broken baseline is reported before runs of minutes, in every output that CI reads.
     try:
         stored = load_baseline(path)
     except BaselineError as error:
@@ -193,7 +193,7 @@ def _spec(source: GateSource) -> GateSpec | None:
 def _rules(
     texts: list[str] | None, spec: GateSpec | None, measures: dict[str, Measure]
 ) -> list[Rule] | None:
-    """The rules that were given, None if none were."""
+    """The rules given as texts, else the spec's; None if there are none."""
     if texts:
         return parse_rules(texts, measures)
     return spec.rules if spec is not None else None
@@ -213,7 +213,7 @@ def _follower(source: GateSource) -> Follow:
 
 
 def _advice(report: Report, source: GateSource, path: Path) -> list[str]:
-    """How to make an intended change the new baseline, where something would need that."""
+    """How to make an intended change the new baseline, if the report fails."""
     if report.verdict not in ("fail", "missing", "incompatible-env"):
         return []
     named = ("--spec", source.spec) if source.spec is not None else source.runs[:3]
@@ -271,7 +271,7 @@ def _show_series(console: Console, series: str, findings: list[Finding]) -> None
 
 
 def _by_reason(findings: list[Finding]) -> dict[str, list[str]]:
-    """Reasons, each with its metrics: those of a whole series are told once."""
+    """Metrics by reason; a reason that holds for a whole series is listed once."""
     found: dict[str, list[str]] = {}
     for finding in findings:
         found.setdefault(plain(finding.reason), []).append(plain(finding.metric))

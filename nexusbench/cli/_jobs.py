@@ -1,4 +1,4 @@
-"""From the options of ``serve-trace`` to its runs, checked before the first of them is made."""
+"""Turns the options of ``serve-trace`` into its runs, checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABEL = "endpoint"
 
 
 class RunJob(msgspec.Struct, frozen=True):
-    """One run to make: ``label`` heads its column, ``title`` names it in progress and errors."""
+    """One run: ``label`` heads its column, ``title`` names it in progress and errors."""
 
     label: str
     title: str
@@ -34,9 +34,9 @@ class RunJob(msgspec.Struct, frozen=True):
 
 
 class AskedRuns(msgspec.Struct, frozen=True):
-    """The options of ``serve-trace`` that say what is run: ``server`` is None without --endpoint,
-    ``schedulers``, ``partitioners`` and ``goodput`` are as typed, ``config.seed`` is the first of
-    so many ``seeds``.
+    """The options of ``serve-trace`` that decide its runs: ``server`` is None without --endpoint;
+    ``schedulers``, ``partitioners`` and ``goodput`` are as typed; ``config.seed`` is the first of
+    ``seeds`` seeds.
     """
 
     config: RunConfig
@@ -48,8 +48,8 @@ class AskedRuns(msgspec.Struct, frozen=True):
 
 
 def plan_jobs(asked: AskedRuns, context: typer.Context) -> list[RunJob]:
-    """The runs that are asked for, of the engine or of a server. ``context`` says which options
-    were given. Raises UsageError naming the one that cannot be.
+    """The runs, of the engine or against a server. ``context`` tells which options were given.
+    Raises UsageError naming an option that cannot be used.
     """
     engine, server = declared(RunConfig), declared(EndpointConfig)
     if asked.server is not None:
@@ -93,7 +93,7 @@ def _endpoint_jobs(asked: AskedRuns, server: EndpointConfig, *, model: bool) -> 
 
 
 def _seeded(configs: Sequence[tuple[str, RunConfig | EndpointConfig]], seeds: int) -> list[RunJob]:
-    """Each config with each of its seeds, as a job whose title says which of how many it is."""
+    """One job for each config and seed; its title holds its number if there are several."""
     many = len(configs) * seeds
     jobs: list[RunJob] = []
     for label, config in configs:
@@ -105,7 +105,7 @@ def _seeded(configs: Sequence[tuple[str, RunConfig | EndpointConfig]], seeds: in
 
 
 def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The schedulers as typed; with the partitioner where that tells them apart, else a number."""
+    """The schedulers as typed, with partitioners if these differ; a repeated label is numbered."""
     several = len({partitioner for _, partitioner in pairs}) > 1
     labels: list[str] = []
     for scheduler, partitioner in pairs:
@@ -116,7 +116,7 @@ def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
 
 
 def check_together(config: RunConfig | EndpointConfig) -> None:
-    """Options that exclude or need each other. Raises UsageError naming one."""
+    """Check options that exclude or need each other. Raises UsageError naming one."""
     if isinstance(config, RunConfig):
         if len(split_policies([config.cost_model or "-"], "--cost-model")) > 1:
             raise UsageError(
@@ -142,7 +142,7 @@ def check_together(config: RunConfig | EndpointConfig) -> None:
 
 
 def parse_goodput(values: Sequence[str]) -> dict[str, float]:
-    """``ttft:500,tbt:50`` in any number of values as bounds in ms. Raises UsageError."""
+    """Bounds in ms from values such as ``ttft:500,tbt:50``. Raises UsageError."""
     bounds: dict[str, float] = {}
     for text in (piece for value in values for piece in value.replace(",", " ").split()):
         key, colon, number = text.partition(":")
@@ -169,7 +169,7 @@ def parse_goodput(values: Sequence[str]) -> dict[str, float]:
 
 
 def parse_by(values: Sequence[str]) -> tuple[str, ...]:
-    """``prompt-length,tenant`` in any number of values, as names. Raises UsageError."""
+    """Names of groupings from values such as ``prompt-length,tenant``. Raises UsageError."""
     names = [name.strip() for value in values for name in value.split(",")]
     for name in names:
         if name not in GROUPINGS:
@@ -180,8 +180,8 @@ def parse_by(values: Sequence[str]) -> tuple[str, ...]:
 def split_policies(values: list[str], flag: str) -> list[str]:
     """Policy specs from one or more values of ``flag``.
 
-    A comma separates policies, unless ``key=`` follows: then it goes on with the options of the
-    policy before. Raises UsageError that names the flag.
+    A comma separates policies, unless ``key=`` follows: then it continues the options of the
+    previous policy. Raises UsageError that names the flag.
     """
     specs: list[str] = []
     for value in values:
@@ -202,7 +202,7 @@ def split_policies(values: list[str], flag: str) -> list[str]:
 
 
 def pair_policies(schedulers: list[str], partitioners: list[str]) -> list[tuple[str, str | None]]:
-    """Each scheduler with its partitioner: none, one for all, or one each. Raises UsageError."""
+    """(scheduler, partitioner): no partitioner, one for all, or one each. Raises UsageError."""
     if len(partitioners) <= 1:
         partitioner = partitioners[0] if partitioners else None
         return [(scheduler, partitioner) for scheduler in schedulers]
@@ -215,7 +215,7 @@ def pair_policies(schedulers: list[str], partitioners: list[str]) -> list[tuple[
 
 
 def check_policies(pairs: list[tuple[str, str | None]], cost_model: str | None) -> None:
-    """Refuse, before anything runs, names, options and pairs that cannot be.
+    """Check names, options and pairs of policies before the first run.
 
     Raises UsageError or InputError that names the policy.
     """
@@ -236,7 +236,7 @@ def check_policies(pairs: list[tuple[str, str | None]], cost_model: str | None) 
 
 
 def _hint(pairs: list[tuple[str, str | None]], partitioners: Any, policy: Any) -> str:
-    """The partitioners that would do."""
+    """Names the partitioners that serve the policy's partitions."""
     fitting = [
         name for name in partitioners.names() if policy.partitions in partitioners.load(name).serves
     ]

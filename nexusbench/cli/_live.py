@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RECENT_GAPS = 4096
 RECENT_FIRST = 256
-# More new tokens than this are not all worth sorting: only the latest are.
+# Of more new tokens than this only the latest are sorted.
 MOST_TOKENS = 20_000
 _NEVER, _UNKNOWN = -1, -2
 
@@ -54,12 +54,12 @@ class _NewRows(NamedTuple):
 
 
 class RollingLatency:
-    """Mean TTFT and TBT of the most recent tokens; each call reads only rows it has not seen.
+    """Mean TTFT and TBT of the most recent tokens; each call reads only new rows of the event log.
 
-    The engine's log is emptied whenever its rows are written to disk. ``num_tokens`` counts all
-    tokens ever made, so what the table lacks of them was drained, and a position counted from the
-    start of the run stays valid. Rows drained unseen are not made up for: the requests they may
-    concern are left out until their next token.
+    The engine empties its log whenever rows are written to disk. ``num_tokens`` counts all tokens
+    ever made; the difference to the rows in the table was drained, so that positions counted from
+    the start of the run stay valid. Requests with rows that were drained unread are left out until
+    their next token.
     """
 
     def __init__(self, num_requests: int) -> None:
@@ -69,10 +69,10 @@ class RollingLatency:
         self._first = np.empty(0, dtype=np.int64)
 
     def update(self, engine: Engine) -> None:
-        """Take in what is new."""
+        """Read the rows that are new."""
         rows = self._new_rows(engine)
         if len(rows.requests) > MOST_TOKENS:
-            # Where a request stands several times the last assignment wins, which is the latest.
+            # Of several rows of one request the last assignment counts, which is the latest.
             early = slice(0, len(rows.requests) - MOST_TOKENS)
             self._last[rows.requests[early]] = rows.times[early]
             rows = _NewRows(rows.requests[-MOST_TOKENS:], rows.times[-MOST_TOKENS:])
@@ -81,12 +81,12 @@ class RollingLatency:
 
     @property
     def ttft_ms(self) -> float | None:
-        """Mean over the last RECENT_FIRST first tokens."""
+        """Mean of the last RECENT_FIRST values, ms."""
         return float(self._first.mean()) / NS_PER_MS if len(self._first) else None
 
     @property
     def tbt_ms(self) -> float | None:
-        """Mean over the last RECENT_GAPS gaps."""
+        """Mean of the last RECENT_GAPS values, ms."""
         return float(self._gaps.mean()) / NS_PER_MS if len(self._gaps) else None
 
     def _new_rows(self, engine: Engine) -> _NewRows:
@@ -100,7 +100,7 @@ class RollingLatency:
                 self._forget(engine, _copy(token["request"], 0))
                 self._seen = drained
         start = self._seen - drained
-        # Both tables are drained together, so a step that is held has all its tokens held.
+        # Both tables are drained together: the tokens of every step that is left are left too.
         counts = _copy(done["tokens"], self._step_row)
         times = np.repeat(_copy(done["time"], self._step_row), counts)
         requests = _copy(token["request"], held - len(times))
@@ -109,7 +109,7 @@ class RollingLatency:
         return _NewRows(requests[skip:], times[skip:])
 
     def _forget(self, engine: Engine, held: IntArray) -> None:
-        """Rows were lost: whoever had a token in them has an unknown last one."""
+        """Rows were drained unread: the last token time of their requests is unknown."""
         self._last[self._last >= 0] = _UNKNOWN
         silent = np.flatnonzero(self._last == _NEVER)
         visible = np.bincount(held, minlength=len(self._last))
@@ -124,11 +124,11 @@ class RollingLatency:
         before = np.append(0, times[:-1])
         before[begins] = self._last[requests[begins]]
         gaps, first = before >= 0, before == _NEVER
-        # Back into the order of time, so that the most recent are the last.
+        # Back to the order of time: the most recent are last.
         back = np.argsort(order, kind="stable")
         self._gaps = np.append(self._gaps, (times - before)[back][gaps[back]])[-RECENT_GAPS:]
         begun = np.flatnonzero(first[back])[-RECENT_FIRST:]
-        # Asked only now: when a later turn of a session arrives was not known at the start.
+        # Read only now: later turns of a session get their arrival time while the run goes on.
         offered = [engine.requests[r].arrival_ns for r in requests[back][begun].tolist()]
         ttft = times[back][begun] - np.array(offered, dtype=np.int64)
         self._first = np.append(self._first, ttft)[-RECENT_FIRST:]
@@ -136,13 +136,13 @@ class RollingLatency:
 
 
 class ProgressReader:
-    """Turns an engine into snapshots."""
+    """Makes snapshots of an engine."""
 
     def __init__(self) -> None:
         self._rolling: RollingLatency | None = None
 
     def __call__(self, engine: Engine) -> ProgressSnapshot:
-        """The engine now."""
+        """A snapshot of the engine now."""
         if self._rolling is None:
             self._rolling = RollingLatency(len(engine.requests))
         self._rolling.update(engine)
@@ -162,14 +162,14 @@ class ProgressReader:
 
 
 def counts_of(source: Engine | Status) -> tuple[int, int]:
-    """How many requests have ended, and how many are offered in all."""
+    """(ended, offered) requests."""
     if isinstance(source, Status):
         return source.ended, source.requests
     return source.executor.num_ended, len(source.requests)
 
 
 def snapshot_of(status: Status) -> ProgressSnapshot:
-    """The same of a replay, as far as its client sees it."""
+    """A snapshot of a replay against a server, as far as its client can see it."""
     return ProgressSnapshot(
         ended=status.ended,
         offered=status.requests,
@@ -185,13 +185,13 @@ def snapshot_of(status: Status) -> ProgressSnapshot:
 
 
 def _copy(column: array[int], start: int) -> IntArray:
-    """The column from ``start`` as an array of its own: a view would keep the log from growing."""
+    """A copy of the column from ``start`` on: a view would keep the array from growing."""
     values: IntArray = np.array(column[start:], dtype=np.int64)
     return values
 
 
 class Follower:
-    """The callback of a run: keeps the last snapshot and shows it, if there is where."""
+    """The progress callback of one run: shows each snapshot on a terminal, if there is one."""
 
     def __init__(self, title: str, show: Callable[[RenderableType], None] | None = None) -> None:
         self.title, self._show = title, show
@@ -211,7 +211,7 @@ class Follower:
             self._show(self._panel(now))
 
     def summary(self) -> str:
-        """One line at the end of the run."""
+        """The line printed at the end of the run."""
         if self._source is None:
             return self.title
         ended, offered = counts_of(self._source)
@@ -245,7 +245,7 @@ class Follower:
 
 @contextmanager
 def follow(title: str, *, quiet: bool) -> Iterator[Follower | None]:
-    """Show the progress of one run on stderr; None where nothing is wanted."""
+    """Show the progress of one run on stderr; yields None if ``quiet``."""
     if quiet:
         yield None
         return

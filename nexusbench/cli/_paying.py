@@ -41,7 +41,7 @@ _LEGEND = (
 
 
 class AskedMap(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags."""
+    """The options of ``nexusbench pays``."""
 
     spec: Path
     output: Path | None
@@ -106,7 +106,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
     @property
     def overloaded(self) -> tuple[str, ...]:
-        """On which sides requests arrive faster than they leave."""
+        """The sides on which requests arrive faster than they leave."""
         both = (("other", self.other), ("this", self.mine))
         return tuple(name for name, one in both if one.load is not None)
 
@@ -155,7 +155,7 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
 
 
 def _load_lines(answers: Sequence[_Answer]) -> list[str]:
-    """Places of the map, each once, at which requests arrive faster than they leave."""
+    """Names the places of the map at which requests arrive faster than they leave."""
     places = {(a.cell.gpu, a.cell.traffic, a.cell.load) for a in answers}
     told: dict[tuple[str, str, float], str] = {}
     for answer in answers:
@@ -207,5 +207,5 @@ def _document(survey: Survey, folder: Path) -> dict[str, object]:
 
 
 def _finite(found: Verdict) -> dict[str, object]:
-    """A verdict in JSON, which knows no infinity."""
+    """A verdict as JSON, in which infinity becomes null."""
     return json.loads(msgspec.json.encode(found))  # type: ignore[no-any-return]

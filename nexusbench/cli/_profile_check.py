@@ -1,4 +1,4 @@
-"""What ``profile check`` shows: points then and now, fits then and now, a verdict."""
+"""What ``profile check`` shows: points and fits then and now, and a verdict."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def show_check(console: Console, made: Check) -> None:
 
 
 def verdict(made: Check) -> str:
-    """One sentence."""
+    """The verdict as one sentence."""
     count = len(made.points)
     if made.fine:
         return f"The profile holds: all {counted(count, 'point')} agree, the fits predict as before"

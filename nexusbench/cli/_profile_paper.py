@@ -1,4 +1,4 @@
-"""``nexusbench profile paper``: the table of the paper's section 3, paper beside ours."""
+"""``nexusbench profile paper``: the table of the paper's section 3, with this device's values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_TRACE = Path("workloads/ldc.jsonl")
 
 
 def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) -> None:
-    """Measure and show. Raises UsageError for a trace that is named and not there."""
+    """Measure and print. Raises UsageError if a named trace does not exist."""
     if trace is not None and not trace.is_file():
         raise UsageError(f"--trace {trace}: there is no such file")
     if trace is None and DEFAULT_TRACE.is_file():
@@ -78,7 +78,7 @@ def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
 
 
 def _origin(row: Row) -> str:
-    """Found, or what it follows from."""
+    """Whether a value was measured here or follows from an assumption."""
     if row.verdict != "follows" or row.without is None:
         return row.verdict
     constant = row.constant.partition(" ")[0]

@@ -25,7 +25,7 @@ _MOST_BATCHES = 6  # rows and columns of the contention matrix
 
 
 def show_title(title: str, profile: Profile, where: str) -> Console:
-    """What was profiled; always with the badge. Returns the console for what follows."""
+    """Print which device and model were profiled, with the badge; returns the console."""
     from rich.text import Text
 
     console, identity = results_console(), profile.fingerprint
@@ -34,7 +34,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
     if identity.tensor_parallel > 1:
         size = f"{identity.tensor_parallel} GPUs of {size} each"
     device = f"{identity.device}: {profile.gpu.name}, {size}"
-    # A shipped GPU's name says it all; a file of one's own is told from others by its path.
+    # A shipped GPU is identified by its name, a user's file by its path.
     named = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
     if profile.asked.device not in ("", named):
         device += f" (--device {profile.asked.device})"
@@ -53,7 +53,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
 
 
 def show_profile(console: Console, profile: Profile, facts: Facts, *, ranges: bool) -> None:
-    """All tables; ``ranges``: errors of the fits over SM ranges too."""
+    """Print all tables; ``ranges`` adds the errors of the fits by SM range."""
     parts = parts_of(profile.fingerprint.device)
     say(console, _BATCHES, "dim", indent=_INDENT)
     show_saturation(console, facts, profile.fingerprint.num_sms, parts)
@@ -67,7 +67,7 @@ def show_profile(console: Console, profile: Profile, facts: Facts, *, ranges: bo
 
 
 def show_saturation(console: Console, facts: Facts, num_sms: int, parts: str) -> None:
-    """Fewest SMs (or whatever ``parts`` the device has) within 5 and 10 % of the latency on all."""
+    """Fewest SMs (or other ``parts`` of the device) within 5 and 10 % of the latency on all."""
     if not facts.saturation:
         return
     grid = TextGrid(
@@ -90,7 +90,7 @@ def _sms(sms: int, num_sms: int) -> str:
 
 
 def show_benefit(console: Console, facts: Facts, parts: str) -> None:
-    """What every further tenth of the SMs saves."""
+    """Latency saved by each further tenth of the SMs."""
     phases = list(dict.fromkeys(row.phase for row in facts.benefit))
     if not phases:
         return
@@ -112,7 +112,7 @@ def show_benefit(console: Console, facts: Facts, parts: str) -> None:
 
 
 def show_contention(console: Console, facts: Facts, parts: str) -> None:
-    """Slowdown of each phase beside the other, by batch and neighbour, over the splits."""
+    """Slowdown of each phase while the other runs, by batch and neighbour, over the splits."""
     for phase in ("decode", "prefill"):
         rows = [row for row in facts.contention if row.phase == phase]
         if rows:
@@ -138,7 +138,7 @@ def _matrix(console: Console, phase: str, rows: Sequence[Contention], parts: str
 
 
 def _some(values: list[str]) -> list[str]:
-    """At most _MOST_BATCHES of them, evenly."""
+    """At most _MOST_BATCHES of them, evenly spaced."""
     if len(values) <= _MOST_BATCHES:
         return values
     last = len(values) - 1
@@ -146,7 +146,7 @@ def _some(values: list[str]) -> list[str]:
 
 
 def show_splits(console: Console, facts: Facts, parts: str) -> None:
-    """Prefill rate against decode step for one pair of batches."""
+    """Prefill rate against decode step time for one pair of batches."""
     rows = representative(facts.splits)
     if not rows:
         return
@@ -193,7 +193,7 @@ def show_efficiency(console: Console, facts: Facts, parts: str) -> None:
 
 
 def show_fits(console: Console, fits: Sequence[Fit], parts: str, *, ranges: bool) -> None:
-    """Errors of every fit on batches that it never saw."""
+    """Errors of every fit on held-out batches."""
     if not fits:
         return
     grid = TextGrid(
@@ -222,7 +222,7 @@ def show_fits(console: Console, fits: Sequence[Fit], parts: str, *, ranges: bool
 
 
 def show_own(console: Console, profile: Profile, parts: str) -> None:
-    """The batches of ``--batch``: measured on all SMs, and what each fit makes of them."""
+    """The batches of ``--batch``: measured on all SMs, and predicted by each fit."""
     if not profile.batches:
         return
     models = [fit.cost_model for fit in profile.fits]
@@ -237,7 +237,7 @@ def show_own(console: Console, profile: Profile, parts: str) -> None:
 
 
 def show_notes(console: Console, profile: Profile, facts: Facts) -> None:
-    """What was left out, what to distrust, what is unknown and why."""
+    """What was left out, what is uncertain, and what is unknown and why."""
     lines = list(profile.notes)
     if facts.num_warned:
         kinds = ", ".join(f"{name} {count:,}" for name, count in facts.warned.items())

@@ -1,4 +1,4 @@
-"""The ``profile`` commands behind their flags: open, measure, show, check."""
+"""The ``profile`` commands: open a device, measure, show, check."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class AskedProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
-    """The device and model of a config (or that model). Raises UsageError for what cannot be."""
+    """Open the device of a config, with its model or the given one. Raises UsageError if that is
+    impossible.
+    """
     config = check_config(config)
     if model is None:
         model = with_dtype(load_model(config.model), config.dtype)
@@ -136,7 +138,7 @@ def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
 
 
 def load(path: Path) -> tuple[Profile, Facts]:
-    """A stored profile and its facts. Raises InputError for what is none of this version."""
+    """A stored profile and its facts. Raises InputError for a profile of another version."""
     profile = load_profile(path)
     try:
         return profile, stored_facts(profile.facts)
@@ -149,14 +151,14 @@ def load(path: Path) -> tuple[Profile, Facts]:
 
 
 def load_points(profile: Profile, path: Path) -> list[Point]:
-    """The points that a profile was made of."""
+    """The points of which a profile was made."""
     return read_points(profile_path(path).parent / POINTS_FILE, profile.points_sha256)
 
 
 def _draw(
     profile: Profile, folder: Path, plots: Path | None
 ) -> tuple[list[Path], NexusbenchError | None]:
-    """The plots, or what went wrong with them: the profile is shown all the same."""
+    """The plots, or the error that prevented them: the profile is shown all the same."""
     if plots is None:
         return [], None
     from nexusbench.profiling.plots import draw
@@ -189,7 +191,7 @@ def _document(
 def check_stored(
     path: Path, device: str | None, model: str | None, kernel_table: str | None, *, as_json: bool
 ) -> bool:
-    """``nexusbench profile check``: whether the profile still holds."""
+    """``nexusbench profile check``: True if the profile still holds."""
     from nexusbench.profiling.check import check_profile
 
     profile, _ = load(path)
@@ -223,7 +225,7 @@ def check_stored(
 def _subject_again(
     profile: Profile, path: Path, device: str | None, model: str | None, kernel_table: str | None
 ) -> Subject:
-    """The profile's own device, model and sizes, unless flags name others."""
+    """The profile's own device, model and sizes, unless others are named."""
     identity, asked = profile.fingerprint, profile.asked
     own = asked.device or identity.device.removesuffix(f"-x{identity.tensor_parallel}")
     if device is None and kernel_table is None:
@@ -248,7 +250,7 @@ def _subject_again(
     except InputError as error:
         if device is not None:
             raise
-        # A path is as it was typed: from another folder, or on another machine, it leads nowhere.
+        # A path is stored as typed: it may not exist from another folder or on another machine.
         raise UsageError(
             f"the device that was profiled, {own}, cannot be opened from here: {error.problem}. "
             "Say where it is now with --device"

@@ -54,7 +54,7 @@ _LEGEND = (
 
 
 class RegretRun(msgspec.Struct, frozen=True):
-    """One run to make; ``oracle``: the truth itself is asked."""
+    """One run to make; ``oracle``: the partitioner asks the truth instead of a belief."""
 
     label: str
     config: RunConfig
@@ -62,12 +62,12 @@ class RegretRun(msgspec.Struct, frozen=True):
 
 
 class RegretRuns(msgspec.Struct):
-    """What came of the runs: rows of those that ended, the view of the first, what did not end."""
+    """Results: rows of runs that ended, the view of the first, labels of those that did not end."""
 
     rows: list[tuple[RegretRun, Regret]] = []
     first: RunView | None = None
     loads: list[tuple[str, Load]] = []
-    beliefs: list[dict[str, Any]] = []  # facts of each belief that was asked
+    beliefs: list[dict[str, Any]] = []  # facts of each belief in use
     missing: list[str] = []
     error: BaseException | None = None
 
@@ -81,8 +81,8 @@ def show_regret(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run every combination, then print one table (or one JSON document). What ended is shown
-    though a later run did not, and decides nothing about the exit code then.
+    """Run every combination, then print one table (or one JSON document). Runs that ended are shown
+    even if a later one failed; the exit code is then the failure's.
     """
     if config.force_profile and config.profile is None:
         raise UsageError("--force-profile goes with --profile, which is not given")
@@ -109,7 +109,7 @@ def show_regret(
 
 
 def _make(runs: list[RegretRun], sample: int, *, quiet: bool) -> RegretRuns:
-    """Serve and judge one after the other, until one fails; raises if that is the first."""
+    """Serve and judge one run after the other until one fails; raises if the first one fails."""
     made = RegretRuns()
     for position, run in enumerate(runs):
         try:
@@ -157,7 +157,7 @@ def _asks(config: RunConfig) -> bool:
 
 
 def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[RegretRun]:
-    """All of them, names and options checked before the first is run."""
+    """All runs; names and options are checked before the first one starts."""
     chosen = split_policies(policies, "--partitioner") or list(_PARTITIONERS)
     asked = split_policies(beliefs, "--cost-model")
     runs: list[RegretRun] = []
@@ -167,7 +167,7 @@ def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[Re
         if not _asks(own):
             runs.append(RegretRun(policy, msgspec.structs.replace(own, profile=None)))
             continue
-        # Without options a single partitioner goes without saying.
+        # A single partitioner without options needs no prefix.
         prefix = f"{policy} " if len(chosen) > 1 or ":" in policy else ""
         for label, belief in _beliefs(own, asked):
             check_policies([], belief.cost_model)
@@ -178,7 +178,7 @@ def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[Re
 
 
 def _beliefs(config: RunConfig, asked: list[str]) -> list[tuple[str, RunConfig]]:
-    """(label, config) of each belief: those asked for, or the analytic one and all fits."""
+    """(label, config) of each belief: those that were named, else the analytic one and all fits."""
     if config.profile is None:
         names = asked or [ANALYTIC]
         return [(name, msgspec.structs.replace(config, cost_model=name)) for name in names]

@@ -1,6 +1,6 @@
-"""Rich's console, from which no text of a user reaches the terminal with control characters in it.
+"""Rich's console without control characters in any text that a user supplied.
 
-Colours and the movements of a live display are Rich's own, and stay.
+Colours and cursor movements of a live display are Rich's own and stay.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 class SafeConsole(Console):
-    """A console whose texts are cleaned where they become segments, whatever they stand in."""
+    """A console that cleans texts where Rich turns them into segments, in tables and panels too."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As Rich's, but a text that is printed by itself is one line: what it quotes cannot begin
-        another. A table's cells may have several on purpose.
+        """As Rich's, but a text that is printed by itself stays one line: quoted input cannot start
+        another. Cells of a table may have several lines.
         """
         super().print(*map(_flat, objects), **options)
 
@@ -38,12 +38,12 @@ class SafeConsole(Console):
 
 
 def _flat(item: Any) -> Any:
-    """A text with blanks for its line breaks; what is no text as it is."""
+    """A text with blanks in place of line breaks; other objects unchanged."""
     if isinstance(item, str):
         return one_line(item)
     if isinstance(item, Text) and not item.plain.isprintable():
         flat = item.copy()
-        # Of the same length, so that its colours stay where they are.
+        # Of equal length, so that colours keep their positions.
         flat.plain = "".join(" " if sign in _BREAKS else sign for sign in item.plain)
         return flat
     return item

@@ -1,4 +1,4 @@
-"""What a person reads: header, table, footnotes, verdict, where the runs are."""
+"""The results of runs on a terminal: header, table, footnotes, verdict, folders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _INDENT = 10
 
 
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
-    """Whether the load was one that can be borne, the table with its footnotes, paired differences
-    if there are seeds, and the verdict.
+    """Warnings about the load, the table with footnotes, paired differences if there are several
+    seeds, and the verdict.
     """
     for line in load_lines(columns):
         say(console, f"WARNING: {line}.", "bold red")
     rows = make_rows(columns)
-    # Closer columns before several tables: schedulers are compared along a row.
+    # Narrower columns are tried before several tables: schedulers are compared along a row.
     tight = natural_width(console, render_rows(columns, rows)) > console.width
     print_folded(
         console, len(columns), lambda block: render_rows(columns, rows, block, tight=tight)
@@ -71,8 +71,8 @@ def render_rows(
     *,
     tight: bool = False,
 ) -> Table:
-    """The rich table of some rows, with a block of the columns; ``tight`` leaves one blank between
-    them, not three.
+    """The Rich table of ``rows`` with a slice of the columns; ``tight`` leaves one blank between
+    columns instead of three.
     """
     from rich import box
     from rich.table import Table
@@ -85,7 +85,7 @@ def render_rows(
     for column in columns[block]:
         head = Text(column.label.replace(", ", "\n"))
         table.add_column(head, justify="right", no_wrap=True)
-    # Marks hang to the right of the digits, so that these stay in line.
+    # Marks are appended to the right of the digits, which stay aligned.
     hang = max((len(c.marked) - len(c.text) for row in rows for c in row.cells), default=0)
     for row in rows:
         cells = []
@@ -97,7 +97,7 @@ def render_rows(
 
 
 def header(console: Console, columns: Sequence[Column], title: str) -> None:
-    """What ran on what; the same for all columns of one call of serve-trace."""
+    """What was run, and where; it is the same for all columns of one call."""
     from rich.text import Text
 
     view = columns[0].first
@@ -107,7 +107,7 @@ def header(console: Console, columns: Sequence[Column], title: str) -> None:
 
 
 def badge(simulated: bool) -> Text:
-    """Simulated or measured; unmistakable without colour too."""
+    """Whether results are simulated or measured; distinguishable without colour."""
     from rich.text import Text
 
     if simulated:
@@ -133,7 +133,7 @@ def _show_formulas(console: Console, columns: Sequence[Column]) -> None:
 
 
 def kept_lines(views: Sequence[RunView]) -> list[str]:
-    """Where each run is, and how to look further."""
+    """The folder of each run, and the next command."""
     kept = [view for view in views if view.folder is not None]
     if not kept:
         return ["Nothing was kept (--no-save)."]

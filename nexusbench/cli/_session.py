@@ -1,4 +1,4 @@
-"""One call of ``serve-trace``: the runs it asks for, one after the other, and what is shown."""
+"""One call of ``serve-trace``: its runs, one after the other, and the output."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from nexusbench.report.timeline import TimelineWriter, timeline_file
 from nexusbench.serving.runner import RunResult, run
 
 JSON_SCHEMA = 1
-# What would stop the runs that follow too, or is meant to.
+# Errors that concern the following runs too.
 _STOPPING = (UsageError, Interrupted, KeyboardInterrupt)
-_BY_SIGNAL = 128  # exit codes from here on are of runs that a signal ended
+_BY_SIGNAL = 128  # exit codes from here on stand for a signal
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -47,19 +47,19 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A run that did not come to its end."""
+    """A run that did not complete."""
 
     label: str
     seed: int
     error: str
     exit_code: int
     title: str = ""
-    folder: str | None = None  # what was kept of it
+    folder: str | None = None  # of the part that was kept
 
 
 class CallOutcome(msgspec.Struct):
-    """What came of the runs of one call: those that ended, those that did not or could not be
-    stored, those that were never begun, and the error of the first that failed.
+    """The runs of one call: those that completed, those that failed or could not be stored, those
+    that were not started, and the first error.
     """
 
     views: list[RunView] = []
@@ -69,12 +69,12 @@ class CallOutcome(msgspec.Struct):
 
 
 class Following:
-    """The timeline of the runs of one call, if one was asked for. What goes wrong with it is kept
-    in ``fault`` and costs the timeline, never the runs.
+    """The timeline of the runs of one call, if one was requested. An error in it is kept in
+    ``fault`` and does not affect the runs.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Raises UsageError, before anything is run, for a place that cannot be written."""
+        """Raises UsageError, before the first run, for a path that cannot be written."""
         self.path, self.fault = path, ""
         self._file: AbstractContextManager[TimelineWriter] | None = None
         self._writer: TimelineWriter | None = None
@@ -84,7 +84,7 @@ class Following:
             self._writer = self._file.__enter__()
 
     def add(self, run: RunEvents, label: str) -> None:
-        """Append a run, as long as nothing has gone wrong."""
+        """Append a run, unless there has been an error."""
         if self._writer is None:
             return
         try:
@@ -93,11 +93,11 @@ class Following:
             self._end(error)
 
     def close(self) -> None:
-        """Put the file into its place."""
+        """Move the finished file to its path."""
         self._end(None)
 
     def abandon(self) -> None:
-        """Leave nothing."""
+        """Remove the unfinished file."""
         self._end(Interrupted())
         self.fault = ""
 
@@ -113,11 +113,11 @@ class Following:
 
 
 def serve(jobs: Sequence[RunJob], output: Output) -> None:
-    """Run all jobs, show those that ended; exits with the code of the first that did not.
+    """Run all jobs and show those that completed; exits with the code of the first failure.
 
-    A run that fails does not stop the others, for they may not share its fault; a usage error and
-    Ctrl-C do. Runs that measured nothing are an error, though they are shown and kept. A timeline
-    that cannot be written is told at the end: the runs are shown without it.
+    A failed run does not stop the others, which may not share its fault; a usage error and Ctrl-C
+    do. Runs that measured nothing are shown and kept, and count as an error. A timeline that cannot
+    be written is reported at the end.
     """
     timeline = Following(output.timeline)
     try:
@@ -145,7 +145,7 @@ def serve(jobs: Sequence[RunJob], output: Output) -> None:
 
 
 def _run_all(jobs: Sequence[RunJob], output: Output, timeline: Following) -> CallOutcome:
-    """Run one after the other, as long as nothing stops those that follow too."""
+    """Run one job after the other until an error that concerns the following ones too."""
     made = CallOutcome()
     for number, job in enumerate(jobs, 1):
         try:
@@ -185,21 +185,23 @@ def _run(
 
 
 def _failure(job: RunJob, error: BaseException) -> Failure:
-    """A policy that is being written may raise anything: it fails its own run only."""
+    """Describe an error. A policy under development may raise anything: only its own run fails."""
     if isinstance(error, NexusbenchError):
         text, code = str(error), error.exit_code
     elif isinstance(error, KeyboardInterrupt):
         text, code = "interrupted", getattr(error, "exit_code", Interrupted.exit_code)
     else:
         text, code = f"unexpected {type(error).__name__}: {error}", NexusbenchError.exit_code
-    # Where the runner says what it kept; it has no other way to tell.
+    # The runner names the folder of a partial run in its message only.
     _, found, kept = text.rpartition(". Kept: ")
     folder = kept if found else None
     return Failure(job.label, job.config.seed, " ".join(text.split()), code, job.title, folder)
 
 
 def _stopped_lines(made: CallOutcome) -> list[str]:
-    """What Ctrl-C, or an error that concerns all runs, kept from running, and what was kept."""
+    """Warnings after an interruption: which runs were not started, and how to look at what was
+    kept.
+    """
     lines = []
     cut = [f for f in made.failures if f.exit_code >= _BY_SIGNAL]
     if cut:

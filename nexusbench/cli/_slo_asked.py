@@ -1,6 +1,4 @@
-"""What ``capacity`` and ``advise`` are asked alike: an SLO, a config and draws, checked before any
-run.
-"""
+"""The options that ``capacity`` and ``advise`` share: an SLO, a config and draws of arrivals."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from nexusbench.serving.assembly import resolve_device
 
 
 class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of both. ``burstiness`` None keeps the trace's own arrivals, ``jobs`` None takes
-    all cores; ``schedulers`` and ``partitioners`` as typed.
+    """The shared options. ``burstiness`` None keeps the trace's own arrivals, ``jobs`` None uses
+    all cores; ``schedulers`` and ``partitioners`` are as typed.
     """
 
     goodput: list[str] | None
@@ -37,7 +35,7 @@ class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool
 
     def judged_by(self) -> tuple[Slo, str]:
-        """The SLO, and where it comes from. Raises UsageError."""
+        """The SLO and its source. Raises UsageError."""
         if (self.slo is None) == (not self.goodput):
             raise UsageError(
                 "give the SLO as --goodput 'ttft:p99<2000,tbt:p99<100' or as --slo NAME (one of "
@@ -49,9 +47,7 @@ class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
         return parse_slo([chosen.slo], self.attainment, "--slo"), f"{self.slo}: {chosen.source}"
 
     def policies(self) -> tuple[list[str], list[str]]:
-        """The schedulers and partitioners that were named. Raises UsageError, also for a cost model
-        that there is not.
-        """
+        """The named schedulers and partitioners. Raises UsageError, also for the cost model."""
         found = (
             split_policies(self.schedulers or [], "--scheduler"),
             split_policies(self.partitioners or [], "--partitioner"),
@@ -60,8 +56,8 @@ class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def base(self) -> RunConfig:
-        """What all runs have in common. No SLO: runs are kept for any. The device by its own name:
-        a rate or an advice is of one GPU, and ``auto`` is another elsewhere. Raises UsageError.
+        """The config that all runs share, without an SLO, since kept runs serve any SLO. ``auto``
+        is resolved to a device name: results hold for one GPU only. Raises UsageError.
         """
         if self.config.force_profile and self.config.profile is None:
             raise UsageError("--force-profile goes with --profile, which is not given")
@@ -76,7 +72,7 @@ class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(range(self.config.seed, self.config.seed + self.draws))
 
     def processes(self) -> int:
-        """How many runs at a time: a real device takes one."""
+        """Number of runs at a time; 1 on a real device."""
         jobs = self.jobs or cores()
         if jobs > 1 and resolve_device(self.config.device).partition(":")[0] != "sim":
             print("a real device takes one run at a time: --jobs 1", file=sys.stderr)

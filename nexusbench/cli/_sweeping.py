@@ -32,7 +32,7 @@ from nexusbench.serving.preflight import check_run, decisive
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Title, tag, statistic, factor of what the table on the screen shows; the file has everything.
+# Title, tag and statistic of the table on the screen; the file holds all metrics.
 _SHOWN = (
     ("TTFT mean, ms", "ttft", "mean"),
     ("TTFT p99, ms", "ttft", "p99"),
@@ -42,7 +42,7 @@ _SHOWN = (
     ("goodput, req/s", "goodput", "value"),
     ("attained, %", "attainment", "value"),
 )
-# Shown where not all finished.
+# Shown if some request did not finish.
 _FINISHED = ("finished, %", "finished", "value")
 _MOST_ROWS = 60
 _MOST_ERRORS = 10
@@ -51,7 +51,7 @@ _ALL = 100.0
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where cells are kept, where they run, where the table goes."""
+    """Where cells are kept, where they run, and where the table is written."""
 
     cache: Path
     output: Path | None = None
@@ -81,7 +81,7 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
     try:
         write_sweep(sweep_table(sweep, plan.keys, cells), output)
     except NexusbenchError as error:
-        fault = str(error)  # told at the end: what was run is shown whatever became of the table
+        fault = str(error)  # reported at the end, after the results
     bad = {index: cell for index, cell in sorted(cells.items()) if not cell.ok}
     if as_json:
         document = _document(plan, cells, None if fault else output)
@@ -119,8 +119,8 @@ def _run(plan: Plan, store: Store, place: Place, jobs: int, *, quiet: bool) -> d
 
 
 def _check(plan: Plan) -> None:
-    """Refuse a profile, kernel table or cost model that some cell could not use, before others have
-    taken hours. What is right by itself and does not go together is that cell's own result.
+    """Refuse a profile, kernel table or cost model that a cell cannot use before other cells have
+    run for hours. Valid inputs that do not fit together fail in that cell only.
     """
     checked: set[bytes] = set()
     for index in plan.todo:
@@ -140,7 +140,7 @@ def _check(plan: Plan) -> None:
 
 
 def _name(plan: Plan, index: int) -> str:
-    """A cell by what sets it apart."""
+    """The values of a cell's axes as text."""
     config = plan.sweep.configs[index]
     return " ".join(f"{axis}={_text(getattr(config, axis))}" for axis in plan.sweep.axes) or "only"
 
@@ -212,7 +212,7 @@ def _show(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> None:
 
 
 def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None:
-    """A row per combination, seeds averaged."""
+    """One row per combination; figures are means over its seeds."""
     axes = [axis for axis in plan.sweep.axes if axis != "seed"] or ["scheduler"]
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for index in sorted(cells):
@@ -253,20 +253,20 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
 
 
 def _finished(cells: Sequence[Cell]) -> float | None:
-    """Percent of the requests offered: latencies are of those that were answered only."""
+    """Percent of the offered requests that finished; latencies cover only these."""
     offered, finished = (_mean(cells, tag, "value") for tag in ("offered", "finished"))
     return None if finished is None or not offered else _ALL * finished / offered
 
 
 def _crowded(cells: Sequence[Cell]) -> str:
-    """The mark of a row in which requests arrive faster than they leave."""
+    """Marks a row in which requests arrive faster than they leave."""
     good = [load_of(cell.summary) for cell in cells if cell.ok]
     bad = sum(bool(load.overloaded) for load in good)
     return "no" if not bad else "yes" if bad == len(good) else f"{bad} of {len(good)}"
 
 
 def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[Cell]]) -> None:
-    """Which rows are of a load that cannot be served: their latency measures a backlog."""
+    """A warning that names overloaded rows, whose latency measures the backlog."""
     told = []
     for named, members in groups.items():
         bad = worst_load(load_of(cell.summary) for cell in members if cell.ok)

@@ -20,8 +20,8 @@ _LARGE = 256 * MIB
 
 
 def write_stored(runs: Sequence[str], results: Path, output: Path, window: str | None) -> None:
-    """One process per run. Raises UsageError for a bad window or place, InputError for a damaged
-    run.
+    """One process of the timeline per run. Raises UsageError for a bad window or path, InputError
+    for a damaged run.
     """
     check_writable(output)
     seconds = parse_seconds(window)
@@ -39,7 +39,7 @@ def write_stored(runs: Sequence[str], results: Path, output: Path, window: str |
 
 
 def parse_seconds(window: str | None) -> tuple[float, float | None]:
-    """``A:B`` in seconds; everything where it is not given. Raises UsageError."""
+    """``A:B`` as seconds, the whole run for None. Raises UsageError."""
     try:
         return (0.0, None) if window is None else parse_window(window)
     except UsageError as error:

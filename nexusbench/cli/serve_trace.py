@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -34,10 +33,12 @@ def serve_trace(
 
     nexusbench serve-trace workloads/mixed.jsonl --scheduler nexus,vllm,sglang --goodput ttft:500
     """
-    jobs, session = (import_module(f"nexusbench.cli.{name}") for name in ("_jobs", "_session"))
-    asked = jobs.AskedRuns(config, server, scheduler, partitioner or [], goodput or [], seeds)
-    output = session.Output(
+    from nexusbench.cli._jobs import AskedRuns, parse_by, plan_jobs
+    from nexusbench.cli._session import Output, serve
+
+    asked = AskedRuns(config, server, scheduler, partitioner or [], goodput or [], seeds)
+    output = Output(
         results=None if no_save else results, as_json=json, quiet=no_progress, formulas=formulas,
-        by=jobs.parse_by(by or []), timeline=timeline,
+        by=parse_by(by or []), timeline=timeline,
     )  # fmt: skip
-    session.serve(jobs.plan_jobs(asked, context), output)
+    serve(plan_jobs(asked, context), output)

@@ -1,9 +1,8 @@
-"""RunConfig and EndpointConfig: everything that decides a run, in one frozen value.
+"""RunConfig and EndpointConfig: frozen structs with everything that decides a run.
 
-An option is declared here and nowhere else: the field's annotation holds its type, its bounds and
-what the command line says of it. Bounds of numbers are checked wherever a config is read; what is
-beyond them means nothing that can be served, and its products with bytes or nanoseconds no longer
-fit 63 bits.
+An option is declared here only: the annotation of a field holds its type, its bounds and its text
+on the command line. Bounds are checked wherever a config is read; values outside of them cannot be
+served, and their products with bytes or nanoseconds may exceed 63 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
 WHAT, ENDPOINT, MEMORY, PREFIX = "What is run", "Endpoint", "Memory", "Prefix cache"
 LIMITS, TOKENS = "Budgets", "Real tokens (--device cpu, cuda)"
-TRAFFIC, MEASURE, OUTPUT = "TrafficConfig", "Measurement", "Output"
+TRAFFIC, MEASURE, OUTPUT = "Traffic", "Measurement", "Output"
 
 Count = Annotated[int, Meta(ge=1, le=10**9)]
 Million = Annotated[int, Meta(ge=1, le=10**6)]
@@ -42,7 +41,7 @@ _MODEL = Option(
 
 
 class TrafficConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is offered to an engine or a server, and how it is judged."""
+    """The requests offered to an engine or a server, and how their latency is judged."""
 
     max_model_len: Annotated[
         Count | None,
@@ -143,8 +142,8 @@ class TrafficConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ] = 0
 
 
-# Their own fields are positional, for a struct lists keyword-only ones last: trace, what serves it,
-# then its traffic is the order of every table and label.
+# Not kw_only, since msgspec lists keyword-only fields last: manifests, tables and labels have the
+# fields of the subclass first, then those of its traffic.
 class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     """Everything that decides a run: the same config and trace give the same event log on ``sim``
     (I6).
@@ -177,7 +176,7 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     partitioner: Annotated[
         str | None,
         Option(
-            "Who sizes the partitions (nexusbench list partitioners): one for all schedulers, or "
+            "What sizes the partitions (nexusbench list partitioners): one for all schedulers, or "
             "one for each in the same order.",
             _POLICY, WHAT, unset="each scheduler's own",
         ),
@@ -280,7 +279,7 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     prefix_caching: Annotated[
         bool,
         Option(
-            # A panel of its own: the long negative name would squeeze the others of a shared one.
+            # In a panel of its own, since its long negative name widens all rows of a panel.
             "Reuse KV blocks of equal prefixes. vLLM's names of it work too.",
             panel=PREFIX, part="serving",
         ),
@@ -361,18 +360,18 @@ class EndpointConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
 
 
 def fields_of(part: str) -> tuple[str, ...]:
-    """The options of runs, of an engine or against a server, that are that ``part`` of a run (see
-    :class:`Option`), in their order.
+    """The names of all options of that ``part`` (see :class:`Option`), of an engine's run or of a
+    replay against a server.
     """
     both = {**declared(RunConfig), **declared(EndpointConfig)}
     return tuple(name for name, field in both.items() if field.option.part == part)
 
 
 def check_config(config: _Config) -> _Config:
-    """``config`` with every field of its type and within its bounds.
+    """Return ``config`` if every field has its type and is within its bounds.
 
-    The command line checks its flags itself, with their names; this is for configs made in Python
-    and for manifests. Raises InputError naming the field.
+    The command line checks its options itself, naming the flag; this is for configs made in Python
+    and read from manifests. Raises InputError naming the field.
     """
     values = msgspec.structs.asdict(config)
     try:
@@ -389,7 +388,7 @@ def check_config(config: _Config) -> _Config:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it is all characters, not bytes of a command line that stand for none."""
+    """Whether the text has no surrogates, which stand for undecodable bytes of a command line."""
     try:
         text.encode()
     except UnicodeEncodeError:

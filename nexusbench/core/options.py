@@ -1,5 +1,5 @@
-"""How a field of a config is declared: its type, its bounds and its place on the command line, all
-in its annotation, and what is read from there.
+"""How a field of a config is declared: its annotation holds the type, the bounds of a number and
+the text of its option on the command line. This module reads these declarations and checks bounds.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ _FIELD = re.compile(r" - at `\$\.(\w+)")
 
 
 class Option(msgspec.Struct, frozen=True):
-    """Beside a field's type in ``Annotated``: how it is asked for, and what it is a part of.
+    """Metadata of a field, in ``Annotated`` after its type.
 
-    ``names`` are its flags where they are not the field's name, ``unset`` says what None stands
-    for. ``part``: ``load`` says which requests are offered and when, ``serving`` how they are
-    served by whatever policy; ``named`` is told of every run by itself, ``aside`` changes none of
-    its figures. ``file``: the value is the path of a file or a folder. ``no_server`` says why a
-    server behind a URL has no use for it.
+    ``help``, ``metavar`` and ``panel`` are shown by the command line; ``names`` are its flags if
+    they differ from the field's name, ``positional`` makes it an argument, ``unset`` says what None
+    stands for. ``file``: the value is the path of a file or folder. ``no_server``: why the option
+    is refused for a server behind a URL.
+
+    ``part`` groups fields: ``load`` decides which requests arrive and when, ``serving`` how they
+    are served under any policy; ``named`` fields are shown for every run, and neither these nor
+    ``aside`` fields label the runs of a comparison.
     """
 
     help: str
@@ -43,8 +46,8 @@ class Option(msgspec.Struct, frozen=True):
 
 
 class Declared(msgspec.Struct, frozen=True):
-    """A field with all that its annotation says: ``kind`` without None (``str`` for words),
-    ``bounds`` of a number, ``words`` where only those are allowed. ``required`` has no default.
+    """A field as declared: ``kind`` is its type without None (``str`` for a Literal), ``bounds``
+    those of a number, ``words`` the values of a Literal; ``required`` fields have no default.
     """
 
     name: str
@@ -58,13 +61,13 @@ class Declared(msgspec.Struct, frozen=True):
 
     @property
     def flag(self) -> str:
-        """As it is called on the command line."""
+        """Its name on the command line."""
         return self.option.names[0] if self.option.names else f"--{self.name.replace('_', '-')}"
 
 
 @cache
 def declared(config: type[msgspec.Struct]) -> Mapping[str, Declared]:
-    """The fields of a config that are options, by name, in the order in which it lists them."""
+    """The fields of a config that have an Option, by name, in the config's order."""
     hints = get_type_hints(config, include_extras=True)
     found = (_declared(field, hints[field.name]) for field in struct_fields(config))
     return {field.name: field for field in found if field is not None}
@@ -87,7 +90,7 @@ def _declared(field: FieldInfo, hint: Any) -> Declared | None:
 
 
 def _apart(hint: Any) -> tuple[Any, Sequence[Any]]:
-    """A type without what annotates it, and that."""
+    """A type without its annotations, and these."""
     if get_origin(hint) is not Annotated:
         return hint, ()
     kind, *extras = get_args(hint)
@@ -95,7 +98,7 @@ def _apart(hint: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def beyond(bounds: msgspec.Meta, value: float) -> str | None:
-    """What a number within ``bounds`` must be, if ``value`` is not."""
+    """A sentence with the bounds if ``value`` is outside of them, else None."""
     least, most = bounds.ge if bounds.ge is not None else bounds.gt, bounds.le
     finite = isinstance(value, int) or math.isfinite(value)  # an int may be too large for a float
     low = least is not None and (value < least or value == bounds.gt)
@@ -108,8 +111,8 @@ def beyond(bounds: msgspec.Meta, value: float) -> str | None:
 
 
 def convert_config(values: Mapping[str, Any], config: type[_Struct]) -> _Struct:
-    """A config of ``values``, each of its field's type and within its bounds. Raises InputError for
-    a number beyond its bounds, msgspec.ValidationError for a value of another type.
+    """A config made of ``values``, with every field of its type and within its bounds. Raises
+    InputError for a number outside its bounds, msgspec.ValidationError for a value of another type.
     """
     try:
         return msgspec.convert(values, config)
@@ -125,6 +128,6 @@ def convert_config(values: Mapping[str, Any], config: type[_Struct]) -> _Struct:
 
 
 def field_of(error: msgspec.ValidationError) -> str:
-    """The field that an error is about; empty where it is about no single one."""
+    """The field named by a validation error; empty if it names none."""
     found = _FIELD.search(str(error))
     return found[1] if found else ""
