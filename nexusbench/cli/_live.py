@@ -200,8 +200,10 @@ class Follower:
         self._told = show is not None
         self._source: Engine | Status | None = None
 
-    def __call__(self, source: Engine | Status) -> None:
-        """Show a snapshot; without a terminal, say once that the run has begun."""
+    def __call__(self, source: Engine | Status) -> bool:
+        """Show a snapshot; without a terminal, print once that the run has begun. Whether there is
+        a terminal.
+        """
         if not self._told:
             print(f"{self.title}: started", file=sys.stderr, flush=True)
             self._told = True
@@ -209,6 +211,7 @@ class Follower:
         if self._show is not None:
             now = snapshot_of(source) if isinstance(source, Status) else self._read(source)
             self._show(self._panel(now))
+        return self._show is not None
 
     def summary(self) -> str:
         """The line printed at the end of the run."""

@@ -14,9 +14,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TextIO, cast
 
+from nexusbench.core.clock import sleep
 from nexusbench.core.errors import Interrupted, NexusbenchError, Terminated
 from nexusbench.core.printable import printable
 
@@ -24,7 +25,7 @@ from nexusbench.core.printable import printable
 _LEAST, _MOST = 20, 2_000
 # Windows has no SIGHUP.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-_AGAIN_S = 0.01
+_LOOK_S = 0.001
 
 
 class Outlet:
@@ -218,14 +219,19 @@ def heeding_signals() -> Iterator[Heard]:
     hook = sys.unraisablehook
 
     def on_unraisable(lost: sys.UnraisableHookArgs) -> None:
-        # Raised in a finaliser, where Python drops exceptions: send the signal again.
+        # Raised in a finaliser, where Python drops exceptions: ask for the end once more.
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             hook(lost)
             return
-        number = heard.number or signal.SIGINT
-        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        threading.Thread(
+            target=ask_again, args=(heard.number or signal.SIGINT,), daemon=True
+        ).start()
+
+    def ask_again(number: int) -> None:
+        # What is raised in the hook itself is dropped too: wait until the main thread has left it.
+        while _runs(on_unraisable.__code__):
+            sleep(_LOOK_S)
+        os.kill(os.getpid(), number)
 
     sys.unraisablehook = on_unraisable
     try:
@@ -234,3 +240,11 @@ def heeding_signals() -> Iterator[Heard]:
         sys.unraisablehook = hook
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _runs(code: CodeType) -> bool:
+    """Whether the main thread is inside a call of ``code``."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
