@@ -50,7 +50,7 @@ _MOST_TOLD = 6  # rows in a warning
 _ALL = 100.0
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class SweepPlace(msgspec.Struct, frozen=True, kw_only=True):
     """Where cells are kept, where they run, and where the table is written."""
 
     cache: Path
@@ -60,7 +60,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool = False
 
 
-def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+def show_sweep(spec: Path, place: SweepPlace, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Run (or only plan) the sweep of ``spec``; exits 1 if a cell failed."""
     sweep = load_sweep(spec)
     store = Store(place.cache, CELL_SUFFIX, fresh=place.fresh)
@@ -100,7 +100,7 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _run(plan: Plan, store: Store, place: Place, jobs: int, *, quiet: bool) -> dict[int, Cell]:
+def _run(plan: Plan, store: Store, place: SweepPlace, jobs: int, *, quiet: bool) -> dict[int, Cell]:
     cells = dict(plan.kept)
     todo = plan.todo
     where = f"Ray at {place.ray}" if place.ray else counted(min(jobs, max(1, len(todo))), "core")
