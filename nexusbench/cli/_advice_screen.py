@@ -6,9 +6,10 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
@@ -35,9 +36,6 @@ from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
 from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.preflight import check_belief, check_run
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # Options of serve-trace that a command has to repeat where they have a value.
 _REPEATED = (
@@ -126,8 +124,6 @@ def _traffic(config: RunConfig) -> tuple[RunConfig, int]:
 
 
 def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]) -> None:
-    from rich.text import Text
-
     console = results_console()
     console.print(Text.assemble(("nexusbench advise", "bold"), "  ", badge(advice.simulated)))
     config = question.config

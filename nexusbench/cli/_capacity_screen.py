@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import msgspec
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._capacity_verdict import capacity_verdict
@@ -68,8 +69,6 @@ def _show(
     capacities: Sequence[Capacity],
     requests: int,
 ) -> None:
-    from rich.text import Text
-
     console = results_console()
     simulated = all(one.simulated for one in capacities)
     console.print(Text.assemble(("nexusbench capacity", "bold"), "  ", badge(simulated)))

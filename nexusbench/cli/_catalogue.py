@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from rich.text import Text
 
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
@@ -47,8 +48,6 @@ def show_family(family: str, *, as_json: bool) -> None:
         }
         print(json.dumps(document, indent=2))
         return
-    from rich.text import Text
-
     console = results_console()
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:

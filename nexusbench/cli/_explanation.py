@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nexusbench.cli._console import counted, print_folded, results_console, say
 from nexusbench.cli._neighbours import Neighbours, neighbours_of
@@ -21,9 +24,6 @@ from nexusbench.core.units import ms
 from nexusbench.metrics.explain import CLIENT_PARTS, PARTS, Explanation, explain, find_request
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.reader import RunReader
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _BAR = 48
 # Letters beside colours, so that the bar is readable without colours.
@@ -70,8 +70,6 @@ def explain_request(name: str, results: Path, request: str, *, as_json: bool) ->
 
 
 def _title(console: Console, reader: RunReader, what: str) -> None:
-    from rich.text import Text
-
     shown = badge(reader.manifest.simulated)
     console.print(Text.assemble((what, "bold"), f" of {reader.path.name}  ", shown), soft_wrap=True)
     if not reader.complete:
@@ -97,9 +95,6 @@ def _show_outcome(console: Console, found: Explanation) -> None:
 
 
 def _show_parts(console: Console, found: Explanation) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     total = max(1, found.total_ns)
     bar = Text("  [")
     for part, start, end in _segments(found.parts, total):
@@ -245,9 +240,6 @@ def _slow_request(run: RunEvents, index: int) -> SlowRequest:
 
 
 def _show_slowest(console: Console, rows: list[SlowRequest], *, client: bool) -> None:
-    from rich import box
-    from rich.table import Table
-
     heads = {
         "arrival_s": "arrival, s",
         "prompt_tokens": "prompt",

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, print_whole, progress_console, results_console, say
@@ -40,8 +44,6 @@ from nexusbench.gates.spec import GateSpec, load_spec
 from nexusbench.gates.verdicts import number
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nexusbench.gates.verdicts import Finding
     from nexusbench.serving.runner import AnyProgress
 
@@ -226,8 +228,6 @@ def _advice(report: Report, source: GateSource, path: Path) -> list[str]:
 
 
 def _show(report: Report) -> None:
-    from rich.text import Text
-
     console = results_console()
     title = Text.assemble(("nexusbench gate check", "bold"), "  ", badge(report.simulated))
     console.print(title)
@@ -246,10 +246,6 @@ def _show(report: Report) -> None:
 
 
 def _show_series(console: Console, series: str, findings: list[Finding]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title_justify="left",
         title=Text(plain(series), style="bold"),

@@ -5,13 +5,12 @@ each block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from nexusbench.cli._console import print_folded, say
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 
 class TextGrid:
@@ -42,9 +41,6 @@ class TextGrid:
         print_folded(console, len(self.columns) - self._keys, self._render)
 
     def _render(self, block: slice) -> Table:
-        from rich import box
-        from rich.table import Table
-
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
         shown = [*range(self._keys), *range(self._keys, len(self.columns))[block]]
         for position in shown:

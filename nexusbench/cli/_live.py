@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from rich.console import RenderableType
+from rich.live import Live
+from rich.table import Table
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
 from nexusbench.core.clock import now_ns
@@ -20,8 +23,6 @@ from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.endpoint.status import Status
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from nexusbench.engine.engine import Engine
 
 RECENT_GAPS = 4096
@@ -231,8 +232,6 @@ class Follower:
         return f"{run:,.1f} s simulated in {wall:,.1f} s ({run / wall:,.0f}x)"
 
     def _panel(self, now: ProgressSnapshot) -> RenderableType:
-        from rich.table import Table
-
         grid = Table.grid(padding=(0, 1))
         grid.add_column(no_wrap=True)
         text = f"{now.ended:,}/{now.offered:,} {self._pace()}"
@@ -256,8 +255,6 @@ def follow(title: str, *, quiet: bool) -> Iterator[Follower | None]:
         follower = Follower(title)
         yield follower
     else:
-        from rich.live import Live
-
         with Live(console=progress_console(), auto_refresh=False, transient=True) as live:
             follower = Follower(title, lambda shown: live.update(shown, refresh=True))
             yield follower

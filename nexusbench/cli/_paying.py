@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
@@ -28,9 +29,6 @@ from nexusbench.experiments.paying.survey_files import write_survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
 from nexusbench.experiments.paying.verdicts import QUESTIONS, Cell, Side, Verdict, judge, sides
 from nexusbench.experiments.pool import cores
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _MOST_ERRORS = 10
 _MOST_TOLD = 6  # places, in a warning
@@ -125,8 +123,6 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_document(survey, folder), indent=2))
         return
-    from rich.text import Text
-
     console = results_console()
     console.print(Text.assemble(("nexusbench pays", "bold"), "  ", badge(True)))
     answers = list(_answers(survey))

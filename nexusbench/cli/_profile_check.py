@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from nexusbench.cli._console import counted, say
 from nexusbench.cli._grid import TextGrid
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nexusbench.profiling.check import Check
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
@@ -17,9 +18,6 @@ from nexusbench.cli._screen import badge
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.motivation import AGREES, IN_PART, Row, motivation, replay_config
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 DEFAULT_TRACE = Path("workloads/ldc.jsonl")
 
@@ -47,8 +45,6 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
         }  # fmt: skip
         print(json.dumps(document, indent=2, allow_nan=False))
         return
-    from rich.text import Text
-
     console = results_console()
     title = f"Nexus, section 3: L20, Qwen2.5-3B; here {name}, {subject.model.name}  "
     console.print(Text.assemble((title, "bold"), badge(simulated)), soft_wrap=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._grid import TextGrid
@@ -12,9 +14,6 @@ from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.profile import FittedCost, Profile
 from nexusbench.profiling.facts import Contention, Facts, representative
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _INDENT = 11
 _BATCHES = (
@@ -26,8 +25,6 @@ _MOST_BATCHES = 6  # rows and columns of the contention matrix
 
 def show_title(title: str, profile: Profile, where: str) -> Console:
     """Print which device and model were profiled, with the badge; returns the console."""
-    from rich.text import Text
-
     console, identity = results_console(), profile.fingerprint
     console.print(Text.assemble((title, "bold"), "  ", badge(identity.simulated)))
     size = f"{identity.num_sms} {unit_of(identity.device)}"

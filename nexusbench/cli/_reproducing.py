@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
@@ -31,9 +33,6 @@ from nexusbench.experiments.reproduction.outcome_files import (
 )
 from nexusbench.experiments.reproduction.run import Report, reproduce, statements
 from nexusbench.experiments.reproduction.spec import Experiment, find_experiments
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class AskedPaper(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,9 +156,6 @@ def _draw(done: Done, folder: Path) -> None:
 
 
 def _show(console: Console, asked: AskedPaper, done: Sequence[Done], output: Path) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
     title = Text.assemble((f"nexusbench reproduce {asked.paper}", "bold"), "  ", badge(True))
     console.print(title)
     for one in done:

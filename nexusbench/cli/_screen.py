@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
@@ -16,11 +20,6 @@ from nexusbench.comparison.rows import Row, make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.printable import shell_words
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 _INDENT = 10
 
@@ -74,10 +73,6 @@ def render_rows(
     """The Rich table of ``rows`` with a slice of the columns; ``tight`` leaves one blank between
     columns instead of three.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     padding = 0 if tight else 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, padding))
     table.add_column("", no_wrap=True)
@@ -98,8 +93,6 @@ def render_rows(
 
 def header(console: Console, columns: Sequence[Column], title: str) -> None:
     """What was run, and where; it is the same for all columns of one call."""
-    from rich.text import Text
-
     view = columns[0].first
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
     for name, text in _lines(view, columns):
@@ -108,8 +101,6 @@ def header(console: Console, columns: Sequence[Column], title: str) -> None:
 
 def badge(simulated: bool) -> Text:
     """Whether results are simulated or measured; distinguishable without colour."""
-    from rich.text import Text
-
     if simulated:
         return Text("[SIMULATED: no GPU was used]", style="bold black on yellow")
     return Text("[MEASURED]", style="bold white on green")
@@ -122,7 +113,6 @@ def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
 
 
 def _show_formulas(console: Console, columns: Sequence[Column]) -> None:
-    from rich.table import Table
 
     console.print()
     table = Table.grid(padding=(0, 2))

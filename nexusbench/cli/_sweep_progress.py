@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
 from nexusbench.profiling.sweep import Outcome, Progress
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _EVERY_S = 30.0  # between two lines where there is no terminal
 _REFRESH_S = 0.1
@@ -46,8 +46,6 @@ class Watcher:
     def fitting(self, name: str) -> None:
         """Called before the fit of a cost model."""
         if self._show is not None:
-            from rich.text import Text
-
             self._show(Text(f"{self._title}  fitting cost model {name}"))
 
     def finished(self, outcome: Outcome) -> None:
@@ -87,7 +85,5 @@ def watch(title: str, *, quiet: bool) -> Iterator[Watcher | None]:
     elif not sys.stderr.isatty():
         yield Watcher(title, None)
     else:
-        from rich.live import Live
-
         with Live(console=progress_console(), auto_refresh=False, transient=True) as live:
             yield Watcher(title, lambda shown: live.update(shown, refresh=True))

@@ -38,7 +38,7 @@ class Outlet:
     def __init__(self, stream: TextIO, *, vital: bool) -> None:
         self._stream, self._vital = stream, vital
         # Rich's own name for the file that its consoles shall write to. What they write has been
-        # cleaned (see _safe_console), and what is left controls the terminal on purpose.
+        # cleaned (see SafeConsole), and what is left controls the terminal on purpose.
         self.rich_proxied_file = _Passage(self)
 
     def write(self, text: str) -> int:
