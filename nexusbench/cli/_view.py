@@ -1,4 +1,4 @@
-"""The view of a run that has just ended; stored runs have theirs in ``comparison``."""
+"""The view of a run that has just ended; that of a stored run is in ``comparison``."""
 
 from __future__ import annotations
 

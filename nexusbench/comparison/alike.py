@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.comparison.view import Column, RunView
+from nexusbench.core.config import fields_of
 from nexusbench.core.documents import JsonObject
 
 # What must be equal for a comparison to be about the schedulers alone: of what was resolved ...
@@ -29,17 +30,11 @@ _SAME_SETTINGS = (
     "swap_space", "kernel_table", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
 )  # fmt: skip
 # What of a config says which requests are offered, and when.
-_LOAD = (
-    "request_rate", "burstiness", "speed", "limit", "window", "spread_ties", "quantize_arrivals",
-    "concurrency", "max_tokens", "too_long", "warmup_s",
-)  # fmt: skip
+_LOAD = fields_of("load")
 _MOST_NAMED = 3  # runs, in a warning
 # What a run was asked that never makes a column: the scheduler heads it, the seed is named only
 # where nothing else differs, and the rest is looked up as what it became.
-_NOT_TELLING = (
-    "scheduler", "seed", "device", "model", "trace", "goodput", "prompt", "api_key_env",
-    "timeout_s", "force_profile", "price_per_hour", "watts",
-)  # fmt: skip
+_NOT_TELLING = (*fields_of("named"), *fields_of("aside"))
 # Settings as they are called on the command line, where that is not their own name.
 _FLAGS = {"request_rate": "rate", "warmup_s": "warmup"}
 # What a setting is called where it was not given.
