@@ -17,10 +17,15 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.heading import (
+    footnotes,
+    header_lines,
+    note_lines,
+    policies_line,
+    rejection_lines,
+)
 from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.load import load_lines
-from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import reasons
 from nexusbench.core.documents import JsonObject
