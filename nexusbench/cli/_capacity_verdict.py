@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.comparison.amounts import factor
 from nexusbench.comparison.load import conditions
+from nexusbench.comparison.verdict import factor
 from nexusbench.experiments.capacity import Capacity
 from nexusbench.metrics.summary import interval
 

@@ -15,8 +15,7 @@ from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._view import view_of_result
-from nexusbench.comparison.belief_notes import notes_on
-from nexusbench.comparison.heading import header_lines
+from nexusbench.comparison.heading import header_lines, notes_on
 from nexusbench.comparison.load import Load, lines_about, load_of
 from nexusbench.comparison.view import RunView
 from nexusbench.core.config import RunConfig

@@ -13,9 +13,14 @@ from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.comparison.alike import different_loads
-from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.heading import (
+    footnotes,
+    header_lines,
+    note_lines,
+    policies_line,
+    rejection_lines,
+)
 from nexusbench.comparison.load import conditions, is_overloaded, load_lines
-from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import Row, make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView

@@ -17,8 +17,8 @@ from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._view import view_of_result
-from nexusbench.comparison.answers import answers
-from nexusbench.comparison.rejections import nothing_measured
+from nexusbench.comparison.heading import nothing_measured
+from nexusbench.comparison.headline import answers
 from nexusbench.comparison.view import RunView, by_label
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError

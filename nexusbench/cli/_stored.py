@@ -12,7 +12,7 @@ from nexusbench.cli._console import progress_console, results_console, say
 from nexusbench.cli._screen import badge, header, show_columns
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.alike import find_warnings, label_apart
-from nexusbench.comparison.answers import answers
+from nexusbench.comparison.headline import answers
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
 from nexusbench.results.reader import RunReader
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import Row
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.parts import unit_of
+from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S, counted
-from nexusbench.results.resolved import BeliefFacts, ResolvedEngineRun, ResolvedReplay
+from nexusbench.results.resolved import (
+    BeliefFacts,
+    Resolved,
+    ResolvedEngineRun,
+    ResolvedReplay,
+    StepBudgets,
+)
 
 _DEFINITIONS = (
     "TTFT: scheduled arrival to first token = queueing (to first admission) + service.",
@@ -205,3 +212,116 @@ def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     if columns[0].first.summary.slo:
         lines.append(_SLO_DEFINITION)
     return lines
+
+
+def belief_notes(config: RunConfig | EndpointConfig, runs: Sequence[Resolved]) -> list[str]:
+    """Sentences about runs that share the flags of ``config``; ``runs`` is what each resolved."""
+    known = [run for run in runs if isinstance(run, ResolvedEngineRun)]
+    beliefs = [run.belief for run in known if run.belief is not None]
+    return notes_on(config, beliefs, known[0].limits if known else None)
+
+
+def notes_on(
+    config: RunConfig | EndpointConfig, beliefs: Sequence[BeliefFacts], limits: Limits | None
+) -> list[str]:
+    """The same of the beliefs that were asked in runs under ``limits``; None for a server's."""
+    if not beliefs:
+        return unused_flags(config)
+    fitted = [belief.profile for belief in beliefs if belief.profile is not None]
+    return beyond(fitted[0].limits, limits) if fitted and limits is not None else []
+
+
+def unused_flags(config: RunConfig | EndpointConfig) -> list[str]:
+    """Flags that say what to believe, where nobody asks."""
+    if isinstance(config, EndpointConfig):
+        return []
+    flags = {
+        "--profile": config.profile,
+        "--cost-model": config.cost_model,
+        "--recalibrate": config.recalibrate,
+    }
+    given = [flag for flag, value in flags.items() if value]
+    if not given:
+        return []
+    verb = "have" if len(given) > 1 else "has"
+    return [f"{' and '.join(given)} {verb} no effect: no partitioner here asks a belief"]
+
+
+def beyond(measured: StepBudgets | None, limits: Limits) -> list[str]:
+    """Where a run's step budgets are larger than those that were profiled; nothing is said of a
+    profile that does not know them.
+    """
+    allowed = limits.budgets
+    larger = [
+        f"{name} {allowed[name]:,} (profiled: {most:,})"
+        for name, most in (measured or {}).items()
+        if allowed[name] > most
+    ]
+    if not larger:
+        return []
+    return [
+        f"this run allows {' and '.join(larger)}: for larger batches than were measured the fitted "
+        "belief extrapolates. Profile with the same limits"
+    ]
+
+
+# How a reason begins -> what to do about it.
+_REMEDIES = {
+    "exceeds the KV pool": "Give it more with --kv-blocks, --gpu-memory-utilization or another "
+    "--device",
+    "exceeds max_model_len": "Raise --max-model-len, or choose --too-long skip or clip",
+}
+
+
+def rejection_lines(columns: Sequence[Column]) -> list[str]:
+    """A sentence per reason of what was rejected or failed; schedulers that it hit alike share
+    one.
+    """
+    names: dict[str, list[str]] = {}
+    for column in columns:
+        reasons: Counter[tuple[str, str]] = Counter()
+        for view in column.views:
+            for outcome, found in (("rejected", view.rejections), ("failed", view.failures)):
+                reasons.update({(outcome, reason): count for reason, count in found.items()})
+        for (outcome, reason), count in sorted(reasons.items()):
+            total = sum(view.resolved.trace.requests for view in column.views)
+            detail = _reason(reason, column.first.resolved)
+            text = f"{count:,} of {counted(total, 'request')} {outcome}: {detail}"
+            names.setdefault(text, []).append(column.label)
+    return [
+        text if len(found) == len(columns) else f"{', '.join(found)}: {text}"
+        for text, found in names.items()
+    ]
+
+
+def _reason(reason: str, resolved: Resolved) -> str:
+    for begin, remedy in _REMEDIES.items():
+        if reason.startswith(begin):
+            tokens = resolved.kv_blocks * resolved.block_size
+            size = f" ({tokens:,} tokens)" if "KV pool" in begin else ""
+            return f"{reason}{size}. {remedy}"
+    return reason
+
+
+def nothing_measured(views: Sequence[RunView]) -> list[str]:
+    """A sentence for each way in which runs have no numbers at all; none where all have some."""
+    names: dict[str, list[str]] = {}
+    for view in views:
+        offered, rejected, failed = (
+            view.summary.value(tag) for tag in ("offered", "rejected", "failed")
+        )
+        if not offered:
+            seconds = view.summary.warmup.seconds
+            text = "no request was measured"
+            text += f": all began in the --warmup of {seconds:g} s" if seconds else ""
+        elif offered == rejected:
+            text = f"nothing was measured: all of {counted(int(offered), 'request')} rejected"
+            text += "".join(f", {_reason(reason, view.resolved)}" for reason in view.rejections)
+        elif offered == failed:
+            text = f"nothing was measured: all of {counted(int(offered), 'request')} failed"
+            text += "".join(f", {reason}" for reason in view.failures)
+        else:
+            continue
+        if view.label not in names.setdefault(text, []):
+            names[text].append(view.label)
+    return [f"{', '.join(found)}: {text}" for text, found in names.items()]

@@ -179,8 +179,9 @@ def _row(
     ]
     entries = [entry for column in columns if (entry := column.entry(tag)) is not None]
     direction = shown.place.better or (entries[0].direction if entries else "none")
-    rivals = rivals_in(columns, tag, found, less=direction == "lower")
-    _mark_best(rivals, columns, cells, found, direction)
+    if len(columns) > 1 and direction != "none":
+        rivals = rivals_in(columns, tag, found, less=direction == "lower")
+        _mark_best(rivals, columns, cells, found, direction)
     return Row(*words, cells)
 
 
@@ -233,7 +234,7 @@ def _mark_best(
         for column, estimate, cell in zip(columns, found, cells, strict=True)
         if estimate is not None and column.complete and column in allowed
     ]
-    if direction == "none" or len(rivals) < 2:
+    if len(rivals) < 2:
         return
     choose = min if direction == "lower" else max
     _, best = choose(rivals, key=lambda rival: rival[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.documents import convert, decode_json, read_document
+from nexusbench.core.documents import JsonObject, convert, decode_json, read_document
 from nexusbench.core.errors import BaselineError, UsageError
 from nexusbench.core.outputs import atomic_file, check_replaceable, not_written
 from nexusbench.core.printable import shell_words
@@ -29,7 +29,7 @@ class _Written(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     kind: str
     schema: int
-    series: dict[str, Any]
+    series: JsonObject
 
 
 class _Head(msgspec.Struct):

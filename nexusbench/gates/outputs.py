@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import msgspec
 
 from nexusbench import __version__
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.outputs import not_written
 from nexusbench.gates.check import SCHEMA, Report
 from nexusbench.gates.verdicts import RANKING, Finding, number
@@ -86,7 +86,7 @@ def told_and_rest(findings: Sequence[Finding]) -> tuple[list[Finding], list[Find
     return shown, rest
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: Report) -> JsonObject:
     """The report as one JSON document."""
     return {
         "schema": SCHEMA,
@@ -188,18 +188,18 @@ def _xml(text: str) -> str:
     return _NOT_XML.sub("\ufffd", text)
 
 
-def as_action_benchmark(report: Report) -> dict[str, list[dict[str, Any]]]:
+def as_action_benchmark(report: Report) -> dict[str, list[JsonObject]]:
     """Entries for github-action-benchmark: ``customSmallerIsBetter`` and ``customBiggerIsBetter``,
     each a file of its own, as one step of that action takes one direction.
     """
-    found: dict[str, list[dict[str, Any]]] = {
+    found: dict[str, list[JsonObject]] = {
         "customSmallerIsBetter": [], "customBiggerIsBetter": [],
     }  # fmt: skip
     for f in report.findings:
         if f.current is None:
             continue
         tool = "customBiggerIsBetter" if f.better == "higher" else "customSmallerIsBetter"
-        entry: dict[str, Any] = {
+        entry: JsonObject = {
             "name": plain(f"{f.series}: {f.metric}"), "unit": f.unit, "value": f.current,
         }  # fmt: skip
         if len(f.values) > 1:

@@ -15,6 +15,9 @@ from nexusbench.report.escape import plot_text
 from nexusbench.report.gather import Entry, Setting
 from nexusbench.report.series import Curve, OverTime, Points
 
+# A trace, a layout or a part of one, in the plot library's own names.
+PlotlyObject = dict[str, Any]
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon")
 COLOURS = 6
@@ -27,7 +30,7 @@ class Option(msgspec.Struct):
 
     key: str
     label: str
-    layout: dict[str, Any] = {}
+    layout: PlotlyObject = {}
 
 
 class Figure(msgspec.Struct):
@@ -36,14 +39,14 @@ class Figure(msgspec.Struct):
     ``toggles`` has groups of options by name; the first option of each is chosen at first.
     """
 
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    data: list[PlotlyObject]
+    layout: PlotlyObject
     height: int = 300
     toggles: dict[str, list[Option]] = {}
     tone: int | None = None
 
 
-def axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> PlotlyObject:
     """An axis; dictionaries as the plot library wants them."""
     return {"title": {"text": title}, **more}
 
@@ -53,7 +56,7 @@ def colour(entry: Entry) -> str:
     return f"@run-{entry.tone % COLOURS}"
 
 
-def _line(entry: Entry, x: Any, y: Any, **more: Any) -> dict[str, Any]:
+def _line(entry: Entry, x: Any, y: Any, **more: Any) -> PlotlyObject:
     width = more.pop("width", 2)
     meta = {"tone": entry.tone, **more.pop("meta", {})}
     dash = DASHES[entry.tone % len(DASHES)]
@@ -77,7 +80,7 @@ _SCALE = [
 
 def distribution(setting: Setting, name: str, what: str, unit: str, scale: float) -> Figure | None:
     """The shares of values up to, or above, each value. ``name`` is a Curve of Series."""
-    traces: list[dict[str, Any]] = []
+    traces: list[PlotlyObject] = []
     for entry in setting.entries:
         curve: Curve | None = getattr(entry.series, name)
         if curve is None:
@@ -99,14 +102,14 @@ def distribution(setting: Setting, name: str, what: str, unit: str, scale: float
     tail = Option(
         "tail", "tail", {"yaxis": axis("share beyond, %", type="log", range=[-2, 2])}
     )  # fmt: skip
-    layout: dict[str, Any] = {"xaxis": axis(f"{what}, {unit}"), "hovermode": "closest"}
+    layout: PlotlyObject = {"xaxis": axis(f"{what}, {unit}"), "hovermode": "closest"}
     bound = setting.columns[0].first.summary.slo.get(name)
     if bound is not None:
         layout["shapes"] = [_bound("x", bound * scale)]
     return Figure(traces, layout, toggles={"view": [shares, tail], "scale": _SCALE})
 
 
-def _bound(side: str, value: float) -> dict[str, Any]:
+def _bound(side: str, value: float) -> PlotlyObject:
     """A line at an SLO's bound."""
     other = "y" if side == "x" else "x"
     return {
@@ -122,7 +125,7 @@ def _bound(side: str, value: float) -> dict[str, Any]:
 
 def over_time(setting: Setting, unit: str, fields: dict[str, str]) -> Figure | None:
     """Lines over the time of the run; ``fields`` of OverTime with the labels of their views."""
-    traces: list[dict[str, Any]] = []
+    traces: list[PlotlyObject] = []
     for entry in setting.entries:
         found = entry.series.over_time
         for field in fields if found is not None else ():
@@ -142,7 +145,7 @@ def over_time(setting: Setting, unit: str, fields: dict[str, str]) -> Figure | N
         Option(field, label, {"yaxis": axis(label if len(fields) > 1 else unit, **bounded)})
         for field, label in fields.items()
     ]
-    layout: dict[str, Any] = {
+    layout: PlotlyObject = {
         "xaxis": axis("time, s"),
         "yaxis": axis(unit, **bounded),
         "hovermode": "closest",
@@ -193,7 +196,7 @@ def _partition_colour(name: str) -> str:
     return f"@{name}-area" if name in ("prefill", "decode") else "@mixed-area"
 
 
-def _split_line(found: OverTime, unit: str) -> dict[str, Any]:
+def _split_line(found: OverTime, unit: str) -> PlotlyObject:
     assert found.split is not None
     first = plot_text(next(iter(found.sms)))
     return {
@@ -238,7 +241,7 @@ def requests(setting: Setting, name: str, x: str, y: str) -> Figure | None:
     return Figure(traces, layout, 320, toggles={"scale": options})
 
 
-def _marker(entry: Entry, size: int = 5) -> dict[str, Any]:
+def _marker(entry: Entry, size: int = 5) -> PlotlyObject:
     return {
         "color": colour(entry),
         "size": size,
@@ -249,7 +252,7 @@ def _marker(entry: Entry, size: int = 5) -> dict[str, Any]:
 
 def beliefs(setting: Setting) -> Figure | None:
     """Predicted over actual time of launches; on the diagonal the belief was right."""
-    traces: list[dict[str, Any]] = []
+    traces: list[PlotlyObject] = []
     times: list[float] = []
     for entry in setting.entries:
         found = entry.series.beliefs

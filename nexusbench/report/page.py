@@ -17,12 +17,18 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.heading import (
+    footnotes,
+    header_lines,
+    note_lines,
+    policies_line,
+    rejection_lines,
+)
 from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.load import load_lines
-from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import reasons
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.errors import UsageError
 from nexusbench.core.printable import shell_words
 from nexusbench.metrics.symbols import SYMBOLS
@@ -56,7 +62,7 @@ def require_packages() -> None:
 
 def runs_page(settings: Sequence[Setting]) -> str:
     """The page of stored runs."""
-    shown: dict[str, Any] = {}
+    shown: JsonObject = {}
     rates = rate_group(settings)
     groups = [groups_of(setting) for setting in settings]
     if rates is not None:
@@ -89,7 +95,7 @@ def runs_page(settings: Sequence[Setting]) -> str:
     return render("runs.html.j2", content, shown)
 
 
-def render(template: str, content: dict[str, Any], figures: dict[str, Any]) -> str:
+def render(template: str, content: JsonObject, figures: JsonObject) -> str:
     """A page with everything in it. Raises UsageError without the extra ``report``."""
     require_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -143,7 +149,7 @@ def _hash(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _add_figures(shown: dict[str, Any], where: str, groups: Sequence[Group]) -> None:
+def _add_figures(shown: JsonObject, where: str, groups: Sequence[Group]) -> None:
     for group in groups:
         for chart in group.charts:
             shown[f"{where}-{chart.name}"] = msgspec.to_builtins(chart.figure)
@@ -179,7 +185,7 @@ def _overview(settings: Sequence[Setting]) -> list[tuple[Setting, list[Any]]]:
     return [(setting, find_claims(setting.columns)) for setting in settings]
 
 
-def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str, Any]:
+def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> JsonObject:
     columns = setting.columns
     rows = make_rows(columns)
     view = columns[0].first
@@ -214,7 +220,7 @@ def _messages(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _run(run: Stored) -> dict[str, Any]:
+def _run(run: Stored) -> JsonObject:
     from markupsafe import escape
 
     manifest, view = run.manifest, run.view

@@ -13,6 +13,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.outputs import atomic_file
 from nexusbench.report.charts import Chart, groups_of, rate_group
 from nexusbench.report.escape import plain
+from nexusbench.report.figures import PlotlyObject
 from nexusbench.report.gather import Setting
 from nexusbench.report.theme import PALETTE
 
@@ -122,7 +123,7 @@ def _colour(name: str) -> str:
     return PALETTE[name.removeprefix("@")][0]
 
 
-def _draw(axes: Any, trace: dict[str, Any], floor: list[float]) -> None:
+def _draw(axes: Any, trace: PlotlyObject, floor: list[float]) -> None:
     label = _text(trace["name"]).lstrip("_")
     if trace["type"] == "bar":
         colour = _colour(trace["marker"]["color"])
@@ -148,7 +149,7 @@ def _draw(axes: Any, trace: dict[str, Any], floor: list[float]) -> None:
                   drawstyle="steps-post" if line.get("shape") == "hv" else "default")  # fmt: skip
 
 
-def _dress(axes: Any, layout: dict[str, Any]) -> None:
+def _dress(axes: Any, layout: PlotlyObject) -> None:
     """Axes, grid, bounds."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -13,7 +13,7 @@ from nexusbench.profiling.facts import Contention, ProfileFacts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.report.charts import Chart, Group
 from nexusbench.report.escape import plot_text
-from nexusbench.report.figures import COLOURS, DASHES, SYMBOLS, Figure, Option, axis
+from nexusbench.report.figures import COLOURS, DASHES, SYMBOLS, Figure, Option, PlotlyObject, axis
 
 PHASES = ("prefill", "decode")
 _CLASSES = (("step", "whole step"), ("dense", "dense layers"), ("attention", "attention"))
@@ -32,7 +32,7 @@ def groups_of(profile: Profile, points: Sequence[Point], facts: ProfileFacts) ->
     return [group for group in groups if group.charts]
 
 
-def _trace(number: int, name: str, x: list[Any], y: list[Any], hover: str) -> dict[str, Any]:
+def _trace(number: int, name: str, x: list[Any], y: list[Any], hover: str) -> PlotlyObject:
     colour = f"@run-{number % COLOURS}"
     return {
         "type": "scatter",
@@ -57,7 +57,7 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
     parts = parts_of(profile.fingerprint.device)
     for phase in PHASES:
         line = next(iter(lines_of(points, phase).values()), [])
-        traces: list[dict[str, Any]] = []
+        traces: list[PlotlyObject] = []
         names: list[str] = []
         for operators, label in _CLASSES:
             curve = LatencyCurve.of(

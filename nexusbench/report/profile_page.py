@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
@@ -71,7 +72,7 @@ def headline(sheet: Sheet) -> str:
 
 def profiles_page(sheets: Sequence[Sheet]) -> str:
     """The page of some profiles, one below the other."""
-    shown: dict[str, Any] = {}
+    shown: JsonObject = {}
     parts = []
     for number, sheet in enumerate(sheets):
         groups = groups_of(sheet.profile, sheet.points, sheet.facts)
@@ -103,7 +104,7 @@ def _name(sheet: Sheet) -> str:
     return f"{identity.model} on {identity.device}"
 
 
-def _part(number: int, sheet: Sheet, groups: Sequence[Any]) -> dict[str, Any]:
+def _part(number: int, sheet: Sheet, groups: Sequence[Any]) -> JsonObject:
     from markupsafe import escape
 
     profile, facts = sheet.profile, sheet.facts

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from nexusbench.comparison.view import Column
 from nexusbench.core.config import RunConfig
 from nexusbench.report.escape import plot_text
-from nexusbench.report.figures import DASHES, SYMBOLS, Figure, Option, axis, colour
+from nexusbench.report.figures import DASHES, SYMBOLS, Figure, Option, PlotlyObject, axis, colour
 from nexusbench.report.gather import Entry, Setting
 
 STATISTICS = ("p95", "mean", "p50", "p99")
@@ -72,7 +71,7 @@ def _across(settings: Sequence[Setting]) -> str:
 
 def _line(
     group: Sequence[Entry], tag: str, name: str, scale: float, unit: str
-) -> dict[str, Any]:  # fmt: skip
+) -> PlotlyObject:  # fmt: skip
     first = group[0]
     points = [(e.rate, value) for e in group if (value := _value(e.column, tag, name)) is not None]
     # Where a policy has several tones no button stands for its line.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.report.escape import plot_text
-from nexusbench.report.figures import Figure, axis
+from nexusbench.report.figures import Figure, PlotlyObject, axis
 from nexusbench.report.gather import Entry, Setting
 from nexusbench.report.sampling import nice_length
 from nexusbench.report.series import KINDS, Launched
@@ -38,7 +36,7 @@ def excerpt_ms(setting: Setting) -> float:
 def excerpt(setting: Setting) -> Figure | None:
     """Bars of launches: a row per run and partition; colours say what was computed."""
     length = excerpt_ms(setting)
-    traces: list[dict[str, Any]] = []
+    traces: list[PlotlyObject] = []
     rows: list[str] = []
     for entry in setting.entries:
         found = entry.series.launches
@@ -74,7 +72,7 @@ def _row_name(setting: Setting, entry: Entry, code: int) -> str:
 
 def _bars(
     found: Launched, chosen: list[int], names: list[str], tone: int, kind: str, unit: str
-) -> dict[str, Any]:
+) -> PlotlyObject:
     return {
         "type": "bar",
         "orientation": "h",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nexusbench.comparison.amounts import amount
 from nexusbench.comparison.level import is_level, rivals_in
+from nexusbench.comparison.verdict import amount
 from nexusbench.report.gather import Entry
 
 # Title, tag, statistic, is less better; a tile without values is left out.

@@ -8,6 +8,8 @@ import msgspec
 
 from nexusbench.core.units import NS_PER_US
 
+TraceEvent = dict[str, Any]  # one event of the format, or the ``args`` of one
+
 # Threads of a process; partitions follow from PARTITIONS on.
 ARRIVALS, SPLIT, COPIES, PARTITIONS = 1, 2, 3, 10
 BLOCK = 65_536  # rows turned into Python objects at a time
@@ -32,6 +34,6 @@ def micros(ns: int) -> float:
     return ns / NS_PER_US
 
 
-def encode(event: dict[str, Any]) -> bytes:
+def encode(event: TraceEvent) -> bytes:
     """One event as JSON."""
     return msgspec.json.encode(event)

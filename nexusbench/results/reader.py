@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nexusbench.core.documents import decode_json, read_document, require_file
+from nexusbench.core.documents import JsonObject, decode_json, read_document, require_file
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import SCHEMA, StoredEvents, combined_digest
 from nexusbench.core.registry import did_you_mean
@@ -190,7 +190,7 @@ class RunReader:
             raise InputError("holds a request twice, or nothing of one", file=file, hint=_CHANGED)
         return dict(zip(requests, tokens, strict=True))
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> JsonObject | None:
         """The stored summary; None where the run ended before it was written. Raises InputError
         also where the events that it was computed from are not there any more.
         """
@@ -198,7 +198,7 @@ class RunReader:
         file = self.path / SUMMARY_FILE
         if not file.exists():
             return None
-        return decode_json(read_document(file), dict[str, Any], file, what="a summary")
+        return decode_json(read_document(file), JsonObject, file, what="a summary")
 
 
 class _Tables(Mapping[str, Any]):

@@ -8,12 +8,12 @@ Every run writes all of it but what only the end of a run knows (``decision_us``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nexusbench.core.documents import convert
+from nexusbench.core.documents import JsonObject, convert
 from nexusbench.core.events import RunFacts
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
@@ -24,7 +24,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=_INT64)]
 Above = Annotated[float, msgspec.Meta(gt=0)]
 SloBounds = dict[Literal["ttft", "tbt", "tpot", "e2e", "itl", "e2el"], Above]  # ms
 StepBudgets = dict[Literal["max_num_seqs", "max_num_batched_tokens", "max_model_len"], int]
-Options = dict[str, Any]  # of one policy, as its own Options struct holds them
+PolicyOptions = JsonObject  # of one policy, as its own Options struct holds them
 
 
 class TraceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ class BeliefFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The cost model that was asked; ``recalibrate`` may say over what."""
 
     cost_model: str
-    options: Options = {}
+    options: PolicyOptions = {}
     profile: FittedProfile | None
     recalibrate: bool | str
 
@@ -108,9 +108,9 @@ class ResolvedEngineRun(ResolvedRun, frozen=True, kw_only=True):
     model: ServedModel
     caveats: list[str] = []
     scheduler: str
-    scheduler_options: Options
+    scheduler_options: PolicyOptions
     partitioner: str
-    partitioner_options: Options
+    partitioner_options: PolicyOptions
     kv_blocks: Positive
     block_size: Positive
     limits: Limits

@@ -59,7 +59,7 @@ def part_file(table: str, part: int) -> str:
 class Snapshot(msgspec.Struct):
     """A log at one moment, apart from it: what a thread can write while the log goes on."""
 
-    tables: dict[str, dict[str, Any]]
+    tables: Mapping[str, Columns]
     strings: list[str]
     splits: list[list[int]]
 

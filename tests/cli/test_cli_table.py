@@ -15,8 +15,7 @@ from nexusbench.cli._jobs import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
 from nexusbench.comparison.alike import different_loads, find_warnings, label_apart
-from nexusbench.comparison.answers import answers
-from nexusbench.comparison.headline import find_claims, headline
+from nexusbench.comparison.headline import answers, find_claims, headline
 from nexusbench.comparison.rows import Row, decimals, make_rows
 from nexusbench.comparison.verdict import prices, verdict
 from nexusbench.comparison.view import Column, RunView, by_label
