@@ -42,10 +42,9 @@ def _no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kept(call: Call, trace: Path) -> str:
+def kept(runs_of: Callable[..., list[str]]) -> str:
     """A run of vllm."""
-    assert call("serve-trace", trace, "--scheduler", "vllm", "--no-progress").code == 0
-    return list_runs(Path("results"))[0]
+    return runs_of("--scheduler", "vllm")[0]
 
 
 @pytest.fixture

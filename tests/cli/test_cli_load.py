@@ -23,9 +23,8 @@ def plain(text: str) -> str:
 
 
 @pytest.fixture
-def heavy(call: Call, trace: Path) -> list[str]:
-    done = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY)
-    assert done.code == 0, done.err
+def heavy(runs_of: Callable[..., list[str]]) -> list[str]:
+    runs_of("--scheduler", "vllm,sglang", *HEAVY)
     return kept()
 
 
@@ -90,6 +89,7 @@ def test_explain(call: Call, heavy: list[str]) -> None:
         assert document["load"]["overloaded"] is True
 
 
+@pytest.mark.slow
 def test_report(call: Call, heavy: list[str]) -> None:
     pytest.importorskip("plotly")
     done = call("report", *heavy, "-o", "page.html")
@@ -170,6 +170,7 @@ def test_advise(call: Call, trace: Path) -> None:
     assert "overloaded" not in calm.out
 
 
+@pytest.mark.slow
 def test_capacity(call: Call, trace: Path) -> None:
     """An SLO that a short trace cannot break: the rate that is named is of a backlog."""
     flags = ("capacity", trace, *ADVISED, "--seeds", "2", "--precision", "50", "--goodput")
@@ -190,6 +191,7 @@ def test_capacity(call: Call, trace: Path) -> None:
     assert "faster than they leave" not in calm.out
 
 
+@pytest.mark.slow
 def test_groups_of_which_fewer_finished_are_marked(call: Call, trace: Path) -> None:
     """All short prompts were served under both, of the long ones none under one."""
     for limit in ("4000", "300"):
@@ -206,6 +208,7 @@ def test_groups_of_which_fewer_finished_are_marked(call: Call, trace: Path) -> N
     assert "!" not in same[same.index("by prompt length") :]
 
 
+@pytest.mark.slow
 def test_groups_of_other_traces_are_all_shown(call: Call, trace: Path) -> None:
     for limit in ("40", "8"):
         done = call("serve-trace", trace, "--scheduler", "vllm", "--limit", limit)

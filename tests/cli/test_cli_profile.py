@@ -145,6 +145,7 @@ def test_nothing_is_wider_than_the_terminal(call, made, monkeypatch, columns):
         assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.slow
 def test_warnings_are_counted_by_kind(call, made):
     shown = call("profile", "show", made).out
     facts = json.loads(call("profile", "show", made, "--json").out)["profile"]["facts"]
@@ -152,6 +153,7 @@ def test_warnings_are_counted_by_kind(call, made):
     assert f"wide interval {facts['warned']['wide interval']}" in shown
 
 
+@pytest.mark.slow
 def test_a_counter_that_is_off_is_said_to_be_so_once(call, copy, monkeypatch):
     from nexusbench.counters.base import Support
     from nexusbench.counters.nvml import NvmlCounters
@@ -161,6 +163,7 @@ def test_a_counter_that_is_off_is_said_to_be_so_once(call, copy, monkeypatch):
     assert "counter nvml is off: no driver" in outcome.out
 
 
+@pytest.mark.slow
 def test_default_folder_names_device_and_model(call, made, tmp_path):
     folder = tmp_path / "results" / "profiles" / "sim-l20-qwen2.5-3b"
     shutil.copytree(made, folder)
@@ -349,6 +352,7 @@ def test_plots_are_drawn_and_marked(call, made, tmp_path):
         assert "SIMULATED" in (tmp_path / "plots" / f"{plot}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_plots_vary_one_thing_and_hide_nothing(made):
     pytest.importorskip("matplotlib")
     from nexusbench.profiles.profile import load_profile

@@ -15,6 +15,7 @@ from nexusbench.results.reader import RunReader, list_runs
 Call = Callable[..., Outcome]
 
 
+@pytest.mark.slow
 def test_three_schedulers_side_by_side(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "nexus,vllm,sglang", "--goodput", "ttft:500")
     assert done.code == 0
@@ -243,6 +244,7 @@ def test_a_broken_policy_is_one_line(call: Call, trace: Path) -> None:
     assert "vllm" in several.out
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_is_no_traceback(tmp_path: Path, trace: Path) -> None:
     process = start("serve-trace", trace, "--no-progress", "--no-save", cwd=tmp_path)
     assert process.stdout is not None

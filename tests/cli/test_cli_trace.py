@@ -120,6 +120,7 @@ def test_errors_are_one_line(
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_sessions_are_served_and_compared(call: Call, chats: Path) -> None:
     done = call(
         "serve-trace", chats, "--scheduler", "nexus,vllm", "--by", "prompt-length,tenant",

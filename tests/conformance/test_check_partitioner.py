@@ -20,6 +20,7 @@ def test_shipped(name):
     check_partitioner(name, examples=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -126,6 +127,7 @@ def test_bad_partitioners_fail_by_name(partitioner, begins):
     assert str(caught.value).startswith(begins)
 
 
+@pytest.mark.slow
 def test_an_honest_class_passes():
     check_partitioner(Even, examples=0)
 

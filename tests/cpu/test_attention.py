@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples import slow
+from tests.examples import sample, slow
 
 torch = pytest.importorskip("torch")
 
@@ -43,14 +43,14 @@ def triton_attention(kv, num_sms, *, rows=16, keys=32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", sample(range(40), 5))
 def test_sdpa_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(seed), dtype, seed, padded_tokens=64)
     assert largest_error(SdpaAttention(run.kv), run) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", sample(range(40), 5))
 def test_native_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(seed), dtype, seed, padded_tokens=(1 << 40, 64)[seed % 2])
     assert largest_error(NativeAttention(run.kv), run) < TOLERANCE[dtype]
@@ -93,7 +93,7 @@ def test_sdpa_reuses_its_scratch_from_step_to_step() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", [0, 1, *slow(2, 3, 4, 5)])
+@pytest.mark.parametrize("seed", [1, *slow(0, 2, 3, 4, 5)])
 def test_triton_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(100 + seed, longest=40), dtype, seed)
     backend = triton_attention(run.kv, (1, 8, 132)[seed % 3])

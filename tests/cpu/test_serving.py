@@ -72,6 +72,7 @@ def test_an_end_token_ends_a_request(scheduler: str) -> None:
         assert ends[index] == ("finished", "stop" if early else "length")
 
 
+@pytest.mark.slow
 def test_the_same_prompt_in_other_company_gives_the_same_tokens() -> None:
     alone, together = [offer(0, 0, 50, 12)], [offer(i, 0, 50, 12) for i in range(6)]
     _, one = served("tiny", alone, "vllm", setting=ROOMY)
@@ -80,6 +81,7 @@ def test_the_same_prompt_in_other_company_gives_the_same_tokens() -> None:
     assert len({tuple(tokens) for tokens in many.values()}) == 6  # other prompts, other texts
 
 
+@pytest.mark.slow
 def test_seeded_sampling_depends_on_nothing_but_request_and_place() -> None:
     requests = [offer(i, i, 30, 15) for i in range(4)]
     options = {"temperature": 1.5, "top_p": 0.9}

@@ -121,6 +121,7 @@ def test_decodes_go_first_whatever_the_order_of_submission() -> None:
     device.close()
 
 
+@pytest.mark.slow
 def test_a_decode_never_waits_for_the_prompt_to_be_launched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

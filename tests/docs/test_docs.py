@@ -57,6 +57,7 @@ def test_readme_has_exactly_two_set_up_commands() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_readme_python_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def package_with_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dropped_in_scheduler_is_listed(package_with_example: Path, tmp_path: Path) -> None:
     done = run_module("nexusbench", "list", "schedulers", path=package_with_example, cwd=tmp_path)
     assert done.returncode == 0

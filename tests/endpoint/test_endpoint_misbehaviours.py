@@ -158,6 +158,7 @@ def test_a_context_length_that_is_none_is_left_out(base: str, replay: Replay, wa
     assert any("is no number of tokens" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_a_long_name_fits_into_a_folders(base: str, replay: Replay) -> None:
     result = replay(Misbehaviour("long", ("--list", "lists_long_name"), True, "").url(base))
     assert result.summary["metrics"]["finished"]["value"] == 6
@@ -225,6 +226,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     assert RunEvents.from_reader(reader).finished.sum() == 60
 
 
+@pytest.mark.slow
 def test_an_answer_without_an_end_is_given_up_long_before_its_time(
     base: str, replay: Replay
 ) -> None:

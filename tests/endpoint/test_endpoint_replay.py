@@ -322,6 +322,7 @@ def test_what_the_user_has_to_say(
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_key_is_used_and_nowhere_kept(
     serve_alone: Serve,
     send: Send,
@@ -341,6 +342,7 @@ def test_the_key_is_used_and_nowhere_kept(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_over_tls(
     serve_alone: Serve,
     send: Send,
@@ -371,6 +373,7 @@ def test_over_tls(
     assert result.events.num_output_tokens.tolist() == list(range(5, 17))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_FIFO"), reason="this system has no scheduling classes")
 def test_replays_ahead_of_other_processes_where_allowed_and_gives_that_up(
     serve: Serve, send: Send, evenly: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

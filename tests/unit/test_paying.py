@@ -319,6 +319,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["capacity"][0]["requests_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_command_says_where_requests_arrive_faster_than_they_leave(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

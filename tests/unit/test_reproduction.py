@@ -470,6 +470,7 @@ def test_only_names_figures_or_experiments() -> None:
         chosen(all_, (" ",))
 
 
+@pytest.mark.slow
 def test_pictures_say_simulated_and_are_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from nexusbench.experiments.reproduction.plots import draw
