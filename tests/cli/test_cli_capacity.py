@@ -236,6 +236,7 @@ def test_auto_is_called_by_the_name_of_the_gpu(
     assert found["config"]["device"] == "sim:h100"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["capacity", *slow("advise")])
 def test_tables_keep_to_the_terminal(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, command: str

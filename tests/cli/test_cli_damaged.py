@@ -164,6 +164,7 @@ def test_every_reader_of_a_manifest(call: Call, run: Path, number: int) -> None:
     path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_every_key_of_a_baseline(call: Call, run: Path) -> None:
     done = call("gate", "baseline", "save", run, "-o", "base.json")
     assert done.code == 0, done.err

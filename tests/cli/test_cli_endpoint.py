@@ -165,6 +165,7 @@ def test_errors_are_one_line(
     assert not list_runs(Path("results"))
 
 
+@pytest.mark.slow
 def test_all_failed_is_an_error_though_kept(
     call: Call, short_trace: Path, server: Callable[..., str]
 ) -> None:

@@ -167,6 +167,7 @@ def test_no_and_broken_baselines(call: Call, kept: str, baseline: Path) -> None:
     assert "newer nexusbench" in error.attrib["message"]
 
 
+@pytest.mark.slow
 def test_a_foreign_gpus_baseline(call: Call, trace: Path, baseline: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "vllm", "--device", "sim:h200",
                 "--results", "other")  # fmt: skip
@@ -193,6 +194,7 @@ def test_missing_metrics(call: Call, kept: str, baseline: Path) -> None:
     assert "the runs have no value for it" in done.out
 
 
+@pytest.mark.slow
 def test_measured_metrics_and_confirm(call: Call, kept: str, baseline: Path) -> None:
     """Decision times are real: one run is too few, and a rerun makes it again."""
     rule = ("--rule", "decision_us.p50:5%")

@@ -66,6 +66,7 @@ def test_json_has_the_same_as_fields(call: Call, heavy: list[str], trace: Path) 
     assert calm["runs"][0]["load"]["overloaded"] is False
 
 
+@pytest.mark.slow
 def test_one_of_two_loads(call: Call, heavy: list[str], trace: Path) -> None:
     """The columns are named by what differs, and the warning names the one."""
     assert call("serve-trace", trace, "--scheduler", "vllm", "--rate", "2").code == 0
@@ -150,6 +151,7 @@ ADVISED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_advise(call: Call, trace: Path) -> None:
     flags = ("advise", trace, *ADVISED, "--goodput", "ttft:200,tbt:50", "--chunks", "2048")
     done = call(*flags, "--seeds", "2", "--rate", "2000")

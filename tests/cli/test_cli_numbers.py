@@ -299,6 +299,7 @@ def test_a_chunk_size_beyond_the_bounds_of_a_budget_is_refused_by_its_flag(there
     assert (code, text.startswith(f"--chunks {2**63} is out of bounds. It must be")) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", sample(UNOPENED, 8))
 def test_what_is_no_number_is_refused_before_anything_is_opened(line, there, monkeypatch):
     for flag in UNOPENED[line]:

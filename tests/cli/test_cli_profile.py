@@ -101,6 +101,7 @@ def test_tables_and_their_badge(call, made):
     assert "joules per token: no counter gave energy" in " ".join(outcome.out.split())
 
 
+@pytest.mark.slow
 def test_one_json_document(call, copy):
     outcome = call(*SWEEP, "-o", copy, "--json", "--batch", "4q1s1k", "--batch", "q500_8q1s2k")
     document = json.loads(outcome.out)
@@ -116,6 +117,7 @@ def test_one_json_document(call, copy):
     assert shown["profile"]["points_sha256"] == sha
 
 
+@pytest.mark.slow
 def test_user_batches_are_shown_with_the_error_of_each_prediction(call, copy):
     outcome = call(*SWEEP, "-o", copy, "--batch", "2q1k")
     assert "Your batches on all SMs" in outcome.out

@@ -107,6 +107,7 @@ def test_an_interrupted_comparison_shows_what_is_finished(
     assert (done.code, json.loads(done.out)["not_run"]) == (130, ["oracle"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, *slow(100)])
 def test_header_labels_and_width(
     call: Call, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, columns: int

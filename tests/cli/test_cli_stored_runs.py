@@ -45,6 +45,7 @@ def test_compare_recomputes_a_lost_summary(call: Call, kept: list[str]) -> None:
     assert after["runs"][0]["summary"] == before["runs"][0]["summary"]
 
 
+@pytest.mark.slow
 def test_compare_recomputes_a_summary_that_is_not_ours(call: Call, kept: list[str]) -> None:
     before = json.loads(call("compare", kept[0], "--json").out)
     (RESULTS / kept[0] / "summary.json").write_text('{"a": 1}')
@@ -61,6 +62,7 @@ def test_compare_names_a_missing_events_file(call: Call, kept: list[str]) -> Non
     assert "missing, although the manifest lists it" in done.err
 
 
+@pytest.mark.slow
 def test_compare_under_another_slo(call: Call, kept: list[str]) -> None:
     done = json.loads(call("compare", *kept, "--goodput", "ttft:1", "tbt:1", "--json").out)
     for run in done["runs"]:
@@ -169,6 +171,7 @@ def test_explain(call: Call, kept: list[str]) -> None:
     assert "Did you mean" not in call("explain", kept[0], "--request", "9999").err
 
 
+@pytest.mark.slow
 def test_explain_folds_where_the_terminal_is_narrow(
     call: Call, kept: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def no_room(*args: Any, **options: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["add", *slow("close")])
 def test_a_timeline_that_fails_costs_only_itself(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -199,6 +200,7 @@ def test_a_timeline_that_fails_costs_only_itself(
     assert "No space" in found["not_written"]["t.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["flush", *slow("finish", "write_tokens")])
 def test_runs_that_a_full_disk_cuts_off_are_shown(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, moment: str

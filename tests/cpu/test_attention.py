@@ -109,6 +109,7 @@ def test_triton_splits_long_decodes(num_sms: int, dtype: torch.dtype) -> None:
     assert len(backend.prepare(run.plan).decodes.merges) == {1: 1, 3: 2, 16: 2}[num_sms]
 
 
+@pytest.mark.slow
 def test_triton_prefill_computes_whole_blocks_and_the_diagonal() -> None:
     run = make_run(Case([37, 5, 50], [0, 41, 13], HeadShape(4, 2, 32), 16), torch.float32, 0)
     assert largest_error(triton_attention(run.kv, 1, keys=16), run) < 5e-6

@@ -13,6 +13,7 @@ import pytest
 
 from nexusbench.cli.main import main
 from tests.docs import readme
+from tests.examples import sample
 
 ROOT = readme.ROOT
 PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -29,7 +30,7 @@ def run_module(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("document", sample(readme.DOCUMENTS, 2), ids=lambda path: path.stem)
 def test_documents_show_what_the_command_prints(
     document: Path,
     tmp_path: Path,

@@ -99,6 +99,7 @@ def test_the_end_of_a_stream_has_no_part_in_the_pace(measure: Callable[..., RunR
     assert (events.ended - events.last_token > 250e6).all()
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_held_back_has_no_pace(measure: Callable[..., RunResult]) -> None:
     ways = ("held_back", "held_back_in_pieces", "one_chunk")
     result = measure(*ways, delay_ms=0, goodput={"tpot": 60_000})
@@ -148,6 +149,7 @@ def test_shown_reasoning_is_output_and_told(measure: Callable[..., RunResult]) -
     assert result.resolved["client"]["hidden"] == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cached_is_left_out(measure: Callable[..., RunResult]) -> None:
     ways = ("cached_negative", "cached_text", "cached_broken", "cached_true", "details_are_a_text")
     result = measure("cached_beyond_the_prompt", *ways)

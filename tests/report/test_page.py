@@ -82,9 +82,8 @@ def test_every_figure_is_one_that_plotly_takes(three: str) -> None:
         assert figure["data"], name
 
 
-@pytest.mark.slow
-def test_loads_get_settings_rates_and_pooled_seeds(results: Path) -> None:
-    readers = [RunReader(folder) for folder in folders(results / "rates")]
+def test_loads_get_settings_rates_and_pooled_seeds(rates: Path) -> None:
+    readers = [RunReader(folder) for folder in folders(rates)]
     settings = gather(read_runs(readers, Judgement()))
     assert [setting.title for setting in settings] == ["2 req/s", "20 req/s"]
     for setting in settings:
@@ -106,8 +105,8 @@ def test_loads_get_settings_rates_and_pooled_seeds(results: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_scheduler_at_two_rates_is_one_table(results: Path) -> None:
-    found = [folder for folder in folders(results / "rates") if "nexus" in folder]
+def test_one_scheduler_at_two_rates_is_one_table(rates: Path) -> None:
+    found = [folder for folder in folders(rates) if "nexus" in folder]
     (setting,) = gather(read_runs([RunReader(folder) for folder in found], Judgement()))
     assert [entry.tone for entry in setting.entries] == [0, 1]
     labels = [entry.column.label for entry in setting.entries]
@@ -115,6 +114,7 @@ def test_one_scheduler_at_two_rates_is_one_table(results: Path) -> None:
     assert "all-rate-ttft" in figures_of(runs_page([setting]))
 
 
+@pytest.mark.slow
 def test_runs_that_were_cut_short_are_shown_and_never_best(
     results: Path, tmp_path: Path
 ) -> None:  # fmt: skip

@@ -123,6 +123,7 @@ def test_a_recorded_vllm_run_with_its_kernel_table(seed: int) -> None:
     assert curves["kv_cache_pct"] < 5.0
 
 
+@pytest.mark.slow
 @needs_data
 def test_a_recorded_vllm_run_with_physics_alone() -> None:
     made = replayed()

@@ -130,6 +130,7 @@ def test_what_it_says_of_itself(file):
     assert Sim.open("l20", QWEN, OPTIONS).made_of_profile is None
 
 
+@pytest.mark.slow
 def test_it_is_a_device(tmp_path):
     from nexusbench.testing import tiny_gpu, tiny_model
 

@@ -84,6 +84,7 @@ def test_interrupted_and_resumed_is_the_same_as_whole(whole, tmp_path, stop):
     assert points_of(tmp_path) == points_of(whole[0])
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_cut_off_and_measured_again(whole, tmp_path):
     with pytest.raises(Interrupted):
         sweep(tmp_path, progress=StopAfter(20))

@@ -126,6 +126,7 @@ def test_a_variant_that_changes_nothing_is_refused(spec) -> None:
         load_experiment(spec(GOOD + '[variants.none]\nsystems = ["nexus"]\n'))
 
 
+@pytest.mark.slow
 def test_the_shipped_experiments_are_sound(tmp_path: Path) -> None:
     """Systems whose scheduler is not there (yet) are left out; nothing else may be wrong."""
     shutil.copytree(WORKLOADS, tmp_path / "w")

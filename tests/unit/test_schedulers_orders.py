@@ -96,6 +96,7 @@ def stream_of_hits(seconds):
     return requests, requests.index(odd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sample(POLICIES, 3))
 def test_hit_rate_order_does_not_starve_who_hits_nothing(name):
     requests, odd = stream_of_hits(6)

@@ -138,6 +138,7 @@ def makespan(name, requests, seats):
     return serve(requests, name, setting=setting, device=l20(seats)).state.now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk", "ratios"), sample([(512, (14, 28, 60)), (256, (6, 10, 14, 18, 24))], 2)
 )

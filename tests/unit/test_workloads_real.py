@@ -32,6 +32,7 @@ FACTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count", "span", "prompts", "outputs"), FACTS)
 def test_real_trace_has_its_known_statistics(
     name: str, count: int, span: int, prompts: tuple[int, ...], outputs: tuple[int, ...]

@@ -81,6 +81,7 @@ def test_specs_have_the_quantiles_that_they_state(name: str) -> None:
         assert got == pytest.approx(stated, rel=0.06)
 
 
+@pytest.mark.slow
 def test_azure_answers_hang_on_the_quarter_of_the_prompt() -> None:
     trace = shaped("azure-chat")
     means = {
