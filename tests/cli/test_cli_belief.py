@@ -60,6 +60,7 @@ def test_a_run_beyond_what_was_profiled(call: Call, trace: Path, profile: Path) 
     assert "extrapolates" not in told(call(*run, "--max-num-batched-tokens", 4096))
 
 
+@pytest.mark.slow
 def test_flags_that_nobody_asks_for(call: Call, trace: Path, profile: Path) -> None:
     flags = ("--profile", profile, "--recalibrate")
     idle = told(call("serve-trace", trace, *MODEL, "--scheduler", "vllm", *flags))

@@ -249,6 +249,7 @@ def test_outputs(
     assert [entry["unit"] for entry in bigger] == ["tok/s"]
 
 
+@pytest.mark.slow
 def test_spec(call: Call, trace: Path, tmp_path: Path) -> None:
     folder = tmp_path / "gates"
     folder.mkdir()

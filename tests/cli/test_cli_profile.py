@@ -180,6 +180,7 @@ def test_check_holds(call, made):
     assert "SIMULATED" in outcome.out
 
 
+@pytest.mark.slow
 def test_check_finds_an_edited_point(call, copy):
     checked = json.loads(call("profile", "check", copy, "--json").out)
     key = checked["points"][3]["setting"]

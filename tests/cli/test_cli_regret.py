@@ -85,6 +85,7 @@ def test_a_profile_of_something_else_is_refused_before_anything_is_served(
     assert "requests" not in done.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_shows_what_is_finished(
     call: Call, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

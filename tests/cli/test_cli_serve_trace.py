@@ -113,6 +113,7 @@ def test_goodput_in_all_its_forms(
     assert json.loads(done.out)["runs"][0]["config"]["goodput"] == {"ttft": 500, "tbt": 50}
 
 
+@pytest.mark.slow
 def test_partitioners_per_scheduler(call: Call, trace: Path) -> None:
     done = call(
         "serve-trace", trace, "--scheduler", "nexus,vllm,nexus", "--partitioner",
@@ -139,6 +140,7 @@ def test_seeds(call: Call, trace: Path) -> None:
     assert document["paired"]["differences"]["vllm"]["ttft"]["mean"]["low"] is not None
 
 
+@pytest.mark.slow
 def test_warmup_header_and_formulas(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--warmup", 1, "--formulas", "--no-save")
     assert "10 requests of the first 1 s out" in done.out
@@ -212,6 +214,7 @@ def saboteur(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "plugins")])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("saboteur")
 def test_a_failed_run_keeps_the_others(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "vllm,saboteur,nexus")

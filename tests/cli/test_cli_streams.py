@@ -79,6 +79,7 @@ def test_poor_terminals(tmp_path: Path, names: str) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["\u00b2", *slow("0", "1", "abc", "-3", "", "99999999999999")])
 def test_widths_that_make_no_sense(
     call: Call, monkeypatch: pytest.MonkeyPatch, trace: Path, width: str
@@ -233,6 +234,7 @@ def test_runs_that_a_full_disk_cuts_off_are_shown(
     assert shown in done.out  # what was measured, whatever became of the files
 
 
+@pytest.mark.slow
 def test_a_table_that_fails_is_told_after_the_sweep_is_shown(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

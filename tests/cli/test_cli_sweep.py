@@ -128,6 +128,7 @@ def test_another_trace_of_the_same_name_is_another_cell(call: Call, spec: Path) 
     assert json.loads(call("sweep", spec, "--dry-run", "--json").out)["to_run"] == 4
 
 
+@pytest.mark.slow
 def test_damaged_cells_are_run_again(call: Call, spec: Path) -> None:
     call("sweep", spec, "--jobs", 1)
     one, two, *_ = sorted(Path("results/cells").glob("*/*.json"))
@@ -136,6 +137,7 @@ def test_damaged_cells_are_run_again(call: Call, spec: Path) -> None:
     assert "2 kept, 2 to run" in call("sweep", spec, "--jobs", 1).err
 
 
+@pytest.mark.slow
 def test_failures_are_rows_and_exit_1(call: Call, spec: Path) -> None:
     spec.write_text(SPEC + 'partitioner = ["default", "nexus"]\n')
     done = call("sweep", spec, "--jobs", 1)

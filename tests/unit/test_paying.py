@@ -302,6 +302,7 @@ def test_the_shipped_map_is_read() -> None:
     assert {system.kind for system in full.systems} == {"whole", "streams", "split"}
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = SMALL[: SMALL.index("[grid]")]
     arguments = ["pays", str(save(tmp_path, text)), "--cache", str(tmp_path / "cells"), "-j", "1"]

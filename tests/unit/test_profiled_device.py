@@ -111,6 +111,7 @@ def test_points_tell_what_the_description_does_not(tmp_path):
     assert device.physics.load(shape, 40).solo > 1.2 * physics.load(shape, 40).solo
 
 
+@pytest.mark.slow
 def test_points_carry_all_the_weight_where_a_description_is_no_gpus(tmp_path):
     found = errors(opened(profile_of(tmp_path, L20, VAGUE)), L20)
     for phase in ("prefill", "decode"):

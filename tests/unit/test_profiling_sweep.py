@@ -178,6 +178,7 @@ def test_pairs_that_cannot_be_measured_are_noted_and_tried_again(whole, tmp_path
     assert (again.measured, again.kept) == (len(missing), outcome.measured)
 
 
+@pytest.mark.slow
 def test_progress_comes_to_its_end(tmp_path):
     seen = []
     outcome, _ = sweep(tmp_path, progress=seen.append)
