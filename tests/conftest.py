@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ if not Path("/dev/nvidiactl").exists():
 # spinning cost more than what they compute. Tests of threads ask for them by number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where no byte code is kept, the processes that tests start would all compile the same files.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    _CODE = tempfile.TemporaryDirectory()
+    os.environ["PYTHONPYCACHEPREFIX"] = _CODE.name
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that tests can import from tests.sim
