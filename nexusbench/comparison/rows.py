@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -53,27 +53,19 @@ class _Shown(NamedTuple):
     whole: str  # the tag of the metric it is part of, or its own
 
     @property
-    def is_part(self) -> bool:
-        """Whether it stands indented below another."""
-        return self.whole != self.tag
-
-    @property
     def title(self) -> str:
         """The title of its first row."""
-        return f"  {self.place.title}" if self.is_part else self.place.title
+        return self.place.title if self.whole == self.tag else f"  {self.place.title}"
 
 
 def make_rows(columns: Sequence[Column]) -> list[Row]:
     """All rows that have a value, in the places that the metrics declare."""
     rows: list[Row] = []
-    places = _places()
-    for family in FAMILIES:
-        shown = _in_order(family, places)
-        if family == "latency":
-            for _, group in groupby(shown, lambda one: one.whole):
-                _add_section(rows, [row for one in group for row in _latency_rows(columns, one)])
-            continue
-        made = [row for one in shown for row in _scalar_rows(columns, one)]
+    by_family = _shown()
+    for _, group in groupby(by_family["latency"], lambda one: one.whole):
+        _add_section(rows, [row for one in group for row in _latency_rows(columns, one)])
+    for family in FAMILIES[1:]:
+        made = [row for one in by_family[family] for row in _scalar_rows(columns, one)]
         if family == "throughput" and gpus_differ(columns):
             made.insert(0, Row("GPUs", "", [Cell(str(column.gpus)) for column in columns]))
         if family == "splits":
@@ -82,33 +74,30 @@ def make_rows(columns: Sequence[Column]) -> list[Row]:
     return rows
 
 
-def _places() -> dict[str, Place]:
-    """Tag -> the place of every metric that has one, its title, unit and statistics filled in."""
-    found = {"decision_us": _DECISION_TIME}
+def _shown() -> dict[Family, list[_Shown]]:
+    """What stands in each section: by the order that is declared, and each part below its whole."""
+    places = {"decision_us": _DECISION_TIME}
     for tag, metric in load_metrics().items():
         if (place := metric.place) is not None:
-            found[tag] = msgspec.structs.replace(
+            places[tag] = msgspec.structs.replace(
                 place,
                 title=place.title or metric.title,
                 unit=metric.unit if place.unit is None else place.unit,
                 statistics=place.statistics
                 or (("value",) if metric.kind == "scalar" else _STATISTICS),
             )
-    return found
-
-
-def _in_order(family: Family, places: Mapping[str, Place]) -> list[_Shown]:
-    """What stands in a section, each part below its whole."""
-    shown = [
-        _Shown(tag, place, place.part_of if place.part_of in places else tag)
-        for tag, place in places.items()
-    ]
-    return sorted(
-        (one for one in shown if places[one.whole].family == family),
-        key=lambda one: (
-            places[one.whole].order, one.whole, one.is_part, one.place.order, one.tag,
+    whole = {
+        tag: place.part_of if place.part_of in places else tag for tag, place in places.items()
+    }
+    found: dict[Family, list[_Shown]] = {family: [] for family in FAMILIES}
+    for tag in sorted(
+        places,
+        key=lambda tag: (
+            places[whole[tag]].order, whole[tag], whole[tag] != tag, places[tag].order, tag,
         ),
-    )  # fmt: skip
+    ):  # fmt: skip
+        found[places[whole[tag]].family].append(_Shown(tag, places[tag], whole[tag]))
+    return found
 
 
 def _add_section(rows: list[Row], made: Sequence[Row]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -125,35 +126,27 @@ class ContentionShare(Scalar):
         return 100 * int(np.maximum(actual - launches.solo[known], 0).sum()) / total
 
 
-def _any_launch(run: RunEvents) -> BoolArray:
-    return np.ones(len(run.launches.row), dtype=np.bool_)
-
-
-def _alone(run: RunEvents) -> BoolArray:
-    """Launches that no neighbour slowed down; none where solo is unknown."""
-    duration = run.launches.end - run.launches.start
-    return (run.launches.solo >= 0) & (run.launches.solo >= duration)
-
-
-def _corunning(run: RunEvents) -> BoolArray:
-    duration = run.launches.end - run.launches.start
-    return (run.launches.solo >= 0) & (run.launches.solo < duration)
-
-
 class _Belief(Distribution):
-    """Relative error of the predicted time of launches that had a prediction."""
+    """Relative error of the predicted time of launches that had a prediction, percent."""
 
     needs_engine = True
     unit = "%"
     no_value = "no such launch had a prediction"
+    # Of these launches. Where the time without a neighbour is unknown, a launch is of no kind.
+    kind_of_launch: ClassVar[Literal["any", "alone", "corunning"]] = "any"
+    signed: ClassVar[bool] = False  # above 0 the belief is too slow
 
-    def error(self, run: RunEvents, which: BoolArray) -> FloatArray:
-        """Signed error in percent of the actual time."""
-        actual = run.launches.end - run.launches.start
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per predicted launch of the kind."""
+        launches = run.launches
+        actual = launches.end - launches.start
         predicted = run.of_launches("predicted")
-        keep = which & (predicted >= 0) & (actual > 0)
+        keep = (predicted >= 0) & (actual > 0)
+        if self.kind_of_launch != "any":
+            keep &= launches.solo >= 0
+            keep &= (launches.solo >= actual) == (self.kind_of_launch == "alone")
         error: FloatArray = 100 * (predicted[keep] - actual[keep]) / actual[keep]
-        return error
+        return error if self.signed else np.abs(error)
 
 
 class BeliefError(_Belief):
@@ -163,65 +156,48 @@ class BeliefError(_Belief):
     formula = "100 |w_j - (d_j - b_j)| / (d_j - b_j), w_j known"
     place = Place("splits", 90, title="belief error, MAPE", statistics=("mean",))
 
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch."""
-        return np.abs(self.error(run, _any_launch(run)))
-
 
 class BeliefBias(_Belief):
     """Signed error; above 0 the belief is too slow."""
 
+    signed = True
     tag, direction, title = "belief_bias", "none", "belief bias (signed)"
     formula = "100 (w_j - (d_j - b_j)) / (d_j - b_j), w_j known"
     place = Place("splits", 100, title="belief bias", statistics=("mean",))
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch."""
-        return self.error(run, _any_launch(run))
 
 
 class BeliefErrorAlone(_Belief):
     """Size of the error of launches without a neighbour."""
 
+    kind_of_launch = "alone"
     tag, direction, title = "belief_error_alone", "lower", "belief error, alone"
     formula = "belief_error of j with z_j = d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that ran alone."""
-        return np.abs(self.error(run, _alone(run)))
 
 
 class BeliefBiasAlone(_Belief):
     """Signed error of launches without a neighbour."""
 
+    kind_of_launch = "alone"
+    signed = True
     tag, direction, title = "belief_bias_alone", "none", "belief bias, alone"
     formula = "belief_bias of j with z_j = d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that ran alone."""
-        return self.error(run, _alone(run))
 
 
 class BeliefErrorCorunning(_Belief):
     """Size of the error of launches that a neighbour slowed down."""
 
+    kind_of_launch = "corunning"
     tag, direction, title = "belief_error_corunning", "lower", "belief error, co-running"
     formula = "belief_error of j with z_j < d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that was slowed down."""
-        return np.abs(self.error(run, _corunning(run)))
 
 
 class BeliefBiasCorunning(_Belief):
     """Signed error of launches that a neighbour slowed down."""
 
+    kind_of_launch = "corunning"
+    signed = True
     tag, direction, title = "belief_bias_corunning", "none", "belief bias, co-running"
     formula = "belief_bias of j with z_j < d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that was slowed down."""
-        return self.error(run, _corunning(run))
 
 
 class _Gap(Scalar):
