@@ -12,18 +12,18 @@ import msgspec
 from nexusbench.comparison.level import rivals_in
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
 from nexusbench.core.parts import unit_of
-from nexusbench.metrics.base import FAMILIES, Family, Place, Statistic, load_metrics
+from nexusbench.metrics.base import FAMILIES, Family, Statistic, TablePlace, load_metrics
 
 # Rows of a distribution that names no statistics of its own.
 _STATISTICS: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
 # Real time is in no event log, so no metric declares it.
-_DECISION_TIME = Place(
+_DECISION_TIME = TablePlace(
     "host", 10, title="decision time, mean", unit="µs, real", statistics=("mean",), better="lower"
 )
 _SECONDS_FROM_MS = 1000.0
 
 
-class Cell(msgspec.Struct):
+class TableCell(msgspec.Struct):
     """One value: ``text`` without marks; ``best`` of its row, ``weak`` for want of samples."""
 
     text: str
@@ -36,12 +36,12 @@ class Cell(msgspec.Struct):
         return self.text + ("~" if self.weak else "") + ("*" if self.best else "")
 
 
-class Row(msgspec.Struct):
+class TableRow(msgspec.Struct):
     """A row: ``title`` is empty where it goes on with the metric above; ``last`` of its section."""
 
     title: str
     name: str
-    cells: list[Cell]
+    cells: list[TableCell]
     last: bool = False
 
 
@@ -49,7 +49,7 @@ class _Shown(NamedTuple):
     """A metric that has a place in the table; what its place leaves open is filled in."""
 
     tag: str
-    place: Place
+    place: TablePlace
     whole: str  # the tag of the metric it is part of, or its own
 
     @property
@@ -58,16 +58,18 @@ class _Shown(NamedTuple):
         return self.place.title if self.whole == self.tag else f"  {self.place.title}"
 
 
-def make_rows(columns: Sequence[Column]) -> list[Row]:
+def make_rows(columns: Sequence[Column]) -> list[TableRow]:
     """All rows that have a value, in the places that the metrics declare."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     by_family = _shown()
     for _, group in groupby(by_family["latency"], lambda one: one.whole):
         _add_section(rows, [row for one in group for row in _latency_rows(columns, one)])
     for family in FAMILIES[1:]:
         made = [row for one in by_family[family] for row in _scalar_rows(columns, one)]
         if family == "throughput" and gpus_differ(columns):
-            made.insert(0, Row("GPUs", "", [Cell(str(column.gpus)) for column in columns]))
+            made.insert(
+                0, TableRow("GPUs", "", [TableCell(str(column.gpus)) for column in columns])
+            )
         if family == "splits":
             made = [_in_units(columns, row) for row in [*made, *_split_row(columns)]]
         _add_section(rows, made)
@@ -100,13 +102,13 @@ def _shown() -> dict[Family, list[_Shown]]:
     return found
 
 
-def _add_section(rows: list[Row], made: Sequence[Row]) -> None:
+def _add_section(rows: list[TableRow], made: Sequence[TableRow]) -> None:
     rows += made
     if rows:
         rows[-1].last = True
 
 
-def _latency_rows(columns: Sequence[Column], shown: _Shown) -> list[Row]:
+def _latency_rows(columns: Sequence[Column], shown: _Shown) -> list[TableRow]:
     """A row for each statistic, named in the second column. The parts of a metric are shown in its
     unit, so that they add up before the reader's eyes.
     """
@@ -129,7 +131,7 @@ def _slow(columns: Sequence[Column], tag: str) -> bool:
     return any(mean is not None and mean.value >= _SECONDS_FROM_MS for mean in means)
 
 
-def _scalar_rows(columns: Sequence[Column], shown: _Shown) -> list[Row]:
+def _scalar_rows(columns: Sequence[Column], shown: _Shown) -> list[TableRow]:
     """A row for each statistic with the unit in the second column, and one per GPU if asked for."""
     place, unit = shown.place, shown.place.unit or ""
     made = []
@@ -151,7 +153,7 @@ def _row(
     words: tuple[str, str],
     scale: float = 1.0,
     found: Sequence[Estimate | None] | None = None,
-) -> Row | None:
+) -> TableRow | None:
     """The row of one statistic, or of other values ``found`` of its metric; None where there are
     none. ``words`` are its title and what stands beside it.
     """
@@ -163,17 +165,17 @@ def _row(
         return None
     places = min(1, decimals(known)) if words[1].startswith("%") else decimals(known)
     cells = [
-        Cell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, statistic))
+        TableCell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, statistic))
         for column, e in zip(columns, found, strict=True)
     ]
     declared = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     direction: str = shown.place.better or declared
     rivals = rivals_in(columns, tag, found, less=direction == "lower")
     _mark_best(rivals, columns, cells, found, direction)
-    return Row(*words, cells)
+    return TableRow(*words, cells)
 
 
-def _in_units(columns: Sequence[Column], row: Row) -> Row:
+def _in_units(columns: Sequence[Column], row: TableRow) -> TableRow:
     """The row with its ``SMs`` called what they are on this device, if all columns agree."""
     units = {unit_of(str(column.first.resolved.get("device"))) for column in columns}
     if len(units) == 1:
@@ -181,12 +183,12 @@ def _in_units(columns: Sequence[Column], row: Row) -> Row:
     return row
 
 
-def _split_row(columns: Sequence[Column]) -> list[Row]:
+def _split_row(columns: Sequence[Column]) -> list[TableRow]:
     found = [column.split_share() for column in columns]
     if not any(share is not None and "/" in share[0] for share in found):
         return []
     texts = ["-" if share is None else f"{share[0]}: {share[1]:.3g} %" for share in found]
-    return [Row("split used longest", "% of launched", [Cell(text) for text in texts])]
+    return [TableRow("split used longest", "% of launched", [TableCell(text) for text in texts])]
 
 
 def decimals(values: Sequence[float]) -> int:
@@ -208,7 +210,7 @@ def _text(estimate: Estimate, scale: float, places: int) -> str:
 def _mark_best(
     allowed: Sequence[Column],
     columns: Sequence[Column],
-    cells: list[Cell],
+    cells: list[TableCell],
     found: Sequence[Estimate | None],
     direction: str,
 ) -> None:

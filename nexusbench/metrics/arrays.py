@@ -107,7 +107,7 @@ class Tokens(NamedTuple):
     owners: npt.NDArray[np.int32] | None = None  # of the gaps, where some were left out
 
 
-class _Chunk(NamedTuple):
+class _TokenChunk(NamedTuple):
     request: npt.NDArray[np.int32]  # sorted, stable
     time: IntArray
     before: IntArray  # the request's token before, -1 for none
@@ -189,7 +189,7 @@ def _pieces(parts: Iterator[npt.NDArray[np.int32]]) -> Iterator[npt.NDArray[np.i
 
 def _chunks(
     parts: Iterator[npt.NDArray[np.int32]], times: IntArray, counts: IntArray, last: IntArray
-) -> Iterator[_Chunk]:
+) -> Iterator[_TokenChunk]:
     """Chunks of the token table by request; ``last`` is kept up to date between them."""
     ends = np.cumsum(counts)
     stop = 0
@@ -208,7 +208,7 @@ def _chunks(
         before = last[request]
         before[1:][same[1:]] = time[:-1][same[1:]]
         last[request] = time  # the last of equal indices wins: the latest token
-        yield _Chunk(request, time, before, order)
+        yield _TokenChunk(request, time, before, order)
 
 
 Tables = Mapping[str, Mapping[str, npt.NDArray[Any]]]

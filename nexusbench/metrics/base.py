@@ -25,7 +25,7 @@ PACKAGE = "nexusbench.metrics"
 _TEXTS = ("tag", "unit", "title", "formula")
 
 
-class Place(msgspec.Struct, frozen=True):
+class TablePlace(msgspec.Struct, frozen=True):
     """Where a metric stands in the table of results, and how it is written there.
 
     ``order`` counts within the section ``family``, from small to large. There is one row for each
@@ -60,7 +60,7 @@ class Metric(ABC):
     title: ClassVar[str]
     formula: ClassVar[str]
     kind: ClassVar[Literal["distribution", "scalar"]]
-    place: ClassVar[Place | None] = None
+    place: ClassVar[TablePlace | None] = None
     # It is about what only the engine sees: a log that a client wrote has no value of it.
     needs_engine: ClassVar[bool] = False
     # It counts requests that were turned away, or counts them as misses: they never improve it.
@@ -94,7 +94,7 @@ class Scalar(Metric):
         """The value in ``unit``; None where it is not defined for the run."""
 
 
-class Found(NamedTuple):
+class FoundMetrics(NamedTuple):
     """Metrics by tag; and by name of the module or tag, why others cannot be used."""
 
     metrics: dict[str, Metric]
@@ -106,7 +106,7 @@ def load_metrics() -> dict[str, Metric]:
     return find_metrics().metrics
 
 
-def find_metrics() -> Found:
+def find_metrics() -> FoundMetrics:
     """All metrics: modules of this folder in alphabetical order, then entry points of its name.
 
     One that cannot be imported, lacks a declaration or takes the tag of an earlier one disables
@@ -116,7 +116,7 @@ def find_metrics() -> Found:
     names = sorted(f"{PACKAGE}.{module.name}" for module in pkgutil.iter_modules(package.__path__))
     entries = installed_plugins(PACKAGE)
     names += sorted({entry.value.partition(":")[0].strip() for entry in entries})
-    found = Found({}, {})
+    found = FoundMetrics({}, {})
     for name in dict.fromkeys(names):
         try:
             module = import_plugin(name, "metric")
@@ -135,7 +135,7 @@ def tags_counting_refused() -> frozenset[str]:
     return frozenset(tag for tag, metric in load_metrics().items() if metric.counts_refused)
 
 
-def _add(found: Found, cls: type[Metric]) -> None:
+def _add(found: FoundMetrics, cls: type[Metric]) -> None:
     name = f"{cls.__module__}.{cls.__qualname__}"
     try:
         metric = cls()
@@ -180,7 +180,7 @@ def check_declaration(cls: type[Metric]) -> None:
     if cls.place is None:
         return
     try:
-        place = msgspec.convert(msgspec.to_builtins(cls.place), Place)
+        place = msgspec.convert(msgspec.to_builtins(cls.place), TablePlace)
     except (TypeError, msgspec.ValidationError) as error:
         raise UsageError(f"{name} has no usable 'place': {error}") from None
     if not f"{place.title}{place.unit or ''}".isprintable():

@@ -11,7 +11,7 @@ from nexusbench.core.events import PREEMPTION_KINDS
 from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work
 from nexusbench.metrics.arrays import IntArray, stable_order, time_with_several
-from nexusbench.metrics.base import Place, Scalar
+from nexusbench.metrics.base import Scalar, TablePlace
 from nexusbench.metrics.launches import later_layers
 from nexusbench.metrics.run_events import RunEvents
 
@@ -32,7 +32,7 @@ class Preemptions(Scalar):
     tag, unit, direction = "preemptions", "times", "lower"
     title = "preemptions"
     formula = "sum(v_i, i in M)"
-    place = Place("memory", 10, unit="")
+    place = TablePlace("memory", 10, unit="")
 
     def value(self, run: RunEvents) -> float:
         """A count over measured requests."""
@@ -71,7 +71,7 @@ class MeanKvUse(Scalar):
     tag, unit, direction = "kv_use_mean", "%", "none"
     title = "KV use, mean"
     formula = "100 sum(u_j y_j) / (K sum(y_j)), y_j = busy time between launches j and j+1"
-    place = Place("memory", 20)
+    place = TablePlace("memory", 20)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; the use seen at a launch holds until the next one, idle time does not count."""
@@ -93,7 +93,7 @@ class PeakKvUse(Scalar):
     tag, unit, direction = "kv_use_peak", "%", "none"
     title = "KV use, peak"
     formula = "100 max(u_j) / K"
-    place = Place("memory", 30)
+    place = TablePlace("memory", 30)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent."""
@@ -108,7 +108,7 @@ class PrefixHitRate(Scalar):
     tag, unit, direction = "prefix_hit_rate", "%", "higher"
     title = "prefix hit rate"
     formula = "100 sum(c_i) / sum(p_i), i in M admitted; c_i at the first admission"
-    place = Place("memory", 40)
+    place = TablePlace("memory", 40)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; hits of a request on its own blocks after a preemption are no reuse and left
@@ -156,7 +156,7 @@ class PrefillSms(_MeanSms):
 
     tag, title, partition = "sms_prefill", "SMs of prefill", "prefill"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition prefill"
-    place = Place("splits", 10, title="SMs of prefill, mean", unit="")
+    place = TablePlace("splits", 10, title="SMs of prefill, mean", unit="")
 
 
 class DecodeSms(_MeanSms):
@@ -164,7 +164,7 @@ class DecodeSms(_MeanSms):
 
     tag, title, partition = "sms_decode", "SMs of decode", "decode"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition decode"
-    place = Place("splits", 20, title="SMs of decode, mean", unit="")
+    place = TablePlace("splits", 20, title="SMs of decode, mean", unit="")
 
 
 class WholeSms(_MeanSms):
@@ -172,7 +172,7 @@ class WholeSms(_MeanSms):
 
     tag, title, partition = "sms_all", "SMs undivided", "all"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition all"
-    place = Place("splits", 30, title="SMs undivided, mean", unit="")
+    place = TablePlace("splits", 30, title="SMs undivided, mean", unit="")
 
 
 class TimeInForce(Scalar):
@@ -182,7 +182,7 @@ class TimeInForce(Scalar):
     tag, unit, direction = "split_in_force", "%", "none"
     title = "split in force"
     formula = "100 |{t : two partitions compute}| / B"
-    place = Place("splits", 40, unit="% of busy")
+    place = TablePlace("splits", 40, unit="% of busy")
 
     def value(self, run: RunEvents) -> float | None:
         """Percent of the device's busy time."""
@@ -206,7 +206,7 @@ class Repartitions(Scalar):
     tag, unit, direction = "repartitions", "times", "none"
     title = "re-partitions"
     formula = "R = |{changes of the split after the first launch}|"
-    place = Place("splits", 50, unit="")
+    place = TablePlace("splits", 50, unit="")
 
     def value(self, run: RunEvents) -> float:
         """A count."""
@@ -330,7 +330,7 @@ class FlopUtilization(_Utilization):
 
     tag, title = "mfu", "MFU"
     formula = "100 sum(o_j) / (P B)"
-    place = Place("splits", 70, unit="% of GEMM rate")
+    place = TablePlace("splits", 70, unit="% of GEMM rate")
 
     def share(self, counts: Counts, work: Work) -> float:
         """Seconds of GEMM."""
@@ -342,7 +342,7 @@ class BandwidthUtilization(_Utilization):
 
     tag, title = "mbu", "MBU"
     formula = "100 sum(r_j) / (W B)"
-    place = Place("splits", 80, unit="% of read rate")
+    place = TablePlace("splits", 80, unit="% of read rate")
 
     def share(self, counts: Counts, work: Work) -> float:
         """Seconds of reading."""

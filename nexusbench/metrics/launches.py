@@ -10,7 +10,7 @@ import numpy as np
 from nexusbench.core.units import NS_PER_US
 from nexusbench.core.work import HostGap
 from nexusbench.metrics.arrays import BoolArray, FloatArray, IntArray
-from nexusbench.metrics.base import Distribution, Place, Scalar
+from nexusbench.metrics.base import Distribution, Scalar, TablePlace
 from nexusbench.metrics.run_events import RunEvents
 
 
@@ -112,7 +112,7 @@ class ContentionShare(Scalar):
     title = "contention"
     formula = "100 sum(max(0, d_j - b_j - z_j)) / sum(d_j - b_j), z_j known"
     # What runs one batch at a time has no contention: that is no merit.
-    place = Place("splits", 60, unit="% of compute", better="none")
+    place = TablePlace("splits", 60, unit="% of compute", better="none")
     no_value = "the device does not know the time of a launch without its neighbour"
 
     def value(self, run: RunEvents) -> float | None:
@@ -154,7 +154,7 @@ class BeliefError(_Belief):
 
     tag, direction, title = "belief_error", "lower", "belief error (mean is MAPE)"
     formula = "100 |w_j - (d_j - b_j)| / (d_j - b_j), w_j known"
-    place = Place("splits", 90, title="belief error, MAPE", statistics=("mean",))
+    place = TablePlace("splits", 90, title="belief error, MAPE", statistics=("mean",))
 
 
 class BeliefBias(_Belief):
@@ -163,7 +163,7 @@ class BeliefBias(_Belief):
     signed = True
     tag, direction, title = "belief_bias", "none", "belief bias (signed)"
     formula = "100 (w_j - (d_j - b_j)) / (d_j - b_j), w_j known"
-    place = Place("splits", 100, title="belief bias", statistics=("mean",))
+    place = TablePlace("splits", 100, title="belief bias", statistics=("mean",))
 
 
 class BeliefErrorAlone(_Belief):
@@ -222,7 +222,7 @@ class MeanGap(_Gap):
 
     tag, title = "host_gap", "host gap"
     formula = "mean(y_j), j submitted as soon as its partition's launch before had ended"
-    place = Place("host", 20, title="host gap, mean", unit="µs")
+    place = TablePlace("host", 20, title="host gap, mean", unit="µs")
 
     def of(self, gaps: list[HostGap]) -> float:
         """All gaps over their number."""

@@ -14,7 +14,7 @@ from nexusbench.metrics.arrays import FloatArray, IntArray
 from nexusbench.metrics.run_events import RunEvents
 
 
-class Steps(NamedTuple):
+class StepFunction(NamedTuple):
     """A step function: ``values[i]`` holds from ``times[i]`` until ``times[i + 1]``."""
 
     times: IntArray
@@ -56,7 +56,7 @@ def queue_over_time(run: RunEvents) -> Queue:
     )
 
 
-def kv_over_time(run: RunEvents) -> Steps:
+def kv_over_time(run: RunEvents) -> StepFunction:
     """KV blocks in use as seen at each launch, and none from when the last running request left."""
     submitted, queue = run.tables["submitted"], queue_over_time(run)
     empty = queue.times[queue.running == 0]
@@ -66,7 +66,7 @@ def kv_over_time(run: RunEvents) -> Steps:
     times, values = times[order], values[order]
     # Of several rows at one moment the last holds: a launch comes after the ends before it.
     last = np.append(times[1:] != times[:-1], True) if len(times) else np.zeros(0, dtype=np.bool_)
-    return Steps(times[last], values[last])
+    return StepFunction(times[last], values[last])
 
 
 def sms_at_work(run: RunEvents, partition: int, edges: IntArray) -> FloatArray:
@@ -86,13 +86,13 @@ def sms_at_work(run: RunEvents, partition: int, edges: IntArray) -> FloatArray:
     return mean
 
 
-def split_over_time(run: RunEvents) -> Steps:
+def split_over_time(run: RunEvents) -> StepFunction:
     """The row of the split table that was in force."""
     changes = run.tables["repartitioned"]
-    return Steps(changes["time"], changes["split"])
+    return StepFunction(changes["time"], changes["split"])
 
 
-def at_edges(steps: Steps, edges: IntArray, reduce: np.ufunc = np.maximum) -> IntArray:
+def at_edges(steps: StepFunction, edges: IntArray, reduce: np.ufunc = np.maximum) -> IntArray:
     """``reduce`` (maximum, minimum) of a step function over each interval between ``edges``.
 
     What held when an interval began is part of it; before the first step the value is 0.

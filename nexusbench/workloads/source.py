@@ -70,7 +70,7 @@ class TextFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.line = 0
-        self._stored = _Stored(self.path)
+        self._stored = _StoredBytes(self.path)
         self._size = 0
 
     def __enter__(self) -> TextFile:
@@ -193,7 +193,7 @@ class TextFile:
             ) from None  # fmt: skip
 
 
-class _Stored:
+class _StoredBytes:
     """The stored bytes, hashed as they are read; ``gzip`` reads the same, unpacked."""
 
     def __init__(self, path: Path) -> None:

@@ -76,7 +76,7 @@ class Native(Reader):
         _check_hashes(rows, lines, block, source)
         check_token_ids(rows, lines, block, source.path)
         _check_ids(rows, lines, source)
-        turns = [Turn(row.timestamp, row.session, row.turn, row.think_time) for row in rows]
+        turns = [TurnTiming(row.timestamp, row.session, row.turn, row.think_time) for row in rows]
         requests = [
             TraceRequest(
                 id=str(index if row.id is None else row.id),
@@ -165,7 +165,7 @@ def _check_ids(rows: Sequence[NativeLine], lines: Sequence[int], source: Source)
 Fault = Callable[[str, str, str], InputError]
 
 
-class Turn(msgspec.Struct, gc=False):
+class TurnTiming(msgspec.Struct, gc=False):
     """What a line says about its time; None where it does not."""
 
     timestamp: float | None
@@ -176,7 +176,7 @@ class Turn(msgspec.Struct, gc=False):
 
 def arrange(
     requests: list[TraceRequest],
-    turns: Sequence[Turn],
+    turns: Sequence[TurnTiming],
     lines: Sequence[int],
     path: Path,
     *,
@@ -209,7 +209,7 @@ def arrange(
     return _notes(requests, len(last))
 
 
-def _check_labels(turn: Turn, before: TraceRequest | None, fault: Fault) -> None:
+def _check_labels(turn: TurnTiming, before: TraceRequest | None, fault: Fault) -> None:
     """A session's turns are 0, 1, 2 ... in the order of the file."""
     if turn.session is None:
         for field, value in (("turn", turn.turn), ("think_time", turn.think_time)):
@@ -226,7 +226,9 @@ def _check_labels(turn: Turn, before: TraceRequest | None, fault: Fault) -> None
         )  # fmt: skip
 
 
-def _check_times(turn: Turn, before: TraceRequest | None, fault: Fault, *, closed: bool) -> None:
+def _check_times(
+    turn: TurnTiming, before: TraceRequest | None, fault: Fault, *, closed: bool
+) -> None:
     """Who has a timestamp, and who must not."""
     timed = turn.timestamp is not None
     if closed:
