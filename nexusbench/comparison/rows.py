@@ -16,7 +16,7 @@ from nexusbench.metrics.base import FAMILIES, Family, Statistic, TablePlace, loa
 
 # Rows of a distribution that names no statistics of its own.
 _STATISTICS: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
-# Real time is in no event log, so no metric declares it.
+# Measured in real time, which is no part of the event log: not a metric, but a row.
 _DECISION_TIME = TablePlace(
     "host", 10, title="decision time, mean", unit="µs, real", statistics=("mean",), better="lower"
 )
@@ -24,7 +24,7 @@ _SECONDS_FROM_MS = 1000.0
 
 
 class TableCell(msgspec.Struct):
-    """One value: ``text`` without marks; ``best`` of its row, ``weak`` for want of samples."""
+    """One value: ``text`` without marks; ``best`` of its row, ``weak`` for too few samples."""
 
     text: str
     best: bool = False
@@ -46,7 +46,7 @@ class TableRow(msgspec.Struct):
 
 
 class _Shown(NamedTuple):
-    """A metric that has a place in the table; what its place leaves open is filled in."""
+    """A metric with a row in the table; title, unit and statistics are filled in."""
 
     tag: str
     place: TablePlace
@@ -77,7 +77,7 @@ def make_rows(columns: Sequence[Column]) -> list[TableRow]:
 
 
 def _shown() -> dict[Family, list[_Shown]]:
-    """What stands in each section: by the order that is declared, and each part below its whole."""
+    """The metrics of each section in their declared order, each part below its whole."""
     places = {"decision_us": _DECISION_TIME}
     for tag, metric in load_metrics().items():
         if (place := metric.place) is not None:
@@ -110,7 +110,7 @@ def _add_section(rows: list[TableRow], made: Sequence[TableRow]) -> None:
 
 def _latency_rows(columns: Sequence[Column], shown: _Shown) -> list[TableRow]:
     """A row for each statistic, named in the second column. The parts of a metric are shown in its
-    unit, so that they add up before the reader's eyes.
+    unit, so that they add up as printed.
     """
     place = shown.place
     if place.statistics == ("value",):
@@ -132,7 +132,7 @@ def _slow(columns: Sequence[Column], tag: str) -> bool:
 
 
 def _scalar_rows(columns: Sequence[Column], shown: _Shown) -> list[TableRow]:
-    """A row for each statistic with the unit in the second column, and one per GPU if asked for."""
+    """A row for each statistic with the unit in the second column, and one per GPU if declared."""
     place, unit = shown.place, shown.place.unit or ""
     made = []
     for name in place.statistics:
@@ -155,7 +155,7 @@ def _row(
     found: Sequence[Estimate | None] | None = None,
 ) -> TableRow | None:
     """The row of one statistic, or of other values ``found`` of its metric; None where there are
-    none. ``words`` are its title and what stands beside it.
+    none. ``words`` are its title and the text of the second column.
     """
     tag = shown.tag
     if found is None:
@@ -214,10 +214,10 @@ def _mark_best(
     found: Sequence[Estimate | None],
     direction: str,
 ) -> None:
-    """Mark the best of a row and what reads the same; where all read the same there is no best.
+    """Mark the best of a row and all that print the same; where all print the same, none.
 
-    A run that was cut short is never best, nor, where that flatters, one that turned more requests
-    away: its numbers are of another set of requests.
+    A run that was cut short is never best, nor, where rejections improve the value, one that
+    rejected more requests: its numbers are of another set of requests.
     """
     rivals = [
         (estimate.value, cell)

@@ -1,4 +1,4 @@
-"""What a metric is, and how all of them are found: drop a file with a subclass into this folder."""
+"""The base classes of metrics, and how the metrics of this folder and of plug-ins are found."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TablePlace(msgspec.Struct, frozen=True):
     part_of: str = ""
     only_if_any: bool = False  # no row where it is 0 in every column
     per_gpu: bool = False  # divided by the GPUs too, where columns differ in their number
-    better: Direction | None = None  # marks the best of the row otherwise than ``direction`` says
+    better: Direction | None = None  # overrides ``direction`` where the best of a row is marked
 
 
 class Metric(ABC):
@@ -61,12 +61,12 @@ class Metric(ABC):
     formula: ClassVar[str]
     kind: ClassVar[Literal["distribution", "scalar"]]
     place: ClassVar[TablePlace | None] = None
-    # It is about what only the engine sees: a log that a client wrote has no value of it.
+    # Computed from events of the engine only: undefined for a log that a client wrote.
     needs_engine: ClassVar[bool] = False
-    # It counts requests that were turned away, or counts them as misses: they never improve it.
+    # Rejected requests count, as such or as misses: rejecting requests does not improve the value.
     counts_refused: ClassVar[bool] = False
 
-    # The reason, where one line says it for every run.
+    # Printed where there is no value; override ``reason`` if it depends on the run.
     no_value: ClassVar[str] = "the run has nothing to compute it from"
 
     def reason(self, run: RunEvents) -> str:
@@ -131,7 +131,7 @@ def find_metrics() -> FoundMetrics:
 
 @cache
 def tags_counting_refused() -> frozenset[str]:
-    """Tags of the metrics that turning requests away does not improve, looked up once."""
+    """Tags of the metrics that rejecting requests does not improve, looked up once."""
     return frozenset(tag for tag, metric in load_metrics().items() if metric.counts_refused)
 
 
@@ -167,7 +167,7 @@ def _declares_metric(value: object, module: str) -> bool:
 
 @cache
 def check_declaration(cls: type[Metric]) -> None:
-    """Raises UsageError naming what a metric's class must declare and does not, or not rightly."""
+    """Raises UsageError naming the first attribute of a metric's class that is missing or wrong."""
     name = f"metric {cls.__module__}.{cls.__qualname__}"
     for attribute in _TEXTS:
         text = getattr(cls, attribute, None)

@@ -1,4 +1,4 @@
-"""What a run used of its device: KV blocks, SMs and how they were split, and its limits."""
+"""Metrics of the device: KV cache, SM splits, and use of its measured limits (MFU, MBU)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class PeakKvUse(Scalar):
 
 
 class PrefixHitRate(Scalar):
-    """Share of prompt tokens that came from the prefix cache."""
+    """Share of prompt tokens found in the prefix cache."""
 
     tag, unit, direction = "prefix_hit_rate", "%", "higher"
     title = "prefix hit rate"
@@ -123,7 +123,7 @@ class PrefixHitRate(Scalar):
         return 100 * int(found.sum()) / prompt
 
     def reason(self, run: RunEvents) -> str:
-        """A server need not say what it found, nor say what can be."""
+        """A server may leave out cached tokens, or report impossible numbers of them."""
         known = run.facts.observed == "engine"
         client = "not every answer says what was found cached, or says what can be"
         return super().reason(run) if known else client
@@ -309,7 +309,7 @@ class _Utilization(Scalar):
         """Seconds that the work takes at the limit."""
 
     def value(self, run: RunEvents) -> float | None:
-        """Percent; None where work or limit are not known."""
+        """Percent; None where the work or the limit is unknown."""
         work, busy = run.facts.work, run.busy.length
         if work is None or not busy:
             return None
@@ -317,7 +317,7 @@ class _Utilization(Scalar):
         return None if counts is None else 100 * self.share(counts, work) * NS_PER_S / busy
 
     def reason(self, run: RunEvents) -> str:
-        """What is not known."""
+        """Names the missing input."""
         if run.facts.work is None:
             return "the limits of this device were not measured"
         if not run.busy.length:

@@ -47,7 +47,7 @@ class TimeToFirstToken(Distribution):
 
 
 class LongPromptFirstToken(Distribution):
-    """TTFT of the longest twentieth of the trace's prompts: they may pay for a low mean."""
+    """TTFT of the longest twentieth of the prompts; serving short prompts first raises it."""
 
     tag, unit, direction = "ttft_long_prompts", "ms", "lower"
     title = "time to first token of the longest prompts"
@@ -102,7 +102,7 @@ class Service(Distribution):
 
 
 class SendLag(Distribution):
-    """How late a client sent its requests: its own fault, and part of every latency."""
+    """How late a client sent its requests; the lag is part of every latency."""
 
     tag, unit, direction = "send_lag", "ms", "lower"
     title = "send lag"
@@ -149,7 +149,7 @@ class TimeBetweenTokens(Distribution):
         return values
 
     def reason(self, run: RunEvents) -> str:
-        """A stream that is held back on its way has no gaps."""
+        """A stream whose tokens all arrived in one delivery has no gaps."""
         return HELD_BACK if (run.measured & came_at_once(run)).any() else super().reason(run)
 
 
@@ -168,7 +168,7 @@ class TimePerOutputToken(Distribution):
         return to_ms(time / (run.num_output_tokens[keep] - 1))
 
     def reason(self, run: RunEvents) -> str:
-        """A stream that is held back on its way tells nothing of its tokens' times."""
+        """Where all tokens of a stream arrived in one delivery, their times are unknown."""
         return HELD_BACK if (run.finished & came_at_once(run)).any() else super().reason(run)
 
 

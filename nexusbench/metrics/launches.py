@@ -1,4 +1,4 @@
-"""What the device launched: batches and pieces of chunks, how well the belief knew, host gaps."""
+"""Metrics of launches: batch sizes, busy time, contention, belief error, host gaps."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nexusbench.metrics.run_events import RunEvents
 def later_layers(run: RunEvents) -> BoolArray:
     """For each row of ``chunk``, whether it goes on with the chunk of its request's row before.
 
-    A launch of some layers writes a row for each chunk as a whole launch does. Nobody computes the
-    same tokens twice unless a preemption lies between, so a row that repeats tokens and context of
-    the row before without one is the same chunk, further on.
+    A launch of some layers writes a row for each chunk as a whole launch does. Tokens are
+    computed twice only after a preemption, so a row that repeats tokens and context of the row
+    before, without a preemption between them, is a later part of the same chunk.
     """
     order, same = _compare(run)
     later = np.zeros(len(order), dtype=np.bool_)
@@ -52,7 +52,7 @@ def _compare(run: RunEvents) -> tuple[IntArray, BoolArray]:
     request = np.concatenate((chunk["request"], preempted["request"]))
     times = np.concatenate((time, preempted["time"]))
     is_chunk = np.arange(len(request)) < count
-    # A preemption comes before a launch at the same moment.
+    # Of a preemption and a launch at the same time the preemption is first.
     order = np.lexsort((is_chunk, times, request))
     lost = np.cumsum(~is_chunk[order])[is_chunk[order]]  # preemptions before each row
     order = order[is_chunk[order]]
@@ -111,12 +111,12 @@ class ContentionShare(Scalar):
     tag, unit, direction = "contention", "%", "lower"
     title = "contention"
     formula = "100 sum(max(0, d_j - b_j - z_j)) / sum(d_j - b_j), z_j known"
-    # What runs one batch at a time has no contention: that is no merit.
+    # A scheduler that runs one batch at a time has no contention: no value is marked as best.
     place = TablePlace("splits", 60, unit="% of compute", better="none")
     no_value = "the device does not know the time of a launch without its neighbour"
 
     def value(self, run: RunEvents) -> float | None:
-        """Percent; None where the device cannot know the time alone."""
+        """Percent; None where the device does not report the time of a launch alone."""
         launches = run.launches
         known = launches.solo >= 0
         actual = (launches.end - launches.start)[known]

@@ -1,4 +1,4 @@
-"""What became of the requests, how many per second, within which SLO, and at what cost."""
+"""Metrics of whole requests: outcomes, throughput, goodput under an SLO, cost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Finished(_Ended):
 
 
 class FinishedWork(Scalar):
-    """Share of the offered tokens whose requests finished: long ones turned away show in it."""
+    """Share of the offered tokens whose requests finished; rejecting long requests lowers it."""
 
     counts_refused = True
     tag, unit, direction = "finished_work", "%", "higher"
@@ -127,7 +127,7 @@ class _Rate(Scalar):
 
     @abstractmethod
     def count(self, run: RunEvents) -> int:
-        """What is counted."""
+        """The count over the window."""
 
     def value(self, run: RunEvents) -> float | None:
         """The rate; None where the window is empty."""
@@ -206,8 +206,8 @@ def request_p99_gaps(run: RunEvents) -> FloatArray:
 
 
 def met(run: RunEvents) -> BoolArray:
-    """Which requests were measured, finished, and kept every bound of the run's SLO. A bound that
-    cannot be judged, for the tokens came all at once, is not kept.
+    """Which requests were measured, finished, and kept every bound of the run's SLO. A bound
+    on gaps counts as broken where all tokens of a request arrived in one delivery.
     """
     kept = run.finished.copy()
     for key, bound in run.facts.slo.items():
@@ -218,7 +218,7 @@ def met(run: RunEvents) -> BoolArray:
 
 
 def _reached(run: RunEvents, key: str) -> FloatArray:
-    """What each request reached under one SLO key, ns; only the finished are meaningful."""
+    """Each request's value under one SLO key, ns; defined for finished requests only."""
     if key == "ttft":
         return (run.first_token - run.arrival).astype(np.float64)
     if key == "e2e":
@@ -281,7 +281,7 @@ class _PerToken(Scalar):
 
     @abstractmethod
     def rate(self, run: RunEvents) -> float | None:
-        """What one GPU uses per second; None where nobody said."""
+        """Use of one GPU per second; None where it is not given."""
 
     def value(self, run: RunEvents) -> float | None:
         """Use over the window per token generated for measured requests."""
@@ -291,7 +291,7 @@ class _PerToken(Scalar):
         return rate * run.facts.gpus * run.makespan / NS_PER_S / tokens
 
     def reason(self, run: RunEvents) -> str:
-        """Not asked for, or nothing generated."""
+        """No price or power is given, or no token was generated."""
         return "no token was generated" if self.rate(run) is not None else self.missing
 
     missing = ""

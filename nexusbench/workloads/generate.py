@@ -27,7 +27,7 @@ _MOST_HASHES = 20_000_000
 
 
 class _Draws(msgspec.Struct):
-    """What was drawn for each request (``inputs`` to ``cancels``) and each session (the others)."""
+    """Values drawn for each request (``inputs`` to ``cancels``) and each session (the others)."""
 
     inputs: list[int]
     outputs: list[int]

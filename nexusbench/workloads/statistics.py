@@ -1,4 +1,4 @@
-"""What is in a trace, in numbers: rates, burstiness, lengths, shared prefixes, sessions."""
+"""Figures of a trace: rates, burstiness, lengths, shared prefixes, sessions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SessionFacts(msgspec.Struct, frozen=True):
 
 
 class PatienceFacts(msgspec.Struct, frozen=True):
-    """Requests whose clients give up or call off, and after how long."""
+    """Requests with a timeout or a cancellation, and the mean seconds until then."""
 
     timeouts: int
     timeout_s_mean: float | None
@@ -105,7 +105,7 @@ class TraceFacts(msgspec.Struct, frozen=True):
 
 
 def describe_trace(trace: Trace) -> TraceFacts:
-    """What is in a trace."""
+    """All figures of a trace."""
     requests = trace.requests
     prompts = [request.prompt_tokens for request in requests]
     outputs = [request.output_tokens for request in requests]
@@ -144,7 +144,7 @@ def prefix_ceiling(trace: Trace) -> PrefixFacts | None:
     chains = prefix_ids(trace, 1)
     kept = conversation_ids(trace, 1)
     for chain, (names, _) in zip(chains, kept, strict=True):
-        # A name stands for all before it too, so what was seen comes first.
+        # A name stands for all blocks before it too, so hits are at the begin of a chain.
         total, hits = total + len(chain), hits + sum(name in seen for name in chain)
         seen.update(chain, names)
     prompts = sum(request.prompt_tokens for request in trace.requests)

@@ -131,8 +131,8 @@ def parse_window(text: str) -> tuple[float, float | None]:
 def window(trace: Trace, start_s: float, end_s: float | None = None) -> Trace:
     """The requests that arrive in [start_s, end_s) seconds of trace time, the first again at 0.
 
-    ``end_s`` None is the end of the trace. Turns that follow others come with the first of their
-    session. Raises UsageError if none do.
+    ``end_s`` None is the end of the trace. Turns that follow others are kept with the first of
+    their session. Raises UsageError if none do.
     """
     check_window(start_s, end_s)
     _check_open(trace, "window")
@@ -231,7 +231,7 @@ def bounds(trace: Trace, max_tokens: Literal["trace"] | int | None = None) -> Tr
 
     An int N: N for each request, longer outputs are clipped to N. ``"trace"``: each request's true
     length, an oracle, labelled as such. None: the smallest power of two that is not below the
-    longest output, a cap as a server would set it, which tells nothing of single requests.
+    longest output, a cap as a server would set it, which reveals no single length.
     Raises UsageError for N < 1 or another word.
     """
     requests = trace.requests
@@ -260,7 +260,7 @@ def bounds(trace: Trace, max_tokens: Literal["trace"] | int | None = None) -> Tr
 
 
 def fit_context(trace: Trace, max_model_len: int, policy: ContextPolicy = "reject") -> Trace:
-    """What happens to requests whose prompt + output exceeds ``max_model_len`` tokens.
+    """Handle requests whose prompt + output exceeds ``max_model_len`` tokens.
 
     ``reject``: they stay, for the engine to reject (only counted). ``skip``: dropped. ``clip``: the
     prompt is cut at its end so that the request fits exactly, hash ids and tokens beyond the cut
@@ -337,7 +337,7 @@ def _check_open(trace: Trace, name: str) -> None:
 
 
 def _moved(trace: Trace, arrivals: Iterable[int], note: str) -> Trace:
-    """The same requests at other times; the note also tells the new span."""
+    """The same requests at other times; the note includes the new span."""
     requests: list[TraceRequest] = []
     begun: dict[str, int] = {}
     times = iter(arrivals)

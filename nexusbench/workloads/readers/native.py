@@ -28,7 +28,7 @@ from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 DEFAULT_HASH_BLOCK = 512
-# What may stand on any line and then holds for all, or makes a line one of another format.
+# Fields that hold for the whole file, or belong to another format, on whichever line they are.
 _OF_FILE = (b'"concurrency"', b'"parent_chat_id"')
 
 
@@ -58,10 +58,10 @@ class Native(Reader):
 
     ``hash_block`` (prompt tokens per hash id) and ``concurrency`` (users of a closed loop) belong
     to the file: each stands on one line or on several, with one value. ``id`` stands on all lines
-    or on none (then it is the position, from 0). docs/workloads.md tells the rest.
+    or on none (then it is the position, from 0). docs/workloads.md has the other fields.
     """
 
-    # Any JSON lines that no other format knows better.
+    # Any JSON lines without a signature of another format.
     signature: ClassVar[Signature] = Signature(1)
     time_field: ClassVar[str] = "timestamp"
     unit: ClassVar[str] = "timestamps in ms"
@@ -99,7 +99,7 @@ class Native(Reader):
         return Parsed(requests, lines, block or DEFAULT_HASH_BLOCK, notes, concurrency or 0)
 
     def skim(self, piece: bytes, after: int) -> int | None:
-        """Times of every line in order, and nothing said of the whole file."""
+        """Times in order, and no field that holds for the whole file."""
         if any(key in piece for key in _OF_FILE):
             return None
         last = last_timestamp(piece, after / NS_PER_MS)
@@ -166,7 +166,7 @@ Fault = Callable[[str, str, str], InputError]
 
 
 class TurnTiming(msgspec.Struct, gc=False):
-    """What a line says about its time; None where it does not."""
+    """The fields of a line about time and session; None where absent."""
 
     timestamp: float | None
     session: str | None
@@ -229,7 +229,7 @@ def _check_labels(turn: TurnTiming, before: TraceRequest | None, fault: Fault) -
 def _check_times(
     turn: TurnTiming, before: TraceRequest | None, fault: Fault, *, closed: bool
 ) -> None:
-    """Who has a timestamp, and who must not."""
+    """Check which turns have a timestamp."""
     timed = turn.timestamp is not None
     if closed:
         if turn.timestamp:
