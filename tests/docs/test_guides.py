@@ -24,6 +24,7 @@ GUIDES = {
     "metric": ("nexusbench.metrics", "waiting-share", "waiting_share", "metrics"),
     "device": ("nexusbench.devices", "metronome", "metronome:l20", "devices"),
     "gpu": ("nexusbench.data.gpus", "l4", "l4", "gpus"),
+    "model-family": ("nexusbench.models.families", "chatglm", "chatglm", "model-families"),
     "trace-format": ("nexusbench.workloads.readers", "tabbed", "tabbed", "formats"),
 }
 SECTIONS = (r"This is a whole one", r"Check it", r"## What you have", r"## What .* hold.* to")
