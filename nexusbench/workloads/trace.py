@@ -149,6 +149,8 @@ def conversation_ids(trace: Trace, block_size: int) -> list[tuple[tuple[int, ...
     the answer too, in whole hash blocks, so that an engine which keeps the answer can share it.
     """
     requests, block = trace.requests, trace.hash_block
+    if not any(request.hash_ids for request in requests):
+        return [((), 0)] * len(requests)
     chains = prefix_ids(trace, block_size)
     named: list[tuple[tuple[int, ...], int]] = [(chain, 0) for chain in chains]
     following: dict[str, int] = {}
