@@ -126,7 +126,8 @@ def find_metrics() -> FoundMetrics:
         for value in list(vars(module).values()):
             if _declares_metric(value, name):
                 _add(found, value)
-    return found
+    # By tag, so that the order in summaries and sweeps does not depend on the files.
+    return found._replace(metrics=dict(sorted(found.metrics.items())))
 
 
 @cache
