@@ -15,7 +15,7 @@ PROMPTS = 32  # the last so many give arrival rate and time per prompt
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
-    """A window: percentiles in ns (None: nobody to observe), ns of a prompt on all SMs, and
+    """A window: percentiles in ns (None: no request to observe), ns of a prompt on all SMs, and
     lambda, the percent of the SMs that prompts keep busy.
     """
 
@@ -29,7 +29,7 @@ class LatencyWindow:
     """Latencies of the launches since the last :meth:`close`.
 
     TPOT is the mean gap of a request's tokens *in the window*, of those that decode at its end:
-    who joins and ends within one window is not seen.
+    one that joins and ends within a window is not observed.
     """
 
     def __init__(self, num_sms: int) -> None:

@@ -44,7 +44,7 @@ class SemiPdPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
 
 
 class SemiPdPartitioner(Partitioner[SemiPdPartitionerOptions]):
-    """Moves SMs to the stage that violates its SLO, as far as its model says it needs them.
+    """Moves SMs to the stage that violates its SLO, as many as its latency model requires.
 
     TTFT = a1 / (x - lambda) + b1 and TPOT = a2 / y + b2 in percent of the SMs, refitted after each
     window; lambda comes from the last prompts' arrivals and service times. Until a fit has two

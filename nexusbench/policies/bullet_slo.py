@@ -1,4 +1,4 @@
-"""How the SLOs of those who decode stand, as Bullet watches it (arXiv 2504.19516, Algorithm 1)."""
+"""SLOs, and how far decoding requests keep theirs (Bullet, arXiv 2504.19516, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_MS
 
 NORM_TTFT_MS, TPOT_MS = 3.0, 150.0  # Bullet's evaluation, ShareGPT
-MOST_FORGOTTEN = 1024  # first tokens remembered of requests that are gone
+MOST_FORGOTTEN = 1024  # first tokens kept of requests that do not run any more
 
 
 class BulletSlo(msgspec.Struct, frozen=True):
-    """What users expect, in ns: of TTFT (per prompt token if ``per_token``) and of TPOT."""
+    """Bounds in ns: of TTFT (per prompt token if ``per_token``) and of TPOT."""
 
     ttft: float
     per_token: bool
@@ -29,7 +29,7 @@ class BulletSlo(msgspec.Struct, frozen=True):
 
 
 class SloOptions(Protocol):
-    """The options that say what to expect; None where the user did not."""
+    """The options that set an SLO; None where the user did not."""
 
     @property
     def norm_ttft_ms(self) -> float | None: ...
@@ -40,7 +40,7 @@ class SloOptions(Protocol):
 
 
 def expected(options: SloOptions, limits: Limits) -> BulletSlo:
-    """Options first, then what the user asked for (--goodput), then the paper's values."""
+    """From the options, else from --goodput, else the paper's values."""
     tpot = options.tbt_ms or limits.tbt_ms or TPOT_MS
     norm, ttft = options.norm_ttft_ms, options.ttft_ms or limits.ttft_ms
     if norm is not None or ttft is None:
@@ -49,23 +49,23 @@ def expected(options: SloOptions, limits: Limits) -> BulletSlo:
 
 
 class Pace:
-    """Time per output token of who is decoding: from its first token on, over the tokens since, so
-    that it grows while decode pauses.
+    """Time per output token of decoding requests: ns since the first token, over the tokens since.
+    It grows while decode pauses.
     """
 
     def __init__(self) -> None:
         self._first: dict[int, int] = {}
 
     def completed(self, batch: Batch, now: int) -> None:
-        """A step has ended: prompts that it finished have their first tokens."""
+        """A step has ended at ``now``: prompts that it finished have their first tokens."""
         for chunk in batch.chunks:
             r = chunk.request
             if r.num_tokens == r.num_prompt_tokens + 1 == r.num_computed_tokens + 1:
                 self._first.setdefault(r.index, now)
 
     def late(self, decoding: Sequence[RequestView], at: float, tpot: float) -> bool:
-        """Whether the P90 of the paces will be over ``tpot`` if everyone's next token comes at
-        ``at`` (ns).
+        """Whether the P90 of the times per output token is over ``tpot`` if each request gets its
+        next token at ``at`` (ns).
         """
         allowed = len(decoding) // 10
         for r in decoding:
@@ -75,7 +75,7 @@ class Pace:
         return allowed < 0
 
     def forget(self, running: Sequence[RequestView]) -> None:
-        """Keep only those who run, once most of those remembered do not."""
+        """Drop what is kept of requests that do not run, once that is most of it."""
         if len(self._first) > MOST_FORGOTTEN + 4 * len(running):
             kept = {r.index for r in running}
             self._first = {i: at for i, at in self._first.items() if i in kept}

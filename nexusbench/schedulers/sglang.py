@@ -1,5 +1,5 @@
-"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction when it was
-too bold.
+"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction where the
+estimate was too low.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         self._latest_rank = 0
 
     def order_key(self, request: RequestView) -> float:
-        """As the base class; a retracted request queues behind everyone who has arrived (SGLang
+        """As the base class; a retracted request stands behind all that have arrived (SGLang
         appends it).
         """
         self._latest_rank = max(self._latest_rank, request.arrival_rank)
@@ -101,7 +101,7 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         return max(0, min(most - generated, CLIP_MAX_NEW_TOKENS))
 
     def _room(self, ctx: SchedulerContext) -> float:
-        """Tokens free now less the growth expected of everyone who runs."""
+        """Tokens free now, less the expected growth of all running requests."""
         free = ctx.kv.num_free * ctx.kv.block_size
         growth = sum([self._expected_output(r, ctx) for r in ctx.decoding])
         for request in ctx.prefilling:
@@ -110,7 +110,7 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         return free - growth * self._ratio
 
     def _decode(self, ctx: SchedulerContext) -> None:
-        """One step for all, after retracting whom memory does not carry."""
+        """One step for all decodes, after retracting those that memory has no room for."""
         size = ctx.kv.block_size
         needed = sum([1 for r in ctx.decoding if not r.num_computed_tokens % size])
         if needed > ctx.kv.num_free + ctx.blocks_coming:
