@@ -15,8 +15,7 @@ from nexusbench.partitioners.base import (
     disjoint_splits,
     shapes_to_run,
 )
-from nexusbench.policies.bullet_estimates import PromptsAtHand
-from nexusbench.policies.bullet_slo import BulletSlo, Pace, expected
+from nexusbench.policies.bullet import BulletSlo, Pace, PromptsAtHand, expected
 
 
 class BulletPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):

@@ -12,8 +12,13 @@ from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.partitioners._latency_models import UNBOUNDED, fit_line, queueing
-from nexusbench.partitioners._latency_window import LatencyWindow, Observation
+from nexusbench.partitioners._latency import (
+    UNBOUNDED,
+    LatencyWindow,
+    Observation,
+    fit_line,
+    queueing,
+)
 from nexusbench.partitioners._launches import LaunchBook
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.request import RequestView
-from nexusbench.policies.bullet_estimates import Prospects
-from nexusbench.policies.bullet_slo import Pace, expected
+from nexusbench.policies.bullet import Pace, Prospects, expected
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 

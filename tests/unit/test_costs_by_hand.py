@@ -26,7 +26,7 @@ from nexusbench.costs.linear import (
 )
 from nexusbench.costs.nexus import Curve, Parts, Stage, gain, slowed
 from nexusbench.costs.roofline import Roofline, RooflineOptions
-from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, BulletSlo, Pace, expected
+from nexusbench.policies.bullet import MOST_FORGOTTEN, BulletSlo, Pace, expected
 from nexusbench.policies.duetserve import duets
 from nexusbench.profiles.pairs import Slowdowns, contested, place_of
 from nexusbench.profiles.points import Point, Setting

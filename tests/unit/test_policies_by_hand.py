@@ -11,7 +11,7 @@ from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.state import EngineState, InFlight, Limits
 from nexusbench.engine.arrivals import NEVER, Patience
 from nexusbench.kv.manager import BlockPool, KVCacheManager
-from nexusbench.partitioners._latency_window import LatencyWindow
+from nexusbench.partitioners._latency import LatencyWindow
 from nexusbench.partitioners._launches import LaunchBook
 from nexusbench.partitioners.bullet import BulletPartitioner as BulletSplits
 from nexusbench.partitioners.duetserve import DuetservePartitioner as DuetSplits

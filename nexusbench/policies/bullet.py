@@ -1,18 +1,23 @@
-"""Predicted times of the requests at hand: when prompts get their first tokens, and which is next
-(Bullet, arXiv 2504.19516, Algorithm 1).
+"""What Bullet's scheduler and partitioner share: SLOs, how far decoding requests keep theirs, and
+predicted times of prompts (arXiv 2504.19516, Algorithm 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import Protocol
 
-from nexusbench.core.batch import BatchShape
+import msgspec
+
+from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.request import RequestView
-from nexusbench.core.state import EngineState
+from nexusbench.core.state import EngineState, Limits
+from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs.base import CostModel
-from nexusbench.policies.bullet_slo import BulletSlo
 
+NORM_TTFT_MS, TPOT_MS = 3.0, 150.0  # Bullet's evaluation, ShareGPT
+MOST_FORGOTTEN = 1024  # first tokens kept of requests that do not run any more
 LOOK_AHEAD = 32  # prompts of the queue that are considered
 TOKENS, CONTEXT = 32, 512  # prompts are rounded to these, so that a belief can cache predictions
 FEW, MANY = 1024, 2048  # tokens between which prefill is taken to be bound by compute
@@ -21,6 +26,71 @@ FOREVER = 1e18  # ns: 30 years
 
 # Prompts in their order, and the ns that each still takes.
 Pending = Iterable[tuple[RequestView, float]]
+
+
+class BulletSlo(msgspec.Struct, frozen=True):
+    """Bounds in ns: of TTFT (per prompt token if ``per_token``) and of TPOT."""
+
+    ttft: float
+    per_token: bool
+    tpot: float
+
+    def ttft_of(self, request: RequestView) -> float:
+        """Nanoseconds from its arrival within which a request must have its first token."""
+        return self.ttft * request.num_prompt_tokens if self.per_token else self.ttft
+
+
+class SloOptions(Protocol):
+    """The options that set an SLO; None where the user did not."""
+
+    @property
+    def norm_ttft_ms(self) -> float | None: ...
+    @property
+    def ttft_ms(self) -> float | None: ...
+    @property
+    def tbt_ms(self) -> float | None: ...
+
+
+def expected(options: SloOptions, limits: Limits) -> BulletSlo:
+    """From the options, else from --goodput, else the paper's values."""
+    tpot = options.tbt_ms or limits.tbt_ms or TPOT_MS
+    norm, ttft = options.norm_ttft_ms, options.ttft_ms or limits.ttft_ms
+    if norm is not None or ttft is None:
+        return BulletSlo((norm or NORM_TTFT_MS) * NS_PER_MS, True, tpot * NS_PER_MS)
+    return BulletSlo(ttft * NS_PER_MS, False, tpot * NS_PER_MS)
+
+
+class Pace:
+    """Time per output token of decoding requests: ns since the first token, over the tokens since.
+    It grows while decode pauses.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, int] = {}
+
+    def completed(self, batch: Batch, now: int) -> None:
+        """A step has ended at ``now``: prompts that it finished have their first tokens."""
+        for chunk in batch.chunks:
+            r = chunk.request
+            if r.num_tokens == r.num_prompt_tokens + 1 == r.num_computed_tokens + 1:
+                self._first.setdefault(r.index, now)
+
+    def late(self, decoding: Sequence[RequestView], at: float, tpot: float) -> bool:
+        """Whether the P90 of the times per output token is over ``tpot`` if each request gets its
+        next token at ``at`` (ns).
+        """
+        allowed = len(decoding) // 10
+        for r in decoding:
+            since = at - self._first.get(r.index, at)
+            if since > tpot * (r.num_tokens - r.num_prompt_tokens):
+                allowed -= 1
+        return allowed < 0
+
+    def forget(self, running: Sequence[RequestView]) -> None:
+        """Drop what is kept of requests that do not run, once that is most of it."""
+        if len(self._first) > MOST_FORGOTTEN + 4 * len(running):
+            kept = {r.index for r in running}
+            self._first = {i: at for i, at in self._first.items() if i in kept}
 
 
 class Prospects:
