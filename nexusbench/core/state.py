@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
-from nexusbench.core.request import Request
+from nexusbench.core.request import Request, RequestView
 from nexusbench.core.specs import DeviceSpec
 
 
@@ -45,6 +45,15 @@ class KvView(Protocol):
     def num_used(self) -> int: ...
     @property
     def usage(self) -> float: ...
+
+
+class QueueView(Protocol):
+    """What a policy may read of the waiting queue, in its order."""
+
+    @property
+    def head(self) -> RequestView | None: ...
+    def __iter__(self) -> Iterator[RequestView]: ...
+    def __len__(self) -> int: ...
 
 
 class WaitingQueue:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.request import RequestView
 from nexusbench.planning.context import SchedulerContext
-from nexusbench.schedulers._resume import proceed
+from nexusbench.planning.prompts import proceed
 
 # From the batch (all layers of it) to how many layers its next launch computes.
 LayerCount = Callable[[BatchShape], int]

@@ -14,8 +14,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import AboveZero, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers._offloading import AttentionLoad, OffloadBound, fine_now, safe
-from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 DEFAULT_TBT_MS = 100.0

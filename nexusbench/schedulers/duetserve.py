@@ -7,8 +7,8 @@ from typing import ClassVar
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.planning.prompts import fill
 from nexusbench.policies.duetserve import duets
-from nexusbench.schedulers._resume import fill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 from nexusbench.schedulers.vllm import VllmSchedulerOptions
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AtLeastOne, NotNegative, Share
 from nexusbench.core.request import RequestView
-from nexusbench.schedulers._resume import proceed
+from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's further output

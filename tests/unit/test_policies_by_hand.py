@@ -17,9 +17,9 @@ from nexusbench.partitioners.bullet import BulletPartitioner as BulletSplits
 from nexusbench.partitioners.duetserve import DuetservePartitioner as DuetSplits
 from nexusbench.partitioners.muxwise import MuxwisePartitioner as MuxwiseSplits
 from nexusbench.partitioners.muxwise import MuxwisePartitionerOptions, _cell, _power
+from nexusbench.planning.prompts import proceed, resume
 from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers._offloading import AttentionLoad
-from nexusbench.schedulers._resume import proceed, resume
 from nexusbench.schedulers._turn import FastserveTurn
 from nexusbench.testing import offer, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler

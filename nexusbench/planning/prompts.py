@@ -1,4 +1,4 @@
-"""What policies share: prompts in mid-prefill that find no block, and filling a budget."""
+"""What policies share: prompts in mid-prefill that find no block, and filling a token budget."""
 
 from __future__ import annotations
 
