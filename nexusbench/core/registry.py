@@ -93,6 +93,7 @@ def _target_of(value: str) -> str:
 
 FAMILIES = (
     "schedulers", "partitioners", "costs", "devices", "metrics", "counters", "workloads.readers",
+    "models.families",
 )  # fmt: skip
 
 

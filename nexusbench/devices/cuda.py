@@ -208,7 +208,7 @@ class Cuda(Device):
         from nexusbench.devices._cuda_queue import LaunchQueue
         from nexusbench.devices._cuda_steps import PieceMaker
         from nexusbench.devices._executor import Served
-        from nexusbench.models.sampling import Sampling
+        from nexusbench.models.sampling import TokenSampling
 
         decoder, options, runtime = self._decoder, self._options, self._runtime
         assert decoder is not None, "the device is closed"
@@ -219,7 +219,7 @@ class Cuda(Device):
         kv = decoder.new_kv(serving.num_blocks + 1, serving.block_size)
         self._served = Served(
             decoder, kv, Prompts(serving, spec.vocab_size),
-            Sampling(options.temperature, options.top_p, serving.seed), again=serving.again,
+            TokenSampling(options.temperature, options.top_p, serving.seed), again=serving.again,
         )  # fmt: skip
         # Its growth would free a table that another stream still reads.
         decoder.rotary.table(spec.max_model_len - 1)

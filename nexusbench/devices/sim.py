@@ -14,11 +14,11 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, DeviceOptions
-from nexusbench.physics.gpus import legal_splits, load_gpu
-from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
+from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
 from nexusbench.physics.measured import MeasuredPhysics
-from nexusbench.physics.profiled import Truth, is_profile
+from nexusbench.physics.profiled import Truth
 from nexusbench.physics.remote import Away, ghost, remote_slowdown, split_launch
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
@@ -37,7 +37,7 @@ class SimLaunch(msgspec.Struct, gc=False, eq=False):
 
     step: int
     partition: str
-    load: Load
+    load: LaunchLoad
     left: float
     slow: float
     ends_ns: int
@@ -54,7 +54,7 @@ class Meters(msgspec.Struct, gc=False):
     tensor_busy_ns: float = 0.0  # of the launch's SMs together
     busy_ns: float = 0.0
 
-    def count(self, load: Load, repeat: int) -> None:
+    def count(self, load: LaunchLoad, repeat: int) -> None:
         """Add a launch at its solo speed."""
         self.dram_bytes += repeat * (load.dense.traffic + load.attention.traffic)
         self.sm_active_ns += repeat * load.sms * load.solo
@@ -106,7 +106,7 @@ class Sim(Device):
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
-        self._links, self._copies = Links(gpu, self.spec), 0  # and how many are under way
+        self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0
         self._launches: list[SimLaunch] = []
         self._noise = random.Random(options.seed)
@@ -180,22 +180,22 @@ class Sim(Device):
 
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
         """Start a copy; copies from one pool to another follow each other."""
+        if self._links is None:
+            self._links = Links(self.gpu, self.spec)
         self._links.start(number, source, target, num_bytes, self._now)
-        self._copies += 1
 
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
         """Advance the clock to the next end, or to ``until`` if that is earlier."""
-        launches = self._launches
-        if self._copies and (
-            not launches or self._links.next_ns <= min([x.ends_ns for x in launches])
+        launches, links = self._launches, self._links
+        if (links is not None and links.busy) and (
+            not launches or links.next_ns <= min([x.ends_ns for x in launches])
         ):
-            due = self._links.next_ns
+            due = links.next_ns
             if until is not None and until < due:
                 self._advance(max(until, self._now))
                 return []
             self._advance(max(due, self._now))
-            self._copies -= 1
-            return [TransferOutput(self._links.pop(), self._now)]
+            return [TransferOutput(links.pop(), self._now)]
         if not launches:
             if until is not None and until > self._now:
                 self._now = until
@@ -302,7 +302,7 @@ class Sim(Device):
             slow += away.time(slower) / away.time() - 1.0
         return slow
 
-    def _beside(self, launch: SimLaunch, pool: int) -> list[Load]:
+    def _beside(self, launch: SimLaunch, pool: int) -> list[LaunchLoad]:
         """Loads of other launches on a GPU: those that run there, and their remote attention."""
         home, loads = self.spec.pool_of, []
         for other in self._launches:
