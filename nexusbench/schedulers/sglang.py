@@ -77,11 +77,12 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
             started = bool(proceed(ctx, request)) or started
         if ctx.preempted or ctx.swap_in_all():
             return started
-        room = self._room(ctx)
+        pool = ctx.kv.num_blocks * ctx.kv.block_size
+        room = self._room(ctx, pool)
         taken, most = 0, self.options.max_prefill_tokens
         while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
             extend = head.num_tokens - ctx.cached_tokens(head)
-            total = extend + self._expected_output(head, ctx)
+            total = extend + self._expected_output(head, pool)
             alone = not ctx.num_running
             if total >= room and not alone:
                 break
@@ -93,19 +94,18 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
                 break  # truncated: it must be finished before others are chunked
         return started
 
-    def _expected_output(self, request: RequestView, ctx: SchedulerContext) -> int:
-        """Tokens a request may still add, clipped as SGLang does (by 4,096, and by the pool)."""
+    def _expected_output(self, request: RequestView, pool: int) -> int:
+        """Tokens a request may still add, clipped as SGLang does (by 4,096, and by the pool's)."""
         generated = request.num_tokens - request.num_prompt_tokens
-        pool = ctx.kv.num_blocks * ctx.kv.block_size
         most = min(request.max_tokens, pool - request.num_prompt_tokens - 1)
         return max(0, min(most - generated, CLIP_MAX_NEW_TOKENS))
 
-    def _room(self, ctx: SchedulerContext) -> float:
+    def _room(self, ctx: SchedulerContext, pool: int) -> float:
         """Tokens free now, less the expected growth of all running requests."""
         free = ctx.kv.num_free * ctx.kv.block_size
-        growth = sum([self._expected_output(r, ctx) for r in ctx.decoding])
+        growth = sum([self._expected_output(r, pool) for r in ctx.decoding])
         for request in ctx.prefilling:
-            growth += self._expected_output(request, ctx)
+            growth += self._expected_output(request, pool)
             free -= request.num_tokens - request.num_computed_tokens
         return free - growth * self._ratio
 

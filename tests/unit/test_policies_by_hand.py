@@ -131,9 +131,8 @@ def sglang(**options):
     ],
 )
 def test_sglang_expects_what_may_still_come(prompt, generated, most, expected):
-    ctx = SimpleNamespace(kv=SimpleNamespace(num_blocks=500, block_size=16))
     made = request(0, prompt, tokens=prompt + generated, max_tokens=most)
-    assert sglang()._expected_output(made, ctx) == expected
+    assert sglang()._expected_output(made, 8000) == expected
 
 
 def test_sglangs_room_is_what_is_free_less_what_will_grow():
@@ -142,10 +141,10 @@ def test_sglangs_room_is_what_is_free_less_what_will_grow():
     decode = request(0, 10, tokens=14, computed=13, max_tokens=20)  # 16 to come
     started = request(1, 30, tokens=30, computed=10, max_tokens=9)  # 20 of the prompt, 9 to come
     ctx = SimpleNamespace(
-        kv=SimpleNamespace(num_blocks=500, block_size=16, num_free=10),
+        kv=SimpleNamespace(block_size=16, num_free=10),
         decoding=[decode], prefilling=[started],
     )  # fmt: skip
-    assert policy._room(ctx) == 160 - 20 - 0.5 * (16 + 9)
+    assert policy._room(ctx, 8000) == 160 - 20 - 0.5 * (16 + 9)
 
 
 class Free:
