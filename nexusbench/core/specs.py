@@ -205,7 +205,7 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
-    """What the layers above may know of a device.
+    """What is visible of a device to the layers above.
 
     ``splits`` are the legal splits for the partitions (prefill, decode), growing prefill share;
     ``whole`` gives all SMs to the partition ``all``. ``depth`` is how many batches a partition may
