@@ -148,7 +148,7 @@ class NumberBounds(msgspec.Struct, frozen=True):
 
 
 Efficiency = Annotated[float, NumberBounds(least=0.01, most=1.0)]
-Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]  # a share of a whole, none of it too
+Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]
 Micros = Annotated[float, NumberBounds(most=1e6, zero=True)]  # up to a second
 Interference = Annotated[float, NumberBounds(most=1e3, zero=True)]  # up to a thousand times slower
 Throughput = Annotated[float, NumberBounds(least=0.1)]
@@ -198,11 +198,9 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention_combine_us: Micros = 3.5  # merging the parts of a decode whose keys were split
     attention_swap_us: Micros = 3.5  # regrouping the query heads of a decode batch
     # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
-    # evict them.
-    l2_gbps: Throughput = 2000.0  # rate at which operands that stay in L2 are read
-    l2_share: Annotated[float, NumberBounds(least=0.001, most=1.0)] = (
-        0.5  # share of L2 that holds them
-    )
+    # evict them. The rate at which operands in L2 are read, and the share of L2 that holds them.
+    l2_gbps: Throughput = 2000.0
+    l2_share: Annotated[float, NumberBounds(least=0.001, most=1.0)] = 0.5
 
 
 class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
