@@ -28,7 +28,7 @@ from nexusbench.devices._cuda_driver import (
 )
 from nexusbench.devices._cuda_memory import MemoryPlan, decode_buckets, plan_memory
 from nexusbench.devices._prompts import Prompts
-from nexusbench.devices.base import Check, Device, DeviceOptions, Serving
+from nexusbench.devices.base import Device, DeviceCheck, DeviceOptions, Serving
 
 # torch and what is built on it are imported when a GPU is opened: listing devices must work
 # without.
@@ -122,7 +122,7 @@ class Cuda(Device):
         return missing(chosen.gpu, green=chosen.green)
 
     @classmethod
-    def check_up(cls, argument: str) -> list[Check]:
+    def check_up(cls, argument: str) -> list[DeviceCheck]:
         """Driver, SMs, legal splits, what contexts weigh, permitted counters."""
         from nexusbench.devices._cuda_probe import check_gpu
 

@@ -30,7 +30,7 @@ RESERVED_BYTES = 0.86 * GIB
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
-class Launch(msgspec.Struct, gc=False, eq=False):
+class SimLaunch(msgspec.Struct, gc=False, eq=False):
     """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it
     goes now; ``away`` what another GPU computes for it.
     """
@@ -108,7 +108,7 @@ class Sim(Device):
         )
         self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0
-        self._launches: list[Launch] = []
+        self._launches: list[SimLaunch] = []
         self._noise = random.Random(options.seed)
         self._jitter = gpu.sim.jitter
         self._meters = Meters() if options.profiling else None
@@ -145,6 +145,9 @@ class Sim(Device):
         name = "+".join([Path(one).name.lower()] * count)
         return cls(load_gpu(one), model, options, name=name, count=count)
 
+    def start(self) -> None:
+        """The virtual clock stands at 0 until work is submitted."""
+
     def now(self) -> int:
         """Virtual nanoseconds."""
         return self._now
@@ -166,7 +169,7 @@ class Sim(Device):
         if not self._now + solo < LAST_NS:
             raise past_the_clock(self.spec.name, "a launch", self._now + solo)
         end = self._now + int(solo) + 1
-        launch = Launch(
+        launch = SimLaunch(
             step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat, away
         )
         launches.append(launch)
@@ -241,14 +244,14 @@ class Sim(Device):
         self._retime(end)
         return outputs
 
-    def _output(self, launch: Launch, end: int, last: bool) -> StepOutput:
+    def _output(self, launch: SimLaunch, end: int, last: bool) -> StepOutput:
         output = StepOutput(launch.step, end, launch.solo_ns, last)
         if self._meters is not None:
             load = launch.load
             output.operators_ns = {"dense": load.dense.time, "attention": load.attention.time}
         return output
 
-    def _next_repetition(self, launch: Launch) -> None:
+    def _next_repetition(self, launch: SimLaunch) -> None:
         """The next decode step of one launch (its context growth of one token a row is below the
         noise).
         """
@@ -278,7 +281,7 @@ class Sim(Device):
             launch.slow = slow
             launch.ends_ns = self._end(launch, now)
 
-    def _end(self, launch: Launch, now: int) -> int:
+    def _end(self, launch: SimLaunch, now: int) -> int:
         """When a launch ends that goes on as fast as it now does. Raises UsageError if no clock of
         63 bits gets there.
         """
@@ -287,7 +290,7 @@ class Sim(Device):
             raise past_the_clock(self.spec.name, "a launch", now + left)
         return now + int(left) + 1
 
-    def _slow_on_pair(self, launch: Launch) -> float:
+    def _slow_on_pair(self, launch: SimLaunch) -> float:
         """How many times slower a launch goes: by what else runs on its GPU, and where it has sent
         attention.
         """
@@ -299,7 +302,7 @@ class Sim(Device):
             slow += away.time(slower) / away.time() - 1.0
         return slow
 
-    def _beside(self, launch: Launch, pool: int) -> list[LaunchLoad]:
+    def _beside(self, launch: SimLaunch, pool: int) -> list[LaunchLoad]:
         """What others compute on a GPU: their launches there, and what they have sent there."""
         home, loads = self.spec.pool_of, []
         for other in self._launches:

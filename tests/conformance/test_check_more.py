@@ -13,7 +13,7 @@ import pytest
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.costs.base import cost_models
 from nexusbench.costs.roofline import Roofline
-from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
+from nexusbench.metrics.base import Distribution, Metric, Place, Scalar, load_metrics
 from nexusbench.models.families.base import ModelFamily, families
 from nexusbench.physics.gpus import gpu_names
 from nexusbench.testing import (
@@ -100,9 +100,29 @@ class NoReason(Waits):
         return ""
 
 
+class NoSection(Waits):
+    place = Place("nowhere", 1)
+
+
+class NoStatistic(Waits):
+    place = Place("latency", 1, statistics=("value",))
+
+
+class TwoLines(Waits):
+    place = Place("latency", 1, title="two\nlines")
+
+
+class NoPlace(Waits):
+    place = "latency"
+
+
 @pytest.mark.parametrize(
     ("metric", "invariant", "says"),
     [
+        (NoSection, "contract", "no usable 'place': Invalid enum value 'nowhere'"),
+        (NoStatistic, "contract", "a distribution has no statistic 'value'"),
+        (TwoLines, "contract", "as one line of text"),
+        (NoPlace, "contract", "no usable 'place'"),
         (NotFinite, "contract", "gives inf"),
         (Remembers, "I6", "has two values"),
         (Sorts, "I11", "changes the events"),

@@ -26,7 +26,7 @@ from nexusbench.costs.linear import (
 )
 from nexusbench.costs.nexus import NexusStage, NexusTimes, SaturationCurve, gain, slowed
 from nexusbench.costs.roofline import Roofline, RooflineOptions
-from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, Pace, Slo, expected
+from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, BulletSlo, Pace, expected
 from nexusbench.policies.duetserve import duets
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiles.stages import Stages
@@ -482,13 +482,13 @@ class Wish:
 
 def test_options_come_before_the_users_wishes_and_those_before_the_papers():
     none, asked = Limits(8, 64, 1024), Limits(8, 64, 1024, 700.0, 70.0)
-    assert expected(Wish(), none) == Slo(3.0 * MS, True, 150.0 * MS)
-    assert expected(Wish(), asked) == Slo(700.0 * MS, False, 70.0 * MS)
-    assert expected(Wish(ttft_ms=5.0, tbt_ms=6.0), asked) == Slo(5.0 * MS, False, 6.0 * MS)
-    assert expected(Wish(norm_ttft_ms=2.0), asked) == Slo(2.0 * MS, True, 70.0 * MS)
+    assert expected(Wish(), none) == BulletSlo(3.0 * MS, True, 150.0 * MS)
+    assert expected(Wish(), asked) == BulletSlo(700.0 * MS, False, 70.0 * MS)
+    assert expected(Wish(ttft_ms=5.0, tbt_ms=6.0), asked) == BulletSlo(5.0 * MS, False, 6.0 * MS)
+    assert expected(Wish(norm_ttft_ms=2.0), asked) == BulletSlo(2.0 * MS, True, 70.0 * MS)
     request = offer(0, 0, 30, 5)
-    assert Slo(5.0, True, 1.0).ttft_of(request) == 150.0
-    assert Slo(5.0, False, 1.0).ttft_of(request) == 5.0
+    assert BulletSlo(5.0, True, 1.0).ttft_of(request) == 150.0
+    assert BulletSlo(5.0, False, 1.0).ttft_of(request) == 5.0
 
 
 def decoding(index, tokens):
