@@ -27,7 +27,7 @@ StepBudgets = dict[Literal["max_num_seqs", "max_num_batched_tokens", "max_model_
 PolicyOptions = JsonObject  # of one policy, as its own Options struct holds them
 
 
-class TraceFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ServedTrace(msgspec.Struct, frozen=True, kw_only=True):
     """The trace that was served; ``concurrency`` users of a closed loop, ``following`` turns that
     begin after the end of the turn before.
     """
@@ -82,7 +82,7 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
     """What every run resolved, whatever served it."""
 
     device: str
-    trace: TraceFacts
+    trace: ServedTrace
     machine: dict[str, str | int | float | bool | None]
     seed: Count
     slo: SloBounds
