@@ -136,7 +136,7 @@ def _setting(view: RunView, field: str) -> object:
 
 
 def _inside(facts: Sequence[JsonObject]) -> list[str]:
-    """What differs between two of one name: a model or GPU whose file was changed, say."""
+    """What differs between two of one name: for example a model or GPU with a changed file."""
     if len({one["name"] for one in facts}) > 1:
         return ["" for _ in facts]  # its name tells
     return [

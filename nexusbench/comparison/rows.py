@@ -24,7 +24,7 @@ _SECONDS_FROM_MS = 1000.0
 
 
 class Cell(msgspec.Struct):
-    """One value: ``text`` without marks; ``best`` of its row, ``weak`` for want of samples."""
+    """One value: ``text`` without marks; ``best`` of its row; ``weak``: of too few samples."""
 
     text: str
     best: bool = False

@@ -151,7 +151,7 @@ def _first(
         unjudged.reason = "the baseline has no such metric"
         return unjudged
     if after is None or not after.known:
-        # The baseline could be used; what went away is the number, and that is told as such.
+        # The baseline is usable; the metric has no value any more, and that is its verdict.
         unjudged.reason, unjudged.stored = "the runs have no value for it", True
         unjudged.unit, unjudged.better = before.unit, before.better
         unjudged.baseline = sum(before.known) / len(before.known)
@@ -278,7 +278,7 @@ def _notes(
     current: Mapping[str, RunSeries],
     matches: Mapping[str, tuple[str | None, list[str]]],
 ) -> list[str]:
-    """What the baseline holds that nobody ran, and event logs that changed without the numbers."""
+    """What the baseline holds that was not run, and event logs that changed without the numbers."""
     used = {old for old, _ in matches.values()}
     notes = [f"in the baseline only, not run: {name}" for name in baseline if name not in used]
     changed = []

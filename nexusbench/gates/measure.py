@@ -1,4 +1,4 @@
-"""Where a gate's series come from: stored runs, or runs that it makes itself."""
+"""The series of a gate: of stored runs, or of runs that are made for it."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def worst_first(findings: Sequence[GateFinding]) -> list[GateFinding]:
 def told_and_rest(findings: Sequence[GateFinding]) -> tuple[list[GateFinding], list[GateFinding]]:
     """What a reader must see, worst first, and what only passes.
 
-    Where all metrics of a series share a verdict and its reason, for want of a baseline, one entry
-    stands for them.
+    Where all metrics of a series share a verdict and its reason, such as a missing baseline, one
+    entry stands for them.
     """
     told = [f for f in worst_first(findings) if f.verdict != "pass" or f.improved]
     rest = [f for f in findings if f.verdict == "pass" and not f.improved]

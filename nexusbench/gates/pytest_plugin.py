@@ -161,7 +161,7 @@ def _run_series(
 
 
 def _act(report: Report) -> None:
-    """Turn a report into what pytest knows: a failure, a skip, a warning."""
+    """Turn a report into an outcome of pytest: a failure, a skip, a warning."""
     from nexusbench.gates.outputs import change, sentence, worst_first
 
     told = [f for f in worst_first(report.findings) if f.verdict != "pass"]

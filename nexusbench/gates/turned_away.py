@@ -229,7 +229,7 @@ def _by_seed(series: RunSeries, samples: Samples) -> dict[int, float]:
 
 
 def _take_back(finding: GateFinding, words: str) -> None:
-    """A pass over fewer requests is none; a fail over fewer is one all the more."""
+    """A pass over fewer requests does not count; a fail over fewer does."""
     if finding.verdict in ("pass", "warn"):
         finding.verdict, finding.improved = "inconclusive", False
         finding.reason = f"not of the same requests: {words} ({finding.reason})"

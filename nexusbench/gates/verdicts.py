@@ -19,7 +19,7 @@ RANKING: tuple[Verdict, ...] = (
 # Relative difference up to which two deterministic values are equal: the baseline's rounding, and
 # sums whose order depends on the machine's vector units.
 TOLERANCE = 1e-6
-# Worse within the rule is told if it is more than chance at this level, after Holm.
+# Worse within the rule is reported if it is significant at this level, after Holm.
 WARN_ALPHA = 0.05
 
 
@@ -59,7 +59,7 @@ class GateFinding(msgspec.Struct, kw_only=True):
 def judge_exact(name: str, rule: Rule, old: RunSeries, new: RunSeries) -> GateFinding:
     """A deterministic metric: the runs of equal seed are compared, no statistics.
 
-    Worse beyond the rule is a fail, a smaller worsening a warning, and every change is told.
+    Worse beyond the rule is a fail, a smaller worsening a warning, and every change is reported.
     """
     before, after = old.metrics[rule.metric], new.metrics[rule.metric]
     finding = _finding(name, rule, before, "exact")
@@ -138,8 +138,8 @@ def judge_measured(name: str, rule: Rule, old: RunSeries, new: RunSeries) -> Gat
 
 
 def can_fire(finding: GateFinding, alpha: float, tests: int, stages: int) -> bool:
-    """Whether so many runs (twice those of now, if a rerun is to come) could ever be significant
-    among ``tests`` metrics.
+    """Whether so many runs (twice those of now, if they are to be run again) could ever be
+    significant among ``tests`` metrics.
     """
     return smallest_p(finding.runs_baseline, stages * finding.runs_current) * tests <= alpha
 

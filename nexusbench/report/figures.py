@@ -47,7 +47,7 @@ class Figure(msgspec.Struct):
 
 
 def axis(title: str, **more: Any) -> PlotlyObject:
-    """An axis; dictionaries as the plot library wants them."""
+    """An axis, in the plot library's format."""
     return {"title": {"text": title}, **more}
 
 

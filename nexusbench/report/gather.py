@@ -88,7 +88,7 @@ def read_runs(readers: Sequence[RunReader], judgement: Judgement) -> list[Stored
 
 
 def gather(stored: Sequence[Stored]) -> list[LoadSection]:
-    """Settings in the order given; one only, unless several schedulers met several loads."""
+    """Settings in the order given; one only, unless several schedulers served several loads."""
     entries = _pool_seeds(stored)
     loads: dict[str, list[PageColumn]] = {}
     for entry in entries:

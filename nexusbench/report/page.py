@@ -179,7 +179,7 @@ def _legend(settings: Sequence[LoadSection]) -> list[tuple[int, str]]:
 
 
 def _overview(settings: Sequence[LoadSection]) -> list[tuple[LoadSection, list[Any]]]:
-    """Who wins what under each load; empty if there is one only."""
+    """What each column leads in under each load; empty if there is one load only."""
     if len(settings) < 2:
         return []
     return [(setting, find_claims(setting.columns)) for setting in settings]

@@ -1,4 +1,4 @@
-"""The excerpt of the step timeline: who computed what, on which partition, for some seconds."""
+"""The excerpt of the step timeline: the launches of some seconds, by partition."""
 
 from __future__ import annotations
 

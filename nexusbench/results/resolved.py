@@ -1,8 +1,9 @@
 """What a run resolved: written by the composition root, read as fields by every screen, report,
 gate and comparison, and checked once where a manifest is decoded (``results/manifest.py``).
 
-Every run writes all of it but what only the end of a run knows (``decision_us``, ``host_gaps``,
-``client``). A field has a default where no reader needs it: such a key may be missing in a file.
+Every run writes all of it, except what is measured until its end (``decision_us``,
+``host_gaps``, ``client``). A field has a default where no reader needs it: such a key may be
+missing in a file.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ Resolved = ResolvedEngineRun | ResolvedReplay
 
 
 def slo_bounds(goodput: Mapping[str, float]) -> SloBounds:
-    """The bounds of a config, ms. Raises InputError for one that is none."""
+    """The bounds of a config, ms. Raises InputError for an unknown name or a bound that is not above 0."""
     return convert(goodput, SloBounds, None, at="goodput")
 
 

@@ -220,9 +220,9 @@ class RunWriter:
         invariants: Mapping[str, str] | None = None,
         resolved: Resolved | None = None,
     ) -> None:
-        """Write the summary and the manifest's final status; ``resolved`` holds what
-        only the end knows too. A digest of rows that could not be stored is left out: it would not
-        be that of the files.
+        """Write the summary and the manifest's final status; ``resolved`` also holds
+        what is known only at the end. A digest of rows that could not be stored is left out: it
+        would not be that of the files.
 
         Raises NexusbenchError naming the file if it cannot be written.
         """
