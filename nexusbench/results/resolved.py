@@ -202,7 +202,7 @@ Resolved = ResolvedEngineRun | ResolvedReplay
 
 
 def slo_bounds(goodput: Mapping[str, float]) -> SloBounds:
-    """The bounds of a config, ms. Raises InputError for an unknown name or a bound that is not above 0."""
+    """The bounds of a config, ms. Raises InputError for an unknown name or a bound not above 0."""
     return convert(goodput, SloBounds, None, at="goodput")
 
 
