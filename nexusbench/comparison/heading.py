@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
-from nexusbench.comparison.rows import Row
+from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.parts import unit_of
@@ -196,7 +196,7 @@ def _is_tight(column: Column) -> bool:
     return tight and resolved.belief.profile is not None
 
 
-def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+def footnotes(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[str]:
     """What the marks of the table mean, and its words."""
     cells = [cell for row in rows for cell in row.cells]
     notes = []
