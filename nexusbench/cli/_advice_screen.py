@@ -35,7 +35,7 @@ from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
 from nexusbench.models.config import caveats, load_model
-from nexusbench.serving.preflight import check_belief, check_run
+from nexusbench.serving.opening import check_belief, check_run
 
 # Options of serve-trace that a command has to repeat where they have a value.
 _REPEATED = (

@@ -26,9 +26,9 @@ from nexusbench.experiments.capacity import (
     find_capacities,
     weak_bounds,
 )
-from nexusbench.experiments.rate_search import Found
+from nexusbench.experiments.rate_search import FoundRate
 from nexusbench.models.config import caveats, load_model
-from nexusbench.serving.preflight import check_runs
+from nexusbench.serving.opening import check_runs
 
 
 def show_capacity(asked: AskedSearch, precision: float) -> None:
@@ -50,7 +50,7 @@ def show_capacity(asked: AskedSearch, precision: float) -> None:
     labels = policy_labels(pairs)
     countdown = Countdown("capacity", len(pairs) * len(search.seeds), quiet=asked.quiet)
 
-    def told(position: int, found: Found) -> None:
+    def told(position: int, found: FoundRate) -> None:
         countdown.step(f"{labels[position]} seed {found.seed}: {found.kept:.4g} req/s")
 
     capacities = find_capacities(search, asked.processes(), told)

@@ -19,7 +19,7 @@ from nexusbench.metrics.groups import GROUPINGS
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import schedulers
-from nexusbench.serving.preflight import check_runs
+from nexusbench.serving.opening import check_runs
 from nexusbench.workloads.transform import parse_window
 
 LABEL = "endpoint"

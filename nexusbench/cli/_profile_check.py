@@ -8,13 +8,14 @@ from rich.console import Console
 
 from nexusbench.cli._console import counted, say
 from nexusbench.cli._grid import TextGrid
+from nexusbench.profiling.check import ProfileCheck
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:
-    from nexusbench.profiling.check import Check
+    pass
 
 
-def show_check(console: Console, made: Check) -> None:
+def show_check(console: Console, made: ProfileCheck) -> None:
     """The tables and the verdict."""
     grid = TextGrid(
         "Measured again", ("batch on SMs", "then, ms", "now, ms", "change", ""), texts=(0, 4)
@@ -44,7 +45,7 @@ def show_check(console: Console, made: Check) -> None:
     say(console, verdict(made), "bold green" if made.fine else "bold red")
 
 
-def verdict(made: Check) -> str:
+def verdict(made: ProfileCheck) -> str:
     """The verdict as one sentence."""
     count = len(made.points)
     if made.fine:

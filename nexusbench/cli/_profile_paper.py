@@ -13,11 +13,12 @@ from rich.text import Text
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._grid import TextGrid
-from nexusbench.cli._profiling import JSON_SCHEMA, open_subject
+from nexusbench.cli._profiling import JSON_SCHEMA
 from nexusbench.cli._screen import badge
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.experiments.motivation import AGREES, IN_PART, Row, motivation, replay_config
+from nexusbench.experiments.motivation import AGREES, IN_PART, Statement, motivation, replay_config
+from nexusbench.serving.opening import open_subject
 
 DEFAULT_TRACE = Path("workloads/ldc.jsonl")
 
@@ -51,7 +52,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
     _show(console, rows, simulated=simulated)
 
 
-def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
+def _show(console: Console, rows: Sequence[Statement], *, simulated: bool) -> None:
     grid = TextGrid(
         "What the paper states, and what this device does",
         ("statement", "paper", "ours", "agrees", "ours is"), texts=(0, 3, 4),
@@ -73,7 +74,7 @@ def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
         say(console, line, "dim")
 
 
-def _origin(row: Row) -> str:
+def _origin(row: Statement) -> str:
     """Whether a value was measured here or follows from an assumption."""
     if row.verdict != "follows" or row.without is None:
         return row.verdict
@@ -81,7 +82,7 @@ def _origin(row: Row) -> str:
     return f"follows from\n{constant}\n({_number(row, row.without)} without)"
 
 
-def _number(row: Row, value: float | None) -> str:
+def _number(row: Statement, value: float | None) -> str:
     if value is None:
         return "-"
     digits = {"s": 3, "count": 0}.get(row.unit, 1)

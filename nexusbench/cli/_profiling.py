@@ -14,16 +14,14 @@ from nexusbench.cli._jobs import split_policies
 from nexusbench.cli._profile_screen import show_profile, show_title
 from nexusbench.cli._sweep_progress import watch
 from nexusbench.cli.outlet import end_with
-from nexusbench.core.config import RunConfig, check_config
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.printable import folder_name, shell_words
-from nexusbench.core.specs import ModelSpec
 from nexusbench.models.config import load_model
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     SWEEP_FILE,
-    DeviceAsked,
     Profile,
     load_profile,
     profile_path,
@@ -31,13 +29,12 @@ from nexusbench.profiles.profile import (
 )
 from nexusbench.profiling.counting import OpenReaders
 from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
-from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.facts import ProfileFacts, stored_facts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.profiling.own_batches import own_batches
 from nexusbench.profiling.profile import Subject, make_profile
 from nexusbench.profiling.store import read_header
-from nexusbench.serving.assembly import check_tensor_parallel, open_device, resolve_device
-from nexusbench.serving.tokens import with_dtype
+from nexusbench.serving.opening import open_subject
 
 JSON_SCHEMA = 1
 PROFILES = Path("results/profiles")
@@ -57,27 +54,6 @@ class AskedProfile(msgspec.Struct, frozen=True, kw_only=True):
     plots: Path | None
     as_json: bool
     quiet: bool
-
-
-def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
-    """Open the device of a config, with its model or the given one. Raises UsageError if that is
-    impossible.
-    """
-    config = check_config(config)
-    if model is None:
-        model = with_dtype(load_model(config.model), config.dtype)
-    length = config.max_model_len or model.max_model_len
-    if length > model.max_model_len:
-        raise UsageError(
-            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
-            "tokens. Give at most that many, or leave it out"
-        )
-    check_tensor_parallel(config.tensor_parallel_size, model)
-    device, limits = open_device(config, model, length, profiling=True)
-    asked = DeviceAsked(
-        resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization
-    )
-    return Subject(device, model, limits, config.block_size, asked)
 
 
 def run_profile(params: AskedProfile) -> None:
@@ -139,7 +115,7 @@ def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
     end_with(fault)
 
 
-def load(path: Path) -> tuple[Profile, Facts]:
+def load(path: Path) -> tuple[Profile, ProfileFacts]:
     """A stored profile and its facts. Raises InputError for a profile of another version."""
     profile = load_profile(path)
     try:
@@ -235,6 +211,7 @@ def _subject_again(
     config = RunConfig(
         trace="",
         device=device or own,
+        model=model or profile.model.name,
         kernel_table=kernel_table,
         tensor_parallel_size=identity.tensor_parallel,
         gpu_memory_utilization=asked.gpu_memory_utilization,

@@ -16,14 +16,14 @@ from nexusbench.cli._jobs import RunJob
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._view import view_of_result
-from nexusbench.comparison.answers import answers
-from nexusbench.comparison.rejections import nothing_measured
-from nexusbench.comparison.view import RunView, by_label
+from nexusbench.comparison.heading import nothing_measured
+from nexusbench.comparison.headline import answers
+from nexusbench.comparison.view import RunView, by_label, count_reasons, span
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.outputs import check_writable
 from nexusbench.core.printable import shell_words
+from nexusbench.metrics.groups import group
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import over_seeds
 from nexusbench.report.timeline import TimelineWriter, timeline_file
@@ -167,6 +167,25 @@ def _run_all(jobs: Sequence[RunJob], output: Output, timeline: Following) -> Cal
     return made
 
 
+def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> RunView:
+    """The view of a run that has just ended."""
+    ended, strings = result.events.tables["ended"], result.events.facts.strings
+    return RunView(
+        label=label,
+        status="complete",
+        simulated=result.summary.simulated,
+        config=result.config,
+        resolved=result.resolved,
+        summary=result.summary,
+        folder=result.folder,
+        event_digest=result.event_digest,
+        span_ns=span(result.events.requests["arrival"]),
+        groups={name: group(result.events, name) for name in by},
+        rejections=count_reasons(ended, strings, "rejected"),
+        failures=count_reasons(ended, strings, "failed"),
+    )
+
+
 def _fail(made: CallOutcome, failure: Failure, error: BaseException) -> None:
     made.failures.append(failure)
     made.cause = made.cause or error
@@ -242,10 +261,11 @@ def _document(made: CallOutcome, timeline: Following) -> dict[str, object]:
         document["not_written"] = {str(timeline.path): timeline.fault}
     if any(len(column.views) > 1 for column in columns):
         document["over_seeds"] = {
-            column.label: over_seeds([view.summary for view in column.views]) for column in columns
+            column.label: msgspec.to_builtins(over_seeds([view.summary for view in column.views]))
+            for column in columns
         }
         document["paired"] = {
             "base": columns[0].label,
-            "differences": paired_differences(columns),
+            "differences": msgspec.to_builtins(paired_differences(columns)),
         }
     return document

@@ -12,7 +12,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.pool import cores
 from nexusbench.metrics.slo import Slo, parse_slo, preset
-from nexusbench.serving.assembly import resolve_device
+from nexusbench.serving.resolve import resolve_device
 
 
 class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
-from nexusbench.profiling.sweep import Outcome, Progress
+from nexusbench.profiling.sweep import Progress, SweepOutcome
 
 _EVERY_S = 30.0  # between two lines where there is no terminal
 _REFRESH_S = 0.1
@@ -48,7 +48,7 @@ class Watcher:
         if self._show is not None:
             self._show(Text(f"{self._title}  fitting cost model {name}"))
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, outcome: SweepOutcome) -> None:
         """The line printed at the end."""
         kept = f", {outcome.kept:,} kept from before" if outcome.kept else ""
         print(

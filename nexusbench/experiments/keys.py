@@ -18,7 +18,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import declared
 from nexusbench.core.registry import installed_plugins
-from nexusbench.serving.assembly import resolve_device
+from nexusbench.serving.resolve import resolve_device
 
 # What shows, sweeps or checks runs, and decides none.
 _NOT_DECIDING = ("cli", "experiments", "report", "gates", "testing", "results", "__main__.py")
