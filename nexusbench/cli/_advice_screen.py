@@ -34,7 +34,7 @@ from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
 from nexusbench.models.config import caveats, load_model
-from nexusbench.serving.preflight import check_belief, check_run
+from nexusbench.serving.opening import check_belief, check_run
 
 if TYPE_CHECKING:
     from rich.console import Console

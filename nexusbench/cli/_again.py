@@ -15,13 +15,13 @@ from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.results.manifest import MANIFEST_FILE, Manifest
+from nexusbench.results.manifest import Manifest
 from nexusbench.results.reader import DEFAULT_ROOT, RunReader
 from nexusbench.serving.runner import RunResult, run
 from nexusbench.workloads.source import stored_sha256
 
 # Not resolved, but noticed; and the trace is known to be the same.
-_NEVER_ALIKE = ("decision_us", "client", "trace")
+_NEVER_ALIKE = ("decision_us", "host_gaps", "client", "trace")
 EXIT_DIFFERS, EXIT_INCONCLUSIVE = 1, 4
 
 
@@ -33,7 +33,9 @@ def run_again(
     Without ``results`` the new run is kept beside the stored one.
     """
     reader = RunReader(run_name, results or DEFAULT_ROOT)
-    config = _config(reader, trace)
+    config = reader.manifest.config
+    if trace is not None:
+        config = msgspec.structs.replace(config, trace=str(trace))
     _check_trace(reader, config)
     RunEvents.from_reader(reader)  # what is damaged is said before hours are spent on it
     with follow(f"rerun {reader.path.name}", quiet=quiet) as progress:
@@ -44,7 +46,7 @@ def run_again(
         document: dict[str, Any] = {
             "schema": JSON_SCHEMA,
             "command": "rerun",
-            "simulated": result.summary["simulated"],
+            "simulated": result.summary.simulated,
             "original": {"folder": str(reader.path), "event_digest": reader.manifest.event_digest},
             "rerun": {"folder": str(result.folder), "event_digest": result.event_digest},
             "verdict": verdict,
@@ -56,7 +58,7 @@ def run_again(
 
         console = results_console()
         console.print(
-            Text.assemble((sentence, "bold"), "  ", badge(result.summary["simulated"])),
+            Text.assemble((sentence, "bold"), "  ", badge(result.summary.simulated)),
             soft_wrap=True,
         )
         for line in changes:
@@ -67,21 +69,6 @@ def run_again(
         raise SystemExit(code)
 
 
-def _config(reader: RunReader, trace: Path | None) -> RunConfig | EndpointConfig:
-    stored = reader.manifest.config
-    kind: type[RunConfig | EndpointConfig] = EndpointConfig if "endpoint" in stored else RunConfig
-    try:
-        config = msgspec.convert(stored, kind)
-    except msgspec.ValidationError as error:
-        raise InputError(
-            f"{error}",
-            file=reader.path / MANIFEST_FILE,
-            field="config",
-            hint="It was made by another version of nexusbench",
-        ) from None
-    return config if trace is None else msgspec.structs.replace(config, trace=str(trace))
-
-
 def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
     """The trace must be the one of the run, byte for byte. Raises InputError if it is not."""
     try:
@@ -89,11 +76,11 @@ def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
     except InputError as error:
         hint = "Say where it is now with --trace FILE"
         raise InputError(f"the run's trace: {error.problem}", file=error.file, hint=hint) from None
-    recorded = reader.manifest.resolved.get("trace", {}).get("sha256")
+    recorded = reader.manifest.resolved.trace.sha256
     if found != recorded:
         raise InputError(
             f"is not the trace of the run: its sha256 is {found[:12]}, that of the run "
-            f"{str(recorded)[:12]}",
+            f"{recorded[:12]}",
             file=config.trace,
             hint="Give the original with --trace FILE",
         )
@@ -101,7 +88,7 @@ def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
 
 def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
     """A word for machines, a sentence, and the exit code."""
-    if not result.summary["simulated"]:
+    if not result.summary.simulated:
         return "measured", "ran again; what is measured never gives the same event log twice", 0
     if not reader.complete:
         sentence = f"nothing to compare with: the original is {reader.status}"
@@ -114,10 +101,13 @@ def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
 def differences(manifest: Manifest, result: RunResult) -> list[str]:
     """What was resolved differently, or made by other versions: the usual suspects."""
     # Through JSON, as the recorded one went: tuples become lists.
-    new = json.loads(msgspec.json.encode(result.resolved))
+    old_run, new = (
+        json.loads(msgspec.json.encode(resolved))
+        for resolved in (manifest.resolved, result.resolved)
+    )
     changes = [
         line
-        for key, old in manifest.resolved.items()
+        for key, old in old_run.items()
         if key not in _NEVER_ALIKE
         for line in _changed(key, old, new.get(key))
     ]

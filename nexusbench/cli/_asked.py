@@ -7,7 +7,7 @@ import typer
 from nexusbench.cli._endpoint import plan_endpoint_jobs, refuse_endpoint_flags
 from nexusbench.cli._session import Output, parse_by, plan_jobs, serve
 from nexusbench.core.config import RunConfig
-from nexusbench.serving.preflight import check_runs
+from nexusbench.serving.opening import check_runs
 
 
 def serve_asked(context: typer.Context) -> None:

@@ -26,9 +26,9 @@ from nexusbench.experiments.capacity import (
     find_capacities,
     weak_bounds,
 )
-from nexusbench.experiments.rate_search import Found
+from nexusbench.experiments.rate_search import FoundRate
 from nexusbench.models.config import caveats, load_model
-from nexusbench.serving.preflight import check_runs
+from nexusbench.serving.opening import check_runs
 
 
 def show_capacity(params: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ def show_capacity(params: Mapping[str, Any]) -> None:
     labels = policy_labels(pairs)
     countdown = Countdown("capacity", len(pairs) * len(seeds), quiet=params["no_progress"])
 
-    def told(position: int, found: Found) -> None:
+    def told(position: int, found: FoundRate) -> None:
         countdown.step(f"{labels[position]} seed {found.seed}: {found.kept:.4g} req/s")
 
     capacities = find_capacities(search, asked_jobs(params), told)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.comparison.amounts import factor
 from nexusbench.comparison.load import conditions
+from nexusbench.comparison.verdict import factor
 from nexusbench.experiments.capacity import Capacity
 from nexusbench.metrics.summary import interval
 
@@ -63,10 +63,10 @@ def _certainty(best: Capacity, label: str, other: Capacity) -> str:
     leads = [mine.kept - theirs.kept for mine, theirs in pairs]
     won = sum(lead > 0 for lead in leads)
     found = interval(leads)
-    if found["low"] is None:
+    if found.low is None:
         return "Not sure: one draw only; --seeds 5 says how far draws agree."
     share = f"ahead of {label} in {won} of {len(leads)} draws"
-    if found["low"] > 0:
+    if found.low > 0:
         return f"It is {share}."
-    spread = f"95 % interval of the lead [{found['low']:.3g}, {found['high']:.3g}] req/s"
+    spread = f"95 % interval of the lead [{found.low:.3g}, {found.high:.3g}] req/s"
     return f"Not sure: {share}, {spread}."

@@ -55,17 +55,15 @@ def check_device(name: str, *, as_json: bool) -> bool:
     """Print what one device finds on this machine; True if it can be opened. Raises UsageError for
     one that does not exist.
     """
-    from nexusbench.devices.base import Device, devices
-    from nexusbench.serving.assembly import resolve_device
+    from nexusbench.serving.resolve import find_device
 
-    kind, _, argument = resolve_device(name).partition(":")
-    cls: type[Device] = devices.load(kind)
-    lacks = cls.lacks(argument)
+    named = find_device(name)
+    lacks = named.device_class.lacks(named.argument)
     if lacks:
-        findings = [Finding(kind, "broken", text) for text in lacks]
+        findings = [Finding(named.kind, "broken", text) for text in lacks]
         verdict = f"--device {name} cannot be used here. To simulate a GPU: --device sim:h200"
     else:
-        checks = cls.check_up(argument)
+        checks = named.device_class.check_up(named.argument)
         findings = [Finding(c.name, "ok" if c.ok else "note", c.text) for c in checks]
         verdict = f"--device {name} can be used here."
     _show(findings, not lacks, verdict, as_json=as_json)
@@ -145,7 +143,7 @@ def _plugins() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     """Which devices can be opened here, and how to get the others."""
     from nexusbench.devices.base import devices
-    from nexusbench.serving.assembly import resolve_device
+    from nexusbench.serving.resolve import resolve_device
 
     for name in devices.names():
         try:
@@ -236,7 +234,7 @@ def _probe() -> Finding:
             trace = Path(folder) / "probe.jsonl"
             trace.write_bytes(_PROBE)
             result = run(RunConfig(trace=str(trace), device="sim:l20"), results=Path(folder))
-            finished = result.summary["metrics"]["finished"]["value"]
+            finished = result.summary.value("finished")
     except Exception as error:
         return Finding("engine", "broken", f"{type(error).__name__}: {error}")
     if finished != 1:

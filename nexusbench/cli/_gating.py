@@ -35,14 +35,14 @@ from nexusbench.gates.outputs import (
     write_outputs,
 )
 from nexusbench.gates.rules import DEFAULT_RULES, Measure, Rule, parse_rules, run_measures
-from nexusbench.gates.series import Point, make_series
+from nexusbench.gates.series import RunPoint, make_series
 from nexusbench.gates.spec import GateSpec, load_spec
 from nexusbench.gates.verdicts import number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nexusbench.gates.verdicts import Finding
+    from nexusbench.gates.verdicts import GateFinding
     from nexusbench.serving.runner import AnyProgress
 
 JSON_SCHEMA = 1
@@ -199,7 +199,7 @@ def _rules(
     return spec.rules if spec is not None else None
 
 
-def _points(source: Source, spec: GateSpec | None) -> list[Point]:
+def _points(source: Source, spec: GateSpec | None) -> list[RunPoint]:
     if spec is None:
         return read_points(source.runs, source.results)
     return make_points(spec.configs, source.keep, _follower(source))
@@ -245,7 +245,7 @@ def _show(report: Report) -> None:
     say(console, sentence(report), _STYLES[report.verdict])
 
 
-def _show_series(console: Console, series: str, findings: list[Finding]) -> None:
+def _show_series(console: Console, series: str, findings: list[GateFinding]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -270,7 +270,7 @@ def _show_series(console: Console, series: str, findings: list[Finding]) -> None
         say(console, f"{', '.join(metrics)}: {reason}", "dim", 2)
 
 
-def _by_reason(findings: list[Finding]) -> dict[str, list[str]]:
+def _by_reason(findings: list[GateFinding]) -> dict[str, list[str]]:
     """Reasons, each with its metrics: those of a whole series are told once."""
     found: dict[str, list[str]] = {}
     for finding in findings:

@@ -53,7 +53,7 @@ def show_groups(console: Console, columns: Sequence[Column]) -> None:
             table.add_column(Text(column.label), justify="right", no_wrap=True)
         # Of another trace there may be groups that the first has not.
         rows = (row for column in columns for row in column.first.groups.get(grouping, []))
-        names = list(dict.fromkeys(row["group"] for row in rows))
+        names = list(dict.fromkeys(row.group for row in rows))
         fewer = {name: _fewer(columns, grouping, name) for name in names}
         for title, path, factor in _SHOWN:
             found = [[_mean(column, grouping, name, path) for column in columns] for name in names]
@@ -105,8 +105,8 @@ def _count(columns: Sequence[Column], grouping: str, name: str) -> str:
 
 def _weak(column: Column, grouping: str, name: str, path: Sequence[str]) -> bool:
     """The percentile has too few samples beyond it."""
-    rows = [row for row in column.first.groups.get(grouping, []) if row["group"] == name]
-    return len(path) == 2 and any(path[1] in row[path[0]]["weak"] for row in rows)
+    rows = [row for row in column.first.groups.get(grouping, []) if row.group == name]
+    return len(path) == 2 and any(path[1] in getattr(row, path[0]).weak for row in rows)
 
 
 def _mean(column: Column, grouping: str, name: str, path: Sequence[str]) -> float | None:
@@ -114,10 +114,10 @@ def _mean(column: Column, grouping: str, name: str, path: Sequence[str]) -> floa
     values = []
     for view in column.views:
         for row in view.groups.get(grouping, []):
-            if row["group"] == name:
+            if row.group == name:
                 value: Any = row
                 for key in path:
-                    value = value[key]
+                    value = getattr(value, key)
                 if value is not None:
                     values.append(value)
     return sum(values) / len(values) if values else None

@@ -26,7 +26,14 @@ from nexusbench.experiments.paying.spec import MapSpec, load_map
 from nexusbench.experiments.paying.survey import Survey, Surveyor
 from nexusbench.experiments.paying.survey_files import write_survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
-from nexusbench.experiments.paying.verdicts import QUESTIONS, Cell, Side, Verdict, judge, sides
+from nexusbench.experiments.paying.verdicts import (
+    QUESTIONS,
+    DrawsOfSystem,
+    MapCell,
+    MapVerdict,
+    judge,
+    sides,
+)
 from nexusbench.experiments.pool import cores
 
 _MOST_ERRORS = 10
@@ -95,11 +102,11 @@ def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    cell: Cell
+    cell: MapCell
     question: str
-    mine: Side
-    other: Side
-    found: Verdict
+    mine: DrawsOfSystem
+    other: DrawsOfSystem
+    found: MapVerdict
 
     @property
     def overloaded(self) -> tuple[str, ...]:
@@ -203,6 +210,6 @@ def _document(survey: Survey, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finite(found: Verdict) -> dict[str, Any]:
+def _finite(found: MapVerdict) -> dict[str, Any]:
     """A verdict in JSON, which knows no infinity."""
     return json.loads(msgspec.json.encode(found))  # type: ignore[no-any-return]

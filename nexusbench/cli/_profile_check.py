@@ -11,10 +11,10 @@ from nexusbench.profiling.grammar import format_batch
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nexusbench.profiling.check import Check
+    from nexusbench.profiling.check import ProfileCheck
 
 
-def show_check(console: Console, made: Check) -> None:
+def show_check(console: Console, made: ProfileCheck) -> None:
     """The tables and the verdict."""
     grid = Grid(
         "Measured again", ("batch on SMs", "then, ms", "now, ms", "change", ""), texts=(0, 4)
@@ -44,7 +44,7 @@ def show_check(console: Console, made: Check) -> None:
     say(console, verdict(made), "bold green" if made.fine else "bold red")
 
 
-def verdict(made: Check) -> str:
+def verdict(made: ProfileCheck) -> str:
     """One sentence."""
     count = len(made.points)
     if made.fine:

@@ -12,10 +12,10 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._grid import Grid
-from nexusbench.cli._profiling import JSON_SCHEMA, open_subject
+from nexusbench.cli._profiling import JSON_SCHEMA, asked_subject
 from nexusbench.cli._screen import badge
 from nexusbench.core.errors import UsageError
-from nexusbench.experiments.motivation import AGREES, IN_PART, Row, motivation, replay_config
+from nexusbench.experiments.motivation import AGREES, IN_PART, Statement, motivation, replay_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
         raise UsageError(f"--trace {trace}: there is no such file")
     if trace is None and DEFAULT_TRACE.is_file():
         trace = DEFAULT_TRACE
-    subject = open_subject({"device": device, "model": model})
+    subject = asked_subject({"device": device, "model": model})
     try:
         simulated, name = subject.device.spec.simulated, subject.device.spec.name
         config = None
@@ -54,7 +54,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
     _show(console, rows, simulated=simulated)
 
 
-def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
+def _show(console: Console, rows: Sequence[Statement], *, simulated: bool) -> None:
     grid = Grid(
         "What the paper states, and what this device does",
         ("statement", "paper", "ours", "agrees", "ours is"), texts=(0, 3, 4),
@@ -76,7 +76,7 @@ def _show(console: Console, rows: Sequence[Row], *, simulated: bool) -> None:
         say(console, line, "dim")
 
 
-def _origin(row: Row) -> str:
+def _origin(row: Statement) -> str:
     """Found, or what it follows from."""
     if row.verdict != "follows" or row.without is None:
         return row.verdict
@@ -84,7 +84,7 @@ def _origin(row: Row) -> str:
     return f"follows from\n{constant}\n({_number(row, row.without)} without)"
 
 
-def _number(row: Row, value: float | None) -> str:
+def _number(row: Statement, value: float | None) -> str:
     if value is None:
         return "-"
     digits = {"s": 3, "count": 0}.get(row.unit, 1)

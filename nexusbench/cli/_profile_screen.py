@@ -11,7 +11,7 @@ from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.profile import FittedCost, Profile
-from nexusbench.profiling.facts import Contention, Facts, representative
+from nexusbench.profiling.facts import Contention, ProfileFacts, representative
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
     return console
 
 
-def show_profile(console: Console, profile: Profile, facts: Facts, *, ranges: bool) -> None:
+def show_profile(console: Console, profile: Profile, facts: ProfileFacts, *, ranges: bool) -> None:
     """All tables; ``ranges``: errors of the fits over SM ranges too."""
     parts = parts_of(profile.fingerprint.device)
     say(console, _BATCHES, "dim", indent=_INDENT)
@@ -66,7 +66,7 @@ def show_profile(console: Console, profile: Profile, facts: Facts, *, ranges: bo
     show_notes(console, profile, facts)
 
 
-def show_saturation(console: Console, facts: Facts, num_sms: int, parts: str) -> None:
+def show_saturation(console: Console, facts: ProfileFacts, num_sms: int, parts: str) -> None:
     """Fewest SMs (or whatever ``parts`` the device has) within 5 and 10 % of the latency on all."""
     if not facts.saturation:
         return
@@ -89,7 +89,7 @@ def _sms(sms: int, num_sms: int) -> str:
     return f"{sms} ({100 * sms / num_sms:.0f} %)"
 
 
-def show_benefit(console: Console, facts: Facts, parts: str) -> None:
+def show_benefit(console: Console, facts: ProfileFacts, parts: str) -> None:
     """What every further tenth of the SMs saves."""
     phases = list(dict.fromkeys(row.phase for row in facts.benefit))
     if not phases:
@@ -111,7 +111,7 @@ def show_benefit(console: Console, facts: Facts, parts: str) -> None:
     grid.show(console)
 
 
-def show_contention(console: Console, facts: Facts, parts: str) -> None:
+def show_contention(console: Console, facts: ProfileFacts, parts: str) -> None:
     """Slowdown of each phase beside the other, by batch and neighbour, over the splits."""
     for phase in ("decode", "prefill"):
         rows = [row for row in facts.contention if row.phase == phase]
@@ -145,7 +145,7 @@ def _some(values: list[str]) -> list[str]:
     return [values[round(i * last / (_MOST_BATCHES - 1))] for i in range(_MOST_BATCHES)]
 
 
-def show_splits(console: Console, facts: Facts, parts: str) -> None:
+def show_splits(console: Console, facts: ProfileFacts, parts: str) -> None:
     """Prefill rate against decode step for one pair of batches."""
     rows = representative(facts.splits)
     if not rows:
@@ -162,7 +162,7 @@ def show_splits(console: Console, facts: Facts, parts: str) -> None:
     grid.show(console)
 
 
-def show_efficiency(console: Console, facts: Facts, parts: str) -> None:
+def show_efficiency(console: Console, facts: ProfileFacts, parts: str) -> None:
     """The batches that use the GPU best, and decode attention's bandwidth over SMs."""
     best = []
     for phase in ("prefill", "decode", "mixed"):
@@ -236,7 +236,7 @@ def show_own(console: Console, profile: Profile, parts: str) -> None:
     grid.show(console)
 
 
-def show_notes(console: Console, profile: Profile, facts: Facts) -> None:
+def show_notes(console: Console, profile: Profile, facts: ProfileFacts) -> None:
     """What was left out, what to distrust, what is unknown and why."""
     lines = list(profile.notes)
     if facts.num_warned:

@@ -13,7 +13,7 @@ from nexusbench import __version__
 from nexusbench.cli._profile_screen import show_profile, show_title
 from nexusbench.cli._sweep_progress import watch
 from nexusbench.cli.outlet import end_with
-from nexusbench.core.config import RunConfig, check_config
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.printable import folder_name, shell_words
 from nexusbench.core.specs import ModelSpec
@@ -22,7 +22,6 @@ from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     SWEEP_FILE,
-    DeviceAsked,
     Profile,
     load_profile,
     profile_path,
@@ -30,36 +29,21 @@ from nexusbench.profiles.profile import (
 )
 from nexusbench.profiling.counting import OpenReaders
 from nexusbench.profiling.effort import DEFAULT, FULL, QUICK
-from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.facts import ProfileFacts, stored_facts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.profiling.own_batches import own_batches
 from nexusbench.profiling.profile import Subject, make_profile
 from nexusbench.profiling.store import read_header
-from nexusbench.serving.assembly import check_tensor_parallel, open_device, resolve_device
-from nexusbench.serving.tokens import with_dtype
+from nexusbench.serving.opening import open_subject
 
 JSON_SCHEMA = 1
 PROFILES = Path("results/profiles")
 
 
-def open_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> Subject:
+def asked_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> Subject:
     """The device and model of the flags (or that model). Raises UsageError for what cannot be."""
     names = set(RunConfig.__struct_fields__) & set(params)
-    config = check_config(RunConfig(trace="", **{name: params[name] for name in names}))
-    if model is None:
-        model = with_dtype(load_model(config.model), config.dtype)
-    length = config.max_model_len or model.max_model_len
-    if length > model.max_model_len:
-        raise UsageError(
-            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
-            "tokens. Give at most that many, or leave it out"
-        )
-    check_tensor_parallel(config.tensor_parallel_size, model)
-    device, limits = open_device(config, model, length, profiling=True)
-    asked = DeviceAsked(
-        resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization
-    )
-    return Subject(device, model, limits, config.block_size, asked)
+    return open_subject(RunConfig(trace="", **{name: params[name] for name in names}), model)
 
 
 def run_profile(params: Mapping[str, Any]) -> None:
@@ -72,7 +56,7 @@ def run_profile(params: Mapping[str, Any]) -> None:
         from nexusbench.profiling.plots import require_matplotlib
 
         require_matplotlib()
-    subject = open_subject(params)
+    subject = asked_subject(params)
     name = folder_name(f"{subject.device.spec.name}-{subject.model.name}".lower())
     folder = params["output"] or PROFILES / name
     title = f"profile {subject.device.spec.name} {subject.model.name}"
@@ -128,7 +112,7 @@ def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
     end_with(fault)
 
 
-def load(path: Path) -> tuple[Profile, Facts]:
+def load(path: Path) -> tuple[Profile, ProfileFacts]:
     """A stored profile and its facts. Raises InputError for what is none of this version."""
     profile = load_profile(path)
     try:
@@ -220,6 +204,7 @@ def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> S
         "kernel_table": params["kernel_table"],
         "tensor_parallel_size": identity.tensor_parallel,
         "gpu_memory_utilization": asked.gpu_memory_utilization,
+        "model": params["model"] or profile.model.name,
     }
     if params["device"] is None and flags["kernel_table"] is None:
         flags["kernel_table"] = asked.kernel_table
@@ -232,7 +217,7 @@ def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> S
         model = load_model(params["model"])
         flags["max_model_len"] = None
     try:
-        return open_subject(flags, model)
+        return asked_subject(flags, model)
     except InputError as error:
         if params["device"] is not None:
             raise

@@ -16,15 +16,16 @@ from nexusbench.cli._policies import check_policies, split_policies
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._view import view_of_result
-from nexusbench.comparison.belief_notes import belief_notes
-from nexusbench.comparison.heading import header_lines
+from nexusbench.comparison.heading import header_lines, notes_on
 from nexusbench.comparison.load import Load, lines_about, load_of
 from nexusbench.comparison.view import RunView
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.state import Limits
 from nexusbench.experiments.regret import Regret, check_beliefs, judged_run
 from nexusbench.partitioners.base import partitioners
 from nexusbench.profiles.profile import load_profile
+from nexusbench.results.resolved import BeliefFacts
 from nexusbench.serving.belief import ANALYTIC
 
 _INDENT = 10
@@ -67,7 +68,7 @@ class _Made(msgspec.Struct):
     rows: list[tuple[_Run, Regret]] = []
     first: RunView | None = None
     loads: list[tuple[str, Load]] = []
-    beliefs: list[dict[str, Any]] = []  # facts of each belief that was asked
+    beliefs: list[BeliefFacts] = []  # facts of each belief that was asked
     missing: list[str] = []
     error: BaseException | None = None
 
@@ -126,8 +127,8 @@ def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
         made.rows.append((run, row))
         made.first = made.first or view_of_result(result, run.label)
         made.loads.append((run.label, load_of(result.summary)))
-        if result.resolved["belief"] is not None:
-            made.beliefs.append(result.resolved["belief"])
+        if result.resolved.belief is not None:
+            made.beliefs.append(result.resolved.belief)
     return made
 
 
@@ -137,7 +138,7 @@ def _document(config: RunConfig, made: _Made) -> dict[str, Any]:
         "command": "regret",
         "simulated": True,
         "config": msgspec.to_builtins(config),
-        "resolved": made.first.resolved if made.first else None,
+        "resolved": msgspec.to_builtins(made.first.resolved) if made.first else None,
         "rows": [
             {
                 **msgspec.to_builtins(row),
@@ -201,13 +202,14 @@ def _show(config: RunConfig, made: _Made) -> None:
     assert view is not None
     judged = max(row.judged for _, row in made.rows)
     lines = [
-        *header_lines(view, view.resolved),
+        *header_lines(view),
         ("judged", f"up to {judged:,} decisions of each run, by the device's true times"),
     ]
-    asked = [{**view.resolved, "belief": belief} for belief in made.beliefs]
     notes: list[str] = []
-    if asked or not made.missing:
-        notes = belief_notes(msgspec.structs.asdict(config), asked or [view.resolved])
+    if made.beliefs or not made.missing:
+        limits = view.resolved.limits
+        assert isinstance(limits, Limits)
+        notes = notes_on(config, made.beliefs, limits)
     for name, text in [*lines, *(("note", note) for note in notes)]:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
     for line in lines_about(made.loads, len(made.rows)):

@@ -29,7 +29,7 @@ from nexusbench.experiments.reproduction.outcome_files import (
     order,
     write_done,
 )
-from nexusbench.experiments.reproduction.run import Report, reproduce, statements
+from nexusbench.experiments.reproduction.run import ExperimentReport, reproduce, statements
 from nexusbench.experiments.reproduction.spec import Experiment, find_experiments
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Exper
     return [e for e in ordered if not wanted or {*e.about.figures, e.name} & set(wanted)]
 
 
-def _run(experiment: Experiment, asked: Asked, jobs: int, *, quiet: bool) -> Report:
+def _run(experiment: Experiment, asked: Asked, jobs: int, *, quiet: bool) -> ExperimentReport:
     if experiment.about.rows == "motivation":
         if not quiet:
             print(f"{experiment.name}: section 3", file=sys.stderr, flush=True)

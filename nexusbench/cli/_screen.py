@@ -10,9 +10,14 @@ from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
 from nexusbench.cli._table import render_rows
 from nexusbench.comparison.alike import different_loads
-from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.heading import (
+    footnotes,
+    header_lines,
+    note_lines,
+    policies_line,
+    rejection_lines,
+)
 from nexusbench.comparison.load import conditions, is_overloaded, load_lines
-from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
@@ -83,7 +88,7 @@ def badge(simulated: bool) -> Text:
 
 
 def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
-    lines = header_lines(view, view.resolved, "; no usable CUDA GPU here")
+    lines = header_lines(view, "; no usable CUDA GPU here")
     policies = policies_line(columns)
     return [*lines, *([("policies", policies)] if policies else []), *note_lines(columns)]
 
@@ -93,8 +98,9 @@ def _show_formulas(console: Console, columns: Sequence[Column]) -> None:
 
     console.print()
     table = Table.grid(padding=(0, 2))
-    for tag, formula in columns[0].first.summary["formulas"].items():
-        table.add_row(tag, columns[0].entry(tag)["unit"], formula)
+    summary = columns[0].first.summary
+    for tag, entry in summary.metrics.items():
+        table.add_row(tag, entry.unit, summary.formulas[tag])
     console.print(table)
     console.print("Symbols: docs/metrics.md", style="dim")
 
@@ -112,5 +118,5 @@ def kept_lines(views: Sequence[RunView]) -> list[str]:
 
 
 def _who(view: RunView, views: Sequence[RunView]) -> str:
-    seeds = {other.config.get("seed") for other in views}
-    return view.label + (f" seed {view.config.get('seed')}" if len(seeds) > 1 else "")
+    seeds = {other.config.seed for other in views}
+    return view.label + (f" seed {view.config.seed}" if len(seeds) > 1 else "")

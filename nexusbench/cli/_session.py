@@ -19,8 +19,8 @@ from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
 from nexusbench.cli._timelines import Following
 from nexusbench.cli._view import view_of_result
-from nexusbench.comparison.answers import answers
-from nexusbench.comparison.rejections import nothing_measured
+from nexusbench.comparison.heading import nothing_measured
+from nexusbench.comparison.headline import answers
 from nexusbench.comparison.view import RunView, by_label
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
@@ -306,10 +306,11 @@ def _document(made: Outcome, timeline: Following) -> dict[str, Any]:
         document["not_written"] = {str(timeline.path): timeline.fault}
     if any(len(column.views) > 1 for column in columns):
         document["over_seeds"] = {
-            column.label: over_seeds([view.summary for view in column.views]) for column in columns
+            column.label: msgspec.to_builtins(over_seeds([view.summary for view in column.views]))
+            for column in columns
         }
         document["paired"] = {
             "base": columns[0].label,
-            "differences": paired_differences(columns),
+            "differences": msgspec.to_builtins(paired_differences(columns)),
         }
     return document

@@ -10,7 +10,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.pool import cores
 from nexusbench.metrics.slo import Slo, parse_slo, preset
-from nexusbench.serving.assembly import resolve_device
+from nexusbench.serving.resolve import resolve_device
 
 
 def asked_slo(params: Mapping[str, Any]) -> tuple[Slo, str]:

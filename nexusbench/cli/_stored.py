@@ -12,7 +12,7 @@ from nexusbench.cli._console import progress_console, results_console, say
 from nexusbench.cli._screen import badge, header, show_columns
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.alike import find_warnings, label_apart
-from nexusbench.comparison.answers import answers
+from nexusbench.comparison.headline import answers
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
 from nexusbench.results.reader import RunReader
 
@@ -78,12 +78,12 @@ def _show_mixed(console: Console, columns: Sequence[Column]) -> None:
 
     console.print(Text("nexusbench compare", style="bold"))
     for column in columns:
-        trace = column.first.resolved["trace"]
+        resolved = column.first.resolved
         console.print(
             Text.assemble(
                 badge(column.first.simulated),
-                f"  {column.label}: {column.first.resolved['device']}, "
-                f"{column.first.resolved['model']['name']}, {trace['name']}",
+                f"  {column.label}: {resolved.device}, "
+                f"{resolved.model.name}, {resolved.trace.name}",
             ),
             soft_wrap=True,
         )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
-from nexusbench.profiling.sweep import Outcome, Progress
+from nexusbench.profiling.sweep import Progress, SweepOutcome
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +50,7 @@ class Watcher:
 
             self._show(Text(f"{self._title}  fitting cost model {name}"))
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, outcome: SweepOutcome) -> None:
         """One line at the end."""
         kept = f", {outcome.kept:,} kept from before" if outcome.kept else ""
         print(

@@ -21,13 +21,13 @@ from nexusbench.comparison.rows import decimals
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.outputs import check_replaceable, make_folder
 from nexusbench.core.printable import one_line
-from nexusbench.experiments.cells import CELL_SUFFIX, Cell
+from nexusbench.experiments.cells import CELL_SUFFIX, SweepCell
 from nexusbench.experiments.pool import cores
 from nexusbench.experiments.store import Store
-from nexusbench.experiments.sweep import Plan, estimated_seconds, plan_sweep, run_sweep
+from nexusbench.experiments.sweep import SweepPlan, estimated_seconds, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import load_sweep
 from nexusbench.experiments.sweep_table import sweep_table, write_sweep
-from nexusbench.serving.preflight import check_run, decisive
+from nexusbench.serving.opening import check_run, decisive
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,9 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _run(plan: Plan, store: Store, place: Place, jobs: int, *, quiet: bool) -> dict[int, Cell]:
+def _run(
+    plan: SweepPlan, store: Store, place: Place, jobs: int, *, quiet: bool
+) -> dict[int, SweepCell]:
     cells = dict(plan.kept)
     todo = plan.todo
     where = f"Ray at {place.ray}" if place.ray else counted(min(jobs, max(1, len(todo))), "core")
@@ -118,7 +120,7 @@ def _run(plan: Plan, store: Store, place: Place, jobs: int, *, quiet: bool) -> d
     return cells
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: SweepPlan) -> None:
     """Refuse a profile, kernel table or cost model that some cell could not use, before others have
     taken hours. What is right by itself and does not go together is that cell's own result.
     """
@@ -139,7 +141,7 @@ def _check(plan: Plan) -> None:
             continue
 
 
-def _name(plan: Plan, index: int) -> str:
+def _name(plan: SweepPlan, index: int) -> str:
     """A cell by what sets it apart."""
     config = plan.sweep.configs[index]
     return " ".join(f"{axis}={_text(getattr(config, axis))}" for axis in plan.sweep.axes) or "only"
@@ -153,7 +155,7 @@ def _text(value: Any) -> str:
     return "-" if value is None else one_line(value)
 
 
-def _show_plan(plan: Plan, jobs: int, *, as_json: bool) -> None:
+def _show_plan(plan: SweepPlan, jobs: int, *, as_json: bool) -> None:
     todo = plan.todo
     alone = estimated_seconds(plan, todo)
     seconds = None if alone is None else alone / min(jobs, max(1, len(todo)))
@@ -185,7 +187,7 @@ def _show_plan(plan: Plan, jobs: int, *, as_json: bool) -> None:
         f"run{known}", "bold")  # fmt: skip
 
 
-def _left_out(plan: Plan) -> list[str]:
+def _left_out(plan: SweepPlan) -> list[str]:
     lines = []
     if plan.sweep.excluded:
         lines.append(f"left out by [[exclude]]: {plan.sweep.excluded:,}")
@@ -194,7 +196,7 @@ def _left_out(plan: Plan) -> list[str]:
     return lines
 
 
-def _show(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> None:
+def _show(plan: SweepPlan, cells: Mapping[int, SweepCell], output: Path | None) -> None:
     from rich.text import Text
 
     console = results_console()
@@ -211,10 +213,10 @@ def _show(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> None:
         console.print(f"table  {output}", soft_wrap=True)
 
 
-def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None:
+def _show_table(console: Console, plan: SweepPlan, cells: Mapping[int, SweepCell]) -> None:
     """A row per combination, seeds averaged."""
     axes = [axis for axis in plan.sweep.axes if axis != "seed"] or ["scheduler"]
-    groups: dict[tuple[str, ...], list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[SweepCell]] = {}
     for index in sorted(cells):
         config = plan.sweep.configs[index]
         named = tuple(_text(getattr(config, axis)) for axis in axes)
@@ -252,20 +254,20 @@ def _show_table(console: Console, plan: Plan, cells: Mapping[int, Cell]) -> None
         say(console, "each row is the mean over its seeds", "dim")
 
 
-def _finished(cells: Sequence[Cell]) -> float | None:
+def _finished(cells: Sequence[SweepCell]) -> float | None:
     """Percent of the requests offered: latencies are of those that were answered only."""
     offered, finished = (_mean(cells, tag, "value") for tag in ("offered", "finished"))
     return None if finished is None or not offered else _ALL * finished / offered
 
 
-def _crowded(cells: Sequence[Cell]) -> str:
+def _crowded(cells: Sequence[SweepCell]) -> str:
     """The mark of a row in which requests arrive faster than they leave."""
     good = [load_of(cell.summary) for cell in cells if cell.ok]
     bad = sum(bool(load.overloaded) for load in good)
     return "no" if not bad else "yes" if bad == len(good) else f"{bad} of {len(good)}"
 
 
-def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[Cell]]) -> None:
+def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[SweepCell]]) -> None:
     """Which rows are of a load that cannot be served: their latency measures a backlog."""
     told = []
     for named, members in groups.items():
@@ -283,13 +285,15 @@ def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[Cell]]
             f"serving. Req/s while they arrived: {rows}{more}", "bold red")  # fmt: skip
 
 
-def _mean(cells: Sequence[Cell], tag: str, statistic: str) -> float | None:
-    metrics = [cell.summary.get("metrics", {}).get(tag, {}) for cell in cells]
-    values = [metric[statistic] for metric in metrics if metric.get(statistic) is not None]
+def _mean(cells: Sequence[SweepCell], tag: str, statistic: str) -> float | None:
+    found = [cell.value(tag, statistic) for cell in cells]
+    values = [value for value in found if value is not None]
     return sum(values) / len(values) if values else None
 
 
-def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dict[str, Any]:
+def _document(
+    plan: SweepPlan, cells: Mapping[int, SweepCell], output: Path | None
+) -> dict[str, Any]:
     return {
         "schema": JSON_SCHEMA,
         "command": "sweep",
@@ -308,7 +312,7 @@ def _document(plan: Plan, cells: Mapping[int, Cell], output: Path | None) -> dic
                 "status": cells[index].status,
                 "error": cells[index].error,
                 "digest": cells[index].digest,
-                "axes": {a: cells[index].config.get(a) for a in plan.sweep.axes},
+                "axes": {a: getattr(cells[index].config, a) for a in plan.sweep.axes},
                 "load": msgspec.to_builtins(load_of(cells[index].summary)),
                 "metrics": {
                     f"{tag}.{statistic}": _mean([cells[index]], tag, statistic)

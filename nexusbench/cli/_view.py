@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from nexusbench.comparison.view import RunView, count_reasons, span
 
 if TYPE_CHECKING:
@@ -17,16 +15,14 @@ def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> Run
     """The view of a run that has just ended."""
     from nexusbench.metrics.groups import group
 
-    resolved = {**result.resolved, "decision_us": result.summary.get("decision_us", {})}
-    summary = {key: value for key, value in result.summary.items() if key != "decision_us"}
     ended, strings = result.events.tables["ended"], result.events.facts.strings
     return RunView(
         label=label,
         status="complete",
-        simulated=summary["simulated"],
-        config=msgspec.to_builtins(result.config),
-        resolved=resolved,
-        summary=summary,
+        simulated=result.summary.simulated,
+        config=result.config,
+        resolved=result.resolved,
+        summary=result.summary,
         folder=result.folder,
         event_digest=result.event_digest,
         span_ns=span(result.events.requests["arrival"]),

@@ -11,8 +11,8 @@ from nexusbench.cli._bounds import bounded
 
 if TYPE_CHECKING:
     from nexusbench.experiments.fidelity.errors import Errors
-    from nexusbench.experiments.fidelity.kernels import Score
-    from nexusbench.experiments.fidelity.replay import Curves, Replay
+    from nexusbench.experiments.fidelity.kernels import OperatorScore
+    from nexusbench.experiments.fidelity.replay import Curves, ReplayValidation
 
 JSON_SCHEMA = 1
 _SPARK = "▁▂▃▄▅▆▇█"
@@ -206,7 +206,7 @@ def _hold(bounds: dict[str, float], reached: dict[str, float]) -> None:
         raise SystemExit(EXIT_BOUND_BROKEN)
 
 
-def _show_scores(gpu: str, table: str, scores: list[Score], notes: list[str]) -> None:
+def _show_scores(gpu: str, table: str, scores: list[OperatorScore], notes: list[str]) -> None:
     from rich import box
     from rich.table import Table
 
@@ -247,7 +247,7 @@ def _cells(found: Errors) -> list[str]:
     ]  # fmt: skip
 
 
-def _show_replay(folder: str, engine: str, made: Replay) -> None:
+def _show_replay(folder: str, engine: str, made: ReplayValidation) -> None:
     from rich import box
     from rich.table import Table
 

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from nexusbench.comparison.view import Column, RunView
+import msgspec
 
-# What must be equal for a comparison to be about the schedulers alone: name, path into the run.
-_SAME = (
-    ("trace (sha256)", ("resolved", "trace", "sha256")),
-    ("device", ("resolved", "device")),
-    ("GPU", ("resolved", "gpu")),
-    ("model", ("resolved", "model")),
-    ("SLO", ("summary", "slo")),
-    ("warm-up", ("resolved", "warmup_ns")),
-    ("limits", ("resolved", "limits")),
-    ("KV blocks", ("resolved", "kv_blocks")),
-    ("block size", ("resolved", "block_size")),
-    ("prefix caching", ("config", "prefix_caching")),
-    *(
-        (f"--{name.replace('_', '-')}", ("config", name))
-        for name in (
-            "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
-            "quantize_arrivals", "concurrency", "max_tokens", "too_long", "tensor_parallel_size",
-            "swap_space", "kernel_table", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
-        )
-    ),
+from nexusbench.comparison.view import Column, RunView
+from nexusbench.core.documents import JsonObject
+
+# What must be equal for a comparison to be about the schedulers alone: of what was resolved ...
+_SAME: tuple[tuple[str, Callable[[RunView], object]], ...] = (
+    ("trace (sha256)", lambda view: view.resolved.trace.sha256),
+    ("device", lambda view: view.resolved.device),
+    ("GPU", lambda view: msgspec.to_builtins(view.resolved.gpu)),
+    ("model", lambda view: msgspec.to_builtins(view.resolved.model)),
+    ("SLO", lambda view: view.summary.slo),
+    ("warm-up", lambda view: view.resolved.warmup_ns),
+    ("limits", lambda view: msgspec.to_builtins(view.resolved.limits)),
+    ("KV blocks", lambda view: view.resolved.kv_blocks),
+    ("block size", lambda view: view.resolved.block_size),
+)
+# ... and of what was asked, where both kinds of run have the setting.
+_SAME_SETTINGS = (
+    "prefix_caching", "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
+    "quantize_arrivals", "concurrency", "max_tokens", "too_long", "tensor_parallel_size",
+    "swap_space", "kernel_table", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
 )  # fmt: skip
 # What of a config says which requests are offered, and when.
 _LOAD = (
@@ -52,15 +52,13 @@ def different_loads(columns: Sequence[Column]) -> list[str]:
     where they draw the arrivals.
     """
     views = [column.first for column in columns]
-    traces = {str(_look(view, ("resolved", "trace", "sha256"))) for view in views}
+    traces = {view.resolved.trace.sha256 for view in views}
     found = ["trace"] if len(traces) > 1 else []
     for field in _LOAD:
-        values = {str(view.config[field]) for view in views if field in view.config}
-        found += [_flag(field)] if len(values) > 1 else []
-    seeds = {frozenset(view.config.get("seed") for view in c.views) for c in columns}
+        found += [_flag(field)] if _tells(views, field) else []
+    seeds = {frozenset(view.config.seed for view in c.views) for c in columns}
     drawn = any(
-        view.config.get("burstiness") is not None or view.config.get("spread_ties") == "uniform"
-        for view in views
+        view.config.burstiness is not None or view.config.spread_ties == "uniform" for view in views
     )
     return [*found, *(["seed"] if drawn and len(seeds) > 1 else [])]
 
@@ -75,7 +73,7 @@ def label_apart(views: Sequence[RunView], *, seeds: bool = False) -> None:
         for index, view in enumerate(views)
     ]
     if seeds or len(set(labels)) < len(labels):
-        words = [_words("seed", view.config.get("seed")) for view in views]
+        words = [_words("seed", view.config.seed) for view in views]
         if len(set(words)) > 1:
             labels = [f"{label}, {seed}" for label, seed in zip(labels, words, strict=True)]
     taken: dict[str, int] = {}
@@ -86,26 +84,25 @@ def label_apart(views: Sequence[RunView], *, seeds: bool = False) -> None:
 
 def _differing_words(views: Sequence[RunView]) -> list[list[str]]:
     """Of each thing that may differ its words for every view."""
-    names = [_look(view, ("resolved", "trace", "name")) for view in views]
-    hashes = [_look(view, ("resolved", "trace", "sha256")) for view in views]
+    traces = [view.resolved.trace for view in views]
     # Two traces of one name are told apart by what is in them.
-    same_name = len(set(map(str, names))) < len({*map(str, hashes)})
+    same_name = len({trace.name for trace in traces}) < len({trace.sha256 for trace in traces})
     found = [
-        [_plain(_look(view, ("resolved", "device"))) for view in views],
-        _inside(views, "gpu"),
-        [_plain(_look(view, ("resolved", "model", "name"))) for view in views],
-        _inside(views, "model"),
+        [_plain(view.resolved.device) for view in views],
+        _inside([msgspec.to_builtins(view.resolved.gpu) for view in views]),
+        [_plain(view.resolved.model.name) for view in views],
+        _inside([msgspec.to_builtins(view.resolved.model) for view in views]),
         [
-            f"{_plain(name)} {str(digest)[:8]}" if same_name and digest else _plain(name)
-            for name, digest in zip(names, hashes, strict=True)
+            f"{_plain(trace.name)} {trace.sha256[:8]}" if same_name else _plain(trace.name)
+            for trace in traces
         ],
     ]
-    fields = dict.fromkeys(key for view in views for key in view.config)
+    fields = dict.fromkeys(key for view in views for key in view.config.__struct_fields__)
     alike = len({view.label for view in views}) < len(views)
     for field in fields:
         if field == "partitioner" and not alike:
             # A scheduler's own one tells nothing, another one that was asked for does.
-            asked = [str(view.config.get(field) or "") for view in views]
+            asked = [str(_setting(view, field) or "") for view in views]
             own = [view.label.partition(":")[0] for view in views]
             found.append([
                 "" if name == mine else _plain(name)
@@ -113,9 +110,9 @@ def _differing_words(views: Sequence[RunView]) -> list[list[str]]:
             ])  # fmt: skip
         elif field not in _NOT_TELLING and _tells(views, field):
             found.append([
-                _words(field, view.config[field]) if field in view.config else "" for view in views
+                _words(field, _setting(view, field)) if _has(view, field) else "" for view in views
             ])  # fmt: skip
-    found.append([_slo_words(view.summary.get("slo", {})) for view in views])
+    found.append([_slo_words(view.summary.slo) for view in views])
     return found
 
 
@@ -126,25 +123,31 @@ def _slo_words(slo: dict[str, float]) -> str:
 
 def _tells(views: Sequence[RunView], field: str) -> bool:
     """What a kind of run has no setting of does not tell."""
-    return len({str(view.config[field]) for view in views if field in view.config}) > 1
+    return len({str(_setting(view, field)) for view in views if _has(view, field)}) > 1
 
 
-def _inside(views: Sequence[RunView], key: str) -> list[str]:
-    """What differs between two of one name: a model or GPU whose file was changed, say."""
-    facts = [_look(view, ("resolved", key)) for view in views]
-    if not all(isinstance(one, dict) for one in facts):
-        return ["" for _ in views]
-    if len({str(one.get("name")) for one in facts}) > 1:
-        return ["" for _ in views]  # its name tells
+def _has(view: RunView, field: str) -> bool:
+    return field in view.config.__struct_fields__
+
+
+def _setting(view: RunView, field: str) -> object:
+    """A setting of a run; None where its kind of run has none of that name."""
+    return getattr(view.config, field, None)
+
+
+def _inside(facts: Sequence[JsonObject]) -> list[str]:
+    """What differs between two of one name: for example a model or GPU with a changed file."""
+    if len({one["name"] for one in facts}) > 1:
+        return ["" for _ in facts]  # its name tells
     return [
         _plain(" ".join(f"{name} {value}" for name, value in _flat(one).items()))
         for one in _differing(list(map(_flat, facts)))
     ]
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+def _flat(facts: JsonObject) -> JsonObject:
     """Facts within facts under the name of the innermost, as far as they are single values."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, value in facts.items():
         if isinstance(value, dict):
             found |= _flat(value)
@@ -175,16 +178,22 @@ def _words(field: str, value: Any) -> str:
 
 
 def _flag(field: str) -> str:
-    return _FLAGS.get(field, field).replace("_", "-")
+    return _dashed(_FLAGS.get(field, field))
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def find_warnings(views: Sequence[RunView]) -> list[str]:
     """What makes these runs differ in more than their schedulers, and which were cut short."""
     warnings = []
-    for name, path in _SAME:
-        if path[0] == "config" and any(path[1] not in view.config for view in views):
-            continue  # a kind of run that has no such setting
-        values = [_look(view, path) for view in views]
+    compared = [(name, [look(view) for view in views]) for name, look in _SAME]
+    for field in _SAME_SETTINGS:
+        if all(_has(view, field) for view in views):
+            name = "prefix caching" if field == "prefix_caching" else f"--{_dashed(field)}"
+            compared.append((name, [_setting(view, field) for view in views]))
+    for name, values in compared:
         if any(value != values[0] for value in values):
             named: dict[str, list[str]] = {}
             for view, value in zip(views, _differing(values), strict=True):
@@ -209,14 +218,6 @@ def _list(labels: Sequence[str]) -> str:
     named = ", ".join(f"'{' '.join(label.split())}'" for label in labels[:_MOST_NAMED])
     more = len(labels) - _MOST_NAMED
     return named + (f" and {more} more" if more > 0 else "")
-
-
-def _look(view: RunView, path: Sequence[str]) -> Any:
-    """A value inside a run, None where it has none."""
-    value: Any = getattr(view, path[0])
-    for key in path[1:]:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _differing(values: Sequence[Any]) -> list[Any]:

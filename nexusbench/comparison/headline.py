@@ -7,11 +7,21 @@ from collections.abc import Sequence
 import msgspec
 
 from nexusbench.comparison.alike import different_loads
-from nexusbench.comparison.amounts import amount, factor
 from nexusbench.comparison.level import fully_served, is_level
-from nexusbench.comparison.price import find_prices
-from nexusbench.comparison.verdict import CLAIMS, per_gpu, ranked, remarks
+from nexusbench.comparison.load import is_overloaded
+from nexusbench.comparison.verdict import (
+    CLAIMS,
+    amount,
+    factor,
+    find_prices,
+    per_gpu,
+    prices,
+    ranked,
+    remarks,
+    verdict,
+)
 from nexusbench.comparison.view import Column, Estimate
+from nexusbench.core.documents import JsonObject
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -79,7 +89,7 @@ class Headline(msgspec.Struct, frozen=True):
 
 def headline(columns: Sequence[Column]) -> Headline:
     """About all runs of one load; about what there is, where nothing is comparable. Where loads
-    differ, that comes first.
+    differ, that is said first.
     """
     found, differing = _headline(columns), different_loads(columns)
     if len(columns) < 2 or not differing:
@@ -178,3 +188,20 @@ def _price(columns: Sequence[Column], main: str, lost: Sequence[Claim]) -> str:
 
 def _listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def answers(columns: Sequence[Column]) -> JsonObject:
+    """``overloaded``: labels of columns in which requests arrive faster than they leave;
+    ``turned_away``: of those that finished a smaller share than others and so cannot lead in a
+    latency or throughput; ``different_loads``: in what the loads differ; ``claims`` and ``prices``:
+    which leads in what, and what winners pay with.
+    """
+    served = fully_served(columns)
+    return {
+        "overloaded": [column.label for column in columns if is_overloaded(column)],
+        "turned_away": [column.label for column in columns if column not in served],
+        "different_loads": different_loads(columns),
+        "verdict": verdict(columns),
+        "claims": msgspec.to_builtins(find_claims(columns)),
+        "prices": msgspec.to_builtins(prices(columns)),
+    }

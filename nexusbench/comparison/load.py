@@ -1,20 +1,21 @@
-"""Where requests arrive faster than they leave: the first thing to know of any latency."""
+"""Whether requests arrive faster than they leave: then latencies measure a backlog."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
     from nexusbench.comparison.view import Column
     from nexusbench.metrics.run_events import RunEvents
+    from nexusbench.metrics.summary import Summary
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What was offered and what came of it while requests arrived. ``overloaded``: requests arrive
-    faster than they leave (docs/metrics.md); None, with a reason, where that cannot be told.
+    """What was offered, and what was finished while requests arrived. ``overloaded``: requests
+    arrive faster than they leave (docs/metrics.md); None, with a reason, where it is not defined.
     """
 
     overloaded: bool | None
@@ -26,13 +27,16 @@ class Load(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def load_of(summary: Mapping[str, Any]) -> Load:
-    """The load of a run by its summary."""
-    metrics = summary.get("metrics", {})  # a run that failed has none
+def load_of(summary: Summary | None) -> Load:
+    """The load of a run by its summary; of one that failed and has none, nothing is known."""
+    if summary is None:
+        return load_by(lambda tag: None)
+    overload = summary.metrics.get("overload")
+    return load_by(summary.value, "" if overload is None else overload.reason)
 
-    def value(tag: str) -> Any:
-        return metrics.get(tag, {}).get("value")
 
+def load_by(value: Callable[[str], float | None], reason: str = "") -> Load:
+    """The load of a run whose metrics ``value`` gives; ``reason``: why overload is not defined."""
     overload, behind = value("overload"), value("left_behind")
     return Load(
         overloaded=None if overload is None else bool(overload),
@@ -41,7 +45,7 @@ def load_of(summary: Mapping[str, Any]) -> Load:
         left_behind=None if behind is None else int(behind),
         offered=int(value("offered") or 0),
         finished=int(value("finished") or 0),
-        reason=str(metrics.get("overload", {}).get("reason", "")),
+        reason=reason,
     )
 
 

@@ -168,16 +168,17 @@ def _row(
         TableCell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, statistic))
         for column, e in zip(columns, found, strict=True)
     ]
-    declared = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
-    direction: str = shown.place.better or declared
-    rivals = rivals_in(columns, tag, found, less=direction == "lower")
-    _mark_best(rivals, columns, cells, found, direction)
+    entries = [entry for column in columns if (entry := column.entry(tag)) is not None]
+    direction = shown.place.better or (entries[0].direction if entries else "none")
+    if len(columns) > 1 and direction != "none":
+        rivals = rivals_in(columns, tag, found, less=direction == "lower")
+        _mark_best(rivals, columns, cells, found, direction)
     return TableRow(*words, cells)
 
 
 def _in_units(columns: Sequence[Column], row: TableRow) -> TableRow:
     """The row with its ``SMs`` called what they are on this device, if all columns agree."""
-    units = {unit_of(str(column.first.resolved.get("device"))) for column in columns}
+    units = {unit_of(column.first.resolved.device) for column in columns}
     if len(units) == 1:
         row.title = row.title.replace("SMs", units.pop())
     return row
@@ -224,7 +225,7 @@ def _mark_best(
         for column, estimate, cell in zip(columns, found, cells, strict=True)
         if estimate is not None and column.complete and column in allowed
     ]
-    if direction == "none" or len(rivals) < 2:
+    if len(rivals) < 2:
         return
     choose = min if direction == "lower" else max
     _, best = choose(rivals, key=lambda rival: rival[0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.comparison.amounts import amount, factor
-from nexusbench.comparison.level import fully_served, is_level, rivals_in, within
-from nexusbench.comparison.price import Price, find_prices
+import msgspec
+
+from nexusbench.comparison.level import fully_served, is_level, noise, rivals_in, within
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
 
 # Of more runs than this only the next best and the worst are named.
@@ -144,7 +144,7 @@ def _winner_and_rival(columns: Sequence[Column]) -> list[Column]:
 
 
 def _why(columns: Sequence[Column]) -> str | None:
-    """Where the winner's TTFT and that of the next come from."""
+    """How the mean TTFT of the winner and of the next divides into queueing and service."""
     pair = _winner_and_rival(columns)
     parts = []
     for column in pair:
@@ -207,3 +207,83 @@ def _count(column: Column, tag: str) -> float | None:
 
 def _listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+# Words, tag, statistic.
+TAILS = (
+    ("p95 TTFT", "ttft", "p95"),
+    ("p99 TTFT", "ttft", "p99"),
+    ("p99 end to end", "e2e", "p99"),
+    ("p99 TBT", "tbt", "p99"),
+    ("mean TTFT of the longest prompts", "ttft_long_prompts", "mean"),
+)
+
+
+class Price(msgspec.Struct, frozen=True):
+    """One tail, ms: the winner's, the best of the others, and the noise of their difference. It is
+    the price of whatever ``winner`` leads in.
+    """
+
+    words: str
+    tag: str
+    statistic: str
+    value: float
+    best: str
+    best_value: float
+    noise: float
+    winner: str
+
+    @property
+    def text(self) -> str:
+        """As in ``p95 TTFT is 73.2 s, 2.4x that of sglang``."""
+        ratio = self.value / self.best_value
+        size = f"{ratio:.1f}x that" if ratio >= 1.5 else f"{100 * (ratio - 1):.0f} % above that"
+        return f"{self.words} is {amount(self.value, '')}, {size} of {self.best}"
+
+
+def find_prices(
+    columns: Sequence[Column], winner: Column, without: Sequence[str] = ()
+) -> list[Price]:
+    """The tails of ``winner`` that are worse than another's, less those named already."""
+    found = [_tail_price(columns, winner, *tail) for tail in TAILS if tail[0] not in without]
+    return [price for price in found if price is not None]
+
+
+def _tail_price(
+    columns: Sequence[Column], winner: Column, words: str, tag: str, name: str
+) -> Price | None:
+    own = winner.statistic(tag, name)
+    others = [
+        (column.label, estimate)
+        for column in rivals_in(columns, tag, less=True)
+        if column is not winner and (estimate := column.statistic(tag, name)) is not None
+    ]
+    if own is None or not others:
+        return None
+    label, best = min(others, key=lambda other: other[1].value)
+    if best.value <= 0 or own.value <= best.value or is_level(best, own):
+        return None
+    return Price(words, tag, name, own.value, label, best.value, noise(own, best), winner.label)
+
+
+_UNITS = {"output_throughput": " tok/s", "attainment": " %"}
+
+
+def factor(best: float, value: float, label: str, less: bool) -> str:
+    """How much better than ``label``: a factor, a percentage where small, or only the value."""
+    small, large = sorted((best, value))
+    way = "lower" if less else "higher"
+    if small <= 0:
+        return f"{label} {value:.3g}"
+    ratio = large / small
+    if ratio < 1.5:
+        # Percent of the other's value, as "x % lower than" is read.
+        return f"{100 * abs(best - value) / value:.1f} % {way} than {label}"
+    return f"{ratio:.1f}x {way} than {label}"
+
+
+def amount(value: float, tag: str) -> str:
+    """A statistic as text with its unit; what has no unit of its own is milliseconds."""
+    if tag in _UNITS:
+        return f"{value:,.1f}{_UNITS[tag]}"
+    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.comparison.load import load_of
+from nexusbench.core.config import EndpointConfig, RunConfig
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.errors import InputError
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.printable import one_line
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun, ResolvedReplay
 
 if TYPE_CHECKING:
+    from nexusbench.metrics.groups import GroupRow
+    from nexusbench.metrics.summary import Entry, Summary
     from nexusbench.results.reader import RunReader
 
 
@@ -39,29 +45,30 @@ class RunView(msgspec.Struct):
     label: str
     status: str
     simulated: bool
-    config: dict[str, Any]
-    resolved: dict[str, Any]
-    summary: dict[str, Any]
+    config: RunConfig | EndpointConfig
+    resolved: Resolved
+    summary: Summary
     folder: Path | None = None
     event_digest: str = ""
     span_ns: int = 0  # of the requests' arrivals
     message: str = ""
-    groups: dict[str, list[dict[str, Any]]] = {}  # grouping -> its groups, where asked for
+    groups: dict[str, list[GroupRow]] = {}  # grouping -> its groups, where asked for
     rejections: dict[str, int] = {}  # reason -> requests
     failures: dict[str, int] = {}  # the same of what failed
 
     @property
     def complete(self) -> bool:
-        """It came to its own end."""
+        """It was not cut short."""
         return self.status == "complete"
 
     @property
-    def decision_us(self) -> dict[str, float]:
+    def decision_us(self) -> Mapping[str, float]:
         """Real time per scheduling decision, microseconds; empty where unknown."""
-        timed: dict[str, float] = self.resolved.get("decision_us", {})
-        return timed
+        if isinstance(self.resolved, ResolvedReplay) or self.resolved.decision_us is UNSET:
+            return {}
+        return self.resolved.decision_us
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """The run for ``--json``."""
         document = {
             "label": self.label,
@@ -74,11 +81,11 @@ class RunView(msgspec.Struct):
             "rejections": self.rejections,
             "failures": self.failures,
             "load": msgspec.to_builtins(load_of(self.summary)),
-            "config": self.config,
-            "resolved": self.resolved,
-            "summary": self.summary,
+            "config": msgspec.to_builtins(self.config),
+            "resolved": msgspec.to_builtins(self.resolved),
+            "summary": msgspec.to_builtins(self.summary),
         }
-        return {**document, "groups": self.groups} if self.groups else document
+        return {**document, "groups": msgspec.to_builtins(self.groups)} if self.groups else document
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -104,36 +111,33 @@ class Column(msgspec.Struct):
 
     @property
     def complete(self) -> bool:
-        """All its runs came to their own end, so that it may be called best."""
+        """None of its runs was cut short, so that it may be called best."""
         return all(view.complete for view in self.views)
 
     @property
     def gpus(self) -> int:
         """GPUs that it uses: of a pair, of a group in lockstep."""
-        return int(self.first.resolved.get("gpus") or 1)
+        return self.first.resolved.gpus
 
-    def entry(self, tag: str) -> dict[str, Any]:
-        """What a metric is: unit, direction, title."""
-        entry: dict[str, Any] = self.first.summary["metrics"].get(tag, {})
-        return entry
+    def entry(self, tag: str) -> Entry | None:
+        """A metric of the first seed, with its unit, direction and title."""
+        return self.first.summary.metrics.get(tag)
 
     def statistic(self, tag: str, name: str) -> Estimate | None:
         """One statistic of a metric; None where no run has it."""
         if tag == "decision_us":
             return _estimate([view.decision_us.get(name) for view in self.views])
-        found = _estimate(
-            [view.summary["metrics"].get(tag, {}).get(name) for view in self.views],
-        )
+        found = _estimate([view.summary.value(tag, name) for view in self.views])
         if found is None:
             return None
-        without = [view.summary.get("left_out", {}).get(tag, {}).get(name) for view in self.views]
+        without = [view.summary.left_out.get(tag, {}).get(name) for view in self.views]
         return msgspec.structs.replace(found, left_out=_mean_of_each(without))
 
     @property
     def served(self) -> tuple[float, float]:
         """Shares of the offered requests and of their tokens that finished; 1 where unknown."""
         offered, finished = (
-            sum(view.summary["metrics"].get(tag, {}).get("value") or 0 for view in self.views)
+            sum(view.summary.value(tag) or 0 for view in self.views)
             for tag in ("offered", "finished")
         )
         work = self.statistic("finished_work", "value")
@@ -149,15 +153,14 @@ class Column(msgspec.Struct):
 
     def weak(self, tag: str, name: str) -> bool:
         """In some run the percentile has too few samples beyond it."""
-        return any(
-            name in view.summary["metrics"].get(tag, {}).get("weak", []) for view in self.views
-        )
+        entries = (view.summary.metrics.get(tag) for view in self.views)
+        return any(entry is not None and name in entry.weak for entry in entries)
 
     def split_share(self) -> tuple[str, float] | None:
         """The split that was used longest, and its percentage of launched time."""
         totals: dict[str, float] = {}
         for view in self.views:
-            for split, percent in view.summary.get("split_shares", {}).items():
+            for split, percent in view.summary.split_shares.items():
                 totals[split] = totals.get(split, 0.0) + percent / len(self.views)
         if not totals:
             return None
@@ -172,8 +175,7 @@ def _estimate(values: Sequence[float | None]) -> Estimate | None:
     if not known:
         return None
     found = interval(known)
-    half = None if found["low"] is None else found["mean"] - found["low"]
-    return Estimate(found["mean"], half)
+    return Estimate(found.mean, found.half)
 
 
 def _mean_of_each(rows: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
@@ -196,9 +198,9 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
     judged = judgement or Judgement()
     manifest = reader.manifest
     _check_parts(reader)
-    # One that is none of ours can be computed again.
+    # Another version may have stored less of a summary than this one shows.
     summary = usable_summary(reader.summary()) if judged.own and reader.complete else None
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[GroupRow]] = {}
     if summary is None:
         events = RunEvents.from_reader(
             reader, slo=judged.slo, price_per_hour=judged.price_per_hour, watts=judged.watts
@@ -206,12 +208,12 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
         summary = summarise(events)
         groups = {name: group(events, name) for name in judged.by}
     ended = reader.table("ended")
-    other = "endpoint" if "endpoint" in manifest.config else manifest.run_id
+    config = manifest.config
     return RunView(
-        label=one_line(manifest.config.get("scheduler", other)),
+        label=one_line(config.scheduler if isinstance(config, RunConfig) else "endpoint"),
         status=reader.status,
         simulated=manifest.simulated,
-        config=manifest.config,
+        config=config,
         resolved=manifest.resolved,
         summary=summary,
         folder=reader.path,
@@ -252,10 +254,10 @@ def span(arrivals: Any) -> int:
 
 
 def gpus_differ(columns: Sequence[Column]) -> bool:
-    """Some use more GPUs than others: what they do per GPU is part of the comparison. What is
-    behind an endpoint nobody knows.
+    """Some use more GPUs than others: what they do per GPU is part of the comparison. The
+    number of GPUs behind an endpoint is unknown.
     """
-    known = all(column.first.resolved.get("observed") != "client" for column in columns)
+    known = all(isinstance(column.first.resolved, ResolvedEngineRun) for column in columns)
     return known and len({column.gpus for column in columns}) > 1
 
 

@@ -36,6 +36,8 @@ _LONG_KEY = re.compile(rf"(?<![\w\\-])(?:{_PART}){{{MOST_DEPTH}}}")
 _MISSING = re.compile(r"Object missing required field `(.+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 
+JsonObject = dict[str, Any]  # as a file holds it, or as it is printed
+
 T = TypeVar("T")
 
 

@@ -6,6 +6,12 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from nexusbench.core.work import HostGap, Work
 
 SCHEMA: Mapping[str, tuple[str, ...]] = {
     # A request was offered, at its *scheduled* time; max_tokens is the bound a policy may see.
@@ -129,6 +135,42 @@ class EventLog:
             copy.update(_little_endian(self.tables[name].columns[column]))
             found[name, column] = copy.digest()
         return combined_digest(found, self.strings)
+
+
+class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the event log of a run does not say, and metrics need; ``partitions``, ``splits`` and
+    ``strings`` decode its codes.
+    """
+
+    simulated: bool
+    num_sms: int
+    kv_blocks: int
+    block_size: int
+    partitions: tuple[str, ...]
+    splits: tuple[tuple[int, ...], ...] = ()
+    strings: tuple[str, ...] = ()
+    device: str = ""  # its name, which says what its shares are made of
+    slo: dict[str, float] = {}  # bounds in ms
+    warmup_ns: int = 0
+    gpus: int = 1
+    observed: Literal["engine", "client"] = "engine"  # by what: a client sees no launches
+    price_per_hour: float | None = None  # dollars for one GPU
+    watts: float | None = None  # of one GPU
+    work: Work | None = None  # of a device whose limits were measured
+    pools: tuple[str, ...] = ("gpu",)  # memories that hold KV: of GPUs, and of the host
+    homes: tuple[int, ...] = ()  # for each partition the pool of its GPU
+    host_gaps: dict[str, HostGap] = {}  # by partition, of a device that measures them
+
+
+class StoredEvents(msgspec.Struct, frozen=True):
+    """A stored run as metrics take it. ``tables`` holds equally long columns per table of SCHEMA;
+    its ``locate(table, row)`` is the file and row of a row. ``file`` is the one of the facts.
+    """
+
+    tables: Any
+    requests: Mapping[str, Any]
+    facts: RunFacts
+    file: Path | None = None
 
 
 def combined_digest(columns: Mapping[tuple[str, str], bytes], strings: Sequence[str]) -> str:

@@ -4,11 +4,15 @@ truth.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import DTYPE_BYTES, Linear, ModelSpec
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
 # A dense layer in all its copies: FLOPs a token, bytes of weights, bytes of activations a token.
 DenseWork = tuple[float, float, float]
 
@@ -21,14 +25,14 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values. ``peak_flops`` and ``peak_bytes`` are per second.
     """
 
-    token_flops: float
-    head_flops: float
-    pair_flops: float
-    weight_bytes: float
-    head_bytes: float
-    kv_bytes: float
-    peak_flops: float
-    peak_bytes: float
+    token_flops: Amount
+    head_flops: Amount
+    pair_flops: Amount
+    weight_bytes: Amount
+    head_bytes: Amount
+    kv_bytes: Amount
+    peak_flops: Amount
+    peak_bytes: Amount
 
 
 class HostGap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,9 +41,9 @@ class HostGap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Measured on the device: from the end of one to the begin of the other.
     """
 
-    count: int
-    total_ns: int
-    longest_ns: int
+    count: Count
+    total_ns: Count
+    longest_ns: Count
 
 
 class ModelWork(msgspec.Struct, frozen=True, gc=False):

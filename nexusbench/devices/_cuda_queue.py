@@ -28,7 +28,7 @@ SHORTEST_NAP_NS, LONGEST_NAP_NS, NAPS = 20 * NS_PER_US, 200 * NS_PER_US, 50
 
 
 @dataclass(slots=True)
-class Launch:
+class QueuedLaunch:
     """A batch on its way: what is left to launch, and what was launched and has not ended.
 
     ``began`` is the mark before its first piece; ``after`` the end of the launch before, if the
@@ -60,7 +60,7 @@ class LaunchQueue:
 
     def __init__(self, runtime: Runtime, maker: PieceMaker, timeout_ns: int = TIMEOUT_NS) -> None:
         self._runtime, self._maker, self._timeout_ns = runtime, maker, timeout_ns
-        self._launches: dict[str, Launch] = {}
+        self._launches: dict[str, QueuedLaunch] = {}
         # partition -> (the end of its last launch, in which turn of the engine it was told)
         self._told: dict[str, tuple[Mark, int]] = {}
         self._turn = 0
@@ -82,7 +82,7 @@ class LaunchQueue:
         """Take a batch. Decodes are launched at once; what holds a prompt waits for
         :meth:`advance`, and so for the decodes submitted after it.
         """
-        launch = Launch(
+        launch = QueuedLaunch(
             step, batch, side, self._maker.pieces(batch, side), self._runtime.now(),
             self._follows(batch.partition),
         )  # fmt: skip
@@ -144,7 +144,7 @@ class LaunchQueue:
         mark, turn = self._told.get(partition, (None, -1))
         return mark if turn == self._turn else None
 
-    def _launch_piece(self, launch: Launch) -> None:
+    def _launch_piece(self, launch: QueuedLaunch) -> None:
         runtime = self._runtime
         assert launch.pieces is not None
         try:
@@ -161,7 +161,7 @@ class LaunchQueue:
         if launch.num_launched == launch.batch.repeat:
             launch.pieces = None
 
-    def _end(self, launch: Launch, piece: Piece) -> StepOutput | None:
+    def _end(self, launch: QueuedLaunch, piece: Piece) -> StepOutput | None:
         """Book a piece whose mark was reached."""
         if piece.planned is None:
             return None
@@ -175,7 +175,7 @@ class LaunchQueue:
             self._note_gap(launch, piece.mark)
         return StepOutput(launch.step, self._runtime.now(), -1, last, tokens)
 
-    def _note_gap(self, launch: Launch, end: Mark) -> None:
+    def _note_gap(self, launch: QueuedLaunch, end: Mark) -> None:
         """How long the partition stood still before this launch although there was work."""
         partition = launch.batch.partition
         self._told[partition] = end, self._turn
@@ -188,6 +188,6 @@ class LaunchQueue:
         )
 
 
-def _failed(launch: Launch, error: Exception) -> NexusbenchError:
+def _failed(launch: QueuedLaunch, error: Exception) -> NexusbenchError:
     text = (str(error).splitlines() or [""])[0]
     return NexusbenchError(f"{launch.where} failed: {type(error).__name__}: {text}")

@@ -16,7 +16,7 @@ from nexusbench.endpoint.address import Address
 from nexusbench.endpoint.connection import ERROR_BYTES, name_fault
 from nexusbench.endpoint.dialect import Api, Dialect, Letterhead, dialects
 from nexusbench.endpoint.fetching import fetch
-from nexusbench.endpoint.prompts import Prompts, TextMeasure
+from nexusbench.endpoint.prompts import ReplayPrompts, TextMeasure
 from nexusbench.endpoint.sayings import UNREADABLE, error_reason
 from nexusbench.endpoint.stream import Answer, BadEnd, Endless, StreamError
 from nexusbench.endpoint.words import Words
@@ -51,13 +51,13 @@ class Findings(msgspec.Struct):
     notes: list[str]
 
 
-class _Model(msgspec.Struct):
+class _ListedModel(msgspec.Struct):
     id: str
     max_model_len: Any = None
 
 
 class _Models(msgspec.Struct):
-    data: list[_Model]
+    data: list[_ListedModel]
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -113,7 +113,7 @@ class _Probe:
             Letterhead(self.address, "", _PLAIN, self.wish.key).get("/models"), streamed=False
         )
         _check_admission(reply.status, self._words.of(error_reason(reply.status, reply.body)))
-        known: list[_Model] = []
+        known: list[_ListedModel] = []
         if reply.status == _OK:
             try:
                 known = msgspec.json.decode(reply.body, type=_Models).data
@@ -132,7 +132,7 @@ class _Probe:
             raise UsageError(f"{self.address.url} has no model '{wanted}'. {near}")
         return wanted, self._length(found[0]) if found else None
 
-    def _length(self, model: _Model) -> int | None:
+    def _length(self, model: _ListedModel) -> int | None:
         """The context length that the server states, where that is one."""
         length = model.max_model_len
         if length is None or (type(length) is int and 0 < length <= _MOST_CONTEXT):
@@ -300,7 +300,7 @@ class _Text:
 
     def __init__(self, dialect: Dialect, vocab_size: int) -> None:
         measure = TextMeasure() if dialect.prompt == "text" else None
-        self._prompts = Prompts(0, 512, vocab_size, measure)
+        self._prompts = ReplayPrompts(0, 512, vocab_size, measure)
 
     def of(self, length: int) -> bytes:
         request: Any = Request("probe", -1, 0, length, PROBE_TOKENS, length + PROBE_TOKENS)

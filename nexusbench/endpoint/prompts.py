@@ -41,7 +41,7 @@ class TextMeasure(msgspec.Struct, frozen=True):
         return max(1, round((tokens - self.fixed) / self.per_word))
 
 
-class Prompts:
+class ReplayPrompts:
     """Makes prompts as token ids below ``vocab_size``, or as text if a ``measure`` is given.
 
     ``hash_block`` is how many tokens each of a request's prefix ids names. ``given`` holds the

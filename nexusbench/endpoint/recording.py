@@ -55,7 +55,7 @@ class Tally(msgspec.Struct):
     hidden_tokens: int = 0
 
 
-class Recording:
+class ReplayRecording:
     """Takes exchanges that have ended, from any thread; writes them to ``log`` when told to."""
 
     def __init__(self) -> None:
@@ -170,9 +170,10 @@ class Recording:
         """
         counting = {COUNTING[kind]: count for kind, count in sorted(self._counting.items())}
         found: dict[str, object] = msgspec.to_builtins(self.tally)
-        return {**found, "counting": counting, "warnings": self._warnings()}
+        return {**found, "counting": counting, "warnings": self.warnings()}
 
-    def _warnings(self) -> list[str]:
+    def warnings(self) -> list[str]:
+        """What of the answers limits what their latencies mean; one sentence each."""
         tally, refused = self.tally, self._counting["refused"]
         lines = (
             (

@@ -19,9 +19,9 @@ from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.endpoint.dialect import Letterhead
 from nexusbench.endpoint.exchange import Exchange
 from nexusbench.endpoint.preparing import Preparer
-from nexusbench.endpoint.prompts import Prompts
+from nexusbench.endpoint.prompts import ReplayPrompts
 from nexusbench.endpoint.receiver import Receiver
-from nexusbench.endpoint.recording import Recording
+from nexusbench.endpoint.recording import ReplayRecording
 from nexusbench.endpoint.sender import Ends, Impatience, Schedule, Sender
 from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
@@ -33,13 +33,13 @@ _LOOK_S = 0.05
 _SWITCH_S = 50e-6
 
 
-class Plan(msgspec.Struct):
+class ReplayPlan(msgspec.Struct):
     """What is replayed. ``concurrency``: users of a closed loop, 0 for none."""
 
     requests: Sequence[Request]
     schedule: Schedule
     patience: Impatience
-    prompts: Prompts
+    prompts: ReplayPrompts
     letterhead: Letterhead
     concurrency: int
     timeout_ns: int
@@ -50,9 +50,9 @@ class Plan(msgspec.Struct):
 class Replay:
     """Sends the requests of ``plan`` at their times; what happens goes to ``recording``."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ReplayPlan) -> None:
         self.plan = plan
-        self.recording = Recording()
+        self.recording = ReplayRecording()
         self._zero = now_ns() + LEAD_NS
         self._ends = Ends()
         address, letterhead = plan.letterhead.address, plan.letterhead

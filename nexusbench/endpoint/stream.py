@@ -66,7 +66,7 @@ class _Choice(msgspec.Struct):
     error: msgspec.Raw = _NOTHING
 
 
-class _Chunk(msgspec.Struct):
+class _StreamChunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _NOTHING
     error: msgspec.Raw = _NOTHING
@@ -77,7 +77,7 @@ class _Chunk(msgspec.Struct):
     code: msgspec.Raw = _NOTHING
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
+_decode = msgspec.json.Decoder(_StreamChunk).decode
 
 
 class Answer:
@@ -259,7 +259,7 @@ class Answer:
         return self.stopped or _UNTOLD
 
 
-def _chunk_of(data: bytes) -> _Chunk:
+def _chunk_of(data: bytes) -> _StreamChunk:
     """The chunk in an event. Raises StreamError for what is none."""
     try:
         return _decode(data)
@@ -272,7 +272,7 @@ def _chunk_of(data: bytes) -> _Chunk:
         raise StreamError(_garbage(data)) from None
 
 
-def _is_error(chunk: _Chunk) -> bool:
+def _is_error(chunk: _StreamChunk) -> bool:
     """It says that something failed, in one of the shapes in which servers do."""
     code = _value(chunk.code)
     if any(_fails(found.error) for found in (chunk, *(chunk.choices or ()))):

@@ -19,7 +19,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.experiments.candidates import Candidate
 from nexusbench.experiments.judging import attained, judge, strain
-from nexusbench.experiments.leads import SIGNIFICANCE, Margin, Rated, Score, lead, twins
+from nexusbench.experiments.leads import SIGNIFICANCE, DrawScore, Margin, Rated, lead, twins
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.probe import PROBE_SUFFIX, find_probe, run_probe
 from nexusbench.experiments.store import Store
@@ -69,7 +69,7 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
 
 
-class _Run(msgspec.Struct, frozen=True):
+class _AdviceRun(msgspec.Struct, frozen=True):
     config: RunConfig
     slo: Slo
     cache: Path | None
@@ -77,7 +77,7 @@ class _Run(msgspec.Struct, frozen=True):
 
 
 class _Outcome(msgspec.Struct, frozen=True):
-    score: Score | None
+    score: DrawScore | None
     error: str = ""
     simulated: bool = True
 
@@ -222,7 +222,7 @@ class _Field:
         """The candidates in order, without those that failed. Raises NexusbenchError if all did."""
         self.rounds.append((len(candidates), requests, len(seeds)))
         runs = self._runs(candidates, requests, seeds)
-        scores: dict[int, Score] = {}
+        scores: dict[int, DrawScore] = {}
         faults: dict[int, str] = {}
         results: Iterator[tuple[int, _Outcome | Lost]] = run_all(_score, runs, self._jobs)
         for index, outcome in results:
@@ -246,11 +246,11 @@ class _Field:
 
     def _runs(
         self, candidates: Sequence[Candidate], requests: int, seeds: Sequence[int]
-    ) -> list[_Run]:
+    ) -> list[_AdviceRun]:
         question = self.question
         limit = question.config.limit if requests == question.requests else requests
         return [
-            _Run(
+            _AdviceRun(
                 msgspec.structs.replace(candidate.apply(question.config), limit=limit, seed=seed),
                 question.slo,
                 question.cache,
@@ -261,7 +261,7 @@ class _Field:
         ]
 
 
-def _score(run: _Run) -> _Outcome:
+def _score(run: _AdviceRun) -> _Outcome:
     """Runs in a worker: one candidate on one draw."""
     store = None if run.cache is None else Store(run.cache, PROBE_SUFFIX, fresh=run.fresh)
     try:
@@ -277,5 +277,7 @@ def _score(run: _Run) -> _Outcome:
         return _Outcome(None, f"unexpected {type(error).__name__}: {error}")
     single = scored_slo(run.slo)
     kept = judge(probe, run.slo).outcome == "kept"
-    score = Score(attained(probe, single), strain(probe, single.per_request()), kept, probe.load)
+    score = DrawScore(
+        attained(probe, single), strain(probe, single.per_request()), kept, probe.load
+    )
     return _Outcome(score, "", probe.simulated)

@@ -13,7 +13,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S
 from nexusbench.experiments.pool import Lost, run_all
-from nexusbench.experiments.rate_search import Found, SearchTask, lattice_step, search_rate
+from nexusbench.experiments.rate_search import FoundRate, SearchTask, lattice_step, search_rate
 from nexusbench.metrics.slo import Slo
 from nexusbench.metrics.summary import TAIL_SAMPLES, interval
 from nexusbench.workloads.head import load_head
@@ -79,7 +79,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     probes_kept: int
     stopped: int  # probes that were stopped early
     simulated: bool
-    found: tuple[Found, ...]
+    found: tuple[FoundRate, ...]
     overloaded: int = 0
 
 
@@ -114,7 +114,7 @@ def check_search(search: CapacitySearch) -> tuple[int, float]:
 def find_capacities(
     search: CapacitySearch,
     jobs: int,
-    told: Callable[[int, Found], object] = lambda position, found: None,
+    told: Callable[[int, FoundRate], object] = lambda position, found: None,
 ) -> list[Capacity]:
     """The capacity of each config, in order; ``told`` hears of each finished search.
 
@@ -122,7 +122,7 @@ def find_capacities(
     """
     _, own = check_search(search)
     begin = lattice_step(own, search.ratio) if own else 0
-    found: list[list[Found]] = [[] for _ in search.configs]
+    found: list[list[FoundRate]] = [[] for _ in search.configs]
     first, *others = search.seeds
     tasks = [(p, _task(search, p, first, begin, hinted=False)) for p in range(len(search.configs))]
     _do(tasks, jobs, found, told)
@@ -152,10 +152,10 @@ def _task(
 def _do(
     tasks: Sequence[tuple[int, SearchTask]],
     jobs: int,
-    found: list[list[Found]],
-    told: Callable[[int, Found], object],
+    found: list[list[FoundRate]],
+    told: Callable[[int, FoundRate], object],
 ) -> None:
-    results: Iterator[tuple[int, Found | Lost]]
+    results: Iterator[tuple[int, FoundRate | Lost]]
     results = run_all(search_rate, [task for _, task in tasks], jobs)
     for index, result in results:
         position = tasks[index][0]
@@ -165,20 +165,20 @@ def _do(
         told(position, result)
 
 
-def _capacity(position: int, unordered: Sequence[Found]) -> Capacity:
+def _capacity(position: int, unordered: Sequence[FoundRate]) -> Capacity:
     found = sorted(unordered, key=lambda one: one.seed)
     kept = interval([one.kept for one in found])
     ends = [one.broken_at for one in found if one.broken_at is not None]
     bounded = len(ends) == len(found)
     beyond = interval(ends) if bounded else None
-    low = kept["mean"] if kept["low"] is None else max(0.0, kept["low"])
+    low = kept.mean if kept.low is None else max(0.0, kept.low)
     high = None
     if beyond is not None:
-        high = beyond["mean"] if beyond["high"] is None else beyond["high"]
+        high = beyond.mean if beyond.high is None else beyond.high
     looks = [look for one in found for look in one.looks]
     return Capacity(
         position=position,
-        rate=kept["mean"],
+        rate=kept.mean,
         low=low,
         high=high,
         worst_seed=min(one.kept for one in found),
@@ -202,9 +202,10 @@ def _little(measured: Sequence[tuple[float, float, float]]) -> LittleCheck | Non
         return None
     number, rate, stay = (sum(values) / len(known) for values in zip(*known, strict=True))
     deviation = interval([(n - x * r) / n for n, x, r in known])
-    low, high = deviation["low"], deviation["high"]
-    held = abs(deviation["mean"]) <= LITTLE_TOLERANCE or (low is not None and low <= 0 <= high)
-    return LittleCheck(number, rate, stay, deviation["mean"], low, high, held)
+    mean, low, high = deviation.mean, deviation.low, deviation.high
+    spans = low is not None and high is not None and low <= 0 <= high
+    held = abs(mean) <= LITTLE_TOLERANCE or spans
+    return LittleCheck(number, rate, stay, mean, low, high, held)
 
 
 def weak_bounds(slo: Slo, requests: int) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -12,24 +11,22 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError
 from nexusbench.core.units import NS_PER_S
 from nexusbench.experiments.store import Store
+from nexusbench.metrics.summary import Summary
 from nexusbench.serving.runner import run
 
 CELL_SUFFIX = ".json"
-_SCHEMA = 1
-# Formulas are the same in every cell, decision times are real time, and what statistics are without
-# a part of the run is for verdicts: none is a result.
-_LEFT_OUT = ("formulas", "decision_us", "left_out")
+_SCHEMA = 2
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class SweepCell(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one run. ``wall_s`` is what it took in real seconds, for estimates only."""
 
-    config: dict[str, Any]
+    config: RunConfig
     status: str  # ok or failed
     error: str = ""
     digest: str = ""
     simulated: bool | None = None
-    summary: dict[str, Any] = {}
+    summary: Summary | None = None
     wall_s: float = 0.0
     schema: int = _SCHEMA
 
@@ -38,11 +35,14 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         """It ran to its end."""
         return self.status == "ok"
 
+    def value(self, tag: str, statistic: str = "value") -> float | None:
+        """One statistic of one metric; None where the run has none."""
+        return None if self.summary is None else self.summary.value(tag, statistic)
 
-def run_cell(config: RunConfig) -> Cell:
+
+def run_cell(config: RunConfig) -> SweepCell:
     """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
     began = now_ns()
-    asked = msgspec.to_builtins(config)
     try:
         result = run(config)
     except (Interrupted, KeyboardInterrupt):
@@ -52,56 +52,43 @@ def run_cell(config: RunConfig) -> Cell:
     except Exception as error:
         # Somebody's policy may raise anything: that is its cell's result.
         return failed(config, f"unexpected {type(error).__name__}: {error}")
-    kept = {key: value for key, value in result.summary.items() if key not in _LEFT_OUT}
-    return Cell(
-        config=asked,
+    return SweepCell(
+        config=config,
         status="ok",
         digest=result.event_digest,
-        simulated=result.summary["simulated"],
-        summary=kept,
+        simulated=result.summary.simulated,
+        summary=kept_of(result.summary),
         wall_s=round((now_ns() - began) / NS_PER_S, 3),
     )
 
 
-def failed(config: RunConfig, error: str) -> Cell:
+def failed(config: RunConfig, error: str) -> SweepCell:
     """The cell of a run that did not come to its end."""
     text = " ".join(error.split())
-    return Cell(config=msgspec.to_builtins(config), status="failed", error=text)
+    return SweepCell(config=config, status="failed", error=text)
 
 
-class _Entry(msgspec.Struct):
-    direction: str
-    value: float | None = None
-    mean: float | None = None
-    p50: float | None = None
-    p95: float | None = None
-    p99: float | None = None
-    min: float | None = None
-    max: float | None = None
+def kept_of(summary: Summary) -> Summary:
+    """``summary`` without formulas, which are the same in every cell, and without what statistics
+    are without a part of the run, which is for verdicts.
+    """
+    return msgspec.structs.replace(summary, formulas={}, left_out={})
 
 
-class _Measured(msgspec.Struct):
-    """What tables and claims read of a cell's summary."""
-
-    metrics: dict[str, _Entry]
-
-
-def read_cell(store: Store, key: str) -> Cell | None:
+def read_cell(store: Store, key: str) -> SweepCell | None:
     """The kept cell of ``key``; None if there is none that this version can read."""
     content = store.get(key)
     try:
-        cell = None if content is None else msgspec.json.decode(content, type=Cell)
-        if cell is not None:
-            msgspec.convert(cell.summary, _Measured)
+        cell = None if content is None else msgspec.json.decode(content, type=SweepCell)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return cell if cell is not None and cell.schema == _SCHEMA and cell.ok else None
 
 
-def keep_cell(store: Store, key: str, cell: Cell) -> None:
+def keep_cell(store: Store, key: str, cell: SweepCell) -> None:
     """Keep a cell that ran to its end; one that failed is tried again next time."""
     if cell.ok:
         store.put(key, msgspec.json.format(msgspec.json.encode(cell), indent=1))
 
 
-CellFunction = Callable[[RunConfig], Cell]
+CellFunction = Callable[[RunConfig], SweepCell]

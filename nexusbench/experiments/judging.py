@@ -16,7 +16,7 @@ Outcome = Literal["kept", "broken", "open"]
 _COLUMNS = {"ttft": "ttft", "queueing": "queueing", "tpot": "tpot", "e2e": "e2e", "tbt": "own_gap"}
 
 
-class Broken(msgspec.Struct, frozen=True):
+class BrokenBound(msgspec.Struct, frozen=True):
     """A bound that is not kept: ``value`` of ``limit``, ms, or percent of requests for a share.
 
     ``at_least`` marks the value of a stopped run, which could only have become worse.
@@ -33,7 +33,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """``open``: the run was stopped for another SLO's sake, and this one needs the whole of it."""
 
     outcome: Outcome
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[BrokenBound, ...] = ()
 
 
 def judge(probe: Probe, slo: Slo) -> Verdict:
@@ -83,16 +83,16 @@ def strain(probe: Probe, bounds: dict[str, float]) -> float:
     return float(worst.mean()) if len(worst) else 0.0
 
 
-def _of_statistic(probe: Probe, bound: Bound) -> Broken | None:
+def _of_statistic(probe: Probe, bound: Bound) -> BrokenBound | None:
     value = reached(probe, bound)
     if value <= bound.limit:
         return None
     excess = value / bound.limit - 1.0
     known = value if math.isfinite(value) else None
-    return Broken(str(bound), known, bound.limit, excess, not probe.complete)
+    return BrokenBound(str(bound), known, bound.limit, excess, not probe.complete)
 
 
-def _of_requests(probe: Probe, slo: Slo) -> Broken | None:
+def _of_requests(probe: Probe, slo: Slo) -> BrokenBound | None:
     """The share as a whole; it names the bound that most requests break."""
     share = attained(probe, slo)
     if share >= slo.share:
@@ -103,4 +103,4 @@ def _of_requests(probe: Probe, slo: Slo) -> Broken | None:
     }
     worst = max(misses, key=lambda name: misses[name])
     missing, allowed = 100.0 - share, max(100.0 - slo.share, 1e-9)
-    return Broken(worst, share, slo.share, missing / allowed - 1.0, not probe.complete)
+    return BrokenBound(worst, share, slo.share, missing / allowed - 1.0, not probe.complete)

@@ -17,7 +17,7 @@ import nexusbench
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import installed_plugins
-from nexusbench.serving.assembly import resolve_device
+from nexusbench.serving.resolve import resolve_device
 
 # What shows, sweeps or checks runs, and decides none.
 _NOT_DECIDING = ("cli", "experiments", "report", "gates", "testing", "results", "__main__.py")
@@ -72,15 +72,13 @@ def run_key(config: RunConfig) -> str:
 
     Raises InputError for a trace that cannot be read, UsageError for a device that there is not.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(config)
+    fields: dict[str, object] = msgspec.to_builtins(config)
     for name in _PATHS:
-        if fields[name] is not None:
-            fields[name] = _content(fields[name], must=name == "trace")
-    device = resolve_device(config.device)
-    kind, _, argument = device.partition(":")
-    fields["device"] = [kind, _content(argument, must=False)]
-    if kind != "sim":
-        fields["device"].append(platform.node())
+        path: str | None = getattr(config, name)
+        fields[name] = None if path is None else _content(path, must=name == "trace")
+    kind, _, argument = resolve_device(config.device).partition(":")
+    machine = () if kind == "sim" else (platform.node(),)
+    fields["device"] = [kind, _content(argument, must=False), *machine]
     fields["code"] = code_version()
     encoded = msgspec.json.encode(fields, order="sorted")
     return hashlib.sha256(encoded).hexdigest()[:_KEY_LENGTH]

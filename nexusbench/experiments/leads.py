@@ -18,7 +18,7 @@ from nexusbench.metrics.summary import interval
 SIGNIFICANCE = 0.025
 
 
-class Score(msgspec.Struct, frozen=True):
+class DrawScore(msgspec.Struct, frozen=True):
     """One draw. ``attained``: percent of requests that keep every bound; ``strain``: how much of
     its bounds the mean request uses, 0 to 2; ``kept``: whether the SLO as given is kept. ``load``
     is no part of how well a draw was served.
@@ -41,7 +41,7 @@ class Rated(msgspec.Struct, frozen=True):
     """A candidate and its scores, one per draw of its last round; ``round`` counts from 0."""
 
     candidate: Candidate
-    scores: tuple[Score, ...]
+    scores: tuple[DrawScore, ...]
     round: int
 
     @property
@@ -94,9 +94,9 @@ def lead(one: Rated, other: Rated, requests: int, significance: float = SIGNIFIC
     chance = _chance(leads, 100.0 / requests if counted else 0.0)
     mean = interval(leads)
     return Margin(
-        mean=mean["mean"],
-        low=mean["low"],
-        high=mean["high"],
+        mean=mean.mean,
+        low=mean.low,
+        high=mean.high,
         chance=chance,
         draws_won=sum(value > 0 for value in leads),
         draws=len(leads),

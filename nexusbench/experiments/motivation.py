@@ -22,9 +22,9 @@ from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.experiments.neutral import neutral_gpu
 from nexusbench.profiles.points import Point, Setting
-from nexusbench.profiling.curves import Curve, step_time
-from nexusbench.profiling.desk import Desk
-from nexusbench.profiling.measure import Measurer, Sampling
+from nexusbench.profiling.curves import LatencyCurve, step_time
+from nexusbench.profiling.desk import BatchDesk
+from nexusbench.profiling.measure import Measurer, SamplingRule
 from nexusbench.profiling.positions import legal_sms
 from nexusbench.profiling.profile import Subject
 from nexusbench.profiling.sweep import seed_of
@@ -35,14 +35,14 @@ CONTEXT = 6000  # tokens: a prompt of Long Data Collections, whose mean is 5,905
 # 16 decodes after 6,000 tokens take about the paper's 15 ms on the simulated L20; its own batch is
 # not printed. With four, the dense layers decide.
 DECODES, FEW_DECODES = 16, 4
-_SAMPLING = Sampling(10, 40, 0.004, 20.0)
+_SAMPLING = SamplingRule(10, 40, 0.004, 20.0)
 # How far beyond the paper's number, or on the wrong side of its bound, ours may be (share of it).
 AGREES, IN_PART = 0.2, 0.5
 _CURVES = ("bandwidth_curve flat", "bandwidth_curve straight", "dense_wave_share")
 _NEIGHBOURS = ("attention_interference", "dense_interference", "bandwidth_curve straight")
 
 
-class Row(msgspec.Struct, frozen=True):
+class Statement(msgspec.Struct, frozen=True):
     """One statement. ``without`` is ours with ``constant`` made neutral, the one that changes it
     most; None where none was tried.
 
@@ -86,7 +86,7 @@ class Bench:
 
     def __init__(self, subject: Subject, seed: int = 0) -> None:
         self.subject, self._seed = subject, seed
-        self._measurer = Measurer(Desk(subject.device, subject.pool()), _SAMPLING)
+        self._measurer = Measurer(BatchDesk(subject.device, subject.pool()), _SAMPLING)
         self._points: dict[str, Point] = {}
         self.largest = subject.limits.max_num_batched_tokens
 
@@ -109,11 +109,11 @@ class Bench:
             self._points[setting.key] = self._measurer.measure(setting, seed)
         return self._points[setting.key]
 
-    def curve(self, shape: BatchShape) -> Curve:
+    def curve(self, shape: BatchShape) -> LatencyCurve:
         """Latency on every legal SM count from a tenth of them on."""
         phase = "prefill" if shape.chunks else "decode"
         legal = [n for n in legal_sms(self.subject.device.spec, phase) if n >= 0.1 * self.num_sms]
-        made = Curve.of([self.point(shape, sms) for sms in legal], step_time)
+        made = LatencyCurve.of([self.point(shape, sms) for sms in legal], step_time)
         assert made is not None, "a GPU has more than three legal SM counts"
         return made
 
@@ -196,7 +196,7 @@ def _statements() -> list[_Statement]:
     ]
 
 
-def motivation(subject: Subject, config: RunConfig | None) -> list[Row]:
+def motivation(subject: Subject, config: RunConfig | None) -> list[Statement]:
     """Every statement of section 3, in its order. ``config`` is a replay for the table of batch
     types, or None to leave that out.
     """
@@ -206,13 +206,13 @@ def motivation(subject: Subject, config: RunConfig | None) -> list[Row]:
     for statement, paper, measure, unit, constants in _statements():
         ours = measure(bench)
         if ours is None:
-            rows.append(Row(statement, paper, unit, None, "not reported here"))
+            rows.append(Statement(statement, paper, unit, None, "not reported here"))
             continue
         if not subject.device.spec.simulated:
-            rows.append(Row(statement, paper, unit, ours, "measured"))
+            rows.append(Statement(statement, paper, unit, ours, "measured"))
             continue
         rows.append(_judged(statement, paper, unit, ours, measure, constants, ablated))
-    rows.append(Row("KQV flattens, FFN does not, at", "60", "%", None, "not told apart"))
+    rows.append(Statement("KQV flattens, FFN does not, at", "60", "%", None, "not told apart"))
     return rows
 
 
@@ -224,7 +224,7 @@ def _judged(
     measure: Callable[[Bench], float | None],
     constants: tuple[str, ...],
     ablated: _Ablated,
-) -> Row:
+) -> Statement:
     """Which constant it rests on most, and whether that is more than half of it."""
     worst: tuple[float, str, float | None] = (0.0, "", None)
     for constant in constants:
@@ -233,7 +233,7 @@ def _judged(
         worst = max(worst, (abs(ours - without), constant, without))
     lost, constant, without = worst
     verdict = "follows" if lost > 0.5 * abs(ours) else "found"
-    return Row(statement, paper, unit, ours, verdict, constant, without)
+    return Statement(statement, paper, unit, ours, verdict, constant, without)
 
 
 class _Ablated:
@@ -267,7 +267,7 @@ def replay_config(subject: Subject, trace: Path, device: str) -> RunConfig:
     )  # fmt: skip
 
 
-def _batch_types(config: RunConfig | None, *, simulated: bool) -> list[Row]:
+def _batch_types(config: RunConfig | None, *, simulated: bool) -> list[Statement]:
     """Fig. 4a: mean iteration by what it computes, and shares of the time."""
     names: tuple[tuple[str, str, Unit], ...] = (
         ("prefill-only iterations: mean", "0.132", "s"),
@@ -283,7 +283,7 @@ def _batch_types(config: RunConfig | None, *, simulated: bool) -> list[Row]:
         values, missing = _replayed(config), "did not occur"
     made = "found" if simulated else "measured"
     return [
-        Row(name, paper, unit, value, missing if value is None else made)
+        Statement(name, paper, unit, value, missing if value is None else made)
         for (name, paper, unit), value in zip(names, values, strict=True)
     ]
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from nexusbench.core.specs import GpuSpec, SimConstants
 
+Constant = float | tuple[tuple[float, float], ...]  # a number or a curve
 # What a constant is when it decides nothing; a curve can do so in two ways.
-NEUTRAL: Mapping[str, dict[str, Any]] = {
+NEUTRAL: Mapping[str, Mapping[str, Constant]] = {
     "bandwidth_curve flat": {"bandwidth_curve": ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))},
     "bandwidth_curve straight": {"bandwidth_curve": ((0.0, 0.0), (1.0, 1.0))},
     "dense_wave_share": {"dense_wave_share": 0.0},
@@ -50,6 +50,6 @@ def gpu_file(gpu: GpuSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """Numbers, texts and lists of them are written in TOML as in JSON."""
     return json.dumps(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
@@ -11,6 +9,7 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.costs.base import CostModel
 from nexusbench.devices.base import Device
 from nexusbench.devices.sim import Sim
+from nexusbench.results.resolved import BeliefFacts
 
 
 class Oracle(CostModel):
@@ -57,7 +56,7 @@ def not_simulated(device: str) -> UsageError:
 
 def make_oracle(
     config: RunConfig, device: Device, model: ModelSpec
-) -> tuple[CostModel, dict[str, Any]]:
+) -> tuple[CostModel, BeliefFacts]:
     """A belief factory for ``assemble``."""
     oracle = Oracle(simulated(device))
-    return oracle, {"cost_model": oracle.name, "options": {}, "profile": None, "recalibrate": False}
+    return oracle, BeliefFacts(cost_model=oracle.name, profile=None, recalibrate=False)

@@ -15,7 +15,7 @@ import msgspec
 from nexusbench.comparison.load import Load
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError
-from nexusbench.experiments.judging import Broken, Verdict, attained, judge, reached
+from nexusbench.experiments.judging import BrokenBound, Verdict, attained, judge, reached
 from nexusbench.experiments.probe import PROBE_SUFFIX, Probe, find_probe, run_probe
 from nexusbench.experiments.store import Store
 from nexusbench.metrics.slo import Slo
@@ -52,13 +52,13 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     outcome: str
     values: dict[str, float | None]
-    broken: tuple[Broken, ...]
+    broken: tuple[BrokenBound, ...]
     complete: bool
     ended: int
     kept_before: bool  # the probe was in the cache
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class FoundRate(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one search. ``kept`` is a rate that keeps the SLO (0: none does), ``broken_at``
     the next one of the lattice, which does not (None: the trace ends before it breaks). Below
     ``kept`` every rate tried keeps it, unless not ``monotone``. ``little`` and ``load`` are those
@@ -69,7 +69,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     kept: float
     broken_at: float | None
-    breaks: tuple[Broken, ...]
+    breaks: tuple[BrokenBound, ...]
     little: tuple[float, float, float] | None
     monotone: bool
     looks: tuple[Look, ...]
@@ -149,7 +149,7 @@ class _Search:
         return probe.complete and probe.throughput < _SATURATED * probe.rate
 
 
-def search_rate(task: SearchTask) -> Found:
+def search_rate(task: SearchTask) -> FoundRate:
     """Search the lattice for the place where the SLO breaks. Raises what runs raise."""
     search = _Search(task)
     stride = _NEAR_STEPS if task.hinted else max(1, lattice_step(_STRIDE, task.ratio))
@@ -187,11 +187,11 @@ def _downwards(search: _Search, step: int, stride: int) -> tuple[int | None, int
     return None, high
 
 
-def _found(search: _Search, low: int | None, high: int | None) -> Found:
+def _found(search: _Search, low: int | None, high: int | None) -> FoundRate:
     task = search.task
     lost = [step for step, verdict in search.verdicts.items() if verdict.outcome != "kept"]
     kept = [step for step, verdict in search.verdicts.items() if verdict.outcome == "kept"]
-    return Found(
+    return FoundRate(
         seed=task.config.seed,
         step=low if low is not None else high or 0,
         kept=0.0 if low is None else lattice_rate(low, task.ratio),

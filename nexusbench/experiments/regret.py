@@ -21,19 +21,14 @@ from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.devices.base import Device
 from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, simulated
-from nexusbench.models.config import load_model
+from nexusbench.metrics.summary import Summary
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
 from nexusbench.partitioners.nexus import NexusPartitionerOptions
-from nexusbench.serving.assembly import (
-    Assembly,
-    BeliefFactory,
-    assemble,
-    open_device,
-    resolve_device,
-)
+from nexusbench.serving.assembly import assemble
 from nexusbench.serving.belief import make_belief
-from nexusbench.serving.recorder import Progress
-from nexusbench.serving.runner import RunResult, serve
+from nexusbench.serving.opening import open_device
+from nexusbench.serving.resolve import model_on_device, resolve_device
+from nexusbench.serving.runner import Progress, RunResult, serve
 
 TOLERANCE = 1e-9  # of the bound: a split that just meets it meets it
 PAIR = ("prefill", "decode")
@@ -48,7 +43,7 @@ class Decision(msgspec.Struct, frozen=True):
     sms: tuple[int, int]  # chosen
 
 
-class Judgement(msgspec.Struct, frozen=True):
+class DecisionJudgement(msgspec.Struct, frozen=True):
     """``regret``: how much longer the target takes than under the best split (share, at least 0);
     ``excess``: how far the other stage is beyond its bound (share, 0 if it is not); ``possible``:
     whether any legal split meets the bound.
@@ -142,7 +137,7 @@ def objective(partitioner: Partitioner) -> NexusPartitionerOptions:
 
 def judge(
     decision: Decision, truth: Oracle, splits: Sequence[Split], rules: NexusPartitionerOptions
-) -> Judgement:
+) -> DecisionJudgement:
     """``decision`` against the best of ``splits`` (disjoint ones) in truth."""
     literal = decision.prefill_first == (rules.reading == "literal")
     slack = rules.beta if literal else rules.alpha
@@ -167,7 +162,9 @@ def judge(
     got, held = times(decision.sms)
     # Where nothing meets the bound, the policy is to give the other stage all it can.
     best = min(feasible) if feasible else min(made, key=lambda pair: pair[1])[0]
-    return Judgement(max(0.0, got / best - 1.0), max(0.0, held / bound - 1.0), bool(feasible))
+    return DecisionJudgement(
+        max(0.0, got / best - 1.0), max(0.0, held / bound - 1.0), bool(feasible)
+    )
 
 
 def check_beliefs(configs: Iterable[RunConfig]) -> None:
@@ -180,11 +177,11 @@ def check_beliefs(configs: Iterable[RunConfig]) -> None:
             name = resolve_device(config.device)
             if name.partition(":")[0] in ("cpu", "cuda"):
                 raise not_simulated(name)  # opening it would take long, or have faults of its own
-            model = load_model(config.model)
+            what = model_on_device(config)
             if device is None:
-                device, _ = open_device(config, model, config.max_model_len or model.max_model_len)
+                device, _ = open_device(what)
                 simulated(device)
-            make_belief(config, device, model)
+            make_belief(what.config, device, what.model)
     finally:
         if device is not None:
             device.close()
@@ -215,8 +212,7 @@ def judged_run(
     progress: Progress | None = None,
 ) -> tuple[Regret, RunResult]:
     """:func:`regret`, and the run that was judged."""
-    factory: BeliefFactory | None = make_oracle if oracle else None
-    assembly: Assembly = assemble(config, factory)
+    assembly = assemble(config, make_oracle if oracle else make_belief)
     try:
         device = simulated(assembly.device)
         if assembly.scheduler.partitions != PAIR:
@@ -231,23 +227,23 @@ def judged_run(
         judged = [judge(decision, truth, splits, rules) for decision in watched.kept]
     finally:
         assembly.device.close()
-    row = _result(label, watched, judged, result.summary["metrics"], scored=not oracle)
+    row = _result(label, watched, judged, result.summary, scored=not oracle)
     return row, result
 
 
 def _result(
     label: str,
     watched: Watched,
-    judged: Sequence[Judgement],
-    metrics: dict[str, Any],
+    judged: Sequence[DecisionJudgement],
+    summary: Summary,
     *,
     scored: bool,
 ) -> Regret:
     def value(tag: str, statistic: str) -> float | None:
-        found = metrics.get(tag, {}).get(statistic)
+        found = summary.value(tag, statistic)
         return None if found is None else float(found)
 
-    def over(get: Callable[[Judgement], float], reduce: Callable[[Any], Any]) -> float:
+    def over(get: Callable[[DecisionJudgement], float], reduce: Callable[[Any], Any]) -> float:
         values = [get(j) for j in judged]
         return 100.0 * float(reduce(values)) if values else 0.0
 

@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from nexusbench.core.config import RunConfig
-from nexusbench.experiments.cells import Cell, failed, keep_cell, read_cell, run_cell
+from nexusbench.experiments.cells import SweepCell, failed, keep_cell, read_cell, run_cell
 from nexusbench.experiments.cluster import run_on_ray
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep_spec import Sweep
-from nexusbench.serving.assembly import resolve_device
+from nexusbench.serving.resolve import resolve_device
 
 # Fields that decide most of what a run takes in real time.
 _COSTLY = ("trace", "scheduler", "limit", "device", "model")
 
 
-class Plan(msgspec.Struct):
+class SweepPlan(msgspec.Struct):
     """The cells of a sweep by position: their keys, and those that are kept already."""
 
     sweep: Sweep
     keys: list[str]
-    kept: dict[int, Cell]
+    kept: dict[int, SweepCell]
 
     @property
     def todo(self) -> list[int]:
@@ -39,14 +39,14 @@ class Plan(msgspec.Struct):
         return all(device.partition(":")[0] == "sim" for device in devices)
 
 
-def plan_sweep(sweep: Sweep, store: Store) -> Plan:
+def plan_sweep(sweep: Sweep, store: Store) -> SweepPlan:
     """Look up every cell. Raises InputError for a trace that cannot be read."""
     keys = [run_key(config) for config in sweep.configs]
     found = ((index, read_cell(store, key)) for index, key in enumerate(keys))
-    return Plan(sweep, keys, {index: cell for index, cell in found if cell is not None})
+    return SweepPlan(sweep, keys, {index: cell for index, cell in found if cell is not None})
 
 
-def estimated_seconds(plan: Plan, indices: Sequence[int]) -> float | None:
+def estimated_seconds(plan: SweepPlan, indices: Sequence[int]) -> float | None:
     """Real seconds that cells will take on one core, from kept ones that are most like them; None
     without any.
     """
@@ -72,17 +72,17 @@ def _looks(config: RunConfig) -> tuple[object, ...]:
 
 
 def run_sweep(
-    plan: Plan,
+    plan: SweepPlan,
     store: Store,
     *,
     jobs: int,
     ray: str | None = None,
-    function: Callable[[RunConfig], Cell] = run_cell,
-) -> Iterator[tuple[int, Cell]]:
+    function: Callable[[RunConfig], SweepCell] = run_cell,
+) -> Iterator[tuple[int, SweepCell]]:
     """Run what is not kept; each cell is kept before it is told. ``ray`` names a cluster."""
     todo = plan.todo
     configs = [plan.sweep.configs[index] for index in todo]
-    found: Iterator[tuple[int, Cell | Lost]]
+    found: Iterator[tuple[int, SweepCell | Lost]]
     if not configs:
         return
     found = run_all(function, configs, jobs) if ray is None else run_on_ray(function, configs, ray)
@@ -90,7 +90,6 @@ def run_sweep(
         cell = failed(configs[position], result.reason) if isinstance(result, Lost) else result
         index = todo[position]
         # As asked here: a node of a cluster has the trace elsewhere.
-        asked = msgspec.to_builtins(plan.sweep.configs[index])
-        cell = msgspec.structs.replace(cell, config=asked)
+        cell = msgspec.structs.replace(cell, config=plan.sweep.configs[index])
         keep_cell(store, plan.keys[index], cell)
         yield index, cell

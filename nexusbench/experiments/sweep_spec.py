@@ -24,12 +24,12 @@ from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.costs.base import cost_models
-from nexusbench.devices.base import devices
 from nexusbench.metrics.run_events import check_slo
 from nexusbench.metrics.slo import parse_slo
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import schedulers
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.source import read_source
 
 _TABLES = ("base", "grid", "include", "exclude")
@@ -42,7 +42,10 @@ _FILES = ("trace", "profile", "kernel_table")
 _DIGITS = 18
 MOST_CELLS = 100_000
 
-Values = dict[str, list[Any]]  # field -> its values, decoded and checked
+TomlTable = Mapping[str, object]  # as it was read
+FieldValue = str | int | float | dict[str, float] | None  # of RunConfig
+ConfigFields = Mapping[str, FieldValue]  # some fields of RunConfig, decoded and checked
+Values = dict[str, list[FieldValue]]  # field -> its values, decoded and checked
 
 
 class Sweep(msgspec.Struct, frozen=True):
@@ -82,7 +85,7 @@ def load_sweep(path: Path) -> Sweep:
     )  # fmt: skip
 
 
-def read_toml(path: Path) -> tuple[str, dict[str, Any], str]:
+def read_toml(path: Path) -> tuple[str, TomlTable, str]:
     """Text, document and SHA-256 of a spec. Raises InputError that names file and line."""
     source = read_source(path)
     text = source.text.decode()
@@ -90,13 +93,18 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any], str]:
     return text, document, source.sha256
 
 
-def product(base: Mapping[str, Any], axes: Values) -> Iterator[dict[str, Any]]:
+def product(base: ConfigFields, axes: Values) -> Iterator[ConfigFields]:
     """Every combination on top of ``base``; the last axis runs fastest."""
     for values in itertools.product(*axes.values()):
         yield {**base, **dict(zip(axes, values, strict=True))}
 
 
-def _matches(fields: Mapping[str, Any], rule: Values) -> bool:
+def config_of(fields: ConfigFields) -> RunConfig:
+    """The run of these fields, defaults for the others."""
+    return msgspec.structs.replace(RunConfig(trace=""), **fields)
+
+
+def _matches(fields: ConfigFields, rule: Values) -> bool:
     return all(fields.get(key, _default(key)) in wanted for key, wanted in rule.items())
 
 
@@ -109,12 +117,14 @@ def axes_of(configs: Sequence[RunConfig]) -> tuple[str, ...]:
     )
 
 
-def _default(field: str) -> Any:
+def _default(field: str) -> FieldValue:
     found = next(f for f in msgspec.structs.fields(RunConfig) if f.name == field)
+    value: FieldValue = None
     if found.default is not msgspec.NODEFAULT:
-        return found.default
-    made = found.default_factory
-    return None if made is msgspec.NODEFAULT else made()
+        value = found.default
+    elif found.default_factory is not msgspec.NODEFAULT:
+        value = found.default_factory()
+    return value
 
 
 class SpecReader:
@@ -147,7 +157,7 @@ class SpecReader:
                 return number
         return None
 
-    def check_tables(self, document: Mapping[str, Any]) -> None:
+    def check_tables(self, document: TomlTable) -> None:
         """Refuse tables that there are not, and an empty spec."""
         for key in document:
             if key not in self._known:
@@ -165,14 +175,14 @@ class SpecReader:
             problem = f"makes {many:,} runs, more than {MOST_CELLS:,}"
             raise self.fault(problem, "grid", hint="Give it fewer values")
 
-    def table(self, document: Mapping[str, Any], name: str, *, lists: bool = True) -> Values:
+    def table(self, document: TomlTable, name: str, *, lists: bool = True) -> Values:
         """The fields of a table that may be left out."""
         table = document.get(name, {})
         if not isinstance(table, dict):
             raise self.fault(f"must be a table, not {_kind(table)}", name, hint=f"Write [{name}]")
         return self.values(table, name, 0, lists)
 
-    def tables(self, document: Mapping[str, Any], name: str) -> list[Values]:
+    def tables(self, document: TomlTable, name: str) -> list[Values]:
         """The fields of every table of an array of tables."""
         found = document.get(name, [])
         if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
@@ -182,7 +192,7 @@ class SpecReader:
                 raise self.fault("is empty", name, hint="Give it a field", nth=nth)
         return [self.values(table, name, nth, True) for nth, table in enumerate(found)]
 
-    def values(self, table: Mapping[str, Any], name: str, nth: int, lists: bool) -> Values:
+    def values(self, table: TomlTable, name: str, nth: int, lists: bool) -> Values:
         """Fields of RunConfig, each checked by itself; ``nth`` of the tables called ``name``."""
         decoded: Values = {}
         known = [*_FIELDS, *_ALIASES]
@@ -205,7 +215,7 @@ class SpecReader:
                 raise self.fault("must be a list", name, key, f'Write {key} = ["{value}"]', nth)
         return decoded
 
-    def _range(self, field: str, value: Any) -> list[Any]:
+    def _range(self, field: str, value: object) -> list[object]:
         """``0..4`` as five seeds; anything else as itself."""
         found = _RANGE.fullmatch(value) if field == "seed" and isinstance(value, str) else None
         # Twenty digits are no seed, and a longer range than any sweep is not counted out.
@@ -214,7 +224,7 @@ class SpecReader:
         low, high = int(found[1]), int(found[2])
         return list(range(low, min(high, low + MOST_CELLS) + 1))
 
-    def _value(self, field: str, value: Any, place: tuple[str, str, int]) -> Any:
+    def _value(self, field: str, value: object, place: tuple[str, str, int]) -> FieldValue:
         table, key, nth = place
         if value == DEFAULT and _default(field) is None and field != "trace":
             return None
@@ -232,9 +242,10 @@ class SpecReader:
             problem = error.problem if isinstance(error, InputError) else str(error)
             hint = error.hint if isinstance(error, InputError) and error.hint else ""
             raise self.fault(problem, table, key, hint, nth) from None
-        return getattr(checked, field)
+        decoded: FieldValue = getattr(checked, field)
+        return decoded
 
-    def _located(self, field: str, value: Any) -> Any:
+    def _located(self, field: str, value: object) -> object:
         """Paths seen from where the spec lies."""
         if not isinstance(value, str) or not value:
             return value
@@ -251,7 +262,7 @@ class SpecReader:
             return f"{kind}:{folder / rest}"
         return str(folder / value) if field == "model" and (folder / value).exists() else value
 
-    def config(self, fields: Mapping[str, Any]) -> RunConfig:
+    def config(self, fields: ConfigFields) -> RunConfig:
         """One run. Raises InputError where the parts do not go together."""
         if "trace" not in fields:
             raise InputError("no trace is named", file=self.path, field="base.trace", hint="Add it")
@@ -260,14 +271,14 @@ class SpecReader:
                 "redraws arrivals and needs a rate", file=self.path, field="burstiness",
                 hint="Give request_rate to the same runs",
             )  # fmt: skip
-        return RunConfig(**fields)
+        return config_of(fields)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "an array of tables" if isinstance(value, list) else type(value).__name__
 
 
-def _goodput(value: Any) -> Any:
+def _goodput(value: object) -> object:
     """``"ttft:500,tbt:50"`` or a table as bounds in ms."""
     if isinstance(value, str):
         slo = parse_slo([value], flag="bounds")
@@ -290,9 +301,8 @@ def _cost_model(text: str) -> None:
 
 
 def _device(text: str) -> None:
-    kind, _, argument = text.partition(":")
-    if kind != "auto":
-        devices.load(kind).describe(argument)
+    if text != "auto":
+        find_device(text).describe()
 
 
 # Names are checked before anything runs: a typo would fail a whole column of cells.

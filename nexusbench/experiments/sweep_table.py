@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import nexusbench
 from nexusbench.core.config import RunConfig
 from nexusbench.core.outputs import atomic_file
-from nexusbench.experiments.cells import Cell
+from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.sweep_spec import Sweep
 from nexusbench.metrics.base import Metric, load_metrics
@@ -24,7 +23,7 @@ _SLO = "slo"
 _TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
 
 
-def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, Cell]) -> pa.Table:
+def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, SweepCell]) -> pa.Table:
     """One row per cell in the sweep's order, the same bytes whenever and wherever it was run.
 
     Columns: ``cell``, ``key``, ``status``, ``error``, ``digest``, ``simulated``, ``trace_sha256``,
@@ -42,7 +41,7 @@ def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, Cell]) ->
         "digest": pa.array([cell.digest for cell in rows], pa.string()),
         "simulated": pa.array([cell.simulated for cell in rows], pa.bool_()),
         "trace_sha256": pa.array(
-            [file_sha256(Path(cell.config["trace"])) for cell in rows], pa.string()
+            [file_sha256(Path(cell.config.trace)) for cell in rows], pa.string()
         ),
     }
     configs = [sweep.configs[index] for index in order]
@@ -80,8 +79,8 @@ def _names(metric: Metric) -> list[tuple[str, str]]:
     return [(f"{metric.tag}.{statistic}", statistic) for statistic in (*STATISTICS, "n")]
 
 
-def _value(cell: Cell, tag: str, statistic: str) -> float | None:
-    found: Any = cell.summary.get("metrics", {}).get(tag, {}).get(statistic)
+def _value(cell: SweepCell, tag: str, statistic: str) -> float | None:
+    found = cell.value(tag, statistic)
     return None if found is None else float(found)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.config import RunConfig
+from nexusbench.core.config import EndpointConfig, RunConfig
+from nexusbench.core.documents import JsonObject
 from nexusbench.profiles.profile import sha256_of
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
 Facts = dict[str, str | int | float | bool | None]
 
@@ -22,7 +24,7 @@ _CONFIG = "config."
 
 
 def environment_of(
-    config: Mapping[str, Any], resolved: Mapping[str, Any], simulated: bool
+    config: RunConfig | EndpointConfig, resolved: Resolved, simulated: bool
 ) -> Facts:
     """What decides every number of a run: trace, model, device, scheduler (with hashes of their
     contents), and each setting that is not the default, seed aside.
@@ -31,26 +33,30 @@ def environment_of(
     config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
     so.
     """
-    model, trace = resolved["model"], resolved["trace"]
-    gpu = {key: value for key, value in resolved["gpu"].items() if key != "sources"}
-    own_model = {key: value for key, value in model.items() if key not in ("name", "source")}
-    sources = [resolved.get(key) for key in ("kernel_table", "made_of_profile")]
-    device = [gpu, resolved["num_sms"], *sources]
+    gpu: JsonObject = msgspec.to_builtins(resolved.gpu)
+    own_model: JsonObject = msgspec.to_builtins(resolved.model)
+    gpu.pop("sources", None)
+    for name in ("name", "source"):
+        own_model.pop(name, None)
+    sources: list[str | None] = [None, None]
+    if isinstance(resolved, ResolvedEngineRun):
+        sources = [resolved.kernel_table, resolved.made_of_profile]
+    device = [gpu, resolved.num_sms, *sources]
     facts: Facts = {
-        "trace": str(trace["name"]),
-        "trace_sha256": str(trace["sha256"])[:_HASH_CHARACTERS],
-        "model": str(model["name"]),
+        "trace": resolved.trace.name,
+        "trace_sha256": resolved.trace.sha256[:_HASH_CHARACTERS],
+        "model": resolved.model.name,
         "model_sha256": sha256_of(own_model)[:_HASH_CHARACTERS],
-        "device": str(resolved["device"]),
+        "device": resolved.device,
         "device_sha256": sha256_of(device)[:_HASH_CHARACTERS],
-        "scheduler": str(config.get("scheduler", "endpoint")),
+        "scheduler": config.scheduler if isinstance(config, RunConfig) else "endpoint",
         "simulated": simulated,
     }
-    profile = (resolved.get("belief") or {}).get("profile")
-    if profile:
-        facts["profile_sha256"] = str(profile["points_sha256"])[:_HASH_CHARACTERS]
-    usual = msgspec.to_builtins(RunConfig(trace=""))
-    for key, value in sorted(config.items()):
+    if resolved.belief is not None and resolved.belief.profile is not None:
+        facts["profile_sha256"] = resolved.belief.profile.points_sha256[:_HASH_CHARACTERS]
+    asked: JsonObject = msgspec.to_builtins(config)
+    usual: JsonObject = msgspec.to_builtins(RunConfig(trace=""))
+    for key, value in sorted(asked.items()):
         if key not in _ELSEWHERE and value != usual.get(key):
             plain = isinstance(value, str | int | float | bool)
             facts[_CONFIG + key] = value if plain else _flat(value)
@@ -61,11 +67,6 @@ def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key}:{item:g}" for key, item in sorted(value.items()))
     return str(value)
-
-
-def machine_of(resolved: Mapping[str, Any]) -> Facts:
-    """What measured times depend on besides: CPU, cores, versions, and a real device's driver."""
-    return {str(key): value for key, value in (resolved.get("machine") or {}).items()}
 
 
 def name_of(environment: Facts) -> str:

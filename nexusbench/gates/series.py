@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError
-from nexusbench.gates.environment import environment_of, machine_of, name_of
+from nexusbench.gates.environment import environment_of, name_of
 from nexusbench.gates.rules import (
     GAPS,
     GUARDS,
@@ -18,7 +20,9 @@ from nexusbench.gates.rules import (
     Better,
     Measure,
 )
+from nexusbench.metrics.summary import STATISTICS, ScalarEntry, Summary
 from nexusbench.results.manifest import MANIFEST_FILE
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
 if TYPE_CHECKING:
     from nexusbench.results.reader import RunReader
@@ -53,7 +57,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: str | None = None
 
 
-class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RunSeries(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Runs that differ in their seeds at most.
 
     ``environment`` decides every number, ``machine`` those that are measured (empty where none
@@ -66,11 +70,11 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics: dict[str, Samples]
 
 
-class Point(msgspec.Struct, frozen=True):
+class RunPoint(msgspec.Struct, frozen=True):
     """One run as it enters a series; ``config`` makes it again."""
 
     name: str
-    config: dict[str, Any]
+    config: RunConfig | EndpointConfig
     environment: Facts
     machine: Facts
     simulated: bool
@@ -78,16 +82,12 @@ class Point(msgspec.Struct, frozen=True):
     values: dict[str, float | None]
 
 
-def point_of_result(result: RunResult) -> Point:
+def point_of_result(result: RunResult) -> RunPoint:
     """The point of a run that has just ended."""
-    summary = result.summary
-    return _point(
-        msgspec.to_builtins(result.config), result.resolved, summary,
-        summary.get(HOST_METRIC, {}), result.event_digest,
-    )  # fmt: skip
+    return _point(result.config, result.resolved, result.summary, result.event_digest)
 
 
-def point_of_reader(reader: RunReader) -> Point:
+def point_of_reader(reader: RunReader) -> RunPoint:
     """The point of a stored run. Raises InputError naming what it lacks: a run that did not end is
     no evidence.
     """
@@ -105,39 +105,31 @@ def point_of_reader(reader: RunReader) -> Point:
     summary = usable_summary(reader.summary())
     if summary is None:
         summary = summarise(RunEvents.from_reader(reader))
-    return _point(
-        manifest.config, manifest.resolved, summary,
-        manifest.resolved.get(HOST_METRIC, {}), manifest.event_digest,
-    )  # fmt: skip
+    return _point(manifest.config, manifest.resolved, summary, manifest.event_digest)
 
 
 def _point(
-    config: Mapping[str, Any],
-    resolved: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    decisions: Mapping[str, float],
-    digest: str,
-) -> Point:
-    # Through JSON, as a stored manifest went: tuples become lists.
-    resolved = msgspec.json.decode(msgspec.json.encode(resolved))
-    simulated = bool(summary["simulated"])
-    environment = environment_of(config, resolved, simulated)
+    config: RunConfig | EndpointConfig, resolved: Resolved, summary: Summary, digest: str
+) -> RunPoint:
+    environment = environment_of(config, resolved, summary.simulated)
     values: dict[str, float | None] = {}
-    for tag, entry in summary["metrics"].items():
-        if entry["kind"] == "scalar":
-            values[tag] = entry.get("value")
+    for tag, entry in summary.metrics.items():
+        if isinstance(entry, ScalarEntry):
+            values[tag] = entry.value
         else:
-            statistics = {k: v for k, v in entry.items() if isinstance(v, float | int | None)}
-            values |= {f"{tag}.{name}": value for name, value in statistics.items()}
-    values |= {f"{HOST_METRIC}.{name}": value for name, value in decisions.items()}
-    run = Run(int(config.get("seed", 0)), digest if simulated else None)
-    machine = machine_of(resolved)
-    return Point(name_of(environment), dict(config), environment, machine, simulated, run, values)
+            values |= {f"{tag}.{name}": entry.get(name) for name in (*STATISTICS, "n")}
+    if isinstance(resolved, ResolvedEngineRun) and resolved.decision_us is not UNSET:
+        values |= {f"{HOST_METRIC}.{name}": value for name, value in resolved.decision_us.items()}
+    run = Run(config.seed, digest if summary.simulated else None)
+    machine: Facts = dict(resolved.machine)
+    return RunPoint(
+        name_of(environment), config, environment, machine, summary.simulated, run, values
+    )
 
 
 def make_series(
-    points: Sequence[Point], measures: Mapping[str, Measure], wanted: Iterable[str]
-) -> dict[str, Series]:
+    points: Sequence[RunPoint], measures: Mapping[str, Measure], wanted: Iterable[str]
+) -> dict[str, RunSeries]:
     """Points grouped into series by name, with the values of the ``wanted`` metrics and of what
     guards them.
 
@@ -148,7 +140,7 @@ def make_series(
     counts.append(GAPS)
     wanted = list(dict.fromkeys([*wanted, *GUARDS, *counts]))
     measures = {**GUARDS, **dict.fromkeys(counts, SAMPLES), **measures}
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[RunPoint]] = {}
     for point in points:
         name, count = point.name, 1
         while name in groups and groups[name][0].environment != point.environment:
@@ -159,8 +151,8 @@ def make_series(
 
 
 def _series(
-    points: Sequence[Point], measures: Mapping[str, Measure], wanted: Sequence[str]
-) -> Series:
+    points: Sequence[RunPoint], measures: Mapping[str, Measure], wanted: Sequence[str]
+) -> RunSeries:
     ordered = sorted(points, key=lambda point: point.run.seed)
     first = ordered[0]
     machine: Facts = dict(first.machine)
@@ -179,7 +171,7 @@ def _series(
         if any(point.values.get(name) is not None for point in ordered)
     }
     measured = any(not samples.exact for samples in metrics.values())
-    return Series(
+    return RunSeries(
         environment=first.environment,
         machine=machine if measured else {},
         runs=[point.run for point in ordered],

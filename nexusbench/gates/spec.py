@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import msgspec
 
 from nexusbench.core.config import RunConfig, check_config
-from nexusbench.core.documents import convert, located, parse_toml, read_text
+from nexusbench.core.documents import JsonObject, convert, located, parse_toml, read_text
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.gates.rules import DEFAULT_RULES, Rule, parse_rules, run_measures
@@ -39,13 +39,13 @@ _FILES = (".toml", ".json")
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The spec as it is written."""
 
-    runs: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    runs: Annotated[list[JsonObject], msgspec.Meta(min_length=1)]
     baseline: str | None = None
     rules: tuple[str, ...] = DEFAULT_RULES
     seeds: Annotated[tuple[Seed, ...], msgspec.Meta(min_length=1)] = (0,)
     repeats: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     confirm: bool = False
-    defaults: dict[str, Any] = {}
+    defaults: JsonObject = {}
 
 
 class GateSpec(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ def load_spec(path: Path) -> GateSpec:
     if len(configs) * len(file.seeds) * file.repeats > MOST_RUNS:
         problem = f"asks for more than {MOST_RUNS:,} runs"
         raise InputError(problem, file=path, field="runs", hint="Take fewer seeds or repeats")
-    # Repeats and seeds go outermost, so that a drift of the machine meets all series alike.
+    # Repeats and seeds go outermost, so that a drift of the machine affects all series alike.
     planned = [
         msgspec.structs.replace(config, seed=seed)
         for _ in range(file.repeats)

@@ -14,7 +14,7 @@ from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS
 from nexusbench.core.units import NS_PER_MS
 
 if TYPE_CHECKING:
-    from nexusbench.metrics.run_events import Facts
+    from nexusbench.core.events import RunFacts
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -257,7 +257,7 @@ class Misfit(InputError):
         return Misfit(self.table, row, self.column, self.what, file)
 
 
-def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts: Facts) -> None:
+def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts: RunFacts) -> None:
     """Check what metrics assume of a stored log. Raises Misfit for the first row that does
     not meet it.
     """
@@ -280,7 +280,7 @@ def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts
         _check_known(tables, "chunk", "step", tables["submitted"]["step"])
 
 
-def _codes(facts: Facts) -> Iterator[tuple[str, str, int]]:
+def _codes(facts: RunFacts) -> Iterator[tuple[str, str, int]]:
     """Columns that are indices, and the highest value of each."""
     yield "ended", "outcome", len(OUTCOMES) - 1
     yield "preempted", "kind", len(PREEMPTION_KINDS) - 1

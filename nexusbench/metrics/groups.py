@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from nexusbench.metrics.arrays import BoolArray, to_ms
 from nexusbench.metrics.requests import met
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.metrics.summary import describe
+from nexusbench.metrics.summary import Statistics, describe
 
 # Of more tenants than these the largest are shown, the others together.
 MOST_TENANTS = 12
@@ -21,13 +21,22 @@ _CUTS = (0.25, 0.5, 0.75, 0.95)
 Group = tuple[str, BoolArray]
 
 
-def group(run: RunEvents, grouping: str) -> list[dict[str, Any]]:
-    """One row per group of GROUPINGS[grouping]: ``group``, ``offered``, ``missed`` (not finished),
-    ``attainment`` (%, None without an SLO), and ``ttft`` and ``tbt`` (ms) as ``describe`` gives
-    them.
-
-    All are of measured requests, attainment over those offered.
+class GroupRow(msgspec.Struct, frozen=True):
+    """One group of the measured requests: how many were ``offered``, how many of these did not
+    finish (``missed``), ``attainment`` in percent of those offered (None without an SLO), and TTFT
+    and TBT in ms.
     """
+
+    group: str
+    offered: int
+    missed: int
+    attainment: float | None
+    ttft: Statistics
+    tbt: Statistics
+
+
+def group(run: RunEvents, grouping: str) -> list[GroupRow]:
+    """One row per group of GROUPINGS[grouping]."""
     good = met(run) if run.facts.slo else None
     by_gap = run.measured[run.gap_request]
     rows = []
@@ -36,14 +45,14 @@ def group(run: RunEvents, grouping: str) -> list[dict[str, Any]]:
         count = int(offered.sum())
         answered = members & run.answered
         rows.append(
-            {
-                "group": name,
-                "offered": count,
-                "missed": count - int((members & run.finished).sum()),
-                "attainment": None if good is None else _percent(good & members, count),
-                "ttft": describe(to_ms((run.first_token - run.arrival)[answered])),
-                "tbt": describe(to_ms(run.gaps[by_gap & members[run.gap_request]])),
-            }
+            GroupRow(
+                group=name,
+                offered=count,
+                missed=count - int((members & run.finished).sum()),
+                attainment=None if good is None else _percent(good & members, count),
+                ttft=describe(to_ms((run.first_token - run.arrival)[answered])),
+                tbt=describe(to_ms(run.gaps[by_gap & members[run.gap_request]])),
+            )
         )
     return rows
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from nexusbench.core.documents import convert
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
+from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog, RunFacts, StoredEvents
 from nexusbench.core.registry import did_you_mean
-from nexusbench.core.work import HostGap, Work
 from nexusbench.metrics.arrays import (
     MANY,
     BoolArray,
@@ -55,35 +53,10 @@ def check_slo(slo: Mapping[str, float]) -> dict[str, float]:
     return {key: checked[key] for key in SLO_KEYS if key in checked}
 
 
-class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Facts beside the event log; ``partitions``, ``splits``, ``strings`` decode its codes."""
-
-    simulated: bool
-    num_sms: int
-    kv_blocks: int
-    block_size: int
-    partitions: tuple[str, ...]
-    splits: tuple[tuple[int, ...], ...] = ()
-    strings: tuple[str, ...] = ()
-    device: str = ""  # its name, which says what its shares are made of
-    slo: dict[str, float] = {}  # bounds in ms
-    warmup_ns: int = 0
-    gpus: int = 1
-    observed: Literal["engine", "client"] = (
-        "engine"  # the writer of the log: a client sees no launches
-    )
-    price_per_hour: float | None = None  # dollars for one GPU
-    watts: float | None = None  # of one GPU
-    work: Work | None = None  # of a device whose limits were measured
-    pools: tuple[str, ...] = ("gpu",)  # memories that hold KV: of GPUs, and of the host
-    homes: tuple[int, ...] = ()  # for each partition the pool of its GPU
-    host_gaps: dict[str, HostGap] = {}  # by partition, of a device that measures them
-
-
 class EventSource(Protocol):
-    """A stored run: ``events()`` gives the dicts ``tables``, ``requests`` and ``facts``."""
+    """A stored run."""
 
-    def events(self) -> dict[str, Any]:
+    def events(self) -> StoredEvents:
         """The run's arrays and facts."""
 
 
@@ -115,7 +88,7 @@ class RunEvents:
     what began at or after ``warmup_ns``: requests by arrival, launches by start.
     """
 
-    def __init__(self, tables: Mapping[str, Columns], requests: Columns, facts: Facts) -> None:
+    def __init__(self, tables: Mapping[str, Columns], requests: Columns, facts: RunFacts) -> None:
         """Take equally long columns per table of SCHEMA. Raises InputError if they do not fit
         together.
         """
@@ -135,12 +108,8 @@ class RunEvents:
         self._check()
 
     @classmethod
-    def from_log(
-        cls, log: EventLog, requests: Columns, facts: Facts | Mapping[str, Any]
-    ) -> RunEvents:
+    def from_log(cls, log: EventLog, requests: Columns, facts: RunFacts) -> RunEvents:
         """The run of a log that was never drained; the log's strings are added to the facts."""
-        if not isinstance(facts, Facts):
-            facts = msgspec.convert(dict(facts), Facts)
         facts = msgspec.structs.replace(facts, strings=tuple(log.strings))
         return cls({name: table.columns for name, table in log.tables.items()}, requests, facts)
 
@@ -163,12 +132,12 @@ class RunEvents:
             "watts": watts,
         }
         changes = {key: value for key, value in asked.items() if value is not None}
-        facts = convert({**stored["facts"], **changes}, Facts, stored.get("file"), at="resolved")
+        facts = msgspec.structs.replace(stored.facts, **changes)
         try:
-            run = cls(stored["tables"], stored["requests"], facts)
+            run = cls(stored.tables, stored.requests, facts)
             check_tables(run.tables, run.requests, facts)
         except Misfit as error:
-            raise error.located(stored["tables"].locate) from None
+            raise error.located(stored.tables.locate) from None
         return run
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""A run in numbers, and two schedulers compared over seeds; JSON-ready and deterministic."""
+"""A run in numbers, and two schedulers compared over seeds; deterministic."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.arrays import MANY
-from nexusbench.metrics.base import Distribution, Metric, Scalar, find_metrics, load_metrics
+from nexusbench.metrics.base import (
+    Direction,
+    Distribution,
+    Metric,
+    Scalar,
+    find_metrics,
+    load_metrics,
+)
 from nexusbench.metrics.device_use import split_shares
-from nexusbench.metrics.noise import NOISY, is_whole, left_out, rates_left_out
+from nexusbench.metrics.noise import NOISY, LeftOut, is_whole, left_out, rates_left_out
 from nexusbench.metrics.run_events import RunEvents
 
-SUMMARY_SCHEMA = 1
+SUMMARY_SCHEMA: Literal[1] = 1
 PERCENTILES = (50, 95, 99)
 STATISTICS = ("mean", "p50", "p95", "p99", "min", "max")
+_OF_DISTRIBUTIONS = (*STATISTICS, "n")
 # A percentile with fewer samples than this above it is marked weak.
 TAIL_SAMPLES = 10
 # Two-sided 95 % quantiles of Student's t for 1..30 degrees of freedom (any table of t).
@@ -33,13 +41,105 @@ _NORMAL_95 = 1.959964
 _HIDDEN = "a client does not see the inside of the server"
 
 
-def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
+SampleCount = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Of ``n`` values; None where there are none. ``weak`` names percentiles with too few samples
+    beyond them.
+    """
+
+    mean: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    min: float | None = None
+    max: float | None = None
+    n: SampleCount = 0
+    weak: list[str] = []
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """One metric of a run."""
+
+    title: str
+    unit: str
+    direction: Direction
+
+
+class ScalarEntry(_Entry, frozen=True, kw_only=True, tag="scalar"):
+    """A metric with one value; None, with a ``reason``, where the run has none."""
+
+    value: int | float | None  # counts stay integers where they are stored
+    reason: str = ""
+
+    @property
+    def weak(self) -> Sequence[str]:
+        """Nothing: one value has no percentiles."""
+        return ()
+
+    def get(self, statistic: str) -> float | None:
+        """The ``value``; None for any other statistic."""
+        return self.value if statistic == "value" else None
+
+
+class DistributionEntry(_Entry, frozen=True, kw_only=True, tag="distribution"):
+    """A metric with many values: its :class:`Statistics`, and a ``reason`` where ``n`` is 0."""
+
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    min: float | None
+    max: float | None
+    n: SampleCount
+    weak: list[str]
+    reason: str = ""
+
+    def get(self, statistic: str) -> float | None:
+        """One of STATISTICS, or ``n``; None where there is none of that name or no value."""
+        return getattr(self, statistic) if statistic in _OF_DISTRIBUTIONS else None
+
+
+Entry = ScalarEntry | DistributionEntry
+
+
+class WarmUp(msgspec.Struct, frozen=True):
+    """So many seconds from the start, and the requests that arrived in them, are not measured."""
+
+    seconds: float
+    requests: SampleCount
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A run in numbers. ``left_out`` is what statistics are without each tenth of the run, by which
+    a lead is judged (docs/metrics.md); ``split_shares`` are percent of launched time; ``failed``
+    says of which metrics and plug-ins there is no value because they raised, and why.
+    """
+
+    schema: Literal[1]
+    simulated: bool
+    window_s: tuple[float, float]
+    warmup: WarmUp
+    slo: dict[str, float]
+    metrics: dict[str, Entry]
+    left_out: LeftOut = {}
+    split_shares: dict[str, float]
+    formulas: dict[str, str] = {}
+    failed: dict[str, str] = {}
+
+    def value(self, tag: str, statistic: str = "value") -> float | None:
+        """One statistic of one metric; None where the run has none."""
+        entry = self.metrics.get(tag)
+        return None if entry is None else entry.get(statistic)
+
+
+def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> Summary:
     """Every metric of a run, with units, directions and formulas; None (with a reason) where
     undefined.
 
     ``metrics`` defaults to all of the folder. A metric that raises, or gives what is no finite
-    number, has no value, and a run that was served keeps all others: the entry ``failed`` (only
-    there if there are any) says of which plug-in that is true, and why. Raises InputError for a
+    number, has no value, and a run that was served keeps all others. Raises InputError for a
     damaged log.
     """
     failed: dict[str, str] = {}
@@ -47,62 +147,56 @@ def summarise(run: RunEvents, metrics: Mapping[str, Metric] | None = None) -> di
         found = find_metrics()
         metrics, failed = found.metrics, dict(found.broken)
     warmup = int((run.offered & ~run.measured).sum())
-    noise: dict[str, dict[str, list[float]]] = {
-        tag: {name: [] for name in names} for tag, names in NOISY.items()
-    }
+    noise: LeftOut = {tag: {name: [] for name in names} for tag, names in NOISY.items()}
     entries = {tag: _entry(metric, run, noise, failed) for tag, metric in metrics.items()}
-    summary = {
-        "schema": SUMMARY_SCHEMA,
-        "simulated": run.facts.simulated,
-        "window_s": [time / NS_PER_S for time in run.window],
-        "warmup": {"seconds": run.facts.warmup_ns / NS_PER_S, "requests": warmup},
-        "slo": dict(run.facts.slo),
-        "metrics": entries,
-        # Statistics without each tenth of the run: what a lead is judged by (docs/metrics.md).
-        "left_out": noise | rates_left_out(run),
-        "split_shares": split_shares(run),
-        "formulas": {tag: metric.formula for tag, metric in metrics.items()},
-    }
-    return {**summary, "failed": failed} if failed else summary
+    start, end = run.window
+    return Summary(
+        schema=SUMMARY_SCHEMA,
+        simulated=run.facts.simulated,
+        window_s=(start / NS_PER_S, end / NS_PER_S),
+        warmup=WarmUp(run.facts.warmup_ns / NS_PER_S, warmup),
+        slo=dict(run.facts.slo),
+        metrics=entries,
+        left_out=noise | rates_left_out(run),
+        split_shares=split_shares(run),
+        formulas={tag: metric.formula for tag, metric in metrics.items()},
+        failed=failed,
+    )
 
 
-def _entry(
-    metric: Metric,
-    run: RunEvents,
-    noise: dict[str, dict[str, list[float]]],
-    failed: dict[str, str],
-) -> dict[str, Any]:
+def _entry(metric: Metric, run: RunEvents, noise: LeftOut, failed: dict[str, str]) -> Entry:
     """One metric's entry. What its statistics are without each block goes to ``noise``, the fault
     of a metric that raises to ``failed``.
     """
-    entry: dict[str, Any] = {
-        "kind": metric.kind,
-        "title": metric.title,
-        "unit": metric.unit,
-        "direction": metric.direction,
-    }
     try:
         if metric.needs_engine and run.facts.observed == "client":
-            return {**entry, **_empty(metric), "reason": _HIDDEN}
+            return _entry_of(metric, None, _HIDDEN)
         values = _values(metric, run, noise)
-        missing = values["n"] == 0 if "n" in values else values["value"] is None
-        return {**entry, **values, **({"reason": str(metric.reason(run))} if missing else {})}
+        missing = values is None or (isinstance(values, Statistics) and not values.n)
+        return _entry_of(metric, values, str(metric.reason(run)) if missing else "")
     except (InputError, KeyboardInterrupt):
         raise  # the log is damaged: that is not the metric's fault
     except BaseException as error:
         # A user's metric may raise anything, SystemExit too.
         fault = str(error) if isinstance(error, NexusbenchError) else fault_of(error)
         failed[metric.tag] = fault
-        return {**entry, **_empty(metric), "reason": f"failed: {fault}"}
+        return _entry_of(metric, None, f"failed: {fault}")
 
 
-def _empty(metric: Metric) -> dict[str, Any]:
-    return describe(np.empty(0)) if isinstance(metric, Distribution) else {"value": None}
+def _entry_of(metric: Metric, values: Statistics | float | None, reason: str) -> Entry:
+    """The entry of a metric that gave ``values``; None for no value."""
+    title, unit, direction = metric.title, metric.unit, metric.direction
+    if isinstance(metric, Distribution):
+        found = values if isinstance(values, Statistics) else Statistics()
+        return DistributionEntry(
+            title=title, unit=unit, direction=direction, reason=reason,
+            **msgspec.structs.asdict(found),
+        )  # fmt: skip
+    assert not isinstance(values, Statistics)
+    return ScalarEntry(title=title, unit=unit, direction=direction, value=values, reason=reason)
 
 
-def _values(
-    metric: Metric, run: RunEvents, noise: dict[str, dict[str, list[float]]]
-) -> dict[str, Any]:
+def _values(metric: Metric, run: RunEvents, noise: LeftOut) -> Statistics | float | None:
     """What a metric gives. Raises NexusbenchError for what is no number."""
     if isinstance(metric, Distribution):
         values: np.ndarray[Any, np.dtype[Any]] = np.asarray(metric.values(run))
@@ -124,82 +218,37 @@ def _values(
     plain = value is None or type(value) in (int, float)
     if not plain:
         value = float(value)
-    return {"value": None if value is None else _finite(value, metric.tag)}
+    return None if value is None else _finite(value, metric.tag)
 
 
-class _Stored(msgspec.Struct, kw_only=True):
-    title: str
-    unit: str
-    direction: Literal["lower", "higher", "none"]
-    reason: str = ""
-
-
-class _StoredScalar(_Stored, tag_field="kind", tag="scalar", kw_only=True):
-    value: float | None
-
-
-class _StoredDistribution(_Stored, tag_field="kind", tag="distribution", kw_only=True):
-    mean: float | None
-    p50: float | None
-    p95: float | None
-    p99: float | None
-    min: float | None
-    max: float | None
-    n: Annotated[int, msgspec.Meta(ge=0)]
-    weak: list[str]
-
-
-class _Warmup(msgspec.Struct, kw_only=True):
-    seconds: float
-    requests: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _StoredSummary(msgspec.Struct, kw_only=True):
-    """What the tables take for granted."""
-
-    schema: Literal[1]
-    simulated: bool
-    window_s: tuple[float, float]
-    warmup: _Warmup
-    slo: dict[str, float]
-    metrics: dict[str, _StoredScalar | _StoredDistribution]
-    left_out: dict[str, dict[str, list[float]]]
-    split_shares: dict[str, float]
-    formulas: dict[str, str]
-    failed: dict[str, str] = {}
-
-
-def usable_summary(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def usable_summary(stored: object) -> Summary | None:
     """``stored`` if it is what :func:`summarise` gives here; None where it is to be computed again:
     it lacks something, or a metric that is known here.
     """
     try:
-        checked = msgspec.convert(stored, _StoredSummary)
+        summary = msgspec.convert(stored, Summary)
     except (msgspec.ValidationError, RecursionError):
         return None
-    tags = checked.metrics.keys()
-    whole = checked.formulas.keys() == tags and load_metrics().keys() <= tags
-    whole = whole and is_whole(checked.left_out)
-    return dict(stored) if stored is not None and whole else None
+    tags = summary.metrics.keys()
+    whole = summary.formulas.keys() == tags and load_metrics().keys() <= tags
+    return summary if whole and is_whole(summary.left_out) else None
 
 
-def describe(values: np.ndarray[Any, np.dtype[Any]], tag: str = "") -> dict[str, Any]:
-    """STATISTICS and ``n`` of some values; ``weak`` lists percentiles with too few samples beyond
-    them.
+def describe(values: np.ndarray[Any, np.dtype[Any]], tag: str = "") -> Statistics:
+    """The statistics of some values.
 
-    Percentiles interpolate linearly. Without values every statistic is None. Very many values are
-    put in another order on the way, to spare a copy.
+    Percentiles interpolate linearly. Very many values are put in another order on the way, to spare
+    a copy.
     """
     n = len(values)
     if not n:
-        return {**dict.fromkeys(STATISTICS), "n": 0, "weak": []}
-    statistics = {"mean": _finite(float(values.mean(dtype=np.float64)), tag)}
+        return Statistics()
+    mean = _finite(float(values.mean(dtype=np.float64)), tag)
     percentiles = np.percentile(values, PERCENTILES, overwrite_input=n > MANY)
-    for q, value in zip(PERCENTILES, percentiles, strict=True):
-        statistics[f"p{q}"] = _finite(float(value), tag)
-    statistics |= {"min": float(values.min()), "max": float(values.max())}
+    p50, p95, p99 = (_finite(float(value), tag) for value in percentiles)
     weak = [f"p{q}" for q in PERCENTILES if n * (100 - q) < 100 * TAIL_SAMPLES]
-    return {**statistics, "n": n, "weak": weak}
+    least, most = float(values.min()), float(values.max())
+    return Statistics(mean=mean, p50=p50, p95=p95, p99=p99, min=least, max=most, n=n, weak=weak)
 
 
 def _finite(value: float, tag: str) -> float:
@@ -219,33 +268,57 @@ def t_quantile(degrees: int) -> float:
     return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v * v)
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % t-interval of one value per seed; ``low`` and ``high`` are None for a single
-    seed.
+class Interval(msgspec.Struct, frozen=True):
+    """Mean and 95 % t-interval of ``n`` values, one per seed; ``low`` and ``high`` are None for a
+    single one.
     """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half its width."""
+        return None if self.low is None else self.mean - self.low
+
+
+class Difference(Interval, frozen=True):
+    """B minus A over seeds; ``better`` where the interval excludes 0 and the metric has a
+    direction.
+    """
+
+    better: Literal["a", "b"] | None = None
+
+
+Differences = dict[str, dict[str, Difference]]  # tag -> statistic -> difference
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % t-interval of one value per seed."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
-        return {"mean": mean, "low": None, "high": None, "n": n}
+        return Interval(mean, None, None, n)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = t_quantile(n - 1) * spread / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+    return Interval(mean, mean - half, mean + half, n)
 
 
-def statistics_of(summary: Mapping[str, Any], tag: str) -> dict[str, float]:
+def statistics_of(summary: Summary, tag: str) -> dict[str, float]:
     """The statistics of one metric that have a value: ``{"value": ...}`` or mean, p50 ...; else
     empty.
     """
-    entry = summary["metrics"].get(tag, {})
     names = ("value", *STATISTICS)
-    return {name: entry[name] for name in names if entry.get(name) is not None}
+    return {name: value for name in names if (value := summary.value(tag, name)) is not None}
 
 
-def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+def over_seeds(summaries: Sequence[Summary]) -> dict[str, dict[str, Interval]]:
     """Tag -> statistic -> mean over seeds and interval; ``n`` is in how many it had a value."""
     found: dict[str, dict[str, list[float]]] = {}
     for summary in summaries:
-        for tag in summary["metrics"]:
+        for tag in summary.metrics:
             for name, value in statistics_of(summary, tag).items():
                 found.setdefault(tag, {}).setdefault(name, []).append(value)
     return {
@@ -254,14 +327,10 @@ def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, di
     }
 
 
-def paired(
-    summaries_a: Sequence[Mapping[str, Any]], summaries_b: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """B minus A over seeds: tag -> statistic -> mean difference, 95 % interval, ``n`` and
-    ``better``.
+def paired(summaries_a: Sequence[Summary], summaries_b: Sequence[Summary]) -> Differences:
+    """B minus A over seeds.
 
-    The two sequences hold the same seeds in the same order. ``better`` is "a" or "b" where the
-    interval excludes 0 and the metric has a direction, else None. Raises NexusbenchError on unequal
+    The two sequences hold the same seeds in the same order. Raises NexusbenchError on unequal
     lengths.
     """
     if len(summaries_a) != len(summaries_b):
@@ -272,8 +341,8 @@ def paired(
     differences: dict[str, dict[str, list[float]]] = {}
     directions: dict[str, str] = {}
     for one, other in zip(summaries_a, summaries_b, strict=True):
-        for tag in one["metrics"]:
-            directions[tag] = one["metrics"][tag]["direction"]
+        for tag, entry in one.metrics.items():
+            directions[tag] = entry.direction
             left, right = statistics_of(one, tag), statistics_of(other, tag)
             for name in left.keys() & right.keys():
                 pairs = differences.setdefault(tag, {}).setdefault(name, [])
@@ -288,9 +357,9 @@ def paired(
     }
 
 
-def _judged(difference: dict[str, Any], direction: str) -> dict[str, Any]:
-    low, high = difference["low"], difference["high"]
-    better = None
-    if direction != "none" and low is not None and (low > 0 or high < 0):
-        better = "b" if (low > 0) == (direction == "higher") else "a"
-    return {**difference, "better": better}
+def _judged(found: Interval, direction: str) -> Difference:
+    better: Literal["a", "b"] | None = None
+    apart = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    if direction != "none" and apart:
+        better = "b" if (found.mean > 0) == (direction == "higher") else "a"
+    return Difference(found.mean, found.low, found.high, found.n, better)

@@ -22,7 +22,7 @@ _T95 = (
 )  # fmt: skip
 
 
-class Estimate(msgspec.Struct, frozen=True):
+class MedianEstimate(msgspec.Struct, frozen=True):
     """The median of the samples that are no outliers, and the 95 % half-width as a share of it.
 
     The half-width is Student's for the mean of the same samples, which for step times without
@@ -34,7 +34,7 @@ class Estimate(msgspec.Struct, frozen=True):
     outliers: tuple[int, ...]
 
 
-def estimate(samples: Sequence[float]) -> Estimate:
+def estimate(samples: Sequence[float]) -> MedianEstimate:
     """What ``samples`` (at least one) say; outliers are further from the median than 5 scaled MADs.
 
     With fewer than five samples nothing is called an outlier.
@@ -42,7 +42,7 @@ def estimate(samples: Sequence[float]) -> Estimate:
     outliers = find_outliers(samples)
     kept = [value for position, value in enumerate(samples) if position not in outliers]
     middle = median(kept)
-    return Estimate(middle, half_width(kept) / middle if middle else math.inf, outliers)
+    return MedianEstimate(middle, half_width(kept) / middle if middle else math.inf, outliers)
 
 
 def find_outliers(samples: Sequence[float]) -> tuple[int, ...]:

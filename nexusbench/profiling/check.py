@@ -11,17 +11,17 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.parts import unit_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import Profile
-from nexusbench.profiling.desk import Desk
+from nexusbench.profiling.desk import BatchDesk
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.profiling.fitting import predicted
-from nexusbench.profiling.measure import Measurer, NothingMeasured, Sampling
+from nexusbench.profiling.measure import Measurer, NothingMeasured, SamplingRule
 from nexusbench.profiling.profile import Subject, fitted_model, target_of
 from nexusbench.profiling.sweep import seed_of
 
 EACH = 2  # points of each kind, alone and beside, fitted and held out
 TOLERANCE = 0.05  # a change beyond this and beyond what both intervals allow is one
 MOST_GROWTH = 5.0  # percentage points by which a fit's error may have grown
-_SAMPLING = Sampling(8, 30, 0.01, 5.0)
+_SAMPLING = SamplingRule(8, 30, 0.01, 5.0)
 
 
 class Again(msgspec.Struct, frozen=True):
@@ -50,7 +50,7 @@ class FitAgain(msgspec.Struct, frozen=True):
         return self.now <= self.then + MOST_GROWTH
 
 
-class Check(msgspec.Struct, frozen=True):
+class ProfileCheck(msgspec.Struct, frozen=True):
     """The verdict and what it rests on; ``notes`` say what else has changed."""
 
     points: tuple[Again, ...]
@@ -65,7 +65,7 @@ class Check(msgspec.Struct, frozen=True):
 
 def check_profile(
     profile: Profile, points: Sequence[Point], subject: Subject, *, named: bool = False
-) -> Check:
+) -> ProfileCheck:
     """Measure some of ``points`` again on ``subject``'s device, with other noise than then.
 
     ``named``: the device was chosen for this check, so that one with other constants is what is
@@ -74,7 +74,7 @@ def check_profile(
     notes = _comparable(profile, subject, named=named)
     chosen = handful(points)
     pool = subject.pool().enough_for(point.setting for point in chosen)
-    measurer = Measurer(Desk(subject.device, pool), _SAMPLING)
+    measurer = Measurer(BatchDesk(subject.device, pool), _SAMPLING)
     again = []
     for point in chosen:
         try:
@@ -94,7 +94,7 @@ def check_profile(
             for side in (then, now)
         ]
         fits.append(FitAgain(fit.cost_model, round(errors[0], 3), round(errors[1], 3)))
-    return Check(tuple(again), tuple(fits), tuple(notes))
+    return ProfileCheck(tuple(again), tuple(fits), tuple(notes))
 
 
 def handful(points: Sequence[Point]) -> list[Point]:

@@ -13,14 +13,14 @@ from nexusbench.profiling._statistics import falling
 Value = Callable[[Point], float | None]
 
 
-class Curve(msgspec.Struct, frozen=True):
+class LatencyCurve(msgspec.Struct, frozen=True):
     """Latency (ns) at growing SM counts, made non-increasing; between them linear in 1/SMs."""
 
     sms: tuple[int, ...]
     ns: tuple[float, ...]
 
     @classmethod
-    def of(cls, points: Iterable[Point], value: Value) -> Curve | None:
+    def of(cls, points: Iterable[Point], value: Value) -> LatencyCurve | None:
         """From the points of one batch alone; None with fewer than three SM counts."""
         found = {p.setting.sms: value(p) for p in points}
         known = sorted((sms, ns) for sms, ns in found.items() if ns is not None and ns > 0)

@@ -20,7 +20,7 @@ _TOKENS_TO_COME = 1 << 20
 MOST_REPEATS = 16
 
 
-class Work(msgspec.Struct, frozen=True):
+class ShapedBatch(msgspec.Struct, frozen=True):
     """A batch on paper: its shape and, where they differ, its decodes' contexts."""
 
     shape: BatchShape
@@ -44,7 +44,7 @@ class Pool(msgspec.Struct, frozen=True):
     block_size: int
     limits: Limits
 
-    def blocks_of(self, work: Work, repeat: int = 1) -> int:
+    def blocks_of(self, work: ShapedBatch, repeat: int = 1) -> int:
         """Blocks that a batch holds while it runs."""
         size = self.block_size
         chunks = sum(ceil_div(count + before, size) for count, before in work.shape.chunks)
@@ -56,13 +56,13 @@ class Pool(msgspec.Struct, frozen=True):
         """
         most = 2
         for setting in settings:
-            needed = self.blocks_of(Work(setting.shape, setting.contexts), MOST_REPEATS)
+            needed = self.blocks_of(ShapedBatch(setting.shape, setting.contexts), MOST_REPEATS)
             if setting.neighbour is not None:
-                needed += self.blocks_of(Work(setting.neighbour), MOST_REPEATS)
+                needed += self.blocks_of(ShapedBatch(setting.neighbour), MOST_REPEATS)
             most = max(most, needed)
         return msgspec.structs.replace(self, num_blocks=min(most, self.num_blocks))
 
-    def misfit(self, work: Work) -> str | None:
+    def misfit(self, work: ShapedBatch) -> str | None:
         """Why a batch cannot be run here, or None."""
         shape, limits = work.shape, self.limits
         requests = shape.num_decodes + len(shape.chunks)
@@ -84,7 +84,7 @@ class Pool(msgspec.Struct, frozen=True):
         return None
 
 
-class Desk:
+class BatchDesk:
     """Makes batches for one device and submits them, numbering its steps.
 
     The KV pool is the engine's: the device's KV memory in blocks. Batches made last are kept and
@@ -95,12 +95,12 @@ class Desk:
         self.device, self.pool = device, pool
         self.kv = KVCacheManager(pool.num_blocks, pool.block_size, prefix_caching=False)
         self._steps = self._requests = 0
-        self._held: dict[tuple[Work, str, int], Batch] = {}
+        self._held: dict[tuple[ShapedBatch, str, int], Batch] = {}
         device.prepare(Serving(pool.num_blocks, pool.block_size, again=True))
         device.start()
 
     def batch(
-        self, work: Work, partition: str, repeat: int = 1, *, beside: Batch | None = None
+        self, work: ShapedBatch, partition: str, repeat: int = 1, *, beside: Batch | None = None
     ) -> Batch:
         """A batch whose requests hold their KV blocks, those of ``beside`` staying where they are.
 
@@ -153,7 +153,7 @@ class Desk:
             self.landed(batch)
         return outputs
 
-    def _make(self, work: Work, partition: str, repeat: int) -> Batch:
+    def _make(self, work: ShapedBatch, partition: str, repeat: int) -> Batch:
         decodes = [self._request(length, length + 1, repeat) for length in work.lengths()]
         chunks = [
             Chunk(self._request(before, before + count, 0), count, before)
@@ -175,7 +175,7 @@ class Desk:
             raise UsageError("the two batches of a pair do not fit the KV pool together")
         return request
 
-    def _free(self, key: tuple[Work, str, int]) -> None:
+    def _free(self, key: tuple[ShapedBatch, str, int]) -> None:
         for request, _ in self._held.pop(key).items:
             self.kv.free(request)
             self.device.forget(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nexusbench.profiling.measure import Sampling
+from nexusbench.profiling.measure import SamplingRule
 
 
 class Effort(msgspec.Struct, frozen=True):
@@ -17,7 +17,7 @@ class Effort(msgspec.Struct, frozen=True):
     """
 
     name: str
-    sampling: Sampling
+    sampling: SamplingRule
     ratio: int
     longest: int
     least_share: float
@@ -66,21 +66,21 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 QUICK = Effort(
-    "quick", Sampling(5, 15, 0.02, 1.0), ratio=4, longest=32_768, least_share=0.12,
+    "quick", SamplingRule(5, 15, 0.02, 1.0), ratio=4, longest=32_768, least_share=0.12,
     coarse=4, line_budget=6, reference_budget=14, skewed_sms=2, mixed_each=2,
     pair_chunks=2, pair_contexts=3,
     pair_batches=2, pair_lengths=2, pair_splits=4, held_out_shapes=5, held_out_sms=4,
     held_out_pairs=2, held_out_splits=3,
 )  # fmt: skip
 DEFAULT = Effort(
-    "default", Sampling(8, 40, 0.01, 4.0), ratio=3, longest=32_768, least_share=0.08,
+    "default", SamplingRule(8, 40, 0.01, 4.0), ratio=3, longest=32_768, least_share=0.08,
     coarse=5, line_budget=9, reference_budget=24, skewed_sms=4, mixed_each=3,
     pair_chunks=3, pair_contexts=3,
     pair_batches=3, pair_lengths=2, pair_splits=7, held_out_shapes=8, held_out_sms=6,
     held_out_pairs=3, held_out_splits=5,
 )  # fmt: skip
 FULL = Effort(
-    "full", Sampling(15, 100, 0.005, 60.0), ratio=2, longest=1 << 30, least_share=0.0,
+    "full", SamplingRule(15, 100, 0.005, 60.0), ratio=2, longest=1 << 30, least_share=0.0,
     coarse=7, line_budget=16, reference_budget=200, skewed_sms=6, mixed_each=4,
     pair_chunks=4, pair_contexts=4,
     pair_batches=4, pair_lengths=3, pair_splits=12, held_out_shapes=8, held_out_sms=10,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import msgspec
 
@@ -14,7 +13,7 @@ from nexusbench.costs.base import Target
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiles.stages import Stages
 from nexusbench.profiling.curves import (
-    Curve,
+    LatencyCurve,
     lines_of,
     operator_time,
     rounded,
@@ -106,7 +105,7 @@ class SplitChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     front: bool
 
 
-class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProfileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of them; ``reasons`` say why something is missing."""
 
     saturation: tuple[Saturation, ...] = ()
@@ -125,7 +124,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def derive_facts(
     points: Sequence[Point], target: Target, splits: Sequence[tuple[int, int]]
-) -> Facts:
+) -> ProfileFacts:
     """``splits`` are the device's legal ones as (prefill SMs, decode SMs)."""
     reasons: dict[str, str] = {}
     saturation, benefit = _saturation(points, target, splits, reasons)
@@ -133,7 +132,7 @@ def derive_facts(
     contention = _contention(points)
     if not contention:
         reasons["contention"] = "no pairs were measured"
-    return Facts(
+    return ProfileFacts(
         saturation=tuple(saturation),
         benefit=tuple(benefit),
         bandwidth=tuple(bandwidth),
@@ -170,9 +169,9 @@ def _warned(points: Sequence[Point]) -> dict[str, int]:
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 
-def stored_facts(facts: dict[str, Any]) -> Facts:
+def stored_facts(facts: dict[str, object]) -> ProfileFacts:
     """The facts of a profile. Raises msgspec.ValidationError if they are none."""
-    return msgspec.convert(facts, Facts)
+    return msgspec.convert(facts, ProfileFacts)
 
 
 def _saturation(
@@ -189,7 +188,7 @@ def _saturation(
         lines = lines_of(points, phase)
         for operators in _CLASSES:
             value = step_time if operators == "step" else operator_time(operators)
-            made = [(line, Curve.of(line, value)) for line in lines.values()]
+            made = [(line, LatencyCurve.of(line, value)) for line in lines.values()]
             curves = [(line, c) for line, c in made if c is not None and c.sms[-1] == total]
             if not curves:
                 reasons[f"saturation of {phase} {operators}"] = (
@@ -224,7 +223,7 @@ def _bandwidth(
     lines = [
         line
         for line in lines_of(points, "decode").values()
-        if Curve.of(line, operator_time("attention")) is not None
+        if LatencyCurve.of(line, operator_time("attention")) is not None
     ]
     if not lines:
         reasons["bandwidth"] = "the device does not report attention's time"

@@ -15,7 +15,7 @@ from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_S
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiling._statistics import estimate
-from nexusbench.profiling.desk import MOST_REPEATS, Desk, Work
+from nexusbench.profiling.desk import MOST_REPEATS, BatchDesk, ShapedBatch
 
 WARM_UP = 2  # launches before the first sample; one, if it is a long one
 LONG_NS = 0.25e9
@@ -25,7 +25,7 @@ IDLE_SHARE = 0.01
 MOST_LAUNCHES = 2000
 
 
-class Sampling(msgspec.Struct, frozen=True):
+class SamplingRule(msgspec.Struct, frozen=True):
     """When a point has enough samples: at ``least`` many and an ``interval`` (a share) reached, or
     the cap of ``most`` samples or of ``seconds`` of the device's time (then three are enough).
     """
@@ -100,7 +100,9 @@ class _Samples(msgspec.Struct):
 class Measurer:
     """Measures settings on one device."""
 
-    def __init__(self, desk: Desk, sampling: Sampling, readers: Readers | None = None) -> None:
+    def __init__(
+        self, desk: BatchDesk, sampling: SamplingRule, readers: Readers | None = None
+    ) -> None:
         self.desk, self.sampling = desk, sampling
         self.readers = readers if readers is not None else Readers()
 
@@ -202,7 +204,7 @@ class Measurer:
         desk, spec = self.desk, self.desk.device.spec
         whole = setting.sms == spec.num_sms
         partition = spec.whole.partitions[0] if whole else setting.phase
-        batch = desk.batch(Work(setting.shape, setting.contexts), partition)
+        batch = desk.batch(ShapedBatch(setting.shape, setting.contexts), partition)
 
         def run(only: int) -> _Samples:
             samples = _Samples()
@@ -225,9 +227,9 @@ class Measurer:
         assert setting.neighbour is not None
         desk = self.desk
         other = "decode" if setting.phase == "prefill" else "prefill"
-        mine = desk.batch(Work(setting.shape, setting.contexts), setting.phase)
+        mine = desk.batch(ShapedBatch(setting.shape, setting.contexts), setting.phase)
         repeat = MOST_REPEATS if other == "decode" else 1
-        beside = desk.batch(Work(setting.neighbour), other, repeat, beside=mine)
+        beside = desk.batch(ShapedBatch(setting.neighbour), other, repeat, beside=mine)
         return _Pair(desk, mine, setting.sms, beside, setting.neighbour_sms)
 
     def _beside(self, pair: _Pair, only: int) -> _Samples:
@@ -245,7 +247,9 @@ class Measurer:
 class _Pair:
     """Two partitions that are kept busy: each is launched again as soon as it ends."""
 
-    def __init__(self, desk: Desk, mine: Batch, sms: int, beside: Batch, beside_sms: int) -> None:
+    def __init__(
+        self, desk: BatchDesk, mine: Batch, sms: int, beside: Batch, beside_sms: int
+    ) -> None:
         self.desk, self.mine, self.sms = desk, mine, sms
         self.beside, self.beside_sms = beside, beside_sms
         self._mine_step = self._beside_step = -1  # in flight, or -1

@@ -9,20 +9,20 @@ from nexusbench.core.errors import InputError
 from nexusbench.costs.base import CostModel
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import OwnBatch, load_profile
-from nexusbench.profiling.desk import Work
+from nexusbench.profiling.desk import ShapedBatch
 from nexusbench.profiling.fitting import predicted
 from nexusbench.profiling.grammar import format_batch, parse_batch
 
 
-def own_batches(asked: Iterable[str], folder: Path | None) -> list[tuple[str, Work]]:
+def own_batches(asked: Iterable[str], folder: Path | None) -> list[tuple[str, ShapedBatch]]:
     """(batch in the grammar's shortest form, work) of what ``folder``'s profile has from before,
     and of what is ``asked`` for now; each once.
 
     Raises UsageError for what is not in the grammar.
     """
-    found: dict[str, Work] = {}
+    found: dict[str, ShapedBatch] = {}
     for text in [*_before(folder), *asked]:
-        work = Work(*parse_batch(text))
+        work = ShapedBatch(*parse_batch(text))
         found.setdefault(format_batch(work.shape, work.contexts), work)
     return list(found.items())
 
@@ -40,7 +40,7 @@ def _before(folder: Path | None) -> list[str]:
 
 
 def measured_batches(
-    batches: Sequence[tuple[str, Work]],
+    batches: Sequence[tuple[str, ShapedBatch]],
     points: Iterable[Point],
     models: Mapping[str, CostModel],
     num_sms: int,

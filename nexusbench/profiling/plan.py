@@ -16,12 +16,12 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.profiles.points import Setting
-from nexusbench.profiling.desk import MOST_REPEATS, Pool, Work
+from nexusbench.profiling.desk import MOST_REPEATS, Pool, ShapedBatch
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.held_out import held_out_decodes, held_out_mixed, held_out_prefills
 from nexusbench.profiling.positions import (
     FINE_BEND,
-    Line,
+    BatchOverSms,
     legal_sms,
     picked,
     spread,
@@ -31,10 +31,10 @@ from nexusbench.profiling.positions import (
 SHORTEST = 128  # tokens that a request may have at least; below, hardly a batch of the sweep fits
 
 
-class Plan(msgspec.Struct, frozen=True):
+class MeasuringPlan(msgspec.Struct, frozen=True):
     """Lines first, then settings in order; a pair comes after both of its sides alone."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[BatchOverSms, ...]
     settings: tuple[Setting, ...]
     notes: tuple[str, ...] = ()
 
@@ -57,8 +57,8 @@ def alone(setting: Setting) -> Setting:
 
 
 def make_plan(
-    spec: DeviceSpec, pool: Pool, effort: Effort, batches: Sequence[tuple[str, Work]] = ()
-) -> Plan:
+    spec: DeviceSpec, pool: Pool, effort: Effort, batches: Sequence[tuple[str, ShapedBatch]] = ()
+) -> MeasuringPlan:
     """What to measure. ``batches`` are the user's (text, batch); they are held out of fits.
 
     Raises UsageError if there is room for no prefill or no decode: nothing can be learnt then.
@@ -80,7 +80,7 @@ class _Planner:
 
     def __init__(self, spec: DeviceSpec, pool: Pool, effort: Effort) -> None:
         self.spec, self.pool, self.effort = spec, pool, effort
-        self._lines: dict[Work, Line] = {}
+        self._lines: dict[ShapedBatch, BatchOverSms] = {}
         self._settings: dict[str, Setting] = {}
         self._notes: list[str] = []
         limits = pool.limits
@@ -100,22 +100,26 @@ class _Planner:
         least = self.effort.least_share * self.spec.num_sms
         return tuple(sms for sms in legal_sms(self.spec, phase) if sms >= least)
 
-    def plan(self) -> Plan:
+    def plan(self) -> MeasuringPlan:
         """What was collected."""
-        return Plan(tuple(self._lines.values()), tuple(self._settings.values()), tuple(self._notes))
+        return MeasuringPlan(
+            tuple(self._lines.values()), tuple(self._settings.values()), tuple(self._notes)
+        )
 
     # -- lines -------------------------------------------------------------------------------------
 
     def prefill_lines(self) -> None:
         """(a) Every chunk after every context; the largest, halfway in, is the reference."""
-        works = [Work(BatchShape(0, 0, ((n, c),))) for n, c in product(self.chunks, self.contexts)]
+        works = [
+            ShapedBatch(BatchShape(0, 0, ((n, c),))) for n, c in product(self.chunks, self.contexts)
+        ]
         middle = self.contexts[len(self.contexts) // 2]
-        reference = Work(BatchShape(0, 0, ((self.chunks[-1], middle),)))
+        reference = ShapedBatch(BatchShape(0, 0, ((self.chunks[-1], middle),)))
         self._add_lines(works, "prefill", reference)
 
     def decode_lines(self) -> None:
         """(b) Every batch at every context that the pool holds."""
-        works = [Work(BatchShape(n, n * c)) for n, c in product(self.batches, self.lengths)]
+        works = [ShapedBatch(BatchShape(n, n * c)) for n, c in product(self.batches, self.lengths)]
         fitting = [work for work in works if self.pool.misfit(work) is None]
         if len(fitting) < len(works):
             self._notes.append(
@@ -126,7 +130,9 @@ class _Planner:
         own = [work for work in fitting if work.shape.num_decodes == batch]
         self._add_lines(fitting or works, "decode", own[len(own) // 2] if own else None)
 
-    def _add_lines(self, works: Sequence[Work], phase: str, reference: Work | None) -> None:
+    def _add_lines(
+        self, works: Sequence[ShapedBatch], phase: str, reference: ShapedBatch | None
+    ) -> None:
         legal = self.sms(phase)
         effort = self.effort
         if all(self.pool.misfit(work) is not None for work in works):
@@ -139,10 +145,10 @@ class _Planner:
         for work in works:
             if self.pool.misfit(work) is not None:
                 continue
-            line = Line(work, legal, spread(legal, effort.coarse), effort.line_budget)
+            line = BatchOverSms(work, legal, spread(legal, effort.coarse), effort.line_budget)
             if work == reference:
                 start = spread(legal, min(len(legal), 2 * effort.coarse))
-                line = Line(work, legal, start, effort.reference_budget, FINE_BEND)
+                line = BatchOverSms(work, legal, start, effort.reference_budget, FINE_BEND)
             self._lines[work] = line
 
     # -- single settings ---------------------------------------------------------------------------
@@ -164,7 +170,7 @@ class _Planner:
             [
                 length
                 for length in self.lengths
-                if self.pool.misfit(Work(BatchShape(count, count * length))) is None
+                if self.pool.misfit(ShapedBatch(BatchShape(count, count * length))) is None
             ],
             most,
         )
@@ -219,7 +225,7 @@ class _Planner:
                     self._add(side)
 
     def _fits_together(self, prefill: BatchShape, decode: BatchShape) -> bool:
-        works = (Work(prefill), Work(decode))
+        works = (ShapedBatch(prefill), ShapedBatch(decode))
         if any(self.pool.misfit(work) is not None for work in works):
             return False
         needed = sum(self.pool.blocks_of(work, MOST_REPEATS) for work in works)
@@ -249,10 +255,10 @@ class _Planner:
         return [
             shape
             for shape in dict.fromkeys(shapes)
-            if shape not in used and self.pool.misfit(Work(shape)) is None
+            if shape not in used and self.pool.misfit(ShapedBatch(shape)) is None
         ]
 
-    def user_batch(self, text: str, work: Work) -> None:
+    def user_batch(self, text: str, work: ShapedBatch) -> None:
         """A batch of the command line, on all SMs; held out unless the grid has it anyway.
 
         Raises UsageError if it does not fit.
@@ -270,7 +276,7 @@ class _Planner:
         self._add(setting)
 
     def _add(self, setting: Setting) -> None:
-        if self.pool.misfit(Work(setting.shape, setting.contexts)) is None:
+        if self.pool.misfit(ShapedBatch(setting.shape, setting.contexts)) is None:
             self._settings.setdefault(setting.key, setting)
 
 

@@ -12,8 +12,8 @@ from nexusbench.core.outputs import atomic_file
 from nexusbench.core.parts import parts_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import Profile
-from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
-from nexusbench.profiling.facts import Facts, SplitChoice, representative, stored_facts
+from nexusbench.profiling.curves import LatencyCurve, lines_of, operator_time, step_time
+from nexusbench.profiling.facts import ProfileFacts, SplitChoice, representative, stored_facts
 from nexusbench.profiling.grammar import format_batch
 
 FORMATS = ("png", "svg")
@@ -87,7 +87,7 @@ def _latency(profile: Profile, points: Sequence[Point]) -> Any:
         line = found[phase]
         for operators, label in _CLASSES:
             value = step_time if operators == "step" else operator_time(operators)
-            curve = Curve.of(line, value)
+            curve = LatencyCurve.of(line, value)
             if curve is not None:
                 shares = [100 * sms / total for sms in curve.sms]
                 axis.plot(
@@ -104,7 +104,7 @@ def _latency(profile: Profile, points: Sequence[Point]) -> Any:
     return figure
 
 
-def _contention(profile: Profile, facts: Facts) -> Any:
+def _contention(profile: Profile, facts: ProfileFacts) -> Any:
     """Slowdown of one batch beside several over the own share of SMs (Fig. 6 shows one split)."""
     if not facts.contention:
         return None
@@ -131,7 +131,7 @@ def _contention(profile: Profile, facts: Facts) -> Any:
     return figure
 
 
-def _splits(profile: Profile, facts: Facts) -> Any:
+def _splits(profile: Profile, facts: ProfileFacts) -> Any:
     """Prefill rate against decode step of every split; the front is joined. Around the pair of the
     text's table: its prefill beside several decodes, and several prefills beside its decode.
     """

@@ -10,16 +10,16 @@ import msgspec
 from nexusbench.core.batch import Split
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.profiles.points import Setting
-from nexusbench.profiling.desk import Work
+from nexusbench.profiling.desk import ShapedBatch
 
 BEND = 0.02  # a line is refined until linear interpolation in 1/SMs is about this good
 FINE_BEND = 0.005  # ... a reference line, from which saturation points are read
 
 
-class Line(msgspec.Struct, frozen=True):
+class BatchOverSms(msgspec.Struct, frozen=True):
     """One batch over SMs: ``start``, then more of ``legal`` where it bends, ``budget`` in all."""
 
-    work: Work
+    work: ShapedBatch
     legal: tuple[int, ...]
     start: tuple[int, ...]
     budget: int
@@ -32,7 +32,7 @@ class Line(msgspec.Struct, frozen=True):
         return Setting(kind, shape, sms, contexts=self.work.contexts)  # type: ignore[arg-type]
 
 
-def refine(line: Line, measured: Mapping[int, float]) -> int | None:
+def refine(line: BatchOverSms, measured: Mapping[int, float]) -> int | None:
     """The next SM count to measure on a line, or None when it is smooth or its budget is spent.
 
     Bisects the interval in which linear interpolation in 1/SMs is worst, by the bend of the curve

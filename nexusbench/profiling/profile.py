@@ -26,7 +26,7 @@ from nexusbench.profiles.profile import (
     read_points,
     write_profile,
 )
-from nexusbench.profiling.desk import Desk, Pool, make_pool
+from nexusbench.profiling.desk import BatchDesk, Pool, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
 from nexusbench.profiling.fingerprint import fingerprint_of
@@ -35,7 +35,7 @@ from nexusbench.profiling.measure import Measurer, Readers
 from nexusbench.profiling.own_batches import measured_batches, own_batches
 from nexusbench.profiling.plan import make_plan
 from nexusbench.profiling.store import SWEEP_SCHEMA, Header, PointStore
-from nexusbench.profiling.sweep import Outcome, Progress, Sweep
+from nexusbench.profiling.sweep import ProfileSweep, Progress, SweepOutcome
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ def make_profile(
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
     fitting: Callable[[str], None] | None = None,
-) -> tuple[Profile, Outcome]:
+) -> tuple[Profile, SweepOutcome]:
     """Sweep (or go on with the sweep that ``folder`` holds), derive, fit, write ``profile.json``.
 
     ``batches`` are measured too, and so are those that the folder's profile has from before;
@@ -86,11 +86,11 @@ def make_profile(
         SWEEP_SCHEMA, identity, subject.limits, subject.block_size, pool.num_blocks, effort.name,
         seed,
     )  # fmt: skip
-    measurer = Measurer(Desk(device, pool.enough_for(plan.everything())), effort.sampling, readers)
+    desk = BatchDesk(device, pool.enough_for(plan.everything()))
     store = PointStore(folder, header, fresh=fresh)
-    sweep = Sweep(plan, measurer, store, seed, stopwatch=now_ns, progress=progress)
-    outcome = sweep.run()
-    path = folder / POINTS_FILE
+    measurer = Measurer(desk, effort.sampling, readers)
+    sweep = ProfileSweep(plan, measurer, store, seed, stopwatch=now_ns, progress=progress)
+    outcome, path = sweep.run(), folder / POINTS_FILE
     points = read_points(path)
     splits = tuple(
         (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2

@@ -10,8 +10,8 @@ import msgspec
 from nexusbench.core.errors import Interrupted
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiling.measure import Measurer, NothingMeasured
-from nexusbench.profiling.plan import Plan, alone
-from nexusbench.profiling.positions import Line, refine
+from nexusbench.profiling.plan import MeasuringPlan, alone
+from nexusbench.profiling.positions import BatchOverSms, refine
 from nexusbench.profiling.store import PointStore
 
 
@@ -28,7 +28,7 @@ class Progress(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class SweepOutcome(msgspec.Struct, frozen=True):
     """What a sweep did: ``measured`` now, ``kept`` from before; ``notes`` tell what is missing."""
 
     measured: int
@@ -42,12 +42,12 @@ def seed_of(seed: int, setting: Setting) -> int:
     return int(hashlib.sha256(f"{seed}:{setting.key}".encode()).hexdigest()[:12], 16)
 
 
-class Sweep:
+class ProfileSweep:
     """One call of a plan on one device into one folder."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: MeasuringPlan,
         measurer: Measurer,
         store: PointStore,
         seed: int,
@@ -64,7 +64,7 @@ class Sweep:
         self._most = plan.most_points
         self._notes: list[str] = list(plan.notes)
 
-    def run(self) -> Outcome:
+    def run(self) -> SweepOutcome:
         """Measure what is missing. Raises Interrupted on Ctrl-C, with everything kept."""
         try:
             for line in self._plan.lines:
@@ -78,14 +78,14 @@ class Sweep:
             ) from None
         finally:
             self._store.close()
-        return Outcome(
+        return SweepOutcome(
             self._measured,
             len(self._used & self._there),
             self._elapsed(),
             tuple(dict.fromkeys(self._notes)),
         )
 
-    def _line(self, line: Line) -> None:
+    def _line(self, line: BatchOverSms) -> None:
         """All positions of a line, the later ones chosen by the earlier ones."""
         times: dict[int, float] = {}
         while (sms := refine(line, times)) is not None:

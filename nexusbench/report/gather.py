@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from nexusbench.comparison.alike import find_warnings, label_apart
 from nexusbench.comparison.load import is_overloaded
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.report.series import Series, busiest_moment, series_of
+from nexusbench.report.series import DrawnSeries, busiest_moment, series_of
 from nexusbench.results.manifest import Manifest
 from nexusbench.results.reader import RunReader
 
-# What of a config says how much traffic there is, and not what serves it.
+# What of a config says, beside the trace, how much traffic there is, and not what serves it.
 _LOAD = (
-    "trace", "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
+    "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
     "spread_ties", "quantize_arrivals",
 )  # fmt: skip
 # Of the load, what makes a title: its name in a config, and how it is written.
@@ -36,11 +36,11 @@ class Stored(msgspec.Struct):
 
     view: RunView
     manifest: Manifest
-    series: Series
+    series: DrawnSeries
     moment: int  # where its excerpt of launches begins, ns
 
 
-class Entry(msgspec.Struct):
+class PageColumn(msgspec.Struct):
     """One column of a page: the runs of one policy under one load, one per seed."""
 
     column: Column
@@ -52,19 +52,19 @@ class Entry(msgspec.Struct):
     @property
     def device(self) -> str:
         """Its name, which says what its shares are made of."""
-        return str(self.column.first.resolved.get("device", ""))
+        return self.column.first.resolved.device
 
     @property
-    def series(self) -> Series:
+    def series(self) -> DrawnSeries:
         """What is drawn: the first seed's."""
         return self.runs[0].series
 
 
-class Setting(msgspec.Struct):
+class LoadSection(msgspec.Struct):
     """The columns that may be compared with each other: one load."""
 
     title: str
-    entries: list[Entry]
+    entries: list[PageColumn]
     warnings: list[str]
 
     @property
@@ -87,10 +87,10 @@ def read_runs(readers: Sequence[RunReader], judgement: Judgement) -> list[Stored
     return stored
 
 
-def gather(stored: Sequence[Stored]) -> list[Setting]:
-    """Settings in the order given; one only, unless several schedulers met several loads."""
+def gather(stored: Sequence[Stored]) -> list[LoadSection]:
+    """Settings in the order given; one only, unless several schedulers served several loads."""
     entries = _pool_seeds(stored)
-    loads: dict[str, list[Entry]] = {}
+    loads: dict[str, list[PageColumn]] = {}
     for entry in entries:
         loads.setdefault(_load_key(entry.column.first), []).append(entry)
     met = [{entry.policy for entry in group} for group in loads.values()]
@@ -104,7 +104,7 @@ def gather(stored: Sequence[Stored]) -> list[Setting]:
     return [_setting(title, group, once) for title, group in ordered]
 
 
-def overloaded_settings(settings: Sequence[Setting]) -> list[str]:
+def overloaded_settings(settings: Sequence[LoadSection]) -> list[str]:
     """A sentence that names the loads at which requests arrive faster than they leave; nothing
     where there are none.
     """
@@ -121,7 +121,7 @@ def overloaded_settings(settings: Sequence[Setting]) -> list[str]:
     ]
 
 
-def _setting(title: str, entries: list[Entry], once: bool) -> Setting:
+def _setting(title: str, entries: list[PageColumn], once: bool) -> LoadSection:
     alone = all(len(entry.runs) == 1 for entry in entries)
     label_apart([entry.column.first for entry in entries], seeds=alone)
     for position, entry in enumerate(entries):
@@ -129,27 +129,27 @@ def _setting(title: str, entries: list[Entry], once: bool) -> Setting:
         entry.column.label = entry.column.first.label
         for run in entry.runs:
             run.view.label = entry.column.label
-    return Setting(title, entries, find_warnings([e.column.first for e in entries]))
+    return LoadSection(title, entries, find_warnings([e.column.first for e in entries]))
 
 
-def _pool_seeds(stored: Sequence[Stored]) -> list[Entry]:
+def _pool_seeds(stored: Sequence[Stored]) -> list[PageColumn]:
     """Runs that differ in nothing but the seed become one entry."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[PageColumn]] = {}
     policies: dict[str, int] = {}
-    entries: list[Entry] = []
+    entries: list[PageColumn] = []
     for run in stored:
         policy = _policy_key(run.view)
         key = f"{policy} {_load_key(run.view)}"
-        seed = run.view.config.get("seed")
+        seed = run.view.config.seed
         for entry in found.setdefault(key, []):
-            if all(other.view.config.get("seed") != seed for other in entry.runs):
+            if all(other.view.config.seed != seed for other in entry.runs):
                 entry.column.views.append(run.view)
                 entry.runs.append(run)
                 break
         else:
             number = policies.setdefault(policy, len(policies))
             column = Column(run.view.label, [run.view])
-            entries.append(Entry(column, [run], number, offered_rate(run.view)))
+            entries.append(PageColumn(column, [run], number, offered_rate(run.view)))
             found[key].append(entries[-1])
     return entries
 
@@ -158,33 +158,34 @@ def offered_rate(view: RunView) -> float | None:
     """Requests per second that the trace offered; the users of a closed loop; None for one
     request.
     """
-    users = view.config.get("concurrency")
+    users = view.config.concurrency
     if users:
         return float(users)
-    offered = view.summary["metrics"].get("offered", {}).get("value") or 0
+    offered = view.summary.value("offered") or 0
     return (offered - 1) * NS_PER_S / view.span_ns if view.span_ns and offered > 1 else None
 
 
 def _load_key(view: RunView) -> str:
-    trace: dict[str, Any] = view.resolved.get("trace", {})
-    load = {name: view.config.get(name) for name in _LOAD if name != "trace"}
-    return msgspec.json.encode([trace.get("sha256"), trace.get("name"), load]).decode()
+    trace = view.resolved.trace
+    load = [getattr(view.config, name) for name in _LOAD]
+    return msgspec.json.encode([trace.sha256, trace.name, load]).decode()
 
 
 def _policy_key(view: RunView) -> str:
-    kept = {key: value for key, value in view.config.items() if key not in (*_LOAD, "seed")}
+    asked: JsonObject = msgspec.to_builtins(view.config)
+    kept = {key: value for key, value in asked.items() if key not in (*_LOAD, "trace", "seed")}
     return msgspec.json.encode(kept, order="sorted").decode()
 
 
 def _titles(views: Sequence[RunView]) -> list[str]:
     """Short names of loads: what differs between them."""
-    several = len({view.resolved.get("trace", {}).get("name") for view in views}) > 1
+    several = len({view.resolved.trace.name for view in views}) > 1
     titles: list[str] = []
     for view in views:
-        words = [str(view.resolved["trace"]["name"])] if several else []
+        words = [view.resolved.trace.name] if several else []
         for name, form in _TITLES:
-            values = {other.config.get(name) for other in views}
-            value = view.config.get(name)
+            values = {getattr(other.config, name) for other in views}
+            value = getattr(view.config, name)
             if len(values) > 1:
                 words.append("as recorded" if value is None else form.format(value))
         title = ", ".join(words) or "all runs"

@@ -17,19 +17,25 @@ from typing import Any
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.comparison.heading import footnotes, header_lines, note_lines, policies_line
+from nexusbench.comparison.heading import (
+    footnotes,
+    header_lines,
+    note_lines,
+    policies_line,
+    rejection_lines,
+)
 from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.load import load_lines
-from nexusbench.comparison.rejections import rejection_lines
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import reasons
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.errors import UsageError
 from nexusbench.core.printable import shell_words
 from nexusbench.metrics.symbols import SYMBOLS
 from nexusbench.report.charts import Group, groups_of, rate_group
 from nexusbench.report.escape import plain, plain_lines, script_json
 from nexusbench.report.figures import DASHES
-from nexusbench.report.gather import Entry, Setting, Stored, overloaded_settings
+from nexusbench.report.gather import LoadSection, PageColumn, Stored, overloaded_settings
 from nexusbench.report.theme import variables
 from nexusbench.report.tiles import make_tiles
 
@@ -54,9 +60,9 @@ def require_packages() -> None:
         )
 
 
-def runs_page(settings: Sequence[Setting]) -> str:
+def runs_page(settings: Sequence[LoadSection]) -> str:
     """The page of stored runs."""
-    shown: dict[str, Any] = {}
+    shown: JsonObject = {}
     rates = rate_group(settings)
     groups = [groups_of(setting) for setting in settings]
     if rates is not None:
@@ -69,7 +75,7 @@ def runs_page(settings: Sequence[Setting]) -> str:
     labels = list(dict.fromkeys(c.label for s in settings for c in s.columns))
     who = " vs ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} columns of runs"
     content = {
-        "title": f"{who} on {first.resolved['trace']['name']}",
+        "title": f"{who} on {first.resolved.trace.name}",
         "simulated": any(run.view.simulated for run in stored),
         "measured": any(not run.view.simulated for run in stored),
         "subtitle": _subtitle(settings),
@@ -89,7 +95,7 @@ def runs_page(settings: Sequence[Setting]) -> str:
     return render("runs.html.j2", content, shown)
 
 
-def render(template: str, content: dict[str, Any], figures: dict[str, Any]) -> str:
+def render(template: str, content: JsonObject, figures: JsonObject) -> str:
     """A page with everything in it. Raises UsageError without the extra ``report``."""
     require_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -143,27 +149,27 @@ def _hash(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _add_figures(shown: dict[str, Any], where: str, groups: Sequence[Group]) -> None:
+def _add_figures(shown: JsonObject, where: str, groups: Sequence[Group]) -> None:
     for group in groups:
         for chart in group.charts:
             shown[f"{where}-{chart.name}"] = msgspec.to_builtins(chart.figure)
 
 
-def _subtitle(settings: Sequence[Setting]) -> str:
+def _subtitle(settings: Sequence[LoadSection]) -> str:
     """What served what, for as much of it as all runs share."""
     views = [column.first for setting in settings for column in setting.columns]
     shared: list[str] = []
     for texts in (
-        {f"{view.resolved['gpu']['name']} ({view.resolved['device']})" for view in views},
-        {str(view.resolved["model"]["name"]) for view in views},
-        {f"{view.resolved['trace']['requests']:,} requests" for view in views},
+        {f"{view.resolved.gpu.name} ({view.resolved.device})" for view in views},
+        {view.resolved.model.name for view in views},
+        {f"{view.resolved.trace.requests:,} requests" for view in views},
     ):
         if len(texts) == 1:
             shared += texts
     return " · ".join(shared)
 
 
-def _legend(settings: Sequence[Setting]) -> list[tuple[int, str]]:
+def _legend(settings: Sequence[LoadSection]) -> list[tuple[int, str]]:
     """(tone, label) of all entries, each tone once."""
     found: dict[int, str] = {}
     for setting in settings:
@@ -172,14 +178,14 @@ def _legend(settings: Sequence[Setting]) -> list[tuple[int, str]]:
     return sorted(found.items())
 
 
-def _overview(settings: Sequence[Setting]) -> list[tuple[Setting, list[Any]]]:
-    """Who wins what under each load; empty if there is one only."""
+def _overview(settings: Sequence[LoadSection]) -> list[tuple[LoadSection, list[Any]]]:
+    """What each column leads in under each load; empty if there is one load only."""
     if len(settings) < 2:
         return []
     return [(setting, find_claims(setting.columns)) for setting in settings]
 
 
-def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str, Any]:
+def _setting(number: int, setting: LoadSection, groups: Sequence[Group]) -> JsonObject:
     columns = setting.columns
     rows = make_rows(columns)
     view = columns[0].first
@@ -196,7 +202,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
         "rows": rows,
         "footnotes": footnotes(columns, rows),
         "heading": [
-            *header_lines(view, view.resolved),
+            *header_lines(view),
             *([("policies", policies)] if (policies := policies_line(columns)) else []),
             *note_lines(columns),
         ],
@@ -204,7 +210,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> dict[str
     }
 
 
-def _messages(entries: Sequence[Entry]) -> list[str]:
+def _messages(entries: Sequence[PageColumn]) -> list[str]:
     """Why runs were cut short."""
     return [
         f"{run.view.label}: {run.view.status}: {run.view.message}"
@@ -214,7 +220,7 @@ def _messages(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _run(run: Stored) -> dict[str, Any]:
+def _run(run: Stored) -> JsonObject:
     from markupsafe import escape
 
     manifest, view = run.manifest, run.view
@@ -225,7 +231,7 @@ def _run(run: Stored) -> dict[str, Any]:
         ("status", f"{view.status}{': ' + view.message if view.message else ''}"),
         ("made", f"{manifest.created_utc} with nexusbench {manifest.nexusbench}"),
         ("code", commit + (", with local changes" if manifest.git_dirty else "")),
-        ("seed", str(view.config.get("seed"))),
+        ("seed", str(view.config.seed)),
         ("event log", manifest.event_digest or "unfinished, so without a digest"),
         ("invariants", f"{', '.join(held)} held" if held else "not checked to the end"),
         ("python", f"{manifest.python}, numpy {manifest.numpy}, pyarrow {manifest.pyarrow}"),
@@ -237,17 +243,17 @@ def _run(run: Stored) -> dict[str, Any]:
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
     return {
         "label": view.label,
-        "seed": view.config.get("seed"),
+        "seed": view.config.seed,
         "facts": facts,
         "again": shell_words("nexusbench", "rerun", view.folder),
         "json": escape(plain_lines(text)),
     }
 
 
-def _formulas(setting: Setting) -> list[tuple[str, str, str, str]]:
+def _formulas(setting: LoadSection) -> list[tuple[str, str, str, str]]:
     """(tag, unit, which way is better, formula) of every metric."""
-    column = setting.columns[0]
+    summary = setting.columns[0].first.summary
     return [
-        (tag, column.entry(tag)["unit"], column.entry(tag)["direction"], formula)
-        for tag, formula in column.first.summary["formulas"].items()
+        (tag, entry.unit, entry.direction, summary.formulas[tag])
+        for tag, entry in summary.metrics.items()
     ]

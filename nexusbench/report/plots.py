@@ -13,7 +13,8 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.outputs import atomic_file
 from nexusbench.report.charts import Chart, groups_of, rate_group
 from nexusbench.report.escape import plain
-from nexusbench.report.gather import Setting
+from nexusbench.report.figures import PlotlyObject
+from nexusbench.report.gather import LoadSection
 from nexusbench.report.theme import PALETTE
 
 FORMATS = ("png", "svg")
@@ -37,7 +38,7 @@ def require_matplotlib() -> None:
         )
 
 
-def draw(settings: Sequence[Setting], folder: Path) -> list[Path]:
+def draw(settings: Sequence[LoadSection], folder: Path) -> list[Path]:
     """Write every chart in both formats into ``folder``; returns the files.
 
     Raises UsageError without matplotlib, or if the folder cannot be written.
@@ -62,7 +63,7 @@ def draw(settings: Sequence[Setting], folder: Path) -> list[Path]:
     return drawn
 
 
-def _charts(settings: Sequence[Setting]) -> Iterator[tuple[str, str, Chart]]:
+def _charts(settings: Sequence[LoadSection]) -> Iterator[tuple[str, str, Chart]]:
     """File name, note and chart."""
     simulated = any(column.first.simulated for s in settings for column in s.columns)
     state = "SIMULATED" if simulated else "measured"
@@ -122,7 +123,7 @@ def _colour(name: str) -> str:
     return PALETTE[name.removeprefix("@")][0]
 
 
-def _draw(axes: Any, trace: dict[str, Any], floor: list[float]) -> None:
+def _draw(axes: Any, trace: PlotlyObject, floor: list[float]) -> None:
     label = _text(trace["name"]).lstrip("_")
     if trace["type"] == "bar":
         colour = _colour(trace["marker"]["color"])
@@ -148,7 +149,7 @@ def _draw(axes: Any, trace: dict[str, Any], floor: list[float]) -> None:
                   drawstyle="steps-post" if line.get("shape") == "hv" else "default")  # fmt: skip
 
 
-def _dress(axes: Any, layout: dict[str, Any]) -> None:
+def _dress(axes: Any, layout: PlotlyObject) -> None:
     """Axes, grid, bounds."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -8,19 +8,27 @@ from typing import Any
 from nexusbench.core.parts import parts_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import Profile
-from nexusbench.profiling.curves import Curve, lines_of, operator_time, step_time
-from nexusbench.profiling.facts import Contention, Facts
+from nexusbench.profiling.curves import LatencyCurve, lines_of, operator_time, step_time
+from nexusbench.profiling.facts import Contention, ProfileFacts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.report.charts import Chart, Group
 from nexusbench.report.escape import plot_text
-from nexusbench.report.figures import COLOURS, DASHES, SYMBOLS, Figure, Option, axis
+from nexusbench.report.figures import (
+    COLOURS,
+    DASHES,
+    SYMBOLS,
+    Figure,
+    PlotlyObject,
+    ToggleOption,
+    axis,
+)
 
 PHASES = ("prefill", "decode")
 _CLASSES = (("step", "whole step"), ("dense", "dense layers"), ("attention", "attention"))
 _MOST_PAIRS = 6
 
 
-def groups_of(profile: Profile, points: Sequence[Point], facts: Facts) -> list[Group]:
+def groups_of(profile: Profile, points: Sequence[Point], facts: ProfileFacts) -> list[Group]:
     """All charts of a profile; groups without a chart are left out."""
     parts = parts_of(profile.fingerprint.device)
     groups = [
@@ -32,7 +40,7 @@ def groups_of(profile: Profile, points: Sequence[Point], facts: Facts) -> list[G
     return [group for group in groups if group.charts]
 
 
-def _trace(number: int, name: str, x: list[Any], y: list[Any], hover: str) -> dict[str, Any]:
+def _trace(number: int, name: str, x: list[Any], y: list[Any], hover: str) -> PlotlyObject:
     colour = f"@run-{number % COLOURS}"
     return {
         "type": "scatter",
@@ -57,10 +65,12 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
     parts = parts_of(profile.fingerprint.device)
     for phase in PHASES:
         line = next(iter(lines_of(points, phase).values()), [])
-        traces: list[dict[str, Any]] = []
+        traces: list[PlotlyObject] = []
         names: list[str] = []
         for operators, label in _CLASSES:
-            curve = Curve.of(line, step_time if operators == "step" else operator_time(operators))
+            curve = LatencyCurve.of(
+                line, step_time if operators == "step" else operator_time(operators)
+            )
             if curve is None:
                 continue
             shares = [round(100 * sms / total, 2) for sms in curve.sms]
@@ -85,7 +95,7 @@ def _curves(profile: Profile, points: Sequence[Point]) -> list[Chart]:
     return charts
 
 
-def _contention(facts: Facts, parts: str) -> list[Chart]:
+def _contention(facts: ProfileFacts, parts: str) -> list[Chart]:
     """A map per phase: batches against neighbours."""
     charts = []
     # One scale for both maps, so that a colour means the same in both.
@@ -145,11 +155,11 @@ def _map(rows: Sequence[Contention], most: float) -> Figure:
         "yaxis": {"type": "category", "autorange": "reversed", "title": {"text": ""}},
         "hovermode": "closest",
     }
-    options = [Option(name, name) for name in ("mean", "worst")]
+    options = [ToggleOption(name, name) for name in ("mean", "worst")]
     return Figure(traces, layout, 130 + 34 * len(batches), toggles={"view": options})
 
 
-def _splits(facts: Facts, parts: str) -> list[Chart]:
+def _splits(facts: ProfileFacts, parts: str) -> list[Chart]:
     """Prefill rate against decode step of every split; the front is joined."""
     pairs = list(dict.fromkeys((row.prefill, row.decode) for row in facts.splits))
     if not pairs:
@@ -181,7 +191,7 @@ def _splits(facts: Facts, parts: str) -> list[Chart]:
     return [chart]
 
 
-def _bandwidth(profile: Profile, facts: Facts) -> list[Chart]:
+def _bandwidth(profile: Profile, facts: ProfileFacts) -> list[Chart]:
     """Attained bandwidth of decode attention over SMs."""
     if not facts.bandwidth:
         return []

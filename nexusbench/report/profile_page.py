@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.core.documents import JsonObject
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
@@ -18,7 +19,7 @@ from nexusbench.profiles.profile import (
     profile_path,
     read_points,
 )
-from nexusbench.profiling.facts import Facts, stored_facts
+from nexusbench.profiling.facts import ProfileFacts, stored_facts
 from nexusbench.report.escape import plain_lines
 from nexusbench.report.page import render
 from nexusbench.report.profile_figures import PHASES, groups_of
@@ -30,7 +31,7 @@ class Sheet(msgspec.Struct):
     folder: Path
     profile: Profile
     points: list[Point]
-    facts: Facts
+    facts: ProfileFacts
 
 
 def is_profile(name: str) -> bool:
@@ -71,7 +72,7 @@ def headline(sheet: Sheet) -> str:
 
 def profiles_page(sheets: Sequence[Sheet]) -> str:
     """The page of some profiles, one below the other."""
-    shown: dict[str, Any] = {}
+    shown: JsonObject = {}
     parts = []
     for number, sheet in enumerate(sheets):
         groups = groups_of(sheet.profile, sheet.points, sheet.facts)
@@ -103,7 +104,7 @@ def _name(sheet: Sheet) -> str:
     return f"{identity.model} on {identity.device}"
 
 
-def _part(number: int, sheet: Sheet, groups: Sequence[Any]) -> dict[str, Any]:
+def _part(number: int, sheet: Sheet, groups: Sequence[Any]) -> JsonObject:
     from markupsafe import escape
 
     profile, facts = sheet.profile, sheet.facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from nexusbench.report.trace_format import (
     BLOCK,
     PARTITIONS,
     Ranked,
+    TraceEvent,
     Window,
     encode,
     micros,
@@ -40,7 +40,7 @@ def request_spans(run: RunEvents, process: int, cut: Window) -> Iterator[Ranked]
     ids, outcomes = run.requests["id"], run.outcome
     for request, kind, time in _in_blocks(rows[order], kinds[order], moments[order]):
         phase, name = _MARKS[kind]
-        event: dict[str, Any] = {
+        event: TraceEvent = {
             "ph": phase, "pid": process, "tid": ARRIVALS, "cat": "request",
             "id": f"{process}.{request}", "name": name or f"request {ids[request]}",
             "ts": micros(time),
@@ -53,9 +53,9 @@ def request_spans(run: RunEvents, process: int, cut: Window) -> Iterator[Ranked]
         yield time, 5, encode(event)
 
 
-def _facts(run: RunEvents, request: int) -> dict[str, Any]:
+def _facts(run: RunEvents, request: int) -> TraceEvent:
     arrival, first = int(run.arrival[request]), int(run.first_token[request])
-    facts: dict[str, Any] = {
+    facts: TraceEvent = {
         "arrival s": arrival / 1e9,
         "prompt tokens": int(run.requests["prompt_tokens"][request]),
         "output tokens": int(run.num_output_tokens[request]),
@@ -112,7 +112,7 @@ def flow_events(run: RunEvents, process: int, cut: Window) -> Iterator[Ranked]:
     written = np.zeros(run.num_requests, dtype=np.int64)
     for time, rank, request, thread in _in_blocks(times, ranks, requests, threads):
         name = f"request {run.requests['id'][request]}"
-        event: dict[str, Any] = {"pid": process, "tid": thread, "name": name, "ts": micros(time)}
+        event: TraceEvent = {"pid": process, "tid": thread, "name": name, "ts": micros(time)}
         if rank == 1:
             yield time, 1, encode({"ph": "X", **event, "cat": "arrival", "dur": 0})
         if number[request] < 2:

@@ -87,7 +87,7 @@ class Launched(msgspec.Struct):
     actual: Numbers
 
 
-class Series(msgspec.Struct):
+class DrawnSeries(msgspec.Struct):
     """Everything drawn of one run; None where the run has nothing to draw."""
 
     ttft: Curve | None
@@ -102,13 +102,13 @@ class Series(msgspec.Struct):
     warmup_s: float
 
 
-def series_of(run: RunEvents, moment: int, detail: float = 1.0) -> Series:
+def series_of(run: RunEvents, moment: int, detail: float = 1.0) -> DrawnSeries:
     """``moment`` (ns) is where the excerpt of launches begins; ``detail`` scales what is drawn."""
     facts = run.facts
     e2e = (run.ended - run.arrival) / NS_PER_S
     ttft = (run.first_token - run.arrival) / NS_PER_S
     output = run.num_output_tokens
-    return Series(
+    return DrawnSeries(
         ttft=_curve(run, "ttft"),
         tbt=_curve(run, "tbt"),
         over_time=_over_time(run, max(60, int(_INTERVALS * detail))),

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from nexusbench.report.trace_format import (
     PARTITIONS,
     SPLIT,
     Ranked,
+    TraceEvent,
     Window,
     encode,
     micros,
@@ -56,7 +57,7 @@ class TimelineWriter:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._runs: list[dict[str, Any]] = []
+        self._runs: list[TraceEvent] = []
         self._empty = True
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
 
@@ -102,7 +103,7 @@ def _last_moment(run: RunEvents) -> int:
     return max((int(column.max()) for column in times), default=0)
 
 
-def _names(run: RunEvents, process: int, name: str) -> Iterator[dict[str, Any]]:
+def _names(run: RunEvents, process: int, name: str) -> Iterator[TraceEvent]:
     """Names of the process and its threads, and their order."""
     threads, facts = {ARRIVALS: "arrivals", SPLIT: "split"}, run.facts
     if len(run.tables["moved"]["time"]):
@@ -117,7 +118,7 @@ def _names(run: RunEvents, process: int, name: str) -> Iterator[dict[str, Any]]:
         yield _meta(process, thread, "thread_sort_index", {"sort_index": thread})
 
 
-def _meta(process: int, thread: int, name: str, args: dict[str, Any]) -> dict[str, Any]:
+def _meta(process: int, thread: int, name: str, args: TraceEvent) -> TraceEvent:
     return {"ph": "M", "pid": process, "tid": thread, "name": name, "args": args}
 
 
@@ -180,7 +181,7 @@ def _launch(
     sizes = [f"{tokens} tok"] if tokens else []
     sizes += [f"x{decodes}"] if decodes else []
     actual, predicted = end - start, seen["predicted"]
-    args: dict[str, Any] = {
+    args: TraceEvent = {
         "step": seen["step"],
         "kind": kind,
         unit: seen["sms"],
@@ -212,7 +213,7 @@ def _splits(run: RunEvents, process: int, cut: Window) -> Iterator[Ranked]:
         if not cut.holds(time):
             continue
         row = facts.splits[split] if 0 <= split < len(facts.splits) else ()
-        args: dict[str, Any] = dict(zip(facts.partitions, row, strict=False))
+        args: TraceEvent = dict(zip(facts.partitions, row, strict=False))
         if 0 <= reason < len(facts.strings):
             args["reason"] = facts.strings[reason]
         yield time, 3, encode(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,22 +14,34 @@ from typing import Any, Literal
 import msgspec
 
 import nexusbench
-from nexusbench.core.documents import convert, decode_json
+from nexusbench.core.config import EndpointConfig, RunConfig, check_config
+from nexusbench.core.documents import JsonObject, convert, decode_json
 from nexusbench.core.errors import InputError
-from nexusbench.results.resolved import Count, ResolvedOfEngine, kinds_of
+from nexusbench.core.work import Count
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun, ResolvedReplay
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 _WHAT = "a run's manifest"
 _FOREIGN = "It was changed, or made by another version of nexusbench: run again"
 
+# Settings that every stored config has; for others, newer ones, the default holds.
+_ASKED = (
+    "seed", "too_long", "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
+    "quantize_arrivals", "concurrency", "model",
+)  # fmt: skip
+_ASKED_OF_SERVER = ("endpoint", *_ASKED)
+_ASKED_OF_ENGINE = (
+    *_ASKED, "device", "scheduler", "partitioner", "cost_model", "profile", "recalibrate",
+    "tensor_parallel_size", "prefix_caching", "max_tokens",
+)  # fmt: skip
+
 Status = Literal["running", "complete", "interrupted", "failed"]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _RunManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a run was: enough to make it again, and to read its event log.
 
-    ``config`` and ``resolved`` must hold what ``resolved.py`` says: readers rely on it.
     ``strings`` and ``splits`` are what the codes in the event tables stand for; ``parts`` has one
     entry per committed flush, the rows of each table it wrote. Part-files that no entry names were
     being written when the run was killed, and are not part of it.
@@ -45,8 +57,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     platform: str
     git_commit: str | None  # of the checkout that the package lies in, None if in none
     git_dirty: bool | None
-    config: dict[str, Any]
-    resolved: dict[str, Any]
     partitions: list[str]
     splits: list[list[Count]]  # row = split code of the event log: SMs per partition
     strings: list[str]
@@ -58,33 +68,43 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     schema: int
 
 
+class EngineManifest(_RunManifest, frozen=True, kw_only=True, tag_field="observed", tag="engine"):
+    """The manifest of a run of the engine."""
+
+    config: RunConfig
+    resolved: ResolvedEngineRun
+
+
+class ReplayManifest(_RunManifest, frozen=True, kw_only=True, tag_field="observed", tag="client"):
+    """The manifest of a replay against a server, of which only the client's side is known."""
+
+    config: EndpointConfig
+    resolved: ResolvedReplay
+
+
+Manifest = EngineManifest | ReplayManifest
+
+
 def new_manifest(
     run_id: str,
     created_utc: str,
     *,
     simulated: bool,
-    config: Mapping[str, Any],
-    resolved: Mapping[str, Any],
+    config: RunConfig | EndpointConfig,
+    resolved: Resolved,
     partitions: Sequence[str],
-    splits: Sequence[Sequence[int]] = (),
 ) -> Manifest:
-    """The manifest of a run that begins, with versions and the checkout's git state."""
-    commit, dirty = _own_git_state()
-    return Manifest(
+    """The manifest of a run that begins, with versions and the checkout's git state. ``config`` and
+    ``resolved`` are both an engine's or both a replay's.
+    """
+    kind = EngineManifest if isinstance(resolved, ResolvedEngineRun) else ReplayManifest
+    common: JsonObject = {"config": config, "resolved": resolved, **made_with()}
+    return kind(
         run_id=run_id,
         created_utc=created_utc,
         simulated=simulated,
-        nexusbench=nexusbench.__version__,
-        python=platform.python_version(),
-        numpy=_version("numpy"),
-        pyarrow=_version("pyarrow"),
-        platform=platform.platform(),
-        git_commit=commit,
-        git_dirty=dirty,
-        config=dict(config),
-        resolved=dict(resolved),
         partitions=list(partitions),
-        splits=[list(split) for split in splits],
+        splits=[],
         strings=[],
         parts=[],
         status="running",
@@ -92,7 +112,22 @@ def new_manifest(
         event_digest="",
         invariants={},
         schema=SCHEMA_VERSION,
+        **common,
     )
+
+
+def made_with() -> dict[str, str | bool | None]:
+    """The versions that decide a run, the platform, and the state of this package's checkout."""
+    commit, dirty = _own_git_state()
+    return {
+        "nexusbench": nexusbench.__version__,
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "pyarrow": _version("pyarrow"),
+        "platform": platform.platform(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
 
 
 def _version(distribution: str) -> str:
@@ -113,8 +148,8 @@ def _own_git_state() -> tuple[str | None, bool | None]:
 def git_state(package: Path) -> tuple[str | None, bool | None]:
     """Commit and dirtiness of the checkout that tracks ``package``; (None, None) if none does.
 
-    A package installed inside somebody else's repository (a virtual environment in a checkout) is
-    not tracked there, so that repository's commit is not taken for ours. Untracked files in the
+    A package installed inside another repository (a virtual environment in a checkout) is not
+    tracked there, so that repository's commit is not the package's. Untracked files in the
     package make it dirty: a dropped-in scheduler is a change.
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
@@ -151,8 +186,8 @@ class _Version(msgspec.Struct):
 
 
 def decode_manifest(data: bytes, file: Path) -> Manifest:
-    """The manifest in ``data``. Raises InputError that names ``file`` and the key path: not JSON,
-    a wrong or missing entry, also in ``config`` and ``resolved``, a newer schema.
+    """The manifest in ``data``, of this schema or of schema 1. Raises InputError that names
+    ``file`` and the key path: not JSON, a wrong or missing entry, a newer schema.
     """
     hint = "The run cannot be read without it"
     version = decode_json(data, _Version, file, what=_WHAT, hint=hint).schema
@@ -163,23 +198,43 @@ def decode_manifest(data: bytes, file: Path) -> Manifest:
             field="schema",
             hint="Upgrade nexusbench to read it",
         )
-    if version < SCHEMA_VERSION:
+    if version < 1:
         raise InputError(f"not {_WHAT}: {version}", file=file, field="schema", hint=_FOREIGN)
-    manifest = decode_json(data, Manifest, file, what=_WHAT, hint=_FOREIGN)
-    check_facts(manifest, file)
+    document: JsonObject = decode_json(data, JsonObject, file, what=_WHAT, hint=_FOREIGN)
+    if version == 1:
+        document = _from_schema_1(document)
+    kind: Any = Manifest  # ``observed`` says which of the two it is
+    manifest: Manifest = convert(document, kind, file, what=_WHAT, hint=_FOREIGN)
+    _check(manifest, document["config"], file)
     return manifest
 
 
-def check_facts(manifest: Manifest, file: object) -> None:
-    """What readers take for granted of ``config``, ``resolved`` and ``partitions``. Raises
-    InputError that names ``file`` and the key path.
+def _from_schema_1(document: JsonObject) -> JsonObject:
+    """A document of schema 1 as one of schema 2, which says itself what observed the run."""
+    config, resolved = document.get("config"), document.get("resolved")
+    of_server = isinstance(config, dict) and "endpoint" in config
+    of_server |= isinstance(resolved, dict) and resolved.get("observed") == "client"
+    observed = "client" if of_server else "engine"
+    return {**document, "schema": SCHEMA_VERSION, "observed": observed}
+
+
+def _check(manifest: Manifest, config: JsonObject, file: Path) -> None:
+    """What no single field says: settings that no run leaves out are there and within their bounds,
+    and every partition lies in a pool. Raises InputError.
     """
-    asked, resolved = kinds_of(manifest.resolved)
-    convert(manifest.config, asked, file, at="config", what=_WHAT, hint=_FOREIGN)
-    facts = convert(manifest.resolved, resolved, file, at="resolved", what=_WHAT, hint=_FOREIGN)
-    if not isinstance(facts, ResolvedOfEngine):
+    wanted = _ASKED_OF_ENGINE if isinstance(manifest, EngineManifest) else _ASKED_OF_SERVER
+    if missing := [name for name in wanted if name not in config]:
+        at = f"config.{missing[0]}"
+        raise InputError(f"not {_WHAT}: is missing", file=file, field=at, hint=_FOREIGN)
+    try:
+        check_config(manifest.config)
+    except InputError as error:
+        at, problem = f"config.{error.field}", f"not {_WHAT}: {error.problem}"
+        raise InputError(problem, file=file, field=at, hint=_FOREIGN) from None
+    if isinstance(manifest, ReplayManifest):
         return
-    homes, partitions, pools = facts.homes, manifest.partitions, facts.pools
+    homes, partitions = manifest.resolved.homes, manifest.partitions
+    pools = manifest.resolved.pools
     if len(homes) != len(partitions) or any(home >= len(pools) for home in homes):
         problem = f"{_WHAT}: partitions {partitions} lie in the pools {homes} of {len(pools)}"
         raise InputError(f"not {problem}", file=file, field="resolved.homes", hint=_FOREIGN)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nexusbench.core.documents import decode_json, read_document, require_file
+from nexusbench.core.documents import JsonObject, decode_json, read_document, require_file
 from nexusbench.core.errors import InputError
-from nexusbench.core.events import SCHEMA, combined_digest
+from nexusbench.core.events import SCHEMA, StoredEvents, combined_digest
 from nexusbench.core.registry import did_you_mean
 from nexusbench.results._columns import rows_of, table_of
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, decode_manifest
+from nexusbench.results.resolved import facts_for_metrics
 from nexusbench.results.store import (
     EVENTS_FOLDER,
     REQUEST_COLUMNS,
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = Path("results")
 _CHANGED = "The file was changed after the run: restore it, or run again"
-
-
-# The entries of a manifest's ``resolved`` that metrics need, where a run has them.
-_FACTS = (
-    "num_sms", "kv_blocks", "block_size", "slo", "warmup_ns", "gpus", "device", "observed",
-    "price_per_hour", "watts", "work", "pools", "homes", "host_gaps",
-)  # fmt: skip
 
 
 class RunReader:
@@ -67,7 +61,7 @@ class RunReader:
 
     @property
     def complete(self) -> bool:
-        """The run came to its own end."""
+        """The run was complete when it ended."""
         return self.manifest.status == "complete"
 
     def requests(self) -> Columns:
@@ -164,26 +158,18 @@ class RunReader:
         reader.manifest = msgspec.structs.replace(self.manifest, parts=self.manifest.parts[:count])
         return reader
 
-    def events(self) -> dict[str, Any]:
-        """Everything metrics need, as plain dicts: ``tables``, ``requests`` and ``facts``, and the
-        ``file`` that the facts are of.
-
-        Raises InputError naming the file that is damaged.
-        """
+    def events(self) -> StoredEvents:
+        """Everything metrics need. Raises InputError naming the file that is damaged."""
         self.verify()
-        resolved = self.manifest.resolved
-        return {
-            "file": self.path / MANIFEST_FILE,
-            "tables": _Tables(self),
-            "requests": self.requests(),
-            "facts": {
-                **{key: resolved[key] for key in _FACTS if key in resolved},
-                "simulated": self.manifest.simulated,
-                "partitions": self.manifest.partitions,
-                "splits": self.manifest.splits,
-                "strings": self.manifest.strings,
-            },
-        }
+        manifest = self.manifest
+        facts = facts_for_metrics(
+            manifest.resolved,
+            simulated=manifest.simulated,
+            partitions=manifest.partitions,
+            splits=manifest.splits,
+            strings=manifest.strings,
+        )
+        return StoredEvents(_Tables(self), self.requests(), facts, self.path / MANIFEST_FILE)
 
     def tokens(self) -> dict[int, list[int]]:
         """Token ids that each ended request got; empty for simulated runs. Raises InputError."""
@@ -204,7 +190,7 @@ class RunReader:
             raise InputError("holds a request twice, or nothing of one", file=file, hint=_CHANGED)
         return dict(zip(requests, tokens, strict=True))
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> JsonObject | None:
         """The stored summary; None where the run ended before it was written. Raises InputError
         also where the events that it was computed from are not there any more.
         """
@@ -212,7 +198,7 @@ class RunReader:
         file = self.path / SUMMARY_FILE
         if not file.exists():
             return None
-        return decode_json(read_document(file), dict[str, Any], file, what="a summary")
+        return decode_json(read_document(file), JsonObject, file, what="a summary")
 
 
 class _Tables(Mapping[str, Any]):

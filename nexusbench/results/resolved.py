@@ -1,79 +1,49 @@
-"""What a manifest's ``config`` and ``resolved`` hold, as readers rely on it: checked once, on
-decoding, so that a damaged or foreign manifest is one located error and never a reader's surprise.
+"""What a run resolved: written by the composition root, read as fields by every screen, report,
+gate and comparison, and checked once where a manifest is decoded (``results/manifest.py``).
 
-All of it is written by every run, so all of it is required, but for what only the end of a run
-knows (``decision_us``, ``host_gaps``, ``client``): a run that was cut short has none of those.
-Keys that no reader needs may be there, and may be absent.
+Every run writes all of it, except what is measured until its end (``decision_us``,
+``host_gaps``, ``client``). A field has a default where no reader needs it: such a key may be
+missing in a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from nexusbench.core.documents import JsonObject, convert
+from nexusbench.core.events import RunFacts
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
+from nexusbench.core.work import Amount, Count, HostGap, Work
 
 _INT64 = 2**63 - 1
-Count = Annotated[int, msgspec.Meta(ge=0, le=_INT64)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=_INT64)]
 Above = Annotated[float, msgspec.Meta(gt=0)]
-Amount = Annotated[float, msgspec.Meta(ge=0)]
-Slo = dict[Literal["ttft", "tbt", "tpot", "e2e", "itl", "e2el"], Above]
+SloBounds = dict[Literal["ttft", "tbt", "tpot", "e2e", "itl", "e2el"], Above]  # ms
+StepBudgets = dict[Literal["max_num_seqs", "max_num_batched_tokens", "max_model_len"], int]
+PolicyOptions = JsonObject  # of one policy, as its own Options struct holds them
 
 
-class _Traffic(msgspec.Struct, kw_only=True):
-    """What was asked of the traffic, whatever served it."""
-
-    trace: str
-    seed: Count
-    too_long: str
-    speed: Above | None
-    request_rate: Above | None
-    burstiness: Above | None
-    limit: Positive | None
-    window: str | None
-    spread_ties: str
-    quantize_arrivals: Above | None
-    concurrency: Positive | None
-
-
-class AskedOfEngine(_Traffic, kw_only=True):
-    """The settings of an engine's run that screens and comparisons read."""
-
-    device: str
-    model: str
-    scheduler: str
-    partitioner: str | None
-    cost_model: str | None
-    profile: str | None
-    recalibrate: bool
-    tensor_parallel_size: Positive
-    prefix_caching: bool
-    max_tokens: str | None
-
-
-class AskedOfServer(_Traffic, kw_only=True):
-    """The settings of a replay against a server that screens and comparisons read."""
-
-    endpoint: str
-    model: str | None
-
-
-class TraceFacts(msgspec.Struct, kw_only=True):
-    """The trace that was served; ``concurrency`` users of a closed loop, ``following`` turns."""
+class ServedTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """The trace that was served; ``concurrency`` users of a closed loop, ``following`` turns that
+    begin after the end of the turn before.
+    """
 
     name: str
+    format: str = ""
     sha256: str
     requests: Count
     notes: list[str]
+    oracle_max_tokens: bool = False
     concurrency: Count
     following: Count
 
 
-class DtypeFacts(Dtypes, frozen=True, kw_only=True):
+class ServedDtypes(Dtypes, frozen=True, kw_only=True):
     """Data types per tensor class, none left out."""
 
     weights: str
@@ -82,136 +52,200 @@ class DtypeFacts(Dtypes, frozen=True, kw_only=True):
     activations: str
 
 
-class ModelFacts(ModelSpec, frozen=True, kw_only=True):
+class ServedModel(ModelSpec, frozen=True, kw_only=True):
     """The model that was served."""
 
-    dtypes: DtypeFacts
+    dtypes: ServedDtypes
 
 
-class Fitted(msgspec.Struct, kw_only=True):
-    """The profile that a belief was fitted to."""
+class FittedProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """The profile that a belief was fitted to; ``forced`` if it is one of another device or model,
+    ``limits`` the step budgets within which was measured.
+    """
 
+    file: str = ""
+    points_sha256: str
     of: str
     forced: bool
-    points_sha256: str
-    limits: dict[Literal["max_num_seqs", "max_num_batched_tokens", "max_model_len"], int] | None
+    limits: StepBudgets | None
 
 
-class BeliefFacts(msgspec.Struct, kw_only=True):
+class BeliefFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The cost model that was asked; ``recalibrate`` may say over what."""
 
     cost_model: str
-    profile: Fitted | None
+    options: PolicyOptions = {}
+    profile: FittedProfile | None
     recalibrate: bool | str
 
 
-class Gap(msgspec.Struct, kw_only=True):
-    """Launches of a partition that followed another, and the ns in between."""
-
-    count: Count
-    total_ns: Count
-    longest_ns: Count
-
-
-class _Run(msgspec.Struct, kw_only=True):
-    """What every run resolved."""
+class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What every run resolved, whatever served it."""
 
     device: str
-    trace: TraceFacts
+    trace: ServedTrace
     machine: dict[str, str | int | float | bool | None]
     seed: Count
-    slo: Slo
+    slo: SloBounds
     warmup_ns: Count
     gpus: Positive
-    price_per_hour: Above | None
-    watts: Above | None
+    price_per_hour: Above | None  # dollars for an hour of one GPU
+    watts: Above | None  # of one GPU
 
 
-class ResolvedOfEngine(_Run, kw_only=True):
-    """What a run of the engine resolved."""
+class ResolvedEngineRun(ResolvedRun, frozen=True, kw_only=True):
+    """What a run of the engine resolved. ``pools`` are the memories that hold KV blocks, ``homes``
+    the pool of each partition's GPU; ``kv_blocks`` counts those of all GPUs.
+    """
 
     gpu: GpuSpec
     num_sms: Positive
-    model: ModelFacts
     kernel_table: str | None
-    made_of_profile: str | None
     environment: dict[str, str]
+    work: Work | None
     random_weights: bool
-    work: dict[str, Amount] | None
+    made_of_profile: str | None
+    legal_splits: list[str] = []
+    model: ServedModel
+    caveats: list[str] = []
     scheduler: str
-    scheduler_options: dict[str, Any]
+    scheduler_options: PolicyOptions
     partitioner: str
-    partitioner_options: dict[str, Any]
+    partitioner_options: PolicyOptions
     kv_blocks: Positive
     block_size: Positive
     limits: Limits
+    swap_bytes: float = 0.0
     pools: Annotated[list[str], msgspec.Meta(min_length=1)]
     homes: list[Count]
     belief: BeliefFacts | None
-    caveats: list[str] = []  # of runs that are older than caveats, none
-    decision_us: dict[str, Amount] = {}
-    host_gaps: dict[str, Gap] = {}
+    decision_us: dict[str, Count | Amount] | UnsetType = UNSET
+    host_gaps: dict[str, HostGap] | UnsetType = UNSET
 
 
-class _Named(msgspec.Struct, kw_only=True):
+class NamedThing(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a model or a GPU behind a server."""
 
     name: str
 
 
-class _Context(msgspec.Struct, kw_only=True):
+class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The longest context of a server, where it told."""
 
     max_model_len: Positive | None
 
 
-class EndpointFacts(msgspec.Struct, kw_only=True):
-    """How the server was asked."""
+class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How the server was asked. ``measure``: tokens that it counts for a text, fixed
+    and per word.
+    """
 
     url: str
     api: str
     prompt: str
     pinned: bool
+    usage: str = ""
+    measure: dict[str, float] | None = None
     notes: list[str]
+    timeout_s: float = 0.0
 
 
-class ClientFacts(msgspec.Struct, kw_only=True):
-    """What the client noticed of the answers and of itself."""
+class ClientFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client noticed of the answers (``endpoint/recording.py``) and of itself."""
 
+    answered: Count = 0
+    finished: Count = 0
     prompts_counted: Count
     prompts_exact: Count
     prompt_tokens_asked: Count
     prompt_tokens_counted: Count
     prompt_worst: Count
+    cached_counted: Count = 0
+    cached_tokens: Count = 0
+    cached_refused: Count = 0
+    odd: Count = 0
     short: Count
     long: Count
     deliveries: Count
     several: Count
+    at_once: Count = 0
+    in_bursts: Count = 0
+    untold: Count = 0
+    reasoned: Count = 0
+    hidden: Count = 0
+    hidden_tokens: Count = 0
     counting: dict[str, Count]
+    warnings: list[str] = []
     connections_opened: Count
     sent_on_a_late_connection: Count
-    warnings: list[str] = []
+    made_when_due: Count = 0
 
 
-class ResolvedOfServer(_Run, kw_only=True):
+class ResolvedReplay(ResolvedRun, frozen=True, kw_only=True):
     """What a replay against a server resolved; a client sees no GPU, policy or KV pool."""
 
     observed: Literal["client"]
-    gpu: _Named
-    model: _Named
-    num_sms: Literal[0]
-    kv_blocks: Literal[0]
-    block_size: Literal[0]
-    scheduler: None
-    partitioner: None
-    belief: None
-    limits: _Context
-    endpoint: EndpointFacts
-    client: ClientFacts | None = None
+    gpu: NamedThing
+    num_sms: Literal[0] = 0
+    kv_blocks: Literal[0] = 0
+    block_size: Literal[0] = 0
+    model: NamedThing
+    scheduler: None = None
+    partitioner: None = None
+    belief: None = None
+    limits: ServerLimits
+    endpoint: ServerFacts
+    client: ClientFacts | UnsetType = UNSET
 
 
-def kinds_of(resolved: Mapping[str, Any]) -> tuple[type[Any], type[Any]]:
-    """The types of ``config`` and ``resolved``: an engine's, or those of a client of a server."""
-    if resolved.get("observed") == "client":
-        return AskedOfServer, ResolvedOfServer
-    return AskedOfEngine, ResolvedOfEngine
+Resolved = ResolvedEngineRun | ResolvedReplay
+
+
+def slo_bounds(goodput: Mapping[str, float]) -> SloBounds:
+    """The bounds of a config, ms. Raises InputError for an unknown name or a bound not above 0."""
+    return convert(goodput, SloBounds, None, at="goodput")
+
+
+def budgets(limits: Limits | None) -> StepBudgets | None:
+    """What bounds a step; None where that is not known."""
+    return None if limits is None else msgspec.convert(limits.budgets, StepBudgets)
+
+
+def served_model(model: ModelSpec) -> ServedModel:
+    """``model`` for :class:`ResolvedEngineRun`."""
+    return msgspec.convert(model, ServedModel, from_attributes=True)
+
+
+def facts_for_metrics(
+    resolved: Resolved,
+    *,
+    simulated: bool,
+    partitions: Sequence[str],
+    splits: Sequence[Sequence[int]],
+    strings: Sequence[str] = (),
+) -> RunFacts:
+    """What metrics take of a run besides its event log."""
+    facts = RunFacts(
+        simulated=simulated,
+        num_sms=resolved.num_sms,
+        kv_blocks=resolved.kv_blocks,
+        block_size=resolved.block_size,
+        partitions=tuple(partitions),
+        splits=tuple(map(tuple, splits)),
+        strings=tuple(strings),
+        device=resolved.device,
+        slo={str(name): bound for name, bound in resolved.slo.items()},
+        warmup_ns=resolved.warmup_ns,
+        gpus=resolved.gpus,
+        price_per_hour=resolved.price_per_hour,
+        watts=resolved.watts,
+    )
+    if isinstance(resolved, ResolvedReplay):
+        return msgspec.structs.replace(facts, observed="client")
+    return msgspec.structs.replace(
+        facts,
+        work=resolved.work,
+        pools=tuple(resolved.pools),
+        homes=tuple(resolved.homes),
+        host_gaps={} if resolved.host_gaps is UNSET else resolved.host_gaps,
+    )

@@ -29,6 +29,7 @@ from nexusbench.core.events import SCHEMA, EventLog, EventTable
 from nexusbench.core.outputs import not_written
 from nexusbench.core.printable import one_line
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
+from nexusbench.results.resolved import Resolved
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,10 +56,10 @@ def part_file(table: str, part: int) -> str:
     return f"{table}-{part:05d}.parquet"
 
 
-class Snapshot(msgspec.Struct):
+class LogSnapshot(msgspec.Struct):
     """A log at one moment, apart from it: what a thread can write while the log goes on."""
 
-    tables: dict[str, dict[str, Any]]
+    tables: Mapping[str, Columns]
     strings: list[str]
     splits: list[list[int]]
 
@@ -129,16 +130,16 @@ class RunWriter:
             self._withdrawn.append(withdrawn)
         self._remove_parts(_KEPT_WITHDRAWN)
 
-    def snapshot(self, log: EventLog, splits: Sequence[Sequence[int]]) -> Snapshot:
+    def snapshot(self, log: EventLog, splits: Sequence[Sequence[int]]) -> LogSnapshot:
         """What :meth:`save` needs of a log."""
         tables = {
             name: {key: column[:] for key, column in table.columns.items()}
             for name, table in log.tables.items()
             if len(table)
         }
-        return Snapshot(tables, list(log.strings), [list(row) for row in splits])
+        return LogSnapshot(tables, list(log.strings), [list(row) for row in splits])
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: LogSnapshot) -> None:
         """Store what a log held beyond the sealed parts; the log keeps it, and the next call or
         flush writes the same part again. Raises as :meth:`flush` does.
 
@@ -212,16 +213,16 @@ class RunWriter:
     def finish(
         self,
         status: Status,
-        summary: Mapping[str, Any] | None = None,
+        summary: object = None,
         message: str = "",
         *,
         event_digest: str = "",
         invariants: Mapping[str, str] | None = None,
-        resolved: Mapping[str, Any] | None = None,
+        resolved: Resolved | None = None,
     ) -> None:
-        """Write the summary and the manifest's final status; ``resolved`` adds what only the end
-        knows. A digest of rows that could not be stored is left out: it would not be that of the
-        files.
+        """Write the summary and the manifest's final status; ``resolved`` also holds
+        what is known only at the end. A digest of rows that could not be stored is left out: it
+        would not be that of the files.
 
         Raises NexusbenchError naming the file if it cannot be written.
         """
@@ -234,7 +235,7 @@ class RunWriter:
                 message=message,
                 event_digest="" if self._behind else event_digest,
                 invariants=dict(invariants or {}),
-                resolved={**self.manifest.resolved, **(resolved or {})},
+                resolved=resolved or self.manifest.resolved,
             )
         )
         self._remove_parts(0)

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from nexusbench.core.config import EndpointConfig, RunConfig, check_config
-from nexusbench.core.errors import UsageError
+from nexusbench.core.batch import Split
+from nexusbench.core.config import EndpointConfig, RunConfig
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.request import Request
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.specs import DTYPE_BYTES, ModelSpec
 from nexusbench.core.state import Limits
-from nexusbench.core.units import GIB, NS_PER_S, counted
-from nexusbench.costs.base import CostModel
-from nexusbench.devices.base import Device, DeviceOptions, devices
+from nexusbench.core.units import NS_PER_S
+from nexusbench.core.work import Work, model_work
+from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.config import caveats, load_model
-from nexusbench.partitioners.base import Partitioner, partitioners
-from nexusbench.physics.gpus import gpu_names, is_profile
+from nexusbench.models.config import caveats
+from nexusbench.partitioners.base import Partitioner
 from nexusbench.results.machine import machine_facts
-from nexusbench.schedulers.base import Scheduler, schedulers
-from nexusbench.serving.belief import make_belief
-from nexusbench.serving.calibrated import Calibrated
-from nexusbench.serving.memory import check_pool, kv_pools, swap_gib
-from nexusbench.serving.tokens import (
-    check_flags,
-    forget_answers,
-    serving_of,
-    with_dtype,
-    work_of,
+from nexusbench.results.resolved import (
+    BeliefFacts,
+    ResolvedEngineRun,
+    ServedTrace,
+    served_model,
+    slo_bounds,
 )
+from nexusbench.schedulers.base import Scheduler
+from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
+from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
+from nexusbench.serving.resolve import resolve
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head
 from nexusbench.workloads.trace import conversation_ids, load_trace
 
-# (config, device, model) -> the belief and its facts for the manifest.
-BeliefFactory = Callable[[RunConfig, Device, ModelSpec], tuple[CostModel, dict[str, Any]]]
-
 
 class Assembly(msgspec.Struct):
-    """The objects of one run, resolved and ready; ``facts`` is for the manifest."""
+    """The objects of one run, resolved and ready; ``resolved`` is for the manifest."""
 
     config: RunConfig
     trace: Trace
@@ -55,7 +51,11 @@ class Assembly(msgspec.Struct):
     other_pools: list[KVCacheManager]
     requests: list[Request]
     limits: Limits
-    facts: dict[str, Any]
+    resolved: ResolvedEngineRun
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The requests, as they are stored."""
+        return request_columns(self.requests, closed=self.trace.concurrency > 0)
 
 
 def shape_traffic(config: RunConfig | EndpointConfig) -> Trace:
@@ -96,22 +96,19 @@ def prepare_trace(config: RunConfig, max_model_len: int) -> Trace:
     return transform.fit_context(trace, max_model_len, config.too_long)
 
 
-def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly:
+def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly:
     """Build every object of a run. Raises UsageError or InputError for whatever cannot be.
 
     ``belief`` makes another belief than the config's, for experiments that ask what a policy would
     do if it knew the truth.
     """
-    config = check_config(config)
-    model, max_model_len = resolve_model(config)
-    trace = prepare_trace(config, max_model_len)
-    scheduler: Scheduler = schedulers.create(config.scheduler)
-    device, limits = open_device(config, model, max_model_len, policy=scheduler)
+    run = resolve(config)
+    config, model, scheduler = run.config, run.model, run.scheduler
+    trace = prepare_trace(config, run.max_model_len)
+    device, limits = open_device(run)
     try:
         check_gpus(scheduler, device)
-        partitioner, belief_facts = make_partitioner(
-            config, scheduler, device, model, belief or make_belief
-        )
+        partitioner, belief_facts = make_partitioner(run, device, belief)
         # Refuses impossible options before anything is written.
         initial = partitioner.initial(device.spec)
         kv, others = kv_pools(config, model, device, trace)
@@ -124,139 +121,45 @@ def assemble(config: RunConfig, belief: BeliefFactory | None = None) -> Assembly
     except BaseException:
         device.close()
         raise
-    facts = _facts(config, trace, model, device, scheduler, partitioner, kv, limits)
-    facts["belief"] = belief_facts
+    resolved = _resolved(
+        config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
+    )
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
-        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, facts
+        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, resolved
     )
-
-
-def resolve_model(config: RunConfig) -> tuple[ModelSpec, int]:
-    """The model that is served and the longest context it is served with. Raises UsageError."""
-    model = with_dtype(load_model(config.model), config.dtype)
-    check_tensor_parallel(config.tensor_parallel_size, model)
-    length = config.max_model_len or model.max_model_len
-    if length > model.max_model_len:
-        raise UsageError(
-            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
-            "tokens. Give at most that many, or leave it out"
-        )
-    return model, length
-
-
-def open_device(
-    config: RunConfig,
-    model: ModelSpec,
-    max_model_len: int,
-    *,
-    policy: Scheduler | None = None,
-    profiling: bool = False,
-) -> tuple[Device, Limits]:
-    """The device of ``config`` and the step budgets that follow from it (vLLM's API-server
-    defaults). ``profiling``: with times by operator class and exact totals where it has them.
-
-    A ``policy`` that needs two GPUs gets two of the simulated one that the config names.
-    """
-    kind, _, argument = resolve_device(config.device).partition(":")
-    if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
-        raise UsageError(f"'{config.device}' is a GPU, not a device; write sim:{kind}")
-    cls: type[Device] = devices.load(kind)
-    # Large-memory GPUs other than the A100 get vLLM's larger defaults (arg_utils, V1); see
-    # docs/decisions/0004.
-    gpu = cls.describe(argument)
-    large = gpu.hbm_gib >= 70 and "a100" not in gpu.name.lower()
-    if policy is not None and policy.num_gpus == 2:
-        argument = pair_of(policy, kind, argument)
-    limits = Limits(
-        config.max_num_seqs or (1024 if large else 256),
-        config.max_num_batched_tokens or (8192 if large else 2048),
-        max_model_len,
-        config.goodput.get("ttft"),
-        config.goodput.get("tbt") or config.goodput.get("tpot"),
-    )
-    options = DeviceOptions(
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        tensor_parallel=config.tensor_parallel_size,
-        seed=config.seed,
-        kernel_table=config.kernel_table,
-        profiling=profiling,
-        model_name=config.model,
-        load_format=config.load_format,
-        dtype=config.dtype,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        swap_bytes=swap_gib(config, policy, kind) * GIB,
-        graphs=config.graphs,
-    )
-    check_flags(config, kind)
-    return cls.open(argument, model, options), limits
-
-
-def pair_of(policy: Scheduler, kind: str, argument: str) -> str:
-    """Two of the simulated GPU, before anything is loaded onto one. Raises UsageError."""
-    if kind != "sim" or is_profile(argument):
-        what = f"sim:{argument}, a profile," if kind == "sim" else kind
-        raise UsageError(
-            f"scheduler '{policy.name}' needs {policy.num_gpus} GPUs, {what} is one device. Use a "
-            "simulated pair, such as --device sim:l20+l20"
-        )
-    return argument if "+" in argument else f"{argument}+{argument}"
-
-
-def check_gpus(scheduler: Scheduler, device: Device) -> None:
-    """Raise UsageError if the policy runs on another number of GPUs than the device has."""
-    found, name = device.spec.num_gpus, device.spec.name
-    if scheduler.num_gpus == found:
-        return
-    if found == 1:
-        raise UsageError(
-            f"scheduler '{scheduler.name}' needs {scheduler.num_gpus} GPUs, {name} is one. "
-            "Use a simulated pair, such as --device sim:l20+l20"
-        )
-    one = name.partition("+")[0]
-    raise UsageError(
-        f"scheduler '{scheduler.name}' runs on one GPU, {name} has {found}. Use --device {one}, or "
-        f"--device {one} --tensor-parallel-size {found}"
-    )
-
-
-def resolve_device(name: str) -> str:
-    """``auto`` is a usable CUDA GPU where the CUDA device is there, else the paper's GPU,
-    simulated.
-    """
-    if name != "auto":
-        return name
-    if "cuda" in devices.names() and devices.load("cuda").usable():
-        return "cuda"
-    return "sim:l20"
 
 
 def make_requests(trace: Trace, block_size: int) -> list[Request]:
     """Engine requests from a trace; prefix ids become comparable over the whole trace."""
     chains = conversation_ids(trace, block_size)
-    after = _earlier_turns(trace)
+    earlier = _earlier_turns(trace) if any(r.follows for r in trace.requests) else []
     return [
         Request(
-            id=r.id,
-            index=index,
-            arrival_ns=r.arrival_ns,
-            num_prompt_tokens=r.prompt_tokens,
-            max_tokens=r.max_tokens,
+            id=r.id, index=index, arrival_ns=r.arrival_ns, tenant=r.tenant,
+            num_prompt_tokens=r.prompt_tokens, max_tokens=r.max_tokens,
             stop_len=r.prompt_tokens + r.output_tokens,
-            prefix_ids=chains[index][0],
-            named_tokens=chains[index][1],
-            tenant=r.tenant,
-            after=after[index] if r.follows else -1,
-            think_ns=r.think_ns,
-            timeout_ns=r.timeout_ns,
-            cancel_after_ns=r.cancel_after_ns,
+            prefix_ids=chains[index][0], named_tokens=chains[index][1],
+            after=earlier[index] if r.follows else -1, think_ns=r.think_ns,
+            timeout_ns=r.timeout_ns, cancel_after_ns=r.cancel_after_ns,
         )
         for index, r in enumerate(trace.requests)
-    ]
+    ]  # fmt: skip
+
+
+def request_columns(requests: Sequence[Request], *, closed: bool = False) -> dict[str, list[Any]]:
+    """The offered requests as equally long columns; ``closed``: as a closed loop offers them."""
+    return {
+        "request": [r.index for r in requests],
+        "id": [r.id for r in requests],
+        "tenant": [r.tenant for r in requests],
+        # -1: it arrives when another one has ended; the event log says when that was.
+        "arrival": [-1 if closed or r.after >= 0 else r.arrival_ns for r in requests],
+        "prompt_tokens": [r.num_prompt_tokens for r in requests],
+        "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
+        "max_tokens": [r.max_tokens for r in requests],
+    }
 
 
 def _earlier_turns(trace: Trace) -> list[int]:
@@ -270,67 +173,46 @@ def _earlier_turns(trace: Trace) -> list[int]:
     return earlier
 
 
-def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[Partitioner]]:
-    """The partitioner as typed, or the scheduler's own, and its class. Raises UsageError if it
-    cannot serve the scheduler.
+def forget_answers(requests: list[Request], trace: Trace) -> None:
+    """A trace's later turns hold the answers that were given when it was recorded; a device that
+    makes tokens gives others, so only prompts can be shared.
     """
-    spec = config.partitioner or scheduler.default_partitioner
-    cls: type[Partitioner] = partitioners.load(spec.partition(":")[0])
-    if scheduler.partitions not in cls.serves:
-        raise UsageError(
-            f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
-            f"partition {' and '.join(scheduler.partitions)}; its default is "
-            f"'{scheduler.default_partitioner}'"
-        )
-    return spec, cls
+    if any(request.named_tokens > request.num_prompt_tokens for request in requests):
+        trace.notes.append("prefix reuse of prompts only: the trace's own answers are not made")
+    for request in requests:
+        request.named_tokens = 0
 
 
-def make_partitioner(
+def serving_of(
     config: RunConfig,
-    scheduler: Scheduler,
-    device: Device,
     model: ModelSpec,
-    make: BeliefFactory,
-) -> tuple[Partitioner, dict[str, Any] | None]:
-    """The partitioner, and the facts of the belief that it asks (None if it asks none).
-
-    Raises UsageError if it cannot serve the scheduler, or not on this device.
-    """
-    spec, cls = partitioner_of(config, scheduler)
-    needed = cls.needs_belief or scheduler.needs_belief
-    belief, facts = make(config, device, model) if needed else (None, None)
-    if belief is not None and not belief.learns and (scheduler.calibrates or cls.calibrates):
-        belief = Calibrated(belief, device.spec.num_sms)
-        facts = {**(facts or {}), "recalibrate": "over SMs"}
-    if scheduler.needs_belief:
-        scheduler.belief = belief
-    if device.spec.num_gpus not in cls.num_gpus:
-        raise UsageError(
-            f"partitioner '{spec}' divides {counted(cls.num_gpus[0], 'GPU')}, {device.spec.name} "
-            f"has {device.spec.num_gpus}; the default of '{scheduler.name}' is "
-            f"'{scheduler.default_partitioner}'"
-        )
-    made: Partitioner = partitioners.create(spec, partitions=scheduler.partitions, belief=belief)
-    return made, facts
-
-
-def check_tensor_parallel(size: int, model: ModelSpec) -> None:
-    """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
-    heads, kv_heads = model.num_heads, model.num_kv_heads
-    wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
-    legal = [
-        n
-        for n in range(1, heads + 1)
-        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and wide % n == 0
-    ]
-    if size not in legal:
-        raise UsageError(
-            f"--tensor-parallel-size {size}: {model.name} with {heads} heads, {kv_heads} KV heads "
-            f"and layers {wide} wide can be split {', '.join(map(str, legal))} ways"
-        )
+    trace: Trace,
+    kv: KVCacheManager,
+    partitions: tuple[str, ...],
+    initial: Split,
+    num_sms: int,
+) -> Serving:
+    """What the device must know of this run. Raises InputError for a token the model has not."""
+    prompts = {i: r.token_ids for i, r in enumerate(trace.requests) if r.token_ids}
+    for index, tokens in prompts.items():
+        request = trace.requests[index]
+        if max(tokens) >= model.vocab_size:
+            raise InputError(
+                f"token {max(tokens)} of request '{request.id}' is not in the vocabulary of "
+                f"{model.name}, {model.vocab_size:,} tokens",
+                file=config.trace,
+                line=request.line or None,
+                field="token_ids",
+                hint="The trace was made with another tokenizer; serve the model it belongs to",
+            )
+    shares = [(name, initial.of(name)) for name in partitions if name in initial.partitions]
+    launches = dict.fromkeys([*shares, *((name, num_sms) for name in partitions)])
+    return Serving(
+        kv.num_blocks, kv.block_size, trace.hash_block, prompts, config.seed, tuple(launches)
+    )
 
 
-def _facts(
+def _resolved(
     config: RunConfig,
     trace: Trace,
     model: ModelSpec,
@@ -339,54 +221,75 @@ def _facts(
     partitioner: Partitioner,
     kv: KVCacheManager,
     limits: Limits,
-) -> dict[str, Any]:
-    """What was resolved, for the manifest."""
+    belief: BeliefFacts | None,
+) -> ResolvedEngineRun:
+    """What the config became on this device and model, for the manifest."""
     spec = device.spec
-    return {
-        "device": spec.name,
-        "gpu": msgspec.to_builtins(device.gpu),
-        "num_sms": spec.num_sms,
-        "kernel_table": device.kernel_table_sha256,
-        "environment": device.environment(),
-        "work": work_of(model, device),
-        "random_weights": device.random_weights,
-        "made_of_profile": device.made_of_profile,
-        "legal_splits": [str(split) for split in spec.splits],
-        "model": msgspec.to_builtins(model),
-        "caveats": caveats(model),
-        "scheduler": scheduler.name,
-        "scheduler_options": msgspec.to_builtins(scheduler.options),
-        "partitioner": partitioner.name,
-        "partitioner_options": msgspec.to_builtins(partitioner.options),
-        "kv_blocks": kv.num_blocks * spec.num_gpus,
-        "block_size": kv.block_size,
-        "limits": msgspec.to_builtins(limits),
-        "trace": trace_facts(trace),
-        "machine": {**machine_facts(), **device.environment()},
-        "seed": config.seed,
-        "slo": dict(config.goodput),
-        "warmup_ns": round(config.warmup_s * NS_PER_S),
-        "gpus": config.tensor_parallel_size * spec.num_gpus,
-        "swap_bytes": spec.host_bytes,
-        "pools": list(spec.pools),
-        "homes": [spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
-        "price_per_hour": config.price_per_hour,
-        "watts": config.watts,
-    }
+    return ResolvedEngineRun(
+        device=spec.name,
+        gpu=device.gpu,
+        num_sms=spec.num_sms,
+        kernel_table=device.kernel_table_sha256,
+        environment=device.environment(),
+        work=work_of(model, device),
+        random_weights=device.random_weights,
+        made_of_profile=device.made_of_profile,
+        legal_splits=[str(split) for split in spec.splits],
+        model=served_model(model),
+        caveats=caveats(model),
+        scheduler=scheduler.name,
+        scheduler_options=msgspec.to_builtins(scheduler.options),
+        partitioner=partitioner.name,
+        partitioner_options=msgspec.to_builtins(partitioner.options),
+        kv_blocks=kv.num_blocks * spec.num_gpus,
+        block_size=kv.block_size,
+        limits=limits,
+        trace=trace_facts(trace),
+        machine={**machine_facts(), **device.environment()},
+        seed=config.seed,
+        slo=slo_bounds(config.goodput),
+        warmup_ns=round(config.warmup_s * NS_PER_S),
+        gpus=config.tensor_parallel_size * spec.num_gpus,
+        swap_bytes=spec.host_bytes,
+        pools=list(spec.pools),
+        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
+        price_per_hour=config.price_per_hour,
+        watts=config.watts,
+        belief=belief,
+    )
 
 
-def trace_facts(trace: Trace) -> dict[str, Any]:
+def work_of(model: ModelSpec, device: Device) -> Work | None:
+    """Work counts and measured limits for MFU and MBU; None for a simulation."""
+    if device.spec.simulated:
+        return None
+    counts = model_work(model)
+    weights = sum(linear.inputs * linear.outputs * linear.count for linear in counts.linears)
+    head = counts.head.inputs * counts.head.outputs
+    return Work(
+        token_flops=2.0 * weights,
+        head_flops=2.0 * head,
+        pair_flops=counts.attention_flops * counts.num_layers,
+        weight_bytes=weights * counts.weight_bytes_each,
+        head_bytes=head * DTYPE_BYTES[model.dtypes.embeddings],
+        kv_bytes=counts.kv_bytes_per_token,
+        peak_flops=device.gpu.peak_tflops * 1e12,
+        peak_bytes=device.gpu.hbm_gbps * 1e9,
+    )
+
+
+def trace_facts(trace: Trace) -> ServedTrace:
     """What a manifest says of a trace."""
-    return {
-        "name": trace.name,
-        "format": trace.format,
-        "sha256": trace.sha256,
-        "requests": len(trace.requests),
-        "notes": trace.notes,
-        "oracle_max_tokens": trace.oracle_max_tokens,
-        "concurrency": trace.concurrency,
-        "following": sum(r.follows for r in trace.requests),
-    }
+    return ServedTrace(
+        name=trace.name,
+        format=trace.format,
+        sha256=trace.sha256,
+        requests=len(trace.requests),
+        notes=trace.notes,
+        oracle_max_tokens=trace.oracle_max_tokens,
+        concurrency=trace.concurrency,
+        following=sum(r.follows for r in trace.requests),
+    )
 
 
 def _positive_int(text: str) -> int:

@@ -1,19 +1,21 @@
-"""From a config to the belief that a partitioner asks: analytic, or fitted to a profile."""
+"""The belief of a run, analytic or fitted to a profile, and the partitioner that asks it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from nexusbench.core.clock import now_ns
 from nexusbench.core.config import RunConfig
-from nexusbench.core.errors import InputError
+from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import parse_options, split_spec
 from nexusbench.core.specs import ModelSpec
+from nexusbench.core.units import counted
 from nexusbench.costs.base import CostModel, CostModelOptions, Target, cost_models
 from nexusbench.devices.base import Device
+from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     FittedCost,
@@ -26,9 +28,15 @@ from nexusbench.profiles.profile import (
     refuse,
 )
 from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.results.resolved import BeliefFacts, FittedProfile, budgets
+from nexusbench.schedulers.base import Scheduler
+from nexusbench.serving.calibrated import Calibrated
 from nexusbench.serving.recalibrated import Recalibrated
+from nexusbench.serving.resolve import NamedRun
 
 ANALYTIC, FITTED = "roofline", "nexus"  # what is asked unless a cost model is named
+# (config, device, model) -> the belief and its facts for the manifest.
+BeliefFactory = Callable[[RunConfig, Device, ModelSpec], tuple[CostModel, BeliefFacts]]
 
 
 def default_cost_model(profile: str | None) -> str:
@@ -38,7 +46,7 @@ def default_cost_model(profile: str | None) -> str:
 
 def make_belief(
     config: RunConfig, device: Device, model: ModelSpec
-) -> tuple[CostModel, dict[str, Any]]:
+) -> tuple[CostModel, BeliefFacts]:
     """The belief of ``config`` and the facts of it for the manifest.
 
     Raises InputError for a profile of something else, a damaged one, one that the
@@ -46,18 +54,56 @@ def make_belief(
     """
     spec = config.cost_model or default_cost_model(config.profile)
     target = Target(device.gpu, model, config.tensor_parallel_size)
-    profile_facts: dict[str, Any] | None = None
+    fitted: FittedProfile | None = None
     if config.profile is None:
         belief = _unfitted(spec, target)
     else:
-        belief, profile_facts = _from_profile(spec, Path(config.profile), config, device, target)
-    facts = {
-        "cost_model": belief.name,
-        "options": msgspec.to_builtins(belief.options),
-        "profile": profile_facts,
-        "recalibrate": config.recalibrate,
-    }
+        belief, fitted = _from_profile(spec, Path(config.profile), config, device, target)
+    facts = BeliefFacts(
+        cost_model=belief.name,
+        options=msgspec.to_builtins(belief.options),
+        profile=fitted,
+        recalibrate=config.recalibrate,
+    )
     return (Recalibrated(belief) if config.recalibrate else belief), facts
+
+
+def make_partitioner(
+    run: NamedRun, device: Device, make: BeliefFactory = make_belief
+) -> tuple[Partitioner, BeliefFacts | None]:
+    """The partitioner, and the facts of the belief that it asks (None if it asks none).
+
+    Raises UsageError if it cannot serve on this device.
+    """
+    scheduler, cls = run.scheduler, run.partitioner_class
+    belief: CostModel | None = None
+    facts: BeliefFacts | None = None
+    if run.needs_belief:
+        made, facts = make(run.config, device, run.model)
+        belief = share_belief(made, scheduler, cls, device.spec.num_sms)
+        if belief is not made:
+            facts = msgspec.structs.replace(facts, recalibrate="over SMs")
+    if device.spec.num_gpus not in cls.num_gpus:
+        raise UsageError(
+            f"partitioner '{run.partitioner}' divides {counted(cls.num_gpus[0], 'GPU')}, "
+            f"{device.spec.name} has {device.spec.num_gpus}; the default of '{scheduler.name}' is "
+            f"'{scheduler.default_partitioner}'"
+        )
+    partitioner: Partitioner = partitioners.create(
+        run.partitioner, partitions=scheduler.partitions, belief=belief
+    )
+    return partitioner, facts
+
+
+def share_belief(
+    belief: CostModel, scheduler: Scheduler, partitioner: type[Partitioner], num_sms: int
+) -> CostModel:
+    """What both policies ask: ``belief``, calibrated over the SMs if one of them has it so."""
+    if not belief.learns and (scheduler.calibrates or partitioner.calibrates):
+        belief = Calibrated(belief, num_sms)
+    if scheduler.needs_belief:
+        scheduler.belief = belief
+    return belief
 
 
 def _check_unfitted(name: str) -> None:
@@ -78,7 +124,7 @@ def _unfitted(spec: str, target: Target) -> CostModel:
 
 def _from_profile(
     spec: str, path: Path, config: RunConfig, device: Device, target: Target
-) -> tuple[CostModel, dict[str, Any]]:
+) -> tuple[CostModel, FittedProfile]:
     profile, file = load_profile(path), profile_path(path)
     _check_truth(profile, file, device)
     different = check_fingerprint(profile, file, fingerprint_of(device, target.model))
@@ -111,13 +157,13 @@ def _from_profile(
         tensor_parallel=used.tensor_parallel,
         parameters=parameters,
     )
-    facts = {
-        "file": str(file),
-        "points_sha256": profile.points_sha256,
-        "of": f"{profile.fingerprint.device}, {profile.fingerprint.model}",
-        "forced": bool(different),
-        "limits": profile.limits.budgets if profile.limits else None,
-    }
+    facts = FittedProfile(
+        file=str(file),
+        points_sha256=profile.points_sha256,
+        of=f"{profile.fingerprint.device}, {profile.fingerprint.model}",
+        forced=bool(different),
+        limits=budgets(profile.limits),
+    )
     return belief, facts
 
 

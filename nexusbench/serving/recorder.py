@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nexusbench.core.clock import now_ns
+import msgspec
+
+from nexusbench.core.clock import now_ns, utc_now
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, Terminated
-from nexusbench.core.units import NS_PER_MS
+from nexusbench.core.events import EventLog
+from nexusbench.core.units import NS_PER_MS, NS_PER_S
+from nexusbench.core.work import HostGap
 from nexusbench.engine.engine import Engine
+from nexusbench.results.resolved import Resolved, facts_for_metrics
 
 if TYPE_CHECKING:
-    from nexusbench.results.manifest import Status
-    from nexusbench.results.store import RunWriter, Snapshot
+    from pathlib import Path
 
-FLUSH_ROWS = 400_000  # event rows of a simulated run held before they are written (a few MB)
-SEAL_ROWS = 100_000  # the same on a real clock, where all of them are written again each time
+    from nexusbench.metrics.run_events import Columns, RunEvents
+    from nexusbench.metrics.summary import Summary
+    from nexusbench.results.reader import RunReader
+    from nexusbench.results.store import LogSnapshot, RunWriter
+
 SAVE_S = 1.0  # on a real clock, from one writing to the next: nothing older than 2 s is lost
-CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
 PROGRESS_NS = 100 * NS_PER_MS
 # What asks a process to end; SIGHUP is not everywhere.
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-
-Progress = Callable[[Engine], object]  # one that returns False is only called again at the end
 
 
 class StopFlag(threading.Event):
@@ -137,7 +143,7 @@ class Saver:
             self._due.set()
             self._wake()
 
-    def _save(self, snapshot: Snapshot) -> None:
+    def _save(self, snapshot: LogSnapshot) -> None:
         try:
             self._writer.save(snapshot)
             self.blocked = False
@@ -147,78 +153,206 @@ class Saver:
             self._idle.set()
 
 
-class Recorder:
-    """The engine's observer: stops on a signal between steps, writes the log, shows progress."""
+class Recorder(ABC):
+    """Observes what serves, an engine or a replay: stops it on a signal, shows progress, stores its
+    log in time and at the end.
+    """
+
+    invariants: ClassVar[Mapping[str, str]] = {}  # that hold in a run that came to its own end
+    simulated = False
+    partitions: Sequence[str] = ()
 
     def __init__(
         self,
+        log: EventLog,
+        resolved: Resolved,
         writer: RunWriter | None,
-        progress: Progress | None,
-        interrupted: StopFlag,
-        every: int = CHECK_STEPS,
-        watch: Progress | None = None,
-        saver: Saver | None = None,
+        progress: Callable[[Any], object] | None,
+        stop: StopFlag,
     ) -> None:
-        self._writer, self._progress, self._interrupted = writer, progress, interrupted
-        self._watch, self._saver = watch, saver
-        self._most = FLUSH_ROWS if saver is None else SEAL_ROWS
-        self._every = self._next_check = every
-        self._next_progress = 0
-        self._marks: dict[str, int] = {}  # rows held when all tables last fitted together
+        self.log, self._resolved = log, resolved
+        self._writer, self._progress, self._interrupted = writer, progress, stop
+        self._shows, self._next_progress = progress is not None, 0
 
-    def after_step(self, engine: Engine) -> None:
-        """Cheap unless a check is due."""
-        if engine.executor.num_steps < self._next_check:
-            return
-        self._next_check = engine.executor.num_steps + self._every
+    @abstractmethod
+    def status(self) -> Any:
+        """What progress is shown of: the engine, or a replay's status."""
+
+    @abstractmethod
+    def position(self) -> tuple[int, int, int]:
+        """Nanoseconds of the run, requests that have ended, requests."""
+
+    @abstractmethod
+    def columns(self) -> dict[str, list[Any]]:
+        """The offered requests, see :func:`request_columns`."""
+
+    @abstractmethod
+    def at_the_end(self, *, whole: bool) -> Resolved:
+        """What was resolved, with what only the end knows; ``whole``: it is the run's own end."""
+
+    @abstractmethod
+    def settle(self, error: BaseException | None = None) -> None:
+        """Nothing is served any more: let no thread write, and bring into the log what lies beside
+        it. ``error`` is what ended the run before its own end.
+        """
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run is kept; None if nowhere."""
+        return None if self._writer is None else self._writer.path
+
+    def splits(self) -> Sequence[Sequence[int]]:
+        """The SMs of each split that the log's codes stand for."""
+        return ()
+
+    def generated(self) -> Mapping[int, Sequence[int]]:
+        """Token ids that each ended request got, by index."""
+        return {}
+
+    def host_gaps(self) -> Mapping[str, HostGap]:
+        """How long each partition stood still, of a device that measures it."""
+        return {}
+
+    def release(self) -> None:  # noqa: B027 - most hold little
+        """Everything is stored: let go of what needs much room."""
+
+    def look(self) -> None:
+        """Raise Interrupted after a signal; show progress about ten times a second."""
         if self._interrupted.is_set():
+            now, ended, requests = self.position()
             raise Interrupted(
-                f"{self._interrupted.cause} at {engine.state.now / 1e9:.1f} s of the run, "
-                f"{engine.executor.num_ended} of {len(engine.requests)} requests ended"
+                f"{self._interrupted.cause} at {now / NS_PER_S:.1f} s of the run, "
+                f"{ended} of {requests} requests ended"
             )
-        if self._watch is not None:
-            self._watch(engine)
-        if self._progress is not None and now_ns() >= self._next_progress:
-            self.show(engine)
-        if self._writer is None:
-            return
-        full = len(engine.log) >= self._most
-        if self._saver is None:
-            if full:
-                self._writer.flush(engine.log, splits_of(engine))
-        elif full and not self._saver.blocked:
-            self._saver.seal(engine)
-        else:
-            self._saver.look(engine)
-        self._marks = engine.log.rows()
+        if self._shows and now_ns() >= self._next_progress:
+            self.show()
 
-    def show(self, engine: Engine) -> None:
-        """Tell the progress callback, and no more of them where nothing shows what it is told."""
-        if self._progress is not None and self._progress(engine) is False:
-            self._progress = None
+    def show(self) -> None:
+        """Tell the progress callback, and until the end no more where nothing shows what it is
+        told, which it says by returning False.
+        """
+        if self._progress is not None:
+            self._shows = self._progress(self.status()) is not False
         self._next_progress = now_ns() + PROGRESS_NS
 
-    def give_up(self, engine: Engine, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
         """Keep what there is, and say in the manifest why it ends."""
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             return
-        if self._saver is not None:
-            self._saver.stop()
-        if isinstance(error, KeyboardInterrupt) or not engine.log.whole():
-            engine.log.cut(self._marks)  # it came in the middle of a step
-        status: Status = (
-            "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-        )
-        message = str(error) or type(error).__name__
+        self.settle(error)
+        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+        digest, message = self.log.digest(), str(error) or type(error).__name__
         # What a full disk refuses: the first error is the one to tell.
         with suppress(NexusbenchError):
-            self._writer.flush(engine.log, splits_of(engine))
+            writer.flush(self.log, self.splits())
         with suppress(NexusbenchError):
-            self._writer.write_tokens(engine.device.generated())
+            writer.write_tokens(self.generated())
         with suppress(NexusbenchError):
-            self._writer.finish(status, None, message, event_digest=engine.log.digest())
+            writer.finish(
+                "interrupted" if stopped else "failed",
+                None,
+                message,
+                event_digest=digest,
+                resolved=self.at_the_end(whole=False),
+            )
         if isinstance(error, NexusbenchError):
-            error.args = (f"{error}. Kept: {self._writer.path}",)
+            error.args = (f"{error}. Kept: {writer.path}",)
+
+    def store(self) -> str:
+        """Store what is left. What a full disk refuses is returned, not raised: the requests were
+        served, and what was measured can still be shown.
+        """
+        if self._writer is None:
+            return ""
+        try:
+            self._writer.flush(self.log, self.splits())
+            self._writer.write_tokens(self.generated())
+        except NexusbenchError as error:
+            return str(error)
+        return ""
+
+    def events(self) -> RunEvents:
+        """What has happened: from the folder, and from the log what is not stored."""
+        from nexusbench.metrics.run_events import RunEvents
+        from nexusbench.results.reader import RunReader
+
+        log, writer, gaps = self.log, self._writer, dict(self.host_gaps())
+        if writer is not None and not len(log):
+            events = RunEvents.from_reader(RunReader(writer.path))
+            # Known only now, and in the manifest only when it is finished.
+            events.facts = msgspec.structs.replace(events.facts, host_gaps=gaps)
+            return events
+        facts = facts_for_metrics(
+            self._resolved, simulated=self.simulated, partitions=self.partitions,
+            splits=self.splits(), strings=log.strings,
+        )  # fmt: skip
+        facts = msgspec.structs.replace(facts, host_gaps=gaps)
+        if writer is None or not writer.sealed:
+            return RunEvents.from_log(log, self.columns(), facts)
+        sealed = RunReader(writer.path).first_parts(len(writer.sealed))
+        return RunEvents(_joined(sealed, log), sealed.requests(), facts)
+
+    def finish(self, summary: Summary, digest: str, resolved: Resolved, fault: str) -> str:
+        """The run came to its own end: close the manifest. Returns what could not be written, now
+        or before (``fault``).
+        """
+        writer, held = self._writer, self.invariants
+        if writer is None:
+            return ""
+        if fault:
+            with suppress(NexusbenchError):  # the first one is the one to tell
+                writer.finish("failed", None, fault, invariants=held, resolved=resolved)
+            return fault
+        try:
+            writer.finish(
+                "complete", summary, event_digest=digest, invariants=held, resolved=resolved
+            )
+        except NexusbenchError as error:
+            return str(error)
+        return ""
+
+
+def open_writer(
+    results: Path,
+    name: Sequence[str],
+    config: RunConfig | EndpointConfig,
+    resolved: Resolved,
+    requests: dict[str, list[Any]],
+    *,
+    simulated: bool,
+    partitions: Sequence[str] = (),
+) -> RunWriter:
+    """A new run folder in ``results``, called after the time, ``name`` and the seed. Raises as
+    :class:`RunWriter` does.
+    """
+    from nexusbench.results.manifest import new_manifest
+    from nexusbench.results.store import RunWriter
+
+    created = utc_now()
+    manifest = new_manifest(
+        "-".join([created.strftime("%Y%m%d-%H%M%S"), *name, f"s{config.seed}"]),
+        created.isoformat(timespec="seconds"),
+        simulated=simulated,
+        config=config,
+        resolved=resolved,
+        partitions=partitions,
+    )
+    return RunWriter(results, manifest, requests)
+
+
+def _joined(reader: RunReader, log: EventLog) -> dict[str, Columns]:
+    """The event tables: the rows that are stored, then those that the log still holds."""
+    import numpy as np
+
+    return {
+        name: {
+            key: np.concatenate((stored[key], np.array(column)))
+            for key, column in table.columns.items()
+        }
+        for name, table in log.tables.items()
+        for stored in (reader.table(name),)
+    }
 
 
 def splits_of(engine: Engine) -> Sequence[Sequence[int]]:

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from nexusbench.core.clock import now_ns, utc_now
+from nexusbench.core.clock import now_ns
 from nexusbench.core.config import EndpointConfig, RunConfig
-from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.errors import UsageError
+from nexusbench.core.events import EventLog
 from nexusbench.core.faults import blamed
 from nexusbench.core.printable import folder_name
+from nexusbench.core.work import HostGap
 from nexusbench.engine.engine import Engine, EngineConfig
+from nexusbench.results.resolved import Resolved, ResolvedEngineRun, facts_for_metrics
 from nexusbench.serving.assembly import Assembly, assemble
-from nexusbench.serving.recorder import CHECK_STEPS, Progress, Recorder, Saver, splits_of, stop_flag
+from nexusbench.serving.recorder import (
+    Recorder,
+    Saver,
+    StopFlag,
+    open_writer,
+    splits_of,
+    stop_flag,
+)
 
 if TYPE_CHECKING:
-    from nexusbench.core.events import EventLog
-    from nexusbench.core.work import HostGap
     from nexusbench.endpoint.status import Status as ReplayStatus
     from nexusbench.metrics.run_events import RunEvents
-    from nexusbench.results.reader import RunReader
+    from nexusbench.metrics.summary import Summary
     from nexusbench.results.store import RunWriter
-    from nexusbench.serving.endpoint import Connected
 
-# What metrics need of the facts that an assembly resolved.
-RESOLVED_FACTS = (
-    "slo", "warmup_ns", "gpus", "price_per_hour", "watts", "work", "pools", "homes", "device",
-)  # fmt: skip
+FLUSH_ROWS = 400_000  # event rows of a simulated run held before they are written (a few MB)
+SEAL_ROWS = 100_000  # the same on a real clock, where all of them are written again each time
+CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and the stopwatch
+
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
+Progress = Callable[[Engine], object]  # one that returns False is only called again at the end
 AnyProgress = Callable[["Engine | ReplayStatus"], object]
 
 
 class RunResult(msgspec.Struct):
     """What came out of a run.
 
-    ``summary`` is docs/metrics.md as JSON-ready values, ``event_digest`` the SHA-256 of the event
-    log (equal for equal runs, I6), ``folder`` where everything was kept (None if nowhere),
-    ``resolved`` what the config became on this device and model. ``fault`` says what of it could
-    not be written (a full disk); the run itself came to its own end.
+    ``summary`` is docs/metrics.md as fields, ``event_digest`` the SHA-256 of the event log (equal
+    for equal runs, I6), ``folder`` where everything was kept (None if nowhere), ``resolved`` what
+    the config became on this device and model. ``fault`` says what of it could not be written (a
+    full disk); the run itself came to its own end.
     """
 
     config: RunConfig | EndpointConfig
-    summary: dict[str, Any]
+    summary: Summary
     events: RunEvents
     event_digest: str
     folder: Path | None
     notes: list[str]
-    resolved: dict[str, Any] = {}
+    resolved: Resolved
     fault: str = ""
 
     def __repr__(self) -> str:
@@ -98,6 +105,100 @@ def run(
         assembly.device.close()
 
 
+class EngineRecorder(Recorder):
+    """The engine's observer: looks around after every ``CHECK_STEPS`` steps of a simulation, after
+    each one on a real clock.
+    """
+
+    invariants: ClassVar[Mapping[str, str]] = dict.fromkeys(INVARIANTS, "held")
+    engine: Engine  # once it is made, with this observer and this log
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        writer: RunWriter | None,
+        progress: Progress | None,
+        stop: StopFlag,
+        watch: Progress | None = None,
+    ) -> None:
+        super().__init__(EventLog(), assembly.resolved, writer, progress, stop)
+        self.simulated = assembly.device.spec.simulated
+        self.partitions = assembly.scheduler.partitions
+        self._assembly, self._watch, self._saver = assembly, watch, None
+        if writer is not None and not self.simulated:
+            self._saver = Saver(writer, assembly.device.interrupt)
+        self._most = FLUSH_ROWS if self._saver is None else SEAL_ROWS
+        self._every = self._next_check = CHECK_STEPS if self.simulated else 0
+        self._marks: dict[str, int] = {}  # rows held when all tables last fitted together
+
+    def status(self) -> Engine:
+        """The engine."""
+        return self.engine
+
+    def position(self) -> tuple[int, int, int]:
+        """On the device's clock."""
+        engine = self.engine
+        return engine.state.now, engine.executor.num_ended, len(engine.requests)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Those of the assembly."""
+        return self._assembly.columns()
+
+    def splits(self) -> Sequence[Sequence[int]]:
+        """Those that the partitioner has chosen so far."""
+        return splits_of(self.engine) if hasattr(self, "engine") else ()
+
+    def generated(self) -> Mapping[int, Sequence[int]]:
+        """By the device."""
+        return self._assembly.device.generated()
+
+    def host_gaps(self) -> Mapping[str, HostGap]:
+        """Of the device."""
+        return self._assembly.device.host_gaps()
+
+    def after_step(self, engine: Engine) -> None:
+        """Cheap unless a check is due."""
+        if engine.executor.num_steps < self._next_check:
+            return
+        self._next_check = engine.executor.num_steps + self._every
+        self.look()
+        if self._watch is not None:
+            self._watch(engine)
+        if self._writer is None:
+            return
+        full = len(engine.log) >= self._most
+        if self._saver is None:
+            if full:
+                self._writer.flush(engine.log, splits_of(engine))
+        elif full and not self._saver.blocked:
+            self._saver.seal(engine)
+        else:
+            self._saver.look(engine)
+        self._marks = engine.log.rows()
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """A step that was struck in its middle is cut off."""
+        if self._saver is not None:
+            self._saver.stop()
+        if error is not None and (isinstance(error, KeyboardInterrupt) or not self.log.whole()):
+            self.log.cut(self._marks)
+
+    def at_the_end(self, *, whole: bool) -> ResolvedEngineRun:
+        """With decision times, which are real ones, and gaps between launches; of whole runs."""
+        resolved = self._assembly.resolved
+        if whole:
+            resolved = msgspec.structs.replace(resolved, decision_us=_decision_times(self.engine))
+            if gaps := dict(self.host_gaps()):
+                resolved = msgspec.structs.replace(resolved, host_gaps=gaps)
+        return resolved
+
+    def release(self) -> None:
+        """A million requests are a third of a GiB: they go before metrics need room."""
+        if self._writer is not None:
+            del self.engine
+            self._assembly.requests = []
+
+
 def serve(
     assembly: Assembly,
     results: Path | None = None,
@@ -109,133 +210,43 @@ def serve(
     ``watch`` is called after every CHECK_STEPS steps, the same ones in each simulated run, and may
     raise to stop the run; :func:`events_so_far` then says what had happened.
     """
+    spec, scheduler = assembly.device.spec, assembly.scheduler
+    with stop_flag(assembly.device.interrupt) as interrupted:
+        writer = None
+        if results is not None:
+            # Not before: a Ctrl-C in between would leave a folder that nothing accounts for.
+            names = [folder_name(n) for n in (assembly.trace.name, scheduler.name, spec.name)]
+            writer = open_writer(
+                results, names, assembly.config, assembly.resolved, assembly.columns(),
+                simulated=spec.simulated, partitions=scheduler.partitions,
+            )  # fmt: skip
+        recorder = EngineRecorder(assembly, writer, progress, interrupted, watch)
+        try:
+            recorder.engine = engine_of(assembly, recorder.after_step, recorder.log)
+            recorder.show()  # the first step may take long
+            recorder.engine.run()
+        except BaseException as error:
+            fault = blamed(error, _parts(assembly))
+            recorder.give_up(fault or error)
+            if fault is not None:
+                raise fault from error
+            raise
+        return conclude(recorder, assembly.config, assembly.trace.notes)
+
+
+def conclude(recorder: Recorder, config: RunConfig | EndpointConfig, notes: list[str]) -> RunResult:
+    """What was served has come to its own end: store the rest, summarise, close the manifest."""
     from nexusbench.metrics.summary import summarise
 
-    device = assembly.device
-    with stop_flag(device.interrupt) as interrupted:
-        # Not before: a Ctrl-C in between would leave a folder that nobody accounts for.
-        writer = _open_writer(assembly, results) if results is not None else None
-        saver = None
-        if writer is not None and not device.spec.simulated:
-            saver = Saver(writer, device.interrupt)
-        # On a real clock a step takes long enough to look around after each.
-        every = CHECK_STEPS if device.spec.simulated else 0
-        recorder = Recorder(writer, progress, interrupted, every, watch, saver)
-        engine = _begin(assembly, recorder, writer)
-        recorder.show(engine)  # the first step may take long
-        try:
-            engine.run()
-        except BaseException as error:
-            blame = blamed(error, _parts(assembly))
-            recorder.give_up(engine, blame or error)
-            if blame is not None:
-                raise blame from error
-            raise
-        if saver is not None:
-            saver.stop()
-        if progress is not None:
-            progress(engine)
-        decisions, digest = _decision_times(engine), engine.log.digest()
-        fault = ""
-        if writer is None:
-            events = events_so_far(assembly, engine)
-        else:
-            fault = _store(writer, engine)
-            events = _read_back(writer, assembly, engine)
-            # A million requests are a third of a GiB: let them go before metrics need room.
-            del engine
-            assembly.requests = []
-        summary = summarise(events)
-        summary["decision_us"] = decisions
-        if writer is not None:
-            fault = _finish(writer, summary, digest, device.host_gaps(), fault)
-    folder = writer.path if writer is not None else None
-    notes, facts = assembly.trace.notes, assembly.facts
-    return RunResult(assembly.config, summary, events, digest, folder, notes, facts, fault)
-
-
-def _store(writer: RunWriter, engine: Engine) -> str:
-    """Write what is left to write. What a full disk refuses is returned, not raised: the run was
-    served, and what was measured can still be shown.
-    """
-    try:
-        writer.flush(engine.log, splits_of(engine))
-        writer.write_tokens(engine.device.generated())
-    except NexusbenchError as error:
-        return str(error)
-    return ""
-
-
-def _joined(reader: RunReader, log: EventLog) -> dict[str, dict[str, Any]]:
-    """The event tables: the rows that are stored, then those that the log still holds."""
-    import numpy as np
-
-    return {
-        name: {
-            key: np.concatenate((stored[key], np.array(column)))
-            for key, column in table.columns.items()
-        }
-        for name, table in log.tables.items()
-        for stored in (reader.table(name),)
-    }
-
-
-def _read_back(writer: RunWriter, assembly: Assembly, engine: Engine) -> RunEvents:
-    """The run's events: from its folder, and from the log what could not be written."""
-    from nexusbench.metrics.run_events import Facts, RunEvents
-    from nexusbench.results.reader import RunReader
-
-    if len(engine.log) and not writer.sealed:
-        return events_so_far(assembly, engine)
-    reader = RunReader(writer.path)
-    if len(engine.log):
-        facts = _facts(assembly, engine) | {"strings": engine.log.strings}
-        sealed = reader.first_parts(len(writer.sealed))
-        joined = _joined(sealed, engine.log)
-        return RunEvents(joined, sealed.requests(), msgspec.convert(facts, Facts))
-    events = RunEvents.from_reader(reader)
-    # Known only now, and in the manifest only when it is finished.
-    events.facts = msgspec.structs.replace(events.facts, host_gaps=assembly.device.host_gaps())
-    return events
-
-
-def _finish(
-    writer: RunWriter,
-    summary: dict[str, Any],
-    digest: str,
-    host_gaps: Mapping[str, HostGap],
-    fault: str,
-) -> str:
-    """The run came to its own end: decision times are real ones, and so no part of its summary.
-    Returns what could not be written, now or before.
-    """
-    kept = {key: value for key, value in summary.items() if key != "decision_us"}
-    resolved: dict[str, Any] = {"decision_us": summary["decision_us"]}
-    if host_gaps:
-        resolved["host_gaps"] = msgspec.to_builtins(host_gaps)
-    held = dict.fromkeys(INVARIANTS, "held")
-    if fault:
-        with suppress(NexusbenchError):  # the first one is the one to tell
-            writer.finish("failed", None, fault, invariants=held, resolved=resolved)
-        return fault
-    try:
-        writer.finish("complete", kept, event_digest=digest, invariants=held, resolved=resolved)
-    except NexusbenchError as error:
-        return str(error)
-    return ""
-
-
-def _begin(assembly: Assembly, recorder: Recorder, writer: RunWriter | None) -> Engine:
-    """The engine, made; where a part of it cannot begin, the folder says so."""
-    try:
-        return _engine(assembly, recorder)
-    except BaseException as error:
-        fault = blamed(error, _parts(assembly))
-        if writer is not None:
-            writer.finish("failed", None, str(fault or error) or type(error).__name__)
-        if fault is not None:
-            raise fault from error
-        raise
+    recorder.settle()
+    recorder.show()
+    resolved, digest = recorder.at_the_end(whole=True), recorder.log.digest()
+    fault = recorder.store()
+    events = recorder.events()
+    recorder.release()
+    summary = summarise(events)
+    fault = recorder.finish(summary, digest, resolved, fault)
+    return RunResult(config, summary, events, digest, recorder.folder, notes, resolved, fault)
 
 
 def _parts(assembly: Assembly) -> dict[str, object]:
@@ -252,86 +263,36 @@ def _parts(assembly: Assembly) -> dict[str, object]:
     return found
 
 
-def _engine(assembly: Assembly, recorder: Recorder) -> Engine:
-    device = assembly.device
-    stops = device.spec.stop_tokens if assembly.config.stop_at_eos else ()
-    return Engine(
-        device,
-        assembly.scheduler,
-        assembly.partitioner,
-        assembly.kv,
-        assembly.requests,
-        EngineConfig(
-            assembly.limits,
-            concurrency=assembly.trace.concurrency,
-            stop_tokens=frozenset(stops),
-            block_bytes=assembly.model.kv_bytes_on(device.spec.tensor_parallel)
-            * assembly.kv.block_size,
-        ),
-        stopwatch=now_ns,
-        observer=recorder.after_step,
-        others=assembly.other_pools,
+def engine_of(
+    assembly: Assembly,
+    observer: Callable[[Engine], None] | None = None,
+    log: EventLog | None = None,
+) -> Engine:
+    """The engine that serves what was assembled, ready to run."""
+    device, model = assembly.device, assembly.model
+    config = EngineConfig(
+        assembly.limits,
+        concurrency=assembly.trace.concurrency,
+        stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
+        block_bytes=model.kv_bytes_on(device.spec.tensor_parallel) * assembly.kv.block_size,
     )
+    return Engine(
+        device, assembly.scheduler, assembly.partitioner, assembly.kv, assembly.requests, config,
+        log=log, stopwatch=now_ns, observer=observer, others=assembly.other_pools,
+    )  # fmt: skip
 
 
 def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
     """What has happened in a run that is not kept in a folder, also while it goes on."""
     from nexusbench.metrics.run_events import RunEvents
 
-    return RunEvents.from_log(engine.log, _request_columns(assembly), _facts(assembly, engine))
-
-
-def _open_writer(assembly: Assembly, results: Path) -> RunWriter:
-    from nexusbench.results.manifest import new_manifest
-    from nexusbench.results.store import RunWriter
-
-    created = utc_now()
-    config, spec = assembly.config, assembly.device.spec
-    name = "-".join(
-        [
-            created.strftime("%Y%m%d-%H%M%S"),
-            folder_name(assembly.trace.name),
-            folder_name(assembly.scheduler.name),
-            folder_name(spec.name),
-            f"s{config.seed}",
-        ]
-    )
-    manifest = new_manifest(
-        name,
-        created.isoformat(timespec="seconds"),
-        simulated=spec.simulated,
-        config=msgspec.to_builtins(config),
-        resolved=assembly.facts,
+    facts = facts_for_metrics(
+        assembly.resolved,
+        simulated=assembly.device.spec.simulated,
         partitions=assembly.scheduler.partitions,
+        splits=splits_of(engine),
     )
-    return RunWriter(results, manifest, _request_columns(assembly))
-
-
-def _request_columns(assembly: Assembly | Connected) -> dict[str, list[Any]]:
-    requests, closed = assembly.requests, assembly.trace.concurrency > 0
-    return {
-        "request": [r.index for r in requests],
-        "id": [r.id for r in requests],
-        "tenant": [r.tenant for r in requests],
-        # -1: it arrives when another one has ended; the event log says when that was.
-        "arrival": [-1 if closed or r.after >= 0 else r.arrival_ns for r in requests],
-        "prompt_tokens": [r.num_prompt_tokens for r in requests],
-        "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
-        "max_tokens": [r.max_tokens for r in requests],
-    }
-
-
-def _facts(assembly: Assembly, engine: Engine) -> dict[str, Any]:
-    return {
-        "simulated": assembly.device.spec.simulated,
-        "num_sms": assembly.device.spec.num_sms,
-        "kv_blocks": assembly.facts["kv_blocks"],
-        "block_size": assembly.kv.block_size,
-        "partitions": assembly.scheduler.partitions,
-        "splits": splits_of(engine),
-        "host_gaps": assembly.device.host_gaps(),
-        **{key: assembly.facts[key] for key in RESOLVED_FACTS},
-    }
+    return RunEvents.from_log(engine.log, assembly.columns(), facts)
 
 
 def _decision_times(engine: Engine) -> dict[str, float]:

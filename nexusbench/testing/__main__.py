@@ -6,8 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.devices.base import Device, DeviceOptions, devices
+from nexusbench.devices.base import Device
+from nexusbench.serving.opening import open_device
+from nexusbench.serving.resolve import model_on_device
 from nexusbench.testing import (
     check_cost_model,
     check_device,
@@ -37,11 +40,13 @@ FAMILIES = {
 
 def device_factory(name: str, seed: int) -> Callable[[], Device]:
     """Opens ``KIND:argument`` with a small model. Raises UsageError if there is no such device."""
-    kind, _, argument = name.partition(":")
-    cls: type[Device] = devices.load(kind)
-    options = DeviceOptions(LIMITS.max_num_seqs, LIMITS.max_num_batched_tokens, seed=seed)
-    cls.describe(argument)
-    return lambda: cls.open(argument, tiny_model(), options)
+    config = RunConfig(
+        trace="", device=name, model="tiny", seed=seed, max_num_seqs=LIMITS.max_num_seqs,
+        max_num_batched_tokens=LIMITS.max_num_batched_tokens,
+    )  # fmt: skip
+    what = model_on_device(config, tiny_model())
+    what.named.describe()
+    return lambda: open_device(what)[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,10 +20,10 @@ from nexusbench.costs.roofline import Roofline
 from nexusbench.devices.base import Device, DeviceOptions, Serving
 from nexusbench.devices.sim import Sim
 from nexusbench.engine.engine import Engine, EngineConfig
-from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.schedulers.base import Scheduler, schedulers
-from nexusbench.serving.calibrated import Calibrated
+from nexusbench.serving.belief import share_belief
+from nexusbench.serving.opening import make_pools
 
 SchedulerLike = str | type[Scheduler] | Callable[[], Scheduler]
 PartitionerLike = str | type[Partitioner] | Callable[..., Partitioner]
@@ -219,34 +219,30 @@ def build(
     on = device
     made = make_partitioner(partitioner or scheduler.default_partitioner, scheduler.partitions, on)
     belief = made.belief or Roofline(gpu=on.gpu, model=tiny_model())
-    if scheduler.calibrates or made.calibrates:
-        belief = made.belief = Calibrated(belief, on.spec.num_sms)
-    if scheduler.needs_belief:
-        scheduler.belief = belief
+    told = share_belief(belief, scheduler, type(made), on.spec.num_sms)
+    if told is not belief:
+        made.belief = told
     launches = tuple((name, on.spec.num_sms) for name in scheduler.partitions)
     on.prepare(Serving(own.kv_blocks, own.block_size, own.hash_block, own.prompts, seed, launches))
+    sizes = [own.kv_blocks] * on.spec.num_gpus
+    if on.spec.host is not None:
+        sizes.append(own.host_blocks)
+    pool, *others = make_pools(
+        sizes, on.spec.num_gpus, own.block_size, own.hash_block, own.prefix_caching
+    )
     return Engine(
         on,
         scheduler,
         made,
-        _pool(own, own.kv_blocks),
+        pool,
         [fresh(request) for request in requests],
         EngineConfig(
             own.limits, own.audit_every, own.concurrency, own.stop_tokens,
             own.block_size * tiny_model().kv_bytes_per_token,
         ),
         observer=observer,
-        others=[
-            _pool(own, own.host_blocks if number == on.spec.host else own.kv_blocks)
-            for number in range(1, len(on.spec.pools))
-        ],
+        others=others,
     )  # fmt: skip
-
-
-def _pool(own: Setting, blocks: int) -> KVCacheManager:
-    return KVCacheManager(
-        blocks, own.block_size, hash_block=own.hash_block, prefix_caching=own.prefix_caching
-    )
 
 
 def serve(

@@ -39,7 +39,7 @@ def row_of(request: Request) -> Row:
     return row
 
 
-class Snapshot:
+class StateSnapshot:
     """Requests, queues and what is in flight, as plain values."""
 
     def __init__(self, state: EngineState) -> None:
@@ -109,7 +109,7 @@ class Snapshot:
         for name in ("num_computed_tokens", "num_hashed_blocks", "layers_done"):
             row[name] = 0
 
-    def difference(self, other: Snapshot) -> str | None:
+    def difference(self, other: StateSnapshot) -> str | None:
         """What ``other`` (the state as it is) has that this (as it should be) has not, in words."""
         for name in ("waiting", "prefilling", "decoding", "swapped"):
             before, after = getattr(self, name), getattr(other, name)
@@ -168,7 +168,7 @@ for _name in (
     setattr(WatchedContext, _name, _counted(_name))
 
 
-class Probe(Scheduler):
+class CheckedScheduler(Scheduler):
     """Stands in for ``inner`` towards the engine, and checks each of its proposals."""
 
     def __init__(self, inner: Scheduler, state: EngineState | None = None) -> None:
@@ -209,14 +209,14 @@ class Probe(Scheduler):
         assert self.state is not None
         assert isinstance(ctx, WatchedContext)
         ctx.calls = 0
-        expected = Snapshot(self.state)
+        expected = StateSnapshot(self.state)
         flying = expected.flying
         self.inner.belief = self.belief  # set on the probe, once it stands in for the policy
         plan = self.inner.schedule(ctx)
         if not isinstance(plan, Plan):
             raise ConformanceError("contract", f"schedule returns {plan!r}, which is no Plan")
         expected.replay(ctx.journal)
-        difference = expected.difference(Snapshot(self.state))
+        difference = expected.difference(StateSnapshot(self.state))
         if difference is not None:
             raise ConformanceError("I11", f"'{self.name}' {difference}, behind the context's back")
         self._check_plan(plan, ctx, flying)

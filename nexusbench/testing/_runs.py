@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from nexusbench.core.events import EventLog
+import msgspec
+
+from nexusbench.core.events import EventLog, RunFacts
 from nexusbench.core.request import Request
 from nexusbench.engine.engine import Engine
-from nexusbench.metrics.run_events import Facts, RunEvents
+from nexusbench.metrics.run_events import RunEvents
+from nexusbench.serving.assembly import request_columns
 from nexusbench.testing._harness import LIMITS, Setting, offer, serve
 
 POLICIES = ("vllm", "nexus", "sglang")
@@ -20,32 +23,20 @@ class _CutShort(Exception):
     """Enough has happened for a partial log."""
 
 
-def request_columns(requests: Sequence[Request]) -> dict[str, list[Any]]:
-    """The columns that :class:`RunEvents` wants of the requests."""
-    return {
-        "request": [r.index for r in requests],
-        "id": [r.id for r in requests],
-        "tenant": [r.tenant for r in requests],
-        "arrival": [r.arrival_ns for r in requests],
-        "prompt_tokens": [r.num_prompt_tokens for r in requests],
-        "output_tokens": [r.stop_len - r.num_prompt_tokens for r in requests],
-        "max_tokens": [r.max_tokens for r in requests],
-    }
-
-
 def run_events(engine: Engine, **changes: Any) -> RunEvents:
-    """What an engine has logged so far; ``changes`` are :class:`Facts` that differ."""
+    """What an engine has logged so far; ``changes`` are :class:`RunFacts` that differ."""
     spec = engine.device.spec
-    facts: dict[str, Any] = {
-        "simulated": spec.simulated,
-        "num_sms": spec.num_sms,
-        "kv_blocks": engine.kv.num_blocks,
-        "block_size": engine.kv.block_size,
-        "partitions": engine.scheduler.partitions,
-        "splits": [split.sms for split in engine.executor.splits],
-        "device": spec.name,
-    }
-    return RunEvents.from_log(engine.log, request_columns(engine.requests), {**facts, **changes})
+    facts = RunFacts(
+        simulated=spec.simulated,
+        num_sms=spec.num_sms,
+        kv_blocks=engine.kv.num_blocks,
+        block_size=engine.kv.block_size,
+        partitions=engine.scheduler.partitions,
+        splits=tuple(tuple(split.sms) for split in engine.executor.splits),
+        device=spec.name,
+    )
+    facts = msgspec.structs.replace(facts, **changes)
+    return RunEvents.from_log(engine.log, request_columns(engine.requests), facts)
 
 
 def example_runs() -> Iterator[tuple[str, RunEvents]]:
@@ -66,7 +57,7 @@ def example_runs() -> Iterator[tuple[str, RunEvents]]:
         priced = run_events(engine, price_per_hour=2.5, watts=300.0)
         yield f"{policy} with a price", priced
     nothing: dict[str, list[Any]] = {name: [] for name in request_columns([])}
-    facts = Facts(True, 16, 64, 4, ("all",))
+    facts = RunFacts(True, 16, 64, 4, ("all",))
     yield "no requests", RunEvents.from_log(EventLog(), nothing, facts)
     too_long = [offer(i, i, LIMITS.max_model_len, 9) for i in range(3)]
     yield "all rejected", run_events(serve(too_long, "vllm"))

@@ -13,16 +13,16 @@ from nexusbench.engine.engine import Engine
 from nexusbench.testing._errors import ConformanceError
 from nexusbench.testing._harness import Setting, offer
 from nexusbench.testing._log import end_of, first_difference
-from nexusbench.testing._workloads import Workload
+from nexusbench.testing._workloads import RandomWorkload
 
-Run = Callable[[Workload], Engine]
+Run = Callable[[RandomWorkload], Engine]
 
 
 class Twins(msgspec.Struct, frozen=True):
     """Workloads that differ only in true output lengths and in what arrives at or after a time."""
 
-    one: Workload
-    two: Workload
+    one: RandomWorkload
+    two: RandomWorkload
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ def _seats() -> Twins:
     one = _other([*fillers, *queue], [*keep, *reversed(lengths)], [])
     two = _other([*fillers, *queue], [*keep, *lengths], [])
     name = "twins: who gets the next seat"
-    return Twins(Workload(name, one, setting), Workload(name, two, setting))
+    return Twins(RandomWorkload(name, one, setting), RandomWorkload(name, two, setting))
 
 
 def _memory() -> Twins:
@@ -69,7 +69,7 @@ def _memory() -> Twins:
     one = _other(requests, [60, 55, 50, 40, 38, 36], [])
     two = _other(requests, [36, 38, 40, 50, 55, 60], [])
     name = "twins: who is preempted"
-    return Twins(Workload(name, one, setting), Workload(name, two, setting))
+    return Twins(RandomWorkload(name, one, setting), RandomWorkload(name, two, setting))
 
 
 def _future() -> Twins:
@@ -80,8 +80,8 @@ def _future() -> Twins:
     name = "twins: what comes next"
     setting = Setting(limits=Limits(4, 64, 1024))
     return Twins(
-        Workload(name, _other(requests, lengths, rush), setting),
-        Workload(name, _other(requests, lengths, []), setting),
+        RandomWorkload(name, _other(requests, lengths, rush), setting),
+        RandomWorkload(name, _other(requests, lengths, []), setting),
     )
 
 
@@ -107,8 +107,8 @@ def _mixture(rng: random.Random, name: str) -> Twins:
         limits=Limits(rng.choice((2, 4, 9)), rng.choice((16, 64)), 1024),
     )
     return Twins(
-        Workload(name, _other(requests, first, later[0]), setting),
-        Workload(name, _other(requests, second, later[1]), setting),
+        RandomWorkload(name, _other(requests, first, later[0]), setting),
+        RandomWorkload(name, _other(requests, second, later[1]), setting),
     )
 
 

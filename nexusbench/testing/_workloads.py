@@ -12,7 +12,7 @@ from nexusbench.core.state import Limits
 from nexusbench.testing._harness import Setting, offer
 
 
-class Workload(msgspec.Struct, frozen=True):
+class RandomWorkload(msgspec.Struct, frozen=True):
     """Requests in order of arrival, and where they are served."""
 
     name: str
@@ -24,44 +24,48 @@ def _limits(max_num_seqs: int = 8, budget: int = 64) -> Limits:
     return Limits(max_num_seqs, budget, 1024)
 
 
-def hand_made() -> Iterator[Workload]:
+def hand_made() -> Iterator[RandomWorkload]:
     """The corners: each is one thing that policies get wrong."""
     mixed = [(7, 5), (40, 3), (150, 8), (16, 16), (64, 1), (3, 20), (90, 9), (24, 12)]
-    yield Workload("empty trace", [])
-    yield Workload("single request", [offer(0, 5, 30, 6)])
-    yield Workload("one prompt token, one output token", [offer(0, 0, 1, 1)])
-    yield Workload("all at once", [offer(i, 0, *mixed[i % 8]) for i in range(20)])
-    yield Workload("one-token outputs", [offer(i, 4 * i, 5 + 11 * (i % 6), 1) for i in range(16)])
-    yield Workload("long prompts over the budget", [offer(i, 15 * i, 300, 6) for i in range(5)])
+    yield RandomWorkload("empty trace", [])
+    yield RandomWorkload("single request", [offer(0, 5, 30, 6)])
+    yield RandomWorkload("one prompt token, one output token", [offer(0, 0, 1, 1)])
+    yield RandomWorkload("all at once", [offer(i, 0, *mixed[i % 8]) for i in range(20)])
+    yield RandomWorkload(
+        "one-token outputs", [offer(i, 4 * i, 5 + 11 * (i % 6), 1) for i in range(16)]
+    )
+    yield RandomWorkload(
+        "long prompts over the budget", [offer(i, 15 * i, 300, 6) for i in range(5)]
+    )
     bursts = [offer(i, 250 * (i // 7), *mixed[i % 7]) for i in range(21)]
-    yield Workload("bursts", bursts)
-    yield Workload("large gaps", [offer(i, 60_000 * i, 50, 4) for i in range(4)])
+    yield RandomWorkload("bursts", bursts)
+    yield RandomWorkload("large gaps", [offer(i, 60_000 * i, 50, 4) for i in range(4)])
     one_seat = [offer(i, 9 * i, *mixed[i % 8]) for i in range(8)]
-    yield Workload("max_num_seqs 1", one_seat, Setting(limits=_limits(max_num_seqs=1)))
+    yield RandomWorkload("max_num_seqs 1", one_seat, Setting(limits=_limits(max_num_seqs=1)))
     tight = [offer(i, 12 * i, 20 + 9 * (i % 5), 14 + 6 * (i % 3)) for i in range(14)]
-    yield Workload("tight KV", tight, Setting(kv_blocks=28))
-    yield Workload(
+    yield RandomWorkload("tight KV", tight, Setting(kv_blocks=28))
+    yield RandomWorkload(
         "tight KV without prefix caching", tight, Setting(kv_blocks=24, prefix_caching=False)
     )
     one_fits = [offer(i, 0, 60, 20) for i in range(5)]
-    yield Workload("KV for one request", one_fits, Setting(kv_blocks=20))
+    yield RandomWorkload("KV for one request", one_fits, Setting(kv_blocks=20))
     chunks = [offer(i, 10 * i, 100 + 7 * i, 12) for i in range(6)]
-    yield Workload(
+    yield RandomWorkload(
         "tight KV and long prompts", chunks, Setting(kv_blocks=48, limits=_limits(budget=16))
     )
     shared = [offer(i, 8 * i, 61, 5, prefix_ids=(1, 2, 3, 4, 5, 6, 7, 10 + i)) for i in range(8)]
-    yield Workload("shared prefixes", shared, Setting(kv_blocks=40))
+    yield RandomWorkload("shared prefixes", shared, Setting(kv_blocks=40))
     tiny = [offer(i, 3 * i, *mixed[i % 8]) for i in range(10)]
-    yield Workload("a budget of one token", tiny[:4], Setting(limits=_limits(budget=1)))
+    yield RandomWorkload("a budget of one token", tiny[:4], Setting(limits=_limits(budget=1)))
 
 
-def seeded(seed: int, count: int) -> Iterator[Workload]:
+def seeded(seed: int, count: int) -> Iterator[RandomWorkload]:
     """``count`` random mixtures; the same seed gives the same ones."""
     for number in range(count):
         yield random_workload(random.Random(f"workload {seed} {number}"), f"random {seed}.{number}")
 
 
-def random_workload(rng: random.Random, name: str) -> Workload:
+def random_workload(rng: random.Random, name: str) -> RandomWorkload:
     """Arrivals in bursts, prompts with shared prefixes, and a pool that is often tight."""
     requests: list[Request] = []
     now = 0.0
@@ -79,7 +83,7 @@ def random_workload(rng: random.Random, name: str) -> Workload:
     block = rng.choice((1, 2, 4, 8))
     least = -(-longest // block)
     room = rng.choice((1.0, 1.3, 2.0, 10.0))
-    return Workload(
+    return RandomWorkload(
         name,
         requests,
         Setting(

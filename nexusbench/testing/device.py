@@ -53,7 +53,7 @@ def _opened(factory: DeviceFactory) -> Iterator[Device]:
         device.close()
 
 
-class Desk:
+class CheckedDevice:
     """Makes batches for one device, with real block numbers and growing step numbers."""
 
     def __init__(self, device: Device) -> None:
@@ -130,7 +130,7 @@ def _check_idle_clock(device: Device) -> None:
 
 
 def _check_one_launch(device: Device) -> None:
-    desk, spec = Desk(device), device.spec
+    desk, spec = CheckedDevice(device), device.spec
     start = device.now()
     step = desk.submit("all", spec.whole.of("all"), decodes=2, prompt=40)
     (output,) = desk.drain(1)
@@ -146,7 +146,7 @@ def _check_one_launch(device: Device) -> None:
 
 def _check_wait_until(device: Device) -> None:
     """``until`` comes first, in the past too; the launch is unharmed."""
-    desk = Desk(device)
+    desk = CheckedDevice(device)
     desk.submit("all", device.spec.whole.of("all"), prompt=60)
     start = device.now()
     outputs = device.wait_for_steps(start + 1)
@@ -162,7 +162,7 @@ def _check_wait_until(device: Device) -> None:
 
 
 def _check_limits(device: Device) -> None:
-    desk, sms = Desk(device), device.spec.num_sms
+    desk, sms = CheckedDevice(device), device.spec.num_sms
     for wrong in (0, -1, sms + 1):
         with _refusal(f"{wrong} of {sms} SMs"):
             desk.submit("all", wrong, decodes=1)
@@ -186,7 +186,7 @@ def _refusal(what: str) -> Iterator[None]:
 
 
 def _check_repeat(device: Device) -> None:
-    desk = Desk(device)
+    desk = CheckedDevice(device)
     step = desk.submit("all", device.spec.whole.of("all"), decodes=3, repeat=4)
     outputs = desk.drain(1)
     if [(x.step, x.last) for x in outputs] != [(step, i == 3) for i in range(4)]:
@@ -213,7 +213,7 @@ def _check_partitions(device: Device) -> None:
     even = _disjoint(device)
     if even is None:
         return
-    desk = Desk(device)
+    desk = CheckedDevice(device)
     steps = {desk.submit("prefill", even.of("prefill"), prompt=60)}
     steps.add(desk.submit("decode", even.of("decode"), decodes=4, repeat=3))
     outputs = desk.drain(2)
@@ -222,7 +222,7 @@ def _check_partitions(device: Device) -> None:
 
 
 def _timeline(device: Device) -> Timeline:
-    desk, split = Desk(device), _disjoint(device)
+    desk, split = CheckedDevice(device), _disjoint(device)
     prefill, decode = split.sms if split is not None else (0, device.spec.num_sms)
     times: list[StepOutput] = []
     for turn in range(4):
@@ -261,7 +261,7 @@ def _check_no_speed_up(factory: DeviceFactory) -> None:
 
 def _first_ends(factory: DeviceFactory, split: Split, first: str, *, neighbour: bool) -> int:
     with _opened(factory) as device:
-        desk = Desk(device)
+        desk = CheckedDevice(device)
         work = {"prefill": {"prompt": 60}, "decode": {"decodes": 8}}
         step = desk.submit(first, split.of(first), **work[first])
         if neighbour:

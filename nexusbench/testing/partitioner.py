@@ -23,7 +23,7 @@ from nexusbench.testing._harness import (
 )
 from nexusbench.testing._log import check_log
 from nexusbench.testing._twins import check_twins, twins
-from nexusbench.testing._workloads import Workload, hand_made, seeded
+from nexusbench.testing._workloads import RandomWorkload, hand_made, seeded
 from nexusbench.testing.scheduler import observed_run
 
 # Who runs beneath, for each set of partitions that a partitioner may serve, and on a pair of GPUs.
@@ -173,7 +173,7 @@ def _check_runs(partitioner: PartitionerLike, policy: str, seed: int, examples: 
     def make() -> Scheduler:
         return make_scheduler(policy)
 
-    def run(workload: Workload) -> Engine:
+    def run(workload: RandomWorkload) -> Engine:
         return observed_run(workload, make, partitioner, seed)
 
     for workload in (*hand_made(), *seeded(seed, examples)):

@@ -20,9 +20,9 @@ from nexusbench.testing._harness import (
     offer,
 )
 from nexusbench.testing._log import check_log
-from nexusbench.testing._probe import Probe, WatchedContext
+from nexusbench.testing._probe import CheckedScheduler, WatchedContext
 from nexusbench.testing._twins import check_twins, twins
-from nexusbench.testing._workloads import Workload, hand_made, seeded
+from nexusbench.testing._workloads import RandomWorkload, hand_made, seeded
 
 OVERLOAD_S = 40  # simulated seconds in which more arrives than any policy can serve
 OLD, EARLY = 15, 0  # indices of the requests that must not starve
@@ -47,7 +47,7 @@ def check_scheduler(
     ConformanceError, its text begins with the invariant; UsageError if there is no such policy.
     """
 
-    def run(workload: Workload) -> Engine:
+    def run(workload: RandomWorkload) -> Engine:
         return observed_run(workload, lambda: make_scheduler(scheduler), partitioner, seed)
 
     for workload in (*hand_made(), *seeded(seed, examples)):
@@ -64,7 +64,7 @@ def check_scheduler(
 
 
 def observed_run(
-    workload: Workload,
+    workload: RandomWorkload,
     make: Callable[[], Scheduler],
     partitioner: PartitionerLike | None = None,
     seed: int = 0,
@@ -88,7 +88,7 @@ def observed_run(
                 "tokens",
             )
 
-    probe = Probe(make())
+    probe = CheckedScheduler(make())
     engine = build(
         workload.requests, probe, partitioner, setting=workload.setting, seed=seed, observer=watch
     )
@@ -98,7 +98,7 @@ def observed_run(
     return engine
 
 
-def overload() -> Workload:
+def overload() -> RandomWorkload:
     """A long old prompt behind a crowd, then more short ones than can be served, for a long time.
 
     A step takes 10 ms or more, two short prompts fill its budget, and each needs three decode steps
@@ -111,7 +111,7 @@ def overload() -> Workload:
     count = int(OVERLOAD_S * 1000 / gap_ms)
     stream = [offer(OLD + 1 + i, 2 + gap_ms * i, 32, 4) for i in range(count)]
     setting = Setting(limits=Limits(8, 64, 1024), audit_every=1 << 40)
-    return Workload("overload", [*crowd, old, *stream], setting)
+    return RandomWorkload("overload", [*crowd, old, *stream], setting)
 
 
 def check_starvation(

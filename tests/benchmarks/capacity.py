@@ -23,7 +23,7 @@ from nexusbench.experiments.advise import Question, advise, scored_slo
 from nexusbench.experiments.candidates import find_candidates
 from nexusbench.experiments.capacity import CapacitySearch, find_capacities, trace_load
 from nexusbench.experiments.judging import attained, judge, strain
-from nexusbench.experiments.leads import Rated, Score, lead
+from nexusbench.experiments.leads import DrawScore, Rated, lead
 from nexusbench.experiments.pool import cores, run_all
 from nexusbench.experiments.probe import run_probe
 from nexusbench.experiments.rate_search import lattice_rate, lattice_step
@@ -39,11 +39,11 @@ def kept(item: tuple[RunConfig, Slo]) -> bool:
     return judge(run_probe(item[0], None), item[1]).outcome == "kept"
 
 
-def scored(item: tuple[RunConfig, Slo]) -> Score:
+def scored(item: tuple[RunConfig, Slo]) -> DrawScore:
     """One candidate on one draw."""
     single = scored_slo(item[1])
     probe = run_probe(item[0], None)
-    return Score(attained(probe, single), strain(probe, single.per_request()), kept=False)
+    return DrawScore(attained(probe, single), strain(probe, single.per_request()), kept=False)
 
 
 def over(function: Any, items: list[Any]) -> list[Any]:

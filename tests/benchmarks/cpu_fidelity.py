@@ -62,7 +62,7 @@ def main() -> None:
                     max_num_seqs=32, kv_blocks=4096,
                     partitioner="fixed" if scheduler == "nexus" else None,
                 )  # fmt: skip
-                found.append(nexusbench.run(config).summary["metrics"])
+                found.append(nexusbench.run(config).summary.metrics)
             for tag, statistic in METRICS:
                 real, made = (metrics[tag][statistic] for metrics in found)
                 error = 100 * (made / real - 1)

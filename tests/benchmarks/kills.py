@@ -35,7 +35,7 @@ import numpy as np
 
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.events import SCHEMA
-from nexusbench.experiments.cells import Cell
+from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.probe import Probe
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
@@ -166,7 +166,7 @@ def tokens_equal(folder: Path, out: str, whole: Whole) -> bool:
 
 
 def files_finished(pattern: str, kind: type) -> Callable[[Path], int]:
-    decode = msgspec.json.decode if kind is Cell else msgspec.msgpack.decode
+    decode = msgspec.json.decode if kind is SweepCell else msgspec.msgpack.decode
 
     def count(folder: Path) -> int:
         found = list((folder / "out").glob(pattern))
@@ -267,7 +267,7 @@ SUBJECTS = (
         "sweep",
         ("sweep", "sweep.toml", "--jobs", "2", "--cache", "out/cells", "-o", "out/table.parquet",
          "--no-progress"),
-        prepare_sweep, files_finished("cells/*/*.json", Cell), sweep_equal,
+        prepare_sweep, files_finished("cells/*/*.json", SweepCell), sweep_equal,
     ),
     Subject(
         "profile", ("profile", *MODEL, "--quick", "-o", "out/profile"), lambda folder: None,

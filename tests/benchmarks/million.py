@@ -42,7 +42,7 @@ def main() -> None:
         patch("nexusbench.serving.assembly.load_trace", lambda path: generated(count)),
     ):
         result = nexusbench.run(config, results=Path(scratch))
-    metrics = result.summary["metrics"]
+    metrics = result.summary.metrics
     wall = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

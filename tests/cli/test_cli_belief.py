@@ -15,7 +15,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
 from nexusbench.profiles.profile import write_profile
-from nexusbench.serving.preflight import check_run
+from nexusbench.serving.opening import check_run
 from tests.examples import sample, slow
 from tests.sim.profiles import make_profile
 

@@ -16,7 +16,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.experiments.advise import Question, advise, plan_rounds, scored_slo
 from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.judging import attained, strain
-from nexusbench.experiments.leads import Rated, Score, lead
+from nexusbench.experiments.leads import DrawScore, Rated, lead
 from nexusbench.experiments.probe import run_probe
 from nexusbench.metrics.slo import parse_slo
 from tests.unit.test_rate_search import make_trace
@@ -184,7 +184,7 @@ def score_of(config: RunConfig, candidate: Candidate, slo: Any, seeds: range) ->
         for seed in seeds
     ]
     scores = [
-        Score(attained(probe, single), strain(probe, single.per_request()), kept=False)
+        DrawScore(attained(probe, single), strain(probe, single.per_request()), kept=False)
         for probe in probes
     ]
     return Rated(candidate, tuple(scores), 0)

@@ -8,11 +8,11 @@ import pytest
 
 from nexusbench.cli._capacity_verdict import capacity_verdict
 from nexusbench.experiments.capacity import Capacity
-from nexusbench.experiments.rate_search import Found
+from nexusbench.experiments.rate_search import FoundRate
 
 
-def found(seed: int, kept: float) -> Found:
-    return Found(
+def found(seed: int, kept: float) -> FoundRate:
+    return FoundRate(
         seed=seed, step=0, kept=kept, broken_at=kept * 1.02, breaks=(), little=(0.0, 0.0, 0.0),
         monotone=True, looks=(), simulated=True,
     )  # fmt: skip

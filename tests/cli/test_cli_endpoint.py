@@ -247,7 +247,7 @@ def test_ctrl_c_keeps_what_there_is(call: Call, tmp_path: Path, server: Callable
     assert reader.status == "interrupted"
     events = reader.table("ended")
     assert len(events["request"]) > 0
-    assert reader.manifest.resolved["client"]["answered"] > 0
+    assert reader.manifest.resolved.client.answered > 0
     # Those under way arrived, and have no end.
     assert len(reader.table("arrived")["request"]) > len(events["request"])
     shown = call("compare", reader.path)

@@ -106,7 +106,7 @@ def test_many_new_tokens_are_sampled_from_the_end(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("flush_rows", [150, 10**9])
 def test_on_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_rows: int) -> None:
     """All tokens seen give the means of the summary; drained ones never give a wrong gap."""
-    monkeypatch.setattr("nexusbench.serving.recorder.FLUSH_ROWS", flush_rows)
+    monkeypatch.setattr("nexusbench.serving.runner.FLUSH_ROWS", flush_rows)
     monkeypatch.setattr("nexusbench.serving.runner.CHECK_STEPS", 3)
     monkeypatch.setattr("nexusbench.serving.recorder.PROGRESS_NS", 0)
     read, seen = ProgressReader(), list[Snapshot]()
@@ -116,12 +116,12 @@ def test_on_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_ro
         results=tmp_path / "results",
         progress=lambda engine: seen.append(read(engine)),
     )
-    last, metrics = seen[-1], result.summary["metrics"]
+    last, metrics = seen[-1], result.summary.metrics
     assert last.ended == last.offered == 60
     assert last.tokens == sum(5 + index % 7 for index in range(60))
     assert last.running == last.waiting == 0
-    assert last.tbt_ms == pytest.approx(metrics["tbt"]["mean"])
-    assert last.ttft_ms == pytest.approx(metrics["ttft"]["mean"])
+    assert last.tbt_ms == pytest.approx(metrics["tbt"].mean)
+    assert last.ttft_ms == pytest.approx(metrics["ttft"].mean)
     assert [s.now_ns for s in seen] == sorted(s.now_ns for s in seen)
 
 

@@ -15,7 +15,7 @@ from commandline import Outcome, start, write_trace
 
 from nexusbench.core.errors import NexusbenchError, PlanRefused
 from nexusbench.experiments import cluster, pool
-from nexusbench.experiments.cells import Cell, run_cell
+from nexusbench.experiments.cells import SweepCell, run_cell
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import load_sweep
@@ -205,7 +205,7 @@ def test_workers_that_die_are_replaced(tmp_path: Path) -> None:
     assert found[3] == 3
 
 
-def cell_that_loses_its_worker(config: Any) -> Cell:
+def cell_that_loses_its_worker(config: Any) -> SweepCell:
     """Kills its own Ray worker in the middle of the sweep, once."""
     mark = Path(config.trace).parent / "killed"
     if config.seed == 3 and not mark.exists():

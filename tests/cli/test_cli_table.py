@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict, replace
 from rich.console import Console
 
 from nexusbench.cli._policies import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
 from nexusbench.comparison.alike import different_loads, find_warnings, label_apart
-from nexusbench.comparison.answers import answers
-from nexusbench.comparison.headline import find_claims, headline
+from nexusbench.comparison.headline import answers, find_claims, headline
 from nexusbench.comparison.rows import TableRow, decimals, make_rows
 from nexusbench.comparison.verdict import prices, verdict
 from nexusbench.comparison.view import Column, RunView, by_label
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.core.events import EventLog
+from nexusbench.core.events import EventLog, RunFacts
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.metrics.summary import describe, summarise
+from nexusbench.metrics.summary import Summary, describe, summarise
 from nexusbench.report.tiles import make_tiles
+from tests.unit.manifests import RESOLVED
 
-FACTS = {
-    "simulated": True, "num_sms": 8, "kv_blocks": 10, "block_size": 16, "partitions": ("all",),
-}  # fmt: skip
+FACTS = RunFacts(True, 8, 10, 16, ("all",))
 NOTHING: dict[str, Any] = {
     name: []
     for name in ("request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens")
@@ -38,12 +38,18 @@ def view(label: str, status: str = "complete", seed: int = 0, **values: Any) -> 
     """A run whose metrics are given: a list for a distribution, a number for a scalar."""
     summary = summarise(RunEvents.from_log(EventLog(), NOTHING, FACTS))
     for tag, value in values.items():
-        if isinstance(value, list):
-            summary["metrics"][tag].update(describe(np.array(value, dtype=float)))
-        else:
-            summary["metrics"][tag]["value"] = value
-    resolved = {"gpu": {"sim": {"jitter": 0.02}}, "decision_us": {"mean": 5.0}}
-    return RunView(label, status, True, {"seed": seed}, resolved, summary)
+        put(summary, tag, value)
+    config = RunConfig(trace="t.jsonl", seed=seed)
+    resolved = replace(RESOLVED, decision_us={"mean": 5.0})
+    return RunView(label, status, True, config, resolved, summary)
+
+
+def put(summary: Summary, tag: str, value: Any) -> None:
+    """Give a metric a list of values, a number, or some of its statistics by name."""
+    if isinstance(value, list):
+        value = asdict(describe(np.array(value, dtype=float)))
+    changes = value if isinstance(value, dict) else {"value": value}
+    summary.metrics[tag] = replace(summary.metrics[tag], **changes)
 
 
 def rows_of(*views: RunView) -> dict[tuple[str, str], TableRow]:
@@ -161,9 +167,9 @@ def test_every_tail_that_is_worse_by_more_than_its_noise_is_a_price(words: str, 
     slow = [10.0] * 90 + [130.0] * 10
     views = [view("a", ttft=[10.0] * 100), view("b", ttft=[100.0] * 100)]
     for one, values in zip(views, (slow, [100.0] * 100), strict=True):
-        one.summary["metrics"][tag].update(describe(np.array(values)))
+        put(one.summary, tag, list(values))
         if tag == "ttft_long_prompts":
-            one.summary["metrics"][tag]["mean"] = 130.0 if one.label == "a" else 100.0
+            put(one.summary, tag, {"mean": 130.0 if one.label == "a" else 100.0})
     columns = by_label(views)
     assert f"{words} is 130.0 ms, 30 % above that of b" in " ".join(verdict(columns))
     (price,) = [price for price in prices(columns) if price.words == words]
@@ -171,7 +177,7 @@ def test_every_tail_that_is_worse_by_more_than_its_noise_is_a_price(words: str, 
     # The same, where parts of the run differ by as much: no price to count on.
     name = price.statistic
     for one, factor in zip(views, (1, -1), strict=True):
-        one.summary["left_out"][tag] = {name: [100.0 + factor * 20 * (n % 2) for n in range(10)]}
+        one.summary.left_out[tag] = {name: [100.0 + factor * 20 * (n % 2) for n in range(10)]}
     assert words not in " ".join(verdict(columns))
 
 
@@ -182,12 +188,12 @@ def test_a_lead_within_the_noise_of_one_run_is_no_win() -> None:
     assert not find_claims(columns)[0].open
     # In half of its parts a is ahead, in the others b.
     for one, sign in zip(views, (1, -1), strict=True):
-        one.summary["left_out"]["ttft"] = {"mean": [105.0 + sign * 9 * (-1) ** n for n in range(8)]}
+        one.summary.left_out["ttft"] = {"mean": [105.0 + sign * 9 * (-1) ** n for n in range(8)]}
     assert verdict(columns)[0].startswith("Mean TTFT is the same for all within the noise of one")
     assert find_claims(columns)[0].open
     # What the trace does to both is no noise of the difference, however much it is.
     for one in views:
-        one.summary["left_out"]["ttft"] = {"mean": [100.0 * (n + 1) for n in range(8)]}
+        one.summary.left_out["ttft"] = {"mean": [100.0 * (n + 1) for n in range(8)]}
     assert "a has the lowest mean TTFT" in verdict(columns)[0]
 
 
@@ -195,8 +201,8 @@ def test_whatever_leads_has_its_price() -> None:
     """The mean TTFT is level for both; one has the better TBT, and pays with a tail."""
     views = [view("a", ttft=[100.0] * 99 + [120.0]), view("b", ttft=[100.0] * 99 + [120.0])]
     for one, tail, gap in zip(views, (900.0, 120.0), (10.0, 40.0), strict=True):
-        one.summary["metrics"]["ttft"]["p99"] = tail
-        one.summary["metrics"]["tbt"].update(describe(np.array([gap])))
+        put(one.summary, "ttft", {"p99": tail})
+        put(one.summary, "tbt", [gap])
     assert "Mean TTFT is the same for all" in verdict(by_label(views))[0]
     assert "The price: a's p99 TTFT is 900.0 ms, 7.5x that of b." in verdict(by_label(views))
     assert [(price.winner, price.words) for price in prices(by_label(views))] == [("a", "p99 TTFT")]
@@ -239,7 +245,7 @@ def test_nor_in_throughput() -> None:
     near = view("c", offered=10, finished=5, output_throughput=1.0, ttft=[2.01])
     assert "c" not in find_claims(by_label([*views, near]))[0].winners
     # Nothing to lead in: none is called level with what turned half away.
-    views[0].summary["metrics"]["ttft"]["mean"] = 1.0
+    put(views[0].summary, "ttft", {"mean": 1.0})
     assert headline(by_label(views)).claim.startswith("None has a lead.")
     assert "5 of 10" in headline(by_label(views)).claim
 
@@ -272,7 +278,7 @@ def test_over_seeds_who_turned_requests_away_is_not_better() -> None:
             for s in range(3)
         ]
         found = paired_differences(by_label(views))["b"]
-        return found["ttft"]["mean"]["better"], found["output_throughput"]["value"]["better"]
+        return found["ttft"]["mean"].better, found["output_throughput"]["value"].better
 
     assert better(9) == ("b", "b")
     assert better(8) == (None, None)
@@ -290,7 +296,9 @@ def test_seeds_say_what_they_vary() -> None:
     views = [view("a", seed=s, ttft=[1.0]) for s in range(2)]
     assert "step-time noise" in seeds_lines(by_label(views))[0]
     for one in views:
-        one.resolved = {"gpu": {"sim": {"jitter": 0.0}}}
+        gpu = one.resolved.gpu
+        still = replace(gpu, sim=replace(gpu.sim, jitter=0.0))
+        one.resolved = replace(one.resolved, gpu=still)
     assert "every seed gives the same run" in seeds_lines(by_label(views))[0]
 
 
@@ -338,7 +346,7 @@ def test_differences_that_are_negligible_have_no_better_side() -> None:
     def better(factor: float) -> object:
         views = [view("a", seed=seed, ttft=[1000.0 + seed]) for seed in range(3)]
         views += [view("b", seed=seed, ttft=[factor * 1000.0 + seed]) for seed in range(3)]
-        return paired_differences(by_label(views))["b"]["ttft"]["mean"]["better"]
+        return paired_differences(by_label(views))["b"]["ttft"]["mean"].better
 
     assert better(1.004) is None
     assert better(1.02) == "a"
@@ -347,8 +355,9 @@ def test_differences_that_are_negligible_have_no_better_side() -> None:
 def test_warnings_group_runs_by_value() -> None:
     views = [view(f"run {n}") for n in range(9)]
     for n, one in enumerate(views):
-        one.resolved["device"] = "sim:h200" if n == 8 else "sim:l20"
-        one.resolved["limits"] = {"max_num_seqs": 8 if n else 4, "max_model_len": 99}
+        device = "sim:h200" if n == 8 else "sim:l20"
+        limits = replace(one.resolved.limits, max_num_seqs=8 if n else 4)
+        one.resolved = replace(one.resolved, device=device, limits=limits)
         one.status = "interrupted" if n < 2 else "complete"
     assert find_warnings(views) == [
         "the runs differ in device: sim:l20 ('run 0', 'run 1', 'run 2' and 5 more); "
@@ -385,7 +394,7 @@ def test_the_seed_of_a_run_is_told_in_a_comparison() -> None:
     # It is another load where it draws the arrivals.
     assert different_loads(by_label(views)) == []
     for one in views:
-        one.config["burstiness"] = 1.0
+        one.config = replace(one.config, burstiness=1.0)
     assert different_loads(by_label(views)) == ["seed"]
     assert headline(by_label(views)).claim.startswith("Over different loads (seed): ")
 
@@ -394,15 +403,15 @@ def test_over_different_loads_a_verdict_says_so_first() -> None:
     views = [view("a", ttft=[10.0]), view("b", ttft=[20.0])]
     for field, values in (("limit", (9, None)), ("request_rate", (1.0, 2.0)), ("window", "ab")):
         for one, value in zip(views, values, strict=True):
-            one.config[field] = value
+            one.config = replace(one.config, **{field: value})
         stream = io.StringIO()
         show_columns(Console(file=stream, width=500), by_label(views))
         assert f"Simulated, over different loads ({FLAGS[field]}): a has" in stream.getvalue()
         assert answers(by_label(views))["different_loads"] == [FLAGS[field]]
         for one in views:
-            del one.config[field]
+            one.config = replace(one.config, **{field: None})
     for one, digest in zip(views, ("aa", "bb"), strict=True):
-        one.resolved["trace"] = {"name": "t", "sha256": digest}
+        one.resolved = replace(one.resolved, trace=replace(one.resolved.trace, sha256=digest))
     assert different_loads(by_label(views)) == ["trace"]
 
 
@@ -412,8 +421,11 @@ FLAGS = {"limit": "limit", "request_rate": "rate", "window": "window"}
 def labels(*configs: dict[str, Any], names: tuple[str, ...] = ("vllm", "vllm")) -> list[str]:
     views = [view(name) for name in names]
     for one, config in zip(views, configs, strict=True):
-        one.config |= {key: value for key, value in config.items() if key != "sha256"}
-        one.resolved |= {"trace": {"name": "t", "sha256": config.get("sha256", "aa" * 32)}}
+        asked = {key: value for key, value in config.items() if key != "sha256"}
+        kind = EndpointConfig if "endpoint" in asked else RunConfig
+        one.config = kind(trace="t.jsonl", **asked)
+        trace = replace(one.resolved.trace, sha256=config.get("sha256", "aa" * 32))
+        one.resolved = replace(one.resolved, trace=trace)
     label_apart(views)
     return [one.label for one in views]
 
@@ -451,13 +463,12 @@ def test_other_schedulers_under_another_load_are_labelled_too() -> None:
 def test_two_of_one_name_are_told_apart_by_what_is_in_them() -> None:
     views = [view("vllm"), view("vllm")]
     for one, layers, flops in zip(views, (24, 36), (1.0, 2.0), strict=True):
-        one.resolved |= {
-            "device": "sim:mine", "gpu": {"name": "mine", "sim": {"tflops": flops, "jitter": 0}},
-            "model": {"name": "m", "layers": layers, "dtypes": {"kv": "bf16"}},
-        }  # fmt: skip
+        gpu = replace(one.resolved.gpu, name="mine", peak_tflops=flops, sources={})
+        model = replace(one.resolved.model, name="m", num_layers=layers)
+        one.resolved = replace(one.resolved, device="sim:mine", gpu=gpu, model=model)
     label_apart(views)
     assert [one.label for one in views] == [
-        "vllm, tflops 1.0, layers 24", "vllm, tflops 2.0, layers 36",
+        "vllm, peak_tflops 1.0, num_layers 24", "vllm, peak_tflops 2.0, num_layers 36",
     ]  # fmt: skip
     warnings = find_warnings(views)
     assert any("differ in GPU" in text for text in warnings)

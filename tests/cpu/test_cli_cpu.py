@@ -69,7 +69,7 @@ def test_a_run_is_labelled_measured_and_keeps_its_tokens(call: Call, tmp_path: P
     for row in ("cores of prefill, mean", "cores undivided, mean", "MFU", "MBU"):
         assert row in words
     folders = sorted(Path("results").iterdir())
-    assert [RunReader(folder).manifest.resolved["device"] for folder in folders] == ["cpu"] * 2
+    assert [RunReader(folder).manifest.resolved.device for folder in folders] == ["cpu"] * 2
     one, two = (RunReader(folder).tokens() for folder in folders)
     assert one == two
     assert [len(one[i]) for i in range(6)] == [6 + i % 4 for i in range(6)]
@@ -88,7 +88,7 @@ def test_time_sharing_is_named_everywhere(call: Call, tmp_path: Path) -> None:
     assert "% of time of decode, mean" in words
     (folder,) = Path("results").iterdir()
     assert "cpu-shared" in folder.name
-    environment = RunReader(folder).manifest.resolved["environment"]
+    environment = RunReader(folder).manifest.resolved.environment
     assert environment["splits"] == "time-shared by thread priority"
 
 

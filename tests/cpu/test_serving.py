@@ -184,9 +184,9 @@ def test_a_failing_step_names_itself_and_ends_the_others(monkeypatch: pytest.Mon
 def test_closing_gives_up_a_long_step() -> None:
     with cpu("tiny") as device:
         device.prepare(Serving(1024, 16))
-        from nexusbench.testing.device import Desk
+        from nexusbench.testing.device import CheckedDevice
 
-        Desk(device).submit("all", device.spec.num_sms, decodes=2, repeat=1_000_000)
+        CheckedDevice(device).submit("all", device.spec.num_sms, decodes=2, repeat=1_000_000)
         before = device.now()
         device.close()
         assert device.now() - before < 5_000_000_000

@@ -200,10 +200,10 @@ def test_a_run_is_measured_and_keeps_its_gaps(call: Call, on_paper: list[Any]) -
     folders = sorted(Path("results").iterdir())
     for folder in folders:
         resolved = RunReader(folder).manifest.resolved
-        assert resolved["device"] == "cuda"
-        assert resolved["environment"]["decode"] == "CUDA graphs"
-        assert resolved["environment"]["splits"] == "15 of green contexts"
-        assert sum(gap["count"] for gap in resolved["host_gaps"].values()) > 5
+        assert resolved.device == "cuda"
+        assert resolved.environment["decode"] == "CUDA graphs"
+        assert resolved.environment["splits"] == "15 of green contexts"
+        assert sum(gap.count for gap in resolved.host_gaps.values()) > 5
     document = json.loads(call("compare", *folders, "--json")[1])
     for run in document["runs"]:
         metrics = run["summary"]["metrics"]

@@ -25,7 +25,7 @@ from nexusbench.models.config import load_model  # noqa: E402
 from nexusbench.testing import check_device, offer, serve  # noqa: E402
 from nexusbench.testing._harness import Setting  # noqa: E402
 from nexusbench.testing._log import check_log  # noqa: E402
-from nexusbench.testing.device import Desk  # noqa: E402
+from nexusbench.testing.device import CheckedDevice  # noqa: E402
 from tests.sim.pieces import pieces  # noqa: E402
 
 ROOMY = Setting(kv_blocks=2048, limits=Limits(8, 64, 4096))
@@ -91,22 +91,22 @@ def test_seeded_sampling_is_that_of_the_cpu() -> None:
         device.close()
 
 
-def prepared(gpu: FakeGpu, **options: Any) -> tuple[Any, Desk]:
+def prepared(gpu: FakeGpu, **options: Any) -> tuple[Any, CheckedDevice]:
     device = fake_cuda(gpu, **options)
     device.prepare(Serving(256, 16))
-    return device, Desk(device)
+    return device, CheckedDevice(device)
 
 
 def launches(gpu: FakeGpu) -> list[str]:
     return [partition for kind, partition, _ in gpu.log if kind == "launch"]
 
 
-def with_graphs(gpu: FakeGpu, model: str = "tiny") -> tuple[Any, Desk]:
+def with_graphs(gpu: FakeGpu, model: str = "tiny") -> tuple[Any, CheckedDevice]:
     """Those for decodes on 68 SMs are captured."""
     device = fake_cuda(gpu, model=model)
     device.prepare(Serving(256, 16, launches=(("decode", 68),)))
     gpu.log.clear()
-    return device, Desk(device)
+    return device, CheckedDevice(device)
 
 
 def test_decodes_go_first_whatever_the_order_of_submission() -> None:
@@ -193,7 +193,7 @@ def test_expected_launches_are_captured_before_the_run() -> None:
     device.prepare(Serving(256, 16, launches=(("prefill", 64), ("decode", 68))))
     before = [entry for entry in gpu.log if entry[0] == "capture"]
     assert before == [("capture", "decode", 68)] * 3  # sizes 8, 4, 1
-    desk = Desk(device)
+    desk = CheckedDevice(device)
     for decodes in range(1, 9):
         desk.submit("decode", 68, decodes=decodes)
         desk.drain(1)

@@ -23,7 +23,7 @@ from nexusbench.devices._cuda_runtime import TorchRuntime  # noqa: E402
 from nexusbench.devices.base import DeviceOptions, Serving  # noqa: E402
 from nexusbench.devices.cuda import Cuda  # noqa: E402
 from nexusbench.models.config import load_model  # noqa: E402
-from nexusbench.testing.device import Desk  # noqa: E402
+from nexusbench.testing.device import CheckedDevice  # noqa: E402
 
 
 class FakeTorchCuda:
@@ -184,7 +184,7 @@ def test_open(opened: FakeGpu) -> None:
     # 100 of 140 GiB are free, 14 may not be used, some is reserved.
     assert 80 * 2**30 < device.spec.kv_bytes < 86 * 2**30
     device.prepare(Serving(64, 16, launches=(("all", 132),)))
-    Desk(device).submit("all", 132, decodes=2)
+    CheckedDevice(device).submit("all", 132, decodes=2)
     assert len(device.wait_for_steps(None)[0].tokens or []) == 2
     told = device.environment()
     assert (told["driver"], told["queues"], told["gpu"]) == ("CUDA 13.0", "32", "NVIDIA H200")

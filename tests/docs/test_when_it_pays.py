@@ -13,8 +13,8 @@ from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.survey_files import read_manifest
 from nexusbench.experiments.paying.tables import BLOCKS, cells_of
 from nexusbench.experiments.paying.verdicts import (
-    Cell,
-    Verdict,
+    MapCell,
+    MapVerdict,
     best,
     judge,
     side,
@@ -32,12 +32,12 @@ def survey() -> Survey:
     return page.committed()
 
 
-def cells(survey: Survey, traffic: str, slo: str = "") -> list[Cell]:
+def cells(survey: Survey, traffic: str, slo: str = "") -> list[MapCell]:
     (found,) = [t for t in survey.spec.traffic if t.name == traffic]
     return [cell for cell in cells_of(survey, found) if cell.slo == (slo or cell.slo)]
 
 
-def answer(survey: Survey, cell: Cell, question: str) -> Verdict:
+def answer(survey: Survey, cell: MapCell, question: str) -> MapVerdict:
     found = verdict(survey, cell, question)
     assert found is not None, f"no rows for {cell}"
     return found
@@ -51,7 +51,7 @@ def test_tables_are_those_of_the_survey(survey: Survey) -> None:
 
 def test_everything_is_called_simulated() -> None:
     assert "**Everything on it is simulated**" in TEXT
-    assert read_manifest(page.RESULTS)["simulated"] is True
+    assert read_manifest(page.RESULTS).simulated is True
     for name in ("loads", "grid"):
         assert "SIMULATED" in (page.RESULTS / f"{name}.svg").read_text()
 

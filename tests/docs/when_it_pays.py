@@ -21,17 +21,17 @@ BLOCK = re.compile(r"<!-- made: ([\w ]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 def committed() -> Survey:
     """The survey that the document shows."""
-    return read_survey(RESULTS, load_map(SPEC, quick=read_manifest(RESULTS)["quick"]))
+    return read_survey(RESULTS, load_map(SPEC, quick=read_manifest(RESULTS).quick))
 
 
 def provenance() -> str:
     """How much was run, and what was left out."""
     manifest = read_manifest(RESULTS)
-    commit = (manifest["git_commit"] or "unknown")[:12]
-    text = f"{manifest['runs']:,} simulated runs at commit {commit}"
-    text += " with changes" if manifest["git_dirty"] else ""
-    if manifest["quick"]:
-        text += f". **This is the reduced map** (`--quick`: {'; '.join(manifest['cut'])})"
+    commit = (manifest.git_commit or "unknown")[:12]
+    text = f"{manifest.runs:,} simulated runs at commit {commit}"
+    text += " with changes" if manifest.git_dirty else ""
+    if manifest.quick:
+        text += f". **This is the reduced map** (`--quick`: {'; '.join(manifest.cut)})"
     return text + ".\n"
 
 

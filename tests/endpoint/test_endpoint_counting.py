@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nexusbench.core.request import Request
 from nexusbench.endpoint.counting import Counted
 from nexusbench.endpoint.exchange import Exchange
-from nexusbench.endpoint.recording import Recording
+from nexusbench.endpoint.recording import ReplayRecording
 from nexusbench.endpoint.stream import Answer, BadEnd, Endless
 from tests.examples import examples
 
@@ -245,7 +245,7 @@ def test_more_cached_than_there_is_is_refused(
     usage["prompt_tokens_details"] = {"cached_tokens": cached}  # type: ignore[assignment]
     exchange.answer.feed(event(word(usage=usage)), 5)
     exchange.outcome, exchange.end_ns, exchange.reason = 0, 9, "length"
-    recording = Recording()
+    recording = ReplayRecording()
     recording.add(exchange)
     recording.gather()
     recording.write()

@@ -94,9 +94,9 @@ def test_each_request_ends_for_its_own_reason(base: str, replay: Replay, part: i
         assert case.explains(reason), (case.name, end)
         assert reason.isprintable()
         assert len(reason) <= 130
-    metrics = result.summary["metrics"]
-    assert metrics["failed"]["value"] == 2 * sum(not case.finishes for case in cases)
-    assert metrics["finished"]["value"] == 2 * sum(case.finishes for case in cases)
+    metrics = result.summary.metrics
+    assert metrics["failed"].value == 2 * sum(not case.finishes for case in cases)
+    assert metrics["finished"].value == 2 * sum(case.finishes for case in cases)
 
 
 def test_the_key_is_told_nowhere(base: str, replay: Replay, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_bad_answer_to_a_probe_is_no_end(base: str, replay: Replay, way: str) 
     result = replay(case.url(base))
     wanted = next(case for case in ANSWERS if case.name == way)
     outcome = "finished" if wanted.finishes else "failed"
-    assert result.summary["metrics"][outcome]["value"] == 6
+    assert result.summary.metrics[outcome].value == 6
 
 
 @pytest.mark.slow
@@ -153,22 +153,22 @@ def test_a_bad_answer_to_a_probe_is_no_end(base: str, replay: Replay, way: str) 
 )
 def test_a_context_length_that_is_none_is_left_out(base: str, replay: Replay, way: str) -> None:
     result = replay(Misbehaviour(way, ("--list", way), True, "").url(base))
-    assert result.summary["metrics"]["finished"]["value"] == 6
-    assert result.resolved["limits"]["max_model_len"] is None
+    assert result.summary.metrics["finished"].value == 6
+    assert result.resolved.limits.max_model_len is None
     assert any("is no number of tokens" in note for note in result.notes)
 
 
 def test_a_long_name_fits_into_a_folders(base: str, replay: Replay) -> None:
     result = replay(Misbehaviour("long", ("--list", "lists_long_name"), True, "").url(base))
-    assert result.summary["metrics"]["finished"]["value"] == 6
+    assert result.summary.metrics["finished"].value == 6
     assert len(str(result.folder.name)) < 200
-    assert len(result.resolved["model"]["name"]) < 210
+    assert len(result.resolved.model.name) < 210
 
 
 def test_prompts_that_are_counted_in_millions_are_not_believed(base: str, replay: Replay) -> None:
     ways = ("--takes", "text,usage,pin", "--per-word", "100000")
     result = replay(Misbehaviour("odd", ways, True, "").url(base))
-    assert result.resolved["endpoint"]["measure"] == {"per_word": 1.0, "fixed": 0.0}
+    assert result.resolved.endpoint.measure == {"per_word": 1.0, "fixed": 0.0}
     assert any("which cannot be" in note for note in result.notes)
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_ends_no_replay(
     trace = "".join(lines % (20 * number) for number in range(200))
     result = replay(Misbehaviour("ok", (), True, "").url(base), trace)
     assert "No space left on device" in result.fault
-    assert result.summary["metrics"]["finished"]["value"] == 200
+    assert result.summary.metrics["finished"].value == 200
     assert result.folder is not None
     reader = RunReader(result.folder)
     assert 20 <= len(reader.table("ended")["request"]) < 200

@@ -17,7 +17,7 @@ from nexusbench.endpoint.counting import Counted
 from nexusbench.endpoint.exchange import Exchange
 from nexusbench.endpoint.held import UnderWay
 from nexusbench.endpoint.receiver import FAILED, FINISHED, Receiver
-from nexusbench.endpoint.recording import Recording
+from nexusbench.endpoint.recording import ReplayRecording
 from nexusbench.endpoint.stream import Answer, BadEnd, StreamError
 from nexusbench.endpoint.words import Words
 
@@ -167,7 +167,7 @@ def test_what_is_packed_keeps_its_status() -> None:
 
 
 def warnings(*parts: bytes) -> list[str]:
-    recording = Recording()
+    recording = ReplayRecording()
     recording.add(exchange(6, *parts))
     recording.gather()
     found = recording.summary()["warnings"]

@@ -13,8 +13,8 @@ from nexusbench.core.units import NS_PER_MS as MS
 from nexusbench.endpoint.address import parse_address
 from nexusbench.endpoint.exchange import Exchange
 from nexusbench.endpoint.held import UnderWay, deliveries
-from nexusbench.endpoint.prompts import WORDS, Prompts, TextMeasure
-from nexusbench.endpoint.recording import Recording
+from nexusbench.endpoint.prompts import WORDS, ReplayPrompts, TextMeasure
+from nexusbench.endpoint.recording import ReplayRecording
 
 
 def request(index: int, tokens: int, prefix: tuple[int, ...] = (), output: int = 4) -> Request:
@@ -29,13 +29,13 @@ def ids(prompt: bytes) -> list[int]:
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 100])
 def test_prompts_of_ids_have_their_length_and_stay_in_the_vocabulary(length: int) -> None:
-    found = ids(Prompts(0, 16, 500).of(request(0, length, (3, 4))))
+    found = ids(ReplayPrompts(0, 16, 500).of(request(0, length, (3, 4))))
     assert len(found) == length
     assert all(0 < token < 500 for token in found)
 
 
 def test_prompts_share_what_their_ids_share() -> None:
-    prompts = Prompts(0, 16, 32_000)
+    prompts = ReplayPrompts(0, 16, 32_000)
     one, two = (ids(prompts.of(request(i, 40 + i, (7, 8, 9 + i)))) for i in range(2))
     assert one[:32] == two[:32]
     assert one[32:] != two[32:40]
@@ -46,22 +46,24 @@ def test_prompts_share_what_their_ids_share() -> None:
 
 def test_prompts_depend_on_nothing_but_the_seed() -> None:
     texts = {
-        seed: [Prompts(seed, 16, 32_000).of(request(i, 30, (1,))) for i in range(3)]
+        seed: [ReplayPrompts(seed, 16, 32_000).of(request(i, 30, (1,))) for i in range(3)]
         for seed in (0, 1)
     }
-    assert texts[0] == [Prompts(0, 16, 32_000).of(request(i, 30, (1,))) for i in range(3)]
+    assert texts[0] == [ReplayPrompts(0, 16, 32_000).of(request(i, 30, (1,))) for i in range(3)]
     assert not set(texts[0]) & set(texts[1])
 
 
 def test_prompts_that_the_trace_holds_are_sent_as_they_are() -> None:
     given = {1: [5, 6, 7]}
-    assert ids(Prompts(0, 16, 99, given=given).of(request(1, 3))) == [5, 6, 7]
-    assert len(ids(Prompts(0, 16, 99, given=given).of(request(0, 3)))) == 3
-    assert Prompts(0, 16, 99, TextMeasure(), given).of(request(1, 3)).count(b" ") == 2
+    assert ids(ReplayPrompts(0, 16, 99, given=given).of(request(1, 3))) == [5, 6, 7]
+    assert len(ids(ReplayPrompts(0, 16, 99, given=given).of(request(0, 3)))) == 3
+    assert ReplayPrompts(0, 16, 99, TextMeasure(), given).of(request(1, 3)).count(b" ") == 2
 
 
 def test_text_comes_as_near_as_a_measure_allows() -> None:
-    text = Prompts(0, 16, 32_000, TextMeasure(per_word=2.0, fixed=5)).of(request(0, 45, (1, 2)))
+    text = ReplayPrompts(0, 16, 32_000, TextMeasure(per_word=2.0, fixed=5)).of(
+        request(0, 45, (1, 2))
+    )
     words = text.decode().split(" ")
     assert len(words) == 20
     assert set(words) <= set(WORDS)
@@ -117,7 +119,7 @@ def in_ms(times: Iterable[int]) -> list[float]:
 
 
 def test_rows_are_written_in_the_order_of_time() -> None:
-    recording = Recording()
+    recording = ReplayRecording()
     for index, times in ((0, (5, 30)), (1, (15, 20)), (2, (26, 27))):
         recording.add(recorded(index, times))
         if index == 1:
@@ -134,7 +136,7 @@ def test_rows_are_written_in_the_order_of_time() -> None:
 
 
 def test_what_is_not_written_yet_is_in_the_tail_and_stays_there() -> None:
-    recording = Recording()
+    recording = ReplayRecording()
     recording.add(recorded(0, (5, 30)))
     recording.gather()
     recording.write(before=16 * MS)
@@ -183,7 +185,7 @@ def test_a_burst_is_one_delivery(
 
 
 def test_reasons_without_end_are_cut() -> None:
-    recording = Recording()
+    recording = ReplayRecording()
     for index in range(60):
         exchange = Exchange(request(index, 9), b"")
         exchange.outcome, exchange.end_ns, exchange.reason = 2, 1, f"HTTP 500: number {index}"

@@ -25,13 +25,13 @@ def test_a_real_server(
     ]
     config = nexusbench.EndpointConfig(trace=str(write_trace(lines)), endpoint=URL, api=api)
     result = nexusbench.run(config, results=tmp_path / "results")
-    metrics = result.summary["metrics"]
-    assert metrics["finished"]["value"] == 8
-    assert metrics["ttft"]["n"] == 8
-    assert metrics["tbt"]["n"] > 0
-    client = result.resolved["client"]
-    if result.resolved["endpoint"]["pinned"]:
-        assert (client["short"], client["long"]) == (0, 0)
+    metrics = result.summary.metrics
+    assert metrics["finished"].value == 8
+    assert metrics["ttft"].n == 8
+    assert metrics["tbt"].n > 0
+    client = result.resolved.client
+    if result.resolved.endpoint.pinned:
+        assert (client.short, client.long) == (0, 0)
         assert result.events.num_output_tokens.tolist() == list(range(4, 12))
-    if result.resolved["endpoint"]["prompt"] == "ids" and client["prompts_counted"]:
-        assert client["prompt_worst"] <= 2
+    if result.resolved.endpoint.prompt == "ids" and client.prompts_counted:
+        assert client.prompt_worst <= 2

@@ -39,7 +39,7 @@ def ends(result: RunResult) -> list[str]:
 
 
 def values(result: RunResult) -> dict[str, Any]:
-    return {tag: entry.get("value") for tag, entry in result.summary["metrics"].items()}
+    return {tag: entry.get("value") for tag, entry in result.summary.metrics.items()}
 
 
 def test_every_way_to_fail_is_a_miss_with_its_reason(
@@ -82,22 +82,22 @@ def test_what_a_client_cannot_know_has_no_value(
     serve: Serve, send: Send, evenly: Callable[..., Any]
 ) -> None:
     result = send(serve("--delay-ms", 1), evenly(5))
-    assert result.summary["simulated"] is False
-    metrics = result.summary["metrics"]
+    assert result.summary.simulated is False
+    metrics = result.summary.metrics
     hidden = {tag for tag, metric in load_metrics().items() if metric.needs_engine}
     assert {"busy", "preemptions", "kv_use_peak", "ttft_queueing", "repartitions"} <= hidden
     for tag in hidden:
         assert metrics[tag].get("value") is None
         assert metrics[tag].get("mean") is None
-        assert metrics[tag]["reason"] == "a client does not see the inside of the server"
-    assert result.summary["split_shares"] == {}
+        assert metrics[tag].reason == "a client does not see the inside of the server"
+    assert result.summary.split_shares == {}
     # The server says what it found in its cache: half.
-    assert 40 < metrics["prefix_hit_rate"]["value"] <= 50
-    assert metrics["send_lag"]["n"] == 5
-    assert metrics["send_lag"]["min"] >= 0
-    assert metrics["ttft"]["min"] >= metrics["send_lag"]["min"]
-    assert result.resolved["device"].startswith("endpoint:127.0.0.1:")
-    assert result.resolved["device"].endswith("/made-up")
+    assert 40 < metrics["prefix_hit_rate"].value <= 50
+    assert metrics["send_lag"].n == 5
+    assert metrics["send_lag"].min >= 0
+    assert metrics["ttft"].min >= metrics["send_lag"].min
+    assert result.resolved.device.startswith("endpoint:127.0.0.1:")
+    assert result.resolved.device.endswith("/made-up")
 
 
 def test_chunks_of_several_tokens(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
@@ -106,13 +106,13 @@ def test_chunks_of_several_tokens(serve: Serve, send: Send, evenly: Callable[...
         result = send(served, evenly(4))
         assert result.events.num_output_tokens.tolist() == [5, 6, 7, 8]
         # Two or three deliveries (fewer should some be read at once), not as many as tokens.
-        assert 0 < result.summary["metrics"]["tbt"]["n"] <= 6
-        assert result.summary["metrics"]["tbt"]["min"] > 0
-        assert result.summary["metrics"]["tpot"]["n"] == 4
-        client = result.resolved["client"]
-        assert client["several"] > 0
+        assert 0 < result.summary.metrics["tbt"].n <= 6
+        assert result.summary.metrics["tbt"].min > 0
+        assert result.summary.metrics["tpot"].n == 4
+        client = result.resolved.client
+        assert client.several > 0
         words = "usage that came with each chunk" if "chunks" in takes else "spread"
-        assert any(words in how for how in client["counting"])
+        assert any(words in how for how in client.counting)
 
 
 def test_what_is_sent_is_what_the_trace_says(
@@ -126,7 +126,7 @@ def test_what_is_sent_is_what_the_trace_says(
     lines[0]["hash_block"] = 16
     lines[0]["hash_ids"] = [7, 8]
     first, again = send(served, lines), send(served, lines, limit=6)
-    assert first.resolved["client"]["prompts_exact"] == 6
+    assert first.resolved.client.prompts_exact == 6
     assert served.log[::2] == served.log[1::2]
     bodies = served.log[::2]
     assert [len(body["prompt"]) for body in bodies] == [30, 31, 32, 40, 40, 40]
@@ -159,27 +159,27 @@ def test_the_words_that_a_server_takes(
     note: str,
 ) -> None:
     result = send(serve(*options), evenly(3), **config)
-    endpoint = result.resolved["endpoint"]
-    assert (endpoint["api"], endpoint["prompt"], endpoint["pinned"]) == facts
+    endpoint = result.resolved.endpoint
+    assert (endpoint.api, endpoint.prompt, endpoint.pinned) == facts
     assert any(note in text for text in result.notes)
     assert ends(result) == ["finished: length"] * 3
     counted = "--added" not in options and "usage" in options[1]
-    assert result.resolved["client"]["prompts_exact"] == (3 if counted else 0)
+    assert result.resolved.client.prompts_exact == (3 if counted else 0)
 
 
 def test_text_is_measured(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     """A chat template's own tokens are taken into account."""
     served = serve("--takes", "text,chat,usage,pin", "--added", "9")
     result = send(served, evenly(3, prompt=20), api="chat")
-    assert result.resolved["endpoint"]["measure"] == {"per_word": 1.0, "fixed": 9.0}
-    assert result.resolved["client"]["prompts_exact"] == 3
+    assert result.resolved.endpoint.measure == {"per_word": 1.0, "fixed": 9.0}
+    assert result.resolved.client.prompts_exact == 3
     words = [len(body["messages"][0]["content"].split()) for body in served.log]
     assert words == [11, 12, 13]
 
 
 def test_short_answers_are_told(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     result = send(serve("--behaviours", "ok,short,empty_last"), evenly(6))
-    assert result.resolved["client"]["short"] == 2
+    assert result.resolved.client.short == 2
     assert result.events.num_output_tokens.tolist() == [5, 3, 7, 8, 4, 10]
 
 
@@ -237,7 +237,7 @@ def test_what_is_measured_is_stored_while_it_is_measured(
     """Also what ended after, and what is under way beside, a request that hears nothing."""
     monkeypatch.setattr("nexusbench.serving.endpoint.FLUSH_NS", 50_000_000)
     read: list[RunEvents] = []
-    look = nexusbench.serving.endpoint.Onlooker.look
+    look = nexusbench.serving.endpoint.ReplayRecorder.look
     expected = [0, 6, 2, 8, 9, 10, 11, 12]
 
     def look_and_read(self: Any) -> None:
@@ -251,7 +251,7 @@ def test_what_is_measured_is_stored_while_it_is_measured(
                 read.append(events)
                 raise Interrupted("seen")
 
-    monkeypatch.setattr(nexusbench.serving.endpoint.Onlooker, "look", look_and_read)
+    monkeypatch.setattr(nexusbench.serving.endpoint.ReplayRecorder, "look", look_and_read)
     served = serve("--behaviours", "silent,ok,stall,ok,ok,ok,ok,ok")
     with pytest.raises(Interrupted, match=r"seen. Kept: ") as caught:
         send(served, evenly(8), timeout_s=60)
@@ -276,7 +276,7 @@ def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable
 @pytest.mark.slow
 def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     served = serve_alone()
-    kill = nexusbench.serving.endpoint.Onlooker.look
+    kill = nexusbench.serving.endpoint.ReplayRecorder.look
 
     def look(self: Any) -> None:
         if self._replay.recording.num_ended >= 4:
@@ -284,7 +284,7 @@ def test_a_server_that_dies(serve_alone: Serve, send: Send, evenly: Callable[...
         kill(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nexusbench.serving.endpoint.Onlooker, "look", look)
+        patch.setattr(nexusbench.serving.endpoint.ReplayRecorder, "look", look)
         # Long enough that a busy machine still has requests to send when the server is gone.
         result = send(served, evenly(80, gap_ms=50))
     kinds = Counter(ends(result))

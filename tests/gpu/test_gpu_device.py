@@ -110,13 +110,16 @@ def test_nexus_computes_on_two_partitions_at_once() -> None:
 def test_a_thousand_switches_of_the_device_leak_nothing() -> None:
     import torch
 
-    from nexusbench.profiling.desk import Desk, Pool, Work
+    from nexusbench.profiling.desk import BatchDesk, Pool, ShapedBatch
 
     device = machine.open_device()
     try:
         splits = machine.disjoint_splits(device.partitions, 4)
-        desk = Desk(device, Pool(256, 16, Limits(8, 64, 1024)))
-        prompt, decodes = Work(BatchShape(0, 0, ((32, 0),))), Work(BatchShape(4, 160, ()))
+        desk = BatchDesk(device, Pool(256, 16, Limits(8, 64, 1024)))
+        prompt, decodes = (
+            ShapedBatch(BatchShape(0, 0, ((32, 0),))),
+            ShapedBatch(BatchShape(4, 160, ())),
+        )
 
         def switch(number: int) -> None:
             split = splits[number % len(splits)]
@@ -140,14 +143,14 @@ def test_a_thousand_switches_of_the_device_leak_nothing() -> None:
 
 
 def test_a_launch_that_does_not_end_is_named() -> None:
-    from nexusbench.profiling.desk import Desk, Pool, Work
+    from nexusbench.profiling.desk import BatchDesk, Pool, ShapedBatch
     from tests.gpu import probes
 
     device = machine.open_device()
     sms = device.spec.num_sms
     try:
-        desk = Desk(device, Pool(64, 16, Limits(8, 64, 1024)))
-        batch = desk.batch(Work(BatchShape(2, 40, ())), "all")
+        desk = BatchDesk(device, Pool(64, 16, Limits(8, 64, 1024)))
+        batch = desk.batch(ShapedBatch(BatchShape(2, 40, ())), "all")
         desk.submit(batch, sms)
         desk.drain([batch])
         machine.shorten_watchdog(device, 0.3)

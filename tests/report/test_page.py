@@ -156,12 +156,12 @@ def test_large_runs_are_thinned_and_say_so(tmp_path: Path) -> None:
     figures = figures_of(page)
     dots = figures["0-ttft_by_prompt"]["data"][0]
     assert len(dots["x"]) <= 1000
-    ttft = made.summary["metrics"]["ttft"]
+    ttft = made.summary.metrics["ttft"]
     # What is thinned keeps the largest, and meets the table.
-    assert max(dots["y"]) == pytest.approx(ttft["max"] / 1000, rel=1e-3)
+    assert max(dots["y"]) == pytest.approx(ttft.max / 1000, rel=1e-3)
     curve = figures["0-ttft"]["data"][0]
     median = np.interp(50, curve["y"], curve["x"])
-    assert median == pytest.approx(ttft["p50"] / 1000, rel=1e-2)
+    assert median == pytest.approx(ttft.p50 / 1000, rel=1e-2)
     assert "of 1,500 requests of a run: evenly spaced by arrival, and the slowest" in page
     assert "exact quantiles" in page
     assert len(page) < 8e6

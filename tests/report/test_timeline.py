@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from stored import folders
 from trace_format import check, load_events
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.events import StoredEvents
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.report.timeline import timeline_file
 from nexusbench.results.reader import RunReader
@@ -97,7 +99,7 @@ def test_log_that_ends_in_the_middle(nexus: str, tmp_path: Path) -> None:
     stored = reader.events()
     # Everything up to a moment, as a killed run leaves it.
     moment = 2_000_000_000
-    tables = {name: dict(stored["tables"][name]) for name in stored["tables"]}
+    tables = {name: dict(stored.tables[name]) for name in stored.tables}
     for name, columns in tables.items():
         if "time" in columns:
             keep = columns["time"] <= moment
@@ -106,10 +108,10 @@ def test_log_that_ends_in_the_middle(nexus: str, tmp_path: Path) -> None:
     tables["chunk"] = {column: values[rows] for column, values in tables["chunk"].items()}
     done = int(tables["step_done"]["tokens"].sum())
     tables["token"] = {"request": tables["token"]["request"][:done]}
-    stored |= {"tables": tables}
+    stored = msgspec.structs.replace(stored, tables=tables)
 
     class Cut:
-        def events(self) -> dict[str, object]:
+        def events(self) -> StoredEvents:
             return stored
 
     run = RunEvents.from_reader(Cut())

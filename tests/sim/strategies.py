@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nexusbench.core.state import Limits
 from nexusbench.testing import offer
 from nexusbench.testing._harness import Setting
-from nexusbench.testing._workloads import Workload
+from nexusbench.testing._workloads import RandomWorkload
 
 GAPS = st.sampled_from([0.0, 0.0, 0.5, 7.0, 40.0, 400.0])
 PROMPTS = st.one_of(st.integers(1, 24), st.integers(1, 90), st.integers(60, 260))
@@ -41,7 +41,7 @@ def workloads(draw, max_requests=14):
         prefix_caching=caching,
         limits=limits,
     )
-    return Workload("random", requests, setting)
+    return RandomWorkload("random", requests, setting)
 
 
 ORDERS = st.sampled_from(

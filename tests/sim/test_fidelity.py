@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nexusbench.core.config import RunConfig
-from nexusbench.experiments.fidelity.kernels import Score, score_kernels
+from nexusbench.experiments.fidelity.kernels import OperatorScore, score_kernels
 from nexusbench.experiments.fidelity.recording import read_recording
-from nexusbench.experiments.fidelity.replay import Replay, replay
+from nexusbench.experiments.fidelity.replay import ReplayValidation, replay
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 
@@ -33,12 +33,12 @@ def data(*parts: str) -> Path:
     return path
 
 
-def scores(gpu: str, table: Path | str, model: str = "llama-3.1-8b") -> dict[str, Score]:
+def scores(gpu: str, table: Path | str, model: str = "llama-3.1-8b") -> dict[str, OperatorScore]:
     found = score_kernels(load_gpu(gpu), gpu, load_model(model), str(table))
     return {score.operator: score for score in found}
 
 
-def check(score: Score, physics: float, table: float) -> None:
+def check(score: OperatorScore, physics: float, table: float) -> None:
     assert score.physics is not None
     assert score.table is not None
     assert score.physics.mape <= physics
@@ -98,7 +98,7 @@ def test_aiconfigurator_kernels(
         assert physics.mape <= attention
 
 
-def replayed(**config: object) -> Replay:
+def replayed(**config: object) -> ReplayValidation:
     folder = data("vllm-runs", RTX4090)
     config = {"trace": "", "device": "sim:rtx4090", **config}
     return replay(read_recording(folder), RunConfig(**config))  # type: ignore[arg-type]
@@ -126,5 +126,5 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
     made = replayed()
     for name, bound in (("makespan", 6), ("tpot", 6), ("scheduled_to_first_token", 8)):
         assert abs(made.reached[name]) <= bound, name
-    assert made.resolved["kv_blocks"] == 2588
-    assert made.resolved["kernel_table"] is None
+    assert made.resolved.kv_blocks == 2588
+    assert made.resolved.kernel_table is None

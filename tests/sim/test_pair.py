@@ -156,11 +156,11 @@ def test_a_client_that_leaves_while_its_kv_is_on_the_way():
 
 def test_one_gpu_by_name_is_taken_twice():
     from nexusbench.core.config import RunConfig
-    from nexusbench.models.config import load_model
-    from nexusbench.serving.assembly import open_device
+    from nexusbench.serving.opening import open_device
+    from nexusbench.serving.resolve import resolve
 
     config = RunConfig(trace="none", device="sim:l20", scheduler="vllm-pd")
-    device, _ = open_device(config, load_model(config.model), 4096, policy=VllmPdScheduler())
+    device, _ = open_device(resolve(config))
     assert device.spec.name == "sim:l20+l20"
     assert device.spec.num_gpus == 2
     assert device.spec.host is None

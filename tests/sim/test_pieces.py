@@ -14,7 +14,7 @@ from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import build
 from nexusbench.testing._log import check_log
-from nexusbench.testing._probe import Probe, WatchedContext
+from nexusbench.testing._probe import CheckedScheduler, WatchedContext
 from tests.examples import examples
 from tests.sim.pieces import Pieces, pieces
 from tests.sim.strategies import workloads
@@ -26,7 +26,7 @@ from tests.sim.strategies import workloads
     st.sampled_from(["fixed", "fixed:idle=reserve", "nexus:kv_switch=0.5", "whole"]),
 )  # fmt: skip
 def test_pieces_keep_the_books(workload, layers, repeat, chunk, partitioner):
-    probe = Probe(pieces(layers, repeat, chunk)())
+    probe = CheckedScheduler(pieces(layers, repeat, chunk)())
     probe.__dict__["work_conserving"] = False
     engine = build(workload.requests, probe, partitioner, setting=workload.setting)
     probe.state = engine.state

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.testing._harness import build
-from nexusbench.testing._probe import FORWARDED, Snapshot
+from nexusbench.testing._probe import FORWARDED, StateSnapshot
 from tests.examples import examples
 from tests.sim.strategies import POLICIES, workloads
 
@@ -21,7 +21,7 @@ class Books:
     def __init__(self, ctx):
         state, journal = ctx._state, ctx._journal
         pools = [manager.pool for manager in ctx._pools]
-        self.snapshot = Snapshot(state)
+        self.snapshot = StateSnapshot(state)
         self.blank = [list(pool.blank) for pool in pools]
         self.cached = [set(pool.cached) for pool in pools]
         self.refs = [list(pool.refs) for pool in pools]

@@ -50,8 +50,8 @@ def test_half_done_prompts_do_not_wait_for_each_others_blocks(name, tmp_path):
     config = nexusbench.RunConfig(
         trace=str(path), device="sim:l20", scheduler=f"{name}:preemption=swap", **flags
     )
-    metrics = nexusbench.run(config).summary["metrics"]
-    assert metrics["finished"]["value"] == len(requests)
+    metrics = nexusbench.run(config).summary.metrics
+    assert metrics["finished"].value == len(requests)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.events import PREEMPTION_KINDS
 from nexusbench.schedulers.base import schedulers
 from nexusbench.serving.assembly import assemble
-from nexusbench.serving.memory import swap_gib
+from nexusbench.serving.resolve import swap_gib
 from nexusbench.testing import offer, serve, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting
 

@@ -10,9 +10,11 @@ from nexusbench.core.config import RunConfig
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.results.manifest import Manifest, new_manifest
+from nexusbench.results.resolved import ResolvedEngineRun
 
-ASKED = {**msgspec.to_builtins(RunConfig(trace="t.jsonl")), "seed": 1}
-RESOLVED = {
+ASKED = RunConfig(trace="t.jsonl", seed=1)
+# As a file holds it.
+STORED: dict[str, Any] = {
     "device": "sim:l20", "num_sms": 8, "kv_blocks": 100, "block_size": 16, "slo": {"ttft": 5.0},
     "gpu": msgspec.to_builtins(load_gpu("l20")), "environment": {}, "work": None,
     "model": msgspec.to_builtins(load_model("llama-3.1-8b")), "random_weights": False,
@@ -24,6 +26,7 @@ RESOLVED = {
     "warmup_ns": 0, "gpus": 1, "pools": ["gpu"], "homes": [0], "price_per_hour": None,
     "watts": None,
 }  # fmt: skip
+RESOLVED = msgspec.convert(STORED, ResolvedEngineRun)
 
 
 def manifest(**changes: Any) -> Manifest:

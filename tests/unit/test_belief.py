@@ -53,7 +53,7 @@ def edit(folder, change):
 def test_a_profile_of_this_device_is_used(made):
     belief, facts = ask(made)
     assert belief.name == "nexus"
-    assert facts["profile"]["points_sha256"] == load_profile(made).points_sha256
+    assert facts.profile.points_sha256 == load_profile(made).points_sha256
     physics = open_sim().physics
     for shape in (PREFILL, DECODE):
         for sms in (20, 46, 92):
@@ -98,7 +98,7 @@ def test_of_another_device_or_model_only_if_forced(made, other, sentence):
     with pytest.raises(UsageError, match=f"{sentence}.* --force-profile"):
         ask(made, **other)
     belief, facts = ask(made, **other, force_profile=True)
-    assert facts["profile"]["forced"]
+    assert facts.profile.forced
     assert belief.predict(PREFILL, 46) > 0
 
 
@@ -182,12 +182,12 @@ def test_a_run_with_a_profile_and_recalibration(made, tmp_path):
     analytic, fitted = serve(), serve(profile=str(made))
     follows = serve(recalibrate=True)
     error = {
-        name: run.summary["metrics"]["belief_error"]["mean"]
+        name: run.summary.metrics["belief_error"].mean
         for name, run in (("analytic", analytic), ("fitted", fitted), ("follows", follows))
     }
     assert error["fitted"] < error["analytic"]
     assert error["follows"] < error["analytic"]
-    assert fitted.resolved["belief"]["profile"]["of"] == "sim:l20, qwen2.5-3b"
-    assert follows.resolved["belief"]["recalibrate"] is True
+    assert fitted.resolved.belief.profile.of == "sim:l20, qwen2.5-3b"
+    assert follows.resolved.belief.recalibrate is True
     assert serve(profile=str(made)).event_digest == fitted.event_digest
     assert serve(recalibrate=True).event_digest == follows.event_digest

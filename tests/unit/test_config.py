@@ -49,4 +49,4 @@ def test_a_gpu_is_not_a_device():
 
 def test_any_block_size_where_no_prefix_is_named():
     config = nexusbench.RunConfig(trace=TRACE, limit=5, block_size=7)
-    assert nexusbench.run(config).summary["metrics"]["finished"]["value"] == 5
+    assert nexusbench.run(config).summary.metrics["finished"].value == 5

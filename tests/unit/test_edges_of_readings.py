@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.events import EventLog
+from nexusbench.core.events import EventLog, RunFacts
 from nexusbench.gates.check import check, match
 from nexusbench.gates.rules import parse_rule
 from nexusbench.metrics import arrays
@@ -26,10 +26,10 @@ from nexusbench.workloads.statistics import _arrivals, histogram
 from nexusbench.workloads.trace import conversation_ids, load_trace, prefix_ids
 from tests.gates.made_up import exact, measured
 
-FACTS = {
-    "simulated": True, "num_sms": 16, "kv_blocks": 512, "block_size": 4,
-    "partitions": ("all",), "splits": ((16,),),
-}  # fmt: skip
+FACTS = RunFacts(
+    simulated=True, num_sms=16, kv_blocks=512, block_size=4,
+    partitions=("all",), splits=((16,),),
+)  # fmt: skip
 COLUMNS = ("request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens")
 
 

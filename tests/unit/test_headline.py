@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nexusbench.comparison.headline import find_claims, headline, over_loads
 from nexusbench.comparison.view import Column, RunView
+from nexusbench.core.config import RunConfig
+from tests.unit.manifests import RESOLVED
+from tests.unit.summaries import distribution, scalar, summary_of
 
 
 def column(label: str, status: str = "complete", **values: float) -> Column:
-    metrics: dict[str, Any] = {}
+    given: dict[str, dict[str, float]] = {}
     for name, value in values.items():
         tag, _, statistic = name.rpartition("_")
-        metrics.setdefault(tag, {"direction": "lower", "weak": []})[statistic] = value
-    summary = {"metrics": metrics, "slo": {}}
-    return Column(label, [RunView(label, status, True, {}, {}, summary)])
+        given.setdefault(tag, {})[statistic] = value
+    metrics = {
+        tag: scalar(one["value"], "lower") if "value" in one else distribution("lower", **one)
+        for tag, one in given.items()
+    }
+    config = RunConfig(trace="t.jsonl")
+    return Column(label, [RunView(label, status, True, config, RESOLVED, summary_of(**metrics))])
 
 
 FAST = {"ttft_mean": 100.0, "ttft_p95": 300.0, "tbt_p99": 20.0, "output_throughput_value": 200.0}

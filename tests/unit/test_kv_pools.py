@@ -8,7 +8,8 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
 from nexusbench.engine.engine import EngineConfig
-from nexusbench.serving.memory import check_pool, kv_pools, swap_gib
+from nexusbench.serving.opening import check_pool, kv_pools
+from nexusbench.serving.resolve import swap_gib
 from nexusbench.testing import offer, tiny_device, tiny_model
 from nexusbench.testing._harness import make_scheduler
 from nexusbench.workloads.base import Trace, TraceRequest

@@ -11,13 +11,13 @@ from nexusbench.comparison.load import Load
 from nexusbench.core.config import RunConfig
 from nexusbench.experiments.advise import Question, more_draws
 from nexusbench.experiments.candidates import Candidate
-from nexusbench.experiments.leads import Rated, Score, lead, twins
+from nexusbench.experiments.leads import DrawScore, Rated, lead, twins
 from nexusbench.metrics.slo import parse_slo
 
 
 def rated(attained: Sequence[float], strain: Sequence[float] | None = None) -> Rated:
     used = strain or [0.5] * len(attained)
-    scores = tuple(Score(*pair, kept=True) for pair in zip(attained, used, strict=True))
+    scores = tuple(DrawScore(*pair, kept=True) for pair in zip(attained, used, strict=True))
     return Rated(Candidate("vllm", "whole", 512), scores, 0)
 
 

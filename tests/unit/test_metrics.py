@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import numpy as np
 import pytest
 
 import nexusbench.metrics
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.core.events import OUTCOMES, EventLog
+from nexusbench.core.events import OUTCOMES, EventLog, RunFacts
 from nexusbench.core.work import HostGap
 from nexusbench.metrics.arrays import stable_order, time_with_several, union
 from nexusbench.metrics.base import Distribution, Scalar, find_metrics, load_metrics
@@ -20,12 +21,12 @@ from nexusbench.metrics.device_use import split_shares
 from nexusbench.metrics.explain import explain
 from nexusbench.metrics.latency import came_at_once
 from nexusbench.metrics.requests import met, request_p99_gaps
-from nexusbench.metrics.run_events import Facts, RunEvents, check_slo
+from nexusbench.metrics.run_events import RunEvents, check_slo
 from nexusbench.metrics.summary import summarise
 
 MS = 1_000_000
 METRICS = load_metrics()
-FACTS = Facts(
+FACTS = RunFacts(
     simulated=True,
     num_sms=100,
     kv_blocks=200,
@@ -100,8 +101,9 @@ class Log:
         self.row("ended", request, int(time * MS), OUTCOMES.index(outcome), code)
 
     def run(self, **changes: object) -> RunEvents:
-        facts = {name: getattr(FACTS, name) for name in Facts.__struct_fields__}
-        return RunEvents.from_log(self.log, self.requests, {**facts, **changes})
+        return RunEvents.from_log(
+            self.log, self.requests, msgspec.structs.replace(FACTS, **changes)
+        )
 
 
 def two_requests() -> Log:
@@ -240,11 +242,11 @@ def test_a_client_sees_what_it_sent_and_what_came() -> None:
     assert request_p99_gaps(run).tolist() == [6 * MS, 0, 0]
     assert value("prefix_hit_rate", run) is None
     summary = summarise(run)
-    assert summary["metrics"]["busy"] == {
+    assert msgspec.to_builtins(summary.metrics["busy"]) == {
         "kind": "scalar", "title": "device busy", "unit": "%", "direction": "none", "value": None,
         "reason": "a client does not see the inside of the server",
     }  # fmt: skip
-    assert summary["metrics"]["ttft_queueing"]["n"] == 0
+    assert summary.metrics["ttft_queueing"].n == 0
     parts = [explain(run, request).parts for request in range(3)]
     assert [list(part.values()) for part in parts] == [
         [2 * MS, 8 * MS, 6 * MS, MS], [MS // 2, 13 * MS // 2, 0, MS], [0, 0, 0, 0]
@@ -279,10 +281,10 @@ def test_what_came_at_once_keeps_no_bound_on_gaps() -> None:
     for _ in range(3):
         only.row("token", 0)
     only.end(0, 20, reason="length")
-    held = summarise(only.run(**client, partitions=()))["metrics"]
+    held = summarise(only.run(**client, partitions=())).metrics
     for tag in ("tbt", "tpot"):
-        assert held[tag]["mean"] is None
-        assert "came in one delivery" in held[tag]["reason"]
+        assert held[tag].mean is None
+        assert "came in one delivery" in held[tag].reason
     # In the engine tokens have times of their own.
     assert not came_at_once(log.run()).any()
 

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 import nexusbench
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.core.events import OUTCOMES, EventLog
+from nexusbench.core.events import OUTCOMES, EventLog, RunFacts
 from nexusbench.metrics.base import load_metrics
 from nexusbench.metrics.explain import PARTS, explain, find_request
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
 
 METRICS = load_metrics()
-FACTS = {
-    "simulated": True, "num_sms": 10, "kv_blocks": 10, "block_size": 16,
-    "partitions": ("a", "b", "c"), "splits": ((10,),),
-}  # fmt: skip
+FACTS = RunFacts(
+    simulated=True, num_sms=10, kv_blocks=10, block_size=16,
+    partitions=("a", "b", "c"), splits=((10,),),
+)  # fmt: skip
 COLUMNS = ("request", "id", "tenant", "arrival", "prompt_tokens", "output_tokens", "max_tokens")
 
 
@@ -147,17 +147,17 @@ def test_counts_of_the_summary_add_up(lives: list, warmup_ns: int) -> None:
     stored = logged(known)
     tables = {**stored.tables, "token": {"request": next(stored.token_parts())}}
     run = RunEvents(tables, stored.requests, _facts(stored, warmup_ns))
-    metrics = summarise(run, METRICS)["metrics"]
+    metrics = summarise(run, METRICS).metrics
     ends = ("finished", "rejected", "failed", "cancelled", "unfinished")
-    assert metrics["offered"]["value"] == sum(metrics[tag]["value"] for tag in ends)
+    assert metrics["offered"].value == sum(metrics[tag].value for tag in ends)
     late = [one for one in known if one.rows[0][2][1] >= warmup_ns]
-    assert metrics["tbt"]["n"] == sum(max(one.tokens - 1, 0) for one in late)
-    assert metrics["ttft"]["n"] == sum(one.tokens > 0 for one in late)
-    if metrics["ttft"]["n"]:
-        parts = [metrics[tag]["mean"] for tag in ("ttft_queueing", "ttft_service")]
-        assert metrics["ttft"]["mean"] == pytest.approx(sum(parts))
-    if metrics["busy"]["value"] is not None:
-        assert 0 <= metrics["busy"]["value"] <= 100
+    assert metrics["tbt"].n == sum(max(one.tokens - 1, 0) for one in late)
+    assert metrics["ttft"].n == sum(one.tokens > 0 for one in late)
+    if metrics["ttft"].n:
+        parts = [metrics[tag].mean for tag in ("ttft_queueing", "ttft_service")]
+        assert metrics["ttft"].mean == pytest.approx(sum(parts))
+    if metrics["busy"].value is not None:
+        assert 0 <= metrics["busy"].value <= 100
 
 
 def _facts(run: RunEvents, warmup_ns: int):

@@ -29,28 +29,28 @@ def run(prompts: list[int], *, tenants: list[str] | None = None, slo: float = 0)
 
 def test_quarters_and_the_longest_twentieth() -> None:
     rows = group(run(list(range(100, 2100, 100)), slo=104), "prompt-length")
-    assert [row["group"] for row in rows] == [
+    assert [row.group for row in rows] == [
         "100 to 500", "600 to 1,000", "1,100 to 1,500", "1,600 to 1,900", "2,000",
     ]  # fmt: skip
-    assert [row["offered"] for row in rows] == [5, 5, 5, 4, 1]
-    assert [row["missed"] for row in rows] == [0, 0, 0, 0, 1]
+    assert [row.offered for row in rows] == [5, 5, 5, 4, 1]
+    assert [row.missed for row in rows] == [0, 0, 0, 0, 1]
     # TTFT is 4 ms after the place in the queue; only the first eleven are in time.
-    assert [row["attainment"] for row in rows] == [100, 100, 20, 0, 0]
-    assert rows[0]["ttft"]["mean"] == pytest.approx(4 + 20)
-    assert rows[0]["tbt"]["p99"] == pytest.approx(6)
-    assert rows[4]["tbt"]["n"] == 0
+    assert [row.attainment for row in rows] == [100, 100, 20, 0, 0]
+    assert rows[0].ttft.mean == pytest.approx(4 + 20)
+    assert rows[0].tbt.p99 == pytest.approx(6)
+    assert rows[4].tbt.n == 0
 
 
 def test_equal_prompts_are_one_group() -> None:
     (row,) = group(run([64] * 9), "prompt-length")
-    assert (row["group"], row["offered"], row["attainment"]) == ("64", 9, None)
+    assert (row.group, row.offered, row.attainment) == ("64", 9, None)
 
 
 def test_tenants_by_size_and_small_ones_together() -> None:
     names = [f"t{i}" for i in range(20)]
     rows = group(run([10] * 23, tenants=["big", "big", "", *names]), "tenant")
-    assert (rows[0]["group"], rows[0]["offered"]) == ("big", 2)
-    assert rows[1]["group"] == "(none)"
+    assert (rows[0].group, rows[0].offered) == ("big", 2)
+    assert rows[1].group == "(none)"
     assert len(rows) == MOST_TENANTS + 1
-    assert (rows[-1]["group"], rows[-1]["offered"]) == ("10 others", 10)
-    assert sum(row["offered"] for row in rows) == 23
+    assert (rows[-1].group, rows[-1].offered) == ("10 others", 10)
+    assert sum(row.offered for row in rows) == 23

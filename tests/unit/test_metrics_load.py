@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from nexusbench.comparison.load import load_of, load_of_run, load_sentence
-from nexusbench.core.events import OUTCOMES, EventLog
+from nexusbench.core.events import OUTCOMES, EventLog, RunFacts
 from nexusbench.metrics.load import FEWEST, Overload
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
 
-FACTS = {
-    "simulated": False, "num_sms": 0, "kv_blocks": 0, "block_size": 16, "partitions": (),
-    "observed": "client",
-}  # fmt: skip
+FACTS = RunFacts(
+    simulated=False, num_sms=0, kv_blocks=0, block_size=16, partitions=(),
+    observed="client",
+)  # fmt: skip
 TOKENS, GAP, FIRST = 50, 20e6, 20e6  # a second of service
 SERVICE = FIRST + (TOKENS - 1) * GAP
 

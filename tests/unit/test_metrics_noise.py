@@ -83,7 +83,7 @@ def crowd(count: int = 40) -> Log:
 def test_blocks_are_of_requests_by_arrival() -> None:
     run = crowd().run(slo={"ttft": 20.0})
     summary = summarise(run)
-    found = summary["left_out"]
+    found = summary.left_out
     ttft = np.where(np.arange(40) >= 30, 45.0, 5.0)
     assert found["ttft"]["mean"] == pytest.approx(list(without(ttft)))
     blocks = blocks_of(10, 40)
@@ -96,7 +96,7 @@ def test_blocks_are_of_requests_by_arrival() -> None:
     assert len(found["tbt"]["p99"]) == len(found["e2e"]["p99"]) == 10
     # Blocks of the window for what is made: twelve tokens in each tenth, about.
     rates = np.array(found["output_throughput"]["value"])
-    assert rates.mean() == pytest.approx(summary["metrics"]["output_throughput"]["value"], rel=0.05)
+    assert rates.mean() == pytest.approx(summary.metrics["output_throughput"].value, rel=0.05)
 
 
 def test_of_fewer_requests_each_is_a_block() -> None:
@@ -105,6 +105,6 @@ def test_of_fewer_requests_each_is_a_block() -> None:
     assert left_out(run, "ttft", values)["mean"] == [5.0] * 4
     assert len(rates_left_out(run)["output_throughput"]["value"]) == 4
     alone = crowd(1).run()
-    of_one = summarise(alone)["left_out"]
+    of_one = summarise(alone).left_out
     assert of_one.keys() == {*NOISY, *NOISY_RATES}
     assert all(series == [] for values in of_one.values() for series in values.values())

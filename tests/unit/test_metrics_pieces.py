@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nexusbench.cli._neighbours import neighbours_of
+from nexusbench.core.events import RunFacts
 from nexusbench.metrics.base import load_metrics
 from nexusbench.metrics.explain import explain
 from nexusbench.metrics.launches import chunk_numbers, continued, later_layers
@@ -12,10 +13,10 @@ from nexusbench.metrics.run_events import RunEvents
 from nexusbench.testing import offer, serve
 from tests.sim.pieces import pieces
 
-FACTS = {
-    "simulated": True, "num_sms": 16, "kv_blocks": 512, "block_size": 4,
-    "partitions": ("prefill", "decode"), "splits": ((8, 8),),
-}  # fmt: skip
+FACTS = RunFacts(
+    simulated=True, num_sms=16, kv_blocks=512, block_size=4,
+    partitions=("prefill", "decode"), splits=((8, 8),),
+)  # fmt: skip
 
 
 def run_of(engine):

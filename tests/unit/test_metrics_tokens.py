@@ -53,7 +53,7 @@ def test_small_gaps_take_four_bytes():
 
 
 def test_many_gaps_are_read_again_and_converted_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nexusbench.core.events import EventLog
+    from nexusbench.core.events import EventLog, RunFacts
     from nexusbench.metrics import latency, run_events
 
     log = EventLog()
@@ -65,13 +65,7 @@ def test_many_gaps_are_read_again_and_converted_in_place(monkeypatch: pytest.Mon
         log.tables["token"].columns["request"].extend([0, 1])
     columns = {name: [0, 1] for name in ("request", "prompt_tokens", "output_tokens", "max_tokens")}
     columns |= {"id": ["a", "b"], "tenant": ["", ""], "arrival": [0, 0]}
-    facts = {
-        "simulated": True,
-        "num_sms": 8,
-        "kv_blocks": 9,
-        "block_size": 16,
-        "partitions": ["all"],
-    }
+    facts = RunFacts(simulated=True, num_sms=8, kv_blocks=9, block_size=16, partitions=("all",))
     want = latency.TimeBetweenTokens().values(run_events.RunEvents.from_log(log, columns, facts))
     for module in (latency, run_events):
         monkeypatch.setattr(module, "MANY", 16)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nexusbench.core.events import EventLog
+from nexusbench.core.events import EventLog, RunFacts
 from nexusbench.core.work import Work
 from nexusbench.metrics.base import load_metrics
-from nexusbench.metrics.run_events import Facts, RunEvents
+from nexusbench.metrics.run_events import RunEvents
 
 MS = 1_000_000
 METRICS = load_metrics()
@@ -42,7 +42,7 @@ def run(
         "tenant": [""] * requests, "arrival": [0] * requests, "prompt_tokens": [10] * requests,
         "output_tokens": [9] * requests, "max_tokens": [9] * requests,
     }  # fmt: skip
-    facts = Facts(False, 4, 100, 16, ("all",), ((4,),), work=work, warmup_ns=warmup * MS)
+    facts = RunFacts(False, 4, 100, 16, ("all",), ((4,),), work=work, warmup_ns=warmup * MS)
     return RunEvents.from_log(log, columns, facts)
 
 

@@ -12,15 +12,15 @@ import pytest
 
 from nexusbench.cli.main import main
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.experiments.paying.measuring import Row, Task, measure
+from nexusbench.experiments.paying.measuring import MapRow, MapTask, measure
 from nexusbench.experiments.paying.spec import MapSpec, load_map
-from nexusbench.experiments.paying.survey import Point, Survey, Surveyor
+from nexusbench.experiments.paying.survey import MapPoint, Survey, Surveyor
 from nexusbench.experiments.paying.survey_files import read_survey, write_survey
 from nexusbench.experiments.paying.tables import BLOCKS, hangs_on
 from nexusbench.experiments.paying.verdicts import (
     QUESTIONS,
-    Cell,
-    Side,
+    DrawsOfSystem,
+    MapCell,
     best,
     judge,
     verdict,
@@ -92,18 +92,18 @@ def save(folder: Path, text: str = SMALL) -> Path:
     return path
 
 
-def row(attained: float, ttft: float = 100.0, tbt: float = 20.0) -> Row:
-    return Row(
+def row(attained: float, ttft: float = 100.0, tbt: float = 20.0) -> MapRow:
+    return MapRow(
         attained={"slo": attained}, ttft_mean=ttft, ttft_p95=ttft, tbt_p99=tbt, longest_s=1.0,
         digest="", wall_s=0.0,
     )  # fmt: skip
 
 
-def one(*attained: float, ttft: float = 100.0) -> Side:
-    return Side("x", tuple(row(value, ttft) for value in attained))
+def one(*attained: float, ttft: float = 100.0) -> DrawsOfSystem:
+    return DrawsOfSystem("x", tuple(row(value, ttft) for value in attained))
 
 
-CELL = Cell(gpu="sim:l20", traffic="short", load=80.0, slo="slo", seeds=3)
+CELL = MapCell(gpu="sim:l20", traffic="short", load=80.0, slo="slo", seeds=3)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_smaller_latencies_pay() -> None:
 
 def made_up(spec: MapSpec, values: dict[str, tuple[float, ...]]) -> Survey:
     rows = {
-        Point(gpu="sim:l20", traffic="short", load=80.0, system=name, slo="", seed=seed): row(v)
+        MapPoint(gpu="sim:l20", traffic="short", load=80.0, system=name, slo="", seed=seed): row(v)
         for name, attained in values.items()
         for seed, v in enumerate(attained)
     }
@@ -178,13 +178,13 @@ def test_what_was_not_run_again_is_taken_from_the_map(tmp_path: Path) -> None:
     spec = load_map(save(tmp_path))
     survey = made_up(spec, {"vllm": (10, 11, 12), "nexus": (50, 51, 52)})
     for seed in range(3):
-        point = Point(
+        point = MapPoint(
             gpu="sim:l20", traffic="short", load=80.0, system="nexus", slo="", seed=seed,
             constant="turn_taking",
         )  # fmt: skip
         survey.rows[point] = row(10.0 + seed)
     as_it_is = verdict(survey, CELL, "policy")
-    changed = Cell(
+    changed = MapCell(
         gpu="sim:l20", traffic="short", load=80.0, slo="slo", seeds=3, constant="turn_taking"
     )
     without = verdict(survey, changed, "policy")
@@ -238,8 +238,8 @@ def test_without_turn_taking_two_streams_run_otherwise(
     surveyed: tuple[Path, Survey, Path],
 ) -> None:
     _, survey, _ = surveyed
-    point = Point(gpu="sim:l20", traffic="short", load=80.0, system="two", slo="", seed=0)
-    changed = Point(
+    point = MapPoint(gpu="sim:l20", traffic="short", load=80.0, system="two", slo="", seed=0)
+    changed = MapPoint(
         gpu="sim:l20", traffic="short", load=80.0, system="two", slo="", seed=0,
         constant="turn_taking",
     )  # fmt: skip
@@ -266,7 +266,7 @@ def test_a_ready_trace_must_be_long_enough(tmp_path: Path) -> None:
 def test_a_failed_run_is_left_out_and_told(tmp_path: Path) -> None:
     spec = load_map(save(tmp_path))
     config = Surveyor(spec, tmp_path)._config("sim:l20", spec.traffic[0], spec.systems[0], 5)
-    broken = measure(Task(type(config)(trace=config.trace, scheduler="nexus:beta=1"), {}))
+    broken = measure(MapTask(type(config)(trace=config.trace, scheduler="nexus:beta=1"), {}))
     assert "beta" in broken.error
     survey = made_up(spec, {"vllm": (1, 2, 3), "nexus": (1, 2, 3)})
     survey.rows[next(p for p in survey.rows if p.system == "nexus")] = broken
@@ -344,7 +344,7 @@ def test_command_says_where_requests_arrive_faster_than_they_leave(
     assert [load.overloaded for _, load in sorted(loads.items()) if load] == [False, True]
     # What was kept before loads were looked at is run again.
     for file in (tmp_path / "cells").rglob("*.paying-*"):
-        old = msgspec.msgpack.decode(file.read_bytes(), type=Row)
+        old = msgspec.msgpack.decode(file.read_bytes(), type=MapRow)
         file.write_bytes(msgspec.msgpack.encode(msgspec.structs.replace(old, load=None)))
     assert main([*arguments, "--dry-run"]) == 0
     assert "16 runs to make, 0 kept" in capsys.readouterr().out

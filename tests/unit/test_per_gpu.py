@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from msgspec.structs import replace
 
 from nexusbench.comparison.heading import note_lines
 from nexusbench.comparison.headline import headline
 from nexusbench.comparison.rows import make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
-
-_UNITS = {"ttft": ("mean", "lower"), "output_throughput": ("value", "higher")}
+from nexusbench.core.config import RunConfig
+from tests.unit.manifests import RESOLVED
+from tests.unit.summaries import distribution, scalar, summary_of
 
 
 def column(label: str, gpus: int | None, ttft: float, throughput: float) -> Column:
-    metrics: dict[str, Any] = {}
-    for tag, value in (("ttft", ttft), ("output_throughput", throughput)):
-        name, direction = _UNITS[tag]
-        metrics[tag] = {"direction": direction, "weak": [], name: value}
-    resolved: dict[str, Any] = {"belief": None, "device": f"sim:{label}", "kv_blocks": 1000}
-    if gpus is not None:
-        resolved["gpus"] = gpus
-    summary = {"metrics": metrics, "slo": {}}
-    return Column(label, [RunView(label, "complete", True, {}, resolved, summary)])
+    summary = summary_of(
+        ttft=distribution("lower", mean=ttft), output_throughput=scalar(throughput, "higher")
+    )
+    resolved = replace(RESOLVED, device=f"sim:{label}", kv_blocks=1000, gpus=gpus or 1)
+    config = RunConfig(trace="t.jsonl")
+    return Column(label, [RunView(label, "complete", True, config, resolved, summary)])
 
 
 def table(columns: list[Column]) -> dict[tuple[str, str], list[str]]:

@@ -163,7 +163,7 @@ def test_a_run_on_it_is_deterministic(file):
 
 def test_a_run_on_it_is_much_like_one_on_what_was_profiled(file):
     profiled, original = serve(f"sim:{file}"), serve("sim:l20")
-    assert profiled.resolved["device"] == "sim:profile(sim:measured)"
+    assert profiled.resolved.device == "sim:profile(sim:measured)"
     assert profiled.event_digest == original.event_digest
 
 
@@ -176,8 +176,8 @@ def test_a_belief_made_of_the_same_profile_is_refused(file):
 def test_a_belief_fitted_to_the_profile_serves_what_was_profiled(file, name):
     """The other way round is what a profile is for."""
     found = serve("sim:l20", profile=str(file.parent), cost_model=name, force_profile=True)
-    assert found.resolved["belief"]["cost_model"] == name
-    assert found.summary["metrics"]["belief_error"]["mean"] < 10
+    assert found.resolved.belief.cost_model == name
+    assert found.summary.metrics["belief_error"].mean < 10
 
 
 def test_refusals(file, tmp_path):

@@ -16,7 +16,7 @@ from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
 from nexusbench.profiles.points import Setting
 from nexusbench.profiling.counting import Counting, OpenReaders
-from nexusbench.profiling.desk import Desk, make_pool
+from nexusbench.profiling.desk import BatchDesk, make_pool
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.measure import Measurer
 
@@ -92,7 +92,7 @@ def test_a_simulated_device_is_counted_exactly():
     limits = Limits(256, 2048, 32768)
     pool = make_pool(made, MODEL.kv_bytes_per_token, limits, 16)
     with OpenReaders(made) as opened:
-        measurer = Measurer(Desk(made, pool), QUICK.sampling, opened.readers)
+        measurer = Measurer(BatchDesk(made, pool), QUICK.sampling, opened.readers)
         point = measurer.measure(Setting("decode", DECODE, 46), seed=1)
         again = measurer.measure(Setting("decode", DECODE, 46), seed=1)
         pair = measurer.measure(Setting("pair", DECODE, 46, PREFILL, 46), 1, point.ns)

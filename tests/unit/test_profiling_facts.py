@@ -13,7 +13,7 @@ from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiles.stages import Stages
-from nexusbench.profiling.curves import Curve, step_time
+from nexusbench.profiling.curves import LatencyCurve, step_time
 from nexusbench.profiling.facts import derive_facts, stored_facts, utilisation
 
 TARGET = Target(load_gpu("l20"), load_model("qwen2.5-3b"))
@@ -33,7 +33,7 @@ def facts(points):
 def test_saturation_of_known_curves():
     """a/sms + b is within 5 % of all 92 SMs from a/(0.05 all + a/92) SMs on."""
     a, b = 9.2e6, 9e5
-    curve = Curve.of(line(DECODE, lambda sms: a / sms + b, "decode"), step_time)
+    curve = LatencyCurve.of(line(DECODE, lambda sms: a / sms + b, "decode"), step_time)
     for within in (0.05, 0.10):
         exact = a / (within * (a / 92 + b) + a / 92)
         legal = [sms for _, sms in SPLITS]
@@ -41,9 +41,9 @@ def test_saturation_of_known_curves():
 
 
 def test_a_flat_curve_saturates_at_once_and_a_steep_one_never():
-    flat = Curve.of(line(DECODE, lambda sms: 1e6, "decode"), step_time)
+    flat = LatencyCurve.of(line(DECODE, lambda sms: 1e6, "decode"), step_time)
     assert flat.saturation(0.05, range(4, 93, 2)) == 8
-    steep = Curve.of(line(PREFILL, lambda sms: 1e9 / sms, "prefill"), step_time)
+    steep = LatencyCurve.of(line(PREFILL, lambda sms: 1e9 / sms, "prefill"), step_time)
     assert steep.saturation(0.05, range(4, 93, 2)) == 88
 
 
@@ -57,7 +57,7 @@ def test_savings_of_a_law_of_one_over_r():
 
 def test_noise_cannot_make_latency_rise():
     times = {8: 10.0, 16: 5.0, 32: 5.2, 92: 4.9}
-    curve = Curve.of(line(DECODE, times.get, "decode", tuple(times)), step_time)
+    curve = LatencyCurve.of(line(DECODE, times.get, "decode", tuple(times)), step_time)
     assert list(curve.ns) == sorted(curve.ns, reverse=True)
     assert curve.at(92) == 4.9
     assert curve.at(93) is None

@@ -12,15 +12,15 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.profiles.points import Setting
 from nexusbench.profiling._statistics import estimate, falling, find_outliers, half_width
-from nexusbench.profiling.desk import Desk, Work
-from nexusbench.profiling.measure import Measurer, NothingMeasured, Readers, Sampling
+from nexusbench.profiling.desk import BatchDesk, ShapedBatch
+from nexusbench.profiling.measure import Measurer, NothingMeasured, Readers, SamplingRule
 
-SAMPLING = Sampling(5, 40, 0.01, 1e9)
+SAMPLING = SamplingRule(5, 40, 0.01, 1e9)
 PREFILL, DECODE = BatchShape(0, 0, ((256, 0),)), BatchShape(8, 8 * 100)
 
 
 def measurer(duration, sampling=SAMPLING, late=None, readers=None):
-    return Measurer(Desk(FakeDevice(duration, late), POOL), sampling, readers)
+    return Measurer(BatchDesk(FakeDevice(duration, late), POOL), sampling, readers)
 
 
 def script(values):
@@ -56,7 +56,7 @@ def test_the_cap_is_said():
 
 
 def test_time_is_a_cap_too_but_three_samples_are_taken():
-    sampling = Sampling(5, 40, 0.01, 1e-6)
+    sampling = SamplingRule(5, 40, 0.01, 1e-6)
     point = measurer(lambda batch, sms: 10_000, sampling).measure(Setting("decode", DECODE, 16), 0)
     assert len(point.samples_ns) == 3
 
@@ -64,7 +64,7 @@ def test_time_is_a_cap_too_but_three_samples_are_taken():
 def test_outliers_are_kept_and_marked():
     warm = [1000, 1000]
     values = [1000, 1001, 999, 5000, 1000, 1001, 999, 1000] + [1000] * 50
-    sampling = Sampling(8, 40, 0.01, 1e9)
+    sampling = SamplingRule(8, 40, 0.01, 1e9)
     duration = script(warm + values)
     point = measurer(duration, sampling).measure(Setting("decode", DECODE, 16), 0)
     assert point.outliers == (3,)
@@ -136,7 +136,7 @@ def test_a_device_that_reports_no_end_is_named():
         def wait(self, until):
             return []
 
-    made = Measurer(Desk(Silent(lambda batch, sms: 1), POOL), SAMPLING)
+    made = Measurer(BatchDesk(Silent(lambda batch, sms: 1), POOL), SAMPLING)
     for setting in (Setting("decode", DECODE, 16), pair()):
         with pytest.raises(NexusbenchError, match=r"fake has .* reports no end"):
             made.measure(setting, 0)
@@ -171,21 +171,21 @@ def test_counters_are_read_around_the_samples_and_intrusive_ones_apart():
 
 
 def test_the_desk_holds_real_blocks_and_frees_them_for_others():
-    desk = Desk(FakeDevice(lambda batch, sms: 1), POOL)
-    small = desk.batch(Work(BatchShape(4, 400)), "decode")
+    desk = BatchDesk(FakeDevice(lambda batch, sms: 1), POOL)
+    small = desk.batch(ShapedBatch(BatchShape(4, 400)), "decode")
     assert [len(r.blocks) for r in small.decodes] == [7] * 4
-    assert desk.batch(Work(BatchShape(4, 400)), "decode") is small
-    large = Work(BatchShape(16, 16 * 3980))
+    assert desk.batch(ShapedBatch(BatchShape(4, 400)), "decode") is small
+    large = ShapedBatch(BatchShape(16, 16 * 3980))
     assert desk.batch(large, "decode").shape.num_decodes == 16
     assert small.decodes[0].blocks == []
     with pytest.raises(UsageError, match=r"max_num_seqs|KV blocks"):
-        desk.batch(Work(BatchShape(64, 64 * 4000)), "decode")
+        desk.batch(ShapedBatch(BatchShape(64, 64 * 4000)), "decode")
 
 
 def test_both_batches_of_a_pair_hold_their_blocks_at_once():
-    desk = Desk(FakeDevice(lambda batch, sms: 1), POOL)
-    mine = desk.batch(Work(BatchShape(10, 10 * 4000)), "decode")
-    other = desk.batch(Work(PREFILL), "prefill", beside=mine)
+    desk = BatchDesk(FakeDevice(lambda batch, sms: 1), POOL)
+    mine = desk.batch(ShapedBatch(BatchShape(10, 10 * 4000)), "decode")
+    other = desk.batch(ShapedBatch(PREFILL), "prefill", beside=mine)
     assert set(mine.decodes[0].blocks).isdisjoint(other.chunks[0].request.blocks)
     with pytest.raises(UsageError, match="together"):
-        desk.batch(Work(BatchShape(14, 14 * 4000)), "prefill", beside=mine)
+        desk.batch(ShapedBatch(BatchShape(14, 14 * 4000)), "prefill", beside=mine)

@@ -8,10 +8,10 @@ from profiling_fakes import POOL, SPEC
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.state import Limits
-from nexusbench.profiling.desk import MOST_REPEATS, Pool, Work
+from nexusbench.profiling.desk import MOST_REPEATS, Pool, ShapedBatch
 from nexusbench.profiling.effort import DEFAULT, EFFORTS, FULL, QUICK
 from nexusbench.profiling.plan import alone, make_plan, skewed_contexts
-from nexusbench.profiling.positions import Line, legal_sms, refine, spread
+from nexusbench.profiling.positions import BatchOverSms, legal_sms, refine, spread
 from tests.examples import slow
 
 SIZES = {
@@ -38,7 +38,7 @@ def test_everything_fits_and_is_legal(effort, size):
     pairs = {split.sms for split in SPEC.splits if not split.overlapping}
     assert plan.lines
     for setting in everything(plan):
-        assert pool.misfit(Work(setting.shape, setting.contexts)) is None
+        assert pool.misfit(ShapedBatch(setting.shape, setting.contexts)) is None
         if setting.kind != "mixed":
             assert setting.sms in legal_sms(SPEC, setting.phase)
         if setting.neighbour is None:
@@ -46,7 +46,7 @@ def test_everything_fits_and_is_legal(effort, size):
         sides = (setting.sms, setting.neighbour_sms)
         assert (sides if setting.phase == "prefill" else sides[::-1]) in pairs
         together = sum(
-            pool.blocks_of(Work(s), MOST_REPEATS) for s in (setting.shape, setting.neighbour)
+            pool.blocks_of(ShapedBatch(s), MOST_REPEATS) for s in (setting.shape, setting.neighbour)
         )
         assert together <= pool.num_blocks
 
@@ -99,12 +99,12 @@ def test_what_does_not_fit_is_said():
 
 
 def test_user_batches_are_held_out_and_checked():
-    work = Work(BatchShape(3, 333, ((100, 5),)))
+    work = ShapedBatch(BatchShape(3, 333, ((100, 5),)))
     plan = make_plan(SPEC, POOL, QUICK, [("mine", work)])
     assert plan.settings[-1].held_out
     assert plan.settings[-1].sms == SPEC.num_sms
     with pytest.raises(UsageError, match="--batch 'huge' does not fit this device: 65 requests"):
-        make_plan(SPEC, POOL, QUICK, [("huge", Work(BatchShape(65, 65)))])
+        make_plan(SPEC, POOL, QUICK, [("huge", ShapedBatch(BatchShape(65, 65)))])
     grid = make_plan(SPEC, POOL, QUICK).lines[0].work
     assert not make_plan(SPEC, POOL, QUICK, [("known", grid)]).settings[-1].held_out
 
@@ -118,7 +118,7 @@ LEGAL = tuple(range(2, 101, 2))
 
 
 def swept(law, budget=20, bend=0.02):
-    line = Line(Work(BatchShape(1, 10)), LEGAL, spread(LEGAL, 4), budget, bend)
+    line = BatchOverSms(ShapedBatch(BatchShape(1, 10)), LEGAL, spread(LEGAL, 4), budget, bend)
     measured = {}
     while (sms := refine(line, measured)) is not None:
         assert sms in LEGAL

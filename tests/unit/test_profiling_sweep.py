@@ -11,12 +11,12 @@ from profiling_fakes import POOL, FakeDevice
 from nexusbench.core.errors import InputError, Interrupted, UsageError
 from nexusbench.core.state import Limits
 from nexusbench.profiles.profile import POINTS_FILE, Fingerprint, read_points
-from nexusbench.profiling.desk import Desk
+from nexusbench.profiling.desk import BatchDesk
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.measure import Measurer
 from nexusbench.profiling.plan import alone, make_plan
 from nexusbench.profiling.store import SWEEP_FILE, Header, PointStore
-from nexusbench.profiling.sweep import Sweep, seed_of
+from nexusbench.profiling.sweep import ProfileSweep, seed_of
 
 IDENTITY = Fingerprint("fake", True, 16, 1, "a" * 64, "m", "b" * 64)
 HEADER = Header(1, IDENTITY, Limits(64, 512, 4096), 16, 4000, "quick", 0)
@@ -33,7 +33,7 @@ def sweep(folder, *, late=None, progress=None, header=HEADER, fresh=False):
     store = PointStore(folder, header, fresh=fresh)
     plan = make_plan(device.spec, POOL, QUICK)
     ticks = itertools.count(0, 1_000_000)
-    made = Sweep(plan, Measurer(Desk(device, POOL), QUICK.sampling), store, 0,
+    made = ProfileSweep(plan, Measurer(BatchDesk(device, POOL), QUICK.sampling), store, 0,
                  stopwatch=lambda: next(ticks), progress=progress)  # fmt: skip
     return made.run(), device
 

@@ -64,11 +64,11 @@ def made_up(**changes: Any) -> Probe:
 
 def test_statistics_are_those_of_the_summary(config: RunConfig) -> None:
     probe = run_probe(config, None)
-    metrics = run(config).summary["metrics"]
+    metrics = run(config).summary.metrics
     for key, tag in (("ttft", "ttft"), ("e2e", "e2e"), ("tpot", "tpot"), ("tbt", "tbt"),
                      ("queueing", "ttft_queueing")):  # fmt: skip
         for name in ("mean", "p50", "p99"):
-            value = metrics[tag][name]
+            value = getattr(metrics[tag], name)
             above, below = (parse_slo([f"{key}:{name}<{value * f}"]) for f in (1.001, 0.999))
             assert judge(probe, above).outcome == "kept", (key, name)
             assert judge(probe, below).outcome == "broken", (key, name)
@@ -78,7 +78,7 @@ def test_attainment_is_that_of_the_summary(config: RunConfig) -> None:
     bounds = {"ttft": 300.0, "tbt": 60.0, "tpot": 40.0}
     asked = RunConfig(**{**_fields(config), "goodput": bounds})
     slo = parse_slo([f"{key}:{limit}" for key, limit in bounds.items()])
-    value = run(asked).summary["metrics"]["attainment"]["value"]
+    value = run(asked).summary.metrics["attainment"].value
     assert 5 < value < 95
     assert attained(run_probe(config, None), slo) == pytest.approx(value)
 

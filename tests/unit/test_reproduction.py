@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.experiments.cells import Cell
-from nexusbench.experiments.motivation import Row as Statement
+from nexusbench.experiments.cells import SweepCell
+from nexusbench.experiments.motivation import Statement
 from nexusbench.experiments.neutral import NEUTRAL, gpu_file, neutral_gpu
 from nexusbench.experiments.reproduction import verdicts
 from nexusbench.experiments.reproduction.lab import PRINTED, Lab, Unmeasurable
 from nexusbench.experiments.reproduction.measures import (
-    Outcome,
+    ClaimOutcome,
     outcome,
     steady_points,
     throughput,
@@ -32,9 +33,9 @@ from nexusbench.experiments.reproduction.outcome_files import (
     read_done,
     write_done,
 )
-from nexusbench.experiments.reproduction.run import Line, reproduce
+from nexusbench.experiments.reproduction.run import SystemAtPoint, reproduce
 from nexusbench.experiments.reproduction.spec import (
-    Claim,
+    PaperClaim,
     Variant,
     find_experiments,
     load_experiment,
@@ -42,6 +43,7 @@ from nexusbench.experiments.reproduction.spec import (
 from nexusbench.experiments.sweep_spec import load_sweep
 from nexusbench.schedulers.base import schedulers
 from tests.docs import reproduction as document
+from tests.unit.summaries import distribution, scalar, summary_of
 
 WORKLOADS = document.ROOT / "workloads"
 HEAD = '[experiment]\ntitle = "T"\nfigures = ["fig9"]\n'
@@ -155,17 +157,17 @@ class MadeUp:
     def __init__(self, experiment, number) -> None:
         self.experiment, self._number, self.asked = experiment, number, []
 
-    def cell(self, system, point, seed, variant=PRINTED) -> Cell:
+    def cell(self, system, point, seed, variant=PRINTED) -> SweepCell:
         self.asked.append((system.name, point.get("request_rate"), seed))
         made = self._number(system.name, point.get("request_rate"), seed, variant)
         if isinstance(made, str):
             raise Unmeasurable(made)
-        metrics = {
-            "normalised_latency": {"mean": made}, "ttft": {"mean": 10 * made},
-            "e2e": {"mean": 9.0}, "ttft_queueing": {"mean": 4.0},
-            "makespan": {"value": self.run_of / (point["request_rate"] or 1)},
-        }  # fmt: skip
-        return Cell(config={}, status="ok", summary={"metrics": metrics})
+        summary = summary_of(
+            normalised_latency=distribution(mean=made), ttft=distribution(mean=10 * made),
+            e2e=distribution(mean=9.0), ttft_queueing=distribution(mean=4.0),
+            makespan=scalar(self.run_of / (point["request_rate"] or 1)),
+        )  # fmt: skip
+        return SweepCell(config=RunConfig(trace="t"), status="ok", summary=summary)
 
 
 def knee(most: dict[str, float]):
@@ -207,11 +209,11 @@ def test_a_queue_that_grows_is_not_kept_however_few_wait(spec) -> None:
     """Latency stays low up to 3.1 req/s, but no more than 1.4 are served."""
 
     class Slow(MadeUp):
-        def cell(self, system, point, seed, variant=PRINTED) -> Cell:
+        def cell(self, system, point, seed, variant=PRINTED) -> SweepCell:
             cell = super().cell(system, point, seed, variant)
             took = self.run_of / min(point["request_rate"], 1.4)
-            metrics = {**cell.summary["metrics"], "makespan": {"value": took}}
-            return msgspec.structs.replace(cell, summary={"metrics": metrics})
+            summary = summary_of(**cell.summary.metrics | {"makespan": scalar(took)})
+            return msgspec.structs.replace(cell, summary=summary)
 
     text = GOOD + '[variants.alone]\nthroughput = { system = "vllm", steady = "nexus", '
     text += "backlog = 1.0 }\n"
@@ -226,14 +228,14 @@ def test_a_rate_at_which_requests_are_turned_away_is_not_kept(spec) -> None:
     """Latency stays low up to 3.1 req/s, since from 1.4 on some are rejected."""
 
     class Picky(MadeUp):
-        def cell(self, system, point, seed, variant=PRINTED) -> Cell:
+        def cell(self, system, point, seed, variant=PRINTED) -> SweepCell:
             cell = super().cell(system, point, seed, variant)
             picky = system.name == "nexus" and point["request_rate"] > 1.4
             metrics = {
-                **cell.summary["metrics"], "offered": {"value": 400},
-                "finished": {"value": 390 if picky else 400},
+                **cell.summary.metrics, "offered": scalar(400),
+                "finished": scalar(390 if picky else 400),
             }  # fmt: skip
-            return msgspec.structs.replace(cell, summary={"metrics": metrics})
+            return msgspec.structs.replace(cell, summary=summary_of(**metrics))
 
     lab: Any = Picky(load_experiment(spec(GOOD)), knee({"vllm": 3.1, "nexus": 3.1}))
     assert throughput(lab, lab.experiment.systems["nexus"], 0, PRINTED) == pytest.approx(
@@ -274,13 +276,13 @@ def test_latencies_are_compared_where_the_steady_system_is_steady(spec) -> None:
     assert made.value == pytest.approx(10)  # the geometric mean of 1 and 100
 
 
-def claim_of(**more) -> Claim:
-    return Claim(**{"says": "S", "paper": "P", "of": "a", "over": "b", **more})
+def claim_of(**more) -> PaperClaim:
+    return PaperClaim(**{"says": "S", "paper": "P", "of": "a", "over": "b", **more})
 
 
-def found(value: float, *draws: float) -> Outcome:
+def found(value: float, *draws: float) -> ClaimOutcome:
     draws = draws or (value,)
-    return Outcome(value, draws, min(draws), max(draws), 1.0, 2.0, ("all",))
+    return ClaimOutcome(value, draws, min(draws), max(draws), 1.0, 2.0, ("all",))
 
 
 @pytest.mark.parametrize(
@@ -425,8 +427,8 @@ def test_an_experiment_can_ask_for_more_requests_than_the_shipped_trace_has(tmp_
     lab = Lab(load_experiment(tmp_path / "fig9-x.toml"), tmp_path / "cells")
     reproduce(lab)
     (cell, _) = lab.cells
-    assert cell.config["trace"].endswith("sharegpt-700.jsonl")
-    assert len(Path(cell.config["trace"]).read_text().splitlines()) == 700
+    assert cell.config.trace.endswith("sharegpt-700.jsonl")
+    assert len(Path(cell.config.trace).read_text().splitlines()) == 700
 
 
 def test_a_neutral_gpu_is_a_file_that_can_be_read(tmp_path: Path) -> None:
@@ -475,7 +477,9 @@ def test_pictures_say_simulated_and_are_the_same_again(tmp_path: Path) -> None:
     from nexusbench.experiments.reproduction.plots import draw
 
     lines = tuple(
-        Line(system=name, point={"limit": size}, name="", values={"makespan.value": size * 2.0})
+        SystemAtPoint(
+            system=name, point={"limit": size}, name="", values={"makespan.value": size * 2.0}
+        )
         for name in ("a", "b")
         for size in (512, 1024)
     )

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
-from nexusbench.core.events import SCHEMA, EventLog
-from nexusbench.metrics.run_events import Facts, RunEvents
+from nexusbench.core.events import SCHEMA, EventLog, RunFacts
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
 from nexusbench.results import store
 from nexusbench.results.manifest import SCHEMA_VERSION, git_state
 from nexusbench.results.reader import RunReader, list_runs
 from nexusbench.results.store import RunWriter
 from tests.examples import slow
-from tests.unit.manifests import RESOLVED, manifest
+from tests.unit.manifests import RESOLVED, STORED, manifest
 
 REQUESTS = {
     "request": [0, 1], "id": ["a", "b"], "tenant": ["", "x"], "arrival": [0, 5],
@@ -54,16 +54,16 @@ def test_round_trip(tmp_path: Path) -> None:
         target.tables["ended"].row(0, 45, 0, target.code("length"))
     writer.flush(log)
     writer.flush(log)
+    ended = msgspec.structs.replace(RESOLVED, decision_us={"n": 5})
     writer.finish(
         "complete", {"x": 1.5}, event_digest=log.digest(), invariants={"I1": "ok"},
-        resolved={"steps": 5},
+        resolved=ended,
     )  # fmt: skip
     reader = RunReader(writer.path)
     assert (reader.status, reader.complete) == ("complete", True)
     assert reader.summary() == {"x": 1.5}
     assert reader.manifest.event_digest == whole.digest()
-    kept = msgspec.json.decode(msgspec.json.encode({**RESOLVED, "steps": 5}))  # tuples are lists
-    assert reader.manifest.resolved == kept
+    assert reader.manifest.resolved == ended
     assert (reader.manifest.splits, reader.manifest.strings) == ([[8]], ["length"])
     assert len(reader.manifest.parts) == 2
     for name in SCHEMA:
@@ -74,8 +74,10 @@ def test_round_trip(tmp_path: Path) -> None:
     names = {path.name for path in (writer.path / "events").iterdir()}
     assert "token-00001.parquet" in names
     assert "preempted-00000.parquet" not in names
-    known = {key: RESOLVED[key] for key in RESOLVED if key in Facts.__struct_fields__}
-    facts = {**known, "simulated": True, "partitions": ["all"], "splits": [[8]]}
+    known = {key: STORED[key] for key in STORED if key in RunFacts.__struct_fields__}
+    facts = msgspec.convert(
+        {**known, "simulated": True, "partitions": ["all"], "splits": [[8]]}, RunFacts
+    )
     stored, held = RunEvents.from_reader(reader), RunEvents.from_log(whole, REQUESTS, facts)
     assert summarise(stored) == summarise(held)
     assert stored.facts == held.facts
@@ -222,10 +224,10 @@ def test_a_killed_run_is_readable_and_torn_files_are_ignored(tmp_path: Path) -> 
     assert (reader.status, reader.complete) == ("killed or still running", False)
     assert reader.summary() is None
     run = RunEvents.from_reader(reader)
-    metrics = summarise(run)["metrics"]
-    assert (metrics["unfinished"]["value"], metrics["offered"]["value"]) == (1, 1)
-    assert metrics["attainment"]["value"] == 0
-    assert metrics["tbt"]["n"] == 2
+    metrics = summarise(run).metrics
+    assert (metrics["unfinished"].value, metrics["offered"].value) == (1, 1)
+    assert metrics["attainment"].value == 0
+    assert metrics["tbt"].n == 2
 
 
 KILLED = """
@@ -325,7 +327,7 @@ def test_a_bad_manifest_is_named(stored: Path, changes: dict[str, Any], message:
 
 
 def test_a_manifest_without_what_metrics_need_is_named(stored: Path) -> None:
-    rewrite(stored, resolved={key: v for key, v in RESOLVED.items() if key != "kv_blocks"})
+    rewrite(stored, resolved={key: v for key, v in STORED.items() if key != "kv_blocks"})
     with pytest.raises(InputError, match=r"manifest\.json: field 'resolved\.kv_blocks': .*missing"):
         RunReader(stored)
 

@@ -8,16 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import split_spec
-from nexusbench.experiments.cells import Cell
+from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.reproduction.lab import PRINTED
-from nexusbench.experiments.reproduction.measures import Outcome, outcome, throughput
+from nexusbench.experiments.reproduction.measures import ClaimOutcome, outcome, throughput
 from nexusbench.experiments.reproduction.outcome_files import criterion_text
-from nexusbench.experiments.reproduction.spec import Claim, find_experiments, load_experiment
+from nexusbench.experiments.reproduction.spec import PaperClaim, find_experiments, load_experiment
 from nexusbench.experiments.reproduction.verdicts import row_of
 from nexusbench.schedulers.base import schedulers
 from tests.docs.reproduction import DOCUMENTS, ROOT
+from tests.unit.summaries import distribution, scalar, summary_of
 from tests.unit.test_reproduction import BASE, CLAIM, CRITERION, GOOD, GRID, HEAD, SYSTEMS
 
 RIVALS = {
@@ -69,10 +71,14 @@ class MadeUp:
     def __init__(self, experiment, metrics) -> None:
         self.experiment, self._metrics = experiment, metrics
 
-    def cell(self, system, point, seed, variant=PRINTED) -> Cell:
+    def cell(self, system, point, seed, variant=PRINTED) -> SweepCell:
         rate = point["request_rate"]
-        metrics = {"makespan": {"value": 100.0 / rate}, **self._metrics(system.name, rate)}
-        return Cell(config={}, status="ok", summary={"metrics": metrics})
+        found = {
+            tag: scalar(values["value"]) if "value" in values else distribution(**values)
+            for tag, values in self._metrics(system.name, rate).items()
+        }
+        summary = summary_of(**{"makespan": scalar(100.0 / rate), **found})
+        return SweepCell(config=RunConfig(trace="t"), status="ok", summary=summary)
 
 
 def test_a_rate_can_be_kept_by_attainment(spec) -> None:
@@ -119,7 +125,7 @@ PEAK += 'exceeds = [["left", "vllm"], ["right", "vllm"]]\n'
 SIDES = '[systems.left]\nscheduler = "sglang"\n[systems.right]\nscheduler = "sglang:order=spf"\n'
 
 
-def peak_of(experiment, mine: float) -> Outcome:
+def peak_of(experiment, mine: float) -> ClaimOutcome:
     """A lab where the gains of left, nexus and right over vllm are 1.1, ``mine`` and 1.25."""
     times = {"vllm": 1.0, "left": 1.1, "right": 1.25, "nexus": mine}
     lab: Any = MadeUp(experiment, lambda name, rate: {"ttft": {"mean": 10.0 / times[name]}})
@@ -149,16 +155,16 @@ def test_a_peak_names_known_systems_and_loses_those_that_quick_drops(spec, tmp_p
 
 
 def test_an_effect_that_grows_without_a_constant_does_not_follow_from_it() -> None:
-    claim = Claim(says="S", paper="1.2x", of="a", over="b", low=1.2, high=1.2)
-    ours = Outcome(value=1.2, draws=(1.2,), low=1.2, high=1.2, of=1.2, over=1.0, points=("",))
+    claim = PaperClaim(says="S", paper="1.2x", of="a", over="b", low=1.2, high=1.2)
+    ours = ClaimOutcome(value=1.2, draws=(1.2,), low=1.2, high=1.2, of=1.2, over=1.0, points=("",))
     for without, verdict in ((1.5, "holds"), (1.05, "follows from simulator constant turn_taking")):
         other = msgspec.structs.replace(ours, value=without, draws=(without,))
         assert row_of(claim, ("f",), ours, ours, {"turn_taking": other}, {}).verdict == verdict
 
 
 def test_what_the_simulator_has_built_in_is_no_evidence() -> None:
-    claim = Claim(says="S", paper="2x", of="a", over="b", low=2, high=2, built_in="TILES")
-    twice = Outcome(value=2.0, draws=(2.0,), low=2.0, high=2.0, of=2.0, over=1.0, points=("",))
+    claim = PaperClaim(says="S", paper="2x", of="a", over="b", low=2, high=2, built_in="TILES")
+    twice = ClaimOutcome(value=2.0, draws=(2.0,), low=2.0, high=2.0, of=2.0, over=1.0, points=("",))
     row = row_of(claim, ("f",), twice, twice, {}, {})
     assert row.verdict == "follows from simulator constant TILES"
     assert row.why.startswith("by its numbers: holds")

@@ -15,9 +15,9 @@ from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.profiling.profile import Subject
-from nexusbench.serving import memory as kv_pools
+from nexusbench.serving import opening as kv_pools
 from nexusbench.serving.assembly import assemble
-from nexusbench.serving.runner import _engine
+from nexusbench.serving.runner import engine_of
 
 H100 = load_gpu("h100")
 TWO_HEADS = load_model("qwen2.5-3b")
@@ -35,7 +35,7 @@ def assembled(tmp_path: Path, gpus: int, **more: object):  # type: ignore[no-unt
 @pytest.mark.parametrize(("gpus", "tokens"), [(1, 1_865_120), (4, 3_996_048), (8, 4_040_352)])
 def test_tokens_of_kv(tmp_path: Path, gpus: int, tokens: int) -> None:
     made = assembled(tmp_path, gpus)
-    assert made.facts["kv_blocks"] * 16 == tokens
+    assert made.resolved.kv_blocks * 16 == tokens
     subject = Subject(made.device, made.model, Limits(256, 2048, 32768))
     assert subject.pool().num_blocks * 16 == tokens
 
@@ -47,12 +47,9 @@ def test_host_memory_holds_the_copies_too(tmp_path: Path) -> None:
 
 
 def test_what_is_copied_has_the_size_of_the_copies(tmp_path: Path) -> None:
-    class Recorder:
-        def after_step(self, engine: object) -> None: ...
-
     sizes = []
     for gpus in (2, 8):
-        engine = _engine(assembled(tmp_path, gpus), Recorder())  # type: ignore[arg-type]
+        engine = engine_of(assembled(tmp_path, gpus))
         sizes.append(engine.executor.movers._block_bytes)
     assert sizes == [16 * 36_864, 4 * 16 * 36_864]
 

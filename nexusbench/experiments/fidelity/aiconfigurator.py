@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.operators import Attention, Gemm
 
 if TYPE_CHECKING:
@@ -36,6 +38,35 @@ COLUMNS: dict[str, dict[str, tuple[float, float] | None]] = {
 SMALLEST = 1024  # N and K of the products that decoder layers have; smaller ones are scored apart
 
 
+class GemmRow(msgspec.Struct, frozen=True):
+    """A measured product: (m, k) by (k, n); ``latency`` in ms."""
+
+    gemm_dtype: str
+    m: int
+    n: int
+    k: int
+    latency: float
+
+
+class AttentionRow(msgspec.Struct, frozen=True):
+    """Measured attention over a batch: ``isl`` tokens after ``step`` ones; ``latency`` in ms."""
+
+    kernel_source: str
+    attn_dtype: str
+    kv_cache_dtype: str
+    batch_size: int
+    isl: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    step: int
+    latency: float
+    window_size: int | None = None  # tables of before it was measured have none
+
+
+RowT = TypeVar("RowT", GemmRow, AttentionRow)
+
+
 def installed(gpu_name: str) -> Path:
     """The tables of a shipped GPU in the installed package. Raises InputError if there are none."""
     spec = importlib.util.find_spec("aiconfigurator_core")
@@ -50,18 +81,18 @@ def installed(gpu_name: str) -> Path:
     return root / SYSTEMS[gpu_name.lower()]
 
 
-def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> Samples:
+def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> KernelSamples:
     """The bf16 kernels of vLLM in a system's folder, every ``thin``-th row of them. Raises
     InputError if there are none.
     """
     fitted = gpu_name.lower() in SYSTEMS
-    samples = Samples([])
+    samples = KernelSamples([])
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     small = gpu_name.lower() in SMALL_FITTED
-    rows = _rows(folder, "gemm", "gemm_perf")[::thin]
-    samples.samples += _gemm(rows, gpu, bandwidth, fitted, small)
+    products = _rows(folder, "gemm", "gemm_perf", GemmRow)[::thin]
+    samples.samples += _gemm(products, gpu, bandwidth, fitted, small)
     for kind in ("context", "generation"):
-        rows = _rows(folder, "attention", f"{kind}_attention_perf")[::thin]
+        rows = _rows(folder, "attention", f"{kind}_attention_perf", AttentionRow)[::thin]
         samples.samples += _attention(rows, kind, gpu, bandwidth, fitted)
     samples.notes.append(
         "left out: fp8 operands or KV cache, sliding windows, heads above 256, and kernels other "
@@ -71,8 +102,8 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> Samples:
 
 
 @lru_cache
-def _rows(folder: Path, family: str, name: str) -> list[dict[str, Any]]:
-    """The newest vLLM table of a family, as dicts."""
+def _rows(folder: Path, family: str, name: str, kind: type[RowT]) -> list[RowT]:
+    """The newest vLLM table of a family."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -92,8 +123,7 @@ def _rows(folder: Path, family: str, name: str) -> list[dict[str, Any]]:
         raise InputError(problem, file=paths[-1], hint=hint) from None
     for name, bounds in COLUMNS[family].items():
         _check_column(table, name, bounds, paths[-1], hint)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    return [msgspec.convert(row, kind) for row in table.to_pylist()]
 
 
 def _check_column(
@@ -124,18 +154,18 @@ def _check_column(
 
 
 def _gemm(
-    rows: list[dict[str, Any]], gpu: GpuSpec, bandwidth: float, fitted: bool, small: bool
-) -> Iterator[Sample]:
+    rows: list[GemmRow], gpu: GpuSpec, bandwidth: float, fitted: bool, small: bool
+) -> Iterator[KernelSample]:
     gemm = Gemm(gpu)
     for row in rows:
-        if row["gemm_dtype"] != "bfloat16":
+        if row.gemm_dtype != "bfloat16":
             continue
-        m, n, k = row["m"], row["n"], row["k"]
+        m, n, k = row.m, row.n, row.k
         made = gemm.time(m, k, n, 2.0, 2.0, gpu.num_sms, bandwidth, copies=GEMM_COPIES)
         large = min(n, k) >= SMALLEST
-        yield Sample(
+        yield KernelSample(
             "gemm" if large else "gemm under 1024",
-            row["latency"] * 1e3,
+            row.latency * 1e3,
             made.time / 1e3,
             fitted and (large or small) and (_sevenths(n, 7) + _sevenths(k, 11)) % 2 == 0,
             (n, k),
@@ -149,27 +179,25 @@ def _sevenths(size: int, parts: int) -> int:
 
 
 def _attention(
-    rows: list[dict[str, Any]], kind: str, gpu: GpuSpec, bandwidth: float, fitted: bool
-) -> Iterator[Sample]:
+    rows: list[AttentionRow], kind: str, gpu: GpuSpec, bandwidth: float, fitted: bool
+) -> Iterator[KernelSample]:
     layouts: dict[tuple[int, int, int], Attention] = {}
     for row in rows:
-        heads, kv_heads, head_dim = (
-            row["num_heads"], row["num_key_value_heads"], row["head_dim"],
-        )  # fmt: skip
+        heads, kv_heads, head_dim = row.num_heads, row.num_key_value_heads, row.head_dim
         if (
-            row["attn_dtype"] != "bfloat16"
-            or row["kv_cache_dtype"] != "bfloat16"
-            or row.get("window_size", 0)
+            row.attn_dtype != "bfloat16"
+            or row.kv_cache_dtype != "bfloat16"
+            or row.window_size
             or head_dim > 256
-            or "flash_attn" not in row["kernel_source"]
+            or "flash_attn" not in row.kernel_source
         ):
             continue
         layout = heads, kv_heads, head_dim
         one = layouts.get(layout)
         if one is None:
             one = layouts[layout] = Attention(gpu, *layout)
-        batch, tokens = row["batch_size"], row["isl"]
-        before = row["step"] if kind == "generation" else 0
+        batch, tokens = row.batch_size, row.isl
+        before = row.step if kind == "generation" else 0
         # A prompt of one token is what vLLM runs as a decode.
         decodes = batch if tokens == 1 else 0
         chunks = () if decodes else ((tokens, before),) * batch
@@ -179,6 +207,6 @@ def _attention(
         name = "attention prefill" if kind == "context" else "attention decode"
         count = tokens if kind == "context" else before
         half = round(heads * 5 + kv_heads * 3 + head_dim / 64) * 7919 % 13 < 6.5
-        yield Sample(
-            name, row["latency"] * 1e3, made.time / 1e3, fitted and half, (*layout, batch), count
+        yield KernelSample(
+            name, row.latency * 1e3, made.time / 1e3, fitted and half, (*layout, batch), count
         )

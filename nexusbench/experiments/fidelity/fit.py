@@ -42,7 +42,7 @@ BOUNDS = {
 THIN = 12  # of large tables every so many rows are enough for a dozen constants
 
 
-class Fit(msgspec.Struct, frozen=True):
+class FittedConstants(msgspec.Struct, frozen=True):
     """Constants, and the mean size of the error (%) on the fitted half before and after."""
 
     constants: dict[str, float]
@@ -52,7 +52,7 @@ class Fit(msgspec.Struct, frozen=True):
 
 def fit(
     gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, family: str, evaluations: int = 400
-) -> Fit:
+) -> FittedConstants:
     """Constants of ``family`` (a key of BOUNDS) that minimise MAPE on the half of ``table`` that
     the scores call fitted. Starts from ``gpu``'s own; deterministic. Raises InputError if the table
     has no such half for this GPU.
@@ -84,7 +84,7 @@ def fit(
     best, after = nelder_mead(loss, start / scale, evaluations)
     values = np.clip(best * scale, low, high)
     rounded = {name: float(f"{value:.3g}") for name, value in zip(bounds, values, strict=True)}
-    return Fit(rounded, before, after)
+    return FittedConstants(rounded, before, after)
 
 
 def nelder_mead(

@@ -13,11 +13,11 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity import aiconfigurator, llmservingsim, vidur
 from nexusbench.experiments.fidelity.errors import Errors, errors
-from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.tables import TimeCurve
 
 
-class Score(msgspec.Struct, frozen=True):
+class OperatorScore(msgspec.Struct, frozen=True):
     """The errors of one operator: the physics where it was not fitted, and where it was; the table
     where a whole count was held out of it.
     """
@@ -28,7 +28,7 @@ class Score(msgspec.Struct, frozen=True):
     table: Errors | None
 
 
-def score_kernels(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> list[Score]:
+def score_kernels(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> list[OperatorScore]:
     """Scores of every operator in ``table``, then of all of ``gemm`` and all of ``attention``.
 
     ``table`` is a folder in LLMServingSim's format, one of Vidur's dense CSV files, a folder of
@@ -39,7 +39,7 @@ def score_kernels(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> 
 
 def read_samples(
     gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, thin: int = 1
-) -> Samples:
+) -> KernelSamples:
     """The measured operators of ``table``; of aiconfigurator's every ``thin``-th row. Raises
     InputError for what is no table.
     """
@@ -55,7 +55,7 @@ def read_samples(
     raise InputError("does not exist", file=table, hint="Give a table, or 'aiconfigurator'")
 
 
-def summarise(samples: Samples) -> list[Score]:
+def summarise(samples: KernelSamples) -> list[OperatorScore]:
     """One score per operator and one per group, the first word of its name."""
     groups: dict[str, Callable[[str], bool]] = {}
     for operator in dict.fromkeys(sample.operator for sample in samples.samples):
@@ -69,7 +69,7 @@ def summarise(samples: Samples) -> list[Score]:
     for name, belongs in groups.items():
         own = [s for s in samples.samples if belongs(s.operator)]
         scores.append(
-            Score(
+            OperatorScore(
                 name,
                 _errors((s.physics_us, s.measured_us) for s in own if not s.fitted),
                 _errors((s.physics_us, s.measured_us) for s in own if s.fitted),
@@ -84,7 +84,7 @@ def _errors(pairs: Iterable[tuple[float, float]]) -> Errors | None:
     return errors(array[:, 0], array[:, 1])
 
 
-def held_out_curves(samples: list[Sample]) -> list[tuple[str, float, float]]:
+def held_out_curves(samples: list[KernelSample]) -> list[tuple[str, float, float]]:
     """(operator, interpolated, measured) of every second count between the ends of each curve."""
     curves: dict[tuple[object, ...], dict[int, float]] = defaultdict(dict)
     for sample in samples:

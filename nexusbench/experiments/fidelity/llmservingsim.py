@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import model_work
-from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
 from nexusbench.physics.operators import Gemm
@@ -19,7 +19,7 @@ PRODUCTS = {
 }  # fmt: skip
 
 
-def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> Samples:
+def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
     """Every operator of the table. Raises InputError as ``load_table`` does."""
     table = load_table(folder, gpu, model, 1)
     physics = Physics(gpu, model)
@@ -27,11 +27,11 @@ def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> Samples:
     samples = list(_dense(table, physics, fitted))
     for point, measured in table.attention.items():
         made = _attention_us(physics, point)
-        samples.append(Sample(_name(point), measured, made, fitted and _half(point)))
-    return Samples(samples, _held_out_grids(table, physics))
+        samples.append(KernelSample(_name(point), measured, made, fitted and _half(point)))
+    return KernelSamples(samples, _held_out_grids(table, physics))
 
 
-def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Sample]:
+def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[KernelSample]:
     """Matrix products and element-wise kernels, over tokens or sequences."""
     gpu, model, work = physics.gpu, physics.model, model_work(physics.model)
     sms, bandwidth, gemm = gpu.num_sms, physics.bandwidth_all, Gemm(gpu)
@@ -60,7 +60,7 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Sampl
         even = set(counts[::2])
         for count, measured in zip(curve.xs, curve.ys, strict=True):
             half = fitted and operator == "gemm" and count in even
-            yield Sample(operator, measured, predict(count) / 1e3, half, (name,), count)
+            yield KernelSample(operator, measured, predict(count) / 1e3, half, (name,), count)
 
 
 def _attention_us(physics: Physics, point: Point) -> float:

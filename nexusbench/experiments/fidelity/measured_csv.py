@@ -7,13 +7,14 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nexusbench.core.documents import read_table_text
 from nexusbench.core.errors import InputError
 
+Cells = Mapping[str, str]  # of a row, by column; a short row has None for the last ones
 
-def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[int, dict[str, Any]]]:
+
+def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[int, Cells]]:
     """Line number and cells of every row, gunzipped if the name ends in ``.gz``. Raises InputError
     that names the file, and the line or the column that is missing.
     """
@@ -30,7 +31,7 @@ def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[in
         raise InputError(f"is no CSV: {fault}", file=path, line=line, hint=hint) from None
 
 
-def number_in(row: Mapping[str, Any], key: str, path: Path, line: int, hint: str = "") -> float:
+def number_in(row: Cells, key: str, path: Path, line: int, hint: str = "") -> float:
     """A finite number. Raises InputError that names file, line and column."""
     text = row[key]
     try:

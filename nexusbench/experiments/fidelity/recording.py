@@ -60,7 +60,7 @@ class Resolved(msgspec.Struct, frozen=True):
     engine: str = ""
 
 
-class Recording(msgspec.Struct):
+class ServerRecording(msgspec.Struct):
     """A folder, read; requests in order of arrival; ``series`` maps names to per-second values."""
 
     folder: Path
@@ -69,11 +69,11 @@ class Recording(msgspec.Struct):
     series: dict[str, FloatArray] | None
 
 
-def read_recording(folder: Path) -> Recording:
+def read_recording(folder: Path) -> ServerRecording:
     """The recording in ``folder``. Raises InputError naming file, line and field of a fault."""
     requests = _requests(_find(folder, "requests.jsonl"))
     series_path = _find(folder, "timeseries.csv", required=False)
-    return Recording(
+    return ServerRecording(
         folder,
         requests,
         _resolved(_find(folder, "meta.json")),
@@ -158,13 +158,13 @@ class _Scheduler(msgspec.Struct):
     scheduler_reserve_full_isl: bool | None = None
 
 
-class _Model(msgspec.Struct):
+class _RecordedModel(msgspec.Struct):
     max_model_len: Count | None = None
 
 
 class _Config(msgspec.Struct):
     scheduler_config: _Scheduler | None = None
-    model_config: _Model | None = None
+    model_config: _RecordedModel | None = None
 
 
 class _Meta(msgspec.Struct):
@@ -182,7 +182,10 @@ def _resolved(path: Path) -> Resolved:
     text = read_table_text(path, hint=_HINT, most=MOST_BYTES)
     meta = decode_json(text, _Meta, path)
     config, cache = meta.resolved_config or _Config(), meta.kv_cache or _Cache()
-    scheduler, model = config.scheduler_config or _Scheduler(), config.model_config or _Model()
+    scheduler, model = (
+        config.scheduler_config or _Scheduler(),
+        config.model_config or _RecordedModel(),
+    )
     asked = meta.engine_kwargs or _Arguments()
     found = {
         "model": meta.model,

@@ -13,8 +13,9 @@ import numpy as np
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.experiments.fidelity.recording import FloatArray, Recording
+from nexusbench.experiments.fidelity.recording import FloatArray, ServerRecording
 from nexusbench.metrics.run_events import RunEvents
+from nexusbench.results.resolved import Resolved
 from nexusbench.serving.runner import RunResult, run
 
 STATISTICS: tuple[tuple[str, Callable[[FloatArray], float]], ...] = (
@@ -51,13 +52,13 @@ class Curves(msgspec.Struct, frozen=True):
     error: float
 
 
-class Replay(msgspec.Struct):
+class ReplayValidation(msgspec.Struct):
     """Everything that ``validate run`` shows."""
 
     rows: list[Comparison]
     curves: list[Curves]
     config: RunConfig
-    resolved: dict[str, object]
+    resolved: Resolved
     notes: list[str]
 
     @property
@@ -72,7 +73,7 @@ class Replay(msgspec.Struct):
         return found
 
 
-def replay(recording: Recording, config: RunConfig) -> Replay:
+def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
     """Serve the recording's requests under ``config`` and compare.
 
     What the recording says was resolved wins over ``config``: KV blocks, limits, prefix caching.
@@ -102,7 +103,7 @@ def replay(recording: Recording, config: RunConfig) -> Replay:
         if curve.name == "waiting":
             both = [queue_growth(recording, c) for c in (curve.measured, curve.simulated)]
             rows.append(Comparison("queue_growth", "value", "", both[0], both[1]))
-    return Replay(
+    return ReplayValidation(
         rows,
         curves,
         config,
@@ -111,7 +112,7 @@ def replay(recording: Recording, config: RunConfig) -> Replay:
     )
 
 
-def _check_served(recording: Recording, result: RunResult) -> None:
+def _check_served(recording: ServerRecording, result: RunResult) -> None:
     """Numbers of runs are compared, so all of the run must have been served."""
     served, count = int(result.events.finished.sum()), len(recording.requests)
     if served < count:
@@ -121,7 +122,7 @@ def _check_served(recording: Recording, result: RunResult) -> None:
         )
 
 
-def _trace_lines(recording: Recording) -> list[str]:
+def _trace_lines(recording: ServerRecording) -> list[str]:
     return [
         json.dumps(
             {
@@ -135,7 +136,7 @@ def _trace_lines(recording: Recording) -> list[str]:
     ]
 
 
-def _rows(recording: Recording, events: RunEvents) -> list[Comparison]:
+def _rows(recording: ServerRecording, events: RunEvents) -> list[Comparison]:
     requests = recording.requests
     tokens = np.array([r.output_tokens for r in requests], dtype=np.float64)
     first = np.array([r.first for r in requests])
@@ -185,7 +186,7 @@ def _ttft(events: RunEvents) -> FloatArray:
 
 
 def _gaps(
-    recording: Recording, events: RunEvents, total_ms: float, tokens: float
+    recording: ServerRecording, events: RunEvents, total_ms: float, tokens: float
 ) -> list[Comparison]:
     """TBT: every gap where each was recorded, else only their mean, which needs the ends alone."""
     ours = events.gaps / 1e6
@@ -215,7 +216,7 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _scheduled(recording: Recording, events: RunEvents) -> FloatArray:
+def _scheduled(recording: ServerRecording, events: RunEvents) -> FloatArray:
     """When requests were scheduled (ns), in the recorded engine's sense.
 
     With asynchronous scheduling vLLM plans a step while the one before still runs, so a request is
@@ -231,7 +232,7 @@ def _scheduled(recording: Recording, events: RunEvents) -> FloatArray:
     return np.where(back_to_back, starts[before], admitted)
 
 
-def queue_growth(recording: Recording, curve: list[float]) -> float:
+def queue_growth(recording: ServerRecording, curve: list[float]) -> float:
     """By how much a queue grew from second to second after the last arrival: preemptions, at least
     those that were not admitted again within the second.
     """
@@ -241,7 +242,7 @@ def queue_growth(recording: Recording, curve: list[float]) -> float:
     return float(growth[growth > 0].sum())
 
 
-def _curves(recording: Recording, result: RunResult) -> list[Curves]:
+def _curves(recording: ServerRecording, result: RunResult) -> list[Curves]:
     if recording.series is None:
         return []
     submitted = result.events.tables["submitted"]
@@ -265,7 +266,7 @@ def _curves(recording: Recording, result: RunResult) -> list[Curves]:
     return made
 
 
-def _notes(recording: Recording) -> list[str]:
+def _notes(recording: ServerRecording) -> list[str]:
     known, notes = recording.resolved, []
     if known.asynchronous:
         notes.append(

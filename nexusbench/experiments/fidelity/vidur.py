@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
-from nexusbench.experiments.fidelity.samples import Sample, Samples
+from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number_in
+from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.operators import Gemm
 
 _OPERATORS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
@@ -21,7 +21,7 @@ HEAD_DIM = 128  # of the Llama models that the tables were taken with
 FITTED_GPU = "A100"  # its constants were fitted on every second token count of its table
 
 
-def read(path: Path, gpu: GpuSpec) -> Samples:
+def read(path: Path, gpu: GpuSpec) -> KernelSamples:
     """The four matrix products of a layer. Raises InputError naming file, line and field."""
     rows = list(csv_rows(path, COLUMNS, _HINT))
     if not rows:
@@ -52,14 +52,16 @@ def read(path: Path, gpu: GpuSpec) -> Samples:
             made = gemm.time(tokens, inputs, outputs, 2.0, 2.0, gpu.num_sms, bandwidth)
             measured = 1e3 * _float(path, line, row, f"{name}_ms")
             samples.append(
-                Sample(
+                KernelSample(
                     f"gemm tp{degree}", measured, made.time / 1e3, tokens in fitted, (name,), tokens
                 )
             )
-    return Samples(samples, notes=["element-wise operators were taken unfused and are not scored"])
+    return KernelSamples(
+        samples, notes=["element-wise operators were taken unfused and are not scored"]
+    )
 
 
-def _int(path: Path, line: int, row: dict[str, str], field: str) -> int:
+def _int(path: Path, line: int, row: Cells, field: str) -> int:
     value = number_in(row, field, path, line, _HINT)
     if value == round(value) and 1 <= value <= MOST:
         return round(value)
@@ -67,7 +69,7 @@ def _int(path: Path, line: int, row: dict[str, str], field: str) -> int:
     raise InputError(problem, file=path, line=line, field=field, hint=_HINT)
 
 
-def _float(path: Path, line: int, row: dict[str, str], field: str) -> float:
+def _float(path: Path, line: int, row: Cells, field: str) -> float:
     value = number_in(row, field, path, line, _HINT)
     if value > 0:
         return value

@@ -21,14 +21,14 @@ AT_ONCE = 1e12
 _EVERY_REQUEST = 100.0
 
 
-class Task(msgspec.Struct, frozen=True):
+class MapTask(msgspec.Struct, frozen=True):
     """A run, and the SLOs (name -> text) that it is judged by."""
 
     config: RunConfig
     slos: dict[str, str]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class MapRow(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a run. ``attained``: percent of the requests that keep every bound, by SLO (a
     preset's bounds on percentiles count as bounds on each request); times in ms, infinite where
     requests did not finish. ``longest_s`` is the longest a request was there: of requests that all
@@ -53,7 +53,7 @@ def suffix(slos: dict[str, str]) -> str:
     return f".paying-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def measure(task: Task) -> Row:
+def measure(task: MapTask) -> MapRow:
     """Run a task to its end. Its own faults are in ``error``."""
     began = now_ns()
     try:
@@ -66,7 +66,7 @@ def measure(task: Task) -> Row:
         # A plug-in may raise anything: that is its row's result.
         return failed(f"unexpected {type(error).__name__}: {error}")
     ttft = np.sort(np.array(probe.ttft))
-    return Row(
+    return MapRow(
         attained={name: attained(probe, _each(text)) for name, text in task.slos.items()},
         ttft_mean=statistic(ttft, "mean"),
         ttft_p95=statistic(ttft, "p95"),
@@ -78,9 +78,9 @@ def measure(task: Task) -> Row:
     )
 
 
-def failed(error: str) -> Row:
+def failed(error: str) -> MapRow:
     """The row of a run that did not come to its end."""
-    return Row(
+    return MapRow(
         attained={}, ttft_mean=np.inf, ttft_p95=np.inf, tbt_p99=np.inf, longest_s=np.inf, digest="",
         wall_s=0.0, error=error,
     )  # fmt: skip

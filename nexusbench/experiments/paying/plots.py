@@ -10,7 +10,7 @@ from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.paying.spec import Kind, Traffic
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
-from nexusbench.experiments.paying.verdicts import Cell, Side, best, side, verdict
+from nexusbench.experiments.paying.verdicts import DrawsOfSystem, MapCell, best, side, verdict
 
 _KINDS: tuple[tuple[Kind, str, str], ...] = (
     ("whole", "best one-batch-at-a-time", "--"),
@@ -64,7 +64,7 @@ def _loads(survey: Survey) -> Any:
     return figure
 
 
-def _panel(axis: Any, survey: Survey, cells: list[Cell]) -> None:
+def _panel(axis: Any, survey: Survey, cells: list[MapCell]) -> None:
     about = survey.spec.about
     named = {system.name: system for system in survey.spec.systems}
     for name, mark in ((about.reference, "o"), (about.ordered, "s"), (about.policy, "D")):
@@ -75,7 +75,7 @@ def _panel(axis: Any, survey: Survey, cells: list[Cell]) -> None:
 
 
 def _line(
-    axis: Any, found: list[tuple[Cell, Side | None]], label: str, dash: str, mark: str
+    axis: Any, found: list[tuple[MapCell, DrawsOfSystem | None]], label: str, dash: str, mark: str
 ) -> None:
     points = [(cell.load, one.attained(cell.slo)) for cell, one in found if one is not None]
     if points:
@@ -109,7 +109,7 @@ def _heat(
     outputs = sorted({traffic.output for traffic in made_up})
     values = [[math.nan] * len(prompts) for _ in outputs]
     for traffic in made_up:
-        cell = Cell(
+        cell = MapCell(
             gpu=gpu, traffic=traffic.name, load=traffic.loads[0], slo=slo, seeds=traffic.seeds
         )
         found = verdict(survey, cell, question)

@@ -22,13 +22,13 @@ from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
-from nexusbench.devices.base import devices
 from nexusbench.experiments.neutral import NEUTRAL
-from nexusbench.experiments.sweep_spec import MOST_CELLS
+from nexusbench.experiments.sweep_spec import MOST_CELLS, ConfigFields
 from nexusbench.metrics.slo import parse_slo, preset
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.source import read_source
 
 Kind = Literal["whole", "streams", "split"]
@@ -43,7 +43,7 @@ _TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "quick")
 _QUICK = ("map", "grid", "sensitivity")
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MapTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[map]`` table. ``loads`` are percent of what ``reference`` can finish."""
 
     title: str
@@ -58,12 +58,12 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     requests: tuple[Tokens, Tokens] = (300, 1500)
 
 
-class System(msgspec.Struct, frozen=True, kw_only=True):
+class MapSystem(msgspec.Struct, frozen=True, kw_only=True):
     """A way to serve; ``told_slo`` if its policy plans for one."""
 
     name: str
     kind: Kind
-    fields: dict[str, Any]
+    fields: ConfigFields
     told_slo: bool = False
 
 
@@ -94,8 +94,8 @@ class MapSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     sha256: str
-    about: About
-    systems: tuple[System, ...]
+    about: MapTable
+    systems: tuple[MapSystem, ...]
     traffic: tuple[Traffic, ...]
     sensitivity: Sensitivity
     cut: tuple[str, ...] = ()
@@ -121,10 +121,10 @@ def load_map(path: Path, *, quick: bool = False) -> MapSpec:
     """Read a spec. Raises InputError that names the file and the field."""
     source = read_source(path)
     document = parse_toml(source.text.decode(), path)
-    return _Reader(path).spec(document, source.sha256, quick=quick)
+    return _MapReader(path).spec(document, source.sha256, quick=quick)
 
 
-class _Reader:
+class _MapReader:
     """Decodes tables and says where a fault stands."""
 
     def __init__(self, path: Path) -> None:
@@ -157,12 +157,12 @@ class _Reader:
             problem, _, path = str(error).partition(" - at `$")
             raise self._fault(problem, f"{field}{path.rstrip('`')}") from None
 
-    def spec(self, document: dict[str, Any], sha256: str, *, quick: bool) -> MapSpec:
+    def spec(self, document: dict[str, object], sha256: str, *, quick: bool) -> MapSpec:
         for key in document:
             if key not in _TABLES:
                 raise self._fault("unknown table", key, did_you_mean(key, list(_TABLES)))
         cut = self._shorten(document) if quick else ()
-        about = self._convert(document.get("map", {}), About, "map")
+        about = self._convert(document.get("map", {}), MapTable, "map")
         systems = self._systems(document.get("systems", {}))
         names = [system.name for system in systems]
         for role in ("reference", "ordered", "policy"):
@@ -200,7 +200,7 @@ class _Reader:
             traffic=tuple(traffic), sensitivity=sensitivity, cut=cut,
         )  # fmt: skip
 
-    def _shorten(self, document: dict[str, Any]) -> tuple[str, ...]:
+    def _shorten(self, document: dict[str, object]) -> tuple[str, ...]:
         """Put the values of ``[quick.TABLE]`` into their tables."""
         cut = []
         quick = document.get("quick", {})
@@ -219,12 +219,12 @@ class _Reader:
                 cut.append(f"{name}.{key} = {text}")
         return tuple(cut)
 
-    def _systems(self, tables: Any) -> tuple[System, ...]:
+    def _systems(self, tables: Any) -> tuple[MapSystem, ...]:
         if not isinstance(tables, dict) or not tables:
             raise self._fault("must be tables", "systems", "Write [systems.NAME] for each")
         return tuple(self._system(name, table) for name, table in tables.items())
 
-    def _system(self, name: str, table: Any) -> System:
+    def _system(self, name: str, table: Any) -> MapSystem:
         where = f"systems.{name}"
         if not isinstance(table, dict):
             raise self._fault("must be a table", where, f"Write [{where}]")
@@ -236,9 +236,9 @@ class _Reader:
             raise self._fault(problem, f"{where}.{unknown[0]}", did_you_mean(unknown[0], known))
         config = self._convert({"trace": "x", **fields}, RunConfig, where)
         told = self._checked(where, lambda: _told_slo(check_config(config)))
-        return System(name=name, kind=kind, fields=fields, told_slo=told)
+        return MapSystem(name=name, kind=kind, fields=fields, told_slo=told)
 
-    def _traffic(self, table: _TrafficTable, about: About) -> Traffic:
+    def _traffic(self, table: _TrafficTable, about: MapTable) -> Traffic:
         path = self._path.parent / table.trace
         if not path.is_file():
             raise self._fault(f"no such file: {path}", "traffic.trace")
@@ -279,10 +279,9 @@ class _Reader:
 
 
 def _check_gpu(name: str) -> None:
-    kind, _, argument = name.partition(":")
-    if kind != "sim":
+    if name.partition(":")[0] != "sim":
         raise UsageError(f"'{name}' is not simulated; a map has sim:GPU only")
-    devices.load(kind).describe(argument)
+    find_device(name).describe()
 
 
 def _told_slo(config: RunConfig) -> bool:

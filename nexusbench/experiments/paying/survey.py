@@ -10,21 +10,21 @@ import msgspec
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.devices.base import devices
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
 from nexusbench.experiments.paying.measuring import (
     AT_ONCE,
-    Row,
-    Task,
+    MapRow,
+    MapTask,
     failed,
     measure,
     suffix,
 )
-from nexusbench.experiments.paying.spec import MapSpec, System, Traffic
+from nexusbench.experiments.paying.spec import MapSpec, MapSystem, Traffic
 from nexusbench.experiments.pool import Lost, run_all
 from nexusbench.experiments.store import Store
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.arrivals import Poisson
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.lengths import Lognormal
@@ -42,7 +42,7 @@ _STREAMS = 2
 Told = Callable[[str], object]
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
+class MapPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One cell. ``slo`` is the one that the policy was told, '' for those that are told none;
     ``constant`` is the one made neutral, '' for the GPU as it is.
     """
@@ -62,7 +62,7 @@ class Survey(msgspec.Struct, kw_only=True):
     spec: MapSpec
     capacity: dict[tuple[str, str], float]
     requests: dict[tuple[str, str], int]
-    rows: dict[Point, Row]
+    rows: dict[MapPoint, MapRow]
 
 
 class Surveyor:
@@ -78,7 +78,7 @@ class Surveyor:
         self._stores: dict[str, Store] = {}
         self._traces: dict[tuple[str, int], str] = {}
         self.survey = Survey(spec=spec, capacity={}, requests={}, rows={})
-        self._todo: dict[Point, Task] = {}
+        self._todo: dict[MapPoint, MapTask] = {}
         self._wall_s: dict[tuple[str, str], float] = {}
 
     def prepare(self) -> int:
@@ -137,7 +137,9 @@ class Surveyor:
             )
         return min(fewest, half), min(most, half)
 
-    def _saturated(self, pairs: Sequence[tuple[str, Traffic]], counts: Sequence[int]) -> list[Row]:
+    def _saturated(
+        self, pairs: Sequence[tuple[str, Traffic]], counts: Sequence[int]
+    ) -> list[MapRow]:
         """The reference with so many requests at once."""
         reference = self._systems[self.spec.about.reference]
         configs = [
@@ -145,7 +147,7 @@ class Surveyor:
             for (gpu, traffic), count in zip(pairs, counts, strict=True)
         ]
         at_once = [msgspec.structs.replace(config, speed=AT_ONCE) for config in configs]
-        rows = self._rows([Task(config, {}) for config in at_once])
+        rows = self._rows([MapTask(config, {}) for config in at_once])
         for (gpu, traffic), row in zip(pairs, rows, strict=True):
             if not math.isfinite(row.longest_s):
                 reason = row.error or "requests do not finish"
@@ -183,7 +185,7 @@ class Surveyor:
                 total += alone * (1 if self._systems[point.system].kind == "whole" else _STREAMS)
         return total
 
-    def _points(self) -> Iterator[Point]:
+    def _points(self) -> Iterator[MapPoint]:
         """Every cell: the map, then the constants."""
         for gpu in self.spec.about.gpus:
             for traffic in self.spec.traffic:
@@ -198,18 +200,18 @@ class Surveyor:
 
     def _cells(
         self, gpu: str, traffic: Traffic, load: float, seeds: int, constant: str
-    ) -> Iterator[Point]:
+    ) -> Iterator[MapPoint]:
         for system in self.spec.systems:
             if constant and system.kind == "whole":
                 continue  # nothing runs beside it, and it has all SMs: these constants touch it not
             for slo in traffic.slos if system.told_slo else ("",):
                 for seed in range(seeds):
-                    yield Point(
+                    yield MapPoint(
                         gpu=gpu, traffic=traffic.name, load=load, system=system.name, slo=slo,
                         seed=seed, constant=constant,
                     )  # fmt: skip
 
-    def _task(self, point: Point) -> Task:
+    def _task(self, point: MapPoint) -> MapTask:
         traffic, key = self._traffic[point.traffic], (point.gpu, point.traffic)
         system = self._systems[point.system]
         config = self._config(point.gpu, traffic, system, self.survey.requests[key])
@@ -222,15 +224,18 @@ class Surveyor:
         if point.constant:
             device = self._gpu(point.gpu, point.constant)
             config = msgspec.structs.replace(config, device=device)
-        return Task(config, dict(told))
+        return MapTask(config, dict(told))
 
-    def _config(self, gpu: str, traffic: Traffic, system: System, requests: int) -> RunConfig:
-        fields = {"device": gpu, "model": self.spec.about.model, **system.fields}
-        return RunConfig(trace=self._trace(traffic, requests), limit=requests, **fields)
+    def _config(self, gpu: str, traffic: Traffic, system: MapSystem, requests: int) -> RunConfig:
+        config = RunConfig(
+            trace=self._trace(traffic, requests), limit=requests, device=gpu,
+            model=self.spec.about.model,
+        )  # fmt: skip
+        return msgspec.structs.replace(config, **system.fields)
 
-    def _rows(self, tasks: Sequence[Task]) -> list[Row]:
+    def _rows(self, tasks: Sequence[MapTask]) -> list[MapRow]:
         """The row of each task, kept or run."""
-        rows: dict[int, Row] = {}
+        rows: dict[int, MapRow] = {}
         for index, task in enumerate(tasks):
             kept = self._kept(task)
             if kept is not None:
@@ -240,7 +245,7 @@ class Surveyor:
             rows[left[index]] = row
         return [rows[index] for index in range(len(tasks))]
 
-    def _run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Row]]:
+    def _run(self, tasks: Sequence[MapTask]) -> Iterator[tuple[int, MapRow]]:
         for index, found in run_all(measure, tasks, self._jobs):
             row = failed(found.reason) if isinstance(found, Lost) else found
             task = tasks[index]
@@ -250,15 +255,15 @@ class Surveyor:
             self._step(f"{task.config.device} {task.config.scheduler} {row.error}".strip())
             yield index, row
 
-    def _kept(self, task: Task) -> Row | None:
+    def _kept(self, task: MapTask) -> MapRow | None:
         content = self._store(task).get(run_key(task.config))
         try:
-            row = None if content is None else msgspec.msgpack.decode(content, type=Row)
+            row = None if content is None else msgspec.msgpack.decode(content, type=MapRow)
         except msgspec.DecodeError:
             return None
         return None if row is None or row.load is None else row
 
-    def _store(self, task: Task) -> Store:
+    def _store(self, task: MapTask) -> Store:
         ending = suffix(task.slos)
         if ending not in self._stores:
             self._stores[ending] = Store(self._cache, ending, fresh=self._fresh)
@@ -279,14 +284,14 @@ class Surveyor:
         return self._traces[key]
 
     def _gpu(self, gpu: str, constant: str) -> str:
-        kind, _, argument = gpu.partition(":")
-        changed = neutral_gpu(devices.load(kind).describe(argument), constant)
-        name = f"{Path(argument).stem}-without-{constant.replace(' ', '-')}.toml"
+        named = find_device(gpu)
+        changed = neutral_gpu(named.describe(), constant)
+        name = f"{Path(named.argument).stem}-without-{constant.replace(' ', '-')}.toml"
         path = self._cache / "made" / name
         text = gpu_file(changed)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-        return f"{kind}:{path}"
+        return f"{named.kind}:{path}"
 
 
 def bounds(slo: str) -> dict[str, float]:

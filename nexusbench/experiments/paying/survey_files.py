@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import pyarrow as pa
@@ -15,21 +15,20 @@ from nexusbench.core.documents import convert, decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import atomic_file, make_folder
 from nexusbench.experiments.keys import code_version
-from nexusbench.experiments.paying.measuring import Row
+from nexusbench.experiments.paying.measuring import MapRow
 from nexusbench.experiments.paying.spec import MapSpec
-from nexusbench.experiments.paying.survey import Point, Survey
-from nexusbench.results.manifest import new_manifest
+from nexusbench.experiments.paying.survey import MapPoint, Survey
+from nexusbench.results.manifest import made_with
 from nexusbench.workloads.source import write_atomic
 
 TABLE, MANIFEST = "cells.parquet", "manifest.json"
 _MAKE = "Make it again with nexusbench pays"
-_POINT = Point.__struct_fields__
+_POINT = MapPoint.__struct_fields__
 # In JSON. A row's load is none of a point, which is a share of the capacity; it is not there in
 # tables of before it was looked at.
 _ATTAINED, _LOAD, _NO_LOAD = "attained", "rates", "null"
 # ``wall_s`` is real time, and no result.
-_ROW = tuple(n for n in Row.__struct_fields__ if n not in (_ATTAINED, "load", "wall_s"))
-_KEPT = ("nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty")
+_ROW = tuple(n for n in MapRow.__struct_fields__ if n not in (_ATTAINED, "load", "wall_s"))
 
 
 def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) -> None:
@@ -37,7 +36,7 @@ def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) 
     make_folder(folder)
     order = sorted(survey.rows, key=msgspec.structs.astuple)
     rows = [survey.rows[point] for point in order]
-    columns: dict[str, Any] = {name: [getattr(p, name) for p in order] for name in _POINT}
+    columns: dict[str, list[object]] = {name: [getattr(p, name) for p in order] for name in _POINT}
     columns[_ATTAINED] = [msgspec.json.encode(row.attained).decode() for row in rows]
     columns[_LOAD] = [msgspec.json.encode(row.load).decode() for row in rows]
     columns |= {name: [getattr(row, name) for row in rows] for name in _ROW}
@@ -47,38 +46,52 @@ def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) 
     write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
 
-def _manifest(survey: Survey, rows: list[Row], spec_path: Path, *, quick: bool) -> dict[str, Any]:
-    spec = survey.spec
-    digest = hashlib.sha256("\n".join(row.digest for row in rows).encode()).hexdigest()
-    made = new_manifest(spec.name, "", simulated=True, config={}, resolved={}, partitions=())
-    return {
-        "simulated": True, "spec": spec_path.name, "spec_sha256": spec.sha256, "quick": quick,
-        "cut": spec.cut, "code_sha256": code_version(), "runs": len(rows), "digest": digest,
-        "capacity": [[*key, value] for key, value in survey.capacity.items()],
-        "requests": [[*key, value] for key, value in survey.requests.items()],
-        **{name: getattr(made, name) for name in _KEPT},
-    }  # fmt: skip
-
-
-class _Manifest(msgspec.Struct, kw_only=True):
-    """What readers need of a manifest."""
+class SurveyManifest(msgspec.Struct, kw_only=True):
+    """What made a survey. ``capacity`` (requests per second) and ``requests`` (of a run) are by GPU
+    and traffic.
+    """
 
     simulated: Literal[True]
+    spec: str = ""
     spec_sha256: str
     quick: bool
+    cut: tuple[str, ...] = ()
+    code_sha256: str = ""
+    runs: int = 0
+    digest: str = ""  # of the digests of all event logs
     capacity: list[tuple[str, str, float]]
     requests: list[tuple[str, str, int]]
+    nexusbench: str = ""
+    python: str = ""
+    numpy: str = ""
+    pyarrow: str = ""
+    platform: str = ""
+    git_commit: str | None = None
+    git_dirty: bool | None = None
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def _manifest(
+    survey: Survey, rows: list[MapRow], spec_path: Path, *, quick: bool
+) -> SurveyManifest:
+    spec = survey.spec
+    digest = hashlib.sha256("\n".join(row.digest for row in rows).encode()).hexdigest()
+    manifest = SurveyManifest(
+        simulated=True, spec=spec_path.name, spec_sha256=spec.sha256, quick=quick, cut=spec.cut,
+        code_sha256=code_version(), runs=len(rows), digest=digest,
+        capacity=[(*key, value) for key, value in survey.capacity.items()],
+        requests=[(*key, value) for key, value in survey.requests.items()],
+    )  # fmt: skip
+    return msgspec.structs.replace(manifest, **made_with())
+
+
+def read_manifest(folder: Path) -> SurveyManifest:
     """What made a survey. Raises InputError if there is none, or it lacks something."""
     path = folder / MANIFEST
     data = read_document(path, hint=_MAKE)
-    decode_json(data, _Manifest, path, what="a survey's manifest", hint=_MAKE)
-    return decode_json(data, dict[str, Any], path, what="a survey's manifest", hint=_MAKE)
+    return decode_json(data, SurveyManifest, path, what="a survey's manifest", hint=_MAKE)
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
+def _records(file: Path) -> list[dict[str, object]]:
     """The rows of the table. Raises InputError that names the file, and row and column."""
     try:
         table = pq.read_table(file)
@@ -88,33 +101,33 @@ def _records(file: Path) -> list[dict[str, Any]]:
     wanted = (*_POINT, _ATTAINED, *_ROW)
     if missing := [name for name in wanted if name not in table.column_names]:
         raise InputError("has no such column", file=file, field=missing[0], hint=_MAKE)
-    records: list[dict[str, Any]] = table.to_pylist()
+    records: list[dict[str, object]] = table.to_pylist()
     return records
 
 
 def read_survey(folder: Path, spec: MapSpec) -> Survey:
     """The survey of a folder. Raises InputError if it is none of ``spec``."""
     manifest = read_manifest(folder)
-    if manifest["spec_sha256"] != spec.sha256:
+    if manifest.spec_sha256 != spec.sha256:
         raise InputError(
             "was made of another version of the spec", file=folder / MANIFEST, hint=_MAKE
         )
-    rows: dict[Point, Row] = {}
+    rows: dict[MapPoint, MapRow] = {}
     file = folder / TABLE
     for number, record in enumerate(_records(file), start=1):
         at = f"row {number}"
-        point = convert({name: record[name] for name in _POINT}, Point, file, at=at, hint=_MAKE)
+        point = convert({name: record[name] for name in _POINT}, MapPoint, file, at=at, hint=_MAKE)
         attained = decode_json(str(record[_ATTAINED]), dict[str, float], file, line=number)
         text = record.get(_LOAD) or _NO_LOAD
         load = None if text == _NO_LOAD else decode_json(str(text), Load, file, line=number)
         fields = {name: record[name] for name in _ROW}
         row = convert(
-            {**fields, _ATTAINED: attained, "wall_s": 0.0}, Row, file, at=at, hint=_MAKE
+            {**fields, _ATTAINED: attained, "wall_s": 0.0}, MapRow, file, at=at, hint=_MAKE
         )  # fmt: skip
         rows[point] = msgspec.structs.replace(row, load=load)
     return Survey(
         spec=spec,
-        capacity={(gpu, traffic): value for gpu, traffic, value in manifest["capacity"]},
-        requests={(gpu, traffic): value for gpu, traffic, value in manifest["requests"]},
+        capacity={(gpu, traffic): value for gpu, traffic, value in manifest.capacity},
+        requests={(gpu, traffic): value for gpu, traffic, value in manifest.requests},
         rows=rows,
     )

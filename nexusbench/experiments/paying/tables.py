@@ -6,21 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nexusbench.devices.base import devices
-from nexusbench.experiments.paying.spec import Kind, System, Traffic
+from nexusbench.experiments.paying.spec import Kind, MapSystem, Traffic
 from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.verdicts import (
     MARGINS,
     QUESTIONS,
-    Cell,
+    DrawsOfSystem,
+    MapCell,
+    MapVerdict,
     Metric,
-    Side,
-    Verdict,
     best,
     side,
     sides,
     verdict,
 )
+from nexusbench.serving.resolve import find_device
 
 _MARKS = {"pays": "**pays**", "costs": "**costs**", "no difference": "=", "open": "?"}
 _NOTHING = "-"
@@ -53,15 +53,17 @@ def _real(survey: Survey) -> list[Traffic]:
     return [traffic for traffic in survey.spec.traffic if traffic.trace]
 
 
-def cells_of(survey: Survey, traffic: Traffic) -> Iterator[Cell]:
+def cells_of(survey: Survey, traffic: Traffic) -> Iterator[MapCell]:
     """The cells of one traffic on all GPUs."""
     for gpu in survey.spec.about.gpus:
         for slo in traffic.slos:
             for load in traffic.loads:
-                yield Cell(gpu=gpu, traffic=traffic.name, load=load, slo=slo, seeds=traffic.seeds)
+                yield MapCell(
+                    gpu=gpu, traffic=traffic.name, load=load, slo=slo, seeds=traffic.seeds
+                )
 
 
-def attained_text(found: Verdict | None) -> str:
+def attained_text(found: MapVerdict | None) -> str:
     """``pays +12 (71 to 83)``: points, and percent of requests on both sides."""
     if found is None:
         return _NOTHING
@@ -85,7 +87,7 @@ def counts(survey: Survey) -> str:
     return _table(("traffic", "GPU", *(question_title(survey, q) for q in QUESTIONS)), rows)
 
 
-def _spread(found: Sequence[Verdict]) -> str:
+def _spread(found: Sequence[MapVerdict]) -> str:
     if not found:
         return _NOTHING
     means = [verdict.mean for verdict in found]
@@ -127,7 +129,7 @@ def reach(survey: Survey) -> str:
     return _table((*header, "best one-batch", "two streams", "best split"), rows)
 
 
-def _reached(cells: Sequence[Cell], found: Sequence[Side | None]) -> str:
+def _reached(cells: Sequence[MapCell], found: Sequence[DrawsOfSystem | None]) -> str:
     before: tuple[float, float] | None = None
     for cell, one in zip(cells, found, strict=True):
         if one is None:
@@ -161,7 +163,7 @@ def latencies(survey: Survey, question: str) -> str:
     return _table(("GPU", "traffic", *(f"{load:g} %" for load in loads)), rows)
 
 
-def _percent(found: Verdict | None) -> str:
+def _percent(found: MapVerdict | None) -> str:
     if found is None:
         return _NOTHING
     text = _signed(found.mean)
@@ -209,7 +211,7 @@ def everybody(survey: Survey) -> str:
     return _table(("system", "kind", *header), rows)
 
 
-def _share(survey: Survey, system: System, traffic: Traffic, gpu: str) -> float | None:
+def _share(survey: Survey, system: MapSystem, traffic: Traffic, gpu: str) -> float | None:
     cells = [cell for cell in cells_of(survey, traffic) if cell.gpu == gpu]
     found = [side(survey, cell, system) for cell in cells]
     kept = [
@@ -234,7 +236,7 @@ def grid(survey: Survey, question: str) -> str:
                     texts = []
                     for prompt in prompts:
                         t = here[prompt]
-                        cell = Cell(
+                        cell = MapCell(
                             gpu=gpu, traffic=t.name, load=load, slo=slo, seeds=t.seeds
                         )  # fmt: skip
                         texts.append(attained_text(verdict(survey, cell, question)))
@@ -243,14 +245,16 @@ def grid(survey: Survey, question: str) -> str:
     return _table(header, rows)
 
 
-def hanging(survey: Survey, cell: Cell, question: str) -> tuple[Verdict | None, dict[str, Verdict]]:
+def hanging(
+    survey: Survey, cell: MapCell, question: str
+) -> tuple[MapVerdict | None, dict[str, MapVerdict]]:
     """The verdict over the draws that constants were tried with, and by constant the verdict
     without it.
     """
     seeds = survey.spec.sensitivity.seeds
 
-    def found(constant: str) -> Verdict | None:
-        place = Cell(
+    def found(constant: str) -> MapVerdict | None:
+        place = MapCell(
             gpu=cell.gpu, traffic=cell.traffic, load=cell.load, slo=cell.slo, seeds=seeds,
             constant=constant,
         )  # fmt: skip
@@ -260,7 +264,7 @@ def hanging(survey: Survey, cell: Cell, question: str) -> tuple[Verdict | None, 
     return found(""), {name: v for name, v in without.items() if v is not None}
 
 
-def hangs_on(base: Verdict, without: dict[str, Verdict]) -> list[str]:
+def hangs_on(base: MapVerdict, without: dict[str, MapVerdict]) -> list[str]:
     """Constants without which the verdict is another one, with what it is then.
 
     The difference must have moved by more than the margin too, and a sure one towards 0 or beyond:
@@ -304,8 +308,7 @@ def hardware(survey: Survey) -> str:
     """The GPUs and what the reference finishes on them, requests per second."""
     rows = []
     for gpu in survey.spec.about.gpus:
-        kind, _, argument = gpu.partition(":")
-        spec = devices.load(kind).describe(argument)
+        spec = find_device(gpu).describe()
         rates = [f"{survey.capacity[gpu, traffic.name]:.3g}" for traffic in _real(survey)]
         rows.append((
             gpu, f"{spec.peak_tflops:.0f}", f"{spec.hbm_gbps:,.0f}",

@@ -9,9 +9,9 @@ from typing import Literal
 import msgspec
 
 from nexusbench.comparison.load import Load, worst_load
-from nexusbench.experiments.paying.measuring import Row
-from nexusbench.experiments.paying.spec import Kind, MapSpec, System
-from nexusbench.experiments.paying.survey import Point, Survey
+from nexusbench.experiments.paying.measuring import MapRow
+from nexusbench.experiments.paying.spec import Kind, MapSpec, MapSystem
+from nexusbench.experiments.paying.survey import MapPoint, Survey
 from nexusbench.metrics.summary import interval
 
 Outcome = Literal["pays", "costs", "no difference", "open"]
@@ -20,7 +20,7 @@ Metric = Literal["attained", "ttft_mean", "ttft_p95", "tbt_p99"]
 MARGINS = {"attained": 2.0, "ttft_mean": 5.0, "ttft_p95": 5.0, "tbt_p99": 5.0}
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class MapCell(msgspec.Struct, frozen=True, kw_only=True):
     """A place of the map: ``constant`` is the one made neutral; of ``seeds`` draws."""
 
     gpu: str
@@ -31,11 +31,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     constant: str = ""
 
 
-class Side(msgspec.Struct, frozen=True):
+class DrawsOfSystem(msgspec.Struct, frozen=True):
     """The rows of one system over the draws."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[MapRow, ...]
 
     def attained(self, slo: str) -> float:
         """Percent of the requests that keep ``slo``, mean over the draws."""
@@ -49,7 +49,7 @@ class Side(msgspec.Struct, frozen=True):
         return worst_load(row.load for row in self.rows)
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class MapVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """``mean`` of the paired differences, with its 95 % interval: points of attainment, or percent
     of the other side's latency. ``mine`` and ``other`` are means over draws.
 
@@ -65,13 +65,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     other: float
 
 
-def side(survey: Survey, cell: Cell, system: System) -> Side | None:
+def side(survey: Survey, cell: MapCell, system: MapSystem) -> DrawsOfSystem | None:
     """The rows of one system; None if one of them failed or is missing."""
     # What no constant touches was not run again.
     constant = "" if system.kind == "whole" else cell.constant
     rows = []
     for seed in range(cell.seeds):
-        point = Point(
+        point = MapPoint(
             gpu=cell.gpu, traffic=cell.traffic, load=cell.load, system=system.name,
             slo=cell.slo if system.told_slo else "", seed=seed, constant=constant,
         )  # fmt: skip
@@ -79,10 +79,10 @@ def side(survey: Survey, cell: Cell, system: System) -> Side | None:
         if row is None or row.error:
             return None
         rows.append(row)
-    return Side(system.name, tuple(rows))
+    return DrawsOfSystem(system.name, tuple(rows))
 
 
-def best(survey: Survey, cell: Cell, kind: Kind) -> Side | None:
+def best(survey: Survey, cell: MapCell, kind: Kind) -> DrawsOfSystem | None:
     """The member of a kind with the highest attainment over the draws of the cell; among equals the
     one with the smaller TTFT.
 
@@ -92,13 +92,13 @@ def best(survey: Survey, cell: Cell, kind: Kind) -> Side | None:
     members = [side(survey, cell, system) for system in survey.spec.systems if system.kind == kind]
     found = [member for member in members if member is not None]
 
-    def standing(member: Side) -> tuple[float, float]:
+    def standing(member: DrawsOfSystem) -> tuple[float, float]:
         return member.attained(cell.slo), -math.fsum(row.ttft_mean for row in member.rows)
 
     return max(found, key=standing, default=None)
 
 
-def judge(mine: Side, other: Side, metric: Metric, slo: str = "") -> Verdict:
+def judge(mine: DrawsOfSystem, other: DrawsOfSystem, metric: Metric, slo: str = "") -> MapVerdict:
     """``mine`` against ``other``, draw by draw."""
     a = [_value(row, metric, slo) for row in mine.rows]
     b = [_value(row, metric, slo) for row in other.rows]
@@ -108,13 +108,13 @@ def judge(mine: Side, other: Side, metric: Metric, slo: str = "") -> Verdict:
         differences = [100.0 * (x / y - 1.0) if y else math.inf for x, y in zip(a, b, strict=True)]
     means = (math.fsum(a) / len(a), math.fsum(b) / len(b))
     if not all(map(math.isfinite, differences)):
-        return Verdict(
+        return MapVerdict(
             outcome="open", mean=math.nan, low=-math.inf, high=math.inf, mine=means[0],
             other=means[1],
         )  # fmt: skip
     found = interval(differences)
-    low = -math.inf if found["low"] is None else found["low"]
-    high = math.inf if found["high"] is None else found["high"]
+    low = -math.inf if found.low is None else found.low
+    high = math.inf if found.high is None else found.high
     margin = MARGINS[metric]
     better = 1 if metric == "attained" else -1
     outcome: Outcome = "open"
@@ -122,12 +122,12 @@ def judge(mine: Side, other: Side, metric: Metric, slo: str = "") -> Verdict:
         outcome = "no difference"
     elif low > 0 or high < 0:
         outcome = "pays" if (low > 0) == (better > 0) else "costs"
-    return Verdict(
-        outcome=outcome, mean=found["mean"], low=low, high=high, mine=means[0], other=means[1]
+    return MapVerdict(
+        outcome=outcome, mean=found.mean, low=low, high=high, mine=means[0], other=means[1]
     )
 
 
-def _value(row: Row, metric: Metric, slo: str) -> float:
+def _value(row: MapRow, metric: Metric, slo: str) -> float:
     return row.attained[slo] if metric == "attained" else float(getattr(row, metric))
 
 
@@ -136,7 +136,9 @@ QUESTIONS = ("policy", "ordered", "split", "confined")
 _AGAINST: Mapping[str, Kind] = {"split": "whole", "confined": "streams"}
 
 
-def sides(survey: Survey, cell: Cell, question: str) -> tuple[Side, Side] | None:
+def sides(
+    survey: Survey, cell: MapCell, question: str
+) -> tuple[DrawsOfSystem, DrawsOfSystem] | None:
     """The two sides of a question.
 
     ``policy``: the published one against the reference; ``ordered``: against the reference with its
@@ -144,8 +146,8 @@ def sides(survey: Survey, cell: Cell, question: str) -> tuple[Side, Side] | None
     runs one batch at a time; ``confined``: the best split against two streams on all SMs.
     """
     about = survey.spec.about
-    mine: Side | None
-    other: Side | None
+    mine: DrawsOfSystem | None
+    other: DrawsOfSystem | None
     if question in _AGAINST:
         mine, other = best(survey, cell, "split"), best(survey, cell, _AGAINST[question])
     else:
@@ -156,12 +158,12 @@ def sides(survey: Survey, cell: Cell, question: str) -> tuple[Side, Side] | None
 
 
 def verdict(
-    survey: Survey, cell: Cell, question: str, metric: Metric = "attained"
-) -> Verdict | None:
+    survey: Survey, cell: MapCell, question: str, metric: Metric = "attained"
+) -> MapVerdict | None:
     """The answer to a question in a cell; None if a side has no rows."""
     found = sides(survey, cell, question)
     return None if found is None else judge(*found, metric, cell.slo)
 
 
-def _named(spec: MapSpec, name: str) -> System:
+def _named(spec: MapSpec, name: str) -> MapSystem:
     return next(system for system in spec.systems if system.name == name)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.devices.base import devices
 from nexusbench.experiments import oracle, regret
-from nexusbench.experiments.cells import CELL_SUFFIX, Cell, failed, run_cell
+from nexusbench.experiments.cells import CELL_SUFFIX, SweepCell, failed, kept_of, run_cell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
 from nexusbench.experiments.regret import judged_run
 from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System, Variant
 from nexusbench.experiments.store import Store
-from nexusbench.experiments.sweep import Plan, plan_sweep, run_sweep
-from nexusbench.experiments.sweep_spec import Sweep, axes_of
-from nexusbench.models.config import load_model
+from nexusbench.experiments.sweep import SweepPlan, plan_sweep, run_sweep
+from nexusbench.experiments.sweep_spec import ConfigFields, Sweep, axes_of, config_of
+from nexusbench.metrics.summary import Entry, ScalarEntry
 from nexusbench.profiling.effort import QUICK
-from nexusbench.profiling.profile import Subject, make_profile
-from nexusbench.serving.assembly import open_device, resolve_device
+from nexusbench.profiling.profile import make_profile
+from nexusbench.serving.opening import open_subject
+from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.trace import write_trace
@@ -37,7 +38,7 @@ class Unmeasurable(Exception):
     """A cell that a number needs failed; says why."""
 
 
-def regret_cell(config: RunConfig, *, knowing: bool = False) -> Cell:
+def regret_cell(config: RunConfig, *, knowing: bool = False) -> SweepCell:
     """A run whose decisions about the split are judged by the simulated truth; ``knowing`` serves
     it with that truth as belief.
     """
@@ -45,16 +46,19 @@ def regret_cell(config: RunConfig, *, knowing: bool = False) -> Cell:
         row, result = judged_run(config, "", oracle=knowing)
     except NexusbenchError as error:
         return failed(config, str(error))
-    summary = {key: value for key, value in result.summary.items() if key != "formulas"}
-    judged = {tag: {"value": getattr(row, tag), "direction": "lower"} for tag in JUDGED}
-    summary["metrics"] = {**summary["metrics"], **judged}
-    return Cell(
-        config=msgspec.to_builtins(config), status="ok", digest=result.event_digest,
+    judged: dict[str, Entry] = {
+        tag: ScalarEntry(title=tag, unit="%", direction="lower", value=getattr(row, tag))
+        for tag in JUDGED
+    }
+    summary = kept_of(result.summary)
+    summary = msgspec.structs.replace(summary, metrics={**summary.metrics, **judged})
+    return SweepCell(
+        config=config, status="ok", digest=result.event_digest,
         simulated=True, summary=summary,
     )  # fmt: skip
 
 
-def oracle_cell(config: RunConfig) -> Cell:
+def oracle_cell(config: RunConfig) -> SweepCell:
     """The same with the truth itself as belief."""
     return regret_cell(config, knowing=True)
 
@@ -65,7 +69,7 @@ def _judging_version() -> str:
     return "-".join(file_sha256(source)[:8] for source in sources)
 
 
-_SERVING: Mapping[str, tuple[str, Callable[[RunConfig], Cell]]] = {
+_SERVING: Mapping[str, tuple[str, Callable[[RunConfig], SweepCell]]] = {
     "run": (CELL_SUFFIX, run_cell),
     "regret": (f".regret-{_judging_version()}.json", regret_cell),
     "oracle": (f".oracle-{_judging_version()}.json", oracle_cell),
@@ -93,7 +97,7 @@ class Lab:
             serve: Store(self._cache, suffix, fresh=fresh) for serve, (suffix, _) in
             _SERVING.items()
         }  # fmt: skip
-        self._cells: dict[tuple[str, bytes], Cell] = {}
+        self._cells: dict[tuple[str, bytes], SweepCell] = {}
         self._wanted: dict[tuple[str, bytes], RunConfig] = {}
         self._made: dict[str, str] = {}
 
@@ -103,13 +107,13 @@ class Lab:
         return len(self._wanted)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[SweepCell]:
         """All that were asked for and are there."""
         return list(self._cells.values())
 
     def cell(
-        self, system: System, point: Mapping[str, Any], seed: int, variant: Variant = PRINTED
-    ) -> Cell | None:
+        self, system: System, point: ConfigFields, seed: int, variant: Variant = PRINTED
+    ) -> SweepCell | None:
         """One cell; None if it has yet to run. Raises Unmeasurable for one that failed."""
         config = self._config(system, point, seed, variant)
         key = (system.serve, msgspec.json.encode(config))
@@ -131,47 +135,48 @@ class Lab:
                     self._cells[keys[position]] = cell
 
     def _run(
-        self, serve: str, configs: tuple[RunConfig, ...], function: Callable[[RunConfig], Cell]
-    ) -> Iterator[tuple[int, Cell]]:
+        self, serve: str, configs: tuple[RunConfig, ...], function: Callable[[RunConfig], SweepCell]
+    ) -> Iterator[tuple[int, SweepCell]]:
         experiment, store = self.experiment, self._stores[serve]
         sweep = Sweep(experiment.name, configs, axes_of(configs), experiment.sha256)
-        plan: Plan = plan_sweep(sweep, store)
+        plan: SweepPlan = plan_sweep(sweep, store)
         yield from plan.kept.items()
         for position, cell in run_sweep(plan, store, jobs=self._jobs, function=function):
             self.ran += 1
             if self._step is not None:
-                self._step(f"{cell.config['scheduler']} {cell.error}".strip())
+                self._step(f"{cell.config.scheduler} {cell.error}".strip())
             yield position, cell
 
     def _config(
-        self, system: System, point: Mapping[str, Any], seed: int, variant: Variant
+        self, system: System, point: ConfigFields, seed: int, variant: Variant
     ) -> RunConfig:
         fields = {**self.experiment.base, **point, **system.fields, "seed": seed}
         fitted = system.fitted
         if not variant.systems or system.name in variant.systems:
             fields.update(variant.fields)
             fitted = fitted or variant.fitted
-        if fields["trace"].endswith(".toml"):
-            fields["trace"] = self._once(f"trace {fields['trace']}", self._trace, fields)
+        config = config_of(fields)
+        if config.trace.endswith(".toml"):
+            trace = self._once(f"trace {config.trace}", partial(self._trace, config.trace))
+            config = msgspec.structs.replace(config, trace=trace)
         if variant.constant:
-            name = f"gpu {fields.get('device', 'auto')} {variant.constant}"
-            own = {**fields, "constant": variant.constant}
-            fields["device"] = self._once(name, self._gpu, own)
-        config = RunConfig(**fields)
+            name = f"gpu {config.device} {variant.constant}"
+            device = self._once(name, partial(self._gpu, config.device, variant.constant))
+            config = msgspec.structs.replace(config, device=device)
         if fitted:  # to the GPU that it is run on
             name = f"profile {config.device} {config.model} {config.tensor_parallel_size}"
-            folder = self._once(name, self._profile, fields)
+            folder = self._once(name, partial(self._profile, config))
             config = msgspec.structs.replace(config, profile=folder)
         return config
 
-    def _once(self, name: str, make: Callable[[dict[str, Any]], str], fields: Any) -> str:
+    def _once(self, name: str, make: Callable[[], str]) -> str:
         if name not in self._made:
-            self._made[name] = make(fields)
+            self._made[name] = make()
         return self._made[name]
 
-    def _trace(self, fields: dict[str, Any]) -> str:
+    def _trace(self, path_of_spec: str) -> str:
         """As many requests as the experiment asks for, from the workload spec."""
-        spec = load_spec(Path(fields["trace"]))
+        spec = load_spec(Path(path_of_spec))
         count = self.experiment.about.requests or spec.workload.num_requests
         plan = msgspec.structs.replace(spec.workload, num_requests=count)
         path = self._cache / "made" / f"{plan.name}-{count}.jsonl"
@@ -179,24 +184,25 @@ class Lab:
         write_trace(make_trace(msgspec.structs.replace(spec, workload=plan)), path)
         return str(path)
 
-    def _gpu(self, fields: dict[str, Any]) -> str:
+    def _gpu(self, device: str, constant: str) -> str:
         """The same GPU with a constant made neutral."""
-        kind, _, argument = resolve_device(fields.get("device", "auto")).partition(":")
-        if kind != "sim":
-            raise UsageError(f"{kind}: only a simulated GPU has constants that can be made neutral")
-        gpu = neutral_gpu(devices.load(kind).describe(argument), fields["constant"])
-        name = f"{Path(argument).stem}-without-{fields['constant'].replace(' ', '-')}.toml"
+        named = find_device(device)
+        if named.kind != "sim":
+            raise UsageError(
+                f"{named.kind}: only a simulated GPU has constants that can be made neutral"
+            )
+        gpu = neutral_gpu(named.describe(), constant)
+        name = f"{Path(named.argument).stem}-without-{constant.replace(' ', '-')}.toml"
         path = self._cache / "made" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(gpu_file(gpu), encoding="utf-8")
         return f"sim:{path}"
 
-    def _profile(self, fields: dict[str, Any]) -> str:
+    def _profile(self, config: RunConfig) -> str:
         """A quick profile of the device: what a belief is fitted to, never what it is scored by.
 
         Kept by the code that made it. A half-made one has no place under its name.
         """
-        config = RunConfig(**fields)
         size = config.tensor_parallel_size
         kind, _, gpu = config.device.partition(":")
         device = f"{kind}-{Path(gpu).stem}"
@@ -204,14 +210,11 @@ class Lab:
         folder = self._cache / "made" / name
         if folder.is_dir():
             return str(folder)
-        model = load_model(config.model)
-        opened, limits = open_device(config, model, model.max_model_len, profiling=True)
+        subject = open_subject(config)
         half = folder.with_name(f".{name}.tmp")
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
-        try:
-            make_profile(Subject(opened, model, limits, config.block_size), half, QUICK)
-        finally:
-            opened.close()
+        with closing(subject.device):
+            make_profile(subject, half, QUICK)
         half.replace(folder)
         return str(folder)

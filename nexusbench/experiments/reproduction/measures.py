@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nexusbench.experiments.cells import Cell
+from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.reproduction.lab import PRINTED, Lab, Unmeasurable
 from nexusbench.experiments.reproduction.spec import (
     EXECUTION,
     THROUGHPUT,
-    Claim,
     Criterion,
+    PaperClaim,
     System,
     Variant,
     higher_is_better,
 )
+from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 
 _DIGITS = 4  # significant ones of a rate between those of the grid
 _STRIDES = 4  # by 2, beyond the grid where all or nothing of it is kept
@@ -31,7 +31,7 @@ class NeverKept(Unmeasurable):
     """A system breaks the criterion at every rate that was tried."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class ClaimOutcome(msgspec.Struct, frozen=True):
     """``value`` is the mean of the draws' own values; ``low`` and ``high`` are over the points of
     all draws. ``of`` and ``over`` are the means of what was compared.
     """
@@ -45,7 +45,9 @@ class Outcome(msgspec.Struct, frozen=True):
     points: tuple[str, ...]
 
 
-def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | None:
+def outcome(
+    lab: Lab, claim: PaperClaim, variant: Variant, seeds: Sequence[int]
+) -> ClaimOutcome | None:
     """What a claim compares, over draws. Raises Unmeasurable if a cell failed."""
     if claim.exceeds:
         return _peak(lab, claim, variant, seeds)
@@ -56,7 +58,7 @@ def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> O
     values = [value for draw in draws for _, value, _, _ in draw]
     own = [_across(claim, [value for _, value, _, _ in draw]) for draw in draws]
     theirs = [over for draw in draws for _, _, _, over in draw if over is not None]
-    return Outcome(
+    return ClaimOutcome(
         value=math.fsum(own) / len(own),
         draws=tuple(own),
         low=min(values),
@@ -67,7 +69,9 @@ def outcome(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> O
     )
 
 
-def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | None:
+def _peak(
+    lab: Lab, claim: PaperClaim, variant: Variant, seeds: Sequence[int]
+) -> ClaimOutcome | None:
     """How many times a gain is the largest of the others, each draw by itself."""
     pairs = ((claim.of, claim.over), *claim.exceeds)
     gains = [
@@ -80,7 +84,7 @@ def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Out
     here, others = known[0], known[1:]
     best = [max(draws) for draws in zip(*(other.draws for other in others), strict=True)]
     times = tuple(mine / most for mine, most in zip(here.draws, best, strict=True))
-    return Outcome(
+    return ClaimOutcome(
         value=math.fsum(times) / len(times), draws=times, low=min(times), high=max(times),
         of=here.value, over=math.fsum(best) / len(best), points=here.points,
     )  # fmt: skip
@@ -89,7 +93,7 @@ def _peak(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Out
 _Compared = tuple[str, float, float, float | None]  # point, value, of, over
 
 
-def _draw(lab: Lab, claim: Claim, variant: Variant, seed: int) -> list[_Compared] | None:
+def _draw(lab: Lab, claim: PaperClaim, variant: Variant, seed: int) -> list[_Compared] | None:
     """One draw's values, a point each."""
     systems = lab.experiment.systems
     of, over = systems[claim.of], systems.get(claim.over)
@@ -117,7 +121,7 @@ def _draw(lab: Lab, claim: Claim, variant: Variant, seed: int) -> list[_Compared
 
 
 def _check_served(
-    lab: Lab, sides: tuple[System, System], point: Mapping[str, Any], seed: int, variant: Variant
+    lab: Lab, sides: tuple[System, System], point: ConfigFields, seed: int, variant: Variant
 ) -> None:
     """Raises Unmeasurable if one side finished a smaller share of its requests: its latencies are
     of those that were not turned away.
@@ -131,7 +135,7 @@ def _check_served(
 
 
 def _served(
-    lab: Lab, system: System, point: Mapping[str, Any], seed: int, variant: Variant
+    lab: Lab, system: System, point: ConfigFields, seed: int, variant: Variant
 ) -> float | None:
     """The share of the requests offered that finished, of the best of several that of the best;
     None where it is not known.
@@ -140,12 +144,13 @@ def _served(
         member = best_member(lab, system, point, seed, variant)
         return None if member is None else _served(lab, member, point, seed, variant)
     cell = lab.cell(system, point, seed, variant)
-    metrics = {} if cell is None else cell.summary.get("metrics", {})
-    offered, finished = (metrics.get(tag, {}).get("value") for tag in ("offered", "finished"))
+    if cell is None:
+        return None
+    offered, finished = cell.value("offered"), cell.value("finished")
     return None if finished is None or not offered else float(finished / offered)
 
 
-def point_name(point: Mapping[str, Any]) -> str:
+def point_name(point: ConfigFields) -> str:
     """A point of the grid in words."""
     names = {"request_rate": "{:g} req/s", "limit": "{:,} requests"}
     return ", ".join(
@@ -153,7 +158,7 @@ def point_name(point: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def compare(claim: Claim, mine: float, theirs: float | None) -> float:
+def compare(claim: PaperClaim, mine: float, theirs: float | None) -> float:
     """Times better, percent of change, or the value itself."""
     if claim.compare == "value" or theirs is None:
         return mine
@@ -164,7 +169,7 @@ def compare(claim: Claim, mine: float, theirs: float | None) -> float:
     return mine / theirs if higher_is_better(claim.measure) else theirs / mine
 
 
-def _across(claim: Claim, values: Sequence[float]) -> float:
+def _across(claim: PaperClaim, values: Sequence[float]) -> float:
     """Points as one number: ratios have a geometric mean."""
     if claim.across == "max":
         return max(values)
@@ -179,7 +184,7 @@ def value_of(
     lab: Lab,
     system: System,
     measure: str,
-    point: Mapping[str, Any],
+    point: ConfigFields,
     seed: int,
     variant: Variant = PRINTED,
 ) -> float | None:
@@ -192,7 +197,7 @@ def value_of(
 
 
 def best_member(
-    lab: Lab, system: System, point: Mapping[str, Any], seed: int, variant: Variant = PRINTED
+    lab: Lab, system: System, point: ConfigFields, seed: int, variant: Variant = PRINTED
 ) -> System | None:
     """Which of several is best at a point, judged afterwards: more than any static choice knows."""
     members = [lab.experiment.systems[name] for name in system.best_of]
@@ -202,23 +207,29 @@ def best_member(
     return members[min(known)[1]] if len(known) == len(members) else None
 
 
-def number(cell: Cell, measure: str, name: str) -> float:
+def number(cell: SweepCell, measure: str, name: str) -> float:
     """A statistic of a cell. Raises Unmeasurable where it has none."""
     if measure == EXECUTION:
         return number(cell, "e2e.mean", name) - number(cell, "ttft_queueing.mean", name)
     tag, _, statistic = measure.partition(".")
-    found = cell.summary.get("metrics", {}).get(tag, {})
-    value = found.get(statistic or "value")
+    value = cell.value(tag, statistic or "value")
     if value is None:
-        raise Unmeasurable(f"{name} has no {measure}: {found.get('reason') or 'not reported'}")
+        entry = None if cell.summary is None else cell.summary.metrics.get(tag)
+        reason = "" if entry is None else entry.reason
+        raise Unmeasurable(f"{name} has no {measure}: {reason or 'not reported'}")
     return float(value)
 
 
 def _rates(lab: Lab) -> list[float]:
-    return sorted({point["request_rate"] for point in lab.experiment.points})
+    return sorted({_rate(point) for point in lab.experiment.points})
 
 
-def steady_points(lab: Lab, seed: int) -> list[dict[str, Any]] | None:
+def _rate(point: ConfigFields) -> float:
+    """Requests per second; only where rates are tried."""
+    return config_of(point).request_rate or 0.0
+
+
+def steady_points(lab: Lab, seed: int) -> list[ConfigFields] | None:
     """The points at which latencies are compared: rates that the criterion's ``steady`` system
     keeps as printed (the lowest one if none), or all where no rates are tried.
     """
@@ -231,7 +242,7 @@ def steady_points(lab: Lab, seed: int) -> list[dict[str, Any]] | None:
     if None in keeps:
         return None
     most = rates[max(0, keeps.index(False) - 1)] if False in keeps else rates[-1]
-    return [point for point in points if point["request_rate"] <= most]
+    return [point for point in points if _rate(point) <= most]
 
 
 def _criterion(lab: Lab, variant: Variant) -> Criterion:
@@ -250,7 +261,7 @@ def _keeping(
     # Served one by one the draw's span is known, and variants of the traffic do not matter.
     unvaried = Variant(name="", constant=variant.constant)
 
-    def asked(who: System, measure: str, point: Mapping[str, Any], how: Variant) -> float | None:
+    def asked(who: System, measure: str, point: ConfigFields, how: Variant) -> float | None:
         cell_point = {**lab.experiment.points[0], **point}
         return value_of(lab, who, measure, cell_point, seed, how)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -14,10 +13,11 @@ from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
-from nexusbench.experiments.reproduction.run import Line, Report
+from nexusbench.experiments.reproduction.run import ExperimentReport, SystemAtPoint
 from nexusbench.experiments.reproduction.spec import Criterion, Experiment
-from nexusbench.experiments.reproduction.verdicts import Row
-from nexusbench.results.manifest import new_manifest
+from nexusbench.experiments.reproduction.verdicts import ClaimRow
+from nexusbench.experiments.sweep_spec import ConfigFields, config_of
+from nexusbench.results.manifest import made_with
 from nexusbench.workloads.source import write_atomic
 
 SCHEMA = 1
@@ -42,14 +42,14 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool
     cut: tuple[str, ...]
     seeds: tuple[int, ...]
-    base: dict[str, Any]
+    base: ConfigFields
     device: str
     note: str
     criterion: str
-    rows: tuple[Row, ...]
-    lines: tuple[Line, ...]
+    rows: tuple[ClaimRow, ...]
+    lines: tuple[SystemAtPoint, ...]
     throughputs: dict[str, tuple[float, float, float] | str]
-    manifest: dict[str, Any]
+    manifest: dict[str, object]
     simulated: bool
     schema: int
 
@@ -82,27 +82,19 @@ def criterion_text(criterion: Criterion | None) -> str:
     )
 
 
-def finished(experiment: Experiment, report: Report, *, quick: bool) -> Done:
+def finished(experiment: Experiment, report: ExperimentReport, *, quick: bool) -> Done:
     """The file of an experiment that has run."""
     digest = hashlib.sha256("\n".join(report.digests).encode()).hexdigest()
-    made = new_manifest(
-        experiment.name, "", simulated=True, config=experiment.base,
-        resolved={
-            "spec_sha256": experiment.sha256, "code_sha256": code_version(),
-            "traces": list(report.traces), "cells": report.num_cells, "digest": digest,
-        },
-        partitions=(),
-    )  # fmt: skip
-    kept = (
-        "nexusbench", "python", "numpy", "pyarrow", "platform", "git_commit", "git_dirty",
-        "resolved",
-    )  # fmt: skip
+    resolved = {
+        "spec_sha256": experiment.sha256, "code_sha256": code_version(),
+        "traces": list(report.traces), "cells": report.num_cells, "digest": digest,
+    }  # fmt: skip
     return Done(
         experiment=experiment.name, title=experiment.about.title, figures=experiment.about.figures,
         quick=quick, cut=experiment.cut, seeds=experiment.seeds, base=experiment.base,
-        device=experiment.base.get("device", "auto"), note=experiment.about.note,
+        device=config_of(experiment.base).device, note=experiment.about.note,
         criterion=criterion_text(experiment.throughput), rows=report.rows, lines=report.lines,
-        throughputs=report.throughputs, manifest={key: getattr(made, key) for key in kept},
+        throughputs=report.throughputs, manifest={**made_with(), "resolved": resolved},
         simulated=True, schema=SCHEMA,
     )  # fmt: skip
 
@@ -192,7 +184,7 @@ def _section(done: Done) -> str:
     return "\n\n".join(pieces)
 
 
-def _line(line: Line, measures: Sequence[str]) -> tuple[str, ...]:
+def _line(line: SystemAtPoint, measures: Sequence[str]) -> tuple[str, ...]:
     if line.error:
         return (line.system, line.name, line.error, *[""] * (len(measures) - 1))
     values = [line.values.get(measure) for measure in measures]

@@ -7,7 +7,7 @@ from typing import Any
 
 from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.reproduction.outcome_files import Done
-from nexusbench.experiments.reproduction.run import Line
+from nexusbench.experiments.reproduction.run import SystemAtPoint
 
 PANELS = {
     "ttft.mean": "TTFT mean, ms", "ttft.p95": "TTFT P95, ms", "tbt.mean": "TBT mean, ms",
@@ -44,7 +44,7 @@ def draw(done: Done, folder: Path) -> Path | None:
     return path
 
 
-def _axis(lines: tuple[Line, ...]) -> str | None:
+def _axis(lines: tuple[SystemAtPoint, ...]) -> str | None:
     """The field that the points differ in, if there are numbers of two of them."""
     for key in _AXES:
         if len({line.point.get(key) for line in lines if line.values}) > 1:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from nexusbench.core.config import RunConfig
 from nexusbench.experiments import motivation as motivation_code
 from nexusbench.experiments.keys import file_sha256, run_key
-from nexusbench.experiments.motivation import Row as Statement
-from nexusbench.experiments.motivation import motivation, replay_config
+from nexusbench.experiments.motivation import Statement, motivation, replay_config
 from nexusbench.experiments.reproduction.lab import PRINTED, Lab, Unmeasurable
 from nexusbench.experiments.reproduction.measures import (
-    Outcome,
+    ClaimOutcome,
     number,
     outcome,
     point_name,
     throughput,
 )
-from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim, Experiment, System, Variant
-from nexusbench.experiments.reproduction.verdicts import Row, cannot, row_of, row_of_statement
+from nexusbench.experiments.reproduction.spec import (
+    THROUGHPUT,
+    Experiment,
+    PaperClaim,
+    System,
+    Variant,
+)
+from nexusbench.experiments.reproduction.verdicts import ClaimRow, cannot, row_of, row_of_statement
 from nexusbench.experiments.store import Store
-from nexusbench.models.config import load_model
-from nexusbench.profiling.profile import Subject
-from nexusbench.serving.assembly import check_tensor_parallel, open_device
+from nexusbench.experiments.sweep_spec import ConfigFields, config_of
+from nexusbench.serving.opening import open_subject
 
 # What is drawn and kept of every cell.
 SERIES = (
@@ -38,28 +41,28 @@ SERIES = (
 _MOST_ROUNDS = 40  # a search asks for one cell after another; it ends long before
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class SystemAtPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One system at one point: the mean over draws of every measure, None where there is none."""
 
     system: str
-    point: dict[str, Any]
+    point: ConfigFields
     name: str
     values: dict[str, float | None]
     error: str = ""
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ExperimentReport(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an experiment. ``throughputs``: mean, lowest and highest over draws (req/s)."""
 
-    rows: tuple[Row, ...]
-    lines: tuple[Line, ...] = ()
+    rows: tuple[ClaimRow, ...]
+    lines: tuple[SystemAtPoint, ...] = ()
     throughputs: dict[str, tuple[float, float, float] | str] = {}
     num_cells: int = 0
     digests: tuple[str, ...] = ()
     traces: tuple[str, ...] = ()
 
 
-def reproduce(lab: Lab, tell: Callable[[int], None] | None = None) -> Report:
+def reproduce(lab: Lab, tell: Callable[[int], None] | None = None) -> ExperimentReport:
     """Evaluate until no cell is missing. ``tell`` hears how many are about to run.
 
     What is missing in one round is run in one go: first all of the grid, then a step of every
@@ -79,11 +82,11 @@ def reproduce(lab: Lab, tell: Callable[[int], None] | None = None) -> Report:
         report,
         num_cells=len(lab.cells),
         digests=tuple(sorted(cell.digest for cell in cells)),
-        traces=tuple(sorted({Path(cell.config["trace"]).name for cell in cells})),
+        traces=tuple(sorted({Path(cell.config.trace).name for cell in cells})),
     )
 
 
-def _evaluate(lab: Lab) -> Report:
+def _evaluate(lab: Lab) -> ExperimentReport:
     experiment = lab.experiment
     lines = [
         line
@@ -103,10 +106,10 @@ def _evaluate(lab: Lab) -> Report:
         if len(rates) == len(found):
             throughputs[system.name] = (sum(rates) / len(rates), min(rates), max(rates))
     rows = [row for claim in experiment.claims if (row := _row(lab, claim)) is not None]
-    return Report(rows=tuple(rows), lines=tuple(lines), throughputs=throughputs)
+    return ExperimentReport(rows=tuple(rows), lines=tuple(lines), throughputs=throughputs)
 
 
-def _line(lab: Lab, system: System, point: dict[str, Any]) -> Line | None:
+def _line(lab: Lab, system: System, point: ConfigFields) -> SystemAtPoint | None:
     cells, error = [], ""
     for seed in lab.experiment.seeds:
         try:
@@ -124,12 +127,12 @@ def _line(lab: Lab, system: System, point: dict[str, Any]) -> Line | None:
             known = []
         if known:
             values[measure] = sum(known) / len(known)
-    return Line(
+    return SystemAtPoint(
         system=system.name, point=point, name=point_name(point), values=values, error=error
     )  # fmt: skip
 
 
-def _row(lab: Lab, claim: Claim) -> Row | None:
+def _row(lab: Lab, claim: PaperClaim) -> ClaimRow | None:
     """The line of a claim, None while it waits for cells. All that it needs is asked for first."""
     experiment = lab.experiment
     figures = experiment.about.figures
@@ -145,13 +148,15 @@ def _row(lab: Lab, claim: Claim) -> Row | None:
     neutral = {c: _other(lab, claim, Variant(name="", constant=c), few) for c in claim.neutral}
     if found is None or base is None or None in (*readings.values(), *neutral.values()):
         return None
-    without = {c: o for c, o in neutral.items() if isinstance(o, Outcome)}
+    without = {c: o for c, o in neutral.items() if isinstance(o, ClaimOutcome)}
     others = {name: o for name, o in readings.items() if o is not None}
     others |= {f"without {c}": o for c, o in neutral.items() if isinstance(o, str)}
     return row_of(claim, figures, found, base, without, others)
 
 
-def _readings(lab: Lab, claim: Claim, seeds: Sequence[int]) -> dict[str, Outcome | str | None]:
+def _readings(
+    lab: Lab, claim: PaperClaim, seeds: Sequence[int]
+) -> dict[str, ClaimOutcome | str | None]:
     """Of every variant that touches a system of the claim, or the whole experiment."""
     touched = {claim.of, claim.over}
     for name in (claim.of, claim.over):
@@ -166,7 +171,9 @@ def _readings(lab: Lab, claim: Claim, seeds: Sequence[int]) -> dict[str, Outcome
     }
 
 
-def _other(lab: Lab, claim: Claim, variant: Variant, seeds: Sequence[int]) -> Outcome | str | None:
+def _other(
+    lab: Lab, claim: PaperClaim, variant: Variant, seeds: Sequence[int]
+) -> ClaimOutcome | str | None:
     try:
         return outcome(lab, claim, variant, seeds)
     except Unmeasurable as error:
@@ -181,30 +188,25 @@ def _kept(content: bytes | None) -> list[Statement] | None:
         return None
 
 
-def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> Report:
+def statements(experiment: Experiment, cache: Path, *, fresh: bool = False) -> ExperimentReport:
     """Section 3: the lines of ``nexusbench profile paper``, kept like a cell."""
-    config = RunConfig(**experiment.base)
+    config = config_of(experiment.base)
     version = file_sha256(Path(motivation_code.__file__))[:8]
     store = Store(cache, f".statements-{version}.json", fresh=fresh)
     key = run_key(config)
     content = store.get(key)
     found = _kept(content)
     if content is None or found is None:
-        model = load_model(config.model)
-        check_tensor_parallel(config.tensor_parallel_size, model)
-        device, limits = open_device(config, model, model.max_model_len, profiling=True)
-        try:
-            subject = Subject(device, model, limits, config.block_size)
+        subject = open_subject(config)
+        with closing(subject.device):
             replay = replay_config(subject, Path(config.trace), config.device)
             replay = msgspec.structs.replace(replay, model=config.model)
             if config.limit is not None:
                 replay = msgspec.structs.replace(replay, limit=config.limit)
             content = msgspec.json.encode(motivation(subject, replay))
-        finally:
-            device.close()
         store.put(key, content)
         found = msgspec.json.decode(content, type=list[Statement])
     figures = experiment.about.figures
     rows = [row_of_statement(statement, figures) for statement in found]
     rows += [cannot(claim, figures, claim.cannot) for claim in experiment.claims if claim.cannot]
-    return Report(rows=tuple(rows), num_cells=1, traces=(Path(config.trace).name,))
+    return ExperimentReport(rows=tuple(rows), num_cells=1, traces=(Path(config.trace).name,))

@@ -18,14 +18,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.experiments.neutral import NEUTRAL
-from nexusbench.experiments.sweep_spec import SpecReader, product, read_toml
+from nexusbench.experiments.sweep_spec import (
+    ConfigFields,
+    SpecReader,
+    TomlTable,
+    product,
+    read_toml,
+)
 from nexusbench.metrics.base import Metric, load_metrics
 from nexusbench.metrics.summary import STATISTICS
 
@@ -77,7 +83,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     """A way to serve, by name."""
 
     name: str
-    fields: dict[str, Any] = {}
+    fields: ConfigFields = {}
     best_of: tuple[str, ...] = ()
     by: str = "normalised_latency.mean"
     fitted: bool = False
@@ -88,7 +94,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     """Another reading of the experiment: ``systems`` (all, if none are named) get ``fields``."""
 
     name: str
-    fields: dict[str, Any] = {}
+    fields: ConfigFields = {}
     systems: tuple[str, ...] = ()
     fitted: bool = False
     throughput: Criterion | None = None
@@ -96,7 +102,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     constant: str = ""  # made neutral on the simulated GPU
 
 
-class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PaperClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A statement of the paper. ``low`` and ``high`` are its number as a range, in times or in
     percent of change; ``compare`` says what of ``of`` and ``over`` it is about.
 
@@ -123,7 +129,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     note: str = ""
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ExperimentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[experiment]`` table."""
 
     title: str
@@ -140,14 +146,14 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     sha256: str
-    about: About
-    base: dict[str, Any]
-    points: tuple[dict[str, Any], ...]
+    about: ExperimentTable
+    base: ConfigFields
+    points: tuple[ConfigFields, ...]
     seeds: tuple[int, ...]
     systems: dict[str, System]
     throughput: Criterion | None
     variants: tuple[Variant, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[PaperClaim, ...]
     cut: tuple[str, ...] = ()  # what --quick left out
 
 
@@ -156,7 +162,10 @@ def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
     text, document, sha256 = read_toml(path)
     reader = SpecReader(path, text, TABLES)
     reader.check_tables(document)
-    about = _struct(reader, document, "experiment", About)
+    table = document.get("experiment")
+    if not isinstance(table, dict):
+        raise reader.fault("is missing or no table", "experiment", hint="Write [experiment]")
+    about = _convert(reader, table, "experiment", ExperimentTable)
     base = {key: values[0] for key, values in reader.table(document, "base", lists=False).items()}
     grid = reader.table(document, "grid")
     changes = document.get("quick", {})
@@ -181,7 +190,7 @@ def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
     if quick and dropped:
         cut.append(f"without {', '.join(dropped)}")
         systems = _without(systems, dropped)
-    seeds = tuple(grid.pop("seed", [0]))
+    seeds = msgspec.convert(grid.pop("seed", [0]), tuple[int, ...])
     reader.check_size(grid, {"seed": list(seeds)})
     reader.config({**base, **{key: values[0] for key, values in grid.items()}})
     claims = _claims(reader, document, systems, dropped if quick else ())
@@ -195,18 +204,8 @@ def load_experiment(path: Path, *, quick: bool = False) -> Experiment:
     )  # fmt: skip
 
 
-def _struct(
-    reader: SpecReader, document: Mapping[str, Any], name: str, kind: type[StructT]
-) -> StructT:
-    """A table as a struct that forbids unknown keys."""
-    table = document.get(name)
-    if not isinstance(table, dict):
-        raise reader.fault("is missing or no table", name, hint=f"Write [{name}]")
-    return _convert(reader, table, name, kind)
-
-
 def _convert(
-    reader: SpecReader, table: Mapping[str, Any], name: str, kind: type[StructT], nth: int = 0
+    reader: SpecReader, table: TomlTable, name: str, kind: type[StructT], nth: int = 0
 ) -> StructT:
     known = list(kind.__struct_fields__)
     required = [field.name for field in msgspec.structs.fields(kind) if field.required]
@@ -229,7 +228,7 @@ def _convert(
         raise reader.fault(str(error).split(" - at")[0], name, hint="Add it", nth=nth) from None
 
 
-def _named(reader: SpecReader, document: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+def _named(reader: SpecReader, document: TomlTable, name: str) -> dict[str, dict[str, object]]:
     """``[name.X]`` tables."""
     tables = document.get(name, {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
@@ -237,7 +236,7 @@ def _named(reader: SpecReader, document: Mapping[str, Any], name: str) -> dict[s
     return {key: dict(table) for key, table in tables.items()}
 
 
-def _systems(reader: SpecReader, document: Mapping[str, Any]) -> dict[str, System]:
+def _systems(reader: SpecReader, document: TomlTable) -> dict[str, System]:
     systems: dict[str, System] = {}
     special = ("best_of", "by", "fitted", "serve")
     for name, table in _named(reader, document, "systems").items():
@@ -271,12 +270,12 @@ def _without(systems: Mapping[str, System], dropped: tuple[str, ...]) -> dict[st
 
 
 def _variants(
-    reader: SpecReader, document: Mapping[str, Any], systems: Mapping[str, System]
+    reader: SpecReader, document: TomlTable, systems: Mapping[str, System]
 ) -> tuple[Variant, ...]:
     variants: list[Variant] = []
     for name, table in _named(reader, document, "variants").items():
         where = f"variants.{name}"
-        own: dict[str, Any] = {k: table.pop(k) for k in _OF_VARIANTS if k in table}
+        own: dict[str, object] = {k: table.pop(k) for k in _OF_VARIANTS if k in table}
         throughput = _throughput(reader, table, "throughput", systems, where)
         table.pop("throughput", None)
         fields = {key: v[0] for key, v in reader.values(table, where, 0, False).items()}
@@ -294,7 +293,7 @@ def _variants(
 
 def _throughput(
     reader: SpecReader,
-    document: Mapping[str, Any],
+    document: TomlTable,
     name: str,
     systems: Mapping[str, System],
     where: str = "",
@@ -302,10 +301,10 @@ def _throughput(
     if name not in document:
         return None
     place = where or name
-    if not isinstance(document[name], dict):
+    table = document[name]
+    if not isinstance(table, dict):
         raise reader.fault("must be a table", place, hint=f"Write [{place}]")
-    found = _struct(reader, document, name, Criterion) if not where else None
-    found = found or _convert(reader, document[name], where, Criterion)
+    found = _convert(reader, table, place, Criterion)
     for key in ("system", "steady"):
         _known(reader, getattr(found, key), systems, place, key)
     _check_measure(reader, found.measure, place, "measure", 0)
@@ -320,16 +319,16 @@ def _throughput(
 
 def _claims(
     reader: SpecReader,
-    document: Mapping[str, Any],
+    document: TomlTable,
     systems: Mapping[str, System],
     dropped: tuple[str, ...],
-) -> tuple[Claim, ...]:
+) -> tuple[PaperClaim, ...]:
     tables = document.get("claim", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise reader.fault("must be tables", "claim", hint="Write [[claim]] above each")
-    claims: list[Claim] = []
+    claims: list[PaperClaim] = []
     for nth, table in enumerate(tables):
-        claim = _convert(reader, table, "claim", Claim, nth)
+        claim = _convert(reader, table, "claim", PaperClaim, nth)
         if {claim.of, claim.over} & set(dropped):
             continue
         if claim.exceeds:
@@ -343,7 +342,9 @@ def _claims(
     return tuple(claims)
 
 
-def _check_claim(reader: SpecReader, claim: Claim, systems: Mapping[str, System], nth: int) -> None:
+def _check_claim(
+    reader: SpecReader, claim: PaperClaim, systems: Mapping[str, System], nth: int
+) -> None:
     for key in ("of", "over") if claim.compare != "value" else ("of",):
         _known(reader, getattr(claim, key), systems, "claim", key, nth)
     for name in (name for pair in claim.exceeds for name in pair):

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nexusbench.experiments.motivation import AGREES, IN_PART
-from nexusbench.experiments.motivation import Row as Statement
-from nexusbench.experiments.reproduction.measures import Outcome
-from nexusbench.experiments.reproduction.spec import THROUGHPUT, Claim, known_metrics
+from nexusbench.experiments.motivation import AGREES, IN_PART, Statement
+from nexusbench.experiments.reproduction.measures import ClaimOutcome
+from nexusbench.experiments.reproduction.spec import THROUGHPUT, PaperClaim, known_metrics
 
 HOLDS, PART, FAILS, CANNOT = "holds", "in part", "does not hold", "cannot be tested here"
 FOLLOWS = "follows from simulator constant"
@@ -20,7 +19,7 @@ MOST_OF_IT = 0.5
 NOTICEABLE, NOTICEABLE_RATE = 0.01, 0.03
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimRow(msgspec.Struct, frozen=True, kw_only=True):
     """A line of the table. ``value`` is ours as a number, where there is one; ``verdict`` is one of
     the above, FOLLOWS with the constant's name behind it.
     """
@@ -34,12 +33,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None = None
 
 
-def neutral_point(claim: Claim) -> float:
+def neutral_point(claim: PaperClaim) -> float:
     """Where of two systems neither is better."""
     return 1.0 if claim.compare == "times better" else 0.0
 
 
-def sign_of(claim: Claim) -> int:
+def sign_of(claim: PaperClaim) -> int:
     """1 if the claim is about more than no difference, -1 about less, 0 about none (or a value)."""
     if claim.compare == "value":
         return 0
@@ -51,16 +50,16 @@ def sign_of(claim: Claim) -> int:
     return 0
 
 
-def _share(claim: Claim) -> float:
+def _share(claim: PaperClaim) -> float:
     return NOTICEABLE_RATE if claim.measure == THROUGHPUT else NOTICEABLE
 
 
-def noticeable(claim: Claim) -> float:
+def noticeable(claim: PaperClaim) -> float:
     """The least effect that is one, in the claim's unit."""
     return _share(claim) * (100.0 if claim.compare == "change" else 1.0)
 
 
-def judge(claim: Claim, found: Outcome) -> tuple[str, str]:
+def judge(claim: PaperClaim, found: ClaimOutcome) -> tuple[str, str]:
     """Verdict and reason by the numbers alone.
 
     A difference below 1 % (3 % of a throughput) is none. One holds if its effect (the distance
@@ -88,7 +87,7 @@ def judge(claim: Claim, found: Outcome) -> tuple[str, str]:
     return HOLDS, ""
 
 
-def _inside(claim: Claim, value: float, low: float, high: float) -> tuple[str, str]:
+def _inside(claim: PaperClaim, value: float, low: float, high: float) -> tuple[str, str]:
     if low <= value <= high:
         return HOLDS, ""
     nearest = low if value < low else high
@@ -102,7 +101,7 @@ def _inside(claim: Claim, value: float, low: float, high: float) -> tuple[str, s
     return verdict, "smaller than the paper's" if value < low else "larger than the paper's"
 
 
-def rests_on(claim: Claim, found: Outcome, without: Outcome) -> float:
+def rests_on(claim: PaperClaim, found: ClaimOutcome, without: ClaimOutcome) -> float:
     """The share of an effect that goes when a constant is made neutral; of no difference, 1 if the
     verdict turns. What does not hold with the constant nor without it rests on none.
     """
@@ -117,13 +116,13 @@ def rests_on(claim: Claim, found: Outcome, without: Outcome) -> float:
 
 
 def row_of(
-    claim: Claim,
+    claim: PaperClaim,
     figures: tuple[str, ...],
-    found: Outcome,
-    base: Outcome,
-    without: Mapping[str, Outcome],
-    others: Mapping[str, Outcome | str],
-) -> Row:
+    found: ClaimOutcome,
+    base: ClaimOutcome,
+    without: Mapping[str, ClaimOutcome],
+    others: Mapping[str, ClaimOutcome | str],
+) -> ClaimRow:
     """The line of a claim. ``base`` is ``found`` over the draws that ``without`` (a constant) and
     ``others`` (variants; a text says why there is no number) were made with.
     """
@@ -147,13 +146,15 @@ def row_of(
     parts += _readings(claim, base, others)
     if claim.note:
         parts.append(claim.note)
-    return Row(
+    return ClaimRow(
         figures=figures, claim=claim.says, paper=claim.paper, ours=shown(claim, found.value),
         verdict=verdict, why="; ".join(parts), value=found.value,
     )  # fmt: skip
 
 
-def _readings(claim: Claim, base: Outcome, others: Mapping[str, Outcome | str]) -> list[str]:
+def _readings(
+    claim: PaperClaim, base: ClaimOutcome, others: Mapping[str, ClaimOutcome | str]
+) -> list[str]:
     """How the verdict changes under other readings, each with its figure."""
     usual = judge(claim, base)[0]
     changed: list[str] = []
@@ -172,7 +173,7 @@ def _readings(claim: Claim, base: Outcome, others: Mapping[str, Outcome | str]) 
     return [*lines, f"same under {', '.join(same)}"] if same else lines
 
 
-def shown(claim: Claim, value: float) -> str:
+def shown(claim: PaperClaim, value: float) -> str:
     """A compared value with its unit."""
     if claim.compare == "change":
         return f"{value:+.1f} %"
@@ -181,7 +182,7 @@ def shown(claim: Claim, value: float) -> str:
     return f"{value:.2f}x"
 
 
-def _figures(claim: Claim, found: Outcome) -> str:
+def _figures(claim: PaperClaim, found: ClaimOutcome) -> str:
     """Both sides, the spread over draws, and that over points."""
     unit = "req/s"
     if claim.measure != THROUGHPUT:
@@ -206,14 +207,14 @@ def _figures(claim: Claim, found: Outcome) -> str:
     return text
 
 
-def cannot(claim: Claim, figures: tuple[str, ...], reason: str) -> Row:
+def cannot(claim: PaperClaim, figures: tuple[str, ...], reason: str) -> ClaimRow:
     """The line of a claim that a simulation has no number for."""
-    return Row(
+    return ClaimRow(
         figures=figures, claim=claim.says, paper=claim.paper, ours="-", verdict=CANNOT, why=reason
     )  # fmt: skip
 
 
-def row_of_statement(statement: Statement, figures: tuple[str, ...]) -> Row:
+def row_of_statement(statement: Statement, figures: tuple[str, ...]) -> ClaimRow:
     """A line of section 3 (``profile paper``) in the words of this table."""
     unit = "" if statement.unit == "count" else f" {statement.unit}"
 
@@ -229,7 +230,7 @@ def row_of_statement(statement: Statement, figures: tuple[str, ...]) -> Row:
         verdict = f"{FOLLOWS} {statement.constant.partition(' ')[0]}"
     elif not why:
         why = "no constant of the simulator was chosen for it"
-    return Row(
+    return ClaimRow(
         figures=figures, claim=statement.statement, paper=f"{statement.paper}{unit}",
         ours=text(statement.ours), verdict=verdict, why=why, value=statement.ours,
     )  # fmt: skip

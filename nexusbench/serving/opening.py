@@ -1,0 +1,222 @@
+"""The device of a run, opened; the KV pools that its memory holds; and checks ahead of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nexusbench.core.config import RunConfig, check_config
+from nexusbench.core.errors import UsageError
+from nexusbench.core.machine import require_memory
+from nexusbench.core.request import Request
+from nexusbench.core.specs import ModelSpec
+from nexusbench.core.state import Limits
+from nexusbench.core.units import ceil_div
+from nexusbench.devices.base import Device, DeviceOptions
+from nexusbench.kv.manager import KVCacheManager
+from nexusbench.schedulers.base import Scheduler
+from nexusbench.serving.belief import check_closed, make_belief, make_partitioner
+from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve, resolve_device
+from nexusbench.workloads.base import Trace
+
+if TYPE_CHECKING:
+    from nexusbench.profiling.profile import Subject
+
+# Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
+MOST_BLOCKS = 10**9
+# What says which requests arrive when: it decides nothing of what :func:`check_run` checks.
+_TRAFFIC = {
+    "trace": "", "speed": None, "request_rate": None, "burstiness": None, "limit": None,
+    "window": None, "spread_ties": "none", "quantize_arrivals": None, "concurrency": None,
+    "max_tokens": None, "warmup_s": 0.0, "price_per_hour": None, "watts": None,
+    "seed": 0,
+}  # fmt: skip
+
+
+def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device, Limits]:
+    """The device, and the step budgets that follow from it (vLLM's API-server defaults).
+
+    ``profiling``: with times by operator class and exact totals where it has them. Raises
+    UsageError or InputError for what cannot be opened.
+    """
+    config, named = what.config, what.named
+    # Large-memory GPUs other than the A100 get vLLM's larger defaults (arg_utils, V1); see
+    # docs/decisions/0004.
+    gpu = named.describe()
+    large = gpu.hbm_gib >= 70 and "a100" not in gpu.name.lower()
+    limits = Limits(
+        config.max_num_seqs or (1024 if large else 256),
+        config.max_num_batched_tokens or (8192 if large else 2048),
+        what.max_model_len,
+        config.goodput.get("ttft"),
+        config.goodput.get("tbt") or config.goodput.get("tpot"),
+    )
+    options = DeviceOptions(
+        limits.max_num_seqs, limits.max_num_batched_tokens, config.gpu_memory_utilization,
+        config.tensor_parallel_size, config.seed, config.kernel_table, profiling,
+        model_name=config.model, load_format=config.load_format, dtype=config.dtype,
+        temperature=config.temperature, top_p=config.top_p,
+        swap_bytes=what.swap_bytes, graphs=config.graphs,
+    )  # fmt: skip
+    return named.device_class.open(named.argument, what.model, options), limits
+
+
+def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
+    """The device and model of ``config`` (or that ``model``), open to be profiled; the caller
+    closes the device. Raises UsageError or InputError.
+    """
+    from nexusbench.profiles.profile import DeviceAsked
+    from nexusbench.profiling.profile import Subject
+
+    what = model_on_device(config, model)
+    device, limits = open_device(what, profiling=True)
+    asked = DeviceAsked(
+        resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization
+    )
+    return Subject(device, what.model, limits, config.block_size, asked)
+
+
+def check_gpus(scheduler: Scheduler, device: Device) -> None:
+    """Raise UsageError if the policy runs on another number of GPUs than the device has."""
+    found, name = device.spec.num_gpus, device.spec.name
+    if scheduler.num_gpus == found:
+        return
+    if found == 1:
+        raise UsageError(
+            f"scheduler '{scheduler.name}' needs {scheduler.num_gpus} GPUs, {name} is one. "
+            "Use a simulated pair, such as --device sim:l20+l20"
+        )
+    one = name.partition("+")[0]
+    raise UsageError(
+        f"scheduler '{scheduler.name}' runs on one GPU, {name} has {found}. Use --device {one}, or "
+        f"--device {one} --tensor-parallel-size {found}"
+    )
+
+
+def kv_pools(
+    config: RunConfig, model: ModelSpec, device: Device, trace: Trace
+) -> tuple[KVCacheManager, list[KVCacheManager]]:
+    """The KV cache of the (first) GPU, and those of the device's other pools. Raises UsageError
+    for sizes that no memory holds.
+    """
+    spec, block_size = device.spec, config.block_size
+    block_bytes = model.kv_bytes_on(spec.tensor_parallel) * block_size
+    blocks = config.kv_blocks or int(spec.kv_bytes // block_bytes)
+    if spec.makes_tokens and config.kv_blocks is None:
+        # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
+        # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
+        blocks = min(blocks, 2 * fillable_blocks(trace, block_size))
+    sizes = [blocks] * spec.num_gpus
+    if spec.host is not None:
+        sizes.append(int(spec.host_bytes // block_bytes))
+    if max(sizes) > MOST_BLOCKS:
+        raise UsageError(
+            f"a KV pool of {max(sizes):,} blocks of {block_size} tokens is more than the "
+            f"{MOST_BLOCKS:,} that are kept account of. Ask for fewer --kv-blocks (or less "
+            "--swap-space), or a larger --block-size"
+        )
+    if spec.kind == "cpu":
+        pool = f"a KV cache of {blocks:,} blocks of {block_size} tokens"
+        require_memory(blocks * block_bytes, pool, "Ask for fewer --kv-blocks")
+    elif spec.makes_tokens:
+        check_room(blocks, block_size, block_bytes, spec.kv_bytes)
+    if trace.hash_block % block_size and any(request.hash_ids for request in trace.requests):
+        raise UsageError(
+            f"--block-size {block_size} does not divide the trace's hash block of "
+            f"{trace.hash_block} tokens; pick one that does"
+        )
+    caching = config.prefix_caching
+    first, *others = make_pools(sizes, spec.num_gpus, block_size, trace.hash_block, caching)
+    return first, others
+
+
+def make_pools(
+    sizes: Sequence[int], num_gpus: int, block_size: int, hash_block: int, prefix_caching: bool
+) -> list[KVCacheManager]:
+    """A KV pool of each size in blocks: one per GPU, then the host's, which caches no prefixes."""
+    return [
+        KVCacheManager(
+            blocks, block_size, hash_block=hash_block,
+            prefix_caching=prefix_caching and number < num_gpus,
+        )
+        for number, blocks in enumerate(sizes)
+    ]  # fmt: skip
+
+
+def fillable_blocks(trace: Trace, block_size: int) -> int:
+    """KV blocks that all requests would hold at once, with one more each for launches of several
+    decode steps.
+    """
+    sizes = [request.prompt_tokens + request.output_tokens for request in trace.requests]
+    return sum(ceil_div(size, block_size) + 1 for size in sizes)
+
+
+def check_room(num_blocks: int, block_size: int, block_bytes: float, kv_bytes: float) -> None:
+    """Raise UsageError if a pool of real KV blocks exceeds what a GPU has left for them."""
+    if num_blocks * block_bytes > kv_bytes:
+        raise UsageError(
+            f"a KV cache of {num_blocks:,} blocks of {block_size} tokens needs "
+            f"{num_blocks * block_bytes / 1e9:.1f} GB, and the GPU has {kv_bytes / 1e9:.1f} GB "
+            "left for it. Ask for fewer --kv-blocks"
+        )
+
+
+def check_pool(requests: list[Request], kv: KVCacheManager) -> None:
+    """Refuse a pool in which not one request fits; single misfits are rejected and counted by the
+    engine.
+    """
+    if requests and all(kv.blocks_for(r.stop_len) > kv.num_blocks for r in requests):
+        least = min(kv.blocks_for(r.stop_len) for r in requests)
+        raise UsageError(
+            f"a KV pool of {kv.num_blocks} blocks of {kv.block_size} tokens holds no request of "
+            f"this trace: the smallest needs {least}. Raise --kv-blocks or "
+            "--gpu-memory-utilization, or pick a larger GPU"
+        )
+
+
+def decisive(config: RunConfig) -> bytes:
+    """What :func:`check_run` looks at: configs that agree in it need one check."""
+    return msgspec.json.encode(msgspec.structs.replace(config, **_TRAFFIC))
+
+
+def check_runs(configs: Iterable[RunConfig]) -> None:
+    """:func:`check_run` for each, where they differ at all: a single run is checked as it is
+    assembled.
+    """
+    every = list(configs)
+    if len(every) > 1:
+        different = {decisive(check_config(config)): config for config in every}
+        for config in different.values() if len(different) > 1 else ():
+            check_run(config)
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise what assembling ``config`` would for anything but its trace: the policies, their
+    options, the belief and its profile, the device.
+
+    A simulated device is opened for it, which takes milliseconds. Of a real one, which takes long
+    and exists once, only what needs no opening is checked. An input that is wrong by itself is an
+    InputError, what does not go together another UsageError.
+    """
+    run = resolve(config)
+    if run.named.kind != "sim":
+        if run.needs_belief:
+            check_closed(run.config, run.model)
+        return
+    with closing(open_device(run)[0]) as device:
+        check_gpus(run.scheduler, device)
+        partitioner, _ = make_partitioner(run, device)
+        partitioner.initial(device.spec)
+
+
+def check_belief(config: RunConfig) -> None:
+    """:func:`check_run` of what all policies share: device, cost model and profile."""
+    what = model_on_device(config)
+    if what.named.kind != "sim":
+        check_closed(what.config, what.model)
+        return
+    with closing(open_device(what)[0]) as device:
+        make_belief(what.config, device, what.model)

@@ -1,0 +1,218 @@
+"""From a config to names, model, context length and policies; nothing is opened."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from nexusbench.core.config import RunConfig, check_config
+from nexusbench.core.errors import UsageError
+from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
+from nexusbench.core.units import GIB
+from nexusbench.devices.base import Device, devices
+from nexusbench.models.config import load_model
+from nexusbench.partitioners.base import Partitioner, partitioners
+from nexusbench.physics.gpus import gpu_names, is_profile
+from nexusbench.schedulers.base import Scheduler, schedulers
+
+DEFAULT_SWAP_GIB = 4.0  # vLLM's
+COMPUTED_DTYPES = ("float32", "bfloat16", "float16")
+# Flags that say how tokens are made; a simulation makes none.
+_TOKEN_FLAGS = {
+    "load_format": "--load-format",
+    "dtype": "--dtype",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "stop_at_eos": "--stop-at-eos",
+}
+
+
+class NamedDevice(msgspec.Struct, frozen=True):
+    """``KIND:argument`` and the class that opens it."""
+
+    kind: str
+    argument: str
+    device_class: type[Device]
+
+    def describe(self) -> GpuSpec:
+        """The GPU that is named, without opening it. Raises UsageError if there is none."""
+        return self.device_class.describe(self.argument)
+
+
+class ModelOnDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A model and the device that is to run it: what a profile is of.
+
+    ``max_model_len`` is the longest context in tokens, ``swap_bytes`` the host memory for swapped
+    KV, per GPU.
+    """
+
+    config: RunConfig
+    model: ModelSpec
+    max_model_len: int
+    named: NamedDevice
+    swap_bytes: float = 0.0
+
+
+class NamedRun(ModelOnDevice, frozen=True, kw_only=True):
+    """The same, and the policies that serve: the scheduler, and the partitioner still as a spec,
+    for it needs an open device.
+    """
+
+    scheduler: Scheduler
+    partitioner: str
+    partitioner_class: type[Partitioner]
+
+    @property
+    def needs_belief(self) -> bool:
+        """Whether a policy asks a cost model."""
+        return self.partitioner_class.needs_belief or self.scheduler.needs_belief
+
+
+def resolve(config: RunConfig) -> NamedRun:
+    """What ``config`` stands for on this machine. Raises UsageError or InputError for what no
+    device has to be open to refuse.
+    """
+    found = model_on_device(config)
+    config, named = found.config, found.named
+    scheduler: Scheduler = schedulers.create(config.scheduler)
+    spec, cls = partitioner_of(config, scheduler)
+    if scheduler.num_gpus == 2:
+        named = msgspec.structs.replace(named, argument=pair_of(scheduler, named))
+    return NamedRun(
+        config=config, model=found.model, max_model_len=found.max_model_len, named=named,
+        swap_bytes=swap_gib(config, scheduler, named.kind) * GIB,
+        scheduler=scheduler, partitioner=spec, partitioner_class=cls,
+    )  # fmt: skip
+
+
+def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelOnDevice:
+    """The model of ``config`` (or that ``model``) and its device, without policies. Raises
+    UsageError or InputError.
+    """
+    config = check_config(config)
+    if model is None:
+        model = with_dtype(load_model(config.model), config.dtype)
+    check_tensor_parallel(config.tensor_parallel_size, model)
+    length = config.max_model_len or model.max_model_len
+    if length > model.max_model_len:
+        raise UsageError(
+            f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
+            "tokens. Give at most that many, or leave it out"
+        )
+    named = find_device(config.device)
+    check_flags(config, named.kind)
+    swap_bytes = swap_gib(config, None, named.kind) * GIB
+    return ModelOnDevice(
+        config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes
+    )
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is a usable CUDA GPU where the CUDA device is there, else the paper's GPU,
+    simulated.
+    """
+    if name != "auto":
+        return name
+    if "cuda" in devices.names() and devices.load("cuda").usable():
+        return "cuda"
+    return "sim:l20"
+
+
+def find_device(name: str) -> NamedDevice:
+    """The device class of ``KIND:argument`` or ``auto``. Raises UsageError if there is none."""
+    kind, _, argument = resolve_device(name).partition(":")
+    if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
+        raise UsageError(f"'{name}' is a GPU, not a device; write sim:{kind}")
+    return NamedDevice(kind, argument, devices.load(kind))
+
+
+def pair_of(policy: Scheduler, named: NamedDevice) -> str:
+    """A policy that needs two GPUs gets two of the simulated one that the config names; as the
+    device's argument. Raises UsageError where there can be no two.
+    """
+    kind, argument = named.kind, named.argument
+    if kind != "sim" or is_profile(argument):
+        what = f"sim:{argument}, a profile," if kind == "sim" else kind
+        raise UsageError(
+            f"scheduler '{policy.name}' needs {policy.num_gpus} GPUs, {what} is one device. Use a "
+            "simulated pair, such as --device sim:l20+l20"
+        )
+    return argument if "+" in argument or not argument else f"{argument}+{argument}"
+
+
+def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[Partitioner]]:
+    """The partitioner as typed, or the scheduler's own, and its class. Raises UsageError if it
+    cannot serve the scheduler.
+    """
+    spec = config.partitioner or scheduler.default_partitioner
+    cls: type[Partitioner] = partitioners.load(spec.partition(":")[0])
+    if scheduler.partitions not in cls.serves:
+        raise UsageError(
+            f"partitioner '{spec}' cannot serve scheduler '{scheduler.name}', which runs on "
+            f"partition {' and '.join(scheduler.partitions)}; its default is "
+            f"'{scheduler.default_partitioner}'"
+        )
+    return spec, cls
+
+
+def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:
+    """``model`` in another data type. Raises UsageError for one that is not computed in."""
+    if dtype is None:
+        return model
+    if dtype not in COMPUTED_DTYPES:
+        raise UsageError(f"--dtype {dtype} is unknown. Known: {', '.join(COMPUTED_DTYPES)}")
+    return msgspec.structs.replace(model, dtypes=Dtypes(dtype, dtype, dtype, dtype))
+
+
+def check_tensor_parallel(size: int, model: ModelSpec) -> None:
+    """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
+    heads, kv_heads = model.num_heads, model.num_kv_heads
+    wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
+
+    def divides(n: int) -> bool:
+        return heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and wide % n == 0
+
+    if not divides(size):
+        legal = [n for n in range(1, heads + 1) if divides(n)]
+        raise UsageError(
+            f"--tensor-parallel-size {size}: {model.name} with {heads} heads, {kv_heads} KV heads "
+            f"and layers {wide} wide can be split {', '.join(map(str, legal))} ways"
+        )
+
+
+def check_flags(config: RunConfig, kind: str) -> None:
+    """Raise UsageError for a flag about tokens on a device that makes none, or about CUDA graphs on
+    one that has none.
+    """
+    if not config.graphs and kind != "cuda":
+        raise UsageError(
+            f"--no-graphs is for --device cuda, which decodes by CUDA graphs; {kind} has none. "
+            "Leave it out"
+        )
+    if kind != "sim":
+        return
+    defaults = RunConfig(trace="")
+    for name, flag in _TOKEN_FLAGS.items():
+        if getattr(config, name) != getattr(defaults, name):
+            raise UsageError(
+                f"{flag} is for devices that compute tokens: use --device cpu or cuda, or "
+                "leave it out"
+            )
+
+
+def swap_gib(config: RunConfig, policy: Scheduler | None, kind: str) -> float:
+    """Host memory for swapped KV: as asked, else what the policy counts on, else 4 GiB (vLLM's
+    default) if it swaps. Raises UsageError if it was asked of a device that cannot.
+    """
+    if kind != "sim":
+        if config.swap_space:
+            raise UsageError(
+                f"--swap-space: only simulated devices swap KV to the host, {kind} recomputes. "
+                "Leave it out"
+            )
+        return 0.0
+    if config.swap_space is not None or policy is None:
+        return config.swap_space or 0.0
+    swaps = policy.options.preemption == "swap"
+    return policy.swap_gib or (DEFAULT_SWAP_GIB if swaps else 0.0)
