@@ -81,7 +81,7 @@ class Engine:
             self.state, pools, device, scheduler, partitioner, self.log, self.arrivals,
             config.stop_tokens, config.block_bytes,
         )  # fmt: skip
-        self.auditor = Auditor(self.state, pools, self.executor, scheduler)
+        self.auditor = Auditor(self.state, pools, self.executor)
         # One entry per call of the policy, if a stopwatch was given.
         self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
@@ -162,10 +162,11 @@ class Engine:
         if watch is not None:
             self.decision_ns.append(watch() - started)
         try:
-            self.executor.commit(plan, split, journal)
+            self.auditor.check_plan(plan, split, journal)
         except PlanRefused:
             journal.rollback()
             raise
+        self.executor.commit(plan, split, journal)
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
         self._wake_at = plan.wake_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split, StepOutput, TransferOutput
-from nexusbench.core.errors import InvariantBreach, PlanRefused, UsageError
+from nexusbench.core.errors import InvariantBreach, UsageError
 from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS, EventLog
 from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request
@@ -26,8 +26,8 @@ _MOST_PREDICTED_NS = 2.0**63  # what a column of the log holds
 class Executor:
     """Turns plans into launches, and ended launches into progress.
 
-    The allocator already holds the plan's blocks (the journal took them); what is left is to check
-    the plan against the contract, to log it and to launch it.
+    The allocator already holds a plan's blocks (the journal took them), and the Auditor has checked
+    it against the contract; what is left is to log it and to launch it.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Executor:
         self._stopped: set[int] = set()  # requests that such a token ended
         belief = partitioner.belief
         self._learning = belief if belief is not None and belief.learns else None
-        self._policy = scheduler.name
         self._one_gpu = state.device.num_gpus == 1
         self._at_step = overridden("completed", (scheduler, Scheduler), (partitioner, Partitioner))
         self._at_end = [
@@ -68,10 +67,7 @@ class Executor:
     # -- commit ------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, split: Split, journal: Journal) -> None:
-        """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it
-        breaks a rule.
-        """
-        self._check(plan, split, journal)
+        """Log and launch ``plan``, which was checked, under ``split``."""
         state, tables = self.state, self.log.tables
         for request in journal.kv_blocked:
             tables["kv_blocked"].row(request.index, state.now)
@@ -91,65 +87,6 @@ class Executor:
             if beside is None and len(launches) > 1 and self._one_gpu:
                 beside = next((b.shape, n) for b, n in launches if b is not batch)
             self._launch(batch, sms, beside)
-
-    def _check(self, plan: Plan, split: Split, journal: Journal) -> None:
-        """The contract of a plan (docs/invariants.md)."""
-        policy, state = self._policy, self.state
-        if not journal.matches(plan):
-            raise PlanRefused(
-                "contract", policy, "preempts or moves requests otherwise than with the context"
-            )
-        if (
-            plan.batches
-            and split is not state.split
-            and (split not in state.device.splits and split != state.device.whole)
-        ):
-            raise PlanRefused("I5", self.partitioner.name, f"wants the illegal split {split}")
-        if not (plan.wake_at is None or isinstance(plan.wake_at, int)):
-            raise PlanRefused("contract", policy, f"wants to wake at {plan.wake_at!r}, no ns")
-        for batch in plan.batches:
-            if not isinstance(batch, Batch):
-                raise PlanRefused("contract", policy, f"launches {type(batch).__name__}, no Batch")
-            if batch.partition not in state.in_flight:
-                raise PlanRefused("contract", policy, f"knows no partition '{batch.partition}'")
-            if len(state.in_flight[batch.partition]) >= state.device.depth:
-                raise PlanRefused(
-                    "I5", policy, f"launches on '{batch.partition}', whose queue is full"
-                )
-            shape, most = batch.shape, state.limits.max_num_batched_tokens
-            tokens = shape.num_tokens
-            if not 0 < tokens <= most:
-                problem = f"launches {tokens} tokens; the budget is 1 to {most}"
-                raise PlanRefused("contract", policy, problem)
-            if not journal.drafted(batch):
-                raise PlanRefused(
-                    "contract", policy, "launches a batch that it did not build with the context"
-                )
-            if shape.remote is not None and "remote" not in split.partitions:
-                raise PlanRefused(
-                    "contract", self.partitioner.name, "leaves no SMs to the attention that "
-                    f"'{policy}' plans on another GPU",
-                )  # fmt: skip
-            self._check_pieces(batch)
-
-    def _check_pieces(self, batch: Batch) -> None:
-        """Layer ranges are for chunks, from where they stopped; repetitions are for decodes."""
-        policy, layers, most = self._policy, batch.layers, self.state.device.num_layers
-        if batch.repeat < 1 or (batch.repeat > 1 and (batch.chunks or layers is not None)):
-            raise PlanRefused("contract", policy, "repeats more than whole decode steps")
-        if layers is not None and (batch.decodes or not 0 <= layers[0] < layers[1] <= most):
-            raise PlanRefused(
-                "contract", policy, f"computes layers {layers} of {most}, or decodes with them"
-            )
-        start = layers[0] if layers is not None else 0
-        for chunk in batch.chunks:
-            done = chunk.request.layers_done
-            if start != done or (done and chunk.num_tokens != chunk.request.layers_tokens):
-                raise PlanRefused(
-                    "contract", policy, f"computes {chunk.num_tokens} tokens of "
-                    f"'{chunk.request.id}' from layer {start}, but {done} layers of "
-                    f"{chunk.request.layers_tokens} tokens are done",
-                )  # fmt: skip
 
     def _sms(self, partition: str, launched: set[str]) -> int:
         """SMs of a launch: its share under the split, or all if it runs alone and ``idle`` is
