@@ -11,16 +11,16 @@ def entry() -> None:
     """The console script. Importing the command line takes a tenth of a second or more, in which
     Ctrl-C would show the traceback of whatever was being imported.
     """
-    # Where a shell has the command ignore Ctrl-C (nohup, a job in the background) it goes on to.
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
+    # Ctrl-C stays ignored where the shell set that (nohup, a job in the background).
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if default:
         signal.signal(signal.SIGINT, _leave)
     from nexusbench.cli.outlet import open_closed_streams
 
     open_closed_streams()
     from nexusbench.cli.main import entry as run
 
-    if ours:
+    if default:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 

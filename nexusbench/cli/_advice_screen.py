@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
-from nexusbench.cli._grid import Grid
-from nexusbench.cli._policies import check_policies, split_policies
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
+from nexusbench.cli._slo_asked import AskedSearch
 from nexusbench.comparison.load import conditions, lines_about
-from nexusbench.core.config import RunConfig, out_of_bounds
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
+from nexusbench.core.options import beyond, declared
 from nexusbench.experiments.advise import (
     INDIFFERENT,
     Advice,
@@ -36,35 +37,23 @@ from nexusbench.metrics.slo import Slo
 from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_belief, check_run
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-# Flags of serve-trace by the field they set, where a command has to repeat them.
+# Options of serve-trace that a command has to repeat where they have a value.
 _REPEATED = (
-    ("max_num_seqs", "--max-num-seqs"),
-    ("max_model_len", "--max-model-len"),
-    ("kv_blocks", "--kv-blocks"),
-    ("swap_space", "--swap-space"),
-    ("cost_model", "--cost-model"),
-    ("profile", "--profile"),
-    ("limit", "--limit"),
-    ("request_rate", "--rate"),
-    ("burstiness", "--burstiness"),
-)
+    "max_num_seqs", "max_model_len", "kv_blocks", "swap_space", "cost_model", "profile", "limit",
+    "request_rate", "burstiness",
+)  # fmt: skip
 _MOST_EARLY = 5
 _MOST_LOADS = 3  # candidates, in a warning
 
 
-def show_advice(params: Mapping[str, Any]) -> None:
+def show_advice(asked: AskedSearch, chunks: str, effort: int, max_seeds: int | None) -> None:
     """Compare, then print the answer with its evidence (or one JSON document)."""
-    slo, source = asked_slo(params)
-    asked = split_policies(params["scheduler"] or [], "--scheduler")
-    sizers = split_policies(params["partitioner"] or [], "--partitioner")
-    check_policies([], params["cost_model"])
-    gpus = 2 if "+" in params["device"] else 1
-    candidates, skipped = find_candidates(asked, sizers, _chunks(params["chunks"]), gpus)
-    config = asked_config(params)
-    _check(config, candidates if asked else [])
+    slo, source = asked.judged_by()
+    named, sizers = asked.policies()
+    gpus = 2 if "+" in asked.config.device else 1
+    candidates, skipped = find_candidates(named, sizers, _chunks(chunks), gpus)
+    config = asked.base()
+    _check(config, candidates if named else [])
     config, requests = _traffic(config)
     scored = scored_slo(slo)
     question = Question(
@@ -72,27 +61,27 @@ def show_advice(params: Mapping[str, Any]) -> None:
         slo=slo,
         candidates=tuple(candidates),
         requests=requests,
-        seeds=tuple(range(params["seed"], params["seed"] + params["seeds"])),
-        most_draws=_most_draws(params["seeds"], params["max_seeds"]),
-        effort=params["effort"],
-        cache=params["cache"],
-        fresh=params["fresh"],
+        seeds=asked.seeds,
+        most_draws=_most_draws(asked.draws, max_seeds),
+        effort=effort,
+        cache=asked.cache,
+        fresh=asked.fresh,
     )
     rounds = plan_rounds(len(candidates), question)
     total = sum(size * draws for size, _, draws in rounds)
     work = sum(size * length * draws for size, length, draws in rounds)
-    countdown = Countdown("advise", total, weight=work, quiet=params["no_progress"])
-    advice = advise(question, asked_jobs(params), countdown.step)
+    countdown = Countdown("advise", total, weight=work, quiet=asked.quiet)
+    advice = advise(question, asked.processes(), countdown.step)
     countdown.end(f"{counted(len(candidates), 'candidate')}")
-    if params["json"]:
+    if asked.as_json:
         print(json.dumps(_document(question, advice, source, skipped), indent=2, allow_nan=False))
         return
     _show(question, advice, source, [*skipped, *advice.failed])
 
 
 def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
-    """Refuse what cannot be run before anything is. Of policies that were not named, one that is
-    broken must not keep the others from being compared.
+    """Refuse configs that cannot run before any run starts. A broken policy that was not named does
+    not prevent comparing the others.
     """
     check_belief(config)
     for one in {one.policy: one for one in named}.values():
@@ -114,14 +103,15 @@ def _chunks(text: str) -> list[int]:
         found = [0]
     if min(found) < 1:
         raise UsageError(f"--chunks '{text}': write token counts, as in 512,2048")
-    hint = out_of_bounds("max_num_batched_tokens", max(found))
+    bounds = declared(RunConfig)["max_num_batched_tokens"].bounds
+    hint = None if bounds is None else beyond(bounds, max(found))
     if hint is not None:
         raise UsageError(f"--chunks {max(found)} is out of bounds. {hint}")
     return list(dict.fromkeys(found))
 
 
 def _traffic(config: RunConfig) -> tuple[RunConfig, int]:
-    """The config at the rate asked for, or the trace's own; arrivals are drawn anew per seed."""
+    """The config at the requested rate, or at the trace's own; each seed redraws the arrivals."""
     requests, own, closed = trace_load(config)
     if closed:
         return msgspec.structs.replace(config, burstiness=None), requests
@@ -134,8 +124,6 @@ def _traffic(config: RunConfig) -> tuple[RunConfig, int]:
 
 
 def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]) -> None:
-    from rich.text import Text
-
     console = results_console()
     console.print(Text.assemble(("nexusbench advise", "bold"), "  ", badge(advice.simulated)))
     config = question.config
@@ -183,14 +171,14 @@ def _draws(question: Question) -> str:
 
 
 def _load_lines(advice: Advice) -> list[str]:
-    """Finalists under which requests arrive faster than they leave, the first few by name."""
+    """The first few finalists under which requests arrive faster than they leave."""
     told = [(str(one.candidate), load) for one in advice.final if (load := one.load)]
     return lines_about(told, len(advice.final), name_one=True, most=_MOST_LOADS)
 
 
 def _table(console: Console, advice: Advice) -> None:
     crowded = any(one.load for one in advice.final)
-    grid = Grid(
+    grid = TextGrid(
         "", ("scheduler", "partitioner", "chunk", "draws", "within, %", "worst draw",
              "bounds used, %", "score", "SLO kept", *(["overloaded"] * crowded)),
         keys=3, texts=(0, 1),
@@ -213,7 +201,7 @@ def _table(console: Console, advice: Advice) -> None:
 
 
 def _crowded(one: Rated) -> str:
-    """Draws in which requests arrive faster than they leave."""
+    """Number of draws in which requests arrive faster than they leave."""
     found = sum(bool(score.load and score.load.overloaded) for score in one.scores)
     return f"{found} of {len(one.scores)}" if found else "no"
 
@@ -265,7 +253,7 @@ def _lead(margin: Margin) -> str:
 
 def _certainty(advice: Advice) -> str:
     margin = advice.margin
-    assert margin is not None  # the caller has looked
+    assert margin is not None  # checked by the caller
     draws = f"better in {margin.draws_won} of {margin.draws} draws"
     if margin.chance is None:
         return "One draw says nothing of how sure that is: use --seeds 5."
@@ -282,9 +270,9 @@ def _certainty(advice: Advice) -> str:
 
 
 def verification(question: Question, advice: Advice) -> dict[str, list[str]]:
-    """The commands that make the comparison of the first two again, simulated and for real."""
+    """The commands that repeat the comparison of the first two, simulated and on a real GPU."""
     first = [one.candidate for one in advice.final[:2]]
-    draws = len(advice.final[0].scores)  # a runner-up that fell behind early has fewer of its own
+    draws = len(advice.final[0].scores)  # an early loser has fewer draws
     by_chunk: dict[int, list[Candidate]] = {}
     for candidate in first:
         by_chunk.setdefault(candidate.chunk, []).append(candidate)
@@ -310,10 +298,13 @@ def _command(
         words += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     if not math.isclose(config.gpu_memory_utilization, 0.9):
         words += ["--gpu-memory-utilization", f"{config.gpu_memory_utilization:g}"]
-    for field, flag in _REPEATED:
+    for field in _REPEATED:
         value = getattr(config, field)
         if value is not None:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [
+                declared(RunConfig)[field].flag,
+                f"{value:g}" if isinstance(value, float) else str(value),
+            ]
     words += ["--force-profile"] * config.force_profile
     # A kernel table stands in for physics, which a real GPU has of its own.
     if config.kernel_table is not None and device.startswith("sim"):
@@ -325,8 +316,8 @@ def _command(
 
 def _document(
     question: Question, advice: Advice, source: str, skipped: Sequence[str]
-) -> dict[str, Any]:
-    def rated(one: Rated) -> dict[str, Any]:
+) -> dict[str, object]:
+    def rated(one: Rated) -> dict[str, object]:
         return {
             **msgspec.to_builtins(one.candidate),
             "attained": one.attained,

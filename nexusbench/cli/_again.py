@@ -1,4 +1,4 @@
-"""A stored run once more: same trace, same config, and the digests side by side."""
+"""Run a stored run's config again on the same trace and compare the digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nexusbench.results.reader import DEFAULT_ROOT, RunReader
 from nexusbench.serving.runner import RunResult, run
 from nexusbench.workloads.source import stored_sha256
 
-# Not resolved, but noticed; and the trace is known to be the same.
+# Measured, not resolved; the trace has been compared already.
 _NEVER_ALIKE = ("decision_us", "host_gaps", "client", "trace")
 EXIT_DIFFERS, EXIT_INCONCLUSIVE = 1, 4
 
@@ -28,22 +28,22 @@ EXIT_DIFFERS, EXIT_INCONCLUSIVE = 1, 4
 def run_again(
     run_name: str, results: Path | None, *, trace: Path | None, as_json: bool, quiet: bool
 ) -> None:
-    """Run it, say whether the event log is identical, and exit accordingly.
+    """Run it, print whether the event log is identical, and exit with the matching code.
 
-    Without ``results`` the new run is kept beside the stored one.
+    Without ``results`` the new run is kept in the folder of the stored one.
     """
     reader = RunReader(run_name, results or DEFAULT_ROOT)
     config = reader.manifest.config
     if trace is not None:
         config = msgspec.structs.replace(config, trace=str(trace))
     _check_trace(reader, config)
-    RunEvents.from_reader(reader)  # what is damaged is said before hours are spent on it
+    RunEvents.from_reader(reader)  # a damaged run is refused before the new one starts
     with follow(f"rerun {reader.path.name}", quiet=quiet) as progress:
         result = run(config, results=results or reader.path.parent, progress=progress)
     verdict, sentence, code = _verdict(reader, result)
     changes = differences(reader.manifest, result)
     if as_json:
-        document: dict[str, Any] = {
+        document: dict[str, object] = {
             "schema": JSON_SCHEMA,
             "command": "rerun",
             "simulated": result.summary.simulated,
@@ -70,7 +70,7 @@ def run_again(
 
 
 def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
-    """The trace must be the one of the run, byte for byte. Raises InputError if it is not."""
+    """Raises InputError unless the trace is byte for byte the one of the stored run."""
     try:
         found = stored_sha256(config.trace)
     except InputError as error:
@@ -87,7 +87,7 @@ def _check_trace(reader: RunReader, config: RunConfig | EndpointConfig) -> None:
 
 
 def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
-    """A word for machines, a sentence, and the exit code."""
+    """A word for programs, a sentence for people, and the exit code."""
     if not result.summary.simulated:
         return "measured", "ran again; what is measured never gives the same event log twice", 0
     if not reader.complete:
@@ -100,7 +100,7 @@ def _verdict(reader: RunReader, result: RunResult) -> tuple[str, str, int]:
 
 def differences(manifest: Manifest, result: RunResult) -> list[str]:
     """What was resolved differently, or made by other versions: the usual suspects."""
-    # Through JSON, as the recorded one went: tuples become lists.
+    # Through JSON, like the recorded one: tuples become lists.
     old_run, new = (
         json.loads(msgspec.json.encode(resolved))
         for resolved in (manifest.resolved, result.resolved)
@@ -121,7 +121,7 @@ def differences(manifest: Manifest, result: RunResult) -> list[str]:
 
 
 def _changed(key: str, old: Any, new: Any) -> list[str]:
-    """What differs between two values, down to the field in which it does."""
+    """The fields in which two values differ, one line each."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):

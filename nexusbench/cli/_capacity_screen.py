@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._capacity_verdict import capacity_verdict
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown
-from nexusbench.cli._grid import Grid
-from nexusbench.cli._policies import check_policies, pair_policies, split_policies
+from nexusbench.cli._grid import TextGrid
+from nexusbench.cli._jobs import check_policies, pair_policies, policy_labels
 from nexusbench.cli._screen import badge
-from nexusbench.cli._session import JSON_SCHEMA, policy_labels
-from nexusbench.cli._slo_asked import asked_config, asked_jobs, asked_slo
+from nexusbench.cli._session import JSON_SCHEMA
+from nexusbench.cli._slo_asked import AskedSearch
 from nexusbench.comparison.load import lines_about, worst_load
 from nexusbench.experiments.capacity import (
     LITTLE_TOLERANCE,
@@ -31,34 +31,32 @@ from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_runs
 
 
-def show_capacity(params: Mapping[str, Any]) -> None:
+def show_capacity(asked: AskedSearch, precision: float) -> None:
     """Search, then print one table (or one JSON document)."""
-    slo, source = asked_slo(params)
-    base = asked_config(params)
-    schedulers = split_policies(params["scheduler"], "--scheduler")
-    pairs = pair_policies(schedulers, split_policies(params["partitioner"] or [], "--partitioner"))
-    check_policies(pairs, params["cost_model"])
+    slo, source = asked.judged_by()
+    base = asked.base()
+    pairs = pair_policies(*asked.policies())
+    check_policies(pairs, None)
     configs = tuple(
         msgspec.structs.replace(base, scheduler=scheduler, partitioner=partitioner)
         for scheduler, partitioner in pairs
     )
-    seeds = tuple(range(params["seed"], params["seed"] + params["seeds"]))
     search = CapacitySearch(
-        configs=configs, slo=slo, seeds=seeds, precision=params["precision"],
-        cache=params["cache"], fresh=params["fresh"],
+        configs=configs, slo=slo, seeds=asked.seeds, precision=precision, cache=asked.cache,
+        fresh=asked.fresh,
     )  # fmt: skip
     check_runs(configs)
     requests, _ = check_search(search)
     labels = policy_labels(pairs)
-    countdown = Countdown("capacity", len(pairs) * len(seeds), quiet=params["no_progress"])
+    countdown = Countdown("capacity", len(pairs) * len(search.seeds), quiet=asked.quiet)
 
     def told(position: int, found: FoundRate) -> None:
         countdown.step(f"{labels[position]} seed {found.seed}: {found.kept:.4g} req/s")
 
-    capacities = find_capacities(search, asked_jobs(params), told)
+    capacities = find_capacities(search, asked.processes(), told)
     probes = sum(one.probes - one.probes_kept for one in capacities)
     countdown.end(f"{counted(probes, 'probe')} run")
-    if params["json"]:
+    if asked.as_json:
         print(json.dumps(_document(search, source, labels, capacities), indent=2, allow_nan=False))
         return
     _show(search, source, labels, capacities, requests)
@@ -71,8 +69,6 @@ def _show(
     capacities: Sequence[Capacity],
     requests: int,
 ) -> None:
-    from rich.text import Text
-
     console = results_console()
     simulated = all(one.simulated for one in capacities)
     console.print(Text.assemble(("nexusbench capacity", "bold"), "  ", badge(simulated)))
@@ -87,7 +83,7 @@ def _show(
         say(console, f"WARNING: {line}", "bold red")
     interval = "95 % interval" if len(search.seeds) > 1 else "bracket"
     titles = ("", "req/s", interval, "worst seed", "probes", "stopped", "N", "X·R")
-    grid = Grid("", (*titles, "breaks first at the next rate"), texts=(0, len(titles)))
+    grid = TextGrid("", (*titles, "breaks first at the next rate"), texts=(0, len(titles)))
     for label, one in zip(labels, capacities, strict=True):
         grid.add(label, *_cells(one))
     grid.show(console)
@@ -100,7 +96,7 @@ def _show(
 
 
 def _load_lines(labels: Sequence[str], capacities: Sequence[Capacity]) -> list[str]:
-    """Rates that are named although requests arrive faster than they leave at them."""
+    """Sentences on capacities at which requests arrive faster than they leave."""
     told = []
     for label, one in zip(labels, capacities, strict=True):
         load = worst_load(found.load for found in one.found)
@@ -187,7 +183,7 @@ def _warnings(one: Capacity) -> list[str]:
 
 def _document(
     search: CapacitySearch, source: str, labels: Sequence[str], capacities: Sequence[Capacity]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA,
         "command": "capacity",

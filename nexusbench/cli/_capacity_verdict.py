@@ -1,4 +1,6 @@
-"""What takes the most load under the SLO, by how much, how surely, and what ends it: in words."""
+"""The verdict of ``capacity`` in words: which policy keeps the SLO at the highest rate, by how
+much, with which certainty, and which bound breaks first.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ Named = tuple[str, Capacity]
 
 
 def capacity_verdict(labels: Sequence[str], capacities: Sequence[Capacity], ratio: float) -> str:
-    """Sentences about two policies or more, empty for one; ``ratio`` is of neighbouring rates of
-    the search, within which two are level.
+    """Sentences that rank two policies or more; empty for one. ``ratio`` is the step between
+    neighbouring rates of the search: policies within one step are level.
     """
     named = list(zip(labels, capacities, strict=True))
     if len(named) < 2:
@@ -51,7 +53,7 @@ def _beside(best: Capacity, other: Capacity, label: str, ratio: float) -> str:
 
 
 def _level(best: Capacity, other: Capacity, ratio: float) -> bool:
-    """A rate that is a step of the search away was not told from this one."""
+    """Rates one step of the search apart are not distinguishable."""
     return best.rate <= other.rate * ratio
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from rich.text import Text
 
 from nexusbench.cli._console import results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
@@ -16,7 +17,7 @@ from nexusbench.core.faults import fault_of
 from nexusbench.core.registry import Registry
 
 
-class Option(msgspec.Struct, frozen=True):
+class PluginOption(msgspec.Struct, frozen=True):
     """An option of a plug-in: its type and default as text."""
 
     name: str
@@ -24,14 +25,14 @@ class Option(msgspec.Struct, frozen=True):
     default: str
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something to choose: ``facts`` are short details, ``error`` why it cannot be used."""
+class CatalogueEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of a list: ``facts`` are short details, ``error`` says why it cannot be used."""
 
     name: str
     about: str = ""
     source: str = ""
     facts: list[str] = []
-    options: list[Option] = []
+    options: list[PluginOption] = []
     error: str = ""
 
 
@@ -47,8 +48,6 @@ def show_family(family: str, *, as_json: bool) -> None:
         }
         print(json.dumps(document, indent=2))
         return
-    from rich.text import Text
-
     console = results_console()
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
@@ -65,26 +64,26 @@ def show_family(family: str, *, as_json: bool) -> None:
             line = f"{'':<{width}}  {setting:<{longest}}  {option.type}"
             console.print(Text(line), soft_wrap=True)
         if entry.source:
-            # An address cannot be broken: it begins further left where it would not fit.
+            # An address must stay on one line: it starts further left where it would not fit.
             word = max(map(len, entry.source.split()))
             indent = max(0, min(width + 4, console.width - word))
             say(console, f"{'':<{width}}  source: {entry.source}", "dim", indent)
 
 
-def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[Entry]:
-    """The entries of a registry; one that does not load does not hide the others."""
+def _plugins(registry: Registry, facts: Callable[[Any], list[str]]) -> list[CatalogueEntry]:
+    """The entries of a registry; a plug-in that does not load does not hide the others."""
     entries = []
     for name in registry.names():
         try:
             cls = registry.load(name)
-            entry = Entry(name, _first_line(cls), cls.source, facts(cls), _options(cls))
+            entry = CatalogueEntry(name, _first_line(cls), cls.source, facts(cls), _options(cls))
         except NexusbenchError as error:
-            entry = Entry(name, error=str(error))
+            entry = CatalogueEntry(name, error=str(error))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            # A user's plug-in may fail in any way, also when it is asked what it is.
-            entry = Entry(name, error=fault_of(error))
+            # A user's plug-in may raise anything, also from its class attributes.
+            entry = CatalogueEntry(name, error=fault_of(error))
         entries.append(entry)
     return entries
 
@@ -95,12 +94,12 @@ def _first_line(cls: type[Any]) -> str:
     return text.removesuffix(":") + "." * text.endswith(":")  # of what followed, nothing is shown
 
 
-def _options(cls: type[Any]) -> list[Option]:
+def _options(cls: type[Any]) -> list[PluginOption]:
     options = getattr(cls, "Options", None)
     if options is None:
         return []
     return [
-        Option(field.encode_name, _type_name(field.type), _default(field))
+        PluginOption(field.encode_name, _type_name(field.type), _default(field))
         for field in msgspec.structs.fields(options)
     ]
 
@@ -122,7 +121,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     return "" if field.default_factory is msgspec.NODEFAULT else str(field.default_factory())
 
 
-def _schedulers() -> list[Entry]:
+def _schedulers() -> list[CatalogueEntry]:
     from nexusbench.schedulers.base import schedulers
 
     def facts(cls: Any) -> list[str]:
@@ -135,7 +134,7 @@ def _schedulers() -> list[Entry]:
     return _plugins(schedulers, facts)
 
 
-def _partitioners() -> list[Entry]:
+def _partitioners() -> list[CatalogueEntry]:
     from nexusbench.partitioners.base import partitioners
 
     def facts(cls: Any) -> list[str]:
@@ -146,19 +145,19 @@ def _partitioners() -> list[Entry]:
     return _plugins(partitioners, facts)
 
 
-def _cost_models() -> list[Entry]:
+def _cost_models() -> list[CatalogueEntry]:
     from nexusbench.costs.base import cost_models
 
     return _plugins(cost_models, lambda cls: [])
 
 
-def _devices() -> list[Entry]:
+def _devices() -> list[CatalogueEntry]:
     from nexusbench.devices.base import devices
 
     return _plugins(devices, lambda cls: [] if cls.usable() else ["not usable on this machine"])
 
 
-def _model_families() -> list[Entry]:
+def _model_families() -> list[CatalogueEntry]:
     from nexusbench.models.families.base import families
 
     def facts(cls: Any) -> list[str]:
@@ -168,13 +167,13 @@ def _model_families() -> list[Entry]:
     return _plugins(families, facts)
 
 
-def _formats() -> list[Entry]:
+def _formats() -> list[CatalogueEntry]:
     from nexusbench.workloads.readers.base import readers
 
     return _plugins(readers, lambda cls: [cls.unit, f"starts with {cls.example}"])
 
 
-def _counters() -> list[Entry]:
+def _counters() -> list[CatalogueEntry]:
     from nexusbench.counters.base import counters
 
     def facts(cls: Any) -> list[str]:
@@ -184,20 +183,20 @@ def _counters() -> list[Entry]:
     return _plugins(counters, facts)
 
 
-def _metrics() -> list[Entry]:
+def _metrics() -> list[CatalogueEntry]:
     from nexusbench.metrics.base import find_metrics
 
     better = {"lower": "lower is better", "higher": "higher is better", "none": "no better side"}
     found = find_metrics()
     entries = [
-        Entry(tag, f"{m.title} [{m.unit}], {better[m.direction]}", facts=[m.formula])
+        CatalogueEntry(tag, f"{m.title} [{m.unit}], {better[m.direction]}", facts=[m.formula])
         for tag, m in found.metrics.items()
     ]
-    entries += [Entry(name, error=why) for name, why in found.broken.items()]
+    entries += [CatalogueEntry(name, error=why) for name, why in found.broken.items()]
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _gpus() -> list[Entry]:
+def _gpus() -> list[CatalogueEntry]:
     from nexusbench.physics.gpus import gpu_names, legal_splits, load_gpu
 
     entries = []
@@ -211,11 +210,11 @@ def _gpus() -> list[Entry]:
         ]
         source = " ".join(gpu.sources["num_sms"].split())
         source += f" Those of the other numbers are in nexusbench/data/gpus/{name}.toml"
-        entries.append(Entry(name, gpu.name, source, facts))
+        entries.append(CatalogueEntry(name, gpu.name, source, facts))
     return entries
 
 
-def _models() -> list[Entry]:
+def _models() -> list[CatalogueEntry]:
     from nexusbench.models.config import load_model, model_names
 
     entries = []
@@ -229,18 +228,18 @@ def _models() -> list[Entry]:
             f"{model.num_layers} layers, context {model.max_model_len:,}, KV "
             f"{model.kv_bytes_per_token / 1024:g} KiB per token"
         ]
-        entries.append(Entry(name, about, model.source, facts))
+        entries.append(CatalogueEntry(name, about, model.source, facts))
     return entries
 
 
-def _slos() -> list[Entry]:
+def _slos() -> list[CatalogueEntry]:
     from nexusbench.metrics.slo import presets
 
-    return [Entry(name, one.slo, one.source) for name, one in presets().items()]
+    return [CatalogueEntry(name, one.slo, one.source) for name, one in presets().items()]
 
 
 # What is found by listing a folder or by entry points, so that a user's own may be among it.
-PLUGIN_FAMILIES: dict[str, Callable[[], list[Entry]]] = {
+PLUGIN_FAMILIES: dict[str, Callable[[], list[CatalogueEntry]]] = {
     "schedulers": _schedulers,
     "partitioners": _partitioners,
     "cost-models": _cost_models,

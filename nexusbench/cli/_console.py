@@ -1,19 +1,61 @@
-"""Consoles: results to stdout, everything else to stderr; widths for pipes."""
+"""Consoles: results go to stdout, everything else to stderr; fixed width for pipes.
+
+No text that a user supplied reaches the terminal with control characters in it. Colours and cursor
+movements of a live display are Rich's own and stay.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import textwrap
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import IO, Any
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.progress_bar import ProgressBar
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
+
+from nexusbench.core.printable import one_line, printable
 from nexusbench.core.units import counted as counted
 
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-
 PIPE_WIDTH = 100
+_BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+class SafeConsole(Console):
+    """A console that cleans texts where Rich turns them into segments, in tables and panels too."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Rich's, but a text that is printed by itself stays one line: quoted input cannot start
+        another. Cells of a table may have several lines.
+        """
+        super().print(*map(_flat, objects), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As Rich's, without control characters in any text."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+def _flat(item: Any) -> Any:
+    """A text with blanks in place of line breaks; other objects unchanged."""
+    if isinstance(item, str):
+        return one_line(item)
+    if isinstance(item, Text) and not item.plain.isprintable():
+        flat = item.copy()
+        # Of equal length, so that colours keep their positions.
+        flat.plain = "".join(" " if sign in _BREAKS else sign for sign in item.plain)
+        return flat
+    return item
 
 
 def results_console() -> Console:
@@ -27,25 +69,19 @@ def progress_console() -> Console:
 
 
 def _console(stream: IO[str]) -> Console:
-    from nexusbench.cli._safe_console import SafeConsole
-
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
     return SafeConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def natural_width(console: Console, renderable: RenderableType) -> int:
-    """Columns that ``renderable`` takes without wrapping."""
-    from rich.measure import Measurement
-
+    """Columns that ``renderable`` needs without wrapping."""
     return Measurement.get(console, console.options.update(max_width=10_000), renderable).maximum
 
 
 def print_whole(console: Console, renderable: RenderableType) -> None:
-    """Print a table at its natural width: numbers broken in two would be worse than long lines.
-    Without the blanks that pad its lines: they are in the way of whoever copies them.
+    """Print a table at its natural width, since a number broken over two lines is unreadable.
+    Trailing blanks of each line are removed, so that the output can be copied.
     """
-    from rich.segment import Segment, Segments
-
     usual = console.width
     console.width = max(usual, natural_width(console, renderable))
     shown: list[Segment] = []
@@ -61,8 +97,8 @@ def print_whole(console: Console, renderable: RenderableType) -> None:
 
 
 def print_folded(console: Console, count: int, render: Callable[[slice], RenderableType]) -> None:
-    """One table of ``count`` columns, or several of about as many, one below the other, where the
-    terminal is too narrow; ``render`` makes the table of a block of the columns.
+    """Print one table of ``count`` columns, or, if it is wider than the terminal, several of nearly
+    equal size below each other; ``render`` makes the table of a slice of the columns.
     """
     for wanted in range(1, max(1, count) + 1):
         size = -(-max(1, count) // wanted)
@@ -75,8 +111,8 @@ def print_folded(console: Console, count: int, render: Callable[[slice], Rendera
 
 
 class ProgressLine:
-    """A title, a bar and a text on one line. The bar gets what room these leave, and goes where
-    that is little; what is too long even so is cut, for a second line would flicker.
+    """A title, a bar and a text on one line. The bar takes the remaining width and is dropped below
+    a minimum; a longer line is cut, since a second one would flicker.
     """
 
     _BAR, _SHORTEST_BAR = 24, 5
@@ -85,10 +121,7 @@ class ProgressLine:
         self.title, self.done, self.most, self.text = title, done, most, text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """For this width."""
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
+        """The line at the width of ``options``."""
         room = options.max_width - len(self.title) - len(self.text) - 2
         cells: list[RenderableType] = [self.title, self.text]
         if room >= self._SHORTEST_BAR:
@@ -102,7 +135,7 @@ class ProgressLine:
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    """Print a paragraph, wrapped to the console; further lines are indented."""
+    """Print a paragraph wrapped to the console's width; lines after the first are indented."""
     lines = textwrap.wrap(
         text,
         console.width,

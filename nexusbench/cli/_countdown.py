@@ -1,4 +1,4 @@
-"""How much of many runs is done, and how long the rest will take: one line on stderr."""
+"""Progress of many runs on one line of stderr: how many are done, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import sys
 from nexusbench.core.clock import now_ns
 from nexusbench.core.units import NS_PER_S
 
-# Between two lines where there is no terminal to write over: a log is read, not watched.
+# Interval between lines: a log file gets fewer than a terminal, which is overwritten in place.
 _LOG_NS = 5 * NS_PER_S
 _SCREEN_NS = NS_PER_S // 10
 
 
 class Countdown:
-    """Counts to ``total``, in things or in ``weight`` of work; ``quiet`` shows nothing."""
+    """Counts to ``total``; the estimate is based on ``weight`` units of work; ``quiet`` prints
+    nothing.
+    """
 
     def __init__(
         self, title: str, total: int, *, weight: int | None = None, quiet: bool = False
@@ -26,7 +28,7 @@ class Countdown:
         self._width = 0
 
     def step(self, what: str = "", weight: int = 1) -> None:
-        """One more is done; ``what`` says which, or what it showed."""
+        """Count one more, of ``weight`` units of work; ``what`` names it or its result."""
         self._done += 1
         self._worked += weight
         every = _SCREEN_NS if self._screen else _LOG_NS
@@ -35,15 +37,15 @@ class Countdown:
             self._told = now_ns()
 
     def end(self, text: str = "") -> None:
-        """Leave one line that says what was done and in what time."""
+        """Print a last line: what was done, and how long it took."""
         if not self._quiet:
             seconds = (now_ns() - self._began) / NS_PER_S
             self._show(f"{self._title}: {text or self._done} in {duration(seconds)}", last=True)
 
     def _line(self, what: str) -> str:
-        # More can come up than was planned: then the plan grows with it.
+        # More steps may turn up than were planned: the total grows with them.
         line = f"{self._title}: {self._done:,} of {max(self._done, self._total):,}"
-        # Nothing tells how long what goes beyond the plan will take.
+        # The duration of steps beyond the plan is unknown.
         if 0 < self._worked < self._weight:
             passed = (now_ns() - self._began) / NS_PER_S
             left = passed / self._worked * (self._weight - self._worked)
@@ -52,7 +54,7 @@ class Countdown:
 
     def _show(self, line: str, *, last: bool = False) -> None:
         if self._screen:
-            # What the line before had more of is written over.
+            # Blanks overwrite the rest of a longer previous line.
             print(f"\r{line:<{self._width}}", end="\n" if last else "", file=sys.stderr, flush=True)
             self._width = 0 if last else len(line)
         else:
@@ -60,7 +62,7 @@ class Countdown:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """A duration as text: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,13 +1,18 @@
-"""What ``explain`` shows: a bar of parts, facts, neighbours; or the slowest requests."""
+"""What ``explain`` shows: a bar of the parts of one request's time, facts, neighbours; or the
+slowest requests.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nexusbench.cli._console import counted, print_folded, results_console, say
 from nexusbench.cli._neighbours import Neighbours, neighbours_of
@@ -20,11 +25,8 @@ from nexusbench.metrics.explain import CLIENT_PARTS, PARTS, Explanation, explain
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.reader import RunReader
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 _BAR = 48
-# Letters as well as colours, so that the bar can be read without them.
+# Letters beside colours, so that the bar is readable without colours.
 _LETTERS = {
     "queue": ("q", "yellow"),
     "kv_wait": ("k", "red"),
@@ -68,8 +70,6 @@ def explain_request(name: str, results: Path, request: str, *, as_json: bool) ->
 
 
 def _title(console: Console, reader: RunReader, what: str) -> None:
-    from rich.text import Text
-
     shown = badge(reader.manifest.simulated)
     console.print(Text.assemble((what, "bold"), f" of {reader.path.name}  ", shown), soft_wrap=True)
     if not reader.complete:
@@ -77,7 +77,7 @@ def _title(console: Console, reader: RunReader, what: str) -> None:
 
 
 def _show_load(console: Console, run: RunEvents) -> None:
-    """Where requests arrive faster than they leave, the queue explains most of a wait."""
+    """A warning where requests arrive faster than they leave: queueing then explains most waits."""
     if sentence := load_sentence(load_of_run(run)):
         say(console, f"WARNING: {sentence}.", "bold red")
 
@@ -95,9 +95,6 @@ def _show_outcome(console: Console, found: Explanation) -> None:
 
 
 def _show_parts(console: Console, found: Explanation) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     total = max(1, found.total_ns)
     bar = Text("  [")
     for part, start, end in _segments(found.parts, total):
@@ -122,7 +119,7 @@ def _show_parts(console: Console, found: Explanation) -> None:
 
 
 def _segments(parts: dict[str, int], total: int) -> list[tuple[str, int, int]]:
-    """Part, first and last position in the bar; rounded at the borders, so that it fits exactly."""
+    """(part, first, last position) in the bar; rounded at the borders, so that they fill it."""
     segments, sofar, place = [], 0, 0
     for part, time in parts.items():
         sofar += time
@@ -175,11 +172,11 @@ def _show_client_facts(console: Console, found: Explanation) -> None:
 
 
 def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
-    """Show the requests with the longest TTFT; those that never got a token come first."""
+    """Print the requests with the longest TTFT; those without any token first."""
     reader = RunReader(name, results)
     run = RunEvents.from_reader(reader)
     chosen = _slowest(run, top)
-    rows = [_slow_row(run, index) for index in chosen]
+    rows = [_slow_request(run, index) for index in chosen]
     if as_json:
         document = {
             "schema": JSON_SCHEMA,
@@ -188,7 +185,7 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
             "status": reader.status,
             "simulated": reader.manifest.simulated,
             "load": msgspec.to_builtins(load_of_run(run)),
-            "slowest": rows,
+            "slowest": msgspec.to_builtins(rows),
         }
         print(json.dumps(document, indent=2))
         return
@@ -199,13 +196,13 @@ def list_slowest(name: str, results: Path, *, top: int, as_json: bool) -> None:
         say(console, "No request arrived in what this run kept.")
         return
     _show_slowest(console, rows, client=run.facts.observed == "client")
-    command = shell_words("nexusbench", "explain", reader.path, "--request", rows[0]["id"])
+    command = shell_words("nexusbench", "explain", reader.path, "--request", rows[0].id)
     console.print(f"next  {command}", soft_wrap=True)
 
 
 def _slowest(run: RunEvents, top: int) -> list[int]:
-    """Indices, slowest first. A request without a token has waited to the end of the log, at least;
-    one that was rejected has not waited at all.
+    """Indices of requests, slowest first. A request without a token counts as infinitely late; a
+    rejected one is left out.
     """
     refused = (run.ended >= 0) & (run.num_output_tokens == 0)
     times = np.where(run.first_token >= 0, run.first_token - run.arrival, np.iinfo(np.int64).max)
@@ -214,25 +211,35 @@ def _slowest(run: RunEvents, top: int) -> list[int]:
     return [int(index) for index in listed[:top]]
 
 
-def _slow_row(run: RunEvents, index: int) -> dict[str, Any]:
+class SlowRequest(msgspec.Struct, frozen=True):
+    """The parts of one request's time to first token; None for a part that was never reached."""
+
+    id: str
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    ttft_ms: float | None
+    queueing_ms: float | None
+    service_ms: float | None
+    preemptions: int
+
+
+def _slow_request(run: RunEvents, index: int) -> SlowRequest:
     arrival, admitted = int(run.arrival[index]), int(run.first_admitted[index])
     first = int(run.first_token[index])
-    return {
-        "id": str(run.requests["id"][index]),
-        "arrival_s": arrival / 1e9,
-        "prompt_tokens": int(run.requests["prompt_tokens"][index]),
-        "output_tokens": int(run.num_output_tokens[index]),
-        "ttft_ms": ms(first - arrival) if first >= 0 else None,
-        "queueing_ms": ms(admitted - arrival) if admitted >= 0 else None,
-        "service_ms": ms(first - admitted) if first >= 0 and admitted >= 0 else None,
-        "preemptions": int((run.tables["preempted"]["request"] == index).sum()),
-    }
+    return SlowRequest(
+        id=str(run.requests["id"][index]),
+        arrival_s=arrival / 1e9,
+        prompt_tokens=int(run.requests["prompt_tokens"][index]),
+        output_tokens=int(run.num_output_tokens[index]),
+        ttft_ms=ms(first - arrival) if first >= 0 else None,
+        queueing_ms=ms(admitted - arrival) if admitted >= 0 else None,
+        service_ms=ms(first - admitted) if first >= 0 and admitted >= 0 else None,
+        preemptions=int((run.tables["preempted"]["request"] == index).sum()),
+    )
 
 
-def _show_slowest(console: Console, rows: list[dict[str, Any]], *, client: bool) -> None:
-    from rich import box
-    from rich.table import Table
-
+def _show_slowest(console: Console, rows: list[SlowRequest], *, client: bool) -> None:
     heads = {
         "arrival_s": "arrival, s",
         "prompt_tokens": "prompt",
@@ -252,7 +259,7 @@ def _show_slowest(console: Console, rows: list[dict[str, Any]], *, client: bool)
         for head in ("request", *(heads[key] for key in keys[block])):
             table.add_column(head, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(one_line(row["id"]), *(_cell(row[key]) for key in keys[block]))
+            table.add_row(one_line(row.id), *(_cell(getattr(row, key)) for key in keys[block]))
         return table
 
     print_folded(console, len(keys), render)

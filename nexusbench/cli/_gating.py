@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, print_whole, progress_console, results_console, say
@@ -40,8 +44,6 @@ from nexusbench.gates.spec import GateSpec, load_spec
 from nexusbench.gates.verdicts import number
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nexusbench.gates.verdicts import GateFinding
     from nexusbench.serving.runner import AnyProgress
 
@@ -50,12 +52,12 @@ _STYLES = {
     "pass": "green", "warn": "yellow", "inconclusive": "yellow", "missing": "bold red",
     "incompatible-env": "bold red", "fail": "bold red",
 }  # fmt: skip
-# Not kept unless a rule asks: extremes of a run say more of luck than of it.
+# Not kept unless a rule names them: extremes of a run are mostly chance.
 _EXTREMES = (".min", ".max")
 
 
-class Source(msgspec.Struct, frozen=True):
-    """Where runs come from: folders, or a spec whose runs are made now (kept in ``keep``)."""
+class GateSource(msgspec.Struct, frozen=True):
+    """The runs to judge: stored ones by folder, or new ones made from a spec (kept in ``keep``)."""
 
     runs: list[str]
     spec: Path | None
@@ -65,7 +67,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Outputs(msgspec.Struct, frozen=True):
-    """Where a report goes besides the screen."""
+    """Where a report is written in addition to the screen."""
 
     as_json: bool = False
     markdown: Path | None = None
@@ -74,7 +76,7 @@ class Outputs(msgspec.Struct, frozen=True):
 
 
 def save_file(
-    source: Source,
+    source: GateSource,
     output: Path | None,
     rules: list[str] | None,
     *,
@@ -82,8 +84,8 @@ def save_file(
     append: bool,
     as_json: bool,
 ) -> None:
-    """Write a baseline, or update or extend one and say what that changes. Raises UsageError if
-    there is one already and neither was asked for.
+    """Write a baseline, or update or extend one and list the changes. Raises UsageError if the file
+    exists and neither was requested.
     """
     spec, measures = _spec(source), run_measures()
     path = output or (spec.baseline if spec else None)
@@ -101,7 +103,7 @@ def save_file(
         wanted = [name for name in measures if not name.endswith(_EXTREMES)]
     points = _points(source, spec)
     series, warnings = make_series(points, measures, wanted), load_notes(points)
-    # A spec is the whole truth of what is run; folders named by hand are a part of it.
+    # A spec lists all runs of a baseline; folders named on the command line are some of them.
     if append:
         document, lines = appended(old, series)
     else:
@@ -127,7 +129,7 @@ def save_file(
 
 
 def check_runs(
-    source: Source,
+    source: GateSource,
     baseline: Path | None,
     rules: list[str] | None,
     outputs: Outputs,
@@ -143,7 +145,7 @@ def check_runs(
     if path is None:
         hint = "Give --baseline FILE, or name one in the spec"
         raise BaselineError("no baseline was named", file=source.spec, hint=hint)
-    # First: a broken baseline is told before minutes of runs; in every output, CI looks there.
+    # First: a broken baseline is reported before runs of minutes, in every output that CI reads.
     try:
         stored = load_baseline(path)
     except BaselineError as error:
@@ -184,7 +186,7 @@ def _write(report: Report, outputs: Outputs) -> None:
     )
 
 
-def _spec(source: Source) -> GateSpec | None:
+def _spec(source: GateSource) -> GateSpec | None:
     if bool(source.runs) == (source.spec is not None):
         raise UsageError("give either RUN... or --spec FILE.toml")
     return load_spec(source.spec) if source.spec is not None else None
@@ -193,27 +195,27 @@ def _spec(source: Source) -> GateSpec | None:
 def _rules(
     texts: list[str] | None, spec: GateSpec | None, measures: dict[str, Measure]
 ) -> list[Rule] | None:
-    """The rules that were given, None if none were."""
+    """The rules given as texts, else the spec's; None if there are none."""
     if texts:
         return parse_rules(texts, measures)
     return spec.rules if spec is not None else None
 
 
-def _points(source: Source, spec: GateSpec | None) -> list[RunPoint]:
+def _points(source: GateSource, spec: GateSpec | None) -> list[RunPoint]:
     if spec is None:
         return read_points(source.runs, source.results)
     return make_points(spec.configs, source.keep, _follower(source))
 
 
-def _follower(source: Source) -> Follow:
+def _follower(source: GateSource) -> Follow:
     def following(title: str) -> AbstractContextManager[AnyProgress | None]:
         return follow(title, quiet=source.quiet)
 
     return following
 
 
-def _advice(report: Report, source: Source, path: Path) -> list[str]:
-    """How to make an intended change the new baseline, where something would need that."""
+def _advice(report: Report, source: GateSource, path: Path) -> list[str]:
+    """How to make an intended change the new baseline, if the report fails."""
     if report.verdict not in ("fail", "missing", "incompatible-env"):
         return []
     named = ("--spec", source.spec) if source.spec is not None else source.runs[:3]
@@ -226,8 +228,6 @@ def _advice(report: Report, source: Source, path: Path) -> list[str]:
 
 
 def _show(report: Report) -> None:
-    from rich.text import Text
-
     console = results_console()
     title = Text.assemble(("nexusbench gate check", "bold"), "  ", badge(report.simulated))
     console.print(title)
@@ -246,10 +246,6 @@ def _show(report: Report) -> None:
 
 
 def _show_series(console: Console, series: str, findings: list[GateFinding]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title_justify="left",
         title=Text(plain(series), style="bold"),
@@ -271,7 +267,7 @@ def _show_series(console: Console, series: str, findings: list[GateFinding]) -> 
 
 
 def _by_reason(findings: list[GateFinding]) -> dict[str, list[str]]:
-    """Reasons, each with its metrics: those of a whole series are told once."""
+    """Metrics by reason; a reason that holds for a whole series is listed once."""
     found: dict[str, list[str]] = {}
     for finding in findings:
         found.setdefault(plain(finding.reason), []).append(plain(finding.metric))

@@ -1,20 +1,21 @@
-"""A table of texts that folds: what names a row is repeated before each block of its values."""
+"""A table of texts that folds to the terminal's width: the columns that name a row are repeated in
+each block.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from nexusbench.cli._console import print_folded, say
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
-
-class Grid:
-    """Rows under a title, printed by :meth:`show`. The first ``keys`` columns name a row; ``texts``
-    of all columns are left-aligned, given by position.
+class TextGrid:
+    """Rows under a title, printed by :meth:`show`. The first ``keys`` columns name a row; the
+    columns at the positions ``texts`` are left-aligned.
     """
 
     def __init__(
@@ -25,22 +26,21 @@ class Grid:
         self._rows: list[tuple[tuple[str, ...], bool]] = []
 
     def add(self, *cells: str, last: bool = False) -> None:
-        """A row; ``last`` of its section. Raises ValueError unless each column has its cell."""
+        """Append a row; ``last``: a line follows it. Raises ValueError unless there is one cell per
+        column.
+        """
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
         self._rows.append((cells, last))
 
     def show(self, console: Console) -> None:
-        """The title, then as many tables below each other as the width asks for."""
+        """Print the title and as many tables below each other as the width requires."""
         if self.title:
             console.print()
             say(console, self.title, "bold")
         print_folded(console, len(self.columns) - self._keys, self._render)
 
     def _render(self, block: slice) -> Table:
-        from rich import box
-        from rich.table import Table
-
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
         shown = [*range(self._keys), *range(self._keys, len(self.columns))[block]]
         for position in shown:

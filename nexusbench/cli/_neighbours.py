@@ -1,4 +1,4 @@
-"""Who was there while a request waited and ran: the other half of why it took so long."""
+"""Other requests that waited and ran between a request's arrival and its first token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_NAMED = 5
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """Another request, and how many of its prompt tokens were computed in the time looked at."""
+    """Another request, with its prompt tokens that were computed in that interval."""
 
     id: str
     tokens: int
@@ -35,7 +35,7 @@ class Neighbours(msgspec.Struct, frozen=True):
 
 
 def neighbours_of(run: RunEvents, request: int) -> Neighbours:
-    """Who was there until the first token of ``request`` (or its end, or the log's)."""
+    """The neighbours of ``request`` until its first token (or its end, or the end of the log)."""
     arrival = int(run.arrival[request])
     admitted = int(run.first_admitted[request])
     first = int(run.first_token[request])
@@ -68,8 +68,8 @@ def neighbours_of(run: RunEvents, request: int) -> Neighbours:
 
 
 def _prefilled(run: RunEvents, begin: int, end: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Prompt tokens computed per request in passes that overlap (begin, end]; those of a chunk that
-    went through its layers in several launches once.
+    """Prompt tokens per request of chunks that overlap (begin, end]; a chunk that took several
+    launches (layer-wise) counts once.
     """
     chunk, passes = run.tables["chunk"], run.iterations
     steps = run.tables["submitted"]["step"][passes.launch]

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli.outlet import beside_results, end_with
@@ -44,8 +45,8 @@ _LEGEND = (
 )
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags."""
+class AskedMap(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``nexusbench pays``."""
 
     spec: Path
     output: Path | None
@@ -56,7 +57,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool
 
 
-def show_map(asked: Asked, *, as_json: bool, quiet: bool) -> None:
+def show_map(asked: AskedMap, *, as_json: bool, quiet: bool) -> None:
     """Run (or only plan) the map; exits 1 if a run failed."""
     spec = load_map(asked.spec, quick=asked.quick)
     folder = asked.output or Path("results") / spec.name
@@ -110,7 +111,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
     @property
     def overloaded(self) -> tuple[str, ...]:
-        """On which sides requests arrive faster than they leave."""
+        """The sides on which requests arrive faster than they leave."""
         both = (("other", self.other), ("this", self.mine))
         return tuple(name for name, one in both if one.load is not None)
 
@@ -129,8 +130,6 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_document(survey, folder), indent=2))
         return
-    from rich.text import Text
-
     console = results_console()
     console.print(Text.assemble(("nexusbench pays", "bold"), "  ", badge(True)))
     answers = list(_answers(survey))
@@ -139,7 +138,7 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
     crowded = any(answer.overloaded for answer in answers)
     for question in QUESTIONS:
         title = question_title(survey, question).replace("`", "")
-        grid = Grid(
+        grid = TextGrid(
             title, ("GPU", "traffic", "SLO", "load %", "verdict", "points", "other", "this",
                     *(["overloaded"] * crowded)),
             keys=4, texts=(0, 1, 2, 4),
@@ -159,7 +158,7 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
 
 
 def _load_lines(answers: Sequence[_Answer]) -> list[str]:
-    """Places of the map, each once, at which requests arrive faster than they leave."""
+    """Names the places of the map at which requests arrive faster than they leave."""
     places = {(a.cell.gpu, a.cell.traffic, a.cell.load) for a in answers}
     told: dict[tuple[str, str, float], str] = {}
     for answer in answers:
@@ -185,12 +184,12 @@ def _load_lines(answers: Sequence[_Answer]) -> list[str]:
     ]
 
 
-def _say_cut(console: Any, spec: MapSpec) -> None:
+def _say_cut(console: Console, spec: MapSpec) -> None:
     if spec.cut:
         say(console, f"--quick: {'; '.join(spec.cut)}", "dim")
 
 
-def _document(survey: Survey, folder: Path) -> dict[str, Any]:
+def _document(survey: Survey, folder: Path) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA, "command": "pays", "nexusbench": __version__, "simulated": True,
         "map": survey.spec.name, "cut": list(survey.spec.cut), "output": str(folder),
@@ -210,6 +209,6 @@ def _document(survey: Survey, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finite(found: MapVerdict) -> dict[str, Any]:
-    """A verdict in JSON, which knows no infinity."""
+def _finite(found: MapVerdict) -> dict[str, object]:
+    """A verdict as JSON, in which infinity becomes null."""
     return json.loads(msgspec.json.encode(found))  # type: ignore[no-any-return]

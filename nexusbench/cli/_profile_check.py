@@ -1,22 +1,23 @@
-"""What ``profile check`` shows: points then and now, fits then and now, a verdict."""
+"""What ``profile check`` shows: points and fits then and now, and a verdict."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from nexusbench.cli._console import counted, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
+from nexusbench.profiling.check import ProfileCheck
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from nexusbench.profiling.check import ProfileCheck
+    pass
 
 
 def show_check(console: Console, made: ProfileCheck) -> None:
     """The tables and the verdict."""
-    grid = Grid(
+    grid = TextGrid(
         "Measured again", ("batch on SMs", "then, ms", "now, ms", "change", ""), texts=(0, 4)
     )
     for again in made.points:
@@ -32,7 +33,7 @@ def show_check(console: Console, made: ProfileCheck) -> None:
     say(console, "+ what ran beside it, on the other SMs", "dim")
     if made.fits:
         title = "Mean error of the fits on these points, %"
-        grid = Grid(title, ("cost model", "then", "now", ""), texts=(0, 3))
+        grid = TextGrid(title, ("cost model", "then", "now", ""), texts=(0, 3))
         for fit in made.fits:
             grid.add(
                 fit.cost_model, f"{fit.then:.1f}", f"{fit.now:.1f}", "" if fit.holds else "DRIFTED"
@@ -45,7 +46,7 @@ def show_check(console: Console, made: ProfileCheck) -> None:
 
 
 def verdict(made: ProfileCheck) -> str:
-    """One sentence."""
+    """The verdict as one sentence."""
     count = len(made.points)
     if made.fine:
         return f"The profile holds: all {counted(count, 'point')} agree, the fits predict as before"

@@ -1,35 +1,35 @@
-"""``nexusbench profile paper``: the table of the paper's section 3, paper beside ours."""
+"""``nexusbench profile paper``: the table of the paper's section 3, with this device's values."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import results_console, say
-from nexusbench.cli._grid import Grid
-from nexusbench.cli._profiling import JSON_SCHEMA, asked_subject
+from nexusbench.cli._grid import TextGrid
+from nexusbench.cli._profiling import JSON_SCHEMA
 from nexusbench.cli._screen import badge
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.motivation import AGREES, IN_PART, Statement, motivation, replay_config
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from nexusbench.serving.opening import open_subject
 
 DEFAULT_TRACE = Path("workloads/ldc.jsonl")
 
 
 def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) -> None:
-    """Measure and show. Raises UsageError for a trace that is named and not there."""
+    """Measure and print. Raises UsageError if a named trace does not exist."""
     if trace is not None and not trace.is_file():
         raise UsageError(f"--trace {trace}: there is no such file")
     if trace is None and DEFAULT_TRACE.is_file():
         trace = DEFAULT_TRACE
-    subject = asked_subject({"device": device, "model": model})
+    subject = open_subject(RunConfig(trace="", device=device, model=model))
     try:
         simulated, name = subject.device.spec.simulated, subject.device.spec.name
         config = None
@@ -46,8 +46,6 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
         }  # fmt: skip
         print(json.dumps(document, indent=2, allow_nan=False))
         return
-    from rich.text import Text
-
     console = results_console()
     title = f"Nexus, section 3: L20, Qwen2.5-3B; here {name}, {subject.model.name}  "
     console.print(Text.assemble((title, "bold"), badge(simulated)), soft_wrap=True)
@@ -55,7 +53,7 @@ def show_paper(device: str, model: str, trace: Path | None, *, as_json: bool) ->
 
 
 def _show(console: Console, rows: Sequence[Statement], *, simulated: bool) -> None:
-    grid = Grid(
+    grid = TextGrid(
         "What the paper states, and what this device does",
         ("statement", "paper", "ours", "agrees", "ours is"), texts=(0, 3, 4),
     )  # fmt: skip
@@ -77,7 +75,7 @@ def _show(console: Console, rows: Sequence[Statement], *, simulated: bool) -> No
 
 
 def _origin(row: Statement) -> str:
-    """Found, or what it follows from."""
+    """Whether a value was measured here or follows from an assumption."""
     if row.verdict != "follows" or row.without is None:
         return row.verdict
     constant = row.constant.partition(" ")[0]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
 
 from nexusbench.cli._console import counted, results_console, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.profile import FittedCost, Profile
 from nexusbench.profiling.facts import Contention, ProfileFacts, representative
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _INDENT = 11
 _BATCHES = (
@@ -25,16 +24,14 @@ _MOST_BATCHES = 6  # rows and columns of the contention matrix
 
 
 def show_title(title: str, profile: Profile, where: str) -> Console:
-    """What was profiled; always with the badge. Returns the console for what follows."""
-    from rich.text import Text
-
+    """Print which device and model were profiled, with the badge; returns the console."""
     console, identity = results_console(), profile.fingerprint
     console.print(Text.assemble((title, "bold"), "  ", badge(identity.simulated)))
     size = f"{identity.num_sms} {unit_of(identity.device)}"
     if identity.tensor_parallel > 1:
         size = f"{identity.tensor_parallel} GPUs of {size} each"
     device = f"{identity.device}: {profile.gpu.name}, {size}"
-    # A shipped GPU's name says it all; a file of one's own is told from others by its path.
+    # A shipped GPU is identified by its name, a user's file by its path.
     named = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
     if profile.asked.device not in ("", named):
         device += f" (--device {profile.asked.device})"
@@ -53,7 +50,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
 
 
 def show_profile(console: Console, profile: Profile, facts: ProfileFacts, *, ranges: bool) -> None:
-    """All tables; ``ranges``: errors of the fits over SM ranges too."""
+    """Print all tables; ``ranges`` adds the errors of the fits by SM range."""
     parts = parts_of(profile.fingerprint.device)
     say(console, _BATCHES, "dim", indent=_INDENT)
     show_saturation(console, facts, profile.fingerprint.num_sms, parts)
@@ -67,10 +64,10 @@ def show_profile(console: Console, profile: Profile, facts: ProfileFacts, *, ran
 
 
 def show_saturation(console: Console, facts: ProfileFacts, num_sms: int, parts: str) -> None:
-    """Fewest SMs (or whatever ``parts`` the device has) within 5 and 10 % of the latency on all."""
+    """Fewest SMs (or other ``parts`` of the device) within 5 and 10 % of the latency on all."""
     if not facts.saturation:
         return
-    grid = Grid(
+    grid = TextGrid(
         f"Where more {parts} stop paying: fewest of {num_sms} {parts} within 5 and 10 % of all",
         ("phase", "operators", "batch", f"all {parts}, ms", "within 5 %", "10 %",
          "over all batches"),
@@ -90,7 +87,7 @@ def _sms(sms: int, num_sms: int) -> str:
 
 
 def show_benefit(console: Console, facts: ProfileFacts, parts: str) -> None:
-    """What every further tenth of the SMs saves."""
+    """Latency saved by each further tenth of the SMs."""
     phases = list(dict.fromkeys(row.phase for row in facts.benefit))
     if not phases:
         return
@@ -98,7 +95,7 @@ def show_benefit(console: Console, facts: ProfileFacts, parts: str) -> None:
     names = ", ".join(f"{phase} {batches[phase]}" for phase in phases)
     columns = [name for phase in phases for name in (f"{phase}, ms", "saved")]
     title = f"What every further 10 % of the {parts} saves: {names}"
-    grid = Grid(title, (parts, *columns), texts=())
+    grid = TextGrid(title, (parts, *columns), texts=())
     for percent in range(10, 101, 10):
         cells = []
         for phase in phases:
@@ -112,7 +109,7 @@ def show_benefit(console: Console, facts: ProfileFacts, parts: str) -> None:
 
 
 def show_contention(console: Console, facts: ProfileFacts, parts: str) -> None:
-    """Slowdown of each phase beside the other, by batch and neighbour, over the splits."""
+    """Slowdown of each phase while the other runs, by batch and neighbour, over the splits."""
     for phase in ("decode", "prefill"):
         rows = [row for row in facts.contention if row.phase == phase]
         if rows:
@@ -123,7 +120,7 @@ def _matrix(console: Console, phase: str, rows: Sequence[Contention], parts: str
     batches = _some(list(dict.fromkeys(row.batch for row in rows)))
     neighbours = _some(list(dict.fromkeys(row.neighbour for row in rows)))
     other = "prefill" if phase == "decode" else "decode"
-    grid = Grid(
+    grid = TextGrid(
         f"How much longer {phase} takes beside {other} than alone on the same {parts}: mean "
         "(and worst) over splits",
         (f"{phase} \\ {other}", *neighbours),
@@ -138,7 +135,7 @@ def _matrix(console: Console, phase: str, rows: Sequence[Contention], parts: str
 
 
 def _some(values: list[str]) -> list[str]:
-    """At most _MOST_BATCHES of them, evenly."""
+    """At most _MOST_BATCHES of them, evenly spaced."""
     if len(values) <= _MOST_BATCHES:
         return values
     last = len(values) - 1
@@ -146,11 +143,11 @@ def _some(values: list[str]) -> list[str]:
 
 
 def show_splits(console: Console, facts: ProfileFacts, parts: str) -> None:
-    """Prefill rate against decode step for one pair of batches."""
+    """Prefill rate against decode step time for one pair of batches."""
     rows = representative(facts.splits)
     if not rows:
         return
-    grid = Grid(
+    grid = TextGrid(
         f"Splits for prefill {rows[0].prefill} beside decode {rows[0].decode}",
         (f"{parts} prefill/decode", "prefill, tok/s", "decode step, ms", ""), texts=(0, 3),
     )  # fmt: skip
@@ -172,7 +169,7 @@ def show_efficiency(console: Console, facts: ProfileFacts, parts: str) -> None:
             if (fast := max(rows, key=lambda row: row.mbu)) is not best[-1]:
                 best.append(fast)
     if best:
-        grid = Grid(
+        grid = TextGrid(
             "Best use of the whole device: share of peak FLOP/s (MFU) and of peak bandwidth (MBU)",
             ("phase", "batch", "ms", "MFU", "MBU", "J/token"), keys=2, texts=(0, 1),
         )  # fmt: skip
@@ -193,10 +190,10 @@ def show_efficiency(console: Console, facts: ProfileFacts, parts: str) -> None:
 
 
 def show_fits(console: Console, fits: Sequence[FittedCost], parts: str, *, ranges: bool) -> None:
-    """Errors of every fit on batches that it never saw."""
+    """Errors of every fit on held-out batches."""
     if not fits:
         return
-    grid = Grid(
+    grid = TextGrid(
         "Fitted cost models: error on held-out batches, % of the measured time",
         ("cost model", "phase", "", parts, "n", "MAPE", "p95", "bias"), keys=4, texts=range(4),
     )  # fmt: skip
@@ -222,11 +219,11 @@ def show_fits(console: Console, fits: Sequence[FittedCost], parts: str, *, range
 
 
 def show_own(console: Console, profile: Profile, parts: str) -> None:
-    """The batches of ``--batch``: measured on all SMs, and what each fit makes of them."""
+    """The batches of ``--batch``: measured on all SMs, and predicted by each fit."""
     if not profile.batches:
         return
     models = [fit.cost_model for fit in profile.fits]
-    grid = Grid(
+    grid = TextGrid(
         f"Your batches on all {parts}: measured, and the error of each prediction",
         ("batch", "ms", *models),
     )
@@ -237,7 +234,7 @@ def show_own(console: Console, profile: Profile, parts: str) -> None:
 
 
 def show_notes(console: Console, profile: Profile, facts: ProfileFacts) -> None:
-    """What was left out, what to distrust, what is unknown and why."""
+    """What was left out, what is uncertain, and what is unknown and why."""
     lines = list(profile.notes)
     if facts.num_warned:
         kinds = ", ".join(f"{name} {count:,}" for name, count in facts.warned.items())

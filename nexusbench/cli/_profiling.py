@@ -1,22 +1,22 @@
-"""The ``profile`` commands behind their flags: open, measure, show, check."""
+"""The ``profile`` commands: open a device, measure, show, check."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from nexusbench import __version__
+from nexusbench.cli._jobs import split_policies
 from nexusbench.cli._profile_screen import show_profile, show_title
 from nexusbench.cli._sweep_progress import watch
 from nexusbench.cli.outlet import end_with
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, NexusbenchError, UsageError
 from nexusbench.core.printable import folder_name, shell_words
-from nexusbench.core.specs import ModelSpec
 from nexusbench.models.config import load_model
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
@@ -40,43 +40,53 @@ JSON_SCHEMA = 1
 PROFILES = Path("results/profiles")
 
 
-def asked_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> Subject:
-    """The device and model of the flags (or that model). Raises UsageError for what cannot be."""
-    names = set(RunConfig.__struct_fields__) & set(params)
-    return open_subject(RunConfig(trace="", **{name: params[name] for name in names}), model)
+class AskedProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``nexusbench profile``; ``config`` without a trace."""
+
+    config: RunConfig
+    quick: bool
+    full: bool
+    batches: list[str]
+    counters: list[str]
+    seed: int
+    fresh: bool
+    output: Path | None
+    plots: Path | None
+    as_json: bool
+    quiet: bool
 
 
-def run_profile(params: Mapping[str, Any]) -> None:
+def run_profile(params: AskedProfile) -> None:
     """``nexusbench profile``: sweep, derive, fit, show."""
-    if params["quick"] and params["full"]:
+    if params.quick and params.full:
         raise UsageError("--quick and --full contradict each other. Choose one")
-    effort = QUICK if params["quick"] else FULL if params["full"] else DEFAULT
-    batches = [text for text, _ in own_batches(params["batch"] or [], None)]
-    if params["plots"] is not None:
+    effort = QUICK if params.quick else FULL if params.full else DEFAULT
+    batches = [text for text, _ in own_batches(params.batches, None)]
+    if params.plots is not None:
         from nexusbench.profiling.plots import require_matplotlib
 
         require_matplotlib()
-    subject = asked_subject(params)
+    subject = open_subject(replace(params.config, seed=params.seed))
     name = folder_name(f"{subject.device.spec.name}-{subject.model.name}".lower())
-    folder = params["output"] or PROFILES / name
+    folder = params.output or PROFILES / name
     title = f"profile {subject.device.spec.name} {subject.model.name}"
     try:
         with (
-            OpenReaders(subject.device, _names(params["counters"])) as opened,
-            watch(title, quiet=params["no_progress"]) as watcher,
+            OpenReaders(subject.device, split_policies(params.counters, "--counters")) as opened,
+            watch(title, quiet=params.quiet) as watcher,
         ):
             profile, outcome = make_profile(
-                subject, folder, effort, seed=params["seed"], batches=batches,
-                readers=opened.readers, fresh=params["fresh"], progress=watcher,
+                subject, folder, effort, seed=params.seed, batches=batches,
+                readers=opened.readers, fresh=params.fresh, progress=watcher,
                 fitting=None if watcher is None else watcher.fitting,
             )  # fmt: skip
     finally:
         subject.device.close()
     if watcher is not None:
         watcher.finished(outcome)
-    drawn, fault = _draw(profile, folder, params["plots"])
+    drawn, fault = _draw(profile, folder, params.plots)
     facts = stored_facts(profile.facts)
-    if params["json"]:
+    if params.as_json:
         print(_document("profile", profile, folder, drawn, outcome=outcome))
         end_with(fault)
         return
@@ -88,13 +98,6 @@ def run_profile(params: Mapping[str, Any]) -> None:
     console.print(f"next  {shell_words('nexusbench', 'profile', 'show', folder)}", soft_wrap=True)
     console.print(f"next  {shell_words('nexusbench', 'profile', 'check', folder)}", soft_wrap=True)
     end_with(fault)
-
-
-def _names(values: list[str] | None) -> list[str]:
-    """``process,nvml`` in any number of values."""
-    from nexusbench.cli._policies import split_policies
-
-    return split_policies(values or [], "--counters")
 
 
 def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
@@ -113,7 +116,7 @@ def show_stored(path: Path, *, as_json: bool, plots: Path | None) -> None:
 
 
 def load(path: Path) -> tuple[Profile, ProfileFacts]:
-    """A stored profile and its facts. Raises InputError for what is none of this version."""
+    """A stored profile and its facts. Raises InputError for a profile of another version."""
     profile = load_profile(path)
     try:
         return profile, stored_facts(profile.facts)
@@ -126,14 +129,14 @@ def load(path: Path) -> tuple[Profile, ProfileFacts]:
 
 
 def load_points(profile: Profile, path: Path) -> list[Point]:
-    """The points that a profile was made of."""
+    """The points of which a profile was made."""
     return read_points(profile_path(path).parent / POINTS_FILE, profile.points_sha256)
 
 
 def _draw(
     profile: Profile, folder: Path, plots: Path | None
 ) -> tuple[list[Path], NexusbenchError | None]:
-    """The plots, or what went wrong with them: the profile is shown all the same."""
+    """The plots, or the error that prevented them: the profile is shown all the same."""
     if plots is None:
         return [], None
     from nexusbench.profiling.plots import draw
@@ -147,7 +150,7 @@ def _draw(
 
 
 def _document(
-    command: str, profile: Profile, path: Path, drawn: Sequence[Path], **more: Any
+    command: str, profile: Profile, path: Path, drawn: Sequence[Path], **more: object
 ) -> str:
     document = {
         "schema": JSON_SCHEMA,
@@ -163,14 +166,16 @@ def _document(
     return json.dumps(msgspec.to_builtins(document), indent=2, allow_nan=False)
 
 
-def check_stored(path: Path, params: Mapping[str, Any], *, as_json: bool) -> bool:
-    """``nexusbench profile check``: whether the profile still holds."""
+def check_stored(
+    path: Path, device: str | None, model: str | None, kernel_table: str | None, *, as_json: bool
+) -> bool:
+    """``nexusbench profile check``: True if the profile still holds."""
     from nexusbench.profiling.check import check_profile
 
     profile, _ = load(path)
     points = load_points(profile, path)
-    subject = _subject_again(profile, path, params)
-    named = params["device"] is not None or params["kernel_table"] is not None
+    subject = _subject_again(profile, path, device, model, kernel_table)
+    named = device is not None or kernel_table is not None
     try:
         made = check_profile(profile, points, subject, named=named)
     finally:
@@ -195,33 +200,36 @@ def check_stored(path: Path, params: Mapping[str, Any], *, as_json: bool) -> boo
     return made.fine
 
 
-def _subject_again(profile: Profile, path: Path, params: Mapping[str, Any]) -> Subject:
-    """The profile's own device, model and sizes, unless flags name others."""
+def _subject_again(
+    profile: Profile, path: Path, device: str | None, model: str | None, kernel_table: str | None
+) -> Subject:
+    """The profile's own device, model and sizes, unless others are named."""
     identity, asked = profile.fingerprint, profile.asked
     own = asked.device or identity.device.removesuffix(f"-x{identity.tensor_parallel}")
-    flags: dict[str, Any] = {
-        "device": params["device"] or own,
-        "kernel_table": params["kernel_table"],
-        "tensor_parallel_size": identity.tensor_parallel,
-        "gpu_memory_utilization": asked.gpu_memory_utilization,
-        "model": params["model"] or profile.model.name,
-    }
-    if params["device"] is None and flags["kernel_table"] is None:
-        flags["kernel_table"] = asked.kernel_table
+    if device is None and kernel_table is None:
+        kernel_table = asked.kernel_table
+    config = RunConfig(
+        trace="",
+        device=device or own,
+        model=model or profile.model.name,
+        kernel_table=kernel_table,
+        tensor_parallel_size=identity.tensor_parallel,
+        gpu_memory_utilization=asked.gpu_memory_utilization,
+    )
     header = profile_path(path).parent / SWEEP_FILE
     if header.is_file():
         was = read_header(header)
-        flags |= {**was.limits.budgets, "block_size": was.block_size}
-    model = profile.model
-    if params["model"] is not None:
-        model = load_model(params["model"])
-        flags["max_model_len"] = None
+        config = replace(config, **was.limits.budgets, block_size=was.block_size)
+    spec = profile.model
+    if model is not None:
+        spec = load_model(model)
+        config = replace(config, max_model_len=None)
     try:
-        return asked_subject(flags, model)
+        return open_subject(config, spec)
     except InputError as error:
-        if params["device"] is not None:
+        if device is not None:
             raise
-        # A path is as it was typed: from another folder, or on another machine, it leads nowhere.
+        # A path is stored as typed: it may not exist from another folder or on another machine.
         raise UsageError(
             f"the device that was profiled, {own}, cannot be opened from here: {error.problem}. "
             "Say where it is now with --device"

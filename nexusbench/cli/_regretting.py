@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from nexusbench.cli._console import results_console, say
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
+from nexusbench.cli._jobs import check_policies, split_policies
 from nexusbench.cli._live import follow
-from nexusbench.cli._policies import check_policies, split_policies
 from nexusbench.cli._screen import badge
-from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.cli._view import view_of_result
+from nexusbench.cli._session import JSON_SCHEMA, view_of_result
 from nexusbench.comparison.heading import header_lines, notes_on
 from nexusbench.comparison.load import Load, lines_about, load_of
 from nexusbench.comparison.view import RunView
@@ -54,21 +52,21 @@ _LEGEND = (
 )
 
 
-class _Run(msgspec.Struct, frozen=True):
-    """One run to make; ``oracle``: the truth itself is asked."""
+class RegretRun(msgspec.Struct, frozen=True):
+    """One run to make; ``oracle``: the partitioner asks the truth instead of a belief."""
 
     label: str
     config: RunConfig
     oracle: bool = False
 
 
-class _Made(msgspec.Struct):
-    """What came of the runs: rows of those that ended, the view of the first, what did not end."""
+class RegretRuns(msgspec.Struct):
+    """Results: rows of runs that ended, the view of the first, labels of those that did not end."""
 
-    rows: list[tuple[_Run, Regret]] = []
+    rows: list[tuple[RegretRun, Regret]] = []
     first: RunView | None = None
     loads: list[tuple[str, Load]] = []
-    beliefs: list[BeliefFacts] = []  # facts of each belief that was asked
+    beliefs: list[BeliefFacts] = []  # facts of each belief in use
     missing: list[str] = []
     error: BaseException | None = None
 
@@ -82,8 +80,8 @@ def show_regret(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run every combination, then print one table (or one JSON document). What ended is shown
-    though a later run did not, and decides nothing about the exit code then.
+    """Run every combination, then print one table (or one JSON document). Runs that ended are shown
+    even if a later one failed; the exit code is then the failure's.
     """
     if config.force_profile and config.profile is None:
         raise UsageError("--force-profile goes with --profile, which is not given")
@@ -109,9 +107,9 @@ def show_regret(
         raise SystemExit(code) from made.error
 
 
-def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
-    """Serve and judge one after the other, until one fails; raises if that is the first."""
-    made = _Made()
+def _make(runs: list[RegretRun], sample: int, *, quiet: bool) -> RegretRuns:
+    """Serve and judge one run after the other until one fails; raises if the first one fails."""
+    made = RegretRuns()
     for position, run in enumerate(runs):
         try:
             with follow(run.label, quiet=quiet) as progress:
@@ -132,7 +130,7 @@ def _make(runs: list[_Run], sample: int, *, quiet: bool) -> _Made:
     return made
 
 
-def _document(config: RunConfig, made: _Made) -> dict[str, Any]:
+def _document(config: RunConfig, made: RegretRuns) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA,
         "command": "regret",
@@ -157,29 +155,29 @@ def _asks(config: RunConfig) -> bool:
     return bool(partitioners.load(name).needs_belief)
 
 
-def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[_Run]:
-    """All of them, names and options checked before the first is run."""
+def _runs(config: RunConfig, beliefs: list[str], policies: list[str]) -> list[RegretRun]:
+    """All runs; names and options are checked before the first one starts."""
     chosen = split_policies(policies, "--partitioner") or list(_PARTITIONERS)
     asked = split_policies(beliefs, "--cost-model")
-    runs: list[_Run] = []
+    runs: list[RegretRun] = []
     for policy in chosen:
         check_policies([(_SCHEDULER, policy)], None)
         own = msgspec.structs.replace(config, scheduler=_SCHEDULER, partitioner=policy)
         if not _asks(own):
-            runs.append(_Run(policy, msgspec.structs.replace(own, profile=None)))
+            runs.append(RegretRun(policy, msgspec.structs.replace(own, profile=None)))
             continue
-        # Without options a single partitioner goes without saying.
+        # A single partitioner without options needs no prefix.
         prefix = f"{policy} " if len(chosen) > 1 or ":" in policy else ""
         for label, belief in _beliefs(own, asked):
             check_policies([], belief.cost_model)
-            runs.append(_Run(prefix + label, belief))
+            runs.append(RegretRun(prefix + label, belief))
         truth = msgspec.structs.replace(own, profile=None)
-        runs.append(_Run(f"{prefix}oracle", truth, oracle=True))
+        runs.append(RegretRun(f"{prefix}oracle", truth, oracle=True))
     return runs
 
 
 def _beliefs(config: RunConfig, asked: list[str]) -> list[tuple[str, RunConfig]]:
-    """(label, config) of each belief: those asked for, or the analytic one and all fits."""
+    """(label, config) of each belief: those that were named, else the analytic one and all fits."""
     if config.profile is None:
         names = asked or [ANALYTIC]
         return [(name, msgspec.structs.replace(config, cost_model=name)) for name in names]
@@ -193,7 +191,7 @@ def _beliefs(config: RunConfig, asked: list[str]) -> list[tuple[str, RunConfig]]
     return [(f"{ANALYTIC} unfitted", analytic), *found]
 
 
-def _show(config: RunConfig, made: _Made) -> None:
+def _show(config: RunConfig, made: RegretRuns) -> None:
     from rich.text import Text
 
     console = results_console()
@@ -214,7 +212,7 @@ def _show(config: RunConfig, made: _Made) -> None:
         say(console, f"{name:<{_INDENT}}{text}", indent=_INDENT)
     for line in lines_about(made.loads, len(made.rows)):
         say(console, f"WARNING: {line}.", "bold red")
-    grid = Grid("", ("", *(title for title, _, _ in _COLUMNS)))
+    grid = TextGrid("", ("", *(title for title, _, _ in _COLUMNS)))
     for _, row in made.rows:
         values = [(getattr(row, field), form) for _, field, form in _COLUMNS]
         grid.add(row.label, *("-" if v is None else form.format(v) for v, form in values))

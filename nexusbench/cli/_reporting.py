@@ -1,4 +1,4 @@
-"""What ``report`` says when it has written its files."""
+"""What ``report`` prints after writing its files."""
 
 from __future__ import annotations
 

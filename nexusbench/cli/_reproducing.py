@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
@@ -32,12 +34,9 @@ from nexusbench.experiments.reproduction.outcome_files import (
 from nexusbench.experiments.reproduction.run import ExperimentReport, reproduce, statements
 from nexusbench.experiments.reproduction.spec import Experiment, find_experiments
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """The command line."""
+class AskedPaper(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``nexusbench reproduce``."""
 
     paper: str
     only: tuple[str, ...]
@@ -49,8 +48,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool
 
 
-def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
-    """Run the experiments asked for, one after another, and show the table of their claims."""
+def show_reproduction(asked: AskedPaper, *, as_json: bool, quiet: bool) -> None:
+    """Run the named experiments one after another and print the table of their claims."""
     experiments = chosen(find_experiments(_folder(asked), quick=asked.quick), asked.only)
     jobs = asked.jobs or cores()
     name = f"{asked.paper}-paper" + ("-quick" if asked.quick else "")
@@ -60,7 +59,7 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     for experiment in experiments:
         report = _run(experiment, asked, jobs, quiet=quiet)
         result = finished(experiment, report, quick=asked.quick)
-        with beside_results(faults):  # the cells are kept, and the others go on
+        with beside_results(faults):  # the cells are kept, and the other experiments still run
             write_done(output, result)
             _draw(result, output)
         done.append(result)
@@ -76,12 +75,12 @@ def show_reproduction(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     end_with(*faults)
 
 
-def _folder(asked: Asked) -> Path:
-    """Where the paper's experiments lie. Raises UsageError for a paper that there is not."""
+def _folder(asked: AskedPaper) -> Path:
+    """The folder of the paper's experiments. Raises UsageError for an unknown paper."""
     folder = asked.specs / asked.paper
     specs = {path: path.parent for path in asked.specs.glob("*/*.toml")}
     papers = {parent for path, parent in specs.items() if _has_experiment(path)}
-    # A folder without any spec says so itself; one of other specs is no paper.
+    # A folder without any spec is reported below; one with other specs is not a paper's.
     if folder.is_dir() and (folder in papers or folder not in specs.values()):
         return folder
     known = sorted(paper.name for paper in papers)
@@ -96,19 +95,19 @@ def _folder(asked: Asked) -> Path:
 
 
 def _has_experiment(path: Path) -> bool:
-    """Whether the spec has that table: a map of ``nexusbench pays`` has none. The text is asked,
-    for a spec that is broken elsewhere is still a paper's.
+    """Whether the spec has that table; a map of ``nexusbench pays`` has none. The text is searched,
+    since a spec that does not parse still belongs to its paper.
     """
     try:
         return b"[experiment]" in read_document(path, most=MOST_TOML)
     except InputError:
-        return True  # reading it says what is wrong with it
+        return True  # the error is reported when the spec is read
 
 
 def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Experiment]:
-    """The experiments of the figures (or with the names) asked for, in the paper's order.
+    """The experiments with the given names or figures, in the paper's order.
 
-    Raises UsageError for a name of neither.
+    Raises UsageError for a name that is neither.
     """
     ordered = sorted(experiments, key=lambda experiment: order(Path(experiment.name)))
     wanted = [name.strip() for value in only for name in value.split(",") if name.strip()]
@@ -123,7 +122,7 @@ def chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> list[Exper
     return [e for e in ordered if not wanted or {*e.about.figures, e.name} & set(wanted)]
 
 
-def _run(experiment: Experiment, asked: Asked, jobs: int, *, quiet: bool) -> ExperimentReport:
+def _run(experiment: Experiment, asked: AskedPaper, jobs: int, *, quiet: bool) -> ExperimentReport:
     if experiment.about.rows == "motivation":
         if not quiet:
             print(f"{experiment.name}: section 3", file=sys.stderr, flush=True)
@@ -148,7 +147,7 @@ def _run(experiment: Experiment, asked: Asked, jobs: int, *, quiet: bool) -> Exp
 
 
 def _draw(done: Done, folder: Path) -> None:
-    """Pictures, where the library for them is installed."""
+    """Draw the pictures if matplotlib is installed."""
     if find_spec("matplotlib") is None:
         return
     from nexusbench.experiments.reproduction.plots import draw
@@ -156,10 +155,7 @@ def _draw(done: Done, folder: Path) -> None:
     draw(done, folder)
 
 
-def _show(console: Console, asked: Asked, done: Sequence[Done], output: Path) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
+def _show(console: Console, asked: AskedPaper, done: Sequence[Done], output: Path) -> None:
     title = Text.assemble((f"nexusbench reproduce {asked.paper}", "bold"), "  ", badge(True))
     console.print(title)
     for one in done:

@@ -1,14 +1,17 @@
-"""What a person reads: header, table, footnotes, verdict, where the runs are."""
+"""The results of runs on a terminal: header, table, footnotes, verdict, folders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nexusbench.cli._console import natural_width, print_folded, say
 from nexusbench.cli._groups import show_groups
 from nexusbench.cli._seeds import seeds_lines, show_seeds
-from nexusbench.cli._table import render_rows
 from nexusbench.comparison.alike import different_loads
 from nexusbench.comparison.heading import (
     footnotes,
@@ -18,31 +21,28 @@ from nexusbench.comparison.heading import (
     rejection_lines,
 )
 from nexusbench.comparison.load import conditions, is_overloaded, load_lines
-from nexusbench.comparison.rows import make_rows
+from nexusbench.comparison.rows import TableRow, make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.printable import shell_words
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
 
 _INDENT = 10
 
 
 def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool = False) -> None:
-    """Whether the load was one that can be borne, the table with its footnotes, paired differences
-    if there are seeds, and the verdict.
+    """Warnings about the load, the table with footnotes, paired differences if there are several
+    seeds, and the verdict.
     """
     for line in load_lines(columns):
         say(console, f"WARNING: {line}.", "bold red")
     rows = make_rows(columns)
-    # Closer columns before several tables: schedulers are compared along a row.
+    # Narrower columns are tried before several tables: schedulers are compared along a row.
     tight = natural_width(console, render_rows(columns, rows)) > console.width
     print_folded(
         console, len(columns), lambda block: render_rows(columns, rows, block, tight=tight)
     )
-    show_groups(console, columns)
+    if any(column.first.groups for column in columns):
+        show_groups(console, columns)
     for line in footnotes(columns, rows):
         say(console, line, "dim")
     if formulas:
@@ -68,10 +68,36 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
         say(console, under + " ".join(sentences), "bold")
 
 
-def header(console: Console, columns: Sequence[Column], title: str) -> None:
-    """What ran on what; the same for all columns of one call of serve-trace."""
-    from rich.text import Text
+def render_rows(
+    columns: Sequence[Column],
+    rows: Sequence[TableRow],
+    block: slice = slice(None),
+    *,
+    tight: bool = False,
+) -> Table:
+    """The Rich table of ``rows`` with a slice of the columns; ``tight`` leaves one blank between
+    columns instead of three.
+    """
+    padding = 0 if tight else 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, padding))
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, style="dim")
+    for column in columns[block]:
+        head = Text(column.label.replace(", ", "\n"))
+        table.add_column(head, justify="right", no_wrap=True)
+    # Marks are appended to the right of the digits, which stay aligned.
+    hang = max((len(c.marked) - len(c.text) for row in rows for c in row.cells), default=0)
+    for row in rows:
+        cells = []
+        for cell in row.cells[block]:
+            text = cell.marked + "\u00a0" * (hang - len(cell.marked) + len(cell.text))
+            cells.append(Text(text, style="bold green" if cell.best else ""))
+        table.add_row(row.title, row.name, *cells, end_section=row.last)
+    return table
 
+
+def header(console: Console, columns: Sequence[Column], title: str) -> None:
+    """What was run, and where; it is the same for all columns of one call."""
     view = columns[0].first
     console.print(Text.assemble((title, "bold"), "  ", badge(view.simulated)))
     for name, text in _lines(view, columns):
@@ -79,9 +105,7 @@ def header(console: Console, columns: Sequence[Column], title: str) -> None:
 
 
 def badge(simulated: bool) -> Text:
-    """Simulated or measured; unmistakable without colour too."""
-    from rich.text import Text
-
+    """Whether results are simulated or measured; distinguishable without colour."""
     if simulated:
         return Text("[SIMULATED: no GPU was used]", style="bold black on yellow")
     return Text("[MEASURED]", style="bold white on green")
@@ -94,7 +118,6 @@ def _lines(view: RunView, columns: Sequence[Column]) -> list[tuple[str, str]]:
 
 
 def _show_formulas(console: Console, columns: Sequence[Column]) -> None:
-    from rich.table import Table
 
     console.print()
     table = Table.grid(padding=(0, 2))
@@ -106,7 +129,7 @@ def _show_formulas(console: Console, columns: Sequence[Column]) -> None:
 
 
 def kept_lines(views: Sequence[RunView]) -> list[str]:
-    """Where each run is, and how to look further."""
+    """The folder of each run, and the next command."""
     kept = [view for view in views if view.folder is not None]
     if not kept:
         return ["Nothing was kept (--no-save)."]

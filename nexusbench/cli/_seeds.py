@@ -1,4 +1,4 @@
-"""Several seeds: paired differences against the first scheduler, and what a seed varies."""
+"""Several seeds: paired differences to the first scheduler, and what a seed varies."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def paired_differences(columns: Sequence[Column]) -> dict[str, Differences]:
 
 
 def show_seeds(console: Console, columns: Sequence[Column]) -> None:
-    """Each further scheduler minus the first; the better side is named where the interval tells."""
+    """Print each further scheduler minus the first; where the interval excludes zero, the better
+    one.
+    """
     base, others = columns[0].label, columns[1:]
     rows = _rows(base, others, paired_differences(columns))
     title = f"difference to {base}, paired by seed: mean [95 % interval]"

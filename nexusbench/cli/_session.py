@@ -1,48 +1,38 @@
-"""One call of ``serve-trace``: the runs it asks for, one after the other, and what is shown."""
+"""One call of ``serve-trace``: its runs, one after the other, and the output."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from nexusbench import __version__
-from nexusbench.cli._argv import STATISTIC_BOUND
 from nexusbench.cli._console import results_console
+from nexusbench.cli._jobs import RunJob
 from nexusbench.cli._live import Follower, follow
-from nexusbench.cli._policies import check_policies, pair_policies, split_policies
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._timelines import Following
-from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.heading import nothing_measured
 from nexusbench.comparison.headline import answers
-from nexusbench.comparison.view import RunView, by_label
+from nexusbench.comparison.view import RunView, by_label, count_reasons, span
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
+from nexusbench.core.outputs import check_writable
 from nexusbench.core.printable import shell_words
-from nexusbench.core.registry import did_you_mean
-from nexusbench.metrics.run_events import check_slo
+from nexusbench.metrics.groups import group
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import over_seeds
+from nexusbench.report.timeline import TimelineWriter, timeline_file
 from nexusbench.serving.runner import RunResult, run
-from nexusbench.workloads.transform import parse_window
 
 JSON_SCHEMA = 1
-# What would stop the runs that follow too, or is meant to.
+# Errors that concern the following runs too.
 _STOPPING = (UsageError, Interrupted, KeyboardInterrupt)
-_BY_SIGNAL = 128  # exit codes from here on are of runs that a signal ended
-
-
-class Job(msgspec.Struct, frozen=True):
-    """One run to make: ``label`` heads its column, ``title`` names it in progress and errors."""
-
-    label: str
-    title: str
-    config: RunConfig | EndpointConfig
+_BY_SIGNAL = 128  # exit codes from here on stand for a signal
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -57,133 +47,77 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A run that did not come to its end."""
+    """A run that did not complete."""
 
     label: str
     seed: int
     error: str
     exit_code: int
     title: str = ""
-    folder: str | None = None  # what was kept of it
+    folder: str | None = None  # of the part that was kept
 
 
-def plan_jobs(flags: Mapping[str, Any]) -> list[Job]:
-    """The runs that the flags of ``serve-trace`` ask for. Raises UsageError naming the flag."""
-    schedulers = split_policies(flags["scheduler"], "--scheduler")
-    partitioners = split_policies(flags["partitioner"] or [], "--partitioner")
-    pairs = pair_policies(schedulers, partitioners)
-    check_texts(flags)
-    check_policies(pairs, flags["cost_model"])
-    names = set(RunConfig.__struct_fields__) & set(flags)
-    fields = {name: flags[name] for name in names}
-    fields |= {"trace": str(flags["trace"]), "goodput": parse_goodput(flags["goodput"] or [])}
-    seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
-    labels = policy_labels(pairs)
-    many = len(labels) * len(seeds)
-    jobs: list[Job] = []
-    for label, (scheduler, partitioner) in zip(labels, pairs, strict=True):
-        for seed in seeds:
-            own = {"scheduler": scheduler, "partitioner": partitioner, "seed": seed}
-            title = label + (f", seed {seed}" if len(seeds) > 1 else "")
-            title += f" ({len(jobs) + 1} of {many})" if many > 1 else ""
-            jobs.append(Job(label, title, RunConfig(**{**fields, **own})))
-    return jobs
-
-
-def policy_labels(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The schedulers as typed; with the partitioner where that tells them apart, else a number."""
-    several = len({partitioner for _, partitioner in pairs}) > 1
-    labels: list[str] = []
-    for scheduler, partitioner in pairs:
-        label = f"{scheduler} + {partitioner}" if several and partitioner else scheduler
-        again = labels.count(label)
-        labels.append(f"{label} #{again + 1}" if again else label)
-    return labels
-
-
-def check_texts(flags: Mapping[str, Any]) -> None:
-    """Flags that are texts, and those that exclude each other. Raises UsageError naming one."""
-    if len(split_policies([flags["cost_model"] or "-"], "--cost-model")) > 1:
-        raise UsageError(
-            f"--cost-model {flags['cost_model']}: a run asks one belief. nexusbench regret "
-            "compares several on one trace"
-        )
-    if flags["force_profile"] and flags["profile"] is None:
-        raise UsageError("--force-profile goes with --profile, which is not given")
-    if flags["window"] is not None:
-        try:
-            parse_window(flags["window"])
-        except UsageError as error:
-            raise UsageError(f"--window: {error}") from None
-    if flags["burstiness"] is not None and flags["request_rate"] is None:
-        raise UsageError("--burstiness redraws arrivals and needs --rate")
-    if flags["concurrency"] is not None:
-        for name, flag in (
-            ("request_rate", "--rate"),
-            ("speed", "--speed"),
-            ("quantize_arrivals", "--quantize-arrivals"),
-        ):
-            if flags[name] is not None:
-                raise UsageError(
-                    f"--concurrency gives up the timestamps that {flag} changes. Choose one"
-                )
-
-
-def parse_goodput(values: Sequence[str]) -> dict[str, float]:
-    """``ttft:500,tbt:50`` in any number of values as bounds in ms. Raises UsageError."""
-    bounds: dict[str, float] = {}
-    for text in (piece for value in values for piece in value.replace(",", " ").split()):
-        key, colon, number = text.partition(":")
-        try:
-            bound = float(number)
-        except ValueError:
-            colon, bound = "", 0.0
-        if not colon and STATISTIC_BOUND.fullmatch(text):
-            raise UsageError(
-                f"--goodput '{text}' bounds a statistic of a run, which nexusbench capacity and "
-                "advise judge by. Here each request is judged: write KEY:MS, as in ttft:500 tbt:50"
-            )
-        if not colon:
-            raise UsageError(
-                f"--goodput '{text}' is not KEY:MS. Write milliseconds, as in ttft:500 tbt:50"
-            )
-        if key in bounds:
-            raise UsageError(f"--goodput: '{key}' is given twice")
-        bounds[key] = bound
-    try:
-        return check_slo(bounds)
-    except UsageError as error:
-        raise UsageError(f"--goodput: {error}") from None
-
-
-def parse_by(values: Sequence[str]) -> tuple[str, ...]:
-    """``prompt-length,tenant`` in any number of values, as names. Raises UsageError."""
-    from nexusbench.metrics.groups import GROUPINGS
-
-    names = [name.strip() for value in values for name in value.split(",")]
-    for name in names:
-        if name not in GROUPINGS:
-            raise UsageError(f"--by '{name}' is unknown. {did_you_mean(name, list(GROUPINGS))}")
-    return tuple(dict.fromkeys(names))
-
-
-class Outcome(msgspec.Struct):
-    """What came of the runs of one call: those that ended, those that did not or could not be
-    stored, those that were never begun, and the error of the first that failed.
+class CallOutcome(msgspec.Struct):
+    """The runs of one call: those that completed, those that failed or could not be stored, those
+    that were not started, and the first error.
     """
 
     views: list[RunView] = []
     failures: list[Failure] = []
-    missing: Sequence[Job] = ()
+    missing: Sequence[RunJob] = ()
     cause: BaseException | None = None
 
 
-def serve(jobs: Sequence[Job], output: Output) -> None:
-    """Run all jobs, show those that ended; exits with the code of the first that did not.
+class Following:
+    """The timeline of the runs of one call, if one was requested. An error in it is kept in
+    ``fault`` and does not affect the runs.
+    """
 
-    A run that fails does not stop the others, for they may not share its fault; a usage error and
-    Ctrl-C do. Runs that measured nothing are an error, though they are shown and kept. A timeline
-    that cannot be written is told at the end: the runs are shown without it.
+    def __init__(self, path: Path | None) -> None:
+        """Raises UsageError, before the first run, for a path that cannot be written."""
+        self.path, self.fault = path, ""
+        self._file: AbstractContextManager[TimelineWriter] | None = None
+        self._writer: TimelineWriter | None = None
+        if path is not None:
+            check_writable(path)
+            self._file = timeline_file(path)
+            self._writer = self._file.__enter__()
+
+    def add(self, run: RunEvents, label: str) -> None:
+        """Append a run, unless there has been an error."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.add(run, label, (0.0, None))
+        except (OSError, NexusbenchError) as error:
+            self._end(error)
+
+    def close(self) -> None:
+        """Move the finished file to its path."""
+        self._end(None)
+
+    def abandon(self) -> None:
+        """Remove the unfinished file."""
+        self._end(Interrupted())
+        self.fault = ""
+
+    def _end(self, cause: Exception | None) -> None:
+        file, self._file, self._writer = self._file, None, None
+        if file is None:
+            return
+        try:
+            file.__exit__(type(cause) if cause else None, cause, None)
+        except (OSError, NexusbenchError) as error:
+            cause = error
+        self.fault = "" if cause is None else str(cause)
+
+
+def serve(jobs: Sequence[RunJob], output: Output) -> None:
+    """Run all jobs and show those that completed; exits with the code of the first failure.
+
+    A failed run does not stop the others, which may not share its fault; a usage error and Ctrl-C
+    do. Runs that measured nothing are shown and kept, and count as an error. A timeline that cannot
+    be written is reported at the end.
     """
     timeline = Following(output.timeline)
     try:
@@ -210,9 +144,9 @@ def serve(jobs: Sequence[Job], output: Output) -> None:
         raise SystemExit(NexusbenchError.exit_code)
 
 
-def _run_all(jobs: Sequence[Job], output: Output, timeline: Following) -> Outcome:
-    """Run one after the other, as long as nothing stops those that follow too."""
-    made = Outcome()
+def _run_all(jobs: Sequence[RunJob], output: Output, timeline: Following) -> CallOutcome:
+    """Run one job after the other until an error that concerns the following ones too."""
+    made = CallOutcome()
     for number, job in enumerate(jobs, 1):
         try:
             with follow(job.title, quiet=output.quiet) as progress:
@@ -233,7 +167,26 @@ def _run_all(jobs: Sequence[Job], output: Output, timeline: Following) -> Outcom
     return made
 
 
-def _fail(made: Outcome, failure: Failure, error: BaseException) -> None:
+def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> RunView:
+    """The view of a run that has just ended."""
+    ended, strings = result.events.tables["ended"], result.events.facts.strings
+    return RunView(
+        label=label,
+        status="complete",
+        simulated=result.summary.simulated,
+        config=result.config,
+        resolved=result.resolved,
+        summary=result.summary,
+        folder=result.folder,
+        event_digest=result.event_digest,
+        span_ns=span(result.events.requests["arrival"]),
+        groups={name: group(result.events, name) for name in by},
+        rejections=count_reasons(ended, strings, "rejected"),
+        failures=count_reasons(ended, strings, "failed"),
+    )
+
+
+def _fail(made: CallOutcome, failure: Failure, error: BaseException) -> None:
     made.failures.append(failure)
     made.cause = made.cause or error
     print(f"error: {failure.title}: {failure.error}", file=sys.stderr)
@@ -250,22 +203,24 @@ def _run(
         raise
 
 
-def _failure(job: Job, error: BaseException) -> Failure:
-    """A policy that is being written may raise anything: it fails its own run only."""
+def _failure(job: RunJob, error: BaseException) -> Failure:
+    """Describe an error. A policy under development may raise anything: only its own run fails."""
     if isinstance(error, NexusbenchError):
         text, code = str(error), error.exit_code
     elif isinstance(error, KeyboardInterrupt):
         text, code = "interrupted", getattr(error, "exit_code", Interrupted.exit_code)
     else:
         text, code = f"unexpected {type(error).__name__}: {error}", NexusbenchError.exit_code
-    # Where the runner says what it kept; it has no other way to tell.
+    # The runner names the folder of a partial run in its message only.
     _, found, kept = text.rpartition(". Kept: ")
     folder = kept if found else None
     return Failure(job.label, job.config.seed, " ".join(text.split()), code, job.title, folder)
 
 
-def _stopped_lines(made: Outcome) -> list[str]:
-    """What Ctrl-C, or an error that concerns all runs, kept from running, and what was kept."""
+def _stopped_lines(made: CallOutcome) -> list[str]:
+    """Warnings after an interruption: which runs were not started, and how to look at what was
+    kept.
+    """
     lines = []
     cut = [f for f in made.failures if f.exit_code >= _BY_SIGNAL]
     if cut:
@@ -289,10 +244,10 @@ def _show(views: Sequence[RunView], output: Output, last: Sequence[str]) -> None
         console.print(line, soft_wrap=True)
 
 
-def _document(made: Outcome, timeline: Following) -> dict[str, Any]:
+def _document(made: CallOutcome, timeline: Following) -> dict[str, object]:
     views = made.views
     columns = by_label(views)
-    document: dict[str, Any] = {
+    document: dict[str, object] = {
         "schema": JSON_SCHEMA,
         "command": "serve-trace",
         "nexusbench": __version__,

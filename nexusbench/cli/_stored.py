@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nexusbench import __version__
 from nexusbench.cli._console import progress_console, results_console, say
@@ -28,14 +28,14 @@ def compare_runs(
     as_json: bool = False,
     formulas: bool = False,
 ) -> None:
-    """Show or print runs. Raises InputError naming what cannot be read."""
+    """Print runs side by side. Raises InputError naming a run that cannot be read."""
     views = [view_of_reader(RunReader(run, results), judgement) for run in runs]
     label_apart(views, seeds=True)
     warnings = find_warnings(views)
     if as_json:
         for warning in warnings:
             progress_console().print(f"WARNING: {warning}", soft_wrap=True)
-        document: dict[str, Any] = {
+        document: dict[str, object] = {
             "schema": JSON_SCHEMA,
             "command": "compare",
             "nexusbench": __version__,
@@ -50,7 +50,7 @@ def compare_runs(
 
 
 def by_run(views: Sequence[RunView]) -> list[Column]:
-    """One column a run: seeds are not pooled here, since nothing says that they belong together."""
+    """One column per run: seeds of stored runs are not pooled, since they may be unrelated."""
     return [Column(view.label, [view]) for view in views]
 
 

@@ -1,26 +1,26 @@
-"""Progress of a sweep on stderr: a live line on a terminal, else a line now and then."""
+"""Progress of a profiling sweep on stderr: a live line on a terminal, else one line every 30 s."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from nexusbench.cli._console import ProgressLine, counted, progress_console
 from nexusbench.profiling.sweep import Progress, SweepOutcome
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 _EVERY_S = 30.0  # between two lines where there is no terminal
 _REFRESH_S = 0.1
-# Said in the summary, not one by one.
+# Counted in the summary instead of one warning each.
 _COMMON = ("wide interval", "samples discarded")
 
 
 class Watcher:
-    """The callback of a sweep and of the fits after it."""
+    """The progress callback of a sweep and of the fits after it."""
 
     def __init__(self, title: str, show: Callable[[RenderableType], None] | None) -> None:
         self._title, self._show = title, show
@@ -28,7 +28,7 @@ class Watcher:
         self._shown_s = 0.0 if show is None else -1.0
 
     def __call__(self, now: Progress) -> None:
-        """After every point."""
+        """Called after every point."""
         for warning in now.warnings:
             kind = warning.partition(":")[0]
             if kind not in self._told and not any(common in warning for common in _COMMON):
@@ -44,14 +44,12 @@ class Watcher:
             self._show(self._bar(now))
 
     def fitting(self, name: str) -> None:
-        """Before the fit of a cost model."""
+        """Called before the fit of a cost model."""
         if self._show is not None:
-            from rich.text import Text
-
             self._show(Text(f"{self._title}  fitting cost model {name}"))
 
     def finished(self, outcome: SweepOutcome) -> None:
-        """One line at the end."""
+        """The line printed at the end."""
         kept = f", {outcome.kept:,} kept from before" if outcome.kept else ""
         print(
             f"{self._title}: {counted(outcome.measured, 'point')} measured in "
@@ -81,13 +79,11 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def watch(title: str, *, quiet: bool) -> Iterator[Watcher | None]:
-    """Show a sweep's progress on stderr; None where nothing is wanted."""
+    """Show a sweep's progress on stderr; yields None if ``quiet``."""
     if quiet:
         yield None
     elif not sys.stderr.isatty():
         yield Watcher(title, None)
     else:
-        from rich.live import Live
-
         with Live(console=progress_console(), auto_refresh=False, transient=True) as live:
             yield Watcher(title, lambda shown: live.update(shown, refresh=True))

@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._countdown import Countdown, duration
-from nexusbench.cli._grid import Grid
+from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.comparison.load import load_of, rate_text, worst_load
@@ -32,7 +32,7 @@ from nexusbench.serving.opening import check_run, decisive
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Title, tag, statistic, factor of what the table on the screen shows; the file has everything.
+# Title, tag and statistic of the table on the screen; the file holds all metrics.
 _SHOWN = (
     ("TTFT mean, ms", "ttft", "mean"),
     ("TTFT p99, ms", "ttft", "p99"),
@@ -42,7 +42,7 @@ _SHOWN = (
     ("goodput, req/s", "goodput", "value"),
     ("attained, %", "attainment", "value"),
 )
-# Shown where not all finished.
+# Shown if some request did not finish.
 _FINISHED = ("finished, %", "finished", "value")
 _MOST_ROWS = 60
 _MOST_ERRORS = 10
@@ -50,8 +50,8 @@ _MOST_TOLD = 6  # rows in a warning
 _ALL = 100.0
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where cells are kept, where they run, where the table goes."""
+class SweepPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where cells are kept, where they run, and where the table is written."""
 
     cache: Path
     output: Path | None = None
@@ -60,7 +60,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool = False
 
 
-def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+def show_sweep(spec: Path, place: SweepPlace, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Run (or only plan) the sweep of ``spec``; exits 1 if a cell failed."""
     sweep = load_sweep(spec)
     store = Store(place.cache, CELL_SUFFIX, fresh=place.fresh)
@@ -81,7 +81,7 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
     try:
         write_sweep(sweep_table(sweep, plan.keys, cells), output)
     except NexusbenchError as error:
-        fault = str(error)  # told at the end: what was run is shown whatever became of the table
+        fault = str(error)  # reported at the end, after the results
     bad = {index: cell for index, cell in sorted(cells.items()) if not cell.ok}
     if as_json:
         document = _document(plan, cells, None if fault else output)
@@ -101,7 +101,7 @@ def show_sweep(spec: Path, place: Place, *, dry_run: bool, as_json: bool, quiet:
 
 
 def _run(
-    plan: SweepPlan, store: Store, place: Place, jobs: int, *, quiet: bool
+    plan: SweepPlan, store: Store, place: SweepPlace, jobs: int, *, quiet: bool
 ) -> dict[int, SweepCell]:
     cells = dict(plan.kept)
     todo = plan.todo
@@ -121,8 +121,8 @@ def _run(
 
 
 def _check(plan: SweepPlan) -> None:
-    """Refuse a profile, kernel table or cost model that some cell could not use, before others have
-    taken hours. What is right by itself and does not go together is that cell's own result.
+    """Refuse a profile, kernel table or cost model that a cell cannot use before other cells have
+    run for hours. Valid inputs that do not fit together fail in that cell only.
     """
     checked: set[bytes] = set()
     for index in plan.todo:
@@ -142,12 +142,12 @@ def _check(plan: SweepPlan) -> None:
 
 
 def _name(plan: SweepPlan, index: int) -> str:
-    """A cell by what sets it apart."""
+    """The values of a cell's axes as text."""
     config = plan.sweep.configs[index]
     return " ".join(f"{axis}={_text(getattr(config, axis))}" for axis in plan.sweep.axes) or "only"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}:{bound:g}" for key, bound in value.items()) or "-"
     if isinstance(value, float):
@@ -214,7 +214,7 @@ def _show(plan: SweepPlan, cells: Mapping[int, SweepCell], output: Path | None) 
 
 
 def _show_table(console: Console, plan: SweepPlan, cells: Mapping[int, SweepCell]) -> None:
-    """A row per combination, seeds averaged."""
+    """One row per combination; figures are means over its seeds."""
     axes = [axis for axis in plan.sweep.axes if axis != "seed"] or ["scheduler"]
     groups: dict[tuple[str, ...], list[SweepCell]] = {}
     for index in sorted(cells):
@@ -236,7 +236,7 @@ def _show_table(console: Console, plan: SweepPlan, cells: Mapping[int, SweepCell
     crowded = {named: _crowded(members) for named, members in groups.items()}
     marked = any(mark != "no" for mark in crowded.values())
     titles = (*axes, "runs", *(["overloaded"] * marked), *(title for title, *_ in shown))
-    grid = Grid("", titles, keys=len(axes), texts=range(len(axes)))
+    grid = TextGrid("", titles, keys=len(axes), texts=range(len(axes)))
     places = [decimals([value for value in found if value is not None]) for found in shown.values()]
     for row, (named, members) in enumerate(list(groups.items())[:_MOST_ROWS]):
         good = sum(cell.ok for cell in members)
@@ -255,20 +255,20 @@ def _show_table(console: Console, plan: SweepPlan, cells: Mapping[int, SweepCell
 
 
 def _finished(cells: Sequence[SweepCell]) -> float | None:
-    """Percent of the requests offered: latencies are of those that were answered only."""
+    """Percent of the offered requests that finished; latencies cover only these."""
     offered, finished = (_mean(cells, tag, "value") for tag in ("offered", "finished"))
     return None if finished is None or not offered else _ALL * finished / offered
 
 
 def _crowded(cells: Sequence[SweepCell]) -> str:
-    """The mark of a row in which requests arrive faster than they leave."""
+    """Marks a row in which requests arrive faster than they leave."""
     good = [load_of(cell.summary) for cell in cells if cell.ok]
     bad = sum(bool(load.overloaded) for load in good)
     return "no" if not bad else "yes" if bad == len(good) else f"{bad} of {len(good)}"
 
 
 def _say_load(console: Console, groups: Mapping[tuple[str, ...], Sequence[SweepCell]]) -> None:
-    """Which rows are of a load that cannot be served: their latency measures a backlog."""
+    """A warning that names overloaded rows, whose latency measures the backlog."""
     told = []
     for named, members in groups.items():
         bad = worst_load(load_of(cell.summary) for cell in members if cell.ok)
@@ -293,7 +293,7 @@ def _mean(cells: Sequence[SweepCell], tag: str, statistic: str) -> float | None:
 
 def _document(
     plan: SweepPlan, cells: Mapping[int, SweepCell], output: Path | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "schema": JSON_SCHEMA,
         "command": "sweep",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from rich.console import Console
 
 from nexusbench import __version__
 from nexusbench.cli._console import counted, results_console, say
@@ -29,8 +30,6 @@ from nexusbench.workloads.statistics import (
 from nexusbench.workloads.trace import load_trace, span_text, write_trace
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nexusbench.workloads.base import Trace
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

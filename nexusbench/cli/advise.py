@@ -8,35 +8,35 @@ from typing import Annotated
 import typer
 
 from nexusbench.cli import _flags as flags
-from nexusbench.cli import _slo_flags as slo_flags
+from nexusbench.core.config import RunConfig
 
-_COMPARED = "What is compared"
-
-Schedulers = Annotated[
+Compared = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME[:KEY=VALUE,...]", rich_help_panel=_COMPARED, show_default="all there are",
+        metavar="NAME[:KEY=VALUE,...]", rich_help_panel=flags.COMPARED,
+        show_default="all there are",
         help="Only these schedulers.",
     ),
 ]  # fmt: skip
-Partitioners = Annotated[
+ComparedPartitioners = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME[:KEY=VALUE,...]", rich_help_panel=_COMPARED, show_default="all there are",
+        metavar="NAME[:KEY=VALUE,...]", rich_help_panel=flags.COMPARED,
+        show_default="all there are",
         help="Only these partitioners, with every scheduler that they can serve.",
     ),
 ]  # fmt: skip
 Chunks = Annotated[
     str,
     typer.Option(
-        "--chunks", metavar="N,N,...", rich_help_panel=_COMPARED,
+        "--chunks", metavar="N,N,...", rich_help_panel=flags.COMPARED,
         help="Values of --max-num-batched-tokens.",
     ),
 ]  # fmt: skip
 Effort = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", rich_help_panel=_COMPARED,
+        min=1, metavar="N", rich_help_panel=flags.COMPARED,
         help="Requests to simulate before the final, shared among all candidates.",
     ),
 ]  # fmt: skip
@@ -44,42 +44,31 @@ Effort = Annotated[
 MostDraws = Annotated[
     int | None,
     typer.Option(
-        "--max-seeds", min=1, max=1_000, rich_help_panel=_COMPARED,
+        "--max-seeds", min=1, max=1_000, rich_help_panel=flags.COMPARED,
         show_default="four times --seeds",
         help="Go on to so many draws with those that cannot be told apart from the leader.",
     ),
 ]  # fmt: skip
 
 
+@flags.asking
 def advise(
-    context: typer.Context,
-    trace: flags.TracePath,
-    goodput: slo_flags.Bounds = None,
-    slo: slo_flags.SloName = None,
-    attainment: slo_flags.Attainment = None,
-    device: flags.Device = "auto",
-    model: flags.Model = "llama-3.1-8b",
-    request_rate: flags.Rate = None,
-    scheduler: Schedulers = None,
-    partitioner: Partitioners = None,
+    *,
+    goodput: flags.Bounds = None,
+    slo: flags.SloName = None,
+    attainment: flags.Attainment = None,
+    config: Annotated[
+        RunConfig,
+        flags.Fields(RunConfig, "trace", "device", "model", "request_rate", *flags.SERVED),
+    ],
+    scheduler: Compared = None,
+    partitioner: ComparedPartitioners = None,
     chunks: Chunks = "512,1024,2048,4096,8192",
     effort: Effort = 60_000,
-    cost_model: flags.CostModel = None,
-    profile: flags.Profile = None,
-    force_profile: flags.ForceProfile = False,
-    kernel_table: flags.KernelTable = None,
-    tensor_parallel_size: flags.TensorParallel = 1,
-    gpu_memory_utilization: flags.Utilization = 0.9,
-    kv_blocks: flags.KvBlocks = None,
-    swap_space: flags.SwapSpace = None,
-    max_num_seqs: flags.MaxSeqs = None,
-    max_model_len: flags.MaxModelLen = None,
-    limit: flags.Limit = None,
-    burstiness: slo_flags.Shape = 1.0,
-    seed: flags.Seed = 0,
-    seeds: slo_flags.Draws = 5,
+    burstiness: flags.Shape = 1.0,
+    seeds: flags.Draws = 5,
     max_seeds: MostDraws = None,
-    jobs: slo_flags.Jobs = None,
+    jobs: flags.SearchJobs = None,
     cache: flags.Cache = Path("results/probes"),
     fresh: flags.Fresh = False,
     json: flags.Json = False,
@@ -95,5 +84,11 @@ def advise(
     Ends with the commands that check the answer, simulated and on the real GPU.
     """
     from nexusbench.cli._advice_screen import show_advice
+    from nexusbench.cli._slo_asked import AskedSearch
 
-    show_advice(context.params)
+    asked = AskedSearch(
+        goodput=goodput, slo=slo, attainment=attainment, config=config, burstiness=burstiness,
+        schedulers=scheduler, partitioners=partitioner, draws=seeds, jobs=jobs, cache=cache,
+        fresh=fresh, as_json=json, quiet=no_progress,
+    )  # fmt: skip
+    show_advice(asked, chunks, effort, max_seeds)

@@ -8,54 +8,50 @@ from typing import Annotated
 import typer
 
 from nexusbench.cli import _flags as flags
-from nexusbench.cli import _slo_flags as slo_flags
-
-_SEARCH = "Search"
+from nexusbench.core.config import RunConfig
 
 Precision = Annotated[
     float,
     typer.Option(
-        min=0.1, max=100, metavar="PERCENT", rich_help_panel=_SEARCH,
+        min=0.1, max=100, metavar="PERCENT", rich_help_panel=flags.SEARCH,
         help="Step between neighbouring rates; the capacity is found to one step.",
     ),
 ]  # fmt: skip
 Arrivals = Annotated[
     bool,
     typer.Option(
-        "--keep-arrivals", rich_help_panel=_SEARCH,
+        "--keep-arrivals", rich_help_panel=flags.SEARCH,
         help="Stretch the trace's own arrivals instead of drawing new ones for each seed.",
     ),
 ]  # fmt: skip
 
 
+@flags.asking
 def capacity(
-    context: typer.Context,
-    trace: flags.TracePath,
-    goodput: slo_flags.Bounds = None,
-    slo: slo_flags.SloName = None,
-    attainment: slo_flags.Attainment = None,
+    *,
+    goodput: flags.Bounds = None,
+    slo: flags.SloName = None,
+    attainment: flags.Attainment = None,
     scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nobody changes it)
     partitioner: flags.Partitioners = None,
-    device: flags.Device = "auto",
-    model: flags.Model = "llama-3.1-8b",
-    cost_model: flags.CostModel = None,
-    profile: flags.Profile = None,
-    force_profile: flags.ForceProfile = False,
-    kernel_table: flags.KernelTable = None,
-    tensor_parallel_size: flags.TensorParallel = 1,
-    gpu_memory_utilization: flags.Utilization = 0.9,
-    kv_blocks: flags.KvBlocks = None,
-    swap_space: flags.SwapSpace = None,
-    max_num_seqs: flags.MaxSeqs = None,
-    max_num_batched_tokens: flags.MaxBatchedTokens = None,
-    max_model_len: flags.MaxModelLen = None,
-    limit: flags.Limit = None,
-    burstiness: slo_flags.Shape = 1.0,
+    config: Annotated[
+        RunConfig,
+        flags.Fields(
+            RunConfig,
+            "trace",
+            "scheduler",
+            "partitioner",
+            "device",
+            "model",
+            *flags.SERVED,
+            "max_num_batched_tokens",
+        ),
+    ],
+    burstiness: flags.Shape = 1.0,
     keep_arrivals: Arrivals = False,
     precision: Precision = 2.0,
-    seed: flags.Seed = 0,
-    seeds: slo_flags.Draws = 5,
-    jobs: slo_flags.Jobs = None,
+    seeds: flags.Draws = 5,
+    jobs: flags.SearchJobs = None,
     cache: flags.Cache = Path("results/probes"),
     fresh: flags.Fresh = False,
     json: flags.Json = False,
@@ -70,5 +66,12 @@ def capacity(
     stopped as soon as its SLO is lost, and kept: another SLO on the same traffic starts from it.
     """
     from nexusbench.cli._capacity_screen import show_capacity
+    from nexusbench.cli._slo_asked import AskedSearch
 
-    show_capacity(context.params)
+    asked = AskedSearch(
+        goodput=goodput, slo=slo, attainment=attainment, config=config,
+        burstiness=None if keep_arrivals else burstiness, schedulers=scheduler,
+        partitioners=partitioner, draws=seeds, jobs=jobs, cache=cache, fresh=fresh, as_json=json,
+        quiet=no_progress,
+    )  # fmt: skip
+    show_capacity(asked, precision)

@@ -35,10 +35,7 @@ def check_model(
         typer.Option("--new-tokens", min=1, metavar="N", help="Greedy tokens after each prompt."),
     ] = 16,
     seed: Annotated[
-        int,
-        typer.Option(
-            "--seed", min=0, callback=flags.bounded, metavar="N", help="Seed of the prompts."
-        ),
+        int, flags.option("seed", help="Seed of the prompts.", rich_help_panel=None)
     ] = 0,
     as_json: flags.Json = False,
 ) -> None:

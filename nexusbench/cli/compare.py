@@ -31,7 +31,7 @@ def compare(
 
     With --goodput, --price-per-hour or --watts all runs are judged by these instead of their own.
     """
-    from nexusbench.cli._session import parse_by, parse_goodput
+    from nexusbench.cli._jobs import parse_by, parse_goodput
     from nexusbench.cli._stored import compare_runs
     from nexusbench.comparison.view import Judgement
 

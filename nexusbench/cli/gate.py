@@ -71,9 +71,9 @@ def save(
 
     Without rules all metrics that have a better side are kept.
     """
-    from nexusbench.cli._gating import Source, save_file
+    from nexusbench.cli._gating import GateSource, save_file
 
-    source = Source(runs or [], spec, results, keep, no_progress)
+    source = GateSource(runs or [], spec, results, keep, no_progress)
     save_file(source, output, rule, update=update, append=append, as_json=json)
 
 
@@ -130,8 +130,8 @@ def check(
 
     Exit codes: 0 pass or warn, 3 a regression, 4 inconclusive, 5 no usable baseline.
     """
-    from nexusbench.cli._gating import Outputs, Source, check_runs
+    from nexusbench.cli._gating import GateSource, Outputs, check_runs
 
-    source = Source(runs or [], spec, results, keep, no_progress)
+    source = GateSource(runs or [], spec, results, keep, no_progress)
     outputs = Outputs(json, markdown, junit, action_benchmark)
     check_runs(source, baseline, rule, outputs, confirm=confirm, alpha=alpha)

@@ -1,4 +1,4 @@
-"""The Typer app and ``entry()``: every outcome becomes one clear line and the right exit code."""
+"""The Typer app and ``entry()``: every outcome is one clear line and the matching exit code."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nexusbench import __version__
-from nexusbench.cli._argv import expand_goodput, plain_names
-from nexusbench.cli._help import tidy
-from nexusbench.cli._stopping import heeding_signals
-from nexusbench.cli._warnings import warnings_on_stderr
+from nexusbench.cli._flags import STATISTIC_BOUND
 from nexusbench.cli.advise import advise
 from nexusbench.cli.capacity import capacity
 from nexusbench.cli.check_model import check_model
@@ -25,7 +22,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
-from nexusbench.cli.outlet import outlets, silence
+from nexusbench.cli.outlet import heeding_signals, outlets, silence, warnings_on_stderr
 from nexusbench.cli.pays import pays
 from nexusbench.cli.profile import app as profile_app
 from nexusbench.cli.regret import regret
@@ -43,13 +40,13 @@ from nexusbench.core.registry import plugin_fault
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _LONGEST = 200  # characters of a file's name
-_LONGEST_ERROR = 2000  # the rest of a longer one stands in its traceback
-# What a name of a file that was asked for can have wrong with it.
+_LONGEST_ERROR = 2000  # the traceback has the rest of a longer one
+# Errors that are about a file name given by the user: usage errors.
 _UNUSABLE = (
     errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR,
     errno.EISDIR, errno.EEXIST,
 )  # fmt: skip
-# Not ours: those of a disk or a terminal that is gone, and of a stream that was opened to be read.
+# Errors of a full or broken disk, a closed terminal, or a stream that was opened for reading.
 _NO_ROOM = (*FAULTS_OF_A_DISK, errno.EBADF)
 # Typer brings its own copy of Click from 0.16 on: the base class of its errors is the one to catch.
 _ClickError: type[Exception] = next(
@@ -118,7 +115,7 @@ def nexusbench(
 def entry() -> None:
     """The console script."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a sign gets a replacement, not a crash at the end of a run.
+        # A character that the terminal's encoding lacks is replaced instead of raising.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))
@@ -163,19 +160,19 @@ def _main(arguments: list[str]) -> int:
         hint = "" if debug else ". Add --debug for the traceback, and please report it"
         return _report(f"unexpected {type(error).__name__}: {error}{hint}", EXIT_FAILED, debug)
     if code == EXIT_INTERRUPTED:
-        # Commands end with SystemExit; this code comes from Typer's own handling of Ctrl-C.
+        # Commands end with SystemExit; this code is from Typer's own handling of Ctrl-C.
         return _report("interrupted", EXIT_INTERRUPTED, debug)
     return code if isinstance(code, int) else 0
 
 
 def _short(name: object) -> str:
-    """A file's name, long ones from their end."""
+    """A file's name; the end of a long one."""
     text = str(name)
     return text if len(text) <= _LONGEST else f"...{text[-_LONGEST:]}"
 
 
 def _call(arguments: list[str]) -> object:
-    """Run the command; what it has printed must have gone out before its end counts."""
+    """Run the command and flush stdout, so that a failed write is an error of the command."""
     try:
         with warnings_on_stderr():
             code = _command()(arguments, prog_name="nexusbench", standalone_mode=False)
@@ -188,14 +185,14 @@ def _call(arguments: list[str]) -> object:
 
 @cache
 def _command() -> Callable[..., object]:
-    """The app as Click's commands; calling it would make them anew from every signature."""
+    """The app as Click commands, built once: they are derived from every signature."""
     command = typer.main.get_command(app)
     tidy(command)
     return command
 
 
 def _usage_error(error: Exception, arguments: list[str], debug: bool) -> int:
-    """A wrong flag or argument; help asked for by giving no command at all is no error."""
+    """A wrong flag or argument; a call without a command prints the help and is no error."""
     context = getattr(error, "ctx", None)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -210,7 +207,7 @@ def _usage_error(error: Exception, arguments: list[str], debug: bool) -> int:
 
 
 def _command_path(arguments: list[str]) -> str:
-    """The command that ``arguments`` name. Click's parser does not say it where it fails itself."""
+    """The command named by ``arguments``; errors of Click's parser do not contain it."""
     command: object = _command()
     words = ["nexusbench"]
     for argument in arguments:
@@ -225,7 +222,74 @@ def _report(message: str, code: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    if len(line) > _LONGEST_ERROR:  # it quotes a long value of a file or a flag
+    if len(line) > _LONGEST_ERROR:  # it quotes a long value
         line = f"{line[: _LONGEST_ERROR - 400]} [...] {line[-300:]}"
     print(f"error: {line}", file=sys.stderr)
     return code
+
+
+# -- the command line as it is typed, and the help as it is shown ----------------------------------
+
+# vLLM's names of two flags, which are not declared: help of 80 columns has no room for them.
+_PLAIN = {
+    "--enable-prefix-caching": "--prefix-caching",
+    "--no-enable-prefix-caching": "--no-prefix-caching",
+}
+
+
+def plain_names(arguments: list[str]) -> list[str]:
+    """``arguments`` with vLLM's names of flags replaced by ours, up to a ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [_PLAIN.get(argument, argument) for argument in arguments[:end]] + arguments[end:]
+
+
+def expand_goodput(arguments: list[str]) -> list[str]:
+    """Repeat ``--goodput`` before each further ``name:number`` or ``name:p99<number``.
+
+    A trace path is not mistaken for a bound: it would have to be a word, a colon and a number.
+    """
+    expanded: list[str] = []
+    listing = False
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return expanded + arguments[position:]
+        if listing and _is_bound(argument):
+            if expanded[-1] != "--goodput":
+                expanded.append("--goodput")
+        else:
+            listing = argument == "--goodput" or argument.startswith("--goodput=")
+        expanded.append(argument)
+    return expanded
+
+
+def _is_bound(text: str) -> bool:
+    if STATISTIC_BOUND.fullmatch(text):
+        return True
+    name, colon, number = text.partition(":")
+    if not colon or not name.isidentifier():
+        return False
+    try:
+        float(number)
+    except ValueError:
+        return False
+    return True
+
+
+def tidy(command: Any) -> None:
+    """Prepare the help texts of a Click ``command`` and of all below it.
+
+    Typer keeps the line breaks of the source, and takes ``[sim]`` for markup of Rich, which then
+    shows nothing at all.
+    """
+    command.help = _plain(command.help)
+    for parameter in command.params:
+        parameter.help = _plain(getattr(parameter, "help", None))
+    for below in getattr(command, "commands", {}).values():
+        tidy(below)
+
+
+def _plain(text: str | None) -> str | None:
+    if text is None:
+        return None
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return "\n\n".join(paragraphs).replace("[", "\\[")

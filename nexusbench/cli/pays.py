@@ -52,9 +52,9 @@ def pays(
     Loads are shares of what the spec's reference can finish, found first. Each run is kept as it
     ends: call again after a kill, or after adding a system. See docs/when-it-pays.md.
     """
-    from nexusbench.cli._paying import Asked, show_map
+    from nexusbench.cli._paying import AskedMap, show_map
 
-    asked = Asked(
+    asked = AskedMap(
         spec=spec, output=output, quick=quick, jobs=jobs, dry_run=dry_run, cache=cache, fresh=fresh
     )
     show_map(asked, as_json=json, quiet=no_progress)

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from nexusbench.cli import _flags as flags
-from nexusbench.cli import _token_flags as tokens
+from nexusbench.core.config import RunConfig
 
 app = typer.Typer(invoke_without_command=True)
 EXIT_DRIFTED = 3
-_SWEEP, _OUTPUT = "Sweep", "Output"
+_SWEEP, _OUTPUT = flags.SWEEP, "Output"
 
 Quick = Annotated[bool, typer.Option("--quick", rich_help_panel=_SWEEP, help="About 500 points.")]
 Full = Annotated[bool, typer.Option("--full", rich_help_panel=_SWEEP, help="Several thousand.")]
@@ -36,13 +36,7 @@ CounterNames = Annotated[
         help="Counter sources to read, as a,b (nexusbench list counters).",
     ),
 ]
-Seed = Annotated[
-    int,
-    typer.Option(
-        min=0, callback=flags.bounded, metavar="N", rich_help_panel=_SWEEP,
-        help="Seed of simulated noise.",
-    ),
-]  # fmt: skip
+Seed = Annotated[int, flags.option("seed", rich_help_panel=_SWEEP, help="Seed of simulated noise.")]
 Fresh = Annotated[
     bool,
     typer.Option(
@@ -80,20 +74,28 @@ ProfilePath = Annotated[
 
 
 @app.callback()
+@flags.asking
 def profile(
     context: typer.Context,
-    device: flags.Device = "auto",
-    model: flags.Model = "llama-3.1-8b",
-    load_format: tokens.LoadFormat = "auto",
-    dtype: tokens.Dtype = None,
-    graphs: tokens.Graphs = True,
-    kernel_table: flags.KernelTable = None,
-    tensor_parallel_size: flags.TensorParallel = 1,
-    gpu_memory_utilization: flags.Utilization = 0.9,
-    block_size: flags.BlockSize = 16,
-    max_num_seqs: flags.MaxSeqs = None,
-    max_num_batched_tokens: flags.MaxBatchedTokens = None,
-    max_model_len: flags.MaxModelLen = None,
+    *,
+    config: Annotated[
+        RunConfig,
+        flags.Fields(
+            RunConfig,
+            "device",
+            "model",
+            "load_format",
+            "dtype",
+            "graphs",
+            "kernel_table",
+            "tensor_parallel_size",
+            "gpu_memory_utilization",
+            "block_size",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_model_len",
+        ),
+    ],
     quick: Quick = False,
     full: Full = False,
     batch: Batches = None,
@@ -112,9 +114,13 @@ def profile(
     """
     if context.invoked_subcommand is not None:
         return
-    from nexusbench.cli._profiling import run_profile
+    from nexusbench.cli._profiling import AskedProfile, run_profile
 
-    run_profile(context.params)
+    asked = AskedProfile(
+        config=config, quick=quick, full=full, batches=batch or [], counters=counters or [],
+        seed=seed, fresh=fresh, output=output, plots=plots, as_json=json, quiet=no_progress,
+    )  # fmt: skip
+    run_profile(asked)
 
 
 @app.command("show")
@@ -137,17 +143,17 @@ def check(
     path: ProfilePath,
     device: Annotated[
         str | None,
-        typer.Option(
-            "--device", metavar="DEVICE", show_default="the profile's", help="What to measure."
+        flags.option(
+            "device", show_default="the profile's", help="What to measure.", rich_help_panel=None
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", metavar="MODEL", show_default="the profile's", help="What it runs."
+        flags.option(
+            "model", show_default="the profile's", help="What it runs.", rich_help_panel=None
         ),
     ] = None,
-    kernel_table: flags.KernelTable = None,
+    kernel_table: Annotated[str | None, flags.option("kernel_table")] = None,
     json: flags.Json = False,
 ) -> None:
     """Measure a handful of a profile's points again: does it still predict today's device?
@@ -158,8 +164,7 @@ def check(
     """
     from nexusbench.cli._profiling import check_stored
 
-    named = {"device": device, "model": model, "kernel_table": kernel_table}
-    if not check_stored(path, named, as_json=json):
+    if not check_stored(path, device, model, kernel_table, as_json=json):
         raise typer.Exit(EXIT_DRIFTED)
 
 

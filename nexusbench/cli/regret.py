@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nexusbench.cli import _flags as flags
+from nexusbench.core.config import RunConfig
 
 Beliefs = Annotated[
     list[str] | None,
@@ -17,7 +18,7 @@ Beliefs = Annotated[
         help="Beliefs to compare, as a,b,c or by repeating the flag.",
     ),
 ]
-Partitioners = Annotated[
+Sizers = Annotated[
     list[str] | None,
     typer.Option(
         "--partitioner",
@@ -31,18 +32,26 @@ Sample = Annotated[
 ]
 
 
+@flags.asking
 def regret(
-    trace: flags.TracePath,
-    device: flags.Device = "auto",
-    model: flags.Model = "llama-3.1-8b",
-    profile: flags.Profile = None,
-    force_profile: flags.ForceProfile = False,
+    *,
+    config: Annotated[
+        RunConfig,
+        flags.Fields(
+            RunConfig,
+            "trace",
+            "device",
+            "model",
+            "profile",
+            "force_profile",
+            "request_rate",
+            "limit",
+            "seed",
+        ),
+    ],
     cost_model: Beliefs = None,
-    partitioner: Partitioners = None,
-    request_rate: flags.Rate = None,
-    limit: flags.Limit = None,
+    partitioner: Sizers = None,
     sample: Sample = 300,
-    seed: flags.Seed = 0,
     json: flags.Json = False,
     no_progress: flags.NoProgress = False,
 ) -> None:
@@ -53,18 +62,7 @@ def regret(
     On a simulated device only. Each belief serves TRACE under nexus; the oracle asks the truth.
     """
     from nexusbench.cli._regretting import show_regret
-    from nexusbench.core.config import RunConfig
 
-    config = RunConfig(
-        trace=str(trace),
-        device=device,
-        model=model,
-        profile=profile,
-        force_profile=force_profile,
-        request_rate=request_rate,
-        limit=limit,
-        seed=seed,
-    )
     show_regret(
         config, cost_model or [], partitioner or [], sample, as_json=json, quiet=no_progress
     )

@@ -38,8 +38,8 @@ def report(
 
     Runs that differ only in their seed share a column; several loads get latency over rate.
     """
+    from nexusbench.cli._jobs import parse_goodput
     from nexusbench.cli._reporting import show_made
-    from nexusbench.cli._session import parse_goodput
     from nexusbench.comparison.view import Judgement
     from nexusbench.core.errors import UsageError
     from nexusbench.report.build import are_profiles, report_profiles, report_runs

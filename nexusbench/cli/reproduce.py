@@ -58,9 +58,9 @@ def reproduce(
 
     Each run is kept as it ends: call again after a kill. See docs/reproduction.md.
     """
-    from nexusbench.cli._reproducing import Asked, show_reproduction
+    from nexusbench.cli._reproducing import AskedPaper, show_reproduction
 
-    asked = Asked(
+    asked = AskedPaper(
         paper=paper, only=tuple(only or ()), quick=quick, specs=specs, output=output, jobs=jobs,
         cache=cache, fresh=fresh,
     )  # fmt: skip

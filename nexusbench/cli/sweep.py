@@ -69,7 +69,7 @@ def sweep(
     after adding a value, and only what is missing runs. Cells that fail are rows too, and make the
     exit code 1.
     """
-    from nexusbench.cli._sweeping import Place, show_sweep
+    from nexusbench.cli._sweeping import SweepPlace, show_sweep
 
-    place = Place(cache=cache, output=output, jobs=jobs, ray=ray, fresh=fresh)
+    place = SweepPlace(cache=cache, output=output, jobs=jobs, ray=ray, fresh=fresh)
     show_sweep(spec, place, dry_run=dry_run, as_json=json, quiet=no_progress)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nexusbench.cli._bounds import bounded
+from nexusbench.cli import _flags as flags
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nexusbench.experiments.fidelity.errors import Errors
     from nexusbench.experiments.fidelity.kernels import OperatorScore
     from nexusbench.experiments.fidelity.replay import Curves, ReplayValidation
@@ -91,10 +93,7 @@ def run(
         Path | None, typer.Option("--kernel-table", metavar="DIR", help="Measured operator times.")
     ] = None,
     seed: Annotated[
-        int,
-        typer.Option(
-            "--seed", min=0, callback=bounded, metavar="N", help="Seed of simulated noise."
-        ),
+        int, flags.option("seed", help="Seed of simulated noise.", rich_help_panel=None)
     ] = 0,
     bound: Bounds = [],  # noqa: B006 - Typer reads it, nobody changes it
     as_json: AsJson = False,
@@ -280,7 +279,7 @@ def _show_replay(folder: str, engine: str, made: ReplayValidation) -> None:
         console.print(note, style="dim", soft_wrap=True)
 
 
-def _show_curve(console: Any, curve: Curves) -> None:
+def _show_curve(console: Console, curve: Curves) -> None:
     top = max([*curve.measured, *curve.simulated], default=0.0) or 1.0
     console.print(f"{curve.name}, {curve.unit}: mean size of the error {curve.error:.2f}")
     console.print(f"  measured   {_spark(curve.measured, top)}")

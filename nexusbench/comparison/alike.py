@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.comparison.view import Column, RunView
+from nexusbench.core.config import fields_of
 from nexusbench.core.documents import JsonObject
 
 # What must be equal for a comparison to be about the schedulers alone: of what was resolved ...
@@ -23,23 +24,15 @@ _SAME: tuple[tuple[str, Callable[[RunView], object]], ...] = (
     ("block size", lambda view: view.resolved.block_size),
 )
 # ... and of what was asked, where both kinds of run have the setting.
-_SAME_SETTINGS = (
-    "prefix_caching", "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
-    "quantize_arrivals", "concurrency", "max_tokens", "too_long", "tensor_parallel_size",
-    "swap_space", "kernel_table", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
-)  # fmt: skip
+_SAME_SETTINGS = tuple(
+    name for name in (*fields_of("serving"), *fields_of("load")) if name != "warmup_s"
+)
 # What of a config says which requests are offered, and when.
-_LOAD = (
-    "request_rate", "burstiness", "speed", "limit", "window", "spread_ties", "quantize_arrivals",
-    "concurrency", "max_tokens", "too_long", "warmup_s",
-)  # fmt: skip
+_LOAD = fields_of("load")
 _MOST_NAMED = 3  # runs, in a warning
 # What a run was asked that never makes a column: the scheduler heads it, the seed is named only
 # where nothing else differs, and the rest is looked up as what it became.
-_NOT_TELLING = (
-    "scheduler", "seed", "device", "model", "trace", "goodput", "prompt", "api_key_env",
-    "timeout_s", "force_profile", "price_per_hour", "watts",
-)  # fmt: skip
+_NOT_TELLING = (*fields_of("named"), *fields_of("aside"))
 # Settings as they are called on the command line, where that is not their own name.
 _FLAGS = {"request_rate": "rate", "warmup_s": "warmup"}
 # What a setting is called where it was not given.

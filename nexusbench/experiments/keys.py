@@ -16,6 +16,7 @@ import msgspec
 import nexusbench
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
+from nexusbench.core.options import declared
 from nexusbench.core.registry import installed_plugins
 from nexusbench.serving.resolve import resolve_device
 
@@ -24,8 +25,6 @@ _NOT_DECIDING = ("cli", "experiments", "report", "gates", "testing", "results", 
 _KEY_LENGTH = 32
 # Beyond this a file in a folder (weights) counts by name and size alone.
 _WHOLE_FILE = 16 * 2**20
-# Fields that may name a file or a folder; a device does after "sim:".
-_PATHS = ("trace", "model", "profile", "kernel_table")
 
 
 @cache
@@ -72,13 +71,16 @@ def run_key(config: RunConfig) -> str:
 
     Raises InputError for a trace that cannot be read, UsageError for a device that there is not.
     """
-    fields: dict[str, object] = msgspec.to_builtins(config)
-    for name in _PATHS:
-        path: str | None = getattr(config, name)
-        fields[name] = None if path is None else _content(path, must=name == "trace")
-    kind, _, argument = resolve_device(config.device).partition(":")
-    machine = () if kind == "sim" else (platform.node(),)
-    fields["device"] = [kind, _content(argument, must=False), *machine]
+    fields: dict[str, Any] = msgspec.to_builtins(config)
+    for name, field in declared(RunConfig).items():
+        # A model may be one; a device names one after "sim:".
+        if (field.option.file or name == "model") and fields[name] is not None:
+            fields[name] = _content(fields[name], must=name == "trace")
+    device = resolve_device(config.device)
+    kind, _, argument = device.partition(":")
+    fields["device"] = [kind, _content(argument, must=False)]
+    if kind != "sim":
+        fields["device"].append(platform.node())
     fields["code"] = code_version()
     encoded = msgspec.json.encode(fields, order="sorted")
     return hashlib.sha256(encoded).hexdigest()[:_KEY_LENGTH]

@@ -22,6 +22,7 @@ import msgspec
 from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.options import convert_config, declared
 from nexusbench.core.registry import and_keys, did_you_mean, parse_options, split_spec
 from nexusbench.costs.base import cost_models
 from nexusbench.metrics.run_events import check_slo
@@ -38,7 +39,6 @@ _ALIASES = {"rate": "request_rate"}
 # What a word in a list stands for: TOML has no null.
 DEFAULT = "default"
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_FILES = ("trace", "profile", "kernel_table")
 _DIGITS = 18
 MOST_CELLS = 100_000
 
@@ -230,7 +230,7 @@ class SpecReader:
             return None
         try:
             value = self._located(field, _goodput(value) if field == "goodput" else value)
-            checked = msgspec.convert({"trace": "", field: value}, RunConfig)
+            checked = convert_config({"trace": "", field: value}, RunConfig)
             # The trace's own field has no default to stand in for it.
             config = msgspec.structs.replace(checked, trace=value if field == "trace" else "x")
             check_config(config)
@@ -250,7 +250,7 @@ class SpecReader:
         if not isinstance(value, str) or not value:
             return value
         folder = self.path.parent
-        if field in _FILES:
+        if declared(RunConfig)[field].option.file:
             path = folder / value
             if not path.exists():
                 raise InputError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import nexusbench
 from nexusbench.core.config import RunConfig
+from nexusbench.core.options import declared
 from nexusbench.core.outputs import atomic_file
 from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.keys import code_version, file_sha256
@@ -20,7 +20,7 @@ from nexusbench.metrics.summary import STATISTICS
 
 # The config's own ``goodput`` are bounds; the metric of that name is the rate that keeps them.
 _SLO = "slo"
-_TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
 def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, SweepCell]) -> pa.Table:
@@ -45,9 +45,8 @@ def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, SweepCell
         ),
     }
     configs = [sweep.configs[index] for index in order]
-    for field in msgspec.structs.fields(RunConfig):
-        name = _SLO if field.name == "goodput" else field.name
-        columns[name] = _config_column(field, configs)
+    for name in RunConfig.__struct_fields__:
+        columns[_SLO if name == "goodput" else name] = _config_column(name, configs)
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     for metric in load_metrics().values():
         for name, statistic in _names(metric):
@@ -63,13 +62,12 @@ def sweep_table(sweep: Sweep, keys: Sequence[str], cells: Mapping[int, SweepCell
     return pa.table(list(columns.values()), schema=pa.schema(fields, metadata=about))
 
 
-def _config_column(field: msgspec.structs.FieldInfo, configs: Sequence[RunConfig]) -> pa.Array:
-    values = [getattr(config, field.name) for config in configs]
-    if field.name == "goodput":
+def _config_column(name: str, configs: Sequence[RunConfig]) -> pa.Array:
+    values = [getattr(config, name) for config in configs]
+    if name == "goodput":
         texts = [",".join(f"{key}:{bound:g}" for key, bound in slo.items()) for slo in values]
         return pa.array(texts, pa.string())
-    declared = str(RunConfig.__annotations__[field.name]).split(" | ")[0]
-    return pa.array(values, _TYPES.get(declared, pa.string()))
+    return pa.array(values, _TYPES.get(declared(RunConfig)[name].kind, pa.string()))
 
 
 def _names(metric: Metric) -> list[tuple[str, str]]:

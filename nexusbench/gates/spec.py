@@ -25,6 +25,7 @@ import msgspec
 from nexusbench.core.config import RunConfig, check_config
 from nexusbench.core.documents import JsonObject, convert, located, parse_toml, read_text
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.options import convert_config, declared
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.gates.rules import DEFAULT_RULES, Rule, parse_rules, run_measures
 from nexusbench.schedulers.base import schedulers
@@ -32,7 +33,6 @@ from nexusbench.schedulers.base import schedulers
 ALL = "all"
 MOST_RUNS = 100_000
 Seed = Annotated[int, msgspec.Meta(ge=0)]
-_PATHS = ("trace", "kernel_table", "profile")
 _FILES = (".toml", ".json")
 
 
@@ -124,7 +124,7 @@ def _configs(path: Path, place: str, table: Mapping[str, Any]) -> list[RunConfig
             if isinstance(value, str)
         }
         try:
-            configs.append(check_config(msgspec.convert(fields, RunConfig)))
+            configs.append(check_config(convert_config(fields, RunConfig)))
         except msgspec.ValidationError as error:
             field, problem = located(error, place)
             raise InputError(problem, file=path, field=field) from None
@@ -139,7 +139,7 @@ def _beside(path: Path, key: str, text: str) -> str:
     """A setting that names a file, relative to the spec; GPUs and models by name stay as they
     are.
     """
-    if key in _PATHS:
+    if declared(RunConfig)[key].option.file:
         return str(path.parent / text)
     kind, colon, argument = text.partition(":") if key == "device" else ("", "", text)
     if key in ("device", "model") and ("/" in argument or argument.endswith(_FILES)):

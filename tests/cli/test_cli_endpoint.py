@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from commandline import REPOSITORY, Outcome, finish, start, write_trace
 
-from nexusbench.cli._endpoint import _OF_ENGINE
+from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.results.reader import RunReader, list_runs
 
 Call = Callable[..., Outcome]
+_OF_ENGINE = set(RunConfig.__struct_fields__) - set(EndpointConfig.__struct_fields__)
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ import typer
 from commandline import REPOSITORY, Outcome, environment
 
 import nexusbench
-from nexusbench.cli._argv import expand_goodput, plain_names
 from nexusbench.cli.list_plugins import FAMILIES
-from nexusbench.cli.main import app
+from nexusbench.cli.main import app, expand_goodput, plain_names
 from tests.examples import slow
 
 Call = Callable[..., Outcome]

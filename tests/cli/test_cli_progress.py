@@ -13,11 +13,11 @@ from commandline import write_trace
 from rich.console import Console
 
 import nexusbench
-from nexusbench.cli import _countdown, _progress
+from nexusbench.cli import _countdown, _live
 from nexusbench.cli._console import ProgressLine
 from nexusbench.cli._countdown import Countdown
-from nexusbench.cli._grid import Grid
-from nexusbench.cli._progress import ProgressReader, RollingLatency, Snapshot
+from nexusbench.cli._grid import TextGrid
+from nexusbench.cli._live import ProgressReader, ProgressSnapshot, RollingLatency
 from nexusbench.core.events import EventLog
 
 MS = 1_000_000
@@ -80,8 +80,8 @@ def test_unseen_drained_rows_are_not_made_up() -> None:
 
 
 def test_only_the_latest_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_progress, "RECENT_GAPS", 2)
-    monkeypatch.setattr(_progress, "RECENT_FIRST", 1)
+    monkeypatch.setattr(_live, "RECENT_GAPS", 2)
+    monkeypatch.setattr(_live, "RECENT_FIRST", 1)
     script = Script([0, 0])
     script.step(10, 0, 1)
     script.step(20, 0)
@@ -96,7 +96,7 @@ def test_many_new_tokens_are_sampled_from_the_end(monkeypatch: pytest.MonkeyPatc
         for time in range(1, 200):
             engine.step(time * time, 0, 1)
     whole = script.look()[1]
-    monkeypatch.setattr(_progress, "MOST_TOKENS", 10)
+    monkeypatch.setattr(_live, "MOST_TOKENS", 10)
     part = sampled.look()[1]
     assert whole is not None
     assert part == pytest.approx(((199**2) - (194**2)) / 5)
@@ -109,7 +109,7 @@ def test_on_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_ro
     monkeypatch.setattr("nexusbench.serving.runner.FLUSH_ROWS", flush_rows)
     monkeypatch.setattr("nexusbench.serving.runner.CHECK_STEPS", 3)
     monkeypatch.setattr("nexusbench.serving.recorder.PROGRESS_NS", 0)
-    read, seen = ProgressReader(), list[Snapshot]()
+    read, seen = ProgressReader(), list[ProgressSnapshot]()
     trace = write_trace(tmp_path / "t.jsonl", 60, gap_ms=30)
     result = nexusbench.run(
         nexusbench.RunConfig(trace=str(trace), device="sim:l20"),
@@ -139,7 +139,7 @@ def test_a_line_of_progress_is_one_line(width: int) -> None:
 
 def test_a_folded_table_leaves_no_orphan() -> None:
     console = Console(width=60, file=StringIO())
-    grid = Grid("", ("", *(f"column {n}" for n in range(6))))
+    grid = TextGrid("", ("", *(f"column {n}" for n in range(6))))
     grid.add("row", *("1,000 (100)" for _ in range(6)))
     grid.show(console)
     assert isinstance(console.file, StringIO)

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import asdict, replace
 from rich.console import Console
 
-from nexusbench.cli._policies import pair_policies, split_policies
+from nexusbench.cli._jobs import pair_policies, split_policies
 from nexusbench.cli._screen import show_columns
 from nexusbench.cli._seeds import paired_differences, seeds_lines
 from nexusbench.comparison.alike import different_loads, find_warnings, label_apart

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nexusbench.cli._stopping import heeding_signals
+from nexusbench.cli.outlet import heeding_signals
 from nexusbench.core.errors import Terminated
 
 
