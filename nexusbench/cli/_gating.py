@@ -39,12 +39,12 @@ from nexusbench.gates.outputs import (
     write_outputs,
 )
 from nexusbench.gates.rules import DEFAULT_RULES, Measure, Rule, parse_rules, run_measures
-from nexusbench.gates.series import Point, make_series
+from nexusbench.gates.series import RunPoint, make_series
 from nexusbench.gates.spec import GateSpec, load_spec
 from nexusbench.gates.verdicts import number
 
 if TYPE_CHECKING:
-    from nexusbench.gates.verdicts import Finding
+    from nexusbench.gates.verdicts import GateFinding
     from nexusbench.serving.runner import AnyProgress
 
 JSON_SCHEMA = 1
@@ -201,7 +201,7 @@ def _rules(
     return spec.rules if spec is not None else None
 
 
-def _points(source: GateSource, spec: GateSpec | None) -> list[Point]:
+def _points(source: GateSource, spec: GateSpec | None) -> list[RunPoint]:
     if spec is None:
         return read_points(source.runs, source.results)
     return make_points(spec.configs, source.keep, _follower(source))
@@ -245,7 +245,7 @@ def _show(report: Report) -> None:
     say(console, sentence(report), _STYLES[report.verdict])
 
 
-def _show_series(console: Console, series: str, findings: list[Finding]) -> None:
+def _show_series(console: Console, series: str, findings: list[GateFinding]) -> None:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title_justify="left",
         title=Text(plain(series), style="bold"),
@@ -266,7 +266,7 @@ def _show_series(console: Console, series: str, findings: list[Finding]) -> None
         say(console, f"{', '.join(metrics)}: {reason}", "dim", 2)
 
 
-def _by_reason(findings: list[Finding]) -> dict[str, list[str]]:
+def _by_reason(findings: list[GateFinding]) -> dict[str, list[str]]:
     """Metrics by reason; a reason that holds for a whole series is listed once."""
     found: dict[str, list[str]] = {}
     for finding in findings:

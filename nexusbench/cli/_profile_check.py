@@ -8,6 +8,7 @@ from rich.console import Console
 
 from nexusbench.cli._console import counted, say
 from nexusbench.cli._grid import TextGrid
+from nexusbench.profiling.check import ProfileCheck
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._jobs import check_policies, split_policies
 from nexusbench.cli._live import follow
 from nexusbench.cli._screen import badge
-from nexusbench.cli._session import JSON_SCHEMA
-from nexusbench.cli._view import view_of_result
+from nexusbench.cli._session import JSON_SCHEMA, view_of_result
 from nexusbench.comparison.heading import header_lines, notes_on
 from nexusbench.comparison.load import Load, lines_about, load_of
 from nexusbench.comparison.view import RunView

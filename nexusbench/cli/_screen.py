@@ -21,7 +21,7 @@ from nexusbench.comparison.heading import (
     rejection_lines,
 )
 from nexusbench.comparison.load import conditions, is_overloaded, load_lines
-from nexusbench.comparison.rows import Row, make_rows
+from nexusbench.comparison.rows import TableRow, make_rows
 from nexusbench.comparison.verdict import verdict
 from nexusbench.comparison.view import Column, RunView
 from nexusbench.core.printable import shell_words
@@ -70,7 +70,7 @@ def show_columns(console: Console, columns: Sequence[Column], *, formulas: bool 
 
 def render_rows(
     columns: Sequence[Column],
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     block: slice = slice(None),
     *,
     tight: bool = False,

@@ -16,14 +16,14 @@ from nexusbench.cli._jobs import RunJob
 from nexusbench.cli._live import Follower, follow
 from nexusbench.cli._screen import header, kept_lines, show_columns
 from nexusbench.cli._seeds import paired_differences
-from nexusbench.cli._view import view_of_result
 from nexusbench.comparison.heading import nothing_measured
 from nexusbench.comparison.headline import answers
-from nexusbench.comparison.view import RunView, by_label
+from nexusbench.comparison.view import RunView, by_label, count_reasons, span
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError, UsageError
 from nexusbench.core.outputs import check_writable
 from nexusbench.core.printable import shell_words
+from nexusbench.metrics.groups import group
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import over_seeds
 from nexusbench.report.timeline import TimelineWriter, timeline_file
@@ -165,6 +165,25 @@ def _run_all(jobs: Sequence[RunJob], output: Output, timeline: Following) -> Cal
                 fault = NexusbenchError(f"{result.fault}. Kept: {result.folder}")
                 _fail(made, _failure(job, fault), fault)
     return made
+
+
+def view_of_result(result: RunResult, label: str, by: Sequence[str] = ()) -> RunView:
+    """The view of a run that has just ended."""
+    ended, strings = result.events.tables["ended"], result.events.facts.strings
+    return RunView(
+        label=label,
+        status="complete",
+        simulated=result.summary.simulated,
+        config=result.config,
+        resolved=result.resolved,
+        summary=result.summary,
+        folder=result.folder,
+        event_digest=result.event_digest,
+        span_ns=span(result.events.requests["arrival"]),
+        groups={name: group(result.events, name) for name in by},
+        rejections=count_reasons(ended, strings, "rejected"),
+        failures=count_reasons(ended, strings, "failed"),
+    )
 
 
 def _fail(made: CallOutcome, failure: Failure, error: BaseException) -> None:

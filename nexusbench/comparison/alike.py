@@ -24,11 +24,9 @@ _SAME: tuple[tuple[str, Callable[[RunView], object]], ...] = (
     ("block size", lambda view: view.resolved.block_size),
 )
 # ... and of what was asked, where both kinds of run have the setting.
-_SAME_SETTINGS = (
-    "prefix_caching", "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
-    "quantize_arrivals", "concurrency", "max_tokens", "too_long", "tensor_parallel_size",
-    "swap_space", "kernel_table", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
-)  # fmt: skip
+_SAME_SETTINGS = tuple(
+    name for name in (*fields_of("serving"), *fields_of("load")) if name != "warmup_s"
+)
 # What of a config says which requests are offered, and when.
 _LOAD = fields_of("load")
 _MOST_NAMED = 3  # runs, in a warning
@@ -131,7 +129,7 @@ def _setting(view: RunView, field: str) -> object:
 
 
 def _inside(facts: Sequence[JsonObject]) -> list[str]:
-    """What differs between two of one name: a model or GPU whose file was changed, say."""
+    """What differs between two of one name: for example a model or GPU with a changed file."""
     if len({one["name"] for one in facts}) > 1:
         return ["" for _ in facts]  # its name tells
     return [

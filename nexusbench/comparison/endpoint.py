@@ -12,7 +12,7 @@ CLIENT_DEFINITIONS = (
     "TTFT: scheduled arrival to first token, the send lag included.",
     "TBT: time between deliveries of a request's tokens. TPOT: first to last token / (tokens - 1).",
 )
-# A lag beyond this share of the mean TTFT is told.
+# A lag beyond this share of the mean TTFT is reported.
 _LATE_SHARE = 0.01
 
 

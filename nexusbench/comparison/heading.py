@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
-from nexusbench.comparison.rows import Row
+from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.parts import unit_of
@@ -141,7 +141,7 @@ def policies_line(columns: Sequence[Column]) -> str:
     for column in columns:
         resolved, config = column.first.resolved, column.first.config
         if isinstance(resolved, ResolvedReplay) or isinstance(config, EndpointConfig):
-            continue  # whatever a server has
+            continue  # the policies of a server are unknown
         belief, partitioner = resolved.belief, config.partitioner or resolved.partitioner
         asks = f" asking {_belief(belief, config.cost_model)}" if belief else ""
         texts.append(f"{column.label} (partitioner {partitioner}{asks})")
@@ -167,7 +167,7 @@ def note_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
 
 
 def _gpus_notes(columns: Sequence[Column]) -> list[str]:
-    """Who uses more GPUs than the header's first run."""
+    """The number of GPUs of each column, where these differ."""
     if not gpus_differ(columns):
         return []
     named = [
@@ -187,7 +187,7 @@ def _failed_notes(columns: Sequence[Column]) -> list[str]:
 
 
 def _is_tight(column: Column) -> bool:
-    """Nexus's published slack with a belief that knows contention."""
+    """Nexus's published slack with a belief that models contention."""
     resolved = column.first.resolved
     if isinstance(resolved, ResolvedReplay) or resolved.belief is None:
         return False
@@ -196,7 +196,7 @@ def _is_tight(column: Column) -> bool:
     return tight and resolved.belief.profile is not None
 
 
-def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+def footnotes(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[str]:
     """What the marks of the table mean, and its words."""
     cells = [cell for row in rows for cell in row.cells]
     notes = []
@@ -232,7 +232,7 @@ def notes_on(
 
 
 def unused_flags(config: RunConfig | EndpointConfig) -> list[str]:
-    """Flags that say what to believe, where nobody asks."""
+    """A note on flags that choose a cost model, where no partitioner asks one."""
     if isinstance(config, EndpointConfig):
         return []
     flags = {
@@ -249,7 +249,7 @@ def unused_flags(config: RunConfig | EndpointConfig) -> list[str]:
 
 def beyond(measured: StepBudgets | None, limits: Limits) -> list[str]:
     """Where a run's step budgets are larger than those that were profiled; nothing is said of a
-    profile that does not know them.
+    profile that does not hold them.
     """
     allowed = limits.budgets
     larger = [

@@ -89,7 +89,7 @@ class Headline(msgspec.Struct, frozen=True):
 
 def headline(columns: Sequence[Column]) -> Headline:
     """About all runs of one load; about what there is, where nothing is comparable. Where loads
-    differ, that comes first.
+    differ, that is said first.
     """
     found, differing = _headline(columns), different_loads(columns)
     if len(columns) < 2 or not differing:

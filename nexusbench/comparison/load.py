@@ -1,4 +1,4 @@
-"""Where requests arrive faster than they leave: the first thing to know of any latency."""
+"""Whether requests arrive faster than they leave: then latencies measure a backlog."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What was offered and what came of it while requests arrived. ``overloaded``: requests arrive
-    faster than they leave (docs/metrics.md); None, with a reason, where that cannot be told.
+    """What was offered, and what was finished while requests arrived. ``overloaded``: requests
+    arrive faster than they leave (docs/metrics.md); None, with a reason, where it is not defined.
     """
 
     overloaded: bool | None
@@ -36,7 +36,7 @@ def load_of(summary: Summary | None) -> Load:
 
 
 def load_by(value: Callable[[str], float | None], reason: str = "") -> Load:
-    """The load of a run by what ``value`` says of metrics; ``reason``: why it knows no overload."""
+    """The load of a run whose metrics ``value`` gives; ``reason``: why overload is not defined."""
     overload, behind = value("overload"), value("left_behind")
     return Load(
         overloaded=None if overload is None else bool(overload),

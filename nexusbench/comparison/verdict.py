@@ -144,7 +144,7 @@ def _winner_and_rival(columns: Sequence[Column]) -> list[Column]:
 
 
 def _why(columns: Sequence[Column]) -> str | None:
-    """Where the winner's TTFT and that of the next come from."""
+    """How the mean TTFT of the winner and of the next divides into queueing and service."""
     pair = _winner_and_rival(columns)
     parts = []
     for column in pair:

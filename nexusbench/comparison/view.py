@@ -58,7 +58,7 @@ class RunView(msgspec.Struct):
 
     @property
     def complete(self) -> bool:
-        """It came to its own end."""
+        """It was not cut short."""
         return self.status == "complete"
 
     @property
@@ -111,7 +111,7 @@ class Column(msgspec.Struct):
 
     @property
     def complete(self) -> bool:
-        """All its runs came to their own end, so that it may be called best."""
+        """None of its runs was cut short, so that it may be called best."""
         return all(view.complete for view in self.views)
 
     @property
@@ -198,7 +198,7 @@ def view_of_reader(reader: RunReader, judgement: Judgement | None = None) -> Run
     judged = judgement or Judgement()
     manifest = reader.manifest
     _check_parts(reader)
-    # One that is none of ours can be computed again.
+    # Another version may have stored less of a summary than this one shows.
     summary = usable_summary(reader.summary()) if judged.own and reader.complete else None
     groups: dict[str, list[GroupRow]] = {}
     if summary is None:
@@ -254,8 +254,8 @@ def span(arrivals: Any) -> int:
 
 
 def gpus_differ(columns: Sequence[Column]) -> bool:
-    """Some use more GPUs than others: what they do per GPU is part of the comparison. What is
-    behind an endpoint nobody knows.
+    """Some use more GPUs than others: what they do per GPU is part of the comparison. The
+    number of GPUs behind an endpoint is unknown.
     """
     known = all(isinstance(column.first.resolved, ResolvedEngineRun) for column in columns)
     return known and len({column.gpus for column in columns}) > 1

@@ -1,38 +1,33 @@
-"""The invariants that a run checks on itself; docs/invariants.md says what each means."""
+"""The invariants that are checked during and after a run; docs/invariants.md defines them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nexusbench.core.batch import Plan
-from nexusbench.core.errors import InvariantBreach
+from nexusbench.core.batch import Batch, Plan, Split
+from nexusbench.core.errors import InvariantBreach, PlanRefused
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState
 from nexusbench.engine.executor import Executor
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.schedulers.base import Scheduler
+from nexusbench.planning.journal import Journal
 
 FINISHED = OUTCOMES.index("finished")
 
 
 class Auditor:
-    """Checks the books during and after a run; every breach raises InvariantBreach with its name.
+    """Checks plans, state and KV pools; every breach raises PlanRefused or InvariantBreach with the
+    name of the invariant.
 
-    I2, I5 and I11 are checked where they could break (executor, context); here are those that need
-    an overview.
+    I2 and I11 are checked where they could break (executor, context).
     """
 
     def __init__(
-        self,
-        state: EngineState,
-        pools: Sequence[KVCacheManager],
-        executor: Executor,
-        scheduler: Scheduler,
+        self, state: EngineState, pools: Sequence[KVCacheManager], executor: Executor
     ) -> None:
-        self._state, self._pools, self._executor, self._scheduler = (
-            state, pools, executor, scheduler,
-        )  # fmt: skip
+        self._state, self._pools, self._executor = state, pools, executor
+        self._policy, self._partitioner = executor.scheduler.name, executor.partitioner.name
 
     def check_books(self) -> None:
         """I3: every block is free or held, reference counts are exact; blocks cover what is
@@ -55,7 +50,7 @@ class Auditor:
                 raise InvariantBreach("I3", f"waiting request '{r.id}' holds blocks")
 
     def check_end(self, requests: Sequence[Request]) -> None:
-        """I1, I3 and I4 once nothing is left to do; ``requests`` are all that were offered."""
+        """I1, I3 and I4 after the run; ``requests`` are all that were offered."""
         self.check_books()
         executor, state, offered = self._executor, self._state, len(requests)
         if state.busy:
@@ -81,6 +76,65 @@ class Auditor:
         if held:
             raise InvariantBreach("I3", f"{held} blocks are held after the last request")
 
+    def check_plan(self, plan: Plan, split: Split, journal: Journal) -> None:
+        """The contract of a plan, and I5 (docs/invariants.md). Raises PlanRefused."""
+        policy, state = self._policy, self._state
+        if not journal.matches(plan):
+            raise PlanRefused(
+                "contract", policy, "preempts or moves requests otherwise than with the context"
+            )
+        if (
+            plan.batches
+            and split is not state.split
+            and (split not in state.device.splits and split != state.device.whole)
+        ):
+            raise PlanRefused("I5", self._partitioner, f"wants the illegal split {split}")
+        if not (plan.wake_at is None or isinstance(plan.wake_at, int)):
+            raise PlanRefused("contract", policy, f"wants to wake at {plan.wake_at!r}, no ns")
+        for batch in plan.batches:
+            if not isinstance(batch, Batch):
+                raise PlanRefused("contract", policy, f"launches {type(batch).__name__}, no Batch")
+            if batch.partition not in state.in_flight:
+                raise PlanRefused("contract", policy, f"knows no partition '{batch.partition}'")
+            if len(state.in_flight[batch.partition]) >= state.device.depth:
+                raise PlanRefused(
+                    "I5", policy, f"launches on '{batch.partition}', whose queue is full"
+                )
+            shape, most = batch.shape, state.limits.max_num_batched_tokens
+            tokens = shape.num_tokens
+            if not 0 < tokens <= most:
+                problem = f"launches {tokens} tokens; the budget is 1 to {most}"
+                raise PlanRefused("contract", policy, problem)
+            if not journal.drafted(batch):
+                raise PlanRefused(
+                    "contract", policy, "launches a batch that it did not build with the context"
+                )
+            if shape.remote is not None and "remote" not in split.partitions:
+                raise PlanRefused(
+                    "contract", self._partitioner, "leaves no SMs to the attention that "
+                    f"'{policy}' plans on another GPU",
+                )  # fmt: skip
+            self._check_pieces(batch)
+
+    def _check_pieces(self, batch: Batch) -> None:
+        """Layer ranges are for chunks, from where they stopped; repetitions are for decodes."""
+        policy, layers, most = self._policy, batch.layers, self._state.device.num_layers
+        if batch.repeat < 1 or (batch.repeat > 1 and (batch.chunks or layers is not None)):
+            raise PlanRefused("contract", policy, "repeats more than whole decode steps")
+        if layers is not None and (batch.decodes or not 0 <= layers[0] < layers[1] <= most):
+            raise PlanRefused(
+                "contract", policy, f"computes layers {layers} of {most}, or decodes with them"
+            )
+        start = layers[0] if layers is not None else 0
+        for chunk in batch.chunks:
+            done = chunk.request.layers_done
+            if start != done or (done and chunk.num_tokens != chunk.request.layers_tokens):
+                raise PlanRefused(
+                    "contract", policy, f"computes {chunk.num_tokens} tokens of "
+                    f"'{chunk.request.id}' from layer {start}, but {done} layers of "
+                    f"{chunk.request.layers_tokens} tokens are done",
+                )  # fmt: skip
+
     def check_work_conserving(self, plan: Plan) -> None:
         """I7: no partition idles while a request that could run there is ready and would fit.
 
@@ -102,7 +156,7 @@ class Auditor:
 
     def _idle(self, partition: str, why: str) -> InvariantBreach:
         return InvariantBreach(
-            "I7", f"scheduler '{self._scheduler.name}' leaves '{partition}' idle although {why}"
+            "I7", f"scheduler '{self._policy}' leaves '{partition}' idle although {why}"
         )
 
     def _decode_ready(self, pool: int) -> bool:
@@ -116,12 +170,12 @@ class Auditor:
         size, free = kv.block_size, kv.num_free
         started = [r for r in state.prefilling if not r.in_flight and r.pool == pool]
         if started:
-            # Whoever is in mid-prefill comes first, and a policy may let the others wait behind it.
+            # A policy may keep waiting prompts behind one in mid-prefill that lacks blocks.
             return all(r.num_tokens <= (len(r.blocks) + free) * size for r in started)
         if state.num_running >= state.limits.max_num_seqs or state.swapped:
-            return False  # those on the host come first
+            return False  # a policy may keep seats and blocks for the swapped
         if state.moving and any(r.pool != pool for r in (*state.decoding, *state.prefilling)):
-            return False  # and so does what one on its way back may grow into
+            return False  # and room that a request may need after its copy
         head = state.waiting.head
-        # A margin of one block per running request: a policy may keep room for their next tokens.
+        # Less one block per running request: a policy may keep room for their next tokens.
         return head is not None and head.num_tokens <= (free - state.num_running) * size

@@ -15,7 +15,7 @@ from nexusbench.core.outputs import atomic_file, check_replaceable, not_written
 from nexusbench.core.printable import shell_words
 from nexusbench.gates.environment import differences
 from nexusbench.gates.rules import is_guard
-from nexusbench.gates.series import Samples, Series
+from nexusbench.gates.series import RunSeries, Samples
 
 KIND = "nexusbench gate baseline"
 SCHEMA = 1
@@ -37,7 +37,7 @@ class _Head(msgspec.Struct):
     schema: int = 0
 
 
-def load_baseline(path: Path) -> dict[str, Series]:
+def load_baseline(path: Path) -> dict[str, RunSeries]:
     """The series of a baseline file. Raises BaselineError naming file and field: none there, not
     JSON, not a baseline, a newer schema, a wrong or missing entry.
     """
@@ -65,16 +65,16 @@ def load_baseline(path: Path) -> dict[str, Series]:
     return series
 
 
-def _series(written: Any, at: str, path: Path, hint: str) -> Series:
+def _series(written: Any, at: str, path: Path, hint: str) -> RunSeries:
     """One series; a fault is located down to the metric, which a whole file's types would not."""
     if isinstance(written, dict) and isinstance(written.get("metrics"), dict):
         for name, samples in written["metrics"].items():
             where = f"{at}.metrics.{name}"
             convert(samples, Samples, path, at=where, hint=hint, error=BaselineError)
-    return convert(written, Series, path, at=at, hint=hint, error=BaselineError)
+    return convert(written, RunSeries, path, at=at, hint=hint, error=BaselineError)
 
 
-def _check(series: Mapping[str, Series], path: Path, hint: str) -> None:
+def _check(series: Mapping[str, RunSeries], path: Path, hint: str) -> None:
     """Every series has a run, every metric has a value per run."""
     for name, one in series.items():
         if not one.runs:
@@ -87,7 +87,7 @@ def _check(series: Mapping[str, Series], path: Path, hint: str) -> None:
                 )  # fmt: skip
 
 
-def save_baseline(path: Path, series: Mapping[str, Series]) -> bool:
+def save_baseline(path: Path, series: Mapping[str, RunSeries]) -> bool:
     """Write ``path``; False if it holds exactly this already. Raises UsageError if it cannot be
     written.
     """
@@ -104,7 +104,7 @@ def save_baseline(path: Path, series: Mapping[str, Series]) -> bool:
     return True
 
 
-def encode_baseline(series: Mapping[str, Series]) -> bytes:
+def encode_baseline(series: Mapping[str, RunSeries]) -> bytes:
     """The file's bytes: keys sorted, values rounded, and a line each for what changes together."""
     document = {
         "kind": KIND,
@@ -114,7 +114,7 @@ def encode_baseline(series: Mapping[str, Series]) -> bytes:
     return (_indented(msgspec.to_builtins(document), 0) + "\n").encode(errors="replace")
 
 
-def rounded(series: Series) -> Series:
+def rounded(series: RunSeries) -> RunSeries:
     """The series as its file would give it back."""
     metrics = {
         name: msgspec.structs.replace(
@@ -146,8 +146,8 @@ def _deep(value: Mapping[str, Any]) -> bool:
 
 
 def merged(
-    old: Mapping[str, Series], new: Mapping[str, Series], *, keep_others: bool
-) -> tuple[dict[str, Series], list[str]]:
+    old: Mapping[str, RunSeries], new: Mapping[str, RunSeries], *, keep_others: bool
+) -> tuple[dict[str, RunSeries], list[str]]:
     """``old`` with ``new`` in its place, and what that changes in words, a line per change.
 
     Without ``keep_others`` series that ``new`` lacks go.
@@ -166,8 +166,8 @@ def merged(
 
 
 def appended(
-    old: Mapping[str, Series], new: Mapping[str, Series]
-) -> tuple[dict[str, Series], list[str]]:
+    old: Mapping[str, RunSeries], new: Mapping[str, RunSeries]
+) -> tuple[dict[str, RunSeries], list[str]]:
     """``old`` with the runs of ``new`` added to its series: so a baseline collects runs of several
     days, and its spread is that between days.
 
@@ -187,7 +187,7 @@ def appended(
     return found, lines
 
 
-def _joined(name: str, old: Series, new: Series) -> Series:
+def _joined(name: str, old: RunSeries, new: RunSeries) -> RunSeries:
     differ = differences(old.environment, new.environment) + differences(old.machine, new.machine)
     if extra := [name for name in new.metrics if name not in old.metrics and is_guard(name)]:
         # Kept since the baseline was begun: its earlier runs have no values of it.
@@ -222,11 +222,11 @@ def _joined(name: str, old: Series, new: Series) -> Series:
     return msgspec.structs.replace(old, runs=runs, metrics=metrics)
 
 
-def _exact_values(series: Series, run: int) -> list[float | None]:
+def _exact_values(series: RunSeries, run: int) -> list[float | None]:
     return [samples.values[run] for _, samples in sorted(series.metrics.items()) if samples.exact]
 
 
-def _changes(old: Series, new: Series) -> list[str]:
+def _changes(old: RunSeries, new: RunSeries) -> list[str]:
     lines = []
     for metric in sorted(old.metrics.keys() | new.metrics.keys()):
         before, after = old.metrics.get(metric), new.metrics.get(metric)

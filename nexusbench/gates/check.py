@@ -8,12 +8,12 @@ import msgspec
 
 from nexusbench.gates.environment import Facts, differences
 from nexusbench.gates.rules import Rule
-from nexusbench.gates.series import Series
+from nexusbench.gates.series import RunSeries
 from nexusbench.gates.statistics import holm, runs_to_fire
 from nexusbench.gates.turned_away import guard
 from nexusbench.gates.verdicts import (
     RANKING,
-    Finding,
+    GateFinding,
     Verdict,
     can_fire,
     conclude,
@@ -31,7 +31,7 @@ ALPHA = 0.008
 _MOST_DIFFERENT = 6
 
 # Names of series -> the same series, run again.
-Rerun = Callable[[Sequence[str]], Mapping[str, Series]]
+Rerun = Callable[[Sequence[str]], Mapping[str, RunSeries]]
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -42,7 +42,7 @@ class Report(msgspec.Struct, kw_only=True):
     baseline: str
     alpha: float
     confirm: bool
-    findings: list[Finding]
+    findings: list[GateFinding]
     notes: list[str] = []
     simulated: bool = True
 
@@ -52,8 +52,8 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def check(
-    baseline: Mapping[str, Series],
-    current: Mapping[str, Series],
+    baseline: Mapping[str, RunSeries],
+    current: Mapping[str, RunSeries],
     rules: Sequence[Rule],
     *,
     source: str = "",
@@ -70,8 +70,8 @@ def check(
     Raises UsageError for a rule whose unit does not fit.
     """
     level = ALPHA if alpha is None else alpha
-    findings: list[Finding] = []
-    pairs: dict[str, Series] = {}
+    findings: list[GateFinding] = []
+    pairs: dict[str, RunSeries] = {}
     matches = match(baseline, current)
     for name, new in current.items():
         old_name, different = matches[name]
@@ -107,7 +107,7 @@ def check(
 
 def no_baseline(source: str, problem: str) -> Report:
     """The report where there is no usable baseline: one entry that says why, exit code 5."""
-    finding = Finding(
+    finding = GateFinding(
         series=source or "baseline", metric="baseline", verdict="missing", reason=problem,
         stored=False,
     )  # fmt: skip
@@ -126,12 +126,12 @@ def _first(
     name: str,
     rule: Rule,
     old_name: str | None,
-    old: Series | None,
+    old: RunSeries | None,
     different: list[str],
-    new: Series,
-) -> Finding:
+    new: RunSeries,
+) -> GateFinding:
     """What can be said of one metric before Holm and reruns."""
-    unjudged = Finding(series=name, metric=rule.metric, verdict="missing", reason="",
+    unjudged = GateFinding(series=name, metric=rule.metric, verdict="missing", reason="",
                        rule=rule.text, stored=False)  # fmt: skip
     after = new.metrics.get(rule.metric)
     if after is not None:
@@ -151,7 +151,7 @@ def _first(
         unjudged.reason = "the baseline has no such metric"
         return unjudged
     if after is None or not after.known:
-        # The baseline could be used; what went away is the number, and that is told as such.
+        # The baseline is usable; the metric has no value any more, and that is its verdict.
         unjudged.reason, unjudged.stored = "the runs have no value for it", True
         unjudged.unit, unjudged.better = before.unit, before.better
         unjudged.baseline = sum(before.known) / len(before.known)
@@ -172,7 +172,7 @@ def _first(
 
 
 def match(
-    baseline: Mapping[str, Series], current: Mapping[str, Series]
+    baseline: Mapping[str, RunSeries], current: Mapping[str, RunSeries]
 ) -> dict[str, tuple[str | None, list[str]]]:
     """For each current series its baseline series, if there is one, and what differs.
 
@@ -206,7 +206,7 @@ def _kin(one: Facts, other: Facts) -> bool:
     return all(one.get(key) == other.get(key) for key in ("scheduler", "trace"))
 
 
-def _correct(findings: Sequence[Finding], alpha: float, stages: int) -> None:
+def _correct(findings: Sequence[GateFinding], alpha: float, stages: int) -> None:
     """Holm over all measured metrics, then their verdicts."""
     measured = [finding for finding in findings if finding.p is not None]
     adjusted = holm([finding.p for finding in measured if finding.p is not None])
@@ -216,13 +216,13 @@ def _correct(findings: Sequence[Finding], alpha: float, stages: int) -> None:
 
 
 def _confirm(
-    findings: list[Finding],
-    pairs: Mapping[str, Series],
-    current: Mapping[str, Series],
+    findings: list[GateFinding],
+    pairs: Mapping[str, RunSeries],
+    current: Mapping[str, RunSeries],
     rules: Sequence[Rule],
     alpha: float,
     rerun: Rerun,
-) -> dict[str, Series]:
+) -> dict[str, RunSeries]:
     """Run again whatever is beyond its rule, and put the verdict of all runs in its place; returns
     the series that were run again, first and fresh runs together.
     """
@@ -253,7 +253,7 @@ def _confirm(
     return {name: _together(current[name], fresh) for name, fresh in again.items()}
 
 
-def _pooled(first: Series, fresh: Series, metric: str) -> Series:
+def _pooled(first: RunSeries, fresh: RunSeries, metric: str) -> RunSeries:
     """One metric's values of both; the runs themselves are not looked at."""
     samples = first.metrics[metric]
     added = fresh.metrics[metric].values if metric in fresh.metrics else []
@@ -261,7 +261,7 @@ def _pooled(first: Series, fresh: Series, metric: str) -> Series:
     return msgspec.structs.replace(first, metrics={metric: both})
 
 
-def _together(first: Series, fresh: Series) -> Series:
+def _together(first: RunSeries, fresh: RunSeries) -> RunSeries:
     """The runs of both, in the metrics that both have."""
     metrics = {
         name: msgspec.structs.replace(
@@ -274,11 +274,11 @@ def _together(first: Series, fresh: Series) -> Series:
 
 
 def _notes(
-    baseline: Mapping[str, Series],
-    current: Mapping[str, Series],
+    baseline: Mapping[str, RunSeries],
+    current: Mapping[str, RunSeries],
     matches: Mapping[str, tuple[str | None, list[str]]],
 ) -> list[str]:
-    """What the baseline holds that nobody ran, and event logs that changed without the numbers."""
+    """What the baseline holds that was not run, and event logs that changed without the numbers."""
     used = {old for old, _ in matches.values()}
     notes = [f"in the baseline only, not run: {name}" for name in baseline if name not in used]
     changed = []
@@ -295,14 +295,14 @@ def _notes(
     return notes
 
 
-def overall(findings: Sequence[Finding]) -> Verdict:
+def overall(findings: Sequence[GateFinding]) -> Verdict:
     """The worst verdict of all; nothing to judge is inconclusive."""
     if not findings:
         return "inconclusive"
     return max((finding.verdict for finding in findings), key=RANKING.index)
 
 
-def exit_code(findings: Sequence[Finding]) -> int:
+def exit_code(findings: Sequence[GateFinding]) -> int:
     """3 if anything fails, else 5 if some baseline is missing or foreign, else 4 if something
     could not be told, else 0.
     """

@@ -1,4 +1,4 @@
-"""Where a gate's series come from: stored runs, or runs that it makes itself."""
+"""The series of a gate: of stored runs, or of runs that are made for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError
 from nexusbench.gates.check import Rerun
 from nexusbench.gates.rules import Measure
-from nexusbench.gates.series import Point, Series, make_series, point_of_reader, point_of_result
+from nexusbench.gates.series import (
+    RunPoint,
+    RunSeries,
+    make_series,
+    point_of_reader,
+    point_of_result,
+)
 from nexusbench.results.manifest import MANIFEST_FILE
 from nexusbench.results.reader import RunReader
 from nexusbench.serving.runner import AnyProgress, run
@@ -29,14 +35,14 @@ def follow_nothing(title: str) -> AbstractContextManager[AnyProgress | None]:
     return nullcontext()
 
 
-def read_points(runs: Sequence[str], results: Path) -> list[Point]:
+def read_points(runs: Sequence[str], results: Path) -> list[RunPoint]:
     """Stored runs. Raises InputError naming what cannot be used."""
     return [point_of_reader(RunReader(name, results)) for name in runs]
 
 
 def make_points(
     configs: Sequence[RunConfig], results: Path | None = None, follow: Follow = follow_nothing
-) -> list[Point]:
+) -> list[RunPoint]:
     """Run every config, one after the other; ``results`` keeps the runs."""
     points = []
     for number, config in enumerate(configs, 1):
@@ -47,7 +53,7 @@ def make_points(
     return points
 
 
-def load_notes(points: Sequence[Point]) -> list[str]:
+def load_notes(points: Sequence[RunPoint]) -> list[str]:
     """Of the series in which requests arrive faster than they leave, that their latencies measure a
     backlog: one note, however many there are.
     """
@@ -76,7 +82,7 @@ def load_notes(points: Sequence[Point]) -> list[str]:
 
 
 def rerunner(
-    points: Sequence[Point],
+    points: Sequence[RunPoint],
     measures: Mapping[str, Measure],
     wanted: Sequence[str],
     results: Path | None,
@@ -84,9 +90,9 @@ def rerunner(
 ) -> Rerun:
     """A Rerun that runs the configs of ``points`` again, only those of the series asked for."""
 
-    def again(names: Sequence[str]) -> Mapping[str, Series]:
+    def again(names: Sequence[str]) -> Mapping[str, RunSeries]:
         grouped = make_series(points, measures, wanted)
-        made: dict[str, Series] = {}
+        made: dict[str, RunSeries] = {}
         for name in names:
             members = [p for p in points if p.environment == grouped[name].environment]
             fresh = make_points([_config(point) for point in members], results, follow)
@@ -97,7 +103,7 @@ def rerunner(
     return again
 
 
-def _config(point: Point) -> RunConfig:
+def _config(point: RunPoint) -> RunConfig:
     """The config of a point, its trace still the same. Raises InputError if it cannot be run
     again.
     """

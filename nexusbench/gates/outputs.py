@@ -15,7 +15,7 @@ from nexusbench import __version__
 from nexusbench.core.documents import JsonObject
 from nexusbench.core.outputs import not_written
 from nexusbench.gates.check import SCHEMA, Report
-from nexusbench.gates.verdicts import RANKING, Finding, number
+from nexusbench.gates.verdicts import RANKING, GateFinding, number
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 # GitHub drops a step's summary as a whole above 1 MiB; rows that pass go first.
@@ -36,7 +36,7 @@ def plain(text: str) -> str:
     return " ".join(shown.split())
 
 
-def change(finding: Finding) -> str:
+def change(finding: GateFinding) -> str:
     """The relative change in percent, signed; a dash where the baseline is 0 or missing."""
     return "-" if finding.change is None else f"{100 * finding.change:+.2f} %"
 
@@ -53,20 +53,20 @@ def sentence(report: Report) -> str:
     return f"gate: {report.verdict} ({counts or 'nothing to judge'})"
 
 
-def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+def worst_first(findings: Sequence[GateFinding]) -> list[GateFinding]:
     """Findings by verdict, worst first, otherwise in their order."""
     return sorted(findings, key=lambda finding: -RANKING.index(finding.verdict))
 
 
-def told_and_rest(findings: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
+def told_and_rest(findings: Sequence[GateFinding]) -> tuple[list[GateFinding], list[GateFinding]]:
     """What a reader must see, worst first, and what only passes.
 
-    Where all metrics of a series share a verdict and its reason, for want of a baseline, one entry
-    stands for them.
+    Where all metrics of a series share a verdict and its reason, such as a missing baseline, one
+    entry stands for them.
     """
     told = [f for f in worst_first(findings) if f.verdict != "pass" or f.improved]
     rest = [f for f in findings if f.verdict == "pass" and not f.improved]
-    shown: list[Finding] = []
+    shown: list[GateFinding] = []
     merged: set[str] = set()
     for finding in told:
         alike = [f for f in findings if f.series == finding.series]
@@ -78,7 +78,7 @@ def told_and_rest(findings: Sequence[Finding]) -> tuple[list[Finding], list[Find
         elif finding.series not in merged:
             merged.add(finding.series)
             shown.append(
-                Finding(
+                GateFinding(
                     series=finding.series, metric=f"all {len(alike)} metrics",
                     verdict=finding.verdict, reason=finding.reason,
                 )
@@ -119,7 +119,7 @@ def as_markdown(report: Report, limit: int = _SUMMARY_BYTES) -> str:
     return "\n".join([*kept, "", "Cut here: the summary has its limit. See the JSON."]) + "\n"
 
 
-def _md_table(findings: Sequence[Finding]) -> list[str]:
+def _md_table(findings: Sequence[GateFinding]) -> list[str]:
     if not findings:
         return []
     lines = [
@@ -150,7 +150,7 @@ def as_junit(report: Report) -> bytes:
     told a skip.
     """
     suites = ET.Element("testsuites", name="nexusbench gate")
-    by_series: dict[str, list[Finding]] = {}
+    by_series: dict[str, list[GateFinding]] = {}
     for finding in report.findings:
         by_series.setdefault(finding.series, []).append(finding)
     for series, findings in by_series.items():
@@ -174,7 +174,7 @@ def as_junit(report: Report) -> bytes:
     return data + b"\n"
 
 
-def _junit_kind(finding: Finding) -> str:
+def _junit_kind(finding: GateFinding) -> str:
     if finding.verdict == "fail":
         return "failure"
     if finding.verdict == "incompatible-env" or (

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from nexusbench.gates.check import Report, Rerun
     from nexusbench.gates.rules import Measure
-    from nexusbench.gates.series import Series
+    from nexusbench.gates.series import RunSeries
 
 SAVE_FLAG = "--nexusbench-gate-save"
 
@@ -79,7 +79,7 @@ class Gate:
         chosen = parse_rules(rules or DEFAULT_RULES, measures)
         wanted = [rule.metric for rule in chosen]
 
-        def series_of(values: Any) -> dict[str, Series]:
+        def series_of(values: Any) -> dict[str, RunSeries]:
             if own:
                 return {name or self.name: _own_series(values, measures)}
             return _run_series(values, measures, wanted)
@@ -112,11 +112,11 @@ def _measures(values: Mapping[str, Any], unit: str, better: str, exact: bool) ->
     }
 
 
-def _own_series(values: Mapping[str, Any], measures: Mapping[str, Measure]) -> Series:
+def _own_series(values: Mapping[str, Any], measures: Mapping[str, Measure]) -> RunSeries:
     """Plain numbers as a series; a single number is one run."""
     import math
 
-    from nexusbench.gates.series import Run, Samples, Series
+    from nexusbench.gates.series import Run, RunSeries, Samples
     from nexusbench.results.machine import machine_facts
 
     rows = {
@@ -138,7 +138,7 @@ def _own_series(values: Mapping[str, Any], measures: Mapping[str, Measure]) -> S
         )
         for name, row in rows.items()
     }
-    return Series(
+    return RunSeries(
         environment={},
         machine=dict(machine_facts()),
         runs=[Run(number) for number in range(count)],
@@ -148,7 +148,7 @@ def _own_series(values: Mapping[str, Any], measures: Mapping[str, Measure]) -> S
 
 def _run_series(
     runs: Any, measures: Mapping[str, Measure], wanted: Sequence[str]
-) -> dict[str, Series]:
+) -> dict[str, RunSeries]:
     from nexusbench.gates.series import make_series, point_of_reader, point_of_result
     from nexusbench.results.reader import RunReader
 
@@ -161,7 +161,7 @@ def _run_series(
 
 
 def _act(report: Report) -> None:
-    """Turn a report into what pytest knows: a failure, a skip, a warning."""
+    """Turn a report into an outcome of pytest: a failure, a skip, a warning."""
     from nexusbench.gates.outputs import change, sentence, worst_first
 
     told = [f for f in worst_first(report.findings) if f.verdict != "pass"]

@@ -57,7 +57,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: str | None = None
 
 
-class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RunSeries(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Runs that differ in their seeds at most.
 
     ``environment`` decides every number, ``machine`` those that are measured (empty where none
@@ -70,7 +70,7 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics: dict[str, Samples]
 
 
-class Point(msgspec.Struct, frozen=True):
+class RunPoint(msgspec.Struct, frozen=True):
     """One run as it enters a series; ``config`` makes it again."""
 
     name: str
@@ -82,12 +82,12 @@ class Point(msgspec.Struct, frozen=True):
     values: dict[str, float | None]
 
 
-def point_of_result(result: RunResult) -> Point:
+def point_of_result(result: RunResult) -> RunPoint:
     """The point of a run that has just ended."""
     return _point(result.config, result.resolved, result.summary, result.event_digest)
 
 
-def point_of_reader(reader: RunReader) -> Point:
+def point_of_reader(reader: RunReader) -> RunPoint:
     """The point of a stored run. Raises InputError naming what it lacks: a run that did not end is
     no evidence.
     """
@@ -110,7 +110,7 @@ def point_of_reader(reader: RunReader) -> Point:
 
 def _point(
     config: RunConfig | EndpointConfig, resolved: Resolved, summary: Summary, digest: str
-) -> Point:
+) -> RunPoint:
     environment = environment_of(config, resolved, summary.simulated)
     values: dict[str, float | None] = {}
     for tag, entry in summary.metrics.items():
@@ -122,12 +122,14 @@ def _point(
         values |= {f"{HOST_METRIC}.{name}": value for name, value in resolved.decision_us.items()}
     run = Run(config.seed, digest if summary.simulated else None)
     machine: Facts = dict(resolved.machine)
-    return Point(name_of(environment), config, environment, machine, summary.simulated, run, values)
+    return RunPoint(
+        name_of(environment), config, environment, machine, summary.simulated, run, values
+    )
 
 
 def make_series(
-    points: Sequence[Point], measures: Mapping[str, Measure], wanted: Iterable[str]
-) -> dict[str, Series]:
+    points: Sequence[RunPoint], measures: Mapping[str, Measure], wanted: Iterable[str]
+) -> dict[str, RunSeries]:
     """Points grouped into series by name, with the values of the ``wanted`` metrics and of what
     guards them.
 
@@ -138,7 +140,7 @@ def make_series(
     counts.append(GAPS)
     wanted = list(dict.fromkeys([*wanted, *GUARDS, *counts]))
     measures = {**GUARDS, **dict.fromkeys(counts, SAMPLES), **measures}
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[RunPoint]] = {}
     for point in points:
         name, count = point.name, 1
         while name in groups and groups[name][0].environment != point.environment:
@@ -149,8 +151,8 @@ def make_series(
 
 
 def _series(
-    points: Sequence[Point], measures: Mapping[str, Measure], wanted: Sequence[str]
-) -> Series:
+    points: Sequence[RunPoint], measures: Mapping[str, Measure], wanted: Sequence[str]
+) -> RunSeries:
     ordered = sorted(points, key=lambda point: point.run.seed)
     first = ordered[0]
     machine: Facts = dict(first.machine)
@@ -169,7 +171,7 @@ def _series(
         if any(point.values.get(name) is not None for point in ordered)
     }
     measured = any(not samples.exact for samples in metrics.values())
-    return Series(
+    return RunSeries(
         environment=first.environment,
         machine=machine if measured else {},
         runs=[point.run for point in ordered],

@@ -75,7 +75,7 @@ def load_spec(path: Path) -> GateSpec:
     if len(configs) * len(file.seeds) * file.repeats > MOST_RUNS:
         problem = f"asks for more than {MOST_RUNS:,} runs"
         raise InputError(problem, file=path, field="runs", hint="Take fewer seeds or repeats")
-    # Repeats and seeds go outermost, so that a drift of the machine meets all series alike.
+    # Repeats and seeds go outermost, so that a drift of the machine affects all series alike.
     planned = [
         msgspec.structs.replace(config, seed=seed)
         for _ in range(file.repeats)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from nexusbench.gates.rules import GAPS, GUARDS, NAMES_OF_SAMPLES, Rule
-from nexusbench.gates.series import Samples, Series
+from nexusbench.gates.series import RunSeries, Samples
 from nexusbench.gates.statistics import fewer_p
-from nexusbench.gates.verdicts import TOLERANCE, Finding
+from nexusbench.gates.verdicts import TOLERANCE, GateFinding
 from nexusbench.metrics.base import tags_counting_refused
 
 OFFERED, FINISHED, WORK = GUARDS
@@ -52,9 +52,9 @@ class _Shortfall(msgspec.Struct, frozen=True):
 
 
 def guard(
-    findings: list[Finding],
-    pairs: Mapping[str, Series],
-    current: Mapping[str, Series],
+    findings: list[GateFinding],
+    pairs: Mapping[str, RunSeries],
+    current: Mapping[str, RunSeries],
     rules: Sequence[Rule],
     alpha: float,
 ) -> None:
@@ -109,7 +109,9 @@ def _tag(metric: str) -> str:
     return metric.partition(".")[0]
 
 
-def _requests(old: Series, new: Series, allowance: Allowance, alpha: float) -> _Shortfall | None:
+def _requests(
+    old: RunSeries, new: RunSeries, allowance: Allowance, alpha: float
+) -> _Shortfall | None:
     now = _pairs(new, new)
     if not now:
         return None
@@ -144,7 +146,7 @@ def _requests(old: Series, new: Series, allowance: Allowance, alpha: float) -> _
     return None
 
 
-def _pairs(series: Series, new: Series) -> dict[int, tuple[float, float]]:
+def _pairs(series: RunSeries, new: RunSeries) -> dict[int, tuple[float, float]]:
     """Key of a run -> finished and offered; the key is its seed where runs repeat exactly. A
     baseline that did not keep what was offered was offered what the runs now are: one trace.
     """
@@ -162,7 +164,7 @@ def _pairs(series: Series, new: Series) -> dict[int, tuple[float, float]]:
     return found
 
 
-def _tokens(old: Series, new: Series, allowance: Allowance) -> _Shortfall | None:
+def _tokens(old: RunSeries, new: RunSeries, allowance: Allowance) -> _Shortfall | None:
     """The long ones among them did not finish."""
     found = _less(old, new, WORK, allowance)
     if found is None:
@@ -172,7 +174,7 @@ def _tokens(old: Series, new: Series, allowance: Allowance) -> _Shortfall | None
     return _Shortfall(WORK, words, exact, was, now)
 
 
-def _fewer_samples(metric: str, old: Series, new: Series, allowance: Allowance) -> str:
+def _fewer_samples(metric: str, old: RunSeries, new: RunSeries, allowance: Allowance) -> str:
     """A percentile of fewer samples of the same trace; empty if it is of as many."""
     name = f"{_tag(metric)}{NAMES_OF_SAMPLES}"
     samples = new.metrics.get(name)
@@ -185,7 +187,7 @@ def _fewer_samples(metric: str, old: Series, new: Series, allowance: Allowance) 
     return f"it is of {found[1]:,.0f} samples, the baseline's of {found[0]:,.0f}"
 
 
-def _cut_short(old: Series, new: Series, allowance: Allowance) -> str:
+def _cut_short(old: RunSeries, new: RunSeries, allowance: Allowance) -> str:
     """As many answers, of fewer tokens; empty if they are as long."""
     samples = new.metrics.get(GAPS)
     least = 0.0 if samples is None or samples.exact else _SHORTER
@@ -200,7 +202,7 @@ def _cut_short(old: Series, new: Series, allowance: Allowance) -> str:
 
 
 def _less(
-    old: Series, new: Series, metric: str, allowance: Allowance
+    old: RunSeries, new: RunSeries, metric: str, allowance: Allowance
 ) -> tuple[float, float, bool] | None:
     """Baseline and present value of a guard that fell by more than is allowed, and whether that is
     exact: seed by seed then, else of the means. None where it did not, or is not known.
@@ -218,7 +220,7 @@ def _less(
     return None
 
 
-def _by_seed(series: Series, samples: Samples) -> dict[int, float]:
+def _by_seed(series: RunSeries, samples: Samples) -> dict[int, float]:
     found: dict[int, float] = {}
     for run, value in zip(series.runs, samples.values, strict=True):
         if value is not None:
@@ -226,8 +228,8 @@ def _by_seed(series: Series, samples: Samples) -> dict[int, float]:
     return found
 
 
-def _take_back(finding: Finding, words: str) -> None:
-    """A pass over fewer requests is none; a fail over fewer is one all the more."""
+def _take_back(finding: GateFinding, words: str) -> None:
+    """A pass over fewer requests does not count; a fail over fewer does."""
     if finding.verdict in ("pass", "warn"):
         finding.verdict, finding.improved = "inconclusive", False
         finding.reason = f"not of the same requests: {words} ({finding.reason})"
@@ -235,10 +237,10 @@ def _take_back(finding: Finding, words: str) -> None:
         finding.reason += f"; {words}"
 
 
-def _finding(name: str, short: _Shortfall, new: Series) -> Finding:
+def _finding(name: str, short: _Shortfall, new: RunSeries) -> GateFinding:
     samples = new.metrics[short.metric]
     worse = None if short.was is None else short.was - short.now
-    return Finding(
+    return GateFinding(
         series=name, metric=short.metric, rule=f"{short.metric}:0% (implied)",
         verdict="missing" if not short.stored else "fail" if short.sure else "inconclusive",
         reason=f"{short.words}: the other rules imply that as many do. {_ALLOW}",

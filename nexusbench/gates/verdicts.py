@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from nexusbench.gates.rules import Rule
-from nexusbench.gates.series import Run, Samples, Series
+from nexusbench.gates.series import Run, RunSeries, Samples
 from nexusbench.gates.statistics import permutation_p, shift, smallest_p
 
 Verdict = Literal["pass", "warn", "inconclusive", "missing", "incompatible-env", "fail"]
@@ -19,11 +19,11 @@ RANKING: tuple[Verdict, ...] = (
 # Relative difference up to which two deterministic values are equal: the baseline's rounding, and
 # sums whose order depends on the machine's vector units.
 TOLERANCE = 1e-6
-# Worse within the rule is told if it is more than chance at this level, after Holm.
+# Worse within the rule is reported if it is significant at this level, after Holm.
 WARN_ALPHA = 0.05
 
 
-class Finding(msgspec.Struct, kw_only=True):
+class GateFinding(msgspec.Struct, kw_only=True):
     """One metric of one series, judged.
 
     ``change`` is (current - baseline) / abs(baseline), None from 0; ``worse`` is in the unit of the
@@ -56,10 +56,10 @@ class Finding(msgspec.Struct, kw_only=True):
     stored: bool = True
 
 
-def judge_exact(name: str, rule: Rule, old: Series, new: Series) -> Finding:
+def judge_exact(name: str, rule: Rule, old: RunSeries, new: RunSeries) -> GateFinding:
     """A deterministic metric: the runs of equal seed are compared, no statistics.
 
-    Worse beyond the rule is a fail, a smaller worsening a warning, and every change is told.
+    Worse beyond the rule is a fail, a smaller worsening a warning, and every change is reported.
     """
     before, after = old.metrics[rule.metric], new.metrics[rule.metric]
     finding = _finding(name, rule, before, "exact")
@@ -93,7 +93,7 @@ def judge_exact(name: str, rule: Rule, old: Series, new: Series) -> Finding:
     return _of_fewer_seeds(finding, len(seeds), len(left))
 
 
-def _of_fewer_seeds(finding: Finding, run: int, kept: int) -> Finding:
+def _of_fewer_seeds(finding: GateFinding, run: int, kept: int) -> GateFinding:
     if run < kept:
         finding.reason += f"; only {run} of the baseline's {kept} seeds were run"
     return finding
@@ -107,7 +107,7 @@ def _by_seed(runs: Sequence[Run], samples: Samples) -> dict[int, list[float]]:
     return found
 
 
-def _torn(series: Series, values: dict[int, list[float]]) -> str:
+def _torn(series: RunSeries, values: dict[int, list[float]]) -> str:
     """Two runs of one seed that differ although they must not (I6); empty if there are none."""
     for seed, found in values.items():
         logs = {run.events for run in series.runs if run.seed == seed}
@@ -121,7 +121,7 @@ def _some(seeds: Sequence[int]) -> str:
     return shown + (", ..." if len(seeds) > 5 else "")
 
 
-def judge_measured(name: str, rule: Rule, old: Series, new: Series) -> Finding:
+def judge_measured(name: str, rule: Rule, old: RunSeries, new: RunSeries) -> GateFinding:
     """A measured metric: size of the change and p-value; :func:`conclude` gives the verdict."""
     before, after = old.metrics[rule.metric], new.metrics[rule.metric]
     finding = _finding(name, rule, before, "statistical")
@@ -137,14 +137,14 @@ def judge_measured(name: str, rule: Rule, old: Series, new: Series) -> Finding:
     return finding
 
 
-def can_fire(finding: Finding, alpha: float, tests: int, stages: int) -> bool:
-    """Whether so many runs (twice those of now, if a rerun is to come) could ever be significant
-    among ``tests`` metrics.
+def can_fire(finding: GateFinding, alpha: float, tests: int, stages: int) -> bool:
+    """Whether so many runs (twice those of now, if they are to be run again) could ever be
+    significant among ``tests`` metrics.
     """
     return smallest_p(finding.runs_baseline, stages * finding.runs_current) * tests <= alpha
 
 
-def conclude(finding: Finding, alpha: float, tests: int, stages: int) -> None:
+def conclude(finding: GateFinding, alpha: float, tests: int, stages: int) -> None:
     """The verdict of a measured metric whose ``p_adjusted`` is known.
 
     Fails if the rule is exceeded and the worsening is significant at ``alpha`` after Holm over
@@ -175,7 +175,7 @@ def conclude(finding: Finding, alpha: float, tests: int, stages: int) -> None:
         finding.reason = "no change that runs do not have by chance"
 
 
-def settle(pooled: Finding, fresh: Finding, alpha: float) -> None:
+def settle(pooled: GateFinding, fresh: GateFinding, alpha: float) -> None:
     """The verdict after a rerun: ``pooled`` is of all runs, first and fresh, its ``p_adjusted``
     known; ``fresh`` is of the fresh ones.
 
@@ -207,7 +207,7 @@ def settle(pooled: Finding, fresh: Finding, alpha: float) -> None:
         pooled.reason = "beyond the rule at first, not in a rerun: chance"
 
 
-def _unsure(finding: Finding) -> str:
+def _unsure(finding: GateFinding) -> str:
     return (
         f"worse by {_amount(finding)}, beyond the rule, but runs differ as much by chance "
         f"(p = {finding.p_adjusted:.2g}; those of now spread over {_spread(finding)})"
@@ -225,7 +225,7 @@ def number(value: float | None) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _spread(finding: Finding) -> str:
+def _spread(finding: GateFinding) -> str:
     """The range of the values in percent of their mean."""
     mean = sum(finding.values) / len(finding.values)
     size = max(finding.values) - min(finding.values)
@@ -234,14 +234,14 @@ def _spread(finding: Finding) -> str:
 
 def _finding(
     name: str, rule: Rule, samples: Samples, tier: Literal["exact", "statistical"]
-) -> Finding:
-    return Finding(
+) -> GateFinding:
+    return GateFinding(
         series=name, metric=rule.metric, verdict="pass", reason="", rule=rule.text, tier=tier,
         unit=samples.unit, better=samples.better,
     )  # fmt: skip
 
 
-def _measure(finding: Finding, rule: Rule, was: float, now: float) -> None:
+def _measure(finding: GateFinding, rule: Rule, was: float, now: float) -> None:
     """Sizes of the change, and whether it is a worsening beyond both bounds of the rule."""
     finding.baseline, finding.current = was, now
     finding.change = (now - was) / abs(was) if was else None
@@ -252,7 +252,7 @@ def _measure(finding: Finding, rule: Rule, was: float, now: float) -> None:
     finding.beyond = beyond and worse > rule.floor(finding.unit)
 
 
-def _amount(finding: Finding) -> str:
+def _amount(finding: GateFinding) -> str:
     """The size of the change: percent and units."""
     assert finding.worse is not None
     size = f"{number(abs(finding.worse))} {finding.unit}"

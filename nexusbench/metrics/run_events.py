@@ -1,4 +1,4 @@
-"""A run as arrays: event tables, request columns, facts, and what follows from them."""
+"""A run as arrays: event tables, request columns, facts, and quantities derived from them."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class RunEvents:
     """All facts of one run. Arrays over requests are indexed by request; times are ns, -1 for
     "never".
 
-    Works on the log of a killed run too: what has no end counts as unfinished. "Measured" is what
-    began at or after ``warmup_ns``: requests by arrival, launches by start.
+    Works on the log of a killed run too: requests without an end count as unfinished. "Measured" is
+    what began at or after ``warmup_ns``: requests by arrival, launches by start.
     """
 
     def __init__(self, tables: Mapping[str, Columns], requests: Columns, facts: RunFacts) -> None:
@@ -212,7 +212,7 @@ class RunEvents:
     # Tokens ---------------------------------------------------------------------------------------
 
     def token_parts(self) -> Iterator[npt.NDArray[np.int32]]:
-        """Who got each token, in the order of the log, in pieces."""
+        """The request of each token, in the order of the log, in pieces."""
         source = self._token_source
         pieces = source.parts("token") if hasattr(source, "parts") else [source["token"]]
         for piece in pieces:
@@ -276,7 +276,7 @@ class RunEvents:
 
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
-        """Whose gap each of ``gaps`` is."""
+        """The request of each of ``gaps``."""
         owners = self._tokens.owners
         return gap_owners(self.token_parts, self.num_requests) if owners is None else owners
 

@@ -10,7 +10,7 @@ from nexusbench.core.parts import parts_of
 from nexusbench.core.units import NS_PER_S, counted
 from nexusbench.report import figures
 from nexusbench.report.figures import Figure
-from nexusbench.report.gather import Entry, Setting
+from nexusbench.report.gather import LoadSection, PageColumn
 from nexusbench.report.rates import latency_over_rate, lines_of, throughput_over_rate
 from nexusbench.report.steps import excerpt, excerpt_ms
 
@@ -37,7 +37,7 @@ _KINDS = (("prefill", "prefill"), ("decode", "decode"), ("mixed", "both in one b
 _SPLIT = (("prefill-area", "prefill"), ("decode-area", "decode"), ("ink", "split in force"))
 
 
-def groups_of(setting: Setting) -> list[Group]:
+def groups_of(setting: LoadSection) -> list[Group]:
     """The charts of one setting; groups without a chart are left out."""
     groups = [
         Group("latency", "Latency", _latency(setting)),
@@ -49,7 +49,7 @@ def groups_of(setting: Setting) -> list[Group]:
     return [group for group in groups if group.charts]
 
 
-def rate_group(settings: Sequence[Setting]) -> Group | None:
+def rate_group(settings: Sequence[LoadSection]) -> Group | None:
     """The charts over the offered rate; None where nothing was run at two rates."""
     charts = []
     for tag, title, scale, unit in (("ttft", "TTFT", 1e-3, "s"), ("tbt", "TBT", 1.0, "ms")):
@@ -65,7 +65,7 @@ def rate_group(settings: Sequence[Setting]) -> Group | None:
     return Group("rates", "More traffic", charts)
 
 
-def _latency(setting: Setting) -> list[Chart]:
+def _latency(setting: LoadSection) -> list[Chart]:
     charts = []
     for name, title, what, unit, scale in (
         ("ttft", "Time to first token", "TTFT", "s", 1e-3),
@@ -78,7 +78,7 @@ def _latency(setting: Setting) -> list[Chart]:
     return charts
 
 
-def _distribution_caption(setting: Setting, name: str) -> str:
+def _distribution_caption(setting: LoadSection, name: str) -> str:
     drawn = [(curve, len(curve.x)) for e in setting.entries if (curve := getattr(e.series, name))]
     thinned = any(curve.of > points for curve, points in drawn)
     noun = "request" if name == "ttft" else "gap"
@@ -88,12 +88,12 @@ def _distribution_caption(setting: Setting, name: str) -> str:
     return f"{of} a run, {how}.{_first_seed(setting)}"
 
 
-def _first_seed(setting: Setting) -> str:
+def _first_seed(setting: LoadSection) -> str:
     pooled = any(len(entry.runs) > 1 for entry in setting.entries)
     return " Of several seeds the first is drawn." if pooled else ""
 
 
-def _over_time(setting: Setting) -> list[Chart]:
+def _over_time(setting: LoadSection) -> list[Chart]:
     found = [e.series.over_time for e in setting.entries if e.series.over_time is not None]
     if not found:
         return []
@@ -121,7 +121,7 @@ def _over_time(setting: Setting) -> list[Chart]:
     return charts
 
 
-def _sms_caption(entry: Entry) -> str:
+def _sms_caption(entry: PageColumn) -> str:
     found = entry.series.over_time
     assert found is not None
     parts = parts_of(entry.device)
@@ -136,7 +136,7 @@ def _sms_caption(entry: Entry) -> str:
     return text + f". A partition that is alone may take all {parts}."
 
 
-def _requests(setting: Setting) -> list[Chart]:
+def _requests(setting: LoadSection) -> list[Chart]:
     charts = []
     for name, title, x, y in (
         ("ttft_by_prompt", "TTFT by prompt length", "prompt tokens", "TTFT, s"),
@@ -153,7 +153,7 @@ def _requests(setting: Setting) -> list[Chart]:
     return charts
 
 
-def _timeline(setting: Setting) -> list[Chart]:
+def _timeline(setting: LoadSection) -> list[Chart]:
     figure = excerpt(setting)
     if figure is None:
         return []
@@ -166,7 +166,7 @@ def _timeline(setting: Setting) -> list[Chart]:
     return [Chart("steps", "Excerpt of the timeline", caption, figure, _KINDS)]
 
 
-def _belief(setting: Setting) -> list[Chart]:
+def _belief(setting: LoadSection) -> list[Chart]:
     figure = figures.beliefs(setting)
     if figure is None:
         return []

@@ -12,7 +12,7 @@ import msgspec
 
 from nexusbench.core.parts import unit_of
 from nexusbench.report.escape import plot_text
-from nexusbench.report.gather import Entry, Setting
+from nexusbench.report.gather import LoadSection, PageColumn
 from nexusbench.report.series import Curve, OverTime, Points
 
 # A trace, a layout or a part of one, in the plot library's own names.
@@ -25,7 +25,7 @@ _BELIEF_TEXT = "actual %{x:.3g} ms, predicted %{y:.3g} ms"
 _MS = 1000.0
 
 
-class Option(msgspec.Struct):
+class ToggleOption(msgspec.Struct):
     """One choice of a toggle: ``layout`` is laid over the figure's own while it is chosen."""
 
     key: str
@@ -42,21 +42,21 @@ class Figure(msgspec.Struct):
     data: list[PlotlyObject]
     layout: PlotlyObject
     height: int = 300
-    toggles: dict[str, list[Option]] = {}
+    toggles: dict[str, list[ToggleOption]] = {}
     tone: int | None = None
 
 
 def axis(title: str, **more: Any) -> PlotlyObject:
-    """An axis; dictionaries as the plot library wants them."""
+    """An axis, in the plot library's format."""
     return {"title": {"text": title}, **more}
 
 
-def colour(entry: Entry) -> str:
+def colour(entry: PageColumn) -> str:
     """The name of an entry's colour."""
     return f"@run-{entry.tone % COLOURS}"
 
 
-def _line(entry: Entry, x: Any, y: Any, **more: Any) -> PlotlyObject:
+def _line(entry: PageColumn, x: Any, y: Any, **more: Any) -> PlotlyObject:
     width = more.pop("width", 2)
     meta = {"tone": entry.tone, **more.pop("meta", {})}
     dash = DASHES[entry.tone % len(DASHES)]
@@ -73,13 +73,15 @@ def _line(entry: Entry, x: Any, y: Any, **more: Any) -> PlotlyObject:
 
 
 _SCALE = [
-    Option("log", "log", {"xaxis": {"type": "log"}}),
-    Option("linear", "linear", {"xaxis": {"type": "linear"}}),
+    ToggleOption("log", "log", {"xaxis": {"type": "log"}}),
+    ToggleOption("linear", "linear", {"xaxis": {"type": "linear"}}),
 ]
 
 
-def distribution(setting: Setting, name: str, what: str, unit: str, scale: float) -> Figure | None:
-    """The shares of values up to, or above, each value. ``name`` is a Curve of Series."""
+def distribution(
+    setting: LoadSection, name: str, what: str, unit: str, scale: float
+) -> Figure | None:
+    """The shares of values up to, or above, each value. ``name`` is a Curve of DrawnSeries."""
     traces: list[PlotlyObject] = []
     for entry in setting.entries:
         curve: Curve | None = getattr(entry.series, name)
@@ -98,8 +100,8 @@ def distribution(setting: Setting, name: str, what: str, unit: str, scale: float
         )  # fmt: skip
     if not traces:
         return None
-    shares = Option("cdf", "share within", {"yaxis": axis("share within, %", range=[0, 101])})
-    tail = Option(
+    shares = ToggleOption("cdf", "share within", {"yaxis": axis("share within, %", range=[0, 101])})
+    tail = ToggleOption(
         "tail", "tail", {"yaxis": axis("share beyond, %", type="log", range=[-2, 2])}
     )  # fmt: skip
     layout: PlotlyObject = {"xaxis": axis(f"{what}, {unit}"), "hovermode": "closest"}
@@ -123,7 +125,7 @@ def _bound(side: str, value: float) -> PlotlyObject:
     }
 
 
-def over_time(setting: Setting, unit: str, fields: dict[str, str]) -> Figure | None:
+def over_time(setting: LoadSection, unit: str, fields: dict[str, str]) -> Figure | None:
     """Lines over the time of the run; ``fields`` of OverTime with the labels of their views."""
     traces: list[PlotlyObject] = []
     for entry in setting.entries:
@@ -142,7 +144,7 @@ def over_time(setting: Setting, unit: str, fields: dict[str, str]) -> Figure | N
         return None
     bounded = {"range": [0, 102]} if unit == "%" else {"rangemode": "tozero"}
     options = [
-        Option(field, label, {"yaxis": axis(label if len(fields) > 1 else unit, **bounded)})
+        ToggleOption(field, label, {"yaxis": axis(label if len(fields) > 1 else unit, **bounded)})
         for field, label in fields.items()
     ]
     layout: PlotlyObject = {
@@ -155,13 +157,13 @@ def over_time(setting: Setting, unit: str, fields: dict[str, str]) -> Figure | N
     return Figure(traces, layout, 240, toggles={"view": options} if len(options) > 1 else {})
 
 
-def is_divided(entry: Entry) -> bool:
+def is_divided(entry: PageColumn) -> bool:
     """More than one partition computed."""
     found = entry.series.over_time
     return found is not None and len(found.sms) > 1
 
 
-def sms_over_time(entry: Entry) -> Figure | None:
+def sms_over_time(entry: PageColumn) -> Figure | None:
     """Mean SMs at work per partition, stacked, and the split in force; None for undivided runs."""
     found, total = entry.series.over_time, entry.series.num_sms
     if found is None or not is_divided(entry):
@@ -211,8 +213,8 @@ def _split_line(found: OverTime, unit: str) -> PlotlyObject:
     }
 
 
-def requests(setting: Setting, name: str, x: str, y: str) -> Figure | None:
-    """One dot per request. ``name`` is a Points of Series; y is in seconds."""
+def requests(setting: LoadSection, name: str, x: str, y: str) -> Figure | None:
+    """One dot per request. ``name`` is a Points of DrawnSeries; y is in seconds."""
     traces = []
     for entry in setting.entries:
         points: Points | None = getattr(entry.series, name)
@@ -234,14 +236,14 @@ def requests(setting: Setting, name: str, x: str, y: str) -> Figure | None:
     if not traces:
         return None
     options = [
-        Option("linear", "linear", {"yaxis": {"type": "linear", "rangemode": "tozero"}}),
-        Option("log", "log", {"yaxis": {"type": "log"}}),
+        ToggleOption("linear", "linear", {"yaxis": {"type": "linear", "rangemode": "tozero"}}),
+        ToggleOption("log", "log", {"yaxis": {"type": "log"}}),
     ]
     layout = {"xaxis": axis(x, rangemode="tozero"), "yaxis": axis(y), "hovermode": "closest"}
     return Figure(traces, layout, 320, toggles={"scale": options})
 
 
-def _marker(entry: Entry, size: int = 5) -> PlotlyObject:
+def _marker(entry: PageColumn, size: int = 5) -> PlotlyObject:
     return {
         "color": colour(entry),
         "size": size,
@@ -250,7 +252,7 @@ def _marker(entry: Entry, size: int = 5) -> PlotlyObject:
     }
 
 
-def beliefs(setting: Setting) -> Figure | None:
+def beliefs(setting: LoadSection) -> Figure | None:
     """Predicted over actual time of launches; on the diagonal the belief was right."""
     traces: list[PlotlyObject] = []
     times: list[float] = []

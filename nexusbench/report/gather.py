@@ -12,7 +12,7 @@ from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reade
 from nexusbench.core.documents import JsonObject
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.report.series import Series, busiest_moment, series_of
+from nexusbench.report.series import DrawnSeries, busiest_moment, series_of
 from nexusbench.results.manifest import Manifest
 from nexusbench.results.reader import RunReader
 
@@ -36,11 +36,11 @@ class Stored(msgspec.Struct):
 
     view: RunView
     manifest: Manifest
-    series: Series
+    series: DrawnSeries
     moment: int  # where its excerpt of launches begins, ns
 
 
-class Entry(msgspec.Struct):
+class PageColumn(msgspec.Struct):
     """One column of a page: the runs of one policy under one load, one per seed."""
 
     column: Column
@@ -55,16 +55,16 @@ class Entry(msgspec.Struct):
         return self.column.first.resolved.device
 
     @property
-    def series(self) -> Series:
+    def series(self) -> DrawnSeries:
         """What is drawn: the first seed's."""
         return self.runs[0].series
 
 
-class Setting(msgspec.Struct):
+class LoadSection(msgspec.Struct):
     """The columns that may be compared with each other: one load."""
 
     title: str
-    entries: list[Entry]
+    entries: list[PageColumn]
     warnings: list[str]
 
     @property
@@ -87,10 +87,10 @@ def read_runs(readers: Sequence[RunReader], judgement: Judgement) -> list[Stored
     return stored
 
 
-def gather(stored: Sequence[Stored]) -> list[Setting]:
-    """Settings in the order given; one only, unless several schedulers met several loads."""
+def gather(stored: Sequence[Stored]) -> list[LoadSection]:
+    """Settings in the order given; one only, unless several schedulers served several loads."""
     entries = _pool_seeds(stored)
-    loads: dict[str, list[Entry]] = {}
+    loads: dict[str, list[PageColumn]] = {}
     for entry in entries:
         loads.setdefault(_load_key(entry.column.first), []).append(entry)
     met = [{entry.policy for entry in group} for group in loads.values()]
@@ -104,7 +104,7 @@ def gather(stored: Sequence[Stored]) -> list[Setting]:
     return [_setting(title, group, once) for title, group in ordered]
 
 
-def overloaded_settings(settings: Sequence[Setting]) -> list[str]:
+def overloaded_settings(settings: Sequence[LoadSection]) -> list[str]:
     """A sentence that names the loads at which requests arrive faster than they leave; nothing
     where there are none.
     """
@@ -121,7 +121,7 @@ def overloaded_settings(settings: Sequence[Setting]) -> list[str]:
     ]
 
 
-def _setting(title: str, entries: list[Entry], once: bool) -> Setting:
+def _setting(title: str, entries: list[PageColumn], once: bool) -> LoadSection:
     alone = all(len(entry.runs) == 1 for entry in entries)
     label_apart([entry.column.first for entry in entries], seeds=alone)
     for position, entry in enumerate(entries):
@@ -129,14 +129,14 @@ def _setting(title: str, entries: list[Entry], once: bool) -> Setting:
         entry.column.label = entry.column.first.label
         for run in entry.runs:
             run.view.label = entry.column.label
-    return Setting(title, entries, find_warnings([e.column.first for e in entries]))
+    return LoadSection(title, entries, find_warnings([e.column.first for e in entries]))
 
 
-def _pool_seeds(stored: Sequence[Stored]) -> list[Entry]:
+def _pool_seeds(stored: Sequence[Stored]) -> list[PageColumn]:
     """Runs that differ in nothing but the seed become one entry."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[PageColumn]] = {}
     policies: dict[str, int] = {}
-    entries: list[Entry] = []
+    entries: list[PageColumn] = []
     for run in stored:
         policy = _policy_key(run.view)
         key = f"{policy} {_load_key(run.view)}"
@@ -149,7 +149,7 @@ def _pool_seeds(stored: Sequence[Stored]) -> list[Entry]:
         else:
             number = policies.setdefault(policy, len(policies))
             column = Column(run.view.label, [run.view])
-            entries.append(Entry(column, [run], number, offered_rate(run.view)))
+            entries.append(PageColumn(column, [run], number, offered_rate(run.view)))
             found[key].append(entries[-1])
     return entries
 

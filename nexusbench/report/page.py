@@ -35,7 +35,7 @@ from nexusbench.metrics.symbols import SYMBOLS
 from nexusbench.report.charts import Group, groups_of, rate_group
 from nexusbench.report.escape import plain, plain_lines, script_json
 from nexusbench.report.figures import DASHES
-from nexusbench.report.gather import Entry, Setting, Stored, overloaded_settings
+from nexusbench.report.gather import LoadSection, PageColumn, Stored, overloaded_settings
 from nexusbench.report.theme import variables
 from nexusbench.report.tiles import make_tiles
 
@@ -60,7 +60,7 @@ def require_packages() -> None:
         )
 
 
-def runs_page(settings: Sequence[Setting]) -> str:
+def runs_page(settings: Sequence[LoadSection]) -> str:
     """The page of stored runs."""
     shown: JsonObject = {}
     rates = rate_group(settings)
@@ -155,7 +155,7 @@ def _add_figures(shown: JsonObject, where: str, groups: Sequence[Group]) -> None
             shown[f"{where}-{chart.name}"] = msgspec.to_builtins(chart.figure)
 
 
-def _subtitle(settings: Sequence[Setting]) -> str:
+def _subtitle(settings: Sequence[LoadSection]) -> str:
     """What served what, for as much of it as all runs share."""
     views = [column.first for setting in settings for column in setting.columns]
     shared: list[str] = []
@@ -169,7 +169,7 @@ def _subtitle(settings: Sequence[Setting]) -> str:
     return " · ".join(shared)
 
 
-def _legend(settings: Sequence[Setting]) -> list[tuple[int, str]]:
+def _legend(settings: Sequence[LoadSection]) -> list[tuple[int, str]]:
     """(tone, label) of all entries, each tone once."""
     found: dict[int, str] = {}
     for setting in settings:
@@ -178,14 +178,14 @@ def _legend(settings: Sequence[Setting]) -> list[tuple[int, str]]:
     return sorted(found.items())
 
 
-def _overview(settings: Sequence[Setting]) -> list[tuple[Setting, list[Any]]]:
-    """Who wins what under each load; empty if there is one only."""
+def _overview(settings: Sequence[LoadSection]) -> list[tuple[LoadSection, list[Any]]]:
+    """What each column leads in under each load; empty if there is one load only."""
     if len(settings) < 2:
         return []
     return [(setting, find_claims(setting.columns)) for setting in settings]
 
 
-def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> JsonObject:
+def _setting(number: int, setting: LoadSection, groups: Sequence[Group]) -> JsonObject:
     columns = setting.columns
     rows = make_rows(columns)
     view = columns[0].first
@@ -210,7 +210,7 @@ def _setting(number: int, setting: Setting, groups: Sequence[Group]) -> JsonObje
     }
 
 
-def _messages(entries: Sequence[Entry]) -> list[str]:
+def _messages(entries: Sequence[PageColumn]) -> list[str]:
     """Why runs were cut short."""
     return [
         f"{run.view.label}: {run.view.status}: {run.view.message}"
@@ -250,7 +250,7 @@ def _run(run: Stored) -> JsonObject:
     }
 
 
-def _formulas(setting: Setting) -> list[tuple[str, str, str, str]]:
+def _formulas(setting: LoadSection) -> list[tuple[str, str, str, str]]:
     """(tag, unit, which way is better, formula) of every metric."""
     summary = setting.columns[0].first.summary
     return [

@@ -14,7 +14,7 @@ from nexusbench.core.outputs import atomic_file
 from nexusbench.report.charts import Chart, groups_of, rate_group
 from nexusbench.report.escape import plain
 from nexusbench.report.figures import PlotlyObject
-from nexusbench.report.gather import Setting
+from nexusbench.report.gather import LoadSection
 from nexusbench.report.theme import PALETTE
 
 FORMATS = ("png", "svg")
@@ -38,7 +38,7 @@ def require_matplotlib() -> None:
         )
 
 
-def draw(settings: Sequence[Setting], folder: Path) -> list[Path]:
+def draw(settings: Sequence[LoadSection], folder: Path) -> list[Path]:
     """Write every chart in both formats into ``folder``; returns the files.
 
     Raises UsageError without matplotlib, or if the folder cannot be written.
@@ -63,7 +63,7 @@ def draw(settings: Sequence[Setting], folder: Path) -> list[Path]:
     return drawn
 
 
-def _charts(settings: Sequence[Setting]) -> Iterator[tuple[str, str, Chart]]:
+def _charts(settings: Sequence[LoadSection]) -> Iterator[tuple[str, str, Chart]]:
     """File name, note and chart."""
     simulated = any(column.first.simulated for s in settings for column in s.columns)
     state = "SIMULATED" if simulated else "measured"

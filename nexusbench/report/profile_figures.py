@@ -13,7 +13,15 @@ from nexusbench.profiling.facts import Contention, ProfileFacts
 from nexusbench.profiling.grammar import format_batch
 from nexusbench.report.charts import Chart, Group
 from nexusbench.report.escape import plot_text
-from nexusbench.report.figures import COLOURS, DASHES, SYMBOLS, Figure, Option, PlotlyObject, axis
+from nexusbench.report.figures import (
+    COLOURS,
+    DASHES,
+    SYMBOLS,
+    Figure,
+    PlotlyObject,
+    ToggleOption,
+    axis,
+)
 
 PHASES = ("prefill", "decode")
 _CLASSES = (("step", "whole step"), ("dense", "dense layers"), ("attention", "attention"))
@@ -147,7 +155,7 @@ def _map(rows: Sequence[Contention], most: float) -> Figure:
         "yaxis": {"type": "category", "autorange": "reversed", "title": {"text": ""}},
         "hovermode": "closest",
     }
-    options = [Option(name, name) for name in ("mean", "worst")]
+    options = [ToggleOption(name, name) for name in ("mean", "worst")]
     return Figure(traces, layout, 130 + 34 * len(batches), toggles={"view": options})
 
 

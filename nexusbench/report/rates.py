@@ -7,15 +7,23 @@ from collections.abc import Sequence
 from nexusbench.comparison.view import Column
 from nexusbench.core.config import RunConfig
 from nexusbench.report.escape import plot_text
-from nexusbench.report.figures import DASHES, SYMBOLS, Figure, Option, PlotlyObject, axis, colour
-from nexusbench.report.gather import Entry, Setting
+from nexusbench.report.figures import (
+    DASHES,
+    SYMBOLS,
+    Figure,
+    PlotlyObject,
+    ToggleOption,
+    axis,
+    colour,
+)
+from nexusbench.report.gather import LoadSection, PageColumn
 
 STATISTICS = ("p95", "mean", "p50", "p99")
 
 
-def lines_of(settings: Sequence[Setting]) -> dict[int, list[Entry]]:
+def lines_of(settings: Sequence[LoadSection]) -> dict[int, list[PageColumn]]:
     """Policy -> its entries by growing rate; only those seen at two rates or more."""
-    found: dict[int, list[Entry]] = {}
+    found: dict[int, list[PageColumn]] = {}
     for setting in settings:
         for entry in setting.entries:
             if entry.rate is not None:
@@ -28,7 +36,7 @@ def lines_of(settings: Sequence[Setting]) -> dict[int, list[Entry]]:
 
 
 def latency_over_rate(
-    settings: Sequence[Setting], tag: str, title: str, scale: float, unit: str
+    settings: Sequence[LoadSection], tag: str, title: str, scale: float, unit: str
 ) -> Figure | None:
     """Percentiles of one latency over the offered rate."""
     traces = [
@@ -43,11 +51,11 @@ def latency_over_rate(
         "yaxis": axis(f"{title}, {unit}", type="log"),
         "hovermode": "closest",
     }
-    options = [Option(name, name) for name in STATISTICS]
+    options = [ToggleOption(name, name) for name in STATISTICS]
     return Figure(traces, layout, toggles={"view": options})
 
 
-def throughput_over_rate(settings: Sequence[Setting]) -> Figure | None:
+def throughput_over_rate(settings: Sequence[LoadSection]) -> Figure | None:
     """Output tokens per second over the offered rate: where it bends, the device is full."""
     traces = [
         _line(group, "output_throughput", "value", 1.0, "tok/s")
@@ -63,14 +71,14 @@ def throughput_over_rate(settings: Sequence[Setting]) -> Figure | None:
     return Figure(traces, layout)
 
 
-def _across(settings: Sequence[Setting]) -> str:
+def _across(settings: Sequence[LoadSection]) -> str:
     """What the horizontal axis counts."""
     closed = any(e.column.first.config.concurrency for s in settings for e in s.entries)
     return "users" if closed else "offered, req/s"
 
 
 def _line(
-    group: Sequence[Entry], tag: str, name: str, scale: float, unit: str
+    group: Sequence[PageColumn], tag: str, name: str, scale: float, unit: str
 ) -> PlotlyObject:  # fmt: skip
     first = group[0]
     points = [(e.rate, value) for e in group if (value := _value(e.column, tag, name)) is not None]

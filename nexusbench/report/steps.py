@@ -1,4 +1,4 @@
-"""The excerpt of the step timeline: who computed what, on which partition, for some seconds."""
+"""The excerpt of the step timeline: the launches of some seconds, by partition."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.report.escape import plot_text
 from nexusbench.report.figures import Figure, PlotlyObject, axis
-from nexusbench.report.gather import Entry, Setting
+from nexusbench.report.gather import LoadSection, PageColumn
 from nexusbench.report.sampling import nice_length
 from nexusbench.report.series import KINDS, Launched
 
@@ -15,7 +15,7 @@ _MOST_BARS = 60
 _ROW, _FRAME = 44, 90  # px
 
 
-def excerpt_ms(setting: Setting) -> float:
+def excerpt_ms(setting: LoadSection) -> float:
     """How long the excerpt is: until the busiest row of any run is full, rounded down."""
     shortest: list[float] = []
     for entry in setting.entries:
@@ -33,7 +33,7 @@ def excerpt_ms(setting: Setting) -> float:
     return nice_length(min(shortest) * NS_PER_MS) / NS_PER_MS if shortest else 0.0
 
 
-def excerpt(setting: Setting) -> Figure | None:
+def excerpt(setting: LoadSection) -> Figure | None:
     """Bars of launches: a row per run and partition; colours say what was computed."""
     length = excerpt_ms(setting)
     traces: list[PlotlyObject] = []
@@ -64,7 +64,7 @@ def excerpt(setting: Setting) -> Figure | None:
     return Figure(traces, layout, _FRAME + _ROW * len(rows))
 
 
-def _row_name(setting: Setting, entry: Entry, code: int) -> str:
+def _row_name(setting: LoadSection, entry: PageColumn, code: int) -> str:
     label = plot_text(entry.column.label, 28 if len(setting.entries) > 1 else 40)
     partition = plot_text(entry.series.partitions[code], 16)
     return f"{label}<br>{partition}"

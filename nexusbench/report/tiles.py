@@ -8,7 +8,7 @@ import msgspec
 
 from nexusbench.comparison.level import is_level, rivals_in
 from nexusbench.comparison.verdict import amount
-from nexusbench.report.gather import Entry
+from nexusbench.report.gather import PageColumn
 
 # Title, tag, statistic, is less better; a tile without values is left out.
 _TILES = (
@@ -40,13 +40,15 @@ class Tile(msgspec.Struct):
     bars: list[Bar]
 
 
-def make_tiles(entries: Sequence[Entry]) -> list[Tile]:
+def make_tiles(entries: Sequence[PageColumn]) -> list[Tile]:
     """All tiles that have a value."""
     tiles = [_tile(entries, *declared) for declared in _TILES]
     return [tile for tile in tiles if tile is not None]
 
 
-def _tile(entries: Sequence[Entry], title: str, tag: str, name: str, less: bool) -> Tile | None:
+def _tile(
+    entries: Sequence[PageColumn], title: str, tag: str, name: str, less: bool
+) -> Tile | None:
     found = [entry.column.statistic(tag, name) for entry in entries]
     known = [estimate for estimate in found if estimate is not None]
     if not known:

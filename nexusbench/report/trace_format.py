@@ -14,7 +14,7 @@ TraceEvent = dict[str, Any]  # one event of the format, or the ``args`` of one
 ARRIVALS, SPLIT, COPIES, PARTITIONS = 1, 2, 3, 10
 BLOCK = 65_536  # rows turned into Python objects at a time
 
-# Time, rank among events of one moment, the event. Slices come before what refers to them.
+# Time, rank among events of one moment, the event. Slices are written before what refers to them.
 Ranked = tuple[int, int, bytes]
 
 
@@ -30,7 +30,7 @@ class Window(NamedTuple):
 
 
 def micros(ns: int) -> float:
-    """Microseconds, as the format wants them; nanoseconds survive."""
+    """Microseconds, the unit of the format, without loss of nanoseconds."""
     return ns / NS_PER_US
 
 

@@ -148,8 +148,8 @@ def _own_git_state() -> tuple[str | None, bool | None]:
 def git_state(package: Path) -> tuple[str | None, bool | None]:
     """Commit and dirtiness of the checkout that tracks ``package``; (None, None) if none does.
 
-    A package installed inside somebody else's repository (a virtual environment in a checkout) is
-    not tracked there, so that repository's commit is not taken for ours. Untracked files in the
+    A package installed inside another repository (a virtual environment in a checkout) is not
+    tracked there, so that repository's commit is not the package's. Untracked files in the
     package make it dirty: a dropped-in scheduler is a change.
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:

@@ -61,7 +61,7 @@ class RunReader:
 
     @property
     def complete(self) -> bool:
-        """The run came to its own end."""
+        """The run was complete when it ended."""
         return self.manifest.status == "complete"
 
     def requests(self) -> Columns:

@@ -1,8 +1,9 @@
 """What a run resolved: written by the composition root, read as fields by every screen, report,
 gate and comparison, and checked once where a manifest is decoded (``results/manifest.py``).
 
-Every run writes all of it but what only the end of a run knows (``decision_us``, ``host_gaps``,
-``client``). A field has a default where no reader needs it: such a key may be missing in a file.
+Every run writes all of it, except what is measured until its end (``decision_us``,
+``host_gaps``, ``client``). A field has a default where no reader needs it: such a key may be
+missing in a file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ StepBudgets = dict[Literal["max_num_seqs", "max_num_batched_tokens", "max_model_
 PolicyOptions = JsonObject  # of one policy, as its own Options struct holds them
 
 
-class TraceFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ServedTrace(msgspec.Struct, frozen=True, kw_only=True):
     """The trace that was served; ``concurrency`` users of a closed loop, ``following`` turns that
     begin after the end of the turn before.
     """
@@ -82,7 +83,7 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
     """What every run resolved, whatever served it."""
 
     device: str
-    trace: TraceFacts
+    trace: ServedTrace
     machine: dict[str, str | int | float | bool | None]
     seed: Count
     slo: SloBounds
@@ -201,7 +202,7 @@ Resolved = ResolvedEngineRun | ResolvedReplay
 
 
 def slo_bounds(goodput: Mapping[str, float]) -> SloBounds:
-    """The bounds of a config, ms. Raises InputError for one that is none."""
+    """The bounds of a config, ms. Raises InputError for an unknown name or a bound not above 0."""
     return convert(goodput, SloBounds, None, at="goodput")
 
 

@@ -56,7 +56,7 @@ def part_file(table: str, part: int) -> str:
     return f"{table}-{part:05d}.parquet"
 
 
-class Snapshot(msgspec.Struct):
+class LogSnapshot(msgspec.Struct):
     """A log at one moment, apart from it: what a thread can write while the log goes on."""
 
     tables: Mapping[str, Columns]
@@ -130,16 +130,16 @@ class RunWriter:
             self._withdrawn.append(withdrawn)
         self._remove_parts(_KEPT_WITHDRAWN)
 
-    def snapshot(self, log: EventLog, splits: Sequence[Sequence[int]]) -> Snapshot:
+    def snapshot(self, log: EventLog, splits: Sequence[Sequence[int]]) -> LogSnapshot:
         """What :meth:`save` needs of a log."""
         tables = {
             name: {key: column[:] for key, column in table.columns.items()}
             for name, table in log.tables.items()
             if len(table)
         }
-        return Snapshot(tables, list(log.strings), [list(row) for row in splits])
+        return LogSnapshot(tables, list(log.strings), [list(row) for row in splits])
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: LogSnapshot) -> None:
         """Store what a log held beyond the sealed parts; the log keeps it, and the next call or
         flush writes the same part again. Raises as :meth:`flush` does.
 
@@ -220,9 +220,9 @@ class RunWriter:
         invariants: Mapping[str, str] | None = None,
         resolved: Resolved | None = None,
     ) -> None:
-        """Write the summary and the manifest's final status; ``resolved`` holds what
-        only the end knows too. A digest of rows that could not be stored is left out: it would not
-        be that of the files.
+        """Write the summary and the manifest's final status; ``resolved`` also holds
+        what is known only at the end. A digest of rows that could not be stored is left out: it
+        would not be that of the files.
 
         Raises NexusbenchError naming the file if it cannot be written.
         """

@@ -24,7 +24,7 @@ from nexusbench.results.machine import machine_facts
 from nexusbench.results.resolved import (
     BeliefFacts,
     ResolvedEngineRun,
-    TraceFacts,
+    ServedTrace,
     served_model,
     slo_bounds,
 )
@@ -263,9 +263,9 @@ def work_of(model: ModelSpec, device: Device) -> Work | None:
     )
 
 
-def trace_facts(trace: Trace) -> TraceFacts:
+def trace_facts(trace: Trace) -> ServedTrace:
     """What a manifest says of a trace."""
-    return TraceFacts(
+    return ServedTrace(
         name=trace.name, format=trace.format, sha256=trace.sha256, notes=trace.notes,
         requests=len(trace.requests), following=sum(r.follows for r in trace.requests),
         oracle_max_tokens=trace.oracle_max_tokens, concurrency=trace.concurrency,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nexusbench.metrics.run_events import Columns, RunEvents
     from nexusbench.metrics.summary import Summary
     from nexusbench.results.reader import RunReader
-    from nexusbench.results.store import RunWriter, Snapshot
+    from nexusbench.results.store import LogSnapshot, RunWriter
 
 SAVE_S = 1.0  # on a real clock, from one writing to the next: nothing older than 2 s is lost
 PROGRESS_NS = 100 * NS_PER_MS
@@ -143,7 +143,7 @@ class Saver:
             self._due.set()
             self._wake()
 
-    def _save(self, snapshot: Snapshot) -> None:
+    def _save(self, snapshot: LogSnapshot) -> None:
         try:
             self._writer.save(snapshot)
             self.blocked = False

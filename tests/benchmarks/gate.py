@@ -23,7 +23,7 @@ import numpy as np
 
 from nexusbench.gates.check import Report, check
 from nexusbench.gates.rules import Measure, Rule, parse_rules
-from nexusbench.gates.series import Run, Samples, Series
+from nexusbench.gates.series import Run, RunSeries, Samples
 from nexusbench.gates.statistics import clopper_pearson_lower, clopper_pearson_upper
 from nexusbench.results.machine import machine_facts
 from tests.benchmarks.engine import build, made_up
@@ -84,14 +84,14 @@ def values(pool: Pool, change: Change) -> dict[str, list[float]]:
     return found
 
 
-def series(table: dict[str, list[float]], chosen: Sequence[int]) -> dict[str, Series]:
+def series(table: dict[str, list[float]], chosen: Sequence[int]) -> dict[str, RunSeries]:
     """Some runs of the pool as what the gate compares."""
     metrics = {
         name: Samples(unit="us", better="lower", exact=False, values=[column[i] for i in chosen])
         for name, column in table.items()
     }
     runs = [Run(number) for number in range(len(chosen))]
-    return {"pool": Series(environment={}, machine={}, runs=runs, metrics=metrics)}
+    return {"pool": RunSeries(environment={}, machine={}, runs=runs, metrics=metrics)}
 
 
 def draws(total: int, first: int, how: str) -> list[tuple[list[int], list[int], list[int]]]:

@@ -16,7 +16,7 @@ from nexusbench.core.events import OUTCOMES
 from nexusbench.core.request import Request
 from nexusbench.engine.engine import Engine
 from nexusbench.gates.measure import load_notes
-from nexusbench.gates.series import Point, Run
+from nexusbench.gates.series import Run, RunPoint
 from nexusbench.gates.spec import load_spec
 from nexusbench.results.reader import RunReader, list_runs
 
@@ -119,7 +119,7 @@ def test_a_gate_of_an_overloaded_run_says_so_first(call: Call, trace: Path) -> N
 def test_many_overloaded_series_are_one_note() -> None:
     values = {"overload": 1.0, "offered_rate": 9.0, "finished_rate": 4.0, "offered": 90.0}
     points = [
-        Point(f"series {n}", {}, {}, {}, True, Run(0), values if n else {"overload": 0.0})
+        RunPoint(f"series {n}", {}, {}, {}, True, Run(0), values if n else {"overload": 0.0})
         for n in range(6)
     ]
     (note,) = load_notes(points)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nexusbench.gates.series import Run, Samples, Series
+from nexusbench.gates.series import Run, RunSeries, Samples
 
 MACHINE: dict[str, Any] = {"cpu": "a CPU", "cores": 2}
 
@@ -31,12 +31,12 @@ def series(
     logs: Sequence[str | None] | None = None,
     machine: dict[str, Any] | None = None,
     **env: Any,
-) -> Series:
+) -> RunSeries:
     count = len(next(iter(metrics.values())).values) if metrics else 0
     seeds = list(range(count)) if seeds is None else seeds
     logs = [None] * len(seeds) if logs is None else logs
     runs = [Run(seed, log) for seed, log in zip(seeds, logs, strict=True)]
-    return Series(
+    return RunSeries(
         environment=environment(**env),
         machine=MACHINE if machine is None else machine,
         runs=runs,
@@ -44,13 +44,13 @@ def series(
     )
 
 
-def exact(*values: float | None, **more: Any) -> Series:
+def exact(*values: float | None, **more: Any) -> RunSeries:
     """One deterministic metric ``x``."""
     sort = {key: more.pop(key) for key in ("unit", "better") if key in more}
     return series({"x": samples(values, exact=True, **sort)}, **more)
 
 
-def measured(*values: float | None, **more: Any) -> Series:
+def measured(*values: float | None, **more: Any) -> RunSeries:
     """One measured metric ``x``."""
     sort = {key: more.pop(key) for key in ("unit", "better") if key in more}
     return series({"x": samples(values, **sort)}, **more)

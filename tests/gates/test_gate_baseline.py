@@ -20,7 +20,7 @@ from nexusbench.gates.baseline import (
     rounded,
     save_baseline,
 )
-from nexusbench.gates.series import Series
+from nexusbench.gates.series import RunSeries
 from nexusbench.gates.spec import load_spec
 from nexusbench.gates.verdicts import TOLERANCE
 from nexusbench.schedulers.base import schedulers
@@ -124,7 +124,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 
 def test_merge_says_what_changes() -> None:
     old = {"a": exact(10), "b": exact(1), "c": exact(5)}
-    new: dict[str, Series] = {"a": exact(11), "c": exact(5.0000000001), "d": exact(1)}
+    new: dict[str, RunSeries] = {"a": exact(11), "c": exact(5.0000000001), "d": exact(1)}
     kept, lines = merged(old, new, keep_others=True)
     assert sorted(kept) == ["a", "b", "c", "d"]
     assert lines == ["changed  a", "  x: 10 -> 11 ms (+10.00 %)", "new      d"]
@@ -157,7 +157,7 @@ def test_append_adds_deterministic_runs_once() -> None:
         (series({"y": samples([1], exact=True)}), "metrics: x -> y"),
     ],
 )
-def test_append_refuses_what_does_not_belong(new: Series, words: str) -> None:
+def test_append_refuses_what_does_not_belong(new: RunSeries, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         appended({"a": exact(1)}, {"a": new})
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from nexusbench.gates.check import Report, check, match
 from nexusbench.gates.rules import parse_rule
-from nexusbench.gates.series import Series
+from nexusbench.gates.series import RunSeries
 from tests.gates.made_up import exact, measured, samples, series
 
 FAST, SLOW = (10.0, 10.1, 10.2, 10.3, 10.4), (12.0, 12.1, 12.2, 12.3, 12.4)
 
 
 def judge(
-    old: Series | None, new: Series, *rules: str, again: Series | None = None, **more: Any
+    old: RunSeries | None, new: RunSeries, *rules: str, again: RunSeries | None = None, **more: Any
 ) -> Report:
-    def rerun(names: Sequence[str]) -> Mapping[str, Series]:
+    def rerun(names: Sequence[str]) -> Mapping[str, RunSeries]:
         assert names == ["s"]
         assert again is not None
         return {"s": again}
@@ -62,7 +62,7 @@ def judge(
         (exact(10), exact(10, better="higher"), "incompatible-env", 5, "higher is better"),
     ],
 )  # fmt: skip
-def test_exact(old: Series | None, new: Series, verdict: str, code: int, words: str) -> None:
+def test_exact(old: RunSeries | None, new: RunSeries, verdict: str, code: int, words: str) -> None:
     report = judge(old, new)
     (finding,) = report.findings
     assert (finding.verdict, report.verdict, report.exit_code) == (verdict, verdict, code)
@@ -157,7 +157,7 @@ def test_a_rerun_doubles_the_runs() -> None:
 
 
 def test_what_passes_is_not_run_again() -> None:
-    def rerun(names: Sequence[str]) -> Mapping[str, Series]:
+    def rerun(names: Sequence[str]) -> Mapping[str, RunSeries]:
         raise AssertionError(names)
 
     rules = [parse_rule("x:5%")]

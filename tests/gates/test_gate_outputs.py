@@ -24,7 +24,7 @@ from nexusbench.gates.outputs import (
     write_outputs,
 )
 from nexusbench.gates.rules import Rule
-from nexusbench.gates.series import Series
+from nexusbench.gates.series import RunSeries
 from nexusbench.gates.verdicts import number
 from tests.examples import examples
 from tests.gates.made_up import exact, measured, samples, series
@@ -35,12 +35,12 @@ SLOW = (12.0, 12.1, 12.2, 12.3, 12.4)
 
 def report_of_all() -> Report:
     """A report with every verdict in it."""
-    old: dict[str, Series] = {
+    old: dict[str, RunSeries] = {
         "fail": exact(10), "warn": exact(10), "pass": exact(10), "better": exact(10),
         "env": exact(10), HOSTILE: exact(10), "vanished": exact(10), "noisy": measured(1.0, 2.0),
         "up": exact(10, better="higher"),
     }  # fmt: skip
-    new: dict[str, Series] = {
+    new: dict[str, RunSeries] = {
         "fail": exact(12), "warn": exact(10.1), "pass": exact(10), "better": exact(8),
         "env": exact(10, model="other"), HOSTILE: exact(12), "vanished": series({}),
         "new": exact(1), "noisy": measured(*SLOW), "up": exact(9.9, better="higher"),

@@ -16,7 +16,7 @@ from nexusbench.gates.baseline import appended
 from nexusbench.gates.check import Report, check
 from nexusbench.gates.pytest_plugin import Gate, GateWarning
 from nexusbench.gates.rules import parse_rules, run_measures
-from nexusbench.gates.series import Samples, Series
+from nexusbench.gates.series import RunSeries, Samples
 from nexusbench.serving.runner import run
 from tests.gates.made_up import samples, series
 
@@ -35,7 +35,7 @@ def runs(
     exact: bool = True,
     without: Sequence[str] = (),
     **more: Any,
-) -> Series:
+) -> RunSeries:
     """Runs of 60 requests: what finished of them, and a latency."""
     count = len(finished)
     up = {"better": "higher", "exact": exact}
@@ -52,7 +52,7 @@ def runs(
     return series({name: s for name, s in metrics.items() if name not in without}, **more)
 
 
-def judge(old: Series, new: Series, *rules: str, **more: Any) -> Report:
+def judge(old: RunSeries, new: RunSeries, *rules: str, **more: Any) -> Report:
     return check({"s": old}, {"s": new}, parse_rules(rules or (RULE,), MEASURES), **more)
 
 
@@ -212,7 +212,7 @@ def test_a_fail_stays_a_fail() -> None:
 
 def test_numbers_that_are_no_run_have_no_requests() -> None:
     old = series({"x": samples([10.0], exact=True)}, trace_sha256="")
-    old = Series(environment={}, machine={}, runs=old.runs, metrics=old.metrics)
+    old = RunSeries(environment={}, machine={}, runs=old.runs, metrics=old.metrics)
     report = check({"s": old}, {"s": old}, parse_rules(["x:5%"], {"x": MEASURES["ttft.p99"]}))
     assert report.exit_code == 0
 
