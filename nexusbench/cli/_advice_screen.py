@@ -33,8 +33,7 @@ from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.metrics.slo import Slo
-from nexusbench.models.caveats import caveats
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.preflight import check_belief, check_run
 
 if TYPE_CHECKING:

@@ -27,8 +27,7 @@ from nexusbench.experiments.capacity import (
     weak_bounds,
 )
 from nexusbench.experiments.rate_search import Found
-from nexusbench.models.caveats import caveats
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.preflight import check_runs
 
 

@@ -158,6 +158,16 @@ def _devices() -> list[Entry]:
     return _plugins(devices, lambda cls: [] if cls.usable() else ["not usable on this machine"])
 
 
+def _model_families() -> list[Entry]:
+    from nexusbench.models.families.base import families
+
+    def facts(cls: Any) -> list[str]:
+        real = "simulated and computed" if cls.biases is not None else "simulated only"
+        return [f"{cls.architecture}, {real}"]
+
+    return _plugins(families, facts)
+
+
 def _formats() -> list[Entry]:
     from nexusbench.workloads.readers.base import readers
 
@@ -236,6 +246,7 @@ PLUGIN_FAMILIES: dict[str, Callable[[], list[Entry]]] = {
     "cost-models": _cost_models,
     "devices": _devices,
     "metrics": _metrics,
+    "model-families": _model_families,
     "formats": _formats,
     "counters": _counters,
 }

@@ -30,8 +30,10 @@ class Follower:
         self._simulated = False
         self.last: Snapshot | None = None
 
-    def __call__(self, source: Engine | Status) -> None:
-        """Take a snapshot and show it; without a terminal, say once that the run has begun."""
+    def __call__(self, source: Engine | Status) -> bool:
+        """Take a snapshot and show it; without a terminal, say once that the run has begun. Whether
+        there is one.
+        """
         if not self._told:
             print(f"{self.title}: started", file=sys.stderr, flush=True)
             self._told = True
@@ -42,6 +44,7 @@ class Follower:
             self.last = self._read(source)
         if self._show is not None:
             self._show(self._panel(self.last))
+        return self._show is not None
 
     def summary(self) -> str:
         """One line at the end of the run."""

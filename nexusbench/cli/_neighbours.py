@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from nexusbench.metrics.pieces import chunk_numbers
-from nexusbench.metrics.run_events import BoolArray, RunEvents
+from nexusbench.metrics.arrays import BoolArray
+from nexusbench.metrics.launches import chunk_numbers
+from nexusbench.metrics.run_events import RunEvents
 
 MOST_NAMED = 5
 

@@ -10,7 +10,7 @@ from nexusbench.cli._console import counted, results_console, say
 from nexusbench.cli._grid import Grid
 from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
-from nexusbench.profiles.profile import Fit, Profile
+from nexusbench.profiles.profile import FittedCost, Profile
 from nexusbench.profiling.facts import Contention, Facts, representative
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def show_efficiency(console: Console, facts: Facts, parts: str) -> None:
         )
 
 
-def show_fits(console: Console, fits: Sequence[Fit], parts: str, *, ranges: bool) -> None:
+def show_fits(console: Console, fits: Sequence[FittedCost], parts: str, *, ranges: bool) -> None:
     """Errors of every fit on batches that it never saw."""
     if not fits:
         return

@@ -22,7 +22,7 @@ from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     SWEEP_FILE,
-    Asked,
+    DeviceAsked,
     Profile,
     load_profile,
     profile_path,
@@ -56,7 +56,9 @@ def open_subject(params: Mapping[str, Any], model: ModelSpec | None = None) -> S
         )
     check_tensor_parallel(config.tensor_parallel_size, model)
     device, limits = open_device(config, model, length, profiling=True)
-    asked = Asked(resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization)
+    asked = DeviceAsked(
+        resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization
+    )
     return Subject(device, model, limits, config.block_size, asked)
 
 

@@ -8,14 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 
+from nexusbench.core.clock import sleep
 from nexusbench.core.errors import Interrupted, Terminated
 
 # SIGHUP is not everywhere.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-_AGAIN_S = 0.01
+_LOOK_S = 0.001
 
 
 class Heard:
@@ -48,14 +49,19 @@ def heeding_signals() -> Iterator[Heard]:
     hook = sys.unraisablehook
 
     def on_unraisable(lost: sys.UnraisableHookArgs) -> None:
-        # It came while an object was let go of, where Python drops what is raised: ask again.
+        # Raised in a finaliser, where Python drops exceptions: ask for the end once more.
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             hook(lost)
             return
-        number = heard.number or signal.SIGINT
-        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        threading.Thread(
+            target=ask_again, args=(heard.number or signal.SIGINT,), daemon=True
+        ).start()
+
+    def ask_again(number: int) -> None:
+        # What is raised in the hook itself is dropped too: wait until the main thread has left it.
+        while _runs(on_unraisable.__code__):
+            sleep(_LOOK_S)
+        os.kill(os.getpid(), number)
 
     sys.unraisablehook = on_unraisable
     try:
@@ -64,3 +70,11 @@ def heeding_signals() -> Iterator[Heard]:
         sys.unraisablehook = hook
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _runs(code: CodeType) -> bool:
+    """Whether the main thread is inside a call of ``code``."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None

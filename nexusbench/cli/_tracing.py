@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,7 +17,15 @@ from nexusbench.workloads.convert import convert
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.source import check_not_input, write_atomic
 from nexusbench.workloads.spec import load_spec
-from nexusbench.workloads.statistics import describe_trace, histogram
+from nexusbench.workloads.statistics import (
+    ArrivalFacts,
+    LengthFacts,
+    PatienceFacts,
+    SessionFacts,
+    TraceFacts,
+    describe_trace,
+    histogram,
+)
 from nexusbench.workloads.trace import load_trace, span_text, write_trace
 
 if TYPE_CHECKING:
@@ -63,7 +71,7 @@ def show_file(path: Path, *, as_json: bool) -> None:
             "schema": JSON_SCHEMA,
             "command": "trace show",
             "nexusbench": __version__,
-            **facts,
+            **msgspec.to_builtins(facts),
         }
         print(json.dumps(document, indent=2, allow_nan=False))
         return
@@ -74,75 +82,77 @@ def show_file(path: Path, *, as_json: bool) -> None:
     _show_histograms(console, trace)
 
 
-def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _lines(facts: TraceFacts) -> Iterator[tuple[str, str]]:
     """Name and text of each line above the histograms."""
-    yield "file", "; ".join(facts["notes"])
-    yield "requests", f"{facts['requests']:,}"
-    if facts["concurrency"]:
-        yield "arrivals", f"closed loop of {facts['concurrency']:,} users"
+    yield "file", "; ".join(facts.notes)
+    yield "requests", f"{facts.requests:,}"
+    if facts.arrivals is None:
+        yield "arrivals", f"closed loop of {facts.concurrency:,} users"
     else:
-        yield "arrivals", _arrivals_text(facts["arrivals"])
-    for side in ("input", "output"):
-        yield f"{side} tok", _quantiles_text(facts[f"{side}_tokens"])
-    yield "input/output", f"{facts['input_per_output']:.2f} tokens per token"
-    found = facts["prefixes"]
+        yield "arrivals", _arrivals_text(facts.arrivals)
+    for side, lengths in (("input", facts.input_tokens), ("output", facts.output_tokens)):
+        yield f"{side} tok", _quantiles_text(lengths)
+    yield "input/output", f"{facts.input_per_output:.2f} tokens per token"
+    found = facts.prefixes
     yield (
         "prefixes",
         (
             "no hash ids: nothing is known to be shared"
             if found is None
-            else f"a cache without limits would hit {found['blocks']:.1f} % of the blocks of "
-            f"{found['hash_block']} tokens, {found['tokens']:.1f} % of the prompt tokens "
+            else f"a cache without limits would hit {found.blocks:.1f} % of the blocks of "
+            f"{found.hash_block} tokens, {found.tokens:.1f} % of the prompt tokens "
             "where all requests are served (a run that rejects some counts the others only)"
         ),
     )
-    if facts["token_ids"]:
-        largest = facts["token_ids"]["largest"]
+    if facts.token_ids:
+        largest = facts.token_ids.largest
         yield "prompts", f"token ids for every request, the largest {largest:,}"
-    if facts["sessions"]:
-        yield "sessions", _sessions_text(facts["sessions"])
-    if facts["patience"]:
-        yield "patience", _patience_text(facts["patience"], facts["requests"])
-    if facts["tenants"]:
-        yield "tenants", _tenants_text(facts["tenants"], facts["requests"])
+    if facts.sessions:
+        yield "sessions", _sessions_text(facts.sessions)
+    if facts.patience:
+        yield "patience", _patience_text(facts.patience, facts.requests)
+    if facts.tenants:
+        yield "tenants", _tenants_text(facts.tenants, facts.requests)
 
 
-def _arrivals_text(found: dict[str, Any]) -> str:
+def _arrivals_text(found: ArrivalFacts) -> str:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
-    dispersion = " / ".join(number(value) for value in found["dispersion"].values())
-    windows = " / ".join(name.removesuffix("s") for name in found["dispersion"])
+    dispersion = " / ".join(number(value) for value in found.dispersion.values())
+    windows = " / ".join(name.removesuffix("s") for name in found.dispersion)
     text = (
-        f"{found['n']:,} in {span_text(round(found['span_s'] * 1e9))}, mean "
-        f"{number(found['rate'])} per s; CV of the gaps {number(found['gap_cv'])}; index of "
+        f"{found.n:,} in {span_text(round(found.span_s * 1e9))}, mean "
+        f"{number(found.rate)} per s; CV of the gaps {number(found.gap_cv)}; index of "
         f"dispersion at {windows} s {dispersion} (Poisson: 1)"
     )
-    return text + (f"; {100 * found['tied'] / found['n']:.2g} % tie" if found["tied"] else "")
+    return text + (f"; {100 * found.tied / found.n:.2g} % tie" if found.tied else "")
 
 
-def _quantiles_text(found: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:,.0f}" for name, value in found.items())
-
-
-def _sessions_text(found: dict[str, Any]) -> str:
-    text = (
-        f"{found['sessions']:,}, turns mean {found['turns_mean']:.2f}, max {found['turns_max']:,}; "
+def _quantiles_text(found: LengthFacts) -> str:
+    return ", ".join(
+        f"{name} {value:,.0f}" for name, value in msgspec.structs.asdict(found).items()
     )
-    if not found["following"]:
+
+
+def _sessions_text(found: SessionFacts) -> str:
+    text = f"{found.sessions:,}, turns mean {found.turns_mean:.2f}, max {found.turns_max:,}; "
+    if not found.following:
         return text + "all turns at their own times (open loop)"
     return text + (
-        f"{found['following']:,} turns follow the end of the turn before, after "
-        f"{found['think_s_mean']:.3g} s of thought on average"
+        f"{found.following:,} turns follow the end of the turn before, after "
+        f"{found.think_s_mean:.3g} s of thought on average"
     )
 
 
-def _patience_text(found: dict[str, Any], count: int) -> str:
+def _patience_text(found: PatienceFacts, count: int) -> str:
     parts = []
-    for name, what in (("timeout", "timeouts"), ("cancel_after", "cancellations")):
-        if found[what]:
-            share = 100 * found[what] / count
-            parts.append(f"{share:.3g} % {what}, after {found[f'{name}_s_mean']:.3g} s on average")
+    for what, number, mean in (
+        ("timeouts", found.timeouts, found.timeout_s_mean),
+        ("cancellations", found.cancellations, found.cancel_after_s_mean),
+    ):
+        if number:
+            parts.append(f"{100 * number / count:.3g} % {what}, after {mean:.3g} s on average")
     return "; ".join(parts)
 
 

@@ -6,15 +6,11 @@ import math
 from collections.abc import Sequence
 
 from nexusbench.comparison.view import Column, Estimate
+from nexusbench.metrics.base import tags_counting_refused
 from nexusbench.metrics.noise import half_interval
 
 # Differences below this are called equal: the simulator's own noise is of that size.
 EQUAL = 0.01
-# What counts the requests that were turned away, or counts them as misses: not improved by it.
-_COUNTED = (
-    "offered", "finished", "finished_stop", "finished_work", "rejected", "failed", "cancelled",
-    "unfinished", "attainment", "goodput",
-)  # fmt: skip
 _SAME_SHARE = 1e-9
 
 
@@ -82,7 +78,7 @@ def rivals_in(
     rate too: of those that did, only those count that are behind all the same, by their values
     ``found``.
     """
-    if tag in _COUNTED:
+    if tag in tags_counting_refused():
         return list(columns)
     served = fully_served(columns)
     if found is None:

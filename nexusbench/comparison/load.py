@@ -48,7 +48,7 @@ def load_of(summary: Mapping[str, Any]) -> Load:
 def load_of_run(run: RunEvents) -> Load:
     """The load of a run by its events."""
     from nexusbench.metrics.load import FinishedRate, LeftBehind, OfferedRate, Overload
-    from nexusbench.metrics.outcomes import Finished, Offered
+    from nexusbench.metrics.requests import Finished, Offered
     from nexusbench.metrics.summary import summarise
 
     wanted = (Overload, OfferedRate, FinishedRate, LeftBehind, Offered, Finished)

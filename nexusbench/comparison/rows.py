@@ -3,76 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import msgspec
 
 from nexusbench.comparison.level import rivals_in
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
 from nexusbench.core.parts import unit_of
+from nexusbench.metrics.base import FAMILIES, Family, Place, Statistic, load_metrics
 
-STATISTICS = ("mean", "p50", "p95", "p99")
-LATENCIES = (
-    ("TTFT", "ttft"),
-    ("  queueing", "ttft_queueing"),
-    ("  service", "ttft_service"),
-    ("TBT (ITL)", "tbt"),
-    ("TPOT", "tpot"),
-    ("end to end", "e2e"),
+# Rows of a distribution that names no statistics of its own.
+_STATISTICS: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
+# Real time is in no event log, so no metric declares it.
+_DECISION_TIME = Place(
+    "host", 10, title="decision time, mean", unit="µs, real", statistics=("mean",), better="lower"
 )
-# Title, unit, tag, statistic; a row that no run has a value for is left out.
-SCALARS = (
-    (
-        ("requests finished", "", "finished", "value"),
-        ("  by an end token", "", "finished_stop", "value"),
-        ("rejected", "", "rejected", "value"),
-        ("failed", "", "failed", "value"),
-        ("cancelled", "", "cancelled", "value"),
-        ("unfinished", "", "unfinished", "value"),
-        ("request throughput", "req/s", "request_throughput", "value"),
-        ("output throughput", "tok/s", "output_throughput", "value"),
-        ("goodput", "req/s", "goodput", "value"),
-        ("SLO attainment", "% of offered", "attainment", "value"),
-        ("cost", "$/M output tok", "cost_per_mtok", "value"),
-        ("energy", "J/output token", "joules_per_token", "value"),
-    ),
-    (
-        ("preemptions", "", "preemptions", "value"),
-        ("KV use, mean", "%", "kv_use_mean", "value"),
-        ("KV use, peak", "%", "kv_use_peak", "value"),
-        ("prefix hit rate", "%", "prefix_hit_rate", "value"),
-    ),
-    (
-        ("SMs of prefill, mean", "", "sms_prefill", "value"),
-        ("SMs of decode, mean", "", "sms_decode", "value"),
-        ("SMs undivided, mean", "", "sms_all", "value"),
-        ("split in force", "% of busy", "split_in_force", "value"),
-        ("re-partitions", "", "repartitions", "value"),
-        ("contention", "% of compute", "contention", "value"),
-        ("MFU", "% of GEMM rate", "mfu", "value"),
-        ("MBU", "% of read rate", "mbu", "value"),
-        ("belief error, MAPE", "%", "belief_error", "mean"),
-        ("belief bias", "%", "belief_bias", "mean"),
-    ),
-    (
-        ("decision time, mean", "µs, real", "decision_us", "mean"),
-        ("host gap, mean", "µs", "host_gap", "value"),
-        ("send lag, p50", "ms", "send_lag", "p50"),
-        ("send lag, p99", "ms", "send_lag", "p99"),
-        ("send lag, max", "ms", "send_lag", "max"),
-    ),
-)
-# Shown where runs on different numbers of GPUs stand side by side.
-PER_GPU = (
-    ("  per GPU", "req/s", "request_throughput"),
-    ("  per GPU", "tok/s", "output_throughput"),
-    ("  per GPU", "req/s", "goodput"),
-)
-# Shown only where they are not zero in every column: their absence is no news.
-_ONLY_IF_ANY = ("finished_stop", "rejected", "failed", "cancelled", "unfinished")
 _SECONDS_FROM_MS = 1000.0
-# What runs one batch at a time has no contention: that is no merit.
-_DIRECTIONS = {"decision_us": "lower", "contention": "none"}
 
 
 class Cell(msgspec.Struct):
@@ -97,37 +45,94 @@ class Row(msgspec.Struct):
     last: bool = False
 
 
+class _Shown(NamedTuple):
+    """A metric that has a place in the table; what its place leaves open is filled in."""
+
+    tag: str
+    place: Place
+    whole: str  # the tag of the metric it is part of, or its own
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it stands indented below another."""
+        return self.whole != self.tag
+
+    @property
+    def title(self) -> str:
+        """The title of its first row."""
+        return f"  {self.place.title}" if self.is_part else self.place.title
+
+
 def make_rows(columns: Sequence[Column]) -> list[Row]:
-    """All rows that have a value."""
+    """All rows that have a value, in the places that the metrics declare."""
     rows: list[Row] = []
-    in_seconds = {tag: _slow(columns, tag) for _, tag in LATENCIES}
-    # The parts of TTFT are shown in its unit, so that they add up before the reader's eyes.
-    in_seconds["ttft_queueing"] = in_seconds["ttft_service"] = in_seconds["ttft"]
-    for position, (title, tag) in enumerate(LATENCIES):
-        unit, scale = ("s", 1e-3) if in_seconds[tag] else ("ms", 1.0)
-        for name in STATISTICS:
-            row = _row(columns, f"{title}, {unit}" if name == "mean" else "", name, tag, scale)
-            if row is not None:
-                rows.append(row)
-        following = LATENCIES[position + 1][0] if position + 1 < len(LATENCIES) else ""
-        if rows and not following.startswith("  "):
-            rows[-1].last = True
-    per_gpu = gpus_differ(columns)
-    for section in SCALARS:
-        made = []
-        for declared in section:
-            made.append(_scalar_row(columns, *declared))
-            if per_gpu:
-                made += [_row_per_gpu(columns, *row) for row in PER_GPU if row[2] == declared[2]]
-        if per_gpu and section is SCALARS[0]:
+    places = _places()
+    for family in FAMILIES:
+        shown = _in_order(family, places)
+        if family == "latency":
+            for _, group in groupby(shown, lambda one: one.whole):
+                _add_section(rows, [row for one in group for row in _latency_rows(columns, one)])
+            continue
+        made = [row for one in shown for row in _scalar_rows(columns, one)]
+        if family == "throughput" and gpus_differ(columns):
             made.insert(0, Row("GPUs", "", [Cell(str(column.gpus)) for column in columns]))
-        if section[0][2] == "sms_prefill":
-            made.append(_split_row(columns))
-            made = [_in_units(columns, row) for row in made]
-        rows += [row for row in made if row is not None]
-        if rows:
-            rows[-1].last = True
+        if family == "splits":
+            made = [_in_units(columns, row) for row in [*made, *_split_row(columns)]]
+        _add_section(rows, made)
     return rows
+
+
+def _places() -> dict[str, Place]:
+    """Tag -> the place of every metric that has one, its title, unit and statistics filled in."""
+    found = {"decision_us": _DECISION_TIME}
+    for tag, metric in load_metrics().items():
+        if (place := metric.place) is not None:
+            found[tag] = msgspec.structs.replace(
+                place,
+                title=place.title or metric.title,
+                unit=metric.unit if place.unit is None else place.unit,
+                statistics=place.statistics
+                or (("value",) if metric.kind == "scalar" else _STATISTICS),
+            )
+    return found
+
+
+def _in_order(family: Family, places: Mapping[str, Place]) -> list[_Shown]:
+    """What stands in a section, each part below its whole."""
+    shown = [
+        _Shown(tag, place, place.part_of if place.part_of in places else tag)
+        for tag, place in places.items()
+    ]
+    return sorted(
+        (one for one in shown if places[one.whole].family == family),
+        key=lambda one: (
+            places[one.whole].order, one.whole, one.is_part, one.place.order, one.tag,
+        ),
+    )  # fmt: skip
+
+
+def _add_section(rows: list[Row], made: Sequence[Row]) -> None:
+    rows += made
+    if rows:
+        rows[-1].last = True
+
+
+def _latency_rows(columns: Sequence[Column], shown: _Shown) -> list[Row]:
+    """A row for each statistic, named in the second column. The parts of a metric are shown in its
+    unit, so that they add up before the reader's eyes.
+    """
+    place = shown.place
+    if place.statistics == ("value",):
+        return _scalar_rows(columns, shown)
+    unit, scale = place.unit, 1.0
+    if unit == "ms" and _slow(columns, shown.whole):
+        unit, scale = "s", 1e-3
+    first = f"{shown.title}, {unit}"
+    found = [
+        _row(columns, shown, name, (first if name == place.statistics[0] else "", name), scale)
+        for name in place.statistics
+    ]
+    return [row for row in found if row is not None]
 
 
 def _slow(columns: Sequence[Column], tag: str) -> bool:
@@ -135,77 +140,64 @@ def _slow(columns: Sequence[Column], tag: str) -> bool:
     return any(mean is not None and mean.value >= _SECONDS_FROM_MS for mean in means)
 
 
-def _scalar_row(
-    columns: Sequence[Column], title: str, unit: str, tag: str, name: str
-) -> Row | None:
-    if tag in _ONLY_IF_ANY:
-        values = [column.statistic(tag, name) for column in columns]
-        if not any(value is not None and value.value for value in values):
-            return None
-    return _row(columns, title, unit, tag, 1.0, name)
+def _scalar_rows(columns: Sequence[Column], shown: _Shown) -> list[Row]:
+    """A row for each statistic with the unit in the second column, and one per GPU if asked for."""
+    place, unit = shown.place, shown.place.unit or ""
+    made = []
+    for name in place.statistics:
+        title = shown.title if len(place.statistics) == 1 else f"{shown.title}, {name}"
+        found = [column.statistic(shown.tag, name) for column in columns]
+        if not place.only_if_any or any(estimate and estimate.value for estimate in found):
+            made.append(_row(columns, shown, name, (title, unit), found=found))
+    if place.per_gpu and gpus_differ(columns):
+        found = [column.per_gpu(shown.tag) for column in columns]
+        made.append(_row(columns, shown, "value", ("  per GPU", unit), found=found))
+    return [row for row in made if row is not None]
 
 
 def _row(
     columns: Sequence[Column],
-    title: str,
-    second: str,
-    tag: str,
-    scale: float,
-    name: str | None = None,
+    shown: _Shown,
+    statistic: Statistic,
+    words: tuple[str, str],
+    scale: float = 1.0,
+    found: Sequence[Estimate | None] | None = None,
 ) -> Row | None:
-    """A row of one statistic of one metric; None where no column has it."""
-    name = name or second
-    found = [column.statistic(tag, name) for column in columns]
-    return _row_of(columns, title, second, tag, scale, name, found)
-
-
-def _row_per_gpu(columns: Sequence[Column], title: str, second: str, tag: str) -> Row | None:
-    """A rate, divided by the GPUs that each column uses."""
-    found = [column.per_gpu(tag) for column in columns]
-    return _row_of(columns, title, second, tag, 1.0, "value", found)
-
-
-def _row_of(
-    columns: Sequence[Column],
-    title: str,
-    second: str,
-    tag: str,
-    scale: float,
-    name: str,
-    found: Sequence[Estimate | None],
-) -> Row | None:
-    """The row of values that were found; None where there are none."""
-    if all(estimate is None for estimate in found):
+    """The row of one statistic, or of other values ``found`` of its metric; None where there are
+    none. ``words`` are its title and what stands beside it.
+    """
+    tag = shown.tag
+    if found is None:
+        found = [column.statistic(tag, statistic) for column in columns]
+    known = [estimate.value * scale for estimate in found if estimate is not None]
+    if not known:
         return None
-    values = [None if e is None else e.value * scale for e in found]
-    known = [value for value in values if value is not None]
-    places = min(1, decimals(known)) if second.startswith("%") else decimals(known)
+    places = min(1, decimals(known)) if words[1].startswith("%") else decimals(known)
     cells = [
-        Cell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, name))
+        Cell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, statistic))
         for column, e in zip(columns, found, strict=True)
     ]
-    direction = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
-    direction = _DIRECTIONS.get(tag, direction)
-    _mark_best(
-        rivals_in(columns, tag, found, less=direction == "lower"), columns, cells, values, direction
-    )
-    return Row(title, second, cells)
+    declared = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
+    direction: str = shown.place.better or declared
+    rivals = rivals_in(columns, tag, found, less=direction == "lower")
+    _mark_best(rivals, columns, cells, found, direction)
+    return Row(*words, cells)
 
 
-def _in_units(columns: Sequence[Column], row: Row | None) -> Row | None:
+def _in_units(columns: Sequence[Column], row: Row) -> Row:
     """The row with its ``SMs`` called what they are on this device, if all columns agree."""
     units = {unit_of(str(column.first.resolved.get("device"))) for column in columns}
-    if row is not None and len(units) == 1:
+    if len(units) == 1:
         row.title = row.title.replace("SMs", units.pop())
     return row
 
 
-def _split_row(columns: Sequence[Column]) -> Row | None:
+def _split_row(columns: Sequence[Column]) -> list[Row]:
     found = [column.split_share() for column in columns]
     if not any(share is not None and "/" in share[0] for share in found):
-        return None
+        return []
     texts = ["-" if share is None else f"{share[0]}: {share[1]:.3g} %" for share in found]
-    return Row("split used longest", "% of launched", [Cell(text) for text in texts])
+    return [Row("split used longest", "% of launched", [Cell(text) for text in texts])]
 
 
 def decimals(values: Sequence[float]) -> int:
@@ -228,7 +220,7 @@ def _mark_best(
     allowed: Sequence[Column],
     columns: Sequence[Column],
     cells: list[Cell],
-    values: list[float | None],
+    found: Sequence[Estimate | None],
     direction: str,
 ) -> None:
     """Mark the best of a row and what reads the same; where all read the same there is no best.
@@ -237,9 +229,9 @@ def _mark_best(
     away: its numbers are of another set of requests.
     """
     rivals = [
-        (value, cell)
-        for column, value, cell in zip(columns, values, cells, strict=True)
-        if value is not None and column.complete and column in allowed
+        (estimate.value, cell)
+        for column, estimate, cell in zip(columns, found, cells, strict=True)
+        if estimate is not None and column.complete and column in allowed
     ]
     if direction == "none" or len(rivals) < 2:
         return

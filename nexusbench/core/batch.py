@@ -11,6 +11,8 @@ import msgspec
 
 from nexusbench.core.request import Request
 
+PreemptionKind = Literal["recompute", "swap"]
+
 
 class Chunk(msgspec.Struct, gc=False, eq=False):
     """``num_tokens`` consecutive tokens of one request, after ``context`` computed ones."""
@@ -82,7 +84,7 @@ class Preemption(msgspec.Struct, frozen=True, gc=False):
     """
 
     request: Request
-    kind: Literal["recompute", "swap"] = "recompute"
+    kind: PreemptionKind = "recompute"
     lost_tokens: int = 0  # computed tokens given up, before any are found again in the cache
 
 

@@ -39,6 +39,24 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 T = TypeVar("T")
 
 
+class KeyTwice(Exception):
+    """A key that an object has twice."""
+
+
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object for ``json.loads(object_pairs_hook=)``, each of whose keys stands once: of two
+    values the last would count unsaid. Raises KeyTwice with the first key that stands twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise KeyTwice(key)
+            seen.add(key)
+    return made
+
+
 def read_document(
     file: Path, *, hint: str = "", most: int = MOST_BYTES, error: type[InputError] = InputError
 ) -> bytes:
@@ -131,7 +149,7 @@ def decode_json(
 
 def parse_toml(
     text: str, file: object, *, hint: str = "Correct the line", values: bool = True
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A TOML document of finite numbers; not ``values``: whose numbers the caller looks at. Raises
     InputError that names file, and line or key path: no TOML, too large, nested too deeply, a
     number that is infinite or beyond 64 bits.
@@ -157,9 +175,9 @@ def parse_toml(
     return document
 
 
-def _check_values(document: dict[str, Any], file: object) -> None:
+def _check_values(document: dict[str, object], file: object) -> None:
     """No number that arithmetic or JSON would not survive, no depth that a printer would not."""
-    left: list[tuple[str, int, Any]] = [("", 0, document)]
+    left: list[tuple[str, int, object]] = [("", 0, document)]
     while left:
         at, depth, value = left.pop()
         if depth > MOST_DEPTH:

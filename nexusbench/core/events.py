@@ -44,7 +44,7 @@ OUTCOMES = ("finished", "rejected", "failed", "cancelled")
 PREEMPTION_KINDS = ("recompute", "swap")
 
 
-class Table:
+class EventTable:
     """One event type: equally long integer columns. ``row`` appends, in schema order."""
 
     __slots__ = ("_appends", "columns", "name")
@@ -78,7 +78,7 @@ class EventLog:
     """
 
     def __init__(self) -> None:
-        self.tables = {name: Table(name) for name in SCHEMA}
+        self.tables = {name: EventTable(name) for name in SCHEMA}
         self.strings: list[str] = []
         self._codes: dict[str, int] = {}
         self._hashes = {

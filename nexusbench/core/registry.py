@@ -8,12 +8,13 @@ import math
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from abc import ABC
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast, get_args
 
 import msgspec
 
@@ -21,6 +22,7 @@ from nexusbench.core.errors import InputError, NexusbenchError, PluginFailed, Us
 from nexusbench.core.faults import fault_of
 
 _SHIPPED = "nexusbench."
+OptionsT = TypeVar("OptionsT", bound=msgspec.Struct, covariant=True)
 
 # Bounds of options, for the fields of an Options struct.
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
@@ -92,6 +94,7 @@ def _target_of(value: str) -> str:
 
 FAMILIES = (
     "schedulers", "partitioners", "costs", "devices", "metrics", "counters", "workloads.readers",
+    "models.families",
 )  # fmt: skip
 
 
@@ -116,6 +119,42 @@ def plugin_fault(error: BaseException) -> PluginFailed | None:
             family, name = known[module]
             return PluginFailed(f"'{name}' of {family} failed: {fault_of(error)}")
     return None
+
+
+def overridden(hook: str, *parts: tuple[object, type[Any]]) -> list[Callable[..., None]]:
+    """The method called ``hook`` of every part, given with its base class, that has one of its own:
+    what a base class does by default, which is nothing, need not be called.
+    """
+    methods = [(getattr(part, hook), getattr(base, hook)) for part, base in parts]
+    return [own for own, default in methods if getattr(own, "__func__", None) is not default]
+
+
+class Policy(ABC, Generic[OptionsT]):
+    """What schedulers and partitioners share: options of a type of their own, and a name.
+
+    ``class Mine(Scheduler[MyOptions])`` has ``Mine.Options = MyOptions``, which a Registry makes
+    from ``mine:key=value``, and ``self.options`` of that type.
+    """
+
+    Options: ClassVar[type[msgspec.Struct]]
+    kind: ClassVar[str]  # of the family, as in "scheduler 'mine'"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for given in get_args(base):
+                if isinstance(given, type):
+                    cls.Options = given
+
+    def __init__(self, options: OptionsT | None = None) -> None:
+        """Raises InputError for values that the options do not allow."""
+        self.options = options if options is not None else cast(OptionsT, self.Options())
+        check_options(self.options, f"{self.kind} '{plugin_name(type(self))}'")
+
+    @property
+    def name(self) -> str:
+        """The name that the user types: that of the module."""
+        return plugin_name(type(self))
 
 
 class Registry:

@@ -160,14 +160,14 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # 1 = they only take turns.
     turn_taking: float
     jitter: float  # half-width of the seeded uniform noise on a step, as a share of it
-    # A GEMM (physics/gemm.py).
+    # A GEMM (physics/operators.py, Gemm).
     dense_launch_us: float = 3.0  # fixed time of one
     dense_wave_share: float = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
     dense_overlap: float = 0.1  # share of the shorter of compute and memory time that adds up
     dense_depth_us: float = 0.2  # latency of walking 1,000 of the inner dimension
     dense_epilogue_us: float = 1.0  # prologue and epilogue of a wave of the largest tiles
     dense_split_us: float = 1.5  # reduction after splitting the inner dimension
-    # Attention (physics/attention.py).
+    # Attention (physics/operators.py, Attention).
     attention_kernel: Literal["fa2", "fa3"] = "fa2"  # FlashAttention of that generation
     attention_launch_us: float = 6.0  # fixed time of a layer's attention, KV write included
     attention_tile_us: float = 1.5  # prologue and epilogue of one tile of query rows

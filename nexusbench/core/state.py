@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from nexusbench.core.batch import Batch, Split
+from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec
 
@@ -179,3 +179,14 @@ class EngineState:
     def free_slots(self, partition: str) -> int:
         """How many more batches ``partition`` can queue."""
         return self.device.depth - len(self.in_flight[partition])
+
+
+def shapes_to_run(plan: Plan, state: EngineState) -> dict[str, BatchShape]:
+    """What each partition will be running once ``plan`` is launched: its new batch, else the one in
+    flight.
+    """
+    shapes = {batch.partition: batch.shape for batch in plan.batches}
+    for partition, running in state.in_flight.items():
+        if running and partition not in shapes:
+            shapes[partition] = running[0].batch.shape
+    return shapes

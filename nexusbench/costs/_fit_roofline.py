@@ -30,7 +30,7 @@ RIDGE = 1e-6  # weight of alpha being 1, for classes that take no time
 TURNS = 2.0  # slowdown where both claim all SMs and nothing was measured: they take turns
 
 
-class Steps(NamedTuple):
+class PhaseSteps(NamedTuple):
     """Steps of one phase alone: (FLOPs, bytes) of the dense operators and of attention
     [n, operators], sizes, SMs and ns [n].
     """
@@ -42,7 +42,7 @@ class Steps(NamedTuple):
     ns: FloatArray
 
 
-class Grid(NamedTuple):
+class AlphaGrid(NamedTuple):
     """Where a phase's alpha is fitted: its sizes; the weights [n, sizes x SMs] of each step."""
 
     sizes: tuple[float, ...]
@@ -70,7 +70,7 @@ def _with(model: Roofline, fitted: RooflineParameters, target: Target) -> Roofli
                     tensor_parallel=target.tensor_parallel, parameters=fitted)  # fmt: skip
 
 
-def _steps(points: Iterable[Point], model: Roofline, phase: str) -> Steps:
+def _steps(points: Iterable[Point], model: Roofline, phase: str) -> PhaseSteps:
     """Raises UsageError if alpha cannot be told: fewer than two sizes or SM counts."""
     chosen = [point for point in points if point.setting.shape.num_tokens]
     sizes = {point.setting.shape.num_tokens for point in chosen}
@@ -87,7 +87,7 @@ def _steps(points: Iterable[Point], model: Roofline, phase: str) -> Steps:
         dense.append(operators)
         attention.append([chunks if phase == "prefill" else (0.0, kept)])
     work = [np.array(each, dtype=np.float64) for each in (dense, attention)]
-    return Steps(
+    return PhaseSteps(
         (work[0][:, :, 0], work[0][:, :, 1]),
         (work[1][:, :, 0], work[1][:, :, 1]),
         np.array([point.setting.shape.num_tokens for point in chosen], dtype=np.float64),
@@ -103,7 +103,7 @@ def _spaced(sizes: FloatArray, count: int) -> tuple[float, ...]:
     return tuple(sorted({float(distinct[np.abs(np.log(distinct / x)).argmin()]) for x in wanted}))
 
 
-def _fit_alpha(phases: Sequence[Steps], target: Target) -> RooflineParameters:
+def _fit_alpha(phases: Sequence[PhaseSteps], target: Target) -> RooflineParameters:
     """Bandwidth and N_d by trying them, as both phases share the memory system; alpha by linear
     least squares of the relative errors, in which the roofline times are linear.
     """
@@ -135,17 +135,21 @@ def _fit_alpha(phases: Sequence[Steps], target: Target) -> RooflineParameters:
     )
 
 
-def _grid(steps: Steps, sms: Sequence[float]) -> Grid:
+def _grid(steps: PhaseSteps, sms: Sequence[float]) -> AlphaGrid:
     """Each step's share of each alpha: linear in size and in 1/SMs."""
     sizes = _spaced(steps.sizes, BINS)
     by_size = hats(steps.sizes, np.array(sizes))
     by_sms = hats(-1.0 / steps.sms, -1.0 / np.array(sms))
     weights = by_size[:, :, None] * by_sms[:, None, :]
-    return Grid(sizes, weights.reshape(len(steps.ns), -1))
+    return AlphaGrid(sizes, weights.reshape(len(steps.ns), -1))
 
 
 def _solve(
-    steps: Steps, grid: Grid, sms: Sequence[float], memory: tuple[float, float], gpu: GpuSpec
+    steps: PhaseSteps,
+    grid: AlphaGrid,
+    sms: Sequence[float],
+    memory: tuple[float, float],
+    gpu: GpuSpec,
 ) -> tuple[float, FloatArray]:
     """(squared relative error, alpha [class, size, SMs]) for (bandwidth, N_d/N) shares.
 

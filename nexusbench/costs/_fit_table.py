@@ -21,9 +21,8 @@ from nexusbench.costs._fit_grids import (
 from nexusbench.costs._fit_least_squares import FloatArray
 from nexusbench.costs.base import Target
 from nexusbench.costs.table import TableParameters, mixed_parts
-from nexusbench.profiles.pairs import Place, Slowdowns, place_of
 from nexusbench.profiles.points import Point
-from nexusbench.profiles.surface import Surface
+from nexusbench.profiles.surface import Place, Slowdowns, Surface, place_of
 
 MOST_PLACES = 5  # values per axis of the slowdowns, and
 MOST_SPLITS = 9  # SM counts

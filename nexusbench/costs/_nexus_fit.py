@@ -10,12 +10,19 @@ import numpy as np
 from nexusbench.core.errors import UsageError
 from nexusbench.costs._fit_least_squares import FloatArray, least_relative_squares
 from nexusbench.costs.base import Target
-from nexusbench.costs.nexus import Curve, NexusOptions, NexusParameters, Stage, parts, slowed
+from nexusbench.costs.nexus import (
+    NexusCostOptions,
+    NexusParameters,
+    NexusStage,
+    SaturationCurve,
+    parts,
+    slowed,
+)
 from nexusbench.profiles.points import Point
-from nexusbench.profiles.stages import Stages, Work
+from nexusbench.profiles.stages import Stages, StageWork
 
 if TYPE_CHECKING:
-    from nexusbench.costs.nexus import Parts
+    from nexusbench.costs.nexus import NexusTimes
 
 LEAST_POINTS = 12  # of a stage: fewer do not determine its constants
 SATURATION, EFFICIENCY = (0.02, 1.0), (0.02, 1.5)
@@ -24,7 +31,7 @@ FIXED_NS = (0.0, 5e7)
 CONTENTION = (0.0, 5.0)
 
 
-def fit(points: Sequence[Point], target: Target, options: NexusOptions) -> NexusParameters:
+def fit(points: Sequence[Point], target: Target, options: NexusCostOptions) -> NexusParameters:
     """Both stages. Raises UsageError if one has too few points."""
     stages = Stages(target.gpu, target.model, target.tensor_parallel)
     prefill = _fit_stage(points, stages, target, options, "prefill")
@@ -37,8 +44,8 @@ def fit(points: Sequence[Point], target: Target, options: NexusOptions) -> Nexus
 
 
 def _fit_stage(
-    points: Sequence[Point], stages: Stages, target: Target, options: NexusOptions, phase: str
-) -> Stage:
+    points: Sequence[Point], stages: Stages, target: Target, options: NexusCostOptions, phase: str
+) -> NexusStage:
     chosen = [p for p in points if p.setting.neighbour is None and _stage_of(p) == phase]
     if len(chosen) < LEAST_POINTS:
         raise UsageError(
@@ -69,13 +76,13 @@ def _fit_stage(
     return _stage(found, phase)
 
 
-def _stage(vector: FloatArray, phase: str) -> Stage:
+def _stage(vector: FloatArray, phase: str) -> NexusStage:
     """A stage from the fitted vector."""
     curves = [
-        Curve(saturation=float(a), decay=float(b), efficiency=float(c))
+        SaturationCurve(saturation=float(a), decay=float(b), efficiency=float(c))
         for a, b, c in vector[:12].reshape(4, 3)
     ]
-    return Stage(
+    return NexusStage(
         dense=curves[0],
         attention=curves[1],
         dense_memory=curves[2],
@@ -88,10 +95,10 @@ def _fit_contention(
     points: Sequence[Point],
     stages: Stages,
     target: Target,
-    options: NexusOptions,
+    options: NexusCostOptions,
     phase: str,
-    both: dict[str, Stage],
-) -> Stage:
+    both: dict[str, NexusStage],
+) -> NexusStage:
     """The four slow-downs of a stage, from the ratio to its time alone (non-negative)."""
     import msgspec
     from scipy.optimize import lsq_linear
@@ -123,12 +130,12 @@ def _solo(
     chosen: Sequence[Point],
     stages: Stages,
     target: Target,
-    options: NexusOptions,
-    both: dict[str, Stage],
-) -> list[tuple[Parts, Parts]]:
+    options: NexusCostOptions,
+    both: dict[str, NexusStage],
+) -> list[tuple[NexusTimes, NexusTimes]]:
     """(measured side, neighbour) alone, for each pair."""
 
-    def one(shape: object, sms: int) -> Parts:
+    def one(shape: object, sms: int) -> NexusTimes:
         stage = both["prefill" if shape.chunks else "decode"]  # type: ignore[attr-defined]
         work = stages.work(shape)  # type: ignore[arg-type]
         share = sms / target.gpu.num_sms
@@ -143,9 +150,9 @@ def _solo(
     ]
 
 
-def stacked(works: Sequence[Work]) -> Work:
+def stacked(works: Sequence[StageWork]) -> StageWork:
     """Many batches' work as arrays over them."""
-    return Work(
+    return StageWork(
         dense=tuple(
             (np.array([w.dense[i][0] for w in works]), np.array([w.dense[i][1] for w in works]))
             for i in range(len(works[0].dense))

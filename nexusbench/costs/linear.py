@@ -60,7 +60,7 @@ class LinearParameters(FittedParameters, frozen=True, forbid_unknown_fields=True
     decode_guard: Guard
 
 
-class Linear(CostModel):
+class LinearCost(CostModel):
     """T_prefill = t1 sum n^2 + t2 sum n r + t3 sum n + t4; T_decode = t1 sum r + t2 bs + t3.
 
     The coefficients are linear in 1/SMs between the SM counts they were fitted for. MuxWise never

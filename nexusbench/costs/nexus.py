@@ -11,7 +11,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
 from nexusbench.profiles.points import Point
-from nexusbench.profiles.stages import Stages, Work
+from nexusbench.profiles.stages import Stages, StageWork
 
 # A float or an array of them (over splits, or over points in a fit): every formula serves both.
 Number = Any
@@ -19,7 +19,7 @@ Larger = Callable[[Number, Number], Number]
 EXPONENTIAL_TERMS = 16  # of the series for exp(x), x at most about 2: exact to rounding
 
 
-class NexusOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NexusCostOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Readings of section 4.1.1, whose formulas are images in every copy at hand.
 
     ``curve`` above R_sat: A, extra SMs count with weight lambda; B, latency decays with
@@ -35,7 +35,7 @@ class NexusOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw
     contention: Literal["counts", "rates", "classes", "none"] = "classes"
 
 
-class Curve(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SaturationCurve(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Saturation-decay: ``saturation`` is R_sat (a share of the SMs), ``decay`` lambda,
     ``efficiency`` the share of the published peak that all SMs reach.
     """
@@ -45,7 +45,7 @@ class Curve(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=T
     efficiency: float = 1.0
 
 
-class Stage(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NexusStage(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A stage's curves per operator class, of compute and of memory, and ns that no SM shortens.
 
     ``contention`` holds how much slower (dense, attention) of this stage get while the neighbour
@@ -53,10 +53,10 @@ class Stage(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=T
     attention/attention.
     """
 
-    dense: Curve = Curve()
-    attention: Curve = Curve()
-    dense_memory: Curve = Curve()
-    attention_memory: Curve = Curve()
+    dense: SaturationCurve = SaturationCurve()
+    attention: SaturationCurve = SaturationCurve()
+    dense_memory: SaturationCurve = SaturationCurve()
+    attention_memory: SaturationCurve = SaturationCurve()
     fixed_ns: float = 0.0
     contention: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
@@ -64,11 +64,11 @@ class Stage(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=T
 class NexusParameters(FittedParameters, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One stage each; they are fitted apart, as the paper profiles them apart."""
 
-    prefill: Stage
-    decode: Stage
+    prefill: NexusStage
+    decode: NexusStage
 
 
-class Parts(msgspec.Struct, frozen=True, gc=False):
+class NexusTimes(msgspec.Struct, frozen=True, gc=False):
     """A stage's time by class: ns of dense layers, attention and the rest, bytes of the first two;
     ``streamed`` is the decode attention's share of ``attention`` and its bytes.
     """
@@ -82,7 +82,7 @@ class Parts(msgspec.Struct, frozen=True, gc=False):
     streamed_bytes: Number
 
 
-class Nexus(CostModel):
+class NexusCost(CostModel):
     """Sum over operators of max(compute, memory) with a two-regime curve in the share of SMs.
 
     Compute is c / (C g(r)), g(r) = r up to R_sat and R_sat + lambda (r - R_sat) beyond (A).
@@ -91,13 +91,13 @@ class Nexus(CostModel):
     whole-stage latencies (sections 4.1.1 and 5).
     """
 
-    Options: ClassVar[type[CostModelOptions]] = NexusOptions
+    Options: ClassVar[type[CostModelOptions]] = NexusCostOptions
     Parameters: ClassVar[type[FittedParameters]] = NexusParameters
     source: ClassVar[str] = "Nexus section 4.1.1 (2507.06608); readings in docs/cost-models.md"
 
     def __init__(
         self,
-        options: NexusOptions | None = None,
+        options: NexusCostOptions | None = None,
         *,
         gpu: GpuSpec,
         model: ModelSpec,
@@ -107,7 +107,7 @@ class Nexus(CostModel):
         super().__init__(
             options, gpu=gpu, model=model, tensor_parallel=tensor_parallel, parameters=parameters
         )
-        own = options if options is not None else NexusOptions()
+        own = options if options is not None else NexusCostOptions()
         self._curve, self._memory, self._contention = own.curve, own.memory, own.contention
         self._fitted = parameters
         self._num_sms = gpu.num_sms
@@ -146,7 +146,7 @@ class Nexus(CostModel):
         """Curves from latencies alone, one stage after the other; then contention from pairs."""
         from nexusbench.costs._nexus_fit import fit
 
-        assert isinstance(options, NexusOptions)
+        assert isinstance(options, NexusCostOptions)
         return fit(points, target, options)
 
     def _time(
@@ -171,10 +171,12 @@ class Nexus(CostModel):
             total = total * ((shape.layers[1] - shape.layers[0]) / self._num_layers)
         return total * shape.repeat
 
-    def _parts(self, work: Work, stage: Stage, share: Number, larger: Larger) -> Parts:
+    def _parts(
+        self, work: StageWork, stage: NexusStage, share: Number, larger: Larger
+    ) -> NexusTimes:
         return parts(work, stage, share, larger, self._curve, self._memory)
 
-    def _starved(self, mine: Parts, theirs: Parts, larger: Larger) -> Number:
+    def _starved(self, mine: NexusTimes, theirs: NexusTimes, larger: Larger) -> Number:
         """Extra ns of decode attention on the bandwidth that the prefill beside it leaves."""
         bandwidth = self._stages.bytes_per_ns * self._fitted.decode.attention_memory.efficiency
         counts = self._contention == "counts"
@@ -190,8 +192,8 @@ class Nexus(CostModel):
 
 
 def parts(
-    work: Work, stage: Stage, share: Number, larger: Larger, curve: str, memory: str
-) -> Parts:
+    work: StageWork, stage: NexusStage, share: Number, larger: Larger, curve: str, memory: str
+) -> NexusTimes:
     """A batch's time by class on ``share`` of the SMs, alone."""
     speed = gain(stage.dense, share, larger, curve) * work.flops_per_ns
     band = work.bytes_per_ns * (
@@ -213,10 +215,10 @@ def parts(
     streamed = work.decode_bytes / band
     attention = larger(work.chunk_flops / speed, work.chunk_bytes / band) + streamed
     size = work.chunk_bytes + work.decode_bytes
-    return Parts(dense, attention, stage.fixed_ns, moved, size, streamed, work.decode_bytes)
+    return NexusTimes(dense, attention, stage.fixed_ns, moved, size, streamed, work.decode_bytes)
 
 
-def gain(curve: Curve, share: Number, larger: Larger, form: str) -> Number:
+def gain(curve: SaturationCurve, share: Number, larger: Larger, form: str) -> Number:
     """Share of the published peak that ``share`` of the SMs reach; all SMs reach ``efficiency``."""
     beyond = larger(share - curve.saturation, 0.0)
     below = share - beyond
@@ -240,7 +242,7 @@ def exponential(x: Number) -> Number:
     return total
 
 
-def slowed(mine: Parts, theirs: Parts, stage: Stage, beside_share: Number) -> Number:
+def slowed(mine: NexusTimes, theirs: NexusTimes, stage: NexusStage, beside_share: Number) -> Number:
     """Extra ns: each class of mine meets each class of theirs with the probability that it runs."""
     whole = theirs.fixed + theirs.dense + theirs.attention
     dense, attention = theirs.dense / whole, theirs.attention / whole

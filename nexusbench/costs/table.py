@@ -10,9 +10,8 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import chunk_work, equivalent_context, portion
 from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters, Target
-from nexusbench.profiles.pairs import Slowdowns, contested
 from nexusbench.profiles.points import Point
-from nexusbench.profiles.surface import Surface, between, bracket
+from nexusbench.profiles.surface import Slowdowns, Surface, between, bracket, contested
 
 
 class TableOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,7 +33,7 @@ class TableParameters(FittedParameters, frozen=True, forbid_unknown_fields=True,
     decode_slowdowns: Slowdowns | None
 
 
-class Table(CostModel):
+class TableCost(CostModel):
     """Measured times, interpolated linearly in tokens, contexts and 1/SMs.
 
     Several chunks count as one with as many tokens and (query, key) pairs; decodes of different

@@ -15,7 +15,7 @@ import msgspec
 
 from nexusbench.core.errors import CounterError
 from nexusbench.counters import _cupti_structs as cu
-from nexusbench.counters._cupti_recording import Recording
+from nexusbench.counters._cupti_recording import CuptiRecording
 from nexusbench.counters.base import why
 
 MAX_SAMPLES = 20_000  # decoded at a time; two seconds at 100 us
@@ -177,11 +177,11 @@ class NativeSampler:
 
     def start(self) -> None:
         """Begin to sample."""
-        self._call("cuptiPmSamplingStart", cu.params(cu.Sampling, pPmSamplingObject=self._object))
+        self._call("cuptiPmSamplingStart", cu.params(cu.PmSampling, pPmSamplingObject=self._object))
 
     def stop(self) -> tuple[list[Row], bool]:
         """End, and decode everything, one image after the other."""
-        self._call("cuptiPmSamplingStop", cu.params(cu.Sampling, pPmSamplingObject=self._object))
+        self._call("cuptiPmSamplingStop", cu.params(cu.PmSampling, pPmSamplingObject=self._object))
         rows: list[Row] = []
         overflow = False
         while True:
@@ -209,7 +209,7 @@ class NativeSampler:
         steps: list[tuple[str, cu.Params]] = []
         if sampling is not None:
             steps.append(
-                ("cuptiPmSamplingDisable", cu.params(cu.Sampling, pPmSamplingObject=sampling))
+                ("cuptiPmSamplingDisable", cu.params(cu.PmSampling, pPmSamplingObject=sampling))
             )
         if host is not None:
             steps.append(
@@ -337,7 +337,7 @@ class PythonSampler:
 class RecordedSampler:
     """Replays a recording, the same at every stop; metrics that it lacks are NaN."""
 
-    def __init__(self, recording: Recording, metrics: Sequence[str]) -> None:
+    def __init__(self, recording: CuptiRecording, metrics: Sequence[str]) -> None:
         self.label, self.chip = f"recording: {recording.origin}", recording.chip
         self._recording = recording
         self._places = [

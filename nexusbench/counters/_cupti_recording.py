@@ -14,7 +14,7 @@ FORMAT = 1
 MOST_BYTES = 64 * 2**20
 
 
-class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CuptiRecording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """PM samples in CUPTI's own metric names and units.
 
     ``origin`` says in words where they come from. A row of ``samples`` is start and end in ns of
@@ -31,12 +31,12 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     samples: list[tuple[int, int, list[float | None]]]
 
 
-def read_recording(path: str | Path) -> Recording:
+def read_recording(path: str | Path) -> CuptiRecording:
     """Raises InputError that names the file and what is wrong in it."""
     file = Path(path)
     text = read_document(file, most=MOST_BYTES)
     what, hint = "a recording of PM samples", "See docs/counters.md"
-    found = decode_json(text, Recording, file, what=what, hint=hint)
+    found = decode_json(text, CuptiRecording, file, what=what, hint=hint)
     if found.format != FORMAT:
         raise InputError(f"has format {found.format}, this version reads {FORMAT}", file=file)
     for number, (start, end, values) in enumerate(found.samples):
@@ -48,7 +48,7 @@ def read_recording(path: str | Path) -> Recording:
     return found
 
 
-def write_recording(path: str | Path, recording: Recording) -> None:
+def write_recording(path: str | Path, recording: CuptiRecording) -> None:
     """One sample a line. Raises NexusbenchError if the file cannot be written."""
     head = msgspec.json.encode(msgspec.structs.replace(recording, samples=[])).decode()
     rows = ",\n".join(msgspec.json.encode(sample).decode() for sample in recording.samples)

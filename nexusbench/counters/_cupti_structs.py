@@ -49,7 +49,7 @@ class Enable(Params):
     _fields_ = [("deviceIndex", c.c_size_t), ("pPmSamplingObject", c.c_void_p)]
 
 
-class Sampling(Params):
+class PmSampling(Params):
     """Of cuptiPmSamplingStart, Stop and Disable."""
 
     _fields_ = [("pPmSamplingObject", c.c_void_p)]

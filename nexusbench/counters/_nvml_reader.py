@@ -11,7 +11,7 @@ from typing import Any
 
 from nexusbench.core.errors import CounterError
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.counters.base import Sample, why
+from nexusbench.counters.base import CounterSample, why
 
 # Samples closer than 100 ms give invalid numbers on Hopper (NVML's documentation; NVIDIA on DCGM
 # issue 310); some room for the jitter of the thread.
@@ -239,7 +239,7 @@ class GpmWindows:
             self.reason = _LASTING.get(error.value, str(error))
         self._since_ns = now_ns
 
-    def poll(self, now_ns: int) -> Sample | None:
+    def poll(self, now_ns: int) -> CounterSample | None:
         """The window that ends now, and open the next; None while it is shorter than 120 ms."""
         if self.reason or now_ns - self._since_ns < GPM_WINDOW_NS:
             return None
@@ -259,7 +259,7 @@ class GpmWindows:
             if error.value in _FATAL:
                 raise CounterError(f"{_FATAL[error.value]} ({error})") from error
             self.reasons.update(dict.fromkeys(GPM_METRICS, str(error)))
-        sample = Sample(self._since_ns, now_ns, values)
+        sample = CounterSample(self._since_ns, now_ns, values)
         self._buffers.reverse()
         self._since_ns = now_ns
         return sample

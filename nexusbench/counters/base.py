@@ -28,7 +28,7 @@ class Support(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Metric(msgspec.Struct, frozen=True):
+class Quantity(msgspec.Struct, frozen=True):
     """One counter: ``name`` is SOURCE.COUNTER, so that every number tells where it came from.
 
     A ``total`` adds up over samples (bytes, joules); a ``gauge`` holds at a time (watts, hertz).
@@ -40,7 +40,7 @@ class Metric(msgspec.Struct, frozen=True):
     meaning: str
 
 
-class Sample(msgspec.Struct, frozen=True):
+class CounterSample(msgspec.Struct, frozen=True):
     """What was read over one period of the source's clock, by metric name.
 
     A metric that is absent was not asked for in this period; one that is None was, in vain.
@@ -72,7 +72,7 @@ class CounterSource(ABC):
     """
 
     Options: ClassVar[type[CounterOptions]] = CounterOptions
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: ClassVar[tuple[Quantity, ...]]
     clock: ClassVar[Literal["host", "device", "gpu"]] = "host"
     intrusive: ClassVar[bool] = False
     source: ClassVar[str] = ""
@@ -99,7 +99,7 @@ class CounterSource(ABC):
         """Begin to count. Raises CounterError if that fails."""
 
     @abstractmethod
-    def stop(self) -> list[Sample]:
+    def stop(self) -> list[CounterSample]:
         """End, and return what was counted since ``start``, in order of time.
 
         Raises CounterError if the source broke down meanwhile.
@@ -117,7 +117,9 @@ class CounterSource(ABC):
 
 
 def summarise(
-    samples: Sequence[Sample], metrics: Iterable[Metric], reasons: Mapping[str, str] | None = None
+    samples: Sequence[CounterSample],
+    metrics: Iterable[Quantity],
+    reasons: Mapping[str, str] | None = None,
 ) -> Reading:
     """One value for each metric: the sum of a total, the mean of a gauge weighted by time.
 
@@ -179,7 +181,7 @@ class Counters:
             raise UsageError("a counter source can be read only once at a time; name each once")
         self.support: dict[str, Support] = {}
         self.failed: dict[str, str] = {}
-        self.samples: dict[str, list[Sample]] = {}
+        self.samples: dict[str, list[CounterSample]] = {}
         self._usable: list[str] = []
         self._running: list[str] = []
         for name, source in self._sources.items():
@@ -200,7 +202,7 @@ class Counters:
         return cls(made, device=device, intrusive=intrusive)
 
     @property
-    def metrics(self) -> tuple[Metric, ...]:
+    def metrics(self) -> tuple[Quantity, ...]:
         """The metrics of all sources, the unusable ones too."""
         return tuple(metric for source in self._sources.values() for metric in source.metrics)
 

@@ -21,8 +21,8 @@ from nexusbench.counters._cupti_backends import (
     Sampler,
     start_driver,
 )
-from nexusbench.counters._cupti_recording import Recording, read_recording, write_recording
-from nexusbench.counters.base import CounterOptions, CounterSource, Metric, Sample, Support
+from nexusbench.counters._cupti_recording import CuptiRecording, read_recording, write_recording
+from nexusbench.counters.base import CounterOptions, CounterSample, CounterSource, Quantity, Support
 
 # Ours -> CUPTI's name. PM sampling demands one pass: the host part of libcupti 13.0.85, which needs
 # no GPU, gives these five one on GA100, GA10x, AD10x, GH100 and GB100. With
@@ -64,15 +64,15 @@ class CuptiCounters(CounterSource):
     clock: ClassVar[Literal["host", "device", "gpu"]] = "gpu"
     intrusive: ClassVar[bool] = True
     source: ClassVar[str] = "CUPTI 12.6 or newer, PM sampling API (cupti_pmsampling.h)"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("cupti.dram_read", "bytes", "total", "read from HBM (dram__bytes_read.sum)"),
-        Metric("cupti.dram_write", "bytes", "total", "written to HBM (dram__bytes_write.sum)"),
-        Metric(
+    metrics: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("cupti.dram_read", "bytes", "total", "read from HBM (dram__bytes_read.sum)"),
+        Quantity("cupti.dram_write", "bytes", "total", "written to HBM (dram__bytes_write.sum)"),
+        Quantity(
             "cupti.sm_active", "cycles", "total",
             "cycles with a warp resident, mean over SMs (sm__cycles_active.avg)",
         ),
-        Metric("cupti.sm_elapsed", "cycles", "total", "SM clock cycles (sm__cycles_elapsed.max)"),
-        Metric(
+        Quantity("cupti.sm_elapsed", "cycles", "total", "SM clock cycles (sm__cycles_elapsed.max)"),
+        Quantity(
             "cupti.tensor_active", "cycles", "total",
             "cycles with the tensor pipe active, mean over SMs (sm__pipe_tensor_cycles_active.avg)",
         ),
@@ -101,7 +101,7 @@ class CuptiCounters(CounterSource):
         self._open().start()
         self._running = True
 
-    def stop(self) -> list[Sample]:
+    def stop(self) -> list[CounterSample]:
         """The decoded samples. After an overflow a last one, empty, says that some were lost.
 
         Raises CounterError if CUPTI fails.
@@ -110,10 +110,12 @@ class CuptiCounters(CounterSource):
             raise CounterError("was not started")
         self._running = False
         self._rows, self._overflow = self._sampler.stop()
-        samples = [Sample(start, end, self._values(values)) for start, end, values in self._rows]
+        samples = [
+            CounterSample(start, end, self._values(values)) for start, end, values in self._rows
+        ]
         if self._overflow:
             end = samples[-1].end_ns if samples else 0
-            samples.append(Sample(end, end, dict.fromkeys(CUPTI_NAMES)))
+            samples.append(CounterSample(end, end, dict.fromkeys(CUPTI_NAMES)))
             self.reasons = dict.fromkeys(CUPTI_NAMES, _OVERFLOW)
         return samples
 
@@ -142,7 +144,7 @@ class CuptiCounters(CounterSource):
         ]
         options = self._typed_options()
         chip = self._sampler.chip if self._sampler is not None else ""
-        recording = Recording(
+        recording = CuptiRecording(
             origin=origin, chip=chip, interval_ns=options.interval_us * NS_PER_US,
             overflow=self._overflow, metrics=list(CUPTI_NAMES.values()), samples=rows,
         )  # fmt: skip

@@ -20,9 +20,9 @@ from nexusbench.counters._nvml_reader import (
 from nexusbench.counters._visible import computing_gpu
 from nexusbench.counters.base import (
     CounterOptions,
+    CounterSample,
     CounterSource,
-    Metric,
-    Sample,
+    Quantity,
     Support,
 )
 
@@ -48,19 +48,21 @@ class NvmlCounters(CounterSource):
 
     Options: ClassVar[type[CounterOptions]] = NvmlOptions
     source: ClassVar[str] = "NVML API reference (nvml.h), by nvidia-ml-py"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("nvml.power", "watts", "gauge", "instant board power"),
-        Metric("nvml.energy", "joules", "total", "energy of the board"),
-        Metric("nvml.sm_clock", "hertz", "gauge", "SM clock"),
-        Metric("nvml.memory_clock", "hertz", "gauge", "memory clock"),
-        Metric("nvml.memory_used", "bytes", "gauge", "GPU memory in use, of all processes"),
-        Metric("nvml.other_processes", "count", "gauge", "other processes computing on the GPU"),
-        Metric("nvml.sm_util", "share", "gauge", "GPM: SMs busy, of all SMs"),
-        Metric("nvml.sm_occupancy", "share", "gauge", "GPM: warps resident, of the most possible"),
-        Metric("nvml.tensor_util", "share", "gauge", "GPM: time with any tensor operation"),
-        Metric("nvml.dram_util", "share", "gauge", "GPM: HBM bandwidth used, of the peak"),
+    metrics: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("nvml.power", "watts", "gauge", "instant board power"),
+        Quantity("nvml.energy", "joules", "total", "energy of the board"),
+        Quantity("nvml.sm_clock", "hertz", "gauge", "SM clock"),
+        Quantity("nvml.memory_clock", "hertz", "gauge", "memory clock"),
+        Quantity("nvml.memory_used", "bytes", "gauge", "GPU memory in use, of all processes"),
+        Quantity("nvml.other_processes", "count", "gauge", "other processes computing on the GPU"),
+        Quantity("nvml.sm_util", "share", "gauge", "GPM: SMs busy, of all SMs"),
+        Quantity(
+            "nvml.sm_occupancy", "share", "gauge", "GPM: warps resident, of the most possible"
+        ),
+        Quantity("nvml.tensor_util", "share", "gauge", "GPM: time with any tensor operation"),
+        Quantity("nvml.dram_util", "share", "gauge", "GPM: HBM bandwidth used, of the peak"),
         *(
-            Metric(f"nvml.clock_event.{name}", "share", "gauge", f"time in which {meaning}")
+            Quantity(f"nvml.clock_event.{name}", "share", "gauge", f"time in which {meaning}")
             for name, (_, meaning) in CLOCK_EVENTS.items()
         ),
     )
@@ -74,7 +76,7 @@ class NvmlCounters(CounterSource):
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._error: Exception | None = None
-        self._samples: list[Sample] = []
+        self._samples: list[CounterSample] = []
         self._last: tuple[int, dict[str, float | None]] = (0, {})
 
     def attach(self, device: object) -> None:
@@ -112,7 +114,7 @@ class NvmlCounters(CounterSource):
         self._thread = threading.Thread(target=self._watch, name="nvml", daemon=True)
         self._thread.start()
 
-    def stop(self) -> list[Sample]:
+    def stop(self) -> list[CounterSample]:
         """End the thread, take the last reading. Raises CounterError if a reading had failed as a
         whole (a lost GPU).
         """
@@ -206,7 +208,7 @@ class NvmlCounters(CounterSource):
             else:
                 values[name] = None
                 self._reader.reasons[name] = "the driver's total went backwards"
-        self._samples.append(Sample(before_ns, now, values))
+        self._samples.append(CounterSample(before_ns, now, values))
         window = self._gpm.poll(now)
         if window is not None:
             self._samples.append(window)

@@ -11,7 +11,7 @@ import msgspec
 from nexusbench.core.clock import now_ns
 from nexusbench.core.errors import CounterError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.counters.base import CounterOptions, CounterSource, Metric, Sample, Support
+from nexusbench.counters.base import CounterOptions, CounterSample, CounterSource, Quantity, Support
 
 # Systems account CPU time in ticks of up to 10 ms; over less than this a tick or two decides.
 SHORTEST_NS = 200_000_000
@@ -32,17 +32,21 @@ class ProcessCounters(CounterSource):
     """
 
     source: ClassVar[str] = "psutil (operating system accounting), getrusage"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("process.elapsed", "seconds", "total", "real time"),
-        Metric("process.cpu_user", "seconds", "total", "CPU time in user mode, ended children too"),
-        Metric("process.cpu_system", "seconds", "total", "CPU time in the kernel, likewise"),
-        Metric("process.cpu_others", "seconds", "total", "CPU time of all other processes"),
-        Metric("process.cpu_stolen", "seconds", "total", "CPU time the hypervisor kept for others"),
-        Metric("process.switches_voluntary", "count", "total", "context switches to wait"),
-        Metric("process.switches_forced", "count", "total", "context switches to let others run"),
-        Metric("process.faults_minor", "count", "total", "page faults without reading a disk"),
-        Metric("process.faults_major", "count", "total", "page faults that read a disk"),
-        Metric("process.rss", "bytes", "gauge", "resident memory, mean of begin and end"),
+    metrics: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("process.elapsed", "seconds", "total", "real time"),
+        Quantity(
+            "process.cpu_user", "seconds", "total", "CPU time in user mode, ended children too"
+        ),
+        Quantity("process.cpu_system", "seconds", "total", "CPU time in the kernel, likewise"),
+        Quantity("process.cpu_others", "seconds", "total", "CPU time of all other processes"),
+        Quantity(
+            "process.cpu_stolen", "seconds", "total", "CPU time the hypervisor kept for others"
+        ),
+        Quantity("process.switches_voluntary", "count", "total", "context switches to wait"),
+        Quantity("process.switches_forced", "count", "total", "context switches to let others run"),
+        Quantity("process.faults_minor", "count", "total", "page faults without reading a disk"),
+        Quantity("process.faults_major", "count", "total", "page faults that read a disk"),
+        Quantity("process.rss", "bytes", "gauge", "resident memory, mean of begin and end"),
     )
 
     def __init__(self, options: CounterOptions | None = None) -> None:
@@ -63,7 +67,7 @@ class ProcessCounters(CounterSource):
         self.reasons = {}
         self._before = self._snapshot()
 
-    def stop(self) -> list[Sample]:
+    def stop(self) -> list[CounterSample]:
         """One sample: the differences since ``start``. Raises CounterError without a start."""
         if self._before is None:
             raise CounterError("was not started")
@@ -82,7 +86,7 @@ class ProcessCounters(CounterSource):
         if after.at_ns - before.at_ns < SHORTEST_NS and values["process.cpu_stolen"] is not None:
             values["process.cpu_stolen"] = None
             self.reasons["process.cpu_stolen"] = _too_short(before, after)
-        return [Sample(before.at_ns, after.at_ns, values)]
+        return [CounterSample(before.at_ns, after.at_ns, values)]
 
     def close(self) -> None:
         """Forget the start; there is nothing to release."""

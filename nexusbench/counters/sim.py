@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from nexusbench.core.errors import CounterError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.counters.base import CounterOptions, CounterSource, Metric, Sample, Support
+from nexusbench.counters.base import CounterOptions, CounterSample, CounterSource, Quantity, Support
 
 # Metric -> (the device's total, units of it in one of ours)
 _TOTALS = {
@@ -28,12 +28,12 @@ class SimCounters(CounterSource):
 
     clock: ClassVar[Literal["host", "device", "gpu"]] = "device"
     source: ClassVar[str] = "the attached device's totals()"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("sim.elapsed", "seconds", "total", "simulated time"),
-        Metric("sim.busy", "seconds", "total", "simulated time in which anything ran"),
-        Metric("sim.dram_bytes", "bytes", "total", "read from and written to HBM"),
-        Metric("sim.sm_active", "seconds", "total", "SM-seconds: busy time summed over SMs"),
-        Metric(
+    metrics: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("sim.elapsed", "seconds", "total", "simulated time"),
+        Quantity("sim.busy", "seconds", "total", "simulated time in which anything ran"),
+        Quantity("sim.dram_bytes", "bytes", "total", "read from and written to HBM"),
+        Quantity("sim.sm_active", "seconds", "total", "SM-seconds: busy time summed over SMs"),
+        Quantity(
             "sim.tensor_busy", "seconds", "total", "time of the tensor cores at their peak rate"
         ),
     )
@@ -62,7 +62,7 @@ class SimCounters(CounterSource):
         self.reasons = {}
         self._before = self._totals()
 
-    def stop(self) -> list[Sample]:
+    def stop(self) -> list[CounterSample]:
         """One sample: the differences since ``start``. Raises CounterError without a start."""
         if self._before is None:
             raise CounterError("was not started")
@@ -71,7 +71,7 @@ class SimCounters(CounterSource):
         for metric, (key, scale) in _TOTALS.items():
             values[metric] = self._difference(metric, before.get(key), after.get(key), scale)
         times = int(before.get("now_ns", 0)), int(after.get("now_ns", 0))
-        return [Sample(*times, values)]
+        return [CounterSample(*times, values)]
 
     def close(self) -> None:
         """Let the device go; it is not closed."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from nexusbench.core.cores import processor_name
+from nexusbench.core.machine import available_memory, processor_name
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.core.units import GIB
 from nexusbench.kernels.limits import GEMM_SIZE, ROUNDS, STREAM_BYTES, gemm_gflops, stream_gbps
-from nexusbench.models.memory import available_memory
 
 # A description needs the constants of a simulated GPU; a CPU's own times come from its profile, so
 # these are neutral: attain everything, no fixed times but a thread team's wake-up.

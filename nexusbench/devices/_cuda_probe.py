@@ -12,7 +12,7 @@ from nexusbench.core.units import GIB, MIB
 from nexusbench.counters.base import counters, why
 from nexusbench.devices._cuda_driver import GpuFacts, memory_line
 from nexusbench.devices._cuda_partitions import GreenPartitions, Partitions
-from nexusbench.devices.base import Check
+from nexusbench.devices.base import DeviceCheck
 from nexusbench.physics.gpus import gpu_names, load_gpu
 
 # FLOP per clock and SM, dense bf16 with fp32 accumulation, by compute capability: published peaks
@@ -88,21 +88,21 @@ def _shipped(facts: GpuFacts) -> GpuSpec | None:
     return None
 
 
-def check_gpu(facts: GpuFacts, partitions: Partitions, gpu: GpuSpec) -> Iterator[Check]:
+def check_gpu(facts: GpuFacts, partitions: Partitions, gpu: GpuSpec) -> Iterator[DeviceCheck]:
     """What can be told of a GPU that is there; makes one pair of contexts to weigh them."""
     capability = ".".join(map(str, facts.capability))
     known = "as shipped" if gpu.name != facts.name else "not shipped: from the driver"
-    yield Check(
+    yield DeviceCheck(
         "GPU", True, f"{facts.name}, compute capability {capability}, {facts.num_sms} SMs, "
         f"{memory_line(facts)}; peaks {gpu.peak_tflops:,.0f} TFLOP/s and {gpu.hbm_gbps:,.0f} GB/s "
         f"({known})",
     )  # fmt: skip
-    yield Check("driver", True, facts.driver_version if facts.driver else "version not known")
+    yield DeviceCheck("driver", True, facts.driver_version if facts.driver else "version not known")
     disjoint = [split for split in partitions.splits if not split.overlapping]
-    yield Check(
+    yield DeviceCheck(
         "granularity", True, f"at least {partitions.minimum} SMs, in steps of {partitions.multiple}"
     )
-    yield Check(
+    yield DeviceCheck(
         "splits", bool(disjoint),
         f"{len(disjoint)} of prefill/decode: {', '.join(map(str, disjoint)) or 'none'}; and "
         f"{partitions.splits[-1]} (both on all SMs)",
@@ -111,7 +111,7 @@ def check_gpu(facts: GpuFacts, partitions: Partitions, gpu: GpuSpec) -> Iterator
         sides = partitions.streams(disjoint[len(disjoint) // 2])
         weight = partitions.memory_per_context or 0
         granted = ", ".join(f"{name} {side.sms}" for name, side in sides.items())
-        yield Check(
+        yield DeviceCheck(
             "contexts", isinstance(partitions, GreenPartitions),
             f"{weight / MIB:.1f} MiB of GPU memory each, {partitions.num_contexts} made for "
             f"{granted} SMs",
@@ -119,7 +119,7 @@ def check_gpu(facts: GpuFacts, partitions: Partitions, gpu: GpuSpec) -> Iterator
     yield from check_counters()
 
 
-def check_counters() -> Iterator[Check]:
+def check_counters() -> Iterator[DeviceCheck]:
     """Which of the GPU's counters may be read here."""
     for name in ("nvml", "cupti"):
         if name not in counters.names():
@@ -128,6 +128,6 @@ def check_counters() -> Iterator[Check]:
             with counters.create(name) as source:
                 support = source.probe()
         except Exception as error:
-            yield Check(f"counter {name}", False, f"does not load: {why(error)}")
+            yield DeviceCheck(f"counter {name}", False, f"does not load: {why(error)}")
             continue
-        yield Check(f"counter {name}", support.ok, support.reason or "permitted")
+        yield DeviceCheck(f"counter {name}", support.ok, support.reason or "permitted")

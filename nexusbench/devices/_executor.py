@@ -18,8 +18,7 @@ from nexusbench.kernels.attention.base import AttentionBackend, PreparedAttentio
 from nexusbench.kernels.paged import LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan, BlockTables, plan_attention
 from nexusbench.models.decoder import Decoder
-from nexusbench.models.finite import broken_rows, whence
-from nexusbench.models.sampling import Sampling, sample
+from nexusbench.models.sampling import TokenSampling, broken_rows, sample, whence
 from nexusbench.models.step import Step, make_step
 
 Report = Callable[[StepOutput], None]
@@ -40,7 +39,7 @@ class Served:
     decoder: Decoder
     kv: PagedKV
     prompts: Prompts
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: TokenSampling = field(default_factory=TokenSampling)
     halfway: dict[int, torch.Tensor] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     again: bool = False  # launches may be repeated (Serving.again)

@@ -61,7 +61,7 @@ class Serving(msgspec.Struct, frozen=True):
     again: bool = False
 
 
-class Check(msgspec.Struct, frozen=True):
+class DeviceCheck(msgspec.Struct, frozen=True):
     """One line of ``nexusbench doctor --device``: what was looked at, whether it is as it should
     be, and what was found or what to do.
     """
@@ -107,11 +107,11 @@ class Device(ABC):
         return []
 
     @classmethod
-    def check_up(cls, argument: str) -> list[Check]:
+    def check_up(cls, argument: str) -> list[DeviceCheck]:
         """What the device finds on a machine that lacks nothing; for ``doctor --device``."""
         gpu, kind = cls.describe(argument), cls.__module__.rpartition(".")[2]
         size = f"{gpu.num_sms} {unit_of(f'{kind}:{argument}' if argument else kind)}"
-        return [Check("device", True, f"{gpu.name}: {size}, {gpu.hbm_gib:.1f} GiB")]
+        return [DeviceCheck("device", True, f"{gpu.name}: {size}, {gpu.hbm_gib:.1f} GiB")]
 
     @classmethod
     @abstractmethod

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from nexusbench.core.batch import Batch, BatchShape, Chunk, Split, StepOutput
 from nexusbench.core.clock import now_ns
-from nexusbench.core.cores import threads_per_core, usable_cores
 from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.machine import threads_per_core, usable_cores
 from nexusbench.core.parts import parts_of
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
@@ -142,7 +142,7 @@ class Cpu(Device):
         not fit into memory.
         """
         from nexusbench.devices._executor import Served
-        from nexusbench.models.sampling import Sampling
+        from nexusbench.models.sampling import TokenSampling
 
         spec = self._decoder.config.spec
         options = self._options
@@ -150,7 +150,7 @@ class Cpu(Device):
             self._decoder,
             self._decoder.new_kv(serving.num_blocks, serving.block_size),
             Prompts(serving, spec.vocab_size),
-            Sampling(options.temperature, options.top_p, serving.seed),
+            TokenSampling(options.temperature, options.top_p, serving.seed),
             again=serving.again,
         )
         tokens = min(_WARM_UP_TOKENS, serving.num_blocks * serving.block_size - 1)
@@ -332,6 +332,6 @@ def _check_argument(argument: str) -> bool:
 
 def _kv_bytes(options: DeviceOptions) -> float:
     """Memory for KV blocks: a share of what the weights left, within a limit."""
-    from nexusbench.models.memory import available_memory
+    from nexusbench.core.machine import available_memory
 
     return min(float(MOST_KV_BYTES), options.gpu_memory_utilization * available_memory())

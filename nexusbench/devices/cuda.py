@@ -28,7 +28,7 @@ from nexusbench.devices._cuda_driver import (
 )
 from nexusbench.devices._cuda_memory import MemoryPlan, decode_buckets, plan_memory
 from nexusbench.devices._prompts import Prompts
-from nexusbench.devices.base import Check, Device, DeviceOptions, Serving
+from nexusbench.devices.base import Device, DeviceCheck, DeviceOptions, Serving
 
 # torch and what is built on it are imported when a GPU is opened: listing devices must work
 # without.
@@ -122,7 +122,7 @@ class Cuda(Device):
         return missing(chosen.gpu, green=chosen.green)
 
     @classmethod
-    def check_up(cls, argument: str) -> list[Check]:
+    def check_up(cls, argument: str) -> list[DeviceCheck]:
         """Driver, SMs, legal splits, what contexts weigh, permitted counters."""
         from nexusbench.devices._cuda_probe import check_gpu
 
@@ -208,7 +208,7 @@ class Cuda(Device):
         from nexusbench.devices._cuda_queue import LaunchQueue
         from nexusbench.devices._cuda_steps import PieceMaker
         from nexusbench.devices._executor import Served
-        from nexusbench.models.sampling import Sampling
+        from nexusbench.models.sampling import TokenSampling
 
         decoder, options, runtime = self._decoder, self._options, self._runtime
         assert decoder is not None, "the device is closed"
@@ -219,7 +219,7 @@ class Cuda(Device):
         kv = decoder.new_kv(serving.num_blocks + 1, serving.block_size)
         self._served = Served(
             decoder, kv, Prompts(serving, spec.vocab_size),
-            Sampling(options.temperature, options.top_p, serving.seed), again=serving.again,
+            TokenSampling(options.temperature, options.top_p, serving.seed), again=serving.again,
         )  # fmt: skip
         # Its growth would free a table that another stream still reads.
         decoder.rotary.table(spec.max_model_len - 1)

@@ -14,11 +14,11 @@ from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, DeviceOptions
-from nexusbench.physics.gpus import legal_splits, load_gpu
-from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
+from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
 from nexusbench.physics.measured import MeasuredPhysics
-from nexusbench.physics.profiled import Truth, is_profile
+from nexusbench.physics.profiled import Truth
 from nexusbench.physics.remote import Away, ghost, remote_slowdown, split_launch
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
@@ -30,14 +30,14 @@ RESERVED_BYTES = 0.86 * GIB
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
-class Launch(msgspec.Struct, gc=False, eq=False):
+class SimLaunch(msgspec.Struct, gc=False, eq=False):
     """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it
     goes now; ``away`` what another GPU computes for it.
     """
 
     step: int
     partition: str
-    load: Load
+    load: LaunchLoad
     left: float
     slow: float
     ends_ns: int
@@ -54,7 +54,7 @@ class Meters(msgspec.Struct, gc=False):
     tensor_busy_ns: float = 0.0  # of the launch's SMs together
     busy_ns: float = 0.0
 
-    def count(self, load: Load, repeat: int) -> None:
+    def count(self, load: LaunchLoad, repeat: int) -> None:
         """Add a launch at its solo speed."""
         self.dram_bytes += repeat * (load.dense.traffic + load.attention.traffic)
         self.sm_active_ns += repeat * load.sms * load.solo
@@ -106,9 +106,9 @@ class Sim(Device):
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
-        self._links = Links(gpu, self.spec)
+        self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0
-        self._launches: list[Launch] = []
+        self._launches: list[SimLaunch] = []
         self._noise = random.Random(options.seed)
         self._jitter = gpu.sim.jitter
         self._meters = Meters() if options.profiling else None
@@ -145,6 +145,9 @@ class Sim(Device):
         name = "+".join([Path(one).name.lower()] * count)
         return cls(load_gpu(one), model, options, name=name, count=count)
 
+    def start(self) -> None:
+        """The virtual clock stands at 0 until work is submitted."""
+
     def now(self) -> int:
         """Virtual nanoseconds."""
         return self._now
@@ -166,7 +169,7 @@ class Sim(Device):
         if not self._now + solo < LAST_NS:
             raise past_the_clock(self.spec.name, "a launch", self._now + solo)
         end = self._now + int(solo) + 1
-        launch = Launch(
+        launch = SimLaunch(
             step, batch.partition, load, solo, 1.0, end, int(solo) + 1, batch.repeat, away
         )
         launches.append(launch)
@@ -177,20 +180,22 @@ class Sim(Device):
 
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
         """Start a copy; copies between the same two pools, one way, follow each other."""
+        if self._links is None:
+            self._links = Links(self.gpu, self.spec)
         self._links.start(number, source, target, num_bytes, self._now)
 
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
         """Jump to the next end, or to ``until`` if that is earlier."""
-        launches = self._launches
-        if self._links.busy and (
-            not launches or self._links.next_ns <= min([x.ends_ns for x in launches])
+        launches, links = self._launches, self._links
+        if (links is not None and links.busy) and (
+            not launches or links.next_ns <= min([x.ends_ns for x in launches])
         ):
-            due = self._links.next_ns
+            due = links.next_ns
             if until is not None and until < due:
                 self._advance(max(until, self._now))
                 return []
             self._advance(max(due, self._now))
-            return [TransferOutput(self._links.pop(), self._now)]
+            return [TransferOutput(links.pop(), self._now)]
         if not launches:
             if until is not None and until > self._now:
                 self._now = until
@@ -239,14 +244,14 @@ class Sim(Device):
         self._retime(end)
         return outputs
 
-    def _output(self, launch: Launch, end: int, last: bool) -> StepOutput:
+    def _output(self, launch: SimLaunch, end: int, last: bool) -> StepOutput:
         output = StepOutput(launch.step, end, launch.solo_ns, last)
         if self._meters is not None:
             load = launch.load
             output.operators_ns = {"dense": load.dense.time, "attention": load.attention.time}
         return output
 
-    def _next_repetition(self, launch: Launch) -> None:
+    def _next_repetition(self, launch: SimLaunch) -> None:
         """The next decode step of one launch (its context growth of one token a row is below the
         noise).
         """
@@ -276,7 +281,7 @@ class Sim(Device):
             launch.slow = slow
             launch.ends_ns = self._end(launch, now)
 
-    def _end(self, launch: Launch, now: int) -> int:
+    def _end(self, launch: SimLaunch, now: int) -> int:
         """When a launch ends that goes on as fast as it now does. Raises UsageError if no clock of
         63 bits gets there.
         """
@@ -285,7 +290,7 @@ class Sim(Device):
             raise past_the_clock(self.spec.name, "a launch", now + left)
         return now + int(left) + 1
 
-    def _slow_on_pair(self, launch: Launch) -> float:
+    def _slow_on_pair(self, launch: SimLaunch) -> float:
         """How many times slower a launch goes: by what else runs on its GPU, and where it has sent
         attention.
         """
@@ -297,7 +302,7 @@ class Sim(Device):
             slow += away.time(slower) / away.time() - 1.0
         return slow
 
-    def _beside(self, launch: Launch, pool: int) -> list[Load]:
+    def _beside(self, launch: SimLaunch, pool: int) -> list[LaunchLoad]:
         """What others compute on a GPU: their launches there, and what they have sent there."""
         home, loads = self.spec.pool_of, []
         for other in self._launches:

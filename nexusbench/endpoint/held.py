@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nexusbench.core.events import Table
+from nexusbench.core.events import EventTable
 from nexusbench.core.units import NS_PER_MS, NS_PER_US
 from nexusbench.endpoint.counting import can_hold
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
@@ -126,7 +126,7 @@ class Held:
             self.sent.add(exchange.sent_ns, index, cached)
         self.steps.extend(times, array("q", [index]) * len(times), tokens)
 
-    def write(self, tables: Mapping[str, Table], step: int, before: int | None = None) -> int:
+    def write(self, tables: Mapping[str, EventTable], step: int, before: int | None = None) -> int:
         """Move rows to ``tables``: all, or those of earlier than ``before`` alone. The first step
         has the number ``step``; returns that of the next.
         """
@@ -143,7 +143,7 @@ class Held:
         return step + len(steps)
 
 
-def _extend(table: Table, *columns: npt.NDArray[Any]) -> None:
+def _extend(table: EventTable, *columns: npt.NDArray[Any]) -> None:
     """Append many rows at once: the caller must leave the interpreter to the thread that sends."""
     for column, values in zip(table.columns.values(), columns, strict=True):
         column.frombytes(values.astype(f"i{column.itemsize}").tobytes())

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import msgspec
 
-from nexusbench.core.events import OUTCOMES, EventLog, Table
+from nexusbench.core.events import OUTCOMES, EventLog, EventTable
 from nexusbench.core.units import NS_PER_MS, counted
 from nexusbench.endpoint.counting import COUNTING, Counted
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
@@ -152,7 +152,7 @@ class Recording:
         """
         self._num_steps = self._held.write(self.log.tables, self._num_steps, before)
 
-    def tail(self, under_way: Iterable[Exchange]) -> dict[str, Table]:
+    def tail(self, under_way: Iterable[Exchange]) -> dict[str, EventTable]:
         """What is known and not written yet, of what is under way too; it stays unwritten."""
         rest = self._held.copy()
         for exchange in under_way:
@@ -160,7 +160,7 @@ class Recording:
                 seen = self._under_way.setdefault(exchange.request.index, UnderWay())
                 seen.take(exchange.answer)
                 rest.take(exchange, seen.times, seen.tokens, NOT_YET)
-        tables = {name: Table(name) for name in self.log.tables}
+        tables = {name: EventTable(name) for name in self.log.tables}
         rest.write(tables, self._num_steps)
         return tables
 

@@ -18,6 +18,7 @@ from nexusbench.engine.executor import Executor
 from nexusbench.engine.invariants import Auditor
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
+from nexusbench.planning.journal import Journal
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 REJECTED = OUTCOMES.index("rejected")
@@ -71,10 +72,10 @@ class Engine:
             others,
         )  # fmt: skip
         self.pools = pools = (kv, *others)
-        self.context = SchedulerContext(
-            self.state, pools, scheduler.name, scheduler.order_key, scheduler.options.preemption,
-            scheduler.ranking,
-        )  # fmt: skip
+        self.journal = Journal(
+            self.state, pools, scheduler.name, scheduler.order_key, scheduler.ranking
+        )
+        self.context = SchedulerContext(self.journal, scheduler.options.preemption)
         self.arrivals = Arrivals(requests, config.concurrency)
         self.patience = Patience(requests)
         self.executor = Executor(
@@ -145,17 +146,17 @@ class Engine:
             self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
         else:
             r.num_tokens = r.num_prompt_tokens
-            r.order_key = self.context.joining_key(r)
+            r.order_key = self.journal.joining_key(r)
             self.state.waiting.add(r)
             self.patience.watch(r)
 
     def _decide(self) -> None:
         """One scheduling instant: plan, split, commit."""
-        state, ctx = self.state, self.context
-        ctx.begin()
+        state, journal = self.state, self.journal
+        journal.begin()
         watch = self._stopwatch
         started = watch() if watch is not None else 0
-        plan = self.scheduler.schedule(ctx)
+        plan = self.scheduler.schedule(self.context)
         if not isinstance(plan, Plan):
             found = f"returns {type(plan).__name__} from schedule, not a Plan"
             raise PlanRefused("contract", self.scheduler.name, found)
@@ -163,9 +164,9 @@ class Engine:
         if watch is not None:
             self.decision_ns.append(watch() - started)
         try:
-            self.executor.commit(plan, split, ctx)
+            self.executor.commit(plan, split, journal)
         except PlanRefused:
-            ctx.rollback()
+            journal.rollback()
             raise
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)

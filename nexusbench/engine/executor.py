@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import InvariantBreach, PlanRefused, UsageError
 from nexusbench.core.events import OUTCOMES, PREEMPTION_KINDS, EventLog
+from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.devices.base import Device
@@ -14,7 +15,8 @@ from nexusbench.engine.arrivals import ORPHANED, Arrivals
 from nexusbench.engine.movers import Movers
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
-from nexusbench.schedulers.base import Scheduler, SchedulerContext
+from nexusbench.planning.journal import Journal
+from nexusbench.schedulers.base import Scheduler
 
 FINISHED = OUTCOMES.index("finished")
 CANCELLED = OUTCOMES.index("cancelled")
@@ -54,21 +56,26 @@ class Executor:
         self._stopped: set[int] = set()  # requests that such a token ended
         belief = partitioner.belief
         self._learning = belief if belief is not None and belief.learns else None
-        self._listeners = [part for part in (scheduler, partitioner) if part.listens]
+        self._policy = scheduler.name
+        self._one_gpu = state.device.num_gpus == 1
+        self._at_step = overridden("completed", (scheduler, Scheduler), (partitioner, Partitioner))
+        self._at_end = [
+            *overridden("finished", (scheduler, Scheduler)), *overridden("forget", (device, Device))
+        ]  # fmt: skip
         self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
         self._set_split(state.split)
 
     # -- commit ------------------------------------------------------------------------------------
 
-    def commit(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
+    def commit(self, plan: Plan, split: Split, journal: Journal) -> None:
         """Log and launch ``plan`` under ``split``. Raises PlanRefused and launches nothing if it
         breaks a rule.
         """
-        self._check(plan, split, ctx)
+        self._check(plan, split, journal)
         state, tables = self.state, self.log.tables
-        for request in ctx.kv_blocked:
+        for request in journal.kv_blocked:
             tables["kv_blocked"].row(request.index, state.now)
-        ctx.kv_blocked.clear()
+        journal.kv_blocked.clear()
         for preemption in plan.preemptions:
             request = preemption.request
             kind, lost = PREEMPTION_KINDS.index(preemption.kind), preemption.lost_tokens
@@ -81,14 +88,14 @@ class Executor:
         launches = [(batch, self._sms(batch.partition, launched)) for batch in plan.batches]
         for batch, sms in launches:
             beside = self._neighbour(batch.partition)
-            if beside is None and len(launches) > 1 and state.device.num_gpus == 1:
+            if beside is None and len(launches) > 1 and self._one_gpu:
                 beside = next((b.shape, n) for b, n in launches if b is not batch)
             self._launch(batch, sms, beside)
 
-    def _check(self, plan: Plan, split: Split, ctx: SchedulerContext) -> None:
+    def _check(self, plan: Plan, split: Split, journal: Journal) -> None:
         """The contract of a plan (docs/invariants.md)."""
-        policy, state = self.scheduler.name, self.state
-        if not ctx.moved(plan):
+        policy, state = self._policy, self.state
+        if not journal.matches(plan):
             raise PlanRefused(
                 "contract", policy, "preempts or moves requests otherwise than with the context"
             )
@@ -109,13 +116,12 @@ class Executor:
                 raise PlanRefused(
                     "I5", policy, f"launches on '{batch.partition}', whose queue is full"
                 )
-            shape = batch.shape
-            if shape.num_tokens > state.limits.max_num_batched_tokens or not shape.num_tokens:
-                raise PlanRefused(
-                    "contract", policy, f"launches {shape.num_tokens} tokens; the budget is 1 to "
-                    f"{state.limits.max_num_batched_tokens}",
-                )  # fmt: skip
-            if not ctx.built(batch):
+            shape, most = batch.shape, state.limits.max_num_batched_tokens
+            tokens = shape.num_tokens
+            if not 0 < tokens <= most:
+                problem = f"launches {tokens} tokens; the budget is 1 to {most}"
+                raise PlanRefused("contract", policy, problem)
+            if not journal.drafted(batch):
                 raise PlanRefused(
                     "contract", policy, "launches a batch that it did not build with the context"
                 )
@@ -128,7 +134,7 @@ class Executor:
 
     def _check_pieces(self, batch: Batch) -> None:
         """Layer ranges are for chunks, from where they stopped; repetitions are for decodes."""
-        policy, layers, most = self.scheduler.name, batch.layers, self.state.device.num_layers
+        policy, layers, most = self._policy, batch.layers, self.state.device.num_layers
         if batch.repeat < 1 or (batch.repeat > 1 and (batch.chunks or layers is not None)):
             raise PlanRefused("contract", policy, "repeats more than whole decode steps")
         if layers is not None and (batch.decodes or not 0 <= layers[0] < layers[1] <= most):
@@ -150,7 +156,7 @@ class Executor:
         expand.
         """
         state = self.state
-        if self.partitioner.options.idle == "expand" and state.device.num_gpus == 1:
+        if self.partitioner.options.idle == "expand" and self._one_gpu:
             for other, running in state.in_flight.items():
                 if other != partition and (running or other in launched):
                     break
@@ -257,8 +263,8 @@ class Executor:
         count = len(made) - before
         self.num_tokens += count
         self.log.tables["step_done"].row(output.step, output.end_ns, output.solo_ns, count)
-        for listener in self._listeners:
-            listener.completed(batch, output.end_ns)
+        for hook in self._at_step:
+            hook(batch, output.end_ns)
         for request in done:
             self._finish(request)
             self._forget(request)
@@ -371,8 +377,8 @@ class Executor:
             kv.free(request)
         else:
             state.waiting.remove(request)
-        self.scheduler.finished(request)
-        self.device.forget(request)
+        for hook in self._at_end:
+            hook(request)
 
     def end(self, request: Request, outcome: int, reason: str) -> None:
         """Log the one end of a request (I1), and the ends of what would have followed it."""

@@ -42,7 +42,9 @@ class Auditor:
         running = [*state.decoding, *state.prefilling, *state.swapped]
         for number, kv in enumerate(self._pools):
             held = [r.blocks for r in running if r.pool == number]
-            problem = kv.pool.audit([*held, *self._executor.movers.blocks_ahead(number)])
+            if state.moving:
+                held += self._executor.movers.blocks_ahead(number)
+            problem = kv.pool.audit(held)
             if problem is not None:
                 raise InvariantBreach("I3", problem)
         for r in running:
@@ -68,7 +70,7 @@ class Auditor:
                 raise InvariantBreach(
                     "I4", f"'{r.id}' has {r.num_tokens} tokens at the end, not {least} or more"
                 )
-            made += r.num_output_tokens if r.num_tokens else 0
+            made += r.num_tokens - r.num_prompt_tokens if r.num_tokens else 0
         if made != executor.num_tokens:
             raise InvariantBreach(
                 "I4", f"{made} tokens generated, but {executor.num_tokens} reported"

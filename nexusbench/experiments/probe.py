@@ -15,7 +15,7 @@ from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.engine.engine import Engine
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.store import Store
-from nexusbench.metrics.goodput import request_p99_gaps
+from nexusbench.metrics.requests import request_p99_gaps
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.slo import STATISTICS
 from nexusbench.serving.assembly import assemble

@@ -23,7 +23,7 @@ from nexusbench.devices.base import Device
 from nexusbench.experiments.oracle import Oracle, make_oracle, not_simulated, simulated
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, shapes_to_run
-from nexusbench.partitioners.nexus import NexusOptions
+from nexusbench.partitioners.nexus import NexusPartitionerOptions
 from nexusbench.serving.assembly import (
     Assembly,
     BeliefFactory,
@@ -130,18 +130,18 @@ class Watched(Partitioner):
         return chosen
 
     @property
-    def _objective(self) -> NexusOptions:
+    def _objective(self) -> NexusPartitionerOptions:
         return objective(self.inner)
 
 
-def objective(partitioner: Partitioner) -> NexusOptions:
+def objective(partitioner: Partitioner) -> NexusPartitionerOptions:
     """Whose slacks and switch a decision is judged by: Nexus's, with the run's own constants."""
     options = partitioner.options
-    return options if isinstance(options, NexusOptions) else NexusOptions()
+    return options if isinstance(options, NexusPartitionerOptions) else NexusPartitionerOptions()
 
 
 def judge(
-    decision: Decision, truth: Oracle, splits: Sequence[Split], rules: NexusOptions
+    decision: Decision, truth: Oracle, splits: Sequence[Split], rules: NexusPartitionerOptions
 ) -> Judgement:
     """``decision`` against the best of ``splits`` (disjoint ones) in truth."""
     literal = decision.prefill_first == (rules.reading == "literal")

@@ -13,12 +13,9 @@ from nexusbench.gates.rules import GAPS, GUARDS, NAMES_OF_SAMPLES, Rule
 from nexusbench.gates.series import Samples, Series
 from nexusbench.gates.statistics import fewer_p
 from nexusbench.gates.verdicts import TOLERANCE, Finding
+from nexusbench.metrics.base import tags_counting_refused
 
 OFFERED, FINISHED, WORK = GUARDS
-# What counts the requests that were turned away, or counts them as misses: they need no guard.
-_COUNTS = (
-    FINISHED, WORK, "rejected", "failed", "cancelled", "unfinished", "attainment", "goodput",
-)  # fmt: skip
 # These count a request that was turned away as a miss, and one whose answer was cut short as kept.
 _OF_ANSWERS = ("attainment", "goodput")
 # A client sees deliveries, which hold more tokens at one time than at another.
@@ -67,7 +64,9 @@ def guard(
     flatter everything, attainment too.
     """
     allowance = _allowance(rules)
-    counts_only = all(_tag(rule.metric) in _COUNTS for rule in rules)
+    # What counts them, or counts them as misses, needs no guard.
+    counting = tags_counting_refused()
+    counts_only = all(_tag(rule.metric) in counting for rule in rules)
     for name, old in pairs.items():
         new = current[name]
         if not new.environment:  # numbers of the user's own, not of a run
@@ -76,14 +75,14 @@ def guard(
         judged = [finding for finding in findings if finding.series == name]
         if missing is None and (cut := _cut_short(old, new, allowance)):
             for finding in judged:
-                if _tag(finding.metric) in _OF_ANSWERS or _tag(finding.metric) not in _COUNTS:
+                if _tag(finding.metric) in _OF_ANSWERS or _tag(finding.metric) not in counting:
                     _take_back(finding, cut)
         if counts_only:
             continue
         # As many may have finished, and shorter ones.
         short = _requests(old, new, allowance, alpha) if missing else _tokens(old, new, allowance)
         for finding in judged:
-            if _tag(finding.metric) in _COUNTS:
+            if _tag(finding.metric) in counting:
                 continue
             if short is not None:
                 _take_back(finding, short.words)

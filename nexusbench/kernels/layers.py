@@ -10,14 +10,14 @@ from enum import IntFlag
 import torch
 
 from nexusbench.kernels import fused
-from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.native import bindings
 from nexusbench.kernels.native.bindings import GROUP, check
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
-class Stage(IntFlag):
+class LayerStage(IntFlag):
     """Parts of a layer, so that attention of another kind can be put between them."""
 
     PROJECT = 1  # norm, q/k/v, rope, KV write
@@ -27,15 +27,15 @@ class Stage(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
+class PackedLayer:
     """One layer: ``qkv`` is the joint projection, ``gate_up`` gated; norms in fp32."""
 
     input_norm: torch.Tensor
-    qkv: Linear
-    output: Linear
+    qkv: LinearLayer
+    output: LinearLayer
     mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: LinearLayer
+    down: LinearLayer
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
 
@@ -101,7 +101,7 @@ class DecoderLayers:
 
     def __init__(
         self,
-        layers: Sequence[LayerWeights],
+        layers: Sequence[PackedLayer],
         caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
         cos_sin: torch.Tensor,
         eps: float,
@@ -145,7 +145,7 @@ class DecoderLayers:
         *,
         first: int = 0,
         count: int | None = None,
-        stages: Stage = Stage.ALL,
+        stages: LayerStage = LayerStage.ALL,
         threads: int | None = None,
     ) -> None:
         """Layers ``first`` .. ``first + count`` (default: all) on fp32 x [M, hidden], in place.
@@ -186,20 +186,20 @@ class DecoderLayers:
         x: torch.Tensor,
         batch: TokenBatch,
         work: Workspace,
-        stages: Stage,
+        stages: LayerStage,
         threads: int,
     ) -> None:
         """One layer from its pieces: the same sums in the same order."""
         M, layer, (k_cache, v_cache) = int(x.shape[0]), self.layers[index], self.caches[index]
         qkv, attended = work.qkv[:M], work.attended[:M]
-        if stages & Stage.PROJECT:
+        if stages & LayerStage.PROJECT:
             normed = fused.rms_norm(x, layer.input_norm, self.eps, self.dtype, threads=threads)
             layer.qkv(normed, out=qkv, threads=threads)
             fused.rope_and_cache(
                 qkv, batch.positions, batch.slots, self.cos_sin, k_cache, v_cache,
                 layer.q_norm, layer.k_norm, self.eps, neighbours=self.neighbours, threads=threads,
             )  # fmt: skip
-        if stages & Stage.ATTEND:
+        if stages & LayerStage.ATTEND:
             assert batch.tables is not None
             assert batch.lengths is not None
             query = qkv[:, : self.attended]
@@ -209,7 +209,7 @@ class DecoderLayers:
                     threads=threads,
                 )
             )  # fmt: skip
-        if stages & Stage.FINISH:
+        if stages & LayerStage.FINISH:
             layer.output(attended, residual=x, out=x, out_dtype=torch.float32, threads=threads)
             normed = fused.rms_norm(x, layer.mlp_norm, self.eps, self.dtype, threads=threads)
             activated = layer.gate_up(normed, threads=threads)
@@ -225,7 +225,7 @@ class DecoderLayers:
         whole = self.dtype == torch.float32 or all(not lin.in_features % GROUP for lin in linears)
         return whole and all(linear.path == "native" for linear in linears)
 
-    def _check(self, layer: LayerWeights, cache: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def _check(self, layer: PackedLayer, cache: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Raises ValueError for a layer unlike the first."""
         wanted = (
             (layer.qkv, self.hidden, self.qkv_width, False),
@@ -247,7 +247,7 @@ class DecoderLayers:
                 check(name, norm, (self.head_dim,), torch.float32)
 
     def _check_batch(
-        self, x: torch.Tensor, batch: TokenBatch, work: Workspace, stages: Stage
+        self, x: torch.Tensor, batch: TokenBatch, work: Workspace, stages: LayerStage
     ) -> None:
         """Raises ValueError unless the batch and the workspace have x's tokens."""
         M = int(x.shape[0])
@@ -256,14 +256,14 @@ class DecoderLayers:
         check("slots", batch.slots, (M,), torch.int64)
         if work.qkv.shape[0] < M:
             raise ValueError(f"the workspace has room for {work.qkv.shape[0]} tokens, not {M}")
-        if stages & Stage.ATTEND:
+        if stages & LayerStage.ATTEND:
             if batch.tables is None or batch.lengths is None:
                 raise ValueError("attention needs tables and lengths")
             check("tables", batch.tables, (M, int(batch.tables.shape[1])), torch.int32)
             check("lengths", batch.lengths, (M,), torch.int32)
 
 
-def _addresses(layer: LayerWeights, cache: tuple[torch.Tensor, torch.Tensor]) -> _Layer:
+def _addresses(layer: PackedLayer, cache: tuple[torch.Tensor, torch.Tensor]) -> _Layer:
     """A layer as the C++ side reads it."""
     address = bindings.address
     return _Layer(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 
 from nexusbench.core.clock import now_ns
-from nexusbench.core.cores import usable_cores
-from nexusbench.kernels.linear import Linear
+from nexusbench.core.machine import usable_cores
+from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.native import memory
 
 STREAM_BYTES = 256 * 1024**2  # well beyond the caches of a core
@@ -31,7 +31,7 @@ def gemm_gflops(dtype: str) -> float:
     torch or by the linear layers' own kernels: in fp32 with AMX these are faster.
     """
     a = torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=getattr(torch, dtype))
-    linear = Linear(a)
+    linear = LinearLayer(a)
     return 2.0 * GEMM_SIZE**3 / min(_fastest(lambda: a @ a), _fastest(lambda: linear(a)))
 
 

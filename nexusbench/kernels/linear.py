@@ -11,7 +11,7 @@ from nexusbench.kernels.native.bindings import GROUP
 _TRANSPOSED_UP_TO = {torch.bfloat16: 128, torch.float32: 4}
 
 
-class Linear:
+class LinearLayer:
     """``y = x W^T (+ bias) (+ residual)`` on a weight that is packed once, when this is made.
 
     ``weight`` is [N, K], ``bias`` [N]. With ``gated`` the weight is [2 N, K], first the gate's

@@ -5,17 +5,44 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from functools import cache
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+import msgspec
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.registry import import_plugin, installed_plugins
-from nexusbench.metrics.intervals import FloatArray
+from nexusbench.metrics.arrays import FloatArray
 from nexusbench.metrics.run_events import RunEvents
 
 Direction = Literal["lower", "higher", "none"]
+Statistic = Literal["value", "mean", "p50", "p95", "p99", "min", "max"]
+# Sections of the table of results, from the top.
+Family = Literal["latency", "throughput", "memory", "splits", "host"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 PACKAGE = "nexusbench.metrics"
 _TEXTS = ("tag", "unit", "title", "formula")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a metric stands in the table of results, and how it is written there.
+
+    ``order`` counts within the section ``family``, from small to large. There is one row for each
+    of ``statistics``; without any it is the value, or mean, p50, p95 and p99 of a distribution. The
+    metric's own ``title`` and ``unit`` serve where none is given. ``part_of`` is the tag of a
+    metric below which this one is indented, in its unit.
+    """
+
+    family: Family
+    order: int
+    title: str = ""
+    unit: str | None = None
+    statistics: tuple[Statistic, ...] = ()
+    part_of: str = ""
+    only_if_any: bool = False  # no row where it is 0 in every column
+    per_gpu: bool = False  # divided by the GPUs too, where columns differ in their number
+    better: Direction | None = None  # marks the best of the row otherwise than ``direction`` says
 
 
 class Metric(ABC):
@@ -23,7 +50,8 @@ class Metric(ABC):
     machinery.
 
     ``tag`` names it in files, flags and tables; ``direction`` says which way is better; ``formula``
-    is one line in the symbols of docs/metrics.md.
+    is one line in the symbols of docs/metrics.md. Without a ``place`` it is in summaries, sweeps
+    and gates, and has no row in the table of results.
     """
 
     tag: ClassVar[str]
@@ -32,14 +60,18 @@ class Metric(ABC):
     title: ClassVar[str]
     formula: ClassVar[str]
     kind: ClassVar[Literal["distribution", "scalar"]]
+    place: ClassVar[Place | None] = None
     # It is about what only the engine sees: a log that a client wrote has no value of it.
     needs_engine: ClassVar[bool] = False
-    # Its values are of what was answered: turning requests away may improve it.
-    of_answered: ClassVar[bool] = False
+    # It counts requests that were turned away, or counts them as misses: they never improve it.
+    counts_refused: ClassVar[bool] = False
+
+    # The reason, where one line says it for every run.
+    no_value: ClassVar[str] = "the run has nothing to compute it from"
 
     def reason(self, run: RunEvents) -> str:
         """Why the metric has no value for ``run``; asked only where it has none."""
-        return "the run has nothing to compute it from"
+        return self.no_value
 
 
 class Distribution(Metric):
@@ -97,26 +129,30 @@ def find_metrics() -> Found:
     return found
 
 
+@cache
+def tags_counting_refused() -> frozenset[str]:
+    """Tags of the metrics that turning requests away does not improve, looked up once."""
+    return frozenset(tag for tag, metric in load_metrics().items() if metric.counts_refused)
+
+
 def _add(found: Found, cls: type[Metric]) -> None:
+    name = f"{cls.__module__}.{cls.__qualname__}"
     try:
         metric = cls()
-        _check_declaration(cls)
+        check_declaration(cls)
     except KeyboardInterrupt:
         raise
     except UsageError as error:
-        found.broken[_place(cls)] = str(error)
+        found.broken[name] = str(error)
         return
     except BaseException as error:
-        found.broken[_place(cls)] = f"metric {_place(cls)} cannot be made: {fault_of(error)}"
+        found.broken[name] = f"metric {name} cannot be made: {fault_of(error)}"
         return
-    if metric.tag in found.metrics:
-        other = type(found.metrics[metric.tag])
-        found.broken[_place(cls)] = (
-            f"two metrics have the tag '{metric.tag}': {_place(other)} and {_place(cls)}. "
-            "Rename one"
+    if (other := found.metrics.setdefault(metric.tag, metric)) is not metric:
+        found.broken[name] = (
+            f"two metrics have the tag '{metric.tag}': "
+            f"{type(other).__module__}.{type(other).__qualname__} and {name}. Rename one"
         )
-        return
-    found.metrics[metric.tag] = metric
 
 
 def _declares_metric(value: object, module: str) -> bool:
@@ -129,16 +165,26 @@ def _declares_metric(value: object, module: str) -> bool:
     )
 
 
-def _check_declaration(metric: type[Metric]) -> None:
-    for name in _TEXTS:
-        text = getattr(metric, name, None)
+@cache
+def check_declaration(cls: type[Metric]) -> None:
+    """Raises UsageError naming what a metric's class must declare and does not, or not rightly."""
+    name = f"metric {cls.__module__}.{cls.__qualname__}"
+    for attribute in _TEXTS:
+        text = getattr(cls, attribute, None)
         if not isinstance(text, str) or not text or not text.isprintable():
-            raise UsageError(f"metric {_place(metric)} must declare '{name}' as one line of text")
-    if not issubclass(metric, Distribution | Scalar):
-        raise UsageError(f"metric {_place(metric)} is neither a Distribution nor a Scalar")
-    if getattr(metric, "direction", None) not in ("lower", "higher", "none"):
-        raise UsageError(f"metric {_place(metric)} must declare 'direction': lower, higher or none")
-
-
-def _place(metric: type[Metric]) -> str:
-    return f"{metric.__module__}.{metric.__qualname__}"
+            raise UsageError(f"{name} must declare '{attribute}' as one line of text")
+    if not issubclass(cls, Distribution | Scalar):
+        raise UsageError(f"{name} is neither a Distribution nor a Scalar")
+    if getattr(cls, "direction", None) not in ("lower", "higher", "none"):
+        raise UsageError(f"{name} must declare 'direction': lower, higher or none")
+    if cls.place is None:
+        return
+    try:
+        place = msgspec.convert(msgspec.to_builtins(cls.place), Place)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise UsageError(f"{name} has no usable 'place': {error}") from None
+    if not f"{place.title}{place.unit or ''}".isprintable():
+        raise UsageError(f"{name} must give 'title' and 'unit' of its place as one line of text")
+    for statistic in place.statistics:
+        if (statistic == "value") != issubclass(cls, Scalar):
+            raise UsageError(f"{name}: a {cls.kind} has no statistic '{statistic}' to be shown")

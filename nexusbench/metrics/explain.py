@@ -11,8 +11,8 @@ import numpy as np
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.events import OUTCOMES
-from nexusbench.metrics.intervals import IntArray
-from nexusbench.metrics.pieces import later_layers
+from nexusbench.metrics.arrays import IntArray
+from nexusbench.metrics.launches import later_layers
 from nexusbench.metrics.run_events import RunEvents
 
 # Part -> what it means; in the order in which it is shown.

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nexusbench.metrics.goodput import met
-from nexusbench.metrics.run_events import BoolArray, RunEvents, to_ms
+from nexusbench.metrics.arrays import BoolArray, to_ms
+from nexusbench.metrics.requests import met
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import describe
 
 # Of more tenants than these the largest are shown, the others together.

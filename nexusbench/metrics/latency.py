@@ -8,22 +8,38 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.metrics.at_once import HELD_BACK, came_at_once
-from nexusbench.metrics.base import Distribution
-from nexusbench.metrics.intervals import FloatArray
-from nexusbench.metrics.run_events import RunEvents, to_ms
-from nexusbench.metrics.tokens import MANY
+from nexusbench.metrics.arrays import MANY, BoolArray, FloatArray, to_ms
+from nexusbench.metrics.base import Distribution, Place
+from nexusbench.metrics.run_events import RunEvents
 
+HELD_BACK = "every answer came in one delivery: the times between its tokens are unknown"
+# Prompts longer than this share of the trace's are its long ones.
 _LONG = 0.95
+
+
+def came_at_once(run: RunEvents) -> BoolArray:
+    """Which requests got several tokens in one delivery, so that no bound on gaps can be judged.
+
+    Of an answer that the model did not end itself, one token may be all that was counted.
+    """
+    if run.facts.observed == "engine":
+        return np.zeros(run.num_requests, dtype=np.bool_)
+    more = run.requests["max_tokens"] > 1
+    ended, strings = run.tables["ended"], run.facts.strings
+    if "stop" in strings:
+        more[ended["request"][ended["reason"] == strings.index("stop")]] = False
+    several = (run.num_output_tokens > 1) | ((run.num_output_tokens == 1) & more)
+    found: BoolArray = several & (run.first_token == run.last_token)
+    return found
 
 
 class TimeToFirstToken(Distribution):
     """From arrival to the first token, of every request that got one."""
 
-    of_answered = True
     tag, unit, direction = "ttft", "ms", "lower"
     title = "time to first token"
     formula = "f_i - a_i, i in G"
+    place = Place("latency", 10, title="TTFT")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request."""
@@ -33,7 +49,6 @@ class TimeToFirstToken(Distribution):
 class LongPromptFirstToken(Distribution):
     """TTFT of the longest twentieth of the trace's prompts: they may pay for a low mean."""
 
-    of_answered = True
     tag, unit, direction = "ttft_long_prompts", "ms", "lower"
     title = "time to first token of the longest prompts"
     formula = "f_i - a_i, i in G with p_i > 95 % of all p"
@@ -62,10 +77,10 @@ class Queueing(Distribution):
     """The part of TTFT before the request first left the waiting queue."""
 
     needs_engine = True
-    of_answered = True
     tag, unit, direction = "ttft_queueing", "ms", "lower"
     title = "queueing part of TTFT"
     formula = "s_i - a_i, i in G"
+    place = Place("latency", 11, title="queueing", part_of="ttft")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request, so that its mean and that of service add up to TTFT's."""
@@ -76,10 +91,10 @@ class Service(Distribution):
     """The part of TTFT after the request first left the waiting queue."""
 
     needs_engine = True
-    of_answered = True
     tag, unit, direction = "ttft_service", "ms", "lower"
     title = "service part of TTFT"
     formula = "f_i - s_i, i in G"
+    place = Place("latency", 12, title="service", part_of="ttft")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request."""
@@ -92,6 +107,7 @@ class SendLag(Distribution):
     tag, unit, direction = "send_lag", "ms", "lower"
     title = "send lag"
     formula = "s_i - a_i, i in M sent; of a client's log, where s_i is when it was sent"
+    place = Place("host", 30, statistics=("p50", "p99", "max"))
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per request that was sent."""
@@ -109,10 +125,10 @@ class SendLag(Distribution):
 class TimeBetweenTokens(Distribution):
     """Every gap between a request's consecutive tokens, pooled over requests; also called ITL."""
 
-    of_answered = True
     tag, unit, direction = "tbt", "ms", "lower"
     title = "time between tokens (ITL)"
     formula = "t_i,k - t_i,k-1 for k = 2..n_i, i in M, pooled"
+    place = Place("latency", 20, title="TBT (ITL)")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per gap; in 32 bits where there are very many."""
@@ -140,10 +156,10 @@ class TimeBetweenTokens(Distribution):
 class TimePerOutputToken(Distribution):
     """A request's mean time per token after the first."""
 
-    of_answered = True
     tag, unit, direction = "tpot", "ms", "lower"
     title = "time per output token"
     formula = "(t_i,n - f_i) / (n_i - 1), i in F with n_i > 1"
+    place = Place("latency", 30, title="TPOT")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per finished request of two tokens or more, unless they came at once."""
@@ -159,10 +175,10 @@ class TimePerOutputToken(Distribution):
 class EndToEnd(Distribution):
     """From arrival to the end, of finished requests."""
 
-    of_answered = True
     tag, unit, direction = "e2e", "ms", "lower"
     title = "end-to-end latency"
     formula = "e_i - a_i, i in F"
+    place = Place("latency", 40, title="end to end")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per finished request."""
@@ -172,7 +188,6 @@ class EndToEnd(Distribution):
 class NormalisedLatency(Distribution):
     """End-to-end latency per output token."""
 
-    of_answered = True
     tag, unit, direction = "normalised_latency", "ms/token", "lower"
     title = "normalised latency"
     formula = "e2e_i / n_i, i in F with n_i > 0"

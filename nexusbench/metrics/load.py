@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_S
+from nexusbench.metrics.arrays import FloatArray, IntArray
 from nexusbench.metrics.base import Scalar
-from nexusbench.metrics.intervals import FloatArray, IntArray
 from nexusbench.metrics.run_events import RunEvents
 
 # Of fewer requests no trend can be told from chance.
@@ -72,6 +72,7 @@ class LeftBehind(Scalar):
     tag, unit, direction = "left_behind", "requests", "none"
     title = "requests in the system at the last arrival"
     formula = "|{i in M : e_i > max(a_i), or no outcome}|"
+    no_value = "no request arrived"
 
     def value(self, run: RunEvents) -> float | None:
         """A count; None where nothing arrived."""
@@ -80,10 +81,6 @@ class LeftBehind(Scalar):
         last = int(run.arrival[run.measured].max())
         return int((run.measured & ((run.ended > last) | (run.outcome < 0))).sum())
 
-    def reason(self, run: RunEvents) -> str:
-        """Nothing arrived."""
-        return "no request arrived"
-
 
 class Overload(Scalar):
     """Whether requests arrive faster than they leave; the definition is in docs/metrics.md."""
@@ -91,15 +88,12 @@ class Overload(Scalar):
     tag, unit, direction = "overload", "1: yes", "none"
     title = "requests arrive faster than they leave"
     formula = "1 if what is late grows by a tenth of what arrives, and in every quarter, else 0"
+    no_value = f"fewer than {FEWEST} requests were served: no trend can be told"
 
     def value(self, run: RunEvents) -> float | None:
         """1 or 0; None for fewer requests than FEWEST."""
         served = _served(run)
         return None if served is None else int(_grows(served))
-
-    def reason(self, run: RunEvents) -> str:
-        """Too few."""
-        return f"fewer than {FEWEST} requests were served: no trend can be told"
 
 
 def _span(run: RunEvents) -> int:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nexusbench.metrics.goodput import met
-from nexusbench.metrics.intervals import FloatArray
+from nexusbench.metrics.arrays import FloatArray
 from nexusbench.metrics.latency import longest_prompts
+from nexusbench.metrics.requests import met
 from nexusbench.metrics.run_events import RunEvents
 
 BLOCKS = 10

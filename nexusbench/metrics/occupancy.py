@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nexusbench.metrics.intervals import FloatArray, IntArray
+from nexusbench.metrics.arrays import FloatArray, IntArray
 from nexusbench.metrics.run_events import RunEvents
 
 

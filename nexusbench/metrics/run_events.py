@@ -15,13 +15,25 @@ from nexusbench.core.documents import convert
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, SCHEMA, EventLog
 from nexusbench.core.registry import did_you_mean
-from nexusbench.core.units import NS_PER_MS
 from nexusbench.core.work import HostGap, Work
-from nexusbench.metrics._damage import Misfit, check_indices, check_requests, check_tables
-from nexusbench.metrics.intervals import FloatArray, IntArray, Intervals, union
-from nexusbench.metrics.tokens import MANY, Tokens, apart, gap_owners, read_tokens
+from nexusbench.metrics.arrays import (
+    MANY,
+    BoolArray,
+    IntArray,
+    Intervals,
+    Misfit,
+    Tokens,
+    apart,
+    check_indices,
+    check_requests,
+    check_tables,
+    gap_owners,
+    own_column,
+    pick,
+    read_tokens,
+    union,
+)
 
-BoolArray = npt.NDArray[np.bool_]
 Columns = Mapping[str, Any]
 
 SLO_KEYS = ("ttft", "tbt", "tpot", "e2e")
@@ -114,7 +126,7 @@ class RunEvents:
         for name, columns in SCHEMA.items():
             if name != "token":
                 table = tables[name]
-                self.tables[name] = {c: _column(table[c], np.int64) for c in columns}
+                self.tables[name] = {c: own_column(table[c], np.int64) for c in columns}
         # The one long table: kept only if it is held anyway, else read again when it is needed.
         self._token_source = tables
         self.num_requests = len(self.requests["request"])
@@ -198,7 +210,7 @@ class RunEvents:
     @cached_property
     def first_admitted(self) -> IntArray:
         """When a request first left the queue; to a client, when it was sent."""
-        return _pick(self.tables["admitted"]["time"], self.first_admission)
+        return pick(self.tables["admitted"]["time"], self.first_admission)
 
     @cached_property
     def outcome(self) -> IntArray:
@@ -233,7 +245,7 @@ class RunEvents:
         source = self._token_source
         pieces = source.parts("token") if hasattr(source, "parts") else [source["token"]]
         for piece in pieces:
-            yield _column(piece["request"], np.int32)
+            yield own_column(piece["request"], np.int32)
 
     def _check_tokens(self) -> None:
         total = 0
@@ -378,22 +390,3 @@ class RunEvents:
         return union(
             np.clip(launches.start[keep], start, end), np.clip(launches.end[keep], start, end)
         )
-
-
-def to_ms(ns: npt.NDArray[Any]) -> FloatArray:
-    """Nanoseconds as milliseconds."""
-    return ns / NS_PER_MS
-
-
-def _pick(values: IntArray, rows: IntArray) -> IntArray:
-    """``values[rows]``, -1 where the row is -1."""
-    picked = np.full(len(rows), -1, dtype=np.int64)
-    known = rows >= 0
-    picked[known] = values[rows[known]]
-    return picked
-
-
-def _column(values: Any, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
-    """An array of our own; what is an array already is nobody else's."""
-    own = isinstance(values, np.ndarray)
-    return np.asarray(values, dtype=dtype) if own else np.array(values, dtype=dtype)

@@ -12,11 +12,11 @@ import numpy as np
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
+from nexusbench.metrics.arrays import MANY
 from nexusbench.metrics.base import Distribution, Metric, Scalar, find_metrics, load_metrics
+from nexusbench.metrics.device_use import split_shares
 from nexusbench.metrics.noise import NOISY, is_whole, left_out, rates_left_out
 from nexusbench.metrics.run_events import RunEvents
-from nexusbench.metrics.splits import split_shares
-from nexusbench.metrics.tokens import MANY
 
 SUMMARY_SCHEMA = 1
 PERCENTILES = (50, 95, 99)

@@ -13,7 +13,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.kernels.planner import plan_attention
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.decoder import Decoder
-from nexusbench.models.finite import broken_rows
+from nexusbench.models.sampling import broken_rows
 from nexusbench.models.step import make_step
 
 # Odd on purpose: no chunk ends with a block or a tile.
@@ -36,7 +36,7 @@ class Disagreement(msgspec.Struct, frozen=True):
     tie: bool
 
 
-class Broken(msgspec.Struct, frozen=True):
+class BrokenLogits(msgspec.Struct, frozen=True):
     """Positions of a prompt whose logits are NaN or infinite, the first of them and their number.
 
     ``side`` is ``ours`` or ``transformers``.
@@ -64,7 +64,7 @@ class Agreement(msgspec.Struct, frozen=True):
     largest_logit: float
     tolerance: float
     disagreements: tuple[Disagreement, ...]
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[BrokenLogits, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -129,12 +129,12 @@ def compare(
     )
 
 
-def _broken(prompt: int, pair: tuple[torch.Tensor, torch.Tensor]) -> list[Broken]:
+def _broken(prompt: int, pair: tuple[torch.Tensor, torch.Tensor]) -> list[BrokenLogits]:
     found = []
     for side, logits in zip(("ours", "transformers"), pair, strict=True):
         rows = broken_rows(logits)
         if rows:
-            found.append(Broken(side, prompt, rows[0], len(rows)))
+            found.append(BrokenLogits(side, prompt, rows[0], len(rows)))
     return found
 
 

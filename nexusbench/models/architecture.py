@@ -9,17 +9,10 @@ from typing import Any, Literal
 import msgspec
 
 from nexusbench.core.specs import ModelSpec
-from nexusbench.models.config import describe
 from nexusbench.models.document import ConfigDocument, open_config, shown
+from nexusbench.models.families.base import computed_families, family_of
 from nexusbench.models.quantisation import quantisation_of
 
-# Family -> biases of (q, k, v), of the output projection and of the MLP; None: the config says.
-_BIASES: dict[str, tuple[bool | None, bool | None, bool | None]] = {
-    "llama": (None, None, None),
-    "mistral": (False, False, False),
-    "qwen2": (True, False, False),
-    "qwen3": (None, None, False),
-}
 _ROPE_HINT = "Supported rope types: default, linear, llama3"
 
 
@@ -71,13 +64,13 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
     Raises InputError naming file, line and field for an architecture that cannot be computed.
     """
     config = open_config(name_or_path)
-    spec = describe(config)
-    family = config.data["model_type"]
-    if family not in _BIASES:
+    family = family_of(config)
+    spec, biases = family.describe(config), family.biases
+    if biases is None:
         raise config.error(
             "model_type",
-            f"'{family}' can be simulated but not computed",
-            f"With real tokens: {', '.join(_BIASES)}",
+            f"'{config.data['model_type']}' can be simulated but not computed",
+            f"With real tokens: {', '.join(computed_families())}",
         )
     quantised = quantisation_of(config)
     if quantised is not None:
@@ -88,17 +81,16 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         raise quantised.said_in.error(quantised.field, what, hint)
     if spec.head_dim % 2:
         raise config.error("head_dim", f"{spec.head_dim} is odd", "RoPE rotates pairs")
-    qkv, output, mlp = _BIASES[family]
     attention_bias = config.flag("attention_bias")
     return DecoderConfig(
         spec=spec,
-        family=family,
+        family=str(config.data["model_type"]),
         rope=_rope(config),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        qkv_bias=attention_bias if qkv is None else qkv,
-        output_bias=attention_bias if output is None else output,
-        mlp_bias=config.flag("mlp_bias") if mlp is None else mlp,
-        qk_norm=family == "qwen3",
+        qkv_bias=attention_bias if biases.qkv is None else biases.qkv,
+        output_bias=attention_bias if biases.output is None else biases.output,
+        mlp_bias=config.flag("mlp_bias") if biases.mlp is None else biases.mlp,
+        qk_norm=family.qk_norm,
         eos_token_ids=_eos(config),
         file=config.file,
         folder=config.folder,

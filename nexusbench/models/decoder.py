@@ -7,18 +7,18 @@ from typing import Self
 import torch
 
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.machine import require_memory
 from nexusbench.kernels import fused
 from nexusbench.kernels.attention.base import AttentionBackend
 from nexusbench.kernels.attention.paged_native import NativeAttention
 from nexusbench.kernels.attention.sdpa import SdpaAttention
-from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.norm import RmsNorm
 from nexusbench.kernels.paged import HeadShape, PagedKV
 from nexusbench.kernels.rotary import Rotary
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource, open_source
 from nexusbench.models.layers import NativeLayers, TorchLayers, native_layers_fit
-from nexusbench.models.memory import require_memory
 from nexusbench.models.step import Step
 from nexusbench.models.weights import WeightReader, torch_dtype
 
@@ -45,7 +45,7 @@ class Decoder:
         read = WeightReader(config, source, dtype, device)
         vocabulary = (spec.vocab_size, spec.hidden_size)
         embedding = read.matrix("model.embed_tokens.weight", *vocabulary)
-        self.head = Linear(embedding if tied else read.matrix("lm_head.weight", *vocabulary))
+        self.head = LinearLayer(embedding if tied else read.matrix("lm_head.weight", *vocabulary))
         # Of a tied embedding the head's packed copy is the only one.
         self._embedding = None if tied else embedding
         self.rotary = _rotary(config, device)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from nexusbench.core.documents import KeyTwice, once
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 
@@ -30,6 +31,7 @@ _MOST = {
 _MOST_BYTES = 16 << 20  # of a file: the largest published ones have 1 MB
 
 
+@cache
 def model_names() -> list[str]:
     """The shipped models, sorted: what ``load_model`` accepts by name."""
     folder = files(_SHIPPED) / "models"
@@ -98,19 +100,6 @@ def _read(path: Path) -> str:
         ) from None
 
 
-class _TwiceError(Exception):
-    """A key that an object has twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, each of whose keys is there once: of two values the last would count unsaid."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
-    return made
-
-
 class ConfigDocument:
     """A parsed config.json whose every complaint names file, line and field.
 
@@ -124,8 +113,8 @@ class ConfigDocument:
         self._text, self.file = text, file
         self.name, self.source, self.folder = name, source, folder
         try:
-            data = json.loads(text, object_pairs_hook=_once)
-        except _TwiceError as error:
+            data = json.loads(text, object_pairs_hook=once)
+        except KeyTwice as error:
             field, hint = shown(str(error)).strip('"'), "Remove the one that is wrong"
             raise InputError("is given twice", file=file, field=field, hint=hint) from None
         except json.JSONDecodeError as error:
@@ -143,7 +132,7 @@ class ConfigDocument:
                 file=file,
                 hint="Give the model's HF config.json",
             )
-        self.data: dict[str, Any] = data
+        self.data: dict[str, object] = data
 
     def error(self, field: str, problem: str, hint: str) -> InputError:
         """The complaint about ``field``, with the line it stands in if there is one."""
@@ -177,7 +166,7 @@ class ConfigDocument:
             raise self.error(field, f"is {shown(value)}", "Write true or false")
         return bool(value)
 
-    def number(self, field: str, default: float, inside: dict[str, Any] | None = None) -> float:
+    def number(self, field: str, default: float, inside: dict[str, object] | None = None) -> float:
         """A positive number; ``default`` where missing or null. ``inside`` is a nested object."""
         value = (self.data if inside is None else inside).get(field.split(".")[-1])
         if value is None:

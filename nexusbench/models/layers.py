@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from nexusbench.kernels import layers as native
-from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.native import bindings
 from nexusbench.kernels.norm import RmsNorm
 from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
@@ -76,14 +76,14 @@ class NativeLayers:
         tokens = native.TokenBatch(step.positions, step.slots)
         qkv = work.qkv[: len(hidden)]
         for index in range(first, stop):
-            layers.run(hidden, tokens, work, first=index, count=1, stages=native.Stage.PROJECT)
+            layers.run(hidden, tokens, work, first=index, count=1, stages=native.LayerStage.PROJECT)
             attended = step.attention.run(qkv, kv.layers[index])
             if rows is not None and index == stop - 1:
                 # Nobody reads what the last layer would make of the other tokens.
                 hidden, attended = hidden.index_select(0, rows), attended.index_select(0, rows)
                 tokens = native.TokenBatch(step.positions[: len(rows)], step.slots[: len(rows)])
             after = native.Workspace(work.qkv, attended.contiguous(), work.normed, work.activated)
-            layers.run(hidden, tokens, after, first=index, count=1, stages=native.Stage.FINISH)
+            layers.run(hidden, tokens, after, first=index, count=1, stages=native.LayerStage.FINISH)
         return hidden
 
     def _on(self, kv: PagedKV, longest: int) -> native.DecoderLayers:
@@ -115,15 +115,15 @@ class NativeLayers:
         return work
 
 
-def _packed(weights: LayerWeights, heads: HeadShape) -> native.LayerWeights:
+def _packed(weights: LayerWeights, heads: HeadShape) -> native.PackedLayer:
     norms = weights.qk_norm
-    return native.LayerWeights(
+    return native.PackedLayer(
         input_norm=weights.input_norm,
-        qkv=Linear(weights.qkv, weights.qkv_bias),
-        output=Linear(weights.output, weights.output_bias),
+        qkv=LinearLayer(weights.qkv, weights.qkv_bias),
+        output=LinearLayer(weights.output, weights.output_bias),
         mlp_norm=weights.mlp_norm,
-        gate_up=Linear(weights.gate_up, weights.gate_up_bias, gated=True),
-        down=Linear(weights.down, weights.down_bias),
+        gate_up=LinearLayer(weights.gate_up, weights.gate_up_bias, gated=True),
+        down=LinearLayer(weights.down, weights.down_bias),
         q_norm=None if norms is None else norms[0].contiguous(),
         k_norm=None if norms is None else norms[heads.num_heads].contiguous(),
     )
@@ -174,14 +174,14 @@ class TorchLayer:
     ) -> None:
         self.heads = heads
         self.input_norm = RmsNorm(weights.input_norm, eps, dtype)
-        self.qkv = Linear(weights.qkv, weights.qkv_bias)
+        self.qkv = LinearLayer(weights.qkv, weights.qkv_bias)
         self.qk_norm = (
             None if weights.qk_norm is None else RmsNorm(weights.qk_norm, eps, torch.float32)
         )
-        self.output = Linear(weights.output, weights.output_bias)
+        self.output = LinearLayer(weights.output, weights.output_bias)
         self.mlp_norm = RmsNorm(weights.mlp_norm, eps, dtype)
-        self.gate_up = Linear(weights.gate_up, weights.gate_up_bias)
-        self.down = Linear(weights.down, weights.down_bias)
+        self.gate_up = LinearLayer(weights.gate_up, weights.gate_up_bias)
+        self.down = LinearLayer(weights.down, weights.down_bias)
 
     def forward(
         self, hidden: torch.Tensor, step: Step, rotations: torch.Tensor, cache: LayerKV

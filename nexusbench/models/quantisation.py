@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -80,7 +79,7 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
             continue
         if not isinstance(data, dict):
             raise document.error(field, f"is {shown(data)}, not an object", _HINT)
-        made = _Reader(document, field, data, config).read()
+        made = _QuantisationReader(document, field, data, config).read()
         if found is None:
             found = made
         elif (made.weights, made.kv) != (found.weights, found.kv):
@@ -94,7 +93,7 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
     return found
 
 
-def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, Any]]:
+def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, object]]:
     """(document, field, value) of everything that may speak of quantisation."""
     for key in _KEYS:
         yield config, key, config.data.get(key)
@@ -114,17 +113,17 @@ def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, Any]]:
             yield beside, "quant_method", _with_method(beside.data, method)
 
 
-def _with_method(data: Any, method: str) -> Any:
+def _with_method(data: object, method: str) -> object:
     if isinstance(data, dict) and data.get("quant_method") is None:
         return {**data, "quant_method": method}
     return data
 
 
-class _Reader:
+class _QuantisationReader:
     """Reads one object of one document; ``config`` is the model's, for its layers and head."""
 
     def __init__(
-        self, document: ConfigDocument, field: str, data: dict[str, Any], config: ConfigDocument
+        self, document: ConfigDocument, field: str, data: dict[str, object], config: ConfigDocument
     ) -> None:
         self._document, self._field, self._data, self._config = document, field, data, config
 
@@ -190,7 +189,7 @@ class _Reader:
             )  # fmt: skip
         return self._grouped(8 if bits == 8 else 4, group, "group_size")
 
-    def _grouped(self, bits: int, group: Any, key: str) -> str:
+    def _grouped(self, bits: int, group: object, key: str) -> str:
         """Integers with scales of ``group`` values."""
         kind, groups = ("int8", _INT8_GROUPS) if bits == 8 else ("int4", _INT4_GROUPS)
         if group is None or (group == -1 and not isinstance(group, bool)):
@@ -225,12 +224,12 @@ class _Reader:
             raise self._error("config_groups", f"has {' and '.join(sorted(found))}", _HINT)
         return found.pop()
 
-    def _group(self, group: Any) -> str:
-        weights = group.get("weights") if isinstance(group, dict) else None
+    def _group(self, group: object) -> str:
+        held = group if isinstance(group, dict) else {}
+        weights, targets = held.get("weights"), held.get("targets")
         if not isinstance(weights, dict):
             problem = f"has a group whose weights are {shown(weights)}"
             raise self._error("config_groups", problem, _HINT)
-        targets = group.get("targets")
         if targets not in (None, ["Linear"]):
             raise self._error("config_groups.targets", f"is {shown(targets)}", 'Only ["Linear"]')
         bits, kind, size = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
@@ -277,7 +276,7 @@ class _Reader:
             raise self._error("kv_cache_scheme", problem, "Take away the wrong one")
         return said[0] if said else None
 
-    def _kv_of(self, scheme: str, algorithm: Any) -> str:
+    def _kv_of(self, scheme: str, algorithm: object) -> str:
         if isinstance(algorithm, dict):
             bits, kind = algorithm.get("num_bits"), algorithm.get("type")
             eight = bits == 8 and kind in ("float", "int")

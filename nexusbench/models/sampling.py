@@ -1,7 +1,10 @@
-"""From logits to tokens: greedy, or drawn by (seed, request, position) alone."""
+"""From logits to tokens: greedy, or drawn by (seed, request, position) alone; logits that are
+NaN or infinite, from which no token may be drawn.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -12,12 +15,13 @@ import torch
 from nexusbench.core.errors import UsageError
 from nexusbench.kernels import fused
 from nexusbench.kernels.native import bindings
+from nexusbench.kernels.paged import PagedKV
 
 # Most of the mass of a peaked distribution lies in so many tokens; sorting a vocabulary is slow.
 _HEAD = 1024
 
 
-class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TokenSampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How tokens are drawn: ``temperature`` 0 is greedy; ``top_p`` keeps the most likely tokens.
 
     ``top_p`` is nucleus sampling (arXiv 1904.09751): the smallest set of likeliest tokens that have
@@ -36,7 +40,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sample(
-    logits: torch.Tensor, sampling: Sampling, requests: Sequence[int], positions: Sequence[int]
+    logits: torch.Tensor, sampling: TokenSampling, requests: Sequence[int], positions: Sequence[int]
 ) -> list[int]:
     """One token per row of ``logits`` [R, vocab].
 
@@ -51,7 +55,7 @@ def sample(
 
 
 def draw(
-    logits: torch.Tensor, sampling: Sampling, requests: Sequence[int], positions: Sequence[int]
+    logits: torch.Tensor, sampling: TokenSampling, requests: Sequence[int], positions: Sequence[int]
 ) -> torch.Tensor:
     """:func:`sample` as a tensor [R] on the logits' device; on a GPU without waiting for it."""
     with torch.inference_mode():
@@ -112,3 +116,29 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def broken_rows(logits: torch.Tensor) -> list[int]:
+    """Rows of ``logits`` [R, vocab] with a value that is not finite.
+
+    One pass over them: NaN and infinities survive a sum, and what only its sum makes infinite is
+    looked at again. By numpy, since waking torch's threads takes longer than the sum of a step.
+    """
+    with np.errstate(all="ignore"):
+        if math.isfinite(float(logits.detach().numpy().sum())):
+            return []
+    rows = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten()
+    return [int(row) for row in rows]
+
+
+def whence(kv: PagedKV, blocks: Sequence[int]) -> str:
+    """In which layer a request whose logits are broken went wrong, as far as its keys tell."""
+    places = torch.as_tensor(list(blocks), dtype=torch.int64)
+    for index, layer in enumerate(kv.layers):
+        if not bool(torch.isfinite(layer.blocks.index_select(0, places)).all()):
+            return (
+                f"its keys and values are finite below layer {index} (of 0 to {len(kv.layers) - 1})"
+                if index
+                else "its keys and values are not finite from layer 0 on"
+            )
+    return "its keys and values are all finite: the last layer or the output head made them"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
-from nexusbench.core.documents import require_file
+from nexusbench.core.documents import KeyTwice, once, require_file
 from nexusbench.core.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -90,14 +89,14 @@ def _is_plain(name: str) -> bool:
     return plain and name not in ("", ".", "..") and "\0" not in name
 
 
-def _read(index: Path) -> dict[str, Any]:
+def _read(index: Path) -> dict[str, object]:
     try:
         with index.open("rb") as file:
             text = file.read(_MOST_INDEX_BYTES + 1)
         if len(text) > _MOST_INDEX_BYTES:
             raise InputError(f"has more than {_MOST_INDEX_BYTES >> 20} MiB", file=index, hint=AGAIN)
-        document = json.loads(text, object_pairs_hook=_once)
-    except _Twice as error:
+        document = json.loads(text, object_pairs_hook=once)
+    except KeyTwice as error:
         raise InputError(
             f"names '{str(error)[:80]}' twice", file=index, field="weight_map", hint=AGAIN
         ) from None
@@ -106,21 +105,6 @@ def _read(index: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise _no_index(index)
     return document
-
-
-class _Twice(Exception):
-    """A key that stands twice in an object."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _Twice(name)
-            seen.add(name)
-    return made
 
 
 def _no_index(index: Path) -> InputError:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.machine import require_memory
 from nexusbench.core.specs import ModelSpec
 from nexusbench.kernels.rotary import interleave
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import RandomTensors, TensorSource
-from nexusbench.models.memory import require_memory
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,7 +9,7 @@ import msgspec
 UNBOUNDED = 1e30  # ns: the queue only grows
 
 
-class Line(msgspec.Struct, frozen=True, gc=False):
+class LatencyLine(msgspec.Struct, frozen=True, gc=False):
     """slope x v + offset."""
 
     slope: float
@@ -20,7 +20,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
         return self.slope * v + self.offset
 
 
-def fit_line(points: Sequence[tuple[float, float]], expected: float) -> Line:
+def fit_line(points: Sequence[tuple[float, float]], expected: float) -> LatencyLine:
     """A line of least squares through (v, time), shifted to go through the last point.
 
     The slope is that of all points, the offset that of the newest, so that a change of traffic
@@ -39,7 +39,7 @@ def fit_line(points: Sequence[tuple[float, float]], expected: float) -> Line:
     if spread > 1e-12 * mean_v * mean_v and product > 0.0:
         slope = product / spread
     v, time = points[-1]
-    return Line(slope, time - slope * v)
+    return LatencyLine(slope, time - slope * v)
 
 
 def queueing(x: float, load: float) -> float:

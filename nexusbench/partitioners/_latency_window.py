@@ -9,7 +9,7 @@ import msgspec
 from nexusbench.core.batch import Batch
 from nexusbench.core.request import Request
 from nexusbench.partitioners._latency_models import percentile
-from nexusbench.partitioners._launches import Launch
+from nexusbench.partitioners._launches import NotedLaunch
 
 PROMPTS = 32  # the last so many give arrival rate and time per prompt
 
@@ -42,7 +42,7 @@ class LatencyWindow:
         self._stepped = self._began = 0  # when the last decode step, the window
         self._marks: dict[int, tuple[int, int]] = {}  # index -> when, and tokens at that time
 
-    def add(self, batch: Batch, launch: Launch | None, now: int) -> None:
+    def add(self, batch: Batch, launch: NotedLaunch | None, now: int) -> None:
         """A step of ``batch`` ended at ``now``."""
         self.launches += 1
         if batch.decodes:

@@ -13,7 +13,7 @@ from nexusbench.core.state import EngineState
 MOST_QUEUED = 4  # per partition: more than any device's queue, for states that never complete
 
 
-class Launch(msgspec.Struct, gc=False):
+class NotedLaunch(msgspec.Struct, gc=False):
     """A launch as it was planned, and once it (or one repetition) has ended how long it took;
     ``beside`` is the neighbour at its start and its SMs.
     """
@@ -32,7 +32,7 @@ class LaunchBook:
 
     def __init__(self, idle: Literal["expand", "reserve"]) -> None:
         self._expands = idle == "expand"
-        self._queued: dict[str, deque[Launch]] = {}
+        self._queued: dict[str, deque[NotedLaunch]] = {}
         self._ended: dict[str, int] = {}
 
     def note(self, plan: Plan, split: Split, state: EngineState) -> None:
@@ -48,9 +48,9 @@ class LaunchBook:
             alone = beside is None and self._expands
             sms = state.device.num_sms if alone else split.of(batch.partition)
             queue = self._queued.setdefault(batch.partition, deque(maxlen=MOST_QUEUED))
-            queue.append(Launch(batch, state.now, sms, beside))
+            queue.append(NotedLaunch(batch, state.now, sms, beside))
 
-    def ended(self, batch: Batch, now: int) -> Launch | None:
+    def ended(self, batch: Batch, now: int) -> NotedLaunch | None:
         """The launch of ``batch``, a step of which ended at ``now``; None if it was never noted."""
         partition = batch.partition
         queue = self._queued.get(partition)

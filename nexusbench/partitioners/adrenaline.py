@@ -5,7 +5,7 @@ share that prefill needs, the rest of its GPU for the attention of other decodes
 from __future__ import annotations
 
 from itertools import chain
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -21,7 +21,7 @@ DEFAULT_TTFT_MS = 1000.0
 MOST_PROMPTS = 256  # of the queue that are looked at
 
 
-class AdrenalineOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AdrenalinePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``ttft_ms`` is the prompts' SLO: else that of --goodput, else 1,000 ms, which is ours.
     ``margin``: how many times faster than that prompts must be believed to be, for those that will
     come before they are done and for what the belief does not see (ours). ``executor``: percent of
@@ -36,7 +36,7 @@ class AdrenalineOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=T
     delta: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
 
 
-class Adrenaline(Partitioner):
+class AdrenalinePartitioner(Partitioner[AdrenalinePartitionerOptions]):
     """Prefill gets the fewest SMs with which every prompt in the queue is believed to have its
     first token in time, all if one is late already (but for the executor's share).
 
@@ -44,14 +44,13 @@ class Adrenaline(Partitioner):
     much the attention beside it slows prefill. ``idle`` has no effect: shares are kept, as by MPS.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = AdrenalineOptions
     needs_belief: ClassVar[bool] = True
     num_gpus: ClassVar[tuple[int, ...]] = (2,)
     source: ClassVar[str] = "Adrenaline, arXiv 2503.20552, resource-efficient prefill colocation"
 
     def initial(self, spec: DeviceSpec) -> Split:
         """As much for prefill as it can have. Raises UsageError on a single GPU."""
-        own = cast(AdrenalineOptions, self.options)
+        own = self.options
         shared = [split for split in spec.splits if "remote" in split.partitions]
         if not shared:
             raise UsageError(
@@ -88,7 +87,7 @@ class Adrenaline(Partitioner):
         """What a prompt token may take, so that each queued prompt ends in time after those before
         it; 0 if one is late.
         """
-        own, home = cast(AdrenalineOptions, self.options), state.pool_of("prefill")
+        own, home = self.options, state.pool_of("prefill")
         ttft = (own.ttft_ms or state.limits.ttft_ms or DEFAULT_TTFT_MS) * NS_PER_MS / own.margin
         before, affordable = 0, ttft
         for count, request in enumerate(chain(state.prefilling, state.waiting)):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
-from nexusbench.core.batch import Batch, BatchShape, Plan, Split
+from nexusbench.core.batch import Batch, Plan, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.parts import parts_of
-from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
+from nexusbench.core.registry import NotNegative, Policy, Registry
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.core.state import EngineState
+from nexusbench.core.state import EngineState, shapes_to_run
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs.base import CostModel
+
+__all__ = ["Partitioner", "PartitionerOptions", "disjoint_splits", "partitioners", "shapes_to_run"]
 
 
 class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,41 +31,45 @@ class PartitionerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     min_interval_ms: NotNegative = 0.0
 
 
-class Partitioner(ABC):
+if TYPE_CHECKING:  # as for schedulers: Partitioner alone is Partitioner[PartitionerOptions]
+    from typing_extensions import TypeVar
+
+    OptionsT = TypeVar(
+        "OptionsT", bound=PartitionerOptions, default=PartitionerOptions, covariant=True
+    )
+else:
+    from nexusbench.core.registry import OptionsT
+
+
+class Partitioner(Policy[OptionsT]):
     """Sizes the partitions for what is about to be launched.
 
     ``partitions`` names the partition sets it can serve; ``belief`` is the cost model it asks, or
     None. ``mode`` is logged with every change of split.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = PartitionerOptions
+    Options: ClassVar[type[msgspec.Struct]] = PartitionerOptions
+    kind: ClassVar[str] = "partitioner"
     serves: ClassVar[tuple[tuple[str, ...], ...]] = (("prefill", "decode"),)
     needs_belief: ClassVar[bool] = False
     num_gpus: ClassVar[tuple[int, ...]] = (1,)  # how many GPUs with a KV pool each it can divide
     calibrates: ClassVar[bool] = False  # its belief follows the device while it serves
-    listens: ClassVar[bool] = False  # wants ``completed`` to be called
     # Options worth trying on unknown traffic, as typed after the name; advise compares them.
     advised: ClassVar[tuple[str, ...]] = ("",)
     source: ClassVar[str] = ""
 
     def __init__(
         self,
-        options: PartitionerOptions | None = None,
+        options: OptionsT | None = None,
         *,
         partitions: tuple[str, ...] = ("prefill", "decode"),
         belief: CostModel | None = None,
     ) -> None:
-        self.options = options if options is not None else self.Options()
-        check_options(self.options, f"partitioner '{plugin_name(type(self))}'")
+        super().__init__(options)
         self.partitions = partitions
         self.belief = belief
         self.mode = "initial"
         self._changed_at: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The name the user types."""
-        return plugin_name(type(self))
 
     @abstractmethod
     def initial(self, spec: DeviceSpec) -> Split:
@@ -73,8 +79,8 @@ class Partitioner(ABC):
     def split(self, plan: Plan, state: EngineState) -> Split:
         """The split for ``plan``, one of ``state.device.splits`` (or its ``whole``)."""
 
-    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - a hook, not a duty
-        """As :meth:`Scheduler.completed`, if ``listens``."""
+    def completed(self, batch: Batch, now: int) -> None:
+        """As :meth:`Scheduler.completed`."""
 
     def settle(self, wanted: Split, state: EngineState, least_change: int) -> Split:
         """Hysteresis and budget: the split in force, unless ``wanted`` is worth the change and due.
@@ -103,17 +109,6 @@ def disjoint_splits(spec: DeviceSpec, policy: str) -> list[Split]:
             f"{parts_of(spec.name)} do not make two partitions. Use --partitioner whole"
         )
     return legal
-
-
-def shapes_to_run(plan: Plan, state: EngineState) -> dict[str, BatchShape]:
-    """What each partition will be running once ``plan`` is launched: its new batch, else the one in
-    flight.
-    """
-    shapes = {batch.partition: batch.shape for batch in plan.batches}
-    for partition, running in state.in_flight.items():
-        if running and partition not in shapes:
-            shapes[partition] = running[0].batch.shape
-    return shapes
 
 
 partitioners = Registry("nexusbench.partitioners", "partitioner", "Partitioner")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.registry import AboveZero
@@ -16,10 +16,10 @@ from nexusbench.partitioners.base import (
     shapes_to_run,
 )
 from nexusbench.policies.bullet_estimates import PromptsAtHand
-from nexusbench.policies.bullet_slo import Pace, Slo, expected
+from nexusbench.policies.bullet_slo import BulletSlo, Pace, expected
 
 
-class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BulletPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """SLOs, with the scheduler's meanings and defaults."""
 
     norm_ttft_ms: AboveZero | None = None
@@ -27,7 +27,7 @@ class BulletOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     tbt_ms: AboveZero | None = None
 
 
-class Bullet(Partitioner):
+class BulletPartitioner(Partitioner[BulletPartitionerOptions]):
     """By P90 of TPOT and the believed TTFT of everyone who waits, whenever a side launches:
 
     ``reduce-decode`` (TPOT holds): decode gets the fewest SMs on which a step meets the TPOT SLO.
@@ -41,10 +41,8 @@ class Bullet(Partitioner):
     overlap, as Bullet's may partly.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = BulletOptions
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
     def initial(self, spec: DeviceSpec) -> Split:
@@ -62,7 +60,7 @@ class Bullet(Partitioner):
         shapes = shapes_to_run(plan, state)
         if "prefill" not in shapes or "decode" not in shapes:
             return state.split
-        slo = expected(cast(BulletOptions, self.options), state.limits)
+        slo = expected(self.options, state.limits)
         prefill, decode = shapes["prefill"], shapes["decode"]
         current = self._legal.index(state.split)
         self._pace.forget(state.decoding)
@@ -109,7 +107,7 @@ class Bullet(Partitioner):
         return least if least > current + 1 else current
 
     def _balance(
-        self, decode: BatchShape, prefill: BatchShape, ratio: Callable[[int], float], slo: Slo
+        self, decode: BatchShape, prefill: BatchShape, ratio: Callable[[int], float], slo: BulletSlo
     ) -> int:
         """Where both are as much over their SLOs: TTFT falls with prefill's share, TPOT rises."""
         low, high = 0, len(self._legal) - 1

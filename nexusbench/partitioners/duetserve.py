@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import Plan, Split
 from nexusbench.core.registry import AboveZero
@@ -21,13 +21,13 @@ TBT_MS = 100.0
 WORTH_A_CHANGE = 0.02  # of the rate
 
 
-class DuetserveOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DuetservePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``tbt_ms``: tau, with the scheduler's meaning and default."""
 
     tbt_ms: AboveZero | None = None
 
 
-class Duetserve(Partitioner):
+class DuetservePartitioner(Partitioner[DuetservePartitionerOptions]):
     """The split with most tokens per time, max (k T_dec + T_pre)/max(k t_d, t_p), of those on which
     a decode step takes no longer than tau; k is what the scheduler put into the launch.
 
@@ -35,7 +35,6 @@ class Duetserve(Partitioner):
     (never with the scheduler ``duetserve``, which then does not split) decode gets the most it can.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = DuetserveOptions
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     source: ClassVar[str] = "DuetServe, arXiv 2511.04791"
@@ -51,7 +50,7 @@ class Duetserve(Partitioner):
         if "prefill" not in shapes or "decode" not in shapes:
             return state.split
         assert self.belief is not None
-        own = cast(DuetserveOptions, self.options).tbt_ms
+        own = self.options.tbt_ms
         bound = (own or state.limits.tbt_ms or TBT_MS) * NS_PER_MS
         decode = shapes["decode"]
         steps = range(decode.repeat, decode.repeat + 1)

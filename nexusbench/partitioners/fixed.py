@@ -11,7 +11,7 @@ from nexusbench.core.state import EngineState
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 
 
-class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FixedPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``prefill``: percent of the SMs for prefill; the nearest legal split is used. For streams
     that are not partitioned there is ``--partitioner whole``.
     """
@@ -19,10 +19,9 @@ class FixedOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     prefill: Percent = 50.0
 
 
-class Fixed(Partitioner):
+class FixedPartitioner(Partitioner[FixedPartitionerOptions]):
     """The legal split whose prefill share is nearest to ``prefill`` percent, for ever."""
 
-    Options: ClassVar[type[PartitionerOptions]] = FixedOptions
     advised: ClassVar[tuple[str, ...]] = ("prefill=30", "prefill=50", "prefill=70")
     source: ClassVar[str] = (
         "static partition, e.g. Nexus section 6.5 (Nexus-Wo-SC; its share is not published)"
@@ -30,7 +29,6 @@ class Fixed(Partitioner):
 
     def initial(self, spec: DeviceSpec) -> Split:
         """The nearest legal split."""
-        assert isinstance(self.options, FixedOptions)
         percent = self.options.prefill
         legal = disjoint_splits(spec, self.name)
         return min(legal, key=lambda split: abs(100 * split.sms[0] / spec.num_sms - percent))

@@ -26,7 +26,7 @@ FIRST_TOKENS, MOST_TOKENS = 2048, 131_072  # the guard's grid: 2K to 128K tokens
 MOST_DECODES = 1024  # and decode batches from 1 to this, in powers of 4
 
 
-class MuxwiseOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MuxwisePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``tbt_ms``: the bound on a decode step; else that of ``--goodput``, else the paper's 50 ms.
     ``guard``: slow-down of a decode step beside a prefill where none was observed yet (the paper
     measured at most 1.2 on an A100, 1.3 on an H100).
@@ -36,7 +36,7 @@ class MuxwiseOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True
     guard: Annotated[float, msgspec.Meta(ge=1)] = 1.3
 
 
-class Muxwise(Partitioner):
+class MuxwisePartitioner(Partitioner[MuxwisePartitionerOptions]):
     """The smallest decode partition whose worst case keeps the TBT bound; the rest to prefill.
 
     Worst case = what the belief says of the step alone x the largest slow-down seen in that cell of
@@ -46,15 +46,12 @@ class Muxwise(Partitioner):
     own error included. All legal splits are used, not only multiples of 16 SMs.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = MuxwiseOptions
     needs_belief: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     source: ClassVar[str] = "MuxWise, arXiv 2504.14489: dispatcher and contention guard"
 
     def initial(self, spec: DeviceSpec) -> Split:
         """Half and half, until both sides have something to run."""
         options = self.options
-        assert isinstance(options, MuxwiseOptions)
         # In order of decode's growing share.
         self._legal = disjoint_splits(spec, self.name)[::-1]
         self._book = LaunchBook(options.idle)
@@ -66,7 +63,6 @@ class Muxwise(Partitioner):
         shapes, split = shapes_to_run(plan, state), state.split
         if "prefill" in shapes and "decode" in shapes:
             options = self.options
-            assert isinstance(options, MuxwiseOptions)
             bound = NS_PER_MS * (options.tbt_ms or state.limits.tbt_ms or TBT_MS)
             self.mode = "decode within its bound"
             split = self.settle(self._smallest(shapes, bound), state, 1)
@@ -97,7 +93,6 @@ class Muxwise(Partitioner):
     def worst(self, prefill: BatchShape, decode: BatchShape, split: Split) -> float:
         """Ns of a decode step beside ``prefill`` that will not be exceeded, as far as is known."""
         options, sms = self.options, split.of("decode")
-        assert isinstance(options, MuxwiseOptions)
         assert self.belief is not None
         slowdown = self._slowdown.get(_cell(prefill, decode, sms), options.guard)
         return self.belief.predict(decode, sms) * slowdown

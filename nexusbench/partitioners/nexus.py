@@ -20,7 +20,7 @@ from nexusbench.partitioners.base import (
 )
 
 
-class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NexusPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """Constants of section 5, and the two choices the text leaves open.
 
     ``alpha`` bounds prefill's slow-down while decode is the target, ``beta`` decode's while prefill
@@ -39,7 +39,7 @@ class NexusOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     contention: bool = True
 
 
-class Nexus(Partitioner):
+class NexusPartitioner(Partitioner[NexusPartitionerOptions]):
     """Give the target all but the smallest share with which the other stage stays within its slack.
 
     Algorithm 1 walks there in steps of 1 % of the SMs; its end point depends only on the other
@@ -48,14 +48,12 @@ class Nexus(Partitioner):
     and the split stays.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = NexusOptions
     needs_belief: ClassVar[bool] = True
     source: ClassVar[str] = "Nexus, arXiv 2507.06608, section 4.2, Algorithm 1; constants section 5"
 
     def initial(self, spec: DeviceSpec) -> Split:
         """Half and half, until both stages have something to run."""
         self._legal = disjoint_splits(spec, self.name)
-        assert isinstance(self.options, NexusOptions)
         step = self._legal[1].sms[0] - self._legal[0].sms[0] if len(self._legal) > 1 else 1
         self._least_change = max(step, round(self.options.delta / 100 * spec.num_sms))
         return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
@@ -63,7 +61,6 @@ class Nexus(Partitioner):
     def split(self, plan: Plan, state: EngineState) -> Split:
         """Mode by KV use, then the end point of Algorithm 1, then hysteresis."""
         options = self.options
-        assert isinstance(options, NexusOptions)
         shapes = shapes_to_run(plan, state)
         if "prefill" not in shapes or "decode" not in shapes:
             return state.split
@@ -84,7 +81,6 @@ class Nexus(Partitioner):
         """
         belief, options = self.belief, self.options
         assert belief is not None
-        assert isinstance(options, NexusOptions)
         target, other = (prefill, decode) if prefill_first else (decode, prefill)
         all_sms = sum(self._legal[0].sms)
         bound = slack * belief.predict(other, all_sms)

@@ -23,7 +23,7 @@ H200_SMS = 132
 LEAST_DECODE_SMS = 16  # of the automatic splits
 
 
-class PdmuxOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PdmuxPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``divisions``: ``auto`` (SGLang's, if it is given no table): ``sm_group_num`` - 2 splits from
     even to all but 16 SMs for prefill, the i-th for a decode batch of i x ``decode_bs_divisor`` /
     (``sm_group_num`` - 2) or more; ``h200``: the table of its documentation, on other GPUs the
@@ -35,7 +35,7 @@ class PdmuxOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, 
     decode_bs_divisor: AtLeastOne = 36
 
 
-class Pdmux(Partitioner):
+class PdmuxPartitioner(Partitioner[PdmuxPartitionerOptions]):
     """A row per decode batch size, chosen when a prefill batch begins and kept until it ends.
 
     On a GPU that has no such split the nearest legal one (the larger prefill share of two as near).
@@ -43,14 +43,12 @@ class Pdmux(Partitioner):
     launch; its all-prefill and all-decode groups are ``idle=expand``.
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = PdmuxOptions
     advised: ClassVar[tuple[str, ...]] = ("", "divisions=h200")
     source: ClassVar[str] = "SGLang main, srt/multiplex and its documentation of PD multiplexing"
 
     def initial(self, spec: DeviceSpec) -> Split:
         """The row of the smallest decode batch."""
         options = self.options
-        assert isinstance(options, PdmuxOptions)
         legal = disjoint_splits(spec, self.name)
         if options.divisions == "h200":
             self._rows = [(_nearest(legal, share / H200_SMS), least) for share, least in H200_TABLE]

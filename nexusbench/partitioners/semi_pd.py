@@ -22,7 +22,7 @@ UpTo100 = Annotated[float, msgspec.Meta(gt=0, le=100)]
 HISTORY = 8  # windows that the slopes of the models are fitted to
 
 
-class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SemiPdPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``ttft_ms``, ``tbt_ms``: the SLO; else that of ``--goodput``, else the paper's 2,250 and 130
     ms. ``both`` is what happens when both are violated: ``keep`` the split (the paper's prose) or
     give ``prefill`` more (its printed algorithm). ``guard``: no step that the model says would
@@ -43,7 +43,7 @@ class SemiPdOptions(PartitionerOptions, frozen=True, forbid_unknown_fields=True,
     step_size: UpTo100 = 5.0
 
 
-class SemiPd(Partitioner):
+class SemiPdPartitioner(Partitioner[SemiPdPartitionerOptions]):
     """Moves SMs to the stage that violates its SLO, as far as its model says it needs them.
 
     TTFT = a1 / (x - lambda) + b1 and TPOT = a2 / y + b2 in percent of the SMs, refitted after each
@@ -56,14 +56,11 @@ class SemiPd(Partitioner):
     would take all, both then fail, and the prose keeps that split for ever (docs/log.md).
     """
 
-    Options: ClassVar[type[PartitionerOptions]] = SemiPdOptions
-    listens: ClassVar[bool] = True
     source: ClassVar[str] = "semi-PD, arXiv 2504.19867, Algorithm 1 and Eq. 1-4"
 
     def initial(self, spec: DeviceSpec) -> Split:
         """Half and half."""
         options = self.options
-        assert isinstance(options, SemiPdOptions)
         self._legal = disjoint_splits(spec, self.name)
         step = self._legal[1].sms[0] - self._legal[0].sms[0] if len(self._legal) > 1 else 1
         self._stride = max(1, round(options.step_size / 100 * spec.num_sms / step))
@@ -78,7 +75,6 @@ class SemiPd(Partitioner):
     def completed(self, batch: Batch, now: int) -> None:
         """Observe; at the end of a window refit both models."""
         options = self.options
-        assert isinstance(options, SemiPdOptions)
         self._window.add(batch, self._book.ended(batch, now), now)
         if self._window.launches < options.window:
             return
@@ -102,7 +98,6 @@ class SemiPd(Partitioner):
 
     def _adjusted(self, seen: Observation, state: EngineState) -> Split:
         options, limits, current = self.options, state.limits, state.split
-        assert isinstance(options, SemiPdOptions)
         ttft = NS_PER_MS * (options.ttft_ms or limits.ttft_ms or TTFT_MS)
         tpot = NS_PER_MS * (options.tbt_ms or limits.tbt_ms or TPOT_MS)
         late = seen.ttft is not None and seen.ttft > ttft

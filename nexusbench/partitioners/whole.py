@@ -10,7 +10,7 @@ from nexusbench.core.state import EngineState
 from nexusbench.partitioners.base import Partitioner
 
 
-class Whole(Partitioner):
+class WholePartitioner(Partitioner):
     """All SMs to the partition ``all``; for two partitions, the overlapping (100 %, 100 %)
     two-stream split, or a GPU each where there are two.
     """

@@ -10,7 +10,6 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -123,6 +122,15 @@ def load_gpu(name_or_path: str | os.PathLike[str]) -> GpuSpec:
     return _parse(found[name].read_text(encoding="utf-8"), f"{name}.toml")
 
 
+def is_profile(argument: str) -> bool:
+    """Whether a device's argument names a profile: its file, or the folder it is in. A folder that
+    is called as a shipped GPU is does not hide that.
+    """
+    if argument.lower().endswith((".json", ".jsonl")):
+        return True
+    return bool(argument) and argument.lower() not in gpu_names() and Path(argument).is_dir()
+
+
 def legal_splits(gpu: GpuSpec) -> tuple[Split, ...]:
     """The splits for the partitions (prefill, decode), growing prefill share.
 
@@ -198,18 +206,19 @@ def _parse(text: str, file: str) -> GpuSpec:
         raise document.error(
             "", "sim", problem, "Add a [sim] table; copy that of a shipped GPU to begin with"
         )
-    constants = _table(document, "sim", sim, SimConstants)
-    _check_curve(document, constants["bandwidth_curve"])
+    constants = msgspec.convert(_table(document, "sim", sim, SimConstants), SimConstants)
+    _check_curve(document, constants.bandwidth_curve)
     _check_sources(document, sources)
-    for key in ("sm_minimum", "sm_multiple"):
-        if top[key] > top["num_sms"]:
+    gpu = msgspec.convert({**top, "sim": constants, "sources": sources}, GpuSpec)
+    for key, value in (("sm_minimum", gpu.sm_minimum), ("sm_multiple", gpu.sm_multiple)):
+        if value > gpu.num_sms:
             raise document.error(
-                "", key, f"{top[key]} exceeds num_sms {top['num_sms']}", "Correct one of them"
+                "", key, f"{value} exceeds num_sms {gpu.num_sms}", "Correct one of them"
             )
-    return GpuSpec(**top, sim=SimConstants(**constants), sources=sources)
+    return gpu
 
 
-def _check_keys(document: _Document, data: dict[str, Any], sim: object, sources: object) -> None:
+def _check_keys(document: _Document, data: dict[str, object], sim: object, sources: object) -> None:
     """Refuse unknown and missing keys of all tables, in one error that names every one of them."""
     tables = {"": (data, _fields(GpuSpec)), "sim": (sim, _fields(SimConstants))}
     known = [*_fields(GpuSpec), *_NESTED, *_fields(SimConstants)]
@@ -236,14 +245,14 @@ def _check_keys(document: _Document, data: dict[str, Any], sim: object, sources:
         raise document.error(table, key, problem, "Every key of a shipped GPU is required")
 
 
-def _fields(spec: type[msgspec.Struct]) -> dict[str, Any]:
+def _fields(spec: type[msgspec.Struct]) -> dict[str, object]:
     """The keys of one table and their types."""
     return {f.name: f.type for f in msgspec.structs.fields(spec) if f.name not in _NESTED}
 
 
 def _table(
-    document: _Document, table: str, data: dict[str, Any], spec: type[msgspec.Struct]
-) -> dict[str, Any]:
+    document: _Document, table: str, data: dict[str, object], spec: type[msgspec.Struct]
+) -> dict[str, object]:
     """The values of one table, typed as ``spec``'s fields and in range."""
     values = {}
     for key, expected in _fields(spec).items():

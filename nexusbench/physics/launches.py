@@ -16,16 +16,22 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
-from nexusbench.physics.attention import Attention
-from nexusbench.physics.gemm import Gemm
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, scaled_sum, total
+from nexusbench.physics.operators import (
+    L2,
+    NOTHING,
+    Attention,
+    Gemm,
+    OperatorClass,
+    scaled_sum,
+    total,
+)
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
 
 
-class Load(msgspec.Struct, frozen=True, gc=False):
+class LaunchLoad(msgspec.Struct, frozen=True, gc=False):
     """A batch on some SMs: ns without a neighbour, and the classes that one can slow down."""
 
     solo: float
@@ -69,7 +75,7 @@ class Physics:
                 return self.bandwidth_all * (y0 + (y1 - y0) * (share - x0) / (x1 - x0))
         return self.bandwidth_all
 
-    def load(self, shape: BatchShape, sms: int) -> Load:
+    def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """``shape`` on ``sms`` SMs, alone. ``repeat`` is not applied: this is one repetition."""
         tokens = shape.num_decodes
         for count, _ in shape.chunks:
@@ -89,7 +95,7 @@ class Physics:
         solo = self._overhead + dense.time + attention.time
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
-        return Load(solo, sms, dense, attention)
+        return LaunchLoad(solo, sms, dense, attention)
 
     # -- operators of one launch -------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class Physics:
 
     # -- two at once -------------------------------------------------------------------------------
 
-    def slowdown(self, side: Load, other: Load) -> float:
+    def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1).
 
         Each operator class of one side meets each class of the other for the product of their

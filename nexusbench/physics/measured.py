@@ -11,7 +11,7 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import prefill_pairs
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import OperatorClass
-from nexusbench.physics.tables import Grid, KernelTable, Point, attention_blocks
+from nexusbench.physics.tables import KernelTable, Point, TimeGrid, attention_blocks
 
 
 class MeasuredPhysics(Physics):
@@ -71,13 +71,13 @@ class AttentionStretch:
         def ratio(us: float, point: Point) -> float:
             return us * 1e3 * layers / physics(shape_of(point), num_sms).time
 
-        self._prefill = Grid(
+        self._prefill = TimeGrid(
             {(c, b): ratio(us, (c, b, 0, 0)) for (c, b), us in blocks["prefill"].items()}
         )
-        self._decode = Grid(
+        self._decode = TimeGrid(
             {(n, k): ratio(us, (0, 0, n, k)) for (n, k), us in blocks["decode"].items()}
         )
-        self._mixed = Grid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
+        self._mixed = TimeGrid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
 
     def __call__(self, shape: BatchShape) -> float:
         """The ratio at the one chunk and the equal decodes that amount to the same work."""

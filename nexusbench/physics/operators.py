@@ -1,4 +1,16 @@
-"""What the simulated GPU knows of a group of kernels on some SMs, and how such groups add up."""
+"""Operators of the simulated GPU: dense layers, attention, and how groups of kernels add up.
+
+A dense layer is tiles and waves, split-K, a launch, and memory time beside them.
+
+Attention is tiles of query rows over blocks of keys, as in FlashAttention. A thread block takes one
+tile of query rows of one head through its keys, block by block. The two kernel generations differ
+in what a tile is, and that explains most of what was measured (sources in docs/fidelity.md).
+FlashAttention-2 with a paged cache has tiles of 64 rows of one head; only a batch of single-token
+rows packs the query heads that share a KV head into one tile, and splits long keys over idle SMs.
+So decodes beside a prefill chunk cost a whole tile per query head each, and read their keys once
+per query head unless heads that share them run at the same time. FlashAttention-3 packs heads
+always.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +18,15 @@ import msgspec
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
+
+# (rows, columns, share of the attainable rate) of GEMM tiles. Shapes are those that cuBLAS kernels
+# are named after; the shares were fitted once, for H200, H100 and L40S together (docs/fidelity.md).
+TILES = ((256, 128, 1.0), (128, 128, 0.99), (64, 128, 1.0), (64, 64, 0.93), (16, 64, 0.34))
+SPLIT_K = (1, 2, 4, 8)
+_LARGEST = 256 * 128
+_ACCUMULATOR_BYTES = 4.0
+
+_Chunks = tuple[tuple[int, int], ...]
 
 
 class OperatorClass(msgspec.Struct, frozen=True, gc=False):
@@ -75,3 +96,230 @@ class L2:
         resident = min(1.0, max(0.0, 5.0 - 4.0 * size / self._bytes))
         warm = self._ns * self._sms / sms
         return cold + resident * (warm - cold) if warm < cold else cold
+
+
+class Gemm:
+    """Times of ``[rows, inputs] x [inputs, outputs]`` on one GPU."""
+
+    def __init__(self, gpu: GpuSpec) -> None:
+        sim = gpu.sim
+        # FLOP per ns of one SM
+        self._rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.dense_efficiency
+        self._launch, self._exposed = sim.dense_launch_us * 1e3, sim.dense_overlap
+        self._wave_share = sim.dense_wave_share
+        self._depth = sim.dense_depth_us  # ns per unit of the inner dimension
+        self._epilogue, self._split = sim.dense_epilogue_us * 1e3, sim.dense_split_us * 1e3
+        self._l2 = L2(gpu)
+
+    def time(
+        self,
+        rows: float,
+        inputs: int,
+        outputs: int,
+        weight_bytes: float,
+        activation_bytes: float,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+        groups: float = 1,
+    ) -> OperatorClass:
+        """One product on ``sms`` SMs that draw ``bandwidth`` bytes per ns, in ns.
+
+        The best tile and split of K is taken, as a tuned library does. ``copies``: weights that a
+        benchmark goes round, so that small ones stay in L2; 0 in a serving step, where the
+        other layers evict them. ``groups``: so many products of this shape, with weights of their
+        own, in one kernel (the experts of a layer); such kernels do not split K.
+        """
+        weights = inputs * outputs * weight_bytes * groups
+        activations = rows * (inputs + outputs) * activation_bytes * groups
+        traffic = weights + activations
+        per_byte = 1.0 / bandwidth
+        if copies:
+            per_byte = self._l2.per_byte(copies * weights + activations, sms, per_byte)
+        moving = traffic * per_byte
+        best = None
+        for height, width, share in TILES:
+            tiles = -(-rows // height) * -(-outputs // width) * groups
+            tile = 2.0 * height * width * inputs / (self._rate * share)
+            epilogue = self._epilogue * height * width / _LARGEST
+            for parts in SPLIT_K if groups == 1 else (1,):
+                if parts > 1 and tiles * parts > 2 * sms:
+                    break
+                waves = max(1.0, tiles * parts / sms)
+                waves += self._wave_share * (-(-tiles * parts // sms) - waves)
+                busy = waves * (tile / parts + epilogue)
+                fixed = self._launch + self._depth * inputs / parts
+                if parts > 1:
+                    fixed += self._split + parts * rows * outputs * _ACCUMULATOR_BYTES * per_byte
+                made = overlapped(fixed, busy, moving, self._exposed, traffic)
+                if best is None or made.time < best.time:
+                    best = made
+        assert best is not None
+        return best
+
+
+class Attention:
+    """Times of the attention of some layers of equal shape on one GPU, KV write included."""
+
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_bytes: float = 2.0,
+        activation_bytes: float = 2.0,
+        layers: int = 1,
+    ) -> None:
+        sim = gpu.sim
+        self._layers = layers
+        self._packs = sim.attention_kernel == "fa3"
+        self._kv_heads, self._heads = num_kv_heads, num_heads
+        self._group = max(1, num_heads // num_kv_heads)
+        self._rows = 128 if self._packs else 64  # of a prefill tile
+        # Keys of a block: csrc/flash_attn of FlashAttention-2, splitkv dispatch
+        self._keys = (
+            128 if self._packs else 256 if head_dim <= 64 else 128 if head_dim <= 128 else 64
+        )
+        rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.attention_efficiency
+        block = 4.0 * self._rows * self._keys * head_dim / rate
+        softmax = sim.attention_block_us * 1e3 * self._rows * self._keys / 16384
+        self._block = block + softmax
+        self._small_block = self._block * 64 / self._rows  # decode tiles have 64 rows
+        self._tile, self._empty = sim.attention_tile_us * 1e3, sim.attention_empty_us * 1e3
+        self._launch, self._tail = sim.attention_launch_us * 1e3, sim.attention_tail
+        self._combine, self._swap = sim.attention_combine_us * 1e3, sim.attention_swap_us * 1e3
+        self._exposed = sim.attention_overlap
+        # Tensor-core ns of one key in a decode: a KV head's query heads, in at least 16 rows.
+        self._key_ns = 4.0 * head_dim * num_kv_heads * max(16.0, self._group) / rate
+        self._token_bytes = 2.0 * num_kv_heads * head_dim * kv_bytes  # of keys and values
+        # Q read, output written; the new keys and values read and written to the cache.
+        self._new_bytes = (
+            2.0 * num_heads * head_dim * activation_bytes
+            + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
+        )
+        self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
+
+    def time(
+        self,
+        chunks: _Chunks,
+        num_decodes: int,
+        decode_context: int,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+    ) -> OperatorClass:
+        """``chunks`` of (tokens, tokens before them) and decodes in one kernel per layer; ns.
+
+        ``decode_context`` is the sum over decodes of the keys each reads, its own included.
+        ``copies`` as in ``Gemm.time``.
+        """
+        if chunks:
+            tokens, keys, tiles, work, longest = self._prefill(chunks)
+            fixed, again, streamed = self._launch, 1.0, 0.0
+            if num_decodes:
+                tokens += num_decodes
+                more, streamed, single, again = self._beside(num_decodes, decode_context, sms)
+                tiles, work, longest = tiles + more, work + streamed, max(longest, single)
+            if not self._packs:
+                work += self._empty_blocks(chunks, num_decodes, tiles) * self._empty
+            busy, streamed = self._spread(tiles, work, longest, sms), streamed / work
+        elif num_decodes:
+            busy, fixed = self._decode(num_decodes, decode_context, sms)
+            tokens, keys, again, streamed = num_decodes, 0, 1.0, 1.0
+        else:
+            return NOTHING
+        new = tokens * self._new_bytes
+        read = (keys + decode_context * again) * self._token_bytes
+        cold = warm = 1.0 / bandwidth
+        if copies:
+            cold = self._l2.per_byte(copies * (new + read), sms, cold)
+        # Queries and new keys come from the layer before, through L2 if they fit. They stand at the
+        # ends of tiles, the KV write in a kernel of its own: nothing overlaps with them.
+        warm = min(cold, self._l2.per_byte(new, sms, warm))
+        moving, layers = read * cold, self._layers
+        memory = 0.0
+        if busy >= moving:
+            longer = busy + self._exposed * moving
+        else:
+            longer = memory = moving + self._exposed * busy
+        tensor = busy
+        if num_decodes:
+            # Decode tiles wait for their keys more than for the tensor cores, which do little.
+            memory += (longer - memory) * streamed
+            tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
+        return OperatorClass(
+            (fixed + new * warm + longer) * layers,
+            (longer - memory) * layers,
+            memory * layers,
+            tensor * layers,
+            (new + read) * layers,
+        )
+
+    def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
+        """Tokens, keys read, tiles, their ns together, and the ns of the longest."""
+        rows, block = self._rows, self._keys
+        packed = self._group if self._packs else 1
+        heads = self._kv_heads if self._packs else self._heads
+        span = rows / packed  # tokens of one tile
+        ragged = max(0.0, block - span) / (2 * block)  # blocks that a causal edge leaves part-used
+        tokens = keys = tiles = 0
+        work = longest = 0.0
+        for count, before in chunks:
+            each = -(-count * packed // rows)
+            last = -(-(before + count) // block)
+            mean = float(last)
+            if each > 1:
+                mean = min(mean, (before + (count + span) / 2) / block + ragged)
+            tokens += count
+            keys += before + count
+            tiles += each * heads
+            work += each * heads * (self._tile + mean * self._block)
+            longest = max(longest, self._tile + last * self._block)
+        return tokens, keys, tiles, work, longest
+
+    def _empty_blocks(self, chunks: _Chunks, num_decodes: int, tiles: int) -> int:
+        """Thread blocks without rows: every sequence gets as many as the longest chunk needs."""
+        longest = max([count for count, _ in chunks])
+        return (len(chunks) + num_decodes) * self._heads * -(-longest // self._rows) - tiles
+
+    def _beside(self, count: int, context: int, sms: int) -> tuple[int, float, float, float]:
+        """Decodes in one kernel with chunks: tiles, their ns, the longest, and reads of each key.
+
+        FlashAttention-3 balances split keys over the SMs (assumed: no table of such mixes exists).
+        """
+        blocks = -(-context // (count * self._keys))
+        if self._packs:
+            single = self._tile + blocks * self._small_block
+            return count * self._kv_heads, count * self._kv_heads * single, self._tile, 1.0
+        single = self._tile + blocks * self._block
+        again = 1.0
+        if context * self._token_bytes > self._l2_bytes * self._kv_heads:
+            # The keys of one KV head leave L2 before the next query head wants them, unless SMs are
+            # left to run heads that share them at the same time.
+            again = self._group / max(1.0, min(float(self._group), sms / count))
+        return count * self._heads, count * self._heads * single, single, again
+
+    def _decode(self, count: int, context: int, sms: int) -> tuple[float, float]:
+        """Compute and fixed ns of a batch of decodes alone."""
+        tiles = count * self._kv_heads * -(-self._group // 64)
+        blocks = -(-context // (count * self._keys))
+        fixed, splits = self._launch, 1
+        if tiles < 0.8 * sms and (self._packs or self._group > 1):
+            splits = max(1, min(blocks, sms // tiles))
+            if splits > 1:
+                fixed += self._combine
+        if self._group > 1 and self._kv_heads > 1 and count > 1 and not self._packs:
+            fixed += self._swap
+        single = self._tile + -(-blocks // splits) * self._small_block
+        return self._spread(tiles * splits, tiles * splits * single, single, sms), fixed
+
+    def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
+        """The ns of tiles dealt to SMs: their mean, what the last wave and the longest add."""
+        if tiles <= sms:
+            return longest
+        mean = work / tiles
+        last = longest - mean + mean * (-(-tiles // sms) - tiles / sms)
+        return max(longest, work / sms + self._tail * last)

@@ -16,10 +16,9 @@ from nexusbench.core.batch import BatchShape, Split
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.work import chunk_work, equivalent_context
-from nexusbench.physics.gpus import gpu_names, legal_splits
-from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.gpus import legal_splits
+from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.measured import stretched
-from nexusbench.profiles.pairs import Place, Slowdowns, contested, place_of
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
@@ -29,13 +28,13 @@ from nexusbench.profiles.profile import (
     profile_path,
     read_points,
 )
-from nexusbench.profiles.surface import Surface, between
+from nexusbench.profiles.surface import Place, Slowdowns, Surface, between, contested, place_of
 
 MIXED_BINS = 4  # values of how much decodes matter in a mixed batch
 Key = tuple[float, float]  # (size, context)
 
 
-class ProfiledLoad(Load, frozen=True, gc=False):
+class ProfiledLoad(LaunchLoad, frozen=True, gc=False):
     """A load that knows of what batch it is."""
 
     shape: BatchShape
@@ -70,7 +69,7 @@ class ProfiledPhysics(Physics):
             shape,
         )
 
-    def slowdown(self, side: Load, other: Load) -> float:
+    def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """The physics' slowdown, stretched as measured near this pair; at least 1."""
         assert isinstance(side, ProfiledLoad)
         assert isinstance(other, ProfiledLoad)
@@ -89,7 +88,7 @@ class ProfiledPhysics(Physics):
         measured = contested(apart, together, side.sms, shared)
         return max(1.0, measured * self._known(phase, side, other))
 
-    def _known(self, phase: str, side: Load, other: Load) -> float:
+    def _known(self, phase: str, side: LaunchLoad, other: LaunchLoad) -> float:
         """What measured slowdowns are told relative to."""
         return super().slowdown(side, other) if self._physical[phase] else 1.0
 
@@ -294,12 +293,3 @@ class Truth:
             Split(("prefill", "decode"), pair, overlapping=pair[0] + pair[1] > profile.gpu.num_sms)
             for pair in profile.splits
         ) or legal_splits(profile.gpu)
-
-
-def is_profile(argument: str) -> bool:
-    """Whether a device's argument names a profile: its file, or the folder it is in. A folder that
-    is called as a shipped GPU is does not hide that.
-    """
-    if argument.lower().endswith((".json", ".jsonl")):
-        return True
-    return bool(argument) and argument.lower() not in gpu_names() and Path(argument).is_dir()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape
-from nexusbench.physics.launches import Load, Physics
+from nexusbench.physics.launches import LaunchLoad, Physics
 from nexusbench.physics.operators import NOTHING, OperatorClass
 
 # What a layer's round trip costs the decode GPU and no overlap hides: packing q, k and v into one
@@ -41,7 +41,7 @@ class Away(msgspec.Struct, frozen=True, gc=False):
         return self.rest + max(self.local, self.attention.time * slower + self.wire)
 
 
-def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[Load, Away]:
+def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[LaunchLoad, Away]:
     """What the decode GPU computes (all dense layers, and the attention of what it keeps), with the
     time of the whole, and what the GPU of ``pool`` does for it.
     """
@@ -56,15 +56,15 @@ def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[L
     wire = layers * (physics.message_bytes(count) / link.link_gbps + 2e3 * link.link_latency_us)
     rest = whole.solo - whole.attention.time + layers * SYNC_NS
     away = Away(pool, batch.remote_sms, rest, local.time, wire, attention)
-    return Load(away.time(), sms, whole.dense, local), away
+    return LaunchLoad(away.time(), sms, whole.dense, local), away
 
 
-def ghost(away: Away, during: float) -> Load:
+def ghost(away: Away, during: float) -> LaunchLoad:
     """The remote part as a neighbour on its GPU sees it: that attention within ``during`` ns."""
-    return Load(during, away.sms, NOTHING, away.attention)
+    return LaunchLoad(during, away.sms, NOTHING, away.attention)
 
 
-def remote_slowdown(physics: Physics, away: Away, beside: Iterable[Load]) -> float:
+def remote_slowdown(physics: Physics, away: Away, beside: Iterable[LaunchLoad]) -> float:
     """How many times slower the remote attention is while ``beside`` run on its GPU."""
     slower, own = 1.0, ghost(away, away.attention.time)
     for load in beside:

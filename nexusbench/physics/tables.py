@@ -51,7 +51,7 @@ Point = tuple[int, ...]
 Row = tuple[Point, float]
 
 
-class Curve:
+class TimeCurve:
     """A piecewise-linear function of one count; beyond its ends it goes on in proportion."""
 
     def __init__(self, points: Sequence[tuple[int, float]]) -> None:
@@ -70,7 +70,7 @@ class Curve:
         return ys[i - 1] + (ys[i] - ys[i - 1]) * (x - low) / (high - low)
 
 
-class Grid:
+class TimeGrid:
     """A function on a full grid, multilinear between its points and constant beyond its ends."""
 
     def __init__(self, points: dict[Point, float]) -> None:
@@ -109,8 +109,8 @@ class KernelTable:
 
     def __init__(
         self,
-        dense: dict[str, Curve],
-        sequence: dict[str, Curve],
+        dense: dict[str, TimeCurve],
+        sequence: dict[str, TimeCurve],
         attention: dict[Point, float],
         sha256: str = "",
     ) -> None:
@@ -349,7 +349,7 @@ def _numbers(
 
 def _curves(
     folder: Path, name: str, key: str, layers: Sequence[str], digest: hashlib._Hash
-) -> dict[str, Curve]:
+) -> dict[str, TimeCurve]:
     """One curve per operator in ``layers``; others are ignored. Raises InputError."""
     path, rows = _read(folder, name, ("layer", key), digest)
     curves = {}
@@ -363,5 +363,5 @@ def _curves(
             )  # fmt: skip
         if points[0][0] < 1 or any(a >= b for (a, _), (b, _) in pairwise(points)):
             raise InputError("must count from 1", file=path, field=key, hint="Correct the file")
-        curves[layer] = Curve(points)
+        curves[layer] = TimeCurve(points)
     return curves

@@ -1,26 +1,165 @@
-"""SchedulerContext: everything a policy can see and do, journalled on the real KV pool."""
+"""SchedulerContext: what a policy can see and do in one scheduling instant, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Preemption, Transfer
+from nexusbench.core.batch import Chunk, Plan, PreemptionKind, Split
 from nexusbench.core.errors import PlanRefused
 from nexusbench.core.request import Request, RequestView
-from nexusbench.planning.journal import Admission, Claim, Decodes, Draft, Eviction, Move
-from nexusbench.planning.view import ContextView, PreemptionKind
+from nexusbench.core.state import KvView, Limits, WaitingQueue
+from nexusbench.planning.journal import Decodes, Draft, Journal
 
 Victim = Callable[[RequestView], RequestView | None]
 
 
-class SchedulerContext(ContextView):
+class SchedulerContext:
     """One scheduling instant, as a policy sees it.
 
-    Reading is free; ``schedule_decodes``, ``try_schedule`` and ``preempt`` act on the real
-    allocator and are journalled, so that :meth:`rollback` (or a refused plan) leaves everything as
-    it was. There is no clock here but ``now``, no device, no tensor, and no true output length.
+    Reading is free; ``schedule_decodes``, ``try_schedule``, ``preempt``, ``transfer`` and
+    ``swap_in`` act on the real allocator and are journalled, so that :meth:`rollback` (or a refused
+    plan) leaves everything as it was. There is no clock here but ``now``, no device, no tensor, and
+    no true output length. What the engine needs of an instant is the Journal's.
     """
+
+    def __init__(self, journal: Journal, preemption: PreemptionKind = "recompute") -> None:
+        self._journal, self._preemption = journal, preemption
+        self._state, self._pools, self._policy = journal.state, journal.pools, journal.policy
+        self._kv = journal.pools[0]
+        self._drafts = journal.drafts
+        self._several = journal.state.device.num_gpus > 1
+
+    # -- what a policy may see ---------------------------------------------------------------------
+
+    @property
+    def now(self) -> int:
+        """Nanoseconds on the device's clock."""
+        return self._state.now
+
+    @property
+    def limits(self) -> Limits:
+        """The budgets of this run."""
+        return self._state.limits
+
+    @property
+    def kv(self) -> KvView:
+        """Block counts of the KV cache."""
+        return self._kv
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """Requests without KV blocks, in this scheduler's order."""
+        return self._state.waiting
+
+    @property
+    def decoding(self) -> Sequence[RequestView]:
+        """Running requests with one token left to compute, in order of joining."""
+        return self._state.decoding
+
+    @property
+    def prefilling(self) -> Sequence[RequestView]:
+        """Running requests with more than one token left to compute, in order of joining."""
+        return self._state.prefilling
+
+    @property
+    def swapped(self) -> Sequence[RequestView]:
+        """Requests whose KV blocks are in host memory, in order of their copies' ends."""
+        return self._state.swapped
+
+    def order_key(self, request: RequestView) -> float:
+        """Where a request stands in the order of the waiting queue (smaller goes first), or would
+        stand if it waited with what it has computed in the cache.
+        """
+        order, r = self._journal.order, cast(Request, request)
+        if order is None:
+            return self._journal.order_key(r)
+        return order.key(r, r.num_computed_tokens) if r.blocks else r.order_key
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model; a prompt's launch can be restricted to some of them."""
+        return self._state.device.num_layers
+
+    def sms(self, partition: str) -> int:
+        """SMs of ``partition`` (or of ``remote`` attention) under the split in force, 0 if it has
+        none; the split for this plan is chosen after the plan.
+        """
+        split = self._state.split
+        return split.of(partition) if partition in split.partitions else 0
+
+    def kv_of(self, partition: str) -> KvView:
+        """Block counts of the GPU that ``partition`` runs on."""
+        return self._state.pools[self._state.pool_of(partition)]
+
+    @property
+    def split(self) -> Split:
+        """The split in force: how many SMs each partition has while all of them run."""
+        return self._state.split
+
+    @property
+    def splits(self) -> Sequence[Split]:
+        """The splits that the partitioner may choose from."""
+        return self._state.device.splits
+
+    @property
+    def num_sms(self) -> int:
+        """SMs of the device: what a lone batch gets where partitions expand."""
+        return self._state.device.num_sms
+
+    @property
+    def host(self) -> KvView | None:
+        """Block counts of the host's memory for swapped KV, None where there is none."""
+        host = self._state.device.host
+        return None if host is None else self._state.pools[host]
+
+    def is_at(self, request: RequestView, partition: str) -> bool:
+        """Whether a running request's blocks are on the GPU of ``partition``."""
+        return request.pool == self._state.pool_of(partition)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold KV blocks."""
+        return self._state.num_running
+
+    @property
+    def blocks_coming(self) -> int:
+        """Blocks that swaps to the host under way will free, on all GPUs together."""
+        return max(0, self._journal.coming)
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the plan preempts a request (vLLM then admits none in the same step)."""
+        return bool(self._journal.preempted)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in flight, and so far this plan neither launches nor moves anything."""
+        drafted = any(draft.tokens for draft in self._drafts.values())
+        return not (self._state.busy or self._journal.transfers or drafted)
+
+    def free_slots(self, partition: str = "all") -> int:
+        """Batches that can still be queued on ``partition``; 0 while it is busy."""
+        return self._state.free_slots(partition)
+
+    def budget(self, partition: str = "all") -> int:
+        """Tokens that this plan's batch on ``partition`` may still take."""
+        draft = self._drafts.get(partition)
+        return self._state.limits.max_num_batched_tokens - (draft.tokens if draft else 0)
+
+    def cached_tokens(self, request: RequestView) -> int:
+        """Prompt tokens of a waiting request that the (first) prefix cache holds now."""
+        return len(self._kv.find_prefix(cast(Request, request))) * self._kv.block_size
+
+    def last_running(self, request: RequestView) -> RequestView | None:
+        """The usual victim (vLLM): the request that joined last and is not in flight, maybe
+        ``request``; on the same GPU, where there are several.
+        """
+        for queue in (self._state.prefilling, self._state.decoding):
+            for candidate in reversed(queue):
+                if not candidate.in_flight and candidate.pool == request.pool:
+                    return candidate
+        return None
 
     # -- what a policy may do ----------------------------------------------------------------------
 
@@ -36,10 +175,10 @@ class SchedulerContext(ContextView):
         """Put every decoding request that is not in flight into ``partition``'s batch, one token
         each; or those of ``chosen`` alone, in that order.
 
-        Where no block is free, ``victim(request)`` names whom to preempt for it (None: leave the
-        request out this time). ``repeat`` plans that many decode steps in one launch. Where there
-        are several GPUs, a partition decodes what its own GPU's memory holds; requests on
-        ``remote``'s GPU come along if it is given, and their attention is computed there. Returns
+        Where no block is free, ``victim(request)`` names the request to preempt for it (None: leave
+        the request out this time). ``repeat`` plans that many decode steps in one launch. Where
+        there are several GPUs, a partition decodes what its own GPU's memory holds; requests on
+        ``remote``'s GPU are added if it is given, and their attention is computed there. Returns
         how many were scheduled.
         """
         decoding = self._state.decoding if chosen is None else cast(Sequence[Request], chosen)
@@ -79,10 +218,10 @@ class SchedulerContext(ContextView):
                 continue  # preempted a moment ago, for the sake of an earlier one
             wanted = request.num_computed_tokens + repeat
             allocate = pools[request.pool].allocate
-            undo = allocate(request, wanted, [])
-            while undo is None:
+            made = allocate(request, wanted, [])
+            while made is None:
                 # Blocks that swaps will free are as good as there: this one waits for them.
-                waits = self._wait_for_swap(request)
+                waits = journal.claim_block(request)
                 chosen = None if waits or victim is None else victim(request)
                 if chosen is None:
                     left_out.append(request)
@@ -90,21 +229,12 @@ class SchedulerContext(ContextView):
                 self.preempt(chosen)
                 if chosen is request or request.in_flight:
                     break
-                undo = allocate(request, wanted, [])
-            if undo is not None:
-                journal.entries.append(undo)
+                made = allocate(request, wanted, [])
+            if made is not None:
+                journal.entries.append(made)
         if left_out or journal.preempted:
             return [r for r in ready if r.blocks and not r.in_flight and r not in left_out]
         return ready
-
-    def _wait_for_swap(self, request: Request) -> bool:
-        """Claim one of the blocks that swaps under way will free, if any is left."""
-        journal = self._journal
-        if journal.coming <= 0:
-            return False
-        journal.coming -= 1
-        journal.entries.append(Claim(request))
-        return True
 
     def try_schedule(
         self,
@@ -121,7 +251,7 @@ class SchedulerContext(ContextView):
         for them.
         """
         r = cast(Request, request)
-        state = self._state
+        state, journal = self._state, self._journal
         if r.in_flight or state.free_slots(partition) < 1:
             return 0
         is_waiting = not r.blocks
@@ -144,34 +274,29 @@ class SchedulerContext(ContextView):
         draft = self._drafts.get(partition)
         if draft is not None and draft.chunks and draft.layers != layers:
             raise PlanRefused("contract", self._policy, "mixes layer ranges in one batch")
-        undo = kv.allocate(r, computed + count, prefix)
-        if undo is None:
+        made = kv.allocate(r, computed + count, prefix)
+        if made is None:
             if is_waiting and not r.kv_blocked:
                 r.kv_blocked = True
-                self.kv_blocked.append(r)
+                journal.kv_blocked.append(r)
             return 0
         if is_waiting:
-            entry = Admission(r, computed, r.num_cached_tokens, r.pool)
-            self._journal.entries.append(entry)
-            r.pool = home
-            state.waiting.remove(r)
-            state.prefilling.append(r)
-            r.num_computed_tokens = r.num_cached_tokens = computed
-        self._journal.entries.append(undo)  # last: taken back first, while the pool is known
+            journal.admit(r, home, computed)
+        journal.entries.append(made)  # last: taken back first, while the pool is known
         r.in_flight = True
         chunk = Chunk(r, count, computed)
         draft = self._drafts.setdefault(partition, Draft())
         draft.chunks.append(chunk)
         draft.tokens += count
         draft.layers = layers
-        self._journal.entries.append(chunk)
+        journal.entries.append(chunk)
         return count
 
     def preempt(self, request: RequestView, kind: PreemptionKind | None = None) -> None:
         """Take the blocks of a running request away.
 
         ``recompute``: at once; it waits again and recomputes what the cache loses. ``swap``: they
-        are copied to the host, free when that has ended, and come back by :meth:`swap_in`; where
+        are copied to the host, free when that has ended, and copied back by :meth:`swap_in`; where
         the host has no room (or the device no host memory), recompute. Default: the scheduler's
         option. Raises PlanRefused (I11) if the request is in flight, or holds nothing.
         """
@@ -182,27 +307,10 @@ class SchedulerContext(ContextView):
             raise PlanRefused(
                 "I11", self._policy, f"preempts request '{r.id}', which holds no blocks"
             )
-        host = self._state.device.host
-        kind = self._preemption if kind is None else kind
-        if kind == "swap" and host is not None and not r.layers_done and self._copy(r, host, True):
-            return
-        state, kv = self._state, self._pools[r.pool]
-        queue = state.decoding if r in state.decoding else state.prefilling
-        position = queue.index(r)
-        computed, hashed = r.num_computed_tokens, r.num_hashed_blocks
-        published = kv.publish_own(r)
-        blocks = kv.free(r)
-        del queue[position]
-        entry = Eviction(
-            r, blocks, published, computed, hashed, r.layers_done, r.order_key, queue, position
-        )
-        r.num_computed_tokens = 0
-        r.layers_done = 0
-        r.num_preemptions += 1
-        r.order_key = self.joining_key(r)
-        state.waiting.add(r)
-        self._journal.entries.append(entry)
-        self._journal.preempted.append(Preemption(r, lost_tokens=entry.num_computed))
+        host, journal = self._state.device.host, self._journal
+        swaps = (self._preemption if kind is None else kind) == "swap" and not r.layers_done
+        if host is None or not swaps or not journal.copy(r, host, True):
+            journal.evict(r)
 
     def transfer(self, request: RequestView, partition: str) -> bool:
         """Start to move a running request's blocks to the GPU of ``partition``.
@@ -216,22 +324,22 @@ class SchedulerContext(ContextView):
                 "I11", self._policy, f"moves request '{r.id}' to '{partition}', which is in "
                 "flight, holds nothing or is there",
             )  # fmt: skip
-        return self._copy(r, target, False)
+        return self._journal.copy(r, target, False)
 
     def swap_in(self, request: RequestView) -> bool:
-        """Start to bring a swapped request back; it joins its queue and is in flight until then.
+        """Start to copy a swapped request back; it joins its queue and is in flight until then.
 
         Returns False, and changes nothing, if there is no seat or no room.
         """
         r, state = cast(Request, request), self._state
         if r not in state.swapped or state.num_running >= state.limits.max_num_seqs:
             return False
-        return self._copy(r, 0, False, state.swapped.index(r))
+        return self._journal.copy(r, 0, False, state.swapped.index(r))
 
     def swap_in_all(self) -> bool:
-        """Bring back whom there is room for, first come first; whether somebody is still out.
+        """Copy back the swapped requests that there is room for, in order; whether one is left.
 
-        Policies call this before they admit anybody new, and admit nobody if it is True; while
+        Policies call this before they admit a waiting request, and admit none if it is True; while
         others run, a hundredth of the blocks stays free (both as vLLM v0 did).
         """
         swapped, kv = self._state.swapped, self._kv
@@ -241,93 +349,20 @@ class SchedulerContext(ContextView):
                 break
         return bool(swapped)
 
-    def _copy(self, r: Request, target: int, preempted: bool, position: int = -1) -> bool:
-        """Plan a copy of ``r``'s blocks, with one more at home for its next token."""
-        kv, state = self._pools[target], self._state
-        count = kv.blocks_for(r.num_computed_tokens if preempted else r.num_computed_tokens + 1)
-        if count > kv.num_free:
-            return False
-        blocks, evicted = kv.pool.take(count)
-        transfer = Transfer(r, r.pool, target, blocks)
-        if preempted:
-            r.num_preemptions += 1
-            self._journal.preempted.append(Preemption(r, "swap"))
-            self._journal.coming += len(r.blocks)
-        if position >= 0:
-            del state.swapped[position]
-            decoding = r.num_computed_tokens + 1 == r.num_tokens
-            (state.decoding if decoding else state.prefilling).append(r)
-        r.in_flight = True
-        self._journal.transfers.append(transfer)
-        self._journal.entries.append(Move(transfer, evicted, preempted, position))
-        return True
-
-    def last_running(self, request: RequestView) -> RequestView | None:
-        """The usual victim (vLLM): the request that joined last and is not in flight, maybe
-        ``request``; on the same GPU, where there are several.
-        """
-        for queue in (self._state.prefilling, self._state.decoding):
-            for candidate in reversed(queue):
-                if not candidate.in_flight and candidate.pool == request.pool:
-                    return candidate
-        return None
-
-    def plan(self, *, wake_at: int | None = None) -> Plan:
-        """What was scheduled since the instant began, as a value for the engine."""
-        batches = []
-        for partition, draft in self._drafts.items():
-            if draft.decodes or draft.chunks:
-                shape = BatchShape(
-                    len(draft.decodes),
-                    draft.context,
-                    tuple([(c.num_tokens, c.context) for c in draft.chunks]),
-                    draft.layers,
-                    draft.repeat,
-                    None if draft.remote is None else self._remote(draft),
-                )
-                batches.append(
-                    Batch(partition, draft.decodes, draft.chunks, shape, draft.layers, draft.repeat)
-                )
-        journal = self._journal
-        return Plan(batches, list(journal.preempted), list(journal.transfers), wake_at)
-
-    def _remote(self, draft: Draft) -> tuple[int, int] | None:
-        """How many decodes of a draft have their KV on the other GPU, and their context."""
-        away = [r.num_computed_tokens for r in draft.decodes if r.pool == draft.remote]
-        return (len(away), sum(away)) if away else None
-
-    def built(self, batch: Batch) -> bool:
-        """Whether ``batch`` is the one that was put together here in this instant."""
-        draft = self._drafts.get(batch.partition)
-        return draft is not None and (
-            batch.decodes is draft.decodes and batch.chunks is draft.chunks
-        )
-
-    def moved(self, plan: Plan) -> bool:
-        """Whether the plan's preemptions and transfers are those that were made here."""
-        journal = self._journal
-        return plan.preemptions == journal.preempted and plan.transfers == journal.transfers
-
-    # -- the journal -------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """A new instant (the engine calls this, not a policy)."""
-        self._journal.begin()
-        if self._order is not None:
-            self._order.begin()
-
-    def joining_key(self, request: Request) -> float:
-        """The key of a request that starts to wait (for the engine, too)."""
-        order = self._order
-        key = self._static_key(request) if order is None else order.joining(request)
-        if not isinstance(key, float | int) or key != key:  # a queue with NaN in it has no order
-            raise PlanRefused("contract", self._policy, f"gives {key!r:.40} as order_key")
-        return key
-
     def savepoint(self) -> int:
         """A mark to :meth:`rollback` to."""
         return len(self._journal.entries)
 
     def rollback(self, mark: int = 0) -> None:
-        """Undo everything after ``mark``, newest first."""
+        """Undo what was scheduled after ``mark``, newest first."""
         self._journal.rollback(mark)
+
+    def plan(self, *, wake_at: int | None = None) -> Plan:
+        """What was scheduled since the instant began, as a value for the engine."""
+        batches = [
+            draft.batch(partition)
+            for partition, draft in self._drafts.items()
+            if draft.decodes or draft.chunks
+        ]
+        journal = self._journal
+        return Plan(batches, list(journal.preempted), list(journal.transfers), wake_at)

@@ -1,15 +1,19 @@
-"""What a plan changed on the way, so that it can be taken back: the context's journal."""
+"""The engine's side of a scheduling instant: every change that a plan makes to queues and KV pools,
+and how each is taken back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nexusbench.core.batch import Chunk, Preemption, Transfer
-from nexusbench.core.request import Request
+from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Preemption, Transfer
+from nexusbench.core.errors import PlanRefused
+from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState
-from nexusbench.kv.manager import KVCacheManager, Undo
+from nexusbench.kv.manager import Allocation, KVCacheManager
+from nexusbench.planning.order import CacheOrder, Ranking
 
 
 class Draft:
@@ -25,6 +29,22 @@ class Draft:
         self.layers: tuple[int, int] | None = None
         self.repeat = 1
         self.remote: int | None = None  # pool of the decodes whose attention is computed there
+
+    def batch(self, partition: str) -> Batch:
+        """What was drafted, as a launch on ``partition``."""
+        remote = None
+        if self.remote is not None:
+            away = [r.num_computed_tokens for r in self.decodes if r.pool == self.remote]
+            remote = (len(away), sum(away)) if away else None
+        shape = BatchShape(
+            len(self.decodes),
+            self.context,
+            tuple([(c.num_tokens, c.context) for c in self.chunks]),
+            self.layers,
+            self.repeat,
+            remote,
+        )
+        return Batch(partition, self.decodes, self.chunks, shape, self.layers, self.repeat)
 
 
 class Admission(msgspec.Struct, gc=False):
@@ -67,40 +87,143 @@ class Decodes(msgspec.Struct, gc=False):
     requests: list[Request]
 
 
-class Claim(msgspec.Struct, gc=False):
+class BlockClaim(msgspec.Struct, gc=False):
     """A decode waits for one of the blocks that swaps under way will free."""
 
     request: Request
 
 
-Entry = Undo | Admission | Eviction | Chunk | Move | Decodes | Claim
+Entry = Allocation | Admission | Eviction | Chunk | Move | Decodes | BlockClaim
 
 
 class Journal:
-    """Entries of one scheduling instant on the real pools, taken back newest first."""
+    """Entries of one scheduling instant on the real pools, taken back newest first.
 
-    def __init__(self, state: EngineState, pools: Sequence[KVCacheManager]) -> None:
-        self._state, self._pools = state, pools
+    The engine begins each instant, rolls a refused plan back, and asks whether a plan is the one
+    that was journalled; a policy reaches it only through its ``SchedulerContext``. ``order_key``
+    and ``ranking`` are the scheduler's order of the waiting queue, ``policy`` its name.
+    """
+
+    def __init__(
+        self,
+        state: EngineState,
+        pools: Sequence[KVCacheManager],
+        policy: str,
+        order_key: Callable[[RequestView], float],
+        ranking: Ranking | None = None,
+    ) -> None:
+        self.state, self.pools, self.policy, self.order_key = state, pools, policy, order_key
+        self.order: CacheOrder | None = None
+        if ranking is not None:
+            self.order = CacheOrder(ranking, state.waiting, pools[0], order_key)
         self.entries: list[Entry] = []
         self.drafts: dict[str, Draft] = {}
         self.preempted: list[Preemption] = []
         self.transfers: list[Transfer] = []
+        self.kv_blocked: list[Request] = []  # newly blocked; the engine logs and clears it
         self.coming = 0  # blocks that swaps under way will free, less those that are claimed
 
     def begin(self) -> None:
-        """Forget the instant before."""
-        self.coming = self._state.swapping_blocks
+        """A new instant: forget the one before, order the queue by what the cache holds now."""
+        self.coming = self.state.swapping_blocks
         self.entries.clear()
         self.drafts.clear()
         self.preempted.clear()
         self.transfers.clear()
+        if self.order is not None:
+            self.order.begin()
 
-    def rollback(self, mark: int) -> None:
+    def matches(self, plan: Plan) -> bool:
+        """Whether the plan's preemptions and transfers are those that were journalled."""
+        return plan.preemptions == self.preempted and plan.transfers == self.transfers
+
+    def drafted(self, batch: Batch) -> bool:
+        """Whether ``batch`` is the one that was put together in this instant."""
+        draft = self.drafts.get(batch.partition)
+        return draft is not None and (
+            batch.decodes is draft.decodes and batch.chunks is draft.chunks
+        )
+
+    def joining_key(self, request: Request) -> float:
+        """The key of a request that starts to wait. Raises PlanRefused for one without an order."""
+        key = self.order_key(request) if self.order is None else self.order.joining(request)
+        if not isinstance(key, float | int) or key != key:  # a queue with NaN in it has no order
+            raise PlanRefused("contract", self.policy, f"gives {key!r:.40} as order_key")
+        return key
+
+    # -- changes -----------------------------------------------------------------------------------
+
+    def admit(self, request: Request, pool: int, computed: int) -> None:
+        """``request`` leaves the waiting queue for ``pool`` with ``computed`` cached tokens."""
+        state = self.state
+        entry = Admission(request, computed, request.num_cached_tokens, request.pool)
+        self.entries.append(entry)
+        request.pool = pool
+        state.waiting.remove(request)
+        state.prefilling.append(request)
+        request.num_computed_tokens = request.num_cached_tokens = computed
+
+    def evict(self, request: Request) -> None:
+        """Preempt by recomputation: the request's blocks are free at once, and it waits again."""
+        state, kv = self.state, self.pools[request.pool]
+        queue = state.decoding if request in state.decoding else state.prefilling
+        position = queue.index(request)
+        computed, hashed = request.num_computed_tokens, request.num_hashed_blocks
+        published = kv.publish_own(request)
+        blocks = kv.free(request)
+        del queue[position]
+        entry = Eviction(
+            request, blocks, published, computed, hashed, request.layers_done, request.order_key,
+            queue, position,
+        )  # fmt: skip
+        request.num_computed_tokens = 0
+        request.layers_done = 0
+        request.num_preemptions += 1
+        request.order_key = self.joining_key(request)
+        state.waiting.add(request)
+        self.entries.append(entry)
+        self.preempted.append(Preemption(request, lost_tokens=computed))
+
+    def copy(self, request: Request, target: int, preempted: bool, position: int = -1) -> bool:
+        """Plan a copy of the request's blocks to pool ``target``, on a GPU with one more for its
+        next token; False, and no change, where there is no room. ``position``: see Move.
+        """
+        kv, state = self.pools[target], self.state
+        computed = request.num_computed_tokens
+        count = kv.blocks_for(computed if preempted else computed + 1)
+        if count > kv.num_free:
+            return False
+        blocks, evicted = kv.pool.take(count)
+        transfer = Transfer(request, request.pool, target, blocks)
+        if preempted:
+            request.num_preemptions += 1
+            self.preempted.append(Preemption(request, "swap"))
+            self.coming += len(request.blocks)
+        if position >= 0:
+            del state.swapped[position]
+            decoding = computed + 1 == request.num_tokens
+            (state.decoding if decoding else state.prefilling).append(request)
+        request.in_flight = True
+        self.transfers.append(transfer)
+        self.entries.append(Move(transfer, evicted, preempted, position))
+        return True
+
+    def claim_block(self, request: Request) -> bool:
+        """Claim one of the blocks that swaps under way will free, if any is left."""
+        if self.coming <= 0:
+            return False
+        self.coming -= 1
+        self.entries.append(BlockClaim(request))
+        return True
+
+    # -- the same, taken back ----------------------------------------------------------------------
+
+    def rollback(self, mark: int = 0) -> None:
         """Undo everything after the first ``mark`` entries."""
         while len(self.entries) > mark:
             entry = self.entries.pop()
-            if isinstance(entry, Undo):
-                self._pools[entry.request.pool].undo(entry)
+            if isinstance(entry, Allocation):
+                self.pools[entry.request.pool].undo(entry)
             elif isinstance(entry, Chunk):
                 self._undo_chunk(entry)
             elif isinstance(entry, Admission):
@@ -109,7 +232,7 @@ class Journal:
                 self._undo_eviction(entry)
             elif isinstance(entry, Move):
                 self._undo_move(entry)
-            elif isinstance(entry, Claim):
+            elif isinstance(entry, BlockClaim):
                 self.coming += 1
             else:
                 self._undo_decodes(entry.requests)
@@ -139,16 +262,16 @@ class Journal:
 
     def _undo_admission(self, entry: Admission) -> None:
         request = entry.request
-        self._state.prefilling.remove(request)
+        self.state.prefilling.remove(request)
         request.num_computed_tokens = 0
         request.num_cached_tokens = entry.cached_before
         request.pool = entry.pool_before
-        self._state.waiting.add(request)
+        self.state.waiting.add(request)
 
     def _undo_eviction(self, entry: Eviction) -> None:
-        request, pool = entry.request, self._pools[entry.request.pool].pool
+        request, pool = entry.request, self.pools[entry.request.pool].pool
         self.preempted.pop()
-        self._state.waiting.remove(request)
+        self.state.waiting.remove(request)
         pool.unrelease(entry.blocks)
         pool.unpublish(entry.published)
         request.blocks = entry.blocks[::-1]
@@ -160,10 +283,10 @@ class Journal:
         entry.queue.insert(entry.position, request)
 
     def _undo_move(self, entry: Move) -> None:
-        transfer, state = entry.transfer, self._state
+        transfer, state = entry.transfer, self.state
         request = transfer.request
         self.transfers.pop()
-        self._pools[transfer.target].pool.untake(transfer.blocks, entry.evicted)
+        self.pools[transfer.target].pool.untake(transfer.blocks, entry.evicted)
         request.in_flight = False
         if entry.preempted:
             self.preempted.pop()

@@ -11,7 +11,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.request import RequestView
 from nexusbench.core.state import EngineState
 from nexusbench.costs.base import CostModel
-from nexusbench.policies.bullet_slo import Slo
+from nexusbench.policies.bullet_slo import BulletSlo
 
 LOOK_AHEAD = 32  # prompts of a queue that are looked at
 TOKENS, CONTEXT = 32, 512  # grain of the prompts asked about, so that a belief can keep its answers
@@ -69,7 +69,7 @@ class Prospects:
             context += r.num_computed_tokens
         return self._belief.predict(BatchShape(len(decoding), context), sms)
 
-    def breaks_ttft(self, pending: Pending, now: int, slo: Slo) -> bool:
+    def breaks_ttft(self, pending: Pending, now: int, slo: BulletSlo) -> bool:
         """Whether somebody misses the TTFT SLO if they go one after another."""
         end = float(now)
         for request, time in pending:
@@ -79,7 +79,7 @@ class Prospects:
         return False
 
     def next_prompt(
-        self, waiting: Iterable[RequestView], begins: float, slo: Slo, sms: int
+        self, waiting: Iterable[RequestView], begins: float, slo: BulletSlo, sms: int
     ) -> RequestView | None:
         """Of those who wait the one that takes least time, if it begins at ``begins`` (ns) and
         nobody whom it passes misses a TTFT by that. Who is late already is not passed.
@@ -131,7 +131,7 @@ class PromptsAtHand:
         waiting = islice(state.waiting, max(0, most_waiting))
         return self._prospects.pending(started, waiting, self._all_sms)
 
-    def worst_ttft(self, slo: Slo) -> Callable[[int], float]:
+    def worst_ttft(self, slo: BulletSlo) -> Callable[[int], float]:
         """By SMs: the largest TTFT over its SLO, if they go one after another."""
         pending, now = list(self._pending(LOOK_AHEAD)), float(self._state.now)
 

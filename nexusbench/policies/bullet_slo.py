@@ -16,7 +16,7 @@ NORM_TTFT_MS, TPOT_MS = 3.0, 150.0  # Bullet's evaluation, ShareGPT
 MOST_FORGOTTEN = 1024  # first tokens remembered of requests that are gone
 
 
-class Slo(msgspec.Struct, frozen=True):
+class BulletSlo(msgspec.Struct, frozen=True):
     """What users expect, in ns: of TTFT (per prompt token if ``per_token``) and of TPOT."""
 
     ttft: float
@@ -28,7 +28,7 @@ class Slo(msgspec.Struct, frozen=True):
         return self.ttft * request.num_prompt_tokens if self.per_token else self.ttft
 
 
-class Wished(Protocol):
+class SloOptions(Protocol):
     """The options that say what to expect; None where the user did not."""
 
     @property
@@ -39,13 +39,13 @@ class Wished(Protocol):
     def tbt_ms(self) -> float | None: ...
 
 
-def expected(options: Wished, limits: Limits) -> Slo:
+def expected(options: SloOptions, limits: Limits) -> BulletSlo:
     """Options first, then what the user asked for (--goodput), then the paper's values."""
     tpot = options.tbt_ms or limits.tbt_ms or TPOT_MS
     norm, ttft = options.norm_ttft_ms, options.ttft_ms or limits.ttft_ms
     if norm is not None or ttft is None:
-        return Slo((norm or NORM_TTFT_MS) * NS_PER_MS, True, tpot * NS_PER_MS)
-    return Slo(ttft * NS_PER_MS, False, tpot * NS_PER_MS)
+        return BulletSlo((norm or NORM_TTFT_MS) * NS_PER_MS, True, tpot * NS_PER_MS)
+    return BulletSlo(ttft * NS_PER_MS, False, tpot * NS_PER_MS)
 
 
 class Pace:

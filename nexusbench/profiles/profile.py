@@ -39,7 +39,7 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: dict[str, str] = {}
 
 
-class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FitScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Errors of a fitted model on held-out points of one phase (in percent of the measured time).
 
     ``sms`` is ``all``, or which third of the SMs: ``few``, ``half``, ``most``.
@@ -54,19 +54,19 @@ class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bias: float
 
 
-class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FittedCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fitted cost model: enough to ask it again, and how far it was off."""
 
     cost_model: str
-    options: dict[str, Any]
-    parameters: dict[str, Any]
-    scores: tuple[Score, ...]
+    options: dict[str, object]
+    parameters: dict[str, object]
+    scores: tuple[FitScore, ...]
     num_fitted: int
     num_held_out: int
     seconds: float
 
 
-class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to type to open the profiled device again, as it was typed: a fingerprint's name does
     not say where the file of a GPU lies. ``device`` is empty where that is not known.
     """
@@ -106,11 +106,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     points_sha256: str
     num_points: int
-    fits: tuple[Fit, ...] = ()
-    facts: dict[str, Any] = {}
+    fits: tuple[FittedCost, ...] = ()
+    facts: dict[str, object] = {}
     notes: tuple[str, ...] = ()
     counters: dict[str, str] = {}  # source -> "on", or why it was off
-    asked: Asked = Asked()
+    asked: DeviceAsked = DeviceAsked()
     limits: Limits | None = None
     batches: tuple[OwnBatch, ...] = ()
 
@@ -119,7 +119,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         of = f"{self.model.name} on {self.fingerprint.device}"
         return f"Profile({of}, {self.num_points:,} points, {len(self.fits)} fits)"
 
-    def fit_of(self, cost_model: str, options: dict[str, Any]) -> Fit | None:
+    def fit_of(self, cost_model: str, options: dict[str, object]) -> FittedCost | None:
         """The fit of that model with exactly those options."""
         for fit in self.fits:
             if fit.cost_model == cost_model and fit.options == options:
@@ -162,13 +162,13 @@ def load_profile(path: Path) -> Profile:
     return decode_json(text, Profile, file, hint="Profile again, or restore it")
 
 
-class _Head(msgspec.Struct):
+class _ProfileHead(msgspec.Struct):
     schema: int = 0
 
 
 def _check_schema(text: bytes, file: Path) -> None:
     hint = "Profile again with the same folder: points already measured are kept"
-    schema = decode_json(text, _Head, file, what="a profile", hint=hint).schema
+    schema = decode_json(text, _ProfileHead, file, what="a profile", hint=hint).schema
     if schema < 1:
         raise InputError("is not a profile: it has no schema number", file=file, field="schema")
     if schema != SCHEMA:

@@ -11,7 +11,7 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import model_work, prefill_pairs
 
 
-class Work(msgspec.Struct, frozen=True, gc=False):
+class StageWork(msgspec.Struct, frozen=True, gc=False):
     """What a batch computes and moves, per GPU. Values are floats, or arrays over batches in a fit.
 
     ``dense`` holds (FLOPs, bytes) of each dense layer over all decoder layers, the head last;
@@ -40,7 +40,7 @@ class Stages:
         self.decode_flops_per_key = self._chunk_flops  # a decode is one query over its keys
         self._query_bytes = work.query_bytes_per_token * work.num_layers
 
-    def work(self, shape: BatchShape) -> Work:
+    def work(self, shape: BatchShape) -> StageWork:
         """The work of one repetition of ``shape``, all layers."""
         pairs = keys = queries = 0.0
         for count, before in shape.chunks:
@@ -52,7 +52,7 @@ class Stages:
         rows = shape.num_decodes + len(shape.chunks)
         dense.append((self._head_flops * rows, self._head_bytes))
         per_key = self._work.kv_bytes_per_token
-        return Work(
+        return StageWork(
             dense=tuple(dense),
             chunk_flops=pairs * self._chunk_flops,
             chunk_bytes=keys * per_key + queries * self._query_bytes,

@@ -13,7 +13,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import parse_options, split_spec
 from nexusbench.costs.base import CostModel, CostModelOptions, Target, cost_models
 from nexusbench.profiles.points import Point
-from nexusbench.profiles.profile import Fit, Score
+from nexusbench.profiles.profile import FitScore, FittedCost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ SM_RANGES = (("few", 1 / 3), ("half", 2 / 3), ("most", 1.0))
 
 def fit_model(
     spec: str, points: Sequence[Point], target: Target, *, stopwatch: Callable[[], int]
-) -> Fit:
+) -> FittedCost:
     """Fit ``name[:key=value,...]`` on the points that are not held out, score it on those that are.
 
     ``stopwatch`` reads ns. Raises UsageError if the points do not determine the model.
@@ -40,7 +40,7 @@ def fit_model(
     parameters = cls.fit(fitted, target, options)
     seconds = (stopwatch() - start) / 1e9
     model = build(cls, options, parameters, target)
-    return Fit(
+    return FittedCost(
         cost_model=name,
         options=msgspec.to_builtins(options),
         parameters=msgspec.to_builtins(parameters),
@@ -87,7 +87,7 @@ def predicted(model: CostModel, points: Iterable[Point]) -> FloatArray:
     return np.array(times, dtype=np.float64)
 
 
-def score(model: CostModel, points: Sequence[Point], num_sms: int) -> list[Score]:
+def score(model: CostModel, points: Sequence[Point], num_sms: int) -> list[FitScore]:
     """Errors by phase, alone and co-running, over all SMs and by thirds of them."""
     measured = np.array([point.ns for point in points], dtype=np.float64)
     error = 100.0 * (predicted(model, points) - measured) / measured
@@ -96,7 +96,7 @@ def score(model: CostModel, points: Sequence[Point], num_sms: int) -> list[Score
     for (phase, corunning, sms), members in groups.items():
         chosen = error[members]
         scores.append(
-            Score(
+            FitScore(
                 phase, corunning, sms, len(chosen),
                 mape=round(float(np.abs(chosen).mean()), 3),
                 p95=round(float(np.percentile(np.abs(chosen), 95)), 3),

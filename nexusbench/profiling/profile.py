@@ -15,13 +15,13 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.devices.base import Device
-from nexusbench.models.caveats import caveats
+from nexusbench.models.config import caveats
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     SCHEMA,
-    Asked,
-    Fit,
+    DeviceAsked,
+    FittedCost,
     Profile,
     read_points,
     write_profile,
@@ -47,7 +47,7 @@ class Subject(msgspec.Struct, frozen=True):
     model: ModelSpec
     limits: Limits
     block_size: int = 16
-    asked: Asked = Asked()
+    asked: DeviceAsked = DeviceAsked()
 
     def pool(self) -> Pool:
         """KV blocks as the engine has them."""
@@ -123,9 +123,9 @@ def make_profile(
 
 def fit_models(
     points: Sequence[Point], target: Target, fitting: Callable[[str], None] | None = None
-) -> tuple[list[Fit], list[str]]:
+) -> tuple[list[FittedCost], list[str]]:
     """A fit of every registered cost model that can be fitted, and why others were not."""
-    fits: list[Fit] = []
+    fits: list[FittedCost] = []
     notes: list[str] = []
     for name in cost_models.names():
         if not fittable(name):
@@ -147,7 +147,7 @@ def fittable(name: str) -> bool:
     return getattr(cls.fit, "__func__", cls.fit) is not CostModel.fit.__func__  # type: ignore[attr-defined]
 
 
-def fitted_model(fit: Fit, target: Target) -> CostModel:
+def fitted_model(fit: FittedCost, target: Target) -> CostModel:
     """The cost model of a profile's fit. Raises UsageError if it is not installed here or has
     other parameters now.
     """

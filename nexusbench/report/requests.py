@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nexusbench.core.events import OUTCOMES
-from nexusbench.metrics.intervals import IntArray
+from nexusbench.metrics.arrays import IntArray
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.report.trace_format import (
     ARRIVALS,

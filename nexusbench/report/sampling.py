@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nexusbench.metrics.intervals import IntArray
+from nexusbench.metrics.arrays import IntArray
 
 DIGITS = 4
 # Shares at which a distribution is drawn: dense where its tail is.

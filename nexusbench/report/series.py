@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
+from nexusbench.metrics.arrays import IntArray
 from nexusbench.metrics.base import Distribution, load_metrics
-from nexusbench.metrics.intervals import IntArray
 from nexusbench.metrics.occupancy import (
     Steps,
     at_edges,

@@ -25,7 +25,7 @@ from nexusbench.core.events import PREEMPTION_KINDS
 from nexusbench.core.outputs import atomic_file
 from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_S
-from nexusbench.metrics.intervals import IntArray
+from nexusbench.metrics.arrays import IntArray
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.report.escape import plain

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.core.events import SCHEMA, EventLog, Table
+from nexusbench.core.events import SCHEMA, EventLog, EventTable
 from nexusbench.core.outputs import not_written
 from nexusbench.core.printable import one_line
 from nexusbench.results.manifest import MANIFEST_FILE, Manifest, Status, encode_json
@@ -99,7 +99,7 @@ class RunWriter:
         log: EventLog,
         splits: Sequence[Sequence[int]] | None = None,
         *,
-        tail: Mapping[str, Table] | None = None,
+        tail: Mapping[str, EventTable] | None = None,
     ) -> None:
         """Store the rows that ``log`` holds, commit them, and drain the log.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from nexusbench.core.request import RequestView
 
 
-class Job:
+class MlfqJob:
     """A request's place: its level, how long it has run there (ns), and since when it has not.
 
     ``place`` orders those of one level who have ``begun``, smaller first; ``earned`` is the level
@@ -32,11 +32,13 @@ class _Level:
     __slots__ = ("begun", "fresh")
 
     def __init__(self) -> None:
-        self.begun: OrderedDict[int, Job] = OrderedDict()
-        self.fresh: dict[int, Job] = {}
+        self.begun: OrderedDict[int, MlfqJob] = OrderedDict()
+        self.fresh: dict[int, MlfqJob] = {}
 
 
-def _sorted(jobs: Iterable[Job], key: Callable[[RequestView], float] | None) -> Iterator[Job]:
+def _sorted(
+    jobs: Iterable[MlfqJob], key: Callable[[RequestView], float] | None
+) -> Iterator[MlfqJob]:
     """``jobs`` in order; nothing is computed before the first is asked for."""
     if key is None:
         yield from jobs
@@ -59,14 +61,14 @@ class Mlfq:
         self._quantum, self._keeps = quantum_ns, keeps
         self._levels: dict[int, _Level] = {}
         self._front = self._back = 0
-        self.jobs: dict[int, Job] = {}  # by index of the request
+        self.jobs: dict[int, MlfqJob] = {}  # by index of the request
 
     def join(self, request: RequestView, first_ns: float) -> None:
         """A new request, whose first iteration is expected to take ``first_ns``."""
         level = 0
         while self._quantum << level < first_ns:
             level += 1
-        job = self.jobs[request.index] = Job(request, level)
+        job = self.jobs[request.index] = MlfqJob(request, level)
         self._level(level).fresh[request.index] = job
 
     def leave(self, request: RequestView) -> None:
@@ -104,7 +106,7 @@ class Mlfq:
 
     def levels(
         self, fresh_key: Callable[[RequestView], float] | None
-    ) -> Iterator[tuple[Iterable[Job], Iterable[Job]]]:
+    ) -> Iterator[tuple[Iterable[MlfqJob], Iterable[MlfqJob]]]:
         """Highest first: who has begun, and who never ran, as they came or in order of the key."""
         for number in sorted(self._levels):
             level = self._levels[number]
@@ -115,12 +117,12 @@ class Mlfq:
             self._levels[number] = _Level()
         return self._levels[number]
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: MlfqJob) -> None:
         level = self._levels[job.level]
         level.begun.pop(job.request.index, None)
         level.fresh.pop(job.request.index, None)
 
-    def _move(self, job: Job, number: int, *, front: bool = False) -> None:
+    def _move(self, job: MlfqJob, number: int, *, front: bool = False) -> None:
         self._take(job)
         job.begun = True
         if number != job.level:

@@ -17,7 +17,7 @@ _GRANULE = 16  # tokens: mean contexts that near have one bound
 _PROBE = 32  # decodes of the step whose attention is compared on two shares of SMs
 
 
-class Load(msgspec.Struct):
+class AttentionLoad(msgspec.Struct):
     """The attention of some requests: how many, their KV tokens now, and at their longest."""
 
     requests: int = 0
@@ -47,12 +47,14 @@ def bound(
     return max(0.0, min(hbm, bandwidth, of_compute))
 
 
-def safe(offloaded: Load, request: RequestView, local: Load, ratio: float) -> bool:
+def safe(
+    offloaded: AttentionLoad, request: RequestView, local: AttentionLoad, ratio: float
+) -> bool:
     """C1: even if all offloaded ones grow to their longest, and no local one grows."""
     return offloaded.worst + longest(request) <= ratio * local.tokens
 
 
-def fine_now(offloaded: Load, local: Load, ratio: float) -> bool:
+def fine_now(offloaded: AttentionLoad, local: AttentionLoad, ratio: float) -> bool:
     """C2: at present lengths, by tokens and by requests."""
     return offloaded.tokens < ratio * local.tokens and offloaded.requests < ratio * local.requests
 

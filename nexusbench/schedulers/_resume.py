@@ -35,6 +35,24 @@ def resume(
     return 0
 
 
+def fill(ctx: SchedulerContext, partition: str = "all", *, whole_prompt: bool) -> None:
+    """Chunks for what is left of the budget (vLLM): prompts in mid-prefill, then waiting ones, with
+    ``whole_prompt`` only such as fit into free blocks with all their tokens.
+    """
+    for request in [r for r in ctx.prefilling if not r.in_flight]:
+        if not resume(ctx, request, partition=partition) or ctx.budget(partition) <= 0:
+            break
+    if ctx.preempted or ctx.swap_in_all():
+        return
+    while (head := ctx.waiting.head) is not None:
+        if whole_prompt:
+            blocks = -(-(head.num_tokens - ctx.cached_tokens(head)) // ctx.kv.block_size)
+            if blocks > ctx.kv.num_free:
+                return
+        if not ctx.try_schedule(head, partition=partition):
+            return
+
+
 def proceed(
     ctx: SchedulerContext,
     request: RequestView,

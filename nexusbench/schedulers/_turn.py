@@ -8,17 +8,17 @@ from itertools import chain
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import ceil_div
 from nexusbench.planning.context import SchedulerContext
-from nexusbench.schedulers._mlfq import Job
+from nexusbench.schedulers._mlfq import MlfqJob
 
-Levels = Iterable[tuple[Iterable[Job], Iterable[Job]]]
+Levels = Iterable[tuple[Iterable[MlfqJob], Iterable[MlfqJob]]]
 
 
-def rank(job: Job) -> tuple[int, int]:
+def rank(job: MlfqJob) -> tuple[int, int]:
     """Order among those who have begun."""
     return job.level, job.place
 
 
-class Turn:
+class FastserveTurn:
     """``levels`` is the whole queue; ``most_requests`` and ``most_tokens`` (of prompts) bound the
     iteration; ``leaving`` are those on their way to the host; ``holding`` starts somebody new only
     where there is room already (who was swapped out for a new one must not keep it from starting).
@@ -31,7 +31,7 @@ class Turn:
         self,
         ctx: SchedulerContext,
         levels: Levels,
-        jobs: dict[int, Job],
+        jobs: dict[int, MlfqJob],
         *,
         most_requests: int,
         most_tokens: int,
@@ -42,7 +42,7 @@ class Turn:
         self._seats = ctx.limits.max_num_seqs
         self._requests, self._tokens = most_requests, most_tokens
         self._leaving, self._holding = leaving, holding
-        self._kept: set[Job] = set()  # prompts in between that this time has no tokens for
+        self._kept: set[MlfqJob] = set()  # prompts in between that this time has no tokens for
         self._room = 0  # tokens of prompts that are not given to anybody yet
         self._decoding = {r.index for r in ctx.decoding}
         self._here = self._decoding | {r.index for r in ctx.prefilling}
@@ -53,8 +53,8 @@ class Turn:
         self._everyone = sorted([jobs[index] for index in self._here], key=rank)
         self.others = [job for job in self._everyone if job.request.index not in chosen]
 
-    def _first(self, levels: Levels) -> list[Job]:
-        due: list[Job] = []
+    def _first(self, levels: Levels) -> list[MlfqJob]:
+        due: list[MlfqJob] = []
         blocks, self._room = self._ctx.kv.num_blocks, self._tokens
         free, seats = self._ctx.kv.num_free, self._seats - self._ctx.num_running
         for job in self._candidates(levels):
@@ -82,7 +82,7 @@ class Turn:
                 self._room -= left if is_prompt else 0
         return due
 
-    def _candidates(self, levels: Levels) -> Iterator[Job]:
+    def _candidates(self, levels: Levels) -> Iterator[MlfqJob]:
         """The queue; once no tokens are left for prompts, only who has KV: it can be very long."""
         seen: set[int] = set()
         for begun, fresh in levels:
@@ -136,7 +136,7 @@ class Turn:
             if job.request.index not in self._decoding and not job.request.in_flight:
                 self._prefill(job.request)
 
-    def _decode(self, jobs: list[Job]) -> None:
+    def _decode(self, jobs: list[MlfqJob]) -> None:
         chosen = [job.request for job in jobs if job.request.index in self._decoding]
         self._requests -= self._ctx.schedule_decodes(victim=self._lowest_after, chosen=chosen)
 

@@ -5,7 +5,7 @@ back on the prefill GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -14,7 +14,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import AboveZero, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.schedulers._offloading import Load, OffloadBound, fine_now, safe
+from nexusbench.schedulers._offloading import AttentionLoad, OffloadBound, fine_now, safe
 from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
@@ -22,7 +22,7 @@ DEFAULT_TBT_MS = 100.0
 Take = Callable[[SchedulerContext, RequestView, None, str], int]  # how a prompt goes on, or starts
 
 
-class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AdrenalineSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``ratio`` takes the place of the offload bound, for sweeping it. ``prefill_kv`` is the share
     of the prefill GPU's KV memory that stays for prompts (section 2: prefill uses up to 21 % of its
     HBM). ``tbt_ms`` is the decodes' SLO: else that of --goodput, else 100 ms, which is ours.
@@ -33,7 +33,7 @@ class AdrenalineOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=Tru
     tbt_ms: AboveZero | None = None
 
 
-class Adrenaline(Scheduler):
+class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
     """As vllm-pd, but some prompts keep their KV on the prefill GPU and are decoded with the rest:
     dense layers on the decode GPU, attention where the KV is.
 
@@ -45,7 +45,6 @@ class Adrenaline(Scheduler):
     classified.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = AdrenalineOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "adrenaline"
     num_gpus: ClassVar[int] = 2
@@ -54,9 +53,8 @@ class Adrenaline(Scheduler):
     work_conserving: ClassVar[bool] = False
     source: ClassVar[str] = "Adrenaline, arXiv 2503.20552, load-aware offloading, Algorithm 1"
 
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
+    def __init__(self, options: AdrenalineSchedulerOptions | None = None) -> None:
         super().__init__(options)
-        self._own = cast(AdrenalineOptions, self.options)
         self._offloaded: dict[int, int] = {}  # request -> its preemptions when it was classified
         self._bound: OffloadBound | None = None
 
@@ -64,7 +62,7 @@ class Adrenaline(Scheduler):
         """Classify whose prompt is done, decode both kinds, copy the local ones, go on with
         prompts.
         """
-        if self._own.ratio and not ctx.sms("remote"):
+        if self.options.ratio and not ctx.sms("remote"):
             raise InputError(
                 "scheduler 'adrenaline' has no SMs for the attention that it is to offload",
                 field="ratio",
@@ -98,7 +96,7 @@ class Adrenaline(Scheduler):
 
     def _classify(self, ctx: SchedulerContext) -> tuple[list[RequestView], list[RequestView]]:
         """Whom to decode, and whom to copy to the decode GPU."""
-        decodes, ready, local, offloaded = [], [], Load(), Load()
+        decodes, ready, local, offloaded = [], [], AttentionLoad(), AttentionLoad()
         for request in ctx.decoding:
             if ctx.is_at(request, "decode"):
                 local.add(request)
@@ -122,20 +120,20 @@ class Adrenaline(Scheduler):
                 leaving.append(request)
         return decodes, leaving
 
-    def bound(self, ctx: SchedulerContext, local: Load) -> float:
+    def bound(self, ctx: SchedulerContext, local: AttentionLoad) -> float:
         """The offload bound now, or the fixed ratio."""
-        if self._own.ratio is not None:
-            return self._own.ratio
+        if self.options.ratio is not None:
+            return self.options.ratio
         if self._bound is None:
             assert self.belief is not None
-            tbt = self._own.tbt_ms or ctx.limits.tbt_ms or DEFAULT_TBT_MS
+            tbt = self.options.tbt_ms or ctx.limits.tbt_ms or DEFAULT_TBT_MS
             self._bound = OffloadBound(self.belief, tbt * NS_PER_MS)
         there, here = ctx.kv_of("prefill").num_blocks, ctx.kv_of("decode").num_blocks
         return self._bound.of(
             local.tokens / max(1, local.requests),
             ctx.sms("decode"),
             ctx.sms("remote"),
-            (1.0 - self._own.prefill_kv) * there / here,
+            (1.0 - self.options.prefill_kv) * there / here,
             here * ctx.kv.block_size,
         )
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
-from nexusbench.core.batch import Batch, Plan
-from nexusbench.core.registry import NotNegative, Registry, check_options, plugin_name
+from nexusbench.core.batch import Batch, Plan, PreemptionKind
+from nexusbench.core.registry import NotNegative, Policy, Registry
 from nexusbench.core.request import RequestView
 from nexusbench.costs.base import CostModel
 from nexusbench.planning.context import SchedulerContext
 from nexusbench.planning.order import Ranking
-from nexusbench.planning.view import PreemptionKind
 
 __all__ = ["Order", "Scheduler", "SchedulerContext", "SchedulerOptions", "schedulers"]
 
@@ -41,7 +40,15 @@ class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     preemption: PreemptionKind = "recompute"
 
 
-class Scheduler(ABC):
+if TYPE_CHECKING:  # the default is Python 3.13's: Scheduler alone is Scheduler[SchedulerOptions]
+    from typing_extensions import TypeVar
+
+    OptionsT = TypeVar("OptionsT", bound=SchedulerOptions, default=SchedulerOptions, covariant=True)
+else:
+    from nexusbench.core.registry import OptionsT
+
+
+class Scheduler(Policy[OptionsT]):
     """A scheduling policy: subclass it in a file of its own in this folder, and it is in
     ``nexusbench list``.
 
@@ -51,7 +58,8 @@ class Scheduler(ABC):
     names paper or code that it follows.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = SchedulerOptions
+    Options: ClassVar[type[msgspec.Struct]] = SchedulerOptions
+    kind: ClassVar[str] = "scheduler"
     partitions: ClassVar[tuple[str, ...]] = ("all",)
     default_partitioner: ClassVar[str] = "whole"
     work_conserving: ClassVar[bool] = True
@@ -63,18 +71,8 @@ class Scheduler(ABC):
     needs_belief: ClassVar[bool] = False  # asks ``self.belief`` how long a batch will take
     calibrates: ClassVar[bool] = False  # its belief follows the device while it serves
     swap_gib: ClassVar[float] = 0.0  # host memory for KV that it counts on, per GPU
-    listens: ClassVar[bool] = False  # wants ``completed`` to be called
     source: ClassVar[str] = ""
     belief: CostModel | None = None  # set by the composition root where needs_belief
-
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
-        self.options = options if options is not None else self.Options()
-        check_options(self.options, f"scheduler '{plugin_name(type(self))}'")
-
-    @property
-    def name(self) -> str:
-        """The name the user types."""
-        return plugin_name(type(self))
 
     def order_key(self, request: RequestView) -> float:
         """Place in the waiting queue, smaller first; asked once each time a request starts to wait.
@@ -101,13 +99,13 @@ class Scheduler(ABC):
         work.
         """
 
-    def completed(self, batch: Batch, now: int) -> None:  # noqa: B027 - a hook, not a duty
-        """Told after each step of ``batch`` ended at ``now`` (ns), before requests that are done
-        leave, if ``listens``: its decodes got a token, so did chunks whose request is decoding now.
+    def completed(self, batch: Batch, now: int) -> None:
+        """A step of ``batch`` ended at ``now`` (ns): its decodes got a token, so did chunks whose
+        request is decoding now. Requests that have all their tokens leave after this call.
         """
 
-    def finished(self, request: RequestView) -> None:  # noqa: B027 - a hook, not a duty
-        """Told after a request ended, for policies that keep books."""
+    def finished(self, request: RequestView) -> None:
+        """A request has ended, in whatever way."""
 
 
 schedulers = Registry("nexusbench.schedulers", "scheduler", "Scheduler")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
@@ -12,7 +12,7 @@ from nexusbench.policies.bullet_slo import Pace, expected
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BulletSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """SLOs, and the parts of Algorithm 1 to leave out.
 
     TTFT: ``norm_ttft_ms`` per prompt token, else ``ttft_ms``, else what --goodput asks for, else 3
@@ -29,7 +29,7 @@ class BulletOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     pause: bool = True
 
 
-class Bullet(Scheduler):
+class BulletScheduler(Scheduler[BulletSchedulerOptions]):
     """Prefill decides every L_step layers, decode every step; an Algorithm 1 on both.
 
     The prompt that takes least time goes next, as long as nobody whom it passes misses a TTFT SLO
@@ -38,19 +38,16 @@ class Bullet(Scheduler):
     budget is chunked and goes on first; nobody passes one who is late; only 32 of the queue count.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = BulletOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "bullet"
     work_conserving: ClassVar[bool] = False  # decode pauses for late prompts
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     advised: ClassVar[tuple[str, ...]] = ("order=latency", "order=spf")
     source: ClassVar[str] = "Bullet, arXiv 2504.19516, section 3 and Algorithm 1"
 
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
+    def __init__(self, options: BulletSchedulerOptions | None = None) -> None:
         super().__init__(options)
-        self._own = cast(BulletOptions, self.options)
         self._pace, self._begun = Pace(), False
         self._batch: list[tuple[RequestView, int]] = []  # prompts under way and their tokens
         self._layer = 0  # how far they are
@@ -65,11 +62,11 @@ class Bullet(Scheduler):
         if not self._begun:
             assert self.belief is not None
             self._prospects, self._begun = Prospects(self.belief), True
-            self._slo = expected(self._own, ctx.limits)
+            self._slo = expected(self.options, ctx.limits)
         self._pace.forget(ctx.decoding)
         if ctx.free_slots("decode") and ctx.decoding:
             mark, before = ctx.savepoint(), (self._batch, self._layer)
-            if self._own.pause and self._pauses(ctx):
+            if self.options.pause and self._pauses(ctx):
                 return ctx.plan()
             ctx.rollback(mark)
             self._batch, self._layer = before
@@ -99,7 +96,7 @@ class Bullet(Scheduler):
         sms = ctx.split.of("prefill") if ctx.decoding else ctx.num_sms
         batch = self._under_way(ctx)
         first = self._layer if batch else 0
-        layers = (first, min(ctx.num_layers, first + self._own.layers_per_step))
+        layers = (first, min(ctx.num_layers, first + self.options.layers_per_step))
         for r, tokens in batch:
             ctx.try_schedule(r, tokens, "prefill", layers=layers)
         self._batch = batch or self._new_batch(ctx, layers, sms)
@@ -126,7 +123,7 @@ class Bullet(Scheduler):
         if ctx.preempted or ctx.swap_in_all():
             return batch
         total, enough = sum(tokens for _, tokens in batch), prospects.saturating_tokens(sms)
-        queue = ctx.waiting if self._own.order == "latency" else ()
+        queue = ctx.waiting if self.options.order == "latency" else ()
         while total < enough and (head := ctx.waiting.head) is not None:
             chosen = prospects.next_prompt(queue, begins, self._slo, sms) or head
             begins += prospects.prompt(chosen, sms)

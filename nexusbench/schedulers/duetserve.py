@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.policies.duetserve import duets
-from nexusbench.schedulers.base import SchedulerContext, SchedulerOptions
-from nexusbench.schedulers.vllm import Vllm, VllmOptions
+from nexusbench.schedulers._resume import fill
+from nexusbench.schedulers.base import Scheduler, SchedulerContext
+from nexusbench.schedulers.vllm import VllmSchedulerOptions
 
 TBT_MS = 100.0
 
 
-class DuetserveOptions(VllmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DuetserveSchedulerOptions(VllmSchedulerOptions, frozen=True, kw_only=True):
     """``tbt_ms``: tau, else what --goodput asks for, else 100 ms (the paper's own value is not in
     our sources); the partitioner has the same. ``look_ahead``: the most decode steps in one launch.
     """
@@ -23,7 +24,7 @@ class DuetserveOptions(VllmOptions, frozen=True, forbid_unknown_fields=True, kw_
     look_ahead: AtLeastOne = 64
 
 
-class Duetserve(Vllm):
+class DuetserveScheduler(Scheduler[DuetserveSchedulerOptions]):
     """Each iteration is vLLM's mixed batch on all SMs, unless it is believed to take longer than
     tau: then k decode steps in one launch beside a prefill, and nothing new until both have ended.
 
@@ -36,7 +37,6 @@ class Duetserve(Vllm):
     (without, a belief that is too hopeful for few SMs lets every prefill wait for its decodes).
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = DuetserveOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "duetserve"
     # An iteration ends as a whole: whichever stream is done waits for the other.
@@ -44,10 +44,6 @@ class Duetserve(Vllm):
     needs_belief: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
     source: ClassVar[str] = "DuetServe, arXiv 2511.04791"
-
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
-        super().__init__(options)
-        self._own = cast(DuetserveOptions, self.options)
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """A mixed batch, or both streams, once nothing is in flight."""
@@ -67,10 +63,13 @@ class Duetserve(Vllm):
 
     def _mix(self, ctx: SchedulerContext) -> None:
         ctx.schedule_decodes("prefill", victim=ctx.last_running)
-        self.fill(ctx, "prefill")
+        self._fill(ctx)
+
+    def _fill(self, ctx: SchedulerContext) -> None:
+        fill(ctx, "prefill", whole_prompt=self.options.whole_prompt)
 
     def _bound(self, ctx: SchedulerContext) -> float:
-        return (self._own.tbt_ms or ctx.limits.tbt_ms or TBT_MS) * NS_PER_MS
+        return (self.options.tbt_ms or ctx.limits.tbt_ms or TBT_MS) * NS_PER_MS
 
     def _too_slow(self, mixed: Plan, ctx: SchedulerContext) -> bool:
         """Whether decodes would wait for chunks for longer than tau."""
@@ -85,11 +84,11 @@ class Duetserve(Vllm):
         assert self.belief is not None
         begin = ctx.savepoint()
         ctx.schedule_decodes("decode")
-        self.fill(ctx, "prefill")
+        self._fill(ctx)
         shapes = {batch.partition: batch.shape for batch in ctx.plan().batches}
         room = ctx.kv.num_free // max(1, len(ctx.decoding)) * ctx.kv.block_size
         longest = max([r.max_tokens - r.num_tokens + r.num_prompt_tokens for r in ctx.decoding])
-        most = min(self._own.look_ahead, room, longest)
+        most = min(self.options.look_ahead, room, longest)
         if ctx.preempted or len(shapes) < 2 or most < 1:
             return False
         legal = [split for split in ctx.splits if not split.overlapping]
@@ -104,5 +103,5 @@ class Duetserve(Vllm):
         best = max(found, key=lambda duet: duet.rate)
         if ctx.schedule_decodes("decode", repeat=best.steps) < ready:
             return False
-        self.fill(ctx, "prefill")
+        self._fill(ctx)
         return not ctx.preempted and len(ctx.plan().batches) == 2

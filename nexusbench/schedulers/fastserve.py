@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-from nexusbench.core.batch import Batch, BatchShape, Plan
+from nexusbench.core.batch import Batch, BatchShape, Plan, PreemptionKind
 from nexusbench.core.registry import AboveZero, AtLeastOne, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.planning.view import PreemptionKind
 from nexusbench.schedulers._mlfq import Mlfq
-from nexusbench.schedulers._turn import Turn
+from nexusbench.schedulers._turn import FastserveTurn
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 HOST_RESERVE = 0.1  # of the host's blocks: with fewer free nobody is swapped out for a new request
 
 
-class FastserveOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FastserveSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``quantum_ms``: of the highest level. Who has been idle for ``starved_ms`` is promoted; they
     are looked for every ``check_every`` iterations (FastServe's code: 1,000), and ``keep`` or
     ``reset`` the quantum of the level they come from (``promoted``).
@@ -35,7 +34,7 @@ class FastserveOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True
     max_prefill_tokens: AtLeastOne | None = None
 
 
-class Fastserve(Scheduler):
+class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
     """Each iteration runs the requests of the highest levels; who loses its turn keeps its KV.
 
     The *due* are the first in the order of the queue who fit into the batch and, together, into
@@ -52,18 +51,15 @@ class Fastserve(Scheduler):
     profile; without host memory, or when it is full, preempted requests recompute.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = FastserveOptions
     advised: ClassVar[tuple[str, ...]] = ("",)  # the levels say who is first, order little
     needs_belief: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
     swap_gib: ClassVar[float] = 120.0  # as in Nexus's comparison (2507.06608, section 6.1)
     source: ClassVar[str] = "FastServe, arXiv 2305.05920, section 4; code LLMServe/FastServe"
 
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
+    def __init__(self, options: FastserveSchedulerOptions | None = None) -> None:
         super().__init__(options)
-        self._own = cast(FastserveOptions, self.options)
-        keeps = self._own.promoted == "keep"
-        self._queue = Mlfq(int(self._own.quantum_ms * NS_PER_MS), keeps=keeps)
+        keeps = self.options.promoted == "keep"
+        self._queue = Mlfq(int(self.options.quantum_ms * NS_PER_MS), keeps=keeps)
         self._launched: deque[int] = deque()  # times of the launches in flight
         self._ended = self._iterations = 0
         self._leaving: set[int] = set()  # on their way to the host
@@ -73,8 +69,8 @@ class Fastserve(Scheduler):
         took = now - max(self._launched.popleft(), self._ended)
         self._ended, self._iterations = now, self._iterations + 1
         self._queue.ran([request for request, _ in batch.items], took, now)
-        if not self._iterations % self._own.check_every:
-            self._queue.promote(self._own.starved_ms * NS_PER_MS, now)
+        if not self._iterations % self.options.check_every:
+            self._queue.promote(self.options.starved_ms * NS_PER_MS, now)
 
     def finished(self, request: RequestView) -> None:
         """Out of the queue."""
@@ -85,10 +81,10 @@ class Fastserve(Scheduler):
         if not ctx.free_slots():
             return ctx.plan()
         self._join(ctx)
-        own, limits = self._own, ctx.limits
+        own, limits = self.options, ctx.limits
         here = {r.index for r in (*ctx.decoding, *ctx.prefilling)}
         self._leaving &= here
-        turn = Turn(
+        turn = FastserveTurn(
             ctx,
             self._queue.levels(None if own.order == "fcfs" else ctx.order_key),
             self._queue.jobs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import BatchShape, Plan
 from nexusbench.core.registry import AboveZero
@@ -13,7 +13,7 @@ from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class MuxwiseOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MuxwiseSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``preempt``: a waiting prompt that is faster than what is left of the prefill batch goes in
     between, as long as that batch keeps its TTFT bound: ``ttft_ms``, else that of ``--goodput``;
     without either nobody is interrupted.
@@ -23,7 +23,7 @@ class MuxwiseOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     ttft_ms: AboveZero | None = None
 
 
-class Muxwise(Scheduler):
+class MuxwiseScheduler(Scheduler[MuxwiseSchedulerOptions]):
     """Decodes first, then N = ceil(T_d N_layers / T_p) layers of the prefill batch, so that one
     launch of it covers one decode step; all that are left while nobody decodes.
 
@@ -34,13 +34,12 @@ class Muxwise(Scheduler):
     counterpart: a launch's end is known when it happens.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = MuxwiseOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "muxwise"
     needs_belief: ClassVar[bool] = True
     source: ClassVar[str] = "MuxWise, arXiv 2504.14489"
 
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
+    def __init__(self, options: MuxwiseSchedulerOptions | None = None) -> None:
         super().__init__(options)
         self._prefill = LayerwisePrefill()
 
@@ -71,7 +70,7 @@ class Muxwise(Scheduler):
 
     def _interrupter(self, ctx: SchedulerContext) -> RequestView | None:
         """The waiting prompt that may go in between, or None."""
-        options, head = cast(MuxwiseOptions, self.options), ctx.waiting.head
+        options, head = self.options, ctx.waiting.head
         bound = options.ttft_ms if options.ttft_ms is not None else ctx.limits.ttft_ms
         batch = self._prefill.batch
         if not options.preempt or bound is None or head is None or not batch:

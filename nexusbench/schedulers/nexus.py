@@ -10,7 +10,7 @@ from nexusbench.core.request import RequestView
 from nexusbench.schedulers.base import Order, Scheduler, SchedulerContext, SchedulerOptions
 
 
-class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NexusSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """Nexus orders prompts shortest first with ageing (section 4.3.1, Algorithm 2; gamma = 15,
     section 5).
     """
@@ -18,7 +18,7 @@ class NexusOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw
     order: Order = "spf"
 
 
-class Nexus(Scheduler):
+class NexusScheduler(Scheduler[NexusSchedulerOptions]):
     """Decodes FCFS on ``decode``, prompts in SPF order with ageing on ``prefill``; each stream at
     its own pace.
 
@@ -27,7 +27,6 @@ class Nexus(Scheduler):
     tokens, which the score already favours.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = NexusOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "nexus"
     any_partitioner: ClassVar[bool] = True  # two plain streams: others differ in who sizes them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import BatchShape, Plan
 from nexusbench.core.registry import AtLeastOne
@@ -10,7 +10,7 @@ from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class PdmuxOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PdmuxSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``split_forward_token_budget``: layers x new tokens of one prefill launch, at least one
     layer.
     """
@@ -18,7 +18,7 @@ class PdmuxOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw
     split_forward_token_budget: AtLeastOne = 65_536
 
 
-class Pdmux(Scheduler):
+class PdmuxScheduler(Scheduler[PdmuxSchedulerOptions]):
     """A decode step of everybody first, then the next layers of the one prefill batch.
 
     Layers per launch = 65,536 // new tokens, whatever decode does; the split follows the decode
@@ -27,12 +27,11 @@ class Pdmux(Scheduler):
     piece with each decode step, here the next one is launched when the last has ended.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = PdmuxOptions
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "pdmux"
     source: ClassVar[str] = "SGLang main, srt/multiplex; after MuxWise (2504.14489)"
 
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
+    def __init__(self, options: PdmuxSchedulerOptions | None = None) -> None:
         super().__init__(options)
         self._prefill = LayerwisePrefill()
 
@@ -44,5 +43,5 @@ class Pdmux(Scheduler):
         return ctx.plan()
 
     def _layers(self, prefill: BatchShape) -> int:
-        budget = cast(PdmuxOptions, self.options).split_forward_token_budget
+        budget = self.options.split_forward_token_budget
         return budget // prefill.num_tokens

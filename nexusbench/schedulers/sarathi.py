@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -13,7 +13,7 @@ from nexusbench.schedulers._resume import resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class SarathiOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SarathiSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``mode``: ``serve`` (Sarathi-Serve) fills one token budget with decodes and chunks of as many
     prompts as fit; ``maximal`` (Sarathi) puts one chunk of one prompt beside all decodes.
     ``chunk``: that budget, or the size of that chunk. ``tile``: rows of a GEMM tile; a batch that
@@ -25,7 +25,7 @@ class SarathiOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, 
     tile: Annotated[int, msgspec.Meta(ge=0)] = 128
 
 
-class Sarathi(Scheduler):
+class SarathiScheduler(Scheduler[SarathiSchedulerOptions]):
     """Every decode in every batch, then unfinished prompts, then new ones, in what is left of the
     budget: nothing ever stalls a decode but a lack of KV blocks.
 
@@ -38,7 +38,6 @@ class Sarathi(Scheduler):
     whole iteration.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = SarathiOptions
     source: ClassVar[str] = (
         "Sarathi, arXiv 2308.16369; Sarathi-Serve, 2403.02310: stall-free batching"
     )
@@ -47,7 +46,7 @@ class Sarathi(Scheduler):
         """Decodes, unfinished prompts, new ones."""
         decodes = ctx.schedule_decodes(victim=ctx.last_running)
         left = self._prompt_tokens(decodes, ctx.limits.max_num_batched_tokens)
-        one_only = cast(SarathiOptions, self.options).mode == "maximal"
+        one_only = self.options.mode == "maximal"
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             scheduled = resume(ctx, request, left) if left > 0 else 0
             left = 0 if one_only and scheduled else left - scheduled
@@ -67,7 +66,7 @@ class Sarathi(Scheduler):
         In the maximal mode chunk + decodes is rounded down, so with chunk 512 and 17 decodes the
         chunk has 495 tokens: C - (B - 1), as the paper chooses it.
         """
-        own = cast(SarathiOptions, self.options)
+        own = self.options
         total = min(own.chunk + (decodes if own.mode == "maximal" else 0), most)
         if own.tile and total >= own.tile:
             total -= total % own.tile

@@ -9,7 +9,7 @@ from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 
-class SemiPd(Scheduler):
+class SemiPdScheduler(Scheduler):
     """Decodes on ``decode``, prompts in order of arrival on ``prefill``, chunked at the budget.
 
     What the paper adds is how the split follows the SLOs: the partitioner ``semi-pd``.

@@ -4,7 +4,7 @@ too bold.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AtLeastOne, NotNegative, Share
@@ -16,7 +16,7 @@ CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's
 RETRACT_STEPS = 20  # decode steps that must fit after a retraction
 
 
-class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SglangSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one
     prefill batch.
 
@@ -30,7 +30,7 @@ class SglangOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, k
     max_prefill_tokens: AtLeastOne = 16_384
 
 
-class Sglang(Scheduler):
+class SglangScheduler(Scheduler[SglangSchedulerOptions]):
     """Whenever a prompt can be admitted a prefill batch runs alone and decodes wait; else all
     decodes step once.
 
@@ -40,14 +40,13 @@ class Sglang(Scheduler):
     blocks; fcfs is SGLang's default.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = SglangOptions
     source: ClassVar[str] = (
         "SGLang 0.4.4.post1: scheduler.py, schedule_policy.py, schedule_batch.py"
     )
 
-    def __init__(self, options: SchedulerOptions | None = None) -> None:
+    def __init__(self, options: SglangSchedulerOptions | None = None) -> None:
         super().__init__(options)
-        own = cast(SglangOptions, self.options)
+        own = self.options
         self._start_ratio = min(1.0, own.init_new_token_ratio * own.schedule_conservativeness)
         self._least_ratio = self._start_ratio * own.min_new_token_ratio_factor
         self._decay = (self._start_ratio - self._least_ratio) / own.new_token_ratio_decay_steps
@@ -79,7 +78,7 @@ class Sglang(Scheduler):
         if ctx.preempted or ctx.swap_in_all():
             return started
         room = self._room(ctx)
-        taken, most = 0, cast(SglangOptions, self.options).max_prefill_tokens
+        taken, most = 0, self.options.max_prefill_tokens
         while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
             extend = head.num_tokens - ctx.cached_tokens(head)
             total = extend + self._expected_output(head, ctx)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from nexusbench.core.batch import Plan
-from nexusbench.core.request import RequestView
-from nexusbench.schedulers._resume import resume
+from nexusbench.schedulers._resume import fill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
-class VllmOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class VllmSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``whole_prompt``: admit a prompt only if all of it fits into free blocks, not just its first
     chunk. vLLM's ``scheduler_reserve_full_isl``, on by default in 0.19; prompts in mid-prefill are
     then no longer preempted for want of blocks.
@@ -19,7 +18,7 @@ class VllmOptions(SchedulerOptions, frozen=True, forbid_unknown_fields=True, kw_
     whole_prompt: bool = False
 
 
-class Vllm(Scheduler):
+class VllmScheduler(Scheduler[VllmSchedulerOptions]):
     """No phases: every running request gets the tokens it lacks, then the waiting ones, in one
     budget.
 
@@ -28,7 +27,6 @@ class Vllm(Scheduler):
     mid-prefill.
     """
 
-    Options: ClassVar[type[SchedulerOptions]] = VllmOptions
     source: ClassVar[str] = (
         "vLLM v1 scheduler, 0.7-0.8; chunked prefill after Sarathi-Serve (2403.02310)"
     )
@@ -36,22 +34,5 @@ class Vllm(Scheduler):
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """Running first (preempting the last to join where blocks lack), then admit in order."""
         ctx.schedule_decodes(victim=ctx.last_running)
-        self.fill(ctx)
+        fill(ctx, whole_prompt=self.options.whole_prompt)
         return ctx.plan()
-
-    def fill(self, ctx: SchedulerContext, partition: str = "all") -> None:
-        """Chunks for what is left of the budget: prompts in mid-prefill, then waiting ones."""
-        for request in [r for r in ctx.prefilling if not r.in_flight]:
-            if not resume(ctx, request, partition=partition) or ctx.budget(partition) <= 0:
-                break
-        if not ctx.preempted and not ctx.swap_in_all():
-            while (head := ctx.waiting.head) is not None and self._admit(ctx, head, partition):
-                pass
-
-    def _admit(self, ctx: SchedulerContext, head: RequestView, partition: str) -> bool:
-        """Start the head of the queue, if there is room for it."""
-        if cast(VllmOptions, self.options).whole_prompt:
-            size = ctx.kv.block_size
-            if -(-(head.num_tokens - ctx.cached_tokens(head)) // size) > ctx.kv.num_free:
-                return False
-        return ctx.try_schedule(head, partition=partition) > 0

@@ -9,7 +9,7 @@ from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 
-class VllmPd(Scheduler):
+class VllmPdScheduler(Scheduler):
     """Prompts on the first GPU, decodes on the second; a finished prompt's KV crosses the link.
 
     A prompt keeps its blocks on the first GPU until the copy has ended, and the copy begins when

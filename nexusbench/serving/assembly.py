@@ -18,11 +18,9 @@ from nexusbench.core.units import GIB, NS_PER_S, counted
 from nexusbench.costs.base import CostModel
 from nexusbench.devices.base import Device, DeviceOptions, devices
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.caveats import caveats
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
-from nexusbench.physics.gpus import gpu_names
-from nexusbench.physics.profiled import is_profile
+from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.results.machine import machine_facts
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.serving.belief import make_belief

@@ -16,7 +16,7 @@ from nexusbench.costs.base import CostModel, CostModelOptions, Target, cost_mode
 from nexusbench.devices.base import Device
 from nexusbench.profiles.profile import (
     POINTS_FILE,
-    Fit,
+    FittedCost,
     Profile,
     check_fingerprint,
     load_profile,
@@ -157,7 +157,7 @@ def _check_truth(profile: Profile, file: Path, device: Device) -> None:
         )  # fmt: skip
 
 
-def _fit_now(spec: str, profile: Profile, file: Path) -> Fit:
+def _fit_now(spec: str, profile: Profile, file: Path) -> FittedCost:
     """A model, or a reading of one, that the profile has no fit of: made from its points."""
     from nexusbench.profiling.fitting import fit_model
 

@@ -186,7 +186,7 @@ def run_endpoint(
     config: EndpointConfig,
     *,
     results: Path | None = None,
-    progress: Callable[[Status], None] | None = None,
+    progress: Callable[[Status], object] | None = None,
 ) -> RunResult:
     """Replay ``config.trace`` against its server; the rest is as in :func:`nexusbench.run`.
 
@@ -272,7 +272,7 @@ class Onlooker:
         self,
         replay: Replay,
         interrupted: StopFlag,
-        progress: Callable[[Status], None] | None,
+        progress: Callable[[Status], object] | None,
         writer: RunWriter | None,
     ) -> None:
         self._replay, self._interrupted = replay, interrupted

@@ -28,7 +28,7 @@ STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
-Progress = Callable[[Engine], None]
+Progress = Callable[[Engine], object]  # one that returns False is only called again at the end
 
 
 class StopFlag(threading.Event):
@@ -163,7 +163,7 @@ class Recorder:
         self._watch, self._saver = watch, saver
         self._most = FLUSH_ROWS if saver is None else SEAL_ROWS
         self._every = self._next_check = every
-        self._next_progress = now_ns()
+        self._next_progress = 0
         self._marks: dict[str, int] = {}  # rows held when all tables last fitted together
 
     def after_step(self, engine: Engine) -> None:
@@ -179,8 +179,7 @@ class Recorder:
         if self._watch is not None:
             self._watch(engine)
         if self._progress is not None and now_ns() >= self._next_progress:
-            self._progress(engine)
-            self._next_progress = now_ns() + PROGRESS_NS
+            self.show(engine)
         if self._writer is None:
             return
         full = len(engine.log) >= self._most
@@ -192,6 +191,12 @@ class Recorder:
         else:
             self._saver.look(engine)
         self._marks = engine.log.rows()
+
+    def show(self, engine: Engine) -> None:
+        """Tell the progress callback, and no more of them where nothing shows what it is told."""
+        if self._progress is not None and self._progress(engine) is False:
+            self._progress = None
+        self._next_progress = now_ns() + PROGRESS_NS
 
     def give_up(self, engine: Engine, error: BaseException) -> None:
         """Keep what there is, and say in the manifest why it ends."""

@@ -33,7 +33,7 @@ RESOLVED_FACTS = (
 )  # fmt: skip
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
-AnyProgress = Callable[["Engine | ReplayStatus"], None]
+AnyProgress = Callable[["Engine | ReplayStatus"], object]
 
 
 class RunResult(msgspec.Struct):
@@ -122,8 +122,7 @@ def serve(
         every = CHECK_STEPS if device.spec.simulated else 0
         recorder = Recorder(writer, progress, interrupted, every, watch, saver)
         engine = _begin(assembly, recorder, writer)
-        if progress is not None and not device.spec.simulated:
-            progress(engine)  # the first step may take long
+        recorder.show(engine)  # the first step may take long
         try:
             engine.run()
         except BaseException as error:

@@ -11,13 +11,13 @@ import msgspec
 from nexusbench.core.batch import Split
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.machine import require_memory
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DTYPE_BYTES, Dtypes, ModelSpec
 from nexusbench.core.units import ceil_div
 from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.memory import require_memory
 from nexusbench.workloads.base import Trace
 
 # Flags that say how tokens are made; a simulation makes none.

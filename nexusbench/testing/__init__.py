@@ -10,6 +10,7 @@ from nexusbench.testing.cost_model import check_cost_model
 from nexusbench.testing.device import check_device
 from nexusbench.testing.gpu import check_gpu
 from nexusbench.testing.metric import check_metric
+from nexusbench.testing.model_family import check_model_family
 from nexusbench.testing.partitioner import check_partitioner
 from nexusbench.testing.scheduler import check_scheduler
 from nexusbench.testing.trace_format import check_trace_format
@@ -20,6 +21,7 @@ __all__ = [
     "check_device",
     "check_gpu",
     "check_metric",
+    "check_model_family",
     "check_partitioner",
     "check_scheduler",
     "check_trace_format",

@@ -13,6 +13,7 @@ from nexusbench.testing import (
     check_device,
     check_gpu,
     check_metric,
+    check_model_family,
     check_partitioner,
     check_scheduler,
     check_trace_format,
@@ -29,6 +30,7 @@ FAMILIES = {
     "cost-model": lambda name, seed, examples: check_cost_model(name),
     "metric": lambda name, seed, examples: check_metric(name),
     "gpu": lambda name, seed, examples: check_gpu(name),
+    "model-family": lambda name, seed, examples: check_model_family(name),
     "trace-format": lambda name, seed, examples: check_trace_format(name),
 }
 

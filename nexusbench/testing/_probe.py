@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from nexusbench.core.batch import Batch, Chunk, Plan
+from nexusbench.core.batch import Batch, Chunk, Plan, PreemptionKind
+from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
-from nexusbench.kv.manager import KVCacheManager, Undo
+from nexusbench.kv.manager import Allocation
 from nexusbench.planning.context import SchedulerContext, Victim
-from nexusbench.planning.journal import Admission, Decodes, Draft, Entry, Eviction, Move
-from nexusbench.planning.order import Ranking
-from nexusbench.planning.view import PreemptionKind
+from nexusbench.planning.journal import Admission, Decodes, Draft, Entry, Eviction, Journal, Move
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing._errors import ConformanceError
 
@@ -26,7 +25,7 @@ FIELDS = (
 
 # Class attributes by which the engine treats a policy.
 FORWARDED = (
-    "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief", "listens",
+    "partitions", "default_partitioner", "work_conserving", "num_gpus", "needs_belief",
     "swap_gib", "belief", "calibrates",
 )  # fmt: skip
 
@@ -69,7 +68,7 @@ class Snapshot:
     def replay(self, journal: Sequence[Entry]) -> None:
         """Do to this snapshot what the journal's entries did to the state."""
         for entry in journal:
-            if isinstance(entry, Undo):
+            if isinstance(entry, Allocation):
                 self.rows[entry.request.index]["blocks"] += entry.shared + entry.taken
             elif isinstance(entry, Admission):
                 index = entry.request.index
@@ -129,29 +128,16 @@ class Snapshot:
 class WatchedContext(SchedulerContext):
     """A context that ends an endless loop inside one scheduling instant."""
 
-    def __init__(
-        self,
-        state: EngineState,
-        pools: Sequence[KVCacheManager],
-        policy: str,
-        order_key: Callable[[RequestView], float],
-        preemption: PreemptionKind = "recompute",
-        ranking: Ranking | None = None,
-    ) -> None:
-        super().__init__(state, pools, policy, order_key, preemption, ranking)
-        self._calls = 0
+    def __init__(self, journal: Journal, preemption: PreemptionKind = "recompute") -> None:
+        super().__init__(journal, preemption)
+        self.calls = 0  # in this instant
 
     def _count(self) -> None:
-        self._calls += 1
-        if self._calls > MOST_CALLS:
+        self.calls += 1
+        if self.calls > MOST_CALLS:
             raise ConformanceError(
                 "I10", f"makes no progress: {MOST_CALLS:,} calls of the context in one instant"
             )
-
-    def begin(self) -> None:
-        """A new instant."""
-        super().begin()
-        self._calls = 0
 
     def free_slots(self, partition: str = "all") -> int:
         """As the base class, counted."""
@@ -239,6 +225,8 @@ class Probe(Scheduler):
 
     def completed(self, batch: Batch, now: int) -> None:
         """The inner policy's, which must not change a request."""
+        if not overridden("completed", (self.inner, Scheduler)):
+            return
         before = [(request, self._row(request)) for request, _ in batch.items]
         self.inner.completed(batch, now)
         for request, row in before:
@@ -254,6 +242,7 @@ class Probe(Scheduler):
         """The inner policy's plan, if it did only what the journal knows (I11, contract)."""
         assert self.state is not None
         assert isinstance(ctx, WatchedContext)
+        ctx.calls = 0
         expected = Snapshot(self.state)
         flying = expected.flying
         self.inner.belief = self.belief  # set on the probe, once it stands in for the policy

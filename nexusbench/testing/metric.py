@@ -7,7 +7,13 @@ import math
 import numpy as np
 
 from nexusbench.core.errors import UsageError
-from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
+from nexusbench.metrics.base import (
+    Distribution,
+    Metric,
+    Scalar,
+    check_declaration,
+    load_metrics,
+)
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.testing._errors import ConformanceError, named
 from nexusbench.testing._runs import example_runs
@@ -17,9 +23,9 @@ def check_metric(metric: str | type[Metric]) -> None:
     """Compute a metric of every :func:`~nexusbench.testing._runs.example_runs`.
 
     ``metric`` is a tag of ``nexusbench list metrics`` or a class. Checked are: values are finite;
-    no value comes with one line of reason; equal runs give equal values (I6); the events are left
-    alone (I11); and every table value stays with its declaration. Raises ConformanceError, its text
-    begins with the invariant or ``contract``; UsageError if there is no such metric.
+    no value has one line of reason; equal runs give equal values (I6); the events are left alone
+    (I11); and what the class declares, its place in the table too. Raises ConformanceError, its
+    text begins with the invariant or ``contract``; UsageError if there is no such metric.
     """
     made = _found(metric)
     for name, run in example_runs():
@@ -32,6 +38,10 @@ def check_metric(metric: str | type[Metric]) -> None:
                 raise ConformanceError("I11", f"'{made.tag}' changes the events that it reads")
             if not first.size:
                 _check_reason(made, run)
+    try:
+        check_declaration(type(made))
+    except UsageError as error:
+        raise ConformanceError("contract", str(error)) from None
 
 
 def _found(metric: str | type[Metric]) -> Metric:

@@ -93,10 +93,7 @@ def observed_run(
         workload.requests, probe, partitioner, setting=workload.setting, seed=seed, observer=watch
     )
     probe.state = engine.state
-    engine.context = WatchedContext(
-        engine.state, engine.pools, probe.name, probe.order_key, probe.options.preemption,
-        probe.ranking,
-    )  # fmt: skip
+    engine.context = WatchedContext(engine.journal, probe.options.preemption)
     engine.run()
     return engine
 

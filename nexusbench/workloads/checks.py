@@ -10,10 +10,8 @@ from typing import Any
 
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.units import ceil_div
-from nexusbench.workloads.base import TraceRequest
-from nexusbench.workloads.detection import is_foreign, told
-from nexusbench.workloads.ranges import MAX_HASH_ID, MAX_TOKENS
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.base import MAX_HASH_ID, MAX_TOKENS, TraceRequest
+from nexusbench.workloads.readers.base import Parsed, Reader, is_foreign, told
 from nexusbench.workloads.source import Source, shown
 
 __all__ = ["MAX_SPAN_NS", "checked_skim", "clock", "parse"]

@@ -9,10 +9,9 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.workloads.base import Trace, TraceRequest
+from nexusbench.workloads.base import MAX_TOKENS, Trace, TraceRequest
 from nexusbench.workloads.checks import MAX_SPAN_NS
 from nexusbench.workloads.forest import BlockNames, Forest, zipf_edges
-from nexusbench.workloads.ranges import MAX_TOKENS
 from nexusbench.workloads.spec import GivingUp, Workload, WorkloadSpec
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text

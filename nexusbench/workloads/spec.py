@@ -27,9 +27,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.workloads.arrivals import PROCESSES, ArrivalProcess
 from nexusbench.workloads.forest import Count, Exponent, Prefixes, Share
-from nexusbench.workloads.lengths import LAWS, LengthLaw
+from nexusbench.workloads.lengths import LAWS, LengthLaw, LengthTable, load_table
 from nexusbench.workloads.source import read_source, shown
-from nexusbench.workloads.tables import LengthTable, load_table
 
 __all__ = ["ClassSpec", "GivingUp", "Sessions", "Tenants", "Workload", "WorkloadSpec", "load_spec"]
 
@@ -159,7 +158,7 @@ class _Place(msgspec.Struct, frozen=True):
         )
 
 
-def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
+def _spec(document: Mapping[str, Any], place: _Place) -> WorkloadSpec:
     required = ("workload", "arrivals", "classes")
     optional = ("prefixes", "sessions", "timeouts", "cancellations", "tenants")
     _check_keys(document, (*required, *optional), required, place)
@@ -177,23 +176,18 @@ def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
             )
     workload = _convert(document["workload"], Workload, place.at("workload"))
     _check_name(workload.name, place.at("workload"))
-    made: dict[str, Any] = {}
+    prefixes = sessions = tenants = None
     if "prefixes" in document:
-        made["prefixes"] = _convert(document["prefixes"], Prefixes, place.at("prefixes"))
-        _check_prefixes(made["prefixes"], workload.hash_block, place.at("prefixes"))
+        prefixes = _convert(document["prefixes"], Prefixes, place.at("prefixes"))
+        _check_prefixes(prefixes, workload.hash_block, place.at("prefixes"))
     if "sessions" in document:
-        here = place.at("sessions")
-        laws, rest = _laws(document["sessions"], ("turns",), ("think_time",), here)
-        made["sessions"] = Sessions(
-            **laws, max_context=_convert(rest, _MaxContext, here).max_context
-        )
-    for name in ("timeouts", "cancellations"):
-        if name in document:
-            here = place.at(name)
-            laws, rest = _laws(document[name], ("after",), (), here)
-            made[name] = GivingUp(**laws, share=_convert(rest, _Given, here).share)
+        sessions = _conversations(document["sessions"], place.at("sessions"))
+    timeouts, cancellations = (
+        _giving_up(document[name], place.at(name)) if name in document else None
+        for name in ("timeouts", "cancellations")
+    )
     if "tenants" in document:
-        made["tenants"] = _convert(document["tenants"], Tenants, place.at("tenants"))
+        tenants = _convert(document["tenants"], Tenants, place.at("tenants"))
     arrivals = _named(document["arrivals"], PROCESSES, "process", None, place.at("arrivals"))
     seconds = arrivals.span_s(workload.num_requests)
     if not seconds <= _MOST_SECONDS:
@@ -201,7 +195,21 @@ def _spec(document: dict[str, Any], place: _Place) -> WorkloadSpec:
             f"{workload.num_requests:,} requests would take {seconds:.3g} s, and at most "
             f"{_MOST_SECONDS:.3g} s are made", "arrivals", "Raise the rate",
         )  # fmt: skip
-    return WorkloadSpec(workload, arrivals, kinds, place.sha256, **made, path=place.path)
+    return WorkloadSpec(
+        workload, arrivals, kinds, place.sha256, prefixes, sessions, timeouts, cancellations,
+        tenants, place.path,
+    )  # fmt: skip
+
+
+def _conversations(table: Any, place: _Place) -> Sessions:
+    laws, rest = _laws(table, ("turns",), ("think_time",), place)
+    longest = _convert(rest, _MaxContext, place).max_context
+    return Sessions(turns=laws["turns"], think_time=laws.get("think_time"), max_context=longest)
+
+
+def _giving_up(table: Any, place: _Place) -> GivingUp:
+    laws, rest = _laws(table, ("after",), (), place)
+    return GivingUp(after=laws["after"], share=_convert(rest, _Given, place).share)
 
 
 def _check_name(name: str, place: _Place) -> None:
@@ -235,18 +243,21 @@ def _class(table: Any, place: _Place) -> ClassSpec:
         file = table["lengths"]["file"]
         if not isinstance(file, str) or not file:
             raise place.fault("must be the path of a CSV file", "lengths.file")
-        laws: dict[str, Any] = {"table": load_table(place.path.parent / file)}
+        seen = load_table(place.path.parent / file)
         rest = {key: value for key, value in table.items() if key != "lengths"}
-    else:
-        _check_keys(table, ("name", "input", "output", "lengths", "weight"), ("name",), place)
-        laws, rest = _laws(table, ("input", "output"), (), place)
+        share = _convert(rest, ClassShare, place)
+        return ClassSpec(name=share.name, weight=share.weight, table=seen)
+    _check_keys(table, ("name", "input", "output", "lengths", "weight"), ("name",), place)
+    laws, rest = _laws(table, ("input", "output"), (), place)
     share = _convert(rest, ClassShare, place)
-    return ClassSpec(name=share.name, weight=share.weight, **laws)
+    return ClassSpec(
+        name=share.name, weight=share.weight, input=laws["input"], output=laws["output"]
+    )
 
 
 def _laws(
     table: Any, required: Sequence[str], optional: Sequence[str], place: _Place
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, LengthLaw], dict[str, object]]:
     """The laws among the keys of ``table``, and its other keys."""
     if not isinstance(table, dict):
         raise place.fault("must be a table")

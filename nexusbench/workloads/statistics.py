@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from nexusbench.core.units import NS_PER_S
 from nexusbench.workloads.base import Trace, TraceRequest
@@ -18,47 +20,117 @@ if TYPE_CHECKING:
 __all__ = ["IDC_SECONDS", "describe_trace", "histogram", "prefix_ceiling"]
 
 IDC_SECONDS = (1, 10, 60)
-QUANTILES = (50, 90, 95, 99)
 # An index of dispersion from fewer windows than this would be noise.
 _LEAST_WINDOWS = 10
 _MOST_WINDOWS = 10_000_000
 
 
-def describe_trace(trace: Trace) -> dict[str, Any]:
-    """Every figure of ``nexusbench trace show``, JSON-ready; None where a trace has no such thing.
-
-    Rates and gaps are of arrivals that have a time of their own; rate is (n - 1) / span.
+class ArrivalFacts(msgspec.Struct, frozen=True):
+    """Arrivals that have a time of their own: ``n`` in ``span_s`` seconds, ``rate`` per second
+    ((n - 1) / span), the coefficient of variation of the gaps, the index of dispersion by window,
+    and how many are ``tied``.
     """
+
+    n: int
+    span_s: float
+    rate: float | None
+    gap_cv: float | None
+    dispersion: dict[str, float | None]
+    tied: int
+
+
+class LengthFacts(msgspec.Struct, frozen=True):
+    """Tokens a request."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: int
+    max: int
+
+
+class PrefixFacts(msgspec.Struct, frozen=True):
+    """Shares that :func:`prefix_ceiling` gives, percent."""
+
+    hash_block: int
+    blocks: float
+    tokens: float
+
+
+class SessionFacts(msgspec.Struct, frozen=True):
+    """Conversations, their turns, and how many turns follow the end of another, after how long."""
+
+    sessions: int
+    turns_mean: float
+    turns_max: int
+    following: int
+    think_s_mean: float | None
+
+
+class PatienceFacts(msgspec.Struct, frozen=True):
+    """Requests whose clients give up or call off, and after how long."""
+
+    timeouts: int
+    timeout_s_mean: float | None
+    cancellations: int
+    cancel_after_s_mean: float | None
+
+
+class TokenIdFacts(msgspec.Struct, frozen=True):
+    """The largest token id of the prompts."""
+
+    largest: int
+
+
+class TraceFacts(msgspec.Struct, frozen=True):
+    """Every figure of ``nexusbench trace show``; None where a trace has no such thing."""
+
+    name: str
+    format: str
+    sha256: str
+    notes: list[str]
+    requests: int
+    concurrency: int | None
+    arrivals: ArrivalFacts | None
+    input_tokens: LengthFacts
+    output_tokens: LengthFacts
+    input_per_output: float
+    prefixes: PrefixFacts | None
+    sessions: SessionFacts | None
+    patience: PatienceFacts | None
+    token_ids: TokenIdFacts | None
+    tenants: dict[str, int]  # requests of each, the largest first
+
+
+def describe_trace(trace: Trace) -> TraceFacts:
+    """What is in a trace."""
     requests = trace.requests
     prompts = [request.prompt_tokens for request in requests]
     outputs = [request.output_tokens for request in requests]
     timed = [] if trace.concurrency else [r.arrival_ns for r in requests if not r.follows]
-    return {
-        "name": trace.name,
-        "format": trace.format,
-        "sha256": trace.sha256,
-        "notes": trace.notes,
-        "requests": len(requests),
-        "concurrency": trace.concurrency or None,
-        "arrivals": _arrivals(timed) if timed else None,
-        "input_tokens": _lengths(prompts),
-        "output_tokens": _lengths(outputs),
-        "input_per_output": sum(prompts) / sum(outputs),
-        "prefixes": prefix_ceiling(trace),
-        "sessions": _sessions(requests),
-        "patience": _patience(requests),
-        "token_ids": _token_ids(requests),
-        "tenants": dict(Counter(r.tenant for r in requests if r.tenant).most_common()),
-    }
-
-
-def _token_ids(requests: list[TraceRequest]) -> dict[str, int] | None:
-    """The largest token id, where prompts are in the trace."""
     largest = [max(request.token_ids) for request in requests if request.token_ids]
-    return {"largest": max(largest)} if largest else None
+    return TraceFacts(
+        name=trace.name,
+        format=trace.format,
+        sha256=trace.sha256,
+        notes=trace.notes,
+        requests=len(requests),
+        concurrency=trace.concurrency or None,
+        arrivals=_arrivals(timed) if timed else None,
+        input_tokens=_lengths(prompts),
+        output_tokens=_lengths(outputs),
+        input_per_output=sum(prompts) / sum(outputs),
+        prefixes=prefix_ceiling(trace),
+        sessions=_sessions(requests),
+        patience=_patience(requests),
+        token_ids=TokenIdFacts(max(largest)) if largest else None,
+        tenants=dict(Counter(r.tenant for r in requests if r.tenant).most_common()),
+    )
 
 
-def prefix_ceiling(trace: Trace) -> dict[str, Any] | None:
+def prefix_ceiling(trace: Trace) -> PrefixFacts | None:
     """Share of the prompt that a cache without limits would have seen before, in percent.
 
     ``blocks``: of hash blocks, as published for such traces. ``tokens``: of prompt tokens, the most
@@ -76,11 +148,11 @@ def prefix_ceiling(trace: Trace) -> dict[str, Any] | None:
         total, hits = total + len(chain), hits + sum(name in seen for name in chain)
         seen.update(chain, names)
     prompts = sum(request.prompt_tokens for request in trace.requests)
-    return {
-        "hash_block": trace.hash_block,
-        "blocks": 100 * hits / total,
-        "tokens": 100 * (prompts - _least_computed(trace, kept)) / prompts,
-    }
+    return PrefixFacts(
+        hash_block=trace.hash_block,
+        blocks=100 * hits / total,
+        tokens=100 * (prompts - _least_computed(trace, kept)) / prompts,
+    )
 
 
 def _least_computed(trace: Trace, kept: list[tuple[tuple[int, ...], int]]) -> int:
@@ -122,20 +194,20 @@ def histogram(values: list[int]) -> list[tuple[int, int, int]]:
     return [((1 << b >> 1) + 1 if b else 1, 1 << b, bins[b]) for b in range(low, high + 1)]
 
 
-def _arrivals(times: list[int]) -> dict[str, Any]:
+def _arrivals(times: list[int]) -> ArrivalFacts:
     import numpy as np
 
     span = (times[-1] - times[0]) / NS_PER_S
     gaps = np.diff(np.asarray(times)) / NS_PER_S
     bursty = len(gaps) > 1 and gaps.mean() > 0
-    return {
-        "n": len(times),
-        "span_s": span,
-        "rate": (len(times) - 1) / span if span else None,
-        "gap_cv": float(gaps.std() / gaps.mean()) if bursty else None,
-        "dispersion": {f"{window}s": _dispersion(times, window) for window in IDC_SECONDS},
-        "tied": len(times) - len(set(times)),
-    }
+    return ArrivalFacts(
+        n=len(times),
+        span_s=span,
+        rate=(len(times) - 1) / span if span else None,
+        gap_cv=float(gaps.std() / gaps.mean()) if bursty else None,
+        dispersion={f"{window}s": _dispersion(times, window) for window in IDC_SECONDS},
+        tied=len(times) - len(set(times)),
+    )
 
 
 def _dispersion(times: list[int], seconds: int) -> float | None:
@@ -155,40 +227,34 @@ def _dispersion(times: list[int], seconds: int) -> float | None:
     return float(counts.var() / counts.mean())
 
 
-def _lengths(values: list[int]) -> dict[str, float]:
+def _lengths(values: list[int]) -> LengthFacts:
     import numpy as np
 
-    shown = np.percentile(values, QUANTILES).tolist()
-    return {
-        "mean": float(np.mean(values)),
-        **{f"p{q}": value for q, value in zip(QUANTILES, shown, strict=True)},
-        "min": min(values),
-        "max": max(values),
-    }
+    p50, p90, p95, p99 = np.percentile(values, (50, 90, 95, 99)).tolist()
+    return LengthFacts(float(np.mean(values)), p50, p90, p95, p99, min(values), max(values))
 
 
-def _sessions(requests: list[TraceRequest]) -> dict[str, Any] | None:
+def _sessions(requests: list[TraceRequest]) -> SessionFacts | None:
     sizes = Counter(request.session for request in requests if request.session)
     if not sizes:
         return None
     thinks = [request.think_ns / NS_PER_S for request in requests if request.follows]
-    return {
-        "sessions": len(sizes),
-        "turns_mean": sum(sizes.values()) / len(sizes),
-        "turns_max": max(sizes.values()),
-        "following": len(thinks),
-        "think_s_mean": sum(thinks) / len(thinks) if thinks else None,
-    }
+    return SessionFacts(
+        sessions=len(sizes),
+        turns_mean=sum(sizes.values()) / len(sizes),
+        turns_max=max(sizes.values()),
+        following=len(thinks),
+        think_s_mean=_mean(thinks),
+    )
 
 
-def _patience(requests: list[TraceRequest]) -> dict[str, Any] | None:
+def _patience(requests: list[TraceRequest]) -> PatienceFacts | None:
     timeouts = [r.timeout_ns / NS_PER_S for r in requests if r.timeout_ns]
     cancels = [r.cancel_after_ns / NS_PER_S for r in requests if r.cancel_after_ns]
     if not timeouts and not cancels:
         return None
-    return {
-        "timeouts": len(timeouts),
-        "timeout_s_mean": sum(timeouts) / len(timeouts) if timeouts else None,
-        "cancellations": len(cancels),
-        "cancel_after_s_mean": sum(cancels) / len(cancels) if cancels else None,
-    }
+    return PatienceFacts(len(timeouts), _mean(timeouts), len(cancels), _mean(cancels))
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -12,8 +11,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.checks import clock, parse
-from nexusbench.workloads.detection import detect, open_reader
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, detect, open_reader
+from nexusbench.workloads.readers.native import NativeLine
 from nexusbench.workloads.source import read_source, write_atomic
 
 __all__ = ["conversation_ids", "load_trace", "prefix_ids", "span_text", "write_trace"]
@@ -88,31 +87,25 @@ def native_lines(trace: Trace) -> bytes:
     concurrency = trace.concurrency
     lines: list[bytes] = []
     for request in trace.requests:
-        line: dict[str, Any] = {}
-        if not (request.follows or trace.concurrency):
-            line["timestamp"] = _milliseconds(request.arrival_ns)
-        line |= {"input_length": request.prompt_tokens, "output_length": request.output_tokens}
-        if request.hash_ids:
-            line["hash_ids"] = request.hash_ids
-            if block is not None:
-                line["hash_block"], block = block, None
-        if request.token_ids is not None:
-            line["token_ids"] = request.token_ids.tolist()
-        if not numbered:
-            line["id"] = request.id
-        if request.tenant:
-            line["tenant"] = request.tenant
-        if concurrency:
-            line["concurrency"], concurrency = concurrency, 0
-        if request.session:
-            line |= {"session": request.session, "turn": request.turn}
-        if request.think_ns:
-            line["think_time"] = _milliseconds(request.think_ns)
-        if request.timeout_ns:
-            line["timeout"] = _milliseconds(request.timeout_ns)
-        if request.cancel_after_ns:
-            line["cancel_after"] = _milliseconds(request.cancel_after_ns)
-        lines.append(msgspec.json.encode(line))
+        timed = not (request.follows or trace.concurrency)
+        line = NativeLine(
+            timestamp=_milliseconds(request.arrival_ns) if timed else None,
+            input_length=request.prompt_tokens,
+            output_length=request.output_tokens,
+            hash_ids=request.hash_ids,
+            hash_block=block if request.hash_ids else None,
+            token_ids=request.token_ids,
+            id=None if numbered else request.id,
+            tenant=request.tenant,
+            concurrency=concurrency or None,
+            session=request.session or None,
+            turn=request.turn if request.session else None,
+            think_time=_milliseconds(request.think_ns) or None,
+            timeout=_milliseconds(request.timeout_ns) or None,
+            cancel_after=_milliseconds(request.cancel_after_ns) or None,
+        )
+        block, concurrency = None if request.hash_ids else block, 0
+        lines.append(msgspec.json.encode(line, enc_hook=list))
     return b"\n".join(lines) + b"\n"
 
 

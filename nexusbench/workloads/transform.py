@@ -16,8 +16,15 @@ import msgspec
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.units import NS_PER_S, ceil_div
-from nexusbench.workloads.base import TokenIds, Trace, TraceRequest
-from nexusbench.workloads.ranges import MAX_TOKENS, check_number, check_span, check_window
+from nexusbench.workloads.base import (
+    MAX_TOKENS,
+    TokenIds,
+    Trace,
+    TraceRequest,
+    check_number,
+    check_span,
+    check_window,
+)
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
 

@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from nexusbench.core.batch import Batch, BatchShape, Chunk
-from nexusbench.core.cores import processor_name, usable_cores
+from nexusbench.core.machine import processor_name, usable_cores
 from nexusbench.core.request import Request
 from nexusbench.devices._cpu_workers import Seat, take
 from nexusbench.devices._executor import Served, StepRunner

@@ -33,7 +33,7 @@ from nexusbench.kernels.native import bindings, memory
 from nexusbench.kernels.planner import BlockTables, plan_attention
 from nexusbench.models.architecture import load_decoder_config
 from nexusbench.models.decoder import Decoder
-from nexusbench.models.sampling import Sampling, sample
+from nexusbench.models.sampling import TokenSampling, sample
 from nexusbench.models.step import make_step
 from tests.benchmarks.cpu_peers import ENGINES, write_checkpoint, write_config
 
@@ -74,7 +74,7 @@ class Ours:
         )
         step = make_step(plan, tokens, self.attention, self.decoder.config.spec.vocab_size)
         logits = self.decoder.forward(step, self.kv)
-        return sample(logits, Sampling(), keys, [done + size] * batch)
+        return sample(logits, TokenSampling(), keys, [done + size] * batch)
 
     def run(self, prompts, new):
         """(seconds of prefill, seconds of ``new`` - 1 decode steps, tokens)."""

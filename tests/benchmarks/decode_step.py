@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 
 from nexusbench.kernels import fused
-from nexusbench.kernels.layers import DecoderLayers, LayerWeights, Stage, TokenBatch
-from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.layers import DecoderLayers, LayerStage, PackedLayer, TokenBatch
+from nexusbench.kernels.linear import LinearLayer
 
 BATCHES, PROMPT, STEPS, BLOCK, CONTEXT = (1, 8, 32), 128, 16, 16, 256
 
@@ -47,7 +47,7 @@ class Ours:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim, self.eps = config.hidden_size // self.heads, config.rms_norm_eps
         self.embedding = model.model.embed_tokens.weight.detach()
-        self.head = Linear(self.embedding)
+        self.head = LinearLayer(self.embedding)
         self.norm = model.model.norm.weight.detach().float()
         frequencies = 10000.0 ** (-torch.arange(0, self.dim, 2).double() / self.dim)
         angles = torch.arange(CONTEXT)[:, None] * frequencies
@@ -65,13 +65,13 @@ class Ours:
         attention, mlp = layer.self_attn, layer.mlp
         joint = [p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
         pair = [mlp.gate_proj.weight, mlp.up_proj.weight]
-        return LayerWeights(
+        return PackedLayer(
             input_norm=layer.input_layernorm.weight.detach().float(),
-            qkv=Linear(torch.cat(joint).detach()),
-            output=Linear(attention.o_proj.weight.detach()),
+            qkv=LinearLayer(torch.cat(joint).detach()),
+            output=LinearLayer(attention.o_proj.weight.detach()),
             mlp_norm=layer.post_attention_layernorm.weight.detach().float(),
-            gate_up=Linear(torch.cat(pair).detach(), gated=True),
-            down=Linear(mlp.down_proj.weight.detach()),
+            gate_up=LinearLayer(torch.cat(pair).detach(), gated=True),
+            down=LinearLayer(mlp.down_proj.weight.detach()),
         )
 
     def tokens(self, x):
@@ -86,14 +86,14 @@ class Ours:
         work = self.layers.workspace(batch * length)
         parts = (self.heads, self.kv_heads, self.kv_heads)
         for i in range(len(self.layers.layers)):
-            self.layers.run(x, tokens, work, first=i, count=1, stages=Stage.PROJECT)
+            self.layers.run(x, tokens, work, first=i, count=1, stages=LayerStage.PROJECT)
             joint = work.qkv.view(batch, length, -1, self.dim).transpose(1, 2)
             q, k, v = joint.split(parts, dim=1)
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=True
             )
             work.attended.view(batch, length, self.heads, self.dim).copy_(out.transpose(1, 2))
-            self.layers.run(x, tokens, work, first=i, count=1, stages=Stage.FINISH)
+            self.layers.run(x, tokens, work, first=i, count=1, stages=LayerStage.FINISH)
         return self.tokens(x.view(batch, length, -1)[:, -1].contiguous())
 
     def decode(self, tokens, steps):

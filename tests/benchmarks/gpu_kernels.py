@@ -243,11 +243,11 @@ def prefills(bench: Bench, cases: Any, *, peers: bool) -> None:
 
 def dense(bench: Bench, rows: Any) -> None:
     torch = bench.torch
-    from nexusbench.kernels.linear import Linear
+    from nexusbench.kernels.linear import LinearLayer
 
     for name, (outputs, inputs) in work.LAYERS.items():
         layers = [
-            Linear(torch.randn(outputs, inputs, device=DEVICE, dtype=torch.bfloat16) * 0.02)
+            LinearLayer(torch.randn(outputs, inputs, device=DEVICE, dtype=torch.bfloat16) * 0.02)
             for _ in range(ring(2 * outputs * inputs))
         ]
         for tokens in rows:

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.native import bindings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -99,7 +99,7 @@ def compare_linears(dtype_name, threads, size, rounds):
     dtype, functions = DTYPES[dtype_name], bindings.functions()
     torch.set_num_threads(threads)
     weights = model_weights(size, dtype)
-    ours = [Linear(w) for w in weights]
+    ours = [LinearLayer(w) for w in weights]
     elements = sum(w.numel() for w in weights)
     total = elements * weights[0].element_size()
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))

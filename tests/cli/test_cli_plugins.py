@@ -19,9 +19,9 @@ _NUMBER = count()
 
 SCHEDULER = '''
 from nexusbench.core.batch import Plan
-from nexusbench.schedulers.vllm import Vllm
+from nexusbench.schedulers.vllm import VllmScheduler
 
-class Mine(Vllm):
+class Mine(VllmScheduler):
     """Mine."""
     name = "mine"
     steps = 0

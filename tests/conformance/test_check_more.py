@@ -1,24 +1,27 @@
-"""check_metric, check_cost_model, check_gpu and check_trace_format pass what is shipped, and fail
-what is wrong with the right name.
+"""check_metric, check_cost_model, check_gpu, check_model_family and check_trace_format pass what is
+shipped, and fail what is wrong with the right name.
 """
 
 from __future__ import annotations
 
 from importlib.resources import files
 
+import msgspec
 import numpy as np
 import pytest
 
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.costs.base import cost_models
 from nexusbench.costs.roofline import Roofline
-from nexusbench.metrics.base import Distribution, Metric, Scalar, load_metrics
+from nexusbench.metrics.base import Distribution, Metric, Place, Scalar, load_metrics
+from nexusbench.models.families.base import ModelFamily, families
 from nexusbench.physics.gpus import gpu_names
 from nexusbench.testing import (
     ConformanceError,
     check_cost_model,
     check_gpu,
     check_metric,
+    check_model_family,
     check_trace_format,
 )
 from nexusbench.workloads.readers.base import Parsed, Reader, readers
@@ -41,6 +44,11 @@ def test_shipped_cost_models(name):
 @pytest.mark.parametrize("name", gpu_names())
 def test_shipped_gpus(name):
     check_gpu(name)
+
+
+@pytest.mark.parametrize("name", sample(families.names(), 3))
+def test_shipped_model_families(name):
+    check_model_family(name)
 
 
 @pytest.mark.parametrize("name", sample(readers.names(), 5))
@@ -92,9 +100,29 @@ class NoReason(Waits):
         return ""
 
 
+class NoSection(Waits):
+    place = Place("nowhere", 1)
+
+
+class NoStatistic(Waits):
+    place = Place("latency", 1, statistics=("value",))
+
+
+class TwoLines(Waits):
+    place = Place("latency", 1, title="two\nlines")
+
+
+class NoPlace(Waits):
+    place = "latency"
+
+
 @pytest.mark.parametrize(
     ("metric", "invariant", "says"),
     [
+        (NoSection, "contract", "no usable 'place': Invalid enum value 'nowhere'"),
+        (NoStatistic, "contract", "a distribution has no statistic 'value'"),
+        (TwoLines, "contract", "as one line of text"),
+        (NoPlace, "contract", "no usable 'place'"),
         (NotFinite, "contract", "gives inf"),
         (Remembers, "I6", "has two values"),
         (Sorts, "I11", "changes the events"),
@@ -233,7 +261,66 @@ def test_bad_trace_formats(monkeypatch, reader, says):
         check_trace_format("native")
 
 
-@pytest.mark.parametrize("check", [check_metric, check_cost_model, check_gpu, check_trace_format])
+class Plain(ModelFamily):
+    """What is right; the bad ones are this with one thing wrong."""
+
+    architecture = "PlainForCausalLM"
+
+
+class Careless(Plain):
+    """Reads another decoder's config as its own."""
+
+    def refuse_unlike(self, config):
+        pass
+
+
+class Unlocated(Plain):
+    def refuse_unlike(self, config):
+        if config.data.get("text_config"):
+            raise InputError("is another")
+        super().refuse_unlike(config)
+
+
+class Guesses(Plain):
+    """Has one vocabulary whatever the config says."""
+
+    def describe(self, config):
+        return msgspec.structs.replace(super().describe(config), vocab_size=1000)
+
+
+class Trusting(Plain):
+    def describe(self, config):
+        return msgspec.structs.replace(super().describe(config), num_layers=config.data["layers"])
+
+
+class OddHeads(Plain):
+    def describe(self, config):
+        return msgspec.structs.replace(super().describe(config), num_kv_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        (Careless, "another decoder"),
+        (Unlocated, "names no file and field"),
+        (Guesses, "vocab_size follows from no key"),
+        (Trusting, "KeyError"),
+        (OddHeads, "do not divide"),
+    ],
+)
+def test_bad_model_families(family, says):
+    with pytest.raises(ConformanceError, match=says):
+        check_model_family(family)
+
+
+def test_a_model_family_in_order():
+    check_model_family(Plain)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_metric, check_cost_model, check_gpu, check_model_family, check_trace_format],
+)
 def test_unknown_names(check):
     with pytest.raises(UsageError, match="nope"):
         check("nope")

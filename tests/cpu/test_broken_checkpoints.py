@@ -15,11 +15,11 @@ from checkpoints import write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from nexusbench.cli.main import main  # noqa: E402
+from nexusbench.core import machine  # noqa: E402
 from nexusbench.core.errors import InputError, UsageError  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
 from nexusbench.kernels.paged import PagedKV  # noqa: E402
 from nexusbench.kernels.planner import plan_attention  # noqa: E402
-from nexusbench.models import memory  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
 from nexusbench.models.decoder import Decoder  # noqa: E402
 from nexusbench.models.step import check_tokens, make_step  # noqa: E402
@@ -298,7 +298,7 @@ def test_a_description_has_no_weights() -> None:
 
 
 def test_a_model_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 3_000_000_000)
+    monkeypatch.setattr(machine, "available_memory", lambda: 3_000_000_000)
     wanted = r"llama-3.1-8b \(8.03 billion parameters in float32\) needs 34.2 GB, and 3.0 GB of "
     with pytest.raises(UsageError, match=wanted) as caught:
         Decoder.load(load_decoder_config("llama-3.1-8b"), dtype="float32", load_format="dummy")
@@ -306,14 +306,14 @@ def test_a_model_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_available_memory_is_less_than_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < memory.available_memory() < 2**50
+    assert 0 < machine.available_memory() < 2**50
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.available_memory() == 600_000
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine.available_memory() == 600_000
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "none")
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_memory() > 600_000
+    assert machine.available_memory() > 600_000
 
 
 def test_a_kv_cache_larger_than_memory() -> None:

@@ -19,7 +19,7 @@ from checkpoints import VARIANTS, write_checkpoint  # noqa: E402
 
 from nexusbench.core.errors import NexusbenchError  # noqa: E402
 from nexusbench.kernels.attention.sdpa import SdpaAttention  # noqa: E402
-from nexusbench.kernels.linear import Linear  # noqa: E402
+from nexusbench.kernels.linear import LinearLayer  # noqa: E402
 from nexusbench.kernels.native import bindings, build  # noqa: E402
 from nexusbench.kernels.paged import PagedKV  # noqa: E402
 from nexusbench.kernels.planner import plan_attention  # noqa: E402
@@ -337,6 +337,6 @@ def test_a_forward_pass_stays_on_its_device() -> None:
     plan = plan_attention([1, 5, 1], [20, 0, 3], [[0, 1], [2], [3]], 16, padded_tokens=512)
     step = make_step(plan, [[1], [1, 2, 3, 4, 5], [7]], backend, 4096, [0, 1])
     assert decoder.forward(step, kv).is_meta
-    linear = Linear(torch.empty(6, 4, device="meta"), gated=True)
+    linear = LinearLayer(torch.empty(6, 4, device="meta"), gated=True)
     rows = torch.empty(2, 4, device="meta")
     assert linear(rows, out=torch.empty(2, 3, device="meta")).shape == (2, 3)

@@ -20,9 +20,9 @@ from nexusbench.cli.main import main  # noqa: E402
 from nexusbench.core.errors import NexusbenchError  # noqa: E402
 from nexusbench.core.state import Limits  # noqa: E402
 from nexusbench.kernels.paged import HeadShape, PagedKV  # noqa: E402
-from nexusbench.models.agreement import Agreement, Broken  # noqa: E402
+from nexusbench.models.agreement import Agreement, BrokenLogits  # noqa: E402
 from nexusbench.models.checkpoint import RandomTensors  # noqa: E402
-from nexusbench.models.finite import broken_rows, whence  # noqa: E402
+from nexusbench.models.sampling import broken_rows, whence  # noqa: E402
 from nexusbench.testing import offer  # noqa: E402
 from nexusbench.testing._harness import Setting  # noqa: E402
 
@@ -124,4 +124,4 @@ def test_zeros_are_no_agreement(
 def test_broken_logits_alone_are_no_agreement() -> None:
     found = Agreement("m", "float32", (5,), 1, 6, 0.0, 1.0, 1e-4, ())
     assert found.agrees
-    assert not msgspec.structs.replace(found, broken=(Broken("ours", 0, 2, 1),)).agrees
+    assert not msgspec.structs.replace(found, broken=(BrokenLogits("ours", 0, 2, 1),)).agrees

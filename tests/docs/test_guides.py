@@ -24,6 +24,7 @@ GUIDES = {
     "metric": ("nexusbench.metrics", "waiting-share", "waiting_share", "metrics"),
     "device": ("nexusbench.devices", "metronome", "metronome:l20", "devices"),
     "gpu": ("nexusbench.data.gpus", "l4", "l4", "gpus"),
+    "model-family": ("nexusbench.models.families", "chatglm", "chatglm", "model-families"),
     "trace-format": ("nexusbench.workloads.readers", "tabbed", "tabbed", "formats"),
 }
 SECTIONS = (r"This is a whole one", r"Check it", r"## What you have", r"## What .* hold.* to")
@@ -87,3 +88,15 @@ def test_examples_are_listed(installed: Path, family: str, capsys) -> None:
 def test_examples_keep_the_contract(installed: Path, family: str) -> None:
     assert check([family, GUIDES[family][2], "--examples", "1"]) == 0
     assert hasattr(testing, f"check_{family.replace('-', '_')}")
+
+
+def test_the_metric_has_its_row(installed: Path, tmp_path: Path, capsys) -> None:
+    trace = tmp_path / "two.jsonl"
+    line = '{"timestamp": %d, "input_length": 900, "output_length": 8}\n'
+    trace.write_text("".join(line % at for at in (0, 100)))
+    device = ["--device", "sim:l20", "--no-save"]
+    assert main(["serve-trace", str(trace), "--scheduler", "vllm", *device]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    at = next(number for number, row in enumerate(rows) if row[:2] == ["waiting,", "%"])
+    assert rows[at][2] == "mean"
+    assert rows[at + 1][0] == "p95"

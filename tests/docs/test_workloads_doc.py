@@ -12,7 +12,7 @@ from nexusbench.workloads.arrivals import PROCESSES
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.lengths import LAWS
 from nexusbench.workloads.readers.base import readers
-from nexusbench.workloads.readers.native import Line
+from nexusbench.workloads.readers.native import NativeLine
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.trace import load_trace
 
@@ -50,5 +50,5 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_name_everything_there_is() -> None:
-    for name in (*PROCESSES, *LAWS, *readers.names(), *Line.__struct_fields__):
+    for name in (*PROCESSES, *LAWS, *readers.names(), *NativeLine.__struct_fields__):
         assert f"`{name}`" in TEXT, name

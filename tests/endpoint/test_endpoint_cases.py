@@ -13,7 +13,7 @@ import pytest
 
 from nexusbench.comparison.heading import header_lines
 from nexusbench.comparison.view import view_of_reader
-from nexusbench.metrics.at_once import came_at_once
+from nexusbench.metrics.latency import came_at_once
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
 from nexusbench.results.reader import RunReader

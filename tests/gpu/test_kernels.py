@@ -122,10 +122,10 @@ def _variants(kernel: Any) -> int:
 
 @pytest.mark.parametrize("tokens", [1, 64, 2048])
 def test_dense_layers_are_right_in_bfloat16(tokens: int) -> None:
-    from nexusbench.kernels.linear import Linear
+    from nexusbench.kernels.linear import LinearLayer
 
     weight = (torch.randn(1536, 4096) * 0.02).bfloat16()
     x = torch.randn(tokens, 4096).bfloat16()
-    found = Linear(weight.to(machine.DEVICE))(x.to(machine.DEVICE)).cpu().double()
+    found = LinearLayer(weight.to(machine.DEVICE))(x.to(machine.DEVICE)).cpu().double()
     expected = x.double() @ weight.double().t()
     assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())

@@ -14,11 +14,11 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.state import Limits
 from nexusbench.costs.roofline import Roofline
 from nexusbench.models.config import load_model
-from nexusbench.partitioners.adrenaline import Adrenaline as Colocation
+from nexusbench.partitioners.adrenaline import AdrenalinePartitioner as Colocation
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.remote import SYNC_NS, remote_slowdown, split_launch
-from nexusbench.schedulers._offloading import Load, OffloadBound, bound, fine_now, safe
+from nexusbench.schedulers._offloading import AttentionLoad, OffloadBound, bound, fine_now, safe
 from nexusbench.schedulers.base import schedulers
 from nexusbench.testing import offer, serve, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
@@ -86,7 +86,7 @@ def requests(lengths):
 
 
 def load(members):
-    total = Load()
+    total = AttentionLoad()
     for request in members:
         total.add(request)
     return total
@@ -111,11 +111,11 @@ def test_what_c1_admits_stays_within_the_bound(local, offloaded, one, ratio, ste
 
 
 def test_c2_looks_at_tokens_and_at_requests():
-    local = Load(requests=10, tokens=1000, worst=9000)
-    assert fine_now(Load(5, 500, 9000), local, 0.6)
-    assert not fine_now(Load(5, 700, 700), local, 0.6)  # too many tokens
-    assert not fine_now(Load(7, 500, 500), local, 0.6)  # too many requests
-    assert not fine_now(Load(), Load(), 0.6)  # nothing to hide behind
+    local = AttentionLoad(requests=10, tokens=1000, worst=9000)
+    assert fine_now(AttentionLoad(5, 500, 9000), local, 0.6)
+    assert not fine_now(AttentionLoad(5, 700, 700), local, 0.6)  # too many tokens
+    assert not fine_now(AttentionLoad(7, 500, 500), local, 0.6)  # too many requests
+    assert not fine_now(AttentionLoad(), AttentionLoad(), 0.6)  # nothing to hide behind
 
 
 @pytest.mark.parametrize("options", ["ratio=-1", "prefill_kv=1", "prefill_kv=-0.1"])
@@ -317,7 +317,7 @@ def sized(ttft_ms, queue, now_ms=0.0, options=""):
     for request in engine.requests:
         request.num_tokens = request.num_prompt_tokens
         engine.state.waiting.add(request)
-    engine.context.begin()
+    engine.journal.begin()
     plan = engine.scheduler.schedule(engine.context)
     assert isinstance(engine.partitioner, Colocation)
     return engine.partitioner.split(plan, engine.state).of("prefill")

@@ -11,7 +11,7 @@ from nexusbench.core.state import Limits
 from nexusbench.devices.sim import Sim
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.links import Links
-from nexusbench.schedulers.vllm_pd import VllmPd
+from nexusbench.schedulers.vllm_pd import VllmPdScheduler
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting
 
@@ -160,7 +160,7 @@ def test_one_gpu_by_name_is_taken_twice():
     from nexusbench.serving.assembly import open_device
 
     config = RunConfig(trace="none", device="sim:l20", scheduler="vllm-pd")
-    device, _ = open_device(config, load_model(config.model), 4096, policy=VllmPd())
+    device, _ = open_device(config, load_model(config.model), 4096, policy=VllmPdScheduler())
     assert device.spec.name == "sim:l20+l20"
     assert device.spec.num_gpus == 2
     assert device.spec.host is None
@@ -180,7 +180,7 @@ def test_splits_of_a_pair_divide_the_prefill_gpu():
     assert {split.of("decode") for split in shared} == {16}
 
 
-class Misplaced(VllmPd):
+class Misplaced(VllmPdScheduler):
     """Sends a request to where it is, or decodes elsewhere without SMs for it."""
 
     def __init__(self, how):
@@ -209,7 +209,7 @@ def test_plans_that_no_pair_could_run_are_refused(how, problem):
 
 
 def test_a_move_that_was_not_made_with_the_context_is_refused():
-    class Smuggles(VllmPd):
+    class Smuggles(VllmPdScheduler):
         def schedule(self, ctx):
             if ctx.waiting.head is not None:
                 return Plan(transfers=[object()])

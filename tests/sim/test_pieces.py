@@ -30,7 +30,7 @@ def test_pieces_keep_the_books(workload, layers, repeat, chunk, partitioner):
     probe.__dict__["work_conserving"] = False
     engine = build(workload.requests, probe, partitioner, setting=workload.setting)
     probe.state = engine.state
-    engine.context = WatchedContext(engine.state, engine.pools, probe.name, probe.order_key)
+    engine.context = WatchedContext(engine.journal)
     engine.run()
     tokens = Counter(engine.log.tables["token"].columns["request"])
     for r in engine.requests:

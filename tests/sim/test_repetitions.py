@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from nexusbench.core.state import Limits
 from nexusbench.devices.sim import Sim
-from nexusbench.partitioners.fixed import Fixed
+from nexusbench.partitioners.fixed import FixedPartitioner
 from nexusbench.testing import offer, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
 from tests.sim.pieces import pieces
@@ -46,7 +46,7 @@ class Pupil:
 
 def learning(belief):
     def make(partitions, **_):
-        made = Fixed(partitions=partitions)
+        made = FixedPartitioner(partitions=partitions)
         made.belief = belief
         return made
 
@@ -174,9 +174,9 @@ def paired(belief, scheduler="vllm-pd"):
     requests = [offer(i, 5 * i, 100, 20) for i in range(8)]
 
     def make(partitions, **_):
-        from nexusbench.partitioners.whole import Whole
+        from nexusbench.partitioners.whole import WholePartitioner
 
-        made = Whole(partitions=partitions)
+        made = WholePartitioner(partitions=partitions)
         made.belief = belief
         return made
 
@@ -221,9 +221,9 @@ def test_a_belief_of_a_pair_is_asked_for_what_its_own_gpu_computes():
     policy.schedule = watched
 
     def make(partitions, belief=None, **_):
-        from nexusbench.partitioners.adrenaline import Adrenaline
+        from nexusbench.partitioners.adrenaline import AdrenalinePartitioner
 
-        return Adrenaline(partitions=partitions, belief=replaced)
+        return AdrenalinePartitioner(partitions=partitions, belief=replaced)
 
     replaced = belief
     engine = build(requests, policy, make, setting=Setting(gpu=replace(EXACT, link_gbps=100.0)))

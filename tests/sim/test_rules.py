@@ -13,8 +13,8 @@ from nexusbench.engine.arrivals import Arrivals
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.planning.context import SchedulerContext
 from nexusbench.planning.order import CacheOrder, Ranking
-from nexusbench.schedulers.fastserve import Fastserve
-from nexusbench.schedulers.vllm import Vllm
+from nexusbench.schedulers.fastserve import FastserveScheduler
+from nexusbench.schedulers.vllm import VllmScheduler
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, build, make_scheduler
 
@@ -26,7 +26,7 @@ def rows(engine, table):
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-class SwapsOnce(Vllm):
+class SwapsOnce(VllmScheduler):
     """vLLM that swaps request ``who`` out once it has decoded for ``after`` tokens."""
 
     who, after = 1, 1
@@ -82,7 +82,7 @@ def test_a_hundredth_of_the_blocks_stays_free_while_others_run(prompt, waits, mo
 def test_a_tenth_of_the_host_is_kept_from_new_requests(swapped, free, holds):
     """FastServe: with less than that free, who is out comes back before a new one starts."""
     policy = make_scheduler("fastserve")
-    assert isinstance(policy, Fastserve)
+    assert isinstance(policy, FastserveScheduler)
     ctx = SimpleNamespace(
         swapped=[object()] * swapped, host=SimpleNamespace(num_free=free, num_blocks=100)
     )

@@ -12,10 +12,10 @@ from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners.bullet import Bullet as Resources
-from nexusbench.partitioners.bullet import BulletOptions
+from nexusbench.partitioners.bullet import BulletPartitioner as Resources
+from nexusbench.partitioners.bullet import BulletPartitionerOptions
 from nexusbench.policies.bullet_estimates import LOOK_AHEAD, Prospects
-from nexusbench.policies.bullet_slo import NORM_TTFT_MS, TPOT_MS, Pace, Slo, expected
+from nexusbench.policies.bullet_slo import NORM_TTFT_MS, TPOT_MS, BulletSlo, Pace, expected
 from nexusbench.testing import check_scheduler, offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import LIMITS, make_scheduler
 
@@ -57,15 +57,15 @@ def decoding(index, generated, prompt=10):
 @pytest.mark.parametrize(
     ("options", "asked", "slo"),
     [
-        ((None, None, None), (None, None), Slo(NORM_TTFT_MS * MS, True, TPOT_MS * MS)),
-        ((None, None, None), (500.0, 40.0), Slo(500 * MS, False, 40 * MS)),
-        ((None, 700.0, 30.0), (500.0, 40.0), Slo(700 * MS, False, 30 * MS)),
-        ((1.5, None, None), (500.0, 40.0), Slo(1.5 * MS, True, 40 * MS)),
+        ((None, None, None), (None, None), BulletSlo(NORM_TTFT_MS * MS, True, TPOT_MS * MS)),
+        ((None, None, None), (500.0, 40.0), BulletSlo(500 * MS, False, 40 * MS)),
+        ((None, 700.0, 30.0), (500.0, 40.0), BulletSlo(700 * MS, False, 30 * MS)),
+        ((1.5, None, None), (500.0, 40.0), BulletSlo(1.5 * MS, True, 40 * MS)),
     ],
 )
 def test_options_come_before_goodput_and_goodput_before_the_paper(options, asked, slo):
     keys = ("norm_ttft_ms", "ttft_ms", "tbt_ms")
-    wished = BulletOptions(**dict(zip(keys, options, strict=True)))
+    wished = BulletPartitionerOptions(**dict(zip(keys, options, strict=True)))
     assert expected(wished, Limits(8, 64, 1024, *asked)) == slo
 
 
@@ -99,7 +99,7 @@ def misses(order, now, slo):
 
 @given(PROMPTS, st.floats(0.5, 8))
 def test_no_pending_ttft_breaks_for_the_sake_of_a_shorter_prompt(prompts, norm):
-    slo, now = Slo(norm, True, 1.0), 4000
+    slo, now = BulletSlo(norm, True, 1.0), 4000
     queue = [waiting(i, n, arrival / MS) for i, (n, arrival) in enumerate(prompts)]
     prospects = Prospects(Linear())
     chosen = prospects.next_prompt(queue, float(now), slo, 40)
@@ -208,7 +208,7 @@ def test_decode_does_not_pause_while_every_ttft_holds():
 
 
 def resources(belief, decodes, queue=(), **options):
-    made = Resources(BulletOptions(**options), belief=belief)
+    made = Resources(BulletPartitionerOptions(**options), belief=belief)
     device = tiny_device(gpu=GPU)
     state = EngineState(
         device.spec, KVCacheManager(100, 4), LIMITS, BOTH, made.initial(device.spec)

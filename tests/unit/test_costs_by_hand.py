@@ -24,14 +24,21 @@ from nexusbench.costs.linear import (
     power_of_4,
     prefill_amounts,
 )
-from nexusbench.costs.nexus import Curve, Parts, Stage, gain, slowed
+from nexusbench.costs.nexus import NexusStage, NexusTimes, SaturationCurve, gain, slowed
 from nexusbench.costs.roofline import Roofline, RooflineOptions
-from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, Pace, Slo, expected
+from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, BulletSlo, Pace, expected
 from nexusbench.policies.duetserve import duets
-from nexusbench.profiles.pairs import Slowdowns, contested, place_of
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiles.stages import Stages
-from nexusbench.profiles.surface import Surface, between, bracket, corners
+from nexusbench.profiles.surface import (
+    Slowdowns,
+    Surface,
+    between,
+    bracket,
+    contested,
+    corners,
+    place_of,
+)
 from nexusbench.serving.calibrated import Calibrated
 from nexusbench.serving.recalibrated import Recalibrated
 from nexusbench.testing import offer, tiny_gpu, tiny_model
@@ -475,13 +482,13 @@ class Wish:
 
 def test_options_come_before_the_users_wishes_and_those_before_the_papers():
     none, asked = Limits(8, 64, 1024), Limits(8, 64, 1024, 700.0, 70.0)
-    assert expected(Wish(), none) == Slo(3.0 * MS, True, 150.0 * MS)
-    assert expected(Wish(), asked) == Slo(700.0 * MS, False, 70.0 * MS)
-    assert expected(Wish(ttft_ms=5.0, tbt_ms=6.0), asked) == Slo(5.0 * MS, False, 6.0 * MS)
-    assert expected(Wish(norm_ttft_ms=2.0), asked) == Slo(2.0 * MS, True, 70.0 * MS)
+    assert expected(Wish(), none) == BulletSlo(3.0 * MS, True, 150.0 * MS)
+    assert expected(Wish(), asked) == BulletSlo(700.0 * MS, False, 70.0 * MS)
+    assert expected(Wish(ttft_ms=5.0, tbt_ms=6.0), asked) == BulletSlo(5.0 * MS, False, 6.0 * MS)
+    assert expected(Wish(norm_ttft_ms=2.0), asked) == BulletSlo(2.0 * MS, True, 70.0 * MS)
     request = offer(0, 0, 30, 5)
-    assert Slo(5.0, True, 1.0).ttft_of(request) == 150.0
-    assert Slo(5.0, False, 1.0).ttft_of(request) == 5.0
+    assert BulletSlo(5.0, True, 1.0).ttft_of(request) == 150.0
+    assert BulletSlo(5.0, False, 1.0).ttft_of(request) == 5.0
 
 
 def decoding(index, tokens):
@@ -629,13 +636,17 @@ def test_prompts_alone_are_asked_once(monkeypatch):
 
 def test_a_curve_and_a_stage_that_nothing_was_fitted_to_change_nothing():
     for share in (0.25, 0.5, 1.0):
-        assert gain(Curve(), share, max, "A") == gain(Curve(), share, max, "B") == share
-    assert Stage().contention == (0.0, 0.0, 0.0, 0.0)
-    assert Stage().fixed_ns == 0.0
+        assert (
+            gain(SaturationCurve(), share, max, "A")
+            == gain(SaturationCurve(), share, max, "B")
+            == share
+        )
+    assert NexusStage().contention == (0.0, 0.0, 0.0, 0.0)
+    assert NexusStage().fixed_ns == 0.0
 
 
 def test_saturation_and_decay():
-    bent = Curve(saturation=0.5, decay=0.4, efficiency=0.9)
+    bent = SaturationCurve(saturation=0.5, decay=0.4, efficiency=0.9)
     whole = 0.5 + 0.4 * 0.5
     assert gain(bent, 1.0, max, "A") == near(0.9)
     assert gain(bent, 0.25, max, "A") == near(0.9 * 0.25 / whole)
@@ -646,9 +657,9 @@ def test_saturation_and_decay():
 
 
 def test_each_class_meets_each_class_for_the_time_that_it_runs():
-    mine = Parts(100.0, 50.0, 30.0, 0.0, 0.0, 0.0, 0.0)
-    theirs = Parts(20.0, 60.0, 20.0, 0.0, 0.0, 0.0, 0.0)
-    stage = Stage(contention=(0.1, 0.2, 0.4, 0.8))
+    mine = NexusTimes(100.0, 50.0, 30.0, 0.0, 0.0, 0.0, 0.0)
+    theirs = NexusTimes(20.0, 60.0, 20.0, 0.0, 0.0, 0.0, 0.0)
+    stage = NexusStage(contention=(0.1, 0.2, 0.4, 0.8))
     extra = 100 * (0.1 * 0.2 + 0.2 * 0.6) + 50 * (0.4 * 0.2 + 0.8 * 0.6)
     assert slowed(mine, theirs, stage, 0.5) == near(0.5 * extra)
 

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.costs.linear import Linear, LinearOptions, cell_of, power_of_4
+from nexusbench.costs.linear import LinearCost, LinearOptions, cell_of, power_of_4
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiling.fitting import build
 from tests.unit.profiled import target
@@ -68,7 +68,7 @@ PAIRS = [
 
 def model(**options):
     chosen = LinearOptions(**options)
-    return build(Linear, chosen, Linear.fit([*alone(), *PAIRS], L20, chosen), L20)
+    return build(LinearCost, chosen, LinearCost.fit([*alone(), *PAIRS], L20, chosen), L20)
 
 
 def test_known_coefficients_are_found():

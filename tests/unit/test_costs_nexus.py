@@ -14,11 +14,11 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.costs.base import Target
 from nexusbench.costs.nexus import (
-    Curve,
-    Nexus,
-    NexusOptions,
+    NexusCost,
+    NexusCostOptions,
     NexusParameters,
-    Stage,
+    NexusStage,
+    SaturationCurve,
     exponential,
     gain,
 )
@@ -31,7 +31,10 @@ GPU, MODEL = load_gpu("l20"), load_model("qwen2.5-3b")
 PREFILL, DECODE = BatchShape(0, 0, ((2048, 2048),)), BatchShape(64, 64_000)
 SHARES = st.floats(0.02, 1.0)
 CURVES = st.builds(
-    Curve, saturation=st.floats(0.05, 1), decay=st.floats(0, 1), efficiency=st.floats(0.1, 1)
+    SaturationCurve,
+    saturation=st.floats(0.05, 1),
+    decay=st.floats(0, 1),
+    efficiency=st.floats(0.1, 1),
 )
 
 
@@ -41,19 +44,19 @@ def larger(a, b):
 
 def parameters(**stages):
     usual = {
-        "dense": Curve(saturation=0.6, decay=0.75, efficiency=0.8),
-        "attention": Curve(saturation=0.7, decay=0.6, efficiency=0.5),
-        "dense_memory": Curve(saturation=0.4, decay=0.1, efficiency=0.9),
-        "attention_memory": Curve(saturation=0.45, decay=0.1, efficiency=0.85),
+        "dense": SaturationCurve(saturation=0.6, decay=0.75, efficiency=0.8),
+        "attention": SaturationCurve(saturation=0.7, decay=0.6, efficiency=0.5),
+        "dense_memory": SaturationCurve(saturation=0.4, decay=0.1, efficiency=0.9),
+        "attention_memory": SaturationCurve(saturation=0.45, decay=0.1, efficiency=0.85),
         "fixed_ns": 1e6,
         "contention": (0.1, 0.2, 0.3, 0.4),
     }
-    made = {name: Stage(**{**usual, **stages.get(name, {})}) for name in ("prefill", "decode")}
+    made = {name: NexusStage(**{**usual, **stages.get(name, {})}) for name in ("prefill", "decode")}
     return NexusParameters(**made)
 
 
 def model(options=None, **stages):
-    return Nexus(options, gpu=GPU, model=MODEL, parameters=parameters(**stages))
+    return NexusCost(options, gpu=GPU, model=MODEL, parameters=parameters(**stages))
 
 
 def points_of(made, *, held_out=False):
@@ -81,7 +84,7 @@ def points_of(made, *, held_out=False):
 
 def test_form_a_gives_the_two_statements_of_section_3():
     """R_sat 0.60 and lambda 0.75: 30 to 40 % saves 25 %, 70 to 80 % saves 10 %."""
-    curve = Curve(saturation=0.6, decay=0.75)
+    curve = SaturationCurve(saturation=0.6, decay=0.75)
     times = {share: 1 / gain(curve, share, larger, "A") for share in (0.3, 0.4, 0.7, 0.8)}
     assert 1 - times[0.4] / times[0.3] == pytest.approx(0.25)
     assert 1 - times[0.8] / times[0.7] == pytest.approx(0.10, abs=0.001)
@@ -109,7 +112,7 @@ def test_the_series_is_the_exponential(x):
 @pytest.mark.parametrize("contention", ["counts", "rates", "classes", "none"])
 @pytest.mark.parametrize("memory", ["printed", "curve"])
 def test_many_splits_at_once_are_the_same_bits(contention, memory):
-    made = model(NexusOptions(curve="B", memory=memory, contention=contention))
+    made = model(NexusCostOptions(curve="B", memory=memory, contention=contention))
     sizes = list(range(4, 90, 2))
     rest = [92 - sms for sms in sizes]
     for shape, other in ((PREFILL, DECODE), (DECODE, PREFILL)):
@@ -121,7 +124,7 @@ def test_many_splits_at_once_are_the_same_bits(contention, memory):
 
 
 def test_printed_memory_time_does_not_depend_on_sms():
-    made = model(NexusOptions(memory="printed", contention="none"), decode={"fixed_ns": 0.0})
+    made = model(NexusCostOptions(memory="printed", contention="none"), decode={"fixed_ns": 0.0})
     tiny = BatchShape(1, 50_000)  # one row: memory-bound everywhere but on the fewest SMs
     assert made.predict(tiny, 30) == made.predict(tiny, 92)
 
@@ -130,12 +133,12 @@ def test_counts_compare_a_step_with_a_whole_chunk_and_rates_do_not():
     """The reading as printed starves a decode beside a long chunk; docs/decisions/0005."""
     slow = {}
     for contention in ("none", "counts", "rates"):
-        made = model(NexusOptions(contention=contention))
+        made = model(NexusCostOptions(contention=contention))
         slow[contention] = made.predict(DECODE, 30, (PREFILL, 62))
     assert slow["none"] <= slow["rates"] < slow["counts"]
     # No prefill beside it: nothing to share with.
     for contention in ("counts", "rates"):
-        made = model(NexusOptions(contention=contention))
+        made = model(NexusCostOptions(contention=contention))
         assert made.predict(DECODE, 30, (DECODE, 62)) == made.predict(DECODE, 30)
 
 
@@ -159,13 +162,13 @@ def test_a_piece_of_the_layers_and_repetitions():
 
 @pytest.mark.parametrize("options", ["", ":curve=B", ":memory=printed,contention=none"])
 def test_a_fit_finds_what_behaves_as_the_model_does(options):
-    reading = {"": NexusOptions(), ":curve=B": NexusOptions(curve="B")}.get(
-        options, NexusOptions(memory="printed", contention="none")
+    reading = {"": NexusCostOptions(), ":curve=B": NexusCostOptions(curve="B")}.get(
+        options, NexusCostOptions(memory="printed", contention="none")
     )
     truth = model(reading)
     points = points_of(truth)
     made = fit_model("nexus" + options, points, Target(GPU, MODEL), stopwatch=lambda: 0)
-    again = Nexus(
+    again = NexusCost(
         reading, gpu=GPU, model=MODEL, parameters=msgspec.convert(made.parameters, NexusParameters)
     )
     for row in score(again, points, GPU.num_sms):

@@ -9,10 +9,10 @@ import pytest
 from nexusbench.core.errors import CounterError, UsageError
 from nexusbench.counters.base import (
     Counters,
+    CounterSample,
     CounterSource,
-    Metric,
+    Quantity,
     Reading,
-    Sample,
     Support,
     busy,
     counters,
@@ -20,21 +20,22 @@ from nexusbench.counters.base import (
     throttled,
 )
 
-TOTAL = Metric("made.bytes", "bytes", "total", "a total")
-GAUGE = Metric("made.clock", "hertz", "gauge", "a gauge")
+TOTAL = Quantity("made.bytes", "bytes", "total", "a total")
+GAUGE = Quantity("made.clock", "hertz", "gauge", "a gauge")
 UNITS = {"bytes", "joules", "watts", "hertz", "cycles", "seconds", "share", "count"}
 
 
 class Made(CounterSource):
     """A source that does what it is told, and keeps a log."""
 
-    metrics: ClassVar[tuple[Metric, ...]] = (TOTAL, GAUGE)
+    metrics: ClassVar[tuple[Quantity, ...]] = (TOTAL, GAUGE)
 
     def __init__(self, name: str = "made", fails: str = "", ok: bool = True) -> None:
         super().__init__()
         self._name, self.fails, self.ok, self.log = name, fails, ok, list[str]()
         self.metrics = tuple(  # type: ignore[misc]
-            Metric(m.name.replace("made", name), m.unit, m.kind, m.meaning) for m in (TOTAL, GAUGE)
+            Quantity(m.name.replace("made", name), m.unit, m.kind, m.meaning)
+            for m in (TOTAL, GAUGE)
         )
 
     @property
@@ -56,9 +57,9 @@ class Made(CounterSource):
     def start(self) -> None:
         self._do("start")
 
-    def stop(self) -> list[Sample]:
+    def stop(self) -> list[CounterSample]:
         self._do("stop")
-        return [Sample(0, 10, {metric.name: 7.0 for metric in self.metrics})]
+        return [CounterSample(0, 10, {metric.name: 7.0 for metric in self.metrics})]
 
     def close(self) -> None:
         self._do("close")
@@ -72,9 +73,9 @@ class MadeIntrusive(Made):
 
 def test_totals_add_and_gauges_are_weighted_by_time() -> None:
     samples = [
-        Sample(0, 10, {"made.bytes": 5.0, "made.clock": 1.0}),
-        Sample(10, 40, {"made.bytes": 7.0, "made.clock": 3.0}),
-        Sample(0, 40, {}),  # a metric that is absent was not asked for
+        CounterSample(0, 10, {"made.bytes": 5.0, "made.clock": 1.0}),
+        CounterSample(10, 40, {"made.bytes": 7.0, "made.clock": 3.0}),
+        CounterSample(0, 40, {}),  # a metric that is absent was not asked for
     ]
     reading = summarise(samples, [TOTAL, GAUGE])
     assert reading == Reading({"made.bytes": 12.0, "made.clock": 2.5}, {})
@@ -82,8 +83,8 @@ def test_totals_add_and_gauges_are_weighted_by_time() -> None:
 
 def test_holes_are_none_for_a_total_and_left_out_of_a_gauge() -> None:
     samples = [
-        Sample(0, 10, {"made.bytes": 5.0, "made.clock": 1.0}),
-        Sample(10, 40, {"made.bytes": None, "made.clock": None}),
+        CounterSample(0, 10, {"made.bytes": 5.0, "made.clock": 1.0}),
+        CounterSample(10, 40, {"made.bytes": None, "made.clock": None}),
     ]
     reading = summarise(samples, [TOTAL, GAUGE], {"made.bytes": "lost", "made.clock": "lost"})
     assert reading == Reading({"made.bytes": None, "made.clock": 1.0}, {"made.bytes": "lost"})
@@ -93,14 +94,14 @@ def test_nothing_read_is_none_and_never_zero() -> None:
     reading = summarise([], [TOTAL, GAUGE])
     assert reading.values == {"made.bytes": None, "made.clock": None}
     assert set(reading.reasons.values()) == {"no sample was taken"}
-    zero = summarise([Sample(0, 1, {"made.bytes": 0.0, "made.clock": 0.0})], [TOTAL, GAUGE])
+    zero = summarise([CounterSample(0, 1, {"made.bytes": 0.0, "made.clock": 0.0})], [TOTAL, GAUGE])
     assert zero == Reading({"made.bytes": 0.0, "made.clock": 0.0}, {})
 
 
 def test_a_gauge_stays_within_what_was_read() -> None:
-    samples = [Sample(0, weight, {"made.clock": 1.755e9}) for weight in (3, 7, 100_003_417)]
+    samples = [CounterSample(0, weight, {"made.clock": 1.755e9}) for weight in (3, 7, 100_003_417)]
     assert summarise(samples, [GAUGE]).values["made.clock"] == 1.755e9
-    at_once = [Sample(5, 5, {"made.clock": 1.0}), Sample(5, 5, {"made.clock": 3.0})]
+    at_once = [CounterSample(5, 5, {"made.clock": 1.0}), CounterSample(5, 5, {"made.clock": 3.0})]
     assert summarise(at_once, [GAUGE]).values["made.clock"] == 2.0
 
 

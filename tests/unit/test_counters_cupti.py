@@ -16,14 +16,14 @@ from nexusbench.core.errors import CounterError, InputError, NexusbenchError
 from nexusbench.counters import _cupti_backends as backends
 from nexusbench.counters import _cupti_structs as cu
 from nexusbench.counters import cupti as source
-from nexusbench.counters._cupti_recording import Recording, read_recording, write_recording
+from nexusbench.counters._cupti_recording import CuptiRecording, read_recording, write_recording
 from nexusbench.counters.base import Counters, Reading, counters, summarise
 from nexusbench.counters.cupti import CUPTI_NAMES, CuptiCounters, CuptiOptions
 
 MADE_UP = Path(__file__).parents[1] / "data" / "cupti_made_up.json"
 # CUPTI_PROFILER_STRUCT_SIZE of each, by a C++ compiler from the headers of CUPTI 13.0.85
 SIZES = {
-    cu.ProfilerInitialize: 16, cu.GetChipName: 32, cu.Enable: 32, cu.Sampling: 24,
+    cu.ProfilerInitialize: 16, cu.GetChipName: 32, cu.Enable: 32, cu.PmSampling: 24,
     cu.SetConfig: 64, cu.DecodeData: 45, cu.GetCounterDataSize: 56, cu.ImageInitialize: 40,
     cu.GetCounterDataInfo: 56, cu.GetSampleInfo: 64, cu.HostInitialize: 48,
     cu.HostAddMetrics: 40, cu.HostConfigSize: 32, cu.HostConfig: 40, cu.HostEvaluate: 72,
@@ -204,7 +204,7 @@ def test_the_made_up_recording() -> None:
 
 
 def test_a_recording_that_lacks_metrics_or_overflowed(tmp_path: Path) -> None:
-    few = Recording(
+    few = CuptiRecording(
         origin="made up", chip="GH100", interval_ns=100_000, overflow=False,
         metrics=["dram__bytes_write.sum", "other.sum"], samples=[(0, 9, [5.0, None])],
     )  # fmt: skip

@@ -12,8 +12,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.costs.roofline import Roofline
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners.duetserve import Duetserve as Optimiser
-from nexusbench.partitioners.duetserve import DuetserveOptions
+from nexusbench.partitioners.duetserve import DuetservePartitioner as Optimiser
+from nexusbench.partitioners.duetserve import DuetservePartitionerOptions
 from nexusbench.policies.duetserve import duets
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu, tiny_model
 from nexusbench.testing._harness import LIMITS, Setting, make_scheduler
@@ -199,7 +199,7 @@ def test_what_must_be_positive_is_refused(option):
 
 
 def ask(decode, prefill, **options):
-    made = Optimiser(DuetserveOptions(**options), belief=belief())
+    made = Optimiser(DuetservePartitionerOptions(**options), belief=belief())
     spec = tiny_device(gpu=GPU).spec
     state = EngineState(spec, KVCacheManager(100, 4), LIMITS, BOTH, made.initial(spec))
     plan = Plan([Batch("prefill", [], [], prefill), Batch("decode", [], [], decode)])

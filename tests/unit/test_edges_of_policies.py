@@ -11,7 +11,7 @@ from nexusbench.core.state import Limits
 from nexusbench.engine.invariants import Auditor
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners._latency_window import LatencyWindow
-from nexusbench.partitioners.adrenaline import Adrenaline, AdrenalineOptions
+from nexusbench.partitioners.adrenaline import AdrenalinePartitioner, AdrenalinePartitionerOptions
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
 
@@ -36,7 +36,7 @@ def test_a_window_with_one_prompt_knows_no_load():
 
 @pytest.mark.parametrize(("delta", "sms"), [(0, 2), (12, 2), (25, 4), (50, 8)])
 def test_adrenalines_hysteresis_is_a_percentage_of_one_gpu(delta, sms):
-    made = Adrenaline(AdrenalineOptions(delta=delta))
+    made = AdrenalinePartitioner(AdrenalinePartitionerOptions(delta=delta))
     made.initial(tiny_device(count=2).spec)
     assert made._least_change == sms
 

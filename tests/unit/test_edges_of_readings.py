@@ -12,10 +12,11 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.events import EventLog
 from nexusbench.gates.check import check, match
 from nexusbench.gates.rules import parse_rule
-from nexusbench.metrics import tokens
+from nexusbench.metrics import arrays
+from nexusbench.metrics.arrays import pick
+from nexusbench.metrics.launches import chunk_numbers, continued, later_layers
 from nexusbench.metrics.occupancy import kv_over_time, queue_over_time
-from nexusbench.metrics.pieces import chunk_numbers, continued, later_layers
-from nexusbench.metrics.run_events import RunEvents, _pick
+from nexusbench.metrics.run_events import RunEvents
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.convert import convert
@@ -49,8 +50,8 @@ def test_tokens_a_nanosecond_apart_did_not_come_together() -> None:
     def parts():
         return iter([requests])
 
-    read = tokens.read_tokens(parts, times, np.ones(5, dtype=np.int64), 1)
-    apart = tokens.apart(read, parts)
+    read = arrays.read_tokens(parts, times, np.ones(5, dtype=np.int64), 1)
+    apart = arrays.apart(read, parts)
     assert apart.gaps.tolist() == [5, 1, 3]
     assert apart.owners.tolist() == [0, 0, 0]
 
@@ -156,11 +157,11 @@ def test_a_prompt_is_clipped_to_one_token_and_not_to_none() -> None:
 def test_facts_of_arrivals() -> None:
     second = 1_000_000_000
     found = _arrivals([0, 0, 0, second, 4 * second, 4 * second])
-    assert (found["n"], found["span_s"], found["rate"], found["tied"]) == (6, 4.0, 1.25, 3)
+    assert (found.n, found.span_s, found.rate, found.tied) == (6, 4.0, 1.25, 3)
     gaps = np.array([0.0, 0.0, 1.0, 3.0, 0.0])
-    assert found["gap_cv"] == pytest.approx(gaps.std() / gaps.mean())
-    assert _arrivals([5])["rate"] is None
-    assert _arrivals([5, 5])["gap_cv"] is None
+    assert found.gap_cv == pytest.approx(gaps.std() / gaps.mean())
+    assert _arrivals([5]).rate is None
+    assert _arrivals([5, 5]).gap_cv is None
 
 
 def test_bins_that_double() -> None:
@@ -198,7 +199,7 @@ def test_shares_are_from_0_to_1(share: float, good: bool) -> None:
 
 
 def test_a_row_that_is_not_there_has_no_value() -> None:
-    assert _pick(np.array([5, 7]), np.array([1, -1, 0])).tolist() == [7, -1, 5]
+    assert pick(np.array([5, 7]), np.array([1, -1, 0])).tolist() == [7, -1, 5]
 
 
 # -- the gate --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from nexusbench.core.request import Request
 from nexusbench.core.state import Limits
 from nexusbench.engine.arrivals import BY_CLIENT, NEVER, ORPHANED, TIMEOUT, Arrivals
 from nexusbench.engine.engine import Engine
-from nexusbench.schedulers.vllm import Vllm
+from nexusbench.schedulers.vllm import VllmScheduler
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, build, make_scheduler
 from nexusbench.testing._log import check_log, first_difference
@@ -40,7 +40,7 @@ def tokens(engine: Engine, index: int) -> int:
     return list(engine.log.tables["token"].columns["request"]).count(index)
 
 
-class Slow(Vllm):
+class Slow(VllmScheduler):
     """Serves one request at a time, and so makes every user wait."""
 
     work_conserving = False
@@ -279,7 +279,7 @@ def test_nothing_depends_on_what_clients_will_do(policy, longer):
     assert first_difference(one.log, two.log, until) is None
 
 
-class FourSteps(Vllm):
+class FourSteps(VllmScheduler):
     """Decodes four steps in one launch."""
 
     work_conserving = False

@@ -9,7 +9,7 @@ from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused, 
 from nexusbench.core.state import Limits
 from nexusbench.devices.sim import Sim
 from nexusbench.partitioners.base import Partitioner
-from nexusbench.partitioners.fixed import Fixed
+from nexusbench.partitioners.fixed import FixedPartitioner
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing import offer, serve, tiny_device
 from nexusbench.testing._harness import Setting, build, make_scheduler
@@ -191,7 +191,9 @@ def test_the_first_of_two_batches_launched_at_once_is_predicted_with_its_neighbo
             return 1.0
 
     requests = [offer(0, 0, 30, 9), offer(1, 0, 64, 9)]
-    engine = build(requests, make_scheduler("nexus"), lambda **x: Fixed(partitions=x["partitions"]))
+    engine = build(
+        requests, make_scheduler("nexus"), lambda **x: FixedPartitioner(partitions=x["partitions"])
+    )
     engine.partitioner.belief = Belief()
     engine.run()
     columns = engine.log.tables["submitted"].columns

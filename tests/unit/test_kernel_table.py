@@ -22,9 +22,9 @@ from nexusbench.physics.tables import (
     PER_LAYER,
     PER_SEQUENCE,
     PER_STEP,
-    Curve,
-    Grid,
     KernelTable,
+    TimeCurve,
+    TimeGrid,
     load_table,
 )  # fmt: skip
 
@@ -72,9 +72,9 @@ def table(folder: Path) -> KernelTable:
 
 
 def test_curves_and_grids_go_through_their_points() -> None:
-    curve = Curve([(1, 10.0), (3, 30.0), (4, 80.0)])
+    curve = TimeCurve([(1, 10.0), (3, 30.0), (4, 80.0)])
     assert [curve(x) for x in (1, 2, 3, 4, 8)] == [10, 20, 30, 80, 160]
-    grid = Grid({(x, y): x + 10.0 * y for x in (0, 2, 8) for y in (1, 5)})
+    grid = TimeGrid({(x, y): x + 10.0 * y for x in (0, 2, 8) for y in (1, 5)})
     assert grid((0, 1)) == 10
     assert grid((5, 3)) == 35
     assert grid((100, 0)) == 18

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the decoder's kernels need torch")
 
 from nexusbench.kernels import reference  # noqa: E402
-from nexusbench.kernels.layers import DecoderLayers, LayerWeights, Stage, TokenBatch  # noqa: E402
-from nexusbench.kernels.linear import Linear  # noqa: E402
+from nexusbench.kernels.layers import DecoderLayers, LayerStage, PackedLayer, TokenBatch  # noqa: E402
+from nexusbench.kernels.linear import LinearLayer  # noqa: E402
 from nexusbench.kernels.native import bindings  # noqa: E402
 
 HEADS, KV_HEADS, DIM, BLOCK, BLOCKS = 4, 2, 16, 4, 24
@@ -40,12 +40,12 @@ def decoder(dtype, hidden=64, inner=96, layers=2, native=True, biases=True, join
             both = torch.zeros(BLOCKS, BLOCK, 2, KV_HEADS, DIM, dtype=dtype)
             caches = [both[:, :, i].transpose(1, 2) for i in range(2)]
         linears = {
-            name: Linear(weight, bias[name], gated=name == "gate_up", native=native)
+            name: LinearLayer(weight, bias[name], gated=name == "gate_up", native=native)
             for name, weight in weights.items()
         }
         plain.append((weights, bias, norms))
         made.append(
-            LayerWeights(
+            PackedLayer(
                 input_norm=norms[0],
                 mlp_norm=norms[1],
                 q_norm=norms[2],
@@ -116,10 +116,10 @@ def test_one_call_equals_pieces_stages_and_single_rows(dtype):
     work = layers.workspace(8)
     layers.run(whole, batch, work, threads=2)
     for i in range(len(layers.layers)):
-        layers._compose(i, pieces, batch, work, Stage.ALL, 1)
+        layers._compose(i, pieces, batch, work, LayerStage.ALL, 1)
     assert torch.equal(whole, pieces)
     for i in range(len(layers.layers)):
-        for stage in (Stage.PROJECT, Stage.ATTEND, Stage.FINISH):
+        for stage in (LayerStage.PROJECT, LayerStage.ATTEND, LayerStage.FINISH):
             layers.run(staged, batch, work, first=i, count=1, stages=stage, threads=3)
     assert torch.equal(whole, staged)
     for row in range(8):
@@ -147,9 +147,9 @@ def test_many_rows_pass_in_blocks_and_keep_their_bits(dtype):
         work, part = layers.workspace(len(x[rows])), x[rows].clone()
         batch = TokenBatch(positions[rows], slots[rows])
         for i in range(len(layers.layers)):
-            layers.run(part, batch, work, first=i, count=1, stages=Stage.PROJECT, threads=2)
+            layers.run(part, batch, work, first=i, count=1, stages=LayerStage.PROJECT, threads=2)
             work.attended.copy_(work.qkv[:, : HEADS * DIM])
-            layers.run(part, batch, work, first=i, count=1, stages=Stage.FINISH, threads=2)
+            layers.run(part, batch, work, first=i, count=1, stages=LayerStage.FINISH, threads=2)
         return part
 
     together = run(slice(0, count))

@@ -9,7 +9,7 @@ from tests.examples import slow
 torch = pytest.importorskip("torch", reason="the decoder's kernels need torch")
 
 from nexusbench.kernels import fused, reference  # noqa: E402
-from nexusbench.kernels.linear import Linear  # noqa: E402
+from nexusbench.kernels.linear import LinearLayer  # noqa: E402
 from nexusbench.kernels.native import bindings  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -39,7 +39,7 @@ def test_linear_is_exact_and_independent_of_the_batch(dtype, outputs, inputs, wi
     weight, x = torch.randn(outputs, inputs).to(dtype), torch.randn(97, inputs).to(dtype)
     bias = torch.randn(outputs).to(dtype) if with_bias else None
     residual = torch.randn(97, outputs).to(dtype)
-    linear = Linear(weight, bias)
+    linear = LinearLayer(weight, bias)
     assert linear.path == "native"
     exact = x.double() @ weight.double().t() + residual.double()
     exact = exact + bias.double() if with_bias else exact
@@ -57,15 +57,15 @@ def test_fp32_products_keep_all_bits(rows):
     """Also in tiles, where a number is computed with as three of bf16."""
     values = torch.randn(rows, 70) * 10.0 ** torch.randint(-9, 9, (rows, 70))
     one = torch.eye(70)
-    assert torch.equal(Linear(one)(values), values)
-    assert torch.equal(Linear(values.contiguous())(one), values.t())
-    assert torch.equal(Linear(-one[:1])(values), -values[:, :1])
+    assert torch.equal(LinearLayer(one)(values), values)
+    assert torch.equal(LinearLayer(values.contiguous())(one), values.t())
+    assert torch.equal(LinearLayer(-one[:1])(values), -values[:, :1])
 
 
 def test_fp32_sums_are_as_close_to_float64_as_those_of_torch():
     weight, x = torch.randn(96, 1000), torch.randn(40, 1000)
     exact = x.double() @ weight.double().t()
-    ours, theirs = ((y.double() - exact).norm() for y in (Linear(weight)(x), x @ weight.t()))
+    ours, theirs = ((y.double() - exact).norm() for y in (LinearLayer(weight)(x), x @ weight.t()))
     assert ours < 2 * theirs
 
 
@@ -77,17 +77,17 @@ def test_gated_linear(dtype, outputs, inputs, with_bias):
     bias = torch.randn(2 * outputs).to(dtype) if with_bias else None
     y = x.double() @ weight.double().t() + (bias.double() if with_bias else 0)
     exact = torch.nn.functional.silu(y[:, :outputs]) * y[:, outputs:]
-    linear = Linear(weight, bias, gated=True)
+    linear = LinearLayer(weight, bias, gated=True)
     whole = linear(x)
     assert error(whole, exact) < TOLERANCE[dtype]
-    assert error(Linear(weight, bias, gated=True, native=False)(x), exact) < 3e-2
+    assert error(LinearLayer(weight, bias, gated=True, native=False)(x), exact) < 3e-2
     for rows in (1, 5, 16, 33):
         assert torch.equal(linear(x[:rows]), whole[:rows])
 
 
 def test_linear_keeps_unrounded_logits_and_writes_where_told():
     weight, x = torch.randn(70, 40).bfloat16(), torch.randn(3, 40).bfloat16()
-    linear = Linear(weight)
+    linear = LinearLayer(weight)
     exact = x.double() @ weight.double().t()
     assert error(linear(x, out_dtype=torch.float32), exact) < 1e-6
     stream = torch.randn(3, 70).bfloat16()
@@ -98,13 +98,13 @@ def test_linear_keeps_unrounded_logits_and_writes_where_told():
 
 
 def test_rows_may_lie_apart():
-    linear, wide = Linear(torch.randn(64, 32)), torch.randn(5, 100)
+    linear, wide = LinearLayer(torch.randn(64, 32)), torch.randn(5, 100)
     assert torch.equal(linear(wide[:, 10:42]), linear(wide[:, 10:42].contiguous()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity_stay_in_their_row(dtype):
-    linear, x = Linear(torch.randn(40, 48).to(dtype)), torch.randn(20, 48).to(dtype)
+    linear, x = LinearLayer(torch.randn(40, 48).to(dtype)), torch.randn(20, 48).to(dtype)
     clean = linear(x)
     x[3, 5], x[17, 47] = float("nan"), float("inf")
     y = linear(x)
@@ -115,7 +115,7 @@ def test_nan_and_infinity_stay_in_their_row(dtype):
 
 
 def test_linear_refuses_what_it_cannot_compute():
-    linear = Linear(torch.randn(8, 16))
+    linear = LinearLayer(torch.randn(8, 16))
     for wrong in (torch.randn(2, 15), torch.randn(16), torch.randn(2, 16).double()):
         with pytest.raises(ValueError, match="x is"):
             linear(wrong)
@@ -128,10 +128,10 @@ def test_linear_refuses_what_it_cannot_compute():
     with pytest.raises(ValueError, match="out_dtype"):
         linear(torch.randn(2, 16), out_dtype=torch.float16)
     with pytest.raises(ValueError, match="bias is"):
-        Linear(torch.randn(8, 16), torch.randn(7))
+        LinearLayer(torch.randn(8, 16), torch.randn(7))
     with pytest.raises(ValueError, match="weight is"):
-        Linear(torch.randn(7, 16), gated=True)
-    assert Linear(torch.randn(8, 16).half()).path == "torch"
+        LinearLayer(torch.randn(7, 16), gated=True)
+    assert LinearLayer(torch.randn(8, 16).half()).path == "torch"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nexusbench.kv.block_pool import BlockPool
+from nexusbench.kv.manager import BlockPool
 from tests.examples import examples
 
 SIZE = 9

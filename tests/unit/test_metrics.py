@@ -14,15 +14,14 @@ import nexusbench.metrics
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.events import OUTCOMES, EventLog
 from nexusbench.core.work import HostGap
-from nexusbench.metrics.at_once import came_at_once
+from nexusbench.metrics.arrays import stable_order, time_with_several, union
 from nexusbench.metrics.base import Distribution, Scalar, find_metrics, load_metrics
+from nexusbench.metrics.device_use import split_shares
 from nexusbench.metrics.explain import explain
-from nexusbench.metrics.goodput import met, request_p99_gaps
-from nexusbench.metrics.intervals import time_with_several, union
+from nexusbench.metrics.latency import came_at_once
+from nexusbench.metrics.requests import met, request_p99_gaps
 from nexusbench.metrics.run_events import Facts, RunEvents, check_slo
-from nexusbench.metrics.splits import split_shares
 from nexusbench.metrics.summary import summarise
-from nexusbench.metrics.tokens import stable_order
 
 MS = 1_000_000
 METRICS = load_metrics()

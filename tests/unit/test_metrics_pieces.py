@@ -7,7 +7,7 @@ import pytest
 from nexusbench.cli._neighbours import neighbours_of
 from nexusbench.metrics.base import load_metrics
 from nexusbench.metrics.explain import explain
-from nexusbench.metrics.pieces import chunk_numbers, continued, later_layers
+from nexusbench.metrics.launches import chunk_numbers, continued, later_layers
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.testing import offer, serve
 from tests.sim.pieces import pieces

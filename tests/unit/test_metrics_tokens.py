@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusbench.metrics import tokens
+from nexusbench.metrics import arrays
 
 
 def naive(requests, times, size):
@@ -34,9 +34,9 @@ def test_chunks_do_not_show(steps, chunk, long):
     times = np.arange(len(steps), dtype=np.int64) ** 2 * scale
     requests = np.array([r for step in steps for r in step], dtype=np.int32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "CHUNK", chunk)
-        got = tokens.read_tokens(lambda: iter([requests]), times, counts, 7)
-        owners = tokens.gap_owners(lambda: iter([requests]), 7)
+        patch.setattr(arrays, "CHUNK", chunk)
+        got = arrays.read_tokens(lambda: iter([requests]), times, counts, 7)
+        owners = arrays.gap_owners(lambda: iter([requests]), 7)
     want = naive(requests.tolist(), np.repeat(times, counts).tolist(), 7)
     assert got.number.tolist() == want[0]
     assert got.first.tolist() == want[1]
@@ -48,7 +48,7 @@ def test_chunks_do_not_show(steps, chunk, long):
 def test_small_gaps_take_four_bytes():
     requests = np.zeros(5, dtype=np.int32)
     times = np.arange(5, dtype=np.int64) * 1_000_000
-    got = tokens.read_tokens(lambda: iter([requests]), times, np.ones(5, dtype=np.int64), 1)
+    got = arrays.read_tokens(lambda: iter([requests]), times, np.ones(5, dtype=np.int64), 1)
     assert got.gaps.dtype == np.uint32
 
 

@@ -8,8 +8,8 @@ from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import shapes_to_run
-from nexusbench.partitioners.fixed import Fixed, FixedOptions
-from nexusbench.partitioners.nexus import Nexus, NexusOptions
+from nexusbench.partitioners.fixed import FixedPartitioner, FixedPartitionerOptions
+from nexusbench.partitioners.nexus import NexusPartitioner, NexusPartitionerOptions
 from nexusbench.testing import tiny_device, tiny_gpu
 from nexusbench.testing._harness import LIMITS
 
@@ -25,7 +25,7 @@ def split(prefill):
 
 
 def brakes(min_interval_ms):
-    made = Fixed(FixedOptions(min_interval_ms=min_interval_ms))
+    made = FixedPartitioner(FixedPartitionerOptions(min_interval_ms=min_interval_ms))
     spec = tiny_device(gpu=GPU).spec
     return made, EngineState(spec, KVCacheManager(100, 4), LIMITS, BOTH, split(20))
 
@@ -98,7 +98,7 @@ class Measured:
 
 
 def controller(belief, **options):
-    made = Nexus(NexusOptions(delta=0, **options), belief=belief)
+    made = NexusPartitioner(NexusPartitionerOptions(delta=0, **options), belief=belief)
     spec = tiny_device(gpu=GPU).spec
     return made, EngineState(spec, KVCacheManager(100, 4), LIMITS, BOTH, made.initial(spec))
 

@@ -11,7 +11,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, InFlight, Limits
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners.muxwise import Muxwise, MuxwiseOptions
+from nexusbench.partitioners.muxwise import MuxwisePartitioner, MuxwisePartitionerOptions
 from nexusbench.testing import tiny_device, tiny_gpu
 
 GPU = tiny_gpu(num_sms=40, sm_minimum=2, sm_multiple=1)
@@ -34,7 +34,7 @@ class Inverse:
 
 
 def muxwise(belief=None, tbt_ms=None, **options):
-    made = Muxwise(MuxwiseOptions(**options), belief=belief or Inverse())
+    made = MuxwisePartitioner(MuxwisePartitionerOptions(**options), belief=belief or Inverse())
     spec = tiny_device(gpu=GPU).spec
     limits = Limits(8, 64, 1024, tbt_ms=tbt_ms)
     state = EngineState(spec, KVCacheManager(100, 4), limits, BOTH, made.initial(spec))
@@ -115,7 +115,7 @@ def test_where_the_bound_comes_from():
     assert decide(made, state)[0].of("decode") == 12
     made, state = muxwise(guard=1.0)  # the paper's 50 ms
     assert decide(made, state)[0].of("decode") == 12
-    made = Muxwise(MuxwiseOptions(tbt_ms=100.0, guard=1.0), belief=Inverse())
+    made = MuxwisePartitioner(MuxwisePartitionerOptions(tbt_ms=100.0, guard=1.0), belief=Inverse())
     made.initial(state.device)
     assert decide(made, state)[0].of("decode") == 6
 
@@ -123,4 +123,4 @@ def test_where_the_bound_comes_from():
 @pytest.mark.parametrize("options", [{"tbt_ms": 0.0}, {"tbt_ms": -1.0}, {"guard": 0.9}])
 def test_impossible_options_are_named(options):
     with pytest.raises(InputError, match=next(iter(options))):
-        Muxwise(MuxwiseOptions(**options), belief=Inverse())
+        MuxwisePartitioner(MuxwisePartitionerOptions(**options), belief=Inverse())

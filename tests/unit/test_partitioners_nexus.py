@@ -11,9 +11,9 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.costs.roofline import Roofline
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners.fixed import Fixed, FixedOptions
-from nexusbench.partitioners.nexus import Nexus, NexusOptions
-from nexusbench.partitioners.whole import Whole
+from nexusbench.partitioners.fixed import FixedPartitioner, FixedPartitionerOptions
+from nexusbench.partitioners.nexus import NexusPartitioner, NexusPartitionerOptions
+from nexusbench.partitioners.whole import WholePartitioner
 from nexusbench.testing import tiny_device, tiny_gpu, tiny_model
 from nexusbench.testing._harness import LIMITS
 
@@ -38,7 +38,7 @@ class Table:
 
 
 def nexus(belief, gpu=GPU, **options):
-    made = Nexus(NexusOptions(**options), belief=belief)
+    made = NexusPartitioner(NexusPartitionerOptions(**options), belief=belief)
     device = tiny_device(gpu=gpu)
     kv = KVCacheManager(100, 4)
     return made, EngineState(device.spec, kv, LIMITS, BOTH, made.initial(device.spec))
@@ -203,19 +203,19 @@ def test_what_is_in_flight_is_a_neighbour():
 
 @pytest.mark.parametrize(("percent", "sms"), [(50, 20), (1, 2), (99, 38), (33, 13)])
 def test_fixed_takes_the_nearest_legal_split(percent, sms):
-    made = Fixed(FixedOptions(prefill=percent))
+    made = FixedPartitioner(FixedPartitionerOptions(prefill=percent))
     assert made.initial(tiny_device(gpu=GPU).spec).sms == (sms, 40 - sms)
 
 
 def test_whole_gives_everybody_everything():
     spec = tiny_device(gpu=GPU).spec
-    assert Whole(partitions=("all",)).initial(spec) == Split(("all",), (40,))
-    both = Whole(partitions=BOTH).initial(spec)
+    assert WholePartitioner(partitions=("all",)).initial(spec) == Split(("all",), (40,))
+    both = WholePartitioner(partitions=BOTH).initial(spec)
     assert both.sms == (40, 40)
     assert both.overlapping
 
 
-@pytest.mark.parametrize("make", [Fixed, Nexus])
+@pytest.mark.parametrize("make", [FixedPartitioner, NexusPartitioner])
 def test_a_device_that_cannot_be_split_is_a_usage_error(make):
     spec = tiny_device(gpu=tiny_gpu(num_sms=8, sm_minimum=8, sm_multiple=8)).spec
     with pytest.raises(UsageError, match="8 SMs do not make two partitions"):

@@ -8,7 +8,7 @@ from nexusbench.core.batch import Batch, BatchShape, Plan
 from nexusbench.core.errors import InputError
 from nexusbench.core.state import EngineState
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners.pdmux import Pdmux, PdmuxOptions
+from nexusbench.partitioners.pdmux import PdmuxPartitioner, PdmuxPartitionerOptions
 from nexusbench.testing import tiny_device, tiny_gpu
 from nexusbench.testing._harness import LIMITS
 
@@ -19,7 +19,7 @@ CHUNK = BatchShape(0, 0, ((2048, 0),))
 
 
 def pdmux(gpu, **options):
-    made = Pdmux(PdmuxOptions(**options))
+    made = PdmuxPartitioner(PdmuxPartitionerOptions(**options))
     spec = tiny_device(gpu=gpu).spec
     return made, EngineState(spec, KVCacheManager(100, 4), LIMITS, BOTH, made.initial(spec))
 

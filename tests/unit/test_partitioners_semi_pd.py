@@ -13,8 +13,8 @@ from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners._latency_models import fit_line, percentile, queueing
 from nexusbench.partitioners._latency_window import LatencyWindow
-from nexusbench.partitioners._launches import Launch
-from nexusbench.partitioners.semi_pd import SemiPd, SemiPdOptions
+from nexusbench.partitioners._launches import NotedLaunch
+from nexusbench.partitioners.semi_pd import SemiPdPartitioner, SemiPdPartitionerOptions
 from nexusbench.testing import tiny_device, tiny_gpu
 
 GPU = tiny_gpu(num_sms=100, sm_minimum=2, sm_multiple=1)
@@ -30,7 +30,7 @@ class Traffic:
 
     def __init__(self, ttft, tpot, every=500.0, limits=(None, None), **options):
         self.ttft, self.tpot, self.every = ttft, tpot, every
-        self.made = SemiPd(SemiPdOptions(window=8, idle="reserve", **options))
+        self.made = SemiPdPartitioner(SemiPdPartitionerOptions(window=8, idle="reserve", **options))
         spec = tiny_device(gpu=GPU).spec
         bounds = Limits(8, 64, 1024, *limits)
         split = self.made.initial(spec)
@@ -102,7 +102,7 @@ def test_the_load_is_rate_times_time_per_prompt_whatever_the_split(x, every):
         r = Request(f"r{i}", i, round(i * every * MS), 100, 8, 108)
         r.num_tokens, r.num_computed_tokens = 101, 100
         batch = Batch("prefill", [], [Chunk(r, 100, 0)], PROMPT)
-        launch = Launch(batch, 0, x, None, round(100 * MS * 100 / x))
+        launch = NotedLaunch(batch, 0, x, None, round(100 * MS * 100 / x))
         window.add(batch, launch, r.arrival_ns + launch.ns)
     seen = window.close(90.0, 0)
     assert seen.prompt_ns == pytest.approx(100 * MS)
@@ -193,4 +193,4 @@ def test_between_two_windows_nothing_moves():
 )
 def test_impossible_options_are_named(options):
     with pytest.raises(InputError, match=next(iter(options))):
-        SemiPd(SemiPdOptions(**options)).initial(tiny_device(gpu=GPU).spec)
+        SemiPdPartitioner(SemiPdPartitionerOptions(**options)).initial(tiny_device(gpu=GPU).spec)

@@ -9,10 +9,16 @@ from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
-from nexusbench.physics.attention import Attention
-from nexusbench.physics.gemm import Gemm
-from nexusbench.physics.launches import Load, Physics
-from nexusbench.physics.operators import L2, OperatorClass, overlapped, scaled_sum, total
+from nexusbench.physics.launches import LaunchLoad, Physics
+from nexusbench.physics.operators import (
+    L2,
+    Attention,
+    Gemm,
+    OperatorClass,
+    overlapped,
+    scaled_sum,
+    total,
+)
 from nexusbench.physics.profiled import along, axis_of, distance, full_grid, mean, spread
 from nexusbench.physics.remote import split_launch
 from nexusbench.testing import tiny_model
@@ -359,7 +365,10 @@ IDLE = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0)
 def both(mine, theirs, sms=5, beside=5, solo=1000.0, other=1000.0):
     """How much longer a launch of one class takes beside another of one class."""
     made = Physics(GPU, MODEL)
-    return made.slowdown(Load(solo, sms, mine, IDLE), Load(other, beside, theirs, IDLE)) - 1.0
+    return (
+        made.slowdown(LaunchLoad(solo, sms, mine, IDLE), LaunchLoad(other, beside, theirs, IDLE))
+        - 1.0
+    )
 
 
 def stream(rate, time=1000.0):
@@ -385,16 +394,16 @@ def test_a_busy_neighbour_disturbs_memory_and_a_streaming_one_compute():
     assert both(crunch(), stream(40)) == near(0.1 * 0.4)
     assert both(crunch(), stream(400)) == near(0.1)
     made = Physics(GPU, MODEL)
-    beside = Load(1000.0, 5, IDLE, crunch())  # the same from attention
-    assert made.slowdown(Load(1000.0, 5, stream(10), IDLE), beside) == near(1 + 0.5 * 0.5)
+    beside = LaunchLoad(1000.0, 5, IDLE, crunch())  # the same from attention
+    assert made.slowdown(LaunchLoad(1000.0, 5, stream(10), IDLE), beside) == near(1 + 0.5 * 0.5)
 
 
 def test_classes_meet_for_the_product_of_their_shares_of_time():
     """Half of each launch meets a fifth of the other: half a fifth of the whole delay."""
     assert both(stream(80, 500.0), stream(40, 200.0)) == near((80 / 60 - 1) * 0.5 * 0.2)
     made = Physics(GPU, MODEL)
-    mine = Load(1000.0, 5, stream(80, 500.0), stream(80, 500.0))
-    assert made.slowdown(mine, Load(1000.0, 5, stream(40), IDLE)) == near(80 / 60)
+    mine = LaunchLoad(1000.0, 5, stream(80, 500.0), stream(80, 500.0))
+    assert made.slowdown(mine, LaunchLoad(1000.0, 5, stream(40), IDLE)) == near(80 / 60)
 
 
 def test_on_shared_sms_they_take_turns_or_overlap():

@@ -10,18 +10,17 @@ from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Split
 from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.state import EngineState, InFlight, Limits
 from nexusbench.engine.arrivals import NEVER, Patience
-from nexusbench.kv.block_pool import BlockPool
-from nexusbench.kv.manager import KVCacheManager
+from nexusbench.kv.manager import BlockPool, KVCacheManager
 from nexusbench.partitioners._latency_window import LatencyWindow
 from nexusbench.partitioners._launches import LaunchBook
-from nexusbench.partitioners.bullet import Bullet as BulletSplits
-from nexusbench.partitioners.duetserve import Duetserve as DuetSplits
-from nexusbench.partitioners.muxwise import Muxwise as MuxwiseSplits
-from nexusbench.partitioners.muxwise import MuxwiseOptions, _cell, _power
+from nexusbench.partitioners.bullet import BulletPartitioner as BulletSplits
+from nexusbench.partitioners.duetserve import DuetservePartitioner as DuetSplits
+from nexusbench.partitioners.muxwise import MuxwisePartitioner as MuxwiseSplits
+from nexusbench.partitioners.muxwise import MuxwisePartitionerOptions, _cell, _power
 from nexusbench.schedulers._layerwise import LayerwisePrefill
-from nexusbench.schedulers._offloading import Load
+from nexusbench.schedulers._offloading import AttentionLoad
 from nexusbench.schedulers._resume import proceed, resume
-from nexusbench.schedulers._turn import Turn
+from nexusbench.schedulers._turn import FastserveTurn
 from nexusbench.testing import offer, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
 
@@ -419,7 +418,7 @@ def test_bullet_takes_blocks_from_a_later_prompt_that_is_not_in_flight():
 
 
 def test_the_load_of_offloaded_attention():
-    load = Load()
+    load = AttentionLoad()
     load.add(request(0, 10, tokens=15, max_tokens=64))
     load.add(request(1, 20, tokens=20, max_tokens=64))
     assert (load.requests, load.tokens, load.worst) == (2, 35, 10 + 64 + 20 + 64)
@@ -427,7 +426,7 @@ def test_the_load_of_offloaded_attention():
 
 def turn(due, others, *, free=0, coming=0, running=8, leaving=(), here=()):
     """The part of an iteration of FastServe that makes room, of 8 seats and blocks of 4."""
-    made = Turn.__new__(Turn)
+    made = FastserveTurn.__new__(FastserveTurn)
     freed = []
 
     def preempt(r):
@@ -495,7 +494,7 @@ def test_while_the_host_is_nearly_full_only_what_has_room_already_starts(
         num_running=running, decoding=[], prefilling=[], swapped=[],
     )  # fmt: skip
     job = SimpleNamespace(request=request(0, prompt), begun=begun, level=0, place=0)
-    made = Turn(
+    made = FastserveTurn(
         ctx, [([], [job])], {0: job}, most_requests=8, most_tokens=64, leaving=set(),
         holding=holding,
     )  # fmt: skip
@@ -545,14 +544,14 @@ class Inverse:
 
 def test_muxwise_guards_by_a_third_until_it_has_seen_more():
     """30 SMs of a step of 900 ms on one are 30 ms alone: 39 ms within the guard of 1.3."""
-    made = MuxwiseSplits(MuxwiseOptions(tbt_ms=39.0), belief=Inverse(900.0 * MS))
+    made = MuxwiseSplits(MuxwisePartitionerOptions(tbt_ms=39.0), belief=Inverse(900.0 * MS))
     assert made.split(both(), state_of(made)).sms == (10, 30)
-    made = MuxwiseSplits(MuxwiseOptions(tbt_ms=38.99), belief=Inverse(900.0 * MS))
+    made = MuxwiseSplits(MuxwisePartitionerOptions(tbt_ms=38.99), belief=Inverse(900.0 * MS))
     assert made.split(both(), state_of(made)).sms == (9, 31)
 
 
 def test_muxwise_moves_by_single_sms():
-    made = MuxwiseSplits(MuxwiseOptions(tbt_ms=39.0), belief=Inverse(900.0 * MS))
+    made = MuxwiseSplits(MuxwisePartitionerOptions(tbt_ms=39.0), belief=Inverse(900.0 * MS))
     state = state_of(made)
     state.split = split(11)
     assert made.split(both(), state).sms == (10, 30)
@@ -571,14 +570,14 @@ def test_cells_of_the_guard_are_powers_of_four_from_2k():
     ("asked", "users", "steps"), [(None, None, 100.0), (30.0, 60.0, 30.0), (None, 60.0, 60.0)]
 )
 def test_duetserves_tau_is_the_option_else_the_users_else_100_ms(asked, users, steps):
-    from nexusbench.partitioners.duetserve import DuetserveOptions
+    from nexusbench.partitioners.duetserve import DuetservePartitionerOptions
 
     class Step(Inverse):
         def predict(self, shape, sms, neighbour=None):
             return (1.0 if shape.chunks else self.ns) * 20 / sms
 
     for ns, allowed in ((steps * MS, True), (steps * MS * 1.001, False)):
-        made = DuetSplits(DuetserveOptions(tbt_ms=asked), belief=Step(ns))
+        made = DuetSplits(DuetservePartitionerOptions(tbt_ms=asked), belief=Step(ns))
         state = state_of(made, users)
         state.split = split(20)
         made._legal = [split(20), split(38)]
@@ -683,7 +682,7 @@ def test_a_batch_of_decodes_reads_the_contexts_of_all():
         decode = request(index, tokens=computed + 1, computed=computed)
         decode.blocks = engine.kv.pool.take(3)[0]
         engine.state.decoding.append(decode)
-    engine.context.begin()
+    engine.journal.begin()
     assert engine.context.schedule_decodes(chosen=engine.state.decoding[:2]) == 2
     assert engine.context.schedule_decodes() == 1
     (batch,) = engine.context.plan().batches

@@ -41,7 +41,7 @@ def hits(
 def ceiling(trace: Trace) -> float:
     found = prefix_ceiling(trace)
     assert found is not None
-    return float(found["tokens"])
+    return float(found.tokens)
 
 
 def test_a_run_with_small_blocks_finds_parts_of_a_hash_block() -> None:

@@ -10,7 +10,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import Limits
-from nexusbench.counters.base import Counters, CounterSource, Metric, Sample, Support
+from nexusbench.counters.base import Counters, CounterSample, CounterSource, Quantity, Support
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
@@ -28,9 +28,9 @@ class Scripted(CounterSource):
     """Says what it is told."""
 
     metrics = (
-        Metric("process.elapsed", "seconds", "total", ""),
-        Metric("process.cpu_others", "seconds", "total", ""),
-        Metric("process.rss", "bytes", "gauge", ""),
+        Quantity("process.elapsed", "seconds", "total", ""),
+        Quantity("process.cpu_others", "seconds", "total", ""),
+        Quantity("process.rss", "bytes", "gauge", ""),
     )
 
     def __init__(self, values, *, dies=False):
@@ -50,7 +50,7 @@ class Scripted(CounterSource):
     def stop(self):
         if self.dies:
             raise RuntimeError("gone")
-        return [Sample(0, 10**9, self.values)]
+        return [CounterSample(0, 10**9, self.values)]
 
     def close(self):
         pass

@@ -12,8 +12,7 @@ import pytest
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import DTYPE_BYTES, Dtypes
 from nexusbench.models.architecture import load_decoder_config
-from nexusbench.models.caveats import caveats
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from tests.examples import sample
 
 BASE: dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import installed_plugins
 from nexusbench.schedulers.base import schedulers
-from nexusbench.schedulers.vllm import Vllm
+from nexusbench.schedulers.vllm import VllmScheduler
 
 _NS = count(1_700_000_000_000_000_000, 1_000_000_000)
 
@@ -36,11 +36,11 @@ def install(place: Path, name: str, plugin: str, value: str) -> Path:
 def test_what_is_installed_meanwhile_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = "nexusbench.schedulers.vllm:Vllm"
+    value = "nexusbench.schedulers.vllm:VllmScheduler"
     assert "mine" not in schedulers.names()
     install(tmp_path, "first", "mine", value)
     monkeypatch.syspath_prepend(tmp_path)
-    assert schedulers.load("mine") is Vllm
+    assert schedulers.load("mine") is VllmScheduler
     second = install(tmp_path, "second", "theirs", value)
     assert {"mine", "theirs"} <= set(schedulers.names())
     shutil.rmtree(second)

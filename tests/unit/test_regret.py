@@ -12,7 +12,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.oracle import Oracle, simulated
 from nexusbench.experiments.regret import Decision, judge, regret
-from nexusbench.partitioners.nexus import NexusOptions
+from nexusbench.partitioners.nexus import NexusPartitionerOptions
 from tests.sim.profiles import open_sim
 
 PREFILL, DECODE = BatchShape(0, 0, ((1000, 0),)), BatchShape(10, 10_000)
@@ -35,20 +35,20 @@ def decide(sms, *, prefill_first=True):
 
 def test_the_best_split_has_no_regret_and_breaks_nothing():
     # Decode on all 10 SMs takes 4, its bound with beta 2 is 8: at least 5 SMs.
-    rules = NexusOptions(beta=2.0, alpha=3.0)
+    rules = NexusPartitionerOptions(beta=2.0, alpha=3.0)
     best = judge(decide((5, 5)), Known(), SPLITS, rules)
     assert (best.regret, best.excess, best.possible) == (0.0, 0.0, True)
 
 
 def test_regret_is_what_the_target_loses():
-    rules = NexusOptions(beta=2.0)
+    rules = NexusPartitionerOptions(beta=2.0)
     timid = judge(decide((4, 6)), Known(), SPLITS, rules)
     assert timid.regret == pytest.approx(5 / 4 - 1)
     assert timid.excess == 0.0
 
 
 def test_a_broken_constraint_is_counted_apart_from_regret():
-    rules = NexusOptions(beta=2.0)
+    rules = NexusPartitionerOptions(beta=2.0)
     greedy = judge(decide((8, 2)), Known(), SPLITS, rules)
     assert greedy.regret == 0.0  # the target even gains
     assert greedy.excess == pytest.approx(20 / 8 - 1)
@@ -57,14 +57,14 @@ def test_a_broken_constraint_is_counted_apart_from_regret():
 
 def test_modes_and_readings_pick_the_slack():
     # Decode first: prefill within alpha of 10; alpha 2 needs 5 SMs of 10.
-    rules = NexusOptions(alpha=2.0, beta=100.0)
+    rules = NexusPartitionerOptions(alpha=2.0, beta=100.0)
     assert judge(decide((5, 5), prefill_first=False), Known(), SPLITS, rules).regret == 0.0
-    swapped = NexusOptions(alpha=100.0, beta=2.0, reading="swapped")
+    swapped = NexusPartitionerOptions(alpha=100.0, beta=2.0, reading="swapped")
     assert judge(decide((5, 5), prefill_first=False), Known(), SPLITS, swapped).regret == 0.0
 
 
 def test_where_nothing_meets_the_bound_all_is_for_the_other_stage():
-    rules = NexusOptions(beta=1.01)
+    rules = NexusPartitionerOptions(beta=1.01)
     judged = judge(decide((1, 9)), Known(), SPLITS, rules)
     assert not judged.possible
     assert judged.regret == 0.0

@@ -170,7 +170,7 @@ def test_orders_that_know_no_cache_never_look_at_it(monkeypatch):
 
     monkeypatch.setattr(KVCacheManager, "count_cached", refuse)
     for order in ("fcfs", "spf"):
-        assert build([], make_scheduler(f"vllm:order={order}")).context._order is None
+        assert build([], make_scheduler(f"vllm:order={order}")).journal.order is None
         serve(forest(1), f"vllm:order={order}")
     with pytest.raises(AssertionError, match="looked"):
         serve(forest(1), "vllm:order=lpm")

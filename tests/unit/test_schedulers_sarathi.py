@@ -163,7 +163,7 @@ def test_the_gain_peaks_near_the_balanced_ratio_of_prompt_to_output(chunk, ratio
 def test_the_first_token_of_a_new_tile_costs_a_jump():
     """2308.16369: the 257th token costs +32 % (13B, A6000); here about +20 %.
 
-    That follows from constants of the simulator: the heights of its GEMM tiles (physics/gemm.py).
+    That follows from constants of the simulator: heights of its GEMM tiles (physics/operators.py).
     """
 
     def step(tokens):

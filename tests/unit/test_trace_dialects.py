@@ -10,7 +10,7 @@ import pytest
 
 from nexusbench.core.errors import InputError
 from nexusbench.workloads.base import Trace
-from nexusbench.workloads.tables import load_table
+from nexusbench.workloads.lengths import load_table
 from nexusbench.workloads.trace import load_trace
 
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

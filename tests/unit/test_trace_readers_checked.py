@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError, UsageError
-from nexusbench.workloads import detection
 from nexusbench.workloads.base import TraceRequest
+from nexusbench.workloads.readers import base as detection
 from nexusbench.workloads.readers.base import Parsed, Reader, readers
 from nexusbench.workloads.trace import load_trace
 

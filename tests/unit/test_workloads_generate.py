@@ -154,9 +154,9 @@ def test_prefix_forest_shares_whole_paths(tmp_path: Path) -> None:
     assert ceiling is not None
     # 8 blocks of each shared prompt, but for the first on its path; nothing else is shared.
     blocks = sum(len(r.hash_ids) for r in trace.requests)
-    assert ceiling["blocks"] == pytest.approx(100 * (8 * sum(trees) - 3 * 4 - 6 * 4) / blocks)
+    assert ceiling.blocks == pytest.approx(100 * (8 * sum(trees) - 3 * 4 - 6 * 4) / blocks)
     prompts = sum(r.prompt_tokens for r in trace.requests)
-    assert ceiling["tokens"] == pytest.approx(
+    assert ceiling.tokens == pytest.approx(
         100 * 16 * (8 * sum(trees) - 3 * 4 - 6 * 4) / prompts, rel=1e-9
     )
 
@@ -178,9 +178,9 @@ def test_session_prompts_contain_what_went_before(tmp_path: Path) -> None:
             assert chains[index][:whole] == chains[index - 1][:whole]
     assert len(trace.requests) == 400
     assert max(sizes.values()) == 6
-    facts = describe_trace(trace)["sessions"]
-    assert facts["sessions"] == len(sizes)
-    assert facts["think_s_mean"] == 2.0
+    facts = describe_trace(trace).sessions
+    assert facts.sessions == len(sizes)
+    assert facts.think_s_mean == 2.0
 
 
 def test_max_context_ends_sessions(tmp_path: Path) -> None:
@@ -196,14 +196,14 @@ def test_patience_is_a_share_of_the_requests(tmp_path: Path) -> None:
     assert sum(r.timeout_ns == 30_000_000_000 for r in trace.requests) == pytest.approx(200, abs=30)
     cancels = [r.cancel_after_ns for r in trace.requests if r.cancel_after_ns]
     assert len(cancels) == pytest.approx(40, abs=18)
-    found = describe_trace(trace)["patience"]
-    assert found["timeout_s_mean"] == 30
-    assert found["cancellations"] == len(cancels)
+    found = describe_trace(trace).patience
+    assert found.timeout_s_mean == 30
+    assert found.cancellations == len(cancels)
 
 
 def test_tenants_have_zipf_shares(tmp_path: Path) -> None:
     trace = made(tmp_path, HEAD, CLASS, "[tenants]\ncount = 4\nzipf = 1.0\n")
-    shares = describe_trace(trace)["tenants"]
+    shares = describe_trace(trace).tenants
     assert list(shares) == ["tenant-0", "tenant-1", "tenant-2", "tenant-3"]
     assert shares["tenant-0"] / 400 == pytest.approx(12 / 25, abs=0.08)
 

@@ -225,13 +225,13 @@ def test_statistics_of_real_traces_are_the_published_ones() -> None:
     """Burstiness and reuse as computed by others from the same files."""
     mooncake = load_trace(data("mooncake-conversation.jsonl.gz"))
     facts = describe_trace(mooncake)
-    assert facts["arrivals"]["gap_cv"] == pytest.approx(3.03, abs=0.01)
-    assert facts["arrivals"]["dispersion"]["10s"] == pytest.approx(2.1, abs=0.05)
-    assert facts["input_per_output"] == pytest.approx(35.1, abs=0.1)
+    assert facts.arrivals.gap_cv == pytest.approx(3.03, abs=0.01)
+    assert facts.arrivals.dispersion["10s"] == pytest.approx(2.1, abs=0.05)
+    assert facts.input_per_output == pytest.approx(35.1, abs=0.1)
     ceiling = prefix_ceiling(mooncake)
     assert ceiling is not None
-    assert ceiling["blocks"] == pytest.approx(36.6, abs=0.05)
+    assert ceiling.blocks == pytest.approx(36.6, abs=0.05)
     azure = describe_trace(load_trace(data("azure-2023-conv.csv.gz")))
-    assert azure["arrivals"]["rate"] == pytest.approx(5.53, abs=0.01)
-    assert azure["arrivals"]["dispersion"]["60s"] == pytest.approx(16, abs=0.2)
-    assert azure["prefixes"] is None
+    assert azure.arrivals.rate == pytest.approx(5.53, abs=0.01)
+    assert azure.arrivals.dispersion["60s"] == pytest.approx(16, abs=0.2)
+    assert azure.prefixes is None

@@ -244,7 +244,7 @@ def test_the_next_turn_finds_prompt_and_answer_in_the_cache() -> None:
     assert named[0][0] == named[1][0][:4]
     ceiling = prefix_ceiling(trace)
     assert ceiling is not None
-    assert ceiling["tokens"] == pytest.approx(100 * (32 + 16 + 16) / 140)
+    assert ceiling.tokens == pytest.approx(100 * (32 + 16 + 16) / 140)
     engine = serve(make_requests(transform.bounds(trace), 4)[:2], "vllm", setting=Setting())
     assert list(engine.log.tables["admitted"].columns["cached_tokens"]) == [0, 32]
     # Without its session the answer is not kept.

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.samples import Sample, Samples
-from nexusbench.physics.attention import Attention
-from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.operators import Attention, Gemm
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity import aiconfigurator, llmservingsim, vidur
 from nexusbench.experiments.fidelity.errors import Errors, errors
 from nexusbench.experiments.fidelity.samples import Sample, Samples
-from nexusbench.physics.tables import Curve
+from nexusbench.physics.tables import TimeCurve
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -96,6 +96,6 @@ def held_out_curves(samples: list[Sample]) -> list[tuple[str, float, float]]:
         dropped = counts[1:-1:2]
         kept = [(count, points[count]) for count in counts if count not in set(dropped)]
         if len(kept) > 1:
-            curve = Curve(kept)
+            curve = TimeCurve(kept)
             held_out += [(str(operator), curve(count), points[count]) for count in dropped]
     return held_out

@@ -8,10 +8,10 @@ from pathlib import Path
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import model_work
 from nexusbench.experiments.fidelity.samples import Sample, Samples
-from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
-from nexusbench.physics.tables import ATTENTION_AXES, Curve, KernelTable, Point, load_table
+from nexusbench.physics.operators import Gemm
+from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, Point, TimeCurve, load_table
 
 FITTED_GPU = "RTX 4090"
 PRODUCTS = {
@@ -48,7 +48,7 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Sampl
     def streamed(row_bytes: float) -> Callable[[int], float]:
         return lambda rows: physics.streamed(rows * row_bytes, sms).time
 
-    curves: list[tuple[str, str, Curve, Callable[[int], float]]] = [
+    curves: list[tuple[str, str, TimeCurve, Callable[[int], float]]] = [
         ("gemm", name, table.dense[name], product(shape)) for name, shape in PRODUCTS.items()
     ]
     curves.append(("gemm", "lm_head", table.sequence["lm_head"], product("lm_head")))

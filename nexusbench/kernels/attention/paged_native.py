@@ -9,7 +9,7 @@ import torch
 
 from nexusbench.kernels import fused
 from nexusbench.kernels.attention.base import AttentionBackend, PagedDecodes, PreparedAttention
-from nexusbench.kernels.attention.sdpa import Part, Parts, SdpaAttention
+from nexusbench.kernels.attention.sdpa import Part, PreparedParts, SdpaAttention
 from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan, Ints, query_tiles
 
@@ -30,14 +30,14 @@ class NativeAttention(SdpaAttention):
         decodes = PagedDecodes(_int32(plan.blocks[:count]), _int32(plan.lengths[:count]))
         paged = _Paged(0, count, decodes, self.heads)
         if not plan.chunks:
-            return _Decodes([paged], self.heads)
+            return _NativeDecodes([paged], self.heads)
         if self._tiles:
             parts: list[Part] = [paged] if count else []
-            return Parts([*parts, self._paged_chunks(plan)], self.heads)
+            return PreparedParts([*parts, self._paged_chunks(plan)], self.heads)
         with torch.inference_mode():
             gathers = [group.blocks.size for group in plan.chunks if group.context]
             chunks = self.chunks(plan, self.room(max(gathers, default=0)))
-        return Parts([paged, *chunks] if count else chunks, self.heads)
+        return PreparedParts([paged, *chunks] if count else chunks, self.heads)
 
     def _paged_chunks(self, plan: AttentionPlan) -> _PagedChunks:
         first, start = plan.num_decodes, int(plan.query_starts[plan.num_decodes])
@@ -53,7 +53,7 @@ class NativeAttention(SdpaAttention):
         )
 
 
-class _Decodes(Parts):
+class _NativeDecodes(PreparedParts):
     """A step of decodes alone."""
 
     def __init__(self, parts: list[_Paged], heads: HeadShape) -> None:

@@ -86,7 +86,7 @@ class TritonAttention(AttentionBackend):
         if count:
             shares = self._shares(plan)
             tables = plan.blocks[:count]
-            decodes = _Decodes(*self._upload((*shares, tables)))
+            decodes = _TritonDecodes(*self._upload((*shares, tables)))
         if count < len(plan.lengths):
             tile = tuning.choose_prefill(
                 self.prefill_tiles,
@@ -144,7 +144,7 @@ class TritonAttention(AttentionBackend):
 
 
 @dataclass(frozen=True, slots=True)
-class _Decodes:
+class _TritonDecodes:
     starts: torch.Tensor  # [programs + 1]
     segments: torch.Tensor
     merges: torch.Tensor
@@ -240,7 +240,7 @@ class _Chunks:
 @dataclass(frozen=True, slots=True)
 class _Prepared(PreparedAttention):
     backend: TritonAttention
-    decodes: _Decodes | None
+    decodes: _TritonDecodes | None
     chunks: _Chunks | None
 
     def run(self, qkv: torch.Tensor, layer: LayerKV) -> torch.Tensor:
@@ -269,7 +269,7 @@ class FixedDecodes(PreparedAttention):
         counts = (starts, rows * SEGMENT_FIELDS, merges * MERGE_FIELDS)
         self._lists = torch.zeros(sum(counts), dtype=torch.int32, device=backend.device)
         rest = self._lists[starts:]
-        self._decodes = _Decodes(
+        self._decodes = _TritonDecodes(
             self._lists[:starts],
             rest[: counts[1]].view(rows, SEGMENT_FIELDS),
             rest[counts[1] :].view(merges, MERGE_FIELDS),

@@ -53,14 +53,14 @@ class SdpaAttention(AttentionBackend):
             scratch = self.room(max(gathers, default=0))
             parts: list[Part] = [self._decodes(bucket, scratch) for bucket in plan.decodes]
             parts += self.chunks(plan, scratch)
-        return Parts(parts, self.heads)
+        return PreparedParts(parts, self.heads)
 
     def chunks(self, plan: AttentionPlan, scratch: torch.Tensor) -> list[Part]:
         """The parts of ``plan`` that compute more than one token for a sequence."""
         return [
             self._chunk(group, scratch)
             if group.context
-            else _Prompts(group.start, group.stop, group.count, self.heads)
+            else _PromptPart(group.start, group.stop, group.count, self.heads)
             for group in plan.chunks
         ]
 
@@ -71,7 +71,7 @@ class SdpaAttention(AttentionBackend):
             self._scratch = torch.empty(num_blocks * values, dtype=self.dtype, device=self.device)
         return self._scratch[: num_blocks * values].view(num_blocks, values)
 
-    def _decodes(self, bucket: DecodeBucket, scratch: torch.Tensor) -> _Decodes:
+    def _decodes(self, bucket: DecodeBucket, scratch: torch.Tensor) -> _DecodePart:
         count, width = bucket.blocks.shape
         tokens = width * self.block_size
         room = scratch[: count * width]
@@ -80,7 +80,7 @@ class SdpaAttention(AttentionBackend):
         beyond = torch.arange(tokens, device=self.device) >= lengths.unsqueeze(1)
         mask = torch.zeros(count, tokens, dtype=self.dtype, device=self.device)
         mask.masked_fill_(beyond, float("-inf"))
-        return _Decodes(
+        return _DecodePart(
             bucket.start,
             bucket.stop,
             torch.from_numpy(bucket.blocks.reshape(-1)).to(self.device),
@@ -91,7 +91,7 @@ class SdpaAttention(AttentionBackend):
             self.heads,
         )
 
-    def _chunk(self, group: ChunkGroup, scratch: torch.Tensor) -> _Chunk:
+    def _chunk(self, group: ChunkGroup, scratch: torch.Tensor) -> _ChunkPart:
         heads, width = self.heads, len(group.blocks)
         room = scratch[:width]
         length = group.context + group.num_tokens
@@ -100,7 +100,7 @@ class SdpaAttention(AttentionBackend):
         mask = torch.full(
             (group.num_tokens, length), float("-inf"), dtype=self.dtype, device=self.device
         ).triu_(group.context + 1)
-        return _Chunk(
+        return _ChunkPart(
             group.start,
             group.stop,
             torch.from_numpy(group.blocks).to(self.device),
@@ -121,7 +121,7 @@ def _keys_values(
 
 
 @dataclass(frozen=True, slots=True)
-class _Decodes(Part):
+class _DecodePart(Part):
     """A bucket of decodes; ``keys`` and ``values`` view ``room``."""
 
     blocks: torch.Tensor
@@ -142,7 +142,7 @@ class _Decodes(Part):
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk(Part):
+class _ChunkPart(Part):
     """One chunk with context: KV heads as batch, a group's query heads as heads, keys spread."""
 
     blocks: torch.Tensor
@@ -165,7 +165,7 @@ class _Chunk(Part):
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompts(Part):
+class _PromptPart(Part):
     """Chunks of equal size without context: plain causal attention on the projection's output."""
 
     count: int
@@ -186,7 +186,7 @@ class _Prompts(Part):
         return out.transpose(1, 2).reshape(-1, heads.query_size)
 
 
-class Parts(PreparedAttention):
+class PreparedParts(PreparedAttention):
     """A step's attention as parts that follow one another."""
 
     def __init__(self, parts: Sequence[Part], heads: HeadShape) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -15,8 +16,7 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import did_you_mean
 from nexusbench.core.units import NS_PER_MS, ceil_div
-from nexusbench.workloads.ranges import MAX_HASH_ID, MAX_TOKENS
-from nexusbench.workloads.readers._tokens import decode_tokens
+from nexusbench.workloads.base import MAX_HASH_ID, MAX_TOKENS
 from nexusbench.workloads.source import Source, shown
 
 # 285 years: as nanoseconds it still fits 63 bits, and wall-clock milliseconds since 1970 are legal.
@@ -56,18 +56,22 @@ RULES = {
 
 
 class _Hashed(Protocol):
+    """A line with hash ids."""
+
     @property
     def input_length(self) -> int: ...
     @property
     def hash_ids(self) -> tuple[int, ...]: ...
 
 
+class _Prompted(_Hashed, Protocol):
+    """A line that may hold its prompt."""
+
+    @property
+    def token_ids(self) -> array[int] | None: ...
+
+
 LineT = TypeVar("LineT", bound=msgspec.Struct)
-
-
-def is_jsonl(text: bytes) -> bool:
-    """The text starts like JSON. (A JSON array does too: its error can then say what to do.)"""
-    return text.lstrip()[:1] in (b"{", b"[")
 
 
 def read_lines(
@@ -201,7 +205,7 @@ def _explained(
     if not isinstance(value, _Pairs):
         raise fault(f"{_short(value)} is no JSON object", hint=one_object)
     fields = {field.encode_name: field for field in msgspec.structs.fields(line_type)}
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for key, item in value.pairs:
         if key not in fields:
             raise fault("unknown field", key, did_you_mean(key, list(fields)))
@@ -258,3 +262,74 @@ def _short(value: object) -> str:
     if isinstance(value, _Pairs):
         return "an object"
     return shown(json.dumps(value, default=lambda _: "an object"))
+
+
+def decode_tokens(kind: type, value: Any) -> array[int]:
+    """The hook of JSON decoders for token ids: 4 bytes each, where a list takes 36.
+
+    Raises ValueError for what is no list of them.
+    """
+    if not isinstance(value, list) or any(type(token) is not int for token in value):
+        raise ValueError("not a list of whole numbers")
+    try:
+        tokens = array("i", value)
+    except OverflowError:
+        raise ValueError("a token id beyond 31 bits") from None
+    if tokens and min(tokens) < 0:
+        raise ValueError("a negative token id")
+    return tokens
+
+
+def check_token_ids(
+    rows: Sequence[_Prompted], numbers: Sequence[int], block: int | None, path: Path
+) -> None:
+    """Raise InputError unless all lines or none have token ids, one for each input token, and
+    prompts agree where they have the same hash ids from the beginning on.
+    """
+    first = numbers[0] if numbers else 0
+    for row, number in zip(rows, numbers, strict=True):
+        if (row.token_ids is None) != (rows[0].token_ids is None):
+            here, there = (
+                ("missing", "has them") if row.token_ids is None else ("given", "has none")
+            )
+            hint = "Give every line its prompt's token ids, or none"
+            raise _token_fault(f"{here}, but line {first} {there}", path, number, hint)
+        if row.token_ids is not None and len(row.token_ids) != row.input_length:
+            raise _token_fault(
+                f"{len(row.token_ids):,} token ids, but input_length is {row.input_length:,}",
+                path,
+                number,
+                "Give one id for each input token",
+            )
+    if block is not None and rows and rows[0].token_ids is not None:
+        _check_shared(rows, numbers, block, path)
+
+
+def _check_shared(
+    rows: Sequence[_Prompted], numbers: Sequence[int], block: int, path: Path
+) -> None:
+    """A KV block is shared by hash id, so what has one id must have the same tokens."""
+    names: dict[tuple[int, int], int] = {}
+    seen: dict[int, tuple[array[int], int]] = {}  # name of a prefix -> its last block, its line
+    for row, number in zip(rows, numbers, strict=True):
+        parent = -1
+        for place, hash_id in enumerate(row.hash_ids):
+            parent = names.setdefault((parent, hash_id), len(names))
+            assert row.token_ids is not None
+            mine = row.token_ids[place * block : (place + 1) * block]
+            theirs, line = seen.setdefault(parent, (mine, number))
+            common = min(len(mine), len(theirs))
+            if mine[:common] != theirs[:common]:
+                raise _token_fault(
+                    f"block {place} differs from that of line {line}, though the hash ids up to "
+                    f"{hash_id} are the same",
+                    path,
+                    number,
+                    "Prompts share what has equal hash ids: correct one of the two",
+                )
+            if len(mine) > len(theirs):
+                seen[parent] = (mine, number)
+
+
+def _token_fault(problem: str, path: Path, line: int, hint: str) -> InputError:
+    return InputError(problem, file=path, line=line, field="token_ids", hint=hint)

@@ -10,17 +10,15 @@ from typing import ClassVar
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.workloads.base import TraceRequest
-from nexusbench.workloads.ranges import MAX_TOKENS
+from nexusbench.workloads.base import MAX_TOKENS, TraceRequest
 from nexusbench.workloads.readers._csv import (
     Layout,
     cells_of,
     count_in,
-    header_of,
     layout_of,
     rows_of,
 )
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source, shown
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -47,6 +45,7 @@ class Azure(Reader):
     before their first token) have nothing to serve: they are skipped, and counted in a note.
     """
 
+    signature: ClassVar[Signature] = Signature(2, columns=COLUMNS, at_least=2)
     time_field: ClassVar[str] = "TIMESTAMP"
     unit: ClassVar[str] = "wall-clock timestamps"
     example: ClassVar[str] = _HEADER
@@ -58,11 +57,6 @@ class Azure(Reader):
     )
 
     _time_first = True  # in the rows of the file that was read
-
-    def confidence(self, text: bytes) -> int:
-        """The header names two of the columns, so that an error can name the third."""
-        cells = [name.lower() for name in header_of(text).names]
-        return 2 if sum(column.lower() in cells for column in COLUMNS) >= 2 else 0
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""

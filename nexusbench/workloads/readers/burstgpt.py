@@ -8,16 +8,14 @@ from typing import ClassVar
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_S
-from nexusbench.workloads.base import TraceRequest
-from nexusbench.workloads.ranges import MAX_TOKENS
+from nexusbench.workloads.base import MAX_TOKENS, TraceRequest
 from nexusbench.workloads.readers._csv import (
     count_in,
-    header_of,
     layout_of,
     number,
     rows_of,
 )
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source, shown
 
 COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
@@ -37,6 +35,7 @@ class Burstgpt(Reader):
     (a slice from the head is not this trace): the note on the span says what was read.
     """
 
+    signature: ClassVar[Signature] = Signature(2, columns=COLUMNS, at_least=3)
     time_field: ClassVar[str] = "Timestamp"
     tenant_field: ClassVar[str] = "Model"
     session_field: ClassVar[str] = "Session ID"
@@ -48,11 +47,6 @@ class Burstgpt(Reader):
     source: ClassVar[str] = "BurstGPT (KDD 2025); github.com/HPMLL/BurstGPT, CC-BY-4.0"
 
     _time_first = True  # in the rows of the file that was read
-
-    def confidence(self, text: bytes) -> int:
-        """The header names three of the columns, so that an error can name another."""
-        cells = [name.lower() for name in header_of(text).names]
-        return 2 if sum(column.lower() in cells for column in COLUMNS) >= 3 else 0
 
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and column of the first fault."""

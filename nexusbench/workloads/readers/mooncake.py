@@ -15,22 +15,21 @@ from nexusbench.workloads.readers._jsonl import (
     Tokens,
     arrival_ns,
     check_hash_counts,
-    is_jsonl,
     last_timestamp,
     read_lines,
 )
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 HASH_BLOCK = 512
 # A file with one of these is our own format, which must say its hash block itself.
 _NATIVE_ONLY = (
-    b'"hash_block"', b'"id"', b'"tenant"', b'"session"', b'"turn"', b'"think_time"', b'"timeout"',
-    b'"cancel_after"', b'"concurrency"', b'"token_ids"',
+    "hash_block", "id", "tenant", "session", "turn", "think_time", "timeout", "cancel_after",
+    "concurrency", "token_ids",
 )  # fmt: skip
 
 
-class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+class MooncakeLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """One request; ``timestamp`` in ms, lengths in tokens, an id per 512 prompt tokens."""
 
     timestamp: Milliseconds
@@ -42,6 +41,7 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 class Mooncake(Reader):
     """Reads the four fields of Mooncake's traces, all of them required."""
 
+    signature: ClassVar[Signature] = Signature(2, fields=("hash_ids",), without=_NATIVE_ONLY)
     time_field: ClassVar[str] = "timestamp"
     unit: ClassVar[str] = "timestamps in ms"
     example: ClassVar[str] = (
@@ -49,15 +49,9 @@ class Mooncake(Reader):
     )
     source: ClassVar[str] = "Mooncake, FAST 2025; github.com/kvcache-ai/Mooncake, FAST25-release"
 
-    def confidence(self, text: bytes) -> int:
-        """JSON lines with hash ids and without any field that only the native format has."""
-        if not is_jsonl(text) or b'"hash_ids"' not in text:
-            return 0
-        return 0 if any(key in text for key in _NATIVE_ONLY) else 2
-
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows, lines = read_lines(source, Line)
+        rows, lines = read_lines(source, MooncakeLine)
         for row, line in zip(rows, lines, strict=True):
             if not row.hash_ids:
                 raise InputError(
@@ -82,7 +76,7 @@ class Mooncake(Reader):
 
     def skim(self, piece: bytes, after: int) -> int | None:
         """Times in order, and no field of the native format."""
-        if any(key in piece for key in _NATIVE_ONLY):
+        if self.signature.excludes(piece):
             return None
         last = last_timestamp(piece, after / NS_PER_MS)
         return None if last is None else arrival_ns(last)

@@ -1,8 +1,9 @@
-"""Our own format: JSON lines with Mooncake's fields, plus identity, sessions and patience."""
+"""Our own trace format: JSON lines with all fields that a run can use, sessions among them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -11,6 +12,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.workloads.base import TokenIds, TraceRequest
 from nexusbench.workloads.readers._jsonl import (
+    RULES,
     Duration,
     HashIds,
     Identity,
@@ -18,13 +20,11 @@ from nexusbench.workloads.readers._jsonl import (
     Tokens,
     arrival_ns,
     check_hash_counts,
-    is_jsonl,
+    check_token_ids,
     last_timestamp,
     read_lines,
 )
-from nexusbench.workloads.readers._sessions import Turn, arrange
-from nexusbench.workloads.readers._tokens import check_token_ids
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 DEFAULT_HASH_BLOCK = 512
@@ -32,7 +32,9 @@ DEFAULT_HASH_BLOCK = 512
 _OF_FILE = (b'"concurrency"', b'"parent_chat_id"')
 
 
-class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+class NativeLine(
+    msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """One request; times in ms, lengths in tokens."""
 
     timestamp: Milliseconds | None = None
@@ -43,12 +45,12 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
     token_ids: TokenIds | None = None
     id: Identity | None = None
     tenant: str = ""
+    concurrency: Tokens | None = None
     session: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     turn: Annotated[int, msgspec.Meta(ge=0)] | None = None
     think_time: Milliseconds | None = None
     timeout: Duration | None = None
     cancel_after: Duration | None = None
-    concurrency: Tokens | None = None
 
 
 class Native(Reader):
@@ -59,18 +61,16 @@ class Native(Reader):
     or on none (then it is the position, from 0). docs/workloads.md tells the rest.
     """
 
+    # Any JSON lines that no other format knows better.
+    signature: ClassVar[Signature] = Signature(1)
     time_field: ClassVar[str] = "timestamp"
     unit: ClassVar[str] = "timestamps in ms"
     example: ClassVar[str] = '{"timestamp": 0, "input_length": 1, "output_length": 1}'
     source: ClassVar[str] = "docs/workloads.md"
 
-    def confidence(self, text: bytes) -> int:
-        """Any JSON lines that no other reader knows better."""
-        return 1 if is_jsonl(text) else 0
-
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows, lines = read_lines(source, Line)
+        rows, lines = read_lines(source, NativeLine)
         block = _of_file("hash_block", rows, lines, source)
         concurrency = _of_file("concurrency", rows, lines, source)
         _check_hashes(rows, lines, block, source)
@@ -106,7 +106,9 @@ class Native(Reader):
         return None if last is None else arrival_ns(last)
 
 
-def _of_file(field: str, rows: Sequence[Line], lines: Sequence[int], source: Source) -> int | None:
+def _of_file(
+    field: str, rows: Sequence[NativeLine], lines: Sequence[int], source: Source
+) -> int | None:
     """The one value of a field that belongs to the file, None if absent. Raises InputError for
     two.
     """
@@ -129,7 +131,7 @@ def _of_file(field: str, rows: Sequence[Line], lines: Sequence[int], source: Sou
 
 
 def _check_hashes(
-    rows: Sequence[Line], lines: Sequence[int], block: int | None, source: Source
+    rows: Sequence[NativeLine], lines: Sequence[int], block: int | None, source: Source
 ) -> None:
     """Raises InputError for hash ids of unknown block, or not one for each block of the prompt."""
     if block:
@@ -147,7 +149,7 @@ def _check_hashes(
             )
 
 
-def _check_ids(rows: Sequence[Line], lines: Sequence[int], source: Source) -> None:
+def _check_ids(rows: Sequence[NativeLine], lines: Sequence[int], source: Source) -> None:
     for row, line in zip(rows, lines, strict=True):
         if (row.id is None) != (rows[0].id is None):
             here, there = ("missing", "has one") if row.id is None else ("given", "has none")
@@ -158,3 +160,97 @@ def _check_ids(rows: Sequence[Line], lines: Sequence[int], source: Source) -> No
                 field="id",
                 hint="Give every line an id, or none",
             )
+
+
+Fault = Callable[[str, str, str], InputError]
+
+
+class Turn(msgspec.Struct, gc=False):
+    """What a line says about its time; None where it does not."""
+
+    timestamp: float | None
+    session: str | None
+    turn: int | None
+    think_time: float | None
+
+
+def arrange(
+    requests: list[TraceRequest],
+    turns: Sequence[Turn],
+    lines: Sequence[int],
+    path: Path,
+    *,
+    closed: bool,
+) -> list[str]:
+    """Check times and turns line by line, set ``follows`` and the arrivals of what follows.
+
+    A later turn without a timestamp follows the turn before; one with a timestamp arrives at that
+    time, whatever became of the turn before. A session does the one or the other throughout.
+    ``closed``: the file has a ``concurrency``, so nothing has a time. Returns notes. Raises
+    InputError that names line and field.
+    """
+    last: dict[str, TraceRequest] = {}
+    for request, turn, line in zip(requests, turns, lines, strict=True):
+        before = last.get(request.session) if request.session else None
+
+        def fault(problem: str, field: str, hint: str, line: int = line) -> InputError:
+            return InputError(problem, file=path, line=line, field=field, hint=hint)
+
+        _check_labels(turn, before, fault)
+        _check_times(turn, before, fault, closed=closed)
+        if before is not None and (closed or turn.timestamp is None):
+            request.follows = True
+            request.arrival_ns = before.arrival_ns
+        elif turn.think_time is not None:
+            hint = "Leave out the one or the other"
+            raise fault("only for a later turn without a timestamp", "think_time", hint)
+        if request.session:
+            last[request.session] = request
+    return _notes(requests, len(last))
+
+
+def _check_labels(turn: Turn, before: TraceRequest | None, fault: Fault) -> None:
+    """A session's turns are 0, 1, 2 ... in the order of the file."""
+    if turn.session is None:
+        for field, value in (("turn", turn.turn), ("think_time", turn.think_time)):
+            if value is not None:
+                raise fault("given, but there is no session", field, "Name the session")
+        return
+    if turn.turn is None:
+        raise fault("missing, but there is a session", "turn", f"It must be {RULES['turn']}")
+    expected = 0 if before is None else before.turn + 1
+    if turn.turn != expected:
+        raise fault(
+            f"is {turn.turn}, but the session's next turn in the file is {expected}", "turn",
+            "Turns count 0, 1, 2 ... in the order of the lines",
+        )  # fmt: skip
+
+
+def _check_times(turn: Turn, before: TraceRequest | None, fault: Fault, *, closed: bool) -> None:
+    """Who has a timestamp, and who must not."""
+    timed = turn.timestamp is not None
+    if closed:
+        if turn.timestamp:
+            hint = "In a closed loop a request arrives when a user is free; leave it out"
+            raise fault("given, but the file has a concurrency", "timestamp", hint)
+    elif before is None and not timed:
+        raise fault("missing", "timestamp", f"It must be {RULES['timestamp']}")
+    elif before is not None and before.turn and timed == before.follows:
+        here, there = ("given", "none") if timed else ("missing", "one")
+        raise fault(
+            f"{here}, but turn {before.turn} of the session has {there}", "timestamp",
+            "All later turns of a session have a timestamp, or none has",
+        )  # fmt: skip
+
+
+def _notes(requests: Sequence[TraceRequest], sessions: int) -> list[str]:
+    if not sessions:
+        return []
+    waiting = sum(request.follows for request in requests)
+    labelled = sum(request.turn > 0 for request in requests) - waiting
+    notes = [f"{sessions:,} sessions"]
+    if waiting:
+        notes.append(f"{waiting:,} later turns arrive when the turn before has ended")
+    if labelled:
+        notes.append(f"{labelled:,} later turns are replayed at their own timestamps (open loop)")
+    return [", ".join(notes)]

@@ -9,18 +9,16 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from nexusbench.core.units import NS_PER_S
-from nexusbench.workloads.base import TraceRequest
-from nexusbench.workloads.ranges import MAX_HASH_ID
+from nexusbench.workloads.base import MAX_HASH_ID, TraceRequest
 from nexusbench.workloads.readers._jsonl import (
     RULES,
     HashIds,
     Tokens,
     check_hash_counts,
-    is_jsonl,
     last_timestamp,
     read_lines,
 )
-from nexusbench.workloads.readers.base import Parsed, Reader
+from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 HASH_BLOCK = 16
@@ -45,7 +43,7 @@ _RULES = {
 }
 
 
-class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+class QwenLine(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
     """One turn of a chat; ``timestamp`` in seconds, lengths in tokens."""
 
     chat_id: int
@@ -67,6 +65,8 @@ class QwenBailian(Reader):
     without output are skipped and counted, rows out of order sorted.
     """
 
+    # The field that only this format has.
+    signature: ClassVar[Signature] = Signature(3, fields=("parent_chat_id",))
     time_field: ClassVar[str] = "timestamp"
     id_field: ClassVar[str] = "chat_id"
     tenant_field: ClassVar[str] = "type"
@@ -80,13 +80,9 @@ class QwenBailian(Reader):
         "github.com/alibaba-edu/qwen-bailian-usagetraces-anon"
     )
 
-    def confidence(self, text: bytes) -> int:
-        """JSON lines with the field that only this format has."""
-        return 3 if is_jsonl(text) and b'"parent_chat_id"' in text else 0
-
     def read(self, source: Source) -> Parsed:
         """All requests. Raises InputError that names file, line and field of the first fault."""
-        rows, lines = read_lines(source, Line, _RULES)
+        rows, lines = read_lines(source, QwenLine, _RULES)
         order = sorted(range(len(rows)), key=lambda index: rows[index].timestamp)
         notes = (
             [] if order == list(range(len(rows))) else ["rows were not in order of time: sorted"]
@@ -132,7 +128,7 @@ class QwenBailian(Reader):
         return f"{ns / NS_PER_S:,.15g} s"
 
 
-def _free_ids(rows: Sequence[Line]) -> Iterator[int]:
+def _free_ids(rows: Sequence[QwenLine]) -> Iterator[int]:
     """Hash ids that no row has: those above all, or where 64 bits have none left, from 0 on."""
     above = max((max(row.hash_ids) for row in rows if row.hash_ids), default=-1) + 1
     if above + len(rows) <= MAX_HASH_ID:
@@ -147,7 +143,7 @@ def _arrival_ns(seconds: float) -> int:
     return whole * NS_PER_S + round((seconds - whole) * NS_PER_S)
 
 
-def _sessions(rows: Sequence[Line]) -> tuple[list[tuple[str, int]], list[str]]:
+def _sessions(rows: Sequence[QwenLine]) -> tuple[list[tuple[str, int]], list[str]]:
     """Session and turn of each row (from 0, rows that will be skipped left out), and notes."""
     labels: list[tuple[str, int]] = []
     open_end: dict[int, tuple[str, int]] = {}  # chats that nobody has continued yet

@@ -1,0 +1,20 @@
+"""Qwen1.5-MoE and Qwen2-57B-A14B."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
+
+
+class Qwen2MoeFamily(ModelFamily):
+    """Qwen's second generation of experts: routed ones, and a shared one that every token uses."""
+
+    architecture: ClassVar[str] = "Qwen2MoeForCausalLM"
+    source: ClassVar[str] = "arXiv 2407.10671; transformers, models/qwen2_moe"
+    expert_size: ClassVar[str] = "moe_intermediate_size"
+    shared_expert: ClassVar[int | None] = 5632
+    sample: ClassVar[Layout] = {
+        **LAYOUT, "num_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 192, "shared_expert_intermediate_size": 768,
+    }  # fmt: skip
