@@ -30,6 +30,7 @@ def run_module(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", sample(readme.DOCUMENTS, 2), ids=lambda path: path.stem)
 def test_documents_show_what_the_command_prints(
     document: Path,

@@ -108,7 +108,7 @@ def test_every_process_begins_at_zero(name: str) -> None:
 
 
 def test_laws_have_their_moments() -> None:
-    uniform = stream(1, "x").random(50_000)
+    uniform = stream(1, "x").random(200_000)
     assert Fixed(value=9).lengths(uniform[:3]) == [9, 9, 9]
     assert np.mean(Exponential(mean=300).lengths(uniform)) == pytest.approx(300, rel=0.01)
     by_median = np.array(Lognormal(median=200, sigma=1.0).lengths(uniform))
