@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nexusbench.comparison.rows import Row
+from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def render_rows(
     columns: Sequence[Column],
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     block: slice = slice(None),
     *,
     tight: bool = False,

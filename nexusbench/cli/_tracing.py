@@ -18,11 +18,11 @@ from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.source import check_not_input, write_atomic
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.statistics import (
-    ArrivalFacts,
-    LengthFacts,
-    PatienceFacts,
-    SessionFacts,
-    TraceFacts,
+    ArrivalFigures,
+    LengthFigures,
+    PatienceFigures,
+    SessionFigures,
+    TraceFigures,
     describe_trace,
     histogram,
 )
@@ -82,7 +82,7 @@ def show_file(path: Path, *, as_json: bool) -> None:
     _show_histograms(console, trace)
 
 
-def _lines(facts: TraceFacts) -> Iterator[tuple[str, str]]:
+def _lines(facts: TraceFigures) -> Iterator[tuple[str, str]]:
     """Name and text of each line above the histograms."""
     yield "file", "; ".join(facts.notes)
     yield "requests", f"{facts.requests:,}"
@@ -115,7 +115,7 @@ def _lines(facts: TraceFacts) -> Iterator[tuple[str, str]]:
         yield "tenants", _tenants_text(facts.tenants, facts.requests)
 
 
-def _arrivals_text(found: ArrivalFacts) -> str:
+def _arrivals_text(found: ArrivalFigures) -> str:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
@@ -129,13 +129,13 @@ def _arrivals_text(found: ArrivalFacts) -> str:
     return text + (f"; {100 * found.tied / found.n:.2g} % tie" if found.tied else "")
 
 
-def _quantiles_text(found: LengthFacts) -> str:
+def _quantiles_text(found: LengthFigures) -> str:
     return ", ".join(
         f"{name} {value:,.0f}" for name, value in msgspec.structs.asdict(found).items()
     )
 
 
-def _sessions_text(found: SessionFacts) -> str:
+def _sessions_text(found: SessionFigures) -> str:
     text = f"{found.sessions:,}, turns mean {found.turns_mean:.2f}, max {found.turns_max:,}; "
     if not found.following:
         return text + "all turns at their own times (open loop)"
@@ -145,7 +145,7 @@ def _sessions_text(found: SessionFacts) -> str:
     )
 
 
-def _patience_text(found: PatienceFacts, count: int) -> str:
+def _patience_text(found: PatienceFigures, count: int) -> str:
     parts = []
     for what, number, mean in (
         ("timeouts", found.timeouts, found.timeout_s_mean),

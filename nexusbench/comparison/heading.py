@@ -7,7 +7,7 @@ from typing import Any
 
 from nexusbench.comparison.belief_notes import belief_notes
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
-from nexusbench.comparison.rows import Row
+from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_S, counted
@@ -193,7 +193,7 @@ def _is_tight(column: Column) -> bool:
     return bool(fitted) and options.get("beta", TIGHT_BETA) < TIGHT_BETA
 
 
-def footnotes(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+def footnotes(columns: Sequence[Column], rows: Sequence[TableRow]) -> list[str]:
     """What the marks of the table mean, and its words."""
     cells = [cell for row in rows for cell in row.cells]
     notes = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ import msgspec
 from nexusbench.comparison.level import rivals_in
 from nexusbench.comparison.view import Column, Estimate, gpus_differ
 from nexusbench.core.parts import unit_of
-from nexusbench.metrics.base import FAMILIES, Family, Place, Statistic, load_metrics
+from nexusbench.metrics.base import FAMILIES, Family, Statistic, TablePlace, load_metrics
 
 # Rows of a distribution that names no statistics of its own.
 _STATISTICS: tuple[Statistic, ...] = ("mean", "p50", "p95", "p99")
-# Real time is in no event log, so no metric declares it.
-_DECISION_TIME = Place(
+# Measured in real time, which is no part of the event log: not a metric, but a row.
+_DECISION_TIME = TablePlace(
     "host", 10, title="decision time, mean", unit="µs, real", statistics=("mean",), better="lower"
 )
 _SECONDS_FROM_MS = 1000.0
 
 
-class Cell(msgspec.Struct):
-    """One value: ``text`` without marks; ``best`` of its row, ``weak`` for want of samples."""
+class TableCell(msgspec.Struct):
+    """One value: ``text`` without marks; ``best`` of its row, ``weak`` for too few samples."""
 
     text: str
     best: bool = False
@@ -36,90 +36,81 @@ class Cell(msgspec.Struct):
         return self.text + ("~" if self.weak else "") + ("*" if self.best else "")
 
 
-class Row(msgspec.Struct):
+class TableRow(msgspec.Struct):
     """A row: ``title`` is empty where it goes on with the metric above; ``last`` of its section."""
 
     title: str
     name: str
-    cells: list[Cell]
+    cells: list[TableCell]
     last: bool = False
 
 
 class _Shown(NamedTuple):
-    """A metric that has a place in the table; what its place leaves open is filled in."""
+    """A metric with a row in the table; title, unit and statistics are filled in."""
 
     tag: str
-    place: Place
+    place: TablePlace
     whole: str  # the tag of the metric it is part of, or its own
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it stands indented below another."""
-        return self.whole != self.tag
 
     @property
     def title(self) -> str:
         """The title of its first row."""
-        return f"  {self.place.title}" if self.is_part else self.place.title
+        return self.place.title if self.whole == self.tag else f"  {self.place.title}"
 
 
-def make_rows(columns: Sequence[Column]) -> list[Row]:
+def make_rows(columns: Sequence[Column]) -> list[TableRow]:
     """All rows that have a value, in the places that the metrics declare."""
-    rows: list[Row] = []
-    places = _places()
-    for family in FAMILIES:
-        shown = _in_order(family, places)
-        if family == "latency":
-            for _, group in groupby(shown, lambda one: one.whole):
-                _add_section(rows, [row for one in group for row in _latency_rows(columns, one)])
-            continue
-        made = [row for one in shown for row in _scalar_rows(columns, one)]
+    rows: list[TableRow] = []
+    by_family = _shown()
+    for _, group in groupby(by_family["latency"], lambda one: one.whole):
+        _add_section(rows, [row for one in group for row in _latency_rows(columns, one)])
+    for family in FAMILIES[1:]:
+        made = [row for one in by_family[family] for row in _scalar_rows(columns, one)]
         if family == "throughput" and gpus_differ(columns):
-            made.insert(0, Row("GPUs", "", [Cell(str(column.gpus)) for column in columns]))
+            made.insert(
+                0, TableRow("GPUs", "", [TableCell(str(column.gpus)) for column in columns])
+            )
         if family == "splits":
             made = [_in_units(columns, row) for row in [*made, *_split_row(columns)]]
         _add_section(rows, made)
     return rows
 
 
-def _places() -> dict[str, Place]:
-    """Tag -> the place of every metric that has one, its title, unit and statistics filled in."""
-    found = {"decision_us": _DECISION_TIME}
+def _shown() -> dict[Family, list[_Shown]]:
+    """The metrics of each section in their declared order, each part below its whole."""
+    places = {"decision_us": _DECISION_TIME}
     for tag, metric in load_metrics().items():
         if (place := metric.place) is not None:
-            found[tag] = msgspec.structs.replace(
+            places[tag] = msgspec.structs.replace(
                 place,
                 title=place.title or metric.title,
                 unit=metric.unit if place.unit is None else place.unit,
                 statistics=place.statistics
                 or (("value",) if metric.kind == "scalar" else _STATISTICS),
             )
+    whole = {
+        tag: place.part_of if place.part_of in places else tag for tag, place in places.items()
+    }
+    found: dict[Family, list[_Shown]] = {family: [] for family in FAMILIES}
+    for tag in sorted(
+        places,
+        key=lambda tag: (
+            places[whole[tag]].order, whole[tag], whole[tag] != tag, places[tag].order, tag,
+        ),
+    ):  # fmt: skip
+        found[places[whole[tag]].family].append(_Shown(tag, places[tag], whole[tag]))
     return found
 
 
-def _in_order(family: Family, places: Mapping[str, Place]) -> list[_Shown]:
-    """What stands in a section, each part below its whole."""
-    shown = [
-        _Shown(tag, place, place.part_of if place.part_of in places else tag)
-        for tag, place in places.items()
-    ]
-    return sorted(
-        (one for one in shown if places[one.whole].family == family),
-        key=lambda one: (
-            places[one.whole].order, one.whole, one.is_part, one.place.order, one.tag,
-        ),
-    )  # fmt: skip
-
-
-def _add_section(rows: list[Row], made: Sequence[Row]) -> None:
+def _add_section(rows: list[TableRow], made: Sequence[TableRow]) -> None:
     rows += made
     if rows:
         rows[-1].last = True
 
 
-def _latency_rows(columns: Sequence[Column], shown: _Shown) -> list[Row]:
+def _latency_rows(columns: Sequence[Column], shown: _Shown) -> list[TableRow]:
     """A row for each statistic, named in the second column. The parts of a metric are shown in its
-    unit, so that they add up before the reader's eyes.
+    unit, so that they add up as printed.
     """
     place = shown.place
     if place.statistics == ("value",):
@@ -140,8 +131,8 @@ def _slow(columns: Sequence[Column], tag: str) -> bool:
     return any(mean is not None and mean.value >= _SECONDS_FROM_MS for mean in means)
 
 
-def _scalar_rows(columns: Sequence[Column], shown: _Shown) -> list[Row]:
-    """A row for each statistic with the unit in the second column, and one per GPU if asked for."""
+def _scalar_rows(columns: Sequence[Column], shown: _Shown) -> list[TableRow]:
+    """A row for each statistic with the unit in the second column, and one per GPU if declared."""
     place, unit = shown.place, shown.place.unit or ""
     made = []
     for name in place.statistics:
@@ -162,9 +153,9 @@ def _row(
     words: tuple[str, str],
     scale: float = 1.0,
     found: Sequence[Estimate | None] | None = None,
-) -> Row | None:
+) -> TableRow | None:
     """The row of one statistic, or of other values ``found`` of its metric; None where there are
-    none. ``words`` are its title and what stands beside it.
+    none. ``words`` are its title and the text of the second column.
     """
     tag = shown.tag
     if found is None:
@@ -174,17 +165,17 @@ def _row(
         return None
     places = min(1, decimals(known)) if words[1].startswith("%") else decimals(known)
     cells = [
-        Cell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, statistic))
+        TableCell("-" if e is None else _text(e, scale, places), weak=column.weak(tag, statistic))
         for column, e in zip(columns, found, strict=True)
     ]
     declared = next((c.entry(tag)["direction"] for c in columns if c.entry(tag)), "none")
     direction: str = shown.place.better or declared
     rivals = rivals_in(columns, tag, found, less=direction == "lower")
     _mark_best(rivals, columns, cells, found, direction)
-    return Row(*words, cells)
+    return TableRow(*words, cells)
 
 
-def _in_units(columns: Sequence[Column], row: Row) -> Row:
+def _in_units(columns: Sequence[Column], row: TableRow) -> TableRow:
     """The row with its ``SMs`` called what they are on this device, if all columns agree."""
     units = {unit_of(str(column.first.resolved.get("device"))) for column in columns}
     if len(units) == 1:
@@ -192,12 +183,12 @@ def _in_units(columns: Sequence[Column], row: Row) -> Row:
     return row
 
 
-def _split_row(columns: Sequence[Column]) -> list[Row]:
+def _split_row(columns: Sequence[Column]) -> list[TableRow]:
     found = [column.split_share() for column in columns]
     if not any(share is not None and "/" in share[0] for share in found):
         return []
     texts = ["-" if share is None else f"{share[0]}: {share[1]:.3g} %" for share in found]
-    return [Row("split used longest", "% of launched", [Cell(text) for text in texts])]
+    return [TableRow("split used longest", "% of launched", [TableCell(text) for text in texts])]
 
 
 def decimals(values: Sequence[float]) -> int:
@@ -219,14 +210,14 @@ def _text(estimate: Estimate, scale: float, places: int) -> str:
 def _mark_best(
     allowed: Sequence[Column],
     columns: Sequence[Column],
-    cells: list[Cell],
+    cells: list[TableCell],
     found: Sequence[Estimate | None],
     direction: str,
 ) -> None:
-    """Mark the best of a row and what reads the same; where all read the same there is no best.
+    """Mark the best of a row and all that print the same; where all print the same, none.
 
-    A run that was cut short is never best, nor, where that flatters, one that turned more requests
-    away: its numbers are of another set of requests.
+    A run that was cut short is never best, nor, where rejections improve the value, one that
+    rejected more requests: its numbers are of another set of requests.
     """
     rivals = [
         (estimate.value, cell)

@@ -23,7 +23,7 @@ class Chunk(msgspec.Struct, gc=False, eq=False):
 
 
 class BatchShape(msgspec.Struct, frozen=True, gc=False):
-    """What a cost model needs to know of a batch: sizes, no requests.
+    """What a cost model is given of a batch: sizes, no requests.
 
     ``decode_context`` is the sum over decodes of the tokens already in the KV cache; ``chunks``
     holds ``(num_tokens, context)`` pairs; ``layers`` is a half-open range, ``repeat`` the decode
@@ -41,7 +41,10 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
     @property
     def num_tokens(self) -> int:
         """Rows of the dense layers."""
-        return self.num_decodes + sum(n for n, _ in self.chunks)
+        total = self.num_decodes
+        for count, _ in self.chunks:
+            total += count
+        return total
 
     @property
     def at_home(self) -> BatchShape:
@@ -144,7 +147,7 @@ class StepOutput(msgspec.Struct, gc=False):
     """A launch, or one repetition of it, that has ended.
 
     ``end_ns`` is on the device's clock; ``solo_ns`` is what it would have taken with no neighbour
-    on the same SMs (-1 where the device cannot know); ``last`` is False for all but the last
+    on the same SMs (-1 where the device cannot tell); ``last`` is False for all but the last
     repetition; ``tokens`` are the sampled token ids, one for each decode and then one for each
     chunk that reaches the end of its request's tokens, or None on a device that only keeps time;
     ``operators_ns`` splits the time by operator class (``dense``, ``attention``), None unless the

@@ -1,8 +1,8 @@
-"""The real clock: devices own the time of a run, and what must meet the world in time reads this.
+"""The real clock. Devices own the time of a run; what acts or measures in real time reads this.
 
-Devices that compute, threads that sample counters, a sender that must be on time, timing of
-decisions and of sweeps, names of runs. No policy, cost model, metric or simulated device may
-import it: what they are told comes from the device (invariant I6).
+That is devices that compute, threads that sample counters, a sender that must be on time, the
+timing of decisions and of sweeps, names of runs. No policy, cost model, metric or simulated
+device may import it: their times are the device's (invariant I6).
 """
 
 from __future__ import annotations

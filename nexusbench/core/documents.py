@@ -1,6 +1,6 @@
 """Files that hold one document, JSON or TOML: read within a bound, and every fault located.
 
-Everything that comes out of here is an InputError (or the subclass asked for) that names the file,
+Every error of this module is an InputError (or the subclass asked for) that names the file,
 and the line or the key path: a file that is missing, a folder, too large, no UTF-8, cut short,
 nested too deeply, of another shape.
 """
@@ -75,8 +75,8 @@ def read_document(
 
 
 def require_file(file: Path, *, error: type[InputError] = InputError) -> None:
-    """Raise ``error`` for a pipe or a device, which can be waited for without end. That a file is
-    missing or a folder, its opening tells.
+    """Raise ``error`` for a pipe or a device, which can be waited for without end. Files that are
+    missing and folders are left to ``open``.
     """
     with suppress(OSError):
         kind = file.stat().st_mode

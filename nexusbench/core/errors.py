@@ -73,7 +73,7 @@ class EngineStalled(NexusbenchError):
 
 
 class Interrupted(NexusbenchError):
-    """The user pressed Ctrl-C, or SIGTERM or SIGHUP came; what was finished by then is kept (exit
+    """The user pressed Ctrl-C, or SIGTERM or SIGHUP arrived; what had finished is kept (exit
     code 130, else 128 and the signal's number).
     """
 
@@ -85,7 +85,7 @@ class PluginFailed(NexusbenchError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came: everything that Ctrl-C ends in good order ends so then too."""
+    """SIGTERM or SIGHUP arrived: everything that Ctrl-C ends in good order ends so then too."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -1,4 +1,4 @@
-"""Faults of plug-ins: code of others runs in this process; what it raises is named as its own."""
+"""Faults of plug-ins, which run in this process: an exception is attributed to the plug-in."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def fault_of(error: BaseException) -> str:
         return f"{where}it ends the process (SystemExit: {error.code})"
     try:
         text = " ".join(str(error).split())
-    except Exception:  # an exception of its own whose text cannot be had either
+    except Exception:  # its __str__ raises, too
         text = "without a text"
     return f"{where}{type(error).__name__}: {text}"
 
 
 def blamed(error: BaseException, parts: Mapping[str, object]) -> PluginFailed | None:
-    """What a run ended with, as the fault of the plug-in that it came from; None where it came from
-    none, and for errors that say themselves what they are.
+    """The exception that ended a run as the fault of one of its parts; None where it is no part's,
+    and for NexusbenchErrors, whose messages name the cause.
 
-    ``parts`` are the objects that served, by what they are: ``scheduler 'mine'``. The innermost
-    frame in a part's own module decides; failing that, a part from another package than ours, for
-    what it returned may be what the engine could not use.
+    ``parts`` are the objects of the run by their descriptions, such as ``scheduler 'mine'``. The
+    innermost frame in a part's own module decides; without one, a part from another package, whose
+    return value may be what the engine could not use.
     """
     if isinstance(error, NexusbenchError | KeyboardInterrupt | MemoryError):
         return None

@@ -1,12 +1,11 @@
-"""What partitions share out of a device, in words: a GPU's SMs, a CPU's cores or their time.
+"""The unit of what partitions divide: a GPU's SMs, a CPU's cores or shares of their time.
 
-By the device's name, which is all that a stored run or a profile has of it; so below every package
-that reads one.
+It follows from the device's name, which is all that a stored run or a profile holds of it.
 """
 
 from __future__ import annotations
 
-# By the device's name: as a unit in a table, as a noun in a text. Any other has SMs.
+# By the device's name: the unit in a table, the noun in a text. All other devices have SMs.
 _PARTS = {"cpu": ("cores", "cores"), "cpu:shared": ("% of time", "shares of time")}
 _SMS = ("SMs", "SMs")
 
@@ -22,5 +21,5 @@ def parts_of(device: str) -> str:
 
 
 def _profiled(device: str) -> str:
-    """The device whose times a simulated one replays has parts of the same kind."""
+    """A simulated device made of a profile has the unit of the device that was profiled."""
     return device.removeprefix("sim:profile(").removesuffix(")")

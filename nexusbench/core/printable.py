@@ -1,8 +1,8 @@
 """Words of users, files and servers as a screen, a shell and a file system may have them.
 
 A terminal obeys the control characters that it is sent. Names of requests, models and files, and
-what a server says, come from elsewhere: nothing in them may move the cursor, change a colour, begin
-a line of its own or turn the direction of reading.
+what a server says, are untrusted: nothing in them may move the cursor, change a colour, begin a
+line of its own or turn the direction of reading.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import shlex
 import unicodedata
 
-# Colours and movements as terminals are told them; without its first sign the rest is noise.
+# Escape sequences of colours and movements; without the first character the rest is noise.
 _SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 _SUSPECT = re.compile(r"[^ -~\n\t]")
 _BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")

@@ -31,8 +31,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Percent = Annotated[float, msgspec.Meta(gt=0, lt=100)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 
-# What no option of ours means beyond: products with nanoseconds stay exact enough, and times fit
-# 63 bits.
+# Magnitudes that options may have: products with nanoseconds stay exact enough, times fit 63 bits.
 LEAST_MAGNITUDE, MOST_MAGNITUDE = 1e-6, 1e12
 
 
@@ -45,7 +44,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def and_keys(unknown: Sequence[str] = (), missing: Sequence[str] = ()) -> str:
-    """What follows the fault of one key where a file has more of them: all are told at once."""
+    """What is added to the message about one key where a file has several such faults."""
     text = f"; unknown too: {', '.join(unknown)}" if unknown else ""
     return text + (f"; missing too: {', '.join(missing)}" if missing else "")
 
@@ -57,10 +56,10 @@ def installed_plugins(group: str) -> EntryPoints:
 
 @lru_cache(maxsize=64)
 def _entry_points(group: str, path: tuple[tuple[str, int | None], ...]) -> EntryPoints:
-    """Entry points of what is installed on ``path``, whose folders stand with their last change.
+    """Entry points of what is installed on ``path``, each folder with the time of its last change.
 
-    Reading opens a file of every distribution, and each plug-in that is loaded asks. Installing or
-    removing one changes the folder it lies in; importlib.metadata keeps its listings by that too.
+    Reading opens a file of every distribution, and is done for each plug-in that is loaded.
+    Installing or removing one changes its folder; importlib.metadata caches by that, too.
     """
     return entry_points(group=group)
 
@@ -73,8 +72,8 @@ def _changed_ns(place: str) -> int | None:
 
 
 def import_plugin(target: str, kind: str) -> ModuleType:
-    """The module of a plug-in. Whatever it raises is its own fault and becomes a UsageError that
-    names it; only Ctrl-C is the user's.
+    """The module of a plug-in. Whatever importing it raises becomes a UsageError that names it, but
+    for Ctrl-C.
     """
     try:
         return importlib.import_module(target)
@@ -99,10 +98,10 @@ FAMILIES = (
 
 
 def plugin_fault(error: BaseException) -> PluginFailed | None:
-    """What escaped from a plug-in, wherever it was asked; None for what came from none.
+    """An exception as the fault of the plug-in that raised it; None where none did.
 
-    The innermost frame decides that lies in a module of a family, ours or one that an entry point
-    names.
+    The innermost frame decides that lies in a module of a family, shipped or named by an entry
+    point.
     """
     known = {
         entry.value.partition(":")[0].strip(): (family, entry.name)
@@ -297,8 +296,8 @@ def parse_options(options_type: type[Any], options: dict[str, str], owner: str) 
 
 
 def check_options(options: msgspec.Struct, owner: str) -> None:
-    """What :func:`parse_options` asks of text, of options that were made in Python: types, bounds,
-    numbers that arithmetic bears. Raises InputError naming the option.
+    """The checks of :func:`parse_options` for options that were made in Python: types, bounds,
+    magnitudes. Raises InputError naming the option.
     """
     for key in options.__struct_fields__:
         value = getattr(options, key)
@@ -311,7 +310,7 @@ def check_options(options: msgspec.Struct, owner: str) -> None:
 
 
 def _check_magnitude(owner: str, key: str, value: object) -> None:
-    """Refuse numbers that are none, and such as vanish or overflow once they are multiplied."""
+    """Refuse NaN, infinities, and magnitudes that vanish or overflow in products."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):

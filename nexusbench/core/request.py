@@ -43,7 +43,7 @@ class RequestView(Protocol):
 
 
 class Request(msgspec.Struct, gc=False, eq=False):
-    """One request on its way through the engine.
+    """One request and its progress in the engine.
 
     There is no prefill or decode state: ``num_computed_tokens`` catches up with ``num_tokens``
     (prompt plus what was generated), and chunked prefill, prefix hits and recomputation all follow
@@ -77,7 +77,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     after: int = -1  # index of the request whose end sets arrival_ns; -1 for none
     think_ns: int = 0  # from the end of that one to this one's arrival
     timeout_ns: int = 0  # its client gives up this long after the arrival; 0 never
-    cancel_after_ns: int = 0  # the same for a client that calls it off without need
+    cancel_after_ns: int = 0  # its client cancels it this long after the arrival; 0 never
     outcome: int = -1  # index into OUTCOMES once it has ended
 
     @property

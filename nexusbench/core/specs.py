@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -137,6 +137,26 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class NumberBounds(msgspec.Struct, frozen=True):
+    """The range of a number in a GPU file: above ``least`` (with ``zero``: at least 0), at most
+    ``most``. Far beyond any GPU, and such that no time overflows.
+    """
+
+    least: float = 0.0
+    most: float = 1e9
+    zero: bool = False
+
+
+Efficiency = Annotated[float, NumberBounds(least=0.01, most=1.0)]
+Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]
+Micros = Annotated[float, NumberBounds(most=1e6, zero=True)]  # up to a second
+Interference = Annotated[float, NumberBounds(most=1e3, zero=True)]  # up to a thousand times slower
+Throughput = Annotated[float, NumberBounds(least=0.1)]
+LinkRate = Annotated[float, NumberBounds(least=0.001)]
+# Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
+SmCount = Annotated[int, NumberBounds(most=2048)]
+
+
 class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Constants of the simulated device's physics that no data sheet gives; each GPU file states
     their source.
@@ -145,42 +165,42 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     piecewise linear.
     """
 
-    dense_efficiency: float  # attainable share of peak FLOP/s in a full wave of large GEMM tiles
-    attention_efficiency: float  # the same of attention tiles, softmax apart
-    bandwidth_efficiency: float  # attainable share of HBM peak with all SMs streaming
+    dense_efficiency: Efficiency  # attainable share of peak FLOP/s in a full wave of large tiles
+    attention_efficiency: Efficiency  # the same of attention tiles, softmax apart
+    bandwidth_efficiency: Efficiency  # attainable share of HBM peak with all SMs streaming
     bandwidth_curve: tuple[tuple[float, float], ...]
-    kernel_us: float  # an element-wise kernel inside a step (launch from a graph, ramp, tail)
-    step_overhead_us: float  # host and launch time of a step that the GPU waits for
+    kernel_us: Micros  # an element-wise kernel inside a step (launch from a graph, ramp, tail)
+    step_overhead_us: Micros  # host and launch time of a step that the GPU waits for
     # How much longer memory-bound operators take beside a neighbour that keeps the tensor cores of
     # all SMs busy (and with them L2 and the interconnect), by what the neighbour computes:
-    dense_interference: float
-    attention_interference: float
-    stream_interference: float  # ... and compute-bound ones beside one that uses all HBM bandwidth
+    dense_interference: Interference
+    attention_interference: Interference
+    stream_interference: Interference  # compute-bound ones beside one that uses all HBM bandwidth
     # On SMs that two launches both claim: 0 = they overlap as far as their demands allow,
     # 1 = they only take turns.
-    turn_taking: float
-    jitter: float  # half-width of the seeded uniform noise on a step, as a share of it
+    turn_taking: Fraction
+    jitter: Fraction  # half-width of the seeded uniform noise on a step, as a share of it
     # A GEMM (physics/operators.py, Gemm).
-    dense_launch_us: float = 3.0  # fixed time of one
-    dense_wave_share: float = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
-    dense_overlap: float = 0.1  # share of the shorter of compute and memory time that adds up
-    dense_depth_us: float = 0.2  # latency of walking 1,000 of the inner dimension
-    dense_epilogue_us: float = 1.0  # prologue and epilogue of a wave of the largest tiles
-    dense_split_us: float = 1.5  # reduction after splitting the inner dimension
+    dense_launch_us: Micros = 3.0  # fixed time of one
+    dense_wave_share: Fraction = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
+    dense_overlap: Fraction = 0.1  # share of the shorter of compute and memory time that adds up
+    dense_depth_us: Micros = 0.2  # latency of walking 1,000 of the inner dimension
+    dense_epilogue_us: Micros = 1.0  # prologue and epilogue of a wave of the largest tiles
+    dense_split_us: Micros = 1.5  # reduction after splitting the inner dimension
     # Attention (physics/operators.py, Attention).
     attention_kernel: Literal["fa2", "fa3"] = "fa2"  # FlashAttention of that generation
-    attention_launch_us: float = 6.0  # fixed time of a layer's attention, KV write included
-    attention_tile_us: float = 1.5  # prologue and epilogue of one tile of query rows
-    attention_block_us: float = 0.5  # softmax of one tile and key block beside its products
-    attention_empty_us: float = 0.3  # a thread block that finds no row to do (fa2)
-    attention_tail: float = 0.8  # share of the last wave, and of the longest tile, that adds up
-    attention_overlap: float = 0.3  # as dense_overlap
-    attention_combine_us: float = 3.5  # merging the parts of a decode whose keys were split
-    attention_swap_us: float = 3.5  # regrouping the query heads of a decode batch
+    attention_launch_us: Micros = 6.0  # fixed time of a layer's attention, KV write included
+    attention_tile_us: Micros = 1.5  # prologue and epilogue of one tile of query rows
+    attention_block_us: Micros = 0.5  # softmax of one tile and key block beside its products
+    attention_empty_us: Micros = 0.3  # a thread block that finds no row to do (fa2)
+    attention_tail: Fraction = 0.8  # share of the last wave, and of the longest tile, that adds up
+    attention_overlap: Fraction = 0.3  # as dense_overlap
+    attention_combine_us: Micros = 3.5  # merging the parts of a decode whose keys were split
+    attention_swap_us: Micros = 3.5  # regrouping the query heads of a decode batch
     # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
-    # evict them.
-    l2_gbps: float = 2000.0  # rate at which operands that stay in L2 are read
-    l2_share: float = 0.5  # share of L2 that holds them
+    # evict them. The rate at which operands in L2 are read, and the share of L2 that holds them.
+    l2_gbps: Throughput = 2000.0
+    l2_share: Annotated[float, NumberBounds(least=0.001, most=1.0)] = 0.5
 
 
 class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -189,23 +209,23 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    num_sms: int
-    clock_mhz: float  # boost clock that the peak refers to
-    peak_tflops: float  # dense BF16 with FP32 accumulation, no sparsity
-    hbm_gib: float
-    hbm_gbps: float  # GB/s, 1e9 bytes
-    l2_mib: float
+    num_sms: SmCount
+    clock_mhz: Annotated[float, NumberBounds(least=1.0)]  # boost clock that the peak refers to
+    peak_tflops: Throughput  # dense BF16 with FP32 accumulation, no sparsity
+    hbm_gib: Annotated[float, NumberBounds(least=0.01)]
+    hbm_gbps: Throughput  # GB/s, 1e9 bytes
+    l2_mib: Annotated[float, NumberBounds(least=0.001)]
     sm_minimum: int  # smallest green-context partition
     sm_multiple: int  # and its granularity
-    link_gbps: float  # to another GPU, one direction, GB/s: NVLink or PCIe
-    link_latency_us: float
+    link_gbps: LinkRate  # to another GPU, one direction, GB/s: NVLink or PCIe
+    link_latency_us: Micros
     sim: SimConstants
     sources: dict[str, str]
-    host_gbps: float = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
+    host_gbps: LinkRate = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
-    """What the layers above may know of a device.
+    """What is visible of a device to the layers above.
 
     ``splits`` are the legal splits for the partitions (prefill, decode), growing prefill share;
     ``whole`` gives all SMs to the partition ``all``. ``depth`` is how many batches a partition may

@@ -1,4 +1,4 @@
-"""What is true right now: queues, what is in flight, the split in force."""
+"""The state of a run: queues, launches in flight, the split in force."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
-from nexusbench.core.request import Request
+from nexusbench.core.request import Request, RequestView
 from nexusbench.core.specs import DeviceSpec
 
 
@@ -19,12 +19,12 @@ class Limits(msgspec.Struct, frozen=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
-    ttft_ms: float | None = None  # what users expect, where they said so (--goodput)
+    ttft_ms: float | None = None  # bounds of --goodput, where it was given
     tbt_ms: float | None = None
 
     @property
     def budgets(self) -> dict[str, int]:
-        """What bounds a step, without what users expect of it."""
+        """The bounds of a step, without those of latency."""
         return {
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class KvView(Protocol):
-    """What a policy may know of the KV cache; counts are blocks."""
+    """What a policy may read of the KV cache; counts are blocks."""
 
     @property
     def block_size(self) -> int: ...
@@ -45,6 +45,15 @@ class KvView(Protocol):
     def num_used(self) -> int: ...
     @property
     def usage(self) -> float: ...
+
+
+class QueueView(Protocol):
+    """What a policy may read of the waiting queue, in its order."""
+
+    @property
+    def head(self) -> RequestView | None: ...
+    def __iter__(self) -> Iterator[RequestView]: ...
+    def __len__(self) -> int: ...
 
 
 class WaitingQueue:
@@ -83,7 +92,7 @@ class WaitingQueue:
         del items[position]
 
     def reorder(self, keys: Sequence[float]) -> None:
-        """Give all who wait new keys, listed in the present order."""
+        """Give all waiting requests new keys, listed in the present order, and sort them."""
         for request, key in zip(list(self), keys, strict=True):
             request.order_key = key
         self._items = sorted([(-r.order_key, -r.index, r) for _, _, r in self._items])
@@ -113,9 +122,9 @@ class EngineState:
 
     ``decoding`` and ``prefilling`` together are what vLLM calls running: requests that hold KV
     blocks, in the order in which they joined; a decoding request has exactly one token left to
-    compute. ``swapped`` are those whose blocks rest on the host, in the order in which they came;
-    ``moving`` counts copies of blocks under way, ``swapping_blocks`` the blocks on the GPU that
-    those to the host will free.
+    compute. ``swapped`` are those whose blocks are in host memory, in order of their copies' ends;
+    ``moving`` counts copies of blocks under way, ``swapping_blocks`` the GPU blocks that copies to
+    the host will free.
     """
 
     __slots__ = (
@@ -164,7 +173,7 @@ class EngineState:
 
     @property
     def outside(self) -> bool:
-        """Somebody has no blocks on a GPU: waiting, or swapped out."""
+        """Whether a request has no blocks on a GPU: waiting, or swapped out."""
         return bool(self.waiting) or bool(self.swapped)
 
     @property

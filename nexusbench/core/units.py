@@ -1,4 +1,4 @@
-"""Units: time is integer nanoseconds inside, seconds or milliseconds where people read it."""
+"""Units: time is integer nanoseconds inside, seconds or milliseconds where it is shown."""
 
 from __future__ import annotations
 

@@ -191,8 +191,8 @@ def hats(x: FloatArray, axis: FloatArray) -> FloatArray:
 
 
 def factor(known: FloatArray, part: FloatArray, measured: FloatArray) -> float:
-    """The factor f >= 0 with the least relative squared error of ``known + f part``; 1 if there is
-    nothing to tell it from.
+    """The factor f >= 0 with the least relative squared error of ``known + f part``; 1 if nothing
+    determines it.
     """
     weight = part / (measured * measured)
     scale = float((part * weight).sum())

@@ -26,7 +26,7 @@ Fitted = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]  # 1/SMs, coeff
 
 
 def fit_linear(points: Sequence[Point], target: Target, *, guarded: bool) -> LinearParameters:
-    """The parameters; see ``Linear.fit``."""
+    """The parameters; see ``LinearCost.fit``."""
     num_sms = target.gpu.num_sms
     prefill = fit_phase(
         alone(points, "prefill"), prefill_amounts, 4, num_sms, "prefill", "chunks and contexts"

@@ -71,7 +71,9 @@ def _with(model: Roofline, fitted: RooflineParameters, target: Target) -> Roofli
 
 
 def _steps(points: Iterable[Point], model: Roofline, phase: str) -> PhaseSteps:
-    """Raises UsageError if alpha cannot be told: fewer than two sizes or SM counts."""
+    """The steps of ``phase`` alone. Raises UsageError if they do not determine alpha: fewer than
+    two sizes or SM counts.
+    """
     chosen = [point for point in points if point.setting.shape.num_tokens]
     sizes = {point.setting.shape.num_tokens for point in chosen}
     if len(sizes) < 2 or len({point.setting.sms for point in chosen}) < 2:
@@ -208,7 +210,7 @@ def _fit_mixed(points: Iterable[Point], model: Roofline) -> float:
 def _fit_beside(
     points: Iterable[Point], model: Roofline, fitted: RooflineParameters, target: Target
 ) -> RooflineParameters:
-    """The part of the parameters that pairs tell. Raises UsageError if they do not."""
+    """The parameters that pairs determine. Raises UsageError if these pairs do not."""
     apart: dict[str, list[Point]] = {"prefill": [], "decode": []}
     together: dict[str, list[float]] = {"prefill": [], "decode": []}
     for point in points:

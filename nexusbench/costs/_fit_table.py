@@ -30,7 +30,7 @@ TURNS = 2.0  # slowdown where both claim all SMs and nothing was measured: they 
 
 
 def fit_table(points: Sequence[Point], target: Target, *, contention: bool) -> TableParameters:
-    """The parameters; see ``Table.fit``."""
+    """The parameters; see ``TableCost.fit``."""
     num_sms = target.gpu.num_sms
     chunks = lines_of(alone(points, "prefill"))
     largest = max([size for size, _ in chunks], default=0.0)

@@ -19,7 +19,7 @@ class CostModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class FittedParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a fit gives: plain numbers, kept in a profile. The base has none."""
+    """The result of a fit: plain numbers, kept in a profile. The base has none."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class CostModel(ABC):
     works_unfitted: ClassVar[bool] = False
     found_by_fit: ClassVar[tuple[str, ...]] = ()  # options that mean nothing once it is fitted
     monotone: bool = True  # more SMs are never believed to take longer
-    learns: bool = False  # while it serves: it is told how each launch ended
+    learns: bool = False  # :meth:`observe` is called after each launch
     source: ClassVar[str] = ""
 
     def __init__(
@@ -60,7 +60,7 @@ class CostModel(ABC):
 
     @property
     def name(self) -> str:
-        """The name the user types."""
+        """The name on the command line: that of its module."""
         return type(self).__module__.rpartition(".")[2].replace("_", "-")
 
     @abstractmethod

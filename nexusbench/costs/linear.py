@@ -187,8 +187,9 @@ def decode_amounts(shape: BatchShape) -> tuple[float, float, float]:
 def cell_of(shape: BatchShape, neighbour: BatchShape) -> Cell:
     """The cell of a pair, whichever side is which: powers of 4 of what both compute.
 
-    As in MuxWise, tokens are told apart from 2K on: fewer hardly differ in what they cost a
-    neighbour, and their logarithms would set 0 and 1,000 farther apart than 1,000 and 30,000.
+    As in MuxWise, numbers of tokens are distinguished from 2K on: fewer hardly differ in how they
+    slow a neighbour, and their logarithms would put 0 and 1,000 farther apart than 1,000 and
+    30,000.
     """
     new = reused = batch = keys = 0
     for side in (shape, neighbour):
@@ -207,7 +208,7 @@ def power_of_4(count: int) -> int:
 
 
 class _Nearest:
-    """A guard that also answers for cells that were never seen: by the nearest one."""
+    """A guard that gives a cell without measurements the slowdown of the nearest one."""
 
     def __init__(self, guard: Guard, kind: str, num_sms: int) -> None:
         self._num_sms = num_sms

@@ -243,7 +243,9 @@ def exponential(x: Number) -> Number:
 
 
 def slowed(mine: NexusTimes, theirs: NexusTimes, stage: NexusStage, beside_share: Number) -> Number:
-    """Extra ns: each class of mine meets each class of theirs with the probability that it runs."""
+    """Extra ns: each operator class of ``mine`` is slowed by each of ``theirs``, weighted by the
+    share of time in which that one runs.
+    """
     whole = theirs.fixed + theirs.dense + theirs.attention
     dense, attention = theirs.dense / whole, theirs.attention / whole
     dd, da, ad, aa = stage.contention

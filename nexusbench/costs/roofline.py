@@ -16,7 +16,7 @@ from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters,
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.surface import between
 
-Work = tuple[Operators, tuple[float, float], float]  # see Roofline.operators
+RooflineWork = tuple[Operators, tuple[float, float], float]  # see Roofline.operators
 
 
 class RooflineOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,7 +97,11 @@ class Roofline(CostModel):
         return self._analytic(shape, self.operators(shape), sms, beside)
 
     def _analytic(
-        self, shape: BatchShape, work: Work, sms: int, beside: tuple[Work, int] | None
+        self,
+        shape: BatchShape,
+        work: RooflineWork,
+        sms: int,
+        beside: tuple[RooflineWork, int] | None,
     ) -> float:
         """Unfitted: nanoseconds of ``shape``, which is ``work``, beside a neighbour's work."""
         dense, _, chunk_attention, _ = self._alone(work, sms)
@@ -134,7 +138,7 @@ class Roofline(CostModel):
             for own, theirs in zip(sms, neighbour_sms, strict=True)
         ]
 
-    def _alone(self, work: Work, sms: int) -> tuple[float, float, float, float]:
+    def _alone(self, work: RooflineWork, sms: int) -> tuple[float, float, float, float]:
         """(dense ns, dense bytes, chunk attention ns, chunk attention bytes)."""
         flops, bandwidth = self._flops_per_ns * sms / self._num_sms, self._bandwidth(sms)
         time = moved = 0.0
@@ -145,7 +149,7 @@ class Roofline(CostModel):
         count, size = work[1]
         return time, moved, max(count / flops, size / bandwidth), size
 
-    def _shared_bandwidth(self, rate: float, work: Work, sms: int) -> float:
+    def _shared_bandwidth(self, rate: float, work: RooflineWork, sms: int) -> float:
         """Bytes per ns left to decode attention that alone moves ``rate`` bytes per ns, beside a
         prefill's ``work`` on ``sms`` SMs.
         """
@@ -169,7 +173,7 @@ class Roofline(CostModel):
         # Alone it is; beside a neighbour a measured slowdown may grow with a side's own SMs.
         self.monotone = self._beside is None
 
-    def operators(self, shape: BatchShape) -> Work:
+    def operators(self, shape: BatchShape) -> RooflineWork:
         """((FLOPs, bytes) of each dense operator, those of the chunks' attention, bytes of the
         decodes' attention), of all layers once.
         """

@@ -130,7 +130,7 @@ class NativeSampler:
         try:
             self._open(config)
         except Exception:
-            with suppress(CuptiError):  # the first failure is the one to tell of
+            with suppress(CuptiError):  # the first failure is the one to report
                 self.close()
             raise
 

@@ -17,7 +17,7 @@ MOST_BYTES = 64 * 2**20
 class CuptiRecording(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """PM samples in CUPTI's own metric names and units.
 
-    ``origin`` says in words where they come from. A row of ``samples`` is start and end in ns of
+    ``origin`` describes in words what was recorded. A row of ``samples`` is start and end in ns of
     the GPU's clock, then a value (or null) for each of ``metrics``. ``overflow``: the hardware
     buffer was full, samples are missing at the end.
     """

@@ -1,8 +1,8 @@
 """CUPTI's parameter structures for PM sampling, as ctypes. Layouts of CUPTI 12.6 to 13.0.
 
 Checked against the headers of 13.0.85 (cupti_pmsampling.h, cupti_profiler_host.h,
-cupti_profiler_target.h, cupti_target.h); a test holds the sizes fixed. CUPTI looks at
-``structSize`` to tell versions apart, so later ones that append fields accept these.
+cupti_profiler_target.h, cupti_target.h); a test holds the sizes fixed. CUPTI distinguishes
+versions by ``structSize``, so later ones that append fields accept these.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The GPU that CUDA computes on, as NVML knows it.
+"""The GPU that CUDA computes on, as a handle of NVML.
 
 CUDA numbers what CUDA_VISIBLE_DEVICES leaves, by speed unless CUDA_DEVICE_ORDER says otherwise;
-NVML numbers all GPUs by their PCI bus. Where the two cannot be matched surely there is no answer.
+NVML numbers all GPUs by their PCI bus. Where the two do not match for
+certain, the result is an error.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _NAME_IT = "Name the GPU with nvml:device=UUID"
 def computing_gpu(nvml: Any, uuid: str, ordinal: int, environment: Mapping[str, str]) -> Any:
     """The handle of CUDA's GPU number ``ordinal``, or of that of ``uuid`` where it is known.
 
-    Raises CounterError where there is no such GPU, it cannot be told which it is, or only a part of
-    it (MIG) computes.
+    Raises CounterError where there is no such GPU, it cannot be identified, or only a part of it
+    (MIG) computes.
     """
     if uuid:
         return _whole(nvml, _by_uuid(nvml, uuid))

@@ -29,7 +29,7 @@ class Support(msgspec.Struct, frozen=True):
 
 
 class Quantity(msgspec.Struct, frozen=True):
-    """One counter: ``name`` is SOURCE.COUNTER, so that every number tells where it came from.
+    """One counter: ``name`` is SOURCE.COUNTER, so that every number names its origin.
 
     A ``total`` adds up over samples (bytes, joules); a ``gauge`` holds at a time (watts, hertz).
     """
@@ -67,7 +67,7 @@ class CounterSource(ABC):
 
     ``clock`` says whose nanoseconds its samples carry: the host's monotonic clock, the device's
     (which may be virtual), or the GPU's own. ``intrusive``: reading it may slow what is measured,
-    so it is never read in timed repetitions. ``reasons`` tells of the metrics that are missing
+    so it is never read in timed repetitions. ``reasons`` says why metrics are missing
     since the last ``probe`` or ``start``.
     """
 
@@ -161,7 +161,7 @@ def _mean(read: list[tuple[int, float | None]]) -> float | None:
 class Counters:
     """Several sources read as one. Those that cannot be used are left out, with their reason.
 
-    ``support`` tells of every source whether it is read; ``failed`` names those that broke down
+    ``support`` says of every source whether it is read; ``failed`` names those that broke down
     later; ``samples`` holds what the last ``stop`` got. Intrusive sources are left out unless
     ``intrusive``. A source that raises, at any point, is closed and costs only its own numbers.
     """
@@ -299,7 +299,7 @@ def throttled(reading: Reading) -> str | None:
     """Why the GPU held its clocks down and for which part of the time, or None.
 
     None also if the event reasons could not be read: ``reading.reasons`` then says so. Clocks that
-    somebody set, idling and synchronised boosting are no throttling.
+    were set, idling and synchronised boosting are no throttling.
     """
     found = []
     for cause, names in _THROTTLING.items():
@@ -310,16 +310,16 @@ def throttled(reading: Reading) -> str | None:
 
 
 def busy(reading: Reading) -> str | None:
-    """Who else used the CPU (over 15 % of a core) or the GPU meanwhile, or None.
+    """What else used the CPU (over 15 % of a core) or the GPU meanwhile, or None.
 
     None also if that could not be read: ``reading.reasons`` then says so.
     """
     found = []
     elapsed = reading.values.get("process.elapsed")
-    for name, who in (("cpu_others", "other processes"), ("cpu_stolen", "the hypervisor")):
+    for name, user in (("cpu_others", "other processes"), ("cpu_stolen", "the hypervisor")):
         used = reading.values.get(f"process.{name}")
         if used is not None and elapsed and used / elapsed > BUSY_SHARE:
-            found.append(f"{who} used {used / elapsed:.2f} CPU cores")
+            found.append(f"{user} used {used / elapsed:.2f} CPU cores")
     others = reading.values.get("nvml.other_processes")
     if others:
         found.append(f"{others:.1f} other processes computed on the GPU")

@@ -132,7 +132,7 @@ class CuptiCounters(CounterSource):
             sampler.close()
 
     def record(self, path: str | Path, origin: str) -> None:
-        """Write what the last ``stop`` got, to be replayed; ``origin`` tells readers what it is.
+        """Write the samples of the last ``stop``, to be replayed; ``origin`` says what they are of.
 
         Raises CounterError if there is nothing, NexusbenchError if the file cannot be written.
         """

@@ -18,12 +18,12 @@ from nexusbench.core.work import HostGap
 
 
 class DeviceOptions(msgspec.Struct, frozen=True):
-    """What a device must know to be opened: memory shares, largest step, seed, measured times.
+    """What a device is opened with: memory shares, largest step, seed, measured times.
 
     ``profiling``: report ns per operator class with every step, and keep exact ``totals`` where the
-    device knows them. The rest is for devices that compute: the model as the user named it, where
-    its weights come from (``auto``, ``safetensors``, ``dummy``), their data type (None: the
-    model's own), and how tokens are drawn (temperature 0: the likeliest).
+    device can tell them. The rest is for devices that compute: the model as the user named it, the
+    source of its weights (``auto``, ``safetensors``, ``dummy``), their data type (None: the
+    model's own), and how tokens are sampled (temperature 0: the likeliest).
     """
 
     max_num_seqs: int
@@ -43,13 +43,13 @@ class DeviceOptions(msgspec.Struct, frozen=True):
 
 
 class Serving(msgspec.Struct, frozen=True):
-    """What a device that computes must know before the first batch: its KV pool and the prompts.
+    """What a device that computes is given before the first batch: its KV pool and the prompts.
 
     ``prompts`` holds the token ids of the requests whose trace gives them, by ``Request.index``;
     others are made from ``seed`` and the request's ``prefix_ids``, each of ``hash_block`` tokens.
-    ``launches`` are (partition, SMs) pairs to expect from the first request on: what is slow the
-    first time (threads, graphs) is done for them before the run begins. ``again``: the same launch
-    may be made many times, as in a sweep; the token of the last time is then forgotten.
+    ``launches`` are (partition, SMs) pairs to expect from the first request on: their threads and
+    graphs are made before the run begins. ``again``: the same launch may be made many times, as in
+    a sweep; its tokens are not kept.
     """
 
     num_blocks: int
@@ -62,8 +62,8 @@ class Serving(msgspec.Struct, frozen=True):
 
 
 class DeviceCheck(msgspec.Struct, frozen=True):
-    """One line of ``nexusbench doctor --device``: what was looked at, whether it is as it should
-    be, and what was found or what to do.
+    """One line of ``nexusbench doctor --device``: what was checked, whether it passed, and what was
+    found or what to do.
     """
 
     name: str
@@ -74,15 +74,15 @@ class DeviceCheck(msgspec.Struct, frozen=True):
 class Device(ABC):
     """Something that runs batches on partitions of its SMs and owns the run's only clock.
 
-    ``submit`` returns at once; ``wait`` blocks (on a virtual clock: jumps) until something ended or
-    ``until`` is reached. Step numbers are the engine's, growing by one.
+    ``submit`` returns at once; ``wait`` blocks (on a virtual clock: jumps) until a launch or copy
+    has ended or ``until`` is reached. Step numbers are the engine's, growing by one.
     """
 
     spec: DeviceSpec
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
     kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
-    random_weights: bool = False  # of the model: times are real, texts mean nothing
+    random_weights: bool = False  # of the model: times are real, tokens are not
     gpu_uuid: str = ""  # of the GPU that computes, where there is one
     gpu_number: int = 0  # CUDA's
     made_of_profile: str | None = None  # points_sha256, where the times are those of a profile
@@ -96,7 +96,7 @@ class Device(ABC):
 
     @classmethod
     def usable(cls) -> bool:
-        """Whether this machine can open the device now (``--device auto`` and ``doctor`` ask)."""
+        """Whether this machine can open the device now (for ``--device auto`` and ``doctor``)."""
         return True
 
     @classmethod
@@ -108,7 +108,7 @@ class Device(ABC):
 
     @classmethod
     def check_up(cls, argument: str) -> list[DeviceCheck]:
-        """What the device finds on a machine that lacks nothing; for ``doctor --device``."""
+        """Checks on a machine that lacks nothing, for ``doctor --device``."""
         gpu, kind = cls.describe(argument), cls.__module__.rpartition(".")[2]
         size = f"{gpu.num_sms} {unit_of(f'{kind}:{argument}' if argument else kind)}"
         return [DeviceCheck("device", True, f"{gpu.name}: {size}, {gpu.hbm_gib:.1f} GiB")]
@@ -129,8 +129,8 @@ class Device(ABC):
     def start(self) -> None:  # noqa: B027 - a virtual clock stands until work is submitted
         """The run begins: ``now`` counts from here."""
 
-    def forget(self, request: Request) -> None:  # noqa: B027 - most keep nothing of a request
-        """``request`` has ended; nothing of it will be asked for again."""
+    def forget(self, request: Request) -> None:  # noqa: B027 - called where overridden
+        """``request`` has ended, and what is kept of it can be freed. Called where overridden."""
 
     @abstractmethod
     def now(self) -> int:
@@ -145,7 +145,7 @@ class Device(ABC):
         """
 
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
-        """Start to copy ``num_bytes`` from a KV pool to another; ``wait`` tells when it has ended.
+        """Start to copy ``num_bytes`` from a KV pool to another; its end is an output of ``wait``.
 
         Raises NexusbenchError on a device with one pool (``spec.pools``).
         """
@@ -153,19 +153,19 @@ class Device(ABC):
 
     @abstractmethod
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
-        """Outputs of launches (and copies) that ended, in order of ``end_ns``; [] if ``until`` (ns)
-        came first.
+        """Outputs of launches (and copies) that ended, in order of ``end_ns``; [] if none did
+        before ``until`` (ns).
 
         With nothing in flight and ``until`` None it returns [] at once. Raises NexusbenchError if a
         launch failed, naming partition and step.
         """
 
     def wait_for_steps(self, until: int | None) -> list[StepOutput]:
-        """:meth:`wait` for callers who submit no copies."""
+        """:meth:`wait` for callers that start no copies."""
         return [output for output in self.wait(until) if isinstance(output, StepOutput)]
 
-    def interrupt(self) -> None:  # noqa: B027 - a virtual clock never keeps anyone waiting
-        """Let a ``wait`` that is under way return early, with []; called from signal handlers."""
+    def interrupt(self) -> None:  # noqa: B027 - a virtual clock never blocks
+        """Make a blocked ``wait`` return early, with []; called from signal handlers."""
 
     def generated(self) -> Mapping[int, Sequence[int]]:
         """Token ids that each ended request got, by ``Request.index``; empty unless
@@ -174,23 +174,23 @@ class Device(ABC):
         return {}
 
     def environment(self) -> dict[str, str]:
-        """Versions and settings of what lies below (driver, clocks); told, never compared."""
+        """Versions and settings of driver and hardware, for display; they are not compared."""
         return {}
 
     def reseed(self, seed: int) -> None:  # noqa: B027 - only simulated devices have a noise to seed
-        """Begin simulated noise anew, so that what follows does not depend on what was run before.
-        Real devices have nothing to do.
+        """Restart simulated noise from ``seed``, so that what follows does not depend on earlier
+        launches. Real devices have none.
         """
 
     def totals(self) -> dict[str, float] | None:
         """Exact cumulative counters (``dram_bytes``, ``sm_active_ns``, ``tensor_busy_ns``,
-        ``busy_ns``, ``now_ns``), or None where only hardware counters could tell.
+        ``busy_ns``, ``now_ns``), or None where only hardware counters have them.
         """
         return None
 
     def host_gaps(self) -> Mapping[str, HostGap]:
-        """How long each partition stood still between two launches although there was work; empty
-        where the device cannot know.
+        """By partition the time between two launches of which the second was waiting; empty where
+        the device cannot tell.
         """
         return {}
 

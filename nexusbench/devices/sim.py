@@ -31,8 +31,8 @@ POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GP
 
 
 class SimLaunch(msgspec.Struct, gc=False, eq=False):
-    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` how many times slower it
-    goes now; ``away`` what another GPU computes for it.
+    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` the factor by which it is
+    slower now; ``away`` what another GPU computes for it.
     """
 
     step: int
@@ -129,7 +129,7 @@ class Sim(Device):
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
         """``sim:l20``, ``sim:FILE.toml``, ``sim:DIR`` or ``sim:DIR/profile.json``; ``sim:l20+l20``
         is a pair of GPUs, prefill on one and decode on the other. A file keeps its suffix in the
-        device's name: an l20.toml of one's own is not the shipped L20.
+        device's name, which so differs from that of a shipped GPU.
 
         Raises UsageError if the weights do not fit, or a profile is of something else.
         """
@@ -153,7 +153,7 @@ class Sim(Device):
         return self._now
 
     def submit(self, step: int, batch: Batch, sms: int) -> None:
-        """Start now; the neighbour, if any, is slowed down from now on."""
+        """Start now; launches in progress are slowed down from now on."""
         launches = self._launches
         if not 0 < sms <= self.gpu.num_sms:
             raise NexusbenchError(f"{self.spec.name} has {self.gpu.num_sms} SMs, not {sms}")
@@ -179,13 +179,13 @@ class Sim(Device):
             self._retime(self._now)
 
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
-        """Start a copy; copies between the same two pools, one way, follow each other."""
+        """Start a copy; copies from one pool to another follow each other."""
         if self._links is None:
             self._links = Links(self.gpu, self.spec)
         self._links.start(number, source, target, num_bytes, self._now)
 
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
-        """Jump to the next end, or to ``until`` if that is earlier."""
+        """Advance the clock to the next end, or to ``until`` if that is earlier."""
         launches, links = self._launches, self._links
         if (links is not None and links.busy) and (
             not launches or links.next_ns <= min([x.ends_ns for x in launches])
@@ -215,7 +215,7 @@ class Sim(Device):
         return self._end_some(end)
 
     def reseed(self, seed: int) -> None:
-        """Jitter from ``seed`` on, and counters from 0: longer sums would round otherwise."""
+        """Restart jitter from ``seed`` and counters from 0, since longer sums round differently."""
         self._noise.seed(seed)
         if self._meters is not None:
             self._meters = Meters()
@@ -231,7 +231,7 @@ class Sim(Device):
         self._launches.clear()
 
     def _end_some(self, end: int) -> list[StepOutput]:
-        """Outputs at ``end`` with several launches in flight; the rest speed up."""
+        """Outputs at ``end`` with several launches in flight; re-time the rest."""
         self._advance(end)
         outputs = []
         for launch in [x for x in self._launches if x.ends_ns <= end]:
@@ -261,7 +261,7 @@ class Sim(Device):
         launch.ends_ns = self._end(launch, self._now)
 
     def _advance(self, to: int) -> None:
-        """Let time pass: every launch does work at its present speed."""
+        """Advance the clock to ``to``: every launch does work at its present speed."""
         elapsed = to - self._now
         self._now = to
         for launch in self._launches:
@@ -282,8 +282,8 @@ class Sim(Device):
             launch.ends_ns = self._end(launch, now)
 
     def _end(self, launch: SimLaunch, now: int) -> int:
-        """When a launch ends that goes on as fast as it now does. Raises UsageError if no clock of
-        63 bits gets there.
+        """The end of a launch at its present speed. Raises UsageError if it does not fit 63 bits of
+        ns.
         """
         left = launch.left * launch.slow
         if not now + left < LAST_NS:
@@ -291,8 +291,8 @@ class Sim(Device):
         return now + int(left) + 1
 
     def _slow_on_pair(self, launch: SimLaunch) -> float:
-        """How many times slower a launch goes: by what else runs on its GPU, and where it has sent
-        attention.
+        """The factor by which a launch is slower: by other launches on its GPU, and on the GPU that
+        computes its remote attention.
         """
         physics, away, slow = self.physics, launch.away, 1.0
         for load in self._beside(launch, self.spec.pool_of[launch.partition]):
@@ -303,7 +303,7 @@ class Sim(Device):
         return slow
 
     def _beside(self, launch: SimLaunch, pool: int) -> list[LaunchLoad]:
-        """What others compute on a GPU: their launches there, and what they have sent there."""
+        """Loads of other launches on a GPU: those that run there, and their remote attention."""
         home, loads = self.spec.pool_of, []
         for other in self._launches:
             if other is not launch:

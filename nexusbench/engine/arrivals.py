@@ -1,7 +1,7 @@
-"""When clients send requests, and when they give up: the engine's only knowledge of the outside.
+"""When clients send requests and when they cancel them: all that the engine has of its clients.
 
-A request arrives at a time of its own (open loop), when an earlier one of its session has finished
-and its user has thought (sessions), or when one of a fixed number of users is free (closed loop).
+A request arrives at a time of its own (open loop), a think time after an earlier one of its session
+has finished (sessions), or when one of a fixed number of users is free (closed loop).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ ORPHANED = "earlier turn did not finish"
 
 
 class Arrivals:
-    """The requests that have not arrived yet; ``next_ns`` is when the next one does (NEVER if none
-    can be named).
+    """The requests that have not arrived yet; ``next_ns`` is the time of the next arrival (NEVER
+    while it depends on a request that has not ended).
 
-    ``concurrency`` users (0: no limit) each serve themselves the next session, or lone request,
-    when their last one has ended. A trace in which nothing waits for anything costs a cursor.
+    Each of ``concurrency`` users (0: no limit) begins the next session, or lone request, of the
+    trace when its last one has ended. Where no request depends on another, this is a cursor.
     """
 
     def __init__(self, requests: Sequence[Request], concurrency: int = 0) -> None:
@@ -32,7 +32,7 @@ class Arrivals:
         self.num_left = len(requests)
         self.concurrency = concurrency
         self._follower = _followers(requests)
-        # Whether the end of a request can make another one arrive: else nobody need tell it here.
+        # Whether the end of a request can make another one arrive: if not, ``ended`` is not called.
         self.chained = bool(self._follower or concurrency)
         self._roots = [r for r in requests if r.after < 0] if self._follower else requests
         self._root = 0
@@ -56,10 +56,10 @@ class Arrivals:
             yield request
 
     def ended(self, request: Request, now: int, *, finished: bool) -> list[Request]:
-        """Be told of an end, if ``chained``.
+        """Account for the end of ``request`` at ``now`` (called only if ``chained``).
 
         What follows a finished request arrives after its think time. What follows any other never
-        arrives: these requests are returned, for the engine to account for.
+        arrives: these requests are returned, and the engine logs them as cancelled.
         """
         follower = self._follower.get(request.index)
         orphans: list[Request] = []
@@ -87,14 +87,14 @@ class Arrivals:
             heappush(self._due, (now, request.index, request))
 
     def _root_is_first(self) -> bool:
-        """At one and the same time the one that stands first in the trace arrives first."""
+        """Of two that arrive at the same time, the one that stands first in the trace is first."""
         if self.concurrency or self._root >= len(self._roots):
             return False
         root = self._roots[self._root]
         return (root.arrival_ns, root.index) < self._due[0][:2]
 
     def _look(self) -> None:
-        """Find out when the next request arrives."""
+        """Set ``next_ns`` to the time of the next arrival."""
         due = self._due[0][0] if self._due else NEVER
         if not self.concurrency and self._root < len(self._roots):
             due = min(due, self._roots[self._root].arrival_ns)
@@ -102,9 +102,8 @@ class Arrivals:
 
 
 class Patience:
-    """When the clients of arrived requests give up; ``next_ns`` is the next such time, or NEVER.
-
-    ``armed`` says whether any client of ``requests`` ever may.
+    """When clients cancel arrived requests that have not ended; ``next_ns`` is the next such time,
+    or NEVER. ``armed``: some request has a timeout or is cancelled by its client.
     """
 
     def __init__(self, requests: Sequence[Request]) -> None:
@@ -113,7 +112,7 @@ class Patience:
         self._heap: list[tuple[int, int, str, Request]] = []
 
     def watch(self, request: Request) -> None:
-        """A request has arrived; its clocks run from its scheduled arrival."""
+        """``request`` has arrived; both its limits count from its scheduled arrival."""
         timeout, cancel = request.timeout_ns, request.cancel_after_ns
         if not (timeout or cancel):
             return
@@ -125,7 +124,7 @@ class Patience:
         self.next_ns = self._heap[0][0]
 
     def pop_due(self, now: int) -> Iterator[tuple[Request, str]]:
-        """Who has given up by ``now`` before the request ended, and the reason."""
+        """The requests that their clients have cancelled by ``now``, each with the reason."""
         heap = self._heap
         while heap and (heap[0][0] <= now or heap[0][3].outcome >= 0):
             _, _, reason, request = heappop(heap)
@@ -135,7 +134,7 @@ class Patience:
 
 
 def _followers(requests: Sequence[Request]) -> dict[int, Request]:
-    """Index of a request -> the one that follows it. Raises UsageError for what has no order."""
+    """By index of a request the one that follows it. Raises UsageError for what has no order."""
     followers: dict[int, Request] = {}
     for r in requests:
         if r.after >= 0:

@@ -1,4 +1,4 @@
-"""THE loop: admit what has arrived, ask the policy, size the partitions, launch, complete."""
+"""THE loop: admit what has arrived, schedule, size the partitions, launch, complete."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MOST_MOVES = 1000  # preemptions and copies (or twice the seats) between a token
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """What the engine needs beyond its parts. ``audit_every``: steps between full checks of the
-    books (I3). ``concurrency``: users of a closed loop, 0 where arrivals wait for no free user.
-    ``stop_tokens`` end a request before its length does, on devices that make tokens.
-    ``block_bytes`` is the size of a KV block, for copies of it.
+    """Numbers of a run. ``audit_every``: steps between full checks of all block counts (I3).
+    ``concurrency``: users of a closed loop, 0 for none. ``stop_tokens``: ids that end a request
+    before its length does, on devices that make tokens. ``block_bytes``: bytes of a KV block, for
+    the time of copies.
     """
 
     limits: Limits
@@ -41,13 +41,12 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Serves a list of requests on a device under a policy; everything that happens goes to
-    ``log``.
+    """Serves ``requests`` on a device under a policy; every event is appended to ``log``.
 
     ``kv`` is the cache of the (first) GPU, ``others`` those of the device's further pools in
-    order, the host's last. ``stopwatch`` reads a real clock in ns to time decisions, which
-    never enters the log. ``observer`` is called after every step with the state, for progress and
-    for writing parts of the log; it may raise to stop the run.
+    order, the host's last. ``stopwatch`` reads a real clock in ns: it times decisions, outside the
+    log. ``observer`` is called with the engine after every turn of the loop, for progress and for
+    writing parts of the log; it may raise to stop the run.
     """
 
     def __init__(
@@ -92,8 +91,7 @@ class Engine:
         self._moves = self._tokens_before = 0  # moves since a request got a token; tokens by then
 
     def run(self) -> None:
-        """Serve all requests; on return each has ended exactly once and every invariant was
-        checked.
+        """Serve all requests; on return each has ended exactly once, and the invariants hold.
 
         Raises PlanRefused, EngineStalled or InvariantBreach, each naming the invariant.
         """
@@ -123,12 +121,12 @@ class Engine:
         return len(self.requests) - self.arrivals.num_left
 
     def admit(self, now: int) -> None:
-        """Let in what has arrived by ``now``, and let go whose client has given up by then."""
+        """Queue what has arrived by ``now``; cancel what its client has given up by then."""
         state, arrivals, patience = self.state, self.arrivals, self.patience
         if now < state.now:
             raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
         state.now = now
-        # An end can free a user of a closed loop, who sends the next request at once.
+        # A cancellation can free a user of a closed loop, whose next request arrives at once.
         while arrivals.next_ns <= now or patience.next_ns <= now:
             for request in arrivals.pop_due(now):
                 self._offer(request)
@@ -136,7 +134,7 @@ class Engine:
                 self.executor.cancel(request, reason)
 
     def _offer(self, r: Request) -> None:
-        """A request arrives; what can never fit is rejected at once."""
+        """Log an arrival and queue the request; one that can never fit is rejected at once."""
         limits = self.config.limits
         r.arrival_rank = self.num_arrived - 1
         self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
@@ -177,8 +175,8 @@ class Engine:
             self._count_moves(plan)
 
     def _count_moves(self, plan: Plan) -> None:
-        """Raise EngineStalled once requests are only taken back and forth: tokens are finite, so
-        a run in which they keep coming ends, and one in which they do not goes round for ever.
+        """Raise EngineStalled once requests are only preempted and moved. Output lengths are
+        finite: a run whose requests get tokens ends, one whose requests get none never does.
         """
         if self.executor.num_tokens != self._tokens_before:
             self._moves, self._tokens_before = 0, self.executor.num_tokens
@@ -190,7 +188,7 @@ class Engine:
             )
 
     def _has_free_slot(self) -> bool:
-        """Some partition can take a batch and some request could want it."""
+        """Whether a partition can queue a batch and a request is unfinished that could be in it."""
         state = self.state
         if not (state.decoding or state.prefilling or state.outside):
             return False
@@ -198,8 +196,8 @@ class Engine:
         return any(len(running) < depth for running in state.in_flight.values())
 
     def _next_event(self) -> int | None:
-        """When to be woken at the latest, or None: wake_at, a client that gives up, or the next
-        arrival, if a partition is free for it or its client's patience must be watched.
+        """The time at which ``wait`` must return at the latest, or None: the plan's wake_at, the
+        next cancellation, or the next arrival if a partition is free or a client may cancel it.
         """
         due = self.patience.next_ns
         if self._wake_at is not None and self.state.now < self._wake_at < due:
@@ -213,10 +211,9 @@ class Engine:
         return None if due == NEVER else due
 
     def _is_stuck(self) -> bool:
-        """Nothing will change any more, or the policy has had more than enough chances.
+        """Whether nothing can change any more, or MOST_FRUITLESS decisions in a row had no effect.
 
-        A plan that only preempts, or that only asks to be woken, may prepare the next one; but not
-        for ever.
+        A plan that only preempts, or only sets wake_at, may prepare the next one; but not for ever.
         """
         if self.state.busy:
             return False

@@ -24,10 +24,10 @@ _MOST_PREDICTED_NS = 2.0**63  # what a column of the log holds
 
 
 class Executor:
-    """Turns a policy's proposal into launches, and ended launches into progress.
+    """Turns plans into launches, and ended launches into progress.
 
-    The allocator already holds the plan's blocks (the context journalled them there); what is left
-    to do here is to check the plan against the contract, log it and launch it.
+    The allocator already holds the plan's blocks (the journal took them); what is left is to check
+    the plan against the contract, to log it and to launch it.
     """
 
     def __init__(
@@ -152,8 +152,8 @@ class Executor:
                 )  # fmt: skip
 
     def _sms(self, partition: str, launched: set[str]) -> int:
-        """SMs of a launch: its share, or all of them if it is alone and the partitioner lets it
-        expand.
+        """SMs of a launch: its share under the split, or all if it runs alone and ``idle`` is
+        ``expand``.
         """
         state = self.state
         if self.partitioner.options.idle == "expand" and self._one_gpu:
@@ -200,7 +200,7 @@ class Executor:
         return sum(kv.num_used for kv in self.pools[: self.state.device.num_gpus])
 
     def _neighbour(self, partition: str) -> tuple[BatchShape, int] | None:
-        """What runs beside ``partition`` on its GPU right now."""
+        """Shape and SMs of the launch in flight on the other partition of the same GPU, or None."""
         state = self.state
         for other, running in state.in_flight.items():
             if other != partition and running and state.pool_of(other) == state.pool_of(partition):
@@ -208,7 +208,7 @@ class Executor:
         return None
 
     def _log_chunks(self, step: int, batch: Batch) -> None:
-        """Chunks of a launch; a request's first chunk after it waited is its admission."""
+        """Log the chunks of a launch; a request's first one after it waited is its admission."""
         tables, now = self.log.tables, self.state.now
         for chunk in batch.chunks:
             request = chunk.request
@@ -228,8 +228,8 @@ class Executor:
     # -- complete ----------------------------------------------------------------------------------
 
     def complete(self, output: StepOutput | TransferOutput) -> None:
-        """Book an ended launch (or one repetition of it): progress, tokens, ends, freed blocks,
-        hashes; or an ended copy.
+        """Account for an ended launch, or one repetition of it: progress, tokens, ends, freed
+        blocks and published hashes; or for an ended copy.
         """
         state = self.state
         if isinstance(output, TransferOutput):
@@ -243,7 +243,7 @@ class Executor:
         entry = self._steps[output.step]
         batch = entry.batch
         if self._learning is not None and entry.predicted >= 0:
-            # The belief speaks of a whole launch, this is one repetition of it.
+            # The prediction is of the whole launch, the time of one repetition of it.
             taken = (output.end_ns - entry.since) * batch.repeat
             self._learning.observe(batch.shape, entry.sms, entry.predicted, taken)
             entry.since = output.end_ns
@@ -272,7 +272,7 @@ class Executor:
             self._let_go()
 
     def _stop(self, batch: Batch, tokens: list[int]) -> None:
-        """Let requests end with the token they are about to get, if it is one that ends them."""
+        """Shorten requests to the token that they get in this step, if it is a stop token."""
         producers = list(batch.decodes)
         for chunk in batch.chunks:
             if chunk.context + chunk.num_tokens == chunk.request.num_tokens:
@@ -283,7 +283,7 @@ class Executor:
                 self._stopped.add(request.index)
 
     def _complete_decodes(self, decodes: list[Request]) -> list[Request]:
-        """One token for each; returns those that are done."""
+        """One token for each; returns the requests that have all their tokens now."""
         done = []
         for request in decodes:
             count = request.num_tokens
@@ -299,8 +299,8 @@ class Executor:
     def _complete_repetition(self, entry: InFlight, last: bool) -> list[Request]:
         """One of several decode steps in one launch.
 
-        A request that ends before the last repetition stays in flight, its blocks held, until the
-        launch ends (I11).
+        A request that ends before the last repetition stays in flight and holds its blocks until
+        the launch ends (I11).
         """
         alive = [r for r in entry.batch.decodes if r.num_tokens < r.stop_len]
         self._complete_decodes(alive)
@@ -316,7 +316,7 @@ class Executor:
         return []
 
     def _complete_chunks(self, batch: Batch) -> list[Request]:
-        """Progress of chunks; one that reaches the end of its request's tokens makes a token."""
+        """Progress of chunks; one that computes its request's last token makes the next one."""
         state, done = self.state, []
         made = self.log.tables["token"].columns["request"]
         for chunk in batch.chunks:
@@ -341,7 +341,7 @@ class Executor:
     # -- ends --------------------------------------------------------------------------------------
 
     def cancel(self, request: Request, reason: str) -> None:
-        """A client gives up: at once, or if the request is in flight when its launch ends (I11)."""
+        """End a request that its client has cancelled: now, or when its launch has ended (I11)."""
         if request.in_flight:
             self._leaving[request.index] = (request, reason)
             return
@@ -349,7 +349,7 @@ class Executor:
         self._forget(request)
 
     def _let_go(self) -> None:
-        """End those cancelled in flight whose launch has ended."""
+        """End the requests that were cancelled in flight and are in flight no more."""
         for request, reason in list(self._leaving.values()):
             if not request.in_flight:
                 del self._leaving[request.index]
@@ -357,7 +357,7 @@ class Executor:
                 self._forget(request)
 
     def _finish(self, request: Request) -> None:
-        """All tokens are there; of use only to a client that has not given up before."""
+        """End a request that has all its tokens: as finished, or as cancelled if it was."""
         left = self._leaving.pop(request.index, None) if self._leaving else None
         if left is None:
             stopped = request.index in self._stopped
@@ -366,7 +366,7 @@ class Executor:
             self.end(request, CANCELLED, left[1])
 
     def _forget(self, request: Request) -> None:
-        """Take an ended request out of its queue and free its blocks."""
+        """Remove an ended request from its queue and free its blocks."""
         state = self.state
         if request.blocks:
             kv = self.pools[request.pool]
@@ -381,7 +381,7 @@ class Executor:
             hook(request)
 
     def end(self, request: Request, outcome: int, reason: str) -> None:
-        """Log the one end of a request (I1), and the ends of what would have followed it."""
+        """Log the one end of a request (I1), and those of requests that now never arrive."""
         self._log_end(request, outcome, reason)
         if self.arrivals.chained:
             now = self.state.now

@@ -1,4 +1,4 @@
-"""The invariants that a run checks on itself; docs/invariants.md says what each means."""
+"""The invariants that are checked during and after a run; docs/invariants.md defines them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ FINISHED = OUTCOMES.index("finished")
 
 
 class Auditor:
-    """Checks the books during and after a run; every breach raises InvariantBreach with its name.
+    """Checks state and KV pools as a whole; every breach raises InvariantBreach with its name.
 
-    I2, I5 and I11 are checked where they could break (executor, context); here are those that need
-    an overview.
+    I2, I5 and I11 are checked where they could break (executor, context, journal).
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Auditor:
                 raise InvariantBreach("I3", f"waiting request '{r.id}' holds blocks")
 
     def check_end(self, requests: Sequence[Request]) -> None:
-        """I1, I3 and I4 once nothing is left to do; ``requests`` are all that were offered."""
+        """I1, I3 and I4 after the run; ``requests`` are all that were offered."""
         self.check_books()
         executor, state, offered = self._executor, self._state, len(requests)
         if state.busy:
@@ -116,12 +115,12 @@ class Auditor:
         size, free = kv.block_size, kv.num_free
         started = [r for r in state.prefilling if not r.in_flight and r.pool == pool]
         if started:
-            # Whoever is in mid-prefill comes first, and a policy may let the others wait behind it.
+            # A policy may keep waiting prompts behind one in mid-prefill that lacks blocks.
             return all(r.num_tokens <= (len(r.blocks) + free) * size for r in started)
         if state.num_running >= state.limits.max_num_seqs or state.swapped:
-            return False  # those on the host come first
+            return False  # a policy may keep seats and blocks for the swapped
         if state.moving and any(r.pool != pool for r in (*state.decoding, *state.prefilling)):
-            return False  # and so does what one on its way back may grow into
+            return False  # and room that a request may need after its copy
         head = state.waiting.head
-        # A margin of one block per running request: a policy may keep room for their next tokens.
+        # Less one block per running request: a policy may keep room for their next tokens.
         return head is not None and head.num_tokens <= (free - state.num_running) * size

@@ -13,10 +13,10 @@ from nexusbench.kv.manager import KVCacheManager
 
 
 class Movers:
-    """Starts copies on the device and books them when they have ended.
+    """Starts copies on the device, and changes queues and pools when they have ended.
 
-    A request on the move holds blocks on both sides and is in flight (I11), so its books always
-    balance (I3); the near side is freed when the far side is complete.
+    A request whose blocks are being copied holds blocks in both pools and is in flight (I11); those
+    in the source pool are freed when the copy has ended (I3).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Movers:
         self._under_way: dict[int, tuple[Transfer, int]] = {}  # and since when (ns)
 
     def start(self, transfer: Transfer) -> None:
-        """Submit a planned copy of what its request has computed."""
+        """Submit a planned copy: the bytes of the tokens that its request has computed."""
         state, number = self._state, self._started
         self._started = number + 1
         self._under_way[number] = (transfer, state.now)
@@ -45,7 +45,7 @@ class Movers:
         self._device.transfer(number, transfer.source, transfer.target, filled * self._block_bytes)
 
     def complete(self, output: TransferOutput) -> None:
-        """Hand the request over to the far pool and free the near side."""
+        """The request holds its blocks in the target pool now; free those in the source pool."""
         state = self._state
         if output.end_ns < state.now:
             raise InvariantBreach("I2", f"copy {output.transfer} ended before {state.now} ns")
@@ -71,5 +71,5 @@ class Movers:
             tables["admitted"].row(request.index, output.end_ns, request.num_computed_tokens)
 
     def blocks_ahead(self, pool: int) -> list[list[int]]:
-        """Blocks of ``pool`` that requests on their way there hold already (for I3)."""
+        """Blocks of ``pool`` that are held as targets of copies under way (for I3)."""
         return [move.blocks for move, _ in self._under_way.values() if move.target == pool]

@@ -158,7 +158,7 @@ def _torch_product(
 ) -> torch.Tensor:
     """The fastest way of torch for this dtype and number of rows (docs/decisions/0010).
 
-    On a GPU cuBLAS knows by itself. On a CPU, as the left factor the weight is streamed faster: 1.2
+    On a GPU cuBLAS chooses. On a CPU the weight is streamed faster as the left factor: 1.2
     to 1.4 times in bf16, up to 3.5 times in fp32; at one row and from a few hundred (bf16) or eight
     (fp32) on, F.linear is as good.
     """

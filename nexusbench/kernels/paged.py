@@ -81,7 +81,7 @@ class PagedKV:
         shape = (num_blocks, block_size, 2, heads.num_kv_heads, heads.head_dim)
         try:
             self.layers = [LayerKV(_zeros(shape, dtype, device)) for _ in range(num_layers)]
-        except RuntimeError as error:  # what torch raises for want of memory, on any device
+        except RuntimeError as error:  # torch's error for too little memory, on any device
             wanted = num_layers * num_blocks * block_size * heads.kv_size * dtype.itemsize
             raise UsageError(
                 f"no memory for a KV cache of {num_blocks:,} blocks ({wanted / 1e9:.1f} GB): "

@@ -217,7 +217,7 @@ def _order(
 ) -> tuple[Ints, list[tuple[int, int]]]:
     """The order of sequences, and the (start, stop) of each bucket of decodes.
 
-    Decodes come first, longest first where more than one bucket pays; a bucket is closed when its
+    Decodes are first, longest first where more than one bucket pays; a bucket is closed when its
     padding exceeds ``padded_blocks``. Chunks follow: those without context by size, so that equal
     ones are neighbours, then the rest.
     """
@@ -275,7 +275,7 @@ def query_tiles(
 ) -> tuple[Ints, Ints]:
     """(sequence, first row within it) of every tile of ``tile`` query rows.
 
-    The tiles that see the most keys (late in their sequence, after a long one of ``contexts``) come
+    The tiles that see the most keys (late in their sequence, after a long one of ``contexts``) are
     first, so that the longest do not run alone at the end.
     """
     sizes = np.diff(_ints(query_starts))

@@ -60,7 +60,7 @@ class Rotary:
 
     def table(self, longest: int) -> torch.Tensor:
         """The rotations of all positions up to ``longest`` at least; it never gets shorter."""
-        with self._lock:  # two workers may both want it longer
+        with self._lock:  # two workers may extend it at once
             if longest >= len(self._table):
                 self._table = self._rotations(1 << longest.bit_length())
             return self._table

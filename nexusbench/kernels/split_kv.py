@@ -4,7 +4,7 @@ LeanAttention (arXiv 2405.10480, section 4): keys of all outputs (a sequence and
 one line of tiles, and every program takes an equal stretch of it, across heads and sequences. Here
 with the two-kernel fix-up: programs only write, a second launch merges the outputs that lie in more
 than one stretch. The paper's single kernel waits for its neighbours in flight, which needs all
-programs resident at a time; on a partition of unknown load nobody can promise that.
+programs resident at a time; on a partition of unknown load that is not guaranteed.
 
 Where a sequence is cut depends on its batch mates and on the partition's SMs, and so do the last
 bits of its result, as with every split of keys that follows the load.
@@ -30,7 +30,7 @@ MERGE_FIELDS = 4
 
 @dataclass(frozen=True, slots=True)
 class SplitKv:
-    """Who computes what: program p the rows ``starts[p]:starts[p + 1]`` of ``segments``.
+    """The work of each program: p computes the rows ``starts[p]:starts[p + 1]`` of ``segments``.
 
     A segment [sequence, KV head, first key, last key + 1, slot] is a run of keys of one output;
     ``slot`` is where its partial result goes, or -1 if it is the whole output. A row of ``merges``
@@ -73,7 +73,7 @@ def split_kv(lengths: IntsLike, num_kv_heads: int, tile: int, programs: int) -> 
     longer = total - (most - 1) * used  # programs that take one tile more than the others
     number = np.arange(used + 1)
     borders = np.minimum(number, longer) * most + np.maximum(number - longer, 0) * (most - 1)
-    # Both are sorted, so one merge tells every cut its output and its program: how many ends and
+    # Both are sorted, so one merge gives every cut its output and its program: how many ends and
     # how many borders lie at or before it. Searching each would take half of the plan's time.
     both = np.concatenate([ends, borders])
     order = np.argsort(both, kind="stable")

@@ -17,8 +17,8 @@ LISTED_AT_ONCE = 1 << 16  # blocks of a pool that get a place in the lists when 
 class BlockPool:
     """``num_blocks`` blocks with reference counts.
 
-    A free block is either *blank* (its content is of no use to anyone) or *cached* (its content
-    carries a published hash and may be hit again). Blank blocks are given out first, then cached
+    A free block is either *blank* (its content cannot be found) or *cached* (its content
+    has a published hash and may be hit again). Blank blocks are given out first, then cached
     ones, least recently freed first; a request's blocks are freed last block first, so its tail is
     evicted before its head, which is the part that other prompts can share. :meth:`untake` and
     :meth:`unrelease` undo exactly, in reverse order, which is how a refused plan leaves no trace
@@ -45,7 +45,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds, cached ones included."""
+        """Blocks that no request holds, cached ones included."""
         return len(self.blank) + len(self.cached) + self.num_blocks - self.num_listed
 
     def _list(self, count: int) -> None:
@@ -149,7 +149,7 @@ class BlockPool:
             del self._block_of[self._hash_of.pop(block)]
 
     def audit(self, holders: Iterable[list[int]]) -> str | None:
-        """What is wrong with the books, or None (invariant I3).
+        """What breaks invariant I3, or None.
 
         Free + held must be all blocks, none twice, and reference counts those of ``holders``
         exactly.
@@ -229,7 +229,7 @@ class KVCacheManager:
         return -(-num_tokens // self.block_size)
 
     def _key(self, request: Request, position: int) -> int:
-        """The hash of a request's full block: shared where the trace knows the content, else
+        """The hash of a request's full block: shared where the trace names its content, else
         private.
 
         Private keys let a preempted request find its own blocks again; they are negative, shared

@@ -35,7 +35,7 @@ def pick(values: IntArray, rows: IntArray) -> IntArray:
 
 
 def own_column(values: Any, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
-    """An array of our own; what is an array already is nobody else's."""
+    """An array of ``dtype``: copied from a list or array.array, shared with a numpy array."""
     own = isinstance(values, np.ndarray)
     return np.asarray(values, dtype=dtype) if own else np.array(values, dtype=dtype)
 
@@ -107,7 +107,7 @@ class Tokens(NamedTuple):
     owners: npt.NDArray[np.int32] | None = None  # of the gaps, where some were left out
 
 
-class _Chunk(NamedTuple):
+class _TokenChunk(NamedTuple):
     request: npt.NDArray[np.int32]  # sorted, stable
     time: IntArray
     before: IntArray  # the request's token before, -1 for none
@@ -118,7 +118,7 @@ def read_tokens(parts: Parts, times: IntArray, counts: IntArray, size: int) -> T
     """Tokens of ``size`` requests: ``parts()`` gives the log's token column in pieces, each time
     anew; ``times`` and ``counts`` are the times of the steps and how many tokens each made.
 
-    The pieces are read twice, to know how much room the gaps need.
+    The pieces are read twice: the first pass counts the gaps.
     """
     count = np.zeros(size, dtype=np.int64)
     for part in _pieces(parts()):
@@ -150,7 +150,7 @@ def read_tokens(parts: Parts, times: IntArray, counts: IntArray, size: int) -> T
 
 
 def apart(tokens: Tokens, parts: Parts) -> Tokens:
-    """Without the gaps of 0: those tokens came together, as in one chunk of a stream."""
+    """Without the gaps of 0, which lie between tokens of one delivery of a stream."""
     assert tokens.gaps is not None
     there = tokens.gaps > 0
     owners = gap_owners(parts, len(tokens.number))[there]
@@ -158,7 +158,7 @@ def apart(tokens: Tokens, parts: Parts) -> Tokens:
 
 
 def gap_owners(parts: Parts, size: int) -> npt.NDArray[np.int32]:
-    """Whose gap each of ``Tokens.gaps`` is."""
+    """The request of each of ``Tokens.gaps``."""
     seen = np.zeros(size, dtype=np.bool_)
     owners = [np.empty(0, dtype=np.int32)]
     for part in _pieces(parts()):
@@ -189,7 +189,7 @@ def _pieces(parts: Iterator[npt.NDArray[np.int32]]) -> Iterator[npt.NDArray[np.i
 
 def _chunks(
     parts: Iterator[npt.NDArray[np.int32]], times: IntArray, counts: IntArray, last: IntArray
-) -> Iterator[_Chunk]:
+) -> Iterator[_TokenChunk]:
     """Chunks of the token table by request; ``last`` is kept up to date between them."""
     ends = np.cumsum(counts)
     stop = 0
@@ -208,14 +208,14 @@ def _chunks(
         before = last[request]
         before[1:][same[1:]] = time[:-1][same[1:]]
         last[request] = time  # the last of equal indices wins: the latest token
-        yield _Chunk(request, time, before, order)
+        yield _TokenChunk(request, time, before, order)
 
 
 Tables = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 Where = Callable[[str, int], tuple[Path, int]]
 
 _CHANGED = "The file was changed after the run: restore it, or run again"
-# What happened when the engine's clock stood there: rows follow each other in time.
+# Tables whose rows are written at the engine's own time, so they are in order of time.
 _ORDERED = (
     "admitted", "kv_blocked", "submitted", "step_done", "repartitioned", "preempted", "ended",
 )  # fmt: skip
@@ -258,8 +258,8 @@ class Misfit(InputError):
 
 
 def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts: Facts) -> None:
-    """Everything that metrics take for granted of a stored log. Raises Misfit for the first row
-    that breaks it.
+    """Check what metrics assume of a stored log. Raises Misfit for the first row that does
+    not meet it.
     """
     for table, column, highest in _codes(facts):
         _check_range(table, column, tables[table][column], 0, highest)
@@ -268,7 +268,7 @@ def check_tables(tables: Tables, requests: Mapping[str, npt.NDArray[Any]], facts
             _check_range(table, column, values, -1 if column in _UNKNOWN else 0, None)
     for column in ("prompt_tokens", "output_tokens", "max_tokens"):
         _check_range("requests", column, requests[column], 0, None)
-    # A client's rows are in the order of what it heard, which each metric sorts for itself.
+    # A client writes rows in the order of deliveries; metrics that need another order sort them.
     for table in _ORDERED if facts.observed == "engine" else ():
         _check_order(table, "time", tables[table]["time"])
     for table in _ONCE:

@@ -1,4 +1,4 @@
-"""What a metric is, and how all of them are found: drop a file with a subclass into this folder."""
+"""The base classes of metrics, and how the metrics of this folder and of plug-ins are found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGE = "nexusbench.metrics"
 _TEXTS = ("tag", "unit", "title", "formula")
 
 
-class Place(msgspec.Struct, frozen=True):
+class TablePlace(msgspec.Struct, frozen=True):
     """Where a metric stands in the table of results, and how it is written there.
 
     ``order`` counts within the section ``family``, from small to large. There is one row for each
@@ -42,7 +42,7 @@ class Place(msgspec.Struct, frozen=True):
     part_of: str = ""
     only_if_any: bool = False  # no row where it is 0 in every column
     per_gpu: bool = False  # divided by the GPUs too, where columns differ in their number
-    better: Direction | None = None  # marks the best of the row otherwise than ``direction`` says
+    better: Direction | None = None  # overrides ``direction`` where the best of a row is marked
 
 
 class Metric(ABC):
@@ -60,13 +60,13 @@ class Metric(ABC):
     title: ClassVar[str]
     formula: ClassVar[str]
     kind: ClassVar[Literal["distribution", "scalar"]]
-    place: ClassVar[Place | None] = None
-    # It is about what only the engine sees: a log that a client wrote has no value of it.
+    place: ClassVar[TablePlace | None] = None
+    # Computed from events of the engine only: undefined for a log that a client wrote.
     needs_engine: ClassVar[bool] = False
-    # It counts requests that were turned away, or counts them as misses: they never improve it.
+    # Rejected requests count, as such or as misses: rejecting requests does not improve the value.
     counts_refused: ClassVar[bool] = False
 
-    # The reason, where one line says it for every run.
+    # Printed where there is no value; override ``reason`` if it depends on the run.
     no_value: ClassVar[str] = "the run has nothing to compute it from"
 
     def reason(self, run: RunEvents) -> str:
@@ -94,7 +94,7 @@ class Scalar(Metric):
         """The value in ``unit``; None where it is not defined for the run."""
 
 
-class Found(NamedTuple):
+class FoundMetrics(NamedTuple):
     """Metrics by tag; and by name of the module or tag, why others cannot be used."""
 
     metrics: dict[str, Metric]
@@ -106,7 +106,7 @@ def load_metrics() -> dict[str, Metric]:
     return find_metrics().metrics
 
 
-def find_metrics() -> Found:
+def find_metrics() -> FoundMetrics:
     """All metrics: modules of this folder in alphabetical order, then entry points of its name.
 
     One that cannot be imported, lacks a declaration or takes the tag of an earlier one disables
@@ -116,7 +116,7 @@ def find_metrics() -> Found:
     names = sorted(f"{PACKAGE}.{module.name}" for module in pkgutil.iter_modules(package.__path__))
     entries = installed_plugins(PACKAGE)
     names += sorted({entry.value.partition(":")[0].strip() for entry in entries})
-    found = Found({}, {})
+    found = FoundMetrics({}, {})
     for name in dict.fromkeys(names):
         try:
             module = import_plugin(name, "metric")
@@ -126,16 +126,17 @@ def find_metrics() -> Found:
         for value in list(vars(module).values()):
             if _declares_metric(value, name):
                 _add(found, value)
-    return found
+    # By tag, so that the order in summaries and sweeps does not depend on the files.
+    return found._replace(metrics=dict(sorted(found.metrics.items())))
 
 
 @cache
 def tags_counting_refused() -> frozenset[str]:
-    """Tags of the metrics that turning requests away does not improve, looked up once."""
+    """Tags of the metrics that rejecting requests does not improve, looked up once."""
     return frozenset(tag for tag, metric in load_metrics().items() if metric.counts_refused)
 
 
-def _add(found: Found, cls: type[Metric]) -> None:
+def _add(found: FoundMetrics, cls: type[Metric]) -> None:
     name = f"{cls.__module__}.{cls.__qualname__}"
     try:
         metric = cls()
@@ -167,7 +168,7 @@ def _declares_metric(value: object, module: str) -> bool:
 
 @cache
 def check_declaration(cls: type[Metric]) -> None:
-    """Raises UsageError naming what a metric's class must declare and does not, or not rightly."""
+    """Raises UsageError naming the first attribute of a metric's class that is missing or wrong."""
     name = f"metric {cls.__module__}.{cls.__qualname__}"
     for attribute in _TEXTS:
         text = getattr(cls, attribute, None)
@@ -180,7 +181,7 @@ def check_declaration(cls: type[Metric]) -> None:
     if cls.place is None:
         return
     try:
-        place = msgspec.convert(msgspec.to_builtins(cls.place), Place)
+        place = msgspec.convert(msgspec.to_builtins(cls.place), TablePlace)
     except (TypeError, msgspec.ValidationError) as error:
         raise UsageError(f"{name} has no usable 'place': {error}") from None
     if not f"{place.title}{place.unit or ''}".isprintable():

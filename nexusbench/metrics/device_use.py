@@ -1,4 +1,4 @@
-"""What a run used of its device: KV blocks, SMs and how they were split, and its limits."""
+"""Metrics of the device: KV cache, SM splits, and use of its measured limits (MFU, MBU)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nexusbench.core.events import PREEMPTION_KINDS
 from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work
 from nexusbench.metrics.arrays import IntArray, stable_order, time_with_several
-from nexusbench.metrics.base import Place, Scalar
+from nexusbench.metrics.base import Scalar, TablePlace
 from nexusbench.metrics.launches import later_layers
 from nexusbench.metrics.run_events import RunEvents
 
@@ -32,7 +32,7 @@ class Preemptions(Scalar):
     tag, unit, direction = "preemptions", "times", "lower"
     title = "preemptions"
     formula = "sum(v_i, i in M)"
-    place = Place("memory", 10, unit="")
+    place = TablePlace("memory", 10, unit="")
 
     def value(self, run: RunEvents) -> float:
         """A count over measured requests."""
@@ -71,7 +71,7 @@ class MeanKvUse(Scalar):
     tag, unit, direction = "kv_use_mean", "%", "none"
     title = "KV use, mean"
     formula = "100 sum(u_j y_j) / (K sum(y_j)), y_j = busy time between launches j and j+1"
-    place = Place("memory", 20)
+    place = TablePlace("memory", 20)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; the use seen at a launch holds until the next one, idle time does not count."""
@@ -93,7 +93,7 @@ class PeakKvUse(Scalar):
     tag, unit, direction = "kv_use_peak", "%", "none"
     title = "KV use, peak"
     formula = "100 max(u_j) / K"
-    place = Place("memory", 30)
+    place = TablePlace("memory", 30)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent."""
@@ -103,12 +103,12 @@ class PeakKvUse(Scalar):
 
 
 class PrefixHitRate(Scalar):
-    """Share of prompt tokens that came from the prefix cache."""
+    """Share of prompt tokens found in the prefix cache."""
 
     tag, unit, direction = "prefix_hit_rate", "%", "higher"
     title = "prefix hit rate"
     formula = "100 sum(c_i) / sum(p_i), i in M admitted; c_i at the first admission"
-    place = Place("memory", 40)
+    place = TablePlace("memory", 40)
 
     def value(self, run: RunEvents) -> float | None:
         """Percent; hits of a request on its own blocks after a preemption are no reuse and left
@@ -123,7 +123,7 @@ class PrefixHitRate(Scalar):
         return 100 * int(found.sum()) / prompt
 
     def reason(self, run: RunEvents) -> str:
-        """A server need not say what it found, nor say what can be."""
+        """A server may leave out cached tokens, or report impossible numbers of them."""
         known = run.facts.observed == "engine"
         client = "not every answer says what was found cached, or says what can be"
         return super().reason(run) if known else client
@@ -156,7 +156,7 @@ class PrefillSms(_MeanSms):
 
     tag, title, partition = "sms_prefill", "SMs of prefill", "prefill"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition prefill"
-    place = Place("splits", 10, title="SMs of prefill, mean", unit="")
+    place = TablePlace("splits", 10, title="SMs of prefill, mean", unit="")
 
 
 class DecodeSms(_MeanSms):
@@ -164,7 +164,7 @@ class DecodeSms(_MeanSms):
 
     tag, title, partition = "sms_decode", "SMs of decode", "decode"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition decode"
-    place = Place("splits", 20, title="SMs of decode, mean", unit="")
+    place = TablePlace("splits", 20, title="SMs of decode, mean", unit="")
 
 
 class WholeSms(_MeanSms):
@@ -172,7 +172,7 @@ class WholeSms(_MeanSms):
 
     tag, title, partition = "sms_all", "SMs undivided", "all"
     formula = "sum(m_j (d_j - b_j)) / sum(d_j - b_j), j on partition all"
-    place = Place("splits", 30, title="SMs undivided, mean", unit="")
+    place = TablePlace("splits", 30, title="SMs undivided, mean", unit="")
 
 
 class TimeInForce(Scalar):
@@ -182,7 +182,7 @@ class TimeInForce(Scalar):
     tag, unit, direction = "split_in_force", "%", "none"
     title = "split in force"
     formula = "100 |{t : two partitions compute}| / B"
-    place = Place("splits", 40, unit="% of busy")
+    place = TablePlace("splits", 40, unit="% of busy")
 
     def value(self, run: RunEvents) -> float | None:
         """Percent of the device's busy time."""
@@ -206,7 +206,7 @@ class Repartitions(Scalar):
     tag, unit, direction = "repartitions", "times", "none"
     title = "re-partitions"
     formula = "R = |{changes of the split after the first launch}|"
-    place = Place("splits", 50, unit="")
+    place = TablePlace("splits", 50, unit="")
 
     def value(self, run: RunEvents) -> float:
         """A count."""
@@ -309,7 +309,7 @@ class _Utilization(Scalar):
         """Seconds that the work takes at the limit."""
 
     def value(self, run: RunEvents) -> float | None:
-        """Percent; None where work or limit are not known."""
+        """Percent; None where the work or the limit is unknown."""
         work, busy = run.facts.work, run.busy.length
         if work is None or not busy:
             return None
@@ -317,7 +317,7 @@ class _Utilization(Scalar):
         return None if counts is None else 100 * self.share(counts, work) * NS_PER_S / busy
 
     def reason(self, run: RunEvents) -> str:
-        """What is not known."""
+        """Names the missing input."""
         if run.facts.work is None:
             return "the limits of this device were not measured"
         if not run.busy.length:
@@ -330,7 +330,7 @@ class FlopUtilization(_Utilization):
 
     tag, title = "mfu", "MFU"
     formula = "100 sum(o_j) / (P B)"
-    place = Place("splits", 70, unit="% of GEMM rate")
+    place = TablePlace("splits", 70, unit="% of GEMM rate")
 
     def share(self, counts: Counts, work: Work) -> float:
         """Seconds of GEMM."""
@@ -342,7 +342,7 @@ class BandwidthUtilization(_Utilization):
 
     tag, title = "mbu", "MBU"
     formula = "100 sum(r_j) / (W B)"
-    place = Place("splits", 80, unit="% of read rate")
+    place = TablePlace("splits", 80, unit="% of read rate")
 
     def share(self, counts: Counts, work: Work) -> float:
         """Seconds of reading."""

@@ -132,7 +132,7 @@ def explain(run: RunEvents, request: int) -> Explanation:
 
 
 def _client_parts(run: RunEvents, request: int, end: int) -> dict[str, int]:
-    """What a client knows: when it sent, and when the first and the last token came."""
+    """The parts that a client can observe: sending, first token, last token, end."""
     marks = [int(run.arrival[request])]
     for time in (
         run.first_admitted[request],
@@ -186,8 +186,8 @@ def _add_waits(
     copies: Sequence[tuple[int, int]],
     parts: dict[str, int],
 ) -> None:
-    """Add the time in the waiting queue, less that of copies: whoever is swapped out waits for both
-    of them too. Each wait ends with an admission, or with the request.
+    """Add the time in the waiting queue, less that of copies: a request that is swapped out
+    waits for its copies too. Each wait ends with an admission, or with the request.
     """
     admitted = _times(run, "admitted", request)
     blocked = _times(run, "kv_blocked", request)

@@ -1,4 +1,4 @@
-"""Requests by prompt length or by tenant: who pays for what a scheduler gains on average."""
+"""Requests by prompt length or by tenant, each group with its own statistics."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from nexusbench.core.units import NS_PER_MS
 from nexusbench.metrics.arrays import MANY, BoolArray, FloatArray, to_ms
-from nexusbench.metrics.base import Distribution, Place
+from nexusbench.metrics.base import Distribution, TablePlace
 from nexusbench.metrics.run_events import RunEvents
 
 HELD_BACK = "every answer came in one delivery: the times between its tokens are unknown"
@@ -39,7 +39,7 @@ class TimeToFirstToken(Distribution):
     tag, unit, direction = "ttft", "ms", "lower"
     title = "time to first token"
     formula = "f_i - a_i, i in G"
-    place = Place("latency", 10, title="TTFT")
+    place = TablePlace("latency", 10, title="TTFT")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request."""
@@ -47,7 +47,7 @@ class TimeToFirstToken(Distribution):
 
 
 class LongPromptFirstToken(Distribution):
-    """TTFT of the longest twentieth of the trace's prompts: they may pay for a low mean."""
+    """TTFT of the longest twentieth of the prompts; serving short prompts first raises it."""
 
     tag, unit, direction = "ttft_long_prompts", "ms", "lower"
     title = "time to first token of the longest prompts"
@@ -80,7 +80,7 @@ class Queueing(Distribution):
     tag, unit, direction = "ttft_queueing", "ms", "lower"
     title = "queueing part of TTFT"
     formula = "s_i - a_i, i in G"
-    place = Place("latency", 11, title="queueing", part_of="ttft")
+    place = TablePlace("latency", 11, title="queueing", part_of="ttft")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request, so that its mean and that of service add up to TTFT's."""
@@ -94,7 +94,7 @@ class Service(Distribution):
     tag, unit, direction = "ttft_service", "ms", "lower"
     title = "service part of TTFT"
     formula = "f_i - s_i, i in G"
-    place = Place("latency", 12, title="service", part_of="ttft")
+    place = TablePlace("latency", 12, title="service", part_of="ttft")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per answered request."""
@@ -102,12 +102,12 @@ class Service(Distribution):
 
 
 class SendLag(Distribution):
-    """How late a client sent its requests: its own fault, and part of every latency."""
+    """How late a client sent its requests; the lag is part of every latency."""
 
     tag, unit, direction = "send_lag", "ms", "lower"
     title = "send lag"
     formula = "s_i - a_i, i in M sent; of a client's log, where s_i is when it was sent"
-    place = Place("host", 30, statistics=("p50", "p99", "max"))
+    place = TablePlace("host", 30, statistics=("p50", "p99", "max"))
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per request that was sent."""
@@ -128,7 +128,7 @@ class TimeBetweenTokens(Distribution):
     tag, unit, direction = "tbt", "ms", "lower"
     title = "time between tokens (ITL)"
     formula = "t_i,k - t_i,k-1 for k = 2..n_i, i in M, pooled"
-    place = Place("latency", 20, title="TBT (ITL)")
+    place = TablePlace("latency", 20, title="TBT (ITL)")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per gap; in 32 bits where there are very many."""
@@ -149,7 +149,7 @@ class TimeBetweenTokens(Distribution):
         return values
 
     def reason(self, run: RunEvents) -> str:
-        """A stream that is held back on its way has no gaps."""
+        """A stream whose tokens all arrived in one delivery has no gaps."""
         return HELD_BACK if (run.measured & came_at_once(run)).any() else super().reason(run)
 
 
@@ -159,7 +159,7 @@ class TimePerOutputToken(Distribution):
     tag, unit, direction = "tpot", "ms", "lower"
     title = "time per output token"
     formula = "(t_i,n - f_i) / (n_i - 1), i in F with n_i > 1"
-    place = Place("latency", 30, title="TPOT")
+    place = TablePlace("latency", 30, title="TPOT")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per finished request of two tokens or more, unless they came at once."""
@@ -168,7 +168,7 @@ class TimePerOutputToken(Distribution):
         return to_ms(time / (run.num_output_tokens[keep] - 1))
 
     def reason(self, run: RunEvents) -> str:
-        """A stream that is held back on its way tells nothing of its tokens' times."""
+        """Where all tokens of a stream arrived in one delivery, their times are unknown."""
         return HELD_BACK if (run.finished & came_at_once(run)).any() else super().reason(run)
 
 
@@ -178,7 +178,7 @@ class EndToEnd(Distribution):
     tag, unit, direction = "e2e", "ms", "lower"
     title = "end-to-end latency"
     formula = "e_i - a_i, i in F"
-    place = Place("latency", 40, title="end to end")
+    place = TablePlace("latency", 40, title="end to end")
 
     def values(self, run: RunEvents) -> FloatArray:
         """One value per finished request."""

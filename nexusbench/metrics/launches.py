@@ -1,24 +1,25 @@
-"""What the device launched: batches and pieces of chunks, how well the belief knew, host gaps."""
+"""Metrics of launches: batch sizes, busy time, contention, belief error, host gaps."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from nexusbench.core.units import NS_PER_US
 from nexusbench.core.work import HostGap
 from nexusbench.metrics.arrays import BoolArray, FloatArray, IntArray
-from nexusbench.metrics.base import Distribution, Place, Scalar
+from nexusbench.metrics.base import Distribution, Scalar, TablePlace
 from nexusbench.metrics.run_events import RunEvents
 
 
 def later_layers(run: RunEvents) -> BoolArray:
     """For each row of ``chunk``, whether it goes on with the chunk of its request's row before.
 
-    A launch of some layers writes a row for each chunk as a whole launch does. Nobody computes the
-    same tokens twice unless a preemption lies between, so a row that repeats tokens and context of
-    the row before without one is the same chunk, further on.
+    A launch of some layers writes a row for each chunk as a whole launch does. Tokens are
+    computed twice only after a preemption, so a row that repeats tokens and context of the row
+    before, without a preemption between them, is a later part of the same chunk.
     """
     order, same = _compare(run)
     later = np.zeros(len(order), dtype=np.bool_)
@@ -51,7 +52,7 @@ def _compare(run: RunEvents) -> tuple[IntArray, BoolArray]:
     request = np.concatenate((chunk["request"], preempted["request"]))
     times = np.concatenate((time, preempted["time"]))
     is_chunk = np.arange(len(request)) < count
-    # A preemption comes before a launch at the same moment.
+    # Of a preemption and a launch at the same time the preemption is first.
     order = np.lexsort((is_chunk, times, request))
     lost = np.cumsum(~is_chunk[order])[is_chunk[order]]  # preemptions before each row
     order = order[is_chunk[order]]
@@ -110,12 +111,12 @@ class ContentionShare(Scalar):
     tag, unit, direction = "contention", "%", "lower"
     title = "contention"
     formula = "100 sum(max(0, d_j - b_j - z_j)) / sum(d_j - b_j), z_j known"
-    # What runs one batch at a time has no contention: that is no merit.
-    place = Place("splits", 60, unit="% of compute", better="none")
+    # A scheduler that runs one batch at a time has no contention: no value is marked as best.
+    place = TablePlace("splits", 60, unit="% of compute", better="none")
     no_value = "the device does not know the time of a launch without its neighbour"
 
     def value(self, run: RunEvents) -> float | None:
-        """Percent; None where the device cannot know the time alone."""
+        """Percent; None where the device does not report the time of a launch alone."""
         launches = run.launches
         known = launches.solo >= 0
         actual = (launches.end - launches.start)[known]
@@ -125,35 +126,27 @@ class ContentionShare(Scalar):
         return 100 * int(np.maximum(actual - launches.solo[known], 0).sum()) / total
 
 
-def _any_launch(run: RunEvents) -> BoolArray:
-    return np.ones(len(run.launches.row), dtype=np.bool_)
-
-
-def _alone(run: RunEvents) -> BoolArray:
-    """Launches that no neighbour slowed down; none where solo is unknown."""
-    duration = run.launches.end - run.launches.start
-    return (run.launches.solo >= 0) & (run.launches.solo >= duration)
-
-
-def _corunning(run: RunEvents) -> BoolArray:
-    duration = run.launches.end - run.launches.start
-    return (run.launches.solo >= 0) & (run.launches.solo < duration)
-
-
 class _Belief(Distribution):
-    """Relative error of the predicted time of launches that had a prediction."""
+    """Relative error of the predicted time of launches that had a prediction, percent."""
 
     needs_engine = True
     unit = "%"
     no_value = "no such launch had a prediction"
+    # Of these launches. Where the time without a neighbour is unknown, a launch is of no kind.
+    kind_of_launch: ClassVar[Literal["any", "alone", "corunning"]] = "any"
+    signed: ClassVar[bool] = False  # above 0 the belief is too slow
 
-    def error(self, run: RunEvents, which: BoolArray) -> FloatArray:
-        """Signed error in percent of the actual time."""
-        actual = run.launches.end - run.launches.start
+    def values(self, run: RunEvents) -> FloatArray:
+        """One value per predicted launch of the kind."""
+        launches = run.launches
+        actual = launches.end - launches.start
         predicted = run.of_launches("predicted")
-        keep = which & (predicted >= 0) & (actual > 0)
+        keep = (predicted >= 0) & (actual > 0)
+        if self.kind_of_launch != "any":
+            keep &= launches.solo >= 0
+            keep &= (launches.solo >= actual) == (self.kind_of_launch == "alone")
         error: FloatArray = 100 * (predicted[keep] - actual[keep]) / actual[keep]
-        return error
+        return error if self.signed else np.abs(error)
 
 
 class BeliefError(_Belief):
@@ -161,67 +154,50 @@ class BeliefError(_Belief):
 
     tag, direction, title = "belief_error", "lower", "belief error (mean is MAPE)"
     formula = "100 |w_j - (d_j - b_j)| / (d_j - b_j), w_j known"
-    place = Place("splits", 90, title="belief error, MAPE", statistics=("mean",))
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch."""
-        return np.abs(self.error(run, _any_launch(run)))
+    place = TablePlace("splits", 90, title="belief error, MAPE", statistics=("mean",))
 
 
 class BeliefBias(_Belief):
     """Signed error; above 0 the belief is too slow."""
 
+    signed = True
     tag, direction, title = "belief_bias", "none", "belief bias (signed)"
     formula = "100 (w_j - (d_j - b_j)) / (d_j - b_j), w_j known"
-    place = Place("splits", 100, title="belief bias", statistics=("mean",))
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch."""
-        return self.error(run, _any_launch(run))
+    place = TablePlace("splits", 100, title="belief bias", statistics=("mean",))
 
 
 class BeliefErrorAlone(_Belief):
     """Size of the error of launches without a neighbour."""
 
+    kind_of_launch = "alone"
     tag, direction, title = "belief_error_alone", "lower", "belief error, alone"
     formula = "belief_error of j with z_j = d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that ran alone."""
-        return np.abs(self.error(run, _alone(run)))
 
 
 class BeliefBiasAlone(_Belief):
     """Signed error of launches without a neighbour."""
 
+    kind_of_launch = "alone"
+    signed = True
     tag, direction, title = "belief_bias_alone", "none", "belief bias, alone"
     formula = "belief_bias of j with z_j = d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that ran alone."""
-        return self.error(run, _alone(run))
 
 
 class BeliefErrorCorunning(_Belief):
     """Size of the error of launches that a neighbour slowed down."""
 
+    kind_of_launch = "corunning"
     tag, direction, title = "belief_error_corunning", "lower", "belief error, co-running"
     formula = "belief_error of j with z_j < d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that was slowed down."""
-        return np.abs(self.error(run, _corunning(run)))
 
 
 class BeliefBiasCorunning(_Belief):
     """Signed error of launches that a neighbour slowed down."""
 
+    kind_of_launch = "corunning"
+    signed = True
     tag, direction, title = "belief_bias_corunning", "none", "belief bias, co-running"
     formula = "belief_bias of j with z_j < d_j - b_j"
-
-    def values(self, run: RunEvents) -> FloatArray:
-        """One value per predicted launch that was slowed down."""
-        return self.error(run, _corunning(run))
 
 
 class _Gap(Scalar):
@@ -246,7 +222,7 @@ class MeanGap(_Gap):
 
     tag, title = "host_gap", "host gap"
     formula = "mean(y_j), j submitted as soon as its partition's launch before had ended"
-    place = Place("host", 20, title="host gap, mean", unit="µs")
+    place = TablePlace("host", 20, title="host gap, mean", unit="µs")
 
     def of(self, gaps: list[HostGap]) -> float:
         """All gaps over their number."""

@@ -14,7 +14,7 @@ from nexusbench.metrics.arrays import FloatArray, IntArray
 from nexusbench.metrics.base import Scalar
 from nexusbench.metrics.run_events import RunEvents
 
-# Of fewer requests no trend can be told from chance.
+# With fewer requests a trend cannot be distinguished from chance.
 FEWEST = 20
 # The late ones must grow by this share of all that arrive, over the arrivals as a whole ...
 GROWTH = 0.1
@@ -102,7 +102,7 @@ def _span(run: RunEvents) -> int:
 
 
 class _Served(NamedTuple):
-    """What was served or still is; times in ns, ``end`` infinite where there is none yet."""
+    """Requests that were served or still are; times in ns, ``end`` infinite without an end."""
 
     arrival: IntArray
     stay: FloatArray  # what it needs unhindered
@@ -112,8 +112,8 @@ class _Served(NamedTuple):
 
 
 def _served(run: RunEvents) -> _Served | None:
-    """None for fewer than FEWEST. What was rejected, failed or called off neither waits to be
-    served nor is: it is told elsewhere.
+    """None for fewer than FEWEST. Rejected, failed and cancelled requests are left
+    out: they neither wait nor are served.
     """
     served = run.finished | (run.measured & (run.outcome < 0))
     if int(served.sum()) < FEWEST or not run.answered.any():
@@ -159,7 +159,7 @@ def _late_grow(served: _Served, weight: FloatArray | IntArray) -> bool:
     steps = np.diff(quarters)
     growth = (quarters[-1] - quarters[0]) * _QUARTERS / (_QUARTERS - 1)
     enough = growth >= GROWTH * weight[arrival <= stop].sum()
-    # What was worked off by the last arrival was a burst.
+    # A burst that was worked off by the last arrival is no overload.
     there = late[-_POINTS // _LAST :].mean() >= GROWTH * weight[arrival <= stop].sum()
     return bool(enough and there and steps.min() >= STEADY * steps.mean())
 

@@ -1,9 +1,9 @@
-"""How much a statistic of one run owes to the requests that happened to come: the delete-a-block
-jackknife over blocks of time (Quenouille 1949; Kuensch 1989 for dependent data).
+"""The sampling noise of one run's statistics: the delete-a-block jackknife over blocks
+of time (Quenouille 1949; Kuensch 1989 for dependent data).
 
-Requests of one run wait for each other, so that they are no independent samples; ten stretches of
-the run nearly are. Two runs of one trace are compared by the difference of their statistics without
-the same block: what the trace does to both is no noise of the comparison.
+Requests of one run wait for each other, so they are not independent samples; ten stretches of the
+run nearly are. Two runs of one trace are compared by the difference of their statistics without the
+same block: an effect of the trace on both cancels out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What held at each moment of a run, exactly: requests waiting and running, KV blocks, SMs at work.
+"""The state of a run at each moment: requests waiting and running, KV blocks, SMs computing.
 
 Step functions are a pair of arrays: ``times`` (ns, growing) and the value that holds from each of
 them until the next. They cover all of the log, the warm-up too.
@@ -14,7 +14,7 @@ from nexusbench.metrics.arrays import FloatArray, IntArray
 from nexusbench.metrics.run_events import RunEvents
 
 
-class Steps(NamedTuple):
+class StepFunction(NamedTuple):
     """A step function: ``values[i]`` holds from ``times[i]`` until ``times[i + 1]``."""
 
     times: IntArray
@@ -34,7 +34,7 @@ def queue_over_time(run: RunEvents) -> Queue:
     tables = run.tables
     admitted = np.bincount(tables["admitted"]["request"], minlength=run.num_requests)
     preempted = np.bincount(tables["preempted"]["request"], minlength=run.num_requests)
-    # Whoever was admitted once more often than preempted was running when it ended.
+    # A request with one admission more than preemptions was running when it ended.
     ended_running = (admitted > preempted)[tables["ended"]["request"]].astype(np.int64)
     parts = [
         (tables["arrived"]["time"], 1, 0),
@@ -56,7 +56,7 @@ def queue_over_time(run: RunEvents) -> Queue:
     )
 
 
-def kv_over_time(run: RunEvents) -> Steps:
+def kv_over_time(run: RunEvents) -> StepFunction:
     """KV blocks in use as seen at each launch, and none from when the last running request left."""
     submitted, queue = run.tables["submitted"], queue_over_time(run)
     empty = queue.times[queue.running == 0]
@@ -64,9 +64,9 @@ def kv_over_time(run: RunEvents) -> Steps:
     values = np.concatenate((np.zeros_like(empty), submitted["kv_used"]))
     order = np.argsort(times, kind="stable")
     times, values = times[order], values[order]
-    # Of several rows at one moment the last holds: a launch comes after the ends before it.
+    # Of several rows at one time the last holds: a launch is logged after the ends before it.
     last = np.append(times[1:] != times[:-1], True) if len(times) else np.zeros(0, dtype=np.bool_)
-    return Steps(times[last], values[last])
+    return StepFunction(times[last], values[last])
 
 
 def sms_at_work(run: RunEvents, partition: int, edges: IntArray) -> FloatArray:
@@ -86,16 +86,16 @@ def sms_at_work(run: RunEvents, partition: int, edges: IntArray) -> FloatArray:
     return mean
 
 
-def split_over_time(run: RunEvents) -> Steps:
+def split_over_time(run: RunEvents) -> StepFunction:
     """The row of the split table that was in force."""
     changes = run.tables["repartitioned"]
-    return Steps(changes["time"], changes["split"])
+    return StepFunction(changes["time"], changes["split"])
 
 
-def at_edges(steps: Steps, edges: IntArray, reduce: np.ufunc = np.maximum) -> IntArray:
+def at_edges(steps: StepFunction, edges: IntArray, reduce: np.ufunc = np.maximum) -> IntArray:
     """``reduce`` (maximum, minimum) of a step function over each interval between ``edges``.
 
-    What held when an interval began is part of it; before the first step the value is 0.
+    The value at the begin of an interval is part of it; before the first step it is 0.
     """
     times = np.concatenate(([np.iinfo(np.int64).min], steps.times))
     # One more at the end, so that an interval may end with the last of them.

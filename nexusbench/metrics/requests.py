@@ -1,4 +1,4 @@
-"""What became of the requests, how many per second, within which SLO, and at what cost."""
+"""Metrics of whole requests: outcomes, throughput, goodput under an SLO, cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from nexusbench.core.events import OUTCOMES
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.metrics.arrays import BoolArray, FloatArray, stable_order
-from nexusbench.metrics.base import Place, Scalar
+from nexusbench.metrics.base import Scalar, TablePlace
 from nexusbench.metrics.latency import came_at_once
 from nexusbench.metrics.run_events import RunEvents
 
@@ -43,11 +43,11 @@ class Finished(_Ended):
 
     tag, direction, title = "finished", "higher", "finished"
     formula = "|F|"
-    place = Place("throughput", 10, title="requests finished", unit="")
+    place = TablePlace("throughput", 10, title="requests finished", unit="")
 
 
 class FinishedWork(Scalar):
-    """Share of the offered tokens whose requests finished: long ones turned away show in it."""
+    """Share of the offered tokens whose requests finished; rejecting long requests lowers it."""
 
     counts_refused = True
     tag, unit, direction = "finished_work", "%", "higher"
@@ -69,7 +69,7 @@ class FinishedByToken(Scalar):
     tag, unit, direction = "finished_stop", "requests", "none"
     title = "finished by an end token"
     formula = "|{i in F : reason stop}|"
-    place = Place(
+    place = TablePlace(
         "throughput", 11, title="by an end token", unit="", part_of="finished", only_if_any=True
     )
 
@@ -87,7 +87,7 @@ class Rejected(_Ended):
 
     tag, direction, title = "rejected", "lower", "rejected"
     formula = "|{i in M : outcome rejected}|"
-    place = Place("throughput", 20, unit="", only_if_any=True)
+    place = TablePlace("throughput", 20, unit="", only_if_any=True)
 
 
 class Failed(_Ended):
@@ -95,7 +95,7 @@ class Failed(_Ended):
 
     tag, direction, title = "failed", "lower", "failed"
     formula = "|{i in M : outcome failed}|"
-    place = Place("throughput", 30, unit="", only_if_any=True)
+    place = TablePlace("throughput", 30, unit="", only_if_any=True)
 
 
 class Cancelled(_Ended):
@@ -103,7 +103,7 @@ class Cancelled(_Ended):
 
     tag, direction, title = "cancelled", "lower", "cancelled"
     formula = "|{i in M : outcome cancelled}|"
-    place = Place("throughput", 40, unit="", only_if_any=True)
+    place = TablePlace("throughput", 40, unit="", only_if_any=True)
 
 
 class Unfinished(Scalar):
@@ -113,7 +113,7 @@ class Unfinished(Scalar):
     tag, unit, direction = "unfinished", "requests", "lower"
     title = "unfinished"
     formula = "|{i in M : no outcome}|"
-    place = Place("throughput", 50, unit="", only_if_any=True)
+    place = TablePlace("throughput", 50, unit="", only_if_any=True)
 
     def value(self, run: RunEvents) -> float:
         """A count."""
@@ -127,7 +127,7 @@ class _Rate(Scalar):
 
     @abstractmethod
     def count(self, run: RunEvents) -> int:
-        """What is counted."""
+        """The count over the window."""
 
     def value(self, run: RunEvents) -> float | None:
         """The rate; None where the window is empty."""
@@ -152,7 +152,7 @@ class RequestThroughput(_Rate):
     tag, unit, direction = "request_throughput", "req/s", "higher"
     title = "request throughput"
     formula = "|F| / T"
-    place = Place("throughput", 60, per_gpu=True)
+    place = TablePlace("throughput", 60, per_gpu=True)
 
     def count(self, run: RunEvents) -> int:
         """Finished requests."""
@@ -165,7 +165,7 @@ class OutputThroughput(_Rate):
     tag, unit, direction = "output_throughput", "tok/s", "higher"
     title = "output token throughput"
     formula = "sum(n_i, i in M) / T"
-    place = Place("throughput", 70, title="output throughput", per_gpu=True)
+    place = TablePlace("throughput", 70, title="output throughput", per_gpu=True)
 
     def count(self, run: RunEvents) -> int:
         """Tokens generated for measured requests."""
@@ -206,8 +206,8 @@ def request_p99_gaps(run: RunEvents) -> FloatArray:
 
 
 def met(run: RunEvents) -> BoolArray:
-    """Which requests were measured, finished, and kept every bound of the run's SLO. A bound that
-    cannot be judged, for the tokens came all at once, is not kept.
+    """Which requests were measured, finished, and kept every bound of the run's SLO. A bound
+    on gaps counts as broken where all tokens of a request arrived in one delivery.
     """
     kept = run.finished.copy()
     for key, bound in run.facts.slo.items():
@@ -218,7 +218,7 @@ def met(run: RunEvents) -> BoolArray:
 
 
 def _reached(run: RunEvents, key: str) -> FloatArray:
-    """What each request reached under one SLO key, ns; only the finished are meaningful."""
+    """Each request's value under one SLO key, ns; defined for finished requests only."""
     if key == "ttft":
         return (run.first_token - run.arrival).astype(np.float64)
     if key == "e2e":
@@ -238,7 +238,7 @@ class Goodput(Scalar):
     title = "goodput"
     formula = "|{i in F : every SLO kept}| / T"
     no_value = _NO_SLO
-    place = Place("throughput", 80, per_gpu=True)
+    place = TablePlace("throughput", 80, per_gpu=True)
 
     def value(self, run: RunEvents) -> float | None:
         """The rate; None without an SLO."""
@@ -258,7 +258,7 @@ class Attainment(Scalar):
     tag, unit, direction = "attainment", "%", "higher"
     title = "SLO attainment"
     formula = "100 |{i in F : every SLO kept}| / |M|"
-    place = Place("throughput", 90, unit="% of offered")
+    place = TablePlace("throughput", 90, unit="% of offered")
 
     def value(self, run: RunEvents) -> float | None:
         """Percent of offered; failed, rejected, cancelled and unfinished requests are misses."""
@@ -281,7 +281,7 @@ class _PerToken(Scalar):
 
     @abstractmethod
     def rate(self, run: RunEvents) -> float | None:
-        """What one GPU uses per second; None where nobody said."""
+        """Use of one GPU per second; None where it is not given."""
 
     def value(self, run: RunEvents) -> float | None:
         """Use over the window per token generated for measured requests."""
@@ -291,7 +291,7 @@ class _PerToken(Scalar):
         return rate * run.facts.gpus * run.makespan / NS_PER_S / tokens
 
     def reason(self, run: RunEvents) -> str:
-        """Not asked for, or nothing generated."""
+        """No price or power is given, or no token was generated."""
         return "no token was generated" if self.rate(run) is not None else self.missing
 
     missing = ""
@@ -303,7 +303,7 @@ class CostPerMillionTokens(_PerToken):
     tag, unit = "cost_per_mtok", "$/M output tokens"
     title = "cost per million output tokens"
     formula = "1e6 g price T / (3600 sum(n_i, i in M)), g GPUs at price $/h each"
-    place = Place("throughput", 100, title="cost", unit="$/M output tok")
+    place = TablePlace("throughput", 100, title="cost", unit="$/M output tok")
     missing = "no price was given (--price-per-hour)"
 
     def rate(self, run: RunEvents) -> float | None:
@@ -318,7 +318,7 @@ class JoulesPerToken(_PerToken):
     tag, unit = "joules_per_token", "J/token"
     title = "energy per output token"
     formula = "g watts T / sum(n_i, i in M), g GPUs of watts each"
-    place = Place("throughput", 110, title="energy", unit="J/output token")
+    place = TablePlace("throughput", 110, title="energy", unit="J/output token")
     missing = "no power was given (--watts)"
 
     def rate(self, run: RunEvents) -> float | None:

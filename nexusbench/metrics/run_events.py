@@ -1,4 +1,4 @@
-"""A run as arrays: event tables, request columns, facts, and what follows from them."""
+"""A run as arrays: event tables, request columns, facts, and quantities derived from them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_slo(slo: Mapping[str, float]) -> dict[str, float]:
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the event log does not say; ``partitions``, ``splits``, ``strings`` decode its codes."""
+    """Facts beside the event log; ``partitions``, ``splits``, ``strings`` decode its codes."""
 
     simulated: bool
     num_sms: int
@@ -69,7 +69,9 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo: dict[str, float] = {}  # bounds in ms
     warmup_ns: int = 0
     gpus: int = 1
-    observed: Literal["engine", "client"] = "engine"  # who wrote the log: a client sees no launches
+    observed: Literal["engine", "client"] = (
+        "engine"  # the writer of the log: a client sees no launches
+    )
     price_per_hour: float | None = None  # dollars for one GPU
     watts: float | None = None  # of one GPU
     work: Work | None = None  # of a device whose limits were measured
@@ -109,8 +111,8 @@ class RunEvents:
     """All facts of one run. Arrays over requests are indexed by request; times are ns, -1 for
     "never".
 
-    Works on the log of a killed run too: what has no end counts as unfinished. "Measured" is what
-    began at or after ``warmup_ns``: requests by arrival, launches by start.
+    Works on the log of a killed run too: requests without an end count as unfinished. "Measured" is
+    what began at or after ``warmup_ns``: requests by arrival, launches by start.
     """
 
     def __init__(self, tables: Mapping[str, Columns], requests: Columns, facts: Facts) -> None:
@@ -241,7 +243,7 @@ class RunEvents:
     # Tokens ---------------------------------------------------------------------------------------
 
     def token_parts(self) -> Iterator[npt.NDArray[np.int32]]:
-        """Who got each token, in the order of the log, in pieces."""
+        """The request of each token, in the order of the log, in pieces."""
         source = self._token_source
         pieces = source.parts("token") if hasattr(source, "parts") else [source["token"]]
         for piece in pieces:
@@ -305,7 +307,7 @@ class RunEvents:
 
     @cached_property
     def gap_request(self) -> npt.NDArray[np.int32]:
-        """Whose gap each of ``gaps`` is."""
+        """The request of each of ``gaps``."""
         owners = self._tokens.owners
         return gap_owners(self.token_parts, self.num_requests) if owners is None else owners
 

@@ -1,4 +1,4 @@
-"""Where weights come from: safetensors files, memory-mapped, or a seed."""
+"""Sources of weights: safetensors files, memory-mapped, or random numbers by a seed."""
 
 from __future__ import annotations
 
@@ -168,8 +168,8 @@ class SafetensorFiles:
         return tensor
 
     def require_all_read(self, num_layers: int) -> None:
-        """Raise InputError for the first tensor of a layer that the decoder does not know: what it
-        would compute without it (a bias, a norm) is another model.
+        """Raise InputError for the first tensor of a layer that the decoder has no place for:
+        computed without it (a bias, a norm), it would be another model.
         """
         for name in sorted(self._where.keys() - self._asked):
             found = _OF_LAYER.match(name)

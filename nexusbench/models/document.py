@@ -103,7 +103,7 @@ def _read(path: Path) -> str:
 class ConfigDocument:
     """A parsed config.json whose every complaint names file, line and field.
 
-    ``name`` is what the model is called, ``source`` where it comes from, ``folder`` where its
+    ``name`` is the model's name, ``source`` the origin of the document, ``folder`` where its
     weights may lie (None for a shipped description).
     """
 
@@ -182,6 +182,7 @@ class ConfigDocument:
     def beside(self, name: str) -> ConfigDocument | None:
         """The document ``name`` in the same folder, if there is one. Raises as this one does."""
         path = None if self.folder is None else self.folder / name
-        if path is None or not os.path.lexists(path):  # a link to nothing is told, not left out
+        # A dangling link is not absence: reading it is the error.
+        if path is None or not os.path.lexists(path):
             return None
         return ConfigDocument(_read(path), str(path), self.name, self.source, self.folder)

@@ -79,7 +79,7 @@ class NativeLayers:
             layers.run(hidden, tokens, work, first=index, count=1, stages=native.LayerStage.PROJECT)
             attended = step.attention.run(qkv, kv.layers[index])
             if rows is not None and index == stop - 1:
-                # Nobody reads what the last layer would make of the other tokens.
+                # The outputs of the last layer for other tokens are not read: skip computing them.
                 hidden, attended = hidden.index_select(0, rows), attended.index_select(0, rows)
                 tokens = native.TokenBatch(step.positions[: len(rows)], step.slots[: len(rows)])
             after = native.Workspace(work.qkv, attended.contiguous(), work.normed, work.activated)

@@ -83,7 +83,8 @@ def greedy(logits: torch.Tensor) -> list[int]:
 def _nucleus(chances: torch.Tensor, top_p: float, draws: torch.Tensor) -> torch.Tensor:
     """Draw from the likeliest tokens of each row."""
     found, tokens = torch.topk(chances, min(_HEAD, chances.shape[1]), dim=-1)
-    # Whether the head will do decides the host, which on a GPU would have to wait to know.
+    # On a GPU everything is sorted: to check on the host whether the head is enough would make the
+    # host wait for the device.
     if chances.is_cuda or bool((found.sum(dim=-1) < top_p).any()):
         found, tokens = torch.sort(chances, dim=-1, descending=True, stable=True)
     before = found.cumsum(dim=-1) - found
@@ -132,7 +133,7 @@ def broken_rows(logits: torch.Tensor) -> list[int]:
 
 
 def whence(kv: PagedKV, blocks: Sequence[int]) -> str:
-    """In which layer a request whose logits are broken went wrong, as far as its keys tell."""
+    """The first layer of a request's KV with values that are not finite, as words for an error."""
     places = torch.as_tensor(list(blocks), dtype=torch.int64)
     for index, layer in enumerate(kv.layers):
         if not bool(torch.isfinite(layer.blocks.index_select(0, places)).all()):

@@ -1,1 +1,1 @@
-"""Who sizes the partitions, one file each."""
+"""Policies that size the partitions, one file each; see docs/adding-a-partitioner.md."""

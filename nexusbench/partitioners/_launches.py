@@ -1,4 +1,4 @@
-"""What a listening partitioner knows of a launch: when it began, on how many SMs, beside whom."""
+"""Launches as a partitioner observes them: when each began, on how many SMs, beside what."""
 
 from __future__ import annotations
 

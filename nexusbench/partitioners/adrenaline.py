@@ -18,13 +18,13 @@ from nexusbench.core.units import NS_PER_MS
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions
 
 DEFAULT_TTFT_MS = 1000.0
-MOST_PROMPTS = 256  # of the queue that are looked at
+MOST_PROMPTS = 256  # of the queue that are considered
 
 
 class AdrenalinePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
     """``ttft_ms`` is the prompts' SLO: else that of --goodput, else 1,000 ms, which is ours.
-    ``margin``: how many times faster than that prompts must be believed to be, for those that will
-    come before they are done and for what the belief does not see (ours). ``executor``: percent of
+    ``margin``: the predicted time of prompts must be that many times shorter, for later arrivals
+    and for what the belief leaves out (ours). ``executor``: percent of
     the SMs that the remote attention keeps in any case; it reaches 60 % of an A100's bandwidth with
     20 % of the SMs; to keep all attention on the decode GPU there is ``--scheduler vllm-pd``.
     ``delta``: hysteresis in percent of the SMs, ours.
@@ -40,7 +40,7 @@ class AdrenalinePartitioner(Partitioner[AdrenalinePartitionerOptions]):
     """Prefill gets the fewest SMs with which every prompt in the queue is believed to have its
     first token in time, all if one is late already (but for the executor's share).
 
-    Deviations: the paper profiles offline and sets percentages of MPS; the belief does not know how
+    Deviations: the paper profiles offline and sets percentages of MPS; the belief leaves out how
     much the attention beside it slows prefill. ``idle`` has no effect: shares are kept, as by MPS.
     """
 
@@ -84,8 +84,8 @@ class AdrenalinePartitioner(Partitioner[AdrenalinePartitionerOptions]):
         return self._legal[-1]
 
     def _ns_per_token(self, state: EngineState) -> float:
-        """What a prompt token may take, so that each queued prompt ends in time after those before
-        it; 0 if one is late.
+        """The ns that a prompt token may take if each queued prompt is to end in time after those
+        before it; 0 if one is late.
         """
         own, home = self.options, state.pool_of("prefill")
         ttft = (own.ttft_ms or state.limits.ttft_ms or DEFAULT_TTFT_MS) * NS_PER_MS / own.margin

@@ -1,4 +1,4 @@
-"""The partitioner seam: how many SMs each partition gets, with the brakes that every one shares."""
+"""The partitioner seam: how many SMs each partition gets, and the limits on changes of it."""
 
 from __future__ import annotations
 

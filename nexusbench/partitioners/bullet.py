@@ -15,8 +15,7 @@ from nexusbench.partitioners.base import (
     disjoint_splits,
     shapes_to_run,
 )
-from nexusbench.policies.bullet_estimates import PromptsAtHand
-from nexusbench.policies.bullet_slo import BulletSlo, Pace, expected
+from nexusbench.policies.bullet import BulletSlo, Pace, PromptsAtHand, expected
 
 
 class BulletPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
@@ -28,9 +27,9 @@ class BulletPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
 
 
 class BulletPartitioner(Partitioner[BulletPartitionerOptions]):
-    """By P90 of TPOT and the believed TTFT of everyone who waits, whenever a side launches:
+    """By P90 of TPOT and the predicted TTFT of all waiting prompts, at each launch of a side:
 
-    ``reduce-decode`` (TPOT holds): decode gets the fewest SMs on which a step meets the TPOT SLO.
+    ``reduce-decode`` (TPOT holds): decode gets the fewest SMs on which a step keeps the TPOT SLO.
     ``reduce-prefill`` (only TPOT breaks): prefill gets the fewest with which no TTFT breaks.
     ``balanced`` (both break): the split whose worse side, over its SLO, is least bad.
     How far the three calls of Algorithm 1 go is not in our sources: each end point here is solved

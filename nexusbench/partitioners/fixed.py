@@ -1,4 +1,4 @@
-"""A fixed split: the baseline that a dynamic one has to beat."""
+"""A fixed split: the baseline for dynamic ones."""
 
 from __future__ import annotations
 

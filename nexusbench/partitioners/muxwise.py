@@ -1,5 +1,5 @@
-"""MuxWise's dispatcher (arXiv 2504.14489): the fewest SMs with which decode surely keeps its
-bound.
+"""MuxWise's dispatcher (arXiv 2504.14489): the fewest SMs with which decode keeps its bound in the
+worst case.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class MuxwisePartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
 class MuxwisePartitioner(Partitioner[MuxwisePartitionerOptions]):
     """The smallest decode partition whose worst case keeps the TBT bound; the rest to prefill.
 
-    Worst case = what the belief says of the step alone x the largest slow-down seen in that cell of
+    Worst case = the predicted step alone x the largest slow-down observed in its cell of
     (new and reused prefill tokens, decode batch and context, decode SMs). Where no split keeps the
     bound, decode gets the most it can. Deviations: the paper profiles the grid offline (12 h) and
     refreshes it; here each cell starts at ``guard`` and holds what the run has shown, the belief's
-    own error included. All legal splits are used, not only multiples of 16 SMs.
+    error included. All legal splits are used, not only multiples of 16 SMs.
     """
 
     needs_belief: ClassVar[bool] = True
@@ -91,14 +91,14 @@ class MuxwisePartitioner(Partitioner[MuxwisePartitionerOptions]):
         return low
 
     def worst(self, prefill: BatchShape, decode: BatchShape, split: Split) -> float:
-        """Ns of a decode step beside ``prefill`` that will not be exceeded, as far as is known."""
+        """Worst-case ns of a decode step beside ``prefill``, from what was observed so far."""
         options, sms = self.options, split.of("decode")
         assert self.belief is not None
         slowdown = self._slowdown.get(_cell(prefill, decode, sms), options.guard)
         return self.belief.predict(decode, sms) * slowdown
 
     def completed(self, batch: Batch, now: int) -> None:
-        """Learn from a decode step that ran beside a prefill on SMs of its own."""
+        """Record the slow-down of a decode step that ran beside a prefill on SMs of its own."""
         launch = self._book.ended(batch, now)
         if launch is None or launch.beside is None or batch.chunks or not batch.decodes:
             return
@@ -112,7 +112,7 @@ class MuxwisePartitioner(Partitioner[MuxwisePartitionerOptions]):
 
 
 def _cell(prefill: BatchShape, decode: BatchShape, sms: int) -> tuple[int, ...]:
-    """Which cell of the guard's grid this is."""
+    """The cell of the guard's grid."""
     new = reused = 0
     for tokens, context in prefill.chunks:
         new += tokens

@@ -77,7 +77,7 @@ class NexusPartitioner(Partitioner[NexusPartitionerOptions]):
         SMs.
 
         T_opt is taken without contention: with all SMs the other stage has no neighbour (notes to
-        4.1.1). Where no legal split meets the slack, the other stage gets the most it can.
+        4.1.1). Where no legal split is within the slack, the other stage gets the most it can.
         """
         belief, options = self.belief, self.options
         assert belief is not None

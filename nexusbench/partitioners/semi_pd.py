@@ -12,8 +12,13 @@ from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import EngineState
 from nexusbench.core.units import NS_PER_MS
-from nexusbench.partitioners._latency_models import UNBOUNDED, fit_line, queueing
-from nexusbench.partitioners._latency_window import LatencyWindow, Observation
+from nexusbench.partitioners._latency import (
+    UNBOUNDED,
+    LatencyWindow,
+    Observation,
+    fit_line,
+    queueing,
+)
 from nexusbench.partitioners._launches import LaunchBook
 from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
 
@@ -44,7 +49,7 @@ class SemiPdPartitionerOptions(PartitionerOptions, frozen=True, kw_only=True):
 
 
 class SemiPdPartitioner(Partitioner[SemiPdPartitionerOptions]):
-    """Moves SMs to the stage that violates its SLO, as far as its model says it needs them.
+    """Moves SMs to the stage that violates its SLO, as many as its latency model requires.
 
     TTFT = a1 / (x - lambda) + b1 and TPOT = a2 / y + b2 in percent of the SMs, refitted after each
     window; lambda comes from the last prompts' arrivals and service times. Until a fit has two

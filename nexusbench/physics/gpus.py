@@ -10,6 +10,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -17,58 +18,11 @@ from nexusbench.core.batch import Split
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
-from nexusbench.core.specs import GpuSpec, SimConstants
+from nexusbench.core.specs import GpuSpec, NumberBounds, SimConstants
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "sources")  # tables in a GPU's own
-# Shares of a whole; zero is allowed only for those in _MAY_BE_ZERO.
-_SHARES = (
-    "dense_efficiency",
-    "attention_efficiency",
-    "bandwidth_efficiency",
-    "turn_taking",
-    "jitter",
-    "dense_wave_share",
-    "dense_overlap",
-    "attention_tail",
-    "attention_overlap",
-    "l2_share",
-)
-_MAY_BE_ZERO = (
-    "link_latency_us",
-    "kernel_us",
-    "step_overhead_us",
-    "dense_interference",
-    "attention_interference",
-    "stream_interference",
-    "turn_taking",
-    "jitter",
-    "dense_launch_us",
-    "dense_wave_share",
-    "dense_overlap",
-    "dense_depth_us",
-    "dense_epilogue_us",
-    "dense_split_us",
-    "attention_launch_us",
-    "attention_tile_us",
-    "attention_block_us",
-    "attention_empty_us",
-    "attention_tail",
-    "attention_overlap",
-    "attention_combine_us",
-    "attention_swap_us",
-)
-# Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
-_MOST_SMS = 2048
-_LARGEST = 1e9
-_MOST_US, _MOST_INTERFERENCE = 1e6, 1e3  # a second; a thousand times slower
-# The least of what something is divided by: far below any GPU, and no time overflows.
-_LEAST = {
-    "peak_tflops": 0.1, "hbm_gbps": 0.1, "hbm_gib": 0.01, "l2_mib": 0.001, "l2_gbps": 0.1,
-    "link_gbps": 0.001, "host_gbps": 0.001, "clock_mhz": 1.0, "dense_efficiency": 0.01,
-    "attention_efficiency": 0.01, "bandwidth_efficiency": 0.01, "l2_share": 0.001,
-}  # fmt: skip
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -261,32 +215,24 @@ def _table(
         except msgspec.ValidationError as error:
             problem = f"has the wrong type: {error}"
             raise document.error(table, key, problem, "Write it as in a shipped GPU file") from None
-        _check_value(document, table, key, values[key])
+        _check_value(document, table, key, values[key], expected)
     return values
 
 
-def _check_value(document: _Document, table: str, key: str, value: object) -> None:
-    """Refuse an empty name and numbers that are not finite or out of the key's range."""
+def _check_value(document: _Document, table: str, key: str, value: object, kind: object) -> None:
+    """Refuse an empty name and numbers that are not finite or out of their field's bounds."""
     if isinstance(value, str) and not value.strip():
         raise document.error(table, key, "is empty", "Name the GPU")
     if not isinstance(value, int | float):
         return
-    largest, least = _largest(key), _LEAST.get(key, 0.0)
-    enough = value >= 0 if key in _MAY_BE_ZERO else value > least
-    if not (math.isfinite(value) and enough and value <= largest):
-        low = "at least 0" if key in _MAY_BE_ZERO else f"above {least:g}" if least else "above 0"
+    found = (part for part in get_args(kind) if isinstance(part, NumberBounds))
+    bounds = next(found, NumberBounds())
+    least, most = bounds.least, bounds.most
+    enough = value >= 0 if bounds.zero else value > least
+    if not (math.isfinite(value) and enough and value <= most):
+        low = "at least 0" if bounds.zero else f"above {least:g}" if least else "above 0"
         text = f"{value}"[:60]
-        raise document.error(table, key, f"is {text}", f"It must be {low} and at most {largest:g}")
-
-
-def _largest(key: str) -> float:
-    if key == "num_sms":
-        return _MOST_SMS
-    if key in _SHARES:
-        return 1.0
-    if key.endswith("_us"):
-        return _MOST_US
-    return _MOST_INTERFERENCE if key.endswith("_interference") else _LARGEST
+        raise document.error(table, key, f"is {text}", f"It must be {low} and at most {most:g}")
 
 
 def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) -> None:

@@ -1,5 +1,5 @@
-"""The simulated GPU's truth: how long a batch takes on some SMs, and what two batches do to each
-other.
+"""The truth of the simulated GPU: how long a batch takes on some SMs, and how much two batches slow
+each other down.
 
 Richer than any belief on purpose: tiles and waves, split-K, attention tile by tile, kernel and host
 overheads, a measured-like bandwidth curve, fair sharing of HBM per pair of operator classes,
@@ -32,7 +32,9 @@ SAMPLER_PASSES = 2
 
 
 class LaunchLoad(msgspec.Struct, frozen=True, gc=False):
-    """A batch on some SMs: ns without a neighbour, and the classes that one can slow down."""
+    """A launch on ``sms`` SMs: ``solo`` ns without a neighbour, and the operator classes that a
+    neighbour slows down.
+    """
 
     solo: float
     sms: int
@@ -76,7 +78,7 @@ class Physics:
         return self.bandwidth_all
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
-        """``shape`` on ``sms`` SMs, alone. ``repeat`` is not applied: this is one repetition."""
+        """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
         tokens = shape.num_decodes
         for count, _ in shape.chunks:
             tokens += count
@@ -102,7 +104,7 @@ class Physics:
     def dense(self, tokens: int, sms: int) -> OperatorClass:
         """All dense layers and element-wise kernels of the decoder stack."""
         rows = (tokens + ROW_GRANULE - 1) // ROW_GRANULE * ROW_GRANULE
-        # How many experts a batch reads depends on its tokens, not on what they are padded to.
+        # The number of experts that a batch reads follows from its tokens, not from padded rows.
         different = tokens if self._work.routed else rows
         known = self._dense_memo.get((different, sms))
         if known is None:
@@ -132,7 +134,7 @@ class Physics:
 
     def message_bytes(self, rows: int) -> float:
         """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
-        values there, outputs back; of one GPU of a group, which has a link of its own.
+        values one way, outputs back. Of one GPU of a group: each has a link of its own.
         """
         work = self._work
         heads = 2 * work.num_heads + 2 * work.num_kv_heads
@@ -151,13 +153,13 @@ class Physics:
                 )
                 count = linear.count
             made = scaled_sum(product, count, made)
-        # Values a token's kernels touch: two norms with residual (two read, two written), rotary
-        # embedding, and an activation that reads two wide rows and writes one.
+        # Values read and written per token: two norms with residual (two read, two written each),
+        # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, wide = work.hidden_size, self.model.wide / self.tensor_parallel
         rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
         touched = [4 * hidden, 4 * hidden, 2 * rotated, 3 * wide]
         if work.routed:
-            # Top k of the router's logits, sorting tokens by expert, and the weighted sum.
+            # The top k of the router's logits, tokens sorted by expert, and the weighted sum.
             chosen = work.experts_per_token
             touched += [work.num_experts, 2 * chosen, (chosen + 1) * hidden]
         for values in touched:
@@ -166,8 +168,8 @@ class Physics:
         return made
 
     def _experts(self, linear: Linear, tokens: int, sms: int) -> OperatorClass:
-        """One layer's routed experts: a kernel with a product for each that the tokens are expected
-        to use, with their equal shares of the rows.
+        """The routed experts of one layer: one kernel with a product for each expert that the
+        tokens are expected to use, each with an equal share of the rows.
         """
         work = self._work
         groups = work.experts_touched(tokens)
@@ -202,8 +204,8 @@ class Physics:
         return OperatorClass(max(fixed, moving), 0.0, moving, 0.0, size)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Two ring all-reduces a layer: 2 (p-1)/p of the data over the link, 2 (p-1) hops of
-        latency.
+        """Ns of two ring all-reduces a layer (after attention and the MLP), not overlapped with
+        compute: 2 (p-1)/p of the data over the link and 2 (p-1) hops of latency each, for p GPUs.
         """
         p = self.tensor_parallel
         size = tokens * self._work.hidden_size * self._work.activation_bytes
@@ -217,8 +219,8 @@ class Physics:
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1).
 
-        Each operator class of one side meets each class of the other for the product of their
-        shares of time. Host and launch gaps of either side meet nobody.
+        Each operator class of one side overlaps with each class of the other for the product of
+        their shares of time. Host and launch gaps of either side delay nothing.
         """
         constants = self.gpu.sim
         shared = side.sms + other.sms - self.gpu.num_sms
@@ -241,9 +243,10 @@ class Physics:
     ) -> float:
         """Extra ns that ``mine`` takes if ``theirs`` runs beside it all the time.
 
-        HBM is shared fairly (each may draw half, and what the other leaves); a busy neighbour also
-        disturbs memory-bound operators through L2, a streaming one compute-bound operators; on SMs
-        that both claim they overlap as far as their tensor-core demands allow, or take turns.
+        HBM is shared fairly: each draws up to half, and what the other leaves. ``disturbs`` is how
+        much longer memory-bound operators take beside a neighbour that computes all the time (by
+        way of L2 and interconnect); one that streams delays compute-bound operators. On SMs that
+        both claim they overlap as far as their tensor-core demands allow, or take turns.
         """
         total = self.bandwidth_all
         wanted, beside = mine.traffic / mine.time, theirs.traffic / theirs.time

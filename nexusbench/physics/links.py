@@ -8,13 +8,13 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec
 from nexusbench.core.units import NS_PER_S
 
-# 146 years, as of arrivals: what is added to that once still fits 63 bits.
+# 146 years, the limit of arrivals too: twice that still fits 63 bits.
 LAST_NS = 4_611_686_018_427_387_904.0  # 2^62
 _NS_PER_YEAR = 31_557_600 * NS_PER_S
 
 
 def past_the_clock(device: str, what: str, end_ns: float) -> UsageError:
-    """What to raise for a simulated device so slow that its times cannot be counted."""
+    """The error for a simulated device so slow that its times exceed the clock's 63 bits."""
     return UsageError(
         f"--device {device}: {what} would end {end_ns / _NS_PER_YEAR:.3g} years after the start, "
         f"more than the {LAST_NS / _NS_PER_YEAR:.0f} that its clock can count. Look at the GPU's "
@@ -24,8 +24,8 @@ def past_the_clock(device: str, what: str, end_ns: float) -> UsageError:
 
 
 class Links:
-    """When copies end. The data-sheet rate of the link is taken, and copies of one direction follow
-    each other; what they take of HBM is left out (a PCIe 4.0 link is 3 % of an L20's).
+    """When copies end. A copy takes the data-sheet rate of its link, and copies of one direction
+    follow each other; their HBM traffic is left out (a PCIe 4.0 link draws 3 % of an L20's).
     """
 
     def __init__(self, gpu: GpuSpec, spec: DeviceSpec) -> None:
@@ -41,11 +41,13 @@ class Links:
 
     @property
     def next_ns(self) -> int:
-        """When the next one ends; only while busy."""
+        """When the next one ends, in ns; only while busy."""
         return -self._ends[-1][0]
 
     def start(self, number: int, source: int, target: int, num_bytes: float, now: int) -> None:
-        """Queue a copy on its link."""
+        """Queue copy ``number`` of ``num_bytes`` bytes between two pools at ``now`` ns. Raises
+        UsageError if it would end beyond the clock's 63 bits.
+        """
         gpu = self._gpu
         host = self._host in (source, target)
         rate = (gpu.host_gbps if host else gpu.link_gbps) * self._lanes

@@ -27,7 +27,9 @@ class MeasuredPhysics(Physics):
         self._head_known: dict[tuple[int, int], OperatorClass] = {}
 
     def dense(self, tokens: int, sms: int) -> OperatorClass:
-        """As measured for ``tokens``, interpolated between the measured counts."""
+        """As measured for ``tokens``, interpolated between the measured counts; on fewer SMs in the
+        proportion of the physics.
+        """
         known = self._dense_known.get((tokens, sms))
         if known is None:
             table = self.table

@@ -1,6 +1,7 @@
 """Operators of the simulated GPU: dense layers, attention, and how groups of kernels add up.
 
-A dense layer is tiles and waves, split-K, a launch, and memory time beside them.
+A dense layer takes a launch, waves of tiles over the SMs (whole or with K split), and the time of
+its HBM traffic, which overlaps with computing but for a share.
 
 Attention is tiles of query rows over blocks of keys, as in FlashAttention. A thread block takes one
 tile of query rows of one head through its keys, block by block. The two kernel generations differ
@@ -30,10 +31,10 @@ _Chunks = tuple[tuple[int, int], ...]
 
 
 class OperatorClass(msgspec.Struct, frozen=True, gc=False):
-    """One side's dense layers, or its attention, alone on its SMs.
+    """The dense layers of a launch, or its attention, alone on its SMs.
 
-    ``compute`` and ``memory`` are the ns in operators bound by tensor cores or by HBM (the rest of
-    ``time`` is launches); ``busy`` is all tensor-core time, ``traffic`` all HBM bytes.
+    ``time`` is ns in all; ``compute`` and ``memory`` are the ns of it in operators bound by tensor
+    cores or by HBM (the rest is launches). ``busy`` is all tensor-core ns, ``traffic`` HBM bytes.
     """
 
     time: float
@@ -49,7 +50,9 @@ NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0)
 def overlapped(
     fixed: float, busy: float, moving: float, exposed: float, traffic: float
 ) -> OperatorClass:
-    """A kernel whose compute and memory ns overlap but for the share ``exposed`` of the shorter."""
+    """A kernel of ``fixed`` ns, the longer of ``busy`` (compute) and ``moving`` (memory) ns, and
+    the share ``exposed`` of the shorter, which overlap does not hide.
+    """
     if busy >= moving:
         longer = busy + exposed * moving
         return OperatorClass(fixed + longer, longer, 0.0, busy, traffic)
@@ -58,10 +61,10 @@ def overlapped(
 
 
 def total(parts: list[OperatorClass]) -> OperatorClass:
-    """One after the other.
+    """Operators that run one after the other.
 
-    Not by ``sum``: from Python 3.12 on it compensates the rounding of floats, which gives other
-    times than 3.11 (I6).
+    Not by ``sum``: from Python 3.12 on it compensates the rounding of floats, so times would differ
+    from those of 3.11 (I6).
     """
     time = compute = memory = busy = traffic = 0.0
     for part in parts:
@@ -74,7 +77,9 @@ def total(parts: list[OperatorClass]) -> OperatorClass:
 
 
 def scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClass:
-    """``scale`` times ``a``, then ``b``."""
+    """``a`` scaled by ``scale``, then ``b``. Products are rounded before sums: event logs depend on
+    this order.
+    """
     return OperatorClass(
         a.time * scale + b.time,
         a.compute * scale + b.compute,
@@ -85,14 +90,16 @@ def scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClas
 
 
 class L2:
-    """Operands that a benchmark goes round stay in L2 if they fit its ``l2_share``."""
+    """Operands that a benchmark reads again and again stay in L2 if they fit its ``l2_share``."""
 
     def __init__(self, gpu: GpuSpec) -> None:
         self._bytes = gpu.sim.l2_share * gpu.l2_mib * MIB
         self._ns, self._sms = 1.0 / gpu.sim.l2_gbps, gpu.num_sms
 
     def per_byte(self, size: float, sms: int, cold: float) -> float:
-        """Time (ns) per byte of ``size`` bytes in all, ``cold`` if they come from HBM."""
+        """Ns per byte of ``size`` bytes in all; ``cold`` is that of bytes read from HBM."""
+        # All of it stays up to the capacity, nothing from 5/4 of it on, linear between. Assumed:
+        # what is read in turn evicts what is read next.
         resident = min(1.0, max(0.0, 5.0 - 4.0 * size / self._bytes))
         warm = self._ns * self._sms / sms
         return cold + resident * (warm - cold) if warm < cold else cold
@@ -103,7 +110,7 @@ class Gemm:
 
     def __init__(self, gpu: GpuSpec) -> None:
         sim = gpu.sim
-        # FLOP per ns of one SM
+        # FLOP per ns of one SM.
         self._rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.dense_efficiency
         self._launch, self._exposed = sim.dense_launch_us * 1e3, sim.dense_overlap
         self._wave_share = sim.dense_wave_share
@@ -126,10 +133,11 @@ class Gemm:
     ) -> OperatorClass:
         """One product on ``sms`` SMs that draw ``bandwidth`` bytes per ns, in ns.
 
-        The best tile and split of K is taken, as a tuned library does. ``copies``: weights that a
-        benchmark goes round, so that small ones stay in L2; 0 in a serving step, where the
-        other layers evict them. ``groups``: so many products of this shape, with weights of their
-        own, in one kernel (the experts of a layer); such kernels do not split K.
+        ``weight_bytes`` and ``activation_bytes`` are those of one value. The best tile and split of
+        K is taken, as a tuned library does. ``copies``: sets of weights that a benchmark reads in
+        turn, so that small ones stay in L2; 0 in a serving step, where the other layers evict them.
+        ``groups``: so many products of this shape, with weights of their own, in one kernel (the
+        experts of a layer); such kernels do not split K.
         """
         weights = inputs * outputs * weight_bytes * groups
         activations = rows * (inputs + outputs) * activation_bytes * groups
@@ -145,7 +153,8 @@ class Gemm:
             epilogue = self._epilogue * height * width / _LARGEST
             for parts in SPLIT_K if groups == 1 else (1,):
                 if parts > 1 and tiles * parts > 2 * sms:
-                    break
+                    break  # K is split to fill SMs, not to make more waves
+                # Between waves in fractions (share 0: no SM is ever idle) and whole ones (1).
                 waves = max(1.0, tiles * parts / sms)
                 waves += self._wave_share * (-(-tiles * parts // sms) - waves)
                 busy = waves * (tile / parts + epilogue)
@@ -160,7 +169,10 @@ class Gemm:
 
 
 class Attention:
-    """Times of the attention of some layers of equal shape on one GPU, KV write included."""
+    """Times of the attention of ``layers`` layers of equal shape on one GPU, KV write included.
+
+    ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    """
 
     def __init__(
         self,
@@ -184,6 +196,7 @@ class Attention:
         )
         rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.attention_efficiency
         block = 4.0 * self._rows * self._keys * head_dim / rate
+        # The constant is of a tile of 128 rows and a block of 128 keys: 16,384 scores.
         softmax = sim.attention_block_us * 1e3 * self._rows * self._keys / 16384
         self._block = block + softmax
         self._small_block = self._block * 64 / self._rows  # decode tiles have 64 rows
@@ -211,9 +224,11 @@ class Attention:
         *,
         copies: int = 0,
     ) -> OperatorClass:
-        """``chunks`` of (tokens, tokens before them) and decodes in one kernel per layer; ns.
+        """Chunks and decodes of a launch in one kernel per layer, on ``sms`` SMs that draw
+        ``bandwidth`` bytes per ns; all layers, in ns.
 
-        ``decode_context`` is the sum over decodes of the keys each reads, its own included.
+        ``chunks`` are (tokens, tokens before them); ``decode_context`` is the sum over decodes of
+        the keys each reads, its own included.
         ``copies`` as in ``Gemm.time``.
         """
         if chunks:
@@ -236,8 +251,8 @@ class Attention:
         cold = warm = 1.0 / bandwidth
         if copies:
             cold = self._l2.per_byte(copies * (new + read), sms, cold)
-        # Queries and new keys come from the layer before, through L2 if they fit. They stand at the
-        # ends of tiles, the KV write in a kernel of its own: nothing overlaps with them.
+        # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
+        # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         moving, layers = read * cold, self._layers
         memory = 0.0
@@ -247,7 +262,8 @@ class Attention:
             longer = memory = moving + self._exposed * busy
         tensor = busy
         if num_decodes:
-            # Decode tiles wait for their keys more than for the tensor cores, which do little.
+            # Decode tiles wait for their keys, not for tensor cores: the streamed share of the time
+            # counts as memory-bound, whatever bounds the kernel as a whole.
             memory += (longer - memory) * streamed
             tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
         return OperatorClass(
@@ -259,7 +275,7 @@ class Attention:
         )
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
-        """Tokens, keys read, tiles, their ns together, and the ns of the longest."""
+        """(tokens, keys read, tiles, ns of all tiles together, ns of the longest) of the chunks."""
         rows, block = self._rows, self._keys
         packed = self._group if self._packs else 1
         heads = self._kv_heads if self._packs else self._heads
@@ -281,12 +297,15 @@ class Attention:
         return tokens, keys, tiles, work, longest
 
     def _empty_blocks(self, chunks: _Chunks, num_decodes: int, tiles: int) -> int:
-        """Thread blocks without rows: every sequence gets as many as the longest chunk needs."""
+        """Thread blocks without rows: the launch grid has as many per sequence as the longest chunk
+        needs.
+        """
         longest = max([count for count, _ in chunks])
         return (len(chunks) + num_decodes) * self._heads * -(-longest // self._rows) - tiles
 
     def _beside(self, count: int, context: int, sms: int) -> tuple[int, float, float, float]:
-        """Decodes in one kernel with chunks: tiles, their ns, the longest, and reads of each key.
+        """Decodes in one kernel with chunks: (tiles, their ns together, ns of the longest, how many
+        times each key is read).
 
         FlashAttention-3 balances split keys over the SMs (assumed: no table of such mixes exists).
         """
@@ -297,16 +316,17 @@ class Attention:
         single = self._tile + blocks * self._block
         again = 1.0
         if context * self._token_bytes > self._l2_bytes * self._kv_heads:
-            # The keys of one KV head leave L2 before the next query head wants them, unless SMs are
-            # left to run heads that share them at the same time.
+            # The keys of one KV head are evicted from L2 before the next query head reads them,
+            # unless enough SMs are left to run the heads that share them at the same time.
             again = self._group / max(1.0, min(float(self._group), sms / count))
         return count * self._heads, count * self._heads * single, single, again
 
     def _decode(self, count: int, context: int, sms: int) -> tuple[float, float]:
-        """Compute and fixed ns of a batch of decodes alone."""
+        """(compute, fixed) ns of a batch of decodes without chunks."""
         tiles = count * self._kv_heads * -(-self._group // 64)
         blocks = -(-context // (count * self._keys))
         fixed, splits = self._launch, 1
+        # FlashAttention's num_splits_heuristic splits keys below 80 % of the SMs in use.
         if tiles < 0.8 * sms and (self._packs or self._group > 1):
             splits = max(1, min(blocks, sms // tiles))
             if splits > 1:
@@ -317,7 +337,9 @@ class Attention:
         return self._spread(tiles * splits, tiles * splits * single, single, sms), fixed
 
     def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
-        """The ns of tiles dealt to SMs: their mean, what the last wave and the longest add."""
+        """Ns until the last of ``tiles`` tiles on ``sms`` SMs ends: ``work`` ns over the SMs, and
+        the share ``attention_tail`` of what the last wave and the longest tile add.
+        """
         if tiles <= sms:
             return longest
         mean = work / tiles

@@ -35,7 +35,7 @@ Key = tuple[float, float]  # (size, context)
 
 
 class ProfiledLoad(LaunchLoad, frozen=True, gc=False):
-    """A load that knows of what batch it is."""
+    """A load with the batch that it is of: measured slowdowns are looked up by it."""
 
     shape: BatchShape
 
@@ -89,7 +89,7 @@ class ProfiledPhysics(Physics):
         return max(1.0, measured * self._known(phase, side, other))
 
     def _known(self, phase: str, side: LaunchLoad, other: LaunchLoad) -> float:
-        """What measured slowdowns are told relative to."""
+        """What measured slowdowns are divided by: the physics' where it explains them, else 1."""
         return super().slowdown(side, other) if self._physical[phase] else 1.0
 
     def _helps(self, points: Iterable[Point]) -> bool:
@@ -235,12 +235,12 @@ def key_of(shape: BatchShape) -> Key:
 
 
 def keys_per_token(shape: BatchShape) -> float:
-    """How much a mixed batch's decodes matter."""
+    """Keys that the decodes of a mixed batch read, per token of the batch."""
     return shape.decode_context / shape.num_tokens
 
 
 def mean(values: Iterable[float]) -> float:
-    """Not by ``sum``, which rounds otherwise from Python 3.12 on (I6)."""
+    """The mean, not by ``sum``, which rounds otherwise from Python 3.12 on (I6)."""
     total, count = 0.0, 0
     for value in values:
         total += value

@@ -22,8 +22,8 @@ SYNC_NS = 10_000.0
 class Away(msgspec.Struct, frozen=True, gc=False):
     """The part of a launch that runs on another GPU. ``pool`` says which; ns, all layers.
 
-    ``local`` is the attention that it hides behind, ``wire`` the way there and back; ``rest`` what
-    comes before and after it. ``attention`` are its operators on ``sms`` SMs.
+    ``local`` is the attention that it overlaps with, ``wire`` the transfers there and back;
+    ``rest`` all that overlaps with neither. ``attention`` are its operators on ``sms`` SMs.
     """
 
     pool: int
@@ -34,7 +34,7 @@ class Away(msgspec.Struct, frozen=True, gc=False):
     attention: OperatorClass
 
     def time(self, slower: float = 1.0) -> float:
-        """The launch, if the remote attention is that many times slower than alone.
+        """Ns of the launch if the remote attention is ``slower`` times slower than alone.
 
         All layers are alike, so their maxima add up to the maximum of the sums.
         """
@@ -42,8 +42,8 @@ class Away(msgspec.Struct, frozen=True, gc=False):
 
 
 def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[LaunchLoad, Away]:
-    """What the decode GPU computes (all dense layers, and the attention of what it keeps), with the
-    time of the whole, and what the GPU of ``pool`` does for it.
+    """The load of the decode GPU (all dense layers, and the attention of what it keeps; its time is
+    that of the whole launch), and what the GPU of ``pool`` computes for it.
     """
     shape = batch.shape
     assert shape.remote is not None

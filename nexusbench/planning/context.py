@@ -8,7 +8,7 @@ from typing import cast
 from nexusbench.core.batch import Chunk, Plan, PreemptionKind, Split
 from nexusbench.core.errors import PlanRefused
 from nexusbench.core.request import Request, RequestView
-from nexusbench.core.state import KvView, Limits, WaitingQueue
+from nexusbench.core.state import KvView, Limits, QueueView
 from nexusbench.planning.journal import Decodes, Draft, Journal
 
 Victim = Callable[[RequestView], RequestView | None]
@@ -48,7 +48,7 @@ class SchedulerContext:
         return self._kv
 
     @property
-    def waiting(self) -> WaitingQueue:
+    def waiting(self) -> QueueView:
         """Requests without KV blocks, in this scheduler's order."""
         return self._state.waiting
 

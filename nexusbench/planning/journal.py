@@ -57,7 +57,7 @@ class Admission(msgspec.Struct, gc=False):
 
 
 class Eviction(msgspec.Struct, gc=False):
-    """A request was preempted; what it held and how far it was."""
+    """A request was preempted: what it held and what it had computed."""
 
     request: Request
     blocks: list[int]

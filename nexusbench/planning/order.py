@@ -1,4 +1,4 @@
-"""Orders of the waiting queue that look at what the prefix cache holds: lpm and hit-rate."""
+"""Orders of the waiting queue that depend on what the prefix cache holds: lpm, hit-rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import WaitingQueue
 from nexusbench.kv.manager import KVCacheManager
 
-LPM_MOST_WAITING = 128  # SGLang matches no prefixes for a longer queue, it takes it as it came
+LPM_MOST_WAITING = 128  # in a longer queue SGLang matches no prefixes and uses the own order
 _LONGER = float(1 << 24)  # more than any rank: one cached token counts more than any other order
 
 
@@ -23,7 +23,7 @@ class Ranking(msgspec.Struct, frozen=True):
 
 
 class CacheOrder:
-    """Keeps the keys of a waiting queue up to date with the prefix cache.
+    """Updates the keys of a waiting queue when the prefix cache changes.
 
     ``lpm`` (SGLang): longest cached prefix first, equals in the policy's own order; the own order
     alone while more than 128 wait. ``hit-rate`` (KVShare, arXiv 2503.16525): cached share of the
@@ -40,10 +40,10 @@ class CacheOrder:
     ) -> None:
         self._ranking, self._waiting, self._kv, self._order_key = ranking, waiting, kv, order_key
         self._crowded = False
-        self._seen = 0  # changes of the cache that the keys know of
+        self._seen = 0  # changes of the cache that the keys account for
 
     def begin(self) -> None:
-        """A new instant: order the queue again, if what the cache holds has changed."""
+        """A new instant: sort the queue again if what the cache holds has changed."""
         waiting, changes = self._waiting, self._kv.pool.changes
         crowded = self._ranking.order == "lpm" and len(waiting) > LPM_MOST_WAITING
         if crowded == self._crowded and (crowded or changes == self._seen):
@@ -56,7 +56,7 @@ class CacheOrder:
             waiting.reorder(keys)
 
     def key(self, request: RequestView, cached: int) -> float:
-        """Where ``request`` stands with ``cached`` tokens that need not be computed."""
+        """The key of ``request`` (smaller is first) if ``cached`` of its tokens are cached."""
         if self._ranking.order == "lpm":
             own = self._order_key(request)
             return own if self._crowded else own - _LONGER * cached

@@ -1,1 +1,1 @@
-"""What one policy computes, beside its scheduler and its partitioner."""
+"""Computations that the scheduler and the partitioner of one policy share."""

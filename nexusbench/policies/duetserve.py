@@ -13,8 +13,8 @@ from nexusbench.costs.base import CostModel
 
 
 class Duet(msgspec.Struct, frozen=True):
-    """A way to run both: ``rate`` is tokens per ns of k decode steps and a prefill, started
-    together, until both have ended.
+    """k decode steps beside one prefill: ``rate`` is tokens per ns from their common start until
+    both have ended.
     """
 
     split: Split
@@ -30,8 +30,8 @@ def duets(
     bound: float,
     steps: range,
 ) -> list[Duet]:
-    """For each split, the best k of ``steps``; none where a step takes longer than ``bound`` (ns),
-    or where decodes would wait for the prefill for longer than that.
+    """For each split the best k of ``steps``; no Duet for a split on which a step takes longer than
+    ``bound`` (ns), or on which decodes would wait longer than that for the prefill.
 
     ``decode.repeat`` is ignored. rate = (k T_dec + T_pre)/max(k t_d, t_p) grows with k up to t_p /
     t_d and falls beyond, so two values of k are tried.

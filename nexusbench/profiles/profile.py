@@ -26,7 +26,7 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which device and model a profile is of; equal fingerprints make it usable.
 
     ``device_sha256`` covers everything that decides times: a simulated GPU's constants and tables,
-    a real one's name and memory; ``environment`` (driver, versions) is told, not compared.
+    a real one's name and memory; ``environment`` (driver, versions) is reported, not compared.
     """
 
     device: str

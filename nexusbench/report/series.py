@@ -12,7 +12,7 @@ from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.metrics.arrays import IntArray
 from nexusbench.metrics.base import Distribution, load_metrics
 from nexusbench.metrics.occupancy import (
-    Steps,
+    StepFunction,
     at_edges,
     kv_over_time,
     queue_over_time,
@@ -149,8 +149,8 @@ def _over_time(run: RunEvents, intervals: int) -> OverTime | None:
     return OverTime(
         t=short(edges[:-1] / NS_PER_S),
         interval_s=float(edges[1] - edges[0]) / NS_PER_S,
-        waiting=short(at_edges(Steps(queue.times, queue.waiting), edges)),
-        running=short(at_edges(Steps(queue.times, queue.running), edges)),
+        waiting=short(at_edges(StepFunction(queue.times, queue.waiting), edges)),
+        running=short(at_edges(StepFunction(queue.times, queue.running), edges)),
         kv=short(kv),
         sms={
             run.facts.partitions[code]: short(sms_at_work(run, code, edges)) for code in used
@@ -166,7 +166,7 @@ def _split(run: RunEvents, edges: IntArray) -> Curve | None:
     known = (changes.values >= 0) & (changes.values < len(splits))
     if not len(splits) or len(splits) != len(run.facts.splits) or not known.any():
         return None
-    steps = Steps(changes.times[known], splits[changes.values[known], 0])
+    steps = StepFunction(changes.times[known], splits[changes.values[known], 0])
     if len(steps.times) <= _CHANGES:
         # It holds until the end.
         times = np.append(steps.times, edges[-1]) / NS_PER_S

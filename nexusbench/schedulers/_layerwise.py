@@ -7,20 +7,20 @@ from collections.abc import Callable
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.request import RequestView
 from nexusbench.planning.context import SchedulerContext
-from nexusbench.schedulers._resume import proceed
+from nexusbench.planning.prompts import proceed
 
 # From the batch (all layers of it) to how many layers its next launch computes.
 LayerCount = Callable[[BatchShape], int]
-Taken = list[tuple[RequestView, int]]  # who was scheduled, and how many tokens of it
+Taken = list[tuple[RequestView, int]]  # what was scheduled, and how many tokens of each
 
 
 class LayerwisePrefill:
-    """The batch of prompts that is between two layers on ``partition``, and who comes next.
+    """The batch of prompts that is between two layers on ``partition``, and its successor.
 
-    One batch at a time, first come first served: prompts whose next chunk is due, then waiting
-    ones, within the token budget. Each launch computes as many layers as the policy says. A batch
-    may be interrupted by one prompt between two of its launches, never twice at once. For devices
-    that queue one launch per partition.
+    One batch at a time, in order: prompts whose next chunk is due, then waiting ones, within the
+    token budget. Each launch computes as many layers as the policy says. Between two launches one
+    prompt may interrupt a batch; the interrupting prompt is not interrupted. For devices that queue
+    one launch per partition.
     """
 
     def __init__(self, partition: str = "prefill") -> None:
@@ -29,8 +29,8 @@ class LayerwisePrefill:
         self.batch: list[RequestView] = []
 
     def settle(self, ctx: SchedulerContext) -> bool:
-        """Drop what has finished its layers, was preempted or called off; whether the partition is
-        free. Policies call this before anything else of here.
+        """Drop requests that have all their layers, were preempted or cancelled; returns whether
+        the partition is free. Policies call this first.
         """
         if not ctx.free_slots(self._partition):
             return False
@@ -44,7 +44,7 @@ class LayerwisePrefill:
 
     @property
     def interrupting(self) -> bool:
-        """Whether somebody was interrupted and is not back yet."""
+        """Whether an interrupted batch has not continued yet."""
         return bool(self._interrupted)
 
     def advance(self, ctx: SchedulerContext, count: LayerCount) -> None:
@@ -62,8 +62,8 @@ class LayerwisePrefill:
         self._begin(ctx, count, lambda layers: self._gather(ctx, layers, admitting))
 
     def interrupt(self, ctx: SchedulerContext, request: RequestView, count: LayerCount) -> bool:
-        """Put the waiting ``request`` in front of the batch, if it fits in one chunk and there is
-        room for it.
+        """Compute the waiting ``request`` before the batch, if it fits in one chunk and there is
+        room for it; returns whether.
         """
 
         def take(layers: tuple[int, int]) -> Taken:
@@ -107,7 +107,7 @@ class LayerwisePrefill:
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             tokens = proceed(ctx, request, None, self._partition, layers=layers)
             if not tokens:
-                return taken  # nobody overtakes
+                return taken  # in order: no request overtakes it
             taken.append((request, tokens))
         while admitting and (head := ctx.waiting.head) is not None:
             tokens = ctx.try_schedule(head, None, self._partition, layers=layers)

@@ -9,11 +9,11 @@ from nexusbench.core.request import RequestView
 
 
 class MlfqJob:
-    """A request's place: its level, how long it has run there (ns), and since when it has not.
+    """A request's place: its level, the ns that it has run there (``used``), and when it ran last.
 
-    ``place`` orders those of one level who have ``begun``, smaller first; ``earned`` is the level
-    whose quantum it has, its own unless it was promoted from there. ``lost``: it was preempted
-    without a copy of its KV.
+    ``place`` orders the jobs of one level that have ``begun`` to run, smaller first; ``earned`` is
+    the level whose quantum it has: its own, or that from which it was promoted. ``lost``: it was
+    preempted without a copy of its KV.
     """
 
     __slots__ = ("begun", "earned", "idle_since", "level", "lost", "place", "request", "used")
@@ -27,7 +27,7 @@ class MlfqJob:
 
 
 class _Level:
-    """Those who have run here, were demoted or promoted to here; and those who never ran."""
+    """Jobs that have run here, were demoted or promoted to here; and jobs that never ran."""
 
     __slots__ = ("begun", "fresh")
 
@@ -39,7 +39,7 @@ class _Level:
 def _sorted(
     jobs: Iterable[MlfqJob], key: Callable[[RequestView], float] | None
 ) -> Iterator[MlfqJob]:
-    """``jobs`` in order; nothing is computed before the first is asked for."""
+    """``jobs`` in order of ``key``, sorted only when the first is taken."""
     if key is None:
         yield from jobs
     else:
@@ -50,11 +50,11 @@ class Mlfq:
     """Levels of falling priority; the quantum of level i is ``quantum_ns`` x 2^i.
 
     A job joins the first level whose quantum its first iteration fits into, at the end; is demoted
-    one level when it has run for longer than its quantum there, to the front; is promoted to level
+    one level, to the front, when it has run for longer than its quantum there; is promoted to level
     0 when it has been idle too long. There is no lowest level: quanta go on doubling. With
-    ``keeps`` a promoted job has the quantum of the level it comes from, and returns below that; one
-    that lost its KV has so in any case, or it would begin anew for ever: a first quantum that does
-    not reach its next token leaves nothing behind. Quanta that double do reach it.
+    ``keeps`` a promoted job keeps the quantum of its level before, and is then demoted below that.
+    One that lost its KV keeps it in any case: with a first quantum that ends before its next token
+    it would recompute for ever, while quanta that double reach that token.
     """
 
     def __init__(self, quantum_ns: int, *, keeps: bool = False) -> None:
@@ -78,13 +78,13 @@ class Mlfq:
             self._take(job)
 
     def begin(self, request: RequestView) -> None:
-        """It is about to run: from now on it is before all who never did."""
+        """It is about to run, and from now on is before the jobs of its level that never ran."""
         job = self.jobs[request.index]
         if not job.begun:
             self._move(job, job.level)
 
     def ran(self, requests: Sequence[RequestView], took_ns: int, now: int) -> None:
-        """An iteration of these has ended; those whose quantum is used up are demoted."""
+        """An iteration of these has ended after ``took_ns``; demote those with no quantum left."""
         spent = []
         for request in requests:
             job = self.jobs[request.index]
@@ -97,7 +97,7 @@ class Mlfq:
             self._move(job, job.earned, front=True)
 
     def promote(self, idle_ns: float, now: int) -> None:
-        """Lift all who have been idle for so long to level 0."""
+        """Promote all jobs that have been idle for ``idle_ns`` to level 0."""
         starved = [job for job in self.jobs.values() if job.level]
         for job in starved:
             if now - job.idle_since >= idle_ns:
@@ -107,7 +107,9 @@ class Mlfq:
     def levels(
         self, fresh_key: Callable[[RequestView], float] | None
     ) -> Iterator[tuple[Iterable[MlfqJob], Iterable[MlfqJob]]]:
-        """Highest first: who has begun, and who never ran, as they came or in order of the key."""
+        """By level, highest first: jobs that have begun; jobs that never ran, in order of
+        ``fresh_key`` (None: of arrival).
+        """
         for number in sorted(self._levels):
             level = self._levels[number]
             yield level.begun.values(), _sorted(level.fresh.values(), fresh_key)

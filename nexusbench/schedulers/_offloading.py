@@ -1,5 +1,5 @@
-"""How much of the decodes' attention may leave for the prefill GPU: Adrenaline's offload bound and
-its conditions (arXiv 2503.20552, load-aware offloading, Algorithm 1).
+"""How much of the decodes' attention may run on the prefill GPU: Adrenaline's offload bound and its
+conditions (arXiv 2503.20552, load-aware offloading, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nexusbench.core.request import RequestView
 from nexusbench.costs.base import CostModel
 
 _MANY = 4096  # rows that make any dense layer compute-bound
-_GRANULE = 16  # tokens: mean contexts that near have one bound
+_GRANULE = 16  # tokens: mean contexts are rounded to this, and share a bound
 _PROBE = 32  # decodes of the step whose attention is compared on two shares of SMs
 
 
@@ -50,17 +50,17 @@ def bound(
 def safe(
     offloaded: AttentionLoad, request: RequestView, local: AttentionLoad, ratio: float
 ) -> bool:
-    """C1: even if all offloaded ones grow to their longest, and no local one grows."""
+    """C1: the bound holds if all offloaded requests grow to their longest and no local one does."""
     return offloaded.worst + longest(request) <= ratio * local.tokens
 
 
 def fine_now(offloaded: AttentionLoad, local: AttentionLoad, ratio: float) -> bool:
-    """C2: at present lengths, by tokens and by requests."""
+    """C2: the bound holds at present lengths, in tokens and in requests."""
     return offloaded.tokens < ratio * local.tokens and offloaded.requests < ratio * local.requests
 
 
 class OffloadBound:
-    """OB of a pair of equal GPUs, as a belief about one of them has it."""
+    """OB of a pair of equal GPUs, from a belief about one of them."""
 
     def __init__(self, belief: CostModel, tbt_ns: float) -> None:
         self._belief, self._tbt_ns = belief, tbt_ns
@@ -106,7 +106,7 @@ class OffloadBound:
         return float(low)
 
     def bandwidth(self, context: int, sms: int, remote_sms: int) -> float:
-        """BW_p / BW_d: how much slower the same attention is there, at most 1."""
+        """BW_p / BW_d: the time of the same attention here over that there, at most 1."""
         here, there = [self._attention(context, count) for count in (sms, remote_sms)]
         return min(1.0, here / there) if there > 0 else 1.0
 

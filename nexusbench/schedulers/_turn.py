@@ -1,4 +1,4 @@
-"""One iteration of FastServe put together: who is due, who makes room, who runs."""
+"""One iteration of FastServe: which requests are due, which are preempted for them, which run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ Levels = Iterable[tuple[Iterable[MlfqJob], Iterable[MlfqJob]]]
 
 
 def rank(job: MlfqJob) -> tuple[int, int]:
-    """Order among those who have begun."""
+    """Order among jobs that have begun."""
     return job.level, job.place
 
 
 class FastserveTurn:
-    """``levels`` is the whole queue; ``most_requests`` and ``most_tokens`` (of prompts) bound the
-    iteration; ``leaving`` are those on their way to the host; ``holding`` starts somebody new only
-    where there is room already (who was swapped out for a new one must not keep it from starting).
+    """``levels`` is the whole queue, ``jobs`` its jobs by request; ``most_requests`` and
+    ``most_tokens`` (of prompts) bound the iteration; ``leaving`` are requests being copied to the
+    host. ``holding``: the host is so full that a new request starts only where it has room without
+    a preemption.
 
     ``due`` are the first in the order that fit into the batch and, with all their tokens, into
-    memory; ``others`` all who are in memory besides, in order. ``jobs`` are the queue's, by index.
+    memory; ``others`` are all others in GPU memory, in order.
     """
 
     def __init__(
@@ -42,8 +43,8 @@ class FastserveTurn:
         self._seats = ctx.limits.max_num_seqs
         self._requests, self._tokens = most_requests, most_tokens
         self._leaving, self._holding = leaving, holding
-        self._kept: set[MlfqJob] = set()  # prompts in between that this time has no tokens for
-        self._room = 0  # tokens of prompts that are not given to anybody yet
+        self._kept: set[MlfqJob] = set()  # prompts in mid-prefill that get no tokens this time
+        self._room = 0  # tokens of prompts that are not yet given to a job
         self._decoding = {r.index for r in ctx.decoding}
         self._here = self._decoding | {r.index for r in ctx.prefilling}
         self._out = {r.index for r in ctx.swapped}
@@ -67,7 +68,7 @@ class FastserveTurn:
             need = ceil_div(r.num_tokens + 1, self._size)
             if self._holding and not job.begun and (need > free or seats < 1):
                 continue
-            # Who has to come in leaves the others a block each to grow into.
+            # A request without blocks on the GPU leaves each due one a block to grow into.
             spare = 0 if here else len(due)
             full = len(due) == self._requests or len(due) + len(self._kept) == self._seats
             if full or need + spare > blocks:
@@ -83,7 +84,7 @@ class FastserveTurn:
         return due
 
     def _candidates(self, levels: Levels) -> Iterator[MlfqJob]:
-        """The queue; once no tokens are left for prompts, only who has KV: it can be very long."""
+        """The queue, which can be very long; once no tokens are left for prompts, jobs with KV."""
         seen: set[int] = set()
         for begun, fresh in levels:
             for job in chain(begun, fresh):
@@ -95,8 +96,8 @@ class FastserveTurn:
                 yield job
 
     def make_room(self) -> None:
-        """Take others' blocks and seats, lowest first, for what the due lack; ahead of need where
-        it takes a copy.
+        """Preempt others, lowest first, for the blocks and seats that the due lack; a swap begins
+        before its blocks are needed.
         """
         ctx = self._ctx
         blocks = seats = 0
@@ -118,7 +119,7 @@ class FastserveTurn:
                 seats -= 1
 
     def run(self) -> None:
-        """The due: decodes, prompts and who must come back. Then others, in what is left."""
+        """Schedule the due: decodes, prompts and swaps in. Then others, in what is left."""
         self._decode(self.due)
         blocked = False
         for job in self.due:
@@ -128,7 +129,7 @@ class FastserveTurn:
             if r.index in self._out:
                 blocked = not self._ctx.swap_in(r) or blocked
             elif r.index in self._here or not blocked:
-                # Nobody new takes the blocks that one before it is waiting for.
+                # A request without blocks may not take those that an earlier one lacks.
                 blocked = not self._prefill(r) or blocked
         present = [job for job in self.others if job.request.index in self._here]
         self._decode(present[: self._requests])
@@ -149,7 +150,7 @@ class FastserveTurn:
         return bool(scheduled)
 
     def _lowest_after(self, request: RequestView) -> RequestView | None:
-        """Whose blocks ``request`` may take: the lowest who is there, none that goes before it."""
+        """The victim for ``request``: the lowest job in memory, None if all stand before it."""
         for job in reversed(self._everyone):
             r = job.request
             if r is request:

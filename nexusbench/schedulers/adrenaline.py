@@ -14,8 +14,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.registry import AboveZero, NotNegative
 from nexusbench.core.request import RequestView
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers._offloading import AttentionLoad, OffloadBound, fine_now, safe
-from nexusbench.schedulers._resume import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 DEFAULT_TBT_MS = 100.0
@@ -37,12 +37,12 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
     """As vllm-pd, but some prompts keep their KV on the prefill GPU and are decoded with the rest:
     dense layers on the decode GPU, attention where the KV is.
 
-    A request is offloaded if that is safe at its longest (C1) or fine at present lengths (C2), else
+    A request is offloaded if the bound holds at its longest (C1) or at present lengths (C2), else
     its KV crosses the link. Deviations: it is classified when its prompt is done and, while it
     waits for room on the decode GPU, again; C1 counts all that are offloaded at their longest, or
-    it would not keep its promise; B_TPOT is bounded by the decode GPU's memory too, or a loose SLO
-    would forbid offloading where only memory is short. Equal GPUs; nobody moves after he was
-    classified.
+    the bound could be exceeded later; B_TPOT is bounded by the decode GPU's memory too, or a loose
+    SLO would forbid offloading where only memory is short. Equal GPUs; a classified request is not
+    moved again.
     """
 
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
@@ -59,7 +59,7 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
         self._bound: OffloadBound | None = None
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
-        """Classify whose prompt is done, decode both kinds, copy the local ones, go on with
+        """Classify requests whose prompts are done, decode both kinds, copy the local ones, then
         prompts.
         """
         if self.options.ratio and not ctx.sms("remote"):
@@ -74,7 +74,7 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
             if request.in_flight or not ctx.is_at(request, "prefill"):
                 continue
             if request not in ctx.decoding or not ctx.transfer(request, "decode"):
-                break  # preempted just now, or the first to be ready is the first to go
+                break  # preempted in this instant, or no room: copies are in order
         blocked: set[str] = set()
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             self._prompt(ctx, request, blocked, proceed)
@@ -89,13 +89,13 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
     def _prompt(
         self, ctx: SchedulerContext, request: RequestView, blocked: set[str], take: Take
     ) -> None:
-        """Compute a prompt, or what it lost, where it is or last was; nobody overtakes there."""
+        """Compute a prompt, or recompute it, on the GPU that it is or last was on, in order."""
         home = "prefill" if ctx.is_at(request, "prefill") else "decode"
         if home not in blocked and not take(ctx, request, None, home):
             blocked.add(home)
 
     def _classify(self, ctx: SchedulerContext) -> tuple[list[RequestView], list[RequestView]]:
-        """Whom to decode, and whom to copy to the decode GPU."""
+        """The requests to decode, and those to copy to the decode GPU."""
         decodes, ready, local, offloaded = [], [], AttentionLoad(), AttentionLoad()
         for request in ctx.decoding:
             if ctx.is_at(request, "decode"):
@@ -105,7 +105,7 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
                 offloaded.add(request)
                 decodes.append(request)
             elif request.in_flight:
-                local.add(request)  # on its way there
+                local.add(request)  # being copied there
             else:
                 ready.append(request)
         leaving = []
@@ -138,5 +138,5 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
         )
 
     def finished(self, request: RequestView) -> None:
-        """Forget it."""
+        """Drop its classification."""
         self._offloaded.pop(request.index, None)

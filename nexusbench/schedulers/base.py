@@ -1,4 +1,4 @@
-"""The scheduler seam: a policy looks at a context and proposes a plan."""
+"""The scheduler seam: from a context, a policy makes a plan."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Order = Literal["fcfs", "spf", "lpm", "hit-rate"]
 class SchedulerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options that every scheduler has.
 
-    ``order``: who of the waiting goes first. ``fcfs`` by arrival; ``spf`` shortest prompt first
+    ``order`` of the waiting queue: ``fcfs`` by arrival; ``spf`` shortest prompt first
     with ageing, score = tokens left - gamma x age (Nexus Eq. in section 4.3.1, gamma in tokens per
     second); ``lpm`` longest cached prefix first, fcfs while more than 128 wait (SGLang; without
     its second look at prefixes that other waiting requests are about to compute); ``hit-rate``
-    largest cached share of the prompt first (KVShare, arXiv 2503.16525). KVShare's order knows no
-    fairness; ours ages: waiting ``ageing_s`` seconds is worth a full hit, 0 leaves it as theirs.
-    Neither spf with gamma 0, lpm nor hit-rate without ageing keeps anyone from starving.
+    largest cached share of the prompt first (KVShare, arXiv 2503.16525). KVShare's order has no
+    ageing; here waiting ``ageing_s`` seconds is worth a full hit, 0 leaves it as theirs.
+    With spf at gamma 0, with lpm, and with hit-rate without ageing, requests can starve.
     ``preemption``: what happens to a running request whose blocks are needed; ``swap``
     copies them to the host and back, on devices with host memory (vLLM v0's ``--swap-space``).
     """
@@ -52,10 +52,10 @@ class Scheduler(Policy[OptionsT]):
     """A scheduling policy: subclass it in a file of its own in this folder, and it is in
     ``nexusbench list``.
 
-    ``partitions`` names the shares of the GPU that its batches run on, ``default_partitioner`` who
-    sizes them. ``work_conserving`` promises invariant I7 (no partition idles while it could be
-    filled); a policy that leaves one idle on purpose sets it to False and says why. ``source``
-    names paper or code that it follows.
+    ``partitions`` names the shares of the GPU that its batches run on, ``default_partitioner`` the
+    partitioner that sizes them. ``work_conserving`` promises invariant I7 (no partition idles while
+    it could be filled); a policy that leaves one idle on purpose sets it to False and says why.
+    ``source`` names the paper or code that it follows.
     """
 
     Options: ClassVar[type[msgspec.Struct]] = SchedulerOptions
@@ -75,10 +75,10 @@ class Scheduler(Policy[OptionsT]):
     belief: CostModel | None = None  # set by the composition root where needs_belief
 
     def order_key(self, request: RequestView) -> float:
-        """Place in the waiting queue, smaller first; asked once each time a request starts to wait.
+        """Place in the waiting queue, smaller first; called each time a request starts to wait.
 
-        With ``lpm`` the place among those with equally long cached prefixes; ``hit-rate`` asks for
-        nothing but the cache and the arrival.
+        With ``lpm`` the place among those with equally long cached prefixes; ``hit-rate`` depends
+        on cache and arrival only.
 
         For ``spf`` the score ``left - gamma (now - arrival)`` orders requests as ``left + gamma
         arrival`` does, which no longer depends on now, so the queue never needs sorting again.
@@ -89,7 +89,7 @@ class Scheduler(Policy[OptionsT]):
 
     @property
     def ranking(self) -> Ranking | None:
-        """How the prefix cache decides who of the waiting goes first, None if it does not."""
+        """How the waiting queue is ordered by the prefix cache, None if it is not."""
         order = self.options.order
         return Ranking(order, self.options.ageing_s) if order in ("lpm", "hit-rate") else None
 

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 from nexusbench.core.batch import Batch, Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.request import RequestView
-from nexusbench.policies.bullet_estimates import Prospects
-from nexusbench.policies.bullet_slo import Pace, expected
+from nexusbench.policies.bullet import Pace, Prospects, expected
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
@@ -18,7 +17,7 @@ class BulletSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     TTFT: ``norm_ttft_ms`` per prompt token, else ``ttft_ms``, else what --goodput asks for, else 3
     ms per prompt token; TPOT: ``tbt_ms``, else --goodput's, else 150 ms (Bullet's on ShareGPT). The
     partitioner has the same. ``layers_per_step``: L_step (its value is not in our sources).
-    ``order=latency``: by arrival, but who takes less time may pass. ``pause`` lets decode wait.
+    ``order=latency``: by arrival, but shorter prompts may overtake. ``pause`` lets decode wait.
     """
 
     order: Literal["latency", "fcfs", "spf", "lpm", "hit-rate"] = "latency"  # type: ignore[assignment]
@@ -32,10 +31,11 @@ class BulletSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
 class BulletScheduler(Scheduler[BulletSchedulerOptions]):
     """Prefill decides every L_step layers, decode every step; an Algorithm 1 on both.
 
-    The prompt that takes least time goes next, as long as nobody whom it passes misses a TTFT SLO
-    by that; prompts join a batch while it is bound by memory. While a TTFT breaks and the P90 of
-    TPOT bears it, decode waits until the prefill step under way ends. Deviations: a prompt over the
-    budget is chunked and goes on first; nobody passes one who is late; only 32 of the queue count.
+    The prompt that takes least time is next, as long as no prompt that it overtakes misses a TTFT
+    SLO by that; prompts join a batch while it is bound by memory. While a TTFT breaks and the P90
+    of TPOT allows it, decode waits until the prefill step under way ends. Deviations: a prompt over
+    the budget is chunked and continues first; a late prompt is not overtaken; only the first 32 of
+    the queue are considered.
     """
 
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
@@ -76,7 +76,7 @@ class BulletScheduler(Scheduler[BulletSchedulerOptions]):
         return ctx.plan()
 
     def _pauses(self, ctx: SchedulerContext) -> bool:
-        """Whether decode waits for prefill, under way or drafted here: for a TTFT, if P90 holds."""
+        """Whether decode waits for prefill, in flight or drafted here: for a TTFT, if P90 holds."""
         sms, tokens = ctx.split.of("prefill"), {r.index: count for r, count in self._batch}
         done = self._layer / ctx.num_layers
         started = [(r, done * tokens.get(r.index, 0)) for r in ctx.prefilling]
@@ -105,7 +105,7 @@ class BulletScheduler(Scheduler[BulletSchedulerOptions]):
             self._step_ends = ctx.now + self._prospects.step(self._batch, layers, sms)
 
     def _under_way(self, ctx: SchedulerContext) -> list[tuple[RequestView, int]]:
-        """The prompts between two steps, less those that were preempted or called off."""
+        """The prompts between two steps, less those that were preempted or cancelled."""
         if self._layer >= ctx.num_layers:
             return []
         return [(r, tokens) for r, tokens in self._batch if r in ctx.prefilling]

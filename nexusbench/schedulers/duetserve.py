@@ -7,8 +7,8 @@ from typing import ClassVar
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AboveZero, AtLeastOne
 from nexusbench.core.units import NS_PER_MS
+from nexusbench.planning.prompts import fill
 from nexusbench.policies.duetserve import duets
-from nexusbench.schedulers._resume import fill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 from nexusbench.schedulers.vllm import VllmSchedulerOptions
 
@@ -28,13 +28,13 @@ class DuetserveScheduler(Scheduler[DuetserveSchedulerOptions]):
     """Each iteration is vLLM's mixed batch on all SMs, unless it is believed to take longer than
     tau: then k decode steps in one launch beside a prefill, and nothing new until both have ended.
 
-    A mixed batch runs alone on ``prefill``, hence on all SMs. This policy decides whether to split
-    and k, by the best split of all; the partitioner sees k in the plan and solves for the split
-    again, so that splits are its to choose. No split is made where none keeps decode steps, and the
-    wait of decodes for the prefill after their k steps, within tau, nor where memory lacks k slots
-    for each. Deviations: a step's time is taken beside the prefill, where the belief tells; what
-    the paper profiles per size of partition, peak FLOP/s and bandwidth, is learnt while it serves
-    (without, a belief that is too hopeful for few SMs lets every prefill wait for its decodes).
+    A mixed batch runs alone on ``prefill``, hence on all SMs. This policy chooses whether to split,
+    and k, for the best of all splits; the partitioner reads k from the plan and solves for the
+    split again. There is no split where none keeps decode steps, and the wait of decodes for the
+    prefill after their k steps, within tau, nor where memory lacks k slots for each decode.
+    Deviations: a step's time is predicted beside the prefill, where the belief can; what the paper
+    profiles per size of partition, peak FLOP/s and bandwidth, is calibrated while it serves
+    (without that, a belief that is too fast on few SMs makes each prefill wait for decodes).
     """
 
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
@@ -80,7 +80,7 @@ class DuetserveScheduler(Scheduler[DuetserveSchedulerOptions]):
         return self.belief.predict(shape, ctx.num_sms) > self._bound(ctx)
 
     def _split(self, ctx: SchedulerContext) -> bool:
-        """Draft both streams; False if memory or tau do not allow it."""
+        """Draft both streams; returns False if memory or tau do not allow it."""
         assert self.belief is not None
         begin = ctx.savepoint()
         ctx.schedule_decodes("decode")

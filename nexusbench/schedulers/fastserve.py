@@ -13,13 +13,13 @@ from nexusbench.schedulers._mlfq import Mlfq
 from nexusbench.schedulers._turn import FastserveTurn
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
-HOST_RESERVE = 0.1  # of the host's blocks: with fewer free nobody is swapped out for a new request
+HOST_RESERVE = 0.1  # of the host's blocks: with fewer free, none is swapped out for a new request
 
 
 class FastserveSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
-    """``quantum_ms``: of the highest level. Who has been idle for ``starved_ms`` is promoted; they
-    are looked for every ``check_every`` iterations (FastServe's code: 1,000), and ``keep`` or
-    ``reset`` the quantum of the level they come from (``promoted``).
+    """``quantum_ms``: of the highest level. A request idle for ``starved_ms`` is promoted, checked
+    every ``check_every`` iterations (FastServe's code: 1,000); ``promoted``: it will ``keep`` or
+    ``reset`` the quantum of its level before.
     ``max_batch`` requests and ``max_prefill_tokens`` of prompts make one iteration; by default the
     engine's own limits, so that a comparison gives every policy the same budget (as Nexus's
     does); FastServe's code has 16 and 2,048.
@@ -35,23 +35,23 @@ class FastserveSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
 
 
 class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
-    """Each iteration runs the requests of the highest levels; who loses its turn keeps its KV.
+    """Each iteration runs the requests of the highest levels; one that is demoted keeps its KV.
 
-    The *due* are the first in the order of the queue who fit into the batch and, together, into
-    memory. Where they lack blocks or seats, others are swapped out, lowest first, before they are
-    needed; the due that are out come back while the rest computes. What the due leave of a batch
-    goes to others whose KV is there. ``order`` rules those of one level who never ran.
+    The *due* are the first in the order of the queue that fit into the batch and, together, into
+    memory. Where they lack blocks or seats, others are swapped out, lowest first, before these are
+    needed; swapped ones that are due are copied back while the rest computes. What the due leave of
+    a batch is given to others in memory. ``order`` applies to requests of one level that never ran.
 
-    Deviations: for invariant I10 the starved are looked for ten times as often as in FastServe's
+    Deviations: for invariant I10 the starved are promoted ten times as often as in FastServe's
     code, whose 1,000 iterations of 40 ms are 40 s for a limit of 3 s, and they keep their quantum:
     with 10 ms a promoted request runs once and is where it was (``check_every=1000,promoted=reset``
     is the code's way, and starves under overload; a request that lost its KV keeps it then, too);
     prompts and decodes share a batch; a prompt over the budget is chunked; no lowest level; the
-    first iteration's time is asked of the run's belief (with what the prefix cache holds), not of a
+    first iteration's time is the belief's (with what the prefix cache holds), not one of a
     profile; without host memory, or when it is full, preempted requests recompute.
     """
 
-    advised: ClassVar[tuple[str, ...]] = ("",)  # the levels say who is first, order little
+    advised: ClassVar[tuple[str, ...]] = ("",)  # levels decide most, order little
     needs_belief: ClassVar[bool] = True
     swap_gib: ClassVar[float] = 120.0  # as in Nexus's comparison (2507.06608, section 6.1)
     source: ClassVar[str] = "FastServe, arXiv 2305.05920, section 4; code LLMServe/FastServe"
@@ -65,7 +65,7 @@ class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
         self._leaving: set[int] = set()  # on their way to the host
 
     def completed(self, batch: Batch, now: int) -> None:
-        """Charge an iteration to those it served; now and then, promote the starved."""
+        """Charge an iteration's time to its requests, promote the starved every ``check_every``."""
         took = now - max(self._launched.popleft(), self._ended)
         self._ended, self._iterations = now, self._iterations + 1
         self._queue.ran([request for request, _ in batch.items], took, now)
@@ -73,11 +73,11 @@ class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
             self._queue.promote(self.options.starved_ms * NS_PER_MS, now)
 
     def finished(self, request: RequestView) -> None:
-        """Out of the queue."""
+        """Remove it from the queue."""
         self._queue.leave(request)
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
-        """Room for the due, then the batch."""
+        """Make room for the due requests, then the batch."""
         if not ctx.free_slots():
             return ctx.plan()
         self._join(ctx)
@@ -109,7 +109,7 @@ class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
         return plan
 
     def _join(self, ctx: SchedulerContext) -> None:
-        """Put who has arrived into the queue, by the time its first iteration should take."""
+        """Add new requests to the queue, by the predicted time of their first iteration."""
         jobs, belief = self._queue.jobs, self.belief
         assert belief is not None
         known = len(ctx.waiting) + ctx.num_running + len(ctx.swapped)
@@ -122,7 +122,7 @@ class FastserveScheduler(Scheduler[FastserveSchedulerOptions]):
             self._queue.join(request, belief.predict(shape, ctx.sms("all")))
 
     def _holds(self, ctx: SchedulerContext) -> bool:
-        """Whether the host is so full that nobody more is to leave for a new request."""
+        """Whether the host is so full that no request is swapped out for a new one."""
         host = ctx.host
         return (
             bool(ctx.swapped)

@@ -16,7 +16,7 @@ from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOpt
 class MuxwiseSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``preempt``: a waiting prompt that is faster than what is left of the prefill batch goes in
     between, as long as that batch keeps its TTFT bound: ``ttft_ms``, else that of ``--goodput``;
-    without either nobody is interrupted.
+    without either no batch is interrupted.
     """
 
     preempt: bool = False
@@ -25,13 +25,13 @@ class MuxwiseSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
 
 class MuxwiseScheduler(Scheduler[MuxwiseSchedulerOptions]):
     """Decodes first, then N = ceil(T_d N_layers / T_p) layers of the prefill batch, so that one
-    launch of it covers one decode step; all that are left while nobody decodes.
+    launch of it covers one decode step; all that are left while no request decodes.
 
-    T_d and T_p are what the belief says of both on the split in force. That is one decision old:
-    the split for a plan is chosen after it. The dispatcher is the partitioner ``muxwise``.
+    T_d and T_p are the belief's predictions for both on the split in force, which is one decision
+    old: the split for a plan is chosen after it. The dispatcher is the partitioner ``muxwise``.
     Preemption is not recursive, and only of prompts that fit in one chunk; the paper's condition
-    (the long one keeps its TTFT bound) is checked with the belief. Its event polling needs no
-    counterpart: a launch's end is known when it happens.
+    (the long one keeps its TTFT bound) is checked with the belief. Its event polling has no
+    counterpart: the engine decides at each launch's end.
     """
 
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")

@@ -29,7 +29,7 @@ class NexusScheduler(Scheduler[NexusSchedulerOptions]):
 
     partitions: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     default_partitioner: ClassVar[str] = "nexus"
-    any_partitioner: ClassVar[bool] = True  # two plain streams: others differ in who sizes them
+    any_partitioner: ClassVar[bool] = True  # two plain streams, which others only size differently
     source: ClassVar[str] = "Nexus, arXiv 2507.06608, sections 4 and 5"
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
@@ -40,7 +40,7 @@ class NexusScheduler(Scheduler[NexusSchedulerOptions]):
             for request in self._prompts(ctx):
                 started = request in ctx.prefilling
                 if not self._take(ctx, request) and started:
-                    break  # its blocks come next; nobody new may take them
+                    break  # no waiting request may take the blocks that it lacks
         return ctx.plan()
 
     def _take(self, ctx: SchedulerContext, request: RequestView) -> bool:
@@ -73,7 +73,7 @@ class NexusScheduler(Scheduler[NexusSchedulerOptions]):
             if started and (head is None or self._key(ctx, started[-1]) <= self._key(ctx, head)):
                 prompt = started.pop()
                 if prompt in ctx.prefilling:
-                    yield prompt  # not one that was preempted for an earlier one just now
+                    yield prompt  # unless it was preempted in this instant for an earlier one
             elif head is not None:
                 yield head
                 taken = ctx.waiting.head is not head

@@ -19,7 +19,7 @@ class PdmuxSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
 
 
 class PdmuxScheduler(Scheduler[PdmuxSchedulerOptions]):
-    """A decode step of everybody first, then the next layers of the one prefill batch.
+    """A step of all decodes first, then the next layers of the one prefill batch.
 
     Layers per launch = 65,536 // new tokens, whatever decode does; the split follows the decode
     batch size alone (partitioner ``pdmux``). Deviations: admission is by free blocks and seats in

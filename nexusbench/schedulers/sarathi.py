@@ -9,7 +9,7 @@ import msgspec
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AtLeastOne
 from nexusbench.core.request import RequestView
-from nexusbench.schedulers._resume import resume
+from nexusbench.planning.prompts import resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.core.batch import Plan
-from nexusbench.schedulers._resume import proceed
+from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 
@@ -29,7 +29,7 @@ class SemiPdScheduler(Scheduler):
         ctx.schedule_decodes("decode", victim=ctx.last_running)
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             if not proceed(ctx, request, partition="prefill"):
-                return ctx.plan()  # out of budget or blocks: nobody overtakes
+                return ctx.plan()  # out of budget or blocks: in order, none overtakes
         if not ctx.preempted and not ctx.swap_in_all():
             while (head := ctx.waiting.head) is not None:
                 if not ctx.try_schedule(head, partition="prefill"):

@@ -1,5 +1,5 @@
-"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction when it was
-too bold.
+"""SGLang's scheduler (0.4.4): prefill first, admission by estimated growth, retraction where the
+estimate was too low.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import ClassVar
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AtLeastOne, NotNegative, Share
 from nexusbench.core.request import RequestView
-from nexusbench.schedulers._resume import proceed
+from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's further output
@@ -54,7 +54,7 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         self._latest_rank = 0
 
     def order_key(self, request: RequestView) -> float:
-        """As the base class; a retracted request queues behind everyone who has arrived (SGLang
+        """As the base class; a retracted request stands behind all that have arrived (SGLang
         appends it).
         """
         self._latest_rank = max(self._latest_rank, request.arrival_rank)
@@ -77,11 +77,12 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
             started = bool(proceed(ctx, request)) or started
         if ctx.preempted or ctx.swap_in_all():
             return started
-        room = self._room(ctx)
+        pool = ctx.kv.num_blocks * ctx.kv.block_size
+        room = self._room(ctx, pool)
         taken, most = 0, self.options.max_prefill_tokens
         while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
             extend = head.num_tokens - ctx.cached_tokens(head)
-            total = extend + self._expected_output(head, ctx)
+            total = extend + self._expected_output(head, pool)
             alone = not ctx.num_running
             if total >= room and not alone:
                 break
@@ -93,24 +94,23 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
                 break  # truncated: it must be finished before others are chunked
         return started
 
-    def _expected_output(self, request: RequestView, ctx: SchedulerContext) -> int:
-        """Tokens a request may still add, clipped as SGLang does (by 4,096, and by the pool)."""
+    def _expected_output(self, request: RequestView, pool: int) -> int:
+        """Tokens a request may still add, clipped as SGLang does (by 4,096, and by the pool's)."""
         generated = request.num_tokens - request.num_prompt_tokens
-        pool = ctx.kv.num_blocks * ctx.kv.block_size
         most = min(request.max_tokens, pool - request.num_prompt_tokens - 1)
         return max(0, min(most - generated, CLIP_MAX_NEW_TOKENS))
 
-    def _room(self, ctx: SchedulerContext) -> float:
-        """Tokens free now less the growth expected of everyone who runs."""
+    def _room(self, ctx: SchedulerContext, pool: int) -> float:
+        """Tokens free now, less the expected growth of all running requests."""
         free = ctx.kv.num_free * ctx.kv.block_size
-        growth = sum([self._expected_output(r, ctx) for r in ctx.decoding])
+        growth = sum([self._expected_output(r, pool) for r in ctx.decoding])
         for request in ctx.prefilling:
-            growth += self._expected_output(request, ctx)
+            growth += self._expected_output(request, pool)
             free -= request.num_tokens - request.num_computed_tokens
         return free - growth * self._ratio
 
     def _decode(self, ctx: SchedulerContext) -> None:
-        """One step for all, after retracting whom memory does not carry."""
+        """One step for all decodes, after retracting those that memory has no room for."""
         size = ctx.kv.block_size
         needed = sum([1 for r in ctx.decoding if not r.num_computed_tokens % size])
         if needed > ctx.kv.num_free + ctx.blocks_coming:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.core.batch import Plan
-from nexusbench.schedulers._resume import fill
+from nexusbench.planning.prompts import fill
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.core.batch import Plan
-from nexusbench.schedulers._resume import proceed
+from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext
 
 
 class VllmPdScheduler(Scheduler):
     """Prompts on the first GPU, decodes on the second; a finished prompt's KV crosses the link.
 
-    A prompt keeps its blocks on the first GPU until the copy has ended, and the copy begins when
-    the second has room for it, first come first served: a full decode GPU holds back prefill. What
-    decode preempts is recomputed on the decode GPU, beside its decodes, as a vLLM instance does.
+    A prompt keeps its blocks on the first GPU until the copy has ended, and copies begin in order
+    when the second has room: a full decode GPU holds back prefill. What decode preempts is
+    recomputed on the decode GPU, beside its decodes, as a vLLM instance does.
     Deviations: the link is dedicated (no shared transfer buffer that can overflow), and copies wait
     for whole prompts (no layer-wise streaming).
     """
@@ -30,12 +30,12 @@ class VllmPdScheduler(Scheduler):
         ctx.schedule_decodes("decode", victim=ctx.last_running)
         for request in [r for r in ctx.decoding if ctx.is_at(r, "prefill") and not r.in_flight]:
             if not ctx.transfer(request, "decode"):
-                break  # the first to be ready is the first to go
+                break  # copies are in order
         blocked: set[str] = set()
         for request in [r for r in ctx.prefilling if not r.in_flight]:
             home = "prefill" if ctx.is_at(request, "prefill") else "decode"
             if not proceed(ctx, request, partition=home):
-                blocked.add(home)  # its blocks come next; nobody new may take them
+                blocked.add(home)  # no waiting request may take the blocks that it lacks
         if ctx.preempted or ctx.swap_in_all():
             return ctx.plan()
         for request in list(ctx.waiting):

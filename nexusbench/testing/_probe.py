@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nexusbench.core.batch import Batch, Chunk, Plan, PreemptionKind
@@ -10,7 +10,7 @@ from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import Allocation
-from nexusbench.planning.context import SchedulerContext, Victim
+from nexusbench.planning.context import SchedulerContext
 from nexusbench.planning.journal import Admission, Decodes, Draft, Entry, Eviction, Journal, Move
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.testing._errors import ConformanceError
@@ -132,64 +132,13 @@ class WatchedContext(SchedulerContext):
         super().__init__(journal, preemption)
         self.calls = 0  # in this instant
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """One more call. Raises ConformanceError (I10) once there are too many."""
         self.calls += 1
         if self.calls > MOST_CALLS:
             raise ConformanceError(
                 "I10", f"makes no progress: {MOST_CALLS:,} calls of the context in one instant"
             )
-
-    def free_slots(self, partition: str = "all") -> int:
-        """As the base class, counted."""
-        self._count()
-        return super().free_slots(partition)
-
-    def budget(self, partition: str = "all") -> int:
-        """As the base class, counted."""
-        self._count()
-        return super().budget(partition)
-
-    def schedule_decodes(
-        self,
-        partition: str = "all",
-        *,
-        victim: Victim | None = None,
-        repeat: int = 1,
-        chosen: Sequence[RequestView] | None = None,
-        remote: str | None = None,
-    ) -> int:
-        """As the base class, counted."""
-        self._count()
-        return super().schedule_decodes(
-            partition, victim=victim, repeat=repeat, chosen=chosen, remote=remote
-        )
-
-    def try_schedule(
-        self,
-        request: RequestView,
-        num_tokens: int | None = None,
-        partition: str = "all",
-        *,
-        layers: tuple[int, int] | None = None,
-    ) -> int:
-        """As the base class, counted."""
-        self._count()
-        return super().try_schedule(request, num_tokens, partition, layers=layers)
-
-    def preempt(self, request: RequestView, kind: PreemptionKind | None = None) -> None:
-        """As the base class, counted."""
-        self._count()
-        super().preempt(request, kind)
-
-    def transfer(self, request: RequestView, partition: str) -> bool:
-        """As the base class, counted."""
-        self._count()
-        return super().transfer(request, partition)
-
-    def swap_in(self, request: RequestView) -> bool:
-        """As the base class, counted."""
-        self._count()
-        return super().swap_in(request)
 
     @property
     def journal(self) -> Sequence[Entry]:
@@ -200,6 +149,23 @@ class WatchedContext(SchedulerContext):
     def drafts(self) -> dict[str, Draft]:
         """The batches that it put together."""
         return self._drafts
+
+
+def _counted(name: str) -> Callable[..., Any]:
+    """The method of the context that is called so, counted."""
+    method = getattr(SchedulerContext, name)
+
+    def counted(ctx: WatchedContext, *given: Any, **named: Any) -> Any:
+        ctx.count()
+        return method(ctx, *given, **named)
+
+    return counted
+
+
+for _name in (
+    "free_slots", "budget", "schedule_decodes", "try_schedule", "preempt", "transfer", "swap_in"
+):  # fmt: skip
+    setattr(WatchedContext, _name, _counted(_name))
 
 
 class Probe(Scheduler):

@@ -90,7 +90,7 @@ class Constant(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
 
 
 class Closed(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
-    """A closed loop of ``concurrency`` users: the next request comes when one of them is free."""
+    """A closed loop: each of ``concurrency`` users sends a request when the last one has ended."""
 
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
@@ -100,7 +100,7 @@ class Closed(ArrivalProcess, frozen=True, forbid_unknown_fields=True):
         return self.concurrency
 
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
-        """Zeros: when a request arrives is known when it does."""
+        """Zeros: arrivals follow from the run."""
         return [0] * n
 
 

@@ -1,4 +1,4 @@
-"""What the requests of every reader must be, a plug-in's too: checked once, for all formats."""
+"""Checks of the requests that a reader gives, shipped or plug-in: once, for all formats."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NOTHING = ("", (), "", 0, False, 0, 0, 0)
 
 
 def parse(reader: Reader, name: str, source: Source) -> Parsed:
-    """What ``reader`` finds in ``source``, checked.
+    """The requests that ``reader`` finds in ``source``, checked.
 
     Raises InputError that names file, line and field of the first fault of the file, or the reader
-    where it gives what no file can hold.
+    where it gives requests that no file can hold.
     """
     parsed = _asked(reader, name, source)
     _check_form(parsed, name, source.path)
@@ -48,7 +48,7 @@ def checked_skim(reader: Reader, piece: bytes, after: int) -> int | None:
 
 
 def clock(reader: Reader, ns: int) -> str:
-    """An arrival as the file would print it, and in ns where the reader cannot say."""
+    """An arrival as the file would print it; in ns where the reader fails."""
     try:
         return shown(reader.clock(ns), 80)
     except Exception:
@@ -70,7 +70,7 @@ def _asked(reader: Reader, name: str, source: Source) -> Parsed:
 
 
 def _fault(name: str, path: Path, problem: str, line: int | None = None) -> InputError:
-    """Something that no file can say: the reader made it up."""
+    """The error for a value that no file can hold: a fault of the reader."""
     return InputError(
         f"the reader of format '{name}' gives {problem}", file=path, line=line,
         hint="Correct that plug-in: docs/workloads.md says what a reader may give",
@@ -140,7 +140,7 @@ def _is_plain(request: TraceRequest) -> bool:
 
 
 def _problems(request: TraceRequest, parsed: Parsed, begun: set[str]) -> Iterator[str]:
-    """What is impossible about a request of its own, in words."""
+    """Impossible values of one request, in words."""
     for field in ("id", "tenant", "session"):
         if type(getattr(request, field)) is not str:
             yield f"{field} {shown(repr(getattr(request, field)))}, which is no text"

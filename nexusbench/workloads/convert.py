@@ -1,4 +1,4 @@
-"""A trace in another format: every field that the format can hold, and word of what it cannot."""
+"""A trace in another format: all fields that the format can hold, and notes on the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Converted = tuple[bytes, list[str]]
 def convert(trace: Trace, target: str) -> Converted:
     """``trace`` as a file of format ``target``, and sentences about what was dropped or changed.
 
-    Raises UsageError for an unknown format, and for one that cannot say when requests arrive.
+    Raises UsageError for an unknown format, and for one without the arrivals of the trace.
     """
     if target not in FORMATS:
         raise UsageError(f"cannot write format '{target}'. {did_you_mean(target, list(FORMATS))}")
@@ -116,7 +116,7 @@ def _check_times(trace: Trace, target: str) -> None:
 
 
 def _dropped(trace: Trace, unknown: tuple[str, ...]) -> list[str]:
-    """What of ``unknown`` the trace has, in words."""
+    """A note for each of the ``unknown`` things that the trace has."""
     counts = {
         "hash id": sum(bool(r.hash_ids) for r in trace.requests),
         "id": sum(r.id != str(index) for index, r in enumerate(trace.requests)),

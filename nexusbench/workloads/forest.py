@@ -42,7 +42,7 @@ class BlockNames:
         self._next = 0
 
     def fresh(self, count: int) -> range:
-        """``count`` numbers that nobody has."""
+        """``count`` numbers that are not in use."""
         names = range(self._next, self._next + count)
         self._next += count
         return names

@@ -12,7 +12,7 @@ from nexusbench.core.units import NS_PER_MS
 from nexusbench.workloads.base import MAX_TOKENS, Trace, TraceRequest
 from nexusbench.workloads.checks import MAX_SPAN_NS
 from nexusbench.workloads.forest import BlockNames, Forest, zipf_edges
-from nexusbench.workloads.spec import GivingUp, Workload, WorkloadSpec
+from nexusbench.workloads.spec import GivingUp, WorkloadSpec, WorkloadTable
 from nexusbench.workloads.streams import stream
 from nexusbench.workloads.trace import span_text
 
@@ -27,7 +27,7 @@ _MOST_HASHES = 20_000_000
 
 
 class _Draws(msgspec.Struct):
-    """What was drawn for each request (``inputs`` to ``cancels``) and each session (the others)."""
+    """Values drawn for each request (``inputs`` to ``cancels``) and each session (the others)."""
 
     inputs: list[int]
     outputs: list[int]
@@ -225,7 +225,7 @@ def _lengths(spec: WorkloadSpec, of_request: list[int]) -> tuple[list[int], list
     return inputs, outputs
 
 
-def _patience(spec: GivingUp | None, plan: Workload, purpose: str) -> list[int]:
+def _patience(spec: GivingUp | None, plan: WorkloadTable, purpose: str) -> list[int]:
     """Milliseconds after which each request's client gives up, 0 for never."""
     n = plan.num_requests
     if spec is None:
@@ -245,7 +245,7 @@ def _tenants(spec: WorkloadSpec, chosen: list[int]) -> list[str]:
     return [f"tenant-{bisect_right(edges, number)}" for number in numbers]
 
 
-def _uniform(plan: Workload, n: int, rng: np.random.Generator) -> Floats:
+def _uniform(plan: WorkloadTable, n: int, rng: np.random.Generator) -> Floats:
     """``n`` uniform numbers in [0, 1), independent or one from each of ``n`` equal slices."""
     import numpy as np
 

@@ -27,7 +27,7 @@ _GROWTH = 4
 
 
 class _Part(msgspec.Struct):
-    """What a reader made of the first lines of a file."""
+    """The first lines of a file as read."""
 
     name: str
     reader: Reader
@@ -43,7 +43,8 @@ def load_head(
     format: str | None = None,
 ) -> Trace:
     """The first requests of a trace, as many as it takes to have the first ``limit`` of the
-    ``window`` (seconds from the first arrival); ``load_trace`` where that cannot be told.
+    ``window`` (seconds from the first arrival); the whole trace where the beginning does
+    not suffice.
 
     ``Trace.whole`` and a note say which. Faults of later lines other than in their times, or in the
     text itself, are not seen. Raises as ``load_trace`` does.
@@ -88,7 +89,7 @@ def _head(
 
 
 def _read(text: bytes, file: TextFile, format: str | None) -> _Part | None:
-    """What a part of the file says by itself; None for a fault, which may be that it is a part."""
+    """A part of the file read by itself; None for a fault, which may be due to the cut."""
     try:
         name, reader, notes = chosen(text, file.path, format)
         return _Part(name, reader, parse(reader, name, Source(file.path, text, "")), notes)

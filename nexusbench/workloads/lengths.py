@@ -43,7 +43,7 @@ class LengthLaw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise NotImplementedError
 
 
-class Fixed(LengthLaw, frozen=True, forbid_unknown_fields=True):
+class FixedLength(LengthLaw, frozen=True, forbid_unknown_fields=True):
     """Always ``value``."""
 
     value: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -180,7 +180,7 @@ def _between(a: float, b: float, k: float, t: Floats) -> Floats:
 
 LAWS: dict[str, type[LengthLaw]] = {
     "quantiles": Quantiles,
-    "fixed": Fixed,
+    "fixed": FixedLength,
     "lognormal": Lognormal,
     "exponential": Exponential,
 }

@@ -1,4 +1,4 @@
-"""Text of an input file: plain or gzip (told by content, not by name), checked and bounded.
+"""Text of an input file: plain or gzip (detected by content, not by name), checked and bounded.
 
 A file is read piece by piece, so that what is no text, has no end or unpacks to far more than it
 holds is refused in little time and memory.
@@ -70,7 +70,7 @@ class TextFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.line = 0
-        self._stored = _Stored(self.path)
+        self._stored = _StoredBytes(self.path)
         self._size = 0
 
     def __enter__(self) -> TextFile:
@@ -112,7 +112,7 @@ class TextFile:
         return self._stored.digest.hexdigest()
 
     def _chunks(self) -> Iterator[bytes]:
-        """The text as it comes, unpacked."""
+        """The text in pieces, unpacked."""
         start = self._stored.peek()
         if not start:
             raise InputError("the file is empty", file=self.path, hint="Is the download complete?")
@@ -145,7 +145,7 @@ class TextFile:
         raise InputError(problem, file=self.path, hint=hint)
 
     def _check_form(self, chunk: bytes) -> None:
-        """Raises InputError for a beginning that tells what else the file is."""
+        """Raises InputError for a file that begins as another known form does."""
         if chunk.startswith(_UTF16_MARKS):
             raise InputError(
                 "this is UTF-16 or UTF-32, to be read as a binary file", file=self.path, line=1,
@@ -193,7 +193,7 @@ class TextFile:
             ) from None  # fmt: skip
 
 
-class _Stored:
+class _StoredBytes:
     """The stored bytes, hashed as they are read; ``gzip`` reads the same, unpacked."""
 
     def __init__(self, path: Path) -> None:

@@ -30,7 +30,15 @@ from nexusbench.workloads.forest import Count, Exponent, Prefixes, Share
 from nexusbench.workloads.lengths import LAWS, LengthLaw, LengthTable, load_table
 from nexusbench.workloads.source import read_source, shown
 
-__all__ = ["ClassSpec", "GivingUp", "Sessions", "Tenants", "Workload", "WorkloadSpec", "load_spec"]
+__all__ = [
+    "ClassSpec",
+    "GivingUp",
+    "Sessions",
+    "Tenants",
+    "WorkloadSpec",
+    "WorkloadTable",
+    "load_spec",
+]
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -41,7 +49,7 @@ _MOST_PREFIX = 2**31 - 1
 _MOST_BLOCKS = 1_000_000
 
 
-class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WorkloadTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[workload]`` table.
 
     ``sampling``: ``independent`` draws each request by itself; ``stratified`` gives every class its
@@ -112,7 +120,7 @@ class _Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WorkloadSpec(msgspec.Struct, frozen=True):
     """A whole spec; ``sha256`` is that of its file."""
 
-    workload: Workload
+    workload: WorkloadTable
     arrivals: ArrivalProcess
     classes: tuple[ClassSpec, ...]
     sha256: str = ""
@@ -174,7 +182,7 @@ def _spec(document: Mapping[str, Any], place: _Place) -> WorkloadSpec:
             raise place.fault(
                 f"two classes are called '{name}'", f"classes[{index}].name", "Rename one"
             )
-    workload = _convert(document["workload"], Workload, place.at("workload"))
+    workload = _convert(document["workload"], WorkloadTable, place.at("workload"))
     _check_name(workload.name, place.at("workload"))
     prefixes = sessions = tenants = None
     if "prefixes" in document:

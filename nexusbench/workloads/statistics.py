@@ -1,4 +1,4 @@
-"""What is in a trace, in numbers: rates, burstiness, lengths, shared prefixes, sessions."""
+"""Figures of a trace: rates, burstiness, lengths, shared prefixes, sessions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAST_WINDOWS = 10
 _MOST_WINDOWS = 10_000_000
 
 
-class ArrivalFacts(msgspec.Struct, frozen=True):
+class ArrivalFigures(msgspec.Struct, frozen=True):
     """Arrivals that have a time of their own: ``n`` in ``span_s`` seconds, ``rate`` per second
     ((n - 1) / span), the coefficient of variation of the gaps, the index of dispersion by window,
     and how many are ``tied``.
@@ -39,7 +39,7 @@ class ArrivalFacts(msgspec.Struct, frozen=True):
     tied: int
 
 
-class LengthFacts(msgspec.Struct, frozen=True):
+class LengthFigures(msgspec.Struct, frozen=True):
     """Tokens a request."""
 
     mean: float
@@ -51,7 +51,7 @@ class LengthFacts(msgspec.Struct, frozen=True):
     max: int
 
 
-class PrefixFacts(msgspec.Struct, frozen=True):
+class PrefixFigures(msgspec.Struct, frozen=True):
     """Shares that :func:`prefix_ceiling` gives, percent."""
 
     hash_block: int
@@ -59,7 +59,7 @@ class PrefixFacts(msgspec.Struct, frozen=True):
     tokens: float
 
 
-class SessionFacts(msgspec.Struct, frozen=True):
+class SessionFigures(msgspec.Struct, frozen=True):
     """Conversations, their turns, and how many turns follow the end of another, after how long."""
 
     sessions: int
@@ -69,8 +69,8 @@ class SessionFacts(msgspec.Struct, frozen=True):
     think_s_mean: float | None
 
 
-class PatienceFacts(msgspec.Struct, frozen=True):
-    """Requests whose clients give up or call off, and after how long."""
+class PatienceFigures(msgspec.Struct, frozen=True):
+    """Requests with a timeout or a cancellation, and the mean seconds until then."""
 
     timeouts: int
     timeout_s_mean: float | None
@@ -78,13 +78,13 @@ class PatienceFacts(msgspec.Struct, frozen=True):
     cancel_after_s_mean: float | None
 
 
-class TokenIdFacts(msgspec.Struct, frozen=True):
+class TokenIdFigures(msgspec.Struct, frozen=True):
     """The largest token id of the prompts."""
 
     largest: int
 
 
-class TraceFacts(msgspec.Struct, frozen=True):
+class TraceFigures(msgspec.Struct, frozen=True):
     """Every figure of ``nexusbench trace show``; None where a trace has no such thing."""
 
     name: str
@@ -93,25 +93,25 @@ class TraceFacts(msgspec.Struct, frozen=True):
     notes: list[str]
     requests: int
     concurrency: int | None
-    arrivals: ArrivalFacts | None
-    input_tokens: LengthFacts
-    output_tokens: LengthFacts
+    arrivals: ArrivalFigures | None
+    input_tokens: LengthFigures
+    output_tokens: LengthFigures
     input_per_output: float
-    prefixes: PrefixFacts | None
-    sessions: SessionFacts | None
-    patience: PatienceFacts | None
-    token_ids: TokenIdFacts | None
+    prefixes: PrefixFigures | None
+    sessions: SessionFigures | None
+    patience: PatienceFigures | None
+    token_ids: TokenIdFigures | None
     tenants: dict[str, int]  # requests of each, the largest first
 
 
-def describe_trace(trace: Trace) -> TraceFacts:
-    """What is in a trace."""
+def describe_trace(trace: Trace) -> TraceFigures:
+    """All figures of a trace."""
     requests = trace.requests
     prompts = [request.prompt_tokens for request in requests]
     outputs = [request.output_tokens for request in requests]
     timed = [] if trace.concurrency else [r.arrival_ns for r in requests if not r.follows]
     largest = [max(request.token_ids) for request in requests if request.token_ids]
-    return TraceFacts(
+    return TraceFigures(
         name=trace.name,
         format=trace.format,
         sha256=trace.sha256,
@@ -125,12 +125,12 @@ def describe_trace(trace: Trace) -> TraceFacts:
         prefixes=prefix_ceiling(trace),
         sessions=_sessions(requests),
         patience=_patience(requests),
-        token_ids=TokenIdFacts(max(largest)) if largest else None,
+        token_ids=TokenIdFigures(max(largest)) if largest else None,
         tenants=dict(Counter(r.tenant for r in requests if r.tenant).most_common()),
     )
 
 
-def prefix_ceiling(trace: Trace) -> PrefixFacts | None:
+def prefix_ceiling(trace: Trace) -> PrefixFigures | None:
     """Share of the prompt that a cache without limits would have seen before, in percent.
 
     ``blocks``: of hash blocks, as published for such traces. ``tokens``: of prompt tokens, the most
@@ -144,11 +144,11 @@ def prefix_ceiling(trace: Trace) -> PrefixFacts | None:
     chains = prefix_ids(trace, 1)
     kept = conversation_ids(trace, 1)
     for chain, (names, _) in zip(chains, kept, strict=True):
-        # A name stands for all before it too, so what was seen comes first.
+        # A name stands for all blocks before it too, so hits are at the begin of a chain.
         total, hits = total + len(chain), hits + sum(name in seen for name in chain)
         seen.update(chain, names)
     prompts = sum(request.prompt_tokens for request in trace.requests)
-    return PrefixFacts(
+    return PrefixFigures(
         hash_block=trace.hash_block,
         blocks=100 * hits / total,
         tokens=100 * (prompts - _least_computed(trace, kept)) / prompts,
@@ -194,13 +194,13 @@ def histogram(values: list[int]) -> list[tuple[int, int, int]]:
     return [((1 << b >> 1) + 1 if b else 1, 1 << b, bins[b]) for b in range(low, high + 1)]
 
 
-def _arrivals(times: list[int]) -> ArrivalFacts:
+def _arrivals(times: list[int]) -> ArrivalFigures:
     import numpy as np
 
     span = (times[-1] - times[0]) / NS_PER_S
     gaps = np.diff(np.asarray(times)) / NS_PER_S
     bursty = len(gaps) > 1 and gaps.mean() > 0
-    return ArrivalFacts(
+    return ArrivalFigures(
         n=len(times),
         span_s=span,
         rate=(len(times) - 1) / span if span else None,
@@ -227,19 +227,19 @@ def _dispersion(times: list[int], seconds: int) -> float | None:
     return float(counts.var() / counts.mean())
 
 
-def _lengths(values: list[int]) -> LengthFacts:
+def _lengths(values: list[int]) -> LengthFigures:
     import numpy as np
 
     p50, p90, p95, p99 = np.percentile(values, (50, 90, 95, 99)).tolist()
-    return LengthFacts(float(np.mean(values)), p50, p90, p95, p99, min(values), max(values))
+    return LengthFigures(float(np.mean(values)), p50, p90, p95, p99, min(values), max(values))
 
 
-def _sessions(requests: list[TraceRequest]) -> SessionFacts | None:
+def _sessions(requests: list[TraceRequest]) -> SessionFigures | None:
     sizes = Counter(request.session for request in requests if request.session)
     if not sizes:
         return None
     thinks = [request.think_ns / NS_PER_S for request in requests if request.follows]
-    return SessionFacts(
+    return SessionFigures(
         sessions=len(sizes),
         turns_mean=sum(sizes.values()) / len(sizes),
         turns_max=max(sizes.values()),
@@ -248,12 +248,12 @@ def _sessions(requests: list[TraceRequest]) -> SessionFacts | None:
     )
 
 
-def _patience(requests: list[TraceRequest]) -> PatienceFacts | None:
+def _patience(requests: list[TraceRequest]) -> PatienceFigures | None:
     timeouts = [r.timeout_ns / NS_PER_S for r in requests if r.timeout_ns]
     cancels = [r.cancel_after_ns / NS_PER_S for r in requests if r.cancel_after_ns]
     if not timeouts and not cancels:
         return None
-    return PatienceFacts(len(timeouts), _mean(timeouts), len(cancels), _mean(cancels))
+    return PatienceFigures(len(timeouts), _mean(timeouts), len(cancels), _mean(cancels))
 
 
 def _mean(values: list[float]) -> float | None:

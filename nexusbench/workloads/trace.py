@@ -25,7 +25,7 @@ _EPOCH_SECONDS = (1e9, 1e11)
 def load_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace:
     """Read a trace, plain or gzip, in any format of ``readers/`` (detected unless named).
 
-    Arrivals are ns from the first one. ``notes`` tell format, unit, size, span, ties and the time
+    Arrivals are ns from the first one. ``notes`` name format, unit, size, span, ties and the time
     that became zero. Raises InputError that names file, line and field of the first fault, and
     UsageError for a ``format`` that there is not.
     """
@@ -43,7 +43,7 @@ def chosen(text: bytes, path: Path, format: str | None) -> tuple[str, Reader, li
 def made(
     parsed: Parsed, reader: Reader, name: str, path: Path, sha256: str, notes: list[str]
 ) -> Trace:
-    """The trace of what a reader found, from its first arrival on. Raises InputError for times in
+    """The trace of a reader's requests, from its first arrival on. Raises InputError for times in
     another unit than the format's.
     """
     first = parsed.requests[0].arrival_ns
@@ -149,6 +149,8 @@ def conversation_ids(trace: Trace, block_size: int) -> list[tuple[tuple[int, ...
     the answer too, in whole hash blocks, so that an engine which keeps the answer can share it.
     """
     requests, block = trace.requests, trace.hash_block
+    if not any(request.hash_ids for request in requests):
+        return [((), 0)] * len(requests)
     chains = prefix_ids(trace, block_size)
     named: list[tuple[tuple[int, ...], int]] = [(chain, 0) for chain in chains]
     following: dict[str, int] = {}

@@ -16,7 +16,7 @@ from nexusbench.cli._seeds import paired_differences, seeds_lines
 from nexusbench.comparison.alike import different_loads, find_warnings, label_apart
 from nexusbench.comparison.answers import answers
 from nexusbench.comparison.headline import find_claims, headline
-from nexusbench.comparison.rows import Row, decimals, make_rows
+from nexusbench.comparison.rows import TableRow, decimals, make_rows
 from nexusbench.comparison.verdict import prices, verdict
 from nexusbench.comparison.view import Column, RunView, by_label
 from nexusbench.core.errors import UsageError
@@ -46,7 +46,7 @@ def view(label: str, status: str = "complete", seed: int = 0, **values: Any) -> 
     return RunView(label, status, True, {"seed": seed}, resolved, summary)
 
 
-def rows_of(*views: RunView) -> dict[tuple[str, str], Row]:
+def rows_of(*views: RunView) -> dict[tuple[str, str], TableRow]:
     """Rows by title (of the metric) and statistic."""
     rows, title = {}, ""
     for row in make_rows(by_label(views)):
@@ -55,7 +55,7 @@ def rows_of(*views: RunView) -> dict[tuple[str, str], Row]:
     return rows
 
 
-def marks(row: Row) -> list[bool]:
+def marks(row: TableRow) -> list[bool]:
     return [cell.best for cell in row.cells]
 
 

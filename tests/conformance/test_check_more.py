@@ -13,7 +13,7 @@ import pytest
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.costs.base import cost_models
 from nexusbench.costs.roofline import Roofline
-from nexusbench.metrics.base import Distribution, Metric, Place, Scalar, load_metrics
+from nexusbench.metrics.base import Distribution, Metric, Scalar, TablePlace, load_metrics
 from nexusbench.models.families.base import ModelFamily, families
 from nexusbench.physics.gpus import gpu_names
 from nexusbench.testing import (
@@ -101,15 +101,15 @@ class NoReason(Waits):
 
 
 class NoSection(Waits):
-    place = Place("nowhere", 1)
+    place = TablePlace("nowhere", 1)
 
 
 class NoStatistic(Waits):
-    place = Place("latency", 1, statistics=("value",))
+    place = TablePlace("latency", 1, statistics=("value",))
 
 
 class TwoLines(Waits):
-    place = Place("latency", 1, title="two\nlines")
+    place = TablePlace("latency", 1, title="two\nlines")
 
 
 class NoPlace(Waits):

@@ -84,7 +84,7 @@ class Standing(Scheduler):
     goes_on = True
 
     def schedule(self, ctx):
-        from nexusbench.schedulers._resume import proceed
+        from nexusbench.planning.prompts import proceed
 
         ctx.schedule_decodes(victim=ctx.last_running)
         started = list(ctx.prefilling)

@@ -14,8 +14,15 @@ from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.bullet import BulletPartitioner as Resources
 from nexusbench.partitioners.bullet import BulletPartitionerOptions
-from nexusbench.policies.bullet_estimates import LOOK_AHEAD, Prospects
-from nexusbench.policies.bullet_slo import NORM_TTFT_MS, TPOT_MS, BulletSlo, Pace, expected
+from nexusbench.policies.bullet import (
+    LOOK_AHEAD,
+    NORM_TTFT_MS,
+    TPOT_MS,
+    BulletSlo,
+    Pace,
+    Prospects,
+    expected,
+)
 from nexusbench.testing import check_scheduler, offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import LIMITS, make_scheduler
 

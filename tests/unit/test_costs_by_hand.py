@@ -26,7 +26,7 @@ from nexusbench.costs.linear import (
 )
 from nexusbench.costs.nexus import NexusStage, NexusTimes, SaturationCurve, gain, slowed
 from nexusbench.costs.roofline import Roofline, RooflineOptions
-from nexusbench.policies.bullet_slo import MOST_FORGOTTEN, BulletSlo, Pace, expected
+from nexusbench.policies.bullet import MOST_FORGOTTEN, BulletSlo, Pace, expected
 from nexusbench.policies.duetserve import duets
 from nexusbench.profiles.points import Point, Setting
 from nexusbench.profiles.stages import Stages

@@ -10,7 +10,7 @@ from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.state import Limits
 from nexusbench.engine.invariants import Auditor
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners._latency_window import LatencyWindow
+from nexusbench.partitioners._latency import LatencyWindow
 from nexusbench.partitioners.adrenaline import AdrenalinePartitioner, AdrenalinePartitionerOptions
 from nexusbench.testing import offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler

@@ -9,7 +9,7 @@ import pytest
 
 from nexusbench.core.config import RunConfig
 from nexusbench.metrics.occupancy import (
-    Steps,
+    StepFunction,
     at_edges,
     kv_over_time,
     queue_over_time,
@@ -75,9 +75,9 @@ def test_kv_is_empty_when_nobody_runs(events: RunEvents) -> None:
 
 
 def test_at_edges() -> None:
-    steps = Steps(np.array([10, 20, 25, 40]), np.array([1, 5, 2, 3]))
+    steps = StepFunction(np.array([10, 20, 25, 40]), np.array([1, 5, 2, 3]))
     edges = np.array([0, 10, 20, 30, 35, 50, 60])
     assert at_edges(steps, edges).tolist() == [0, 1, 5, 2, 3, 3]
     assert at_edges(steps, edges, np.minimum).tolist() == [0, 1, 2, 2, 2, 3]
     empty = np.zeros(0, dtype=np.int64)
-    assert at_edges(Steps(empty, empty), edges).tolist() == [0] * 6
+    assert at_edges(StepFunction(empty, empty), edges).tolist() == [0] * 6

@@ -11,8 +11,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners._latency_models import fit_line, percentile, queueing
-from nexusbench.partitioners._latency_window import LatencyWindow
+from nexusbench.partitioners._latency import LatencyWindow, fit_line, percentile, queueing
 from nexusbench.partitioners._launches import NotedLaunch
 from nexusbench.partitioners.semi_pd import SemiPdPartitioner, SemiPdPartitionerOptions
 from nexusbench.testing import tiny_device, tiny_gpu

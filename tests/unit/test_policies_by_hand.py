@@ -11,15 +11,15 @@ from nexusbench.core.errors import InvariantBreach
 from nexusbench.core.state import EngineState, InFlight, Limits
 from nexusbench.engine.arrivals import NEVER, Patience
 from nexusbench.kv.manager import BlockPool, KVCacheManager
-from nexusbench.partitioners._latency_window import LatencyWindow
+from nexusbench.partitioners._latency import LatencyWindow
 from nexusbench.partitioners._launches import LaunchBook
 from nexusbench.partitioners.bullet import BulletPartitioner as BulletSplits
 from nexusbench.partitioners.duetserve import DuetservePartitioner as DuetSplits
 from nexusbench.partitioners.muxwise import MuxwisePartitioner as MuxwiseSplits
 from nexusbench.partitioners.muxwise import MuxwisePartitionerOptions, _cell, _power
+from nexusbench.planning.prompts import proceed, resume
 from nexusbench.schedulers._layerwise import LayerwisePrefill
 from nexusbench.schedulers._offloading import AttentionLoad
-from nexusbench.schedulers._resume import proceed, resume
 from nexusbench.schedulers._turn import FastserveTurn
 from nexusbench.testing import offer, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
@@ -131,9 +131,8 @@ def sglang(**options):
     ],
 )
 def test_sglang_expects_what_may_still_come(prompt, generated, most, expected):
-    ctx = SimpleNamespace(kv=SimpleNamespace(num_blocks=500, block_size=16))
     made = request(0, prompt, tokens=prompt + generated, max_tokens=most)
-    assert sglang()._expected_output(made, ctx) == expected
+    assert sglang()._expected_output(made, 8000) == expected
 
 
 def test_sglangs_room_is_what_is_free_less_what_will_grow():
@@ -142,10 +141,10 @@ def test_sglangs_room_is_what_is_free_less_what_will_grow():
     decode = request(0, 10, tokens=14, computed=13, max_tokens=20)  # 16 to come
     started = request(1, 30, tokens=30, computed=10, max_tokens=9)  # 20 of the prompt, 9 to come
     ctx = SimpleNamespace(
-        kv=SimpleNamespace(num_blocks=500, block_size=16, num_free=10),
+        kv=SimpleNamespace(block_size=16, num_free=10),
         decoding=[decode], prefilling=[started],
     )  # fmt: skip
-    assert policy._room(ctx) == 160 - 20 - 0.5 * (16 + 9)
+    assert policy._room(ctx, 8000) == 160 - 20 - 0.5 * (16 + 9)
 
 
 class Free:

@@ -12,7 +12,7 @@ import pytest
 from nexusbench.core.errors import InputError
 from nexusbench.workloads import transform
 from nexusbench.workloads.convert import convert
-from nexusbench.workloads.statistics import TokenIdFacts, describe_trace
+from nexusbench.workloads.statistics import TokenIdFigures, describe_trace
 from nexusbench.workloads.trace import load_trace, write_trace
 
 
@@ -52,7 +52,7 @@ def test_tokens_survive_every_transform(tmp_path: Path) -> None:
     assert [r.prompt_tokens for r in clipped] == [3, 3]
     write_trace(trace, tmp_path / "b.jsonl")
     assert load_trace(tmp_path / "b.jsonl").requests == trace.requests
-    assert describe_trace(trace).token_ids == TokenIdFacts(largest=5)
+    assert describe_trace(trace).token_ids == TokenIdFigures(largest=5)
     assert "token ids of 2 requests dropped" in convert(trace, "azure")[1]
     assert "token ids of 2 requests dropped" in convert(trace, "mooncake")[1]
 

@@ -12,7 +12,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.workloads.arrivals import PROCESSES, Closed, Constant, Diurnal, Gamma
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.generate import make_trace
-from nexusbench.workloads.lengths import Exponential, Fixed, Lognormal
+from nexusbench.workloads.lengths import Exponential, FixedLength, Lognormal
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.statistics import describe_trace, prefix_ceiling
 from nexusbench.workloads.streams import stream
@@ -109,7 +109,7 @@ def test_every_process_begins_at_zero(name: str) -> None:
 
 def test_laws_have_their_moments() -> None:
     uniform = stream(1, "x").random(200_000)
-    assert Fixed(value=9).lengths(uniform[:3]) == [9, 9, 9]
+    assert FixedLength(value=9).lengths(uniform[:3]) == [9, 9, 9]
     assert np.mean(Exponential(mean=300).lengths(uniform)) == pytest.approx(300, rel=0.01)
     by_median = np.array(Lognormal(median=200, sigma=1.0).lengths(uniform))
     assert np.median(by_median) == pytest.approx(200, rel=0.01)

@@ -28,7 +28,7 @@ from nexusbench.experiments.store import Store
 from nexusbench.workloads.arrivals import Poisson
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.lengths import Lognormal
-from nexusbench.workloads.spec import ClassSpec, Workload, WorkloadSpec, load_spec
+from nexusbench.workloads.spec import ClassSpec, WorkloadSpec, WorkloadTable, load_spec
 from nexusbench.workloads.trace import write_trace
 
 # Lengths of runs are multiples of it, so that loads share their traces.
@@ -299,7 +299,7 @@ def bounds(slo: str) -> dict[str, float]:
 def _made_up(traffic: Traffic) -> WorkloadSpec:
     """Lognormal lengths around the traffic's means; independent of each other."""
     return WorkloadSpec(
-        workload=Workload(
+        workload=WorkloadTable(
             name=traffic.name, num_requests=1, seed=_MADE_UP_SEED, sampling="stratified"
         ),
         arrivals=Poisson(rate=1.0),

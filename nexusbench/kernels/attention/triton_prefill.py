@@ -2,9 +2,9 @@
 
 FlashAttention-2's loop (arXiv 2307.08691) over keys that lie in KV blocks: first those that all
 rows of the tile see, without masks, then those on the diagonal. A program computes one tile for one
-head. Tiles with the most keys come first for all heads, and heads of a KV group side by side, which
-share its keys in L2: the hardware hands programs to whatever SMs the partition has as they become
-free, longest first, which a persistent grid could not do better.
+head. Tiles with the most keys are launched first for all heads, and the heads of a KV group, which
+share its keys in L2, side by side: the hardware gives programs to the SMs of the
+partition as they become free, longest first, which a persistent grid could not do better.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Block sizes, warps and pipeline stages of the Triton kernels, as plain tables.
 
-Chosen for Hopper by what a compiler can tell without a GPU (``tests/cpu/test_attention.py``
+Chosen for Hopper by what a compiler reports without a GPU (``tests/cpu/test_attention.py``
 compiles rows for sm_90: no spilled registers, and all programs meant to share an SM fit on it);
 which of several sound rows is fastest only ``python -m tests.benchmarks.gpu_kernels --tune`` can
 say. No autotuner: it would time candidates in the middle of a run, on SMs that another

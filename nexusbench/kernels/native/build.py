@@ -104,7 +104,7 @@ def library(level: str | None = None) -> Path:
     for name in levels:
         try:
             return _compiled(program, folder, sources, name)
-        except Unavailable as error:  # an older compiler may still know the next level
+        except Unavailable as error:  # an older compiler may support the next level
             refusal = refusal or str(error)
     raise Unavailable(refusal)
 

@@ -24,7 +24,7 @@ class _Slab:
     """Zeroed memory given out from front to back; it lives as long as a tensor in it."""
 
     def __init__(self, size: int) -> None:
-        # Room for a start on a large page's border; what nobody touches takes no memory.
+        # Room for a start on a large page's border; pages that are never touched take no memory.
         length = -(-size // HUGE_PAGE) * HUGE_PAGE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.region = mmap.mmap(-1, length + HUGE_PAGE, flags=flags)

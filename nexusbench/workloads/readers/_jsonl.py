@@ -80,7 +80,7 @@ def read_lines(
     """Decode each line that is not blank; also the 1-based numbers of these lines.
 
     Raises InputError for the first line that is no ``line_type``, or gives a field twice; ``rules``
-    says in words what each of its fields must be.
+    describes in words what each of its fields must be.
     """
     decode = msgspec.json.Decoder(line_type, dec_hook=decode_tokens).decode
     keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -91,7 +91,7 @@ def read_lines(
         try:
             row = decode(raw)
             # Each field has a colon: with as many as there are different fields, none is there
-            # twice. (Of two, the decoder would take the last without a word.)
+            # twice. (Of two, the decoder would take the last.)
             colons = raw.count(b":")
             plain = colons == required or colons == len(keys(raw))
         except (msgspec.DecodeError, RecursionError) as error:
@@ -173,8 +173,8 @@ def _explained(
 ) -> LineT:
     """The row of a line that needs a second look: whole numbers written ``10.0`` or ``1e1``.
 
-    Raises InputError for any other: which field, what it should be, what to do. ``error`` is what
-    the fast decoder said, None where it may have dropped a repeated field.
+    Raises InputError for any other: which field, what it should be, what to do. ``error`` is that
+    of the fast decoder, None where it may have dropped a repeated field.
     """
 
     def fault(problem: str, field: str | None = None, hint: str | None = None) -> InputError:

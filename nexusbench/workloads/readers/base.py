@@ -1,4 +1,4 @@
-"""The reader seam: what recognises a text as a format and turns it into requests."""
+"""Trace formats: the base class of readers, and detection of the format of a text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DECLARED = ("time_field", "id_field", "tenant_field", "session_field", "unit", 
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What a format is recognised by.
+    """Data by which a format is recognised.
 
     JSON lines: all ``fields`` occur in the text, and none of ``without``. Columns: the header names
     ``at_least`` of ``columns`` (upper or lower case), so that an error can name the others.
@@ -58,7 +58,7 @@ def _names(text: bytes, fields: tuple[str, ...]) -> Iterator[bool]:
 
 
 class Parsed(msgspec.Struct):
-    """What a reader found: requests in file order with arrivals on the file's own clock (ns).
+    """The result of a reader: requests in file order with arrivals on the file's own clock (ns).
 
     ``lines`` holds the 1-based line of each request, so that later checks can name it; ``notes``
     are facts of this file that a reader of the results must see.
@@ -74,7 +74,7 @@ class Parsed(msgspec.Struct):
 class Reader(ABC):
     """A trace format: subclass it in a file of its own in this folder.
 
-    ``signature`` says what it is recognised by, ``time_field`` and the other ``_field`` names are
+    ``signature`` is what it is recognised by, ``time_field`` and the other ``_field`` names are
     the file's own words in error messages, ``unit`` says what the times mean, ``example`` is the
     start of such a file, and ``sample`` a small one with requests, where ``example`` is but a
     header line. A reader checks each line for itself; order, duplicate ids and rebasing to zero are
@@ -123,7 +123,8 @@ readers = Registry("nexusbench.workloads.readers", "trace format", "Reader")
 
 
 def detect(text: bytes, path: Path) -> tuple[str, Reader, list[str]]:
-    """Name and reader of the format that knows ``text`` best, and notes on readers that broke down.
+    """Name and reader of the format with the highest confidence for ``text``, and notes on
+    readers that failed.
 
     Raises InputError if none or several do.
     """
@@ -168,12 +169,12 @@ def open_reader(name: str) -> Reader:
 
 
 def is_foreign(reader: Reader) -> bool:
-    """Whether the reader is a plug-in, whose faults are not ours."""
+    """Whether the reader is a plug-in from outside the package."""
     return not type(reader).__module__.startswith("nexusbench.")
 
 
 def told(error: BaseException) -> str:
-    """An error in one line, with the place it was raised at unless it says so itself."""
+    """An error in one line; with file and line of the code unless it is a NexusbenchError."""
     if isinstance(error, NexusbenchError):
         return shown(str(error), 200)
     trace = error.__traceback__
@@ -203,7 +204,7 @@ def _confidence(reader: Reader, text: bytes) -> int:
 
 
 def _closest(start: str, examples: Mapping[str, str]) -> str:
-    """What to write instead of ``start``: the formats of its kind, JSON lines or columns."""
+    """A hint for a file that begins with ``start``: the formats of its kind, JSON or columns."""
     json = start.startswith("{")
     alike = [
         f"{name} starts with {example}"

@@ -22,7 +22,7 @@ from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 HASH_BLOCK = 512
-# A file with one of these is our own format, which must say its hash block itself.
+# A file with one of these is in the native format, which must state its hash block.
 _NATIVE_ONLY = (
     "hash_block", "id", "tenant", "session", "turn", "think_time", "timeout", "cancel_after",
     "concurrency", "token_ids",

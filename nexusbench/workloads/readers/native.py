@@ -28,7 +28,7 @@ from nexusbench.workloads.readers.base import Parsed, Reader, Signature
 from nexusbench.workloads.source import Source
 
 DEFAULT_HASH_BLOCK = 512
-# What may stand on any line and then holds for all, or makes a line one of another format.
+# Fields that hold for the whole file, or belong to another format, on whichever line they are.
 _OF_FILE = (b'"concurrency"', b'"parent_chat_id"')
 
 
@@ -58,10 +58,10 @@ class Native(Reader):
 
     ``hash_block`` (prompt tokens per hash id) and ``concurrency`` (users of a closed loop) belong
     to the file: each stands on one line or on several, with one value. ``id`` stands on all lines
-    or on none (then it is the position, from 0). docs/workloads.md tells the rest.
+    or on none (then it is the position, from 0). docs/workloads.md has the other fields.
     """
 
-    # Any JSON lines that no other format knows better.
+    # Any JSON lines without a signature of another format.
     signature: ClassVar[Signature] = Signature(1)
     time_field: ClassVar[str] = "timestamp"
     unit: ClassVar[str] = "timestamps in ms"
@@ -76,7 +76,7 @@ class Native(Reader):
         _check_hashes(rows, lines, block, source)
         check_token_ids(rows, lines, block, source.path)
         _check_ids(rows, lines, source)
-        turns = [Turn(row.timestamp, row.session, row.turn, row.think_time) for row in rows]
+        turns = [TurnTiming(row.timestamp, row.session, row.turn, row.think_time) for row in rows]
         requests = [
             TraceRequest(
                 id=str(index if row.id is None else row.id),
@@ -99,7 +99,7 @@ class Native(Reader):
         return Parsed(requests, lines, block or DEFAULT_HASH_BLOCK, notes, concurrency or 0)
 
     def skim(self, piece: bytes, after: int) -> int | None:
-        """Times of every line in order, and nothing said of the whole file."""
+        """Times in order, and no field that holds for the whole file."""
         if any(key in piece for key in _OF_FILE):
             return None
         last = last_timestamp(piece, after / NS_PER_MS)
@@ -165,8 +165,8 @@ def _check_ids(rows: Sequence[NativeLine], lines: Sequence[int], source: Source)
 Fault = Callable[[str, str, str], InputError]
 
 
-class Turn(msgspec.Struct, gc=False):
-    """What a line says about its time; None where it does not."""
+class TurnTiming(msgspec.Struct, gc=False):
+    """The fields of a line about time and session; None where absent."""
 
     timestamp: float | None
     session: str | None
@@ -176,7 +176,7 @@ class Turn(msgspec.Struct, gc=False):
 
 def arrange(
     requests: list[TraceRequest],
-    turns: Sequence[Turn],
+    turns: Sequence[TurnTiming],
     lines: Sequence[int],
     path: Path,
     *,
@@ -209,7 +209,7 @@ def arrange(
     return _notes(requests, len(last))
 
 
-def _check_labels(turn: Turn, before: TraceRequest | None, fault: Fault) -> None:
+def _check_labels(turn: TurnTiming, before: TraceRequest | None, fault: Fault) -> None:
     """A session's turns are 0, 1, 2 ... in the order of the file."""
     if turn.session is None:
         for field, value in (("turn", turn.turn), ("think_time", turn.think_time)):
@@ -226,8 +226,10 @@ def _check_labels(turn: Turn, before: TraceRequest | None, fault: Fault) -> None
         )  # fmt: skip
 
 
-def _check_times(turn: Turn, before: TraceRequest | None, fault: Fault, *, closed: bool) -> None:
-    """Who has a timestamp, and who must not."""
+def _check_times(
+    turn: TurnTiming, before: TraceRequest | None, fault: Fault, *, closed: bool
+) -> None:
+    """Check which turns have a timestamp."""
     timed = turn.timestamp is not None
     if closed:
         if turn.timestamp:

@@ -60,7 +60,7 @@ class QwenBailian(Reader):
     """Reads the published fields. The type of a chat becomes its tenant.
 
     A chat and what continues it become one session, each turn replayed at its own timestamp (open
-    loop): the trace says when a turn came, not what its user was waiting for. A second continuation
+    loop): the trace has the time of each turn, not the think time before it. A second continuation
     of the same chat begins a session of its own, as does one whose parent is not in the file. Rows
     without output are skipped and counted, rows out of order sorted.
     """
@@ -89,7 +89,7 @@ class QwenBailian(Reader):
         )
         free = _free_ids(rows)
         for row in rows:
-            # Where only whole blocks have an id, the last, begun one gets one that nobody has.
+            # Where only whole blocks have an id, the last, begun block gets an unused one.
             new = next(free)
             if len(row.hash_ids) == row.input_length // HASH_BLOCK and row.hash_ids:
                 row.hash_ids = (*row.hash_ids, new)[: -(-row.input_length // HASH_BLOCK)]
@@ -119,7 +119,7 @@ class QwenBailian(Reader):
         return Parsed(requests, kept, HASH_BLOCK, [*more, *notes])
 
     def skim(self, piece: bytes, after: int) -> int | None:
-        """Times in order; what later chats go on with changes nothing before them."""
+        """Times in order; later chats change nothing of earlier ones."""
         last = last_timestamp(piece, after / NS_PER_S)
         return None if last is None else _arrival_ns(last)
 
@@ -146,7 +146,7 @@ def _arrival_ns(seconds: float) -> int:
 def _sessions(rows: Sequence[QwenLine]) -> tuple[list[tuple[str, int]], list[str]]:
     """Session and turn of each row (from 0, rows that will be skipped left out), and notes."""
     labels: list[tuple[str, int]] = []
-    open_end: dict[int, tuple[str, int]] = {}  # chats that nobody has continued yet
+    open_end: dict[int, tuple[str, int]] = {}  # chats without a continuation so far
     lost = branches = 0
     known: set[int] = set()
     for row in rows:

@@ -1,4 +1,4 @@
-"""What policies do for a prompt in mid-prefill that finds no block."""
+"""What policies share: prompts in mid-prefill that find no block, and filling a token budget."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def resume(
 ) -> int:
     """Give a partial prefill its next chunk, preempting the last to join where blocks lack (vLLM).
 
-    Returns the tokens scheduled; 0 if the budget is gone, it was itself preempted or is being
-    copied, or a swapped victim's blocks come when its copy has ended.
+    Returns the tokens scheduled; 0 if no budget is left, the request is preempted or being copied,
+    or its blocks are those of a victim whose swap has not ended.
     """
     if request.in_flight or request not in ctx.prefilling:
-        return 0  # on its way, or preempted a moment ago for the sake of an earlier one
+        return 0  # being copied, or preempted in this instant for an earlier request
     while ctx.budget(partition) > 0:
         scheduled = ctx.try_schedule(request, num_tokens, partition)
         if scheduled:
@@ -27,7 +27,7 @@ def resume(
         if victim is None:
             return 0
         if victim is request and ctx.blocks_coming:
-            # What leaves makes room. If it left too, both would come back and leave for ever.
+            # Swaps under way free blocks. If it were swapped too, both would be swapped for ever.
             return 0
         ctx.preempt(victim)
         if victim is request or victim.in_flight:
@@ -64,7 +64,7 @@ def proceed(
     """Give a partial prefill its next chunk, in policies that admit strictly in order.
 
     It waits while others hold the blocks that it lacks, for decodes end by themselves. Only where
-    the engine would stand still, the partial prefill that joined last on its GPU gives up its own.
+    the engine would stand still, the partial prefill that joined last on its GPU is preempted.
     Returns the tokens scheduled; 0 if there is no budget or block, or it was just preempted itself.
 
     Why no stall is left in such a policy, whatever was preempted, swapped out and brought back:
@@ -78,16 +78,16 @@ def proceed(
     from where no request decodes, so the first in order, which is never taken from, reaches its
     next token before the second can be taken from again.
 
-    Without swaps there is never a second partial prefill to take from: a prompt is admitted only
-    when all before it got the rest of theirs. One that was swapped out comes back as the second.
+    Without swaps there is never a second partial prefill: a prompt is admitted only when all before
+    it got the rest of theirs. One that was swapped out and copied back is the second.
     """
     if request not in ctx.prefilling:
-        return 0  # preempted a moment ago, for the sake of an earlier one
+        return 0  # preempted in this instant for an earlier request
     scheduled = ctx.try_schedule(request, num_tokens, partition, layers=layers)
     while not scheduled and ctx.idle and not any(ctx.is_at(r, partition) for r in ctx.decoding):
         others = [r for r in ctx.prefilling if r is not request and ctx.is_at(r, partition)]
         if not others:
             break
-        ctx.preempt(others[-1], "recompute")  # a copy would come back for the same blocks
+        ctx.preempt(others[-1], "recompute")  # a copy would need the same blocks again
         scheduled = ctx.try_schedule(request, num_tokens, partition, layers=layers)
     return scheduled

@@ -1,20 +1,25 @@
-"""What a belief says of the requests at hand: when prompts get first tokens, and who goes first
-(Bullet, arXiv 2504.19516, Algorithm 1).
+"""What Bullet's scheduler and partitioner share: SLOs, how far decoding requests keep theirs, and
+predicted times of prompts (arXiv 2504.19516, Algorithm 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import Protocol
 
-from nexusbench.core.batch import BatchShape
+import msgspec
+
+from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.request import RequestView
-from nexusbench.core.state import EngineState
+from nexusbench.core.state import EngineState, Limits
+from nexusbench.core.units import NS_PER_MS
 from nexusbench.costs.base import CostModel
-from nexusbench.policies.bullet_slo import BulletSlo
 
-LOOK_AHEAD = 32  # prompts of a queue that are looked at
-TOKENS, CONTEXT = 32, 512  # grain of the prompts asked about, so that a belief can keep its answers
+NORM_TTFT_MS, TPOT_MS = 3.0, 150.0  # Bullet's evaluation, ShareGPT
+MOST_FORGOTTEN = 1024  # first tokens kept of requests that do not run any more
+LOOK_AHEAD = 32  # prompts of the queue that are considered
+TOKENS, CONTEXT = 32, 512  # prompts are rounded to these, so that a belief can cache predictions
 FEW, MANY = 1024, 2048  # tokens between which prefill is taken to be bound by compute
 
 FOREVER = 1e18  # ns: 30 years
@@ -23,10 +28,75 @@ FOREVER = 1e18  # ns: 30 years
 Pending = Iterable[tuple[RequestView, float]]
 
 
-class Prospects:
-    """Times of prompts and decodes, in ns, on so many SMs.
+class BulletSlo(msgspec.Struct, frozen=True):
+    """Bounds in ns: of TTFT (per prompt token if ``per_token``) and of TPOT."""
 
-    Prefix hits of a waiting prompt are not known before it is admitted: this is pessimistic.
+    ttft: float
+    per_token: bool
+    tpot: float
+
+    def ttft_of(self, request: RequestView) -> float:
+        """Nanoseconds from its arrival within which a request must have its first token."""
+        return self.ttft * request.num_prompt_tokens if self.per_token else self.ttft
+
+
+class SloOptions(Protocol):
+    """The options that set an SLO; None where the user did not."""
+
+    @property
+    def norm_ttft_ms(self) -> float | None: ...
+    @property
+    def ttft_ms(self) -> float | None: ...
+    @property
+    def tbt_ms(self) -> float | None: ...
+
+
+def expected(options: SloOptions, limits: Limits) -> BulletSlo:
+    """From the options, else from --goodput, else the paper's values."""
+    tpot = options.tbt_ms or limits.tbt_ms or TPOT_MS
+    norm, ttft = options.norm_ttft_ms, options.ttft_ms or limits.ttft_ms
+    if norm is not None or ttft is None:
+        return BulletSlo((norm or NORM_TTFT_MS) * NS_PER_MS, True, tpot * NS_PER_MS)
+    return BulletSlo(ttft * NS_PER_MS, False, tpot * NS_PER_MS)
+
+
+class Pace:
+    """Time per output token of decoding requests: ns since the first token, over the tokens since.
+    It grows while decode pauses.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, int] = {}
+
+    def completed(self, batch: Batch, now: int) -> None:
+        """A step has ended at ``now``: prompts that it finished have their first tokens."""
+        for chunk in batch.chunks:
+            r = chunk.request
+            if r.num_tokens == r.num_prompt_tokens + 1 == r.num_computed_tokens + 1:
+                self._first.setdefault(r.index, now)
+
+    def late(self, decoding: Sequence[RequestView], at: float, tpot: float) -> bool:
+        """Whether the P90 of the times per output token is over ``tpot`` if each request gets its
+        next token at ``at`` (ns).
+        """
+        allowed = len(decoding) // 10
+        for r in decoding:
+            since = at - self._first.get(r.index, at)
+            if since > tpot * (r.num_tokens - r.num_prompt_tokens):
+                allowed -= 1
+        return allowed < 0
+
+    def forget(self, running: Sequence[RequestView]) -> None:
+        """Drop what is kept of requests that do not run, once that is most of it."""
+        if len(self._first) > MOST_FORGOTTEN + 4 * len(running):
+            kept = {r.index for r in running}
+            self._first = {i: at for i, at in self._first.items() if i in kept}
+
+
+class Prospects:
+    """Predicted ns of prompts and decodes on a number of SMs.
+
+    Prefix hits of a waiting prompt are not counted, so these times are upper estimates.
     """
 
     def __init__(self, belief: CostModel) -> None:
@@ -34,7 +104,7 @@ class Prospects:
         self._saturating: dict[int, float] = {}
 
     def prompt(self, request: RequestView, sms: int, done: float = 0.0) -> float:
-        """The rest of a prompt in one launch of its own, less ``done`` tokens' part of it."""
+        """The rest of a prompt in a launch of its own, less the share of ``done`` of its tokens."""
         left = max(1, request.num_tokens - request.num_computed_tokens)
         rounded = -(-left // TOKENS) * TOKENS
         before = request.num_computed_tokens // CONTEXT * CONTEXT
@@ -47,8 +117,8 @@ class Prospects:
         waiting: Iterable[RequestView],
         sms: int,
     ) -> Pending:
-        """Prompts under way, with the tokens done of each, and the first of those who wait; asked
-        for one by one.
+        """Prompts under way (given with the tokens done of each), then the first waiting ones, each
+        with its time; a time is predicted when it is asked for.
         """
         for r, done in started:
             yield r, self.prompt(r, sms, done)
@@ -63,14 +133,14 @@ class Prospects:
         return self._belief.predict(BatchShape(0, 0, chunks, layers), sms)
 
     def decode(self, decoding: Sequence[RequestView], sms: int) -> float:
-        """A decode step of all these."""
+        """One decode step of all these requests."""
         context = 0
         for r in decoding:
             context += r.num_computed_tokens
         return self._belief.predict(BatchShape(len(decoding), context), sms)
 
     def breaks_ttft(self, pending: Pending, now: int, slo: BulletSlo) -> bool:
-        """Whether somebody misses the TTFT SLO if they go one after another."""
+        """Whether a prompt misses the TTFT SLO if they are computed one after another."""
         end = float(now)
         for request, time in pending:
             end += time
@@ -81,8 +151,8 @@ class Prospects:
     def next_prompt(
         self, waiting: Iterable[RequestView], begins: float, slo: BulletSlo, sms: int
     ) -> RequestView | None:
-        """Of those who wait the one that takes least time, if it begins at ``begins`` (ns) and
-        nobody whom it passes misses a TTFT by that. Who is late already is not passed.
+        """The waiting prompt that takes least time, of those that can begin at ``begins`` (ns)
+        without making one that they overtake miss its TTFT. A late one is not overtaken.
         """
         chosen, end = None, begins
         shortest = slack = FOREVER
@@ -98,8 +168,8 @@ class Prospects:
         return chosen
 
     def saturating_tokens(self, sms: int) -> float:
-        """Tokens of a prefill that compute for as long as the weights take to move: from here on
-        its arithmetic intensity is over that of the SMs.
+        """Tokens from which on a prefill is bound by compute: their arithmetic takes as long as
+        reading the weights.
         """
         if sms not in self._saturating:
             one, few, many = [
@@ -110,8 +180,9 @@ class Prospects:
 
 
 class PromptsAtHand:
-    """What prefill has to do, by SMs. All prompts are taken to slow down on fewer SMs as
-    ``prefill`` does, the launch under way or planned: that saves asking for each on each split.
+    """Times of all prompts at hand as functions of prefill's SMs. On fewer SMs each is taken to
+    slow down as ``prefill`` does, the launch under way or planned: one prediction for each split
+    instead of one for each prompt and split.
     """
 
     def __init__(self, belief: CostModel, prefill: BatchShape, state: EngineState) -> None:
@@ -124,7 +195,7 @@ class PromptsAtHand:
         return self._belief.predict(self._prefill, sms) / self._alone
 
     def _pending(self, most_waiting: int) -> Pending:
-        """With their times on all SMs, less the layers that are done."""
+        """Prompts with their times on all SMs, less the layers that are done."""
         state = self._state
         layers = state.device.num_layers
         started = [(r, r.layers_tokens * r.layers_done / layers) for r in state.prefilling]
@@ -132,7 +203,7 @@ class PromptsAtHand:
         return self._prospects.pending(started, waiting, self._all_sms)
 
     def worst_ttft(self, slo: BulletSlo) -> Callable[[int], float]:
-        """By SMs: the largest TTFT over its SLO, if they go one after another."""
+        """By SMs: the largest ratio of TTFT to SLO, prompts computed one after another."""
         pending, now = list(self._pending(LOOK_AHEAD)), float(self._state.now)
 
         def ratio(sms: int) -> float:
@@ -146,7 +217,7 @@ class PromptsAtHand:
         return ratio
 
     def outlasts(self, most: float) -> Callable[[float, int], bool]:
-        """By time (at most ``most`` ns) and SMs: whether those who have seats take as long."""
+        """By time (at most ``most`` ns) and SMs: whether the prompts with seats take as long."""
         seats, total = self._state.limits.max_num_seqs - self._state.num_running, 0.0
         for _, takes in self._pending(seats):
             total += takes
@@ -157,5 +228,5 @@ class PromptsAtHand:
 
 
 def _waits_for_first(request: RequestView) -> bool:
-    """Not one that is recomputed: it has had its first token, and has no TTFT to meet."""
+    """False for a request that is recomputed: it has had its first token, no TTFT is left."""
     return request.num_tokens == request.num_prompt_tokens
