@@ -70,6 +70,7 @@ def test_readme_python_example(
     assert capsys.readouterr().out.endswith("ms, simulated: True\n")
 
 
+@pytest.mark.slow
 def test_readme_commands_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
