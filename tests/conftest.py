@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ if not Path("/dev/nvidiactl").exists():
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Where no byte code is kept, the processes that tests start would all compile the same files.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    _CODE = tempfile.TemporaryDirectory()
+    os.environ["PYTHONPYCACHEPREFIX"] = _CODE.name
+
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that tests can import from tests.sim
     sys.path.insert(0, str(ROOT))
@@ -32,6 +38,18 @@ settings.register_profile("fast", settings.get_profile("suite"), max_examples=10
 settings.register_profile(
     "explore", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck)
 )
+
+
+gc.disable()  # until all tests are there: what collecting them makes is there to stay
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+    if "torch" in sys.modules:  # how fast this machine is is no test's matter, and slow to measure
+        from nexusbench.kernels import limits
+
+        limits.GEMM_SIZE, limits.STREAM_BYTES = 128, 1 << 24
 
 
 _SEEN: set[Path] = set()

@@ -61,11 +61,4 @@ def is_wild(glob: str) -> bool:
 
 def matches(glob: str, module: str) -> bool:
     """Whether ``glob`` names ``module``, a part of its path, or what it is part of."""
-    if not is_wild(glob):
-        return f".{glob}." in f".{module}."
-    parts = module.split(".")
-    return any(
-        fnmatchcase(".".join(parts[first:last]), glob)
-        for first in range(len(parts))
-        for last in range(first + 1, len(parts) + 1)
-    )
+    return fnmatchcase(f".{module}.", f"*.{glob}.*")

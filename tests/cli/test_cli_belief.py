@@ -38,6 +38,7 @@ def profile(tmp_path: Path) -> Path:
     return tmp_path / "p"
 
 
+@pytest.mark.slow
 def test_options_are_shown_as_typed(call: Call, trace: Path, profile: Path) -> None:
     done = call(
         "serve-trace", trace, *MODEL, "--profile", profile, "--partitioner", "nexus:beta=2",
@@ -46,6 +47,7 @@ def test_options_are_shown_as_typed(call: Call, trace: Path, profile: Path) -> N
     assert "partitioner nexus:beta=2 asking nexus:memory=printed fitted to" in told(done)
 
 
+@pytest.mark.slow
 def test_a_run_beyond_what_was_profiled(call: Call, trace: Path, profile: Path) -> None:
     run = ("serve-trace", trace, *MODEL, "--profile", profile)
     assert "extrapolates" not in told(call(*run))
@@ -59,6 +61,7 @@ def test_a_run_beyond_what_was_profiled(call: Call, trace: Path, profile: Path) 
     assert "extrapolates" not in told(call(*run, "--max-num-batched-tokens", 4096))
 
 
+@pytest.mark.slow
 def test_flags_that_nobody_asks_for(call: Call, trace: Path, profile: Path) -> None:
     flags = ("--profile", profile, "--recalibrate")
     idle = told(call("serve-trace", trace, *MODEL, "--scheduler", "vllm", *flags))
@@ -98,7 +101,7 @@ WRONG = {
     [
         ("serve-trace", "--no-save", "--scheduler", "vllm,nexus"),
         ("capacity", "--scheduler", "vllm,nexus", "--goodput", "ttft:p90<400", "--jobs", 1),
-        ("advise", "--scheduler", "vllm,nexus", "--goodput", "ttft:400", "--seeds", 1),
+        *slow(("advise", "--scheduler", "vllm,nexus", "--goodput", "ttft:400", "--seeds", 1)),
         ("advise", "--goodput", "ttft:400", "--seeds", 1),
     ],
     ids=lambda command: " ".join(map(str, command[:3])),
@@ -136,6 +139,7 @@ def test_a_real_device_stays_closed_while_profiles_are_checked(profile: Path) ->
         check_run(config)
 
 
+@pytest.mark.slow
 def test_a_sweep_refuses_a_profile_of_something_else_before_its_first_cell(
     call: Call, trace: Path, profile: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_sweep_refuses_a_profile_of_something_else_before_its_first_cell(
     assert call("sweep", "s.toml", "--jobs", 1).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["capacity", *slow("advise")])
 def test_what_the_refusal_proposes_can_be_done(
     call: Call, trace: Path, profile: Path, command: str
@@ -179,6 +184,7 @@ def test_force_profile_needs_one(call: Call, trace: Path) -> None:
     assert "--force-profile goes with --profile" in done.err
 
 
+@pytest.mark.slow
 def test_number_of_gpus_and_file_in_the_header(call: Call, trace: Path, profile: Path) -> None:
     two = ("--tensor-parallel-size", 2)
     assert "2 GPUs of 92 SMs each" in told(call("serve-trace", trace, *MODEL, *two))

@@ -19,6 +19,7 @@ from nexusbench.experiments.judging import attained, strain
 from nexusbench.experiments.leads import DrawScore, Rated, lead
 from nexusbench.experiments.probe import run_probe
 from nexusbench.metrics.slo import parse_slo
+from tests.examples import slow
 from tests.unit.test_rate_search import make_trace
 
 Call = Callable[..., Outcome]
@@ -30,6 +31,7 @@ def trace(tmp_path: Path) -> Path:
     return make_trace(tmp_path / "t.jsonl", 40)
 
 
+@pytest.mark.slow
 def test_capacity_says_rate_interval_and_what_breaks(call: Call, trace: Path) -> None:
     arguments = (
         "capacity", trace, *WHERE, "--goodput", "ttft:p90<400", "tbt:p99:120", "--scheduler",
@@ -235,7 +237,8 @@ def test_auto_is_called_by_the_name_of_the_gpu(
     assert found["config"]["device"] == "sim:h100"
 
 
-@pytest.mark.parametrize("command", ["capacity", "advise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["capacity", *slow("advise")])
 def test_tables_keep_to_the_terminal(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -166,6 +166,7 @@ def test_errors_are_one_line(
     assert not list_runs(Path("results"))
 
 
+@pytest.mark.slow
 def test_all_failed_is_an_error_though_kept(
     call: Call, short_trace: Path, server: Callable[..., str]
 ) -> None:
@@ -176,6 +177,7 @@ def test_all_failed_is_an_error_though_kept(
     assert len(list_runs(Path("results"))) == 1
 
 
+@pytest.mark.slow
 def test_a_servers_words_steer_no_screen_and_tell_no_key(
     call: Call, short_trace: Path, server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,10 +42,9 @@ def _no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kept(call: Call, trace: Path) -> str:
+def kept(runs_of: Callable[..., list[str]]) -> str:
     """A run of vllm."""
-    assert call("serve-trace", trace, "--scheduler", "vllm", "--no-progress").code == 0
-    return list_runs(Path("results"))[0]
+    return runs_of("--scheduler", "vllm")[0]
 
 
 @pytest.fixture
@@ -168,6 +167,7 @@ def test_no_and_broken_baselines(call: Call, kept: str, baseline: Path) -> None:
     assert "newer nexusbench" in error.attrib["message"]
 
 
+@pytest.mark.slow
 def test_a_foreign_gpus_baseline(call: Call, trace: Path, baseline: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "vllm", "--device", "sim:h200",
                 "--results", "other")  # fmt: skip
@@ -194,6 +194,7 @@ def test_missing_metrics(call: Call, kept: str, baseline: Path) -> None:
     assert "the runs have no value for it" in done.out
 
 
+@pytest.mark.slow
 def test_measured_metrics_and_confirm(call: Call, kept: str, baseline: Path) -> None:
     """Decision times are real: one run is too few, and a rerun makes it again."""
     rule = ("--rule", "decision_us.p50:5%")
@@ -248,6 +249,7 @@ def test_outputs(
     assert [entry["unit"] for entry in bigger] == ["tok/s"]
 
 
+@pytest.mark.slow
 def test_spec(call: Call, trace: Path, tmp_path: Path) -> None:
     folder = tmp_path / "gates"
     folder.mkdir()

@@ -23,9 +23,8 @@ def plain(text: str) -> str:
 
 
 @pytest.fixture
-def heavy(call: Call, trace: Path) -> list[str]:
-    done = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY)
-    assert done.code == 0, done.err
+def heavy(runs_of: Callable[..., list[str]]) -> list[str]:
+    runs_of("--scheduler", "vllm,sglang", *HEAVY)
     return kept()
 
 
@@ -67,6 +66,7 @@ def test_json_has_the_same_as_fields(call: Call, heavy: list[str], trace: Path) 
     assert calm["runs"][0]["load"]["overloaded"] is False
 
 
+@pytest.mark.slow
 def test_one_of_two_loads(call: Call, heavy: list[str], trace: Path) -> None:
     """The columns are named by what differs, and the warning names the one."""
     assert call("serve-trace", trace, "--scheduler", "vllm", "--rate", "2").code == 0
@@ -90,6 +90,7 @@ def test_explain(call: Call, heavy: list[str]) -> None:
         assert document["load"]["overloaded"] is True
 
 
+@pytest.mark.slow
 def test_report(call: Call, heavy: list[str]) -> None:
     pytest.importorskip("plotly")
     done = call("report", *heavy, "-o", "page.html")
@@ -150,6 +151,7 @@ ADVISED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_advise(call: Call, trace: Path) -> None:
     flags = ("advise", trace, *ADVISED, "--goodput", "ttft:200,tbt:50", "--chunks", "2048")
     done = call(*flags, "--seeds", "2", "--rate", "2000")
@@ -170,6 +172,7 @@ def test_advise(call: Call, trace: Path) -> None:
     assert "overloaded" not in calm.out
 
 
+@pytest.mark.slow
 def test_capacity(call: Call, trace: Path) -> None:
     """An SLO that a short trace cannot break: the rate that is named is of a backlog."""
     flags = ("capacity", trace, *ADVISED, "--seeds", "2", "--precision", "50", "--goodput")
@@ -190,6 +193,7 @@ def test_capacity(call: Call, trace: Path) -> None:
     assert "faster than they leave" not in calm.out
 
 
+@pytest.mark.slow
 def test_groups_of_which_fewer_finished_are_marked(call: Call, trace: Path) -> None:
     """All short prompts were served under both, of the long ones none under one."""
     for limit in ("4000", "300"):
@@ -206,6 +210,7 @@ def test_groups_of_which_fewer_finished_are_marked(call: Call, trace: Path) -> N
     assert "!" not in same[same.index("by prompt length") :]
 
 
+@pytest.mark.slow
 def test_groups_of_other_traces_are_all_shown(call: Call, trace: Path) -> None:
     for limit in ("40", "8"):
         done = call("serve-trace", trace, "--scheduler", "vllm", "--limit", limit)

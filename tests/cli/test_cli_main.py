@@ -19,7 +19,7 @@ from commandline import REPOSITORY, Outcome, environment
 import nexusbench
 from nexusbench.cli.list_plugins import FAMILIES
 from nexusbench.cli.main import app, expand_goodput, plain_names
-from tests.examples import slow
+from tests.examples import sample, slow
 
 Call = Callable[..., Outcome]
 
@@ -42,7 +42,9 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 LEAVES = leaves(typer.main.get_command(app))
 
 
-@pytest.mark.parametrize("path", [(), *LEAVES, ("profile",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "path", [(), ("profile",), *sample([(path,) for path in LEAVES], 5)], ids=" ".join
+)
 def test_help_on_80_columns(
     call: Call, monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
 ) -> None:
@@ -113,6 +115,7 @@ def test_ctrl_c_while_the_command_line_is_imported_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_that_a_shell_has_ignored_stays_so() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CTRL_C, "ignored"],
@@ -166,7 +169,7 @@ def test_list(call: Call, family: str) -> None:
     assert all(name in shown.out for name in names)
 
 
-@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("columns", ["80", *slow("120")])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_list_fits_the_terminal(
     call: Call, monkeypatch: pytest.MonkeyPatch, family: str, columns: str
@@ -215,7 +218,7 @@ def test_a_dropped_in_plugin_is_listed_even_if_broken(
     assert "BROKEN:" in shown.out
     assert "ModuleNotFoundError" in shown.out
     assert "vllm" in shown.out
-    checked = call("doctor")
+    checked = call("doctor", "--no-speed")
     assert checked.code == 1
     assert "wrecked" in checked.out
 
@@ -226,17 +229,17 @@ def test_doctor_knows_every_optional_package(call: Call) -> None:
     extras = project["optional-dependencies"]
     named = {re.split(r"[<>=]", need)[0] for name in extras if name != "test"
              for need in extras[name]}  # fmt: skip
-    document = json.loads(call("doctor", "--json").out)
+    document = json.loads(call("doctor", "--no-speed", "--json").out)
     (optional,) = (f["text"] for f in document["findings"] if f["check"] == "optional")
     assert all(name in optional for name in named)
 
 
 def test_doctor(call: Call) -> None:
-    shown = call("doctor")
+    shown = call("doctor", "--no-speed")
     assert shown.code == 0
     assert "The core works." in shown.out
     assert not Path("results").exists()
-    document = json.loads(call("doctor", "--json").out)
+    document = json.loads(call("doctor", "--no-speed", "--json").out)
     assert document["schema"] == 1
     assert document["ok"] is True
     checks = {finding["check"]: finding for finding in document["findings"]}
@@ -246,9 +249,15 @@ def test_doctor(call: Call) -> None:
     assert checks["counter sim"]["state"] == "note"
     assert "no device is attached" in checks["counter sim"]["text"]
     Path("results").write_text("in the way")
-    blocked = call("doctor")
+    blocked = call("doctor", "--no-speed")
     assert blocked.code == 0
     assert "choose another --results" in blocked.out
+
+
+@pytest.mark.slow
+def test_doctor_measures_the_limits_of_the_cpu(call: Call) -> None:
+    pytest.importorskip("torch")
+    assert "(float32); all usable cores" in " ".join(call("doctor").out.split())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import nexusbench
 from nexusbench.cli.main import app
 from nexusbench.core.errors import NexusbenchError, UsageError
-from tests.examples import sample
+from tests.examples import sample, slow
 
 HOSTILE = ("-1", "1e-300", "1e308", str(2**63), "nan")
 MORE = ("0", "1e-7", "1e13", str(2**64), str(10**12), "inf", "-inf")
@@ -81,7 +81,7 @@ def test_a_flag_is_refused_by_its_name_or_right_at_more_values(flag, trace):
 
 
 @pytest.mark.parametrize(
-    "flag", sample([*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"], 6)
+    "flag", sample([*FLAGS, "--seeds", "--goodput", "--window", "--max-tokens"], 24)
 )
 def test_a_flag_is_refused_by_its_name_or_right(flag, trace):
     check_flag(flag, trace, HOSTILE)
@@ -144,7 +144,8 @@ def test_a_pool_costs_what_of_it_is_used(trace):
 
 @pytest.mark.parametrize(
     "shaping",
-    [["--speed", "1e-6"], ["--rate", "1e-6"], ["--rate", "1e-6", "--burstiness", "1"],
+    [["--speed", "1e-6"],
+     *slow(["--rate", "1e-6"], ["--rate", "1e-6", "--burstiness", "1"]),
      ["--quantize-arrivals", "1e9"]],
 )  # fmt: skip
 def test_a_trace_that_would_outlast_the_clock_is_refused(shaping, tmp_path):
@@ -277,13 +278,15 @@ def test_every_commands_flag_is_refused_by_its_name_or_right_at_more_values(
     check_named(line, flag, dict.fromkeys((*FEW, *MORE)), there, monkeypatch)
 
 
-@pytest.mark.parametrize("line", sample(OTHERS, 4))
+@pytest.mark.slow
+@pytest.mark.parametrize("line", sample(OTHERS, 12))
 def test_every_commands_flags_are_refused_by_name_or_right(line, there, monkeypatch):
     """One hostile value for each flag here, in turn; all of them in the whole suite."""
     for turn, flag in enumerate(OTHERS[line]):
         check_named(line, flag, [FEW[turn % len(FEW)]], there, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_window_of_a_timeline_may_end_later_than_any_run(there, monkeypatch):
     for value in ("1e308", "inf", str(2**63)):
         check_named("timeline RUN -o t.json", "--window=0:{}", [value], there, monkeypatch)
@@ -297,7 +300,8 @@ def test_a_chunk_size_beyond_the_bounds_of_a_budget_is_refused_by_its_flag(there
     assert (code, text.startswith(f"--chunks {2**63} is out of bounds. It must be")) == (2, True)
 
 
-@pytest.mark.parametrize("line", sample(UNOPENED, 4))
+@pytest.mark.slow
+@pytest.mark.parametrize("line", sample(UNOPENED, 8))
 def test_what_is_no_number_is_refused_before_anything_is_opened(line, there, monkeypatch):
     for flag in UNOPENED[line]:
         values = ["nan", "-1", "1e-300", "inf", *([] if flag == "--seed" else ["0"])]

@@ -76,6 +76,7 @@ def test_a_pair_beside_one_gpu(call: Call, trace: Path, tmp_path: Path) -> None:
     assert [e["ph"] for e in copies].count("b") == [e["ph"] for e in copies].count("e") > 0
 
 
+@pytest.mark.slow
 def test_kv_use_is_of_both_gpus_kept_or_not(call: Call, trace: Path, tmp_path: Path) -> None:
     use = []
     for kept in (["--results", str(tmp_path / "runs")], ["--no-save"]):

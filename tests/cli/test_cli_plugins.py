@@ -12,6 +12,7 @@ import pytest
 from commandline import Outcome
 
 from nexusbench.results.reader import RunReader, list_runs
+from tests.examples import sample, slow
 
 Call = Callable[..., Outcome]
 _NUMBER = count()
@@ -67,7 +68,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 @pytest.mark.parametrize(
     ("code", "attribute", "says"),
-    [
+    sample([
         ("import nothing_like_it\n", ":Mine", "ModuleNotFoundError"),
         ("def (\n", ":Mine", "SyntaxError"),
         ("raise SystemExit(0)\n", ":Mine", "it ends the process"),
@@ -82,8 +83,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             ":Mine",
             "cannot be made: ",
         ),
-    ],
-)
+    ], 4),
+)  # fmt: skip
 def test_a_scheduler_that_does_not_load(
     call: Call, trace: Path, plugin: Callable[..., str], code: str, attribute: str, says: str
 ) -> None:
@@ -115,7 +116,7 @@ def test_what_is_broken_is_listed(call: Call, plugin: Callable[..., str]) -> Non
 
 @pytest.mark.parametrize(
     ("body", "says"),
-    [
+    sample([
         ("raise KeyError('x')", "KeyError"),
         ("raise SystemExit(0)", "it ends the process"),
         ("raise GeneratorExit", "GeneratorExit"),
@@ -124,8 +125,8 @@ def test_what_is_broken_is_listed(call: Call, plugin: Callable[..., str]) -> Non
         ("return Plan(batches=('x',))", "launches str, no Batch"),
         ("return Plan(wake_at=float('nan'))", "wants to wake at nan"),
         ("return Plan(batches=7)", "TypeError"),
-    ],
-)
+    ], 3),
+)  # fmt: skip
 def test_a_scheduler_that_breaks_while_it_serves(
     call: Call, trace: Path, plugin: Callable[..., str], body: str, says: str
 ) -> None:
@@ -156,13 +157,13 @@ def test_an_order_that_is_none(
 
 @pytest.mark.parametrize(
     ("body", "says"),
-    [
+    sample([
         ("raise ZeroDivisionError('no requests')", "ZeroDivisionError: no requests"),
         ("raise SystemExit(3)", "it ends the process (SystemExit: 3)"),
         ("return float('inf')", "'mine' gave inf"),
         ("return 'many'", "'mine' gave str"),
-    ],
-)
+    ], 2),
+)  # fmt: skip
 def test_a_metric_that_fails_ruins_no_run(
     call: Call, trace: Path, plugin: Callable[..., str], body: str, says: str
 ) -> None:
@@ -195,8 +196,8 @@ class Mine(Sim):
 """
 
 
-@pytest.mark.parametrize("name", ["describe", "open", "usable", "lacks"])
-@pytest.mark.parametrize("error", ["KeyError('x')", "SystemExit(0)", "GeneratorExit"])
+@pytest.mark.parametrize("name", ["describe", "open", *slow("usable", "lacks")])
+@pytest.mark.parametrize("error", ["KeyError('x')", *slow("SystemExit(0)", "GeneratorExit")])
 def test_a_device_that_breaks_when_it_is_asked(
     call: Call, trace: Path, plugin: Callable[..., str], name: str, error: str
 ) -> None:

@@ -101,6 +101,7 @@ def test_tables_and_their_badge(call, made):
     assert "joules per token: no counter gave energy" in " ".join(outcome.out.split())
 
 
+@pytest.mark.slow
 def test_one_json_document(call, copy):
     outcome = call(*SWEEP, "-o", copy, "--json", "--batch", "4q1s1k", "--batch", "q500_8q1s2k")
     document = json.loads(outcome.out)
@@ -116,6 +117,7 @@ def test_one_json_document(call, copy):
     assert shown["profile"]["points_sha256"] == sha
 
 
+@pytest.mark.slow
 def test_user_batches_are_shown_with_the_error_of_each_prediction(call, copy):
     outcome = call(*SWEEP, "-o", copy, "--batch", "2q1k")
     assert "Your batches on all SMs" in outcome.out
@@ -145,6 +147,7 @@ def test_nothing_is_wider_than_the_terminal(call, made, monkeypatch, columns):
         assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.slow
 def test_warnings_are_counted_by_kind(call, made):
     shown = call("profile", "show", made).out
     facts = json.loads(call("profile", "show", made, "--json").out)["profile"]["facts"]
@@ -152,6 +155,7 @@ def test_warnings_are_counted_by_kind(call, made):
     assert f"wide interval {facts['warned']['wide interval']}" in shown
 
 
+@pytest.mark.slow
 def test_a_counter_that_is_off_is_said_to_be_so_once(call, copy, monkeypatch):
     from nexusbench.counters.base import Support
     from nexusbench.counters.nvml import NvmlCounters
@@ -161,6 +165,7 @@ def test_a_counter_that_is_off_is_said_to_be_so_once(call, copy, monkeypatch):
     assert "counter nvml is off: no driver" in outcome.out
 
 
+@pytest.mark.slow
 def test_default_folder_names_device_and_model(call, made, tmp_path):
     folder = tmp_path / "results" / "profiles" / "sim-l20-qwen2.5-3b"
     shutil.copytree(made, folder)
@@ -175,6 +180,7 @@ def test_check_holds(call, made):
     assert "SIMULATED" in outcome.out
 
 
+@pytest.mark.slow
 def test_check_finds_an_edited_point(call, copy):
     checked = json.loads(call("profile", "check", copy, "--json").out)
     key = checked["points"][3]["setting"]
@@ -349,6 +355,7 @@ def test_plots_are_drawn_and_marked(call, made, tmp_path):
         assert "SIMULATED" in (tmp_path / "plots" / f"{plot}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_plots_vary_one_thing_and_hide_nothing(made):
     pytest.importorskip("matplotlib")
     from nexusbench.profiles.profile import load_profile

@@ -13,6 +13,7 @@ from commandline import Outcome
 
 from nexusbench.cli import _regretting
 from nexusbench.core.errors import Interrupted
+from tests.examples import slow
 from tests.sim.profiles import make_profile
 
 Call = Callable[..., Outcome]
@@ -37,6 +38,7 @@ def test_every_belief_of_a_profile_beside_the_oracle(
     assert "SIMULATED" not in done.err
 
 
+@pytest.mark.slow
 def test_one_document(call: Call, arguments: tuple[object, ...]) -> None:
     done = call(*arguments, "--cost-model", "roofline", "--partitioner", "nexus", "--json")
     document = json.loads(done.out)
@@ -68,6 +70,7 @@ def test_refusals(
     assert done.out == ""
 
 
+@pytest.mark.slow
 def test_a_profile_of_something_else_is_refused_before_anything_is_served(
     call: Call, arguments: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -82,6 +85,7 @@ def test_a_profile_of_something_else_is_refused_before_anything_is_served(
     assert "requests" not in done.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_shows_what_is_finished(
     call: Call, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +108,8 @@ def test_an_interrupted_comparison_shows_what_is_finished(
     assert (done.code, json.loads(done.out)["not_run"]) == (130, ["oracle"])
 
 
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, *slow(100)])
 def test_header_labels_and_width(
     call: Call, arguments: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:

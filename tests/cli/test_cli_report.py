@@ -20,6 +20,7 @@ def runs(call: Call, trace: Path) -> list[str]:
     return sorted(str(path) for path in Path("results").iterdir())
 
 
+@pytest.mark.slow
 def test_serve_trace_writes_one_timeline_of_all_runs(runs: list[str]) -> None:
     document = json.loads(Path("t.json").read_text())
     assert [run["label"] for run in document["otherData"]["runs"]] == ["nexus", "vllm"]
@@ -47,6 +48,7 @@ def test_report(call: Call, runs: list[str]) -> None:
     assert "SLO attainment" in document["verdict"][0]
 
 
+@pytest.mark.slow
 def test_timeline_of_stored_runs(call: Call, runs: list[str]) -> None:
     whole = call("timeline", *runs, "-o", "all.json")
     cut = call("timeline", runs[0], "-o", "cut.json", "--window", "1:2")
@@ -83,6 +85,7 @@ def test_bad_input_is_one_line(
     assert {path.name for path in Path().iterdir()} <= before | {"report.html"}
 
 
+@pytest.mark.slow
 def test_without_the_extra(call: Call, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nexusbench.report.page.find_spec", lambda name: None)
     outcome = call("report", *runs)

@@ -15,6 +15,7 @@ from nexusbench.results.reader import RunReader, list_runs
 Call = Callable[..., Outcome]
 
 
+@pytest.mark.slow
 def test_three_schedulers_side_by_side(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "nexus,vllm,sglang", "--goodput", "ttft:500")
     assert done.code == 0
@@ -112,6 +113,7 @@ def test_goodput_in_all_its_forms(
     assert json.loads(done.out)["runs"][0]["config"]["goodput"] == {"ttft": 500, "tbt": 50}
 
 
+@pytest.mark.slow
 def test_partitioners_per_scheduler(call: Call, trace: Path) -> None:
     done = call(
         "serve-trace", trace, "--scheduler", "nexus,vllm,nexus", "--partitioner",
@@ -138,6 +140,7 @@ def test_seeds(call: Call, trace: Path) -> None:
     assert document["paired"]["differences"]["vllm"]["ttft"]["mean"]["low"] is not None
 
 
+@pytest.mark.slow
 def test_warmup_header_and_formulas(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--warmup", 1, "--formulas", "--no-save")
     assert "10 requests of the first 1 s out" in done.out
@@ -211,6 +214,7 @@ def saboteur(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "plugins")])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("saboteur")
 def test_a_failed_run_keeps_the_others(call: Call, trace: Path) -> None:
     done = call("serve-trace", trace, "--scheduler", "vllm,saboteur,nexus")
@@ -243,6 +247,7 @@ def test_a_broken_policy_is_one_line(call: Call, trace: Path) -> None:
     assert "vllm" in several.out
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_is_no_traceback(tmp_path: Path, trace: Path) -> None:
     process = start("serve-trace", trace, "--no-progress", "--no-save", cwd=tmp_path)
     assert process.stdout is not None

@@ -20,10 +20,9 @@ RESULTS = Path("results")
 
 
 @pytest.fixture
-def kept(call: Call, trace: Path) -> list[str]:
+def kept(runs_of: Callable[..., list[str]]) -> list[str]:
     """Ids of a run of nexus and one of vllm."""
-    assert call("serve-trace", trace, "--scheduler", "nexus,vllm").code == 0
-    return list_runs(RESULTS)
+    return runs_of("--scheduler", "nexus,vllm")
 
 
 def test_compare(call: Call, kept: list[str]) -> None:
@@ -46,6 +45,7 @@ def test_compare_recomputes_a_lost_summary(call: Call, kept: list[str]) -> None:
     assert after["runs"][0]["summary"] == before["runs"][0]["summary"]
 
 
+@pytest.mark.slow
 def test_compare_recomputes_a_summary_that_is_not_ours(call: Call, kept: list[str]) -> None:
     before = json.loads(call("compare", kept[0], "--json").out)
     (RESULTS / kept[0] / "summary.json").write_text('{"a": 1}')
@@ -62,6 +62,7 @@ def test_compare_names_a_missing_events_file(call: Call, kept: list[str]) -> Non
     assert "missing, although the manifest lists it" in done.err
 
 
+@pytest.mark.slow
 def test_compare_under_another_slo(call: Call, kept: list[str]) -> None:
     done = json.loads(call("compare", *kept, "--goodput", "ttft:1", "tbt:1", "--json").out)
     for run in done["runs"]:
@@ -84,6 +85,7 @@ def test_compare_warns_of_different_conditions(call: Call, kept: list[str], tmp_
     assert json.loads(call("compare", kept[0], run, "--json").out)["warnings"]
 
 
+@pytest.mark.slow
 def test_compare_of_one_scheduler_tells_runs_apart(call: Call, trace: Path) -> None:
     assert call("serve-trace", trace, "--seeds", 2).code == 0
     done = json.loads(call("compare", *list_runs(RESULTS), "--json").out)
@@ -100,6 +102,7 @@ def test_rerun_is_identical(call: Call, kept: list[str]) -> None:
     assert document["original"]["event_digest"] == document["rerun"]["event_digest"]
 
 
+@pytest.mark.slow
 def test_rerun_stays_beside_the_original(call: Call, trace: Path) -> None:
     assert call("serve-trace", trace, "--results", "elsewhere").code == 0
     (run,) = list_runs(Path("elsewhere"))
@@ -168,6 +171,7 @@ def test_explain(call: Call, kept: list[str]) -> None:
     assert "Did you mean" not in call("explain", kept[0], "--request", "9999").err
 
 
+@pytest.mark.slow
 def test_explain_folds_where_the_terminal_is_narrow(
     call: Call, kept: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +199,7 @@ def _started(
     raise AssertionError("the run never began")
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_a_readable_run(call: Call, tmp_path: Path) -> None:
     process, folder = _started(tmp_path, lambda _: True)
     time.sleep(0.5)

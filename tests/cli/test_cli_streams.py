@@ -23,7 +23,7 @@ from nexusbench.experiments import sweep_table
 from nexusbench.report.timeline import TimelineWriter
 from nexusbench.results.reader import RunReader, list_runs
 from nexusbench.results.store import RunWriter
-from tests.examples import slow
+from tests.examples import sample, slow
 
 Call = Callable[..., Outcome]
 MODEL = ("--device", "sim:l20", "--model", "qwen2.5-3b", "--no-progress")
@@ -54,7 +54,7 @@ STREAMS = [
 
 @pytest.mark.parametrize(
     ("line", "code", "out", "err"),
-    [*STREAMS[:2], *(pytest.param(*row, marks=pytest.mark.slow) for row in STREAMS[2:])],
+    sample(STREAMS, len(STREAMS)),
 )
 def test_streams_that_are_not_there(line: str, code: int, out: str, err: str) -> None:
     done = in_a_shell(line)
@@ -79,7 +79,8 @@ def test_poor_terminals(tmp_path: Path, names: str) -> None:
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("width", ["0", "\u00b2", *slow("1", "abc", "-3", "", "99999999999999")])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", ["\u00b2", *slow("0", "1", "abc", "-3", "", "99999999999999")])
 def test_widths_that_make_no_sense(
     call: Call, monkeypatch: pytest.MonkeyPatch, trace: Path, width: str
 ) -> None:
@@ -147,6 +148,7 @@ def clean(done: Outcome) -> Outcome:
     return done
 
 
+@pytest.mark.slow
 def test_no_name_controls_the_terminal(call: Call, hostile: Path) -> None:
     done = clean(call("serve-trace", hostile, *MODEL, "--scheduler", "nexus,vllm", "--by", "tenant",
                       "--timeline", "t\x1b[1m.json"))  # fmt: skip
@@ -179,7 +181,8 @@ def no_room(*args: Any, **options: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("moment", ["add", "close"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["add", *slow("close")])
 def test_a_timeline_that_fails_costs_only_itself(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -198,7 +201,8 @@ def test_a_timeline_that_fails_costs_only_itself(
     assert "No space" in found["not_written"]["t.json"]
 
 
-@pytest.mark.parametrize("moment", ["flush", "finish", *slow("write_tokens")])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["flush", *slow("finish", "write_tokens")])
 def test_runs_that_a_full_disk_cuts_off_are_shown(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -230,6 +234,7 @@ def test_runs_that_a_full_disk_cuts_off_are_shown(
     assert shown in done.out  # what was measured, whatever became of the files
 
 
+@pytest.mark.slow
 def test_a_table_that_fails_is_told_after_the_sweep_is_shown(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,12 +121,14 @@ def test_what_is_kept_is_not_run_again(call: Call, spec: Path) -> None:
     assert "4 cells, 4 to run" in call("sweep", spec, "--fresh", "--jobs", 1).err
 
 
+@pytest.mark.slow
 def test_another_trace_of_the_same_name_is_another_cell(call: Call, spec: Path) -> None:
     call("sweep", spec, "--jobs", 1)
     write_trace(spec.parent / "t.jsonl", 7, output=2)
     assert json.loads(call("sweep", spec, "--dry-run", "--json").out)["to_run"] == 4
 
 
+@pytest.mark.slow
 def test_damaged_cells_are_run_again(call: Call, spec: Path) -> None:
     call("sweep", spec, "--jobs", 1)
     one, two, *_ = sorted(Path("results/cells").glob("*/*.json"))
@@ -135,6 +137,7 @@ def test_damaged_cells_are_run_again(call: Call, spec: Path) -> None:
     assert "2 kept, 2 to run" in call("sweep", spec, "--jobs", 1).err
 
 
+@pytest.mark.slow
 def test_failures_are_rows_and_exit_1(call: Call, spec: Path) -> None:
     spec.write_text(SPEC + 'partitioner = ["default", "nexus"]\n')
     done = call("sweep", spec, "--jobs", 1)
@@ -191,6 +194,7 @@ def refuses(number: int) -> int:
     raise PlanRefused("I5", "mine", f"took {number}")
 
 
+@pytest.mark.slow
 def test_errors_of_workers_come_back_as_they_are() -> None:
     with pytest.raises(NexusbenchError, match="I5: policy 'mine' took"):
         list(pool.run_all(refuses, [1, 2], 2))
@@ -245,6 +249,7 @@ def _paths() -> list[str]:
     return [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 
+@pytest.mark.slow
 def test_the_table_keeps_to_the_terminal(
     call: Call, spec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

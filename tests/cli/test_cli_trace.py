@@ -120,6 +120,7 @@ def test_errors_are_one_line(
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_sessions_are_served_and_compared(call: Call, chats: Path) -> None:
     done = call(
         "serve-trace", chats, "--scheduler", "nexus,vllm", "--by", "prompt-length,tenant",
@@ -171,6 +172,7 @@ def test_explain_a_turn_that_never_came(call: Call, tmp_path: Path) -> None:
     assert "cancelled (timeout)" in call("explain", folder, "--request", 0).out
 
 
+@pytest.mark.slow
 def test_later_turns_come_later_under_a_slower_scheduler(call: Call, chats: Path) -> None:
     """The arrivals of the later turns are the run's, those of the first turns the trace's."""
     import nexusbench

@@ -11,7 +11,7 @@ from nexusbench.core.batch import Split
 from nexusbench.core.errors import UsageError
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.testing import ConformanceError, check_partitioner
-from tests.examples import slow
+from tests.examples import sample, slow
 
 
 # In the fast set the others size the runs of test_check_scheduler.test_shipped_on_a_few_mixtures.
@@ -20,6 +20,7 @@ def test_shipped(name):
     check_partitioner(name, examples=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -108,7 +109,7 @@ class PeeksAtLength(Even):
 
 @pytest.mark.parametrize(
     ("partitioner", "begins"),
-    [
+    sample([
         (StartsIllegal, "I5: initial"),
         (Illegal, "I5: split"),
         (ForTheWrongPartitions, "I5: split"),
@@ -118,14 +119,15 @@ class PeeksAtLength(Even):
         (NeedsBoth, "contract: raises"),
         (TouchesState, "I11: "),
         (PeeksAtLength, "I9: "),
-    ],
-)
+    ], 3),
+)  # fmt: skip
 def test_bad_partitioners_fail_by_name(partitioner, begins):
     with pytest.raises(ConformanceError) as caught:
         check_partitioner(partitioner, examples=2)
     assert str(caught.value).startswith(begins)
 
 
+@pytest.mark.slow
 def test_an_honest_class_passes():
     check_partitioner(Even, examples=0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples import slow
+from tests.examples import sample, slow
 
 torch = pytest.importorskip("torch")
 
@@ -43,14 +43,14 @@ def triton_attention(kv, num_sms, *, rows=16, keys=32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", sample(range(40), 5))
 def test_sdpa_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(seed), dtype, seed, padded_tokens=64)
     assert largest_error(SdpaAttention(run.kv), run) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", sample(range(40), 5))
 def test_native_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(seed), dtype, seed, padded_tokens=(1 << 40, 64)[seed % 2])
     assert largest_error(NativeAttention(run.kv), run) < TOLERANCE[dtype]
@@ -92,8 +92,8 @@ def test_sdpa_reuses_its_scratch_from_step_to_step() -> None:
     assert largest_error(backend, run) < 5e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", [0, 1, *slow(2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", sample(DTYPES, 9), ids=str)
+@pytest.mark.parametrize("seed", [1, *slow(0, 2, 3, 4, 5)])
 def test_triton_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(100 + seed, longest=40), dtype, seed)
     backend = triton_attention(run.kv, (1, 8, 132)[seed % 3])
@@ -109,6 +109,7 @@ def test_triton_splits_long_decodes(num_sms: int, dtype: torch.dtype) -> None:
     assert len(backend.prepare(run.plan).decodes.merges) == {1: 1, 3: 2, 16: 2}[num_sms]
 
 
+@pytest.mark.slow
 def test_triton_prefill_computes_whole_blocks_and_the_diagonal() -> None:
     run = make_run(Case([37, 5, 50], [0, 41, 13], HeadShape(4, 2, 32), 16), torch.float32, 0)
     assert largest_error(triton_attention(run.kv, 1, keys=16), run) < 5e-6
@@ -128,6 +129,7 @@ def test_triton_on_the_tiles_of_its_tables() -> None:
     assert largest_error(backend, run) < TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.slow
 def test_one_captured_launch_serves_many_steps() -> None:
     first = make_run(Case([1, 1, 1], [90, 7, 150], HEADS, 16), torch.float32, 0)
     backend = triton_attention(first.kv, 2)

@@ -78,6 +78,7 @@ def test_a_run_is_labelled_measured_and_keeps_its_tokens(call: Call, tmp_path: P
     assert call("rerun", folders[0])[0] == 0
 
 
+@pytest.mark.slow
 def test_time_sharing_is_named_everywhere(call: Call, tmp_path: Path) -> None:
     trace = mixture(tmp_path / "t.jsonl", 3)
     code, out, _ = call("serve-trace", trace, "--device", "cpu:shared", "--model", "tiny")
@@ -245,6 +246,7 @@ def test_without_torch_there_is_one_clear_line(tmp_path: Path) -> None:
     assert "pip install 'nexusbench[torch]'" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [*slow(("--help",), ("list", "devices")), ("serve-trace", "t.jsonl", "--no-save")],

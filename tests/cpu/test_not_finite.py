@@ -89,6 +89,7 @@ def test_drawn_tokens_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
         served("tiny", [offer(0, 0, 20, 5)], "vllm", setting=SETTING, temperature=0.8)
 
 
+@pytest.mark.slow
 def test_check_model_never_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", reason="needs the package transformers (extra 'check')")
     write_checkpoint(tmp_path, "llama")

@@ -45,6 +45,7 @@ def outcomes(engine: Any) -> dict[int, tuple[str, str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_invariants_hold_on_a_mixture(scheduler: str) -> None:
     lengths = [(7, 5), (90, 3), (300, 6), (16, 16), (64, 1), (3, 20), (150, 9), (24, 12)]
@@ -57,6 +58,7 @@ def test_invariants_hold_on_a_mixture(scheduler: str) -> None:
     assert set(outcomes(engine).values()) == {("finished", "length")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_an_end_token_ends_a_request(scheduler: str) -> None:
     requests = [offer(i, i, 20, 30) for i in range(3)]
@@ -72,6 +74,7 @@ def test_an_end_token_ends_a_request(scheduler: str) -> None:
         assert ends[index] == ("finished", "stop" if early else "length")
 
 
+@pytest.mark.slow
 def test_the_same_prompt_in_other_company_gives_the_same_tokens() -> None:
     alone, together = [offer(0, 0, 50, 12)], [offer(i, 0, 50, 12) for i in range(6)]
     _, one = served("tiny", alone, "vllm", setting=ROOMY)
@@ -80,6 +83,7 @@ def test_the_same_prompt_in_other_company_gives_the_same_tokens() -> None:
     assert len({tuple(tokens) for tokens in many.values()}) == 6  # other prompts, other texts
 
 
+@pytest.mark.slow
 def test_seeded_sampling_depends_on_nothing_but_request_and_place() -> None:
     requests = [offer(i, i, 30, 15) for i in range(4)]
     options = {"temperature": 1.5, "top_p": 0.9}
@@ -136,6 +140,7 @@ def test_a_closed_loop_of_sessions() -> None:
     assert arrived[1] == ended[0] + 20_000_000
 
 
+@pytest.mark.slow
 def test_prefill_and_decode_overlap_in_time() -> None:
     """Under nexus on spatial cores, recorded steps of the two partitions run at the same time."""
     requests = [offer(i, 30 * i, 400, 25) for i in range(5)]

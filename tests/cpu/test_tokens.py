@@ -107,8 +107,8 @@ def policy(name: str) -> Any:
     return pieces(1, 3, 13, whole=3) if name == "pieces" else name
 
 
-@pytest.mark.parametrize("caching", [True, False], ids=["prefix", "no-prefix"])
-@pytest.mark.parametrize("way", WAYS, ids="+".join)
+@pytest.mark.parametrize("caching", [True, *slow(False)], ids=["prefix", "no-prefix"])
+@pytest.mark.parametrize("way", [*slow(*WAYS[:-1]), WAYS[-1]], ids="+".join)
 @pytest.mark.parametrize("name", [*slow(*FAMILIES[:-1]), FAMILIES[-1]])
 def test_tokens_are_transformers_own(
     checkpoints: dict[str, tuple[Path, Any]], name: str, way: tuple[str, str], caching: bool
@@ -143,6 +143,7 @@ def test_preemption_changes_no_token(
     assert len(engine.log.tables["preempted"]) > 0
 
 
+@pytest.mark.slow
 def test_time_shared_partitions_make_the_same_tokens(
     checkpoints: dict[str, tuple[Path, Any]],
 ) -> None:

@@ -213,6 +213,7 @@ def test_a_run_is_measured_and_keeps_its_gaps(call: Call, on_paper: list[Any]) -
     assert [options.graphs for _, options in on_paper] == [True, True]
 
 
+@pytest.mark.slow
 def test_without_keeping_the_gap_is_there_too(call: Call, on_paper: list[Any]) -> None:
     code, out, _ = call("serve-trace", "t.jsonl", *ON, "--no-graphs", "--no-save", "--json")
     assert code == 0

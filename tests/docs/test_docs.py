@@ -13,6 +13,7 @@ import pytest
 
 from nexusbench.cli.main import main
 from tests.docs import readme
+from tests.examples import sample
 
 ROOT = readme.ROOT
 PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -29,7 +30,8 @@ def run_module(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("document", sample(readme.DOCUMENTS, 2), ids=lambda path: path.stem)
 def test_documents_show_what_the_command_prints(
     document: Path,
     tmp_path: Path,
@@ -57,6 +59,7 @@ def test_readme_has_exactly_two_set_up_commands() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_readme_python_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +70,7 @@ def test_readme_python_example(
     assert capsys.readouterr().out.endswith("ms, simulated: True\n")
 
 
+@pytest.mark.slow
 def test_readme_commands_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +105,7 @@ def package_with_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dropped_in_scheduler_is_listed(package_with_example: Path, tmp_path: Path) -> None:
     done = run_module("nexusbench", "list", "schedulers", path=package_with_example, cwd=tmp_path)
     assert done.returncode == 0

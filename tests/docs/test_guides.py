@@ -84,7 +84,7 @@ def test_examples_are_listed(installed: Path, family: str, capsys) -> None:
     assert "error" not in entries[mine]
 
 
-@pytest.mark.parametrize("family", sample(GUIDES, 3))
+@pytest.mark.parametrize("family", sample(GUIDES, 7))
 def test_examples_keep_the_contract(installed: Path, family: str) -> None:
     assert check([family, GUIDES[family][2], "--examples", "1"]) == 0
     assert hasattr(testing, f"check_{family.replace('-', '_')}")

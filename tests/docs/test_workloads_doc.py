@@ -39,6 +39,7 @@ def test_example_trace_is_read(tmp_path: Path) -> None:
     assert [r.follows for r in load_trace(tmp_path / "t.jsonl").requests] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (commands,) = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     monkeypatch.chdir(tmp_path)

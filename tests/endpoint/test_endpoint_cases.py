@@ -91,6 +91,7 @@ def test_usage_that_is_no_count_moves_no_token(measure: Callable[..., RunResult]
     assert "3 answers counted with what is no number of tokens" in warnings(result)
 
 
+@pytest.mark.slow
 def test_the_end_of_a_stream_has_no_part_in_the_pace(measure: Callable[..., RunResult]) -> None:
     result = measure("late_end")
     check_pace(result)
@@ -98,6 +99,7 @@ def test_the_end_of_a_stream_has_no_part_in_the_pace(measure: Callable[..., RunR
     assert (events.ended - events.last_token > 250e6).all()
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_held_back_has_no_pace(measure: Callable[..., RunResult]) -> None:
     ways = ("held_back", "held_back_in_pieces", "one_chunk")
     result = measure(*ways, delay_ms=0, goodput={"tpot": 60_000})
@@ -121,6 +123,7 @@ def test_a_stream_that_is_held_back_has_no_pace(measure: Callable[..., RunResult
     assert said == result.resolved.client.warnings
 
 
+@pytest.mark.slow
 def test_an_end_without_a_token_is_a_failure(measure: Callable[..., RunResult]) -> None:
     ways = ("done_only", "stops_without_a_token", "done_after_empty_chunks")
     result = measure(*ways, goodput={"ttft": 60_000, "tpot": 60_000})
@@ -137,6 +140,7 @@ def test_hidden_reasoning_is_no_output(measure: Callable[..., RunResult]) -> Non
     assert (client.hidden, client.hidden_tokens, client.short) == (COUNT, 30, COUNT)
 
 
+@pytest.mark.slow
 def test_shown_reasoning_is_output_and_told(measure: Callable[..., RunResult]) -> None:
     options = ["--takes", "text,chat,usage,pin"]
     result = measure("shows_reasoning", options=options, api="chat")
@@ -145,6 +149,7 @@ def test_shown_reasoning_is_output_and_told(measure: Callable[..., RunResult]) -
     assert result.resolved.client.hidden == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cached_is_left_out(measure: Callable[..., RunResult]) -> None:
     ways = ("cached_negative", "cached_text", "cached_broken", "cached_true", "details_are_a_text")
     result = measure("cached_beyond_the_prompt", *ways)

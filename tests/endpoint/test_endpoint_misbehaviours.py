@@ -29,14 +29,12 @@ from tests.endpoint.misbehaviours import (
     Misbehaviour,
     serving,
 )
+from tests.examples import slow
 
 # One of each kind; the others take the same paths.
 FAST = {
-    "probes endless_comments", "probes endless_event", "probes endless_header",
-    "probes endless_error", "probes dripping_comments", "probes dripping_headers",
-    "probes garbage_utf8", "probes error_flat", "probes bad_chunk", "probes bomb",
-    "list endless_comments", "list dripping_comments", "list lists_deep", "list lists_many",
-    "list flat_500",
+    "probes endless_event", "probes endless_header", "probes dripping_comments",
+    "probes garbage_utf8", "probes error_flat", "probes bomb", "list lists_deep", "list flat_500",
 }  # fmt: skip
 KEY = "sk-very/secret+key-42"
 Replay = Callable[..., RunResult]
@@ -81,9 +79,9 @@ def together(cases: list[Misbehaviour], base: str, replay: Replay) -> RunResult:
     return replay(everything.url(base), "".join(json.dumps(line) + "\n" for line in lines))
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [0, *slow(1, 2, 3)])
 def test_each_request_ends_for_its_own_reason(base: str, replay: Replay, part: int) -> None:
-    cases = ANSWERS[part::2]
+    cases = ANSWERS[part::4]
     result = together(cases, base, replay)
     found = ends(result)
     assert len(found) == 2 * len(cases)
@@ -158,6 +156,7 @@ def test_a_context_length_that_is_none_is_left_out(base: str, replay: Replay, wa
     assert any("is no number of tokens" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_a_long_name_fits_into_a_folders(base: str, replay: Replay) -> None:
     result = replay(Misbehaviour("long", ("--list", "lists_long_name"), True, "").url(base))
     assert result.summary.metrics["finished"].value == 6
@@ -225,6 +224,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     assert RunEvents.from_reader(reader).finished.sum() == 60
 
 
+@pytest.mark.slow
 def test_an_answer_without_an_end_is_given_up_long_before_its_time(
     base: str, replay: Replay
 ) -> None:

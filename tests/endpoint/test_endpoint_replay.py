@@ -21,6 +21,7 @@ from nexusbench.metrics.base import load_metrics
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.results.reader import RunReader
 from nexusbench.serving.runner import RunResult
+from tests.examples import sample
 
 Send = Callable[..., RunResult]
 Serve = Callable[..., Any]
@@ -142,13 +143,13 @@ def test_what_is_sent_is_what_the_trace_says(
 
 @pytest.mark.parametrize(
     ("options", "config", "facts", "note"),
-    [
+    sample([
         (["--takes", "text,usage,pin"], {}, ("completions", "text", True), "token ids are refused"),
         (["--takes", "ids"], {}, ("completions", "ids", False), "nothing is counted by it"),
         (["--takes", "text,chat,usage"], {"api": "chat"}, ("chat", "text", False), "answers may"),
         (["--takes", "ids,usage,pin", "--added", "1"], {}, ("completions", "ids", True), "adds 1"),
-    ],
-)
+    ], 3),
+)  # fmt: skip
 def test_the_words_that_a_server_takes(
     serve: Serve,
     send: Send,
@@ -263,6 +264,7 @@ def test_what_is_measured_is_stored_while_it_is_measured(
     assert events.ended.tolist() == read[0].ended.tolist()
 
 
+@pytest.mark.slow
 def test_what_is_too_long_is_not_sent(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     served = serve()
     lines = evenly(3)
@@ -322,6 +324,7 @@ def test_what_the_user_has_to_say(
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_key_is_used_and_nowhere_kept(
     serve_alone: Serve,
     send: Send,
@@ -341,6 +344,7 @@ def test_the_key_is_used_and_nowhere_kept(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_over_tls(
     serve_alone: Serve,
     send: Send,
@@ -371,6 +375,7 @@ def test_over_tls(
     assert result.events.num_output_tokens.tolist() == list(range(5, 17))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_FIFO"), reason="this system has no scheduling classes")
 def test_replays_ahead_of_other_processes_where_allowed_and_gives_that_up(
     serve: Serve, send: Send, evenly: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexusbench.core.errors import UsageError
@@ -26,6 +26,7 @@ from nexusbench.gates.outputs import (
 from nexusbench.gates.rules import Rule
 from nexusbench.gates.series import RunSeries
 from nexusbench.gates.verdicts import number
+from tests.examples import examples
 from tests.gates.made_up import exact, measured, samples, series
 
 HOSTILE = 'a|b `c` <script>alert(1)</script> "q" \\ \x00\x1b[31m\n]]> [x](y) 😀 & @all'
@@ -83,6 +84,7 @@ def test_junit() -> None:
     assert kinds_of["warn"] == ["system-out"]
 
 
+@settings(max_examples=examples(30))
 @given(st.text(max_size=60))
 def test_any_name_makes_valid_files(name: str) -> None:
     report = check({name: exact(1)}, {name: exact(2)}, [Rule("x", 0.05)], source=name)

@@ -119,6 +119,7 @@ def test_wrong_calls(pytester: pytest.Pytester, call: str, words: str) -> None:
     done.stdout.fnmatch_lines([f"*{words}*"])
 
 
+@pytest.mark.slow
 def test_the_documented_example(pytester: pytest.Pytester) -> None:
     (code,) = [
         block.split("```")[0]

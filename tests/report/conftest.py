@@ -21,11 +21,18 @@ from tests.sim.profiles import make_profile
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``three/``: one run per scheduler; ``rates/``: two schedulers at two rates, two seeds."""
+    """``three/``: one run per scheduler."""
     root = tmp_path_factory.mktemp("results")
     trace = str(write_trace(root / "small.jsonl", 120))
     for scheduler in ("nexus", "vllm", "sglang"):
         run(RunConfig(trace=trace, scheduler=scheduler), results=root / "three")
+    return root
+
+
+@pytest.fixture(scope="session")
+def rates(results: Path) -> Path:
+    """Two schedulers at two rates, two seeds."""
+    trace = str(results / "small.jsonl")
     for rate in (2.0, 20.0):
         for scheduler in ("nexus", "vllm"):
             for seed in (0, 1):
@@ -33,8 +40,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     trace=trace, scheduler=scheduler, request_rate=rate, seed=seed, limit=40,
                     goodput={"ttft": 500.0},
                 )  # fmt: skip
-                run(config, results=root / "rates")
-    return root
+                run(config, results=results / "rates")
+    return results / "rates"
 
 
 @pytest.fixture(scope="session")

@@ -148,13 +148,13 @@ def test_everything_is_reached_by_tab(quiet: Browser, page: Path) -> None:
 
 
 def test_loads_are_chosen_from_a_list(
-    quiet: Browser, results: Path, tmp_path: Path
+    quiet: Browser, rates: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.select import Select
 
     path = tmp_path / "rates.html"
-    report_runs(folders(results / "rates"), results, path, Judgement(), None)
+    report_runs(folders(rates), rates.parent, path, Judgement(), None)
     quiet.open(path, 390)
     quiet.draw_all()
     Select(quiet.driver.find_element(By.ID, "setting")).select_by_index(1)

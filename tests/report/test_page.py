@@ -55,6 +55,7 @@ def test_page_shows_the_table_of_serve_trace(three: str, results: Path) -> None:
         assert view.event_digest in shown
 
 
+@pytest.mark.slow
 def test_same_runs_give_the_same_page(three: str, results: Path) -> None:
     assert page_of(folders(results / "three")) == three
 
@@ -81,8 +82,8 @@ def test_every_figure_is_one_that_plotly_takes(three: str) -> None:
         assert figure["data"], name
 
 
-def test_loads_get_settings_rates_and_pooled_seeds(results: Path) -> None:
-    readers = [RunReader(folder) for folder in folders(results / "rates")]
+def test_loads_get_settings_rates_and_pooled_seeds(rates: Path) -> None:
+    readers = [RunReader(folder) for folder in folders(rates)]
     settings = gather(read_runs(readers, Judgement()))
     assert [setting.title for setting in settings] == ["2 req/s", "20 req/s"]
     for setting in settings:
@@ -103,8 +104,9 @@ def test_loads_get_settings_rates_and_pooled_seeds(results: Path) -> None:
     assert "± half a 95 % interval over seeds" in text
 
 
-def test_one_scheduler_at_two_rates_is_one_table(results: Path) -> None:
-    found = [folder for folder in folders(results / "rates") if "nexus" in folder]
+@pytest.mark.slow
+def test_one_scheduler_at_two_rates_is_one_table(rates: Path) -> None:
+    found = [folder for folder in folders(rates) if "nexus" in folder]
     (setting,) = gather(read_runs([RunReader(folder) for folder in found], Judgement()))
     assert [entry.tone for entry in setting.entries] == [0, 1]
     labels = [entry.column.label for entry in setting.entries]
@@ -112,6 +114,7 @@ def test_one_scheduler_at_two_rates_is_one_table(results: Path) -> None:
     assert "all-rate-ttft" in figures_of(runs_page([setting]))
 
 
+@pytest.mark.slow
 def test_runs_that_were_cut_short_are_shown_and_never_best(
     results: Path, tmp_path: Path
 ) -> None:  # fmt: skip
@@ -139,6 +142,7 @@ def test_runs_that_were_cut_short_are_shown_and_never_best(
     assert "never called best" in text
 
 
+@pytest.mark.slow
 def test_other_bounds_judge_stored_runs(results: Path) -> None:
     page = page_of(folders(results / "three"), Judgement(slo={"ttft": 1.0}))
     assert "SLO attainment" in page

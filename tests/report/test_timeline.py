@@ -32,6 +32,7 @@ def nexus(results: Path) -> str:
     return folders(results / "three")[0]
 
 
+@pytest.mark.slow
 def test_timeline_of_three_runs(results: Path, tmp_path: Path) -> None:
     events = write(tmp_path / "t.json", folders(results / "three"))
     check(events)

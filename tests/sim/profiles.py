@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import msgspec
 
@@ -49,13 +50,12 @@ def simulated_points(device):
     return points
 
 
-def make_profile(folder, gpu="l20", model="qwen2.5-3b", fits=("nexus",)):
-    """Write a finished profile of ``sim:gpu`` into ``folder`` and return it."""
+@cache
+def _measured(gpu, model, fits):
+    """A finished profile and its points as a file."""
     device = open_sim(gpu, model)
     points = simulated_points(device)
     data = b"".join(msgspec.json.encode(point) + b"\n" for point in points)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / POINTS_FILE).write_bytes(data)
     target = Target(device.gpu, device.model)
     profile = Profile(
         schema=SCHEMA,
@@ -71,5 +71,13 @@ def make_profile(folder, gpu="l20", model="qwen2.5-3b", fits=("nexus",)):
         num_points=len(points),
         fits=tuple(fit_model(spec, points, target, stopwatch=lambda: 0) for spec in fits),
     )
+    return profile, data
+
+
+def make_profile(folder, gpu="l20", model="qwen2.5-3b", fits=("nexus",)):
+    """Write a finished profile of ``sim:gpu`` into ``folder`` and return it."""
+    profile, data = _measured(gpu, model, fits)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / POINTS_FILE).write_bytes(data)
     write_profile(folder, profile)
     return profile

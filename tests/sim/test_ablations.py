@@ -36,6 +36,7 @@ def splits(engine):
     return {split.sms for split in engine.executor.splits}
 
 
+@pytest.mark.slow
 def test_no_dynamic_sms_is_one_split_for_ever():
     assert changes(run()) > 0
     static = run("fixed:prefill=50")

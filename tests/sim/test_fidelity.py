@@ -14,6 +14,7 @@ from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import ReplayValidation, replay
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
+from tests.examples import slow
 
 DATA = os.environ.get("NEXUSBENCH_DATA")
 RTX4090 = "rtx4090-llama-3.1-8b"
@@ -47,6 +48,7 @@ def check(score: OperatorScore, physics: float, table: float) -> None:
         assert abs(score.fitted.mape - score.physics.mape) < 0.1 * score.physics.mape + 0.3
 
 
+@pytest.mark.slow
 @needs_data
 def test_rtx4090_kernels() -> None:
     found = scores("rtx4090", data("kernels", RTX4090))
@@ -105,7 +107,7 @@ def replayed(**config: object) -> ReplayValidation:
 
 
 @needs_data
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, *slow(1)])
 def test_a_recorded_vllm_run_with_its_kernel_table(seed: int) -> None:
     made = replayed(kernel_table=str(data("kernels", RTX4090)), seed=seed)
     reached = made.reached
@@ -121,6 +123,7 @@ def test_a_recorded_vllm_run_with_its_kernel_table(seed: int) -> None:
     assert curves["kv_cache_pct"] < 5.0
 
 
+@pytest.mark.slow
 @needs_data
 def test_a_recorded_vllm_run_with_physics_alone() -> None:
     made = replayed()

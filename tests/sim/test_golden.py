@@ -22,6 +22,7 @@ def test_every_golden_value_has_a_run():
     assert list(committed()) == list(RUNS)
 
 
+@pytest.mark.slow
 def test_the_log_does_not_depend_on_hash_randomisation():
     code = (
         "from tests.sim.golden_runs import run; print(run('nexus, both modes, reserve')['digest'])"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ def test_every_invariant_of_a_run_with_moves(policy, workload, seed):
     assert {r.num_tokens for r in engine.requests} == {r.stop_len for r in engine.requests}
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60))
 @given(MOVING, workloads(max_requests=8), st.integers(0, 10**6))
 def test_rollback_of_moves_leaves_no_trace(policy, workload, seed):

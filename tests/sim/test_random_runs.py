@@ -11,6 +11,7 @@ import pytest
 from nexusbench.testing import offer
 from nexusbench.testing._harness import Setting
 from tests.benchmarks.random_runs import Coverage
+from tests.examples import sample, slow
 from tests.sim.log_checker import FREE, check
 from tests.sim.random_runs import (
     Case,
@@ -35,7 +36,7 @@ DAMAGED = (
 )
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", [0, *slow(20, 40)])
 def test_random_runs_break_no_book_and_never_stall(first):
     for number, one in enumerate(islice(cases(7, first + 20), first, None), first):
         assert not breaches(one), (number, one.scheduler, one.partitioner)
@@ -48,6 +49,7 @@ def test_many_random_runs_break_no_book_and_never_stall(seed):
         assert not breaches(one), (number, one.scheduler, one.partitioner)
 
 
+@pytest.mark.slow
 def test_every_combination_of_plugins_orders_and_preemptions_has_its_turn():
     seen = Coverage()
     for one in cases(1, len(turns())):
@@ -90,7 +92,7 @@ def places(table, most, rng):
     return sorted(rng.sample(range(count), min(count, most)))
 
 
-@pytest.fixture(params=DAMAGED, ids=lambda given: given[0])
+@pytest.fixture(params=sample([(given,) for given in DAMAGED], 3), ids=lambda given: given[0])
 def log(request):
     tables, rest = logged(crowd(*request.param))
     assert check(tables, *rest) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -146,6 +147,7 @@ def test_rollback_leaves_no_trace(policy, workload, seed):
     assert engine.kv.num_used == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60))
 @given(POLICIES, workloads(max_requests=10), st.integers(0, 10**6))
 def test_hesitation_does_not_change_the_run(policy, workload, seed):

@@ -25,6 +25,7 @@ from nexusbench.core.errors import CounterError
 from nexusbench.counters._nvml_reader import CLOCK_EVENTS, GPM_METRICS
 from nexusbench.counters.base import Counters, Reading, busy, counters, summarise, throttled
 from nexusbench.counters.nvml import NvmlCounters
+from tests.examples import sample
 
 EVENTS = [f"nvml.clock_event.{name}" for name in CLOCK_EVENTS]
 
@@ -205,12 +206,15 @@ def test_before_hopper_there_is_no_gpm(driver: FakeDriver, code: int) -> None:
 
 @pytest.mark.parametrize(
     ("function", "code", "words"),
-    [
-        ("nvmlGpmQueryDeviceSupport", NO_PERMISSION, "not permitted"),
-        ("nvmlGpmSampleAlloc", pynvml.NVML_ERROR_MEMORY, "Memory"),
-        ("nvmlGpmSampleGet", NO_PERMISSION, "not permitted"),
-        ("nvmlGpmMetricsGet", NO_PERMISSION, "Permission"),
-    ],
+    sample(
+        [
+            ("nvmlGpmQueryDeviceSupport", NO_PERMISSION, "not permitted"),
+            ("nvmlGpmSampleAlloc", pynvml.NVML_ERROR_MEMORY, "Memory"),
+            ("nvmlGpmSampleGet", NO_PERMISSION, "not permitted"),
+            ("nvmlGpmMetricsGet", NO_PERMISSION, "Permission"),
+        ],
+        2,
+    ),
 )
 def test_gpm_calls_that_fail(driver: FakeDriver, function: str, code: int, words: str) -> None:
     driver.fails = {function: code}

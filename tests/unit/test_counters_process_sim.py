@@ -73,6 +73,7 @@ def neighbour() -> Iterator[None]:
     other.communicate()
 
 
+@pytest.mark.slow
 def test_work_of_others_is_seen(neighbour: None) -> None:
     reading = during(lambda: time.sleep(0.5))
     assert (reading.values["process.cpu_others"] or 0) > 0.2

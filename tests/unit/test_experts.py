@@ -101,6 +101,7 @@ def test_fp8_experts_are_half_the_bytes() -> None:
     assert fp8.weight_bytes == pytest.approx(0.5 * (MODEL.weight_bytes - 2 * head) + 2 * head)
 
 
+@pytest.mark.slow
 def test_the_case_on_the_command_line_says_it_is_not_validated(tmp_path: Path, capfd) -> None:
     from nexusbench.cli.main import main
 

@@ -49,6 +49,7 @@ def test_slabs_are_filled_before_another_is_made():
     large[-1] = 1  # the last byte exists
 
 
+@pytest.mark.slow
 def test_large_pages_are_asked_for_and_given_back():
     if not SWITCH.exists() or "[never]" in SWITCH.read_text():
         pytest.skip("this system has no large pages")

@@ -12,6 +12,7 @@ from nexusbench.core.events import OUTCOMES, EventLog, RunFacts
 from nexusbench.metrics.load import FEWEST, Overload
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
+from tests.examples import slow
 
 FACTS = RunFacts(
     simulated=False, num_sms=0, kv_blocks=0, block_size=16, partitions=(),
@@ -84,14 +85,14 @@ def overloaded(run: RunEvents) -> float | None:
     return Overload().value(run)
 
 
-@pytest.mark.parametrize("load", [0.2, 0.5, 0.7])
+@pytest.mark.parametrize("load", [*slow(0.2, 0.5), 0.7])
 @pytest.mark.parametrize("count", [60, 300])
 def test_what_can_be_served_is_no_overload(load: float, count: int) -> None:
     assert [overloaded(queue(poisson(4 * load, count, seed))) for seed in range(3)] == [0] * 3
 
 
-@pytest.mark.parametrize("load", [2.0, 5.0, 50.0, 1e6])
-@pytest.mark.parametrize("count", [100, 300])
+@pytest.mark.parametrize("load", [2.0, *slow(5.0, 50.0), 1e6])
+@pytest.mark.parametrize("count", [100, *slow(300)])
 def test_what_cannot_be_served_is(load: float, count: int) -> None:
     """At a million times the load all arrive within a millisecond: no trend, but long stays."""
     assert [overloaded(queue(poisson(4 * load, count, seed))) for seed in range(3)] == [1] * 3

@@ -84,6 +84,7 @@ def test_every_shipped_model_has_its_source() -> None:
         assert load_model(name).source.startswith(expected)
 
 
+@pytest.mark.slow
 def test_needs_no_torch() -> None:
     code = "import sys, nexusbench.models.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,6 +18,7 @@ from nexusbench.partitioners.base import partitioners
 from nexusbench.schedulers.base import schedulers
 from nexusbench.testing import offer, serve, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting
+from tests.examples import sample
 
 HOSTILE = (
     "0", "-1", "1e-6", "1e12", str(10**12), "1e-300", "-1e-300", "1e308", "-1e308", str(2**63),
@@ -55,7 +56,7 @@ def refused(call, option):
     return named is not None
 
 
-@pytest.mark.parametrize(("name", "key"), options(schedulers))
+@pytest.mark.parametrize(("name", "key"), sample(options(schedulers), 4))
 def test_options_of_schedulers(name, key):
     for value in HOSTILE:
         spec = f"{name}:{key}={value}"
@@ -65,7 +66,7 @@ def test_options_of_schedulers(name, key):
             assert math.isfinite(float(value))
 
 
-@pytest.mark.parametrize(("name", "key"), options(partitioners))
+@pytest.mark.parametrize(("name", "key"), sample(options(partitioners), 4))
 def test_options_of_partitioners(name, key):
     cls = partitioners.load(name)
     scheduler = "adrenaline" if 1 not in cls.num_gpus else "nexus"

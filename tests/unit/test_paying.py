@@ -302,6 +302,7 @@ def test_the_shipped_map_is_read() -> None:
     assert {system.kind for system in full.systems} == {"whole", "streams", "split"}
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = SMALL[: SMALL.index("[grid]")]
     arguments = ["pays", str(save(tmp_path, text)), "--cache", str(tmp_path / "cells"), "-j", "1"]
@@ -319,6 +320,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["capacity"][0]["requests_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_command_says_where_requests_arrive_faster_than_they_leave(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def tables_for(lengths: list[int], block_size: int) -> list[list[int]]:
     return [[free.pop() for _ in range(-(-length // block_size))] for length in lengths]
 
 
+@pytest.mark.slow
 def test_needs_no_torch() -> None:
     code = "import sys, nexusbench.kernels.planner; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

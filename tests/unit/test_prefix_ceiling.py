@@ -16,6 +16,7 @@ from nexusbench.testing._harness import Setting
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace, TraceRequest
 from nexusbench.workloads.statistics import prefix_ceiling
+from tests.examples import examples
 
 MS = 1_000_000
 
@@ -121,7 +122,7 @@ def traces(draw: st.DrawFn) -> tuple[Trace, int]:
     return Trace("t", requests, hash_block=block), draw(st.sampled_from(sizes))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     traces(),
     st.sampled_from(["vllm", "vllm:order=spf", "sglang:order=lpm", "nexus", "fastserve"]),

@@ -26,6 +26,7 @@ from nexusbench.profiles.profile import (
 )
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.testing import check_device
+from tests.examples import slow
 from tests.unit.profiled import grid, held_out
 
 L20, QWEN = load_gpu("l20"), load_model("qwen2.5-3b")
@@ -98,6 +99,7 @@ def test_it_has_the_times_of_the_device_that_was_profiled(file):
     assert max(errors(opened(file), L20).values()) < 1e-9
 
 
+@pytest.mark.slow
 def test_points_tell_what_the_description_does_not(tmp_path):
     device = opened(profile_of(tmp_path, SLOWER))
     found = errors(device, SLOWER)
@@ -109,6 +111,7 @@ def test_points_tell_what_the_description_does_not(tmp_path):
     assert device.physics.load(shape, 40).solo > 1.2 * physics.load(shape, 40).solo
 
 
+@pytest.mark.slow
 def test_points_carry_all_the_weight_where_a_description_is_no_gpus(tmp_path):
     found = errors(opened(profile_of(tmp_path, L20, VAGUE)), L20)
     for phase in ("prefill", "decode"):
@@ -128,6 +131,7 @@ def test_what_it_says_of_itself(file):
     assert Sim.open("l20", QWEN, OPTIONS).made_of_profile is None
 
 
+@pytest.mark.slow
 def test_it_is_a_device(tmp_path):
     from nexusbench.testing import tiny_gpu, tiny_model
 
@@ -155,12 +159,14 @@ def serve(device, **fields):
     return nexusbench.run(config)
 
 
+@pytest.mark.slow
 def test_a_run_on_it_is_deterministic(file):
     once, again = serve(f"sim:{file}"), serve(f"sim:{file}")
     assert once.event_digest == again.event_digest
     assert once.event_digest != serve(f"sim:{file}", seed=1).event_digest
 
 
+@pytest.mark.slow
 def test_a_run_on_it_is_much_like_one_on_what_was_profiled(file):
     profiled, original = serve(f"sim:{file}"), serve("sim:l20")
     assert profiled.resolved.device == "sim:profile(sim:measured)"
@@ -172,7 +178,7 @@ def test_a_belief_made_of_the_same_profile_is_refused(file):
         serve(f"sim:{file}", profile=str(file.parent), cost_model="table")
 
 
-@pytest.mark.parametrize("name", ["linear", "roofline", "table"])
+@pytest.mark.parametrize("name", ["table", *slow("linear", "roofline")])
 def test_a_belief_fitted_to_the_profile_serves_what_was_profiled(file, name):
     """The other way round is what a profile is for."""
     found = serve("sim:l20", profile=str(file.parent), cost_model=name, force_profile=True)

@@ -17,6 +17,7 @@ from nexusbench.profiling.measure import Measurer
 from nexusbench.profiling.plan import alone, make_plan
 from nexusbench.profiling.store import SWEEP_FILE, Header, PointStore
 from nexusbench.profiling.sweep import ProfileSweep, seed_of
+from tests.examples import slow
 
 IDENTITY = Fingerprint("fake", True, 16, 1, "a" * 64, "m", "b" * 64)
 HEADER = Header(1, IDENTITY, Limits(64, 512, 4096), 16, 4000, "quick", 0)
@@ -73,7 +74,7 @@ def test_every_planned_point_is_there_once(whole):
             assert point.alone_ns == times[alone(point.setting).key]
 
 
-@pytest.mark.parametrize("stop", [1, 37, 150])
+@pytest.mark.parametrize("stop", [37, *slow(1, 150)])
 def test_interrupted_and_resumed_is_the_same_as_whole(whole, tmp_path, stop):
     with pytest.raises(Interrupted, match=rf"{stop} points are kept in .*Repeat the command"):
         sweep(tmp_path, progress=StopAfter(stop))
@@ -83,6 +84,7 @@ def test_interrupted_and_resumed_is_the_same_as_whole(whole, tmp_path, stop):
     assert points_of(tmp_path) == points_of(whole[0])
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_cut_off_and_measured_again(whole, tmp_path):
     with pytest.raises(Interrupted):
         sweep(tmp_path, progress=StopAfter(20))
@@ -167,6 +169,7 @@ def test_two_sweeps_cannot_write_to_one_folder(tmp_path):
     PointStore(tmp_path, HEADER).close()
 
 
+@pytest.mark.slow
 def test_pairs_that_cannot_be_measured_are_noted_and_tried_again(whole, tmp_path):
     outcome, _ = sweep(tmp_path, late={"prefill": 10**7, "decode": 10**7})
     missing = [note for note in outcome.notes if "neighbour was not busy throughout" in note]
@@ -175,6 +178,7 @@ def test_pairs_that_cannot_be_measured_are_noted_and_tried_again(whole, tmp_path
     assert (again.measured, again.kept) == (len(missing), outcome.measured)
 
 
+@pytest.mark.slow
 def test_progress_comes_to_its_end(tmp_path):
     seen = []
     outcome, _ = sweep(tmp_path, progress=seen.append)

@@ -127,6 +127,7 @@ def test_strain() -> None:
     assert strain(made_up(ttft=[INF] * 4), {"ttft": 4.0}) == 2.0
 
 
+@pytest.mark.slow
 def test_a_lost_run_is_stopped_and_never_judged_otherwise(config: RunConfig) -> None:
     for text in (
         "ttft:p99<200",

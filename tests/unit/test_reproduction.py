@@ -128,6 +128,7 @@ def test_a_variant_that_changes_nothing_is_refused(spec) -> None:
         load_experiment(spec(GOOD + '[variants.none]\nsystems = ["nexus"]\n'))
 
 
+@pytest.mark.slow
 def test_the_shipped_experiments_are_sound(tmp_path: Path) -> None:
     """Systems whose scheduler is not there (yet) are left out; nothing else may be wrong."""
     shutil.copytree(WORKLOADS, tmp_path / "w")
@@ -472,6 +473,7 @@ def test_only_names_figures_or_experiments() -> None:
         chosen(all_, (" ",))
 
 
+@pytest.mark.slow
 def test_pictures_say_simulated_and_are_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from nexusbench.experiments.reproduction.plots import draw

@@ -121,6 +121,7 @@ def test_the_demoted_go_to_the_front_and_keep_their_order_there():
     assert order == [[3], [1, 2, 0, 4]]
 
 
+@pytest.mark.slow
 def test_who_is_idle_too_long_is_promoted_at_the_next_check_and_not_before():
     """Short prompts fill a batch of two; the long one, of a low level, gets no turn."""
     short = [offer(1 + i, 30 * i, 8, 12) for i in range(150)]

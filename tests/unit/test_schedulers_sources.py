@@ -244,6 +244,7 @@ def test_nexus_goes_on_with_started_prompts_when_all_seats_are_taken():
     assert done[0] < done[1]
 
 
+@pytest.mark.slow
 def test_nexus_half_done_prompts_do_not_wait_for_each_other_for_ever():
     requests = [offer(i, 12 * i, 100 + 9 * i, 30) for i in range(8)]
     for order in ("fcfs", "spf"):

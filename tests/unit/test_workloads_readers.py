@@ -220,6 +220,7 @@ def data(name: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_statistics_of_real_traces_are_the_published_ones() -> None:
     """Burstiness and reuse as computed by others from the same files."""
     mooncake = load_trace(data("mooncake-conversation.jsonl.gz"))

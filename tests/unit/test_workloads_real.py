@@ -32,6 +32,7 @@ FACTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count", "span", "prompts", "outputs"), FACTS)
 def test_real_trace_has_its_known_statistics(
     name: str, count: int, span: int, prompts: tuple[int, ...], outputs: tuple[int, ...]
@@ -58,6 +59,7 @@ def test_azure_notes_and_precision() -> None:
     assert trace.requests[1].arrival_ns == 4_314_579_000
 
 
+@pytest.mark.slow
 def test_mooncake_notes_ties_and_prefixes() -> None:
     trace = load_trace(path_of(MOONCAKE))
     assert trace.notes == [
@@ -76,6 +78,7 @@ def test_mooncake_notes_ties_and_prefixes() -> None:
     assert len(transform.fit_context(trace, 8192, "skip").requests) == len(fits)
 
 
+@pytest.mark.slow
 def test_mooncake_ties_spread_out() -> None:
     trace = transform.spread_ties(load_trace(path_of(MOONCAKE)), "uniform", 0)
     times = np.array([r.arrival_ns for r in trace.requests])
@@ -85,6 +88,7 @@ def test_mooncake_ties_spread_out() -> None:
     assert gaps.std() / gaps.mean() == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seconds"), [(AZURE, 0.3), (MOONCAKE, 0.5)])
 def test_loading_is_fast(name: str, seconds: float) -> None:
     path = path_of(name)

@@ -14,6 +14,7 @@ from nexusbench.workloads.base import Trace
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.spec import load_spec
 from nexusbench.workloads.trace import load_trace
+from tests.examples import sample
 
 FOLDER = Path(__file__).parents[2] / "workloads" / "when-it-pays"
 DATA = os.environ.get("NEXUSBENCH_DATA")
@@ -80,6 +81,7 @@ def test_specs_have_the_quantiles_that_they_state(name: str) -> None:
         assert got == pytest.approx(stated, rel=0.06)
 
 
+@pytest.mark.slow
 def test_azure_answers_hang_on_the_quarter_of_the_prompt() -> None:
     trace = shaped("azure-chat")
     means = {
@@ -104,12 +106,13 @@ def real(name: str) -> Trace:
     return load_trace(path)
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", sample(SHAPED, 2))
 def test_lengths_follow_the_trace(name: str) -> None:
     for got, known in zip(lengths(shaped(name)), lengths(real(name)), strict=True):
         assert got == pytest.approx(known, rel=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "window"), [("azure-chat", 9), ("mooncake-chat", 30)])
 def test_burstiness_follows_the_trace(name: str, window: int) -> None:
     spec = load_spec(FOLDER / f"{name}.toml")
@@ -117,6 +120,7 @@ def test_burstiness_follows_the_trace(name: str, window: int) -> None:
     assert cv**2 == pytest.approx(dispersion(real(name), window), rel=0.06)
 
 
+@pytest.mark.slow
 def test_a_cache_of_one_gpu_reuses_only_what_the_spec_shares() -> None:
     trace = real("mooncake-chat")
     assert reused(trace, 200_000) == pytest.approx(
