@@ -47,6 +47,7 @@ def test_options_are_shown_as_typed(call: Call, trace: Path, profile: Path) -> N
     assert "partitioner nexus:beta=2 asking nexus:memory=printed fitted to" in told(done)
 
 
+@pytest.mark.slow
 def test_a_run_beyond_what_was_profiled(call: Call, trace: Path, profile: Path) -> None:
     run = ("serve-trace", trace, *MODEL, "--profile", profile)
     assert "extrapolates" not in told(call(*run))

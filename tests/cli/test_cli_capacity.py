@@ -31,6 +31,7 @@ def trace(tmp_path: Path) -> Path:
     return make_trace(tmp_path / "t.jsonl", 40)
 
 
+@pytest.mark.slow
 def test_capacity_says_rate_interval_and_what_breaks(call: Call, trace: Path) -> None:
     arguments = (
         "capacity", trace, *WHERE, "--goodput", "ttft:p90<400", "tbt:p99:120", "--scheduler",

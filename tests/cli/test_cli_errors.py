@@ -201,6 +201,7 @@ def test_commands(call: Call) -> None:
     check(call("list"), 2, "FAMILY")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize(
     "words",

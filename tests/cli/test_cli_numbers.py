@@ -278,6 +278,7 @@ def test_every_commands_flag_is_refused_by_its_name_or_right_at_more_values(
     check_named(line, flag, dict.fromkeys((*FEW, *MORE)), there, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", sample(OTHERS, 12))
 def test_every_commands_flags_are_refused_by_name_or_right(line, there, monkeypatch):
     """One hostile value for each flag here, in turn; all of them in the whole suite."""

@@ -48,6 +48,7 @@ def test_report(call: Call, runs: list[str]) -> None:
     assert "SLO attainment" in document["verdict"][0]
 
 
+@pytest.mark.slow
 def test_timeline_of_stored_runs(call: Call, runs: list[str]) -> None:
     whole = call("timeline", *runs, "-o", "all.json")
     cut = call("timeline", runs[0], "-o", "cut.json", "--window", "1:2")

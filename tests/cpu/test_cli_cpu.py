@@ -246,6 +246,7 @@ def test_without_torch_there_is_one_clear_line(tmp_path: Path) -> None:
     assert "pip install 'nexusbench[torch]'" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [*slow(("--help",), ("list", "devices")), ("serve-trace", "t.jsonl", "--no-save")],

@@ -30,6 +30,7 @@ def run_module(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", sample(readme.DOCUMENTS, 2), ids=lambda path: path.stem)
 def test_documents_show_what_the_command_prints(
     document: Path,
@@ -69,6 +70,7 @@ def test_readme_python_example(
     assert capsys.readouterr().out.endswith("ms, simulated: True\n")
 
 
+@pytest.mark.slow
 def test_readme_commands_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def test_error_lines(cpu_sheet: Path) -> None:
         cls.fit([], Target(profile.gpu, profile.model), cls.Options())
 
 
+@pytest.mark.slow
 def test_check_up_of_a_cpu(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     assert main(["doctor", "--device", "cpu"]) == 0

@@ -20,6 +20,7 @@ from tests.sim.pieces import Pieces, pieces
 from tests.sim.strategies import workloads
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(120))
 @given(
     workloads(), st.integers(1, 4), st.integers(1, 6), st.sampled_from([1, 5, 24]),

@@ -32,6 +32,7 @@ def events(request: pytest.FixtureRequest) -> RunEvents:
     return run(config).events
 
 
+@pytest.mark.slow
 def test_queue_counts_what_the_log_says(events: RunEvents) -> None:
     queue = queue_over_time(events)
     assert np.all(np.diff(queue.times) > 0)

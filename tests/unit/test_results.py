@@ -244,6 +244,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [*slow(0.01), 0.05, *slow(0.12)])
 def test_kill_at_any_moment(tmp_path: Path, delay: float) -> None:
     here = Path(__file__)

@@ -102,6 +102,7 @@ def test_burstiness_redraws_times_only(trace: Trace, rate: float, shape: float, 
     assert ids_of(redrawn) == ids_of(trace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [0.25, *slow(1.0, 4.0)])
 def test_burstiness_has_rate_and_variation_of_its_shape(shape: float) -> None:
     trace = transform.burstiness(make([0] * 20_001), 5.0, shape, seed=3)

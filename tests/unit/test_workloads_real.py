@@ -59,6 +59,7 @@ def test_azure_notes_and_precision() -> None:
     assert trace.requests[1].arrival_ns == 4_314_579_000
 
 
+@pytest.mark.slow
 def test_mooncake_notes_ties_and_prefixes() -> None:
     trace = load_trace(path_of(MOONCAKE))
     assert trace.notes == [
