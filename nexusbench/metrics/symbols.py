@@ -20,7 +20,7 @@ SYMBOLS: Mapping[str, str] = {
     "F": "those of M that finished; so F is part of G",
     "b_j, d_j": "begin and end. A launch begins when it was submitted, or when its partition ended "
     "the one before, if that is later",
-    "z_j": "how long it would have taken without a neighbour on the GPU, where the device can tell",
+    "z_j": "how long it would have taken without a neighbour on the GPU, where the device knows",
     "w_j": "how long the belief (the policy's cost model) said it would take",
     "m_j": "SMs it was launched on",
     "x_j, h_j, q_j": "decodes, chunks, and tokens of the chunks",
