@@ -12,7 +12,7 @@ from nexusbench.profiling.check import ProfileCheck
 from nexusbench.profiling.grammar import format_batch
 
 if TYPE_CHECKING:
-    pass
+    from nexusbench.profiling.check import ProfileCheck
 
 
 def show_check(console: Console, made: ProfileCheck) -> None:

@@ -8,7 +8,7 @@ PAIR = ("prefill", "decode")
 PERCENT = 100
 MOST_SPLITS = 16  # each is a thread team of its own; beyond this, finer steps decide nothing
 # Linux's weights of niceness 0 to 10 (kernel/sched/core.c, sched_prio_to_weight): a thread gets its
-# weight's share of a core that another one wants too.
+# weight's share of a core that another one competes for.
 WEIGHTS = (1024, 820, 655, 526, 423, 335, 272, 215, 172, 137, 110)
 NICE_STEPS = (10, 8, 6, 4, 2)
 

@@ -74,7 +74,7 @@ class Worker:
         self._jobs.put(None)
 
     def join(self) -> bool:
-        """Wait for the end that :meth:`stop` asked for; False if it does not come."""
+        """Wait for the end that :meth:`stop` asked for; False if the thread does not end."""
         if not self._over.wait(JOIN_S):
             return False
         self._thread.join(JOIN_S)

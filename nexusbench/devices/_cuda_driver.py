@@ -75,7 +75,7 @@ class GpuFacts(msgspec.Struct, frozen=True):
     memory_khz: int = 0
     bus_bits: int = 0
     driver: int = 0  # 13000 is CUDA 13.0
-    uuid: str = ""  # GPU-..., as NVML knows it
+    uuid: str = ""  # GPU-..., as NVML has it
 
     @property
     def driver_version(self) -> str:

@@ -28,7 +28,7 @@ class DecodeGraph:
     ``fixed`` is the backend's attention for decodes whose grids and addresses never change: its
     ``update(plan)`` puts a step's plan where the captured launches look for it, in the order of the
     current stream. Rows beyond the batch compute nonsense into the last block of the cache, which
-    belongs to nobody.
+    belongs to no request.
     """
 
     def __init__(

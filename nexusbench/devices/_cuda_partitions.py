@@ -47,7 +47,7 @@ _NEWER = (8, 8)
 class Side(msgspec.Struct, frozen=True):
     """One partition with one number of SMs: a stream whose work runs there and nowhere else.
 
-    ``sms`` are those the driver granted. ``structured``: the SMs come in whole groups, so clusters
+    ``sms`` are those the driver granted. ``structured``: the SMs are whole groups, so clusters
     can be scheduled. ``green`` is the driver's context, None on an unpartitioned GPU.
     """
 

@@ -215,7 +215,7 @@ class Cuda(Device):
         spec = decoder.config.spec
         if any(partition in ("prefill", "decode") for partition, _ in serving.launches):
             self.partitions.make_all()
-        # One block more than the engine knows of: where the idle rows of a graph write.
+        # One block more than the engine has: where the idle rows of a graph write.
         kv = decoder.new_kv(serving.num_blocks + 1, serving.block_size)
         self._served = Served(
             decoder, kv, Prompts(serving, spec.vocab_size),

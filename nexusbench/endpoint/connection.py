@@ -1,4 +1,4 @@
-"""One connection: a socket that never blocks, and the HTTP that comes out of it, so much of it."""
+"""One connection: a socket that never blocks, and the HTTP read from it, within bounds."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ _LATER = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWr
 
 
 class Connection:
-    """A connection to the server; ``exchange`` is whose answer it carries, None while it is idle.
+    """A connection to the server; ``exchange`` is the one whose answer it carries, None while it is
+    idle.
 
     The sender's thread writes the beginning of a request, the receiver's does everything else. TLS
     keeps one state for both directions, hence the lock; plain sockets would do without.
-    ``draining``: the exchange has ended, the last bytes of its answer are still to come.
-    ``most_bytes``: how long an answer may be, of which ``taken`` have come.
+    ``draining``: the exchange has ended, the last bytes of its answer have not been read.
+    ``most_bytes``: how long an answer may be, of which ``taken`` were read.
     """
 
     __slots__ = (
@@ -140,7 +141,7 @@ class Connection:
         return not self._rest or self.write(self._rest)
 
     def read(self) -> bytes | None:
-        """What has come: None if nothing, empty at the end. Raises OSError."""
+        """The bytes that can be read: None if there are none, empty at the end. Raises OSError."""
         with self._lock:
             try:
                 data = self.sock.recv(_READ)
@@ -178,7 +179,7 @@ class Connection:
         return body
 
     def drain(self, now: int) -> None:
-        """All that matters has been said; the answer's last bytes are still to come."""
+        """All that is recorded has been read; the answer's last bytes have not."""
         self.exchange, self.used_ns, self.draining = None, now, True
         self.most_bytes = self.taken + HEAD_BYTES
 

@@ -19,7 +19,7 @@ _MOST_COUNTED = 2**53
 _SILENT = 8
 # A chunk in so many may add no token to a running count: one token can be cut in two.
 _STALLING = 10
-# More signs a token on average has no text; whitespace and runs of one sign come near it.
+# More signs a token on average has no text; whitespace and runs of one sign are near it.
 _LONGEST_TOKENS = 16
 
 # How the tokens of an answer were counted, in words.
@@ -33,7 +33,7 @@ COUNTING = {
 
 
 class Delivery(msgspec.Struct, gc=False):
-    """What came in one read: its time, chunks with something in them, their characters, and the
+    """The content of one read: its time, chunks with something in them, their characters, and the
     tokens of the whole answer that the server had counted by then (-1 where it did not say).
     ``empty``: how many of the chunks had no character.
     """
@@ -47,7 +47,7 @@ class Delivery(msgspec.Struct, gc=False):
 
 class Counted(NamedTuple):
     """(time, tokens) of every delivery with tokens; a key of COUNTING; and how many tokens were
-    counted that never came: a server may keep the model's reasoning to itself.
+    counted that were never sent: a server may keep the model's reasoning to itself.
     """
 
     steps: list[tuple[int, int]]
@@ -129,7 +129,7 @@ class Usage:
         return self.completion > self._marked
 
     def mark(self, chunk: int = 1) -> None:
-        """A chunk with something in it has come (or, with 0, one that only counts)."""
+        """A chunk with content was read (or, with 0, one that only counts)."""
         self._chunks += chunk
         self._stalls += chunk and not self.rises
         self._marked = max(self._marked, self.completion)
@@ -151,7 +151,7 @@ def count_tokens(
     """The tokens of ``deliveries``, of an answer that was asked for ``bound`` tokens.
 
     ``last_empty``: the chunk with the finish reason held no text; some servers send the last token
-    so. ``reasoned``: the model's reasoning was among what came.
+    so. ``reasoned``: the model's reasoning was among what was sent.
     """
     found = list(deliveries)  # the answer may still grow
     number = sum(delivery.chunks for delivery in found)
@@ -180,7 +180,7 @@ def count_tokens(
 
 
 def _visible(total: int, hidden: int, chunks: set[int], *, last_empty: bool) -> int:
-    """The tokens that came of ``total``: some servers count hidden ones apart, others within."""
+    """The tokens sent of ``total``: some servers count hidden ones apart, others within."""
     apart = hidden > total or not chunks.isdisjoint((total, total - last_empty))
     return total if apart else total - hidden
 
@@ -202,7 +202,7 @@ def _of_tokens(found: list[Delivery], total: int, *, last_empty: bool) -> list[i
 
 
 def can_hold(delivery: Delivery, tokens: int) -> bool:
-    """Whether so many tokens can have come in a delivery."""
+    """Whether one delivery can hold so many tokens."""
     return 0 <= tokens <= delivery.size + _SILENT * delivery.chunks
 
 
@@ -217,7 +217,7 @@ def _plausible(found: list[Delivery], marks: list[int]) -> bool:
 
 
 def _believable(found: list[Delivery], usage: Usage, total: int, bound: int) -> bool:
-    """Whether so many tokens can have come in these deliveries."""
+    """Whether these deliveries can hold so many tokens."""
     number = sum(delivery.chunks for delivery in found)
     size = sum(delivery.size for delivery in found)
     if usage.fell or total > max(bound, size + number):
@@ -227,7 +227,7 @@ def _believable(found: list[Delivery], usage: Usage, total: int, bound: int) -> 
 
 
 def _spread(found: list[Delivery], total: int) -> list[int]:
-    """How many of ``total`` tokens had come with each delivery, by the length of their text."""
+    """How many of ``total`` tokens were read by each delivery, by the length of their text."""
     sizes = [delivery.size for delivery in found]
     weights = sizes if sum(sizes) else [delivery.chunks for delivery in found]
     marks, whole, sofar = [], sum(weights), 0

@@ -14,7 +14,7 @@ _TOKEN_BYTES = 8 * KIB
 
 
 class Exchange:
-    """A request, when it was sent, what came back, and how it ended; times in ns of the replay."""
+    """A request, when it was sent, its answer, and how it ended; times in ns of the replay."""
 
     __slots__ = (
         "answer", "end_ns", "error_body", "heard_ns", "outcome", "payload", "reason", "request",

@@ -1,4 +1,4 @@
-"""One request and its answer, before a replay: within a time and so many bytes, whatever comes."""
+"""One request and its answer, before a replay: within a bound of time and of bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fetch(
     deadline_ns: int,
     take: Callable[[int, bytes], bool],
 ) -> None:
-    """Send ``request``; ``take`` gets the status and each piece of the body as it comes, and says
+    """Send ``request``; ``take`` gets the status and each piece of the body as it is read, and says
     whether it has enough.
 
     Raises OSError if there is no connection or it breaks (TimeoutError at ``deadline_ns`` of the

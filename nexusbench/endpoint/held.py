@@ -1,4 +1,4 @@
-"""Rows of a replay's event log on their way to it: held back until none can come before them."""
+"""Rows of a replay's event log on their way to it: held back until no row can precede them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nexusbench.endpoint.counting import can_hold
 from nexusbench.endpoint.exchange import NOT_YET, Exchange
 from nexusbench.endpoint.stream import Answer
 
-# No server makes tokens so fast: what comes closer together was held back on its way.
+# No server makes tokens so fast: deliveries closer together were held back on their way.
 TOGETHER_NS = 200 * NS_PER_US
-# So does a whole answer that comes within so much, and within this share of the wait for it.
+# So was a whole answer that is read within so much, and within this share of the wait for it.
 _BURST_NS, _BURST_SHARE = 5 * NS_PER_MS, 50
 
 IntArray = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ Steps = list[tuple[int, int]]
 
 
 def deliveries(steps: Steps, sent_ns: int) -> Steps:
-    """(time, tokens) as deliveries that a client can tell apart: what comes in one burst came
+    """(time, tokens) as deliveries that a client can tell apart: what is read in one burst arrived
     together, when the first of it did.
     """
     found: Steps = []
@@ -53,7 +53,7 @@ class UnderWay:
         self._seen = self._latest = self._counted = 0
 
     def take(self, answer: Answer) -> None:
-        """Take in what has come since the last call."""
+        """Take in what was received since the last call."""
         found, runs = answer.deliveries[self._seen :], answer.usage.runs
         self._seen += len(found)
         for delivery in found:

@@ -19,7 +19,7 @@ _LEAST_SPARE, _MOST_SPARE = 2, 256
 
 
 class Preparer:
-    """Makes payloads in the order in which they will be wanted; one thread, ``run``.
+    """Makes payloads in the order in which they will be sent; one thread, ``run``.
 
     ``make`` gives the bytes of a request. A request that follows another is made once that one has
     been sent.
@@ -59,7 +59,7 @@ class Preparer:
         return payload
 
     def fill(self) -> None:
-        """Make what will be wanted soon."""
+        """Make what will be sent soon."""
         while not self._stopped.is_set():
             if self._made_bytes - self._taken_bytes >= _MOST_BYTES:
                 return

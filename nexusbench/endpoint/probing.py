@@ -226,8 +226,8 @@ class _Probe:
             self.notes.append(text)
 
     def _fetch(self, request: bytes, *, streamed: bool) -> _Reply:
-        """What comes. What breaks or is answered with 5xx is tried again; what takes too long is
-        not. Raises NexusbenchError if nothing comes, or the server is out of order.
+        """The answer. What breaks or is answered with 5xx is tried again; what takes too long is
+        not. Raises NexusbenchError if there is none, or the server is out of order.
         """
         fault = ""
         for trial in range(_TRIALS):
@@ -268,7 +268,7 @@ class _Probe:
 
 
 class _Reply:
-    """What comes of one request: the status, and the stream where one is wanted, else the body."""
+    """The answer to one request: the status, and the stream if one is asked for, else the body."""
 
     def __init__(self, *, streamed: bool) -> None:
         self._streamed = streamed

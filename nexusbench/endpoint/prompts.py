@@ -37,7 +37,7 @@ class TextMeasure(msgspec.Struct, frozen=True):
     fixed: float = 0.0
 
     def words(self, tokens: int) -> int:
-        """How many words come nearest to ``tokens``; at least one."""
+        """The number of words nearest to ``tokens``; at least one."""
         return max(1, round((tokens - self.fixed) / self.per_word))
 
 

@@ -22,7 +22,7 @@ from nexusbench.endpoint.words import Words
 _OK = 200
 FINISHED, FAILED, CANCELLED = map(OUTCOMES.index, ("finished", "failed", "cancelled"))
 # Servers commonly close a connection that has been idle for 2 to 5 s; ours are let go before, so
-# that no request meets a closing one.
+# that no request is sent on a closing one.
 IDLE_NS = 1 * NS_PER_S
 _CONNECT_NS = 10 * NS_PER_S
 _TICK_NS = 100 * NS_PER_MS
@@ -34,7 +34,7 @@ class Receiver:
     """Everything that happens to a request after its first byte has left; one thread, ``run``.
 
     ``clock`` reads ns of the replay. ``ended`` is called, in this thread, with every exchange that
-    has come to an end. ``words`` makes what a server says fit to be kept. ``timeout_ns`` bounds the
+    has ended. ``words`` makes what a server says fit to be kept. ``timeout_ns`` bounds the
     whole of an answer, and so any silence in it. ``spare`` is how many idle connections there
     should be.
     """

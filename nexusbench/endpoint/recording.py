@@ -25,11 +25,11 @@ class Tally(msgspec.Struct):
     """What a server did with prompts and lengths, over the requests it answered.
 
     ``prompt_*``: of those whose prompt the server counted. ``several``: deliveries that carried
-    several tokens. ``at_once``: finished answers that came in one delivery, so that the times of
-    their tokens are unknown; ``in_bursts``: those in deliveries of two chunks and more on average;
-    ``untold``: those without a finish reason. ``odd``: answers with counts that were not believed.
-    ``reasoned``: those in which the model's reasoning came; ``hidden``: those that say that it did
-    not.
+    several tokens. ``at_once``: finished answers that were read in one delivery, so that the times
+    of their tokens are unknown; ``in_bursts``: those in deliveries of two chunks and more on
+    average; ``untold``: those without a finish reason. ``odd``: answers with counts that were not
+    believed. ``reasoned``: those in which the model's reasoning was sent; ``hidden``: those that
+    say that it did not.
     """
 
     answered: int = 0

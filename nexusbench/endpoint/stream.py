@@ -36,7 +36,7 @@ _LEAST_CODE = 400  # of an error; others are no news
 
 class StreamError(Exception):
     """The answer cannot be read, or says that the server failed; the text is the reason, with the
-    server's own words as they came: to be shown it goes through Words.
+    server's own words as they were sent: to be shown it goes through Words.
     """
 
 
@@ -45,7 +45,7 @@ class BadEnd(StreamError):
 
 
 class Endless(StreamError):
-    """More comes than any server would send."""
+    """More was sent than an answer can hold."""
 
 
 class _Delta(msgspec.Struct):
@@ -83,10 +83,10 @@ _decode = msgspec.json.Decoder(_StreamChunk).decode
 class Answer:
     """One answer as it arrives.
 
-    Two chunks in one read came at the same moment, as far as a client can tell: they are one
+    Two chunks in one read arrived at the same moment, as far as a client can tell: they are one
     delivery. ``done`` is set by ``[DONE]``; ``stopped`` is why it
     ended ("length", or "stop" where the model ended it) once a chunk has said so.
-    ``reasoned`` counts the chunks in which the model's reasoning came.
+    ``reasoned`` counts the chunks in which the model's reasoning was sent.
     """
 
     __slots__ = (
@@ -113,7 +113,7 @@ class Answer:
         self.last_empty = False
 
     def feed(self, data: bytes, now: int) -> None:
-        """Take in bytes that came at ``now``. Raises StreamError."""
+        """Take in bytes that were read at ``now`` (ns). Raises StreamError."""
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
         self._after_cr = data.endswith(b"\r")
@@ -232,7 +232,7 @@ class Answer:
             self.deliveries.append(Delivery(now, 1, size, counted, int(not size)))
 
     def tokens(self, bound: int = 0) -> Counted:
-        """The tokens that have come, where ``bound`` were asked for."""
+        """The tokens that were read, where ``bound`` were asked for."""
         return count_tokens(
             self.deliveries,
             self.usage,
@@ -242,7 +242,7 @@ class Answer:
         )
 
     def end(self, *, whole: bool = True) -> str:
-        """Why it ended; to be asked once it has, ``whole`` as far as HTTP knows. Raises StreamError
+        """Why it ended; to be asked once it has, ``whole`` as far as HTTP says. Raises StreamError
         for what is no answer.
         """
         if not (self.done or self.stopped):

@@ -79,7 +79,7 @@ def find_candidates(
 
 
 def _belongs(partitioner: str, policy: type[Scheduler]) -> bool:
-    """Whether a policy is worth trying with a partitioner that nobody asked for."""
+    """Whether a policy is worth trying with a partitioner that was not asked for."""
     if partitioner == policy.default_partitioner:
         return True
     return policy.any_partitioner and partitioner not in schedulers.names()

@@ -19,7 +19,7 @@ _SCHEMA = 2
 
 
 class SweepCell(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one run. ``wall_s`` is what it took in real seconds, for estimates only."""
+    """The result of one run. ``wall_s``: real seconds that it took, for estimates only."""
 
     config: RunConfig
     status: str  # ok or failed
@@ -41,7 +41,9 @@ class SweepCell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_cell(config: RunConfig) -> SweepCell:
-    """Run ``config`` and keep nothing but its summary. Only Ctrl-C gets out of here."""
+    """Run ``config`` and keep nothing but its summary. Raises nothing but Interrupted and
+    KeyboardInterrupt.
+    """
     began = now_ns()
     try:
         result = run(config)
@@ -50,7 +52,7 @@ def run_cell(config: RunConfig) -> SweepCell:
     except NexusbenchError as error:
         return failed(config, str(error))
     except Exception as error:
-        # Somebody's policy may raise anything: that is its cell's result.
+        # A plug-in may raise anything: that is its cell's result.
         return failed(config, f"unexpected {type(error).__name__}: {error}")
     return SweepCell(
         config=config,
@@ -63,7 +65,7 @@ def run_cell(config: RunConfig) -> SweepCell:
 
 
 def failed(config: RunConfig, error: str) -> SweepCell:
-    """The cell of a run that did not come to its end."""
+    """The cell of a run that failed."""
     text = " ".join(error.split())
     return SweepCell(config=config, status="failed", error=text)
 

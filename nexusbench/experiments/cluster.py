@@ -1,4 +1,4 @@
-"""The same on a Ray cluster: nodes come and go, every cell is done once or says why not."""
+"""The same on a Ray cluster: nodes join and leave, every cell is run once or says why not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PATIENCE_S = 5.0
 def run_on_ray(
     function: Callable[[RunConfig], ResultT], configs: Sequence[RunConfig], address: str
 ) -> Iterator[tuple[int, ResultT | Lost]]:
-    """``(position, function(config))`` as they come, each on one core of the cluster at ``address``
+    """``(position, function(config))`` as each ends, each on one core of the cluster at ``address``
     (``auto``: the one that this machine belongs to).
 
     Traces travel with the cells; other files must be where the config says, on every node. Nodes
@@ -68,7 +68,7 @@ def run_on_ray(
 
 
 def _shipped(ray: Any, trace: str) -> tuple[Any, str]:
-    """A trace as the cluster holds it, and its hash, by which every node knows it."""
+    """A trace as the cluster holds it, and its hash, by which every node identifies it."""
     content = Path(trace).read_bytes()
     return ray.put(content), hashlib.sha256(content).hexdigest()
 
@@ -129,7 +129,7 @@ def _on_node(
 def _local_trace(asked: str, trace: bytes, sha256: str) -> Path:
     """Where this node has the trace with that hash: at the same path, else in a copy.
 
-    Raises NexusbenchError if what came is another trace, or what lies in place of the copy.
+    Raises NexusbenchError if what was received is another trace, or what lies in place of the copy.
     """
     came = hashlib.sha256(trace).hexdigest()
     if came != sha256:

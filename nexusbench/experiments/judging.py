@@ -37,7 +37,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge(probe: Probe, slo: Slo) -> Verdict:
-    """``slo`` against a probe; what is broken comes worst first."""
+    """``slo`` against a probe; broken bounds in order, the worst first."""
     found = [_of_statistic(probe, bound) for bound in slo.of_statistics]
     if slo.of_requests:
         found.append(_of_requests(probe, slo))

@@ -71,16 +71,15 @@ def run_key(config: RunConfig) -> str:
 
     Raises InputError for a trace that cannot be read, UsageError for a device that there is not.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(config)
+    fields: dict[str, object] = msgspec.to_builtins(config)
     for name, field in declared(RunConfig).items():
         # A model may be one; a device names one after "sim:".
-        if (field.option.file or name == "model") and fields[name] is not None:
-            fields[name] = _content(fields[name], must=name == "trace")
-    device = resolve_device(config.device)
-    kind, _, argument = device.partition(":")
-    fields["device"] = [kind, _content(argument, must=False)]
-    if kind != "sim":
-        fields["device"].append(platform.node())
+        path = getattr(config, name)
+        if (field.option.file or name == "model") and path is not None:
+            fields[name] = _content(path, must=name == "trace")
+    kind, _, argument = resolve_device(config.device).partition(":")
+    machine = () if kind == "sim" else (platform.node(),)
+    fields["device"] = [kind, _content(argument, must=False), *machine]
     fields["code"] = code_version()
     encoded = msgspec.json.encode(fields, order="sorted")
     return hashlib.sha256(encoded).hexdigest()[:_KEY_LENGTH]

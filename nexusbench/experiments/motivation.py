@@ -1,7 +1,7 @@
 """Section 3 of the Nexus paper (arXiv 2507.06608) on a device of ours: its numbers beside ours.
 
-Two questions, and neither answers the other. Does the paper's number come out (``agrees``)? And
-could something else have come out? What a simulated GPU says may have been put in, so every
+Two questions, and neither answers the other. Is the paper's number found (``agrees``)? And
+could another number have been found? What a simulated GPU says may have been put in, so every
 statement is tried again on the same GPU with the constants that it might rest on made neutral, one
 at a time: ours is "found" if it stays, and "follows" from a constant if it changes by more than
 half.

@@ -1,4 +1,4 @@
-"""Work on several cores: items in, results out as they come, whatever becomes of the workers."""
+"""Work on several cores: items in, results out as they end, also where workers die."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cores() -> int:
 def run_all(
     function: Callable[[ItemT], ResultT], items: Sequence[ItemT], jobs: int
 ) -> Iterator[tuple[int, ResultT | Lost]]:
-    """``(position, function(item))`` as they come, on ``jobs`` processes (1: in this one).
+    """``(position, function(item))`` as each ends, on ``jobs`` processes (1: in this one).
 
     ``function`` must be importable and answer for its own errors: what it raises ends everything.
     A worker that dies is replaced and its items are tried again.

@@ -23,7 +23,7 @@ from nexusbench.serving.runner import events_so_far, serve
 
 PROBE_SUFFIX = ".probe"
 _SCHEMA = 3
-# How often a running probe is looked at: arrivals and ends together come to twice the requests.
+# How often a running probe is looked at: arrivals and ends together are twice the requests.
 _LOOKS = 24
 _NEVER = float("inf")
 
@@ -36,8 +36,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     Of a run that was stopped every value is the least that it could still have become, so what is
     broken by them is broken for sure. A request that did not finish has infinite ones. ``tpot`` and
     ``own_gap`` (the p99 of a request's gaps) are NaN where an answer of one token has no gap.
-    ``gaps``: statistics of all gaps due, pooled; those that never came are infinite. ``little``: N,
-    X (1/s), R (s) of :func:`littles_law`. ``load`` is of whole runs.
+    ``gaps``: statistics of all gaps due, pooled; those of tokens that were never made are infinite.
+    ``little``: N, X (1/s), R (s) of :func:`littles_law`. ``load`` is of whole runs.
     """
 
     rate: float
@@ -59,7 +59,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Lost(Exception):
-    """Ends a run whose verdict is known; carries what was seen of it."""
+    """Ends a run whose verdict is certain; carries the probe so far."""
 
     def __init__(self, probe: Probe) -> None:
         super().__init__("the verdict is known")
@@ -150,11 +150,11 @@ def probe_of(config: RunConfig, run: RunEvents, now: int | None, digest: str = "
 def _gap_statistics(
     run: RunEvents, due: npt.NDArray[Any], missed: npt.NDArray[Any]
 ) -> dict[str, float]:
-    """Of all gaps that the trace's outputs have: 0 for those to come, infinite for those that never
-    will.
+    """Of all gaps that the trace's outputs have: 0 for those that may still follow, infinite for
+    those that never will.
     """
     gaps = np.sort(run.gaps) / NS_PER_MS
-    # One at least for each: an answer of one token that never came has no gap to be late by.
+    # One at least for each: an answer of one token that was never made has no gap to be late by.
     never = int(np.maximum(due - run.num_gaps, 1)[missed].sum())
     total = max(int(due.sum()), len(gaps) + never)
     ordered = np.concatenate((np.zeros(total - len(gaps) - never), gaps, np.full(never, _NEVER)))

@@ -1,6 +1,6 @@
 """The highest rate at which one draw of arrivals keeps an SLO: galloping, then bisection.
 
-Rates lie on a lattice, ratio^k requests per second, so that searches for other SLOs meet the same
+Rates lie on a lattice, ratio^k requests per second, so that searches for other SLOs try the same
 rates and find their probes. Arrivals of one seed are the same gamma draws at every rate, stretched:
 within a seed the verdict changes with the load alone.
 """
@@ -137,7 +137,7 @@ class _Search:
         )
 
     def alone(self, step: int) -> bool:
-        """Requests hardly meet at this rate: N = X R with R of those that ended."""
+        """Few requests overlap at this rate: N = X R with R of those that ended."""
         probe = self.probes[step]
         stays = [value for value in probe.e2e if math.isfinite(value)]
         mean = sum(stays) / len(stays) / 1e3 if stays else 0.0

@@ -55,7 +55,7 @@ class DecisionJudgement(msgspec.Struct, frozen=True):
 
 
 class Regret(msgspec.Struct, frozen=True):
-    """One belief (or partitioner) on one trace: what it decided and what came of it.
+    """One belief (or partitioner) on one trace: what it decided and what followed.
 
     Shares in percent; ``broken`` counts decisions whose constraint does not hold in truth though
     some split would meet it. Latencies in ms, from the run's summary.
@@ -169,7 +169,7 @@ def judge(
 
 def check_beliefs(configs: Iterable[RunConfig]) -> None:
     """Raise what :func:`regret` would for the device or belief of any of ``configs``, which share
-    their device and model: before the first of them is served, not when its turn comes.
+    their device and model: before the first of them is served.
     """
     device: Device | None = None
     try:

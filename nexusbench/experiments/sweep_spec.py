@@ -169,7 +169,7 @@ class SpecReader:
             raise InputError("the spec is empty", file=self.path, hint="Give it a [grid]")
 
     def check_size(self, *axes: Values) -> None:
-        """Refuse what would take longer to write down than anyone has for running it."""
+        """Refuse a sweep of more than MOST_CELLS runs."""
         many = sum(math.prod(map(len, values.values())) for values in axes)
         if many > MOST_CELLS:
             problem = f"makes {many:,} runs, more than {MOST_CELLS:,}"

@@ -15,7 +15,7 @@ from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.profiles.points import Setting
 
-# Enough tokens to come that no request of a sweep ever ends.
+# So many output tokens that no request of a sweep ever ends.
 _TOKENS_TO_COME = 1 << 20
 MOST_REPEATS = 16
 

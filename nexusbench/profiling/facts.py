@@ -29,7 +29,7 @@ class Saturation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The fewest SMs within 5 and 10 % of the latency on all, of one operator class.
 
     ``batch`` is the reference batch, ``lines`` how many batches were swept, ``least`` to ``most``
-    where they come within 5 %.
+    where they are within 5 %.
     """
 
     phase: str

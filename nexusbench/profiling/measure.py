@@ -177,7 +177,7 @@ class Measurer:
         )
 
     def _enough(self, samples: _Samples, only: int) -> bool:
-        """``only`` > 0 asks for so many samples; 0 for as many as the sampling wants."""
+        """``only`` > 0 asks for so many samples; 0 for as many as the sampling rule demands."""
         taken = len(samples.times)
         if samples.discarded >= max(10, self.sampling.most):
             return True
@@ -190,7 +190,7 @@ class Measurer:
 
     @contextmanager
     def _runner(self, setting: Setting) -> Iterator[Callable[[int], _Samples]]:
-        """What takes samples of a setting: so many, or with 0 as many as are wanted."""
+        """What takes samples of a setting: so many, or with 0 as many as the rule demands."""
         if setting.neighbour is None:
             yield self._alone(setting)
             return

@@ -1,8 +1,9 @@
-"""The sweep plan: which batches, on which SMs, beside whom. A pure function of sizes and effort.
+"""The sweep plan: which batches, on which SMs, beside which others. A pure function of sizes and
+effort.
 
 Sizes stay within the device's KV pool and step budgets. The grids that are fitted are tensors over
 (chunk, context) and (batch, context), less the corners that exceed the pool; held-out shapes lie
-off them. SM positions are chosen line by line, as the measurements come in (positions.py).
+off them. SM positions are chosen line by line, as measurements end (positions.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SHORTEST = 128  # tokens that a request may have at least; below, hardly a batch
 
 
 class MeasuringPlan(msgspec.Struct, frozen=True):
-    """Lines first, then settings in order; a pair comes after both of its sides alone."""
+    """Lines first, then settings in order; a pair follows both of its sides alone."""
 
     lines: tuple[BatchOverSms, ...]
     settings: tuple[Setting, ...]

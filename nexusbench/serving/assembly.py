@@ -192,7 +192,7 @@ def serving_of(
     initial: Split,
     num_sms: int,
 ) -> Serving:
-    """What the device must know of this run. Raises InputError for a token the model has not."""
+    """What the device needs of a run. Raises InputError for a token outside the vocabulary."""
     prompts = {i: r.token_ids for i, r in enumerate(trace.requests) if r.token_ids}
     for index, tokens in prompts.items():
         request = trace.requests[index]
@@ -226,37 +226,22 @@ def _resolved(
     """What the config became on this device and model, for the manifest."""
     spec = device.spec
     return ResolvedEngineRun(
-        device=spec.name,
-        gpu=device.gpu,
-        num_sms=spec.num_sms,
-        kernel_table=device.kernel_table_sha256,
-        environment=device.environment(),
-        work=work_of(model, device),
-        random_weights=device.random_weights,
-        made_of_profile=device.made_of_profile,
-        legal_splits=[str(split) for split in spec.splits],
-        model=served_model(model),
-        caveats=caveats(model),
-        scheduler=scheduler.name,
-        scheduler_options=msgspec.to_builtins(scheduler.options),
-        partitioner=partitioner.name,
-        partitioner_options=msgspec.to_builtins(partitioner.options),
-        kv_blocks=kv.num_blocks * spec.num_gpus,
-        block_size=kv.block_size,
-        limits=limits,
-        trace=trace_facts(trace),
-        machine={**machine_facts(), **device.environment()},
-        seed=config.seed,
-        slo=slo_bounds(config.goodput),
-        warmup_ns=round(config.warmup_s * NS_PER_S),
+        device=spec.name, gpu=device.gpu, num_sms=spec.num_sms, work=work_of(model, device),
         gpus=config.tensor_parallel_size * spec.num_gpus,
-        swap_bytes=spec.host_bytes,
-        pools=list(spec.pools),
-        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
-        price_per_hour=config.price_per_hour,
-        watts=config.watts,
+        legal_splits=[str(split) for split in spec.splits],
+        kernel_table=device.kernel_table_sha256, made_of_profile=device.made_of_profile,
+        environment=device.environment(), machine={**machine_facts(), **device.environment()},
+        model=served_model(model), caveats=caveats(model), random_weights=device.random_weights,
+        scheduler=scheduler.name, scheduler_options=msgspec.to_builtins(scheduler.options),
+        partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,
-    )
+        kv_blocks=kv.num_blocks * spec.num_gpus, block_size=kv.block_size, limits=limits,
+        swap_bytes=spec.host_bytes, pools=list(spec.pools),
+        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
+        trace=trace_facts(trace), seed=config.seed, slo=slo_bounds(config.goodput),
+        warmup_ns=round(config.warmup_s * NS_PER_S),
+        price_per_hour=config.price_per_hour, watts=config.watts,
+    )  # fmt: skip
 
 
 def work_of(model: ModelSpec, device: Device) -> Work | None:
@@ -281,15 +266,10 @@ def work_of(model: ModelSpec, device: Device) -> Work | None:
 def trace_facts(trace: Trace) -> ServedTrace:
     """What a manifest says of a trace."""
     return ServedTrace(
-        name=trace.name,
-        format=trace.format,
-        sha256=trace.sha256,
-        requests=len(trace.requests),
-        notes=trace.notes,
-        oracle_max_tokens=trace.oracle_max_tokens,
-        concurrency=trace.concurrency,
-        following=sum(r.follows for r in trace.requests),
-    )
+        name=trace.name, format=trace.format, sha256=trace.sha256, notes=trace.notes,
+        requests=len(trace.requests), following=sum(r.follows for r in trace.requests),
+        oracle_max_tokens=trace.oracle_max_tokens, concurrency=trace.concurrency,
+    )  # fmt: skip
 
 
 def _positive_int(text: str) -> int:

@@ -162,7 +162,7 @@ def _resolved(
     max_model_len: int | None,
     words: Words,
 ) -> ResolvedReplay:
-    """What was resolved, for the manifest; what a client cannot know of a GPU is 0 or unknown."""
+    """What was resolved, for the manifest; what a client cannot see of a GPU is 0 or unknown."""
     dialect, measure = findings.dialect, findings.measure
     name = words.of(findings.model, _SHOWN_NAME)
     return ResolvedReplay(

@@ -158,7 +158,7 @@ class Recorder(ABC):
     log in time and at the end.
     """
 
-    invariants: ClassVar[Mapping[str, str]] = {}  # that hold in a run that came to its own end
+    invariants: ClassVar[Mapping[str, str]] = {}  # that held, of a run that ended as it should
     simulated = False
     partitions: Sequence[str] = ()
 
@@ -188,7 +188,9 @@ class Recorder(ABC):
 
     @abstractmethod
     def at_the_end(self, *, whole: bool) -> Resolved:
-        """What was resolved, with what only the end knows; ``whole``: it is the run's own end."""
+        """What was resolved, with what is measured until the end; ``whole``: no request was cut
+        off.
+        """
 
     @abstractmethod
     def settle(self, error: BaseException | None = None) -> None:
@@ -294,7 +296,7 @@ class Recorder(ABC):
         return RunEvents(_joined(sealed, log), sealed.requests(), facts)
 
     def finish(self, summary: Summary, digest: str, resolved: Resolved, fault: str) -> str:
-        """The run came to its own end: close the manifest. Returns what could not be written, now
+        """Every request has ended: close the manifest. Returns what could not be written, now
         or before (``fault``).
         """
         writer, held = self._writer, self.invariants

@@ -44,12 +44,12 @@ AnyProgress = Callable[["Engine | ReplayStatus"], object]
 
 
 class RunResult(msgspec.Struct):
-    """What came out of a run.
+    """The result of a run.
 
     ``summary`` is docs/metrics.md as fields, ``event_digest`` the SHA-256 of the event log (equal
     for equal runs, I6), ``folder`` where everything was kept (None if nowhere), ``resolved`` what
     the config became on this device and model. ``fault`` says what of it could not be written (a
-    full disk); the run itself came to its own end.
+    full disk); the run itself ended as it should.
     """
 
     config: RunConfig | EndpointConfig
@@ -82,8 +82,8 @@ def run(
     """Serve ``config.trace`` and return what happened; with ``results``, keep it in a new folder
     there.
 
-    An EndpointConfig's trace is served by somebody else's server. ``progress`` is called about ten
-    times a second with the engine, or with a replay's status. Raises UsageError (or
+    An EndpointConfig's trace is replayed against the server at its URL. ``progress`` is called
+    about ten times a second with the engine, or with a replay's status. Raises UsageError (or
     InputError) for what cannot be run, Interrupted after Ctrl-C, and other NexusbenchErrors for a
     run that failed; in the last two cases the folder keeps every event up to that moment and its
     manifest says why it ends.
@@ -235,7 +235,7 @@ def serve(
 
 
 def conclude(recorder: Recorder, config: RunConfig | EndpointConfig, notes: list[str]) -> RunResult:
-    """What was served has come to its own end: store the rest, summarise, close the manifest."""
+    """Every request has ended: store the rest of the log, summarise, close the manifest."""
     from nexusbench.metrics.summary import summarise
 
     recorder.settle()

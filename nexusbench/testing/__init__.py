@@ -1,4 +1,5 @@
-"""The contract of plug-ins as tests that anyone can run on their own: no test framework needed.
+"""The contract of plug-ins as functions to call on a plug-in of one's own: no test framework
+needed.
 
 Each check returns None, or raises :class:`ConformanceError` whose text begins with the name of the
 invariant (docs/invariants.md) that does not hold.

@@ -108,7 +108,7 @@ def offer(
 
     ``after`` is the index of the request that must finish first (``arrival_ms`` is then of no
     meaning), ``think_ms`` the time from its end to this one's arrival; a timeout or cancellation
-    of 0 never comes.
+    of 0 is none.
     """
     return Request(
         id=f"r{index}",

@@ -205,7 +205,7 @@ class CheckedScheduler(Scheduler):
         self._same(before, request, "finished")
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
-        """The inner policy's plan, if it did only what the journal knows (I11, contract)."""
+        """The inner policy's plan, if it did only what the journal holds (I11, contract)."""
         assert self.state is not None
         assert isinstance(ctx, WatchedContext)
         ctx.calls = 0

@@ -1,4 +1,4 @@
-"""Twins: two workloads that nobody can tell apart before a certain time, for invariant I9."""
+"""Twins: two workloads that are equal in all visible fields up to a certain time, for I9."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def twins(seed: int, count: int) -> Iterator[Twins]:
 
 
 def _seats() -> Twins:
-    """Fillers hold the seats and leave one by one; who follows must not depend on true lengths."""
+    """Fillers hold all sequence slots and end one by one; the order of the next requests must not
+    depend on true output lengths.
+    """
     fillers = [offer(i, 0, 8, 4 + 3 * i) for i in range(4)]
     queue = [offer(4 + i, 5 + i, 16, 24) for i in range(8)]
     lengths = [60, 52, 25, 56, 27, 48, 23, 24]
@@ -63,7 +65,9 @@ def _seats() -> Twins:
 
 
 def _memory() -> Twins:
-    """Everybody runs, and memory runs out; who is preempted must not depend on true lengths."""
+    """All requests run and KV blocks run out; which one is preempted must not depend on true output
+    lengths.
+    """
     requests = [offer(i, 2 * i, 16, 30) for i in range(6)]
     setting = Setting(kv_blocks=40, limits=Limits(8, 64, 1024))
     one = _other(requests, [60, 55, 50, 40, 38, 36], [])
@@ -73,7 +77,7 @@ def _memory() -> Twins:
 
 
 def _future() -> Twins:
-    """The same beginning; then much comes, or nothing."""
+    """The same beginning; then many requests arrive, or none."""
     requests = [offer(i, 30 * i, 20 + 13 * (i % 4), 12) for i in range(10)]
     lengths = [12] * len(requests)
     rush = [offer(10 + i, 320 + 5 * i, 6, 3) for i in range(12)]

@@ -145,7 +145,7 @@ def _check_one_launch(device: Device) -> None:
 
 
 def _check_wait_until(device: Device) -> None:
-    """``until`` comes first, in the past too; the launch is unharmed."""
+    """``until`` is reached first, in the past too; the launch is unharmed."""
     desk = CheckedDevice(device)
     desk.submit("all", device.spec.whole.of("all"), prompt=60)
     start = device.now()

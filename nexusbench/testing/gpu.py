@@ -30,7 +30,7 @@ def check_gpu(name: str) -> None:
 
     Checked are: the file (types, ranges, its bandwidth curve); that it can be divided; that times
     are finite, above what data sheet compute and memory allow, and fall as SMs are added; that a
-    neighbour never speeds a launch up; and that each number says where it comes from. Raises
+    neighbour never speeds a launch up; and that each number states its source. Raises
     ConformanceError; InputError for a file that cannot be read.
     """
     gpu = load_gpu(name)

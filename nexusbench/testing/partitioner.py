@@ -85,7 +85,7 @@ def _shape(rng: random.Random, partition: str) -> BatchShape:
 
 
 def _turns(rng: random.Random, state: EngineState, count: int) -> Iterator[Plan]:
-    """Plans for a state that changes as an engine's would: sides come, stay, and go."""
+    """Plans for a state that changes as an engine's would: partitions start, go on, and end."""
     pool = state.kv
     assert isinstance(pool, KVCacheManager)
     for step in range(count):

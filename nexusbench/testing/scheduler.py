@@ -117,7 +117,7 @@ def overload() -> RandomWorkload:
 def check_starvation(
     make: Callable[[], Scheduler], partitioner: PartitionerLike | None = None, seed: int = 0
 ) -> None:
-    """I10: while others keep coming, an old long prompt is started and an early one finished."""
+    """I10: while others keep arriving, an old long prompt is started and an early one finished."""
     workload = overload()
     end = OVERLOAD_S * NS_PER_S
 

@@ -34,7 +34,7 @@ class _Detail(msgspec.Struct):
 
 
 def import_bench_serve(source: Path, folder: Path) -> list[str]:
-    """Write ``source`` as a recording into the new or empty ``folder``; return what to know of it.
+    """Write ``source`` as a recording into the new or empty ``folder``; return notes about it.
 
     Times count from the client: arrival is when a request was sent. Failed requests are left out.
     Raises InputError naming the field at fault, UsageError if the folder is in use.

@@ -29,11 +29,11 @@ class MapTask(msgspec.Struct, frozen=True):
 
 
 class MapRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a run. ``attained``: percent of the requests that keep every bound, by SLO (a
+    """The result of a run. ``attained``: percent of the requests that keep every bound, by SLO (a
     preset's bounds on percentiles count as bounds on each request); times in ms, infinite where
     requests did not finish. ``longest_s`` is the longest a request was there: of requests that all
-    come at once the makespan. ``load`` is None where a run failed, or was kept before it was looked
-    at.
+    arrive at once the makespan. ``load`` is None where a run failed, or was kept before it was
+    looked at.
     """
 
     attained: dict[str, float]
@@ -79,7 +79,7 @@ def measure(task: MapTask) -> MapRow:
 
 
 def failed(error: str) -> MapRow:
-    """The row of a run that did not come to its end."""
+    """The row of a run that failed."""
     return MapRow(
         attained={}, ttft_mean=np.inf, ttft_p95=np.inf, tbt_p99=np.inf, longest_s=np.inf, digest="",
         wall_s=0.0, error=error,

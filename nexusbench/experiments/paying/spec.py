@@ -1,4 +1,4 @@
-"""Map specs: which systems meet on which GPUs, traffic, loads and SLOs, as one TOML file.
+"""Map specs: which systems are compared on which GPUs, traffic, loads and SLOs, as one TOML file.
 
     [map]              GPUs, model, loads, seeds; which systems are compared by name
     [systems.NAME]     kind, and the fields of RunConfig that make the system
@@ -7,7 +7,7 @@
     [sensitivity]      constants of the simulated GPU that are made neutral
     [quick.TABLE]      what replaces values of a table for --quick
 
-docs/when-it-pays.md shows what comes of workloads/when-it-pays/map.toml.
+docs/when-it-pays.md shows the result of workloads/when-it-pays/map.toml.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Tokens = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Draws = Annotated[int, msgspec.Meta(ge=2, le=100)]  # one draw has no interval
 Loads = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 Names = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-# Options by which a policy says that it wants to know the SLO.
+# Options through which a policy is told the SLO.
 _SLO_OPTIONS = frozenset(("ttft_ms", "tbt_ms"))
 _TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "quick")
 _QUICK = ("map", "grid", "sensitivity")

@@ -99,7 +99,7 @@ class Surveyor:
     def _find_capacities(self) -> None:
         """How fast the reference finishes requests while a queue never empties.
 
-        All requests come at once, n of them and then twice as many: what the second half adds to
+        All requests arrive at once, n of them and then twice as many: what the second half adds to
         the makespan is free of the time in which the pool fills and runs dry.
         """
         about = self.spec.about

@@ -110,7 +110,7 @@ def attainment_map(survey: Survey, question: str) -> str:
 
 
 def reach(survey: Survey) -> str:
-    """The highest load at which 90 % of the requests keep the SLO, by who serves: straight between
+    """The highest load at which 90 % of the requests keep the SLO, by system: linear between
     the loads that were run.
     """
     about = survey.spec.about

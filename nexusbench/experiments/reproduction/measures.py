@@ -199,7 +199,9 @@ def value_of(
 def best_member(
     lab: Lab, system: System, point: ConfigFields, seed: int, variant: Variant = PRINTED
 ) -> System | None:
-    """Which of several is best at a point, judged afterwards: more than any static choice knows."""
+    """Which of several is best at a point, judged afterwards: more information than any static
+    choice has.
+    """
     members = [lab.experiment.systems[name] for name in system.best_of]
     values = [value_of(lab, member, system.by, point, seed, variant) for member in members]
     sign = -1.0 if higher_is_better(system.by) else 1.0

@@ -52,7 +52,7 @@ class SystemAtPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExperimentReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an experiment. ``throughputs``: mean, lowest and highest over draws (req/s)."""
+    """The result of an experiment. ``throughputs``: mean, lowest and highest over draws (req/s)."""
 
     rows: tuple[ClaimRow, ...]
     lines: tuple[SystemAtPoint, ...] = ()

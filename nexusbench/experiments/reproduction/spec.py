@@ -60,7 +60,7 @@ def higher_is_better(measure: str) -> bool:
 class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A rate is kept while ``measure`` is below ``times`` its value for requests served one by one
     (at ``rate`` requests/s, by ``system``), or below ``at_most``, or ``at_least`` that much where
-    more is better, and no queue grows: at most ``backlog`` of the run comes after the last arrival
+    more is better, and no queue grows: at most ``backlog`` of the run follows the last arrival
     (1: no matter), as many requests finish as one by one, and ``attainment`` percent of them keep
     the run's SLO, if it is above 0. Rates are found to ``precision``.
 

@@ -1,4 +1,4 @@
-"""From what a claim says and what came out to a verdict, with the figures that decide it."""
+"""From what a claim says and what was found to a verdict, with the figures that decide it."""
 
 from __future__ import annotations
 
