@@ -206,8 +206,8 @@ def main() -> int:
         for values in sides:
             found = interval(values)
             told.append(
-                f"{statistics.median(values):5.2f} (mean {found['mean']:.2f}, "
-                f"{found['low']:.2f} to {found['high']:.2f})"
+                f"{statistics.median(values):5.2f} (mean {found.mean:.2f}, "
+                f"{found.low:.2f} to {found.high:.2f})"
             )
         print(f"{name:<40} {' | '.join(told)}   n {len(sides[0])}, rejected {rejected}", flush=True)
         if not position:

@@ -64,7 +64,7 @@ def main() -> None:
                 )  # fmt: skip
                 found.append(nexusbench.run(config).summary.metrics)
             for tag, statistic in METRICS:
-                real, made = (metrics[tag][statistic] for metrics in found)
+                real, made = (metrics[tag].get(statistic) for metrics in found)
                 error = 100 * (made / real - 1)
                 print(
                     f"{scheduler:10} {tag:14} {statistic:5} {real:9.2f} {made:9.2f} {error:+9.1f}"

@@ -47,7 +47,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{platform.machine()}, Python {platform.python_version()}: "
-        f"{metrics['finished']['value']:,.0f} requests, {metrics['tbt']['n']:,} gaps, "
+        f"{metrics['finished'].value:,.0f} requests, {metrics['tbt'].n:,} gaps, "
         f"{wall:.0f} s, peak {peak:,.0f} MiB"
     )
 
