@@ -77,6 +77,7 @@ def test_flags_that_nobody_asks_for(call: Call, trace: Path, profile: Path) -> N
         (("--profile", "p/points.jsonl"), "is not the profile itself. Give its folder: p"),
     ],
 )
+@pytest.mark.slow
 def test_refusals(
     call: Call, trace: Path, profile: Path, flags: tuple[str, ...], sentence: str
 ) -> None:
@@ -192,6 +193,7 @@ def test_number_of_gpus_and_file_in_the_header(call: Call, trace: Path, profile:
     assert f"(--device sim:{profile}/)" in told(done)
 
 
+@pytest.mark.slow
 def test_rerun_says_that_a_belief_was_fitted_to_other_points(
     call: Call, trace: Path, profile: Path
 ) -> None:

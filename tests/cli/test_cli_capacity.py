@@ -72,6 +72,7 @@ def test_presets_and_attainment(call: Call, trace: Path) -> None:
     assert "attained" in share["capacities"][0]["found"][0]["looks"][0]["values"]
 
 
+@pytest.mark.slow
 def test_an_slo_that_nothing_keeps(call: Call, trace: Path) -> None:
     done = call("capacity", trace, *WHERE, "--goodput", "ttft:p50:1", "--seeds", 1)
     assert done.code == 0

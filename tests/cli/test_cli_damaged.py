@@ -127,6 +127,7 @@ RERUN_ONLY = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_key_of_a_manifest(run: Path) -> None:
     accepted = read_damaged(run / "manifest.json", lambda: RunReader(run))
     wrong = [place for place, to in accepted if not free(place, to)]

@@ -95,6 +95,7 @@ def test_screen_and_everything_that_follows(
     assert "what is measured never gives the same event log twice" in again.out
 
 
+@pytest.mark.slow
 def test_json_and_seeds(call: Call, short_trace: Path, server: Callable[..., str]) -> None:
     done = call(
         "serve-trace", short_trace, "--endpoint", server(), "--limit", 5, "--seeds", 2, "--json",

@@ -33,6 +33,7 @@ def kept() -> list[str]:
     return sorted(list_runs(Path("results")), key=lambda run: "sglang" in run)
 
 
+@pytest.mark.slow
 def test_serve_trace_and_compare(call: Call, trace: Path) -> None:
     shown = call("serve-trace", trace, "--scheduler", "vllm,sglang", *HEAVY).out
     compared = call("compare", *kept()).out
@@ -100,6 +101,7 @@ def test_report(call: Call, heavy: list[str]) -> None:
     assert page.index(FASTER) < page.index('class="headline"')
 
 
+@pytest.mark.slow
 def test_sweep(call: Call, trace: Path) -> None:
     Path("s.toml").write_text(
         f'[base]\ntrace = "{trace}"\ndevice = "sim:l20"\nkv_blocks = 60\n[grid]\n'

@@ -45,6 +45,7 @@ LEAVES = leaves(typer.main.get_command(app))
 @pytest.mark.parametrize(
     "path", [(), ("profile",), *sample([(path,) for path in LEAVES], 5)], ids=" ".join
 )
+@pytest.mark.slow
 def test_help_on_80_columns(
     call: Call, monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
 ) -> None:
@@ -171,6 +172,7 @@ def test_list(call: Call, family: str) -> None:
 
 @pytest.mark.parametrize("columns", ["80", *slow("120")])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_list_fits_the_terminal(
     call: Call, monkeypatch: pytest.MonkeyPatch, family: str, columns: str
 ) -> None:

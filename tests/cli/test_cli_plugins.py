@@ -144,6 +144,7 @@ def test_a_scheduler_that_breaks_while_it_serves(
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "'first'", "None"])
+@pytest.mark.slow
 def test_an_order_that_is_none(
     call: Call, trace: Path, plugin: Callable[..., str], value: str
 ) -> None:
@@ -198,6 +199,7 @@ class Mine(Sim):
 
 @pytest.mark.parametrize("name", ["describe", "open", *slow("usable", "lacks")])
 @pytest.mark.parametrize("error", ["KeyError('x')", *slow("SystemExit(0)", "GeneratorExit")])
+@pytest.mark.slow
 def test_a_device_that_breaks_when_it_is_asked(
     call: Call, trace: Path, plugin: Callable[..., str], name: str, error: str
 ) -> None:

@@ -104,6 +104,7 @@ def test_many_new_tokens_are_sampled_from_the_end(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("flush_rows", [150, 10**9])
+@pytest.mark.slow
 def test_on_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_rows: int) -> None:
     """All tokens seen give the means of the summary; drained ones never give a wrong gap."""
     monkeypatch.setattr("nexusbench.serving.runner.FLUSH_ROWS", flush_rows)

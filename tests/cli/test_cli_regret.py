@@ -27,6 +27,7 @@ def arguments(tmp_path: Path) -> tuple[object, ...]:
     return ("regret", path, "--device", "sim:l20", "--model", "qwen2.5-3b", "--sample", 20)
 
 
+@pytest.mark.slow
 def test_every_belief_of_a_profile_beside_the_oracle(
     call: Call, arguments: tuple[object, ...], tmp_path: Path
 ) -> None:

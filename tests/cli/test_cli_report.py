@@ -33,6 +33,7 @@ def test_timeline_without_kept_runs(call: Call, trace: Path) -> None:
     assert len(json.loads(Path("t.json").read_text())["traceEvents"]) > 100
 
 
+@pytest.mark.slow
 def test_report(call: Call, runs: list[str]) -> None:
     pytest.importorskip("plotly")
     outcome = call("report", *runs, "-o", "page.html")

@@ -126,6 +126,7 @@ def test_partitioners_per_scheduler(call: Call, trace: Path) -> None:
     assert len({run["label"] for run in runs}) == 3
 
 
+@pytest.mark.slow
 def test_seeds(call: Call, trace: Path) -> None:
     arguments = ("serve-trace", trace, "--scheduler", "nexus,vllm", "--seeds", 3, "--no-save")
     shown = call(*arguments)
@@ -258,6 +259,7 @@ def test_reader_that_leaves_is_no_traceback(tmp_path: Path, trace: Path) -> None
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_stdout_and_stderr_of_a_process(tmp_path: Path, trace: Path) -> None:
     done = finish(start("serve-trace", trace, "--json", cwd=tmp_path))
     assert done.code == 0

@@ -56,6 +56,7 @@ STREAMS = [
     ("line", "code", "out", "err"),
     sample(STREAMS, len(STREAMS)),
 )
+@pytest.mark.slow
 def test_streams_that_are_not_there(line: str, code: int, out: str, err: str) -> None:
     done = in_a_shell(line)
     assert done.code == code, done

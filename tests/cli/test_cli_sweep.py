@@ -104,6 +104,7 @@ def test_a_row_per_cell_with_every_metric(call: Call, spec: Path) -> None:
     assert table.schema.field("ttft.p99").metadata[b"unit"] == b"ms"
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_not_run_again(call: Call, spec: Path) -> None:
     dry = json.loads(call("sweep", spec, "--dry-run", "--json").out)
     assert (dry["to_run"], dry["estimated_seconds"]) == (4, None)

@@ -48,6 +48,7 @@ def chats(call: Call, tmp_path: Path) -> Path:
     return tmp_path / "chats.jsonl"
 
 
+@pytest.mark.slow
 def test_make_gives_the_shipped_traces(call: Call, tmp_path: Path) -> None:
     for name in ("mixed", "ldc", "arxiv", "sharegpt"):
         done = call("trace", "make", REPOSITORY / f"workloads/{name}.toml", "-o", "o.jsonl")

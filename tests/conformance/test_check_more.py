@@ -37,6 +37,7 @@ def test_shipped_metrics(tag):
 
 
 @pytest.mark.parametrize("name", cost_models.names())
+@pytest.mark.slow
 def test_shipped_cost_models(name):
     check_cost_model(name)
 
@@ -52,6 +53,7 @@ def test_shipped_model_families(name):
 
 
 @pytest.mark.parametrize("name", sample(readers.names(), 5))
+@pytest.mark.slow
 def test_shipped_trace_formats(name):
     check_trace_format(name)
 

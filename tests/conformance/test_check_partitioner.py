@@ -16,6 +16,7 @@ from tests.examples import sample, slow
 
 # In the fast set the others size the runs of test_check_scheduler.test_shipped_on_a_few_mixtures.
 @pytest.mark.parametrize("name", ["nexus", *slow(*sorted({*partitioners.names()} - {"nexus"}))])
+@pytest.mark.slow
 def test_shipped(name):
     check_partitioner(name, examples=3)
 

@@ -16,6 +16,7 @@ from nexusbench.testing._twins import check_twins, twins
 from nexusbench.testing._workloads import hand_made, seeded
 from nexusbench.testing.scheduler import check_starvation, observed_run
 from tests.conformance import bad_schedulers as bad
+from tests.examples import sample
 
 # One partition, and two: these meet every check in the fast set, all others in the whole suite.
 REPRESENTATIVES = ("nexus",)  # vllm: test_command_line
@@ -44,7 +45,7 @@ def test_shipped(order, scheduler, partitioner):
     check_scheduler(f"{scheduler}:order={order}", partitioner=partitioner, examples=4)
 
 
-@pytest.mark.parametrize("name", schedulers.names())
+@pytest.mark.parametrize("name", sample(schedulers.names(), 4))
 def test_shipped_on_a_few_mixtures(name):
     """What is left of :func:`check_scheduler` in the fast set, for every policy."""
 
@@ -156,6 +157,7 @@ def test_unknown_names_are_usage_errors():
         check_scheduler(lambda: 3)
 
 
+@pytest.mark.slow
 def test_command_line(capsys):
     assert main(["scheduler", "vllm", "--examples", "1"]) == 0
     assert "scheduler 'vllm' keeps the contract" in capsys.readouterr().out

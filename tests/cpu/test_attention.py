@@ -102,6 +102,7 @@ def test_triton_on_random_steps(seed: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_sms", [*slow(1), 3, *slow(16)])
+@pytest.mark.slow
 def test_triton_splits_long_decodes(num_sms: int, dtype: torch.dtype) -> None:
     run = make_run(Case([1, 1, 1], [300, 64, 0], HEADS, 16), dtype, 0)
     backend = triton_attention(run.kv, num_sms, keys=64)

@@ -93,6 +93,7 @@ def test_time_sharing_is_named_everywhere(call: Call, tmp_path: Path) -> None:
     assert environment["splits"] == "time-shared by thread priority"
 
 
+@pytest.mark.slow
 def test_prompts_of_the_trace(call: Call, tmp_path: Path) -> None:
     prompt = list(range(7, 47))
     lines = [
@@ -112,6 +113,7 @@ def test_prompts_of_the_trace(call: Call, tmp_path: Path) -> None:
     assert "t.jsonl:2" in err
 
 
+@pytest.mark.slow
 def test_flags_of_real_tokens_reach_the_config(call: Call, tmp_path: Path) -> None:
     code, out, _ = call(
         "serve-trace", mixture(tmp_path / "t.jsonl", 2), *CPU, "--load-format", "dummy",
@@ -143,7 +145,7 @@ def test_flags_of_real_tokens_reach_the_config(call: Call, tmp_path: Path) -> No
             ("--device", "cpu", "--model", "llama-3.1-70b", "--load-format", "dummy"),
             "of memory are free",
         ),
-        ((*CPU, "--top-p", "0"), "not a share above 0"),
+        ((*CPU, "--top-p", "0"), "It must be finite, above 0 and at most 1"),
     ],
 )
 def test_what_is_refused(
@@ -237,6 +239,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_without_torch_there_is_one_clear_line(tmp_path: Path) -> None:
     trace = mixture(tmp_path / "t.jsonl", 2)
     process = in_process(tmp_path, "serve-trace", trace, *CPU, "--no-progress", python=HIDE_TORCH)

@@ -327,6 +327,7 @@ def test_rotations_grow_with_the_context_while_others_read_them() -> None:
     assert torch.allclose(rows, whole, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_forward_pass_stays_on_its_device() -> None:
     """On torch's meta device, which knows shapes and places only: what forgets to name its device
     makes a tensor on the CPU, and the next operation refuses both.

@@ -108,6 +108,7 @@ def test_check_model_never_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert {broken["side"] for broken in document["broken"]} == {"ours", "transformers"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 3e38])  # whose norm is 0 too: the sum of squares overflows
 def test_zeros_are_no_agreement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float

@@ -30,6 +30,7 @@ SCHEDULERS = ("nexus", *slow("vllm", "sglang"))
 
 
 @pytest.mark.parametrize("argument", ["", *slow("shared")])
+@pytest.mark.slow
 def test_conformance(argument: str) -> None:
     model = load_model("tiny")
     check_device(lambda: Cpu.open(argument, model, DeviceOptions(8, 64, model_name="tiny")))

@@ -12,7 +12,6 @@ import pytest
 from tests.examples import slow
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 from checkpoints import write_checkpoint  # noqa: E402
 from serving import served  # noqa: E402
@@ -39,6 +38,7 @@ WAYS = [
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    pytest.importorskip("transformers", reason="needs the package transformers (extra 'check')")
     folder = tmp_path_factory.mktemp("models")
     return {name: (folder / name, write_checkpoint(folder / name, name)) for name in FAMILIES}
 

@@ -193,6 +193,7 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 ON = ("--device", "cuda", "--model", "tiny", "--dtype", "float32")
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_keeps_its_gaps(call: Call, on_paper: list[Any]) -> None:
     code, out, err = call("serve-trace", "t.jsonl", *ON, "--scheduler", "nexus,vllm")
     assert code == 0, err

@@ -216,6 +216,7 @@ def test_a_spent_budget_leaves_decodes_without_graphs() -> None:
     device.close()
 
 
+@pytest.mark.slow
 def test_without_a_backend_that_can_be_captured_there_are_no_graphs() -> None:
     gpu = FakeGpu(graphs=False)
     engine, got = served(mixture(), "vllm", gpu=gpu, setting=ROOMY)

@@ -43,6 +43,7 @@ def answer(survey: Survey, cell: MapCell, question: str) -> MapVerdict:
     return found
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_survey(survey: Survey) -> None:
     assert page.rendered(TEXT, survey) == TEXT, (
         "docs/when-it-pays.md is old; refresh it with: python -m tests.docs.when_it_pays"

@@ -80,6 +80,7 @@ def together(cases: list[Misbehaviour], base: str, replay: Replay) -> RunResult:
 
 
 @pytest.mark.parametrize("part", [0, *slow(1, 2, 3)])
+@pytest.mark.slow
 def test_each_request_ends_for_its_own_reason(base: str, replay: Replay, part: int) -> None:
     cases = ANSWERS[part::4]
     result = together(cases, base, replay)

@@ -43,6 +43,7 @@ def values(result: RunResult) -> dict[str, Any]:
     return {tag: entry.get("value") for tag, entry in result.summary.metrics.items()}
 
 
+@pytest.mark.slow
 def test_every_way_to_fail_is_a_miss_with_its_reason(
     serve: Serve, send: Send, evenly: Callable[..., Any]
 ) -> None:
@@ -150,6 +151,7 @@ def test_what_is_sent_is_what_the_trace_says(
         (["--takes", "ids,usage,pin", "--added", "1"], {}, ("completions", "ids", True), "adds 1"),
     ], 3),
 )  # fmt: skip
+@pytest.mark.slow
 def test_the_words_that_a_server_takes(
     serve: Serve,
     send: Send,
@@ -168,6 +170,7 @@ def test_the_words_that_a_server_takes(
     assert result.resolved.client.prompts_exact == (3 if counted else 0)
 
 
+@pytest.mark.slow
 def test_text_is_measured(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     """A chat template's own tokens are taken into account."""
     served = serve("--takes", "text,chat,usage,pin", "--added", "9")

@@ -40,6 +40,7 @@ def saved(pytester: pytest.Pytester, values: list[float]) -> None:
     run(pytester, SAVE).assert_outcomes(skipped=1)
 
 
+@pytest.mark.slow
 def test_numbers(pytester: pytest.Pytester) -> None:
     saved(pytester, [10, 10.1, 10.2, 10.3, 10.4])
     run(pytester).assert_outcomes(passed=1)
@@ -112,6 +113,7 @@ def test_rerun(pytester: pytest.Pytester) -> None:
         ('{"a": 1}, ["b:1%"], baseline="b.json"', "no metric 'b'"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_calls(pytester: pytest.Pytester, call: str, words: str) -> None:
     pytester.makepyfile(f"def test_it(nexusbench_gate):\n    nexusbench_gate.check({call})\n")
     done = run(pytester, SAVE)

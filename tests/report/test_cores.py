@@ -48,6 +48,7 @@ def test_one_place_says_what_a_device_is_made_of(device: str) -> None:
     assert unit_of("sim:l20-x2") == parts_of("cuda") == "SMs"
 
 
+@pytest.mark.slow
 def test_tables_of_a_profile(cpu_sheet: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "show", str(cpu_sheet)]) == 0
     shown = capfd.readouterr().out
@@ -68,6 +69,7 @@ def test_page_of_a_profile(cpu_sheet: Path, tmp_path: Path) -> None:
     assert not re.search(r"\bSMs\b", headings + json.dumps(figures_of(text)))
 
 
+@pytest.mark.slow
 def test_page_and_timeline_of_a_run(cpu_run: Path, tmp_path: Path) -> None:
     page, timeline = tmp_path / "page.html", tmp_path / "t.json"
     assert main(["report", str(cpu_run), "-o", str(page)]) == 0

@@ -82,6 +82,7 @@ def test_every_figure_is_one_that_plotly_takes(three: str) -> None:
         assert figure["data"], name
 
 
+@pytest.mark.slow
 def test_loads_get_settings_rates_and_pooled_seeds(rates: Path) -> None:
     readers = [RunReader(folder) for folder in folders(rates)]
     settings = gather(read_runs(readers, Judgement()))

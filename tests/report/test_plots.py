@@ -29,6 +29,7 @@ def test_every_chart_is_drawn_twice(results: Path, tmp_path: Path) -> None:
         assert head == (b"\x89PNG\r" if path.suffix == ".png" else b"<?xml")
 
 
+@pytest.mark.slow
 def test_names_of_users_are_plain_text(hostile: list[str], tmp_path: Path) -> None:
     stored = read_runs([RunReader(folder) for folder in hostile], Judgement())
     stored[1].view.label = "_$\\frac{</svg><script>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def test_same_seed_same_log(policy, workload):
 
 @settings(max_examples=examples(30))
 @given(POLICIES, st.integers(0, 10**6))
+@pytest.mark.slow
 def test_nothing_depends_on_the_future(policy, seed):
     scheduler, partitioner = policy
     *_, pair = twins(seed, 1)

@@ -170,6 +170,7 @@ def test_recalibration_follows_each_phase():
     belief.observe(PREFILL, 46, 0.0, 5.0)  # nothing was predicted: nothing is learnt
 
 
+@pytest.mark.slow
 def test_a_run_with_a_profile_and_recalibration(made, tmp_path):
     trace = tmp_path / "t.jsonl"
     rows = [{"timestamp": 150 * i, "input_length": 900, "output_length": 60} for i in range(60)]

@@ -68,6 +68,7 @@ def test_held_out_errors_are_within_the_targets(name, gpu, model):
 
 
 @MODELS
+@pytest.mark.slow
 def test_predictions_are_positive_and_finite(name, gpu, model):
     made = fitted(name, gpu, model)
     most = made._num_sms
@@ -300,6 +301,7 @@ def test_a_bent_line_is_smoothed():
 
 
 @MODELS
+@pytest.mark.slow
 def test_the_order_of_points_does_not_matter(name, gpu, model):
     points = split_points(profiled(gpu, model)[1])[0]
     made, turned = fitted(name, gpu, model), belief(name, gpu, model, points[::-1])
@@ -310,6 +312,7 @@ def test_the_order_of_points_does_not_matter(name, gpu, model):
 
 
 @MODELS
+@pytest.mark.slow
 def test_one_split_is_enough_where_a_device_has_no_more(name, gpu, model):
     """A CPU with two cores."""
     target, points = profiled(gpu, model)

@@ -165,6 +165,7 @@ def test_a_field_that_is_not_offered(driver: FakeDriver, monkeypatch: pytest.Mon
     assert "does not offer" in reading.reasons["nvml.power"]
 
 
+@pytest.mark.slow
 def test_a_passing_failure_is_a_hole_in_a_total_only(driver: FakeDriver) -> None:
     with NvmlCounters() as nvml:
         nvml.start()
@@ -216,6 +217,7 @@ def test_before_hopper_there_is_no_gpm(driver: FakeDriver, code: int) -> None:
         2,
     ),
 )
+@pytest.mark.slow
 def test_gpm_calls_that_fail(driver: FakeDriver, function: str, code: int, words: str) -> None:
     driver.fails = {function: code}
     reading = read(0.25)

@@ -54,6 +54,7 @@ def test_a_part_that_fails_or_hangs_stops_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.slow
 def test_all_well_is_exit_code_0_and_every_part_has_a_log(tmp_path: Path, shell: str) -> None:
     kind = PYTHON.replace("exit 3", "exit 0").replace("exec sleep 30", "exit 0")
     done = run_all(tmp_path, shell=shell, python=kind)

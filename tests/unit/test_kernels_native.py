@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.examples import slow
+from tests.examples import sample, slow
 
 torch = pytest.importorskip("torch", reason="the decoder's kernels need torch")
 
@@ -179,8 +179,8 @@ def test_rope_and_cache(dtype, dim, normed, neighbours):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [16, 64, 10, 128])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (14, 2), (5, 1)])
+@pytest.mark.parametrize("dim", [16, *slow(64, 128), 10])
+@pytest.mark.parametrize(("heads", "kv_heads"), sample([(4, 4), (6, 2), (14, 2), (5, 1)], 2))
 @pytest.mark.parametrize("block_size", [*slow(1), 7, 16, *slow(32)])
 def test_decode_attention(dtype, dim, heads, kv_heads, block_size):
     lengths = torch.tensor([1, 15, 16, 0, 33, 70], dtype=torch.int32)

@@ -206,6 +206,7 @@ def surveyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Survey, Pa
     return path, surveyor.run(), folder
 
 
+@pytest.mark.slow
 def test_loads_are_shares_of_what_the_reference_finishes(
     surveyed: tuple[Path, Survey, Path],
 ) -> None:

@@ -125,6 +125,7 @@ def test_nothing_but_discarded_samples_is_an_error_not_a_point():
         made.measure(pair(), 0)
 
 
+@pytest.mark.slow
 def test_a_neighbour_without_length_does_not_hang():
     made = measurer(lambda batch, sms: 0 if batch.chunks else 10_000)
     with pytest.raises(NothingMeasured):

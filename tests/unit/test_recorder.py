@@ -70,6 +70,7 @@ def after(count: int, act: Callable[[], object]) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.slow
 def test_every_stopping_signal_keeps_a_readable_beginning(
     tmp_path: Path, config: RunConfig, number: int
 ) -> None:

@@ -134,6 +134,7 @@ def test_nelder_mead_finds_a_minimum() -> None:
     assert best == pytest.approx([1, -2, 0], abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_3_for_a_broken_bound(tmp_path: Path) -> None:
     runner = CliRunner()
     source = write(tmp_path, DETAIL)

@@ -381,6 +381,7 @@ TINY += CLAIM.replace("low = 2", 'measure = "ttft.mean"\nlow = 2')
 TINY += '[[claim]]\nsays = "C"\npaper = "-"\ncannot = "no"\n'
 
 
+@pytest.mark.slow
 def test_a_reproduction_resumes_and_writes_what_can_be_read(spec, tmp_path: Path) -> None:
     experiment = load_experiment(spec(TINY))
     first = Lab(experiment, tmp_path / "cells")

@@ -14,6 +14,7 @@ from nexusbench.workloads import source, transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head
 from nexusbench.workloads.trace import load_trace
+from tests.examples import sample
 
 COUNT = 400
 
@@ -77,7 +78,8 @@ def both(path: Path, limit: int | None, window: str | None) -> tuple[Trace, Trac
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
-    ("limit", "window"), [(1, None), (7, None), (90, None), (None, "0.1:0.3"), (5, "0.5:3")]
+    ("limit", "window"),
+    sample([(90, None), (1, None), (5, "0.5:3"), (7, None), (None, "0.1:0.3")], 2),
 )
 def test_the_beginning_is_what_reading_everything_gives(
     format: str, limit: int | None, window: str | None, tmp_path: Path
