@@ -107,6 +107,7 @@ WRONG = {
     ],
     ids=lambda command: " ".join(map(str, command[:3])),
 )
+@pytest.mark.slow
 def test_a_profile_that_a_later_run_cannot_use_is_refused_before_the_first(
     call: Call, trace: Path, profile: Path, command: tuple[Any, ...], fault: str
 ) -> None:

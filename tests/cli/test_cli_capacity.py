@@ -226,6 +226,7 @@ def test_advise_picks_the_winner_of_the_whole_grid_on_unseen_draws(
         assert not lead(grid[0], advised, 80).sure
 
 
+@pytest.mark.slow
 def test_auto_is_called_by_the_name_of_the_gpu(
     call: Call, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ def test_every_key_of_a_baseline(call: Call, run: Path) -> None:
     ],
     ids=["empty", "null", "list", "cut", "not UTF-8", "deep list", "deep object", "NaN", "zeros"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_manifest_that_is_none(call: Call, run: Path, content: bytes) -> None:
     (run / "manifest.json").write_bytes(content)
     for command in ("compare", "explain", "timeline", "rerun", "report"):

@@ -148,6 +148,7 @@ def test_a_pool_costs_what_of_it_is_used(trace):
      *slow(["--rate", "1e-6"], ["--rate", "1e-6", "--burstiness", "1"]),
      ["--quantize-arrivals", "1e9"]],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_trace_that_would_outlast_the_clock_is_refused(shaping, tmp_path):
     """A day of arrivals, a million times as slow, is 2,700 years: more than 63 bits of ns."""
     path = tmp_path / "day.jsonl"
@@ -294,6 +295,7 @@ def test_a_window_of_a_timeline_may_end_later_than_any_run(there, monkeypatch):
     assert (code, "ends at" in text) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_chunk_size_beyond_the_bounds_of_a_budget_is_refused_by_its_flag(there, monkeypatch):
     monkeypatch.chdir(there[0])
     code, text = said([*ADVISE.split(), "--chunks", f"512,{2**63}"])

@@ -161,6 +161,7 @@ def test_failures_are_rows_and_exit_1(call: Call, spec: Path) -> None:
         (("-o", "/proc/none/x.parquet"), "/proc/none: cannot be made"),
     ],
 )
+@pytest.mark.slow
 def test_refusals(call: Call, spec: Path, flags: tuple[str, ...], sentence: str) -> None:
     if "--ray" in flags:
         pytest.importorskip("ray", reason="Ray is an extra: pip install 'nexusbench[ray]'")

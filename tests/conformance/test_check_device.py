@@ -20,6 +20,7 @@ def test_made_up_gpu():
 
 
 @pytest.mark.parametrize("name", gpu_names())
+@pytest.mark.slow
 def test_shipped_gpus(name):
     check_device(device_factory(f"sim:{name}", seed=3))
 

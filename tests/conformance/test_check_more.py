@@ -47,7 +47,7 @@ def test_shipped_gpus(name):
     check_gpu(name)
 
 
-@pytest.mark.parametrize("name", sample(families.names(), 3))
+@pytest.mark.parametrize("name", sample(families.names(), 7))
 def test_shipped_model_families(name):
     check_model_family(name)
 

@@ -94,6 +94,7 @@ def test_sdpa_reuses_its_scratch_from_step_to_step() -> None:
 
 @pytest.mark.parametrize("dtype", sample(DTYPES, 9), ids=str)
 @pytest.mark.parametrize("seed", [1, *slow(0, 2, 3, 4, 5)])
+@pytest.mark.slow
 def test_triton_on_random_steps(seed: int, dtype: torch.dtype) -> None:
     run = make_run(random_case(100 + seed, longest=40), dtype, seed)
     backend = triton_attention(run.kv, (1, 8, 132)[seed % 3])

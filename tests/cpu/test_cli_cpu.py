@@ -58,6 +58,7 @@ def mixture(path: Path, count: int = 6, output: int = 6, gap: int = 30) -> Path:
 CPU = ("--device", "cpu", "--model", "tiny")
 
 
+@pytest.mark.slow
 def test_a_run_is_labelled_measured_and_keeps_its_tokens(call: Call, tmp_path: Path) -> None:
     trace = mixture(tmp_path / "t.jsonl")
     code, out, _ = call("serve-trace", trace, *CPU, "--scheduler", "nexus,vllm")

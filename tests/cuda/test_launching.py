@@ -64,6 +64,7 @@ def expected() -> dict[int, list[int]]:
     ("scheduler", "partitioner", "graphs"),
     sample([WAYS[-1], *WAYS[:-1], *MORE_WAYS], 7),
 )
+@pytest.mark.slow
 def test_tokens_are_those_of_the_cpu(
     scheduler: str, partitioner: str | None, graphs: bool, expected: dict[int, list[int]]
 ) -> None:

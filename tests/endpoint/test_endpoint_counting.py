@@ -216,6 +216,7 @@ def test_nothing_after_done_matters() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.slow
 def test_an_event_without_an_end_is_given_up(size: int) -> None:
     for part in (b"x" * size, b"data:\n" * size, b"data: " + b"x" * size + b"\n"):
         found = Answer()

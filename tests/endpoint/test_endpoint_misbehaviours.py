@@ -120,6 +120,7 @@ def test_the_key_is_told_nowhere(base: str, replay: Replay, tmp_path: Path) -> N
         for case in PROBES
     ],
 )
+@pytest.mark.slow
 def test_what_ends_before_it_begins(
     base: str, replay: Replay, tmp_path: Path, case: Misbehaviour
 ) -> None:

@@ -102,6 +102,7 @@ def test_what_a_client_cannot_know_has_no_value(
     assert result.resolved.device.endswith("/made-up")
 
 
+@pytest.mark.slow
 def test_chunks_of_several_tokens(serve: Serve, send: Send, evenly: Callable[..., Any]) -> None:
     for takes in ("ids,pin,usage", "ids,pin,usage,chunks"):
         served = serve("--per-chunk", 3, "--delay-ms", 4, "--takes", takes)

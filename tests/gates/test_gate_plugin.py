@@ -65,6 +65,7 @@ def test_no_baseline_fails(pytester: pytest.Pytester) -> None:
     done.stdout.fnmatch_lines([f"*there is no baseline*base.json. Make it: pytest {SAVE}*"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_is_skipped(pytester: pytest.Pytester) -> None:
     saved(pytester, [1.0, 2.0])
     done = run(pytester)

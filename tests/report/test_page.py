@@ -60,6 +60,7 @@ def test_same_runs_give_the_same_page(three: str, results: Path) -> None:
     assert page_of(folders(results / "three")) == three
 
 
+@pytest.mark.slow
 def test_every_figure_is_one_that_plotly_takes(three: str) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
 
@@ -172,6 +173,7 @@ def test_large_runs_are_thinned_and_say_so(tmp_path: Path) -> None:
     assert len(page) < 8e6
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(hostile: list[str]) -> None:
     page = page_of(hostile)
     outline = Outline(page)

@@ -13,6 +13,7 @@ from nexusbench.serving.assembly import assemble
 from nexusbench.serving.resolve import swap_gib
 from nexusbench.testing import offer, serve, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting
+from tests.examples import sample
 
 SWAP = PREEMPTION_KINDS.index("swap")
 HOST = 1  # its pool, where there is one GPU
@@ -136,7 +137,7 @@ def test_a_client_that_leaves_while_it_is_out():
     assert all(pool.num_used == 0 for pool in engine.pools)
 
 
-@pytest.mark.parametrize("scheduler", schedulers.names())
+@pytest.mark.parametrize("scheduler", sample(schedulers.names(), 4))
 def test_every_policy_swaps_if_it_is_told_to(scheduler):
     """Whatever goes out comes back, and nobody is lost."""
     requests = [offer(i, 2 * i, 40, 40) for i in range(6)]

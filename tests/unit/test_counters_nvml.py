@@ -42,6 +42,7 @@ def read(seconds: float = 0.0, source: NvmlCounters | None = None) -> Reading:
         return summarise(nvml.stop(), nvml.metrics, nvml.reasons)
 
 
+@pytest.mark.slow
 def test_everything_in_our_units(driver: FakeDriver) -> None:
     with NvmlCounters() as nvml:
         assert nvml.probe().ok
@@ -192,6 +193,7 @@ def test_a_total_that_goes_backwards(driver: FakeDriver) -> None:
 
 
 @pytest.mark.parametrize("code", [0, NOT_SUPPORTED])
+@pytest.mark.slow
 def test_before_hopper_there_is_no_gpm(driver: FakeDriver, code: int) -> None:
     driver.hopper = False
     driver.fails = {"nvmlGpmQueryDeviceSupport": code}

@@ -217,6 +217,7 @@ def test_loads_are_shares_of_what_the_reference_finishes(
     assert not any(row.error for row in survey.rows.values())
 
 
+@pytest.mark.slow
 def test_a_survey_is_kept_and_read_again(surveyed: tuple[Path, Survey, Path]) -> None:
     path, survey, folder = surveyed
     again = Surveyor(load_map(path), folder / "cells")

@@ -95,6 +95,7 @@ def errors(device, truth):
     return {key: sum(values) / len(values) for key, values in found.items()}
 
 
+@pytest.mark.slow
 def test_it_has_the_times_of_the_device_that_was_profiled(file):
     assert max(errors(opened(file), L20).values()) < 1e-9
 

@@ -107,6 +107,7 @@ def test_every_process_begins_at_zero(name: str) -> None:
     assert process.draw(5, stream(0, "a"))[0] == 0
 
 
+@pytest.mark.slow
 def test_laws_have_their_moments() -> None:
     uniform = stream(1, "x").random(200_000)
     assert FixedLength(value=9).lengths(uniform[:3]) == [9, 9, 9]

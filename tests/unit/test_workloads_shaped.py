@@ -76,6 +76,7 @@ def reused(trace: Trace, tokens: int) -> float:
 
 
 @pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.slow
 def test_specs_have_the_quantiles_that_they_state(name: str) -> None:
     for got, stated in zip(lengths(shaped(name)), STATED[name], strict=True):
         assert got == pytest.approx(stated, rel=0.06)
