@@ -85,6 +85,7 @@ def turn_away_half(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["rejected", "failed", "cancelled"])
+@pytest.mark.slow
 def test_a_run_that_turned_requests_away_is_no_pass(
     call: Call, trace: Path, baseline: Path, monkeypatch: pytest.MonkeyPatch, outcome: str
 ) -> None:

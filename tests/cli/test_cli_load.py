@@ -50,6 +50,7 @@ def test_serve_trace_and_compare(call: Call, trace: Path) -> None:
     assert "Simulated: " in calm
 
 
+@pytest.mark.slow
 def test_json_has_the_same_as_fields(call: Call, heavy: list[str], trace: Path) -> None:
     document = json.loads(call("compare", *heavy, "--json").out)
     assert document["overloaded"] == ["vllm", "sglang"]

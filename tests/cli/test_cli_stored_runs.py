@@ -25,6 +25,7 @@ def kept(runs_of: Callable[..., list[str]]) -> list[str]:
     return runs_of("--scheduler", "nexus,vllm")
 
 
+@pytest.mark.slow
 def test_compare(call: Call, kept: list[str]) -> None:
     done = call("compare", *kept)
     assert done.code == 0

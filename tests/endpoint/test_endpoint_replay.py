@@ -118,6 +118,7 @@ def test_chunks_of_several_tokens(serve: Serve, send: Send, evenly: Callable[...
         assert any(words in how for how in client.counting)
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_what_the_trace_says(
     serve: Serve, send: Send, evenly: Callable[..., Any]
 ) -> None:

@@ -229,6 +229,7 @@ def test_gpm_calls_that_fail(driver: FakeDriver, function: str, code: int, words
     assert driver.open == 0
 
 
+@pytest.mark.slow
 def test_one_gpm_metric_that_fails(driver: FakeDriver) -> None:
     driver.gpm_fails = {10: NOT_SUPPORTED}
     reading = read(0.25)

@@ -81,6 +81,7 @@ def test_a_converted_value_says_where_it_stands() -> None:
         ("\n".join(f"k{n} = 1" for n in range(200_000)), "is longer than"),
     ],
 )
+@pytest.mark.slow
 def test_toml_is_bounded_and_finite(text: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         parse_toml(text, "x.toml")

@@ -158,6 +158,7 @@ def test_a_malformed_table_is_refused(
         (gzip.compress(b"\xff\xfe"), "is not text in UTF-8"),
     ],
 )
+@pytest.mark.slow
 def test_a_damaged_or_endless_archive_is_refused(
     tmp_path: Path, content: bytes, words: str
 ) -> None:

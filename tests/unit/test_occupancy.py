@@ -55,6 +55,7 @@ def test_queue_counts_what_the_log_says(events: RunEvents) -> None:
     assert queue.waiting[-1] == queue.running[-1] == 0
 
 
+@pytest.mark.slow
 def test_sms_at_work_are_the_metrics(events: RunEvents) -> None:
     end = int(events.all_launches.end.max())
     for code, name in enumerate(events.facts.partitions):

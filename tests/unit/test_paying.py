@@ -236,6 +236,7 @@ def test_a_survey_is_kept_and_read_again(surveyed: tuple[Path, Survey, Path]) ->
     path.write_text(SMALL)
 
 
+@pytest.mark.slow
 def test_without_turn_taking_two_streams_run_otherwise(
     surveyed: tuple[Path, Survey, Path],
 ) -> None:

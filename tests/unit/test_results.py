@@ -394,6 +394,7 @@ def test_the_manifest_says_what_made_it() -> None:
     assert made.schema == SCHEMA_VERSION
 
 
+@pytest.mark.slow
 def test_writing_and_reading_load_pyarrow_only_when_used() -> None:
     code = (
         "import sys, nexusbench.results.store, nexusbench.results.reader;"

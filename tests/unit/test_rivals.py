@@ -30,6 +30,7 @@ RIVALS = {
 
 
 @pytest.mark.parametrize("paper", sample(RIVALS, 3))
+@pytest.mark.slow
 def test_shipped_specs_are_sound_and_judge_the_paper_s_own_system(paper: str) -> None:
     found = find_experiments(ROOT / "workloads" / paper)
     judged = set()

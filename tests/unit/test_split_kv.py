@@ -75,6 +75,7 @@ def test_few_keys_use_few_programs() -> None:
     assert len(plan.merges) == 0
 
 
+@pytest.mark.slow
 def test_needs_no_torch() -> None:
     code = "import sys, nexusbench.kernels.split_kv; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
