@@ -58,6 +58,7 @@ class Physics:
         kv_bytes = work.kv_bytes_per_token / (
             2 * work.num_layers * work.num_kv_heads * model.head_dim
         )
+        self._wide = model.wide / tensor_parallel  # of this GPU's share, in values
         self._attention = Attention(
             gpu,
             work.num_heads,
@@ -155,7 +156,7 @@ class Physics:
             made = scaled_sum(product, count, made)
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
-        hidden, wide = work.hidden_size, self.model.wide / self.tensor_parallel
+        hidden, wide = work.hidden_size, self._wide
         rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
         touched = [4 * hidden, 4 * hidden, 2 * rotated, 3 * wide]
         if work.routed:
