@@ -11,8 +11,6 @@ from nexusbench.comparison.verdict import factor
 from nexusbench.experiments.capacity import Capacity
 from nexusbench.metrics.summary import interval
 
-Named = tuple[str, Capacity]
-
 
 def capacity_verdict(labels: Sequence[str], capacities: Sequence[Capacity], ratio: float) -> str:
     """Sentences that rank two policies or more; empty for one. ``ratio`` is the step between

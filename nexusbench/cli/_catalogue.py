@@ -158,9 +158,10 @@ def _devices() -> list[CatalogueEntry]:
 
 
 def _model_families() -> list[CatalogueEntry]:
-    from nexusbench.models.families.base import families
+    from nexusbench.models.families.base import check_declaration, families
 
     def facts(cls: Any) -> list[str]:
+        check_declaration(cls)
         real = "simulated and computed" if cls.biases is not None else "simulated only"
         return [f"{cls.architecture}, {real}"]
 

@@ -221,8 +221,8 @@ def convert(
 def located(fault: msgspec.ValidationError, at: str = "") -> tuple[str | None, str]:
     """Key path and problem of what msgspec says; ``at`` is where the value itself stands."""
     problem, _, place = str(fault).partition(" - at ")
-    place = place.strip("`")
-    # A path that begins otherwise is of a key, not of a value: "key in `$.x`".
+    # The path of a key that is wrong itself is "`key` in `$.x`".
+    place = place.replace("`", "").removeprefix("key in ")
     path = place[1:].lstrip(".") if place.startswith("$") else place
     parts = [at, path]
     for pattern, words in ((_MISSING, "is missing"), (_UNKNOWN, "is not a key that is known here")):

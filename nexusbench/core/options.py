@@ -18,7 +18,7 @@ from msgspec.structs import fields as struct_fields
 from nexusbench.core.errors import InputError
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
-_FIELD = re.compile(r" - at `\$\.(\w+)")
+_FIELD = re.compile(r" - at `(?:key` in `)?\$\.(\w+)")
 
 
 class Option(msgspec.Struct, frozen=True):

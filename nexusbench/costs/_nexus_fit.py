@@ -57,7 +57,7 @@ def _fit_stage(
     measured = np.array([p.ns for p in chosen])
 
     def times(vector: FloatArray) -> FloatArray:
-        made = parts(work, _stage(vector, phase), share, np.maximum, options.curve, options.memory)
+        made = parts(work, _stage(vector), share, np.maximum, options.curve, options.memory)
         total: FloatArray = made.fixed + made.dense + made.attention
         return total
 
@@ -73,10 +73,10 @@ def _fit_stage(
         [*curve, *curve, *curve, *curve, most_fixed],
         measured,
     )  # fmt: skip
-    return _stage(found, phase)
+    return _stage(found)
 
 
-def _stage(vector: FloatArray, phase: str) -> NexusStage:
+def _stage(vector: FloatArray) -> NexusStage:
     """A stage from the fitted vector."""
     curves = [
         SaturationCurve(saturation=float(a), decay=float(b), efficiency=float(c))

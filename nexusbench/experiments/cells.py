@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from nexusbench.core.clock import now_ns
@@ -91,6 +89,3 @@ def keep_cell(store: Store, key: str, cell: SweepCell) -> None:
     """Keep a cell that ran to its end; one that failed is tried again next time."""
     if cell.ok:
         store.put(key, msgspec.json.format(msgspec.json.encode(cell), indent=1))
-
-
-CellFunction = Callable[[RunConfig], SweepCell]

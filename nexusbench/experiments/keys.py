@@ -21,7 +21,7 @@ from nexusbench.core.registry import installed_plugins
 from nexusbench.serving.resolve import resolve_device
 
 # What shows, sweeps or checks runs, and decides none.
-_NOT_DECIDING = ("cli", "experiments", "report", "gates", "testing", "results", "__main__.py")
+_NOT_DECIDING = ("cli", "experiments", "report", "gates", "testing", "__main__.py")
 _KEY_LENGTH = 32
 # Beyond this a file in a folder (weights) counts by name and size alone.
 _WHOLE_FILE = 16 * 2**20

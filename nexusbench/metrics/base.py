@@ -178,8 +178,12 @@ def check_declaration(cls: type[Metric]) -> None:
         raise UsageError(f"{name} is neither a Distribution nor a Scalar")
     if getattr(cls, "direction", None) not in ("lower", "higher", "none"):
         raise UsageError(f"{name} must declare 'direction': lower, higher or none")
+    if not isinstance(cls.counts_refused, bool):
+        raise UsageError(f"{name} must declare 'counts_refused' as True or False")
     if cls.place is None:
         return
+    if not isinstance(cls.place, TablePlace):
+        raise UsageError(f"{name} must declare 'place' as a TablePlace")
     try:
         place = msgspec.convert(msgspec.to_builtins(cls.place), TablePlace)
     except (TypeError, msgspec.ValidationError) as error:

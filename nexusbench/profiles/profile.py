@@ -218,7 +218,7 @@ def read_points(path: Path, expected_sha256: str | None = None) -> list[Point]:
     return points
 
 
-def check_fingerprint(profile: Profile, file: Path, now: Fingerprint) -> list[str]:
+def check_fingerprint(profile: Profile, now: Fingerprint) -> list[str]:
     """How ``profile`` differs from the device and model of a run: sentences, none if it fits."""
     was, different = profile.fingerprint, []
     if was.model_sha256 != now.model_sha256:

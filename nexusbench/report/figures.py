@@ -22,7 +22,6 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "4px,2px
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon")
 COLOURS = 6
 _BELIEF_TEXT = "actual %{x:.3g} ms, predicted %{y:.3g} ms"
-_MS = 1000.0
 
 
 class ToggleOption(msgspec.Struct):

@@ -25,7 +25,7 @@ MANIFEST_FILE = "manifest.json"
 _WHAT = "a run's manifest"
 _FOREIGN = "It was changed, or made by another version of nexusbench: run again"
 
-# Settings that every stored config has; for others, newer ones, the default holds.
+# Settings that every config of schema 1 has; for those that came later the default holds.
 _ASKED = (
     "seed", "too_long", "speed", "request_rate", "burstiness", "limit", "window", "spread_ties",
     "quantize_arrivals", "concurrency", "model",
@@ -206,7 +206,23 @@ def decode_manifest(data: bytes, file: Path) -> Manifest:
     kind: Any = Manifest  # ``observed`` says which of the two it is
     manifest: Manifest = convert(document, kind, file, what=_WHAT, hint=_FOREIGN)
     _check(manifest, document["config"], file)
+    # A default in the place of a lost setting would be another run, so schema 2 has none.
+    lost = "" if version == 1 else _left_out(document, msgspec.to_builtins(manifest))
+    if lost:
+        raise InputError(f"not {_WHAT}: is missing", file=file, field=lost, hint=_FOREIGN)
     return manifest
+
+
+def _left_out(document: JsonObject, whole: JsonObject) -> str:
+    """The path of the first key of ``whole`` that ``document`` does not have; empty if none."""
+    for key, value in whole.items():
+        if key not in document:
+            return key
+        inner = document[key]
+        nested = isinstance(value, dict) and isinstance(inner, dict)
+        if nested and (lost := _left_out(inner, value)):
+            return f"{key}.{lost}"
+    return ""
 
 
 def _from_schema_1(document: JsonObject) -> JsonObject:

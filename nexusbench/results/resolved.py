@@ -2,8 +2,8 @@
 gate and comparison, and checked once where a manifest is decoded (``results/manifest.py``).
 
 Every run writes all of it, except what is measured until its end (``decision_us``,
-``host_gaps``, ``client``). A field has a default where no reader needs it: such a key may be
-missing in a file.
+``host_gaps``, ``client``). A field has a default where runs of schema 1 may lack it; of schema 2
+every key is demanded on reading.
 """
 
 from __future__ import annotations

@@ -118,12 +118,12 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms
         device.prepare(serving_of(config, model, trace, kv, partitions, initial, num_sms))
+        resolved = _resolved(
+            config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
+        )
     except BaseException:
         device.close()
         raise
-    resolved = _resolved(
-        config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
-    )
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(

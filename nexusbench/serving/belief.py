@@ -127,7 +127,7 @@ def _from_profile(
 ) -> tuple[CostModel, FittedProfile]:
     profile, file = load_profile(path), profile_path(path)
     _check_truth(profile, file, device)
-    different = check_fingerprint(profile, file, fingerprint_of(device, target.model))
+    different = check_fingerprint(profile, fingerprint_of(device, target.model))
     if different and not config.force_profile:
         refuse(file, different)
     name, given = split_spec(spec)
@@ -188,7 +188,7 @@ def check_closed(config: RunConfig, model: ModelSpec) -> None:
         model_sha256=model_fingerprint(model),
         tensor_parallel=config.tensor_parallel_size,
     )
-    if different := check_fingerprint(profile, file, own):
+    if different := check_fingerprint(profile, own):
         refuse(file, different)
 
 

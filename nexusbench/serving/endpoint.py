@@ -23,6 +23,7 @@ from nexusbench.endpoint.replay import Replay, ReplayPlan
 from nexusbench.endpoint.status import Status
 from nexusbench.endpoint.words import Words
 from nexusbench.engine.arrivals import ORPHANED, Arrivals, Patience
+from nexusbench.metrics.run_events import check_slo
 from nexusbench.results.machine import machine_facts
 from nexusbench.results.resolved import (
     ClientFacts,
@@ -73,6 +74,7 @@ def connect(config: EndpointConfig) -> Connected:
     cannot be, NexusbenchError for a server that is not there.
     """
     config = check_config(config)
+    check_slo(config.goodput)
     key = _api_key(config)
     trace = shape_traffic(config)
     words = Words(key)

@@ -11,6 +11,7 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
+from nexusbench.metrics.run_events import check_slo
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
@@ -75,6 +76,7 @@ def resolve(config: RunConfig) -> NamedRun:
     """
     found = model_on_device(config)
     config, named = found.config, found.named
+    check_slo(config.goodput)
     scheduler: Scheduler = schedulers.create(config.scheduler)
     spec, cls = partitioner_of(config, scheduler)
     if scheduler.num_gpus == 2:

@@ -18,7 +18,12 @@ from nexusbench.core.specs import DTYPE_BYTES, ModelSpec
 from nexusbench.costs.roofline import Roofline
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.models.document import open_config
-from nexusbench.models.families.base import ModelFamily, families, family_of
+from nexusbench.models.families.base import (
+    ModelFamily,
+    check_declaration,
+    families,
+    family_of,
+)
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.testing._errors import ConformanceError, named
@@ -48,6 +53,10 @@ def check_model_family(family: str | type[ModelFamily]) -> None:
     million parameters). Raises ConformanceError; UsageError if there is no such family.
     """
     cls: type[ModelFamily] = families.load(family) if isinstance(family, str) else family
+    try:
+        check_declaration(cls)
+    except UsageError as error:
+        raise ConformanceError("contract", str(error)) from None
     model_type = (family if isinstance(family, str) else plugin_name(cls)).replace("-", "_")
     sample = {"architectures": [cls.architecture], "model_type": model_type, **cls.sample}
     with tempfile.TemporaryDirectory() as folder:

@@ -115,7 +115,11 @@ class TwoLines(Waits):
 
 
 class NoPlace(Waits):
-    place = "latency"
+    place = {"family": "latency", "order": 1}
+
+
+class Refuses(Waits):
+    counts_refused = "no"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,8 @@ class NoPlace(Waits):
         (NoSection, "contract", "no usable 'place': Invalid enum value 'nowhere'"),
         (NoStatistic, "contract", "a distribution has no statistic 'value'"),
         (TwoLines, "contract", "as one line of text"),
-        (NoPlace, "contract", "no usable 'place'"),
+        (NoPlace, "contract", "'place' as a TablePlace"),
+        (Refuses, "contract", "'counts_refused' as True or False"),
         (NotFinite, "contract", "gives inf"),
         (Remembers, "I6", "has two values"),
         (Sorts, "I11", "changes the events"),
@@ -269,6 +274,14 @@ class Plain(ModelFamily):
     architecture = "PlainForCausalLM"
 
 
+class Nameless(ModelFamily):
+    """Which architecture it is, it does not say."""
+
+
+class NoBiases(Plain):
+    biases = True
+
+
 class Careless(Plain):
     """Reads another decoder's config as its own."""
 
@@ -303,6 +316,8 @@ class OddHeads(Plain):
 @pytest.mark.parametrize(
     ("family", "says"),
     [
+        (Nameless, "must declare 'architecture'"),
+        (NoBiases, "'biases' as Biases"),
         (Careless, "another decoder"),
         (Unlocated, "names no file and field"),
         (Guesses, "vocab_size follows from no key"),

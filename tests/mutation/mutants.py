@@ -19,7 +19,7 @@ PACKAGE = ROOT / "nexusbench"
 
 AREAS: dict[str, tuple[str, ...]] = {
     "engine": ("engine/*.py",),
-    "kv": ("kv/*.py", "serving/memory.py"),
+    "kv": ("kv/*.py", "serving/opening.py"),
     "schedulers": ("schedulers/*.py", "planning/*.py"),
     "partitioners": ("partitioners/*.py", "policies/*.py"),
     "physics": ("physics/*.py", "devices/sim.py"),
@@ -97,7 +97,13 @@ class _Site:
 
 def area_files(area: str) -> list[Path]:
     """The files of an area, in order."""
-    return sorted({path for glob in AREAS[area] for path in PACKAGE.glob(glob)})
+    found: set[Path] = set()
+    for glob in AREAS[area]:
+        here = set(PACKAGE.glob(glob))
+        if not here:
+            raise FileNotFoundError(f"area {area}: there is no {glob} any more")
+        found |= here
+    return sorted(found)
 
 
 def mutants_of(area: str, path: Path, text: str | None = None) -> list[Mutant]:

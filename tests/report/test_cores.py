@@ -83,7 +83,7 @@ def test_page_and_timeline_of_a_run(cpu_run: Path, tmp_path: Path) -> None:
 def test_error_lines(cpu_sheet: Path) -> None:
     profile = load_profile(cpu_sheet)
     now = msgspec.structs.replace(profile.fingerprint, num_sms=8)
-    (line,) = check_fingerprint(profile, cpu_sheet, now)
+    (line,) = check_fingerprint(profile, now)
     assert line == "it is of cpu (92 cores), this run uses cpu"
     whole = Split(("all",), (1,))
     one = DeviceSpec("cpu", "cpu", False, 1, core_splits(1), whole, 1, 0.0, 1)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 import nexusbench
-from nexusbench.core.errors import UsageError
+from nexusbench import RunConfig, run
+from nexusbench.core.config import check_config
+from nexusbench.core.errors import InputError, UsageError
+from nexusbench.devices.sim import Sim
 
 TRACE = str(Path(__file__).parents[2] / "workloads" / "mixed.jsonl")
 
@@ -50,3 +53,27 @@ def test_a_gpu_is_not_a_device():
 def test_any_block_size_where_no_prefix_is_named():
     config = nexusbench.RunConfig(trace=TRACE, limit=5, block_size=7)
     assert nexusbench.run(config).summary.metrics["finished"].value == 5
+
+
+def test_a_bound_that_is_none_is_told_before_a_device_is_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From Python nothing has looked at ``goodput`` before: the command line checks its own."""
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 10, "output_length": 2}\n')
+    opened: list[object] = []
+    monkeypatch.setattr(Sim, "open", lambda *arguments: opened.append(arguments))
+    for goodput, says in (
+        ({"foo": 1.0}, "no SLO called 'foo'"),
+        ({"ttft": -5.0}, "SLO 'ttft' is -5.0; give a bound in ms above 0"),
+        ({"tbt": float("inf")}, "SLO 'tbt' is inf"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            run(RunConfig(trace=str(trace), device="sim:l20", goodput=goodput))
+    assert not opened
+
+
+def test_a_key_of_the_wrong_type_names_its_field() -> None:
+    with pytest.raises(InputError, match="str") as caught:
+        check_config(RunConfig(trace="t", goodput={1: 2.0}))  # type: ignore[dict-item]
+    assert caught.value.field == "goodput"

@@ -20,6 +20,7 @@ __all__ = [
     "Biases",
     "Layout",
     "ModelFamily",
+    "check_declaration",
     "computed_families",
     "families",
     "family_of",
@@ -239,8 +240,20 @@ def family_of(config: ConfigDocument) -> ModelFamily:
         names = [*computed, *[name for name in known if name not in computed]]
         problem = "is missing" if asked is None else f"{shown(asked)} is not supported"
         raise config.error("model_type", problem, f"Supported: {', '.join(names)}")
-    made: ModelFamily = families.load(known[asked.replace("-", "_")])()
-    return made
+    cls: type[ModelFamily] = families.load(known[asked.replace("-", "_")])
+    check_declaration(cls)
+    return cls()
+
+
+def check_declaration(cls: type[ModelFamily]) -> None:
+    """Raises UsageError naming the first attribute of a family's class that is missing or wrong."""
+    name = f"model family {cls.__module__}.{cls.__qualname__}"
+    if not isinstance(getattr(cls, "architecture", None), str):
+        raise UsageError(f"{name} must declare 'architecture', a class name in config.json")
+    if not isinstance(cls.sample, Mapping):
+        raise UsageError(f"{name} must declare 'sample', the keys of a small config.json")
+    if not isinstance(cls.biases, Biases | None):
+        raise UsageError(f"{name} must declare 'biases' as Biases, or None")
 
 
 def computed_families() -> list[str]:
@@ -248,6 +261,8 @@ def computed_families() -> list[str]:
     found = []
     for name in families.names():
         with suppress(UsageError):
-            if families.load(name).biases is not None:
+            cls = families.load(name)
+            check_declaration(cls)
+            if cls.biases is not None:
                 found.append(name.replace("-", "_"))
     return found
