@@ -146,6 +146,20 @@ def test_tables_of_kernels_name_row_and_column(
         aiconfigurator.read(kernels(tmp_path, **changes), load_gpu("h100"), "h100")
 
 
+def test_a_column_that_not_every_table_has_is_checked_too(tmp_path: Path) -> None:
+    one = {
+        "kernel_source": ["vllm_flash_attn"], "attn_dtype": ["bfloat16"],
+        "kv_cache_dtype": ["bfloat16"], "batch_size": [1], "isl": [16], "num_heads": [32],
+        "num_key_value_heads": [8], "head_dim": [128], "step": [0], "window_size": ["none"],
+        "latency": [0.1],
+    }  # fmt: skip
+    path = kernels(tmp_path) / "attention" / "vllm" / "1.0" / "context_attention_perf.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table(one), path)
+    with pytest.raises(InputError, match="perf.parquet: field 'window_size': row 1: Expected `int"):
+        aiconfigurator.read(tmp_path, load_gpu("h100"), "h100")
+
+
 @pytest.mark.parametrize("cell", ["", "x", "inf", "nan", "0", "-3", "1.5", "9" * 30])
 def test_a_dense_table_names_line_and_column(tmp_path: Path, cell: str) -> None:
     row = dict.fromkeys(vidur.COLUMNS, "64")

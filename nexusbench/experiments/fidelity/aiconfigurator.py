@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from nexusbench.core.documents import located
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
@@ -123,7 +124,15 @@ def _rows(folder: Path, family: str, name: str, kind: type[RowT]) -> list[RowT]:
         raise InputError(problem, file=paths[-1], hint=hint) from None
     for name, bounds in COLUMNS[family].items():
         _check_column(table, name, bounds, paths[-1], hint)
-    return [msgspec.convert(row, kind) for row in table.to_pylist()]
+    found = []
+    for number, row in enumerate(table.to_pylist(), start=1):
+        try:
+            found.append(msgspec.convert(row, kind))
+        except msgspec.ValidationError as error:  # a column that not every table has
+            field, problem = located(error)
+            problem = f"row {number}: {problem}"
+            raise InputError(problem, file=paths[-1], field=field, hint=hint) from None
+    return found
 
 
 def _check_column(
