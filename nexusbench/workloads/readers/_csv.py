@@ -104,8 +104,9 @@ def rows_of(source: Source, layout: Layout) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(rows, None)
         except csv.Error as error:
+            fault = str(error).replace("unexpected end of data", "a quote that is not closed")
             raise InputError(
-                f"cannot be read as columns: {error}", file=source.path, line=line,
+                f"cannot be read as columns: {fault}", file=source.path, line=line,
                 hint='Put a cell with a delimiter or a quote in it in "quotes", and double each "',
             ) from None  # fmt: skip
         if row is None:
