@@ -217,6 +217,15 @@ def test_max_context_ends_sessions(tmp_path: Path) -> None:
     assert trace.notes[1].startswith(f"{lost:,} later turns left out")
 
 
+def test_a_share_of_1_is_all_prompts_and_more_is_refused(tmp_path: Path) -> None:
+    whole = HEAD.replace("400", "20") + CLASS + FOREST.replace("0.75", "1.0")
+    trace = made(tmp_path, whole)
+    roots = {request.hash_ids[0] for request in trace.requests}
+    assert len(roots) <= 3
+    with pytest.raises(InputError, match=r"'prefixes\.share'.*<= 1\.0"):
+        made(tmp_path, whole.replace("share = 1.0", "share = 1.1"))
+
+
 def test_patience_is_a_share_of_the_requests(tmp_path: Path) -> None:
     trace = made(tmp_path, HEAD, CLASS, PATIENCE)
     assert sum(r.timeout_ns == 30_000_000_000 for r in trace.requests) == pytest.approx(200, abs=30)
@@ -283,8 +292,6 @@ FAULTS = {
         "", HEAD + CLASS + "[prefixes]\ntokens = 50\n", "prefixes.tokens", "multiple"),
     "share above 1": (
         "", HEAD + CLASS + PATIENCE.replace("0.5", "1.5"), "timeouts.share", "<= 1.0"),
-    "share of prefixes above 1": (
-        "", HEAD + CLASS + FOREST.replace("0.75", "1.5"), "prefixes.share", "<= 1.0"),
     "sessions without turns": ("", HEAD + CLASS + "[sessions]\n", "sessions.turns", "missing"),
     "unknown key": ("", HEAD + CLASS + SESSIONS + "x = 1\n", "sessions.x", "unknown"),
     "timeouts are no table": ("timeouts = 3\n", HEAD + CLASS, "timeouts", "must be a table"),
