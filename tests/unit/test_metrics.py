@@ -490,7 +490,28 @@ def test_an_empty_run_has_no_values_and_no_crash() -> None:
             assert metric.reason(run)
 
 
+def test_a_launch_of_no_length_has_no_relative_error() -> None:
+    log = two_requests()
+    log.step(4, 30, 30, predicted=5)
+    assert values("belief_error", log.run()) == values("belief_error", two_requests().run())
+
+
+def test_prompts_of_one_length_have_no_longest_ones() -> None:
+    log = Log()
+    for _ in range(3):
+        log.request(0, prompt=64)
+    metric = METRICS["ttft_long_prompts"]
+    assert metric.reason(log.run()) == "no prompt is longer than 95 % of them"
+    log.request(0, prompt=65)
+    assert metric.reason(log.run()) == "none of the longest prompts was answered"
+
+
 def test_damaged_logs_are_refused() -> None:
+    for request in (-1, 2):
+        log = two_requests()
+        log.step(4, 30, 31, tokens=(request,))
+        with pytest.raises(InputError, match=f"'token', row 6: .* does not exist: {request} of 2"):
+            log.run()
     log = two_requests()
     log.row("token", 0)
     with pytest.raises(InputError, match="'token' and 'step_done'"):

@@ -54,3 +54,13 @@ def test_tenants_by_size_and_small_ones_together() -> None:
     assert len(rows) == MOST_TENANTS + 1
     assert (rows[-1].group, rows[-1].offered) == ("10 others", 10)
     assert sum(row.offered for row in rows) == 23
+
+
+def test_first_tokens_are_timed_from_each_request_s_arrival() -> None:
+    log = Log()
+    for index, arrival in enumerate((0, 50)):
+        log.request(arrival, prompt=64, output=1)
+        log.step(index, arrival + 2, arrival + 7, chunks=((index, 64),), tokens=(index,))
+        log.end(index, arrival + 7)
+    (row,) = group(log.run(), "prompt-length")
+    assert (row.ttft.n, row.ttft.mean, row.ttft.max) == (2, pytest.approx(7), pytest.approx(7))

@@ -9,7 +9,7 @@ import pytest
 
 from nexusbench.comparison.load import load_of, load_of_run, load_sentence
 from nexusbench.core.events import OUTCOMES, EventLog, RunFacts
-from nexusbench.metrics.load import FEWEST, Overload
+from nexusbench.metrics.load import FEWEST, Overload, _until
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.metrics.summary import summarise
 from tests.examples import slow
@@ -176,3 +176,14 @@ def test_the_facts_are_those_of_the_arrivals_not_of_the_drain() -> None:
         "arrived, 64 of 100 not ended at the last arrival). Latency then measures the backlog"
     )
     assert load_of_run(run) == load
+
+
+def test_a_backlog_that_only_stays_is_none() -> None:
+    """Forty at once, and then as many as leave: late are they all the time, and not more."""
+    arrivals = np.concatenate((np.zeros(40), 1e9 * np.arange(1, 31, 1 / 4.1)))
+    assert overloaded(queue(arrivals)) == 0
+
+
+def test_what_has_arrived_counts_from_the_first_moment_on() -> None:
+    moments, weight = np.array([20.0, 10.0]), np.array([3, 5])
+    assert _until(moments, weight, np.array([0.0, 10.0, 15.0, 20.0])).tolist() == [0, 5, 5, 8]

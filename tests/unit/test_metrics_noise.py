@@ -108,3 +108,25 @@ def test_of_fewer_requests_each_is_a_block() -> None:
     of_one = summarise(alone).left_out
     assert of_one.keys() == {*NOISY, *NOISY_RATES}
     assert all(series == [] for values in of_one.values() for series in values.values())
+
+
+def test_blocks_of_gaps_are_in_order_of_time() -> None:
+    gaps = np.arange(40.0)
+    found = left_out(crowd().run(), "tbt", gaps)
+    assert found["mean"] == pytest.approx(list(without(gaps)))
+
+
+def test_tokens_of_a_request_are_spread_from_its_first_to_its_last() -> None:
+    """Tokens at 10, 20, 30, 40 ms and at 20, 40 ms, in blocks of 20 ms: of the first request a
+    third of its time is in the first block, of the second none.
+    """
+    log = Log()
+    log.request(0, output=4)
+    log.request(0, output=2)
+    for step, (time, requests) in enumerate([(10, (0,)), (20, (0, 1)), (30, (0,)), (40, (0, 1))]):
+        log.step(step, time - 10, time, tokens=requests)
+    log.end(0, 40)
+    log.end(1, 40)
+    made = np.array([4 / 3, 6 - 4 / 3])
+    found = rates_left_out(log.run())["output_throughput"]["value"]
+    assert found == pytest.approx(((6 - made) / 0.02).tolist())

@@ -19,6 +19,7 @@ from nexusbench.metrics.occupancy import (
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.serving.runner import run
 from tests.examples import slow
+from tests.unit.test_metrics import Log
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,18 @@ def test_kv_is_empty_when_nobody_runs(events: RunEvents) -> None:
     assert kv.values.max() == events.tables["submitted"]["kv_used"].max()
     assert np.all(np.diff(kv.times) > 0)
     assert len(split_over_time(events).times) == len(events.tables["repartitioned"]["time"])
+
+
+def test_sms_at_work_are_a_mean_over_each_interval() -> None:
+    """100 SMs from 2 to 10 ms, 40 from 20 to 24 ms; of another partition nothing counts."""
+    log = Log()
+    log.request(0)
+    log.step(0, 2, 10, sms=100)
+    log.step(1, 4, 12, sms=60, partition=1)
+    log.step(2, 20, 24, sms=40)
+    edges = np.array([0, 4, 8, 16, 22, 32]) * 1_000_000
+    found = sms_at_work(log.run(), 0, edges)
+    assert found.tolist() == pytest.approx([50, 100, 25, 40 * 2 / 6, 40 * 2 / 10])
 
 
 def test_at_edges() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from nexusbench.serving.assembly import shape_traffic
 from nexusbench.workloads import source, transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head
+from nexusbench.workloads.readers.base import Parsed
 from nexusbench.workloads.trace import load_trace
 from tests.examples import sample
 
@@ -246,3 +248,22 @@ def test_a_piece_that_begins_before_the_last_one_ended_is_out_of_order(format: s
     assert reader.skim(piece, first + 1) is None
     assert reader.skim(piece + piece, first) is None
     assert reader.skim(piece + b"\xe2\x80\xa8garbage\n", first) is None
+
+
+def test_a_part_that_was_not_enough_is_read_again_only_four_times_as_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred lines are ten pieces: reading from the beginning at each would be ten readings."""
+    from nexusbench.workloads.readers.native import Native
+
+    readings, read = list[int](), Native.read
+
+    def counted(reader: Native, text: source.Source) -> Parsed:
+        readings.append(len(text.text))
+        return read(reader, text)
+
+    monkeypatch.setattr(Native, "read", counted)
+    path = save(tmp_path, [native(index) for index in range(COUNT)])
+    assert len(load_head(path, limit=100).requests) == 100
+    assert len(readings) == 3
+    assert all(later >= 4 * before for before, later in pairwise(readings))

@@ -32,3 +32,13 @@ def test_what_would_take_centuries_or_more_than_a_table_holds_is_refused() -> No
         transform.closed_loop(trace, 2**31)
     with pytest.raises(UsageError, match="max-tokens '2147483648' is no bound"):
         transform.bounds(trace, 2**31)
+
+
+def test_speeds_are_taken_within_the_documented_bounds() -> None:
+    """docs/workloads.md: 1e-9 to 1e15."""
+    trace = Trace("t", [TraceRequest(str(i), i * 10**6, 10, 3) for i in range(5)])
+    for value in (1e-9, 1e15):
+        assert len(transform.speed(trace, value).requests) == 5
+    for value in (0.9e-9, 1.1e15):
+        with pytest.raises(UsageError, match=r"too extreme\. Choose 1e-09 to 1e\+15"):
+            transform.speed(trace, value)

@@ -139,6 +139,12 @@ def test_what_cannot_be_is_named(old: str, new: str, field: str, says: str, tmp_
     assert says in str(error)
 
 
+def test_many_long_unknown_keys_still_make_a_short_message(tmp_path: Path) -> None:
+    keys = "".join(f"{'k' * 300}{index} = 1\n" for index in range(20))
+    error = refused(tmp_path, SPEC.replace("[tenants]\n", f"[tenants]\n{keys}"))
+    assert "unknown key; unknown too: kkk" in str(error)
+
+
 def test_a_whole_trace_has_bounds(tmp_path: Path) -> None:
     """Lengths that are legal each, and together more than a trace can hold."""
     large = SPEC.replace("value = 7", "value = 900_000_000").replace("= 9000", "= 2_147_483_647")

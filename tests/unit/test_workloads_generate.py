@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nexusbench.core.errors import InputError
-from nexusbench.workloads.arrivals import PROCESSES, Closed, Constant, Diurnal, Gamma
-from nexusbench.workloads.base import Trace
+from nexusbench.workloads.arrivals import PROCESSES, Closed, Constant, Diurnal, Gamma, _gamma
+from nexusbench.workloads.base import MAX_TOKENS, Trace
 from nexusbench.workloads.generate import make_trace
 from nexusbench.workloads.lengths import Exponential, FixedLength, Lognormal
 from nexusbench.workloads.spec import load_spec
@@ -69,6 +69,31 @@ def test_gamma_has_its_rate_and_cv(cv: float, tolerance: float) -> None:
     gaps = np.diff(Gamma(rate=8.0, cv=cv).draw(40_000, stream(1, "a"))) / 1e9
     assert 1 / gaps.mean() == pytest.approx(8, rel=0.06)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=tolerance)
+
+
+def test_gamma_arrivals_of_cv_1_are_poisson() -> None:
+    """Short gaps, too: their share is what accepting every draw changes most."""
+    gaps = np.diff(Gamma(rate=1.0, cv=1.0).draw(4000, stream(1, "a"))) / 1e9
+    for gap in (0.02, 0.1, 0.5, 1.0, 2.0):
+        share = 1 - np.exp(-gap)
+        tolerance = 4 * np.sqrt(share * (1 - share) / len(gaps))
+        assert (gaps <= gap).mean() == pytest.approx(share, abs=tolerance), gap
+
+
+@pytest.mark.parametrize("shape", [1.0, 4.0])
+def test_nearly_every_gamma_draw_is_accepted(shape: float) -> None:
+    """Marsaglia and Tsang 2000: more than 95 % for a shape of 1 or more."""
+    rng, draws = stream(1, "a"), 0
+
+    class Counted:
+        def random(self, count: int) -> np.ndarray:
+            nonlocal draws
+            draws += 1
+            return rng.random(count)
+
+    for _ in range(1000):
+        _gamma(shape, Counted())  # type: ignore[arg-type]
+    assert 1000 < draws < 1000 / 0.93
 
 
 def test_constant_does_not_drift() -> None:
@@ -192,6 +217,15 @@ def test_max_context_ends_sessions(tmp_path: Path) -> None:
     assert trace.notes[1].startswith(f"{lost:,} later turns left out")
 
 
+def test_a_share_of_1_is_all_prompts_and_more_is_refused(tmp_path: Path) -> None:
+    whole = HEAD.replace("400", "20") + CLASS + FOREST.replace("0.75", "1.0")
+    trace = made(tmp_path, whole)
+    roots = {request.hash_ids[0] for request in trace.requests}
+    assert len(roots) <= 3
+    with pytest.raises(InputError, match=r"'prefixes\.share'.*<= 1\.0"):
+        made(tmp_path, whole.replace("share = 1.0", "share = 1.1"))
+
+
 def test_patience_is_a_share_of_the_requests(tmp_path: Path) -> None:
     trace = made(tmp_path, HEAD, CLASS, PATIENCE)
     assert sum(r.timeout_ns == 30_000_000_000 for r in trace.requests) == pytest.approx(200, abs=30)
@@ -267,6 +301,13 @@ FAULTS = {
 }  # fmt: skip
 
 
+def test_a_context_that_is_not_given_is_bounded_by_what_a_trace_can_hold(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(HEAD + CLASS + SESSIONS)
+    sessions = load_spec(tmp_path / "spec.toml").sessions
+    assert sessions is not None
+    assert sessions.max_context == MAX_TOKENS
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_of_specs_are_located(name: str, tmp_path: Path) -> None:
     before, text, field, says = FAULTS[name]
@@ -282,6 +323,7 @@ def test_faults_of_specs_are_located(name: str, tmp_path: Path) -> None:
         ("a,b\n1,2\n", 1, "missing column"),
         ("num_prefill_tokens,num_decode_tokens\n1,2\n3\n", 3, "1 columns instead of 2"),
         ("num_prefill_tokens,num_decode_tokens\n0,2\n", 2, "not '0'"),
+        ("num_prefill_tokens,num_decode_tokens\n2,0\n", 2, "not '0'"),
         ("num_prefill_tokens,num_decode_tokens\n", None, "no rows"),
     ],
 )

@@ -212,6 +212,19 @@ def test_formats_with_fixed_times_cannot_hold_sessions() -> None:
         convert(trace, "azur")
 
 
+def test_dispersion_is_the_variance_over_the_mean_of_whole_windows() -> None:
+    """Three requests in a second and one in the next; what is after the last whole one is left
+    out.
+    """
+    times = [second + k / 10 for second in range(20) for k in range(1 if second % 2 else 3)]
+    arrivals = [round(time * 1e9) for time in [*times, 20.0, 20.1, 20.2, 20.3]]
+    facts = describe_trace(
+        Trace("t", [TraceRequest(str(i), ns, 5, 5) for i, ns in enumerate(arrivals)])
+    )
+    assert facts.arrivals is not None
+    assert facts.arrivals.dispersion == {"1s": pytest.approx(1 / 2), "10s": None, "60s": None}
+
+
 def data(name: str) -> Path:
     folder = os.environ.get("NEXUSBENCH_DATA", "")
     path = Path(folder) / "traces" / name
