@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nexusbench.core.config import RunConfig, check_config
+from nexusbench.core.config import RunConfig, check_config, fields_of
 from nexusbench.core.errors import UsageError
 from nexusbench.core.machine import require_memory
+from nexusbench.core.options import declared
 from nexusbench.core.request import Request
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
@@ -27,13 +28,11 @@ if TYPE_CHECKING:
 
 # Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
 MOST_BLOCKS = 10**9
-# What says which requests arrive when: it decides nothing of what :func:`check_run` checks.
-_TRAFFIC = {
-    "trace": "", "speed": None, "request_rate": None, "burstiness": None, "limit": None,
-    "window": None, "spread_ties": "none", "quantize_arrivals": None, "concurrency": None,
-    "max_tokens": None, "warmup_s": 0.0, "price_per_hour": None, "watts": None,
-    "seed": 0,
-}  # fmt: skip
+# Which requests arrive when, and what an hour costs, decide nothing of what :func:`check_run` checks.
+_TRAFFIC = {"trace": ""} | {
+    name: declared(RunConfig)[name].default
+    for name in (*fields_of("load"), "price_per_hour", "watts", "seed")
+}
 
 
 def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device, Limits]:
