@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
 MOST_BLOCKS = 10**9
-# Which requests arrive when, and what an hour costs, decide nothing of what :func:`check_run` checks.
+# Which requests arrive when, and what an hour costs: nothing that :func:`check_run` looks at.
 _TRAFFIC = {"trace": ""} | {
     name: declared(RunConfig)[name].default
     for name in (*fields_of("load"), "price_per_hour", "watts", "seed")
