@@ -130,7 +130,8 @@ def _is_plain(request: TraceRequest) -> bool:
         and 1 <= len(request.id) <= _MOST_LETTERS
         and request.id.isprintable()
         and type(request.arrival_ns) is type(request.prompt_tokens) is int
-        and type(request.output_tokens) is int
+        and type(request.output_tokens) is type(request.line) is int
+        and 0 <= request.line < _MAX_NS
         and 0 < request.arrival_ns < _MAX_NS
         and 1 <= request.prompt_tokens <= MAX_TOKENS
         and 1 <= request.output_tokens <= MAX_TOKENS

@@ -94,6 +94,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"id": ""}, "an empty id"),
     ({"tenant": None}, "tenant None, which is no text"),
     ({"session": 4}, "session 4, which is no text"),
+    ({"line": -1}, "line -1"),
+    ({"line": "7"}, "line '7'"),
     ({"arrival_ns": -1}, "arrival_ns -1"),
     ({"arrival_ns": 1.5}, "arrival_ns 1.5"),
     ({"arrival_ns": float("nan")}, "arrival_ns nan"),
