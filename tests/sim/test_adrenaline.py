@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from nexusbench.core.batch import Batch, BatchShape
+from nexusbench.core.batch import Batch, BatchShape, Plan
 from nexusbench.core.errors import InputError
-from nexusbench.core.state import Limits
+from nexusbench.core.state import EngineState, Limits
 from nexusbench.costs.roofline import Roofline
+from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import load_model
 from nexusbench.partitioners.adrenaline import AdrenalinePartitioner as Colocation
 from nexusbench.physics.gpus import load_gpu
@@ -20,7 +22,7 @@ from nexusbench.physics.launches import Physics
 from nexusbench.physics.remote import SYNC_NS, remote_slowdown, split_launch
 from nexusbench.schedulers._offloading import AttentionLoad, OffloadBound, bound, fine_now, safe
 from nexusbench.schedulers.base import schedulers
-from nexusbench.testing import offer, serve, tiny_gpu
+from nexusbench.testing import offer, serve, tiny_device, tiny_gpu
 from nexusbench.testing._harness import Setting, build, make_scheduler
 
 L20, MODEL = load_gpu("l20"), load_model("llama-3.1-8b")
@@ -332,6 +334,35 @@ def test_prefill_gets_the_least_share_that_meets_its_slo():
     assert sized(60, one, now_ms=61) == sized(1, one)  # late: all that it can have
     assert sized(1, one) == 12  # of 16: the executor keeps 20 %
     assert sized(1, one, options=",executor=50") == 8
+
+
+def test_the_executor_keeps_a_fifth_of_the_sms_by_default():
+    """The paper: with 20 % of an A100's SMs the attention reaches 60 % of its bandwidth."""
+    spec = tiny_device(gpu=tiny_gpu(num_sms=100, sm_minimum=1, sm_multiple=1), count=2).spec
+    split = Colocation().initial(spec)
+    assert (split.of("prefill"), split.of("remote")) == (80, 20)
+
+
+def test_the_share_is_decided_for_the_prefill_of_a_plan():
+    """Decodes alone keep the split; beside a prefill only the prefill is asked about."""
+    spec = tiny_device(gpu=tiny_gpu(num_sms=100, sm_minimum=1, sm_multiple=1), count=2).spec
+    asked = []
+
+    def predict_splits(shape, sms):
+        asked.append(shape)
+        return [0.0 for _ in sms]
+
+    made = Colocation(belief=SimpleNamespace(predict_splits=predict_splits))
+    split = made.initial(spec)
+    state = EngineState(
+        spec, KVCacheManager(100, 4), Limits(8, 64, 1024), ("prefill", "decode"), split
+    )
+    decode = Batch("decode", [], [], BatchShape(4, 400))
+    prefill = Batch("prefill", [], [], BatchShape(0, 0, ((100, 0),)))
+    assert made.split(Plan([decode]), state) is split
+    assert asked == []
+    assert made.split(Plan([decode, prefill]), state).of("prefill") == 1
+    assert asked == [prefill.shape]
 
 
 @pytest.mark.parametrize("options", ["executor=0", "executor=100", "margin=0.5"])

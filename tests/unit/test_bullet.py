@@ -20,6 +20,7 @@ from nexusbench.policies.bullet import (
     TPOT_MS,
     BulletSlo,
     Pace,
+    PromptsAtHand,
     Prospects,
     expected,
 )
@@ -147,6 +148,32 @@ def test_prompts_join_a_batch_while_it_is_bound_by_memory():
 
     assert Prospects(Floor()).saturating_tokens(40) == pytest.approx(300)
     assert Prospects(Floor()).saturating_tokens(20) == pytest.approx(150)
+
+
+def test_a_ttft_breaks_by_the_time_since_the_arrival():
+    """Both arrived at 600 ns; from 1,000 on they take 100 and 200 ns: TTFTs of 500 and 700 ns."""
+    pending = [(waiting(0, 10, 600 / MS), 100.0), (waiting(1, 10, 600 / MS), 200.0)]
+    prospects = Prospects(Linear())
+    assert not prospects.breaks_ttft(pending, 1000, BulletSlo(700.0, False, 1.0))
+    assert prospects.breaks_ttft(pending, 1000, BulletSlo(699.0, False, 1.0))
+
+
+class Asked(Linear):
+    """A belief that keeps the shapes it was asked about."""
+
+    def __init__(self, **times):
+        super().__init__(**times)
+        self.shapes = []
+
+    def predict(self, shape, sms, neighbour=None):
+        self.shapes.append(shape)
+        return super().predict(shape, sms, neighbour)
+
+
+def test_a_decode_step_is_predicted_for_the_context_of_all_its_requests():
+    belief = Asked()
+    Prospects(belief).decode([decoding(0, 5), decoding(1, 8, prompt=20)], 40)
+    assert belief.shapes == [BatchShape(2, 14 + 27)]
 
 
 def test_prefill_goes_by_layers_and_a_batch_stays_together():
@@ -296,6 +323,18 @@ def test_decode_takes_sms_at_once_and_gives_them_back_by_two_steps_or_more():
     assert ask(made, state) == (22, 18)
     belief.step = 8.7 * MS
     assert ask(made, state) == (26, 14)
+
+
+def test_prompts_are_predicted_until_they_last_as_long_as_is_asked():
+    """Two prompts of 96 ns each last 192 ns: the third need not be predicted."""
+    belief = Asked()
+    _, state = resources(belief, [], [waiting(i, 96) for i in range(3)])
+    prompts = PromptsAtHand(belief, PREFILL, state)
+    for most, predicted in ((192.0, 2), (193.0, 3)):
+        belief.shapes.clear()
+        outlast = prompts.outlasts(most)
+        assert len(belief.shapes) == predicted
+        assert outlast(most, 40)
 
 
 def test_a_decode_step_does_not_outlast_the_prompts_at_hand():

@@ -136,6 +136,16 @@ def test_the_mode_follows_kv_use():
     assert made.mode == "decode-prioritized"
 
 
+@pytest.mark.parametrize(("now", "chosen"), [(54, 54), (55, 50), (46, 46), (45, 50)])
+def test_the_default_hysteresis_is_five_percent_of_the_sms(now, chosen):
+    """As docs/decisions/0005 has it; on 100 SMs a change of 4 is not worth it, one of 5 is."""
+    half = [10.0 if sms < 50 else 1.0 for sms in range(101)]  # decode needs 50 SMs
+    gpu = tiny_gpu(num_sms=100, sm_minimum=2, sm_multiple=1)
+    made, state = nexus(Table(half, half), gpu)
+    state.split = Split(BOTH, (now, 100 - now))
+    assert made.split(plan(PREFILL, DECODE), state).sms[0] == chosen
+
+
 def test_where_no_split_meets_the_slack_the_other_stage_gets_the_most_it_can():
     steep = [1000.0 * (41 - sms) for sms in range(41)]
     made, state = nexus(Table(steep, steep), delta=0, alpha=1, beta=1)

@@ -138,6 +138,17 @@ def test_it_moves_by_single_sms_where_the_device_can():
     assert [run.window() for _ in range(3)] == [51, 52, 53]
 
 
+def test_the_only_split_of_a_small_device_is_kept():
+    made = SemiPdPartitioner(SemiPdPartitionerOptions(window=1, ttft_ms=1.0))
+    spec = tiny_device(gpu=tiny_gpu(num_sms=4, sm_minimum=2, sm_multiple=2)).spec
+    state = EngineState(spec, KVCacheManager(100, 4), Limits(8, 64, 1024), BOTH, made.initial(spec))
+    assert state.split.sms == (2, 2)
+    late = Request("late", 0, 0, 8, 8, 16, num_tokens=9, num_computed_tokens=8)
+    made.completed(Batch("prefill", [], [Chunk(late, 8, 0)], PROMPT), 9 * MS)
+    assert made.split(Plan([Batch("prefill", [], [], PROMPT)]), state).sms == (2, 2)
+    assert made.mode == "TTFT violated"
+
+
 def test_it_takes_the_smallest_step_that_its_model_finds_enough():
     """TPOT = 1000 / y: 20 ms at 50 %, and 16 ms needs 62.5 %: three steps of 5 %."""
     run = Traffic(lambda x: 1.0, lambda y: 1000.0 / y, ttft_ms=300.0, tbt_ms=16.0)
