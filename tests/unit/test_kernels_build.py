@@ -28,14 +28,14 @@ PRINT_NOTE = "from nexusbench.kernels.native import bindings; print(bindings.not
 USE = """
 import torch
 from nexusbench.kernels import fused
-from nexusbench.kernels.linear import Linear
+from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.native import bindings
 torch.manual_seed(0)
 x, w, b = torch.randn(3, 40), torch.randn(50, 40), torch.randn(50)
-linear = Linear(w, b)
+linear = LinearLayer(w, b)
 y = linear(x, residual=torch.ones(3, 50))
 assert (y - (x @ w.t() + b + 1)).abs().max() < 1e-4
-assert Linear(w, gated=True)(x.contiguous()).shape == (3, 25)
+assert LinearLayer(w, gated=True)(x.contiguous()).shape == (3, 25)
 assert fused.silu_mul(x).shape == (3, 20)
 assert fused.rms_norm(x, torch.ones(40), 1e-5).shape == (3, 40)
 assert fused.argmax(x).tolist() == x.argmax(-1).tolist()
