@@ -32,7 +32,7 @@ def capacity(
     goodput: flags.Bounds = None,
     slo: flags.SloName = None,
     attainment: flags.Attainment = None,
-    scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nobody changes it)
+    scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nothing changes it)
     partitioner: flags.Partitioners = None,
     config: Annotated[
         RunConfig,

@@ -17,7 +17,7 @@ def serve_trace(
     *,
     config: Annotated[RunConfig, flags.Fields(RunConfig)],
     server: Annotated[EndpointConfig | None, flags.Fields(EndpointConfig)],
-    scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nobody changes it)
+    scheduler: flags.Schedulers = ["nexus"],  # noqa: B006 (Typer reads it, nothing changes it)
     partitioner: flags.Partitioners = None,
     goodput: flags.Goodput = None,
     by: flags.By = None,

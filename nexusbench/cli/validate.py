@@ -46,7 +46,7 @@ def kernels(
         ),
     ],
     model: ModelName = "llama-3.1-8b",
-    bound: Bounds = [],  # noqa: B006 - Typer reads it, nobody changes it
+    bound: Bounds = [],  # noqa: B006 - Typer reads it, nothing changes it
     as_json: AsJson = False,
 ) -> None:
     """Errors of the physics alone, and of tables with whole counts held out, by operator.
@@ -95,7 +95,7 @@ def run(
     seed: Annotated[
         int, flags.option("seed", help="Seed of simulated noise.", rich_help_panel=None)
     ] = 0,
-    bound: Bounds = [],  # noqa: B006 - Typer reads it, nobody changes it
+    bound: Bounds = [],  # noqa: B006 - Typer reads it, nothing changes it
     as_json: AsJson = False,
 ) -> None:
     """Replay a recorded run of a real engine: measured beside simulated.

@@ -14,6 +14,7 @@ from nexusbench.comparison.verdict import (
     amount,
     factor,
     find_prices,
+    listed,
     per_gpu,
     prices,
     ranked,
@@ -114,7 +115,7 @@ def _headline(columns: Sequence[Column]) -> Headline:
         return Headline(f"All {len(rivals)} are level{f': {words}' if words else ''}.")
     main = _main(decided)
     won = [claim for claim in decided if main in claim.winners]
-    sentence = f"{main} has {_listed([_won(claim, main) for claim in won])}."
+    sentence = f"{main} has {listed([_won(claim, main) for claim in won])}."
     price = _price(rivals, main, [claim for claim in decided if main not in claim.winners])
     paid = [f"The price: {price}." if price else "", per_gpu(rivals, [main])]
     return Headline(sentence, " ".join(part for part in paid if part))
@@ -166,7 +167,7 @@ def _main(claims: Sequence[Claim]) -> str:
 
 def _won(claim: Claim, main: str) -> str:
     others = [label for label in claim.winners if label != main]
-    level = f", level with {_listed(others)}" if others else ""
+    level = f", level with {listed(others)}" if others else ""
     return f"the {claim.degree} {claim.words} ({claim.value}: {claim.margin}{level})"
 
 
@@ -184,10 +185,6 @@ def _price(columns: Sequence[Column], main: str, lost: Sequence[Claim]) -> str:
     found = find_prices(columns, own, without=[claim.words for claim in lost])
     parts += [price.text for price in found]
     return "its " + "; its ".join(parts) if parts else ""
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def answers(columns: Sequence[Column]) -> JsonObject:

@@ -114,7 +114,7 @@ def _sentence(columns: Sequence[Column], words: str, tag: str, name: str, less: 
     level = [label for label, _ in near]
     within_what = within(first, [estimate for _, estimate in near])
     if len(level) == len(rest):
-        alike = "all" if len(known) == len(columns) else _listed([winner, *level])
+        alike = "all" if len(known) == len(columns) else listed([winner, *level])
         return (
             f"{_sentence_case(words)} is the same for {alike} {within_what} ({amount(best, tag)})."
         )
@@ -196,7 +196,7 @@ def remarks(columns: Sequence[Column]) -> list[str]:
     )
     out = [column.label for column in columns if column not in served]
     if len(columns) > 1:
-        text += f", so that {_listed(out)} cannot lead in them"
+        text += f", so that {listed(out)} cannot lead in them"
     return [f"{text}."]
 
 
@@ -205,7 +205,8 @@ def _count(column: Column, tag: str) -> float | None:
     return None if found is None else found.value
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

@@ -28,7 +28,7 @@ _POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT; nvmlDeviceGetPowerUsage is a 
 # nvmlClocksEventReason* of nvml.h, formerly nvmlClocksThrottleReason*, with the same bits.
 CLOCK_EVENTS = {
     "gpu_idle": (0x1, "the GPU idled"),
-    "set_clocks": (0x2, "somebody had set the clocks"),
+    "set_clocks": (0x2, "application clocks had been set"),
     "sw_power_cap": (0x4, "the power cap held the clocks down"),
     "hw_slowdown": (0x8, "the hardware had slowed down (heat, power brake)"),
     "sync_boost": (0x10, "a boost group held the clocks together"),

@@ -26,7 +26,7 @@ _NEUTRAL = SimConstants(
 
 def describe_cpu(dtype: str, num_sms: int) -> GpuSpec:
     """The machine in the words of a GPU: ``num_sms`` cores (or percent of them), DRAM is HBM."""
-    measured = f"measured when the device opens, best of {ROUNDS}"
+    measured = f"measured when the device opens, best of {ROUNDS} rounds (of one that takes long)"
     return GpuSpec(
         name=processor_name(),
         num_sms=num_sms,

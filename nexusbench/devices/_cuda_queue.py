@@ -125,8 +125,8 @@ class LaunchQueue:
                 self.hung = True
                 raise NexusbenchError(
                     f"{launch.where} has not ended in {self._timeout_ns / NS_PER_S:.0f} s: the GPU "
-                    "hangs, or somebody else computes on it. Look at nvidia-smi; --no-graphs tells "
-                    "whether it is CUDA graphs"
+                    "hangs, or another process computes on it. Look at nvidia-smi; --no-graphs "
+                    "tells whether it is CUDA graphs"
                 )
 
     def nap(self, waited_ns: int, most_ns: int | None) -> None:

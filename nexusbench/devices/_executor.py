@@ -70,8 +70,8 @@ class PlannedStep:
 class StepPlanner:
     """Plans the launches of one thread and keeps their tokens.
 
-    It reads requests that are in flight, which nobody changes meanwhile (I11), and appends to their
-    tokens.
+    It reads requests that are in flight, which nothing changes meanwhile (I11), and appends to
+    their tokens.
     """
 
     def __init__(self, served: Served) -> None:

@@ -245,7 +245,7 @@ class Cpu(Device):
         from nexusbench.devices._executor import StepRunner
 
         if self._served is None:
-            # Nobody prepared it, as in the conformance check: a pool for a handful of requests.
+            # It was not prepared, as in the conformance check: a pool for a handful of requests.
             self.prepare(Serving(num_blocks=1024, block_size=16, seed=self._options.seed))
         assert self._served is not None
         runner = self._runners.get(partition)

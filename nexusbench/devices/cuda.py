@@ -328,7 +328,7 @@ class Cuda(Device):
 
     def _ready(self) -> LaunchQueue:
         if self._served is None:
-            # Nobody prepared it, as in the conformance check: a pool for a handful of requests.
+            # It was not prepared, as in the conformance check: a pool for a handful of requests.
             self.prepare(Serving(num_blocks=1024, block_size=16, seed=self._options.seed))
         assert self._queue is not None
         return self._queue

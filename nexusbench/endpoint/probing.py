@@ -310,7 +310,7 @@ class _Text:
 def _check_admission(status: int, reason: str) -> None:
     if status in (401, 403):
         raise NexusbenchError(
-            f"the server lets nobody in without the right key: {reason}. Put it into an "
+            f"the server accepts no request without the right key: {reason}. Put it into an "
             "environment variable and name that with --api-key-env"
         )
     if status == 429:

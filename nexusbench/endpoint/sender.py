@@ -50,7 +50,7 @@ class Impatience(Protocol):
         """A request has arrived."""
 
     def pop_due(self, now: int) -> Iterator[tuple[Request, str]]:
-        """Who has given up by ``now``, and why."""
+        """The requests whose client has given up by ``now``, and why."""
 
 
 class Ends:

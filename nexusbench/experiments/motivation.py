@@ -21,7 +21,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.experiments.neutral import neutral_gpu
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiling.curves import LatencyCurve, step_time
 from nexusbench.profiling.desk import BatchDesk
 from nexusbench.profiling.measure import Measurer, SamplingRule
@@ -103,7 +103,7 @@ class Bench:
         kind = "mixed" if both else "prefill" if shape.chunks else "decode"
         if neighbour is not None:
             kind = "pair"
-        setting = Setting(kind, shape, sms, neighbour, other_sms)  # type: ignore[arg-type]
+        setting = PointSetting(kind, shape, sms, neighbour, other_sms)  # type: ignore[arg-type]
         if setting.key not in self._points:
             seed = seed_of(self._seed, setting)
             self._points[setting.key] = self._measurer.measure(setting, seed)

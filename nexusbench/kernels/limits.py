@@ -1,4 +1,4 @@
-"""How fast this machine's cores and memory are, measured in under two seconds."""
+"""How fast this machine's cores and memory are, measured in a few seconds at most."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nexusbench.kernels.native import memory
 STREAM_BYTES = 256 * 1024**2  # well beyond the caches of a core
 GEMM_SIZE = 1024
 ROUNDS = 5
-LONG_NS = 400_000_000
+LONG_NS = 400_000_000  # a first round of more is the measurement: what it pays once is lost in it
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def _fastest(work: Callable[[], object]) -> float:
     try:
         with torch.inference_mode():
             first = _timed(work)  # pays for page faults and for the thread team
-            if first > LONG_NS:  # bfloat16 without instructions for it: both are lost in that
+            if first > LONG_NS:  # as bfloat16 does without instructions for it
                 return float(first)
             return float(min(_timed(work) for _ in range(ROUNDS)))
     finally:

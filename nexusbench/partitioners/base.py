@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
@@ -109,6 +110,11 @@ def disjoint_splits(spec: DeviceSpec, policy: str) -> list[Split]:
             f"{parts_of(spec.name)} do not make two partitions. Use --partitioner whole"
         )
     return legal
+
+
+def nearest_half(splits: Sequence[Split], num_sms: int) -> Split:
+    """The split whose first side is nearest to half of the SMs; the first of equally near ones."""
+    return min(splits, key=lambda split: abs(2 * split.sms[0] - num_sms))
 
 
 partitioners = Registry("nexusbench.partitioners", "partitioner", "Partitioner")

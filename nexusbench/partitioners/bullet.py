@@ -13,6 +13,7 @@ from nexusbench.partitioners.base import (
     Partitioner,
     PartitionerOptions,
     disjoint_splits,
+    nearest_half,
     shapes_to_run,
 )
 from nexusbench.policies.bullet import BulletSlo, Pace, PromptsAtHand, expected
@@ -48,7 +49,7 @@ class BulletPartitioner(Partitioner[BulletPartitionerOptions]):
         """Half and half, until both sides have something to run."""
         self._pace = Pace()
         self._legal = disjoint_splits(spec, self.name)
-        return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
+        return nearest_half(self._legal, spec.num_sms)
 
     def completed(self, batch: Batch, now: int) -> None:
         """Note first tokens."""

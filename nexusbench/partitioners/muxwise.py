@@ -18,6 +18,7 @@ from nexusbench.partitioners.base import (
     Partitioner,
     PartitionerOptions,
     disjoint_splits,
+    nearest_half,
     shapes_to_run,
 )
 
@@ -56,7 +57,7 @@ class MuxwisePartitioner(Partitioner[MuxwisePartitionerOptions]):
         self._legal = disjoint_splits(spec, self.name)[::-1]
         self._book = LaunchBook(options.idle)
         self._slowdown: dict[tuple[int, ...], float] = {}
-        return min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
+        return nearest_half(self._legal, spec.num_sms)
 
     def split(self, plan: Plan, state: EngineState) -> Split:
         """For each launch beside a neighbour; without one there is nothing to decide."""

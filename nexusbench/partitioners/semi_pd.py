@@ -20,7 +20,12 @@ from nexusbench.partitioners._latency import (
     queueing,
 )
 from nexusbench.partitioners._launches import LaunchBook
-from nexusbench.partitioners.base import Partitioner, PartitionerOptions, disjoint_splits
+from nexusbench.partitioners.base import (
+    Partitioner,
+    PartitionerOptions,
+    disjoint_splits,
+    nearest_half,
+)
 
 TTFT_MS, TPOT_MS = 2250.0, 130.0  # the paper's tight SLO for an 8B model on LongBench
 UpTo100 = Annotated[float, msgspec.Meta(gt=0, le=100)]
@@ -71,7 +76,7 @@ class SemiPdPartitioner(Partitioner[SemiPdPartitionerOptions]):
         self._stride = max(1, round(options.step_size / 100 * spec.num_sms / step))
         self._book = LaunchBook(options.idle)
         self._window = LatencyWindow(spec.num_sms)
-        self._split = min(self._legal, key=lambda split: abs(2 * split.sms[0] - spec.num_sms))
+        self._split = nearest_half(self._legal, spec.num_sms)
         self._ttft: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # (1/(x - lambda), ns)
         self._tpot: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # (1/y, ns)
         self._seen: Observation | None = None

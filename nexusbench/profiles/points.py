@@ -12,7 +12,7 @@ from nexusbench.core.batch import BatchShape
 Kind = Literal["prefill", "decode", "mixed", "pair"]
 
 
-class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PointSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is measured: ``shape`` on ``sms`` SMs, alone or beside ``neighbour`` on its SMs.
 
     ``contexts`` are the decodes' context lengths where they differ (() for all alike): a real
@@ -51,7 +51,7 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     throughout. ``warnings`` say what to distrust: throttling, a busy machine, a wide interval.
     """
 
-    setting: Setting
+    setting: PointSetting
     ns: float
     interval: float
     samples_ns: tuple[float, ...]

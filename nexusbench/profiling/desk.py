@@ -13,7 +13,7 @@ from nexusbench.core.state import Limits
 from nexusbench.core.units import ceil_div
 from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.profiles.points import Setting
+from nexusbench.profiles.points import PointSetting
 
 # So many output tokens that no request of a sweep ever ends.
 _TOKENS_TO_COME = 1 << 20
@@ -50,7 +50,7 @@ class Pool(msgspec.Struct, frozen=True):
         chunks = sum(ceil_div(count + before, size) for count, before in work.shape.chunks)
         return chunks + sum(ceil_div(length + repeat, size) for length in work.lengths())
 
-    def enough_for(self, settings: Iterable[Setting]) -> Pool:
+    def enough_for(self, settings: Iterable[PointSetting]) -> Pool:
         """The part of it that ``settings`` need at most: a real device has to fill what it is given
         with zeros.
         """

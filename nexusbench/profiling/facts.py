@@ -10,7 +10,7 @@ import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.costs.base import Target
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.stages import Stages
 from nexusbench.profiling.curves import (
     LatencyCurve,
@@ -328,5 +328,5 @@ def _splits(points: Sequence[Point]) -> list[SplitChoice]:
     return rows
 
 
-def _pair_key(setting: Setting) -> tuple[BatchShape, int, BatchShape | None, int]:
+def _pair_key(setting: PointSetting) -> tuple[BatchShape, int, BatchShape | None, int]:
     return setting.shape, setting.sms, setting.neighbour, setting.neighbour_sms

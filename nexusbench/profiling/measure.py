@@ -13,7 +13,7 @@ from nexusbench.core.batch import Batch, StepOutput
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.parts import unit_of
 from nexusbench.core.units import NS_PER_S
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiling._statistics import estimate
 from nexusbench.profiling.desk import MOST_REPEATS, BatchDesk, ShapedBatch
 
@@ -106,7 +106,7 @@ class Measurer:
         self.desk, self.sampling = desk, sampling
         self.readers = readers if readers is not None else Readers()
 
-    def measure(self, setting: Setting, seed: int, alone_ns: float | None = None) -> Point:
+    def measure(self, setting: PointSetting, seed: int, alone_ns: float | None = None) -> Point:
         """The point of ``setting``; ``seed`` starts a simulated device's noise, so that a point
         does not depend on what was measured before it. ``alone_ns`` is for pairs.
 
@@ -117,7 +117,7 @@ class Measurer:
             return self._measured(setting, run, alone_ns)
 
     def _measured(
-        self, setting: Setting, run: Callable[[int], _Samples], alone_ns: float | None
+        self, setting: PointSetting, run: Callable[[int], _Samples], alone_ns: float | None
     ) -> Point:
         """Warm up, take samples, read counters."""
         run(WARM_UP)
@@ -146,7 +146,7 @@ class Measurer:
 
     def _point(
         self,
-        setting: Setting,
+        setting: PointSetting,
         samples: _Samples,
         counters: dict[str, float | None],
         warnings: list[str],
@@ -189,7 +189,7 @@ class Measurer:
         )
 
     @contextmanager
-    def _runner(self, setting: Setting) -> Iterator[Callable[[int], _Samples]]:
+    def _runner(self, setting: PointSetting) -> Iterator[Callable[[int], _Samples]]:
         """What takes samples of a setting: so many, or with 0 as many as the rule demands."""
         if setting.neighbour is None:
             yield self._alone(setting)
@@ -200,7 +200,7 @@ class Measurer:
         finally:
             pair.stop()
 
-    def _alone(self, setting: Setting) -> Callable[[int], _Samples]:
+    def _alone(self, setting: PointSetting) -> Callable[[int], _Samples]:
         desk, spec = self.desk, self.desk.device.spec
         whole = setting.sms == spec.num_sms
         partition = spec.whole.partitions[0] if whole else setting.phase
@@ -220,7 +220,7 @@ class Measurer:
 
         return run
 
-    def _pair(self, setting: Setting) -> _Pair:
+    def _pair(self, setting: PointSetting) -> _Pair:
         """Both sides ready; a neighbour of decodes takes several steps in a launch, which leaves
         fewer gaps than one launch a step.
         """
@@ -319,7 +319,7 @@ def _mean(parts: Sequence[Mapping[str, float]], outliers: Sequence[int]) -> dict
     return {name: math.fsum(part.get(name, 0.0) for part in kept) / len(kept) for name in names}
 
 
-def _name(setting: Setting, unit: str) -> str:
+def _name(setting: PointSetting, unit: str) -> str:
     from nexusbench.profiling.grammar import format_batch
 
     text = f"{format_batch(setting.shape, setting.contexts)} on {setting.sms} {unit}"

@@ -16,7 +16,7 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.profiles.points import Setting
+from nexusbench.profiles.points import PointSetting
 from nexusbench.profiling.desk import MOST_REPEATS, Pool, ShapedBatch
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.held_out import held_out_decodes, held_out_mixed, held_out_prefills
@@ -36,7 +36,7 @@ class MeasuringPlan(msgspec.Struct, frozen=True):
     """Lines first, then settings in order; a pair follows both of its sides alone."""
 
     lines: tuple[BatchOverSms, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[PointSetting, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -44,14 +44,14 @@ class MeasuringPlan(msgspec.Struct, frozen=True):
         """At most so many will be measured."""
         return sum(line.budget for line in self.lines) + len(self.settings)
 
-    def everything(self) -> Iterator[Setting]:
+    def everything(self) -> Iterator[PointSetting]:
         """All settings, lines at one of their SM counts."""
         yield from self.settings
         for line in self.lines:
             yield line.setting(line.start[0])
 
 
-def alone(setting: Setting) -> Setting:
+def alone(setting: PointSetting) -> PointSetting:
     """The measured side of a pair, without its neighbour."""
     kind = setting.phase
     return msgspec.structs.replace(setting, kind=kind, neighbour=None, neighbour_sms=0)
@@ -82,7 +82,7 @@ class _Planner:
     def __init__(self, spec: DeviceSpec, pool: Pool, effort: Effort) -> None:
         self.spec, self.pool, self.effort = spec, pool, effort
         self._lines: dict[ShapedBatch, BatchOverSms] = {}
-        self._settings: dict[str, Setting] = {}
+        self._settings: dict[str, PointSetting] = {}
         self._notes: list[str] = []
         limits = pool.limits
         longest = min(limits.max_model_len, effort.longest)
@@ -163,7 +163,7 @@ class _Planner:
             for length, (chunk, before) in product(self._lengths_of(count, each), chunks):
                 size = min(chunk, most - count)
                 shape = BatchShape(count, count * length, ((size, before),))
-                self._add(Setting("mixed", shape, self.spec.num_sms))
+                self._add(PointSetting("mixed", shape, self.spec.num_sms))
 
     def _lengths_of(self, count: int, most: int) -> list[int]:
         """At most so many of the contexts that ``count`` decodes can all have."""
@@ -185,7 +185,7 @@ class _Planner:
                 contexts = skewed_contexts(count, length)
                 shape = BatchShape(count, sum(contexts))
                 for sms in spread(legal, self.effort.skewed_sms):
-                    self._add(Setting("decode", shape, sms, contexts=contexts))
+                    self._add(PointSetting("decode", shape, sms, contexts=contexts))
 
     def pairs(self) -> None:
         """(d) Both sides of every legal split of a grid, each also alone on the same SMs."""
@@ -217,8 +217,8 @@ class _Planner:
             for split in splits:
                 sms = (split.of("prefill"), split.of("decode"))
                 sides = (
-                    Setting("pair", prefill, sms[0], decode, sms[1], held_out=held_out),
-                    Setting("pair", decode, sms[1], prefill, sms[0], held_out=held_out),
+                    PointSetting("pair", prefill, sms[0], decode, sms[1], held_out=held_out),
+                    PointSetting("pair", decode, sms[1], prefill, sms[0], held_out=held_out),
                 )
                 for side in sides:
                     self._add(alone(side))
@@ -243,9 +243,9 @@ class _Planner:
         for phase, shapes in (("prefill", prefills), ("decode", decodes)):
             for shape in shapes[: effort.held_out_shapes]:
                 for sms in spread(self.sms(phase), effort.held_out_sms):
-                    self._add(Setting(phase, shape, sms, held_out=True))  # type: ignore[arg-type]
+                    self._add(PointSetting(phase, shape, sms, held_out=True))  # type: ignore[arg-type]
         for shape in self._off_grid(held_out_mixed(self.chunks[-1], self.batches[-1])):
-            self._add(Setting("mixed", shape, self.spec.num_sms, held_out=True))
+            self._add(PointSetting("mixed", shape, self.spec.num_sms, held_out=True))
         each = effort.held_out_pairs
         self._pair_up(prefills[:each], decodes[:each], effort.held_out_splits, held_out=True)
 
@@ -270,13 +270,13 @@ class _Planner:
         both = work.shape.chunks and work.shape.num_decodes
         kind = "mixed" if both else "prefill" if work.shape.chunks else "decode"
         new = bool(self._off_grid([work.shape]))
-        setting = Setting(
+        setting = PointSetting(
             kind,  # type: ignore[arg-type]
             work.shape, self.spec.num_sms, contexts=work.contexts, held_out=new,
         )  # fmt: skip
         self._add(setting)
 
-    def _add(self, setting: Setting) -> None:
+    def _add(self, setting: PointSetting) -> None:
         if self.pool.misfit(ShapedBatch(setting.shape, setting.contexts)) is None:
             self._settings.setdefault(setting.key, setting)
 

@@ -9,7 +9,7 @@ import msgspec
 
 from nexusbench.core.batch import Split
 from nexusbench.core.specs import DeviceSpec
-from nexusbench.profiles.points import Setting
+from nexusbench.profiles.points import PointSetting
 from nexusbench.profiling.desk import ShapedBatch
 
 BEND = 0.02  # a line is refined until linear interpolation in 1/SMs is about this good
@@ -25,11 +25,11 @@ class BatchOverSms(msgspec.Struct, frozen=True):
     budget: int
     bend: float = BEND
 
-    def setting(self, sms: int) -> Setting:
+    def setting(self, sms: int) -> PointSetting:
         """That position of the line."""
         shape = self.work.shape
         kind = "prefill" if shape.chunks else "decode"
-        return Setting(kind, shape, sms, contexts=self.work.contexts)  # type: ignore[arg-type]
+        return PointSetting(kind, shape, sms, contexts=self.work.contexts)  # type: ignore[arg-type]
 
 
 def refine(line: BatchOverSms, measured: Mapping[int, float]) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from nexusbench.core.errors import Interrupted
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiling.measure import Measurer, NothingMeasured
 from nexusbench.profiling.plan import MeasuringPlan, alone
 from nexusbench.profiling.positions import BatchOverSms, refine
@@ -24,7 +24,7 @@ class Progress(msgspec.Struct, frozen=True):
     most: int
     elapsed_s: float
     left_s: float | None
-    setting: Setting
+    setting: PointSetting
     warnings: tuple[str, ...] = ()
 
 
@@ -37,7 +37,7 @@ class SweepOutcome(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-def seed_of(seed: int, setting: Setting) -> int:
+def seed_of(seed: int, setting: PointSetting) -> int:
     """The seed of a setting's noise: independent of the order of the sweep."""
     return int(hashlib.sha256(f"{seed}:{setting.key}".encode()).hexdigest()[:12], 16)
 
@@ -95,7 +95,7 @@ class ProfileSweep:
             times[sms] = point.ns
         self._most -= max(0, line.budget - len(times))
 
-    def _point(self, setting: Setting) -> Point | None:
+    def _point(self, setting: PointSetting) -> Point | None:
         """The point of a setting, measured unless it is there; None if it cannot be."""
         points = self._store.points
         key = setting.key
@@ -125,7 +125,7 @@ class ProfileSweep:
     def _elapsed(self) -> float:
         return (self._stopwatch() - self._start) / 1e9
 
-    def _report(self, setting: Setting, warnings: tuple[str, ...]) -> None:
+    def _report(self, setting: PointSetting, warnings: tuple[str, ...]) -> None:
         if self._progress is None:
             return
         elapsed, done = self._elapsed(), len(self._used)

@@ -12,9 +12,10 @@ from nexusbench.comparison.load import load_lines
 from nexusbench.comparison.view import Judgement
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.outputs import atomic_file, check_writable
+from nexusbench.profiling.plots import require_matplotlib
 from nexusbench.report.gather import gather, overloaded_settings, read_runs
 from nexusbench.report.page import require_packages, runs_page
-from nexusbench.report.plots import draw, require_matplotlib
+from nexusbench.report.plots import draw
 from nexusbench.results.reader import RunReader
 
 

@@ -9,6 +9,7 @@ import msgspec
 from nexusbench.comparison.alike import find_warnings, label_apart
 from nexusbench.comparison.load import is_overloaded
 from nexusbench.comparison.view import Column, Judgement, RunView, view_of_reader
+from nexusbench.core.config import fields_of
 from nexusbench.core.documents import JsonObject
 from nexusbench.core.units import NS_PER_S
 from nexusbench.metrics.run_events import RunEvents
@@ -16,11 +17,9 @@ from nexusbench.report.series import DrawnSeries, busiest_moment, series_of
 from nexusbench.results.manifest import Manifest
 from nexusbench.results.reader import RunReader
 
-# What of a config says, beside the trace, how much traffic there is, and not what serves it.
-_LOAD = (
-    "request_rate", "speed", "concurrency", "limit", "window", "burstiness",
-    "spread_ties", "quantize_arrivals",
-)  # fmt: skip
+# What of a config says, beside the trace, which requests arrive when. How long they may be and
+# which of them are measured stay with what serves them.
+_LOAD = [name for name in fields_of("load") if name not in ("too_long", "max_tokens", "warmup_s")]
 # Of the load, what makes a title: its name in a config, and how it is written.
 _TITLES = (
     ("request_rate", "{:g} req/s"),

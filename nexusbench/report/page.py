@@ -73,9 +73,11 @@ def runs_page(settings: Sequence[LoadSection]) -> str:
     stored = [run for setting in settings for entry in setting.entries for run in entry.runs]
     first = settings[0].columns[0].first
     labels = list(dict.fromkeys(c.label for s in settings for c in s.columns))
-    who = " vs ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} columns of runs"
+    compared = (
+        " vs ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} columns of runs"
+    )
     content = {
-        "title": f"{who} on {first.resolved.trace.name}",
+        "title": f"{compared} on {first.resolved.trace.name}",
         "simulated": any(run.view.simulated for run in stored),
         "measured": any(not run.view.simulated for run in stored),
         "subtitle": _subtitle(settings),

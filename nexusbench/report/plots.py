@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.outputs import atomic_file
+from nexusbench.profiling.plots import require_matplotlib
 from nexusbench.report.charts import Chart, groups_of, rate_group
 from nexusbench.report.escape import plain
 from nexusbench.report.figures import PlotlyObject
@@ -27,15 +27,6 @@ _SYMBOLS = {
     "circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P", "star": "*",
     "hexagon": "h", "x": "x",
 }  # fmt: skip
-
-
-def require_matplotlib() -> None:
-    """Raises UsageError if it is not installed."""
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "--plots needs matplotlib, which is not installed. Install it with: "
-            'pip install "nexusbench[plots]"'
-        )
 
 
 def draw(settings: Sequence[LoadSection], folder: Path) -> list[Path]:

@@ -30,8 +30,7 @@ from nexusbench.profiles.profile import (
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.results.resolved import BeliefFacts, FittedProfile, budgets
 from nexusbench.schedulers.base import Scheduler
-from nexusbench.serving.calibrated import Calibrated
-from nexusbench.serving.recalibrated import Recalibrated
+from nexusbench.serving.following import Calibrated, Recalibrated
 from nexusbench.serving.resolve import NamedRun
 
 ANALYTIC, FITTED = "roofline", "nexus"  # what is asked unless a cost model is named

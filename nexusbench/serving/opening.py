@@ -20,7 +20,7 @@ from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import check_closed, make_belief, make_partitioner
-from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve, resolve_device
+from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve
 from nexusbench.workloads.base import Trace
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
 
     what = model_on_device(config, model)
     device, limits = open_device(what, profiling=True)
-    asked = DeviceAsked(
-        resolve_device(config.device), config.kernel_table, config.gpu_memory_utilization
-    )
+    asked = DeviceAsked(what.named.spec, config.kernel_table, config.gpu_memory_utilization)
     return Subject(device, what.model, limits, config.block_size, asked)
 
 

@@ -6,8 +6,9 @@ import math
 
 import msgspec
 
-from nexusbench.core.config import RunConfig, check_config
+from nexusbench.core.config import TOKENS, RunConfig, check_config
 from nexusbench.core.errors import UsageError
+from nexusbench.core.options import declared
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
@@ -19,14 +20,12 @@ from nexusbench.schedulers.base import Scheduler, schedulers
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
 COMPUTED_DTYPES = ("float32", "bfloat16", "float16")
-# Flags that say how tokens are made; a simulation makes none.
-_TOKEN_FLAGS = {
-    "load_format": "--load-format",
-    "dtype": "--dtype",
-    "temperature": "--temperature",
-    "top_p": "--top-p",
-    "stop_at_eos": "--stop-at-eos",
-}
+# How tokens are made; a simulation makes none. (Graphs are how they are launched.)
+_OF_TOKENS = [
+    field
+    for field in declared(RunConfig).values()
+    if field.option.panel == TOKENS and field.name != "graphs"
+]
 
 
 class NamedDevice(msgspec.Struct, frozen=True):
@@ -35,6 +34,11 @@ class NamedDevice(msgspec.Struct, frozen=True):
     kind: str
     argument: str
     device_class: type[Device]
+
+    @property
+    def spec(self) -> str:
+        """``KIND:argument`` as a user writes it."""
+        return f"{self.kind}:{self.argument}" if self.argument else self.kind
 
     def describe(self) -> GpuSpec:
         """The GPU that is named, without opening it. Raises UsageError if there is none."""
@@ -194,11 +198,10 @@ def check_flags(config: RunConfig, kind: str) -> None:
         )
     if kind != "sim":
         return
-    defaults = RunConfig(trace="")
-    for name, flag in _TOKEN_FLAGS.items():
-        if getattr(config, name) != getattr(defaults, name):
+    for field in _OF_TOKENS:
+        if getattr(config, field.name) != field.default:
             raise UsageError(
-                f"{flag} is for devices that compute tokens: use --device cpu or cuda, or "
+                f"{field.flag} is for devices that compute tokens: use --device cpu or cuda, or "
                 "leave it out"
             )
 

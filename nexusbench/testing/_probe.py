@@ -114,7 +114,7 @@ class StateSnapshot:
         for name in ("waiting", "prefilling", "decoding", "swapped"):
             before, after = getattr(self, name), getattr(other, name)
             if before != after:
-                return f"changes who is {name}: requests {before} became {after}"
+                return f"changes which requests are {name}: {before} became {after}"
         for index, row in self.rows.items():
             now = other.rows[index]
             for name, value in row.items():

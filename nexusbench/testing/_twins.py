@@ -60,7 +60,7 @@ def _seats() -> Twins:
     keep = [r.stop_len - r.num_prompt_tokens for r in fillers]
     one = _other([*fillers, *queue], [*keep, *reversed(lengths)], [])
     two = _other([*fillers, *queue], [*keep, *lengths], [])
-    name = "twins: who gets the next seat"
+    name = "twins: which gets the next seat"
     return Twins(RandomWorkload(name, one, setting), RandomWorkload(name, two, setting))
 
 
@@ -72,7 +72,7 @@ def _memory() -> Twins:
     setting = Setting(kv_blocks=40, limits=Limits(8, 64, 1024))
     one = _other(requests, [60, 55, 50, 40, 38, 36], [])
     two = _other(requests, [36, 38, 40, 50, 55, 60], [])
-    name = "twins: who is preempted"
+    name = "twins: which is preempted"
     return Twins(RandomWorkload(name, one, setting), RandomWorkload(name, two, setting))
 
 

@@ -13,7 +13,7 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.physics.gpus import legal_splits
 from nexusbench.physics.launches import Physics
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.testing._errors import ConformanceError, named
 from nexusbench.testing._harness import tiny_gpu, tiny_model
 
@@ -86,7 +86,7 @@ def sweep(gpu: GpuSpec, model: ModelSpec) -> list[Point]:
 def _alone(physics: Physics, kind: str, shape: BatchShape, sms: int) -> Point:
     load = physics.load(shape, sms)
     operators = {"dense": load.dense.time, "attention": load.attention.time}
-    setting = Setting(kind, shape, sms)  # type: ignore[arg-type]
+    setting = PointSetting(kind, shape, sms)  # type: ignore[arg-type]
     return Point(setting, load.solo, 0.0, (load.solo,), operators_ns=operators)
 
 
@@ -95,7 +95,7 @@ def _beside(
 ) -> Point:
     load = physics.load(shape, sms)
     ns = load.solo * physics.slowdown(load, physics.load(neighbour, others))
-    setting = Setting("pair", shape, sms, neighbour, others)
+    setting = PointSetting("pair", shape, sms, neighbour, others)
     operators = {"dense": load.dense.time, "attention": load.attention.time}
     return Point(setting, ns, 0.0, (ns,), operators_ns=operators, alone_ns=load.solo)
 

@@ -26,7 +26,7 @@ from nexusbench.testing._twins import check_twins, twins
 from nexusbench.testing._workloads import RandomWorkload, hand_made, seeded
 from nexusbench.testing.scheduler import observed_run
 
-# Who runs beneath, for each set of partitions that a partitioner may serve, and on a pair of GPUs.
+# The scheduler for each set of partitions that a partitioner may serve, and on a pair of GPUs.
 RUNS_ON: dict[tuple[str, ...], str] = {("all",): "vllm", ("prefill", "decode"): "nexus"}
 RUNS_ON_PAIR: dict[tuple[str, ...], str] = {("prefill", "decode"): "adrenaline"}
 TURNS = 60

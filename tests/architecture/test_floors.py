@@ -236,10 +236,8 @@ def deciding(node):
 def exact_files():
     """Truth and belief: what times a simulated launch, and what predicts one."""
     rooms = [PACKAGE / room for room in ("physics", "profiles", "costs", "policies")]
-    beliefs = ("calibrated.py", "recalibrated.py")
     found = [path for room in rooms for path in room.glob("*.py") if "fit" not in path.stem]
-    return sorted([*found, PACKAGE / "devices" / "sim.py",
-                   *(PACKAGE / "serving" / belief for belief in beliefs)])  # fmt: skip
+    return sorted([*found, PACKAGE / "devices" / "sim.py", PACKAGE / "serving" / "following.py"])
 
 
 def rounded(path):

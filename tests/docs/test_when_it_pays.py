@@ -137,10 +137,10 @@ def test_more_bandwidth_per_flop_more_gain(survey: Survey) -> None:
 
 
 def standings(survey: Survey) -> dict[str, dict[str, float]]:
-    """System -> column of the table of everybody -> percent of requests that keep the SLO."""
+    """System -> column of the table of every system -> percent of requests that keep the SLO."""
     header, _, *rows = (
         [word.strip(" `*") for word in line.strip("|").split("|")]
-        for line in BLOCKS["everybody"](survey).splitlines()
+        for line in BLOCKS["every-system"](survey).splitlines()
     )
     return {row[0]: dict(zip(header[2:], map(float, row[2:]), strict=True)) for row in rows}
 

@@ -23,7 +23,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "schedulers": ("schedulers/*.py", "planning/*.py"),
     "partitioners": ("partitioners/*.py", "policies/*.py"),
     "physics": ("physics/*.py", "devices/sim.py"),
-    "costs": ("costs/*.py", "profiles/*.py", "serving/*calibrated.py"),
+    "costs": ("costs/*.py", "profiles/*.py", "serving/following.py"),
     "workloads": ("workloads/*.py",),
     "metrics": ("metrics/*.py",),
     "gates": ("gates/*.py",),

@@ -56,6 +56,6 @@ def test_what_the_plot_library_thinks_of_a_name_is_no_news(
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr("nexusbench.profiling.plots.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"nexusbench\[plots\]"):
         plots.draw([], tmp_path)

@@ -12,7 +12,7 @@ from nexusbench.costs.base import Target
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.profile import POINTS_FILE, SCHEMA, Profile, write_profile
 from nexusbench.profiling.fingerprint import fingerprint_of
 from nexusbench.profiling.fitting import fit_model
@@ -37,7 +37,7 @@ def simulated_points(device):
         for shape in (*shapes, HELD_OUT[kind == "decode"]):
             for sms in sorted({n for pair in chosen for n in pair} | {every}):
                 time = physics.load(shape, sms).solo
-                setting = Setting(kind, shape, sms, held_out=shape in HELD_OUT)
+                setting = PointSetting(kind, shape, sms, held_out=shape in HELD_OUT)
                 points.append(Point(setting, time, 0.001, (time,)))
     for prefill, decode in [(p, d) for p in PREFILLS[4::2] for d in DECODES[4::3]] + [HELD_OUT]:
         for p, d in chosen:
@@ -45,7 +45,7 @@ def simulated_points(device):
             for shape, sms, other, rest in sides:
                 mine, theirs = physics.load(shape, sms), physics.load(other, rest)
                 time = mine.solo * physics.slowdown(mine, theirs)
-                setting = Setting("pair", shape, sms, other, rest, held_out=shape in HELD_OUT)
+                setting = PointSetting("pair", shape, sms, other, rest, held_out=shape in HELD_OUT)
                 points.append(Point(setting, time, 0.001, (time,), alone_ns=mine.solo))
     return points
 

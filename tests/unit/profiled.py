@@ -14,7 +14,7 @@ from nexusbench.costs.base import Target
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 
 CHUNKS = (64, 256, 512, 1024, 2048, 4096, 8192)
 PRIORS = (0, 2048, 8192, 24576)
@@ -51,9 +51,9 @@ def measured(
     load = physics.load(shape, sms)
     operators = {"dense": load.dense.time, "attention": load.attention.time}
     if beside is None:
-        setting = Setting(kind, shape, sms, held_out=held_out)
+        setting = PointSetting(kind, shape, sms, held_out=held_out)
         return Point(setting, load.solo, 0.0, (load.solo,), operators_ns=operators)
-    setting = Setting(kind, shape, sms, *beside, held_out=held_out)
+    setting = PointSetting(kind, shape, sms, *beside, held_out=held_out)
     ns = load.solo * physics.slowdown(load, physics.load(*beside))
     return Point(setting, ns, 0.0, (ns,), operators_ns=operators, alone_ns=load.solo)
 

@@ -14,7 +14,7 @@ from nexusbench.core.errors import InputError, UsageError
 from nexusbench.models.config import load_model
 from nexusbench.profiles.profile import POINTS_FILE, load_profile
 from nexusbench.serving.belief import make_belief
-from nexusbench.serving.recalibrated import LEAST, Recalibrated
+from nexusbench.serving.following import LEAST, Recalibrated
 from tests.sim.profiles import make_profile, open_sim
 
 PREFILL, DECODE = BatchShape(0, 0, ((1000, 500),)), BatchShape(30, 30_000)

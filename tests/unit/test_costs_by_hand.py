@@ -28,7 +28,7 @@ from nexusbench.costs.nexus import NexusStage, NexusTimes, SaturationCurve, gain
 from nexusbench.costs.roofline import Roofline, RooflineOptions
 from nexusbench.policies.bullet import MOST_FORGOTTEN, BulletSlo, Pace, expected
 from nexusbench.policies.duetserve import duets
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.stages import Stages
 from nexusbench.profiles.surface import (
     Slowdowns,
@@ -39,8 +39,7 @@ from nexusbench.profiles.surface import (
     corners,
     place_of,
 )
-from nexusbench.serving.calibrated import Calibrated
-from nexusbench.serving.recalibrated import Recalibrated
+from nexusbench.serving.following import Calibrated, Recalibrated
 from nexusbench.testing import offer, tiny_gpu, tiny_model
 
 MS = 1_000_000
@@ -53,7 +52,7 @@ def near(value):
 
 def point(shape, sms=8, ns=100.0, beside=None, neighbour_sms=8, contexts=(), kind=None, alone=None):
     named = kind or ("pair" if beside is not None else "prefill" if shape.chunks else "decode")
-    setting = Setting(named, shape, sms, beside, neighbour_sms if beside else 0, contexts)
+    setting = PointSetting(named, shape, sms, beside, neighbour_sms if beside else 0, contexts)
     return Point(setting, ns, 0.0, (ns,), alone_ns=alone)
 
 
@@ -626,7 +625,7 @@ def test_prompts_alone_are_asked_once(monkeypatch):
     belief.predict(PROMPT, 8, (ONES, 8))
     belief.predict(PROMPT, 8, (ONES, 8))
     assert len(asked) == 5
-    monkeypatch.setattr("nexusbench.serving.calibrated.MOST_KEPT", 1)
+    monkeypatch.setattr("nexusbench.serving.following.MOST_KEPT", 1)
     belief.predict(PROMPT, 4)
     assert len(belief._kept) == 1
 

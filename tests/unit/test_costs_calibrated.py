@@ -8,7 +8,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.costs.roofline import Roofline, RooflineOptions
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
-from nexusbench.serving.calibrated import LEAST, Calibrated
+from nexusbench.serving.following import LEAST, Calibrated
 from nexusbench.testing import serve
 from tests.sim.golden_runs import trace
 

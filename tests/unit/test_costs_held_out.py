@@ -6,7 +6,7 @@ import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiling.fitting import fit_model, predicted, score, split_points
 
 PREFILL, DECODE = BatchShape(0, 0, ((512, 0),)), BatchShape(8, 800)
@@ -17,7 +17,7 @@ def point(shape, sms=8, ns=100.0, beside=None, held_out=False, contexts=()):
     phase = "pair" if beside is not None else "prefill" if shape.chunks else "decode"
     if shape.chunks and shape.num_decodes:
         phase = "mixed"
-    setting = Setting(
+    setting = PointSetting(
         phase, shape, sms, beside, 8 if beside else 0, contexts=contexts, held_out=held_out
     )
     return Point(setting, ns, 0.0, (ns,), alone_ns=ns if beside else None)

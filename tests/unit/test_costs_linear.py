@@ -8,7 +8,7 @@ import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.costs.linear import LinearCost, LinearOptions, cell_of, power_of_4
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiling.fitting import build
 from tests.unit.profiled import target
 
@@ -33,7 +33,7 @@ def decode_ns(batch, context, sms):
 
 
 def point(kind, shape, sms, ns, beside=None, alone_ns=None):
-    setting = Setting(kind, shape, sms, *(beside or ()))
+    setting = PointSetting(kind, shape, sms, *(beside or ()))
     return Point(setting, ns, 0.0, (ns,), alone_ns=alone_ns)
 
 

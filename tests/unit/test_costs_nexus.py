@@ -24,7 +24,7 @@ from nexusbench.costs.nexus import (
 )
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiling.fitting import fit_model, score
 
 GPU, MODEL = load_gpu("l20"), load_model("qwen2.5-3b")
@@ -69,14 +69,14 @@ def points_of(made, *, held_out=False):
         for sms in sizes:
             time = made.predict(shape, sms)
             points.append(
-                Point(Setting("prefill", shape, sms, held_out=held_out), time, 0.0, (time,))
+                Point(PointSetting("prefill", shape, sms, held_out=held_out), time, 0.0, (time,))
             )
     for prefill in shapes[3:9:2]:
         for decode in shapes[9::2]:
             for mine, other in ((prefill, decode), (decode, prefill)):
                 for sms in sizes[:-1:2]:
                     time = made.predict(mine, sms, (other, 92 - sms))
-                    setting = Setting("pair", mine, sms, other, 92 - sms, held_out=held_out)
+                    setting = PointSetting("pair", mine, sms, other, 92 - sms, held_out=held_out)
                     alone = made.predict(mine, sms)
                     points.append(Point(setting, time, 0.0, (time,), alone_ns=alone))
     return points

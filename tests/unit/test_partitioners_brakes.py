@@ -7,7 +7,7 @@ import pytest
 from nexusbench.core.batch import Batch, BatchShape, Plan, Split
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.partitioners.base import shapes_to_run
+from nexusbench.partitioners.base import nearest_half, shapes_to_run
 from nexusbench.partitioners.fixed import FixedPartitioner, FixedPartitionerOptions
 from nexusbench.partitioners.nexus import NexusPartitioner, NexusPartitionerOptions
 from nexusbench.testing import tiny_device, tiny_gpu
@@ -143,3 +143,10 @@ def test_a_time_of_exactly_the_slack_is_within_it():
         assert made.split(PLAN, state).sms == (38, 2)
         made, state = controller(belief, beta=1.4999)
         assert made.split(PLAN, state).sms == (20, 20)
+
+
+def test_half_is_of_the_first_side_where_a_split_leaves_sms_idle():
+    """A profile may hold splits that do not add up to all SMs."""
+    thirds, halves = Split(BOTH, (10, 20)), Split(BOTH, (20, 10))
+    assert nearest_half([thirds, halves], 40) is halves
+    assert nearest_half([split(18), split(22)], 40) == split(18)

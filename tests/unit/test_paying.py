@@ -159,13 +159,13 @@ def test_of_equals_the_faster_is_the_best(tmp_path: Path) -> None:
     assert found.name == "spf"
 
 
-def test_everybody_stands_in_one_table(tmp_path: Path) -> None:
+def test_every_system_stands_in_one_table(tmp_path: Path) -> None:
     spec = load_map(save(tmp_path))
     survey = made_up(spec, {"vllm": (40, 60), "spf": (70, 90), "nexus": (30,)})
     for point, kept in survey.rows.items():
         attained = {"llama3.1-8b": kept.attained["slo"]}
         survey.rows[point] = msgspec.structs.replace(kept, attained=attained)
-    lines = BLOCKS["everybody"](survey).splitlines()
+    lines = BLOCKS["every-system"](survey).splitlines()
     assert lines[0] == "| system | kind | short, l20 |"
     assert "| `vllm` | whole | 50.0 |" in lines
     assert "| `spf` | whole | **80.0** |" in lines

@@ -14,7 +14,7 @@ from nexusbench.counters.base import Counters, CounterSample, CounterSource, Qua
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
-from nexusbench.profiles.points import Setting
+from nexusbench.profiles.points import PointSetting
 from nexusbench.profiling.counting import Counting, OpenReaders
 from nexusbench.profiling.desk import BatchDesk, make_pool
 from nexusbench.profiling.effort import QUICK
@@ -93,9 +93,9 @@ def test_a_simulated_device_is_counted_exactly():
     pool = make_pool(made, MODEL.kv_bytes_per_token, limits, 16)
     with OpenReaders(made) as opened:
         measurer = Measurer(BatchDesk(made, pool), QUICK.sampling, opened.readers)
-        point = measurer.measure(Setting("decode", DECODE, 46), seed=1)
-        again = measurer.measure(Setting("decode", DECODE, 46), seed=1)
-        pair = measurer.measure(Setting("pair", DECODE, 46, PREFILL, 46), 1, point.ns)
+        point = measurer.measure(PointSetting("decode", DECODE, 46), seed=1)
+        again = measurer.measure(PointSetting("decode", DECODE, 46), seed=1)
+        pair = measurer.measure(PointSetting("pair", DECODE, 46, PREFILL, 46), 1, point.ns)
         assert opened.readers.sources == {"sim": "on"}
     assert point == again
     load = made.physics.load(DECODE, 46)

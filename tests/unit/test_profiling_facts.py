@@ -11,7 +11,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.costs.base import Target
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
-from nexusbench.profiles.points import Point, Setting
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.stages import Stages
 from nexusbench.profiling.curves import LatencyCurve, step_time
 from nexusbench.profiling.facts import derive_facts, stored_facts, utilisation
@@ -22,7 +22,7 @@ PREFILL, DECODE = BatchShape(0, 0, ((1024, 0),)), BatchShape(64, 64 * 1000)
 
 
 def line(shape, law, kind, positions=(8, 16, 32, 46, 60, 76, 92), **fields):
-    return [Point(Setting(kind, shape, sms), law(sms), 0.0, (law(sms),), **fields)
+    return [Point(PointSetting(kind, shape, sms), law(sms), 0.0, (law(sms),), **fields)
             for sms in positions]  # fmt: skip
 
 
@@ -80,9 +80,9 @@ def test_contention_and_front_of_splits():
     # (prefill SMs, prefill ns, decode ns): the middle one is beaten by the last.
     for sms, prefill, decode in ((20, 4e8, 1e7), (46, 3e8, 2.2e7), (60, 2e8, 2e7)):
         points += [
-            Point(Setting("pair", PREFILL, sms, DECODE, 92 - sms), prefill, 0.0, (prefill,),
+            Point(PointSetting("pair", PREFILL, sms, DECODE, 92 - sms), prefill, 0.0, (prefill,),
                   alone_ns=prefill / 1.25),
-            Point(Setting("pair", DECODE, 92 - sms, PREFILL, sms), decode, 0.0, (decode,),
+            Point(PointSetting("pair", DECODE, 92 - sms, PREFILL, sms), decode, 0.0, (decode,),
                   alone_ns=decode / 1.5),
         ]  # fmt: skip
     found = facts(points)

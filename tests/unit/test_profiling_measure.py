@@ -10,7 +10,7 @@ from profiling_fakes import POOL, FakeDevice
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import NexusbenchError, UsageError
-from nexusbench.profiles.points import Setting
+from nexusbench.profiles.points import PointSetting
 from nexusbench.profiling._statistics import estimate, falling, find_outliers, half_width
 from nexusbench.profiling.desk import BatchDesk, ShapedBatch
 from nexusbench.profiling.measure import Measurer, NothingMeasured, Readers, SamplingRule
@@ -30,11 +30,11 @@ def script(values):
 
 
 def pair(sms=8):
-    return Setting("pair", DECODE, sms, PREFILL, 16 - sms)
+    return PointSetting("pair", DECODE, sms, PREFILL, 16 - sms)
 
 
 def test_quiet_samples_need_no_repetition():
-    point = measurer(lambda batch, sms: 1000).measure(Setting("decode", DECODE, 16), 0)
+    point = measurer(lambda batch, sms: 1000).measure(PointSetting("decode", DECODE, 16), 0)
     assert (point.ns, point.interval, len(point.samples_ns)) == (1000, 0, SAMPLING.least)
     assert point.warnings == ()
 
@@ -42,14 +42,14 @@ def test_quiet_samples_need_no_repetition():
 def test_repeats_until_the_interval_is_narrow():
     noise = random.Random(1)
     durations = lambda batch, sms: 100_000 * (1 + 0.09 * (noise.random() - 0.5))  # noqa: E731
-    point = measurer(durations).measure(Setting("decode", DECODE, 16), 0)
+    point = measurer(durations).measure(PointSetting("decode", DECODE, 16), 0)
     assert SAMPLING.least < len(point.samples_ns) < SAMPLING.most
     assert point.interval <= SAMPLING.interval
     assert point.ns == pytest.approx(100_000, rel=0.02)
 
 
 def test_the_cap_is_said():
-    point = measurer(script([1000, 2000])).measure(Setting("decode", DECODE, 16), 0)
+    point = measurer(script([1000, 2000])).measure(PointSetting("decode", DECODE, 16), 0)
     assert len(point.samples_ns) == SAMPLING.most
     assert "wide interval" in point.warnings[0]
     assert "after 40 samples" in point.warnings[0]
@@ -57,7 +57,9 @@ def test_the_cap_is_said():
 
 def test_time_is_a_cap_too_but_three_samples_are_taken():
     sampling = SamplingRule(5, 40, 0.01, 1e-6)
-    point = measurer(lambda batch, sms: 10_000, sampling).measure(Setting("decode", DECODE, 16), 0)
+    point = measurer(lambda batch, sms: 10_000, sampling).measure(
+        PointSetting("decode", DECODE, 16), 0
+    )
     assert len(point.samples_ns) == 3
 
 
@@ -66,7 +68,7 @@ def test_outliers_are_kept_and_marked():
     values = [1000, 1001, 999, 5000, 1000, 1001, 999, 1000] + [1000] * 50
     sampling = SamplingRule(8, 40, 0.01, 1e9)
     duration = script(warm + values)
-    point = measurer(duration, sampling).measure(Setting("decode", DECODE, 16), 0)
+    point = measurer(duration, sampling).measure(PointSetting("decode", DECODE, 16), 0)
     assert point.outliers == (3,)
     assert point.samples_ns[3] == 5000
     assert point.ns == 1000
@@ -103,7 +105,7 @@ def test_a_pair_keeps_its_neighbour_busy():
 
 def test_prefill_beside_short_decodes_relaunches_them():
     made = measurer(lambda batch, sms: 100_000 if batch.chunks else 1000)
-    point = made.measure(Setting("pair", PREFILL, 8, DECODE, 8), 0)
+    point = made.measure(PointSetting("pair", PREFILL, 8, DECODE, 8), 0)
     assert point.ns == 100_000
     repeats = {shape.repeat for partition, _, shape in made.desk.device.launched
                if partition == "decode"}  # fmt: skip
@@ -138,7 +140,7 @@ def test_a_device_that_reports_no_end_is_named():
             return []
 
     made = Measurer(BatchDesk(Silent(lambda batch, sms: 1), POOL), SAMPLING)
-    for setting in (Setting("decode", DECODE, 16), pair()):
+    for setting in (PointSetting("decode", DECODE, 16), pair()):
         with pytest.raises(NexusbenchError, match=r"fake has .* reports no end"):
             made.measure(setting, 0)
 
@@ -163,7 +165,7 @@ class Reader:
 def test_counters_are_read_around_the_samples_and_intrusive_ones_apart():
     timed, intrusive = Reader("throttled: power cap"), Reader()
     made = measurer(lambda batch, sms: 1000, readers=Readers(timed, intrusive))
-    point = made.measure(Setting("decode", DECODE, 16), 0)
+    point = made.measure(PointSetting("decode", DECODE, 16), 0)
     assert timed.calls == ["before", 5]
     assert intrusive.calls == ["before", 5]
     assert len(made.desk.device.launched) == 2 + 5 + 5

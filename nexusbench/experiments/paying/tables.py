@@ -171,7 +171,7 @@ def _percent(found: MapVerdict | None) -> str:
 
 
 def picked(survey: Survey) -> str:
-    """Who was the best split and the best that runs one batch at a time."""
+    """The best split, and the best system that runs one batch at a time."""
     rows = []
     for gpu in survey.spec.about.gpus:
         for traffic in _real(survey):
@@ -187,7 +187,7 @@ def picked(survey: Survey) -> str:
     return _table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
 
 
-def everybody(survey: Survey) -> str:
+def every_system(survey: Survey) -> str:
     """Every system's percentage of requests that keep the SLO, mean over loads and SLOs; rows:
     systems, columns: traffic and GPU; the best of a column is bold.
     """
@@ -319,7 +319,7 @@ def hardware(survey: Survey) -> str:
 
 
 def systems(survey: Survey) -> str:
-    """Who takes part, and as what."""
+    """The systems compared, and how each is configured."""
     rows = []
     for system in survey.spec.systems:
         fields = ", ".join(f"`{key} = {value}`" for key, value in system.fields.items())
@@ -332,7 +332,7 @@ BLOCKS: dict[str, Callable[[Survey], str]] = {
     "counts": counts,
     "hardware": hardware,
     "systems": systems,
-    "everybody": everybody,
+    "every-system": every_system,
     "picked": picked,
     "reach": reach,
     **{f"map {q}": lambda survey, q=q: attainment_map(survey, q) for q in QUESTIONS},  # type: ignore[misc]

@@ -263,9 +263,9 @@ def _keeping(
     # Served one by one the draw's span is known, and variants of the traffic do not matter.
     unvaried = Variant(name="", constant=variant.constant)
 
-    def asked(who: System, measure: str, point: ConfigFields, how: Variant) -> float | None:
+    def asked(system: System, measure: str, point: ConfigFields, how: Variant) -> float | None:
         cell_point = {**lab.experiment.points[0], **point}
-        return value_of(lab, who, measure, cell_point, seed, how)
+        return value_of(lab, system, measure, cell_point, seed, how)
 
     unloaded = asked(reference, criterion.measure, alone, unvaried)
     first = {**lab.experiment.points[0], **alone}
