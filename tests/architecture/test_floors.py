@@ -234,10 +234,11 @@ def deciding(node):
 
 
 def exact_files():
-    """Truth and belief: what times a simulated launch, and what predicts one."""
+    """Truth and belief: what times a simulated launch, what predicts one, what both count."""
     rooms = [PACKAGE / room for room in ("physics", "profiles", "costs", "policies")]
+    others = ("devices/sim.py", "serving/following.py", "core/work.py")
     found = [path for room in rooms for path in room.glob("*.py") if "fit" not in path.stem]
-    return sorted([*found, PACKAGE / "devices" / "sim.py", PACKAGE / "serving" / "following.py"])
+    return sorted([*found, *(PACKAGE / other for other in others)])
 
 
 def rounded(path):
