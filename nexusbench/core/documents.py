@@ -41,6 +41,22 @@ JsonObject = dict[str, Any]  # as a file holds it, or as it is printed
 T = TypeVar("T")
 
 
+class ReadByKey(msgspec.Struct, frozen=True):
+    """A struct whose fields are read by key too, as those of the object that it is stored as: code
+    that was written for the objects of schema 1 goes on reading runs.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        """The field ``key``. Raises KeyError if there is none."""
+        if key not in self.__struct_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the fields."""
+        return self.__struct_fields__
+
+
 class KeyTwice(Exception):
     """A key that an object has twice."""
 

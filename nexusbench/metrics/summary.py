@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from nexusbench.core.documents import ReadByKey
 from nexusbench.core.errors import InputError, NexusbenchError
 from nexusbench.core.faults import fault_of
 from nexusbench.core.units import NS_PER_S
@@ -44,7 +45,7 @@ _HIDDEN = "a client does not see the inside of the server"
 SampleCount = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+class Statistics(ReadByKey, frozen=True, kw_only=True):
     """Of ``n`` values; None where there are none. ``weak`` names percentiles with too few samples
     beyond them.
     """
@@ -59,7 +60,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     weak: list[str] = []
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+class _Entry(ReadByKey, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
     """One metric of a run."""
 
     title: str
@@ -104,14 +105,14 @@ class DistributionEntry(_Entry, frozen=True, kw_only=True, tag="distribution"):
 Entry = ScalarEntry | DistributionEntry
 
 
-class WarmUp(msgspec.Struct, frozen=True):
+class WarmUp(ReadByKey, frozen=True):
     """So many seconds from the start, and the requests that arrived in them, are not measured."""
 
     seconds: float
     requests: SampleCount
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Summary(ReadByKey, frozen=True, kw_only=True, omit_defaults=True):
     """A run in numbers. ``left_out`` is what statistics are without each tenth of the run, by which
     a lead is judged (docs/metrics.md); ``split_shares`` are percent of launched time; ``failed``
     says of which metrics and plug-ins there is no value because they raised, and why.
@@ -268,7 +269,7 @@ def t_quantile(degrees: int) -> float:
     return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v * v)
 
 
-class Interval(msgspec.Struct, frozen=True):
+class Interval(ReadByKey, frozen=True):
     """Mean and 95 % t-interval of ``n`` values, one per seed; ``low`` and ``high`` are None for a
     single one.
     """

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nexusbench.core.documents import JsonObject, convert
+from nexusbench.core.documents import JsonObject, ReadByKey, convert
 from nexusbench.core.events import RunFacts
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
@@ -28,7 +28,7 @@ StepBudgets = dict[Literal["max_num_seqs", "max_num_batched_tokens", "max_model_
 PolicyOptions = JsonObject  # of one policy, as its own Options struct holds them
 
 
-class ServedTrace(msgspec.Struct, frozen=True, kw_only=True):
+class ServedTrace(ReadByKey, frozen=True, kw_only=True):
     """The trace that was served; ``concurrency`` users of a closed loop, ``following`` turns that
     begin after the end of the turn before.
     """
@@ -58,7 +58,7 @@ class ServedModel(ModelSpec, frozen=True, kw_only=True):
     dtypes: ServedDtypes
 
 
-class FittedProfile(msgspec.Struct, frozen=True, kw_only=True):
+class FittedProfile(ReadByKey, frozen=True, kw_only=True):
     """The profile that a belief was fitted to; ``forced`` if it is one of another device or model,
     ``limits`` the step budgets within which was measured.
     """
@@ -70,7 +70,7 @@ class FittedProfile(msgspec.Struct, frozen=True, kw_only=True):
     limits: StepBudgets | None
 
 
-class BeliefFacts(msgspec.Struct, frozen=True, kw_only=True):
+class BeliefFacts(ReadByKey, frozen=True, kw_only=True):
     """The cost model that was asked; ``recalibrate`` may say over what."""
 
     cost_model: str
@@ -79,7 +79,7 @@ class BeliefFacts(msgspec.Struct, frozen=True, kw_only=True):
     recalibrate: bool | str
 
 
-class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
+class ResolvedRun(ReadByKey, frozen=True, kw_only=True):
     """What every run resolved, whatever served it."""
 
     device: str
@@ -123,19 +123,19 @@ class ResolvedEngineRun(ResolvedRun, frozen=True, kw_only=True):
     host_gaps: dict[str, HostGap] | UnsetType = UNSET
 
 
-class NamedThing(msgspec.Struct, frozen=True, kw_only=True):
+class NamedThing(ReadByKey, frozen=True, kw_only=True):
     """What is known of a model or a GPU behind a server."""
 
     name: str
 
 
-class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
+class ServerLimits(ReadByKey, frozen=True, kw_only=True):
     """The longest context of a server, where it told."""
 
     max_model_len: Positive | None
 
 
-class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ServerFacts(ReadByKey, frozen=True, kw_only=True):
     """How the server was asked. ``measure``: tokens that it counts for a text, fixed
     and per word.
     """
@@ -150,7 +150,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 0.0
 
 
-class ClientFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ClientFacts(ReadByKey, frozen=True, kw_only=True):
     """What the client noticed of the answers (``endpoint/recording.py``) and of itself."""
 
     answered: Count = 0

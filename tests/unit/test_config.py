@@ -77,3 +77,15 @@ def test_a_key_of_the_wrong_type_names_its_field() -> None:
     with pytest.raises(InputError, match="str") as caught:
         check_config(RunConfig(trace="t", goodput={1: 2.0}))  # type: ignore[dict-item]
     assert caught.value.field == "goodput"
+
+
+def test_what_a_run_gives_is_read_by_field_and_by_key() -> None:
+    """The second way is that of the first releases; a key that is none is told as by a dict."""
+    result = run(RunConfig(trace=TRACE, scheduler="vllm", device="sim:l20", limit=3))
+    assert result.summary["metrics"]["ttft"]["mean"] == result.summary.metrics["ttft"].mean
+    assert result.summary["simulated"] is True
+    assert result.resolved["trace"]["requests"] == 3
+    assert dict(result.resolved["belief"] or {}) == {}
+    assert dict(result.summary["warmup"]) == {"seconds": 0.0, "requests": 0}
+    with pytest.raises(KeyError, match="gpu_name"):
+        result.resolved["gpu_name"]
