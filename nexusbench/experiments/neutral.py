@@ -30,23 +30,27 @@ _SIMULATOR = frozenset(SimConstants.__struct_fields__)
 
 
 def neutral_gpu(gpu: GpuSpec, constant: str) -> GpuSpec:
-    """``gpu`` with ``constant`` (a key of NEUTRAL) deciding nothing."""
+    """``gpu`` with ``constant`` (a key of NEUTRAL) deciding nothing; without ranges, which need not
+    hold what is neutral.
+    """
     changes = NEUTRAL[constant]
     simulator = {key: value for key, value in changes.items() if key in _SIMULATOR}
     rest = {key: value for key, value in changes.items() if key not in _SIMULATOR}
     return msgspec.structs.replace(
-        gpu, sim=msgspec.structs.replace(gpu.sim, **simulator), **rest
+        gpu, sim=msgspec.structs.replace(gpu.sim, **simulator), ranges={}, **rest
     )  # fmt: skip
 
 
 def gpu_file(gpu: GpuSpec) -> str:
     """``gpu`` as the TOML file that ``--device sim:FILE.toml`` takes, without sources."""
     fields = msgspec.to_builtins(gpu)
-    simulator = fields.pop("sim")
+    simulator, ranges = fields.pop("sim"), fields.pop("ranges")
     fields.pop("sources")
     lines = [f"{key} = {_value(value)}" for key, value in fields.items()]
     lines += ["", "[sim]"]
     lines += [f"{key} = {_value(value)}" for key, value in simulator.items()]
+    if ranges:
+        lines += ["", "[ranges]", *(f"{key} = {_value(value)}" for key, value in ranges.items())]
     return "\n".join(lines) + "\n"
 
 
