@@ -58,7 +58,7 @@ class OverRange(msgspec.Struct, frozen=True, kw_only=True):
 
     ``holds``: in use, at every end, and in the draws. ``fails``: nowhere on the ranges, but perhaps
     in use. ``hangs``: on the constants of ``hangs_on``; without any, on several together (the
-    draws alone lose it). ``open``: it is open in use. ``low`` and ``high`` are the points in
+    draws alone lose it). What fails but in use turns at all of ``hangs_on``. ``open``: it is open in use. ``low`` and ``high`` are the points in
     use and at the ends; ``draws`` those of the draws together, and ``least`` and ``most`` of one
     by itself, None where none was made.
     """
@@ -102,8 +102,6 @@ def over_range(
     elif not any(elsewhere) and (not used.held or _on_both_sides(ends)):
         verdict = "fails"
     turns = [_turn(used, end, says) for end in ends if end.reading.held != used.held]
-    if verdict != "hangs":
-        turns = []
     return msgspec.structs.replace(described, verdict=verdict, hangs_on=tuple(turns))
 
 
@@ -127,8 +125,9 @@ def _turn(used: Reading, end: EndReading, says: tuple[float, float]) -> Turn:
 
 def constants_of(found: OverRange) -> list[str]:
     """The constants that a statement hangs on, each once."""
-    names = list(dict.fromkeys(turn.constant for turn in found.hangs_on))
-    return names or [_SEVERAL] * (found.verdict == "hangs")
+    if found.verdict != "hangs":
+        return []
+    return list(dict.fromkeys(turn.constant for turn in found.hangs_on)) or [_SEVERAL]
 
 
 def range_words(found: OverRange, shown: Callable[[float], str]) -> str:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import msgspec
 
+from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
+from nexusbench.core.registry import split_spec
 from nexusbench.core.specs import CURVE, GpuSpec
 from nexusbench.experiments.neutral import gpu_file
+from nexusbench.schedulers.base import schedulers
 from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.source import write_atomic
 
@@ -24,6 +27,7 @@ BESIDE_ONLY = frozenset((
     "turn_taking", "attention_interference", "dense_interference", "stream_interference", CURVE,
 ))  # fmt: skip
 _DIGITS = 4  # significant ones of a drawn value: the last bits of a sampler are no result
+_ONE_BATCH = ("all",)  # the partitions of a scheduler that runs one batch at a time
 _HASHED = 8  # digits of a file's hash in its name
 
 
@@ -126,6 +130,16 @@ def place_on(device: str, place: Place, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())
     return f"{named.kind}:{'+'.join([str(path)] * (1 + len(others)))}"
+
+
+def device_at(config: RunConfig, place: Place, folder: Path) -> str:
+    """The device of a run at a place: its own where the place spares its scheduler, which runs one
+    batch at a time, so that what is kept of it serves.
+    """
+    policy = schedulers.load(split_spec(config.scheduler)[0])
+    if place.spares_one_batch and policy.partitions == _ONE_BATCH:
+        return config.device
+    return place_on(config.device, place, folder)
 
 
 def ranged_gpu(device: str) -> GpuSpec:

@@ -222,14 +222,11 @@ def test_ranges_are_kept_and_shown(tmp_path: Path) -> None:
     assert read.places == survey.places
     assert judged(read) == judged(survey)
     table = BLOCKS["ranges policy"](read)
-    assert (
-        "| **pays** +20 | −20 to +40 | +22 (+20 to +23) | hangs on dense_interference (turns at 0.25) |"
-        in table
-    )
-    assert "| 0 | 1 | 0 | 0 | dense_interference (1) |" in BLOCKS["ranges counts"](read)
-    assert "`dense_interference` 0.5 (0 to 0.75); `turn_taking` 0.2 (0.2 to 1)" in BLOCKS[
-        "ranges contested"
-    ](read)
+    assert "| **pays** +20 | −20 to +40 | +22 (+20 to +23) |" in table
+    assert f"| hangs on {DENSE} (turns at 0.25) |" in table
+    assert f"| 0 | 1 | 0 | 0 | {DENSE} (1) |" in BLOCKS["ranges counts"](read)
+    moved = f"`{DENSE}` 0.5 (0 to 0.75); `turn_taking` 0.2 (0.2 to 1)"
+    assert moved in BLOCKS["ranges contested"](read)
     assert "sensitivity.svg" in BLOCKS["ranges figure"](read)
     assert range_lines(read, "policy", DENSE) == {"sim:l20 short": [(0.0, -20.0), (0.5, 20.0)]}
     # One of before there were ranges.
