@@ -56,11 +56,11 @@ class Turn(msgspec.Struct, frozen=True):
 class OverRange(msgspec.Struct, frozen=True, kw_only=True):
     """``verdict`` of a statement over the ranges.
 
-    ``holds``: in use, at every end, and in the draws. ``fails``: nowhere on the ranges, but perhaps
-    in use. ``hangs``: on the constants of ``hangs_on``; without any, on several together (the
-    draws alone lose it). What fails but in use turns at all of ``hangs_on``. ``open``: it is open in use. ``low`` and ``high`` are the points in
-    use and at the ends; ``draws`` those of the draws together, and ``least`` and ``most`` of one
-    by itself, None where none was made.
+    ``holds``: in use, at every end, and in the draws. ``fails``: nowhere, but perhaps in use (then
+    ``hangs_on`` has every end). ``hangs``: on the constants of ``hangs_on``; without any, on
+    several together, which the draws alone show. ``open``: it is open in use. ``low`` and ``high``
+    are the points in use and at the ends; ``draws`` those of the draws together, ``least`` and
+    ``most`` of one by itself, None where none was made.
     """
 
     verdict: RangeOutcome
