@@ -152,6 +152,8 @@ Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]
 Micros = Annotated[float, NumberBounds(most=1e6, zero=True)]  # up to a second
 Interference = Annotated[float, NumberBounds(most=1e3, zero=True)]  # up to a thousand times slower
 Throughput = Annotated[float, NumberBounds(least=0.1)]
+# Above a half, fewer SMs would compute more.
+ClockGain = Annotated[float, NumberBounds(most=0.5, zero=True)]
 LinkRate = Annotated[float, NumberBounds(least=0.001)]
 Curve = tuple[tuple[float, float], ...]
 # Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
@@ -183,7 +185,7 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter: Fraction  # half-width of the seeded uniform noise on a step, as a share of it
     weights_curve: Curve = ()  # empty: as bandwidth_curve
     # How much faster tensor cores run while half of the SMs or fewer compute: power and clock.
-    clock_gain: Interference = 0.0
+    clock_gain: ClockGain = 0.0
     # A GEMM (physics/operators.py, Gemm).
     dense_launch_us: Micros = 3.0  # fixed time of one
     dense_wave_share: Fraction = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
