@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nexusbench.core.specs import GpuSpec, SimConstants
+from nexusbench.core.specs import CURVES, GpuSpec, SimConstants
 
 Constant = float | tuple[tuple[float, float], ...]  # a number or a curve
-# What a constant is when it decides nothing; a curve can do so in two ways.
+# What a constant is when it decides nothing; curves can do so in two ways.
 NEUTRAL: Mapping[str, Mapping[str, Constant]] = {
-    "bandwidth_curve flat": {"bandwidth_curve": ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))},
-    "bandwidth_curve straight": {"bandwidth_curve": ((0.0, 0.0), (1.0, 1.0))},
+    "bandwidth_curve flat": dict.fromkeys(CURVES, ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))),
+    "bandwidth_curve straight": dict.fromkeys(CURVES, ((0.0, 0.0), (1.0, 1.0))),
     "dense_wave_share": {"dense_wave_share": 0.0},
     "attention_interference": {"attention_interference": 0.0},
     "dense_interference": {"dense_interference": 0.0},

@@ -16,7 +16,7 @@ import msgspec
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import split_spec
-from nexusbench.core.specs import CURVE, GpuSpec
+from nexusbench.core.specs import CURVES, Curve, GpuSpec
 from nexusbench.experiments.neutral import gpu_file
 from nexusbench.schedulers.base import schedulers
 from nexusbench.serving.resolve import find_device
@@ -24,7 +24,8 @@ from nexusbench.workloads.source import write_atomic
 
 # Constants that decide nothing while one batch has all SMs; any other may change every run.
 BESIDE_ONLY = frozenset((
-    "turn_taking", "attention_interference", "dense_interference", "stream_interference", CURVE,
+    "turn_taking", "attention_interference", "dense_interference", "stream_interference",
+    "clock_gain", *CURVES,
 ))  # fmt: skip
 _DIGITS = 4  # significant ones of a drawn value: the last bits of a sampler are no result
 _ONE_BATCH = ("all",)  # the partitions of a scheduler that runs one batch at a time
@@ -46,8 +47,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def in_use(gpu: GpuSpec) -> dict[str, float]:
-    """The value in use of each contested constant, by key; 1 for the curve."""
-    return {key: 1.0 if key == CURVE else getattr(gpu.sim, key) for key in sorted(gpu.ranges)}
+    """The value in use of each contested constant, by key; 1 for a curve."""
+    return {key: 1.0 if key in CURVES else getattr(gpu.sim, key) for key in sorted(gpu.ranges)}
 
 
 def ends(gpu: GpuSpec) -> tuple[Place, ...]:
@@ -90,22 +91,31 @@ def latin_hypercube(gpu: GpuSpec, count: int, seed: int) -> tuple[Place, ...]:
 
 def with_constants(gpu: GpuSpec, values: Mapping[str, float]) -> GpuSpec:
     """``gpu`` with constants (keys of its ranges) at other values; a curve is stretched by its
-    factor. It has no ranges: it is one place on them. Raises UsageError for a key without a range.
+    factor. That of streams stretches that of weights too, unless it has a range of its own: both
+    are made of what one SM can draw. The GPU has no ranges: it is one place on them. Raises
+    UsageError for a key without a range.
     """
     changed: dict[str, object] = {}
     for key, value in values.items():
         if key not in gpu.ranges:
             known = ", ".join(sorted(gpu.ranges)) or "none"
             raise UsageError(f"'{key}' has no range on this GPU. Those that have one: {known}")
-        changed[key] = value if key != CURVE else _stretched(gpu.sim.bandwidth_curve, value)
+        if key not in CURVES:
+            changed[key] = value
+            continue
+        for curve in CURVES if key == CURVES[0] else (key,):
+            if curve == key or curve not in gpu.ranges:
+                changed[curve] = _stretched(getattr(gpu.sim, curve), value)
     simulator = msgspec.structs.replace(gpu.sim, **changed)
     return msgspec.structs.replace(gpu, sim=simulator, ranges={})
 
 
-def _stretched(
-    curve: tuple[tuple[float, float], ...], factor: float
-) -> tuple[tuple[float, float], ...]:
-    """The curve with ``factor`` times the SMs at every bandwidth, cut at all SMs and 1 there."""
+def _stretched(curve: Curve, factor: float) -> Curve:
+    """The curve with ``factor`` times the SMs at every bandwidth, cut at all SMs and 1 there; one
+    without points stays so.
+    """
+    if not curve:
+        return curve
     points = [(share * factor, drawn) for share, drawn in curve]
     if points[-1][0] <= 1.0:
         points[-1] = (min(1.0, points[-1][0]), 1.0)

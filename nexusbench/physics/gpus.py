@@ -18,7 +18,14 @@ from nexusbench.core.batch import Split
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
-from nexusbench.core.specs import CURVE, CurveFactor, GpuSpec, NumberBounds, SimConstants
+from nexusbench.core.specs import (
+    CURVES,
+    Curve,
+    CurveFactor,
+    GpuSpec,
+    NumberBounds,
+    SimConstants,
+)
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
@@ -161,7 +168,9 @@ def _parse(text: str, file: str) -> GpuSpec:
             "", "sim", problem, "Add a [sim] table; copy that of a shipped GPU to begin with"
         )
     constants = msgspec.convert(_table(document, "sim", sim, SimConstants), SimConstants)
-    _check_curve(document, constants.bandwidth_curve)
+    _check_curve(document, "bandwidth_curve", constants.bandwidth_curve)
+    if constants.weights_curve:
+        _check_curve(document, "weights_curve", constants.weights_curve)
     _check_sources(document, sources)
     ranges = _ranges(document, written, constants)
     gpu = msgspec.convert({**top, "sim": constants, "sources": sources, "ranges": ranges}, GpuSpec)
@@ -236,12 +245,12 @@ def _check_value(document: _Document, table: str, key: str, value: object, kind:
         raise document.error(table, key, f"is {text}", f"It must be {low} and at most {most:g}")
 
 
-def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) -> None:
-    """A bandwidth curve rises from (0, 0) to (1, 1); no share of SMs stands twice."""
+def _check_curve(document: _Document, key: str, curve: Curve) -> None:
+    """A curve of bandwidth rises from (0, 0) to (1, 1); no share of SMs stands twice."""
 
     def refuse(problem: str) -> InputError:
         hint = "It must rise from [0, 0] to [1, 1] in both columns"
-        return document.error("sim", "bandwidth_curve", problem, hint)
+        return document.error("sim", key, problem, hint)
 
     for point in curve:
         if not all(math.isfinite(share) for share in point):
@@ -264,7 +273,7 @@ def _ranges(
     if not isinstance(table, dict):
         raise document.error("", "ranges", "is not a table", "Write [ranges], or leave it out")
     kinds = {key: kind for key, kind in _fields(SimConstants).items() if _is_number(kind)}
-    kinds[CURVE] = CurveFactor
+    kinds |= {key: CurveFactor for key in CURVES if getattr(constants, key)}
     found = {}
     for key, written in table.items():
         if key not in kinds:
@@ -277,13 +286,13 @@ def _ranges(
             raise document.error("ranges", key, problem, hint) from None
         for end in (low, high):
             _check_value(document, "ranges", key, end, kinds[key])
-        used = 1.0 if key == CURVE else getattr(constants, key)
+        used = 1.0 if key in CURVES else getattr(constants, key)
         if not low <= used <= high:
             if low > high:
                 problem, hint = f"falls from {low:g} to {high:g}", "Write [lowest, highest]"
             else:
                 problem = f"[{low:g}, {high:g}] leaves out the value in use, {used:g}"
-                hint = "A factor of 1 is the curve in use" if key == CURVE else "Widen it"
+                hint = "A factor of 1 is the curve in use" if key in CURVES else "Widen it"
             raise document.error("ranges", key, problem, hint)
         found[key] = (low, high)
     return found

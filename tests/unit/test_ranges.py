@@ -43,7 +43,7 @@ def gpu(ranges: dict[str, tuple[float, float]] = RANGES) -> GpuSpec:
     found = load_gpu("l20")
     sim = msgspec.structs.replace(
         found.sim, jitter=0.02, turn_taking=0.1,
-        bandwidth_curve=((0.0, 0.0), (0.2, 0.5), (0.5, 0.9), (1.0, 1.0)),
+        bandwidth_curve=((0.0, 0.0), (0.2, 0.5), (0.5, 0.9), (1.0, 1.0)), weights_curve=(),
     )  # fmt: skip
     return msgspec.structs.replace(found, sim=sim, ranges=ranges)
 
@@ -100,6 +100,20 @@ def test_constants_are_put_in_and_a_curve_is_stretched() -> None:
     assert between[-2][1] == pytest.approx(0.9 / 0.96)
     with pytest.raises(UsageError, match="'kernel_us' has no range"):
         with_constants(gpu(), {"kernel_us": 1.0})
+
+
+def test_the_weights_curve_goes_with_that_of_streams_unless_it_has_a_range() -> None:
+    curve = ((0.0, 0.0), (0.5, 0.8), (1.0, 1.0))
+    both = msgspec.structs.replace(
+        gpu(), sim=msgspec.structs.replace(gpu().sim, weights_curve=curve)
+    )
+    halved = ((0.0, 0.0), (0.25, 0.8), (0.5, 1.0), (1.0, 1.0))
+    assert with_constants(both, {"bandwidth_curve": 0.5}).sim.weights_curve == halved
+    assert with_constants(gpu(), {"bandwidth_curve": 0.5}).sim.weights_curve == ()
+    own = msgspec.structs.replace(both, ranges={**RANGES, "weights_curve": (0.5, 2.0)})
+    assert with_constants(own, {"bandwidth_curve": 0.5}).sim.weights_curve == curve
+    alone = with_constants(own, {"weights_curve": 0.5}).sim
+    assert (alone.weights_curve, alone.bandwidth_curve) == (halved, gpu().sim.bandwidth_curve)
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.3, 0.999, 1.001, 1.7, 5.0, 100.0])
