@@ -123,8 +123,7 @@ class Sim(Device):
                 "sim:DIR for the times of the profile in that folder"
             )
         if is_profile(argument):
-            # Its times were measured: no constant of the physics decides them.
-            return msgspec.structs.replace(load_profile(Path(argument)).gpu, ranges={})
+            return load_profile(Path(argument)).gpu
         return load_gpu(_one_of(argument)[0])
 
     @classmethod

@@ -102,7 +102,7 @@ def make_profile(
         nexusbench=__version__,
         created=utc_now().isoformat(timespec="seconds"),
         fingerprint=identity,
-        gpu=msgspec.structs.replace(device.gpu, ranges={}),
+        gpu=device.gpu,
         model=subject.model,
         splits=splits,
         effort=effort.name,
