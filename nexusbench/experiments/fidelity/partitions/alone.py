@@ -208,6 +208,7 @@ def steps(reading: TableReading) -> PartitionPoints:
 
     def rows() -> Iterator[TimeOnSms]:
         for row in reading.rows():
+            row.text("model")
             model, gpus = reading.step_model(row)
             sms = -(-row.count("mps_percent", 100) * gpu.gpu.num_sms // 100)
             batch = row.count("batch", MOST_BATCH)

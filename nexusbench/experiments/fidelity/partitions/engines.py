@@ -18,7 +18,11 @@ _DECODES, _CONTEXT = 8, 1000  # of a decode step that the source does not descri
 
 def servers(reading: TableReading) -> PartitionPoints:
     """``mode,tpot_mean_ms,ttft_mean_ms,itl_p99_ms``: two servers on one GPU. Nothing is scored."""
-    modes = [row.text("mode")[:60] for row in reading.rows()]
+    modes = []
+    for row in reading.rows():
+        modes.append(row.text("mode")[:60])
+        for key in ("tpot_mean_ms", "ttft_mean_ms", "itl_p99_ms"):
+            row.positive(key)
     note = (
         f"not scored: {'; '.join(modes)[:400]}. Batches and load are not given, and a mean over "
         "them says nothing of one step. 'nexusbench serve-trace' on a trace of that load would"
@@ -35,6 +39,9 @@ def lanes(reading: TableReading) -> PartitionPoints:
         mode = row.text("mode").lower()
         if mode not in ("serial", "overlap"):
             raise row.error("mode", f"is '{mode:.40}'", "Write serial or overlap")
+        for key in ("gap_median_ms", "gap_p99_ms", "prefill_tok_s"):
+            if key != "prefill_tok_s" or row.has(key):
+                row.positive(key)
         modes = found.setdefault(row.count("chunk", MOST_TOKENS), {})
         if mode in modes:
             raise row.error("mode", f"is {mode} a second time for this chunk")
