@@ -18,7 +18,7 @@ from nexusbench.core.batch import Split
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
-from nexusbench.core.specs import GpuSpec, NumberBounds, SimConstants
+from nexusbench.core.specs import Curve, GpuSpec, NumberBounds, SimConstants
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
@@ -161,7 +161,9 @@ def _parse(text: str, file: str) -> GpuSpec:
             "", "sim", problem, "Add a [sim] table; copy that of a shipped GPU to begin with"
         )
     constants = msgspec.convert(_table(document, "sim", sim, SimConstants), SimConstants)
-    _check_curve(document, constants.bandwidth_curve)
+    _check_curve(document, "bandwidth_curve", constants.bandwidth_curve)
+    if constants.weights_curve:
+        _check_curve(document, "weights_curve", constants.weights_curve)
     _check_sources(document, sources)
     gpu = msgspec.convert({**top, "sim": constants, "sources": sources}, GpuSpec)
     for key, value in (("sm_minimum", gpu.sm_minimum), ("sm_multiple", gpu.sm_multiple)):
@@ -235,12 +237,12 @@ def _check_value(document: _Document, table: str, key: str, value: object, kind:
         raise document.error(table, key, f"is {text}", f"It must be {low} and at most {most:g}")
 
 
-def _check_curve(document: _Document, curve: tuple[tuple[float, float], ...]) -> None:
-    """A bandwidth curve rises from (0, 0) to (1, 1); no share of SMs stands twice."""
+def _check_curve(document: _Document, key: str, curve: Curve) -> None:
+    """A curve of bandwidth rises from (0, 0) to (1, 1); no share of SMs stands twice."""
 
     def refuse(problem: str) -> InputError:
         hint = "It must rise from [0, 0] to [1, 1] in both columns"
-        return document.error("sim", "bandwidth_curve", problem, hint)
+        return document.error("sim", key, problem, hint)
 
     for point in curve:
         if not all(math.isfinite(share) for share in point):
