@@ -4,6 +4,7 @@ and every shipped table, where the data is there.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.operators import clock
 from nexusbench.physics.sharing import LaunchLoad
+from nexusbench.profiles.profile import POINTS_FILE, read_points, write_profile
 from tests.sim.profiles import make_profile
 
 GPU = SimulatedGpu(load_gpu("h100"))
@@ -89,6 +91,11 @@ def test_attention_without_a_causal_mask_computes_twice_as_much() -> None:
     assert whole / causal == pytest.approx(2, rel=0.07)
 
 
+def test_decodes_read_the_keys_of_all_sequences() -> None:
+    times = [GPU.decode_attention(LLAMA_HEADS, batch, 8192, 132).time for batch in (64, 128)]
+    assert times[1] / times[0] == pytest.approx(2, rel=0.1)
+
+
 def test_the_kernel_that_was_measured_is_simulated() -> None:
     made = {
         kernel: (
@@ -117,6 +124,22 @@ def test_a_profile_has_rows_of_the_same_operators(tmp_path: Path) -> None:
     other = read_partitions(tmp_path, load_gpu("l40s"))
     assert any("simulated on 92 of the 142 SMs" in note for note in other.notes)
     assert {p.operator for p in other.points} == {p.operator for p in found.points}
+
+
+def test_steps_that_were_repeated_in_one_launch_are_simulated_so(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, fits=())
+    points = []
+    for point in read_points(tmp_path / POINTS_FILE):
+        shape = msgspec.structs.replace(point.setting.shape, repeat=4)
+        setting = msgspec.structs.replace(point.setting, shape=shape)
+        points.append(msgspec.structs.replace(point, setting=setting, ns=4 * point.ns))
+    data = b"".join(msgspec.json.encode(p) + b"\n" for p in points if p.setting.kind != "pair")
+    (tmp_path / POINTS_FILE).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    write_profile(tmp_path, msgspec.structs.replace(profile, points_sha256=digest))
+    found = read_partitions(tmp_path, load_gpu("l20"))
+    for score in summarise(found.points)[0]:
+        assert score.all.p95 < 1e-6
 
 
 def test_a_profile_with_more_sms_than_the_gpu_is_refused(tmp_path: Path) -> None:
