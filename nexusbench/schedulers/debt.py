@@ -11,7 +11,6 @@ from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 STALL_MS = 500.0  # oMLX's stall target
-FIRST_CHUNK = 512  # tokens, until a chunk was timed
 LEAST_CHUNK, GRID = 256, 64  # of a chunk that decodes wait for
 
 
@@ -92,8 +91,6 @@ class DebtScheduler(Scheduler[DebtSchedulerOptions]):
 
     def _most(self, ctx: SchedulerContext) -> int:
         """Tokens of a chunk that decodes wait for."""
-        if not self._rate:
-            return min(FIRST_CHUNK, ctx.budget())
         bound = self.options.tbt_ms or ctx.limits.tbt_ms
         target = bound * NS_PER_MS - self._step if bound else STALL_MS * NS_PER_MS
         tokens = int(max(0.0, target) * self._rate) // GRID * GRID

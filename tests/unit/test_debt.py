@@ -89,7 +89,7 @@ def test_chunks_are_sized_in_time_by_the_best_speed_seen(name, target_ms):
     assert checked > 2
 
 
-def test_the_first_chunk_is_of_512_tokens_and_none_is_below_256():
+def test_no_chunk_is_below_256_tokens_but_the_last_of_a_prompt():
     started = [offer(0, 0, 1, 400, max_tokens=400), offer(1, 0, 2000, 3)]
     sizes = [tokens for tokens, _, _, _ in steps("debt:tbt_ms=1", started) if tokens]
     assert sizes[0] == 2001  # no request decodes yet: no bound
@@ -107,3 +107,14 @@ def test_options_that_promise_nothing_are_refused():
     for option in ("share=0", "tbt_ms=0"):
         with pytest.raises(InputError, match=option.partition("=")[0]):
             make_scheduler(f"debt:{option}")
+
+
+def test_debt_to_decodes_that_have_ended_is_forgiven():
+    """The one that it was owed to is gone: the next prompt need not wait for another's decodes."""
+    requests = [offer(0, 0, 8, 3), offer(1, 30, 3000, 50), offer(2, 1000, 300, 2)]
+    rows = steps("debt:share=20", requests)
+    sizes = [tokens for tokens, *_ in rows]
+    owed = next(i for i, (tokens, _, there, _) in enumerate(rows) if tokens and there)
+    rest = sizes.index(3000 - sizes[owed])
+    assert rows[rest][2] == 0  # no request decodes any more
+    assert sizes[rest + 1] == 300

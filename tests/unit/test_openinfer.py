@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
+from nexusbench.core.batch import Batch, BatchShape, Plan
 from nexusbench.core.state import Limits
 from nexusbench.testing import offer, serve, tiny_gpu
-from nexusbench.testing._harness import Setting
+from nexusbench.testing._harness import Setting, make_scheduler
 
 WIDE = Setting(kv_blocks=4000, limits=Limits(8, 512, 1024), gpu=tiny_gpu(jitter=0.0))
 CHATS = [offer(i, 0, 8, 60) for i in range(3)]
@@ -84,6 +86,23 @@ def test_a_prefill_goes_on_beside_later_steps_and_the_next_one_waits_for_its_end
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_a_prefill_batch_has_no_more_prompts_than_asked(most):
-    requests = [offer(i, 0, 20, 2) for i in range(6)]
+    requests = [offer(0, 0, 600, 2), *[offer(i, 0, 20, 2) for i in range(1, 7)]]
     log = serve(requests, f"openinfer:most_prompts={most}", setting=WIDE).log
     assert max(log.tables["submitted"].columns["chunks"]) == most
+
+
+def test_no_prefill_is_queued_behind_one_in_flight():
+    """Where a device would queue two."""
+    policy = make_scheduler("openinfer")
+    policy._running.add("prefill")
+    asked: list[str] = []
+
+    def decodes(partition, *, victim):
+        asked.append(partition)
+
+    ctx = SimpleNamespace(schedule_decodes=decodes, last_running=None, plan=Plan)
+    assert policy.schedule(ctx) == Plan()  # the context has nothing to schedule a prompt with
+    assert asked == ["decode"]
+    policy.completed(Batch("prefill", [], [], BatchShape(0, 0)), 0)
+    with pytest.raises(AttributeError, match="prefilling"):
+        policy.schedule(ctx)

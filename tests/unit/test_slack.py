@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from nexusbench.core.batch import BatchShape
@@ -80,9 +79,9 @@ def test_without_slack_no_prompt_starts_beside_decodes_unless_it_must():
     ("option", "asked", "bound"), [("tbt_ms=20", 50.0, 20), ("least=0", 50.0, 50), ("", None, 100)]
 )
 def test_the_bound_is_the_option_else_the_users_else_100_ms(option, asked, bound):
-    limits = msgspec.structs.replace(WIDE.limits, tbt_ms=asked)
-    setting = Setting(kv_blocks=4000, limits=limits)
-    _, seen = watched(f"slack:{option}" if option else "slack", setting=setting)
+    setting = Setting(kv_blocks=4000, limits=Limits(8, 1024, 1024, tbt_ms=asked))
+    load = [offer(i, 90 * i, 900 if i % 4 else 40, 15) for i in range(16)]
+    _, seen = watched(f"slack:{option}" if option else "slack", load, setting)
     cut = [longer for batch, _, longer in seen if batch.decodes and longer is not None]
     most = max(time for batch, time, _ in seen if batch.decodes and batch.chunks)
     assert 0.8 * bound * MS < most <= bound * MS
