@@ -180,12 +180,13 @@ def test_another_order_gives_way_by_that_order():
 
 def test_a_request_that_is_recomputed_goes_before_prompts_that_are_in_time():
     """It has had its first token: what it waits for is the next one."""
-    requests = [offer(0, 0, 60, 40), offer(1, 0, 60, 40), *[offer(i, 300, 10, 1) for i in (2, 3)]]
+    requests = [offer(0, 0, 60, 40), offer(1, 0, 60, 40), *[offer(i, 570, 10, 1) for i in (2, 3)]]
     setting = Setting(kv_blocks=20, block_size=8, limits=Limits(8, 512, 1024), prefix_caching=False)
-    engine, seen, _ = watched("flowprefill:norm_ttft_ms=100,batch_tokens=1", requests, setting)
+    engine, seen, _ = watched("flowprefill:ttft_ms=200,batch_tokens=1", requests, setting)
     preempted = engine.log.tables["preempted"].columns
     assert list(preempted["request"]) == [1]
     (when,) = preempted["time"]
+    assert requests[2].arrival_ns - 20 * MS < when < requests[2].arrival_ns + 190 * MS
     later = [requests for time, requests, _ in seen if time > when]
     assert later[0] == (1,)
 
