@@ -152,7 +152,10 @@ Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]
 Micros = Annotated[float, NumberBounds(most=1e6, zero=True)]  # up to a second
 Interference = Annotated[float, NumberBounds(most=1e3, zero=True)]  # up to a thousand times slower
 Throughput = Annotated[float, NumberBounds(least=0.1)]
+# Above a half, fewer SMs would compute more.
+ClockGain = Annotated[float, NumberBounds(most=0.5, zero=True)]
 LinkRate = Annotated[float, NumberBounds(least=0.001)]
+Curve = tuple[tuple[float, float], ...]
 # Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
 SmCount = Annotated[int, NumberBounds(most=2048)]
 
@@ -161,14 +164,14 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Constants of the simulated device's physics that no data sheet gives; each GPU file states
     their source.
 
-    ``bandwidth_curve`` holds (share of SMs, share of the attainable HBM bandwidth) points,
-    piecewise linear.
+    The two curves hold (share of SMs, share of the attainable HBM bandwidth) points, piecewise
+    linear: of plain streams (element-wise kernels, keys and values), and of the weights of a GEMM.
     """
 
     dense_efficiency: Efficiency  # attainable share of peak FLOP/s in a full wave of large tiles
     attention_efficiency: Efficiency  # the same of attention tiles, softmax apart
     bandwidth_efficiency: Efficiency  # attainable share of HBM peak with all SMs streaming
-    bandwidth_curve: tuple[tuple[float, float], ...]
+    bandwidth_curve: Curve
     kernel_us: Micros  # an element-wise kernel inside a step (launch from a graph, ramp, tail)
     step_overhead_us: Micros  # host and launch time of a step that the GPU waits for
     # How much longer memory-bound operators take beside a neighbour that keeps the tensor cores of
@@ -177,9 +180,12 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention_interference: Interference
     stream_interference: Interference  # compute-bound ones beside one that uses all HBM bandwidth
     # On SMs that two launches both claim: 0 = they overlap as far as their demands allow,
-    # 1 = they only take turns.
+    # 1 = their kernels only alternate (physics/sharing.py).
     turn_taking: Fraction
     jitter: Fraction  # half-width of the seeded uniform noise on a step, as a share of it
+    weights_curve: Curve = ()  # empty: as bandwidth_curve
+    # How much faster tensor cores run while half of the SMs or fewer compute: power and clock.
+    clock_gain: ClockGain = 0.0
     # A GEMM (physics/operators.py, Gemm).
     dense_launch_us: Micros = 3.0  # fixed time of one
     dense_wave_share: Fraction = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
@@ -188,7 +194,8 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dense_epilogue_us: Micros = 1.0  # prologue and epilogue of a wave of the largest tiles
     dense_split_us: Micros = 1.5  # reduction after splitting the inner dimension
     # Attention (physics/operators.py, Attention).
-    attention_kernel: Literal["fa2", "fa3"] = "fa2"  # FlashAttention of that generation
+    # FlashAttention of that generation; "contiguous": version 2 on keys that are not paged.
+    attention_kernel: Literal["fa2", "fa3", "contiguous"] = "fa2"
     attention_launch_us: Micros = 6.0  # fixed time of a layer's attention, KV write included
     attention_tile_us: Micros = 1.5  # prologue and epilogue of one tile of query rows
     attention_block_us: Micros = 0.5  # softmax of one tile and key block beside its products
@@ -197,15 +204,28 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention_overlap: Fraction = 0.3  # as dense_overlap
     attention_combine_us: Micros = 3.5  # merging the parts of a decode whose keys were split
     attention_swap_us: Micros = 3.5  # regrouping the query heads of a decode batch
+    # GB/s of keys and values that one SM takes in decodes, and where a contiguous kernel does not
+    # split them.
+    attention_sm_gbps: Throughput = 1e6
+    attention_unsplit_gbps: Throughput = 1e6
     # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
     # evict them. The rate at which operands in L2 are read, and the share of L2 that holds them.
     l2_gbps: Throughput = 2000.0
     l2_share: Annotated[float, NumberBounds(least=0.001, most=1.0)] = 0.5
 
 
+# A curve has a range, too: of a factor on the share of SMs that draws a given share of bandwidth
+# (1 = as in the file, 1.5 = half as many SMs again are needed).
+CURVES = ("bandwidth_curve", "weights_curve")
+CurveFactor = Annotated[float, NumberBounds(least=0.01, most=100.0)]
+
+
 class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A GPU as published (and, for the simulator, its constants). ``sources`` names the origin of
     each number.
+
+    ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
+    one of CURVES is of a CurveFactor. The value in use lies inside.
     """
 
     name: str
@@ -222,6 +242,7 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sim: SimConstants
     sources: dict[str, str]
     host_gbps: LinkRate = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
+    ranges: dict[str, tuple[float, float]] = {}
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):

@@ -15,11 +15,12 @@ from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
-from nexusbench.physics.launches import LaunchLoad, Physics
+from nexusbench.physics.launches import Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
 from nexusbench.physics.measured import MeasuredPhysics
 from nexusbench.physics.profiled import Truth
 from nexusbench.physics.remote import Away, ghost, remote_slowdown, split_launch
+from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 

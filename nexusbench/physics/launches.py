@@ -2,16 +2,13 @@
 each other down.
 
 Richer than any belief on purpose: tiles and waves, split-K, attention tile by tile, kernel and host
-overheads, a measured-like bandwidth curve, fair sharing of HBM per pair of operator classes,
-interference and noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
-the same numbers (invariant I6). How far it is from measurements: docs/fidelity.md.
+overheads, measured curves of bandwidth over SMs for streams and for weights, a rate at which an SM
+takes keys and values, a clock that rises while SMs are idle, what a neighbour does, and
+noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes the same numbers
+(invariant I6). How far it is from measurements: docs/fidelity.md.
 """
 
 from __future__ import annotations
-
-from itertools import pairwise
-
-import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
@@ -22,24 +19,15 @@ from nexusbench.physics.operators import (
     Attention,
     Gemm,
     OperatorClass,
+    attainable,
     scaled_sum,
     total,
 )
+from nexusbench.physics.sharing import LaunchLoad, Sharing
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
-
-
-class LaunchLoad(msgspec.Struct, frozen=True, gc=False):
-    """A launch on ``sms`` SMs: ``solo`` ns without a neighbour, and the operator classes that a
-    neighbour slows down.
-    """
-
-    solo: float
-    sms: int
-    dense: OperatorClass
-    attention: OperatorClass
 
 
 class Physics:
@@ -50,7 +38,9 @@ class Physics:
         work: ModelWork = model_work(model, tensor_parallel)
         self._work = work
         self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
-        self._bandwidth = [self._bandwidth_of(sms) for sms in range(gpu.num_sms + 1)]
+        self._bandwidth = [attainable(gpu, sms) for sms in range(gpu.num_sms + 1)]
+        self._weights = [attainable(gpu, sms, weights=True) for sms in range(gpu.num_sms + 1)]
+        self._sharing = Sharing(gpu)
         self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
         self._overhead = gpu.sim.step_overhead_us * 1e3
@@ -68,15 +58,6 @@ class Physics:
             work.activation_bytes,
             work.num_layers,
         )
-
-    def _bandwidth_of(self, sms: int) -> float:
-        """Bytes per ns that ``sms`` SMs draw alone, on the GPU's piecewise-linear curve."""
-        share = sms / self.gpu.num_sms
-        curve = self.gpu.sim.bandwidth_curve
-        for (x0, y0), (x1, y1) in pairwise(curve):
-            if share <= x1:
-                return self.bandwidth_all * (y0 + (y1 - y0) * (share - x0) / (x1 - x0))
-        return self.bandwidth_all
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
@@ -181,7 +162,7 @@ class Physics:
             work.weight_bytes_each,
             work.activation_bytes,
             sms,
-            self._bandwidth[sms],
+            self._weights[sms],
             groups=groups,
         )
 
@@ -195,14 +176,15 @@ class Physics:
             weight_bytes,
             self._work.activation_bytes,
             sms,
-            self._bandwidth[sms],
+            self._weights[sms],
         )
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
         """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
         moving = size * self._l2.per_byte(size / kernels, sms, 1.0 / self._bandwidth[sms])
-        fixed = kernels * self.gpu.sim.kernel_us * 1e3
-        return OperatorClass(max(fixed, moving), 0.0, moving, 0.0, size)
+        kernel = self.gpu.sim.kernel_us * 1e3
+        time = max(kernels * kernel, moving)
+        return OperatorClass(time, 0.0, moving, 0.0, size, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
         """Ns of two ring all-reduces a layer (after attention and the MLP), not overlapped with
@@ -215,51 +197,6 @@ class Physics:
         )
         return 2 * self._work.num_layers * once
 
-    # -- two at once -------------------------------------------------------------------------------
-
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
-        """How many times slower ``side`` runs while ``other`` does (at least 1).
-
-        Each operator class of one side overlaps with each class of the other for the product of
-        their shares of time. Host and launch gaps of either side delay nothing.
-        """
-        constants = self.gpu.sim
-        shared = side.sms + other.sms - self.gpu.num_sms
-        on_shared = shared / side.sms if shared > 0 else 0.0
-        reach = other.sms / self.gpu.num_sms
-        extra = 0.0
-        for mine in (side.dense, side.attention):
-            if mine.time <= 0.0:
-                continue
-            for theirs, disturbs in (
-                (other.dense, constants.dense_interference * reach),
-                (other.attention, constants.attention_interference * reach),
-            ):
-                if theirs.time > 0.0:
-                    extra += self._delay(mine, theirs, disturbs, on_shared) * theirs.time
-        return 1.0 + extra / (side.solo * other.solo)
-
-    def _delay(
-        self, mine: OperatorClass, theirs: OperatorClass, disturbs: float, on_shared: float
-    ) -> float:
-        """Extra ns that ``mine`` takes if ``theirs`` runs beside it all the time.
-
-        HBM is shared fairly: each draws up to half, and what the other leaves. ``disturbs`` is how
-        much longer memory-bound operators take beside a neighbour that computes all the time (by
-        way of L2 and interconnect); one that streams delays compute-bound operators. On SMs that
-        both claim they overlap as far as their tensor-core demands allow, or take turns.
-        """
-        total = self.bandwidth_all
-        wanted, beside = mine.traffic / mine.time, theirs.traffic / theirs.time
-        busy = theirs.busy / theirs.time
-        starved = 0.0
-        if wanted + beside > total and wanted > 0.5 * total:
-            starved = wanted / max(0.5 * total, total - beside) - 1.0
-        delay = mine.memory * (starved + disturbs * busy)
-        delay += mine.compute * self.gpu.sim.stream_interference * min(1.0, beside / total)
-        if on_shared > 0.0:
-            overlap = max(0.0, mine.busy / mine.time + busy - 1.0) * mine.compute
-            turns = mine.time
-            share = self.gpu.sim.turn_taking
-            delay += on_shared * (share * turns + (1.0 - share) * overlap)
-        return delay
+        """How many times slower ``side`` runs while ``other`` does (at least 1)."""
+        return self._sharing.slowdown(side, other)

@@ -111,4 +111,6 @@ def stretched(made: OperatorClass, factor: float) -> OperatorClass:
         made.memory * factor,
         made.busy * factor,
         made.traffic,
+        made.turns,
+        made.held * factor,
     )

@@ -15,6 +15,8 @@ always.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 
 from nexusbench.core.specs import GpuSpec
@@ -35,6 +37,9 @@ class OperatorClass(msgspec.Struct, frozen=True, gc=False):
 
     ``time`` is ns in all; ``compute`` and ``memory`` are the ns of it in operators bound by tensor
     cores or by HBM (the rest is launches). ``busy`` is all tensor-core ns, ``traffic`` HBM bytes.
+    ``turns`` counts waves of tiles: ``time / turns`` is how long a kernel of a neighbour on the
+    same SMs waits until tiles leave them. ``held`` is ns times the share of the SMs that tiles
+    hold: not launches, nor SMs that a kernel has no tile for.
     """
 
     time: float
@@ -42,22 +47,32 @@ class OperatorClass(msgspec.Struct, frozen=True, gc=False):
     memory: float
     busy: float
     traffic: float
+    turns: float
+    held: float
 
 
-NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def overlapped(
-    fixed: float, busy: float, moving: float, exposed: float, traffic: float
+    fixed: float, busy: float, moving: float, exposed: float, traffic: float, tiles: float
 ) -> OperatorClass:
     """A kernel of ``fixed`` ns, the longer of ``busy`` (compute) and ``moving`` (memory) ns, and
-    the share ``exposed`` of the shorter, which overlap does not hide.
+    the share ``exposed`` of the shorter, which overlap does not hide; of ``tiles`` tiles an SM.
     """
     if busy >= moving:
-        longer = busy + exposed * moving
-        return OperatorClass(fixed + longer, longer, 0.0, busy, traffic)
-    longer = moving + exposed * busy
-    return OperatorClass(fixed + longer, 0.0, longer, busy, traffic)
+        longer = compute = busy + exposed * moving
+        memory = 0.0
+    else:
+        longer = memory = moving + exposed * busy
+        compute = 0.0
+    time, turns = fixed + longer, max(1.0, tiles)
+    return OperatorClass(time, compute, memory, busy, traffic, turns, longer * filled(tiles))
+
+
+def filled(tiles: float) -> float:
+    """The share of SMs that have a tile, on average over whole waves of ``tiles`` tiles an SM."""
+    return tiles / -(-tiles // 1)
 
 
 def total(parts: list[OperatorClass]) -> OperatorClass:
@@ -66,14 +81,10 @@ def total(parts: list[OperatorClass]) -> OperatorClass:
     Not by ``sum``: from Python 3.12 on it compensates the rounding of floats, so times would differ
     from those of 3.11 (I6).
     """
-    time = compute = memory = busy = traffic = 0.0
+    made = NOTHING
     for part in parts:
-        time += part.time
-        compute += part.compute
-        memory += part.memory
-        busy += part.busy
-        traffic += part.traffic
-    return OperatorClass(time, compute, memory, busy, traffic)
+        made = scaled_sum(part, 1.0, made)
+    return made
 
 
 def scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClass:
@@ -86,7 +97,32 @@ def scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClas
         a.memory * scale + b.memory,
         a.busy * scale + b.busy,
         a.traffic * scale + b.traffic,
+        a.turns * scale + b.turns,
+        a.held * scale + b.held,
     )
+
+
+def attainable(gpu: GpuSpec, sms: int, *, weights: bool = False) -> float:
+    """Bytes per ns that ``sms`` SMs draw from HBM: in a plain stream, or with ``weights`` in a
+    GEMM.
+    """
+    curve = (weights and gpu.sim.weights_curve) or gpu.sim.bandwidth_curve
+    share = sms / gpu.num_sms
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if share <= x1:
+            part = y0 + (y1 - y0) * (share - x0) / (x1 - x0)
+            return gpu.hbm_gbps * gpu.sim.bandwidth_efficiency * part
+    return gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
+
+
+def clock(gain: float, share: float) -> float:
+    """How much faster tensor cores run while ``share`` of the SMs compute than while all do.
+
+    A GPU that computes on all SMs is held back by its power limit, one that computes on few is
+    not. Measured on A100 and H100: the whole gain up to half of the SMs, and evenly less from there
+    on (docs/fidelity.md).
+    """
+    return 1.0 + gain * min(1.0, max(0.0, 2.0 - 2.0 * share))
 
 
 class L2:
@@ -114,6 +150,7 @@ class Gemm:
         self._rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.dense_efficiency
         self._launch, self._exposed = sim.dense_launch_us * 1e3, sim.dense_overlap
         self._wave_share = sim.dense_wave_share
+        self._num_sms, self._gain = gpu.num_sms, sim.clock_gain
         self._depth = sim.dense_depth_us  # ns per unit of the inner dimension
         self._epilogue, self._split = sim.dense_epilogue_us * 1e3, sim.dense_split_us * 1e3
         self._l2 = L2(gpu)
@@ -146,10 +183,11 @@ class Gemm:
         if copies:
             per_byte = self._l2.per_byte(copies * weights + activations, sms, per_byte)
         moving = traffic * per_byte
+        rate = self._rate * clock(self._gain, sms / self._num_sms)
         best = None
         for height, width, share in TILES:
             tiles = -(-rows // height) * -(-outputs // width) * groups
-            tile = 2.0 * height * width * inputs / (self._rate * share)
+            tile = 2.0 * height * width * inputs / (rate * share)
             epilogue = self._epilogue * height * width / _LARGEST
             for parts in SPLIT_K if groups == 1 else (1,):
                 if parts > 1 and tiles * parts > 2 * sms:
@@ -161,7 +199,7 @@ class Gemm:
                 fixed = self._launch + self._depth * inputs / parts
                 if parts > 1:
                     fixed += self._split + parts * rows * outputs * _ACCUMULATOR_BYTES * per_byte
-                made = overlapped(fixed, busy, moving, self._exposed, traffic)
+                made = overlapped(fixed, busy, moving, self._exposed, traffic, tiles * parts / sms)
                 if best is None or made.time < best.time:
                     best = made
         assert best is not None
@@ -199,7 +237,15 @@ class Attention:
         # The constant is of a tile of 128 rows and a block of 128 keys: 16,384 scores.
         softmax = sim.attention_block_us * 1e3 * self._rows * self._keys / 16384
         self._block = block + softmax
-        self._small_block = self._block * 64 / self._rows  # decode tiles have 64 rows
+        block_bytes = 2.0 * self._keys * head_dim * kv_bytes
+        # Decode tiles have 64 rows. One SM takes keys and values at a limited rate.
+        small = self._block * 64 / self._rows
+        self._small_block = max(small, block_bytes / sim.attention_sm_gbps)
+        self._unsplit_block = max(self._small_block, block_bytes / sim.attention_unsplit_gbps)
+        self._contiguous = sim.attention_kernel == "contiguous"
+        # Thread blocks that the kernel's choice of key splits counts on: of the GPU, also where its
+        # launch is confined to fewer SMs.
+        self._slots = gpu.num_sms * (2 if self._contiguous else 1)
         self._tile, self._empty = sim.attention_tile_us * 1e3, sim.attention_empty_us * 1e3
         self._launch, self._tail = sim.attention_launch_us * 1e3, sim.attention_tail
         self._combine, self._swap = sim.attention_combine_us * 1e3, sim.attention_swap_us * 1e3
@@ -228,8 +274,7 @@ class Attention:
         ``bandwidth`` bytes per ns; all layers, in ns.
 
         ``chunks`` are (tokens, tokens before them); ``decode_context`` is the sum over decodes of
-        the keys each reads, its own included.
-        ``copies`` as in ``Gemm.time``.
+        the keys each reads, its own included. ``copies`` as in ``Gemm.time``.
         """
         if chunks:
             tokens, keys, tiles, work, longest = self._prefill(chunks)
@@ -242,7 +287,7 @@ class Attention:
                 work += self._empty_blocks(chunks, num_decodes, tiles) * self._empty
             busy, streamed = self._spread(tiles, work, longest, sms), streamed / work
         elif num_decodes:
-            busy, fixed = self._decode(num_decodes, decode_context, sms)
+            busy, fixed, tiles = self._decode(num_decodes, decode_context, sms)
             tokens, keys, again, streamed = num_decodes, 0, 1.0, 1.0
         else:
             return NOTHING
@@ -272,6 +317,8 @@ class Attention:
             memory * layers,
             tensor * layers,
             (new + read) * layers,
+            max(1.0, tiles / sms) * layers,
+            longer * filled(tiles / sms) * layers,
         )
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
@@ -321,20 +368,22 @@ class Attention:
             again = self._group / max(1.0, min(float(self._group), sms / count))
         return count * self._heads, count * self._heads * single, single, again
 
-    def _decode(self, count: int, context: int, sms: int) -> tuple[float, float]:
-        """(compute, fixed) ns of a batch of decodes without chunks."""
+    def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int]:
+        """(compute, fixed) ns of a batch of decodes without chunks, and its tiles."""
         tiles = count * self._kv_heads * -(-self._group // 64)
         blocks = -(-context // (count * self._keys))
         fixed, splits = self._launch, 1
-        # FlashAttention's num_splits_heuristic splits keys below 80 % of the SMs in use.
-        if tiles < 0.8 * sms and (self._packs or self._group > 1):
-            splits = max(1, min(blocks, sms // tiles))
+        # FlashAttention's num_splits_heuristic splits keys below 80 % of the slots in use.
+        if tiles < 0.8 * self._slots and (self._packs or self._contiguous or self._group > 1):
+            splits = max(1, min(blocks, self._slots // tiles))
             if splits > 1:
                 fixed += self._combine
+        block = self._unsplit_block if self._contiguous and splits == 1 else self._small_block
         if self._group > 1 and self._kv_heads > 1 and count > 1 and not self._packs:
             fixed += self._swap
-        single = self._tile + -(-blocks // splits) * self._small_block
-        return self._spread(tiles * splits, tiles * splits * single, single, sms), fixed
+        single = self._tile + -(-blocks // splits) * block
+        tiles *= splits
+        return self._spread(tiles, tiles * single, single, sms), fixed, tiles
 
     def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
         """Ns until the last of ``tiles`` tiles on ``sms`` SMs ends: ``work`` ns over the SMs, and

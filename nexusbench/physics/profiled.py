@@ -17,8 +17,9 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.work import chunk_work, equivalent_context
 from nexusbench.physics.gpus import legal_splits
-from nexusbench.physics.launches import LaunchLoad, Physics
+from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import stretched
+from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape
-from nexusbench.physics.launches import LaunchLoad, Physics
+from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import NOTHING, OperatorClass
+from nexusbench.physics.sharing import LaunchLoad
 
 # What a layer's round trip costs the decode GPU and no overlap hides: packing q, k and v into one
 # message, unpacking the outputs, and the stream's wait for them. Assumed, not measured: two kernels

@@ -65,11 +65,16 @@ def test_what_was_stored_is_printed_as_before(call: Call, tmp_path: Path, schema
     assert printed["verdict"] == expected["verdict"]
 
 
-def test_a_stored_run_of_schema_1_gives_the_same_log_again(call: Call, tmp_path: Path) -> None:
+def test_a_stored_run_of_another_gpu_description_says_what_changed(
+    call: Call, tmp_path: Path
+) -> None:
+    """The constants of the simulated L20 have changed since."""
     stored_run("engine", 1, tmp_path)
     done = call("rerun", "engine", "--no-progress", "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out)["verdict"] == "identical"
+    assert done.code == 1, done.err
+    answer = json.loads(done.out)
+    assert answer["verdict"] == "differs"
+    assert "gpu.sim.turn_taking: 0.15 -> 0.9" in answer["changes"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

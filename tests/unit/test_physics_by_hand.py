@@ -9,18 +9,23 @@ from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
-from nexusbench.physics.launches import LaunchLoad, Physics
+from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import (
     L2,
+    NOTHING,
     Attention,
     Gemm,
     OperatorClass,
+    attainable,
+    clock,
+    filled,
     overlapped,
     scaled_sum,
     total,
 )
 from nexusbench.physics.profiled import along, axis_of, distance, full_grid, mean, spread
 from nexusbench.physics.remote import split_launch
+from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.testing import tiny_model
 
 # 10 SMs of 1,000 FLOP/ns each; 100 bytes/ns of HBM, all of it attainable.
@@ -51,16 +56,28 @@ def near(value):
 
 
 def test_the_shorter_of_compute_and_memory_hides_but_for_its_exposed_share():
-    assert overlapped(5.0, 100.0, 40.0, 0.25, 7.0) == OperatorClass(115.0, 110.0, 0.0, 100.0, 7.0)
-    assert overlapped(5.0, 40.0, 100.0, 0.25, 7.0) == OperatorClass(115.0, 0.0, 110.0, 40.0, 7.0)
-    even = overlapped(0.0, 40.0, 40.0, 0.25, 7.0)  # bound by compute, not by memory
+    made = overlapped(5.0, 100.0, 40.0, 0.25, 7.0, 1.0)
+    assert made == OperatorClass(115.0, 110.0, 0.0, 100.0, 7.0, 1.0, 110.0)
+    made = overlapped(5.0, 40.0, 100.0, 0.25, 7.0, 1.0)
+    assert made == OperatorClass(115.0, 0.0, 110.0, 40.0, 7.0, 1.0, 110.0)
+    even = overlapped(0.0, 40.0, 40.0, 0.25, 7.0, 1.0)  # bound by compute, not by memory
     assert (even.compute, even.memory) == (50.0, 0.0)
 
 
+def test_tiles_hold_their_sms_in_turns():
+    """2.5 tiles an SM are 2.5 turns, and hold 5/6 of the SMs of three waves; half a tile is one."""
+    made = overlapped(5.0, 90.0, 0.0, 0.25, 7.0, 2.5)
+    assert (made.turns, made.held) == (2.5, near(75.0))
+    made = overlapped(5.0, 90.0, 0.0, 0.25, 7.0, 0.5)
+    assert (made.turns, made.held) == (1.0, 45.0)
+    assert filled(3.0) == 1.0
+
+
 def test_sums_of_classes():
-    a, b = OperatorClass(1.0, 2.0, 3.0, 4.0, 5.0), OperatorClass(10.0, 20.0, 30.0, 40.0, 50.0)
-    assert total([a, b, a]) == OperatorClass(12.0, 24.0, 36.0, 48.0, 60.0)
-    assert scaled_sum(a, 3.0, b) == OperatorClass(13.0, 26.0, 39.0, 52.0, 65.0)
+    a = OperatorClass(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    b = OperatorClass(10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0)
+    assert total([a, b, a]) == OperatorClass(12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 84.0)
+    assert scaled_sum(a, 3.0, b) == OperatorClass(13.0, 26.0, 39.0, 52.0, 65.0, 78.0, 91.0)
 
 
 def test_l2_holds_what_fits_and_lets_go_of_it_gradually():
@@ -75,11 +92,10 @@ def test_l2_holds_what_fits_and_lets_go_of_it_gradually():
 
 
 def test_bandwidth_follows_its_curve():
-    made = Physics(GPU, MODEL)
-    shares = [made._bandwidth_of(sms) for sms in (0, 1, 2, 4, 6, 8, 10)]
+    shares = [attainable(GPU, sms) for sms in (0, 1, 2, 4, 6, 8, 10)]
     assert shares == [near(100 * y) for y in (0, 0.25, 0.5, 0.7, 0.9, 0.95, 1.0)]
-    slow = Physics(replace(GPU, sim=replace(SIM, bandwidth_efficiency=0.8)), MODEL)
-    assert slow._bandwidth_of(2) == near(40.0)
+    slow = replace(GPU, sim=replace(SIM, bandwidth_efficiency=0.8))
+    assert attainable(slow, 2) == near(40.0)
 
 
 # -- dense layers ----------------------------------------------------------------------------------
@@ -290,7 +306,7 @@ def test_rows_are_counted_in_granules_of_sixteen():
 
 def test_the_dense_layers_are_their_products_and_their_element_wise_kernels():
     made = Physics(GPU, MODEL)
-    gemm, band = Gemm(GPU), made._bandwidth_of(4)
+    gemm, band = Gemm(GPU), attainable(GPU, 4)
     rows = 64
     parts = [
         gemm.time(rows, inputs, outputs, 2.0, 2.0, 4, band)
@@ -359,25 +375,27 @@ def test_a_slower_link_hurts_by_its_latency_even_for_one_token():
 
 # -- two at once -----------------------------------------------------------------------------------
 
-IDLE = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0)
-
 
 def both(mine, theirs, sms=5, beside=5, solo=1000.0, other=1000.0):
     """How much longer a launch of one class takes beside another of one class."""
     made = Physics(GPU, MODEL)
     return (
-        made.slowdown(LaunchLoad(solo, sms, mine, IDLE), LaunchLoad(other, beside, theirs, IDLE))
+        made.slowdown(
+            LaunchLoad(solo, sms, mine, NOTHING), LaunchLoad(other, beside, theirs, NOTHING)
+        )
         - 1.0
     )
 
 
 def stream(rate, time=1000.0):
     """Bound by memory all of its time, at a rate in bytes per ns."""
-    return OperatorClass(time, 0.0, time, 0.0, rate * time)
+    return OperatorClass(time, 0.0, time, 0.0, rate * time, 1.0, time)
 
 
-def crunch(rate=0.0, time=1000.0, busy=None):
-    return OperatorClass(time, time, 0.0, time if busy is None else busy, rate * time)
+def crunch(rate=0.0, time=1000.0, busy=None, turns=1.0, held=1.0):
+    """Bound by compute all of its time, on ``held`` of its SMs."""
+    busy = time if busy is None else busy
+    return OperatorClass(time, time, 0.0, busy, rate * time, turns, held * time)
 
 
 def test_bandwidth_is_shared_fairly():
@@ -394,8 +412,8 @@ def test_a_busy_neighbour_disturbs_memory_and_a_streaming_one_compute():
     assert both(crunch(), stream(40)) == near(0.1 * 0.4)
     assert both(crunch(), stream(400)) == near(0.1)
     made = Physics(GPU, MODEL)
-    beside = LaunchLoad(1000.0, 5, IDLE, crunch())  # the same from attention
-    assert made.slowdown(LaunchLoad(1000.0, 5, stream(10), IDLE), beside) == near(1 + 0.5 * 0.5)
+    beside = LaunchLoad(1000.0, 5, NOTHING, crunch())  # the same from attention
+    assert made.slowdown(LaunchLoad(1000.0, 5, stream(10), NOTHING), beside) == near(1 + 0.5 * 0.5)
 
 
 def test_classes_meet_for_the_product_of_their_shares_of_time():
@@ -403,11 +421,11 @@ def test_classes_meet_for_the_product_of_their_shares_of_time():
     assert both(stream(80, 500.0), stream(40, 200.0)) == near((80 / 60 - 1) * 0.5 * 0.2)
     made = Physics(GPU, MODEL)
     mine = LaunchLoad(1000.0, 5, stream(80, 500.0), stream(80, 500.0))
-    assert made.slowdown(mine, LaunchLoad(1000.0, 5, stream(40), IDLE)) == near(80 / 60)
+    assert made.slowdown(mine, LaunchLoad(1000.0, 5, stream(40), NOTHING)) == near(80 / 60)
 
 
 def test_on_shared_sms_they_take_turns_or_overlap():
-    """6 + 6 of 10 SMs: a third of mine is shared."""
+    """6 + 6 of 10 SMs: a third of mine is shared, a quarter of it alternates."""
     turns = 0.25 * 1.0
     assert both(crunch(), crunch(), 6, 6) == near((turns + 0.75 * 1.0) / 3)
     half = crunch(busy=500.0)
@@ -417,6 +435,67 @@ def test_on_shared_sms_they_take_turns_or_overlap():
     assert both(crunch(), crunch(), 5, 5) == 0.0
     assert both(crunch(), crunch(), 4, 5) == 0.0
     assert both(crunch(), crunch(), 10, 10) == near(1.0)
+
+
+def test_waves_of_both_alternate_so_that_the_shorter_ones_wait_longer():
+    """Ten waves of 100 ns beside two of 500: each of the ten waits for one of the two."""
+    short, long = crunch(busy=0.0, turns=10.0), crunch(busy=0.0, turns=2.0)
+    assert both(short, long, 10, 10) == near(0.25 * 5.0)
+    assert both(long, short, 10, 10) == near(0.25 / 5.0)
+
+
+def test_what_holds_no_sm_makes_nothing_wait():
+    """Tiles of one hold half of the SMs, those of the other four fifths."""
+    some, more = crunch(busy=0.0, held=0.5), crunch(busy=0.0, held=0.8)
+    assert both(some, more, 10, 10) == near(0.25 * 0.5 * 0.8)
+
+
+def test_what_alternates_does_not_run_side_by_side():
+    """Streams of 80 and 70 bytes/ns would slow each other down by 80/50; a quarter alternates."""
+    assert both(stream(80), stream(70), 10, 10) == near(0.25 * 1.0 + 0.75 * (80 / 50 - 1))
+
+
+def test_tensor_cores_lose_the_clock_that_they_had_while_other_sms_were_idle():
+    """A gain of 0.2: all of it up to half of the SMs, half of it on three quarters."""
+    assert [clock(0.2, share) for share in (0.1, 0.5, 0.75, 1.0)] == near([1.2, 1.2, 1.1, 1.0])
+    boosted = replace(GPU, sim=replace(SIM, clock_gain=0.2, stream_interference=0.0))
+    made = Physics(boosted, MODEL)
+    mine, other = LaunchLoad(1000.0, 5, crunch(), NOTHING), LaunchLoad(1000.0, 5, crunch(), NOTHING)
+    assert made.slowdown(mine, other) == near(1.2)
+    attention = LaunchLoad(1000.0, 5, NOTHING, crunch())  # keeps its clock: it draws less power
+    assert made.slowdown(attention, other) == 1.0
+    few, all_sms = (Gemm(boosted).time(4096, 512, 512, 2, 2, sms, 1e9) for sms in (5, 10))
+    plain = Gemm(GPU).time(4096, 512, 512, 2, 2, 5, 1e9)
+    assert all_sms.busy == Gemm(GPU).time(4096, 512, 512, 2, 2, 10, 1e9).busy
+    assert few.busy < plain.busy
+
+
+def test_weights_can_have_a_curve_of_their_own():
+    assert attainable(GPU, 2) == attainable(GPU, 2, weights=True) == 50.0
+    own = replace(GPU, sim=replace(SIM, weights_curve=((0.0, 0.0), (0.5, 0.4), (1.0, 1.0))))
+    assert attainable(own, 2) == 50.0
+    assert attainable(own, 2, weights=True) == near(100 * 0.4 * 0.2 / 0.5)
+    assert attainable(own, 10, weights=True) == 100.0
+
+
+def test_one_sm_takes_keys_and_values_at_a_limited_rate():
+    """8 decodes of 1,000 keys on 2 KV heads, in blocks of 128: 32 KB a block at 4 bytes/ns."""
+    slow = replace(GPU, sim=replace(SIM, attention_sm_gbps=4.0))
+    found = fa(slow).time((), 8, 8000, 10, 1e9)
+    single = 1000 + 8 * 128 * 2 * 64 * 2 / 4.0
+    assert found.time == pytest.approx(6000 + 16 * single / 10 + 0.8 * single * 0.4, rel=1e-3)
+    # Only a kernel on contiguous keys that does not split them has a limit of its own.
+    for kernel, rate in (("contiguous", 4.0), ("fa3", 1e6)):
+        sim = replace(SIM, attention_kernel=kernel, attention_unsplit_gbps=4.0)
+        same = replace(SIM, attention_kernel=kernel, attention_sm_gbps=rate)
+        a, b = (fa(replace(GPU, sim=x)).time((), 16, 16000, 10, 1e9) for x in (sim, same))
+        assert a == b
+
+
+def test_a_kernel_splits_keys_for_the_whole_gpu_wherever_it_runs():
+    """One decode of 4,096 keys becomes 10 tiles for 10 SMs, so five waves on two of them."""
+    found, few = (fa().time((), 1, 4096, sms, 1e9) for sms in (10, 2))
+    assert (found.turns, few.turns) == (1.0, 5.0)
 
 
 # -- devices ---------------------------------------------------------------------------------------
