@@ -228,7 +228,7 @@ def test_ranges_are_kept_and_shown(tmp_path: Path) -> None:
     moved = f"`{DENSE}` 0.5 (0 to 0.75); `turn_taking` 0.2 (0.2 to 1)"
     assert moved in BLOCKS["ranges contested"](read)
     assert "sensitivity.svg" in BLOCKS["ranges figure"](read)
-    assert range_lines(read, "policy", DENSE) == {"sim:l20 short": [(0.0, -20.0), (0.5, 20.0)]}
+    assert range_lines(read, "policy", DENSE) == {("sim:l20", "short"): [(0.0, -20.0), (0.5, 20.0)]}
     # One of before there were ranges.
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     del manifest["places"]
