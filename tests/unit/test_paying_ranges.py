@@ -106,6 +106,12 @@ def test_a_verdict_that_hangs_in_the_draws_alone(tmp_path: Path) -> None:
     points = {"": 20, "dense = 0": 9, "turns = 1": 40, **DRAWS, "draw 2": -8.0}
     found = judged(survey_of(spec_of(tmp_path), points))
     assert (found.verdict, found.hangs_on, found.least) == ("hangs", (), -8.0)
+    # Better on average and less sure would not lose it; one draw that turns it does.
+    far = dict(zip(DRAWS, (60.0, 60.0, 60.0, -4.0), strict=True))
+    points = {"": 5, "dense = 0": 9, "turns = 1": 40, **far}
+    assert judged(survey_of(spec_of(tmp_path), points)).verdict == "hangs"
+    points["draw 3"] = -1.5
+    assert judged(survey_of(spec_of(tmp_path), points)).verdict == "holds"
     # A single draw is of one draw of the arrivals: the margin below 0 loses nothing by itself.
     points = {"": 20, "dense = 0": 9, "turns = 1": 40, **dict.fromkeys(DRAWS, 20.0)}
     assert judged(survey_of(spec_of(tmp_path), points)).verdict == "holds"
