@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ Bounds = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Half = Literal["all", "held-out", "fitted"]
 ModelName = Annotated[
     str, typer.Option("--model", metavar="MODEL", help="A shipped model or a config.json.")
 ]
@@ -80,6 +81,62 @@ def kernels(
     else:
         _show_scores(spec.name, table, scores, samples.notes)
     _hold(bounds, reached)
+
+
+@app.command("partitions")
+def partitions(
+    gpu: Annotated[str, typer.Argument(metavar="GPU", help="A shipped GPU, or a .toml file.")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            help="A CSV table in a format of docs/fidelity.md, or the folder of a profile "
+            "(nexusbench profile).",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="What was measured, where the table does not say."
+        ),
+    ] = None,
+    half: Annotated[
+        Half,
+        typer.Option(
+            "--half",
+            help="The rows that are scored and that bounds hold: all, the half that is held out of "
+            "every fit, or the half that constants may be fitted on.",
+        ),
+    ] = "held-out",
+    bound: Bounds = [],  # noqa: B006 - Typer reads it, nothing changes it
+    as_json: AsJson = False,
+) -> None:
+    """Measured sharing of a GPU beside the simulated one: SM counts, two streams, splits.
+
+    nexusbench validate partitions h100 TABLE --bound stream:8 --bound "work rate split:10"
+
+    Times are compared over the time on all SMs; 'NAME, absolute' are times themselves. A bound is
+    on the MAPE in percent; on a work rate it is in hundredths: 10 means within 0.10 of measured.
+    """
+    import json
+
+    from nexusbench.cli._partitions_screen import document, show
+    from nexusbench.experiments.fidelity.errors import parse_bounds
+    from nexusbench.experiments.fidelity.partitions.formats import read_partitions
+    from nexusbench.experiments.fidelity.partitions.scores import PER_CENT, summarise
+    from nexusbench.models.config import load_model
+    from nexusbench.physics.gpus import load_gpu
+
+    bounds = parse_bounds(bound)
+    spec = load_gpu(gpu)
+    found = read_partitions(table, spec, None if model is None else load_model(model))
+    scores, repeated = summarise(found.points)
+    if as_json:
+        print(json.dumps(document(spec, str(table), half, found, scores), indent=2))
+    else:
+        show(spec, str(table), half, found, [s for s in scores if s.operator not in repeated])
+    units = {s.operator: f"({s.unit})" for s in scores if s.unit != PER_CENT}
+    _hold(bounds, {s.operator: s.of(half)[1].mape for s in scores}, units)
 
 
 @app.command("run")
@@ -193,12 +250,14 @@ def fit_(
         results_console().print(f"{name} = {value}")
 
 
-def _hold(bounds: dict[str, float], reached: dict[str, float]) -> None:
+def _hold(
+    bounds: dict[str, float], reached: dict[str, float], units: dict[str, str] | None = None
+) -> None:
     """Exit with 3, naming what broke, unless every bound holds."""
     from nexusbench.cli._console import progress_console
     from nexusbench.experiments.fidelity.errors import EXIT_BOUND_BROKEN, broken_bounds
 
-    broken = broken_bounds(bounds, reached)
+    broken = broken_bounds(bounds, reached, units)
     for sentence in broken:
         progress_console().print(sentence, style="bold red", soft_wrap=True)
     if broken:

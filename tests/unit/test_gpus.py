@@ -19,7 +19,10 @@ from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import gpu_names, legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
 
-NAMES = ["a100", "h100", "h200", "l20", "l40s", "rtx4090"]
+NAMES = [
+    "a100", "h100", "h200", "l20", "l40s", "orin", "rtx3090", "rtx4090", "rtx5070ti", "rtx5090",
+    "rtxa6000", "v100",
+]  # fmt: skip
 L20 = (files("nexusbench.data") / "gpus" / "l20.toml").read_text(encoding="utf-8")
 
 
@@ -45,6 +48,12 @@ def test_the_shipped_gpus_are_found_in_any_case() -> None:
         ("a100", 108, 312, 80, 2039, 40, (4, 2)),
         ("h100", 132, 989.4, 81559 / 1024, 3352, 50, (8, 8)),
         ("h200", 132, 989.4, 143771 / 1024, 4800, 50, (8, 8)),
+        ("rtx3090", 82, 71.2, 24, 936.2, 6, (4, 2)),
+        ("rtx5070ti", 70, 87.9, 16303 / 1024, 896, 48, (8, 8)),
+        ("rtx5090", 170, 209.5, 32607 / 1024, 1792, 96, (8, 8)),
+        ("rtxa6000", 84, 154.8, 49140 / 1024, 768, 6, (4, 2)),
+        ("orin", 16, 42.6, 64e9 / 2**30, 204.8, 4, (4, 2)),
+        ("v100", 80, 125.3, 32510 / 1024, 900, 6, (2, 2)),
     ],
 )
 def test_published_numbers(

@@ -16,7 +16,10 @@ EXIT_BOUND_BROKEN = 3  # the exit code of a regression
 
 
 class Errors(msgspec.Struct, frozen=True):
-    """Of predicted/measured - 1, in per cent: mean and quantiles of its size; its mean (bias)."""
+    """Of predicted/measured - 1, in per cent: mean and quantiles of its size; its mean (bias).
+
+    Of :func:`differences`: of predicted - measured, in the unit of both.
+    """
 
     n: int
     mape: float
@@ -29,14 +32,26 @@ def errors(predicted: npt.NDArray[np.float64], measured: npt.NDArray[np.float64]
     """The errors of some predictions; None of none."""
     if not len(measured):
         return None
-    relative = 100.0 * (predicted / measured - 1.0)
-    size = np.abs(relative)
+    return _summary(100.0 * (predicted / measured - 1.0))
+
+
+def differences(
+    predicted: npt.NDArray[np.float64], measured: npt.NDArray[np.float64]
+) -> Errors | None:
+    """The same of predicted - measured, in their own unit: of shares, which are near 1 or 0 and no
+    times.
+    """
+    return _summary(predicted - measured) if len(measured) else None
+
+
+def _summary(found: npt.NDArray[np.float64]) -> Errors:
+    size = np.abs(found)
     return Errors(
         len(size),
         float(size.mean()),
         float(np.median(size)),
         float(np.percentile(size, 95)),
-        float(relative.mean()),
+        float(found.mean()),
     )
 
 
@@ -55,8 +70,13 @@ def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
     return bounds
 
 
-def broken_bounds(bounds: Mapping[str, float], reached: Mapping[str, float]) -> list[str]:
-    """A sentence for each bound that ``reached`` (per cent, any sign) breaks.
+def broken_bounds(
+    bounds: Mapping[str, float],
+    reached: Mapping[str, float],
+    units: Mapping[str, str] | None = None,
+) -> list[str]:
+    """A sentence for each bound that ``reached`` (any sign) breaks. ``units``: of what is not in
+    per cent.
 
     Raises UsageError for a bound on something that was not scored.
     """
@@ -66,5 +86,8 @@ def broken_bounds(bounds: Mapping[str, float], reached: Mapping[str, float]) -> 
             hint = did_you_mean(name, sorted(reached))
             raise UsageError(f"--bound {name}: nothing of that name was scored. {hint}")
         if not abs(reached[name]) <= bound:
-            sentences.append(f"{name}: {reached[name]:.2f} % breaks its bound of {bound:g} %")
+            unit = (units or {}).get(name, "%")
+            sentences.append(
+                f"{name}: {reached[name]:.2f} {unit} breaks its bound of {bound:g} {unit}"
+            )
     return sentences

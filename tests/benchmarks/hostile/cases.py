@@ -34,6 +34,8 @@ TARGETS: tuple[tuple[str, str, str, int], ...] = (
     ("kernel table", "table/per_sequence.csv", f"{_TABLE} --kernel-table table", 1),
     ("kernel table", "table/meta.yaml", _FIT, 1),
     ("kernel table", "vidur.csv", "validate kernels a100 vidur.csv", 2),
+    ("partitions", "over_sms.csv", "validate partitions h100 over_sms.csv", 2),
+    ("partitions", "prof/points.jsonl", "validate partitions l20 prof", 1),
     ("kernel table", f"perf/gemm/{_PERF.format('gemm')}", "validate kernels h100 perf", 2),
     (
         "kernel table",
@@ -107,6 +109,7 @@ BASES: dict[str, str] = {
     "profile check": f"profile check prof --device sim:l20 {_ONE}",
     "profile paper": f"profile paper --device sim:l20 {_ONE} --trace t.jsonl",
     "validate kernels": "validate kernels rtx4090 table",
+    "validate partitions": "validate partitions h100 over_sms.csv",
     "validate run": "validate run recording --device sim:l20",
     "validate import": "validate import bench.json out",
     "validate fit": _FIT,

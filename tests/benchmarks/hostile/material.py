@@ -215,6 +215,10 @@ def _measurements(folder: Path) -> None:
     rows = [",".join(_VIDUR)]
     rows += [f"4096,11008,{d},{t},32,32,1.0,0.5,2.0,1.5" for d in (1, 2) for t in (16, 128, 1024)]
     (folder / "vidur.csv").write_text("\n".join(rows) + "\n")
+    rows = ["op,K,N,tokens_or_batch,context,sms,ms"]
+    rows += [f"gemm,4096,4096,16,,{sms},{3 / sms}" for sms in (16, 64, 132)]
+    rows += [f"decode_attention_fa2,,,16,4096,{sms},{9 / sms}" for sms in (16, 64, 132)]
+    (folder / "over_sms.csv").write_text("\n".join(rows) + "\n")
     draw = random.Random(1)
     detail = {
         "date": "20260101-000000", "model_id": "m", "input_lens": [100, 50, 70],

@@ -1,0 +1,1 @@
+"""Measured sharing of a GPU beside the simulated one: SM counts, two streams, disjoint splits."""

@@ -1,0 +1,168 @@
+"""A profile of a GPU (``nexusbench profile``) as measured partitions: steps over SMs, and batches
+beside neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import GpuSpec
+from nexusbench.experiments.fidelity.partitions.halves import may_be_fitted
+from nexusbench.experiments.fidelity.partitions.points import (
+    BESIDE,
+    WORK_RATE,
+    PartitionPoint,
+    PartitionPoints,
+    TimeOnSms,
+    over_all_sms,
+)
+from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
+from nexusbench.profiles.points import Point
+from nexusbench.profiles.profile import (
+    POINTS_FILE,
+    Profile,
+    load_profile,
+    profile_path,
+    read_points,
+)
+
+_NS_PER_MS = 1e6
+_Pair = tuple[BatchShape, int, BatchShape, int]  # a batch and its SMs, the other and its SMs
+
+
+def read_profile(path: Path, gpu: GpuSpec) -> PartitionPoints:
+    """The points of a profile beside ``gpu``. Raises InputError for damaged files, a CPU, or more
+    SMs than ``gpu`` has.
+    """
+    profile = load_profile(path)
+    name, most = profile.fingerprint.device, profile.fingerprint.num_sms
+    file = profile_path(path)
+    if name.split(":")[0] == "cpu":
+        raise InputError("is a profile of a CPU, which has no SMs", file=file)
+    if most > gpu.num_sms:
+        raise InputError(
+            f"is of {most} SMs; {gpu.name} has {gpu.num_sms}", file=file, field="num_sms",
+            hint="Give the GPU that was profiled, or one with more SMs",
+        )  # fmt: skip
+    points = read_points(file.parent / POINTS_FILE, profile.points_sha256)
+    simulated = SimulatedGpu(gpu).cut(most)
+    made, notes = over_all_sms(_steps(profile, points, simulated))
+    pair_points, more = _pairs(profile, points, simulated)
+    if most != gpu.num_sms:
+        notes.append(f"simulated on {most} of the {gpu.num_sms} SMs: the profile is of so many")
+    if profile.fingerprint.simulated:
+        notes.append("the profile is of a simulated GPU: nothing here was measured")
+    return PartitionPoints(
+        [*made, *pair_points],
+        [*notes, *more],
+        f"{name}, simulated" if profile.fingerprint.simulated else name,
+    )
+
+
+def _steps(profile: Profile, points: Sequence[Point], gpu: SimulatedGpu) -> list[TimeOnSms]:
+    """Batches without a neighbour: steps of the profiled model."""
+    found, degree = [], profile.fingerprint.tensor_parallel
+    for number, point in enumerate(points, 1):
+        setting = point.setting
+        if setting.neighbour is not None:
+            continue
+        load = gpu.step(profile.model, degree, setting.shape, setting.sms)
+        found.append(
+            TimeOnSms(
+                f"{setting.phase} step", (), _named(setting.shape, setting.contexts), setting.sms,
+                point.ns / _NS_PER_MS, load.solo * setting.shape.repeat / _NS_PER_MS, number,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _named(shape: BatchShape, contexts: tuple[int, ...] = ()) -> str:
+    """A batch in words that are equal only for equal batches."""
+    chunks = "+".join(f"{count}@{before}" for count, before in shape.chunks)
+    parts = [f"chunks {chunks}"] if chunks else []
+    if shape.num_decodes:
+        parts.append(f"{shape.num_decodes} decodes over {shape.decode_context}")
+    if contexts:
+        parts.append(f"lengths {sorted(contexts)}")
+    if shape.layers is not None:
+        parts.append(f"layers {shape.layers}")
+    if shape.repeat > 1:
+        parts.append(f"x{shape.repeat}")
+    return ", ".join(parts)
+
+
+def _pairs(
+    profile: Profile, points: Sequence[Point], gpu: SimulatedGpu
+) -> tuple[list[PartitionPoint], list[str]]:
+    """Slow-downs beside neighbours; and work rates, where both sides were measured beside each
+    other and alone on all SMs: the sum of their speeds over those they have alone on all SMs.
+    """
+    most, degree = profile.fingerprint.num_sms, profile.fingerprint.tensor_parallel
+    whole = {
+        p.setting.shape: p.ns
+        for p in points
+        if p.setting.neighbour is None and p.setting.sms == most and not p.setting.contexts
+    }
+    beside: dict[_Pair, tuple[Point, float, int]] = {}
+    made: list[PartitionPoint] = []
+    for number, point in enumerate(points, 1):
+        setting = point.setting
+        if setting.neighbour is None or point.slowdown is None:
+            continue
+        side = gpu.step(profile.model, degree, setting.shape, setting.sms)
+        other = gpu.step(profile.model, degree, setting.neighbour, setting.neighbour_sms)
+        slowed = gpu.slowdown(side, other)
+        beside[setting.shape, setting.sms, setting.neighbour, setting.neighbour_sms] = (
+            point, side.solo * slowed * setting.shape.repeat, number,
+        )  # fmt: skip
+        kind = "split" if setting.sms + setting.neighbour_sms <= most else "streams"
+        made.append(
+            _point(
+                f"neighbour {kind} {setting.phase}", setting.shape, setting.neighbour,
+                (setting.sms, setting.neighbour_sms), BESIDE, (point.slowdown, slowed), number,
+            )
+        )  # fmt: skip
+    without = 0
+    for (shape, sms, other_shape, other_sms), (point, simulated, number) in beside.items():
+        back = beside.get((other_shape, other_sms, shape, sms))
+        if not shape.chunks or back is None:
+            continue
+        if shape not in whole or other_shape not in whole:
+            without += 1
+            continue
+        alone = [
+            gpu.step(profile.model, degree, one, most).solo * one.repeat
+            for one in (shape, other_shape)
+        ]
+        rates = (
+            whole[shape] / point.ns + whole[other_shape] / back[0].ns,
+            alone[0] / simulated + alone[1] / back[1],
+        )
+        kind = "split" if sms + other_sms <= most else "streams"
+        made.append(
+            _point(
+                f"work rate {kind}", shape, other_shape, (sms, other_sms), WORK_RATE, rates, number
+            )
+        )
+    notes = []
+    if without:
+        notes.append(
+            f"{without} pairs have no work rate: a side was not measured on all {most} SMs"
+        )
+    return made, notes
+
+
+def _point(
+    operator: str,
+    shape: BatchShape,
+    other: BatchShape,
+    sms: tuple[int, int],
+    unit: str,
+    values: tuple[float, float],
+    line: int,
+) -> PartitionPoint:
+    text = " beside ".join(sorted((_named(shape), _named(other))))
+    return PartitionPoint(operator, (), text, sms, unit, *values, line, may_be_fitted(text))

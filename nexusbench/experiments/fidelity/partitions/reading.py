@@ -1,0 +1,133 @@
+"""What a reader of one format is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from nexusbench.core.errors import InputError
+from nexusbench.core.specs import ModelSpec
+from nexusbench.experiments.fidelity.partitions.cells import MOST_SIZE, MeasuredRow, rows_of
+from nexusbench.experiments.fidelity.partitions.simulated import AttentionLayout, SimulatedGpu
+from nexusbench.models.config import load_model
+
+LLAMA_8B = "llama-3.1-8b"
+# Llama-3-8B, the shapes of the H100 kernels
+LLAMA_HEADS = AttentionLayout(32, 8, 128)
+# Zamba2-7B, whose layers were measured on the A100: attention over twice the hidden size of 3,584
+ZAMBA_HEADS, ZAMBA_MLP = AttentionLayout(32, 32, 224), (3584, 14336)
+LAYOUT = ("heads", "kv_heads", "head_size")  # optional columns of every attention
+MLP = ("hidden", "wide")
+STEP = ("model", "gpus")
+
+
+class TableReading(msgspec.Struct, frozen=True):
+    """A table, its columns, the GPU it is set beside, and the model that was asked for, if any."""
+
+    path: Path
+    columns: tuple[str, ...]
+    gpu: SimulatedGpu
+    model: ModelSpec | None = None
+
+    def rows(self) -> Iterator[MeasuredRow]:
+        """The rows that are of this GPU: all of them where no column says of which they are."""
+        if "gpu" not in self.columns:
+            yield from rows_of(self.path, self.columns)
+            return
+        others: dict[str, None] = {}
+        found = False
+        for row in rows_of(self.path, self.columns):
+            name = row.text("gpu")
+            if is_called(self.gpu.gpu.name, name):
+                found = True
+                yield row
+            else:
+                others[name] = None
+        if not found:
+            raise InputError(
+                f"has no row of {self.gpu.gpu.name}: its rows are of {', '.join(others)[:200]}",
+                file=self.path, field="gpu", hint="Give one of these GPUs",
+            )  # fmt: skip
+
+    def layout(self, row: MeasuredRow, usual: AttentionLayout) -> AttentionLayout:
+        """The heads of an attention kernel: the row's own, the asked model's, or the usual ones."""
+        if self.model is not None:
+            model = self.model
+            usual = AttentionLayout(
+                model.num_heads, model.num_kv_heads, model.head_dim, usual.kernel
+            )
+        heads = row.count("heads", 2**12, usual.heads)
+        kv_heads = row.count("kv_heads", 2**12, min(heads, usual.kv_heads))
+        if heads % kv_heads:
+            raise row.error("kv_heads", f"{heads} heads are no multiple of {kv_heads}")
+        size = row.count("head_size", 2**12, usual.head_size)
+        return AttentionLayout(heads, kv_heads, size, usual.kernel)
+
+    def mlp(self, row: MeasuredRow) -> tuple[int, int]:
+        """(hidden size, intermediate size): the row's own, the asked model's, or Zamba2-7B's."""
+        hidden, wide = ZAMBA_MLP
+        if self.model is not None:
+            hidden, wide = self.model.hidden_size, self.model.intermediate_size
+        return row.count("hidden", MOST_SIZE, hidden), row.count("wide", MOST_SIZE, wide)
+
+    def step_model(self, row: MeasuredRow) -> tuple[ModelSpec, int]:
+        """The model that a row's step is of, and over how many GPUs it is split."""
+        model = self.model
+        if row.has("model"):
+            model = model_called(row)
+        elif model is None:
+            model = load_model(LLAMA_8B)
+        gpus = row.count("gpus", 1024, 1)
+        if gpus > model.num_heads:
+            raise row.error("gpus", f"{gpus} is more than the {model.num_heads} heads of the model")
+        return model, gpus
+
+
+# LLaMA (arXiv 2302.13971, Table 2): layers, hidden size, heads, intermediate size.
+_LLAMA = {
+    "llama-7b": (32, 4096, 32, 11008),
+    "llama-13b": (40, 5120, 40, 13824),
+    "llama-30b": (60, 6656, 52, 17920),
+    "llama-65b": (80, 8192, 64, 22016),
+}
+
+
+def model_called(row: MeasuredRow) -> ModelSpec:
+    """The model in a row's column ``model``: a LLaMA of 2023, or one that ``--model`` takes. Raises
+    InputError that names the row.
+    """
+    name = row.text("model").lower()
+    if name not in _LLAMA:
+        try:
+            return load_model(name)
+        except InputError as error:
+            known = ", ".join(_LLAMA)
+            hint = f"Known besides those of --model: {known}"
+            raise row.error("model", error.problem, hint) from None
+    layers, hidden, heads, wide = _LLAMA[name]
+    return ModelSpec(
+        name=name,
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=128,
+        intermediate_size=wide,
+        vocab_size=32000,
+        max_model_len=2048,
+        source="arXiv 2302.13971, Table 2",
+    )
+
+
+def is_called(spec_name: str, name: str) -> bool:
+    """Whether a table's name of a GPU ('H200', 'RTX 5070 Ti') is that of a described one."""
+    own, told = _words(spec_name), _words(name)
+    variants = {"ti", "super", "laptop", "nvl", "pcie"}
+    return bool(told) and told <= own and own & variants <= told
+
+
+def _words(name: str) -> set[str]:
+    plain = "".join(letter if letter.isalnum() else " " for letter in name.lower())
+    return set(plain.split()) - {"nvidia", "geforce", "jetson", "tesla"}
