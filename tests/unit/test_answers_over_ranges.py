@@ -151,7 +151,7 @@ def judged(
 ) -> tuple[object, list[AdviceRun]]:  # fmt: skip
     config = RunConfig(trace="t", device=device)
     question = Question(
-        config=config, slo=SLO, candidates=(), requests=400, seeds=SEEDS, cache=folder
+        config=config, slo=SLO, candidates=(), requests=40_000, seeds=SEEDS, cache=folder
     )
     names = ("nexus", "semi-pd", "bullet")
     here = load_gpu(device.removeprefix("sim:")).sim

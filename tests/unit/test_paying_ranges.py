@@ -12,6 +12,7 @@ import pytest
 
 from nexusbench.cli.main import main
 from nexusbench.core.errors import InputError
+from nexusbench.experiments.neutral import gpu_file, neutral_gpu
 from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.experiments.paying.blocks import BLOCKS
 from nexusbench.experiments.paying.measuring import MapRow
@@ -21,7 +22,8 @@ from nexusbench.experiments.paying.ranged import over_ranges, still
 from nexusbench.experiments.paying.spec import MapSpec, load_map
 from nexusbench.experiments.paying.survey_files import read_survey, write_survey
 from nexusbench.experiments.paying.verdicts import MapCell, MapVerdict
-from nexusbench.experiments.ranges import Place
+from nexusbench.experiments.ranges import Place, ends, in_use, latin_hypercube
+from nexusbench.physics.gpus import load_gpu
 from tests.unit.test_paying import SMALL, save
 
 RANGED = SMALL[: SMALL.index("[grid]")].replace("seeds = 2", "seeds = 3")
@@ -106,6 +108,12 @@ def test_a_verdict_that_hangs_in_the_draws_alone(tmp_path: Path) -> None:
     points = {"": 20, "dense = 0": 9, "turns = 1": 40, **DRAWS, "draw 2": -8.0}
     found = judged(survey_of(spec_of(tmp_path), points))
     assert (found.verdict, found.hangs_on, found.least) == ("hangs", (), -8.0)
+    # Better on average and less sure would not lose it; one draw that turns it does.
+    far = dict(zip(DRAWS, (60.0, 60.0, 60.0, -4.0), strict=True))
+    points = {"": 5, "dense = 0": 9, "turns = 1": 40, **far}
+    assert judged(survey_of(spec_of(tmp_path), points)).verdict == "hangs"
+    points["draw 3"] = -1.5
+    assert judged(survey_of(spec_of(tmp_path), points)).verdict == "holds"
     # A single draw is of one draw of the arrivals: the margin below 0 loses nothing by itself.
     points = {"": 20, "dense = 0": 9, "turns = 1": 40, **dict.fromkeys(DRAWS, 20.0)}
     assert judged(survey_of(spec_of(tmp_path), points)).verdict == "holds"
@@ -175,12 +183,16 @@ def test_a_cell_that_lacks_a_run_has_no_verdict_over_the_ranges(tmp_path: Path) 
 
 def test_draws_are_paired_with_the_arrivals_and_what_is_spared_is_not_run(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "[ranges]\ndraws = 5\nseeds = 2\n")
-    survey = Survey(spec=spec, capacity={}, requests={}, rows={}, places=places_of(spec))
+    draws = tuple(Place(f"draw {n}", {DENSE: n / 5}) for n in range(5))
+    places = msgspec.structs.replace(PLACES, draws=draws)
+    survey = Survey(
+        spec=spec, capacity={}, requests={}, rows={}, places={"sim:l20": places}
+    )  # fmt: skip
     points = list(map_points(survey))
     assert len(points) == len(set(points))
-    ends = {p.constant for p in points if p.constant and "draw" not in p.constant}
-    assert ends == {place.name for place in survey.places["sim:l20"].ends}
-    for name in ends:
+    sides = {p.constant for p in points if p.constant and "draw" not in p.constant}
+    assert sides == {"dense = 0", "turns = 1"}
+    for name in sides:
         there = [p for p in points if p.constant == name]
         assert {(p.system, p.seed) for p in there} == {
             (system, seed) for system in ("two", "nexus") for seed in range(2)
@@ -228,7 +240,7 @@ def test_ranges_are_kept_and_shown(tmp_path: Path) -> None:
     moved = f"`{DENSE}` 0.5 (0 to 0.75); `turn_taking` 0.2 (0.2 to 1)"
     assert moved in BLOCKS["ranges contested"](read)
     assert "sensitivity.svg" in BLOCKS["ranges figure"](read)
-    assert range_lines(read, "policy", DENSE) == {"sim:l20 short": [(0.0, -20.0), (0.5, 20.0)]}
+    assert range_lines(read, "policy", DENSE) == {("sim:l20", "short"): [(0.0, -20.0), (0.5, 20.0)]}
     # One of before there were ranges.
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     del manifest["places"]
@@ -260,15 +272,18 @@ def test_mistakes_are_named(tmp_path: Path, asked: str, field: str, words: str) 
 
 
 def test_a_map_of_gpus_without_ranges_is_refused(tmp_path: Path) -> None:
-    from nexusbench.experiments.neutral import gpu_file, neutral_gpu
-    from nexusbench.physics.gpus import load_gpu
-
     (tmp_path / "bare.toml").write_text(gpu_file(neutral_gpu(load_gpu("l20"), "turn_taking")))
     text = (RANGED + ASKED).replace('"sim:l20"', f'"sim:{tmp_path}/bare.toml"')
     with pytest.raises(InputError, match="none of the map's GPUs has ranges"):
         load_map(save(tmp_path, text))
     both = (RANGED + ASKED).replace('"sim:l20"', f'"sim:l20", "sim:{tmp_path}/bare.toml"')
-    assert list(places_of(load_map(save(tmp_path, both)))) == ["sim:l20"]
+    ((name, places),) = places_of(load_map(save(tmp_path, both))).items()
+    gpu = load_gpu("l20")
+    assert (name, places.used, places.ends) == ("sim:l20", in_use(gpu), ends(gpu))
+    assert places.draws == latin_hypercube(gpu, 4, 0)
+    only = RANGED + "[ranges]\nends = false\ndraws = 3\nseed = 5\n"
+    (places,) = places_of(load_map(save(tmp_path, only))).values()
+    assert (places.ends, places.draws) == ((), latin_hypercube(gpu, 3, 5))
 
 
 @pytest.mark.slow
@@ -294,7 +309,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(row.error for row in read.rows.values())
     # Constants elsewhere make other runs, for two streams at least.
     runs = {(p.system, p.seed, p.constant): row.digest for p, row in read.rows.items()}
-    assert runs["two", 0, "turn_taking = 1"] != runs["two", 0, ""]
+    turns = [one.name for one in read.places["sim:l20"].ends if "turn_taking" in one.values]
+    assert all(runs["two", 0, name] != runs["two", 0, ""] for name in turns)
     found = over_ranges(read, CELL, "policy")
     assert found is not None
     assert range_words(found, str)

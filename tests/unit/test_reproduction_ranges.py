@@ -15,7 +15,7 @@ from nexusbench.experiments.reproduction.lab import PRINTED, Lab
 from nexusbench.experiments.reproduction.outcome_files import Done, finished, markdown
 from nexusbench.experiments.reproduction.ranged import is_ranged
 from nexusbench.experiments.reproduction.run import reproduce
-from nexusbench.experiments.reproduction.spec import Experiment, load_experiment
+from nexusbench.experiments.reproduction.spec import Criterion, Experiment, load_experiment
 from nexusbench.physics.gpus import load_gpu
 from tests.unit.test_reproduction import BASE, CLAIM, HEAD, SYSTEMS, MadeUp, claim_of
 
@@ -124,6 +124,28 @@ def test_which_claims_are_judged_so(experiment) -> None:
         lambda where, seed: 5.0,
     )
     assert row.over == ""
+
+
+def test_a_rate_is_compared_with_what_is_unloaded_at_the_same_place(experiment) -> None:
+    """What one request takes alone may change with a constant, too."""
+    made = experiment()
+    criterion = Criterion(system="vllm", steady="nexus")
+    (claim,) = made.claims
+    claim = msgspec.structs.replace(claim, measure="throughput")
+    made = msgspec.structs.replace(made, throughput=criterion, claims=(claim,))
+    alone = set()
+
+    class Recording(MadeUp):
+        num_wanted, cells = 0, ()
+
+        def cell(self, system, point, seed, variant=PRINTED):
+            if point["request_rate"] == criterion.rate:
+                alone.add(None if variant.place is None else variant.place.name)
+            return super().cell(system, point, seed, variant)
+
+    lab: Any = Recording(made, lambda name, rate, seed, variant: 10.0 if rate < 50 else 1e3)
+    reproduce(lab)
+    assert alone == {None, "turn_taking = 0", "turn_taking = 1", *(f"draw {n}" for n in range(4))}
 
 
 def test_no_draws_but_ends(experiment) -> None:

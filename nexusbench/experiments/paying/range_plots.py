@@ -15,15 +15,19 @@ from nexusbench.experiments.paying.tables import cells_of, question_title, ready
 from nexusbench.experiments.paying.verdicts import QUESTIONS, MapCell, verdict
 
 _WIDTH = 34  # of a title, letters
+_STYLES = ("-", "--", ":", "-.")
+_COLOURS = 10  # of matplotlib's cycle
 
 
-def range_lines(
-    survey: Survey, question: str, constant: str
-) -> dict[str, list[tuple[float, float]]]:
+Line = list[tuple[float, float]]
+Lines = dict[tuple[str, str], Line]
+
+
+def range_lines(survey: Survey, question: str, constant: str) -> Lines:
     """By GPU and traffic: (value of the constant, points), at its ends and in use; points are the
     mean over the SLOs and loads that were run there.
     """
-    lines = {}
+    lines: Lines = {}
     for gpu, places in survey.places.items():
         if constant not in places.used:
             continue
@@ -37,7 +41,7 @@ def range_lines(
             ]
             line = [(value, points) for value, points in found if points is not None]
             if len(line) > 1:
-                lines[f"{gpu} {traffic.name}"] = line
+                lines[gpu, traffic.name] = line
     return lines
 
 
@@ -64,12 +68,14 @@ def points_over_ranges(survey: Survey) -> Any:
         return None
     title = "Points of attainment over the range of each constant, the others as in use"
     figure, axes = small_multiples(title, len(QUESTIONS), len(constants))
-    labels = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     handles: dict[str, Any] = {}
     for row, question in zip(axes, QUESTIONS, strict=True):
+        drawn = [y for c in constants for line in panels[question, c].values() for _, y in line]
         for axis, constant in zip(row, constants, strict=True):
-            handles |= _panel(axis, survey, panels[question, constant], constant, labels)
+            handles |= _panel(axis, survey, panels[question, constant], constant)
             axis.set_title(constant, fontsize=8)
+            if drawn:  # one scale along a row: which constant matters is to be seen
+                axis.set_ylim(min(0.0, *drawn) - 3.0, max(0.0, *drawn) + 3.0)
         row[0].set_ylabel(_wrapped(question_title(survey, question)), fontsize=7)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8,
@@ -78,24 +84,22 @@ def points_over_ranges(survey: Survey) -> Any:
     return figure
 
 
-def _panel(
-    axis: Any, survey: Survey, lines: dict[str, list[tuple[float, float]]], constant: str,
-    labels: list[str],
-) -> dict[str, Any]:  # fmt: skip
+def _panel(axis: Any, survey: Survey, lines: Lines, constant: str) -> dict[str, Any]:
+    """Colours are GPUs, dashes traffic."""
+    gpus = list(survey.spec.about.gpus)
+    traffics = [traffic.name for traffic in ready_traffic(survey)]
     handles = {}
     axis.axhline(0, color="black", linewidth=0.6)
-    for name, line in lines.items():
-        number = labels.index(name)
+    for (gpu, traffic), line in lines.items():
+        colour = f"C{gpus.index(gpu) % _COLOURS}"
+        style = _STYLES[traffics.index(traffic) % len(_STYLES)]
         x, y = zip(*line, strict=True)
-        style = "-" if number % 2 == 0 else "--"
-        (handles[name],) = axis.plot(
-            x, y, style, color=f"C{number // 2 % 10}", marker="o", markersize=3, linewidth=1.1,
+        (handles[f"{gpu} {traffic}"],) = axis.plot(
+            x, y, style, color=colour, marker="o", markersize=3, linewidth=1.1,
             markerfacecolor="white",
         )  # fmt: skip
-        used = survey.places[name.split(" ")[0]].used[constant]
-        axis.plot(
-            used, dict(line).get(used, math.nan), "o", color=f"C{number // 2 % 10}", markersize=4
-        )
+        used = survey.places[gpu].used[constant]
+        axis.plot(used, dict(line).get(used, math.nan), "o", color=colour, markersize=4)
     axis.grid(visible=True, alpha=0.25)
     axis.tick_params(labelsize=7)
     return handles
