@@ -149,6 +149,11 @@ def test_times_are_over_the_time_on_all_sms_and_that_row_is_not_scored(tmp_path:
     assert [(p.sms, p.measured) for p in found.points] == [((16,), 3.0), ((64,), 1.25)]
 
 
+def test_repeated_rows_on_all_sms_are_averaged(tmp_path: Path) -> None:
+    found = read(tmp_path, "scan", "132,4")
+    assert [(p.sms, p.measured) for p in found.points] == [((16,), 2.0), ((64,), 2.5 / 3)]
+
+
 def test_a_table_that_is_as_simulated_has_no_error(tmp_path: Path) -> None:
     gpu, path = write_table(tmp_path, "mlp")
     simulated = {p.sms[0]: p.simulated for p in read_partitions(path, load_gpu(gpu)).points}
