@@ -98,7 +98,7 @@ def test_an_unknown_header_is_told_what_is_known(tmp_path: Path) -> None:
         (
             "model,gpus,mps_percent,batch,tokens_each,phase,ms",
             ["llama-8t,1,50,1,8,prefill,1"],
-            "field 'model': .*llama-13b",
+            "field 'model': no model is called 'llama-8t'.*llama-13b",
         ),
         (
             "model,gpus,mps_percent,batch,tokens_each,phase,ms",
@@ -147,6 +147,11 @@ def test_names_of_gpus(spec: str, name: str, same: bool) -> None:
 def test_times_are_over_the_time_on_all_sms_and_that_row_is_not_scored(tmp_path: Path) -> None:
     found = read(tmp_path, "scan")
     assert [(p.sms, p.measured) for p in found.points] == [((16,), 3.0), ((64,), 1.25)]
+
+
+def test_repeated_rows_on_all_sms_are_averaged(tmp_path: Path) -> None:
+    found = read(tmp_path, "scan", "132,4")
+    assert [(p.sms, p.measured) for p in found.points] == [((16,), 2.0), ((64,), 2.5 / 3)]
 
 
 def test_a_table_that_is_as_simulated_has_no_error(tmp_path: Path) -> None:
@@ -243,6 +248,21 @@ def test_whole_steps_beside_each_other_are_scored_on_both_sides(tmp_path: Path) 
     ])  # fmt: skip
     found = scored(read_partitions(path, load_gpu("rtx4090")))
     assert {"slow-down streams decode", "slow-down split prefill", "work rate split"} <= set(found)
+
+
+def test_an_engines_steps_go_on_until_the_other_side_is_done(tmp_path: Path) -> None:
+    header = CORUN.removesuffix(",both_ms,sequential_over_both") + ",model"
+    row = "4,4096,4096,206,7.8,two_stream,,,241,23,qwen2.5-3b"
+    points = read_partitions(write_rows(tmp_path, header, [row]), load_gpu("rtx4090")).points
+    at = {p.operator: p for p in points}
+    assert at["work rate streams"].sms == (128, 128)
+    assert at["work rate streams"].measured == pytest.approx(206 / 241 + 7.8 / 23)
+    slowed = [at[f"slow-down streams {side}"] for side in ("prefill", "decode")]
+    assert [p.measured for p in slowed] == pytest.approx([241 / 206, 23 / 7.8])
+    rate = sum(1 / p.simulated for p in slowed)
+    assert at["work rate streams"].simulated == pytest.approx(rate)
+    # The decodes of one step would be done long before the prefill.
+    assert slowed[1].simulated > 1.5
 
 
 def test_a_step_is_of_all_sequences_on_whole_sms(tmp_path: Path) -> None:
