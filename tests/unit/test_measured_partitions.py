@@ -318,10 +318,12 @@ def test_scores_of_the_halves_make_up_the_whole(tmp_path: Path) -> None:
     assert mean / 80 == pytest.approx(score.all.mape)
 
 
-def test_one_curve_has_no_half_to_hold_out(tmp_path: Path) -> None:
-    score = scored(read(tmp_path, "scan"))["stream"]
-    assert score.held_out is None
-    assert score.of("held-out") == ("all", score.all)
+def test_every_second_sm_count_of_one_curve_is_held_out(tmp_path: Path) -> None:
+    points = read(tmp_path, "scan").points
+    order = sorted(point.sms for point in points)
+    whole = max(order)
+    held_out = [point.sms for point in points if not point.fitted]
+    assert sorted(held_out) == [sms for sms in order[1::2] if sms != whole]
 
 
 # -- the command -----------------------------------------------------------------------------------

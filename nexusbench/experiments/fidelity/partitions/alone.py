@@ -52,7 +52,7 @@ def scan(reading: TableReading) -> PartitionPoints:
             measured = row.positive("memory_kernel_ms")
             yield TimeOnSms("stream", (), "", sms, measured, simulated, row.line, absolute=False)
 
-    return _made(rows())
+    return _made(every_second(rows()))
 
 
 def reads(reading: TableReading) -> PartitionPoints:
@@ -65,7 +65,17 @@ def reads(reading: TableReading) -> PartitionPoints:
             simulated = 1e3 / reading.gpu.bandwidth(sms)
             yield TimeOnSms("stream", (), "", sms, measured, simulated, row.line)
 
-    return _made(rows(), "stream, absolute: ms to read a GB")
+    return _made(every_second(rows()), "stream, absolute: ms to read a GB")
+
+
+def every_second(rows: Iterable[TimeOnSms]) -> list[TimeOnSms]:
+    """The one curve of a streaming kernel: constants may be fitted on every second SM count from
+    the least on, and on all SMs; the counts between judge them.
+    """
+    ordered = sorted(rows, key=lambda row: row.sms)
+    counts = list(dict.fromkeys(row.sms for row in ordered))
+    kept = {*counts[::2], *counts[-1:]}
+    return [msgspec.structs.replace(row, fitted=row.sms in kept) for row in ordered]
 
 
 # -- kernels ---------------------------------------------------------------------------------------

@@ -12,6 +12,6 @@ def may_be_fitted(shape: str) -> bool:
 
     Hangs on the shape alone, never on the other rows of a table, its order or its SM counts: a
     shape is in one half wherever it was measured, and no curve over SMs is torn apart. What has no
-    shape ('': the one curve of a streaming kernel) may be fitted; other sources have to judge it.
+    shape ('') may be fitted; other sources have to judge it.
     """
     return not shape or hashlib.sha256(shape.encode()).digest()[0] % 2 == 0

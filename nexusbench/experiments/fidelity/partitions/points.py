@@ -22,7 +22,8 @@ class TimeOnSms(msgspec.Struct, frozen=True, gc=False):
 
     ``operator`` is the finest name that it is scored by, ``groups`` the coarser ones. ``shape``
     names the curve over SMs that it belongs to ('' for the only one of its kind). ``absolute``: its
-    time itself is comparable too.
+    time itself is comparable too. ``fitted``: whether constants may be fitted on it, None if its
+    shape says that.
     """
 
     operator: str
@@ -33,6 +34,12 @@ class TimeOnSms(msgspec.Struct, frozen=True, gc=False):
     simulated: float
     line: int
     absolute: bool = True
+    fitted: bool | None = None
+
+    @property
+    def may_be_fitted(self) -> bool:
+        """Whether constants may be fitted on this row; else it judges them."""
+        return may_be_fitted(self.shape) if self.fitted is None else self.fitted
 
 
 class PartitionPoint(msgspec.Struct, frozen=True, gc=False):
@@ -101,7 +108,7 @@ def _relative(row: TimeOnSms, measured: float, simulated: float) -> PartitionPoi
         row.measured / measured,
         row.simulated / simulated,
         row.line,
-        may_be_fitted(row.shape),
+        row.may_be_fitted,
     )
 
 
@@ -115,5 +122,5 @@ def _absolute(row: TimeOnSms) -> PartitionPoint:
         row.measured,
         row.simulated,
         row.line,
-        may_be_fitted(row.shape),
+        row.may_be_fitted,
     )
