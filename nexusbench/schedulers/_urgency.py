@@ -80,17 +80,18 @@ class Urgency:
 
     def companions(self, request: RequestView, tokens: int, most: int) -> Iterator[RequestView]:
         """Waiting prompts that fit beside ``tokens`` of ``request`` into a batch of ``most``, while
-        it keeps a tenth of its SLO as slack.
+        it keeps a tenth of its SLO as slack (of no matter in another order).
         """
         left, spare = self.left(request), URGENT * self.slo(request)
-        if tokens > most or left < spare:
+        by_slack = self._order == "slack"
+        if tokens > most or (by_slack and left < spare):
             return
         for other in islice(self._ctx.waiting, LOOK_AHEAD):
             more = other.num_tokens - self._ctx.cached_tokens(other)
             if tokens + more > min(most, tokens + self._ctx.budget("prefill")):
                 continue
             shape = BatchShape(0, 0, ((tokens + more, 0),))
-            if left - self._belief.predict(shape, self._sms) < spare:
+            if by_slack and left - self._belief.predict(shape, self._sms) < spare:
                 return
             tokens += more
             yield other

@@ -156,6 +156,8 @@ def test_no_prompt_joins_one_that_has_no_slack_for_it():
         _, seen, _ = watched(f"flowprefill:ttft_ms={ttft},layers=4", requests)
         sizes[ttft] = len(seen[0][1])
     assert sizes[60_000] == 4
+    _, seen, _ = watched("flowprefill:ttft_ms=1,layers=4,order=fcfs", requests)
+    assert len(seen[0][1]) == 4  # an order that does not look at it
     assert sizes[54] == 3
 
 
