@@ -8,19 +8,28 @@ import math
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.pairs import best_split
 from nexusbench.experiments.fidelity.partitions.reading import LLAMA_HEADS, AttentionLayout
 from nexusbench.experiments.fidelity.partitions.scores import summarise
 from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
 from nexusbench.physics.gpus import load_gpu
-from nexusbench.physics.launches import LaunchLoad
+from nexusbench.physics.operators import clock
+from nexusbench.physics.sharing import LaunchLoad
 from tests.sim.profiles import make_profile
 
 GPU = SimulatedGpu(load_gpu("h100"))
+
+
+def without_gain(name: str) -> GpuSpec:
+    """A GPU on which work divides over the SMs exactly."""
+    gpu = load_gpu(name)
+    return msgspec.structs.replace(gpu, sim=msgspec.structs.replace(gpu.sim, clock_gain=0.0))
 
 
 class Slowed(SimulatedGpu):
@@ -31,7 +40,7 @@ class Slowed(SimulatedGpu):
 
 
 def test_a_corun_is_a_fluid_until_the_first_is_done() -> None:
-    gpu = Slowed(load_gpu("h100"))
+    gpu = Slowed(without_gain("h100"))
     whole = gpu.computing(132), gpu.computing(132)
     parts = gpu.computing(66), gpu.computing(44)  # alone 2 and 3 times longer
     made = gpu.corun((10.0, 20.0), whole, parts)
@@ -59,14 +68,17 @@ def test_a_part_of_a_gpu_draws_what_its_sms_drew(sms: int) -> None:
     assert part.gpu.num_sms == sms
     assert part.bandwidth(sms) == pytest.approx(GPU.bandwidth(sms))
     assert part.bandwidth(sms // 2) == pytest.approx(GPU.bandwidth(sms // 2))
-    assert part.computing(sms).solo / GPU.computing(sms).solo == pytest.approx(sms / 132)
-    same = part.gemm(4096, 4096, 4096, sms).busy
-    assert same == pytest.approx(GPU.gemm(4096, 4096, 4096, sms).busy)
+    # Rows enough for one choice of tiles; all of its SMs compute, so it has no gain of clock.
+    faster = clock(GPU.gpu.sim.clock_gain, sms / 132)
+    assert part.gemm(2**17, 4096, 4096, sms).busy == pytest.approx(
+        GPU.gemm(2**17, 4096, 4096, sms).busy * faster, rel=0.02
+    )
     assert GPU.cut(132) is GPU
 
 
 def test_the_best_split_ends_first_and_gives_the_longer_side_more() -> None:
-    even, odd = best_split(GPU, (1.0, 1.0)), best_split(GPU, (5.0, 1.0))
+    loads = GPU.computing, GPU.streaming
+    even, odd = best_split(GPU, (1.0, 1.0), loads), best_split(GPU, (5.0, 1.0), loads)
     assert sum(even) == sum(odd) == 132
     assert odd[0] > even[0]
 
@@ -78,11 +90,14 @@ def test_attention_without_a_causal_mask_computes_twice_as_much() -> None:
 
 
 def test_the_kernel_that_was_measured_is_simulated() -> None:
-    times = {
-        kernel: GPU.prefill_attention(AttentionLayout(32, 8, 128, kernel), 4096, 132).time
-        for kernel in ("fa2", "fa3")
+    made = {
+        kernel: (
+            GPU.decode_attention(AttentionLayout(32, 8, 128, kernel), 64, 4096, 132).time,
+            GPU.prefill_attention(AttentionLayout(32, 8, 128, kernel), 4096, 132).time,
+        )
+        for kernel in ("contiguous", "fa2", "fa3")
     }
-    assert times["fa2"] != times["fa3"]
+    assert len(set(made.values())) == 3
 
 
 def test_a_profile_has_rows_of_the_same_operators(tmp_path: Path) -> None:

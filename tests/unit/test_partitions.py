@@ -175,6 +175,29 @@ def test_a_curve_without_a_row_on_all_sms_is_named(tmp_path: Path) -> None:
     assert any(note.startswith("1 of 2 curves") for note in found.notes)
 
 
+def test_what_a_call_costs_is_read_from_the_shortest_kernel(tmp_path: Path) -> None:
+    header = "op,K,N,tokens_or_batch,context,sms,ms"
+    rows = [
+        f"decode_attention_fa2,,,{batch},{context},{sms},{ms}"
+        for batch, context, ms in ((1, 8, 0.05), (64, 4096, 0.6))
+        for sms in (16, 132)
+    ]
+    path = write_rows(tmp_path, header, rows)
+    found = read_partitions(path, load_gpu("h100"))
+    at = {(p.shape[-2:], p.sms[0]): p.simulated for p in found.points if p.unit == "ms"}
+    assert at["=8", 132] == pytest.approx(0.05)
+    assert at["=8", 16] == pytest.approx(0.05, rel=0.02)
+    assert any("are added to every simulated time for the call" in n for n in found.notes)
+    # A kernel that computes for longer tells nothing of its call.
+    path = write_rows(tmp_path, header, rows[2:])
+    alone = read_partitions(path, load_gpu("h100"))
+    longer = {p.sms[0]: p.simulated for p in alone.points if p.unit == "ms"}
+    call = at["96", 132] - longer[132]
+    assert call > 0.01
+    assert at["96", 16] - longer[16] == pytest.approx(call)
+    assert not any("for the call" in n for n in alone.notes)
+
+
 def test_the_model_tells_shapes_that_the_table_does_not(tmp_path: Path) -> None:
     gpu, path = write_table(tmp_path, "decode attention")
     own = read_partitions(path, load_gpu(gpu)).points[-1].simulated

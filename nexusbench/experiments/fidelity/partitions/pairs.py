@@ -29,7 +29,7 @@ from nexusbench.experiments.fidelity.partitions.simulated import (
     SimulatedGpu,
     of_attention,
 )
-from nexusbench.physics.launches import LaunchLoad
+from nexusbench.physics.sharing import LaunchLoad
 
 Load = Callable[[int], LaunchLoad]  # of a side, on some SMs
 SIDES = ("prefill", "decode")
@@ -181,11 +181,10 @@ def streams_or_green(reading: TableReading) -> PartitionPoints:
         if not ("compute" in what and "memory" in what):
             raise row.error("what", f"is '{what:.60}'", "Only compute beside memory kernels")
         alone = (1.0 - MEMORY_SHARE) * total, MEMORY_SHARE * total
-        loads: tuple[Load, Load] = (gpu.computing, gpu.streaming)
-        all_sms = gpu.gpu.num_sms
+        loads, all_sms = _kernels(gpu, alone[0] / _KERNELS, alone[1] / _KERNELS), gpu.gpu.num_sms
         for kind, column, sms in (
             ("streams", "two_streams_ms", (all_sms, all_sms)),
-            ("split", "green_contexts_ms", best_split(gpu, alone)),
+            ("split", "green_contexts_ms", best_split(gpu, alone, loads)),
         ):
             both = row.positive(column)
             corun = CorunRow(
@@ -202,11 +201,21 @@ def streams_or_green(reading: TableReading) -> PartitionPoints:
 # 100 times the 11.14 ms of the same source's memory kernel on all SMs of its RTX 5070 Ti are 1,114
 # of the 1,860 ms of the single stream.
 MEMORY_SHARE = 0.6
+_KERNELS = 100  # of each side
 
 
-def best_split(gpu: SimulatedGpu, alone: tuple[float, float]) -> tuple[int, int]:
-    """The disjoint split (computing, streaming) on which both are done first, as simulated."""
-    loads: tuple[Load, Load] = (gpu.computing, gpu.streaming)
+def _kernels(gpu: SimulatedGpu, computing: float, streaming: float) -> tuple[Load, Load]:
+    """The loads of kernels that take so many ms on all SMs."""
+    return (
+        lambda sms: gpu.computing(sms, computing * 1e6),
+        lambda sms: gpu.streaming(sms, streaming * 1e6),
+    )
+
+
+def best_split(
+    gpu: SimulatedGpu, alone: tuple[float, float], loads: tuple[Load, Load]
+) -> tuple[int, int]:
+    """The disjoint split on which both sides are done first, as simulated."""
     most = gpu.gpu.num_sms
     whole = loads[0](most), loads[1](most)
     best, found = None, (most, most)
@@ -235,7 +244,8 @@ def gemv_beside_gemm(reading: TableReading) -> PartitionPoints:
             (row.positive("gemv_alone_ms"), row.positive("gemm_alone_ms")), ends, max(ends),
             row.line,
         )  # fmt: skip
-        made.points.append(points_of(corun, gpu, (gpu.streaming, gpu.computing))[0])
+        compute, memory = _kernels(gpu, corun.alone[1], corun.alone[0])
+        made.points.append(points_of(corun, gpu, (memory, compute))[0])
     return made
 
 

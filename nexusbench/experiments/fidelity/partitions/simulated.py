@@ -4,19 +4,27 @@ sequences of kernels beside each other. Times are ns unless a name says otherwis
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.models.config import load_model
-from nexusbench.physics.launches import LaunchLoad, Physics
-from nexusbench.physics.operators import NOTHING, Attention, Gemm, OperatorClass, scaled_sum, total
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.operators import (
+    NOTHING,
+    Attention,
+    Gemm,
+    OperatorClass,
+    attainable,
+    clock,
+    scaled_sum,
+    total,
+)
+from nexusbench.physics.sharing import LaunchLoad
 
 SAME_OPERANDS = 1  # a benchmark repeats a kernel on one set of operands
 VALUE_BYTES = 2.0  # bfloat16 and float16
-_KERNEL_NS = 1e6  # of a made-up streaming or computing kernel: long, so that no launch shows
+LONG_KERNEL = 1e6  # ns of a streaming or computing kernel whose own length is not told
 
 
 class Corun(msgspec.Struct, frozen=True):
@@ -29,12 +37,14 @@ class Corun(msgspec.Struct, frozen=True):
 
 
 class AttentionLayout(msgspec.Struct, frozen=True):
-    """The heads of an attention kernel, and which kernel it is (see SimConstants)."""
+    """The heads of an attention kernel, and which kernel it is (see SimConstants): a benchmark of
+    one kernel has no pages.
+    """
 
     heads: int
     kv_heads: int
     head_size: int
-    kernel: str = "fa2"
+    kernel: str = "contiguous"
 
 
 class SimulatedGpu:
@@ -56,8 +66,16 @@ class SimulatedGpu:
         if sms == gpu.num_sms:
             return self
         share, drawn = sms / gpu.num_sms, self.bandwidth(sms) / self.bandwidth(gpu.num_sms)
-        curve = [(x / share, y / drawn) for x, y in gpu.sim.bandwidth_curve if x < share]
-        sim = msgspec.structs.replace(gpu.sim, bandwidth_curve=(*curve, (1.0, 1.0)))
+
+        def first(curve: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+            kept = [(x / share, y / drawn) for x, y in curve if x < share and y < drawn]
+            return (*kept, (1.0, 1.0)) if curve else ()
+
+        sim = msgspec.structs.replace(
+            gpu.sim,
+            bandwidth_curve=first(gpu.sim.bandwidth_curve),
+            weights_curve=first(gpu.sim.weights_curve),
+        )
         return SimulatedGpu(
             msgspec.structs.replace(
                 gpu,
@@ -70,31 +88,31 @@ class SimulatedGpu:
 
     def bandwidth(self, sms: int) -> float:
         """Bytes per ns that a streaming kernel on ``sms`` SMs draws alone."""
-        gpu = self.gpu
-        share, attained = sms / gpu.num_sms, gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
-        for (x0, y0), (x1, y1) in pairwise(gpu.sim.bandwidth_curve):
-            if share <= x1:
-                return attained * (y0 + (y1 - y0) * (share - x0) / (x1 - x0))
-        return attained
+        return attainable(self.gpu, sms)
 
     # -- one operator ------------------------------------------------------------------------------
 
-    def streaming(self, sms: int) -> LaunchLoad:
-        """A kernel that reads as many bytes on any number of SMs, and computes nothing."""
-        size = _KERNEL_NS * self.bandwidth(self.gpu.num_sms)
+    def streaming(self, sms: int, ns: float = LONG_KERNEL) -> LaunchLoad:
+        """A kernel that reads as many bytes on any number of SMs, ``ns`` long on all, and computes
+        nothing; one wave of tiles on every SM.
+        """
+        size = ns * self.bandwidth(self.gpu.num_sms)
         time = size / self.bandwidth(sms)
-        return _load(sms, dense=OperatorClass(time, 0.0, time, 0.0, size))
+        return _load(sms, dense=OperatorClass(time, 0.0, time, 0.0, size, 1.0, time))
 
-    def computing(self, sms: int) -> LaunchLoad:
-        """A kernel that computes all the time, with as much work on any number of SMs."""
-        time = _KERNEL_NS * self.gpu.num_sms / sms
-        return _load(sms, dense=OperatorClass(time, time, 0.0, time, 0.0))
+    def computing(self, sms: int, ns: float = LONG_KERNEL) -> LaunchLoad:
+        """A kernel that computes all the time, with as much work on any number of SMs, ``ns`` long
+        on all; one wave of tiles on every SM.
+        """
+        share = sms / self.gpu.num_sms
+        time = ns / (share * clock(self.gpu.sim.clock_gain, share))
+        return _load(sms, dense=OperatorClass(time, time, 0.0, time, 0.0, 1.0, time))
 
     def gemm(self, rows: int, inputs: int, outputs: int, sms: int) -> OperatorClass:
         """``[rows, inputs] x [inputs, outputs]``, repeated on the same operands."""
         return self._gemm.time(
-            rows, inputs, outputs, VALUE_BYTES, VALUE_BYTES, sms, self.bandwidth(sms),
-            copies=SAME_OPERANDS,
+            rows, inputs, outputs, VALUE_BYTES, VALUE_BYTES, sms,
+            attainable(self.gpu, sms, weights=True), copies=SAME_OPERANDS,
         )  # fmt: skip
 
     def gated_mlp(self, rows: int, hidden: int, wide: int, sms: int) -> OperatorClass:
