@@ -263,7 +263,8 @@ class _Planner:
 
     def _stream_prefills(self) -> list[BatchShape]:
         """Chunks from the middle size to the largest, every other one halfway into a context."""
-        chunks = picked(self.chunks[len(self.chunks) // 2 :], self.effort.stream_sides)
+        sides, count = self.effort.stream_sides, len(self.chunks)
+        chunks = picked(self.chunks[max(0, min(count // 2, count - sides)) :], sides)
         contexts = (0, self.contexts[len(self.contexts) // 2])
         return [BatchShape(0, 0, ((chunk, contexts[i % 2]),)) for i, chunk in enumerate(chunks)]
 
