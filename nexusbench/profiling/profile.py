@@ -94,9 +94,7 @@ def make_profile(
     sweep = ProfileSweep(plan, measurer, store, seed, stopwatch=now_ns, progress=progress)
     outcome, path = sweep.run(), folder / POINTS_FILE
     points = read_points(path)
-    splits = tuple(
-        (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2
-    )
+    splits = _splits(device)
     fits, fit_notes = fit_models(points, subject.target(), fitting)
     models = {fit.cost_model: fitted_model(fit, subject.target()) for fit in fits}
     profile = Profile(
@@ -122,6 +120,12 @@ def make_profile(
     write_partitions(folder, identity, sharing_rows(points, identity.num_sms))
     write_profile(folder, profile)
     return profile, outcome
+
+
+def _splits(device: Device) -> tuple[tuple[int, int], ...]:
+    """The legal ones of two partitions: (prefill SMs, decode SMs)."""
+    legal = device.spec.splits
+    return tuple((split.sms[0], split.sms[1]) for split in legal if len(split.sms) == 2)
 
 
 def fit_models(
