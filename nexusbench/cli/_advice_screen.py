@@ -30,9 +30,11 @@ from nexusbench.experiments.advise import (
     plan_rounds,
     scored_slo,
 )
+from nexusbench.experiments.advise_ranges import advice_over_ranges, runs_over_ranges
 from nexusbench.experiments.candidates import Candidate, find_candidates
 from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
+from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.metrics.slo import Slo
 from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_belief, check_run
@@ -55,6 +57,7 @@ def show_advice(asked: AskedSearch, chunks: str, effort: int, max_seeds: int | N
     config = asked.base()
     _check(config, candidates if named else [])
     config, requests = _traffic(config)
+    asked.check_ranges()
     scored = scored_slo(slo)
     question = Question(
         config=msgspec.structs.replace(config, goodput=scored.per_request()),
@@ -73,10 +76,35 @@ def show_advice(asked: AskedSearch, chunks: str, effort: int, max_seeds: int | N
     countdown = Countdown("advise", total, weight=work, quiet=asked.quiet)
     advice = advise(question, asked.processes(), countdown.step)
     countdown.end(f"{counted(len(candidates), 'candidate')}")
+    over = _over_ranges(asked, question, advice) if asked.over_ranges else None
     if asked.as_json:
-        print(json.dumps(_document(question, advice, source, skipped), indent=2, allow_nan=False))
+        document = _document(question, advice, source, skipped)
+        document["over_ranges"] = None if over is None else msgspec.to_builtins(over)
+        print(json.dumps(document, indent=2, allow_nan=False))
         return
-    _show(question, advice, source, [*skipped, *advice.failed])
+    _show(question, advice, source, [*skipped, *advice.failed], _range_line(over))
+
+
+def _over_ranges(asked: AskedSearch, question: Question, advice: Advice) -> OverRange | None:
+    total = runs_over_ranges(question, advice, asked.over_ranges)
+    work = total * question.requests
+    countdown = Countdown("over the ranges", total, weight=work, quiet=asked.quiet)
+    over = advice_over_ranges(
+        question, advice, asked.over_ranges, asked.processes(), countdown.step
+    )  # fmt: skip
+    countdown.end(counted(total, "run"))
+    return over
+
+
+def _range_line(over: OverRange | None) -> str:
+    """Whether another is surely better elsewhere on the ranges, in a sentence."""
+    if over is None:
+        return ""
+    lead = f"{over.low:+.2f} to {over.high:+.2f} points at the ends"
+    if over.least is not None and over.most is not None:
+        lead += f", {over.least:+.2f} to {over.most:+.2f} in the draws"
+    words = range_words(over, lambda points: f"{points:+.2f}")
+    return f"Over the ranges of the contested constants: {words} (ahead of the best rival: {lead})."
 
 
 def _check(config: RunConfig, named: Sequence[Candidate]) -> None:
@@ -123,7 +151,9 @@ def _traffic(config: RunConfig) -> tuple[RunConfig, int]:
     return msgspec.structs.replace(config, request_rate=rate), requests
 
 
-def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]) -> None:
+def _show(
+    question: Question, advice: Advice, source: str, faults: Sequence[str], ranged: str
+) -> None:
     console = results_console()
     console.print(Text.assemble(("nexusbench advise", "bold"), "  ", badge(advice.simulated)))
     config = question.config
@@ -156,6 +186,8 @@ def _show(question: Question, advice: Advice, source: str, faults: Sequence[str]
         say(console, f"WARNING: could not be compared: {fault}", "bold red")
     console.print()
     say(console, verdict(question, advice), "bold")
+    if ranged:
+        say(console, ranged, "bold")
     for title, commands in verification(question, advice).items():
         console.print()
         console.print(f"{title}:")

@@ -26,6 +26,12 @@ from nexusbench.experiments.capacity import (
     find_capacities,
     weak_bounds,
 )
+from nexusbench.experiments.capacity_ranges import (
+    CapacitiesOverRanges,
+    capacities_over_ranges,
+    searches,
+)
+from nexusbench.experiments.over_range import range_words
 from nexusbench.experiments.rate_search import FoundRate
 from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_runs
@@ -45,6 +51,7 @@ def show_capacity(asked: AskedSearch, precision: float) -> None:
         configs=configs, slo=slo, seeds=asked.seeds, precision=precision, cache=asked.cache,
         fresh=asked.fresh,
     )  # fmt: skip
+    asked.check_ranges()
     check_runs(configs)
     requests, _ = check_search(search)
     labels = policy_labels(pairs)
@@ -56,10 +63,67 @@ def show_capacity(asked: AskedSearch, precision: float) -> None:
     capacities = find_capacities(search, asked.processes(), told)
     probes = sum(one.probes - one.probes_kept for one in capacities)
     countdown.end(f"{counted(probes, 'probe')} run")
+    ranged = _over_ranges(asked, search, capacities, labels) if asked.over_ranges else None
     if asked.as_json:
-        print(json.dumps(_document(search, source, labels, capacities), indent=2, allow_nan=False))
+        document = _document(search, source, labels, capacities)
+        document["over_ranges"] = None if ranged is None else _ranges_document(labels, ranged)
+        print(json.dumps(document, indent=2, allow_nan=False))
         return
     _show(search, source, labels, capacities, requests)
+    if ranged is not None:
+        _show_ranges(labels, ranged)
+
+
+def _over_ranges(
+    asked: AskedSearch, search: CapacitySearch, capacities: Sequence[Capacity],
+    labels: Sequence[str],
+) -> CapacitiesOverRanges:  # fmt: skip
+    total = searches(search, asked.over_ranges)
+    countdown = Countdown("over the ranges", total, quiet=asked.quiet)
+
+    def told(position: int, found: FoundRate) -> None:
+        countdown.step(f"{labels[position]} seed {found.seed}: {found.kept:.4g} req/s")
+
+    ranged = capacities_over_ranges(
+        search, capacities, asked.over_ranges, asked.processes(), told
+    )  # fmt: skip
+    countdown.end(f"{total:,} searches")
+    return ranged
+
+
+def _show_ranges(labels: Sequence[str], ranged: CapacitiesOverRanges) -> None:
+    """A line for each policy, and one for the lead of the first over the second."""
+    console = results_console()
+    console.print()
+    for label, over in zip(labels, ranged.policies, strict=True):
+        spread = f"{over.low:.3g} to {over.high:.3g} req/s at the ends of the ranges"
+        if over.least is not None and over.most is not None:
+            spread += f", {over.least:.3g} to {over.most:.3g} in the draws"
+        words = range_words(over, _rate)
+        say(console, f"{label}: {spread}. Its interval: {words}", "bold")
+    if ranged.lead is not None:
+        best, other = labels[ranged.lead.best], labels[ranged.lead.other]
+        words = range_words(ranged.lead.over, _rate)
+        say(console, f"That {best} is ahead of {other}: {words}", "bold")
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3g} req/s"
+
+
+def _ranges_document(labels: Sequence[str], ranged: CapacitiesOverRanges) -> dict[str, object]:
+    lead = None
+    if ranged.lead is not None:
+        over = msgspec.to_builtins(ranged.lead.over)
+        lead = {"of": labels[ranged.lead.best], "over": labels[ranged.lead.other], **over}
+    return {
+        "ends": msgspec.to_builtins(ranged.ends), "draws": msgspec.to_builtins(ranged.draws),
+        "capacities": [
+            {"label": label, **msgspec.to_builtins(over)}
+            for label, over in zip(labels, ranged.policies, strict=True)
+        ],
+        "lead": lead,
+    }  # fmt: skip
 
 
 def _show(

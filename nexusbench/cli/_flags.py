@@ -281,3 +281,11 @@ SearchJobs = Annotated[
         help="Processes on this machine; one where a real device is used.",
     ),
 ]  # fmt: skip
+OverRanges = Annotated[
+    int,
+    typer.Option(
+        "--over-ranges", min=0, max=100, metavar="N", rich_help_panel=SEARCH, show_default="off",
+        help="Say whether the answer holds over the ranges of the GPU's contested constants: each "
+        "at its ends, and N draws of all of them.",
+    ),
+]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +23,12 @@ from nexusbench.cli.outlet import beside_results, end_with
 from nexusbench.comparison.load import rate_text
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.outputs import make_folder
+from nexusbench.experiments.over_range import OverRange, constants_of, range_words
 from nexusbench.experiments.paying.plots import draw
+from nexusbench.experiments.paying.points import Survey
+from nexusbench.experiments.paying.ranged import over_ranges
 from nexusbench.experiments.paying.spec import MapSpec, load_map
-from nexusbench.experiments.paying.survey import Survey, Surveyor
+from nexusbench.experiments.paying.survey import Surveyor
 from nexusbench.experiments.paying.survey_files import write_survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
 from nexusbench.experiments.paying.verdicts import (
@@ -42,6 +46,11 @@ _MOST_TOLD = 6  # places, in a warning
 _LEGEND = (
     "points: requests that keep the SLO, percent, more than with the other side, paired by draw; "
     "(other -> this). ? is an interval that allows no verdict, = one within 2 points of none"
+)
+
+_RANGE_LEGEND = (
+    "over the ranges: with each contested constant of the GPU at its ends, and with all of them "
+    "drawn. Turns: where the points leave what the verdict says, straight between the runs"
 )
 
 
@@ -108,6 +117,7 @@ class _Answer(msgspec.Struct, frozen=True):
     mine: DrawsOfSystem
     other: DrawsOfSystem
     found: MapVerdict
+    over: OverRange | None  # the ranges; None where it was not run over them
 
     @property
     def overloaded(self) -> tuple[str, ...]:
@@ -123,7 +133,8 @@ def _answers(survey: Survey) -> Iterator[_Answer]:
                 both = sides(survey, cell, question)
                 if both is not None:
                     found = judge(*both, "attained", cell.slo)
-                    yield _Answer(cell, question, *both, found)
+                    over = over_ranges(survey, cell, question)
+                    yield _Answer(cell, question, *both, found, over)
 
 
 def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
@@ -136,12 +147,13 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
     for line in _load_lines(answers):
         say(console, f"WARNING: {line}", "bold red")
     crowded = any(answer.overloaded for answer in answers)
+    ranged = any(answer.over is not None for answer in answers)
     for question in QUESTIONS:
         title = question_title(survey, question).replace("`", "")
         grid = TextGrid(
             title, ("GPU", "traffic", "SLO", "load %", "verdict", "points", "other", "this",
-                    *(["overloaded"] * crowded)),
-            keys=4, texts=(0, 1, 2, 4),
+                    *(["overloaded"] * crowded), *(["over the ranges"] * ranged)),
+            keys=4, texts=(0, 1, 2, 4, *([8 + crowded] * ranged)),
         )  # fmt: skip
         for answer in answers:
             if answer.question == question:
@@ -150,11 +162,33 @@ def _show(survey: Survey, folder: Path, *, as_json: bool) -> None:
                     cell.gpu, cell.traffic, cell.slo, f"{cell.load:g}", found.outcome,
                     f"{found.mean:+.1f}", f"{found.other:.1f}", f"{found.mine:.1f}",
                     *([" and ".join(answer.overloaded) or "no"] * crowded),
+                    *([_range_cell(answer.over)] * ranged),
                 )  # fmt: skip
         grid.show(console)
+        if ranged:
+            say(console, _range_line([a.over for a in answers if a.question == question]))
     say(console, _LEGEND, "dim")
+    if ranged:
+        say(console, _RANGE_LEGEND, "dim")
     _say_cut(console, survey.spec)
     console.print(f"table  {folder}", soft_wrap=True)
+
+
+def _range_cell(over: OverRange | None) -> str:
+    return "-" if over is None else range_words(over, lambda points: f"{points:+.1f}")
+
+
+def _range_line(found: Sequence[OverRange | None]) -> str:
+    """How many cells of a comparison hold over the ranges, and what the others do."""
+    known = [over for over in found if over is not None]
+    number = Counter(over.verdict for over in known)
+    names = Counter(name for over in known for name in constants_of(over))
+    hanging = ", ".join(f"{name} {count}" for name, count in names.most_common())
+    return (
+        f"over the ranges: of {counted(len(known), 'cell')} {number['holds']:,} hold, "
+        f"{number['hangs']:,} hang on a constant{f' ({hanging})' if hanging else ''}, "
+        f"{number['fails']:,} fail, {number['open']:,} are open in use"
+    )
 
 
 def _load_lines(answers: Sequence[_Answer]) -> list[str]:
@@ -197,11 +231,13 @@ def _document(survey: Survey, folder: Path) -> dict[str, object]:
             {"gpu": gpu, "traffic": traffic, "requests_per_s": value}
             for (gpu, traffic), value in survey.capacity.items()
         ],
+        "places": msgspec.to_builtins(survey.places),
         "cells": [
             {
                 "gpu": cell.gpu, "traffic": cell.traffic, "load": cell.load, "slo": cell.slo,
                 "question": answer.question, "overloaded": list(answer.overloaded),
                 **_finite(answer.found),
+                "over_ranges": None if answer.over is None else _finite(answer.over),
             }
             for answer in _answers(survey)
             for cell in (answer.cell,)
@@ -209,6 +245,6 @@ def _document(survey: Survey, folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _finite(found: MapVerdict) -> dict[str, object]:
+def _finite(found: MapVerdict | OverRange) -> dict[str, object]:
     """A verdict as JSON, in which infinity becomes null."""
     return json.loads(msgspec.json.encode(found))  # type: ignore[no-any-return]

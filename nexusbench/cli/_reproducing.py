@@ -172,6 +172,9 @@ def _show(console: Console, asked: AskedPaper, done: Sequence[Done], output: Pat
                 (row.claim, "bold"), f": {row.paper}, ours {row.ours}: ", (row.verdict, "bold")
             )
             console.print(line)
+            if row.over:
+                text = f"over the ranges of the contested constants: {row.over}"
+                console.print(Padding(Text(text), (0, 0, 0, 4)))
             console.print(Padding(Text(row.why, style="dim"), (0, 0, 0, 4)))
     if find_spec("matplotlib") is None:
         say(console, "no pictures: pip install 'nexusbench[plots]'", "dim")

@@ -11,13 +11,15 @@ from nexusbench.cli._jobs import check_policies, split_policies
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.pool import cores
+from nexusbench.experiments.ranges import ranged_gpu
 from nexusbench.metrics.slo import Slo, parse_slo, preset
 from nexusbench.serving.resolve import resolve_device
 
 
 class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
     """The shared options. ``burstiness`` None keeps the trace's own arrivals, ``jobs`` None uses
-    all cores; ``schedulers`` and ``partitioners`` are as typed.
+    all cores; ``schedulers`` and ``partitioners`` are as typed; ``over_ranges`` is how often the
+    contested constants are drawn, 0 leaves them as they are.
     """
 
     goodput: list[str] | None
@@ -33,6 +35,7 @@ class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool
     as_json: bool
     quiet: bool
+    over_ranges: int = 0
 
     def judged_by(self) -> tuple[Slo, str]:
         """The SLO and its source. Raises UsageError."""
@@ -65,6 +68,13 @@ class AskedSearch(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self.config, device=device, burstiness=self.burstiness, seed=0
         )
+
+    def check_ranges(self) -> None:
+        """Before anything runs. Raises UsageError for a device without ranges, or a single draw."""
+        if self.over_ranges == 1:
+            raise UsageError("--over-ranges 1: one draw says nothing of a range. Draw 2 or more")
+        if self.over_ranges:
+            ranged_gpu(resolve_device(self.config.device))
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -68,6 +68,7 @@ def advise(
     burstiness: flags.Shape = 1.0,
     seeds: flags.Draws = 5,
     max_seeds: MostDraws = None,
+    over_ranges: flags.OverRanges = 0,
     jobs: flags.SearchJobs = None,
     cache: flags.Cache = Path("results/probes"),
     fresh: flags.Fresh = False,
@@ -89,6 +90,6 @@ def advise(
     asked = AskedSearch(
         goodput=goodput, slo=slo, attainment=attainment, config=config, burstiness=burstiness,
         schedulers=scheduler, partitioners=partitioner, draws=seeds, jobs=jobs, cache=cache,
-        fresh=fresh, as_json=json, quiet=no_progress,
+        fresh=fresh, as_json=json, quiet=no_progress, over_ranges=over_ranges,
     )  # fmt: skip
     show_advice(asked, chunks, effort, max_seeds)

@@ -51,6 +51,7 @@ def capacity(
     keep_arrivals: Arrivals = False,
     precision: Precision = 2.0,
     seeds: flags.Draws = 5,
+    over_ranges: flags.OverRanges = 0,
     jobs: flags.SearchJobs = None,
     cache: flags.Cache = Path("results/probes"),
     fresh: flags.Fresh = False,
@@ -72,6 +73,6 @@ def capacity(
         goodput=goodput, slo=slo, attainment=attainment, config=config,
         burstiness=None if keep_arrivals else burstiness, schedulers=scheduler,
         partitioners=partitioner, draws=seeds, jobs=jobs, cache=cache, fresh=fresh, as_json=json,
-        quiet=no_progress,
+        quiet=no_progress, over_ranges=over_ranges,
     )  # fmt: skip
     show_capacity(asked, precision)

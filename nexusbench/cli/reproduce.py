@@ -15,7 +15,7 @@ Paper = Annotated[
         metavar="PAPER",
         show_default=False,
         help="Whose experiments: nexus, sarathi, semi-pd, muxwise, bullet, duetserve, adrenaline, "
-        "or another folder in --specs.",
+        "openinfer, or another folder in --specs.",
     ),
 ]
 Only = Annotated[

@@ -214,9 +214,18 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     l2_share: Annotated[float, NumberBounds(least=0.001, most=1.0)] = 0.5
 
 
+# A curve has a range, too: of a factor on the share of SMs that draws a given share of bandwidth
+# (1 = as in the file, 1.5 = half as many SMs again are needed).
+CURVES = ("bandwidth_curve", "weights_curve")
+CurveFactor = Annotated[float, NumberBounds(least=0.01, most=100.0)]
+
+
 class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A GPU as published (and, for the simulator, its constants). ``sources`` names the origin of
     each number.
+
+    ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
+    one of CURVES is of a CurveFactor. The value in use lies inside.
     """
 
     name: str
@@ -233,6 +242,7 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sim: SimConstants
     sources: dict[str, str]
     host_gbps: LinkRate = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
+    ranges: dict[str, tuple[float, float]] = {}
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):

@@ -69,14 +69,18 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
 
 
-class _AdviceRun(msgspec.Struct, frozen=True):
+class AdviceRun(msgspec.Struct, frozen=True):
+    """One candidate on one draw."""
+
     config: RunConfig
     slo: Slo
     cache: Path | None
     fresh: bool
 
 
-class _Outcome(msgspec.Struct, frozen=True):
+class AdviceOutcome(msgspec.Struct, frozen=True):
+    """Its score, or why there is none."""
+
     score: DrawScore | None
     error: str = ""
     simulated: bool = True
@@ -224,7 +228,7 @@ class _Field:
         runs = self._runs(candidates, requests, seeds)
         scores: dict[int, DrawScore] = {}
         faults: dict[int, str] = {}
-        results: Iterator[tuple[int, _Outcome | Lost]] = run_all(_score, runs, self._jobs)
+        results: Iterator[tuple[int, AdviceOutcome | Lost]] = run_all(score_run, runs, self._jobs)
         for index, outcome in results:
             position = index // len(seeds)
             self._told(str(candidates[position]), requests)
@@ -246,11 +250,11 @@ class _Field:
 
     def _runs(
         self, candidates: Sequence[Candidate], requests: int, seeds: Sequence[int]
-    ) -> list[_AdviceRun]:
+    ) -> list[AdviceRun]:
         question = self.question
         limit = question.config.limit if requests == question.requests else requests
         return [
-            _AdviceRun(
+            AdviceRun(
                 msgspec.structs.replace(candidate.apply(question.config), limit=limit, seed=seed),
                 question.slo,
                 question.cache,
@@ -261,7 +265,7 @@ class _Field:
         ]
 
 
-def _score(run: _AdviceRun) -> _Outcome:
+def score_run(run: AdviceRun) -> AdviceOutcome:
     """Runs in a worker: one candidate on one draw."""
     store = None if run.cache is None else Store(run.cache, PROBE_SUFFIX, fresh=run.fresh)
     try:
@@ -271,13 +275,13 @@ def _score(run: _AdviceRun) -> _Outcome:
     except (Interrupted, KeyboardInterrupt):
         raise
     except NexusbenchError as error:
-        return _Outcome(None, str(error))
+        return AdviceOutcome(None, str(error))
     except Exception as error:
         # A candidate may be a plug-in, which may raise anything.
-        return _Outcome(None, f"unexpected {type(error).__name__}: {error}")
+        return AdviceOutcome(None, f"unexpected {type(error).__name__}: {error}")
     single = scored_slo(run.slo)
     kept = judge(probe, run.slo).outcome == "kept"
     score = DrawScore(
         attained(probe, single), strain(probe, single.per_request()), kept, probe.load
     )
-    return _Outcome(score, "", probe.simulated)
+    return AdviceOutcome(score, "", probe.simulated)

@@ -132,7 +132,7 @@ def find_capacities(
         for seed in others
     ]
     _do(rest, jobs, found, told)
-    return [_capacity(position, results) for position, results in enumerate(found)]
+    return [capacity_of(position, results) for position, results in enumerate(found)]
 
 
 def _task(
@@ -165,7 +165,8 @@ def _do(
         told(position, result)
 
 
-def _capacity(position: int, unordered: Sequence[FoundRate]) -> Capacity:
+def capacity_of(position: int, unordered: Sequence[FoundRate]) -> Capacity:
+    """One policy's capacity from the search of each seed."""
     found = sorted(unordered, key=lambda one: one.seed)
     kept = interval([one.kept for one in found])
     ends = [one.broken_at for one in found if one.broken_at is not None]

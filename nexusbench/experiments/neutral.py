@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nexusbench.core.specs import GpuSpec, SimConstants
+from nexusbench.core.specs import CURVES, GpuSpec, SimConstants
 
 Constant = float | tuple[tuple[float, float], ...]  # a number or a curve
-# What a constant is when it decides nothing; a curve can do so in two ways.
+# What a constant is when it decides nothing; curves can do so in two ways.
 NEUTRAL: Mapping[str, Mapping[str, Constant]] = {
-    "bandwidth_curve flat": {"bandwidth_curve": ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))},
-    "bandwidth_curve straight": {"bandwidth_curve": ((0.0, 0.0), (1.0, 1.0))},
+    "bandwidth_curve flat": dict.fromkeys(CURVES, ((0.0, 0.0), (0.02, 1.0), (1.0, 1.0))),
+    "bandwidth_curve straight": dict.fromkeys(CURVES, ((0.0, 0.0), (1.0, 1.0))),
     "dense_wave_share": {"dense_wave_share": 0.0},
     "attention_interference": {"attention_interference": 0.0},
     "dense_interference": {"dense_interference": 0.0},
@@ -30,23 +30,27 @@ _SIMULATOR = frozenset(SimConstants.__struct_fields__)
 
 
 def neutral_gpu(gpu: GpuSpec, constant: str) -> GpuSpec:
-    """``gpu`` with ``constant`` (a key of NEUTRAL) deciding nothing."""
+    """``gpu`` with ``constant`` (a key of NEUTRAL) deciding nothing; without ranges, which need not
+    hold what is neutral.
+    """
     changes = NEUTRAL[constant]
     simulator = {key: value for key, value in changes.items() if key in _SIMULATOR}
     rest = {key: value for key, value in changes.items() if key not in _SIMULATOR}
     return msgspec.structs.replace(
-        gpu, sim=msgspec.structs.replace(gpu.sim, **simulator), **rest
+        gpu, sim=msgspec.structs.replace(gpu.sim, **simulator), ranges={}, **rest
     )  # fmt: skip
 
 
 def gpu_file(gpu: GpuSpec) -> str:
     """``gpu`` as the TOML file that ``--device sim:FILE.toml`` takes, without sources."""
     fields = msgspec.to_builtins(gpu)
-    simulator = fields.pop("sim")
+    simulator, ranges = fields.pop("sim"), fields.pop("ranges")
     fields.pop("sources")
     lines = [f"{key} = {_value(value)}" for key, value in fields.items()]
     lines += ["", "[sim]"]
     lines += [f"{key} = {_value(value)}" for key, value in simulator.items()]
+    if ranges:
+        lines += ["", "[ranges]", *(f"{key} = {_value(value)}" for key, value in ranges.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -43,7 +43,7 @@ _DIGITS = 18
 MOST_CELLS = 100_000
 
 TomlTable = Mapping[str, object]  # as it was read
-FieldValue = str | int | float | dict[str, float] | None  # of RunConfig
+FieldValue = str | bool | int | float | dict[str, float] | None  # of RunConfig
 ConfigFields = Mapping[str, FieldValue]  # some fields of RunConfig, decoded and checked
 Values = dict[str, list[FieldValue]]  # field -> its values, decoded and checked
 

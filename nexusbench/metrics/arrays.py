@@ -170,6 +170,20 @@ def gap_owners(parts: Parts, size: int) -> npt.NDArray[np.int32]:
     return np.concatenate(owners)
 
 
+def gap_steps(
+    parts: Parts, counts: IntArray, size: int
+) -> Iterator[tuple[npt.NDArray[np.int32], IntArray, IntArray]]:
+    """For the gaps of :func:`read_tokens`, in pieces and in their order: their requests, and the
+    rows of the steps that made the earlier and the later token.
+    """
+    last = np.full(size, -1, dtype=np.int64)
+    for chunk in _chunks(parts(), np.arange(len(counts)), counts, last):
+        logged = np.empty(len(chunk.place), dtype=np.int64)
+        logged[chunk.place] = np.arange(len(logged))
+        logged = logged[chunk.before[logged] >= 0]
+        yield chunk.request[logged], chunk.before[logged], chunk.time[logged]
+
+
 def stable_order(keys: npt.NDArray[Any], size: int) -> IntArray:
     """Stable argsort of integers in 0..size-1: radix passes of 16 bits, many times faster than a
     merge sort.

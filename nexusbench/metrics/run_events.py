@@ -31,6 +31,7 @@ from nexusbench.metrics.arrays import (
     read_tokens,
     union,
 )
+from nexusbench.metrics.overlap import PrefillLaunches
 
 Columns = Mapping[str, Any]
 
@@ -279,6 +280,15 @@ class RunEvents:
         """The request of each of ``gaps``."""
         owners = self._tokens.owners
         return gap_owners(self.token_parts, self.num_requests) if owners is None else owners
+
+    @cached_property
+    def stalled(self) -> BoolArray:
+        """For each of ``gaps`` of an engine's log, whether it overlaps another's prefill."""
+        prefills = PrefillLaunches(
+            self.all_launches, self.tables["submitted"], self.tables["chunk"], self.first_token
+        )
+        done = self.tables["step_done"]
+        return prefills.overlapped_gaps(self.token_parts, done["time"], done["tokens"])
 
     # Window ---------------------------------------------------------------------------------------
 

@@ -18,11 +18,18 @@ from nexusbench.core.batch import Split
 from nexusbench.core.documents import parse_toml
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
-from nexusbench.core.specs import Curve, GpuSpec, NumberBounds, SimConstants
+from nexusbench.core.specs import (
+    CURVES,
+    Curve,
+    CurveFactor,
+    GpuSpec,
+    NumberBounds,
+    SimConstants,
+)
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
-_NESTED = ("sim", "sources")  # tables in a GPU's own
+_NESTED = ("sim", "ranges", "sources")  # tables in a GPU's own
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -152,7 +159,7 @@ def _parse(text: str, file: str) -> GpuSpec:
     """
     document = _Document(text, file)
     data = dict(document.data)
-    sources, sim = data.pop("sources", {}), data.pop("sim", None)
+    sources, sim, written = data.pop("sources", {}), data.pop("sim", None), data.pop("ranges", {})
     _check_keys(document, data, sim, sources)
     top = _table(document, "", data, GpuSpec)
     if not isinstance(sim, dict):
@@ -165,7 +172,8 @@ def _parse(text: str, file: str) -> GpuSpec:
     if constants.weights_curve:
         _check_curve(document, "weights_curve", constants.weights_curve)
     _check_sources(document, sources)
-    gpu = msgspec.convert({**top, "sim": constants, "sources": sources}, GpuSpec)
+    ranges = _ranges(document, written, constants)
+    gpu = msgspec.convert({**top, "sim": constants, "sources": sources, "ranges": ranges}, GpuSpec)
     for key, value in (("sm_minimum", gpu.sm_minimum), ("sm_multiple", gpu.sm_multiple)):
         if value > gpu.num_sms:
             raise document.error(
@@ -256,6 +264,42 @@ def _check_curve(document: _Document, key: str, curve: Curve) -> None:
     for (x0, y0), (x1, y1) in pairwise(curve):
         if x1 <= x0 or y1 < y0:
             raise refuse(f"falls from [{x0}, {y0}] to [{x1}, {y1}]")
+
+
+def _ranges(
+    document: _Document, table: object, constants: SimConstants
+) -> dict[str, tuple[float, float]]:
+    """The ranges of contested constants, checked; a file of the user's own may leave them out."""
+    if not isinstance(table, dict):
+        raise document.error("", "ranges", "is not a table", "Write [ranges], or leave it out")
+    kinds = {key: kind for key, kind in _fields(SimConstants).items() if _is_number(kind)}
+    kinds |= {key: CurveFactor for key in CURVES if getattr(constants, key)}
+    found = {}
+    for key, written in table.items():
+        if key not in kinds:
+            hint = did_you_mean(key, list(kinds))
+            raise document.error("ranges", key, "is no constant of [sim] with a range", hint)
+        try:
+            low, high = msgspec.convert(written, tuple[float, float])
+        except msgspec.ValidationError as error:
+            problem, hint = f"has the wrong type: {error}", "Write [lowest, highest]"
+            raise document.error("ranges", key, problem, hint) from None
+        for end in (low, high):
+            _check_value(document, "ranges", key, end, kinds[key])
+        used = 1.0 if key in CURVES else getattr(constants, key)
+        if not low <= used <= high:
+            if low > high:
+                problem, hint = f"falls from {low:g} to {high:g}", "Write [lowest, highest]"
+            else:
+                problem = f"[{low:g}, {high:g}] leaves out the value in use, {used:g}"
+                hint = "A factor of 1 is the curve in use" if key in CURVES else "Widen it"
+            raise document.error("ranges", key, problem, hint)
+        found[key] = (low, high)
+    return found
+
+
+def _is_number(kind: object) -> bool:
+    return any(isinstance(part, NumberBounds) for part in get_args(kind))
 
 
 def _check_sources(document: _Document, sources: object) -> None:

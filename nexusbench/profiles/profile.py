@@ -160,7 +160,11 @@ def load_profile(path: Path) -> Profile:
         raise InputError("there is no such profile", file=file, hint=hint)
     text = read_document(file)
     _check_schema(text, file)
-    return decode_json(text, Profile, file, hint="Profile again, or restore it")
+    profile = decode_json(text, Profile, file, hint="Profile again, or restore it")
+    # Its times were measured: no constant of the physics decides them.
+    return msgspec.structs.replace(
+        profile, gpu=msgspec.structs.replace(profile.gpu, ranges={})
+    )  # fmt: skip
 
 
 class _ProfileHead(msgspec.Struct):

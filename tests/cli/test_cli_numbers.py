@@ -176,8 +176,14 @@ MEMORY = (
 )  # fmt: skip
 # What is typed, and its numeric flags; {} stands for the number where text surrounds it.
 OTHERS = {
-    CAPACITY: (*MEMORY, "--max-num-batched-tokens", "--precision", "--goodput=ttft:p99<{}"),
-    ADVISE: (*MEMORY, "--rate", "--effort", "--max-seeds", "--chunks", "--chunks=512,{}"),
+    CAPACITY: (
+        *MEMORY, "--max-num-batched-tokens", "--precision", "--over-ranges",
+        "--goodput=ttft:p99<{}",
+    ),
+    ADVISE: (
+        *MEMORY, "--rate", "--effort", "--max-seeds", "--over-ranges", "--chunks",
+        "--chunks=512,{}",
+    ),
     "sweep mini.toml --dry-run --no-progress": ("--jobs",),
     "regret four.jsonl --device sim:l20 --no-progress --sample 4": (
         "--rate", "--limit", "--sample", "--seed",

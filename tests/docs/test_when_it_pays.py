@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.experiments.paying.blocks import BLOCKS
+from nexusbench.experiments.paying.points import Survey
 from nexusbench.experiments.paying.spec import load_map
-from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.survey_files import read_manifest
-from nexusbench.experiments.paying.tables import BLOCKS, cells_of
+from nexusbench.experiments.paying.tables import cells_of
 from nexusbench.experiments.paying.verdicts import (
     MapCell,
     MapVerdict,

@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nexusbench.experiments.paying.blocks import BLOCKS
+from nexusbench.experiments.paying.points import Survey
 from nexusbench.experiments.paying.spec import load_map
-from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.survey_files import read_manifest, read_survey
-from nexusbench.experiments.paying.tables import BLOCKS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "when-it-pays.md"

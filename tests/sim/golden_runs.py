@@ -52,6 +52,12 @@ RUNS = {
     "layer-wise prefill, three decode steps a launch": lambda: serve(
         trace(7, 40), pieces(2, 3, 24), "fixed:prefill=60", setting=ROOMY
     ),
+    "openinfer, tight KV": lambda: serve(trace(8, 60), "openinfer", setting=TIGHT),
+    "slack, tight KV": lambda: serve(trace(9, 60), "slack:tbt_ms=40", setting=TIGHT),
+    "debt, tight KV": lambda: serve(trace(10, 60), "debt:tbt_ms=60", setting=TIGHT),
+    "flowprefill, tight KV, a layer at a time": lambda: serve(
+        trace(11, 60), "flowprefill:norm_ttft_ms=3,layers=1", setting=TIGHT
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from nexusbench.testing import offer, tiny_gpu, tiny_model
 from nexusbench.testing._harness import Setting, build, make_scheduler
 from tests.sim.log_checker import Facts, Offer, check
 
-LAYERWISE = {"bullet", "muxwise", "pdmux"}
+LAYERWISE = {"bullet", "flowprefill", "muxwise", "pdmux"}
 MOST_TURNS = 20_000  # of the engine's loop; a run that needs more goes round for ever
 ORDERS = ("fcfs", "spf", "lpm", "hit-rate")
 PREEMPTIONS = ("swap", "recompute")
@@ -32,6 +32,11 @@ EXTRAS = {
     "muxwise": ("preempt=true,ttft_ms=5000",),
     "pdmux": ("split_forward_token_budget=64",),
     "bullet": ("layers_per_step=1", "pause=false", "ttft_ms=20,tbt_ms=200"),
+    "slack": ("tbt_ms=5", "tbt_ms=20,least=8", "tbt_ms=1000"),
+    "debt": ("tbt_ms=5", "tbt_ms=200", "share=4", "share=0.1"),
+    "openinfer": ("most_prompts=1",),
+    "flowprefill": ("layers=1", "norm_ttft_ms=2,layers=1", "ttft_ms=50,late_ms=100",
+                    "batch_tokens=1,layers=3"),
     "adrenaline": ("ratio=0.5", "ratio=9", "ratio=0", "prefill_kv=0.5"),
 }  # fmt: skip
 SPLITS = {

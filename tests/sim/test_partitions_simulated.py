@@ -4,6 +4,7 @@ and every shipped table, where the data is there.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -21,6 +22,8 @@ from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.operators import clock
 from nexusbench.physics.sharing import LaunchLoad
+from nexusbench.profiles.profile import POINTS_FILE, read_points, write_profile
+from tests.examples import slow
 from tests.sim.profiles import make_profile
 
 GPU = SimulatedGpu(load_gpu("h100"))
@@ -89,6 +92,11 @@ def test_attention_without_a_causal_mask_computes_twice_as_much() -> None:
     assert whole / causal == pytest.approx(2, rel=0.07)
 
 
+def test_decodes_read_the_keys_of_all_sequences() -> None:
+    times = [GPU.decode_attention(LLAMA_HEADS, batch, 8192, 132).time for batch in (64, 128)]
+    assert times[1] / times[0] == pytest.approx(2, rel=0.1)
+
+
 def test_the_kernel_that_was_measured_is_simulated() -> None:
     made = {
         kernel: (
@@ -119,6 +127,22 @@ def test_a_profile_has_rows_of_the_same_operators(tmp_path: Path) -> None:
     assert {p.operator for p in other.points} == {p.operator for p in found.points}
 
 
+def test_steps_that_were_repeated_in_one_launch_are_simulated_so(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, fits=())
+    points = []
+    for point in read_points(tmp_path / POINTS_FILE):
+        shape = msgspec.structs.replace(point.setting.shape, repeat=4)
+        setting = msgspec.structs.replace(point.setting, shape=shape)
+        points.append(msgspec.structs.replace(point, setting=setting, ns=4 * point.ns))
+    data = b"".join(msgspec.json.encode(p) + b"\n" for p in points if p.setting.kind != "pair")
+    (tmp_path / POINTS_FILE).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    write_profile(tmp_path, msgspec.structs.replace(profile, points_sha256=digest))
+    found = read_partitions(tmp_path, load_gpu("l20"))
+    for score in summarise(found.points)[0]:
+        assert score.all.p95 < 1e-6
+
+
 def test_a_profile_with_more_sms_than_the_gpu_is_refused(tmp_path: Path) -> None:
     make_profile(tmp_path, gpu="h100", fits=())
     with pytest.raises(InputError, match="is of 132 SMs; NVIDIA L20 has 92"):
@@ -129,8 +153,51 @@ DATA = Path(os.environ.get("NEXUSBENCH_DATA") or "/nothing") / "partitions"
 GPUS = {"a100": "a100", "h100": "h100", "h200": "h200", "openinfer": "h200"}
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="$NEXUSBENCH_DATA holds no partitions")
-@pytest.mark.parametrize("path", sorted(DATA.glob("*.csv")), ids=lambda path: path.stem)
+FOUND = sorted(DATA.glob("*.csv"))
+SMALL = [path for path in FOUND if path.stat().st_size < 100_000]
+TABLES = [*SMALL, *slow(*(path for path in FOUND if path not in SMALL))]
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="$NEXUSBENCH_DATA holds no partitions")
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("gpu", "table", "bounds"),
+    [
+        ("h200", "h200-green-ctx-stream-scan", {"stream": 8}),
+        ("rtx5070ti", "5070ti-green-ctx-stream-scan", {"stream": 8}),
+        ("rtxa6000", "a6000-green-ctx-dram-read", {"stream": 8, "stream, absolute": 8}),
+        ("orin", "orin-dram-read", {"stream": 8}),
+        ("h100", "h100-green-ctx-kernels",
+         {"gemm": 12.5, "decode attention": 15, "prefill attention": 15}),
+        pytest.param(
+            "a100", "a100-mps-llama-7b-65b", {"decode step": 12, "prefill step": 12},
+            marks=pytest.mark.slow,
+        ),
+        ("a100", "a100-green-ctx-mlp-prefill", {"prefill mlp": 12}),
+        ("a100", "a100-green-ctx-decode-attention", {"decode attention": 15}),
+        ("a100", "a100-corun-attention-attention",
+         {"work rate streams": 10, "work rate split": 10, "slow-down split decode": 15}),
+        ("h200", "openinfer-streams-vs-green", {"work rate streams": 10, "work rate split": 10}),
+        ("rtx5070ti", "openinfer-streams-vs-green",
+         {"work rate streams": 10, "work rate split": 10}),
+        ("orin", "orin-streams-gemv-gemm", {"work rate streams": 10}),
+        # Constants of one source on the measurements of another.
+        ("h200", "h100-green-ctx-kernels", {"gemm": 15, "attention": 16}),
+        ("l20", "5070ti-green-ctx-stream-scan", {"stream": 8}),
+        ("h100", "a100-corun-attention-attention", {"work rate split": 10}),
+    ],
+)  # fmt: skip
+def test_stated_bounds_hold_on_what_was_held_out(
+    gpu: str, table: str, bounds: dict[str, float]
+) -> None:
+    found = read_partitions(DATA / f"{table}.csv", load_gpu(gpu))
+    scores = {score.operator: score.of("held-out")[1] for score in summarise(found.points)[0]}
+    for operator, bound in bounds.items():
+        assert scores[operator].mape <= bound, operator
+
+
+@needs_data
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_shared_table_is_read_whole(path: Path) -> None:
     found = read_partitions(path, load_gpu(GPUS.get(path.stem.split("-")[0], "l40s")))
     assert found.points or any(note.startswith("not scored") for note in found.notes)

@@ -19,7 +19,10 @@ from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import gpu_names, legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
 
-NAMES = ["a100", "h100", "h200", "l20", "l40s", "rtx4090"]
+NAMES = [
+    "a100", "h100", "h200", "l20", "l40s", "orin", "rtx3090", "rtx4090", "rtx5070ti", "rtx5090",
+    "rtxa6000", "v100",
+]  # fmt: skip
 L20 = (files("nexusbench.data") / "gpus" / "l20.toml").read_text(encoding="utf-8")
 
 
@@ -45,6 +48,12 @@ def test_the_shipped_gpus_are_found_in_any_case() -> None:
         ("a100", 108, 312, 80, 2039, 40, (4, 2)),
         ("h100", 132, 989.4, 81559 / 1024, 3352, 50, (8, 8)),
         ("h200", 132, 989.4, 143771 / 1024, 4800, 50, (8, 8)),
+        ("rtx3090", 82, 71.2, 24, 936.2, 6, (4, 2)),
+        ("rtx5070ti", 70, 87.9, 16303 / 1024, 896, 48, (8, 8)),
+        ("rtx5090", 170, 209.5, 32607 / 1024, 1792, 96, (8, 8)),
+        ("rtxa6000", 84, 154.8, 49140 / 1024, 768, 6, (4, 2)),
+        ("orin", 16, 42.6, 64e9 / 2**30, 204.8, 4, (4, 2)),
+        ("v100", 80, 125.3, 32510 / 1024, 900, 6, (2, 2)),
     ],
 )
 def test_published_numbers(
@@ -178,7 +187,7 @@ def test_all_missing_keys_are_told_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"{path}: field 'num_sms': is missing; missing too: clock_mhz, ")
     for field in msgspec.structs.fields(GpuSpec):
-        assert field.name in ("name", "sources") or field.name in message
+        assert field.name in ("name", "ranges", "sources") or field.name in message
     path.write_text(L20.split("[sim]")[0] + "[sim]\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"field 'sim\.dense_efficiency': is missing") as caught:
         load_gpu(path)
@@ -247,6 +256,55 @@ def test_a_broken_file_is_located(
     assert "\n" not in message
     if "missing" not in words:
         assert caught.value.line is not None
+
+
+def test_a_file_of_the_users_own_needs_no_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    head, rest = L20.split("[ranges]")
+    path.write_text(f"{head}[sources]{rest.split('[sources]')[1]}", encoding="utf-8")
+    assert load_gpu(path).ranges == {}
+    path.write_text(f"ranges = 3\n{head}", encoding="utf-8")
+    with pytest.raises(InputError, match="field 'ranges': is not a table"):
+        load_gpu(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "words"),
+    [
+        ("jiter = [0.01, 0.05]", "jiter", "Did you mean 'jitter'?"),
+        ("attention_kernel = [0, 1]", "attention_kernel", "is no constant of [sim] with a range"),
+        ("num_sms = [80, 100]", "num_sms", "is no constant of [sim] with a range"),
+        ("jitter = 0.05", "jitter", "Write [lowest, highest]"),
+        ("jitter = [0.01]", "jitter", "wrong type"),
+        ("jitter = [0.01, 0.02, 0.03]", "jitter", "wrong type"),
+        ("jitter = [0.01, '1']", "jitter", "wrong type"),
+        ("jitter = [0.01, inf]", "jitter", "is inf"),
+        ("jitter = [nan, 0.05]", "jitter", "is nan"),
+        ("jitter = [0.01, 1.5]", "jitter", "at most 1"),
+        ("jitter = [0.05, 0.01]", "jitter", "falls from 0.05 to 0.01"),
+        ("jitter = [0.03, 0.05]", "jitter", "leaves out the value in use, 0.02"),
+        ("bandwidth_curve = [0, 2]", "bandwidth_curve", "above 0.01"),
+        ("bandwidth_curve = [1.1, 2]", "bandwidth_curve", "A factor of 1 is the curve in use"),
+        ("weights_curve = [0.5, 2]", "weights_curve", "is no constant of [sim] with a range"),
+    ],
+)
+def test_a_broken_range_is_located(tmp_path: Path, line: str, field: str, words: str) -> None:
+    path = tmp_path / "gpu.toml"
+    head = L20.split("[ranges]")[0]
+    path.write_text(f"{head}[ranges]\njitter = [0.02, 0.02]\n", encoding="utf-8")
+    assert load_gpu(path).ranges == {"jitter": (0.02, 0.02)}
+    path.write_text(f"{head}[ranges]\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_gpu(path)
+    assert (caught.value.field, caught.value.line) == (f"ranges.{field}", head.count("\n") + 2)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_contested_is_said_with_its_source(name: str) -> None:
+    gpu = load_gpu(name)
+    assert {"turn_taking", "attention_interference", "bandwidth_curve"} <= set(gpu.ranges)
+    assert all(low < high for low, high in gpu.ranges.values())
 
 
 def test_lines_are_those_of_the_right_table(tmp_path: Path) -> None:

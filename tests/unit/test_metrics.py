@@ -137,6 +137,8 @@ def value(tag: str, run: RunEvents) -> float | None:
 @pytest.mark.parametrize(
     ("tag", "expected"),
     [
+        ("tbt_stalled", [4]),
+        ("tbt_steady", [6, 10, 10]),
         ("ttft", [9, 10]),
         ("ttft_long_prompts", [9]),
         ("ttft_queueing", [2, 5]),
@@ -163,6 +165,7 @@ def test_distributions_by_hand(tag: str, expected: list[float]) -> None:
 @pytest.mark.parametrize(
     ("tag", "expected"),
     [
+        ("stalled_gaps", 25),
         ("makespan", 0.030),
         ("request_throughput", 2 / 0.030),
         ("output_throughput", 6 / 0.030),

@@ -25,6 +25,7 @@ NAMES = [
     "llama-3.1-8b",
     "qwen2.5-14b",
     "qwen2.5-3b",
+    "qwen3-4b",
     "small",
     "tiny",
 ]
@@ -61,6 +62,7 @@ def test_the_shipped_models_are_found_in_any_case() -> None:
     [
         ("qwen2.5-3b", 3.09, 36 * 2 * 2 * 128 * 2, 32768, "bfloat16"),
         ("qwen2.5-14b", 14.77, 48 * 2 * 8 * 128 * 2, 131072, "bfloat16"),
+        ("qwen3-4b", 4.02, 36 * 2 * 8 * 128 * 2, 40960, "bfloat16"),
         ("llama-3.1-8b", 8.03, 32 * 2 * 8 * 128 * 2, 131072, "bfloat16"),
         ("llama-3.1-70b", 70.55, 80 * 2 * 8 * 128 * 2, 131072, "bfloat16"),
         ("llama-2-7b", 6.74, 32 * 2 * 32 * 128 * 2, 4096, "float16"),
@@ -72,7 +74,7 @@ def test_shipped_sizes(name: str, billions: float, kv_bytes: int, context: int, 
     assert model.kv_bytes_per_token == kv_bytes
     assert model.max_model_len == context
     assert model.dtypes == Dtypes(dtype, dtype, dtype, dtype)
-    assert model.tie_word_embeddings == (name == "qwen2.5-3b")
+    assert model.tie_word_embeddings == (name in ("qwen2.5-3b", "qwen3-4b"))
     assert model.moe is None
 
 

@@ -12,11 +12,13 @@ import pytest
 
 from nexusbench.cli.main import main
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.experiments.paying.blocks import BLOCKS
 from nexusbench.experiments.paying.measuring import MapRow, MapTask, measure
+from nexusbench.experiments.paying.points import MapPoint, Survey
 from nexusbench.experiments.paying.spec import MapSpec, load_map
-from nexusbench.experiments.paying.survey import MapPoint, Survey, Surveyor
+from nexusbench.experiments.paying.survey import Surveyor
 from nexusbench.experiments.paying.survey_files import read_survey, write_survey
-from nexusbench.experiments.paying.tables import BLOCKS, hangs_on
+from nexusbench.experiments.paying.tables import hangs_on
 from nexusbench.experiments.paying.verdicts import (
     QUESTIONS,
     DrawsOfSystem,

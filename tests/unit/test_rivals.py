@@ -25,7 +25,7 @@ from tests.unit.test_reproduction import BASE, CLAIM, CRITERION, GOOD, GRID, HEA
 
 RIVALS = {
     "semi-pd": "semi-pd", "sarathi": "sarathi", "duetserve": "duetserve", "muxwise": "muxwise",
-    "adrenaline": "adrenaline", "bullet": "bullet",
+    "adrenaline": "adrenaline", "bullet": "bullet", "openinfer": "openinfer",
 }  # fmt: skip
 
 

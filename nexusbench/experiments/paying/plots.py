@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nexusbench.core.outputs import atomic_file
+from nexusbench.experiments.paying.points import Survey
 from nexusbench.experiments.paying.spec import Kind, Traffic
-from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.tables import cells_of, question_title
 from nexusbench.experiments.paying.verdicts import DrawsOfSystem, MapCell, best, side, verdict
 
@@ -22,12 +22,19 @@ _MOST = 30.0
 
 
 def draw(survey: Survey, folder: Path) -> list[Path]:
-    """Write ``loads.svg`` and ``grid.svg`` into ``folder``; needs matplotlib."""
+    """Write ``loads.svg``, ``grid.svg`` and ``sensitivity.svg`` into ``folder``, each where the
+    survey has something to show; needs matplotlib.
+    """
     import matplotlib
+
+    from nexusbench.experiments.paying.range_plots import points_over_ranges
 
     matplotlib.rcParams["svg.hashsalt"] = survey.spec.name  # equal surveys give equal files
     drawn = []
-    for name, figure in (("loads", _loads(survey)), ("grid", _grid(survey))):
+    figures = {
+        "loads": _loads(survey), "grid": _grid(survey), "sensitivity": points_over_ranges(survey),
+    }  # fmt: skip
+    for name, figure in figures.items():
         if figure is not None:
             drawn.append(folder / f"{name}.svg")
             with atomic_file(drawn[-1]) as file:
@@ -35,7 +42,8 @@ def draw(survey: Survey, folder: Path) -> list[Path]:
     return drawn
 
 
-def _figure(title: str, rows: int, columns: int) -> tuple[Any, Any]:
+def small_multiples(title: str, rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure of so many panels, and its axes as a table."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4 * columns, 2.5 * rows + 1.0), layout="constrained")
@@ -50,7 +58,7 @@ def _loads(survey: Survey) -> Any:
         return None
     rows = [(traffic, slo) for traffic in real for slo in traffic.slos]
     gpus = survey.spec.about.gpus
-    figure, axes = _figure("Requests that keep the SLO, %, over load", len(rows), len(gpus))
+    figure, axes = small_multiples("Requests that keep the SLO, %, over load", len(rows), len(gpus))
     for line, (traffic, slo) in zip(axes, rows, strict=True):
         for axis, gpu in zip(line, gpus, strict=True):
             cells = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
@@ -90,7 +98,7 @@ def _grid(survey: Survey) -> Any:
         return None
     questions, gpus = ("ordered", "split"), survey.spec.about.gpus
     slo = next(iter(made_up[0].slos))
-    figure, axes = _figure(f"Points of attainment under {slo}", len(questions), len(gpus))
+    figure, axes = small_multiples(f"Points of attainment under {slo}", len(questions), len(gpus))
     image = None
     for line, question in zip(axes, questions, strict=True):
         for axis, gpu in zip(line, gpus, strict=True):

@@ -5,6 +5,7 @@
     [[traffic]]        name, trace (a workload spec or a trace), burstiness, slos (presets)
     [grid]             made-up traffic over prompt and output lengths
     [sensitivity]      constants of the simulated GPU that are made neutral
+    [ranges]           contested constants at the ends of their ranges, and drawn from them
     [quick.TABLE]      what replaces values of a table for --quick
 
 docs/when-it-pays.md shows the result of workloads/when-it-pays/map.toml.
@@ -39,8 +40,8 @@ Loads = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 Names = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 # Options through which a policy is told the SLO.
 _SLO_OPTIONS = frozenset(("ttft_ms", "tbt_ms"))
-_TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "quick")
-_QUICK = ("map", "grid", "sensitivity")
+_TABLES = ("map", "systems", "traffic", "grid", "sensitivity", "ranges", "quick")
+_QUICK = ("map", "grid", "sensitivity", "ranges")
 
 
 class MapTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,6 +90,19 @@ class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     seeds: Draws = 2
 
 
+class MapRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The ``[ranges]`` table: each contested constant at its ``ends``, with the first ``seeds``
+    draws of the arrivals (0: all of the map's), and ``draws`` of all of them from a Latin hypercube
+    of ``seed``, one with each draw of the arrivals. ``loads``: none is all of the map's.
+    """
+
+    ends: bool = True
+    draws: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    loads: tuple[Positive, ...] = ()
+    seeds: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
+
+
 class MapSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A whole spec, checked; ``cut`` says what --quick left out."""
 
@@ -98,6 +112,7 @@ class MapSpec(msgspec.Struct, frozen=True, kw_only=True):
     systems: tuple[MapSystem, ...]
     traffic: tuple[Traffic, ...]
     sensitivity: Sensitivity
+    ranges: MapRanges | None = None
     cut: tuple[str, ...] = ()
 
 
@@ -195,10 +210,31 @@ class _MapReader:
                 raise self._fault(f"no constant '{constant}'", "sensitivity.constants", hint)
         if not set(sensitivity.loads) <= set(about.loads):
             raise self._fault("has loads that the map lacks", "sensitivity.loads")
+        ranges = self._ranges(document["ranges"], about) if "ranges" in document else None
         return MapSpec(
             name=self._path.stem, sha256=sha256, about=about, systems=systems,
-            traffic=tuple(traffic), sensitivity=sensitivity, cut=cut,
+            traffic=tuple(traffic), sensitivity=sensitivity, ranges=ranges, cut=cut,
         )  # fmt: skip
+
+    def _ranges(self, table: object, about: MapTable) -> MapRanges:
+        """What is left open is that of the map."""
+        asked: MapRanges = self._convert(table, MapRanges, "ranges")
+        if not asked.ends and not asked.draws:
+            raise self._fault("asks for nothing", "ranges", "Give it draws, or ends = true")
+        for key, value in (("draws", asked.draws), ("seeds", asked.seeds)):
+            if value == 1:
+                raise self._fault("is 1, which has no interval", f"ranges.{key}", "Give 2 or more")
+        if asked.seeds > about.seeds:
+            problem = f"{asked.seeds} are more than the map's {about.seeds}"
+            raise self._fault(problem, "ranges.seeds")
+        if not set(asked.loads) <= set(about.loads):
+            raise self._fault("has loads that the map lacks", "ranges.loads")
+        if not any(find_device(name).describe().ranges for name in about.gpus):
+            hint = "Add [ranges] to the file of one, or leave the table out"
+            raise self._fault("none of the map's GPUs has ranges", "ranges", hint)
+        return msgspec.structs.replace(
+            asked, loads=asked.loads or about.loads, seeds=asked.seeds or about.seeds
+        )
 
     def _shorten(self, document: dict[str, object]) -> tuple[str, ...]:
         """Put the values of ``[quick.TABLE]`` into their tables."""

@@ -21,8 +21,10 @@ from nexusbench.experiments.paying.measuring import (
     measure,
     suffix,
 )
+from nexusbench.experiments.paying.points import MapPoint, Survey, map_points, places_of
 from nexusbench.experiments.paying.spec import MapSpec, MapSystem, Traffic
 from nexusbench.experiments.pool import Lost, run_all
+from nexusbench.experiments.ranges import place_on
 from nexusbench.experiments.store import Store
 from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.arrivals import Poisson
@@ -42,29 +44,6 @@ _STREAMS = 2
 Told = Callable[[str], object]
 
 
-class MapPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One cell. ``slo`` is the one that the policy was told, '' for those that are told none;
-    ``constant`` is the one made neutral, '' for the GPU as it is.
-    """
-
-    gpu: str
-    traffic: str
-    load: float
-    system: str
-    slo: str
-    seed: int
-    constant: str = ""
-
-
-class Survey(msgspec.Struct, kw_only=True):
-    """The rows of a map by point; ``capacity`` (requests/s) and ``requests`` by (gpu, traffic)."""
-
-    spec: MapSpec
-    capacity: dict[tuple[str, str], float]
-    requests: dict[tuple[str, str], int]
-    rows: dict[MapPoint, MapRow]
-
-
 class Surveyor:
     """Plans and runs a map; ``step`` is told of every cell that has run."""
 
@@ -77,7 +56,9 @@ class Surveyor:
         self._systems = {system.name: system for system in spec.systems}
         self._stores: dict[str, Store] = {}
         self._traces: dict[tuple[str, int], str] = {}
-        self.survey = Survey(spec=spec, capacity={}, requests={}, rows={})
+        self.survey = Survey(
+            spec=spec, capacity={}, requests={}, rows={}, places=places_of(spec)
+        )  # fmt: skip
         self._todo: dict[MapPoint, MapTask] = {}
         self._wall_s: dict[tuple[str, str], float] = {}
 
@@ -87,7 +68,7 @@ class Surveyor:
         Raises UsageError if the reference cannot serve some traffic.
         """
         self._find_capacities()
-        for point in self._points():
+        for point in map_points(self.survey):
             task = self._task(point)
             kept = self._kept(task)
             if kept is None:
@@ -185,32 +166,6 @@ class Surveyor:
                 total += alone * (1 if self._systems[point.system].kind == "whole" else _STREAMS)
         return total
 
-    def _points(self) -> Iterator[MapPoint]:
-        """Every cell: the map, then the constants."""
-        for gpu in self.spec.about.gpus:
-            for traffic in self.spec.traffic:
-                for load in traffic.loads:
-                    yield from self._cells(gpu, traffic, load, traffic.seeds, "")
-        sensitivity = self.spec.sensitivity
-        for constant in sensitivity.constants:
-            for gpu in self.spec.about.gpus:
-                for traffic in self.spec.traffic:
-                    for load in sensitivity.loads if traffic.trace else ():
-                        yield from self._cells(gpu, traffic, load, sensitivity.seeds, constant)
-
-    def _cells(
-        self, gpu: str, traffic: Traffic, load: float, seeds: int, constant: str
-    ) -> Iterator[MapPoint]:
-        for system in self.spec.systems:
-            if constant and system.kind == "whole":
-                continue  # nothing runs beside it, and it has all SMs: these constants touch it not
-            for slo in traffic.slos if system.told_slo else ("",):
-                for seed in range(seeds):
-                    yield MapPoint(
-                        gpu=gpu, traffic=traffic.name, load=load, system=system.name, slo=slo,
-                        seed=seed, constant=constant,
-                    )  # fmt: skip
-
     def _task(self, point: MapPoint) -> MapTask:
         traffic, key = self._traffic[point.traffic], (point.gpu, point.traffic)
         system = self._systems[point.system]
@@ -284,6 +239,9 @@ class Surveyor:
         return self._traces[key]
 
     def _gpu(self, gpu: str, constant: str) -> str:
+        place = self.survey.place(gpu, constant)
+        if place is not None:
+            return place_on(gpu, place, self._cache / "made")
         named = find_device(gpu)
         changed = neutral_gpu(named.describe(), constant)
         name = f"{Path(named.argument).stem}-without-{constant.replace(' ', '-')}.toml"

@@ -16,8 +16,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import atomic_file, make_folder
 from nexusbench.experiments.keys import code_version
 from nexusbench.experiments.paying.measuring import MapRow
+from nexusbench.experiments.paying.points import GpuPlaces, MapPoint, Survey
 from nexusbench.experiments.paying.spec import MapSpec
-from nexusbench.experiments.paying.survey import MapPoint, Survey
 from nexusbench.results.manifest import made_with
 from nexusbench.workloads.source import write_atomic
 
@@ -48,7 +48,8 @@ def write_survey(survey: Survey, folder: Path, spec_path: Path, *, quick: bool) 
 
 class SurveyManifest(msgspec.Struct, kw_only=True):
     """What made a survey. ``capacity`` (requests per second) and ``requests`` (of a run) are by GPU
-    and traffic.
+    and traffic; ``places`` are those on the ranges of each GPU, none in surveys of before there
+    were ranges.
     """
 
     simulated: Literal[True]
@@ -61,6 +62,7 @@ class SurveyManifest(msgspec.Struct, kw_only=True):
     digest: str = ""  # of the digests of all event logs
     capacity: list[tuple[str, str, float]]
     requests: list[tuple[str, str, int]]
+    places: dict[str, GpuPlaces] = {}
     nexusbench: str = ""
     python: str = ""
     numpy: str = ""
@@ -80,6 +82,7 @@ def _manifest(
         code_sha256=code_version(), runs=len(rows), digest=digest,
         capacity=[(*key, value) for key, value in survey.capacity.items()],
         requests=[(*key, value) for key, value in survey.requests.items()],
+        places=survey.places,
     )  # fmt: skip
     return msgspec.structs.replace(manifest, **made_with())
 
@@ -130,4 +133,5 @@ def read_survey(folder: Path, spec: MapSpec) -> Survey:
         capacity={(gpu, traffic): value for gpu, traffic, value in manifest.capacity},
         requests={(gpu, traffic): value for gpu, traffic, value in manifest.requests},
         rows=rows,
+        places=manifest.places,
     )

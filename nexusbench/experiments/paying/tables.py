@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from nexusbench.experiments.paying.points import Survey
 from nexusbench.experiments.paying.spec import Kind, MapSystem, Traffic
-from nexusbench.experiments.paying.survey import Survey
 from nexusbench.experiments.paying.verdicts import (
     MARGINS,
     QUESTIONS,
@@ -22,17 +22,19 @@ from nexusbench.experiments.paying.verdicts import (
 )
 from nexusbench.serving.resolve import find_device
 
-_MARKS = {"pays": "**pays**", "costs": "**costs**", "no difference": "=", "open": "?"}
-_NOTHING = "-"
+MARKS = {"pays": "**pays**", "costs": "**costs**", "no difference": "=", "open": "?"}
+NOTHING = "-"
 _MINUS = "\u2212"
 _REACH = 90.0  # percent of requests
 
 
-def _signed(value: float, digits: int = 0) -> str:
+def signed(value: float, digits: int = 0) -> str:
+    """A difference with its sign."""
     return f"{value:+.{digits}f}".replace("-", _MINUS)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -49,7 +51,8 @@ def question_title(survey: Survey, question: str) -> str:
     }[question]
 
 
-def _real(survey: Survey) -> list[Traffic]:
+def ready_traffic(survey: Survey) -> list[Traffic]:
+    """Traffic that is not made up."""
     return [traffic for traffic in survey.spec.traffic if traffic.trace]
 
 
@@ -66,9 +69,9 @@ def cells_of(survey: Survey, traffic: Traffic) -> Iterator[MapCell]:
 def attained_text(found: MapVerdict | None) -> str:
     """``pays +12 (71 to 83)``: points, and percent of requests on both sides."""
     if found is None:
-        return _NOTHING
+        return NOTHING
     both = f"{found.other:.0f} → {found.mine:.0f}"
-    return f"{_MARKS[found.outcome]} {_signed(found.mean)} ({both})"
+    return f"{MARKS[found.outcome]} {signed(found.mean)} ({both})"
 
 
 def counts(survey: Survey) -> str:
@@ -76,7 +79,7 @@ def counts(survey: Survey) -> str:
     cost.
     """
     rows = []
-    for traffic in _real(survey):
+    for traffic in ready_traffic(survey):
         for gpu in survey.spec.about.gpus:
             cells = [cell for cell in cells_of(survey, traffic) if cell.gpu == gpu]
             texts = []
@@ -84,16 +87,16 @@ def counts(survey: Survey) -> str:
                 answers = (verdict(survey, cell, question) for cell in cells)
                 texts.append(_spread([answer for answer in answers if answer is not None]))
             rows.append((traffic.name, gpu, *texts))
-    return _table(("traffic", "GPU", *(question_title(survey, q) for q in QUESTIONS)), rows)
+    return table(("traffic", "GPU", *(question_title(survey, q) for q in QUESTIONS)), rows)
 
 
 def _spread(found: Sequence[MapVerdict]) -> str:
     if not found:
-        return _NOTHING
+        return NOTHING
     means = [verdict.mean for verdict in found]
     number = Counter(verdict.outcome for verdict in found)
-    said = [f"{number[o]} of {len(found)} {_MARKS[o]}" for o in ("pays", "costs") if number[o]]
-    return f"{_signed(min(means))} to {_signed(max(means))}; {', '.join(said) or 'none sure'}"
+    said = [f"{number[o]} of {len(found)} {MARKS[o]}" for o in ("pays", "costs") if number[o]]
+    return f"{signed(min(means))} to {signed(max(means))}; {', '.join(said) or 'none sure'}"
 
 
 def attainment_map(survey: Survey, question: str) -> str:
@@ -101,12 +104,12 @@ def attainment_map(survey: Survey, question: str) -> str:
     loads = survey.spec.about.loads
     rows = []
     for gpu in survey.spec.about.gpus:
-        for traffic in _real(survey):
+        for traffic in ready_traffic(survey):
             for slo in traffic.slos:
                 cells = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
                 texts = [attained_text(verdict(survey, cell, question)) for cell in cells]
                 rows.append((gpu, traffic.name, slo, *texts))
-    return _table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
+    return table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
 
 
 def reach(survey: Survey) -> str:
@@ -119,21 +122,21 @@ def reach(survey: Survey) -> str:
     kinds: tuple[Kind, ...] = ("whole", "streams", "split")
     rows = []
     for gpu in about.gpus:
-        for traffic in _real(survey):
+        for traffic in ready_traffic(survey):
             for slo in traffic.slos:
                 cells = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
                 found = [[side(survey, cell, named[name]) for cell in cells] for name in single]
                 found += [[best(survey, cell, kind) for cell in cells] for kind in kinds]
                 rows.append((gpu, traffic.name, slo, *(_reached(cells, line) for line in found)))
     header = ("GPU", "traffic", "SLO", *(f"`{name}`" for name in single))
-    return _table((*header, "best one-batch", "two streams", "best split"), rows)
+    return table((*header, "best one-batch", "two streams", "best split"), rows)
 
 
 def _reached(cells: Sequence[MapCell], found: Sequence[DrawsOfSystem | None]) -> str:
     before: tuple[float, float] | None = None
     for cell, one in zip(cells, found, strict=True):
         if one is None:
-            return _NOTHING
+            return NOTHING
         kept = one.attained(cell.slo)
         if kept < _REACH:
             if before is None:
@@ -141,7 +144,7 @@ def _reached(cells: Sequence[MapCell], found: Sequence[DrawsOfSystem | None]) ->
             load, better = before
             return f"{load + (cell.load - load) * (better - _REACH) / (better - kept):.0f}"
         before = (cell.load, kept)
-    return f"≥ {cells[-1].load:g}" if cells else _NOTHING
+    return f"≥ {cells[-1].load:g}" if cells else NOTHING
 
 
 def latencies(survey: Survey, question: str) -> str:
@@ -151,7 +154,7 @@ def latencies(survey: Survey, question: str) -> str:
     metrics: tuple[Metric, ...] = ("ttft_mean", "ttft_p95", "tbt_p99")
     rows = []
     for gpu in survey.spec.about.gpus:
-        for traffic in _real(survey):
+        for traffic in ready_traffic(survey):
             slo = list(traffic.slos)[-1]
             cells = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
             texts = [
@@ -160,13 +163,13 @@ def latencies(survey: Survey, question: str) -> str:
             ]
             rows.append((gpu, traffic.name, *texts))
     loads = survey.spec.about.loads
-    return _table(("GPU", "traffic", *(f"{load:g} %" for load in loads)), rows)
+    return table(("GPU", "traffic", *(f"{load:g} %" for load in loads)), rows)
 
 
 def _percent(found: MapVerdict | None) -> str:
     if found is None:
-        return _NOTHING
-    text = _signed(found.mean)
+        return NOTHING
+    text = signed(found.mean)
     return f"**{text}**" if found.outcome in ("pays", "costs") else text
 
 
@@ -174,24 +177,26 @@ def picked(survey: Survey) -> str:
     """The best split, and the best system that runs one batch at a time."""
     rows = []
     for gpu in survey.spec.about.gpus:
-        for traffic in _real(survey):
+        for traffic in ready_traffic(survey):
             for slo in traffic.slos:
                 cells = [c for c in cells_of(survey, traffic) if (c.gpu, c.slo) == (gpu, slo)]
                 texts = []
                 for cell in cells:
                     found = sides(survey, cell, "split")
-                    names = _NOTHING if found is None else f"{found[0].name} / {found[1].name}"
+                    names = NOTHING if found is None else f"{found[0].name} / {found[1].name}"
                     texts.append(names)
                 rows.append((gpu, traffic.name, slo, *texts))
     loads = survey.spec.about.loads
-    return _table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
+    return table(("GPU", "traffic", "SLO", *(f"{load:g} %" for load in loads)), rows)
 
 
 def every_system(survey: Survey) -> str:
     """Every system's percentage of requests that keep the SLO, mean over loads and SLOs; rows:
     systems, columns: traffic and GPU; the best of a column is bold.
     """
-    columns = [(traffic, gpu) for traffic in _real(survey) for gpu in survey.spec.about.gpus]
+    columns = [
+        (traffic, gpu) for traffic in ready_traffic(survey) for gpu in survey.spec.about.gpus
+    ]
     shares = {
         system.name: [_share(survey, system, traffic, gpu) for traffic, gpu in columns]
         for system in survey.spec.systems
@@ -203,12 +208,12 @@ def every_system(survey: Survey) -> str:
     rows = []
     for system in survey.spec.systems:
         texts = [
-            _NOTHING if share is None else f"**{share:.1f}**" if share == top else f"{share:.1f}"
+            NOTHING if share is None else f"**{share:.1f}**" if share == top else f"{share:.1f}"
             for share, top in zip(shares[system.name], tops, strict=True)
         ]
         rows.append((f"`{system.name}`", system.kind, *texts))
     header = (f"{traffic.name}, {gpu.removeprefix('sim:')}" for traffic, gpu in columns)
-    return _table(("system", "kind", *header), rows)
+    return table(("system", "kind", *header), rows)
 
 
 def _share(survey: Survey, system: MapSystem, traffic: Traffic, gpu: str) -> float | None:
@@ -242,7 +247,7 @@ def grid(survey: Survey, question: str) -> str:
                         texts.append(attained_text(verdict(survey, cell, question)))
                     rows.append((gpu, f"{output}", slo, f"{load:g} %", *texts))
     header = ("GPU", "output", "SLO", "load", *(f"prompt {prompt:,}" for prompt in prompts))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def hanging(
@@ -276,14 +281,14 @@ def hangs_on(base: MapVerdict, without: dict[str, MapVerdict]) -> list[str]:
         if base.outcome in ("pays", "costs"):
             shift = base.mean - other.mean if base.mean > 0 else other.mean - base.mean
         if other.outcome != base.outcome and shift > MARGINS["attained"]:
-            moved.append(f"{name}: {_MARKS[other.outcome]} {_signed(other.mean)}")
+            moved.append(f"{name}: {MARKS[other.outcome]} {signed(other.mean)}")
     return moved
 
 
 def constants(survey: Survey, question: str) -> str:
     """Each verdict at the loads tried, and what it hangs on."""
     rows = []
-    for traffic in _real(survey):
+    for traffic in ready_traffic(survey):
         for cell in cells_of(survey, traffic):
             if cell.load not in survey.spec.sensitivity.loads:
                 continue
@@ -294,14 +299,14 @@ def constants(survey: Survey, question: str) -> str:
             usual = "open" if base.outcome == "open" else "holds"
             text = "; ".join(moved) or f"{usual} without each of them"
             means = [other.mean for other in without.values()]
-            spread = f"{_signed(min(means))} to {_signed(max(means))}"
+            spread = f"{signed(min(means))} to {signed(max(means))}"
             rows.append((
                 cell.gpu, cell.traffic, cell.slo, f"{cell.load:g} %",
-                f"{_MARKS[base.outcome]} {_signed(base.mean)}", spread, text,
+                f"{MARKS[base.outcome]} {signed(base.mean)}", spread, text,
             ))  # fmt: skip
     rows.sort(key=lambda row: survey.spec.about.gpus.index(row[0]))
     header = ("GPU", "traffic", "SLO", "load", "verdict", "without one of them", "hangs on")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def hardware(survey: Survey) -> str:
@@ -309,13 +314,13 @@ def hardware(survey: Survey) -> str:
     rows = []
     for gpu in survey.spec.about.gpus:
         spec = find_device(gpu).describe()
-        rates = [f"{survey.capacity[gpu, traffic.name]:.3g}" for traffic in _real(survey)]
+        rates = [f"{survey.capacity[gpu, traffic.name]:.3g}" for traffic in ready_traffic(survey)]
         rows.append((
             gpu, f"{spec.peak_tflops:.0f}", f"{spec.hbm_gbps:,.0f}",
             f"{spec.hbm_gbps / spec.peak_tflops:.1f}", *rates,
         ))  # fmt: skip
     header = ("GPU", "TFLOP/s", "GB/s", "GB/s per TFLOP/s")
-    return _table((*header, *(f"{traffic.name}, req/s" for traffic in _real(survey))), rows)
+    return table((*header, *(f"{traffic.name}, req/s" for traffic in ready_traffic(survey))), rows)
 
 
 def systems(survey: Survey) -> str:
@@ -325,18 +330,4 @@ def systems(survey: Survey) -> str:
         fields = ", ".join(f"`{key} = {value}`" for key, value in system.fields.items())
         told = "yes" if system.told_slo else ""
         rows.append((f"`{system.name}`", system.kind, fields, told))
-    return _table(("system", "kind", "how", "told the SLO"), rows)
-
-
-BLOCKS: dict[str, Callable[[Survey], str]] = {
-    "counts": counts,
-    "hardware": hardware,
-    "systems": systems,
-    "every-system": every_system,
-    "picked": picked,
-    "reach": reach,
-    **{f"map {q}": lambda survey, q=q: attainment_map(survey, q) for q in QUESTIONS},  # type: ignore[misc]
-    **{f"latencies {q}": lambda survey, q=q: latencies(survey, q) for q in QUESTIONS},  # type: ignore[misc]
-    **{f"grid {q}": lambda survey, q=q: grid(survey, q) for q in QUESTIONS},  # type: ignore[misc]
-    **{f"constants {q}": lambda survey, q=q: constants(survey, q) for q in QUESTIONS},  # type: ignore[misc]
-}
+    return table(("system", "kind", "how", "told the SLO"), rows)

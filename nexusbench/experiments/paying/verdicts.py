@@ -10,8 +10,8 @@ import msgspec
 
 from nexusbench.comparison.load import Load, worst_load
 from nexusbench.experiments.paying.measuring import MapRow
+from nexusbench.experiments.paying.points import MapPoint, Survey, constant_at
 from nexusbench.experiments.paying.spec import Kind, MapSpec, MapSystem
-from nexusbench.experiments.paying.survey import MapPoint, Survey
 from nexusbench.metrics.summary import interval
 
 Outcome = Literal["pays", "costs", "no difference", "open"]
@@ -21,7 +21,9 @@ MARGINS = {"attained": 2.0, "ttft_mean": 5.0, "ttft_p95": 5.0, "tbt_p99": 5.0}
 
 
 class MapCell(msgspec.Struct, frozen=True, kw_only=True):
-    """A place of the map: ``constant`` is the one made neutral; of ``seeds`` draws."""
+    """A place of the map: of ``seeds`` draws; ``constant`` is the one made neutral, or a place on
+    the ranges, or DRAWN.
+    """
 
     gpu: str
     traffic: str
@@ -67,10 +69,11 @@ class MapVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def side(survey: Survey, cell: MapCell, system: MapSystem) -> DrawsOfSystem | None:
     """The rows of one system; None if one of them failed or is missing."""
-    # What no constant touches was not run again.
-    constant = "" if system.kind == "whole" else cell.constant
     rows = []
     for seed in range(cell.seeds):
+        constant = constant_at(cell.constant, seed)
+        if system.kind == "whole" and survey.spares_one_batch(cell.gpu, constant):
+            constant = ""  # what no constant touches was not run again
         point = MapPoint(
             gpu=cell.gpu, traffic=cell.traffic, load=cell.load, system=system.name,
             slo=cell.slo if system.told_slo else "", seed=seed, constant=constant,
@@ -98,21 +101,29 @@ def best(survey: Survey, cell: MapCell, kind: Kind) -> DrawsOfSystem | None:
     return max(found, key=standing, default=None)
 
 
+def differences(
+    mine: DrawsOfSystem, other: DrawsOfSystem, metric: Metric, slo: str = ""
+) -> list[float]:
+    """``mine`` less ``other``, draw by draw: points, or percent of a latency."""
+    a = [_value(row, metric, slo) for row in mine.rows]
+    b = [_value(row, metric, slo) for row in other.rows]
+    if metric == "attained":
+        return [x - y for x, y in zip(a, b, strict=True)]
+    return [100.0 * (x / y - 1.0) if y else math.inf for x, y in zip(a, b, strict=True)]
+
+
 def judge(mine: DrawsOfSystem, other: DrawsOfSystem, metric: Metric, slo: str = "") -> MapVerdict:
     """``mine`` against ``other``, draw by draw."""
     a = [_value(row, metric, slo) for row in mine.rows]
     b = [_value(row, metric, slo) for row in other.rows]
-    if metric == "attained":
-        differences = [x - y for x, y in zip(a, b, strict=True)]
-    else:
-        differences = [100.0 * (x / y - 1.0) if y else math.inf for x, y in zip(a, b, strict=True)]
     means = (math.fsum(a) / len(a), math.fsum(b) / len(b))
-    if not all(map(math.isfinite, differences)):
+    paired = differences(mine, other, metric, slo)
+    if not all(map(math.isfinite, paired)):
         return MapVerdict(
             outcome="open", mean=math.nan, low=-math.inf, high=math.inf, mine=means[0],
             other=means[1],
         )  # fmt: skip
-    found = interval(differences)
+    found = interval(paired)
     low = -math.inf if found.low is None else found.low
     high = math.inf if found.high is None else found.high
     margin = MARGINS[metric]

@@ -16,8 +16,10 @@ from nexusbench.experiments import oracle, regret
 from nexusbench.experiments.cells import CELL_SUFFIX, SweepCell, failed, kept_of, run_cell
 from nexusbench.experiments.keys import code_version, file_sha256
 from nexusbench.experiments.neutral import gpu_file, neutral_gpu
+from nexusbench.experiments.ranges import device_at
 from nexusbench.experiments.regret import judged_run
-from nexusbench.experiments.reproduction.spec import JUDGED, Experiment, System, Variant
+from nexusbench.experiments.reproduction.measure_names import JUDGED
+from nexusbench.experiments.reproduction.spec import Experiment, System, Variant
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep import SweepPlan, plan_sweep, run_sweep
 from nexusbench.experiments.sweep_spec import ConfigFields, Sweep, axes_of, config_of
@@ -162,6 +164,9 @@ class Lab:
         if variant.constant:
             name = f"gpu {config.device} {variant.constant}"
             device = self._once(name, partial(self._gpu, config.device, variant.constant))
+            config = msgspec.structs.replace(config, device=device)
+        if variant.place is not None:
+            device = device_at(config, variant.place, self._cache / "made")
             config = msgspec.structs.replace(config, device=device)
         if fitted:  # to the GPU that it is run on
             name = f"profile {config.device} {config.model} {config.tensor_parallel_size}"

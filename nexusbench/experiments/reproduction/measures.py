@@ -9,14 +9,16 @@ import msgspec
 
 from nexusbench.experiments.cells import SweepCell
 from nexusbench.experiments.reproduction.lab import PRINTED, Lab, Unmeasurable
-from nexusbench.experiments.reproduction.spec import (
+from nexusbench.experiments.reproduction.measure_names import (
     EXECUTION,
     THROUGHPUT,
+    higher_is_better,
+)
+from nexusbench.experiments.reproduction.spec import (
     Criterion,
     PaperClaim,
     System,
     Variant,
-    higher_is_better,
 )
 from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 
@@ -261,7 +263,7 @@ def _keeping(
     alone = {"request_rate": criterion.rate}
     reference = lab.experiment.systems[criterion.system]
     # Served one by one the draw's span is known, and variants of the traffic do not matter.
-    unvaried = Variant(name="", constant=variant.constant)
+    unvaried = Variant(name="", constant=variant.constant, place=variant.place)
 
     def asked(system: System, measure: str, point: ConfigFields, how: Variant) -> float | None:
         cell_point = {**lab.experiment.points[0], **point}

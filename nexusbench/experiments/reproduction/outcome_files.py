@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nexusbench.core.documents import decode_json, read_document
 from nexusbench.core.errors import InputError
 from nexusbench.core.outputs import make_folder
 from nexusbench.experiments.keys import code_version
+from nexusbench.experiments.over_range import constants_of
 from nexusbench.experiments.reproduction.run import ExperimentReport, SystemAtPoint
 from nexusbench.experiments.reproduction.spec import Criterion, Experiment
 from nexusbench.experiments.reproduction.verdicts import ClaimRow
@@ -22,6 +24,7 @@ from nexusbench.workloads.source import write_atomic
 
 SCHEMA = 1
 COLUMNS = ("figure", "claim", "paper", "ours", "verdict", "why")
+RANGED = "over the ranges"  # a further column, where one of the claims was judged over them
 _EXTRA = (
     "attainment.value", "makespan.value", "output_throughput.value", "total_throughput.value",
     "regret_mean.value", "broken.value",
@@ -129,7 +132,9 @@ def order(path: Path) -> tuple[int, str]:
 
 def markdown(done: Sequence[Done]) -> str:
     """The document's part that is made: the table, then what each experiment found."""
-    pieces = [_counts(done), _table(COLUMNS, [row for d in done for row in _cells(d)])]
+    ranged = any(row.over for one in done for row in one.rows)
+    columns = (*COLUMNS[:-1], RANGED, COLUMNS[-1]) if ranged else COLUMNS
+    pieces = [_counts(done), _table(columns, [row for d in done for row in _cells(d, ranged)])]
     pieces += [_section(one) for one in done if one.lines]
     return "\n\n".join(pieces) + "\n"
 
@@ -144,14 +149,33 @@ def _counts(done: Sequence[Done]) -> str:
     counted = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.items()))
     devices = ", ".join(sorted({one.device for one in done}))
     cut = " Made with --quick." if any(one.quick for one in done) else ""
-    return f"**All of it simulated** ({devices}). {total} claims: {counted}.{cut}"
+    text = f"**All of it simulated** ({devices}). {total} claims: {counted}."
+    return f"{text}{_over_ranges(done)}{cut}"
 
 
-def _cells(done: Done) -> list[tuple[str, ...]]:
+def _over_ranges(done: Sequence[Done]) -> str:
+    """How many claims do over the ranges as they do in use."""
+    found = [row.over_range for one in done for row in one.rows if row.over_range is not None]
+    if not found:
+        return ""
+    tally = Counter(over.verdict for over in found)
+    names = Counter(name for over in found for name in constants_of(over))
+    hanging = ", ".join(f"{name} {count}" for name, count in names.most_common())
+    return (
+        f" Over the ranges of the contested constants, of {len(found)} claims {tally['holds']} "
+        f"hold, {tally['hangs']} hang on one{f' ({hanging})' if hanging else ''}, "
+        f"{tally['fails']} fail."
+    )
+
+
+def _cells(done: Done, ranged: bool) -> list[tuple[str, ...]]:
     return [
-        (", ".join(row.figures), row.claim, row.paper, row.ours, row.verdict, row.why)
+        (
+            ", ".join(row.figures), row.claim, row.paper, row.ours, row.verdict,
+            *([row.over or "-"] * ranged), row.why,
+        )
         for row in done.rows
-    ]
+    ]  # fmt: skip
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

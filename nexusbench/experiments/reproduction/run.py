@@ -11,7 +11,9 @@ import msgspec
 from nexusbench.experiments import motivation as motivation_code
 from nexusbench.experiments.keys import file_sha256, run_key
 from nexusbench.experiments.motivation import Statement, motivation, replay_config
+from nexusbench.experiments.over_range import range_words
 from nexusbench.experiments.reproduction.lab import PRINTED, Lab, Unmeasurable
+from nexusbench.experiments.reproduction.measure_names import THROUGHPUT
 from nexusbench.experiments.reproduction.measures import (
     ClaimOutcome,
     number,
@@ -19,14 +21,24 @@ from nexusbench.experiments.reproduction.measures import (
     point_name,
     throughput,
 )
+from nexusbench.experiments.reproduction.ranged import (
+    ClaimElsewhere,
+    claim_over_ranges,
+    is_ranged,
+)
 from nexusbench.experiments.reproduction.spec import (
-    THROUGHPUT,
     Experiment,
     PaperClaim,
     System,
     Variant,
 )
-from nexusbench.experiments.reproduction.verdicts import ClaimRow, cannot, row_of, row_of_statement
+from nexusbench.experiments.reproduction.verdicts import (
+    ClaimRow,
+    cannot,
+    row_of,
+    row_of_statement,
+    shown,
+)
 from nexusbench.experiments.store import Store
 from nexusbench.experiments.sweep_spec import ConfigFields, config_of
 from nexusbench.serving.opening import open_subject
@@ -146,12 +158,21 @@ def _row(lab: Lab, claim: PaperClaim) -> ClaimRow | None:
         return cannot(claim, figures, str(error))
     readings = _readings(lab, claim, few)
     neutral = {c: _other(lab, claim, Variant(name="", constant=c), few) for c in claim.neutral}
+    elsewhere = ClaimElsewhere()
+    if is_ranged(claim):
+        elsewhere = claim_over_ranges(lab, claim, base, few)
     if found is None or base is None or None in (*readings.values(), *neutral.values()):
+        return None
+    if elsewhere.missing:
         return None
     without = {c: o for c, o in neutral.items() if isinstance(o, ClaimOutcome)}
     others = {name: o for name, o in readings.items() if o is not None}
     others |= {f"without {c}": o for c, o in neutral.items() if isinstance(o, str)}
-    return row_of(claim, figures, found, base, without, others)
+    row = row_of(claim, figures, found, base, without, others)
+    words = elsewhere.reason
+    if elsewhere.over is not None:
+        words = range_words(elsewhere.over, lambda value: shown(claim, value))
+    return msgspec.structs.replace(row, over=words, over_range=elsewhere.over)
 
 
 def _readings(

@@ -16,7 +16,6 @@ Raises InputError naming file, line and field for whatever cannot be.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -25,6 +24,12 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.registry import and_keys, did_you_mean
 from nexusbench.experiments.neutral import NEUTRAL
+from nexusbench.experiments.ranges import Place
+from nexusbench.experiments.reproduction.measure_names import (
+    THROUGHPUT,
+    check_measure,
+    higher_is_better,
+)
 from nexusbench.experiments.sweep_spec import (
     ConfigFields,
     SpecReader,
@@ -32,29 +37,11 @@ from nexusbench.experiments.sweep_spec import (
     product,
     read_toml,
 )
-from nexusbench.metrics.base import Metric, load_metrics
-from nexusbench.metrics.summary import STATISTICS
 
 TABLES = ("experiment", "base", "grid", "systems", "throughput", "variants", "claim", "quick")
 Serve = Literal["run", "regret", "oracle"]
-# Computed from several numbers of a cell, or from several cells.
-THROUGHPUT, EXECUTION = "throughput", "execution"
 _OF_VARIANTS = ("systems", "fitted", "all_rates")
-# Scalars that only ``serve = "regret"`` or "oracle" has.
-JUDGED = ("regret_mean", "regret_p95", "broken")
 StructT = TypeVar("StructT", bound=msgspec.Struct)
-
-
-@cache
-def known_metrics() -> dict[str, Metric]:
-    """Every metric by its tag, looked up once: claims ask for them all the time."""
-    return dict(load_metrics())
-
-
-def higher_is_better(measure: str) -> bool:
-    """Direction of what is measured."""
-    metric = known_metrics().get(measure.partition(".")[0])
-    return measure == THROUGHPUT or (metric is not None and metric.direction == "higher")
 
 
 class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,6 +87,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     throughput: Criterion | None = None
     all_rates: bool = False  # latencies at the rates that are not kept, too
     constant: str = ""  # made neutral on the simulated GPU
+    place: Place | None = None  # or moved on its ranges
 
 
 class PaperClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -110,7 +98,8 @@ class PaperClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     simulated GPU that it might follow from; ``cannot`` says why a simulation cannot tell. With
     ``exceeds`` (pairs of systems) the claim is that a gain has its peak here: what is judged is how
     many times the gain of ``of`` over ``over`` is the largest gain of those pairs. ``built_in``
-    names what of the simulator has the effect in it and cannot be made neutral.
+    names what of the simulator has the effect in it and cannot be made neutral. ``ranges``: whether
+    it is judged over the ranges of the GPU's contested constants, too; None: if it names constants.
     """
 
     says: str
@@ -124,6 +113,7 @@ class PaperClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     across: Literal["mean", "max", "min"] = "mean"
     exceeds: tuple[tuple[str, str], ...] = ()
     neutral: tuple[str, ...] = ()
+    ranges: bool | None = None
     built_in: str = ""
     cannot: str = ""
     note: str = ""
@@ -138,6 +128,7 @@ class ExperimentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     requests: Annotated[int, msgspec.Meta(ge=0, le=10**6)] = 0
     rows: Literal["", "motivation"] = ""
     variant_draws: Annotated[int, msgspec.Meta(ge=1)] = 1  # that variants and neutral ones get
+    range_draws: Annotated[int, msgspec.Meta(ge=0, le=100)] = 4  # of contested constants
     note: str = ""
 
 
@@ -247,7 +238,7 @@ def _systems(reader: SpecReader, document: TomlTable) -> dict[str, System]:
         if bool(fields) == bool(made.best_of):
             raise reader.fault("needs fields or best_of", where, hint="Give one of them")
         systems[name] = msgspec.structs.replace(made, fields=fields)
-        _check_measure(reader, made.by, where, "by", 0)
+        check_measure(reader, made.by, where, "by", 0)
     for system in systems.values():
         for member in system.best_of:
             _known(reader, member, systems, f"systems.{system.name}", "best_of")
@@ -307,7 +298,7 @@ def _throughput(
     found = _convert(reader, table, place, Criterion)
     for key in ("system", "steady"):
         _known(reader, getattr(found, key), systems, place, key)
-    _check_measure(reader, found.measure, place, "measure", 0)
+    check_measure(reader, found.measure, place, "measure", 0)
     if higher_is_better(found.measure) != (found.at_least is not None):
         hint = "It goes with a measure of which more is better, and such a measure needs it"
         raise reader.fault("does not fit the measure", place, "at_least", hint)
@@ -351,7 +342,7 @@ def _check_claim(
         _known(reader, name, systems, "claim", "exceeds", nth)
     if claim.exceeds and claim.compare != "times better":
         raise reader.fault("is about gains", "claim", "exceeds", 'Use "times better"', nth)
-    _check_measure(reader, claim.measure, "claim", "measure", nth)
+    check_measure(reader, claim.measure, "claim", "measure", nth)
     if claim.low is None and claim.high is None:
         raise reader.fault(
             "has neither low nor high", "claim", hint="Give the paper's number", nth=nth
@@ -370,22 +361,6 @@ def _known(
     if name not in systems:
         hint = did_you_mean(name, list(systems))
         raise reader.fault(f"no system called '{name}'", table, key, hint, nth)
-
-
-def _check_measure(reader: SpecReader, measure: str, table: str, key: str, nth: int) -> None:
-    if measure in (THROUGHPUT, EXECUTION):
-        return
-    tag, _, statistic = measure.partition(".")
-    metrics = known_metrics()
-    if tag in JUDGED:
-        return
-    if tag not in metrics:
-        hint = did_you_mean(tag, [THROUGHPUT, EXECUTION, *metrics, *JUDGED])
-        raise reader.fault(f"no metric '{tag}'", table, key, hint, nth)
-    known = ("value",) if metrics[tag].kind == "scalar" else STATISTICS
-    if statistic not in known:
-        hint = f"Write {tag}.{known[0]}" + ("" if len(known) == 1 else f" ({', '.join(known)})")
-        raise reader.fault(f"'{measure}' names no statistic", table, key, hint, nth)
 
 
 def find_experiments(folder: Path, *, quick: bool = False) -> list[Experiment]:

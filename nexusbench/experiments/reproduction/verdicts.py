@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import msgspec
 
 from nexusbench.experiments.motivation import AGREES, IN_PART, Statement
+from nexusbench.experiments.over_range import OverRange
+from nexusbench.experiments.reproduction.measure_names import THROUGHPUT, known_metrics
 from nexusbench.experiments.reproduction.measures import ClaimOutcome
-from nexusbench.experiments.reproduction.spec import THROUGHPUT, PaperClaim, known_metrics
+from nexusbench.experiments.reproduction.spec import PaperClaim
 
 HOLDS, PART, FAILS, CANNOT = "holds", "in part", "does not hold", "cannot be tested here"
 FOLLOWS = "follows from simulator constant"
@@ -21,7 +23,9 @@ NOTICEABLE, NOTICEABLE_RATE = 0.01, 0.03
 
 class ClaimRow(msgspec.Struct, frozen=True, kw_only=True):
     """A line of the table. ``value`` is ours as a number, where there is one; ``verdict`` is one of
-    the above, FOLLOWS with the constant's name behind it.
+    the above, FOLLOWS with the constant's name behind it. ``over_range``, in words ``over``, is
+    what becomes of it over the ranges of contested constants: both empty where that was not asked;
+    ``over`` alone says why it cannot be told.
     """
 
     figures: tuple[str, ...]
@@ -31,6 +35,8 @@ class ClaimRow(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str
     why: str
     value: float | None = None
+    over: str = ""
+    over_range: OverRange | None = None
 
 
 def neutral_point(claim: PaperClaim) -> float:

@@ -226,7 +226,7 @@ def mlp(reading: TableReading) -> PartitionPoints:
             tokens, sms = row.count("tokens", MOST_TOKENS), row.sms("sms", reading.gpu.gpu)
             ns = reading.gpu.gated_mlp(tokens, hidden, wide, sms).time
             shape = f"mlp {hidden} x {wide} tokens={tokens}"
-            yield _kernel("prefill mlp", (), shape, sms, row, ns, absolute=told)
+            yield _kernel("prefill mlp", ("gemm",), shape, sms, row, ns, absolute=told)
 
     note = "times themselves are not scored: no column (hidden, wide) or --model tells the shape"
     return _made(rows(), *([] if told else [note]))

@@ -13,8 +13,8 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number_in
 
 HINT = "See the formats in docs/fidelity.md, 'Partitions'"
-MOST_ROWS = 200_000
-MOST_TOKENS, MOST_BATCH, MOST_SIZE = 2**24, 2**16, 2**20
+MOST_ROWS = 50_000
+MOST_TOKENS, MOST_BATCH, MOST_SIZE = 2**24, 2**14, 2**20
 _LEAST, _MOST = 1e-9, 1e12  # of a measured number
 
 

@@ -42,7 +42,8 @@ ONE_SHOT = (
 
 class CorunRow(msgspec.Struct, frozen=True):
     """Two sequences side by side. ``alone`` and ``ends`` are ms (alone on all SMs; until each is
-    done when launched together), ``both`` ms until both are.
+    done when launched together), ``both`` ms until both are; None where each side goes on until the
+    other is done, so that ``ends`` are those of one step of it.
     """
 
     kind: str  # streams (both on the same SMs) or split (disjoint ones)
@@ -51,7 +52,7 @@ class CorunRow(msgspec.Struct, frozen=True):
     sms: tuple[int, int]
     alone: tuple[float, float]
     ends: tuple[float, float]
-    both: float
+    both: float | None
     line: int
 
 
@@ -61,18 +62,17 @@ def points_of(row: CorunRow, gpu: SimulatedGpu, loads: tuple[Load, Load]) -> lis
     whole = loads[0](most), loads[1](most)
     made = gpu.corun(row.alone, whole, (loads[0](row.sms[0]), loads[1](row.sms[1])))
     together = row.alone[0] + row.alone[1]
-    points = [
-        _point(
-            row, f"work rate {row.kind}", WORK_RATE, together / row.both, together / max(made.ends)
-        )
-    ]
+    measured = row.ends[0] / row.alone[0], row.ends[1] / row.alone[1]
+    if row.both is None:
+        simulated = 1.0 / made.speeds[0], 1.0 / made.speeds[1]
+        rates = 1.0 / measured[0] + 1.0 / measured[1], made.speeds[0] + made.speeds[1]
+    else:
+        simulated = made.ends[0] / row.alone[0], made.ends[1] / row.alone[1]
+        rates = together / row.both, together / max(made.ends)
+    points = [_point(row, f"work rate {row.kind}", WORK_RATE, *rates)]
     for i, side in enumerate(row.sides):
-        points.append(
-            _point(
-                row, f"slow-down {row.kind} {side}", SLOWDOWN,
-                row.ends[i] / row.alone[i], made.ends[i] / row.alone[i],
-            )
-        )  # fmt: skip
+        name = f"slow-down {row.kind} {side}"
+        points.append(_point(row, name, SLOWDOWN, measured[i], simulated[i]))
     return points
 
 
@@ -92,7 +92,8 @@ def coruns(reading: TableReading) -> PartitionPoints:
     """``decode_batch,context,prefill_tokens,mode,prefill_sms,decode_sms,solo_prefill_ms,
     solo_decode_ms,prefill_ms,decode_ms``: a prefill beside decodes, on the same SMs or split.
 
-    ``of``: ``attention`` (a layer's kernels, the default) or ``step`` (a whole model).
+    ``of``: ``attention`` (a layer's kernels) or ``step`` (a whole model; the default where
+    ``model`` is told). Steps without ``both_ms`` go on on either side until the other is done.
     """
     found: list[tuple[MeasuredRow, CorunRow]] = []
     for row in reading.rows():
@@ -104,17 +105,23 @@ def coruns(reading: TableReading) -> PartitionPoints:
         problem = f"the row uses {most} SMs; {reading.gpu.gpu.name} has {reading.gpu.gpu.num_sms}"
         raise line.error("decode_sms", problem, "Give the GPU that was measured")
     gpu = reading.gpu.cut(most)
-    one_shot = all(row.text("of", "attention") == "attention" for row, _ in found)
-    made = PartitionPoints()
+    made = PartitionPoints(notes=_on_part(most, reading))
     for row, corun in found:
         points = points_of(corun, gpu, _phase_loads(reading, gpu, row))
-        if one_shot and corun.kind == "streams":
+        if corun.kind == "streams" and _of(row) == "attention":
             del points[1:]
+            if ONE_SHOT not in made.notes:
+                made.notes.append(ONE_SHOT)
         made.points += points
-    made.notes += _on_part(most, reading)
-    if one_shot and any(corun.kind == "streams" for _, corun in found):
-        made.notes.append(ONE_SHOT)
     return made
+
+
+def _of(row: MeasuredRow) -> str:
+    """What runs: ``attention`` or ``step``."""
+    of = row.text("of", "step" if row.has("model") else "attention")
+    if of not in ("attention", "step"):
+        raise row.error("of", f"is '{of:.40}'", "Write attention or step")
+    return of
 
 
 def _on_part(most: int, reading: TableReading) -> list[str]:
@@ -129,18 +136,22 @@ def _corun_row(reading: TableReading, row: MeasuredRow) -> CorunRow:
     if mode not in (*SHARED_MODES, *SPLIT_MODES):
         known = ", ".join((*SHARED_MODES, *SPLIT_MODES))
         raise row.error("mode", f"is '{mode:.40}'", f"Known: {known}")
-    of = row.text("of", "attention")
+    kind, of = "split" if mode in SPLIT_MODES else "streams", _of(row)
     batch, context = row.count("decode_batch", MOST_BATCH), row.count("context", MOST_TOKENS)
     tokens = row.count("prefill_tokens", MOST_TOKENS)
     ends = row.positive("prefill_ms"), row.positive("decode_ms")
+    both = None if of == "step" else max(ends)
+    sms = (gpu.num_sms, gpu.num_sms)
+    if kind == "split" or row.has("prefill_sms") or row.has("decode_sms"):
+        sms = row.sms("prefill_sms", gpu), row.sms("decode_sms", gpu)
     return CorunRow(
-        "split" if mode in SPLIT_MODES else "streams",
+        kind,
         f"corun {of} batch={batch} context={context} tokens={tokens}",
         ("prefill", "decode"),
-        (row.sms("prefill_sms", gpu), row.sms("decode_sms", gpu)),
+        sms,
         (row.positive("solo_prefill_ms"), row.positive("solo_decode_ms")),
         ends,
-        row.positive("both_ms") if row.has("both_ms") else max(ends),
+        row.positive("both_ms") if row.has("both_ms") else both,
         row.line,
     )
 
@@ -149,16 +160,13 @@ def _phase_loads(reading: TableReading, gpu: SimulatedGpu, row: MeasuredRow) -> 
     """The loads of the prefill and of the decodes of a row."""
     batch, context = row.count("decode_batch", MOST_BATCH), row.count("context", MOST_TOKENS)
     tokens = row.count("prefill_tokens", MOST_TOKENS)
-    of = row.text("of", "attention")
-    if of == "step":
+    if _of(row) == "step":
         model, gpus = reading.step_model(row)
         prefill, decode = BatchShape(0, 0, ((tokens, 0),)), BatchShape(batch, batch * context)
         return (
             lambda sms: gpu.step(model, gpus, prefill, sms),
             lambda sms: gpu.step(model, gpus, decode, sms),
         )
-    if of != "attention":
-        raise row.error("of", f"is '{of:.40}'", "Write attention or step")
     layout = reading.layout(row, ZAMBA_HEADS)
     return (
         lambda sms: of_attention(sms, gpu.prefill_attention(layout, tokens, sms)),

@@ -12,6 +12,7 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.experiments.fidelity.partitions.cells import MOST_SIZE, MeasuredRow, rows_of
 from nexusbench.experiments.fidelity.partitions.simulated import AttentionLayout, SimulatedGpu
 from nexusbench.models.config import load_model
+from nexusbench.models.document import model_names
 
 LLAMA_8B = "llama-3.1-8b"
 # Llama-3-8B, the shapes of the H100 kernels
@@ -95,17 +96,16 @@ _LLAMA = {
 
 
 def model_called(row: MeasuredRow) -> ModelSpec:
-    """The model in a row's column ``model``: a LLaMA of 2023, or one that ``--model`` takes. Raises
+    """The model in a row's column ``model``: a LLaMA of 2023, or a shipped one. Raises
     InputError that names the row.
     """
     name = row.text("model").lower()
+    if name in model_names():
+        return load_model(name)
     if name not in _LLAMA:
-        try:
-            return load_model(name)
-        except InputError as error:
-            known = ", ".join(_LLAMA)
-            hint = f"Known besides those of --model: {known}"
-            raise row.error("model", error.problem, hint) from None
+        known = ", ".join((*_LLAMA, *model_names()))
+        hint = f"Known: {known}. Leave the column out for one that --model names"
+        raise row.error("model", f"no model is called '{name:.40}'", hint)
     layers, hidden, heads, wide = _LLAMA[name]
     return ModelSpec(
         name=name,

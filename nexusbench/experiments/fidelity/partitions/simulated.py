@@ -9,6 +9,7 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.models.config import load_model
+from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import (
     NOTHING,
@@ -34,6 +35,12 @@ class Corun(msgspec.Struct, frozen=True):
 
     ends: tuple[float, float]
     speeds: tuple[float, float]
+
+
+_OF_THE_VERSION = (
+    "attention_efficiency", "attention_tile_us", "attention_block_us", "attention_empty_us",
+    "attention_tail", "attention_overlap", "attention_combine_us", "attention_swap_us",
+)  # fmt: skip
 
 
 class AttentionLayout(msgspec.Struct, frozen=True):
@@ -160,11 +167,19 @@ class SimulatedGpu:
         return known
 
     def _with_kernel(self, kernel: str) -> GpuSpec:
-        """The GPU with another attention kernel; its own if none is named."""
+        """The GPU with another attention kernel; its own if none is named.
+
+        The times of tiles belong to the version of FlashAttention. A GPU of the other version takes
+        them over from the A100, on which version 2 was fitted.
+        """
         sim = self.gpu.sim
         if kernel in ("", sim.attention_kernel):
             return self.gpu
-        changed = msgspec.structs.replace(sim, attention_kernel=kernel)
+        changes: dict[str, object] = {"attention_kernel": kernel}
+        if sim.attention_kernel == "fa3":
+            version_2 = load_gpu("a100").sim
+            changes |= {key: getattr(version_2, key) for key in _OF_THE_VERSION}
+        changed = msgspec.structs.replace(sim, **changes)
         return msgspec.structs.replace(self.gpu, sim=changed)
 
     # -- two at once -------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_an_unknown_header_is_told_what_is_known(tmp_path: Path) -> None:
         (
             "model,gpus,mps_percent,batch,tokens_each,phase,ms",
             ["llama-8t,1,50,1,8,prefill,1"],
-            "field 'model': .*llama-13b",
+            "field 'model': no model is called 'llama-8t'.*llama-13b",
         ),
         (
             "model,gpus,mps_percent,batch,tokens_each,phase,ms",
@@ -155,6 +155,11 @@ def test_times_are_over_the_time_on_all_sms_and_that_row_is_not_scored(tmp_path:
     assert [(p.sms, p.measured) for p in found.points] == [((16,), 3.0), ((64,), 1.25)]
 
 
+def test_repeated_rows_on_all_sms_are_averaged(tmp_path: Path) -> None:
+    found = read(tmp_path, "scan", "132,4")
+    assert [(p.sms, p.measured) for p in found.points] == [((16,), 2.0), ((64,), 2.5 / 3)]
+
+
 def test_a_table_that_is_as_simulated_has_no_error(tmp_path: Path) -> None:
     gpu, path = write_table(tmp_path, "mlp")
     simulated = {p.sms[0]: p.simulated for p in read_partitions(path, load_gpu(gpu)).points}
@@ -192,6 +197,11 @@ def test_what_a_call_costs_is_read_from_the_shortest_kernel(tmp_path: Path) -> N
     found = read_partitions(path, load_gpu("h100"))
     at = {(p.shape[-2:], p.sms[0]): p.simulated for p in found.points if p.unit == "ms"}
     assert at["=8", 132] == pytest.approx(0.05)
+    gemm = ["gemm,4096,4096,16,,132,0.02"]
+    with_gemm = read_partitions(write_rows(tmp_path, header, [*rows, *gemm]), load_gpu("h100"))
+    only_gemm = read_partitions(write_rows(tmp_path, header, gemm), load_gpu("h100"))
+    assert with_gemm.points[-1].simulated == only_gemm.points[-1].simulated
+    path = write_rows(tmp_path, header, rows)
     assert at["=8", 16] == pytest.approx(0.05, rel=0.02)
     assert any("are added to every simulated time for the call" in n for n in found.notes)
     # A kernel that computes for longer tells nothing of its call.
@@ -220,6 +230,12 @@ def test_work_rates_follow_from_times(tmp_path: Path) -> None:
     assert rates["work rate streams"] == pytest.approx(6.16 / 6)
     assert rates["work rate split"] == pytest.approx(6.16 / 9.6)
     assert rates["slow-down split decode"] == pytest.approx(1.6 / 0.96)
+    # Which of two single kernels waits is a matter of order.
+    assert "slow-down streams decode" not in rates
+    later = read(tmp_path, "corun", "8,4096,2048,5.2,0.96,green,54,54,9.6,1.6,12,0.5")
+    assert later.points[-3].measured == pytest.approx(6.16 / 12)
+    assert read(tmp_path, "copies").points[0].measured == pytest.approx(470 / 250)
+    assert read(tmp_path, "reads").points[0].measured == pytest.approx(800 / 300)
     lanes = {p.operator: p.measured for p in read(tmp_path, "lanes").points}
     assert lanes["work rate streams"] == pytest.approx(950 / 1100 + 80 / 500)
 
@@ -238,6 +254,41 @@ def test_whole_steps_beside_each_other_are_scored_on_both_sides(tmp_path: Path) 
     ])  # fmt: skip
     found = scored(read_partitions(path, load_gpu("rtx4090")))
     assert {"slow-down streams decode", "slow-down split prefill", "work rate split"} <= set(found)
+
+
+def test_an_engines_steps_go_on_until_the_other_side_is_done(tmp_path: Path) -> None:
+    header = CORUN.removesuffix(",both_ms,sequential_over_both") + ",model"
+    row = "4,4096,4096,206,7.8,two_stream,,,241,23,qwen2.5-3b"
+    points = read_partitions(write_rows(tmp_path, header, [row]), load_gpu("rtx4090")).points
+    at = {p.operator: p for p in points}
+    assert at["work rate streams"].sms == (128, 128)
+    assert at["work rate streams"].measured == pytest.approx(206 / 241 + 7.8 / 23)
+    slowed = [at[f"slow-down streams {side}"] for side in ("prefill", "decode")]
+    assert [p.measured for p in slowed] == pytest.approx([241 / 206, 23 / 7.8])
+    rate = sum(1 / p.simulated for p in slowed)
+    assert at["work rate streams"].simulated == pytest.approx(rate)
+    # The decodes of one step would be done long before the prefill.
+    assert slowed[1].simulated > 1.5
+
+
+def test_a_step_is_of_all_sequences_on_whole_sms(tmp_path: Path) -> None:
+    header = "model,gpus,mps_percent,batch,tokens_each,phase,ms"
+    rows = [f"llama-7b,1,{p},{b},512,{phase},1" for phase, b, p in (
+        ("prefill", 4, 100), ("prefill", 16, 100), ("prefill", 4, 31), ("decoding", 64, 100),
+        ("decoding", 256, 100),
+    )]  # fmt: skip
+    found = read_partitions(write_rows(tmp_path, header, rows), load_gpu("a100")).points
+    times = {p.line: p.simulated for p in found if p.unit == "ms"}
+    assert times[3] / times[2] == pytest.approx(4, rel=0.1)
+    assert times[6] / times[5] > 1.5
+    assert {p.sms for p in found if p.line == 4} == {(34,)}  # 31 % of 108 are 33.5
+
+
+def test_a_table_that_fits_two_formats_is_of_the_one_with_more_columns(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, "tokens,batch,context,sms,ms", ["1,8,64,8,2", "1,8,64,132,1"])
+    found = read_partitions(path, load_gpu("h100"))
+    assert "decode attention" in scored(found)
+    assert "column 'tokens' is not used" in found.notes
 
 
 # -- halves ----------------------------------------------------------------------------------------
