@@ -55,7 +55,4 @@ def lines_of(made: SharingFit) -> list[str]:
         lines += [f"  [{x}, {y}]," for x, y in curve]
         lines.append("]")
     lines += ["", "[ranges] # alone, until the fitted error grows by a tenth"]
-    for name, (low, high) in made.ranges.items():
-        told = f"{name} = [{low}, {high}]"
-        lines.append(f"# law of {told}" if "." in name else told)
-    return lines
+    return [*lines, *(f"{name} = [{low}, {high}]" for name, (low, high) in made.ranges.items())]

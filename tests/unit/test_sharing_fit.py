@@ -22,6 +22,7 @@ from nexusbench.experiments.fidelity.draw_law import DrawLaw, attained, nearest_
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.points import MILLISECONDS
 from nexusbench.experiments.fidelity.sharing_fit import SharingFit, fit_sharing, half_errors
+from nexusbench.experiments.ranges import with_constants
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.operators import attainable
 from tests.unit.partition_tables import write_rows, write_table
@@ -93,32 +94,30 @@ def test_a_scan_tells_one_curve_and_leaves_the_rest(tmp_path: Path) -> None:
     assert made.better
     wanted = dict(truth.curve(H200))
     assert max(abs(y - wanted[x]) for x, y in made.curves["bandwidth_curve"]) < 0.02
-    for key, (low, high) in made.ranges.items():
-        law = made.laws["bandwidth_curve"]
-        assert low <= getattr(law, key.split(".")[1]) <= high
-    low, high = made.ranges["bandwidth_curve.gbps"]
-    assert high - low < 0.5 * truth.gbps
+    assert set(made.ranges) == {"bandwidth_curve"}
+    low, high = made.ranges["bandwidth_curve"]
+    assert 0.7 < low <= 1.0 <= high < 1.4
 
 
 def test_a_range_ends_where_the_error_has_grown_by_a_tenth(tmp_path: Path) -> None:
     path = scan(tmp_path, DrawLaw(50.0, 0.7))
     path.write_text(path.read_text().replace("\n8,", "\n8,1"))  # no law fits it whole
     made = fit_sharing(H200, path, evaluations=100)
-    law = made.laws["bandwidth_curve"]
+    ranges = {"bandwidth_curve": (0.1, 10.0)}
+    gpu = msgspec.structs.replace(fitted_gpu(made), ranges=ranges)
 
-    def error(gbps: float) -> float:
-        curve = DrawLaw(gbps, law.knee).curve(H200)
-        sim = msgspec.structs.replace(H200.sim, bandwidth_curve=curve)
-        gpu = msgspec.structs.replace(H200, sim=sim)
-        points = [p for p in read_partitions(path, gpu).points if p.unit != MILLISECONDS]
+    def error(factor: float) -> float:
+        there = with_constants(gpu, {"bandwidth_curve": factor})
+        points = [p for p in read_partitions(path, there).points if p.unit != MILLISECONDS]
         return half_errors(points)["stream"][0] or 0.0
 
-    low, high = made.ranges["bandwidth_curve.gbps"]
-    best = error(law.gbps)
+    low, high = made.ranges["bandwidth_curve"]
+    best = error(1.0)
     assert best > 1
+    assert low < 1 < high
     assert all(error(end) <= 1.11 * best for end in (low, high))
-    assert error(high * 1.05) > 1.1 * best
-    assert error(low * 0.95) > 1.1 * best
+    assert error(high * 1.03) > 1.1 * best
+    assert error(low * 0.97) > 1.1 * best
 
 
 def test_pairs_tell_nothing_of_curves(tmp_path: Path) -> None:
@@ -146,7 +145,8 @@ def test_the_lines_that_are_printed_are_those_of_a_gpu_file(tmp_path: Path) -> N
     document = tomllib.loads(made.stdout)
     curve = document["sim"]["bandwidth_curve"]
     assert curve == [list(point) for point in sorted(map(tuple, curve))]
-    assert document["ranges"] == {}
+    low, high = document["ranges"]["bandwidth_curve"]
+    assert low <= 1 <= high
     assert "turn_taking: left as it is, the table says nothing about it" in made.stderr
     assert re.search(r"stream +[\d.]+ -> [\d.]+ +no rows", made.stderr)
     own = (files("nexusbench.data") / "gpus" / "h200.toml").read_text(encoding="utf-8")

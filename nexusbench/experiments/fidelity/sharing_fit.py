@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.specs import Curve, GpuSpec, ModelSpec
+from nexusbench.core.specs import CURVES, Curve, GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity.draw_law import (
     MOST_KNEE,
     DrawLaw,
@@ -30,8 +30,8 @@ from nexusbench.experiments.fidelity.partitions.points import (
     WORK_RATE,
     PartitionPoint,
 )
+from nexusbench.experiments.ranges import with_constants
 
-CURVES = ("bandwidth_curve", "weights_curve")
 PAIRS = {
     "turn_taking": (0.0, 1.0),
     "dense_interference": (0.0, 2.0),
@@ -40,6 +40,7 @@ PAIRS = {
 }
 FAMILY = "sharing"
 RANGE_GROWTH = 1.1  # a range ends where the fitted error has grown by a tenth
+_FACTORS = (0.25, 4.0)  # how far a curve may be stretched
 _ALONE_SHARE = 0.6  # of the evaluations: rows over SMs have more constants
 _BISECTIONS = 7
 _NOTHING = 1e-9  # a change of the error below it is none
@@ -49,8 +50,8 @@ HalfErrors = tuple[float | None, float | None]
 
 
 class SharingFit(msgspec.Struct, frozen=True):
-    """Fitted constants of ``[sim]``, written curves with their laws, ranges (``curve.gbps`` and
-    ``curve.knee`` are a law's); ``left`` are those that the table says nothing about.
+    """Fitted constants of ``[sim]``, written curves with their laws, and ranges as a GPU file has
+    them (of a curve that of a factor on its SMs); ``left``: what the table says nothing about.
 
     ``before`` and ``after``: mean size of the errors by operator, in per cent (of work rates in
     hundredths), on the fitted half and held out.
@@ -107,10 +108,9 @@ def fit_sharing(
     if not ranges:
         hint = "It takes rows over SMs, or of two batches at once"
         raise InputError("says nothing about any constant of sharing", file=table, hint=hint)
-    own = [name for name in ranges if "." not in name]
-    curves = {name: curve_of(fitted, name) for name in CURVES if f"{name}.gbps" in ranges}
+    curves = {name: curve_of(fitted, name) for name in CURVES if name in ranges}
     return SharingFit(
-        {name: getattr(fitted.sim, name) for name in own},
+        {name: getattr(fitted.sim, name) for name in ranges if name not in CURVES},
         curves,
         {name: laws[name] for name in curves},
         ranges,
@@ -192,8 +192,26 @@ class _FitStep:
         """How far each constant may go alone before the fitted error grows by a tenth."""
         most = self._error(values) * RANGE_GROWTH + _NOTHING
         made = {}
+        told = {name.split(".")[0] for name in self._names}
+        for name in [name for name in CURVES if name in told]:
+            # Both curves have a range, so that each is stretched alone.
+            gpu = msgspec.structs.replace(
+                self.gpu_of(values), ranges=dict.fromkeys(CURVES, _FACTORS)
+            )
+
+            def stretched(factor: float, name: str = name, gpu: GpuSpec = gpu) -> float:
+                return self._error_of(with_constants(gpu, {name: factor}))
+
+            ends = [_end(stretched, 1.0, bound, most) for bound in _FACTORS]
+            made[name] = ends[0], ends[1]
         for name in self._names:
-            ends = [self._end(values, name, bound, most) for bound in self._bounds[name]]
+            if "." in name:
+                continue
+
+            def moved(value: float, name: str = name) -> float:
+                return self._error({**values, name: value})
+
+            ends = [_end(moved, values[name], bound, most) for bound in self._bounds[name]]
             made[name] = ends[0], ends[1]
         return made
 
@@ -209,19 +227,6 @@ class _FitStep:
 
     def _with(self, changed: Values) -> Values:
         return {**self._start, **changed}
-
-    def _end(self, values: Values, name: str, bound: float, most: float) -> float:
-        """The value furthest towards ``bound`` whose error is at most ``most``, by bisection."""
-        good, bad = values[name], bound
-        if self._error({**values, name: bound}) <= most:
-            return bound
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (good + bad)
-            if self._error({**values, name: middle}) <= most:
-                good = middle
-            else:
-                bad = middle
-        return float(f"{good:.3g}")
 
     def _told(self) -> list[str]:
         """The constants whose change changes the error on the fitted half."""
@@ -239,12 +244,16 @@ class _FitStep:
         """On the fitted half of this step's rows: the mean over operators."""
         key = tuple(values.values())
         if key not in self._known:
-            rows = [
-                p for p in self._points(self._made(values))
-                if p.fitted and (p.unit == TIME_OVER_ALL) == self._alone
-            ]  # fmt: skip
-            self._known[key] = mean_error(half_errors(rows), 0)
+            self._known[key] = self._error_of(self._made(values))
         return self._known[key]
+
+    def _error_of(self, gpu: GpuSpec) -> float:
+        rows = [
+            point
+            for point in self._points(gpu)
+            if point.fitted and (point.unit == TIME_OVER_ALL) == self._alone
+        ]
+        return mean_error(half_errors(rows), 0)
 
     def _made(self, values: Values) -> GpuSpec:
         """The file's GPU with some constants; a law needs both of its numbers."""
@@ -255,6 +264,22 @@ class _FitStep:
                 law = DrawLaw(values[f"{name}.gbps"], values[f"{name}.knee"])
                 changes[name] = law.curve(self._gpu)
         return msgspec.structs.replace(self._gpu, sim=msgspec.structs.replace(sim, **changes))
+
+
+def _end(error: Callable[[float], float], used: float, bound: float, most: float) -> float:
+    """The value furthest from ``used`` towards ``bound`` whose error is at most ``most``, by
+    bisection.
+    """
+    good, bad = used, bound
+    if error(bound) <= most:
+        return bound
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (good + bad)
+        if error(middle) <= most:
+            good = middle
+        else:
+            bad = middle
+    return float(f"{good:.3g}")
 
 
 def _start_of(

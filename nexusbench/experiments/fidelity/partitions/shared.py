@@ -175,7 +175,7 @@ def _batch(row: MeasuredRow, prefix: str) -> EqualBatch:
 
 def points_of(table: TableOfSteps, gpu: SimulatedGpu) -> PartitionPoints:
     """The points of some rows; the GPU is cut to the most SMs that they use."""
-    most = max(_most_sms(row) for _, row in table.rows)
+    most = max((_most_sms(row) for _, row in table.rows), default=gpu.gpu.num_sms)
     scored = ScoredSteps(table, gpu.cut(most), most)
     points, notes = over_all_sms(list(scored.alone()))
     points = [_fitted_if_single(point) for point in points]
