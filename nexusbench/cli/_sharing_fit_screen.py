@@ -20,21 +20,25 @@ def show_fit(gpu: GpuSpec, table: str, made: SharingFit) -> None:
         grid.add_column(f"{half}: before -> after", justify="right")
     for name, before in made.before.items():
         grid.add_row(name, *_changes(before, made.after[name]), end_section=False)
-    means = [(mean_error(made.before, i), mean_error(made.after, i)) for i in (0, 1)]
+    before, after = [
+        (mean_error(scores, 0), mean_error(scores, 1)) for scores in (made.before, made.after)
+    ]
     grid.add_section()
-    grid.add_row("mean over operators", *(f"{a:.2f} -> {b:.2f}" for a, b in means))
+    grid.add_row("mean over operators", *_changes(before, after))
     print_whole(console, grid)
     for note in made.notes:
-        console.print(note, style="dim", soft_wrap=True)
+        style = "bold red" if note.startswith("TOO FEW") else "dim"
+        console.print(note, style=style, soft_wrap=True)
     for name in made.left:
         console.print(f"{name}: left as it is, the table says nothing about it", soft_wrap=True)
-    if not made.better:
-        console.print(
-            "NOT BETTER: the fitted half is no closer than with the file's constants. Keep those, "
-            "or try more --evaluations",
-            style="bold red",
-            soft_wrap=True,
-        )
+    for which, name in enumerate(("fitted", "held-out")):
+        if made.better(which) is False:
+            console.print(
+                f"NOT BETTER: the {name} half is no closer than with the file's constants. Keep "
+                "those, or try more --evaluations",
+                style="bold red",
+                soft_wrap=True,
+            )
     for line in lines_of(made):
         results_console().print(line, soft_wrap=True, markup=False, highlight=False)
 

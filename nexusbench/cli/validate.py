@@ -265,6 +265,7 @@ def fit_(
         from nexusbench.cli._sharing_fit_screen import show_fit
 
         spec, named = load_gpu(gpu), None if model is None else load_model(model)
+        progress_console().print(f"trying {evaluations:,} sets of constants, and more for ranges")
         show_fit(spec, table, fit_sharing(spec, Path(table), named, evaluations))
         return
     if family not in BOUNDS:

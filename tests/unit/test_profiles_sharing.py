@@ -10,14 +10,18 @@ import pytest
 from nexusbench.core.batch import BatchShape
 from nexusbench.costs.base import Target
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
+from nexusbench.experiments.fidelity.partitions.shared import TableOfSteps, points_of
+from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
+from nexusbench.physics.profiled import ProfiledPhysics
 from nexusbench.profiles.points import Point, PointSetting
-from nexusbench.profiles.profile import Fingerprint
+from nexusbench.profiles.profile import Fingerprint, Profile
 from nexusbench.profiles.sharing import (
     COLUMNS,
     EqualBatch,
+    SharingRow,
     equal_batch,
     sharing_rows,
     write_partitions,
@@ -149,6 +153,35 @@ def test_the_table_beside_the_same_physics_has_no_error(tmp_path):
     }  # fmt: skip
     assert max(errors.values()) < 1e-5
     assert {len(line) for line in lines} == {len(COLUMNS)}
+
+
+@pytest.mark.parametrize("context", range(100, 108))
+def test_the_one_curve_of_weights_may_be_fitted_on(context):
+    own = EqualBatch(1, context)
+    rows = tuple((i, SharingRow("weights", own, sms, 1e3 / sms)) for i, sms in enumerate((46, 92)))
+    found = points_of(TableOfSteps(rows, TARGET.model, 1), SimulatedGpu(TARGET.gpu))
+    assert [point.fitted for point in found.points] == [True] * 3
+
+
+def test_a_replayed_device_slows_two_streams_as_they_were_measured():
+    """A prefill beside decodes; two batches of one phase say nothing of that."""
+    points = simulated_points()
+    decode = physics_of(points).load(LONG, MOST)
+    prefill = physics_of(points).load(PREFILL, MOST)
+    slower = beside(LONG, MOST, 33.0, 10.0, PREFILL, MOST)
+    unlike = beside(LONG, MOST, 90.0, 10.0, ONE, MOST)
+    made = physics_of([*points, slower, unlike])
+    assert made.slowdown(decode, prefill) == pytest.approx(3.3, rel=0.01)
+    without = physics_of([*points, slower])
+    assert made.slowdown(decode, prefill) == without.slowdown(decode, prefill)
+
+
+def physics_of(points: list[Point]) -> ProfiledPhysics:
+    profile = Profile(
+        1, "test", "2026", Fingerprint("sim:l20", True, MOST, 1, "x", "qwen2.5-3b", "y"),
+        TARGET.gpu, TARGET.model, ((46, 46), (MOST, MOST)), "test", 0, "", len(points),
+    )  # fmt: skip
+    return ProfiledPhysics(profile, points)
 
 
 def test_a_measured_table_of_two_gpus_says_so(tmp_path):

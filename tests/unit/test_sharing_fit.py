@@ -91,7 +91,7 @@ def test_a_scan_tells_one_curve_and_leaves_the_rest(tmp_path: Path) -> None:
     assert made.constants == {}
     assert set(made.curves) == {"bandwidth_curve"}
     assert set(made.left) == {"weights_curve", *TRUTH}
-    assert made.better
+    assert made.better(0)
     wanted = dict(truth.curve(H200))
     assert max(abs(y - wanted[x]) for x, y in made.curves["bandwidth_curve"]) < 0.02
     assert set(made.ranges) == {"bandwidth_curve"}
@@ -126,6 +126,33 @@ def test_pairs_tell_nothing_of_curves(tmp_path: Path) -> None:
     assert {"bandwidth_curve", "weights_curve", "attention_sm_gbps", "clock_gain"} <= set(made.left)
     assert "turn_taking" in made.constants
     assert made.curves == {}
+    assert any(note.startswith("TOO FEW ROWS") for note in made.notes)
+
+
+def test_held_out_rows_decide_nothing(tmp_path: Path) -> None:
+    shapes = [(batch, context) for batch in (8, 16, 32) for context in (4096, 8192)]
+    rows = [f"{b},{c},{sms},{b * c * 7e-5 / sms**0.9:.6g}" for b, c in shapes for sms in (32, 132)]
+    path = write_rows(tmp_path, "batch,context,sms,ms", rows)
+    made = fit_sharing(H200, path, evaluations=30)
+    fitted = {p.line for p in read_partitions(path, H200).points if p.fitted}
+    assert 0 < len(fitted) < len(rows)
+    for i, row in enumerate(rows):
+        if i + 2 not in fitted and ",32," in row:
+            head, _, ms = row.rpartition(",")
+            rows[i] = f"{head},{2 * float(ms):.6g}"
+    other = fit_sharing(H200, write_rows(tmp_path, "batch,context,sms,ms", rows), evaluations=30)
+    assert (other.constants, other.curves) == (made.constants, made.curves)
+    assert other.after != made.after
+
+
+def test_a_fit_that_is_no_better_says_so(tmp_path: Path) -> None:
+    """No law of two numbers is closer than the very curve that a table was made of."""
+    shares = [(sms, attainable(H200, sms)) for sms in range(8, 133, 4)]
+    path = write_rows(tmp_path, "sms,gb_per_s", [f"{sms},{rate!r}" for sms, rate in shares])
+    made = CliRunner().invoke(app, ["fit", "h200", str(path), "--family", "sharing"])
+    assert made.exit_code == 0
+    assert "NOT BETTER: the fitted half" in made.stderr
+    assert "held-out half" not in made.stderr
 
 
 def test_a_table_without_anything_to_fit_is_refused(tmp_path: Path) -> None:
@@ -195,7 +222,7 @@ def test_a_simulated_gpu_is_found_again_from_its_profile(tmp_path: Path) -> None
     sizes = ("--max-num-batched-tokens", "3000", "--max-num-seqs", "300", "--seed", "1")
     assert main([*profile, "-o", str(other), *sizes]) == 0
     made = fit_sharing(H200, own / "partitions.csv", evaluations=400)
-    assert made.better
+    assert made.better(0)
     assert made.left == ()
 
     def errors_of(gpu: GpuSpec) -> dict[str, float]:

@@ -40,6 +40,7 @@ PAIRS = {
 }
 FAMILY = "sharing"
 RANGE_GROWTH = 1.1  # a range ends where the fitted error has grown by a tenth
+_ROWS_EACH = 3  # fewer fitted rows for each number are too few
 _FACTORS = (0.25, 4.0)  # how far a curve may be stretched
 _ALONE_SHARE = 0.6  # of the evaluations: rows over SMs have more constants
 _BISECTIONS = 7
@@ -66,17 +67,18 @@ class SharingFit(msgspec.Struct, frozen=True):
     after: dict[str, HalfErrors]
     notes: tuple[str, ...] = ()  # of the table: what was assumed or left out
 
-    @property
-    def better(self) -> bool:
-        """Whether the fitted half is closer than with the file's constants."""
-        return mean_error(self.after, 0) < mean_error(self.before, 0)
+    def better(self, half: int) -> bool | None:
+        """Whether a half (0 fitted, 1 held out) is closer than with the file's constants; None of
+        no rows.
+        """
+        before, after = mean_error(self.before, half), mean_error(self.after, half)
+        return None if before is None or after is None else after < before
 
 
-def mean_error(scores: dict[str, HalfErrors], half: int) -> float:
-    """Mean over the operators; half 0 is the fitted one, 1 held out; 0 where there are no rows."""
+def mean_error(scores: dict[str, HalfErrors], half: int) -> float | None:
+    """Mean over the operators; half 0 is the fitted one, 1 held out; None where it has no rows."""
     found = [pair[half] for pair in scores.values()]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known else 0.0
+    return _mean([value for value in found if value is not None])
 
 
 def fit_sharing(
@@ -98,6 +100,7 @@ def fit_sharing(
         raise InputError("has no half to fit constants on", file=table, hint=hint)
     laws = {name: nearest_law(curve_of(gpu, name), gpu) for name in CURVES}
     fitted, ranges, left = gpu, dict[str, tuple[float, float]](), list[str]()
+    notes = list(found.notes)
     for alone, share in ((True, _ALONE_SHARE), (False, 1.0 - _ALONE_SHARE)):
         step = _FitStep(fitted, laws if alone else {}, points, alone=alone)
         values = step.run(max(20, round(share * evaluations)))
@@ -105,6 +108,7 @@ def fit_sharing(
         laws |= step.laws_of(values)
         ranges |= step.ranges(values)
         left += step.left
+        notes += step.doubts()
     if not ranges:
         hint = "It takes rows over SMs, or of two batches at once"
         raise InputError("says nothing about any constant of sharing", file=table, hint=hint)
@@ -117,7 +121,7 @@ def fit_sharing(
         tuple(left),
         before,
         half_errors(points(fitted)),
-        tuple(found.notes),
+        tuple(notes),
     )
 
 
@@ -166,6 +170,16 @@ class _FitStep:
         names = dict.fromkeys(name.split(".")[0] for name in self._start)
         told = {name.split(".")[0] for name in self._names}
         return [name for name in names if name not in told]
+
+    def doubts(self) -> list[str]:
+        """A sentence where there are too few rows for so many numbers."""
+        rows = len(self._rows(self._gpu))
+        if not self._names or rows >= _ROWS_EACH * len(self._names):
+            return []
+        return [
+            f"TOO FEW ROWS: {len(self._names)} numbers ({', '.join(self._names)}) are fitted to "
+            f"{rows} rows; neither they nor their ranges mean much"
+        ]
 
     def run(self, evaluations: int) -> Values:
         """The values found, rounded as they are printed."""
@@ -248,12 +262,15 @@ class _FitStep:
         return self._known[key]
 
     def _error_of(self, gpu: GpuSpec) -> float:
-        rows = [
+        return mean_error(half_errors(self._rows(gpu)), 0) or 0.0
+
+    def _rows(self, gpu: GpuSpec) -> list[PartitionPoint]:
+        """The rows of the fitted half that the step is about."""
+        return [
             point
             for point in self._points(gpu)
             if point.fitted and (point.unit == TIME_OVER_ALL) == self._alone
         ]
-        return mean_error(half_errors(rows), 0)
 
     def _made(self, values: Values) -> GpuSpec:
         """The file's GPU with some constants; a law needs both of its numbers."""
@@ -287,7 +304,7 @@ def _start_of(
 ) -> tuple[Values, dict[str, tuple[float, float]]]:
     """Where rows over SMs start from, and how far they may go."""
     share = attained(gpu) / gpu.num_sms
-    rate = 0.5 * share, 20.0 * share
+    rate = float(f"{0.5 * share:.3g}"), float(f"{20.0 * share:.3g}")
     start, bounds = Values(), dict[str, tuple[float, float]]()
     for name, law in laws.items():
         start |= {f"{name}.gbps": law.gbps, f"{name}.knee": law.knee}
