@@ -207,6 +207,8 @@ def truth_file(folder: Path) -> Path:
         pattern = rf"^{name} = .*$"
         text, count = re.subn(pattern, f"{name} = {value}", text, count=1, flags=re.MULTILINE)
         assert count == 1
+    # The shipped ranges are of the shipped constants.
+    text = re.sub(r"^\[ranges\].*?(?=^\[sources\])", "", text, count=1, flags=flags)
     path = folder / "truth.toml"
     path.write_text(text)
     return path
@@ -232,12 +234,12 @@ def test_a_simulated_gpu_is_found_again_from_its_profile(tmp_path: Path) -> None
         return {name: fitted or 0.0 for name, (fitted, _) in found.items()}
 
     before, after = errors_of(H200), errors_of(fitted_gpu(made))
-    for operator in ("weights", "decode attention", "decode step", "work rate streams",
-                     "work rate split", "neighbour streams decode"):  # fmt: skip
-        assert after[operator] < 0.5 * before[operator], operator
-    assert max(after.values()) < 4
+    noise = errors_of(load_gpu(device.removeprefix("sim:")))
+    for operator, error in after.items():
+        assert error < 0.6 * before[operator], operator
+        assert error < noise[operator] + 1.5, operator
     for name, value in TRUTH.items():
-        assert made.constants[name] == pytest.approx(value, rel=0.35), name
+        assert made.constants[name] == pytest.approx(value, rel=0.25), name
     assert made.constants["turn_taking"] == pytest.approx(0.5, abs=0.05)
     # Steps say little of plain streams: attention draws less on few SMs than its curve allows.
     for name, most in (("weights_curve", 0.08), ("bandwidth_curve", 0.3)):
