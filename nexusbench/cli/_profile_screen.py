@@ -14,6 +14,7 @@ from nexusbench.cli._screen import badge
 from nexusbench.core.parts import parts_of, unit_of
 from nexusbench.profiles.profile import FittedCost, Profile
 from nexusbench.profiling.facts import Contention, ProfileFacts, representative
+from nexusbench.profiling.sharing import SharingFacts, WorkRate
 
 _INDENT = 11
 _BATCHES = (
@@ -57,6 +58,7 @@ def show_profile(console: Console, profile: Profile, facts: ProfileFacts, *, ran
     show_benefit(console, facts, parts)
     show_contention(console, facts, parts)
     show_splits(console, facts, parts)
+    show_sharing(console, facts.sharing, parts)
     show_efficiency(console, facts, parts)
     show_fits(console, profile.fits, parts, ranges=ranges)
     show_own(console, profile, parts)
@@ -155,6 +157,40 @@ def show_splits(console: Console, facts: ProfileFacts, parts: str) -> None:
         grid.add(
             f"{row.prefill_sms}/{row.decode_sms}", f"{row.prefill_tokens_per_s:,.0f}",
             f"{row.decode_step_ms:,.2f}", "" if row.front else "another split beats it on both",
+        )  # fmt: skip
+    grid.show(console)
+
+
+def show_sharing(console: Console, sharing: SharingFacts, parts: str) -> None:
+    """Bandwidth on some of the SMs, and what two batches at once gain (partitions.csv)."""
+    shares = list(dict.fromkeys(row.percent for row in sharing.bandwidth))
+    if shares:
+        grid = TextGrid(
+            f"What weights and keys and values draw on some of the {parts}: GB/s (of all {parts})",
+            ("", "batch", parts, *(f"{percent} %" for percent in shares)), texts=(0, 1, 2),
+        )  # fmt: skip
+        for operator in dict.fromkeys(row.operator for row in sharing.bandwidth):
+            rows = [row for row in sharing.bandwidth if row.operator == operator]
+            cells = [f"{row.gb_per_s:,.0f} ({100 * row.of_all:.0f} %)" for row in rows]
+            grid.add(operator, rows[0].batch, ", ".join(f"{row.sms}" for row in rows), *cells)
+        grid.show(console)
+    kinds: dict[tuple[str, str, str], list[WorkRate]] = {}
+    for rate in sharing.rates:
+        kinds.setdefault((rate.kind, rate.phase, rate.beside_phase), []).append(rate)
+    if not kinds:
+        return
+    grid = TextGrid(
+        f"Two batches at once: times over those alone on the same {parts}, mean (and worst); work "
+        f"done over that of one after the other on all {parts}, mean (and range)",
+        ("first", "second", parts, "pairs", "first", "second", "work rate"), texts=(0, 1, 2),
+    )  # fmt: skip
+    for (kind, first, second), found in kinds.items():
+        slowed = [rate.slowdown for rate in found], [rate.beside_slowdown for rate in found]
+        rates = [rate.rate for rate in found]
+        grid.add(
+            first, second, "both all" if kind == "streams" else "split", f"{len(found)}",
+            *(f"{fmean(side):.2f} ({max(side):.2f})" for side in slowed),
+            f"{fmean(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})",
         )  # fmt: skip
     grid.show(console)
 

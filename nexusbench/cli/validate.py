@@ -216,11 +216,29 @@ def import_(
 @app.command("fit")
 def fit_(
     gpu: Annotated[str, typer.Argument(metavar="GPU", help="A shipped GPU, or a .toml file.")],
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="As for validate kernels.")],
+    table: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE", help="As for validate kernels; of sharing as for validate partitions."
+        ),
+    ],
     family: Annotated[
-        str, typer.Option("--family", metavar="gemm|attention", help="Which operators.")
+        str,
+        typer.Option(
+            "--family",
+            metavar="gemm|attention|sharing",
+            help="Which operators, or what sharing the GPU costs.",
+        ),
     ] = "gemm",
-    model: ModelName = "llama-3.1-8b",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            show_default="the table's, or llama-3.1-8b",
+            help="A shipped model or a config.json.",
+        ),
+    ] = None,
     evaluations: Annotated[
         int,
         typer.Option(
@@ -239,12 +257,21 @@ def fit_(
     from nexusbench.cli._console import progress_console, results_console
     from nexusbench.core.errors import UsageError
     from nexusbench.experiments.fidelity.fit import BOUNDS, fit
+    from nexusbench.experiments.fidelity.sharing_fit import FAMILY, fit_sharing
     from nexusbench.models.config import load_model
     from nexusbench.physics.gpus import load_gpu
 
+    if family == FAMILY:
+        from nexusbench.cli._sharing_fit_screen import show_fit
+
+        spec, named = load_gpu(gpu), None if model is None else load_model(model)
+        progress_console().print(f"trying {evaluations:,} sets of constants, and more for ranges")
+        show_fit(spec, table, fit_sharing(spec, Path(table), named, evaluations))
+        return
     if family not in BOUNDS:
-        raise UsageError(f"--family takes {' or '.join(BOUNDS)}, not '{family}'")
-    made = fit(load_gpu(gpu), gpu, load_model(model), table, family, evaluations)
+        raise UsageError(f"--family takes {', '.join(BOUNDS)} or {FAMILY}, not '{family}'")
+    used = load_model(model or "llama-3.1-8b")
+    made = fit(load_gpu(gpu), gpu, used, table, family, evaluations)
     progress_console().print(f"MAPE on the fitted half: {made.before:.2f} -> {made.after:.2f} %")
     for name, value in made.constants.items():
         results_console().print(f"{name} = {value}")

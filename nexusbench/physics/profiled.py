@@ -20,7 +20,7 @@ from nexusbench.physics.gpus import legal_splits
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import stretched
 from nexusbench.physics.sharing import LaunchLoad
-from nexusbench.profiles.points import Point
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     Profile,
@@ -51,7 +51,7 @@ class ProfiledPhysics(Physics):
         self._decode = self._surface([p for p in points if p.setting.kind == "decode"])
         self._mixed: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0, 1.0), (1.0, 1.0))
         self._mixed = self._mixed_curve([p for p in points if p.setting.kind == "mixed"])
-        pairs = [p for p in points if p.setting.neighbour is not None]
+        pairs = [p for p in points if _phases_differ(p.setting)]
         self._slowdowns = {}
         self._physical = {}  # by phase: whether the physics' slowdown says anything
         for phase in ("prefill", "decode"):
@@ -196,6 +196,12 @@ class ProfiledPhysics(Physics):
             shared = together.get(place, usual)
             lines[place] = (*values, values[-1] if shared is None else shared)
         return full_grid(lines, own)
+
+
+def _phases_differ(setting: PointSetting) -> bool:
+    """Whether it is a prefill beside decodes, on SMs of their own or on all."""
+    beside = setting.neighbour
+    return beside is not None and bool(setting.shape.chunks) != bool(beside.chunks)
 
 
 def full_grid(lines: Mapping[Place, tuple[float, ...]], own: tuple[float, ...]) -> Slowdowns:

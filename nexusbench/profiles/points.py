@@ -9,7 +9,8 @@ import msgspec
 
 from nexusbench.core.batch import BatchShape
 
-Kind = Literal["prefill", "decode", "mixed", "pair"]
+# "streams": two launches that both claim all SMs, of any phases; "pair": disjoint SMs
+Kind = Literal["prefill", "decode", "mixed", "pair", "streams"]
 
 
 class PointSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

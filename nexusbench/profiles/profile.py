@@ -20,6 +20,7 @@ SCHEMA = 1
 MOST_POINTS = 64 * 1024 * 1024  # a point takes some 300 bytes
 _POINT, _DELETE = "a measured point", "Delete the line: it will be measured again"
 PROFILE_FILE, POINTS_FILE, SWEEP_FILE = "profile.json", "points.jsonl", "sweep.json"
+PARTITIONS_FILE = "partitions.csv"
 
 
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

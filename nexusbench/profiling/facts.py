@@ -20,6 +20,7 @@ from nexusbench.profiling.curves import (
     step_time,
 )
 from nexusbench.profiling.grammar import format_batch
+from nexusbench.profiling.sharing import SharingFacts, derive_sharing
 
 ENERGY = "nvml.energy"  # joules per step, where a counter gave them
 _CLASSES = ("step", "dense", "attention")
@@ -115,6 +116,7 @@ class ProfileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     efficiency: tuple[Efficiency, ...] = ()
     contention: tuple[Contention, ...] = ()
     splits: tuple[SplitChoice, ...] = ()
+    sharing: SharingFacts = SharingFacts()
     num_warned: int = 0
     warned: dict[str, int] = {}  # kind of warning -> points
     num_outliers: int = 0
@@ -140,6 +142,7 @@ def derive_facts(
         efficiency=tuple(_efficiency(points, target, reasons)),
         contention=tuple(contention),
         splits=tuple(_splits(points)),
+        sharing=derive_sharing(points, target),
         num_warned=sum(bool(point.warnings) for point in points),
         warned=_warned(points),
         num_outliers=sum(len(point.outliers) for point in points),
@@ -284,8 +287,9 @@ def _contention(points: Sequence[Point]) -> list[Contention]:
     rows = []
     for point in points:
         setting = point.setting
-        if setting.neighbour is None or setting.held_out or point.slowdown is None:
+        if setting.kind != "pair" or setting.held_out or point.slowdown is None:
             continue
+        assert setting.neighbour is not None
         share = shares.get((setting.neighbour, setting.neighbour_sms))
         rows.append(
             Contention(
@@ -299,12 +303,13 @@ def _contention(points: Sequence[Point]) -> list[Contention]:
 
 def _splits(points: Sequence[Point]) -> list[SplitChoice]:
     """Both sides of each pair at each split, and which splits no other beats on both."""
-    sides = {_pair_key(p.setting): p for p in points if p.setting.neighbour is not None}
+    sides = {_pair_key(p.setting): p for p in points if p.setting.kind == "pair"}
     groups: dict[tuple[BatchShape, BatchShape], list[tuple[int, int, float, float]]] = {}
     for point in points:
         setting = point.setting
-        if setting.neighbour is None or setting.held_out or setting.phase != "prefill":
+        if setting.kind != "pair" or setting.held_out or setting.phase != "prefill":
             continue
+        assert setting.neighbour is not None
         mirrored = (setting.neighbour, setting.neighbour_sms, setting.shape, setting.sms)
         other = sides.get(mirrored)
         if other is None:

@@ -65,8 +65,11 @@ def build(
 
 
 def split_points(points: Iterable[Point]) -> tuple[list[Point], list[Point]]:
-    """(points to fit, points to judge by). A shape that is held out anywhere is fitted nowhere."""
-    points = list(points)
+    """(points to fit, points to judge by). A shape that is held out anywhere is fitted nowhere.
+
+    Launches that share all SMs are no points of a belief: its pairs are a prefill beside decodes.
+    """
+    points = [p for p in points if p.setting.kind != "streams"]
     judged = {(p.setting.shape, p.setting.contexts) for p in points if p.setting.held_out}
     fitted = [p for p in points if (p.setting.shape, p.setting.contexts) not in judged]
     fitted = [

@@ -222,13 +222,13 @@ class Measurer:
 
     def _pair(self, setting: PointSetting) -> _Pair:
         """Both sides ready; a neighbour of decodes takes several steps in a launch, which leaves
-        fewer gaps than one launch a step.
+        fewer gaps than one launch a step. Two batches of one phase share the two partitions too.
         """
         assert setting.neighbour is not None
         desk = self.desk
         other = "decode" if setting.phase == "prefill" else "prefill"
         mine = desk.batch(ShapedBatch(setting.shape, setting.contexts), setting.phase)
-        repeat = MOST_REPEATS if other == "decode" else 1
+        repeat = 1 if setting.neighbour.chunks else MOST_REPEATS
         beside = desk.batch(ShapedBatch(setting.neighbour), other, repeat, beside=mine)
         return _Pair(desk, mine, setting.sms, beside, setting.neighbour_sms)
 

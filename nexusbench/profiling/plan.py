@@ -8,8 +8,8 @@ off them. SM positions are chosen line by line, as measurements end (positions.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Collection, Iterator, Sequence
+from itertools import combinations, product
 
 import msgspec
 
@@ -70,6 +70,7 @@ def make_plan(
     made.mixed()
     made.skewed()
     made.pairs()
+    made.streams()
     made.held_out()
     for text, work in batches:
         made.user_batch(text, work)
@@ -129,10 +130,18 @@ class _Planner:
             )
         batch = self.batches[len(self.batches) // 2]
         own = [work for work in fitting if work.shape.num_decodes == batch]
-        self._add_lines(fitting or works, "decode", own[len(own) // 2] if own else None)
+        # What tells the cost of sharing: weights (one decode of the shortest context), and keys and
+        # values (two contexts of one batch).
+        telling = [*fitting[:1], *own[:1], *own[-1:]]
+        reference = own[len(own) // 2] if own else None
+        self._add_lines(fitting or works, "decode", reference, telling)
 
     def _add_lines(
-        self, works: Sequence[ShapedBatch], phase: str, reference: ShapedBatch | None
+        self,
+        works: Sequence[ShapedBatch],
+        phase: str,
+        reference: ShapedBatch | None,
+        telling: Collection[ShapedBatch] = (),
     ) -> None:
         legal = self.sms(phase)
         effort = self.effort
@@ -147,6 +156,9 @@ class _Planner:
             if self.pool.misfit(work) is not None:
                 continue
             line = BatchOverSms(work, legal, spread(legal, effort.coarse), effort.line_budget)
+            if work in telling:
+                start = spread(legal, effort.sharing_sms)
+                line = BatchOverSms(work, legal, start, max(len(start), effort.line_budget))
             if work == reference:
                 start = spread(legal, min(len(legal), 2 * effort.coarse))
                 line = BatchOverSms(work, legal, start, effort.reference_budget, FINE_BEND)
@@ -224,6 +236,50 @@ class _Planner:
                     self._add(alone(side))
                 for side in sides:
                     self._add(side)
+
+    def streams(self) -> None:
+        """(e) Two batches that both have all SMs: each phase beside the other and beside itself."""
+        if not any(split.overlapping for split in self.spec.splits):
+            self._notes.append(
+                "two launches on all of the device were not measured: it has no split in which "
+                "both may use all"
+            )
+            return
+        prefills = self._stream_prefills()
+        decodes = self._stream_decodes(prefills)
+        pairs = [*product(prefills, decodes), *combinations(decodes, 2), *combinations(prefills, 2)]
+        most = self.spec.num_sms
+        for one, other in pairs:
+            if not self._fits_together(one, other):
+                continue
+            sides = (
+                PointSetting("streams", one, most, other, most),
+                PointSetting("streams", other, most, one, most),
+            )
+            for side in sides:
+                self._add(alone(side))
+            for side in sides:
+                self._add(side)
+
+    def _stream_prefills(self) -> list[BatchShape]:
+        """Chunks from the middle size to the largest, every other one halfway into a context."""
+        sides, count = self.effort.stream_sides, len(self.chunks)
+        chunks = picked(self.chunks[max(0, min(count // 2, count - sides)) :], sides)
+        contexts = (0, self.contexts[len(self.contexts) // 2])
+        return [BatchShape(0, 0, ((chunk, contexts[i % 2]),)) for i, chunk in enumerate(chunks)]
+
+    def _stream_decodes(self, prefills: Sequence[BatchShape]) -> list[BatchShape]:
+        """One decode of the shortest context, which waits for weights; and batches of the longest
+        contexts that there is room for beside the ``prefills``, which wait for keys and values.
+        """
+        made = [BatchShape(1, self.lengths[0])]
+        middle = len(self.batches) // 2
+        for batch in self.batches[middle : middle + self.effort.stream_sides - 1]:
+            shapes = [BatchShape(batch, batch * length) for length in reversed(self.lengths)]
+            made += [
+                shape for shape in shapes if all(self._fits_together(p, shape) for p in prefills)
+            ][:1]
+        return list(dict.fromkeys(made))
 
     def _fits_together(self, prefill: BatchShape, decode: BatchShape) -> bool:
         works = (ShapedBatch(prefill), ShapedBatch(decode))

@@ -26,6 +26,7 @@ from nexusbench.profiles.profile import (
     read_points,
     write_profile,
 )
+from nexusbench.profiles.sharing import sharing_rows, write_partitions
 from nexusbench.profiling.desk import BatchDesk, Pool, make_pool
 from nexusbench.profiling.effort import Effort
 from nexusbench.profiling.facts import derive_facts
@@ -71,7 +72,8 @@ def make_profile(
     progress: Callable[[Progress], None] | None = None,
     fitting: Callable[[str], None] | None = None,
 ) -> tuple[Profile, SweepOutcome]:
-    """Sweep (or go on with the sweep that ``folder`` holds), derive, fit, write ``profile.json``.
+    """Sweep (or go on with the sweep that ``folder`` holds), derive, fit, write ``partitions.csv``
+    and ``profile.json``.
 
     ``batches`` are measured too, and so are those that the folder's profile has from before;
     ``fitting`` is told the name of each cost model before it is fitted. Raises UsageError for a
@@ -92,9 +94,7 @@ def make_profile(
     sweep = ProfileSweep(plan, measurer, store, seed, stopwatch=now_ns, progress=progress)
     outcome, path = sweep.run(), folder / POINTS_FILE
     points = read_points(path)
-    splits = tuple(
-        (split.sms[0], split.sms[1]) for split in device.spec.splits if len(split.sms) == 2
-    )
+    splits = _splits(device)
     fits, fit_notes = fit_models(points, subject.target(), fitting)
     models = {fit.cost_model: fitted_model(fit, subject.target()) for fit in fits}
     profile = Profile(
@@ -117,8 +117,15 @@ def make_profile(
         limits=subject.limits,
         batches=measured_batches(own, points, models, device.spec.num_sms),
     )
+    write_partitions(folder, identity, sharing_rows(points, identity.num_sms))
     write_profile(folder, profile)
     return profile, outcome
+
+
+def _splits(device: Device) -> tuple[tuple[int, int], ...]:
+    """The legal ones of two partitions: (prefill SMs, decode SMs)."""
+    legal = device.spec.splits
+    return tuple((split.sms[0], split.sms[1]) for split in legal if len(split.sms) == 2)
 
 
 def fit_models(

@@ -20,6 +20,7 @@ from nexusbench.core.outputs import write_synced
 from nexusbench.core.state import Limits
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
+    PARTITIONS_FILE,
     POINTS_FILE,
     PROFILE_FILE,
     SWEEP_FILE,
@@ -65,7 +66,7 @@ class PointStore:
             _lock(self._file, folder)
             if fresh:
                 self._file.truncate(0)
-                for name in (SWEEP_FILE, PROFILE_FILE):
+                for name in (SWEEP_FILE, PROFILE_FILE, PARTITIONS_FILE):
                     (folder / name).unlink(missing_ok=True)
             self._check_header(header)
             _cut_torn_line(self.path, self._file)

@@ -93,12 +93,43 @@ def test_tables_and_their_badge(call, made):
         "decode takes beside",
         "prefill takes beside",
         "Splits for prefill",
+        "What weights and keys and values draw on some of the SMs",
+        "Two batches at once",
         "Best use",
         "Fitted cost models",
     ):
         assert title in outcome.out
     assert re.search(r"nexus +all +alone +all +\d+", outcome.out)
     assert "joules per token: no counter gave energy" in " ".join(outcome.out.split())
+
+
+def test_what_sharing_costs_stands_in_a_table_of_its_own(call, made):
+    """The file and the folder say the same of batches of equal sequences."""
+    scores = []
+    for path in (made / "partitions.csv", made):
+        outcome = call("validate", "partitions", "l20", path, "--json")
+        assert outcome.code == 0
+        document = json.loads(outcome.out)
+        assert document["measured_on"] == "sim:l20, simulated"
+        scores.append({score["operator"]: score for score in document["scores"]})
+    file, folder = scores
+    told = {
+        "weights", "decode attention", "prefill step", "decode step", "work rate split",
+        "work rate streams", "neighbour streams decode",
+    }  # fmt: skip
+    assert told <= set(file) <= set(folder)
+    for name in ("weights", "decode attention", "work rate streams"):
+        assert file[name]["rows"] == folder[name]["rows"]
+        assert file[name]["mape"] == pytest.approx(folder[name]["mape"], abs=1e-4)
+    # Noise is all that is between them.
+    assert max(score["mape"] for score in file.values()) < 3
+
+
+def test_a_profile_from_before_is_shown_without_what_sharing_costs(call, copy):
+    edit(copy, lambda document: document["facts"].pop("sharing"))
+    outcome = call("profile", "show", copy)
+    assert outcome.code == 0
+    assert "Two batches at once" not in outcome.out
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ CORUN = (
     "decode_batch,context,prefill_tokens,solo_prefill_ms,solo_decode_ms,mode,prefill_sms,"
     "decode_sms,prefill_ms,decode_ms,both_ms,sequential_over_both"
 )
+STEP, PAIR = "sim:l20,true,llama-3.1-8b", "decode step,8,2048,"
 # name -> (GPU, header, rows, the operators that it must score)
 TABLES: dict[str, tuple[str, str, list[str], set[str]]] = {
     "scan": ("h200", "sms,memory_kernel_ms", ["16,6", "64,2.5", "132,2"], {"stream"}),
@@ -70,6 +71,25 @@ TABLES: dict[str, tuple[str, str, list[str], set[str]]] = {
     "copies": (
         "a100", "blocks_each,alone_40sms_gb_s,beside_other_40sms_gb_s", ["80,470,250"],
         {"neighbour split stream"},
+    ),
+    "profile": (
+        "l20",
+        "device,simulated,model,operator,batch,context,tokens,sms,ms,beside_operator,beside_batch,"
+        "beside_context,beside_tokens,beside_sms,beside_ms,slowdown,beside_slowdown,work_rate",
+        [
+            *(f"{STEP},{PAIR},{s},{20 + 500 / s},,,,,,,,," for s in (46, 92)),
+            *(f"{STEP},weights,1,128,,{s},{18 + 200 / s},,,,,,,,," for s in (46, 92)),
+            *(f"{STEP},decode attention,8,2048,,{s},{300 / s},decode step,8,128,,{s},20,,,"
+              for s in (46, 92)),
+            *(f"{STEP},prefill step,1,{c},1024,{s},{9000 / s},,,,,,,,,"
+              for c in (0, 512) for s in (46, 92)),
+            f"{STEP},work rate split,1,0,1024,46,200,{PAIR},46,33,1.03,1.05,1.2",
+            f"{STEP},work rate streams,1,0,1024,92,180,prefill step,1,512,1024,92,190,1.8,1.8,1.1",
+            f"{STEP},work rate streams,1,0,1024,92,180,{PAIR},92,,1.8,,",
+        ],
+        {"decode step", "weights", "decode attention", "prefill step", "work rate split",
+         "work rate streams", "neighbour streams prefill", "neighbour split decode",
+         "weights, absolute"},
     ),
     "servers": ("h100", "mode,tpot_mean_ms,ttft_mean_ms,itl_p99_ms", ["alone,9,43,39"], set()),
     "lanes": (

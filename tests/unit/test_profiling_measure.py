@@ -12,7 +12,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.profiles.points import PointSetting
 from nexusbench.profiling._statistics import estimate, falling, find_outliers, half_width
-from nexusbench.profiling.desk import BatchDesk, ShapedBatch
+from nexusbench.profiling.desk import MOST_REPEATS, BatchDesk, ShapedBatch
 from nexusbench.profiling.measure import Measurer, NothingMeasured, Readers, SamplingRule
 
 SAMPLING = SamplingRule(5, 40, 0.01, 1e9)
@@ -31,6 +31,19 @@ def script(values):
 
 def pair(sms=8):
     return PointSetting("pair", DECODE, sms, PREFILL, 16 - sms)
+
+
+@pytest.mark.parametrize(("own", "beside"), [(DECODE, DECODE), (PREFILL, PREFILL)])
+def test_two_batches_of_one_phase_share_all_sms(own, beside):
+    """Each on a partition of its own, decodes several steps to a launch."""
+    other = BatchShape(4, 400) if own is DECODE else BatchShape(0, 0, ((128, 0),))
+    desk = measurer(lambda batch, sms: 1000)
+    setting = PointSetting("streams", own, 16, other, 16)
+    assert desk.measure(setting, 0, 500.0).slowdown == 2.0
+    launched = {(partition, sms) for partition, sms, _ in desk.desk.device.launched}
+    assert launched == {("prefill", 16), ("decode", 16)}
+    repeats = {shape.repeat for _, _, shape in desk.desk.device.launched if shape != own}
+    assert repeats == ({MOST_REPEATS} if own is DECODE else {1})
 
 
 def test_quiet_samples_need_no_repetition():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-from profiling_fakes import POOL, SPEC
+from profiling_fakes import POOL, SPEC, SPLITS
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
@@ -44,7 +45,10 @@ def test_everything_fits_and_is_legal(effort, size):
         if setting.neighbour is None:
             continue
         sides = (setting.sms, setting.neighbour_sms)
-        assert (sides if setting.phase == "prefill" else sides[::-1]) in pairs
+        if setting.kind == "streams":
+            assert sides == (SPEC.num_sms, SPEC.num_sms)
+        else:
+            assert (sides if setting.phase == "prefill" else sides[::-1]) in pairs
         together = sum(
             pool.blocks_of(ShapedBatch(s), MOST_REPEATS) for s in (setting.shape, setting.neighbour)
         )
@@ -71,6 +75,32 @@ def test_a_pair_comes_after_both_of_its_sides_alone():
     assert pairs
     for setting in pairs:
         assert places[alone(setting).key] < places[setting.key]
+
+
+def test_every_two_phases_share_all_sms_in_both_directions():
+    streams = [s for s in make_plan(SPEC, POOL, QUICK).settings if s.kind == "streams"]
+    beside = {(s.shape, s.neighbour) for s in streams}
+    assert beside == {(other, own) for own, other in beside}
+    phases = {(bool(own.chunks), bool(other.chunks)) for own, other in beside}
+    assert phases == {(True, False), (False, True), (True, True), (False, False)}
+
+
+def test_a_device_without_such_a_split_says_that_two_streams_are_missing():
+    spec = msgspec.structs.replace(SPEC, splits=SPLITS)
+    plan = make_plan(spec, POOL, QUICK)
+    assert not [s for s in plan.settings if s.kind == "streams"]
+    assert any("no split in which both may use all" in note for note in plan.notes)
+
+
+def test_what_tells_the_cost_of_sharing_is_measured_on_more_sms():
+    """Weights: one decode of the shortest context. Keys and values: two contexts of one batch."""
+    plan = make_plan(SPEC, POOL, QUICK)
+    usual = min(len(line.start) for line in plan.lines)
+    lines = {line.work.shape: len(line.start) for line in plan.lines if not line.work.shape.chunks}
+    wide = {shape for shape, count in lines.items() if count > usual}
+    assert min(lines, key=lambda shape: (shape.num_decodes, shape.decode_context)) in wide
+    batches = [shape.num_decodes for shape in wide if shape.num_decodes > 1]
+    assert any(batches.count(batch) > 1 for batch in batches)
 
 
 def test_settings_are_planned_once():
@@ -106,7 +136,10 @@ def test_user_batches_are_held_out_and_checked():
     with pytest.raises(UsageError, match="--batch 'huge' does not fit this device: 65 requests"):
         make_plan(SPEC, POOL, QUICK, [("huge", ShapedBatch(BatchShape(65, 65)))])
     grid = make_plan(SPEC, POOL, QUICK).lines[0].work
-    assert not make_plan(SPEC, POOL, QUICK, [("known", grid)]).settings[-1].held_out
+    known = make_plan(SPEC, POOL, QUICK, [("known", grid)]).settings
+    asked = [s for s in known if s.shape == grid.shape and s.sms == SPEC.num_sms]
+    assert asked
+    assert not any(s.held_out for s in asked)
 
 
 def test_skewed_contexts_have_the_mean():

@@ -10,7 +10,7 @@ from profiling_fakes import POOL, FakeDevice
 
 from nexusbench.core.errors import InputError, Interrupted, UsageError
 from nexusbench.core.state import Limits
-from nexusbench.profiles.profile import POINTS_FILE, Fingerprint, read_points
+from nexusbench.profiles.profile import PARTITIONS_FILE, POINTS_FILE, Fingerprint, read_points
 from nexusbench.profiling.desk import BatchDesk
 from nexusbench.profiling.effort import QUICK
 from nexusbench.profiling.measure import Measurer
@@ -149,8 +149,10 @@ def test_points_without_a_header_are_refused_and_fresh_forgets_them(whole, tmp_p
     (tmp_path / POINTS_FILE).write_bytes(points_of(whole[0]))
     with pytest.raises(InputError, match=r"no sweep\.json"):
         PointStore(tmp_path, HEADER)
+    (tmp_path / PARTITIONS_FILE).write_text("of before\n")
     store = PointStore(tmp_path, HEADER, fresh=True)
     assert store.points == {}
+    assert not (tmp_path / PARTITIONS_FILE).exists()
     store.close()
 
 

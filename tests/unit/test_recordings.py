@@ -15,7 +15,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.experiments.fidelity.bench_serve import import_bench_serve
 from nexusbench.experiments.fidelity.errors import broken_bounds, errors, parse_bounds
-from nexusbench.experiments.fidelity.fit import nelder_mead
+from nexusbench.experiments.fidelity.nelder_mead import nelder_mead
 from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import replay
 

@@ -41,10 +41,15 @@ class MeasuredRow:
         """A whole number from 1 to ``most``. Raises InputError for anything else."""
         if default is not None and not self.has(key):
             return default
+        return self.whole(key, most)
+
+    def whole(self, key: str, most: int, least: int = 1) -> int:
+        """A whole number from ``least`` to ``most``. Raises InputError for anything else."""
         value = number_in(self._cells, key, self.path, self.line, HINT)
-        if value == round(value) and 1 <= value <= most:
+        if value == round(value) and least <= value <= most:
             return round(value)
-        raise self.error(key, f"is {self._cells[key]!r:.40}, not a whole number of 1 to {most:,}")
+        problem = f"is {self._cells[key]!r:.40}, not a whole number of {least} to {most:,}"
+        raise self.error(key, problem)
 
     def positive(self, key: str) -> float:
         """A measured number. Raises InputError for one that none can be."""

@@ -10,12 +10,13 @@ import msgspec
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.experiments.fidelity.partitions import alone, engines, pairs
+from nexusbench.experiments.fidelity.partitions import alone, engines, pairs, shared
 from nexusbench.experiments.fidelity.partitions.cells import header_of
 from nexusbench.experiments.fidelity.partitions.points import PartitionPoints
 from nexusbench.experiments.fidelity.partitions.profiled import read_profile
 from nexusbench.experiments.fidelity.partitions.reading import LAYOUT, MLP, STEP, TableReading
 from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
+from nexusbench.profiles.sharing import COLUMNS
 
 
 class PartitionFormat(msgspec.Struct, frozen=True):
@@ -78,6 +79,7 @@ FORMATS = (
     PartitionFormat(
         pairs.copies, ("blocks_each", r"alone_\d{1,6}sms_gb_s", r"beside_other_\d{1,6}sms_gb_s")
     ),
+    PartitionFormat(shared.shared, COLUMNS, ("gpus",)),
     PartitionFormat(engines.servers, ("mode", "tpot_mean_ms", "ttft_mean_ms", "itl_p99_ms")),
     PartitionFormat(
         engines.lanes, ("chunk", "mode", "gap_median_ms", "gap_p99_ms", "prefill_tok_s"), STEP,

@@ -10,7 +10,6 @@ from pathlib import Path
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.partitions.halves import may_be_fitted
 from nexusbench.experiments.fidelity.partitions.points import (
     BESIDE,
     WORK_RATE,
@@ -19,8 +18,15 @@ from nexusbench.experiments.fidelity.partitions.points import (
     TimeOnSms,
     over_all_sms,
 )
+from nexusbench.experiments.fidelity.partitions.shared import (
+    SIMULATED_NOTE,
+    TableOfSteps,
+    named,
+    pair_point,
+    points_of,
+)
 from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
-from nexusbench.profiles.points import Point
+from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.profile import (
     POINTS_FILE,
     Profile,
@@ -28,14 +34,17 @@ from nexusbench.profiles.profile import (
     profile_path,
     read_points,
 )
+from nexusbench.profiles.sharing import equal_batch, sharing_rows
 
 _NS_PER_MS = 1e6
 _Pair = tuple[BatchShape, int, BatchShape, int]  # a batch and its SMs, the other and its SMs
 
 
 def read_profile(path: Path, gpu: GpuSpec) -> PartitionPoints:
-    """The points of a profile beside ``gpu``. Raises InputError for damaged files, a CPU, or more
-    SMs than ``gpu`` has.
+    """The points of a profile beside ``gpu``: what its ``partitions.csv`` says, by lines of that
+    table, and what only its ``points.jsonl`` tells, by lines of that: batches of unequal sequences.
+
+    Raises InputError for damaged files, a CPU, or more SMs than ``gpu`` has.
     """
     profile = load_profile(path)
     name, most = profile.fingerprint.device, profile.fingerprint.num_sms
@@ -49,49 +58,44 @@ def read_profile(path: Path, gpu: GpuSpec) -> PartitionPoints:
         )  # fmt: skip
     points = read_points(file.parent / POINTS_FILE, profile.points_sha256)
     simulated = SimulatedGpu(gpu).cut(most)
-    made, notes = over_all_sms(_steps(profile, points, simulated))
-    pair_points, more = _pairs(profile, points, simulated)
+    rows = tuple(enumerate(sharing_rows(points, most), 2))
+    table = TableOfSteps(rows, profile.model, profile.fingerprint.tensor_parallel)
+    made = points_of(table, simulated)
+    others, notes = over_all_sms(_steps(profile, points, simulated))
+    pairs, more = _pairs(profile, points, simulated)
     if most != gpu.num_sms:
         notes.append(f"simulated on {most} of the {gpu.num_sms} SMs: the profile is of so many")
     if profile.fingerprint.simulated:
-        notes.append("the profile is of a simulated GPU: nothing here was measured")
+        notes.append(SIMULATED_NOTE)
     return PartitionPoints(
-        [*made, *pair_points],
-        [*notes, *more],
+        [*made.points, *others, *pairs],
+        list(dict.fromkeys([*made.notes, *notes, *more])),
         f"{name}, simulated" if profile.fingerprint.simulated else name,
     )
 
 
 def _steps(profile: Profile, points: Sequence[Point], gpu: SimulatedGpu) -> list[TimeOnSms]:
-    """Batches without a neighbour: steps of the profiled model."""
+    """Unequal batches without a neighbour: steps of the profiled model."""
     found, degree = [], profile.fingerprint.tensor_parallel
     for number, point in enumerate(points, 1):
         setting = point.setting
-        if setting.neighbour is not None:
+        if setting.neighbour is not None or _in_table(setting):
             continue
         load = gpu.step(profile.model, degree, setting.shape, setting.sms)
         found.append(
             TimeOnSms(
-                f"{setting.phase} step", (), _named(setting.shape, setting.contexts), setting.sms,
+                f"{setting.phase} step", (), named(setting.shape, setting.contexts), setting.sms,
                 point.ns / _NS_PER_MS, load.solo * setting.shape.repeat / _NS_PER_MS, number,
             )
         )  # fmt: skip
     return found
 
 
-def _named(shape: BatchShape, contexts: tuple[int, ...] = ()) -> str:
-    """A batch in words that are equal only for equal batches."""
-    chunks = "+".join(f"{count}@{before}" for count, before in shape.chunks)
-    parts = [f"chunks {chunks}"] if chunks else []
-    if shape.num_decodes:
-        parts.append(f"{shape.num_decodes} decodes over {shape.decode_context}")
-    if contexts:
-        parts.append(f"lengths {sorted(contexts)}")
-    if shape.layers is not None:
-        parts.append(f"layers {shape.layers}")
-    if shape.repeat > 1:
-        parts.append(f"x{shape.repeat}")
-    return ", ".join(parts)
+def _in_table(setting: PointSetting) -> bool:
+    """Whether ``partitions.csv`` has a row of it: it can tell batches of equal sequences."""
+    if equal_batch(setting.shape, setting.contexts) is None:
+        return False
+    return setting.neighbour is None or equal_batch(setting.neighbour) is not None
 
 
 def _pairs(
@@ -110,7 +114,7 @@ def _pairs(
     made: list[PartitionPoint] = []
     for number, point in enumerate(points, 1):
         setting = point.setting
-        if setting.neighbour is None or point.slowdown is None:
+        if setting.neighbour is None or point.slowdown is None or _in_table(setting):
             continue
         side = gpu.step(profile.model, degree, setting.shape, setting.sms)
         other = gpu.step(profile.model, degree, setting.neighbour, setting.neighbour_sms)
@@ -120,8 +124,8 @@ def _pairs(
         )  # fmt: skip
         kind = "split" if setting.sms + setting.neighbour_sms <= most else "streams"
         made.append(
-            _point(
-                f"neighbour {kind} {setting.phase}", setting.shape, setting.neighbour,
+            pair_point(
+                f"neighbour {kind} {setting.phase}", (setting.shape, setting.neighbour),
                 (setting.sms, setting.neighbour_sms), BESIDE, (point.slowdown, slowed), number,
             )
         )  # fmt: skip
@@ -143,26 +147,14 @@ def _pairs(
         )
         kind = "split" if sms + other_sms <= most else "streams"
         made.append(
-            _point(
-                f"work rate {kind}", shape, other_shape, (sms, other_sms), WORK_RATE, rates, number
+            pair_point(
+                f"work rate {kind}", (shape, other_shape), (sms, other_sms), WORK_RATE, rates,
+                number,
             )
-        )
+        )  # fmt: skip
     notes = []
     if without:
         notes.append(
             f"{without} pairs have no work rate: a side was not measured on all {most} SMs"
         )
     return made, notes
-
-
-def _point(
-    operator: str,
-    shape: BatchShape,
-    other: BatchShape,
-    sms: tuple[int, int],
-    unit: str,
-    values: tuple[float, float],
-    line: int,
-) -> PartitionPoint:
-    text = " beside ".join(sorted((_named(shape), _named(other))))
-    return PartitionPoint(operator, (), text, sms, unit, *values, line, may_be_fitted(text))
