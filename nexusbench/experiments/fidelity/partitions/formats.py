@@ -36,7 +36,7 @@ class PartitionFormat(msgspec.Struct, frozen=True):
     def not_used(self, columns: tuple[str, ...]) -> list[str]:
         """The columns of a header that it knows nothing of."""
         known = (*self.columns, *self.optional, *self.unread, "gpu")
-        return [c for c in columns if not any(re.fullmatch(p, c) for p in known)]
+        return [c for c in columns if c and not any(re.fullmatch(p, c) for p in known)]
 
 
 _REL = r"rel_to_\d+"

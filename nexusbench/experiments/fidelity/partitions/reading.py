@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,18 @@ class TableReading(msgspec.Struct, frozen=True):
                 file=self.path, field="gpu", hint="Give one of these GPUs",
             )  # fmt: skip
 
+    def the_only(self, *patterns: str) -> list[str]:
+        """The column of each pattern. Raises InputError where two are of one."""
+        found = []
+        for pattern in patterns:
+            names = [name for name in self.columns if re.fullmatch(pattern, name)]
+            if len(names) > 1:
+                problem = f"is one of {len(names)} columns where one is read"
+                hint = "Make a table of each"
+                raise InputError(problem, file=self.path, line=1, field=names[1], hint=hint)
+            found += names
+        return found
+
     def layout(self, row: MeasuredRow, usual: AttentionLayout) -> AttentionLayout:
         """The heads of an attention kernel: the row's own, the asked model's, or the usual ones."""
         if self.model is not None:
@@ -80,10 +93,16 @@ class TableReading(msgspec.Struct, frozen=True):
             model = model_called(row)
         elif model is None:
             model = load_model(LLAMA_8B)
-        gpus = row.count("gpus", 1024, 1)
-        if gpus > model.num_heads:
-            raise row.error("gpus", f"{gpus} is more than the {model.num_heads} heads of the model")
-        return model, gpus
+        return model, gpus_of(row, model)
+
+
+def gpus_of(row: MeasuredRow, model: ModelSpec) -> int:
+    """Over how many GPUs a row's model is split. Raises InputError where its heads cannot be."""
+    gpus = row.count("gpus", 1024, 1)
+    if model.num_heads % gpus:
+        problem = f"the {model.num_heads} heads of {model.name} do not divide over {gpus} GPUs"
+        raise row.error("gpus", problem, "Every GPU computes as many whole heads: correct the row")
+    return gpus
 
 
 # LLaMA (arXiv 2302.13971, Table 2): layers, hidden size, heads, intermediate size.
