@@ -156,11 +156,12 @@ def test_the_table_beside_the_same_physics_has_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("context", range(100, 108))
-def test_the_one_curve_of_weights_may_be_fitted_on(context):
-    own = EqualBatch(1, context)
-    rows = tuple((i, SharingRow("weights", own, sms, 1e3 / sms)) for i, sms in enumerate((46, 92)))
+def test_of_the_one_curve_of_weights_every_second_sm_count_is_held_out(context):
+    own, counts = EqualBatch(1, context), (24, 46, 68, 80, 92)
+    rows = tuple((i, SharingRow("weights", own, sms, 1e3 / sms)) for i, sms in enumerate(counts))
     found = points_of(TableOfSteps(rows, TARGET.model, 1), SimulatedGpu(TARGET.gpu))
-    assert [point.fitted for point in found.points] == [True] * 3
+    held_out = {point.sms[0] for point in found.points if not point.fitted}
+    assert held_out == {46, 80}
 
 
 def test_a_replayed_device_slows_two_streams_as_they_were_measured():

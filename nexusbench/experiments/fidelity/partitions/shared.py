@@ -9,6 +9,7 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import ModelSpec
+from nexusbench.experiments.fidelity.partitions.alone import every_second
 from nexusbench.experiments.fidelity.partitions.cells import (
     MOST_BATCH,
     MOST_SIZE,
@@ -177,8 +178,9 @@ def points_of(table: TableOfSteps, gpu: SimulatedGpu) -> PartitionPoints:
     """The points of some rows; the GPU is cut to the most SMs that they use."""
     most = max((_most_sms(row) for _, row in table.rows), default=gpu.gpu.num_sms)
     scored = ScoredSteps(table, gpu.cut(most), most)
-    points, notes = over_all_sms(list(scored.alone()))
-    points = [_fitted_if_single(point) for point in points]
+    rows = list(scored.alone())
+    weights = every_second(row for row in rows if row.operator == WEIGHTS)
+    points, notes = over_all_sms([*weights, *(row for row in rows if row.operator != WEIGHTS)])
     points += scored.pairs()
     if most != gpu.gpu.num_sms:
         notes.append(f"simulated on {most} of the {gpu.gpu.num_sms} SMs: no row is on more")
@@ -190,13 +192,6 @@ def points_of(table: TableOfSteps, gpu: SimulatedGpu) -> PartitionPoints:
 def _most_sms(row: SharingRow) -> int:
     beside = row.beside_sms or 0
     return row.sms + beside if row.operator == SPLIT else max(row.sms, beside)
-
-
-def _fitted_if_single(point: PartitionPoint) -> PartitionPoint:
-    """The one curve of weights may be fitted on; other batches judge it (see ``may_be_fitted``)."""
-    if not point.operator.startswith(WEIGHTS):
-        return point
-    return msgspec.structs.replace(point, fitted=True)
 
 
 class ScoredSteps:
