@@ -438,7 +438,7 @@ def test_paper_table_marks_what_was_put_in(call):
     shown = call("profile", "paper")
     assert "[SIMULATED: no GPU was used]" in shown.out
     assert re.search(
-        r"decode slower.* (yes|in part) +follows from\n +attention_interference", shown.out
+        r"4 decodes: 30 to 40 % saves.* yes +follows from\n +bandwidth_curve", shown.out
     )
     missing = call("profile", "paper", "--trace", "nowhere.jsonl")
     assert (missing.code, missing.err.count("\n")) == (2, 1)
