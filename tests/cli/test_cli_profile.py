@@ -424,8 +424,9 @@ def test_paper_table_marks_what_was_put_in(call):
     outcome = call("profile", "paper", "--json")
     rows = {row["statement"]: row for row in json.loads(outcome.out)["rows"]}
     slower = rows["decode slower, prefill 2,000 -> 10,000"]
-    assert (slower["verdict"], slower["constant"]) == ("follows", "attention_interference")
-    assert slower["ours"] > 10
+    # Measured attention beside attention hardly disturbs: what the paper shows is not found.
+    assert slower["agrees"] == "no"
+    assert abs(slower["ours"]) < 5
     saved = rows["prefill: 30 to 40 % of SMs saves"]
     assert (saved["verdict"], saved["agrees"]) == ("found", "yes")
     assert 20 < saved["ours"] < 27
@@ -437,7 +438,7 @@ def test_paper_table_marks_what_was_put_in(call):
     shown = call("profile", "paper")
     assert "[SIMULATED: no GPU was used]" in shown.out
     assert re.search(
-        r"decode slower.* (yes|in part) +follows from\n +attention_interference", shown.out
+        r"4 decodes: 30 to 40 % saves.* yes +follows from\n +bandwidth_curve", shown.out
     )
     missing = call("profile", "paper", "--trace", "nowhere.jsonl")
     assert (missing.code, missing.err.count("\n")) == (2, 1)

@@ -113,7 +113,7 @@ def test_a_decode_step_on_the_l20_follows_the_nexus_paper() -> None:
 
 @pytest.mark.parametrize(("sms", "slowdown"), [(16, 3.44), (32, 1.87), (64, 1.15), (96, 1.05)])
 def test_the_h200_curve_follows_a_published_scan(sms: int, slowdown: float) -> None:
-    assert 1 / curve_at(load_gpu("h200"), sms / 132) == pytest.approx(slowdown, abs=0.02)
+    assert 1 / curve_at(load_gpu("h200"), sms / 132) == pytest.approx(slowdown, rel=0.03)
 
 
 def test_splits_of_the_h200() -> None:

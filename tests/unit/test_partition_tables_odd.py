@@ -53,16 +53,8 @@ def relative(found: PartitionPoints) -> dict[int, float]:
             "field 'batch': is 1,025, more than 1,024 prompts",
         ),
         (
-            "l20", PROFILE, [f"{OWN},prefill step,{MOST_PROMPTS + 1},0,8,46,1,,,,,,,,,"],
-            "field 'batch': is 1,025, more than 1,024 prompts",
-        ),
-        (
             "l20", PROFILE, [f"{OWN},decode attention,8,2048,,92,1,{BESIDE},46,1,,,"],
             "field 'beside_sms': is not the 92 SMs",
-        ),
-        (
-            "l20", PROFILE, [f"{OWN},work rate split,1,0,512,60,20,{BESIDE},46,9,,,1.2"],
-            "field 'beside_sms': the sides of a split use 106 SMs",
         ),
         (
             "l20", f"{CORUN},of", ["1,8,8,1,1,two_stream,,,1,1,1,,step"],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
 
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.errors import InputError
 from nexusbench.costs.base import Target
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.shared import TableOfSteps, points_of
@@ -156,11 +158,60 @@ def test_the_table_beside_the_same_physics_has_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("context", range(100, 108))
-def test_the_one_curve_of_weights_may_be_fitted_on(context):
-    own = EqualBatch(1, context)
-    rows = tuple((i, SharingRow("weights", own, sms, 1e3 / sms)) for i, sms in enumerate((46, 92)))
+def test_of_the_one_curve_of_weights_every_second_sm_count_is_held_out(context):
+    own, counts = EqualBatch(1, context), (24, 46, 68, 80, 92)
+    rows = tuple((i, SharingRow("weights", own, sms, 1e3 / sms)) for i, sms in enumerate(counts))
     found = points_of(TableOfSteps(rows, TARGET.model, 1), SimulatedGpu(TARGET.gpu))
-    assert [point.fitted for point in found.points] == [True] * 3
+    held_out = {point.sms[0] for point in found.points if not point.fitted}
+    assert held_out == {46, 80}
+
+
+PAIR = "sim:l20,true,qwen2.5-3b,work rate split,1,0,1024,46,90,decode step,16,4096,,48,9,1,1,1"
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "says"),
+    [
+        (PAIR, "beside_sms", "both sides have 94 SMs; NVIDIA L20 has 92"),
+        (PAIR.replace("step,16", "step,x"), "beside_batch", "not a finite number"),
+        (PAIR.replace("decode step", "prefill step"), "beside_operator", "is not 'decode step'"),
+        (PAIR.replace("true", "yes"), "simulated", "Write true or false"),
+        (PAIR.replace("sim:l20", "cpu"), "device", "a CPU, which has no SMs"),
+        (PAIR.replace("work rate split", "weights"), "tokens", "a decode has none"),
+        (PAIR.replace("1,0,1024", "2000,0,1024"), "batch", "prompts of 1,024 tokens are too many"),
+        (PAIR.replace("qwen2.5-3b", "none"), "model", "none"),
+        (
+            PAIR.replace("work rate split,1,0,1024", "decode attention,16,4096,"),
+            "beside_context", "not a shorter context of the same batch",
+        ),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_is_named(tmp_path, row, field, says):
+    path = tmp_path / "partitions.csv"
+    path.write_text(",".join(COLUMNS) + f"\n{row}\n")
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        read_partitions(path, TARGET.gpu)
+    assert (caught.value.field, caught.value.line) == (field, 2)
+
+
+def test_rows_of_two_devices_are_refused(tmp_path):
+    path, row = tmp_path / "partitions.csv", PAIR.replace("48,9", "46,9")
+    path.write_text("\n".join([",".join(COLUMNS), row, row.replace("sim:l20", "sim:l40s"), ""]))
+    with pytest.raises(InputError, match="two devices") as caught:
+        read_partitions(path, TARGET.gpu)
+    assert caught.value.line == 3
+
+
+def test_contexts_that_take_as_long_are_not_scored(monkeypatch):
+    load = Physics(TARGET.gpu, TARGET.model).load(ONE, MOST)
+    monkeypatch.setattr(SimulatedGpu, "step", lambda *_: load)
+    less, own = EqualBatch(1, 129), EqualBatch(1, 130)
+    rows = [(2, SharingRow("decode attention", own, 46, 1.0, less, 46, 5.0))]
+    steps = [(3, SharingRow("weights", less, sms, 5.0)) for sms in (46, MOST)]
+    gpu = SimulatedGpu(TARGET.gpu)
+    found = points_of(TableOfSteps((*rows, *steps), TARGET.model, 1), gpu)
+    assert {point.operator for point in found.points} == {"weights", "weights, absolute"}
+    assert any("takes no longer" in note for note in found.notes)
 
 
 def test_a_replayed_device_slows_two_streams_as_they_were_measured():

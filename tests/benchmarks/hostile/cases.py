@@ -35,6 +35,7 @@ TARGETS: tuple[tuple[str, str, str, int], ...] = (
     ("kernel table", "table/meta.yaml", _FIT, 1),
     ("kernel table", "vidur.csv", "validate kernels a100 vidur.csv", 2),
     ("partitions", "over_sms.csv", "validate partitions h100 over_sms.csv", 2),
+    ("partitions", "prof/partitions.csv", "validate partitions l20 prof/partitions.csv", 1),
     ("partitions", "prof/points.jsonl", "validate partitions l20 prof", 1),
     ("kernel table", f"perf/gemm/{_PERF.format('gemm')}", "validate kernels h100 perf", 2),
     (

@@ -71,8 +71,8 @@ def reads(reading: TableReading) -> PartitionPoints:
 
 
 def every_second(rows: Iterable[TimeOnSms]) -> list[TimeOnSms]:
-    """The one curve of a streaming kernel: constants may be fitted on every second SM count from
-    the least on, and on all SMs; the counts between judge them.
+    """The one curve of a streaming kernel, or of weights: constants may be fitted on every second
+    SM count from the least on, and on all SMs; the counts between judge them.
     """
     ordered = sorted(rows, key=lambda row: row.sms)
     counts = list(dict.fromkeys(row.sms for row in ordered))

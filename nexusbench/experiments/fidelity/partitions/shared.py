@@ -8,10 +8,10 @@ import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import ModelSpec
+from nexusbench.experiments.fidelity.partitions.alone import every_second
 from nexusbench.experiments.fidelity.partitions.cells import (
     MOST_BATCH,
     MOST_PROMPTS,
-    MOST_SIZE,
     MOST_TOKENS,
     MeasuredRow,
 )
@@ -148,9 +148,9 @@ def _row(row: MeasuredRow, reading: TableReading) -> SharingRow:
         _check_shorter(row, beside, own)
         if beside_sms != sms:
             raise row.error("beside_sms", f"is not the {sms} SMs of the step that takes longer")
-    if operator == SPLIT and beside_sms is not None and sms + beside_sms > gpu.num_sms:
-        problem = f"the sides of a split use {sms + beside_sms} SMs; {gpu.name} has {gpu.num_sms}"
-        raise row.error("beside_sms", problem, f"Two on the same SMs are '{STREAMS}'")
+    if operator == SPLIT and sms + (beside_sms or 0) > gpu.num_sms:
+        problem = f"both sides have {sms + (beside_sms or 0)} SMs; {gpu.name} has {gpu.num_sms}"
+        raise row.error("beside_sms", problem, "Give the GPU that was measured, or a larger one")
     sides = [
         row.positive(key) if pair and row.has(key) else None
         for key in ("slowdown", "beside_slowdown", "work_rate")
@@ -168,11 +168,8 @@ def _batch(row: MeasuredRow, prefix: str) -> EqualBatch:
     batch = row.count(f"{prefix}batch", MOST_BATCH)
     tokens = row.count(f"{prefix}tokens", MOST_TOKENS) if row.has(f"{prefix}tokens") else 0
     context = row.whole(f"{prefix}context", MOST_TOKENS, least=0 if tokens else 1)
-    if tokens and batch > MOST_PROMPTS:
-        problem = f"is {batch:,}, more than {MOST_PROMPTS:,} prompts in one step"
-        raise row.error(f"{prefix}batch", problem)
-    if batch * tokens > MOST_TOKENS or batch * context > MOST_SIZE * MOST_BATCH:
-        raise row.error(f"{prefix}batch", f"{batch:,} sequences of so many tokens are too many")
+    if tokens and (batch > MOST_PROMPTS or batch * tokens > MOST_TOKENS):
+        raise row.error(f"{prefix}batch", f"{batch:,} prompts of {tokens:,} tokens are too many")
     return EqualBatch(batch, context, tokens)
 
 
@@ -183,11 +180,17 @@ def points_of(table: TableOfSteps, gpu: SimulatedGpu) -> PartitionPoints:
     """The points of some rows; the GPU is cut to the most SMs that they use."""
     most = max((_most_sms(row) for _, row in table.rows), default=gpu.gpu.num_sms)
     scored = ScoredSteps(table, gpu.cut(most), most)
-    points, notes = over_all_sms(list(scored.alone()))
-    points = [_fitted_if_single(point) for point in points]
+    rows = list(scored.alone())
+    weights = every_second(row for row in rows if row.operator == WEIGHTS)
+    points, notes = over_all_sms([*weights, *(row for row in rows if row.operator != WEIGHTS)])
     points += scored.pairs()
     if most != gpu.gpu.num_sms:
         notes.append(f"simulated on {most} of the {gpu.gpu.num_sms} SMs: no row is on more")
+    if scored.level:
+        notes.append(
+            f"{scored.level} rows of {ATTENTION} are not scored: as simulated, the longer context "
+            "takes no longer"
+        )
     if scored.without:
         notes.append(f"{scored.without} pairs have no work rate: a side was not measured")
     return PartitionPoints(points, notes)
@@ -198,35 +201,30 @@ def _most_sms(row: SharingRow) -> int:
     return row.sms + beside if row.operator == SPLIT else max(row.sms, beside)
 
 
-def _fitted_if_single(point: PartitionPoint) -> PartitionPoint:
-    """The one curve of weights may be fitted on; other batches judge it (see ``may_be_fitted``)."""
-    if not point.operator.startswith(WEIGHTS):
-        return point
-    return msgspec.structs.replace(point, fitted=True)
-
-
 class ScoredSteps:
     """Rows beside one simulated GPU of ``most`` SMs."""
 
     def __init__(self, table: TableOfSteps, gpu: SimulatedGpu, most: int) -> None:
         self._table, self._gpu, self._most = table, gpu, most
         self.without = 0  # pairs without a work rate
+        self.level = 0  # contexts whose attention takes as long as the shorter one's
 
     def alone(self) -> Iterator[TimeOnSms]:
         """Steps over SMs, and attention as the difference of two."""
         for line, row in self._table.rows:
             if row.operator in (STREAMS, SPLIT):
                 continue
-            shape, text, groups = row.own.shape, named(row.own.shape), ()
+            shape, text = row.own.shape, named(row.own.shape)
+            groups = (DECODE,) if row.operator == WEIGHTS else ()
             ns = self._step(shape, row.sms)
             if row.operator == ATTENTION and row.beside is not None:
                 ns -= self._step(row.beside.shape, row.sms)
                 text += f" less {named(row.beside.shape)}"
-            if row.operator == WEIGHTS:
-                groups = (DECODE,)  # type: ignore[assignment]
-            yield TimeOnSms(
-                row.operator, groups, text, row.sms, row.ms, ns / _NS_PER_MS, line,
-            )  # fmt: skip
+            if ns > 0:
+                ms = ns / _NS_PER_MS
+                yield TimeOnSms(row.operator, groups, text, row.sms, row.ms, ms, line)
+            else:
+                self.level += 1
 
     def pairs(self) -> list[PartitionPoint]:
         """Slow-downs of both sides, and work rates."""
