@@ -86,7 +86,7 @@ def show(
         console.print("nothing in this table can be scored", style="bold red")
     else:
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for name in ("operator", "half", "error in"):
+        for name in ("operator", "half", "unit"):
             grid.add_column(name, no_wrap=True)
         for name in ("rows", "MAPE", "p50", "p95", "bias"):
             grid.add_column(name, justify="right")
@@ -96,7 +96,7 @@ def show(
                 lines.append(("fitted", score.fitted))
             for line, (which, errors) in enumerate(lines):
                 name = "" if line else score.operator
-                unit = "%" if score.unit == PER_CENT else "rate x 100"
+                unit = "%" if score.unit == PER_CENT else "0.01"
                 last = line == len(lines) - 1
                 grid.add_row(name, which, unit, *_cells(errors), end_section=last)
         print_whole(console, grid)
@@ -119,7 +119,7 @@ def _explanations(scores: Sequence[PartitionScore]) -> list[str]:
     meanings = {
         ", absolute": "NAME, absolute: times themselves; others are over the time on all SMs",
         "work rate": "work rate: time of both one after the other on all SMs, over the time until "
-        "both are done; its errors are (simulated - measured) x 100, so 10 is 0.10",
+        "both are done; its errors are simulated - measured, in hundredths",
         "slow-down": "slow-down: time of a side until it is done, over its time alone on all SMs",
         "neighbour": "neighbour: time beside the other, over the time alone on the same SMs",
     }

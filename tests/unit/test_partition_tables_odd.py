@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nexusbench.core.errors import InputError
-from nexusbench.experiments.fidelity.partitions.cells import MOST_PROMPTS
+from nexusbench.experiments.fidelity.partitions import alone
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.points import PartitionPoints
 from nexusbench.physics.gpus import load_gpu
@@ -47,10 +47,6 @@ def relative(found: PartitionPoints) -> dict[int, float]:
         (
             "a100", STEPS, ["llama-30b,8,50,1,8,prefill,1"],
             "field 'gpus': the 52 heads of llama-30b do not divide over 8",
-        ),
-        (
-            "a100", STEPS, [f"llama-7b,1,50,{MOST_PROMPTS + 1},8,prefill,1"],
-            "field 'batch': is 1,025, more than 1,024 prompts",
         ),
         (
             "l20", PROFILE, [f"{OWN},decode attention,8,2048,,92,1,{BESIDE},46,1,,,"],
@@ -117,6 +113,16 @@ def test_many_stages_take_no_time_by_their_square(tmp_path: Path) -> None:
     begun = time.process_time()
     assert len(read(tmp_path, "h200", "stage,sms,rel_to_132", rows).points) == 20_000
     assert time.process_time() - begun < 5.0
+
+
+def test_steps_of_many_prompts_are_read_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["llama-7b,1,100,4096,8,prefill,900", "llama-7b,1,50,4096,8,prefill,1500"]
+    assert read(tmp_path, "a100", STEPS, rows).points
+    monkeypatch.setattr(alone, "MOST_PROMPTS", 8000)
+    with pytest.raises(InputError, match=r":3: field 'batch': .* 8,000 prompts"):
+        read(tmp_path, "a100", STEPS, rows)
 
 
 def test_kernels_that_are_not_simulated_are_left_out_and_named(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import ModelSpec
 from nexusbench.experiments.fidelity.partitions.cells import (
     MOST_BATCH,
-    MOST_PROMPTS,
     MOST_SIZE,
     MOST_TOKENS,
     MeasuredRow,
@@ -32,6 +31,7 @@ from nexusbench.experiments.fidelity.partitions.simulated import AttentionLayout
 KV_IN_L2 = 50 * 2**20  # bytes: the L2 of an H100 holds as much, an A100's a little less
 MOST_OF_A_CALL = 0.02  # ms of a kernel that is short enough to tell what calling it costs
 _NS_PER_MS = 1e6
+MOST_PROMPTS = 2**23  # of a table's steps in all: each is simulated by itself
 OTHER_TYPES = ("fp4", "int4", "fp8", "int8", "tf32", "fp32")
 _STAGE_CONTEXT = 1000  # tokens of each sequence; the source does not say
 
@@ -288,6 +288,7 @@ def steps(reading: TableReading) -> PartitionPoints:
     gpu = reading.gpu
 
     def rows() -> Iterator[TimeOnSms]:
+        prompts = 0
         for row in reading.rows():
             row.text("model")
             model, gpus = reading.step_model(row)
@@ -298,9 +299,10 @@ def steps(reading: TableReading) -> PartitionPoints:
             if phase not in ("prefill", "decoding", "decode"):
                 raise row.error("phase", f"is '{phase:.40}'", "Write prefill or decoding")
             decodes = phase != "prefill"
-            if not decodes and batch > MOST_PROMPTS:
-                problem = f"is {batch:,}, more than {MOST_PROMPTS:,} prompts in one step"
-                raise row.error("batch", problem)
+            prompts += 0 if decodes else batch
+            if prompts > MOST_PROMPTS:
+                problem = f"the steps up to here have more than {MOST_PROMPTS:,} prompts"
+                raise row.error("batch", problem, "Split the file")
             name, step = step_of(model, gpus, batch, tokens, decodes)
             ns = gpu.step(model, gpus, step, sms, "fa2").solo
             word = "decode" if decodes else "prefill"

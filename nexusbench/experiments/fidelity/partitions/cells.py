@@ -15,7 +15,6 @@ from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number
 HINT = "See the formats in docs/fidelity.md, 'Partitions'"
 MOST_ROWS, MOST_COLUMNS = 50_000, 1_000
 MOST_TOKENS, MOST_BATCH, MOST_SIZE = 2**24, 2**14, 2**20
-MOST_PROMPTS = 2**10  # in one step: each is simulated by itself
 _LEAST, _MOST = 1e-9, 1e12  # of a measured number
 
 

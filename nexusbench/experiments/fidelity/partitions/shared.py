@@ -11,7 +11,6 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.experiments.fidelity.partitions.alone import every_second
 from nexusbench.experiments.fidelity.partitions.cells import (
     MOST_BATCH,
-    MOST_PROMPTS,
     MOST_TOKENS,
     MeasuredRow,
 )
@@ -40,6 +39,7 @@ from nexusbench.profiles.sharing import (
 )
 
 SIMULATED_NOTE = "the profile is of a simulated GPU: nothing here was measured"
+MOST_PROMPTS = 1024  # of one step; each is simulated
 _NS_PER_MS = 1e6
 
 
