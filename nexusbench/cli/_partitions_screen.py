@@ -100,7 +100,7 @@ def show(
                 last = line == len(lines) - 1
                 grid.add_row(name, which, unit, *_cells(errors), end_section=last)
         print_whole(console, grid)
-        for sentence in _explanations(scores):
+        for sentence in _explanations(scores, half):
             console.print(sentence, style="dim", soft_wrap=True)
     for note in found.notes:
         console.print(note, style="dim", soft_wrap=True)
@@ -113,7 +113,7 @@ def _cells(found: Errors) -> list[str]:
     ]  # fmt: skip
 
 
-def _explanations(scores: Sequence[PartitionScore]) -> list[str]:
+def _explanations(scores: Sequence[PartitionScore], half: str) -> list[str]:
     """What the names of these scores mean."""
     names = [score.operator for score in scores]
     meanings = {
@@ -124,7 +124,9 @@ def _explanations(scores: Sequence[PartitionScore]) -> list[str]:
         "neighbour": "neighbour: time beside the other, over the time alone on the same SMs",
     }
     found = [text for word, text in meanings.items() if any(word in name for name in names)]
-    return [
-        *found,
-        "held-out: shapes outside the half that constants may be fitted on; all: one half is empty",
-    ]
+    halves = {score.of(half)[0] for score in scores}
+    if half != "all":
+        found.append("held-out: shapes outside the half that constants may be fitted on")
+    if half != "all" and "all" in halves:
+        found.append("all: the half that was asked for is empty")
+    return found

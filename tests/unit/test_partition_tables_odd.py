@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from nexusbench.cli.validate import app
 from nexusbench.core.errors import InputError
 from nexusbench.experiments.fidelity.partitions import alone
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
@@ -146,3 +148,15 @@ def test_rows_that_do_not_say_what_runs_are_named(tmp_path: Path) -> None:
     assert any(note.startswith("1 rows are taken for one layer's attention") for note in notes)
     notes = read(tmp_path, "a100", f"{CORUN},of", [f"{row},attention"]).notes
     assert not any("are taken for" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("half", "said"),
+    [("all", (False, False)), ("held-out", (True, True)), ("fitted", (True, False))],
+)
+def test_the_screen_says_what_half_is_empty(
+    tmp_path: Path, half: str, said: tuple[bool, bool]
+) -> None:
+    path = write_rows(tmp_path, "sms,gb_per_s", ["8,300", "132,4000"])
+    made = CliRunner().invoke(app, ["partitions", "h200", str(path), "--half", half])
+    assert ("held-out: shapes outside" in made.output, "is empty" in made.output) == said
