@@ -79,7 +79,9 @@ def show(
     from nexusbench.experiments.fidelity.partitions.scores import PER_CENT
 
     console = results_console()
-    measured = f", measured on {found.measured_on}" if found.measured_on else ""
+    # A profile of a simulated GPU says so in this name, and nothing of it was measured.
+    word = "profile of" if found.measured_on.endswith(", simulated") else "measured on"
+    measured = f", {word} {found.measured_on}" if found.measured_on else ""
     title = f"{gpu.name} ({gpu.num_sms} SMs), simulated, against {table}{measured}"
     console.print(title, style="bold", soft_wrap=True)
     if not found.points:
