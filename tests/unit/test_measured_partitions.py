@@ -129,6 +129,7 @@ def test_only_the_rows_of_the_gpu_count(tmp_path: Path) -> None:
     path = write_rows(tmp_path, "gpu,sms,gb_per_s", rows)
     found = read_partitions(path, load_gpu("h200"))
     assert {point.line for point in found.points} == {2, 3}
+    assert "2 rows are of other GPUs: RTX 4090" in found.notes
 
 
 @pytest.mark.parametrize(

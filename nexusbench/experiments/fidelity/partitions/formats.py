@@ -116,7 +116,9 @@ def read_table(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> Part
     """
     columns = header_of(path)
     known = format_of(path, columns)
-    made = known.read(TableReading(path, columns, SimulatedGpu(gpu), model))
+    reading = TableReading(path, columns, SimulatedGpu(gpu), model)
+    made = known.read(reading)
+    made.notes += reading.notes
     for name in known.not_used(columns):
         made.notes.append(f"column '{name[:60]}' is not used")
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,19 +27,22 @@ STEP = ("model", "gpus")
 
 
 class TableReading(msgspec.Struct, frozen=True):
-    """A table, its columns, the GPU it is set beside, and the model that was asked for, if any."""
+    """A table, its columns, the GPU it is set beside, and the model that was asked for, if any;
+    ``notes`` on rows that were left out.
+    """
 
     path: Path
     columns: tuple[str, ...]
     gpu: SimulatedGpu
     model: ModelSpec | None = None
+    notes: list[str] = []
 
     def rows(self) -> Iterator[MeasuredRow]:
         """The rows that are of this GPU: all of them where no column says of which they are."""
         if "gpu" not in self.columns:
             yield from rows_of(self.path, self.columns)
             return
-        others: dict[str, None] = {}
+        others: Counter[str] = Counter()
         found = False
         for row in rows_of(self.path, self.columns):
             name = row.text("gpu")
@@ -46,12 +50,15 @@ class TableReading(msgspec.Struct, frozen=True):
                 found = True
                 yield row
             else:
-                others[name] = None
+                others[name[:60]] += 1
+        names = ", ".join(others)[:200]
         if not found:
             raise InputError(
-                f"has no row of {self.gpu.gpu.name}: its rows are of {', '.join(others)[:200]}",
+                f"has no row of {self.gpu.gpu.name}: its rows are of {names}",
                 file=self.path, field="gpu", hint="Give one of these GPUs",
             )  # fmt: skip
+        if others:
+            self.notes.append(f"{others.total():,} rows are of other GPUs: {names}")
 
     def the_only(self, *patterns: str) -> list[str]:
         """The column of each pattern. Raises InputError where two are of one."""
