@@ -68,6 +68,23 @@ def test_faults_of_tables_are_named(
     assert caught.value.line is not None
 
 
+@pytest.mark.parametrize(
+    ("header", "lacks"),
+    [
+        ("op,K,N,tokens,context,sms,ms", r"\(op,K,.*\) lacks tokens_or_batch\. A table has"),
+        ("blocks_each,alone_40sms_gb_s", r" lacks beside_other_Nsms_gb_s\."),
+        ("stage,sms,rel", r"\(stage,sms,rel_to_N\) lacks rel_to_N\."),
+        ("SMs;GB/s", r"of no known format\. A table has"),
+        # Each has all columns of a format that it is not of.
+        (PROFILE.partition(",beside")[0], r"\(device,.*\) lacks beside_operator,beside_batch"),
+        (STEPS.replace("phase", "stage,sms,tokens"), r"\(model,.*\) lacks phase\."),
+    ],
+)
+def test_the_nearest_format_is_named(tmp_path: Path, header: str, lacks: str) -> None:
+    with pytest.raises(InputError, match=lacks):
+        read(tmp_path, "h200", header, ["1"])
+
+
 def test_blanks_around_columns_and_empty_last_cells_do_not_matter(tmp_path: Path) -> None:
     plain = read(tmp_path, "h200", "sms,gb_per_s", ["8,300", "132,4000"])
     blank = read(tmp_path, "h200", " sms, gb_per_s,,", ["8, 300,,", "132 ,4000,,,"])
