@@ -15,6 +15,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.experiments.fidelity.partitions import alone
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.points import PartitionPoints
+from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.profiles.sharing import COLUMNS
 from tests.unit.partition_tables import CORUN, write_rows
@@ -151,6 +152,25 @@ def test_kernels_that_are_not_simulated_are_left_out_and_named(tmp_path: Path) -
     assert {point.line for point in found.points} == {2, 4, 5, 6}
     said = [note for note in found.notes if note.startswith("not scored")]
     assert ["from line 3 on: kernels of fp8" in said[0], "from line 7 on" in said[1]] == [True] * 2
+
+
+def test_a_model_is_known_by_its_name_or_by_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    def times(name: str, model: str | None = None) -> tuple[list[float], list[str]]:
+        path = write_rows(tmp_path, STEPS, [f"{name},1,100,8,128,decoding,20"])
+        asked = None if model is None else load_model(model)
+        found = read_partitions(path, load_gpu("a100"), asked)
+        return [point.simulated for point in found.points], found.notes
+
+    plain, _ = times("llama-3.1-8b")
+    assert times("meta-llama/Llama-3.1-8B")[0] == plain
+    with pytest.raises(InputError, match=r"no model is called 'mine'.*--model"):
+        times("org/Mine")
+    found, notes = times("org/Mine", "llama-3.1-8b")
+    assert found == plain
+    assert "model 'org/Mine' is taken for llama-3.1-8b" in notes
+    found, notes = times("llama-7b", "llama-3.1-8b")  # the table's own name is known
+    assert found != plain
+    assert not any("is taken for" in note for note in notes)
 
 
 def test_a_table_of_one_sm_count_says_why_nothing_is_compared(tmp_path: Path) -> None:

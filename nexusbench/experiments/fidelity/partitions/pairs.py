@@ -168,7 +168,7 @@ def _phase_loads(reading: TableReading, gpu: SimulatedGpu, row: MeasuredRow) -> 
     tokens = row.count("prefill_tokens", MOST_TOKENS)
     if _of(row) == "step":
         if reading.model is None:
-            row.text("model")
+            row.text("model")  # raises InputError where it is missing
         model, gpus = reading.step_model(row)
         prefill, decode = BatchShape(0, 0, ((tokens, 0),)), BatchShape(batch, batch * context)
         return (

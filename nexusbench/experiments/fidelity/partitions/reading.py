@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ ZAMBA_HEADS, ZAMBA_MLP = AttentionLayout(32, 32, 224), (3584, 14336)
 LAYOUT = ("heads", "kv_heads", "head_size")  # optional columns of every attention
 MLP = ("hidden", "wide")
 STEP = ("model", "gpus")
+_MOST_NOTES = 20  # of models that are taken for another
 
 
 class TableReading(msgspec.Struct, frozen=True):
@@ -96,10 +98,14 @@ class TableReading(msgspec.Struct, frozen=True):
     def step_model(self, row: MeasuredRow) -> tuple[ModelSpec, int]:
         """The model that a row's step is of, and over how many GPUs it is split."""
         model = self.model
-        if row.has("model"):
+        if row.has("model") and (model is None or _name_in(row) in _known()):
             model = model_called(row)
         elif model is None:
             model = load_model(LLAMA_8B)
+        elif row.has("model"):
+            note = f"model '{row.text('model')[:60]}' is taken for {model.name}"
+            if note not in self.notes and len(self.notes) < _MOST_NOTES:
+                self.notes.append(note)
         return model, gpus_of(row, model)
 
 
@@ -122,15 +128,14 @@ _LLAMA = {
 
 
 def model_called(row: MeasuredRow) -> ModelSpec:
-    """The model in a row's column ``model``: a LLaMA of 2023, or a shipped one. Raises
-    InputError that names the row.
+    """The model in a row's column ``model``: a LLaMA of 2023, or a shipped one, with or without the
+    organisation before it. Raises InputError that names the row.
     """
-    name = row.text("model").lower()
+    name = _name_in(row)
     if name in model_names():
         return load_model(name)
     if name not in _LLAMA:
-        known = ", ".join((*_LLAMA, *model_names()))
-        hint = f"Known: {known}. Leave the column out for one that --model names"
+        hint = f"Known: {', '.join(_known())}. Or say with --model which one it is"
         raise row.error("model", f"no model is called '{name:.40}'", hint)
     layers, hidden, heads, wide = _LLAMA[name]
     return ModelSpec(
@@ -145,6 +150,15 @@ def model_called(row: MeasuredRow) -> ModelSpec:
         max_model_len=2048,
         source="arXiv 2302.13971, Table 2",
     )
+
+
+def _name_in(row: MeasuredRow) -> str:
+    return row.text("model").lower().rpartition("/")[2]
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    return (*_LLAMA, *model_names())
 
 
 def is_called(spec_name: str, name: str) -> bool:
