@@ -197,3 +197,10 @@ def test_the_screen_says_what_half_is_empty(
     path = write_rows(tmp_path, "sms,gb_per_s", ["8,300", "132,4000"])
     made = CliRunner().invoke(app, ["partitions", "h200", str(path), "--half", half])
     assert ("held-out: shapes outside" in made.output, "is empty" in made.output) == said
+
+
+def test_a_table_without_a_row_on_all_sms_says_over_what_its_times_are(tmp_path: Path) -> None:
+    rows = ["8,300", "64,2000"]
+    said = "times are over those on 64 of the 132 SMs: no row is on more"
+    assert said in read(tmp_path, "h200", "sms,gb_per_s", rows).notes
+    assert said not in read(tmp_path, "h200", "sms,gb_per_s", [*rows, "132,4000"]).notes

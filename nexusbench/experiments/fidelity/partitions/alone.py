@@ -36,8 +36,12 @@ OTHER_TYPES = ("fp4", "int4", "fp8", "int8", "tf32", "fp32")
 _STAGE_CONTEXT = 1000  # tokens of each sequence; the source does not say
 
 
-def _made(rows: Iterable[TimeOnSms], *notes: str) -> PartitionPoints:
-    points, more = over_all_sms(list(rows))
+def _made(reading: TableReading, rows: Iterable[TimeOnSms], *notes: str) -> PartitionPoints:
+    found = list(rows)
+    points, more = over_all_sms(found)
+    counts, total = {row.sms for row in found}, reading.gpu.gpu.num_sms
+    if len(counts) > 1 and max(counts) < total:
+        more.append(f"times are over those on {max(counts)} of the {total} SMs: no row is on more")
     return PartitionPoints(points, [*notes, *more])
 
 
@@ -54,7 +58,7 @@ def scan(reading: TableReading) -> PartitionPoints:
             measured = row.positive("memory_kernel_ms")
             yield TimeOnSms("stream", (), "", sms, measured, simulated, row.line, absolute=False)
 
-    return _made(every_second(rows()))
+    return _made(reading, every_second(rows()))
 
 
 def reads(reading: TableReading) -> PartitionPoints:
@@ -67,7 +71,7 @@ def reads(reading: TableReading) -> PartitionPoints:
             simulated = 1e3 / reading.gpu.bandwidth(sms)
             yield TimeOnSms("stream", (), "", sms, measured, simulated, row.line)
 
-    return _made(every_second(rows()), "stream, absolute: ms to read a GB")
+    return _made(reading, every_second(rows()), "stream, absolute: ms to read a GB")
 
 
 def every_second(rows: Iterable[TimeOnSms]) -> list[TimeOnSms]:
@@ -146,6 +150,7 @@ def kernels(reading: TableReading) -> PartitionPoints:
 
     made, calls = with_calls(list(rows()))
     return _made(
+        reading,
         made,
         "kernels are repeated on the same operands, which stay in L2 if they fit",
         *calls,
@@ -244,7 +249,7 @@ def decode_attention(reading: TableReading) -> PartitionPoints:
             yield _decode(reading.gpu, layout, row.count("batch", MOST_BATCH), row, sms)
 
     made, calls = with_calls(list(rows()))
-    return _made(made, *calls)
+    return _made(reading, made, *calls)
 
 
 def prefill_attention(reading: TableReading) -> PartitionPoints:
@@ -257,7 +262,7 @@ def prefill_attention(reading: TableReading) -> PartitionPoints:
             yield _prefill(reading.gpu, layout, tokens, row, sms, causal=True)
 
     made, calls = with_calls(list(rows()))
-    return _made(made, *calls)
+    return _made(reading, made, *calls)
 
 
 def mlp(reading: TableReading) -> PartitionPoints:
@@ -275,7 +280,7 @@ def mlp(reading: TableReading) -> PartitionPoints:
             yield _kernel("prefill mlp", ("gemm",), shape, sms, row, ns, absolute=told)
 
     note = "times themselves are not scored: no column (hidden, wide) or --model tells the shape"
-    return _made(rows(), *([] if told else [note]))
+    return _made(reading, rows(), *([] if told else [note]))
 
 
 # -- whole steps -----------------------------------------------------------------------------------
@@ -310,7 +315,7 @@ def steps(reading: TableReading) -> PartitionPoints:
             groups = (f"{word} step {model.name}", f"{word} step")
             yield _kernel(name, groups, shape, sms, row, ns)
 
-    return _made(rows())
+    return _made(reading, rows())
 
 
 def step_of(
