@@ -10,6 +10,7 @@ import pytest
 from nexusbench.core.errors import InputError
 from nexusbench.experiments.paying.blocks import BLOCKS
 from nexusbench.experiments.paying.points import Survey
+from nexusbench.experiments.paying.ranged import over_ranges
 from nexusbench.experiments.paying.spec import load_map
 from nexusbench.experiments.paying.survey_files import read_manifest
 from nexusbench.experiments.paying.tables import cells_of
@@ -86,19 +87,25 @@ def test_chat_under_a_mean_gap_has_nothing_to_gain(survey: Survey) -> None:
 
 
 def test_chat_under_a_bound_on_gaps(survey: Survey) -> None:
-    """Bullet 3, at 80 %."""
-    by_gpu = {
-        cell.gpu: cell for cell in cells(survey, "azure-chat", "guidellm-chat") if cell.load == 80
-    }
+    """Bullet 3."""
+    by_place = {(c.gpu, c.load): c for c in cells(survey, "azure-chat", "guidellm-chat")}
     for gpu in ("sim:a100", "sim:h100", "sim:h200"):
-        assert answer(survey, by_gpu[gpu], "policy").outcome == "pays"
+        picked = best(survey, by_place[gpu, 80], "split")
+        assert picked is not None
+        assert picked.name == "flowprefill"
+    found = answer(survey, by_place["sim:a100", 80], "split")
+    assert found.outcome == "pays"
+    assert found.mine > 2 * found.other
     for gpu in ("sim:h100", "sim:h200"):
-        assert answer(survey, by_gpu[gpu], "split").outcome == "costs"
-        chunked = best(survey, by_gpu[gpu], "whole")
+        chunked = best(survey, by_place[gpu, 80], "whole")
         assert chunked is not None
         assert chunked.name == "vllm-1024-spf"
-    assert answer(survey, by_gpu["sim:a100"], "split").mean > 2
-    found = answer(survey, by_gpu["sim:l20"], "split")
+        assert abs(answer(survey, by_place[gpu, 80], "split").mean) < 2
+        assert answer(survey, by_place[gpu, 110], "split").outcome == "costs"
+        behind = answer(survey, by_place[gpu, 80], "split").other
+        behind -= answer(survey, by_place[gpu, 80], "policy").mine
+        assert 20 < behind < 35
+    found = answer(survey, by_place["sim:l20", 80], "split")
     assert max(found.mine, found.other) < 20
 
 
@@ -110,18 +117,28 @@ def test_the_price_is_the_first_token(survey: Survey) -> None:
             assert found is not None
             gaps, first = judge(*found, "tbt_p99"), judge(*found, "ttft_mean")
             assert -90 <= gaps.mean <= -75
-            assert first.outcome == "costs"
+            # The H200's +123 % are too spread over three draws to be sure.
+            assert first.outcome == "costs" or cell.gpu == "sim:h200"
+            assert first.mean > 30
             assert cell.gpu != "sim:h200" or 80 < first.mean < 130
 
 
-def test_two_streams_do_nearly_as_well(survey: Survey) -> None:
-    """Bullet 5."""
-    found = [
-        answer(survey, cell, "confined").mean
-        for traffic in ("azure-chat", "mooncake-chat")
-        for cell in cells(survey, traffic)
-    ]
-    assert sum(abs(mean) <= 6 for mean in found) >= 0.9 * len(found)
+def test_two_streams_are_no_substitute_where_gaps_are_bounded(survey: Survey) -> None:
+    """Bullets 1 and 4."""
+    for cell in cells(survey, "azure-chat", "guidellm-chat"):
+        if cell.load == 80 and cell.gpu != "sim:l20":
+            found = answer(survey, cell, "confined")
+            assert found.outcome == "pays"
+            assert 38 < found.mean < 47
+            over = over_ranges(survey, cell, "confined")
+            assert over is not None
+            assert over.verdict == "holds"
+    for cell in cells(survey, "mooncake-chat"):
+        mean = answer(survey, cell, "confined").mean
+        if cell.gpu in ("sim:h100", "sim:h200"):
+            assert abs(mean) < 2.5
+        else:
+            assert 2 < mean < 6.5
 
 
 def test_more_bandwidth_per_flop_more_gain(survey: Survey) -> None:
@@ -146,31 +163,36 @@ def standings(survey: Survey) -> dict[str, dict[str, float]]:
     return {row[0]: dict(zip(header[2:], map(float, row[2:]), strict=True)) for row in rows}
 
 
-RIVALS = ("sarathi", "semi-pd", "pdmux", "muxwise", "bullet", "duetserve")
+RIVALS = ("sarathi", "debt", "openinfer", "semi-pd", "pdmux", "muxwise", "bullet", "duetserve")
 
 
-def test_who_leads_on_long_prompts(survey: Survey) -> None:
-    """Everybody, first bullet."""
+def test_the_leaders_on_long_prompts(survey: Survey) -> None:
+    """Every system, first bullet."""
     found = standings(survey)
     for gpu in ("l20", "a100", "h100", "h200"):
         column = f"mooncake-chat, {gpu}"
         leaders = [found[name][column] for name in ("nexus", "two-streams", "static-75")]
         assert min(leaders) > max(found[name][column] for name in RIVALS) + 20
+        same_order = (found[name][column] for name in ("vllm-spf", "slack-spf"))
+        assert found["nexus"][column] > max(same_order)
 
 
-def test_who_leads_on_chat(survey: Survey) -> None:
-    """Everybody, second bullet."""
+def test_the_leaders_on_chat(survey: Survey) -> None:
+    """Every system, second bullet."""
     found = standings(survey)
-    for gpu in ("a100", "h100", "h200"):
+    for gpu in ("l20", "a100", "h100", "h200"):
         column = f"azure-chat, {gpu}"
-        assert abs(found["muxwise"][column] - found["nexus-beta2"][column]) < 4
-        if gpu != "a100":
-            chunked = found["vllm-1024-spf"][column]
-            assert chunked > max(found["muxwise"][column], found["nexus-beta2"][column])
+        splits = [s.name for s in survey.spec.systems if s.kind == "split"]
+        assert max(splits, key=lambda name: found[name][column]) == "flowprefill"
+        assert 3 < found["flowprefill"][column] - found["static-75"][column] < 15.5
+        if gpu in ("h100", "h200"):
+            assert found["vllm-1024-spf"][column] > found["flowprefill"][column]
 
 
 def test_long_answers_take_the_gain_away(survey: Survey) -> None:
     """Under the grids: prompts of 8,000 tokens, `nexus` against `vllm-spf`."""
+    if read_manifest(page.RESULTS).quick:
+        pytest.skip("the reduced map has no long answers, and the page says so")
 
     def gain(gpu: str, output: int, slo: str) -> float:
         (traffic,) = [

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "when-it-pays.md"
 RESULTS = ROOT / "results" / "when-it-pays"
 SPEC = ROOT / "workloads" / "when-it-pays" / "map.toml"
-BLOCK = re.compile(r"<!-- made: ([\w ]+) -->\n(.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- made: ([\w -]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def committed() -> Survey:

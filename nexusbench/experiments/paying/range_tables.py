@@ -25,6 +25,10 @@ from nexusbench.experiments.paying.tables import (
 from nexusbench.experiments.paying.verdicts import QUESTIONS, MapCell, MapVerdict, verdict
 
 _NONE = "This survey has no runs over the ranges.\n"
+_DRAWS_ALONE = (
+    "\nConstants were drawn together, not moved one by one: which of them a verdict hangs on is not "
+    "told.\n"
+)
 _OUTCOMES: tuple[RangeOutcome, ...] = ("holds", "hangs", "fails", "open")
 
 
@@ -54,7 +58,9 @@ def range_counts(survey: Survey) -> str:
             text or NOTHING,
         ))  # fmt: skip
     header = ("comparison", "hold", "hang on a constant", "fail", "open in use", "hang on")
-    return table(header, rows) if rows else _NONE
+    if not rows:
+        return _NONE
+    return table(header, rows) + ("" if _has_ends(survey) else _DRAWS_ALONE)
 
 
 def range_verdicts(survey: Survey, question: str) -> str:
@@ -67,7 +73,8 @@ def range_verdicts(survey: Survey, question: str) -> str:
         rows.append((
             cell.gpu, cell.traffic, cell.slo, f"{cell.load:g} %",
             f"{MARKS[base.outcome]} {signed(base.mean)}",
-            f"{signed(over.low)} to {signed(over.high)}", drawn, range_words(over, signed),
+            f"{signed(over.low)} to {signed(over.high)}" if _has_ends(survey) else NOTHING,
+            drawn, range_words(over, signed),
         ))  # fmt: skip
     header = ("GPU", "traffic", "SLO", "load", "in use", "at the ends", "in the draws", "verdict")
     return table(header, rows) if rows else _NONE
@@ -85,13 +92,13 @@ def contested(survey: Survey) -> str:
     return table(("GPU", "in use (moved between)"), rows) if rows else _NONE
 
 
-def was_ranged_at_all(survey: Survey) -> bool:
-    """Whether anything can be said of it over the ranges."""
-    return any(True for question in QUESTIONS for _ in ranged_cells(survey, question))
+def _has_ends(survey: Survey) -> bool:
+    """Whether constants were moved one by one, to the ends of their ranges."""
+    return any(places.ends for places in survey.places.values())
 
 
 def sensitivity(survey: Survey) -> str:
     """The figure of points over each range, where the survey has one."""
-    if not was_ranged_at_all(survey):
-        return _NONE
+    if not _has_ends(survey):
+        return "No figure: no constant was moved to the ends of its range.\n"
     return "![Points over the range of each constant](../results/when-it-pays/sensitivity.svg)\n"
