@@ -105,6 +105,9 @@ def test_chat_under_a_bound_on_gaps(survey: Survey) -> None:
         behind = answer(survey, by_place[gpu, 80], "split").other
         behind -= answer(survey, by_place[gpu, 80], "policy").mine
         assert 20 < behind < 35
+        behind = answer(survey, by_place[gpu, 110], "split").other
+        behind -= answer(survey, by_place[gpu, 110], "policy").mine
+        assert 55 < behind < 71
     found = answer(survey, by_place["sim:l20", 80], "split")
     assert max(found.mine, found.other) < 20
 
@@ -120,7 +123,7 @@ def test_the_price_is_the_first_token(survey: Survey) -> None:
             # The H200's +123 % are too spread over three draws to be sure.
             assert first.outcome == "costs" or cell.gpu == "sim:h200"
             assert first.mean > 30
-            assert cell.gpu != "sim:h200" or 80 < first.mean < 130
+            assert cell.gpu != "sim:h200" or (80 < first.mean < 130 and first.outcome == "open")
 
 
 def test_two_streams_are_no_substitute_where_gaps_are_bounded(survey: Survey) -> None:
@@ -133,6 +136,8 @@ def test_two_streams_are_no_substitute_where_gaps_are_bounded(survey: Survey) ->
             over = over_ranges(survey, cell, "confined")
             assert over is not None
             assert over.verdict == "holds"
+            assert over.least is not None
+            assert over.least > 28.5
     for cell in cells(survey, "mooncake-chat"):
         mean = answer(survey, cell, "confined").mean
         if cell.gpu in ("sim:h100", "sim:h200"):
