@@ -26,8 +26,8 @@ from nexusbench.experiments.paying.verdicts import QUESTIONS, MapCell, MapVerdic
 
 _NONE = "This survey has no runs over the ranges.\n"
 _DRAWS_ALONE = (
-    "\nConstants were drawn together, not moved one by one: which of them a verdict hangs on is not "
-    "told, and none can be found to fail.\n"
+    "\nConstants were drawn together, not moved one by one: which of them a verdict hangs on is "
+    "not told, and none can be found to fail.\n"
 )
 _OUTCOMES: tuple[RangeOutcome, ...] = ("holds", "hangs", "fails", "open")
 
