@@ -31,7 +31,7 @@ from nexusbench.experiments.capacity_ranges import (
     capacities_over_ranges,
     searches,
 )
-from nexusbench.experiments.over_range import range_words
+from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.experiments.rate_search import FoundRate
 from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_runs
@@ -99,12 +99,17 @@ def _show_ranges(labels: Sequence[str], ranged: CapacitiesOverRanges) -> None:
         spread = f"{over.low:.3g} to {over.high:.3g} req/s at the ends of the ranges"
         if over.least is not None and over.most is not None:
             spread += f", {over.least:.3g} to {over.most:.3g} in the draws"
-        words = range_words(over, _rate)
+        words = held_words(over, "it is no interval in use")
         say(console, f"{label}: {spread}. Its interval: {words}", "bold")
     if ranged.lead is not None:
         best, other = labels[ranged.lead.best], labels[ranged.lead.other]
-        words = range_words(ranged.lead.over, _rate)
+        words = held_words(ranged.lead.over, "it is not sure in use")
         say(console, f"That {best} is ahead of {other}: {words}", "bold")
+
+
+def held_words(over: OverRange, why: str) -> str:
+    """Whether it holds over the ranges; ``why`` that cannot be asked."""
+    return f"open, {why}" if over.verdict == "open" else range_words(over, _rate)
 
 
 def _rate(value: float) -> str:

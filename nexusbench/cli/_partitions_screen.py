@@ -79,14 +79,16 @@ def show(
     from nexusbench.experiments.fidelity.partitions.scores import PER_CENT
 
     console = results_console()
-    measured = f", measured on {found.measured_on}" if found.measured_on else ""
+    # A profile of a simulated GPU says so in this name, and nothing of it was measured.
+    word = "profile of" if found.measured_on.endswith(", simulated") else "measured on"
+    measured = f", {word} {found.measured_on}" if found.measured_on else ""
     title = f"{gpu.name} ({gpu.num_sms} SMs), simulated, against {table}{measured}"
     console.print(title, style="bold", soft_wrap=True)
     if not found.points:
         console.print("nothing in this table can be scored", style="bold red")
     else:
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for name in ("operator", "half", "error in"):
+        for name in ("operator", "half", "unit"):
             grid.add_column(name, no_wrap=True)
         for name in ("rows", "MAPE", "p50", "p95", "bias"):
             grid.add_column(name, justify="right")
@@ -96,11 +98,11 @@ def show(
                 lines.append(("fitted", score.fitted))
             for line, (which, errors) in enumerate(lines):
                 name = "" if line else score.operator
-                unit = "%" if score.unit == PER_CENT else "rate x 100"
+                unit = "%" if score.unit == PER_CENT else "0.01"
                 last = line == len(lines) - 1
                 grid.add_row(name, which, unit, *_cells(errors), end_section=last)
         print_whole(console, grid)
-        for sentence in _explanations(scores):
+        for sentence in _explanations(scores, half):
             console.print(sentence, style="dim", soft_wrap=True)
     for note in found.notes:
         console.print(note, style="dim", soft_wrap=True)
@@ -113,18 +115,20 @@ def _cells(found: Errors) -> list[str]:
     ]  # fmt: skip
 
 
-def _explanations(scores: Sequence[PartitionScore]) -> list[str]:
+def _explanations(scores: Sequence[PartitionScore], half: str) -> list[str]:
     """What the names of these scores mean."""
     names = [score.operator for score in scores]
     meanings = {
         ", absolute": "NAME, absolute: times themselves; others are over the time on all SMs",
         "work rate": "work rate: time of both one after the other on all SMs, over the time until "
-        "both are done; its errors are (simulated - measured) x 100, so 10 is 0.10",
+        "both are done; its errors are simulated - measured, in hundredths",
         "slow-down": "slow-down: time of a side until it is done, over its time alone on all SMs",
         "neighbour": "neighbour: time beside the other, over the time alone on the same SMs",
     }
     found = [text for word, text in meanings.items() if any(word in name for name in names)]
-    return [
-        *found,
-        "held-out: shapes outside the half that constants may be fitted on; all: one half is empty",
-    ]
+    halves = {score.of(half)[0] for score in scores}
+    if half != "all":
+        found.append("held-out: shapes outside the half that constants may be fitted on")
+    if half != "all" and "all" in halves:
+        found.append("all: the half that was asked for is empty")
+    return found

@@ -181,16 +181,17 @@ def show_sharing(console: Console, sharing: SharingFacts, parts: str) -> None:
         return
     grid = TextGrid(
         f"Two batches at once: times over those alone on the same {parts}, mean (and worst); work "
-        f"done over that of one after the other on all {parts}, mean (and range)",
-        ("first", "second", parts, "pairs", "first", "second", "work rate"), texts=(0, 1, 2),
+        f"done over that of one after the other on all {parts}, mean (and range) of n pairs",
+        ("first", "second", parts, "n", "time of 1st", "time of 2nd", "work rate"), keys=3,
+        texts=(0, 1, 2),
     )  # fmt: skip
     for (kind, first, second), found in kinds.items():
         slowed = [rate.slowdown for rate in found], [rate.beside_slowdown for rate in found]
         rates = [rate.rate for rate in found]
         grid.add(
-            first, second, "both all" if kind == "streams" else "split", f"{len(found)}",
+            first, second, "all" if kind == "streams" else "split", f"{len(found)}",
             *(f"{fmean(side):.2f} ({max(side):.2f})" for side in slowed),
-            f"{fmean(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})",
+            f"{fmean(rates):.2f} ({min(rates):.2f}-{max(rates):.2f})",
         )  # fmt: skip
     grid.show(console)
 

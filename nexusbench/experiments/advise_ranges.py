@@ -21,9 +21,9 @@ from nexusbench.experiments.advise import (
 from nexusbench.experiments.leads import DrawScore, Rated, lead
 from nexusbench.experiments.over_range import (
     DrawnReading,
-    EndReading,
     OverRange,
     Reading,
+    at_end,
     over_range,
 )
 from nexusbench.experiments.pool import Lost, run_all
@@ -78,8 +78,7 @@ def advice_over_ranges(
     for number, place in enumerate(sides):
         first = number * len(seeds)
         there = _rated(field, scores, range(first, first + len(seeds)))
-        ((constant, value),) = place.values.items()
-        at_ends.append(EndReading(constant, used[constant], value, _reading(question, there)))
+        at_ends.append(at_end(place, used, _reading(question, there)))
     drawn = None
     if draws:
         there = _rated(field, scores, range(len(asked) - len(draws), len(asked)))

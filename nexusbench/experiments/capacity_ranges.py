@@ -12,9 +12,9 @@ from nexusbench.core.errors import UsageError
 from nexusbench.experiments.capacity import Capacity, CapacitySearch
 from nexusbench.experiments.over_range import (
     DrawnReading,
-    EndReading,
     OverRange,
     Reading,
+    at_end,
     over_range,
 )
 from nexusbench.experiments.pool import Lost, run_all
@@ -130,11 +130,6 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _end(place: Place, used: dict[str, float], reading: Reading) -> EndReading:
-    ((constant, value),) = place.values.items()
-    return EndReading(constant, used[constant], value, reading)
-
-
 def _of_policy(
     one: Capacity, found: _Found, used: dict[str, float], sides: Sequence[Place],
     draws: Sequence[Place],
@@ -144,7 +139,7 @@ def _of_policy(
     at_ends = []
     for place in sides:
         rate = _mean(found.at_ends[one.position, place.name])
-        at_ends.append(_end(place, used, Reading(rate, one.low <= rate <= high)))
+        at_ends.append(at_end(place, used, Reading(rate, one.low <= rate <= high)))
     drawn, each = None, []
     for number, place in enumerate(draws):
         before = one.found[number % len(one.found)].kept
@@ -171,7 +166,7 @@ def _of_lead(
     for place in sides:
         mine, theirs = (found.at_ends[one.position, place.name] for one in (best, other))
         there = _lead([a - b for a, b in zip(mine, theirs, strict=True)], base.points)
-        at_ends.append(_end(place, used, there))
+        at_ends.append(at_end(place, used, there))
     drawn = None
     if draws:
         each = [

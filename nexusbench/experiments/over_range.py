@@ -8,10 +8,12 @@ in use, with each at its ends, and with all of them drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
+
+from nexusbench.experiments.ranges import Place
 
 RangeOutcome = Literal["holds", "hangs", "fails", "open"]
 _SEVERAL = "several together"
@@ -31,6 +33,12 @@ class EndReading(msgspec.Struct, frozen=True):
     used: float
     end: float
     reading: Reading
+
+
+def at_end(place: Place, used: Mapping[str, float], reading: Reading) -> EndReading:
+    """The reading at a place where one constant is not at its value in ``used``."""
+    ((constant, value),) = place.values.items()
+    return EndReading(constant, used[constant], value, reading)
 
 
 class DrawnReading(msgspec.Struct, frozen=True):

@@ -100,6 +100,8 @@ def test_tables_and_their_badge(call, made):
     ):
         assert title in outcome.out
     assert re.search(r"nexus +all +alone +all +\d+", outcome.out)
+    time = r" +[\d.]+ \([\d.]+\)"
+    assert re.search(rf"prefill +decode +all +\d+{time}{time} +[\d.]+ \([\d.]+-", outcome.out)
     assert "joules per token: no counter gave energy" in " ".join(outcome.out.split())
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from nexusbench.cli.validate import app
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
@@ -119,6 +121,9 @@ def test_a_profile_has_rows_of_the_same_operators(tmp_path: Path) -> None:
     # It was made by the same physics.
     assert max(score.p95 for score in scores.values()) < 1e-6
     assert "simulated" in found.measured_on
+    made = CliRunner().invoke(app, ["partitions", "l20", str(tmp_path)])
+    assert "profile of sim:l20, simulated" in made.output
+    assert "measured on" not in made.output
     assert any("nothing here was measured" in note for note in found.notes)
     rates = [p.measured for p in found.points if p.operator == "work rate split"]
     assert 0.8 < min(rates) < max(rates) < 1.9

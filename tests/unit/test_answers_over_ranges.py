@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nexusbench.cli._capacity_screen import held_words
 from nexusbench.cli.main import main
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError
@@ -128,6 +129,8 @@ def test_a_lead_that_is_not_sure_is_open(
     )
     assert made.lead is not None
     assert made.lead.over.verdict == "open"  # within a step of the search
+    assert held_words(made.lead.over, "it is not sure in use") == "open, it is not sure in use"
+    assert held_words(made.policies[0], "") == "holds over the range"
 
 
 # Advice.

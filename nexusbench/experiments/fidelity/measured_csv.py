@@ -15,16 +15,23 @@ Cells = Mapping[str, str]  # of a row, by column; a short row has None for the l
 
 
 def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[int, Cells]]:
-    """Line number and cells of every row, gunzipped if the name ends in ``.gz``. Raises InputError
-    that names the file, and the line or the column that is missing.
+    """Line number and cells of every row, gunzipped if the name ends in ``.gz``. Blanks around the
+    names of columns do not count. Raises InputError that names the file, and the column that is
+    missing or the line that has more cells than there are columns.
     """
     reader = csv.DictReader(io.StringIO(read_table_text(path, hint=hint)))
     try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for key in columns:
-            if key not in (reader.fieldnames or ()):
+            if key not in reader.fieldnames:
                 problem = "is missing"
                 raise InputError(problem, file=path, line=1, field=key, hint="Add the column")
         for row in reader:
+            if any(row.get(None, ())):
+                # A comma too many moves every cell after it into the next column.
+                problem = f"has more cells than the {len(reader.fieldnames)} columns"
+                more = "Quote cells that hold a comma, and write decimal points"
+                raise InputError(problem, file=path, line=reader.line_num, hint=more)
             yield reader.line_num, row
     except csv.Error as fault:
         line = max(1, reader.line_num)

@@ -26,8 +26,8 @@ from nexusbench.experiments.paying.verdicts import QUESTIONS, MapCell, MapVerdic
 
 _NONE = "This survey has no runs over the ranges.\n"
 _DRAWS_ALONE = (
-    "\nConstants were drawn together, not moved one by one: which of them a verdict hangs on is not "
-    "told.\n"
+    "\nConstants were drawn together, not moved one by one: which of them a verdict hangs on is "
+    "not told, and none can be found to fail.\n"
 )
 _OUTCOMES: tuple[RangeOutcome, ...] = ("holds", "hangs", "fails", "open")
 
@@ -99,6 +99,8 @@ def _has_ends(survey: Survey) -> bool:
 
 def sensitivity(survey: Survey) -> str:
     """The figure of points over each range, where the survey has one."""
+    if not survey.places:
+        return _NONE
     if not _has_ends(survey):
         return "No figure: no constant was moved to the ends of its range.\n"
     return "![Points over the range of each constant](../results/when-it-pays/sensitivity.svg)\n"

@@ -8,12 +8,12 @@ import msgspec
 
 from nexusbench.experiments.over_range import (
     DrawnReading,
-    EndReading,
     OverRange,
     Reading,
+    at_end,
     over_range,
 )
-from nexusbench.experiments.paying.points import DRAWN, GpuPlaces, Survey
+from nexusbench.experiments.paying.points import DRAWN, Survey
 from nexusbench.experiments.paying.verdicts import (
     MARGINS,
     MapCell,
@@ -23,7 +23,6 @@ from nexusbench.experiments.paying.verdicts import (
     sides,
     verdict,
 )
-from nexusbench.experiments.ranges import Place
 
 _MARGIN = MARGINS["attained"]
 
@@ -61,7 +60,7 @@ def over_ranges(survey: Survey, cell: MapCell, question: str) -> OverRange | Non
         other = verdict(survey, msgspec.structs.replace(here, constant=place.name), question)
         if other is None:
             return None
-        found.append(_end(places, place, Reading(other.mean, still(base, other))))
+        found.append(at_end(place, places.used, Reading(other.mean, still(base, other))))
     drawn = None
     if places.draws:
         drawn = _drawn(survey, cell, question, base, len(places.draws))
@@ -69,11 +68,6 @@ def over_ranges(survey: Survey, cell: MapCell, question: str) -> OverRange | Non
             return None
     used = None if base.outcome == "open" else Reading(base.mean, held=True)
     return over_range(used, found, drawn, _says(base), points=base.mean)
-
-
-def _end(places: GpuPlaces, place: Place, reading: Reading) -> EndReading:
-    ((constant, value),) = place.values.items()
-    return EndReading(constant, places.used[constant], value, reading)
 
 
 def _says(base: MapVerdict) -> tuple[float, float]:

@@ -10,9 +10,9 @@ import msgspec
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.over_range import (
     DrawnReading,
-    EndReading,
     OverRange,
     Reading,
+    at_end,
     over_range,
 )
 from nexusbench.experiments.ranges import Place, ends, in_use, latin_hypercube
@@ -89,10 +89,10 @@ def _judged(
     """From what was found at the ends, and behind them in the draws."""
     sides, found = there
     used, grade = in_use(gpu), judge(claim, base)[0]
-    at_ends = []
-    for place, one in zip(sides, found, strict=False):
-        ((constant, value),) = place.values.items()
-        at_ends.append(EndReading(constant, used[constant], value, _reading(claim, grade, one)))
+    at_ends = [
+        at_end(place, used, _reading(claim, grade, one))
+        for place, one in zip(sides, found, strict=False)
+    ]
     drawn, others = None, found[len(sides) :]
     if others:
         values = tuple(one.value for one in others)

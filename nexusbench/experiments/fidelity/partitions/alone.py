@@ -31,11 +31,17 @@ from nexusbench.experiments.fidelity.partitions.simulated import AttentionLayout
 KV_IN_L2 = 50 * 2**20  # bytes: the L2 of an H100 holds as much, an A100's a little less
 MOST_OF_A_CALL = 0.02  # ms of a kernel that is short enough to tell what calling it costs
 _NS_PER_MS = 1e6
+MOST_PROMPTS = 2**23  # of a table's steps in all: each is simulated by itself
+OTHER_TYPES = ("fp4", "int4", "fp8", "int8", "tf32", "fp32")
 _STAGE_CONTEXT = 1000  # tokens of each sequence; the source does not say
 
 
-def _made(rows: Iterable[TimeOnSms], *notes: str) -> PartitionPoints:
-    points, more = over_all_sms(list(rows))
+def _made(reading: TableReading, rows: Iterable[TimeOnSms], *notes: str) -> PartitionPoints:
+    found = list(rows)
+    points, more = over_all_sms(found)
+    counts, total = {row.sms for row in found}, reading.gpu.gpu.num_sms
+    if len(counts) > 1 and max(counts) < total:
+        more.append(f"times are over those on {max(counts)} of the {total} SMs: no row is on more")
     return PartitionPoints(points, [*notes, *more])
 
 
@@ -52,7 +58,7 @@ def scan(reading: TableReading) -> PartitionPoints:
             measured = row.positive("memory_kernel_ms")
             yield TimeOnSms("stream", (), "", sms, measured, simulated, row.line, absolute=False)
 
-    return _made(every_second(rows()))
+    return _made(reading, every_second(rows()))
 
 
 def reads(reading: TableReading) -> PartitionPoints:
@@ -65,7 +71,7 @@ def reads(reading: TableReading) -> PartitionPoints:
             simulated = 1e3 / reading.gpu.bandwidth(sms)
             yield TimeOnSms("stream", (), "", sms, measured, simulated, row.line)
 
-    return _made(every_second(rows()), "stream, absolute: ms to read a GB")
+    return _made(reading, every_second(rows()), "stream, absolute: ms to read a GB")
 
 
 def every_second(rows: Iterable[TimeOnSms]) -> list[TimeOnSms]:
@@ -87,27 +93,28 @@ def with_calls(rows: list[TimeOnSms]) -> tuple[list[TimeOnSms], list[str]]:
     An attention library launches several kernels from Python. Of its shortest call on all SMs,
     where there is next to nothing to compute, all that exceeds the simulated kernel is the call.
     """
-    most, notes = max((row.sms for row in rows), default=0), []
-    for word in ("decode attention", "prefill attention"):
-        whole = [row for row in rows if row.sms == most and row.shape.startswith(word)]
+    most, notes = max((row.sms for row in rows), default=0), list[str]()
+    made, kernels_of = list(rows), dict[tuple[str, object], list[int]]()
+    for at, row in enumerate(rows):
+        for word in ("decode attention", "prefill attention"):
+            if row.shape.startswith(word):
+                kernels_of.setdefault((word, row.kernel[0]), []).append(at)
+    for (word, _), own in kernels_of.items():
+        whole = [rows[at] for at in own if rows[at].sms == most]
         shortest = min(whole, key=lambda row: row.simulated, default=None)
         if shortest is None or shortest.simulated > MOST_OF_A_CALL:
             continue
         call = shortest.measured - shortest.simulated
         if call <= 0.0:
             continue
-        rows = [
-            msgspec.structs.replace(row, simulated=row.simulated + call)
-            if row.shape.startswith(word)
-            else row
-            for row in rows
-        ]
+        for at in own:
+            made[at] = msgspec.structs.replace(rows[at], simulated=rows[at].simulated + call)
         notes.append(
             f"{word}: {1e3 * call:.1f} us are added to every simulated time for the call: the "
             f"shortest kernel ({shortest.shape}) takes {1e3 * shortest.simulated:.1f} us as "
             f"simulated, {1e3 * shortest.measured:.1f} as measured"
         )
-    return rows, notes
+    return made, notes
 
 
 def gemm_band(tokens: int) -> str:
@@ -126,6 +133,8 @@ def kernels(reading: TableReading) -> PartitionPoints:
         ("prefill_attention", _prefill_attention),
     )
 
+    left: dict[str, int] = {}  # why, and the line of the first
+
     def rows() -> Iterator[TimeOnSms]:
         for row in reading.rows():
             op = row.text("op").lower()
@@ -133,12 +142,32 @@ def kernels(reading: TableReading) -> PartitionPoints:
             if read is None:
                 known = ", ".join(name for name, _ in ops)
                 raise row.error("op", f"is '{op:.40}'", f"Known: what begins with {known}")
-            yield read(reading, row, row.sms("sms", reading.gpu.gpu))
+            why = _not_simulated(op, row)
+            if why:
+                left.setdefault(why, row.line)
+            else:
+                yield read(reading, row, row.sms("sms", reading.gpu.gpu))
 
     made, calls = with_calls(list(rows()))
     return _made(
-        made, "kernels are repeated on the same operands, which stay in L2 if they fit", *calls
+        reading,
+        made,
+        "kernels are repeated on the same operands, which stay in L2 if they fit",
+        *calls,
+        *(f"not scored, from line {line} on: {why}" for why, line in left.items()),
     )
+
+
+def _not_simulated(op: str, row: MeasuredRow) -> str:
+    """Why a row of kernels has no simulated time; '' if it has."""
+    other = next((word for word in OTHER_TYPES if word in op), None)
+    if other is not None:
+        return f"kernels of {other}; those of 16-bit values are simulated"
+    if op.startswith("prefill") and row.has("context"):
+        context = row.whole("context", MOST_TOKENS, least=0)
+        if context not in (0, row.count("tokens_or_batch", MOST_TOKENS)):
+            return "prefill attention with a context other than its own tokens"
+    return ""
 
 
 def _gemm(reading: TableReading, row: MeasuredRow, sms: int) -> TimeOnSms:
@@ -170,16 +199,30 @@ def _decode(
     fits = "up to" if size <= KV_IN_L2 else "above"
     shape = f"decode attention batch={batch} context={context}"
     groups = ("decode attention", "attention")
-    return _kernel(f"decode attention {fits} 50 MiB", groups, shape, sms, row, made.time)
+    time = _kernel(f"decode attention {fits} 50 MiB", groups, shape, sms, row, made.time)
+    return msgspec.structs.replace(time, kernel=(layout.kernel, layout))
 
 
 def _prefill_attention(reading: TableReading, row: MeasuredRow, sms: int) -> TimeOnSms:
     tokens = row.count("tokens_or_batch", MOST_TOKENS)
     op = row.text("op")
     layout = _kernel_of(op, reading.layout(row, LLAMA_HEADS))
-    made = reading.gpu.prefill_attention(layout, tokens, sms, causal="noncausal" not in op)
+    return _prefill(reading.gpu, layout, tokens, row, sms, causal="noncausal" not in op)
+
+
+def _prefill(
+    gpu: SimulatedGpu,
+    layout: AttentionLayout,
+    tokens: int,
+    row: MeasuredRow,
+    sms: int,
+    *,
+    causal: bool,
+) -> TimeOnSms:
+    made = gpu.prefill_attention(layout, tokens, sms, causal=causal)
     shape = f"prefill attention tokens={tokens}"
-    return _kernel("prefill attention", ("attention",), shape, sms, row, made.time)
+    time = _kernel("prefill attention", ("attention",), shape, sms, row, made.time)
+    return msgspec.structs.replace(time, kernel=(layout.kernel, layout, causal))
 
 
 def _kernel(
@@ -206,7 +249,7 @@ def decode_attention(reading: TableReading) -> PartitionPoints:
             yield _decode(reading.gpu, layout, row.count("batch", MOST_BATCH), row, sms)
 
     made, calls = with_calls(list(rows()))
-    return _made(made, *calls)
+    return _made(reading, made, *calls)
 
 
 def prefill_attention(reading: TableReading) -> PartitionPoints:
@@ -216,12 +259,10 @@ def prefill_attention(reading: TableReading) -> PartitionPoints:
         for row in reading.rows():
             layout = reading.layout(row, ZAMBA_HEADS)
             tokens, sms = row.count("prefill_tokens", MOST_TOKENS), row.sms("sms", reading.gpu.gpu)
-            ns = reading.gpu.prefill_attention(layout, tokens, sms).time
-            shape = f"prefill attention tokens={tokens}"
-            yield _kernel("prefill attention", ("attention",), shape, sms, row, ns)
+            yield _prefill(reading.gpu, layout, tokens, row, sms, causal=True)
 
     made, calls = with_calls(list(rows()))
-    return _made(made, *calls)
+    return _made(reading, made, *calls)
 
 
 def mlp(reading: TableReading) -> PartitionPoints:
@@ -239,7 +280,7 @@ def mlp(reading: TableReading) -> PartitionPoints:
             yield _kernel("prefill mlp", ("gemm",), shape, sms, row, ns, absolute=told)
 
     note = "times themselves are not scored: no column (hidden, wide) or --model tells the shape"
-    return _made(rows(), *([] if told else [note]))
+    return _made(reading, rows(), *([] if told else [note]))
 
 
 # -- whole steps -----------------------------------------------------------------------------------
@@ -252,6 +293,7 @@ def steps(reading: TableReading) -> PartitionPoints:
     gpu = reading.gpu
 
     def rows() -> Iterator[TimeOnSms]:
+        prompts = 0
         for row in reading.rows():
             row.text("model")
             model, gpus = reading.step_model(row)
@@ -262,6 +304,10 @@ def steps(reading: TableReading) -> PartitionPoints:
             if phase not in ("prefill", "decoding", "decode"):
                 raise row.error("phase", f"is '{phase:.40}'", "Write prefill or decoding")
             decodes = phase != "prefill"
+            prompts += 0 if decodes else batch
+            if prompts > MOST_PROMPTS:
+                problem = f"the steps up to here have more than {MOST_PROMPTS:,} prompts"
+                raise row.error("batch", problem, "Split the file")
             name, step = step_of(model, gpus, batch, tokens, decodes)
             ns = gpu.step(model, gpus, step, sms, "fa2").solo
             word = "decode" if decodes else "prefill"
@@ -269,7 +315,7 @@ def steps(reading: TableReading) -> PartitionPoints:
             groups = (f"{word} step {model.name}", f"{word} step")
             yield _kernel(name, groups, shape, sms, row, ns)
 
-    return _made(rows())
+    return _made(reading, rows())
 
 
 def step_of(
@@ -287,10 +333,11 @@ def step_of(
 
 def stages(reading: TableReading) -> PartitionPoints:
     """``stage,sms,rel_to_N``: steps of a pipeline's stages over their time on all N SMs."""
-    column = next(name for name in reading.columns if re.fullmatch(r"rel_to_\d+", name))
+    (column,) = reading.the_only(r"rel_to_\d+")
     most = int(column.removeprefix("rel_to_")[:9])
     made: list[TimeOnSms] = []
     unknown: dict[str, None] = {}
+    begun: set[tuple[str, object]] = set()
     for row in reading.rows():
         stage, sms = row.text("stage"), row.sms("sms", reading.gpu.gpu)
         found = _stage(reading, stage, row)
@@ -300,12 +347,17 @@ def stages(reading: TableReading) -> PartitionPoints:
         if not 1 <= most <= reading.gpu.gpu.num_sms:
             problem = f"is of {most} SMs; {reading.gpu.gpu.name} has {reading.gpu.gpu.num_sms}"
             raise row.error(column, problem, "Give a GPU with as many SMs")
-        name, time = found
-        if not any(point.shape == stage for point in made):
-            made.append(TimeOnSms(name, (), stage, most, 1.0, time(most), row.line, False))
+        name, time, of = found
+        curve = (name, (), stage)
+        if (stage, of) not in begun:
+            begun.add((stage, of))
+            whole = TimeOnSms(*curve, most, 1.0, time(most), row.line, absolute=False, kernel=of)
+            made.append(whole)
         if sms != most:
             measured = row.positive(column)
-            made.append(TimeOnSms(name, (), stage, sms, measured, time(sms), row.line, False))
+            made.append(
+                TimeOnSms(*curve, sms, measured, time(sms), row.line, absolute=False, kernel=of)
+            )
     notes = [
         "decode stages: a step of the model with 1,000 tokens a sequence stands for one of a model "
         "that is not described; compute stages: work that divides over the SMs"
@@ -318,13 +370,17 @@ def stages(reading: TableReading) -> PartitionPoints:
 
 def _stage(
     reading: TableReading, stage: str, row: MeasuredRow
-) -> tuple[str, Callable[[int], float]] | None:
-    """The operator of a stage, and its time on some SMs; None for one that says nothing of it."""
-    gpu, batch = reading.gpu, re.search(r"\bbatch (\d{1,5})\b", stage)
-    if batch and "decode" in stage and int(batch[1]):
+) -> tuple[str, Callable[[int], float], tuple[object, ...]] | None:
+    """The operator of a stage, its time on some SMs, and of which model; None for a stage that says
+    nothing of it.
+    """
+    gpu, words = reading.gpu, stage.lower()
+    batch = re.search(r"\bbatch (\d{1,5})\b", words)
+    if batch and "decode" in words and int(batch[1]):
         (model, gpus), count = reading.step_model(row), int(batch[1])
         shape = BatchShape(count, count * _STAGE_CONTEXT)
-        return "stage decode step", lambda sms: gpu.step(model, gpus, shape, sms).solo
-    if "compute" in stage:
-        return "stage compute", lambda sms: gpu.computing(sms).solo
+        of = (model.name, gpus)
+        return "stage decode step", lambda sms: gpu.step(model, gpus, shape, sms).solo, of
+    if "compute" in words:
+        return "stage compute", lambda sms: gpu.computing(sms).solo, ()
     return None

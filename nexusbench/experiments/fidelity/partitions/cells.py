@@ -13,7 +13,7 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number_in
 
 HINT = "See the formats in docs/fidelity.md, 'Partitions'"
-MOST_ROWS = 50_000
+MOST_ROWS, MOST_COLUMNS = 50_000, 1_000
 MOST_TOKENS, MOST_BATCH, MOST_SIZE = 2**24, 2**14, 2**20
 _LEAST, _MOST = 1e-9, 1e12  # of a measured number
 
@@ -76,13 +76,17 @@ def header_of(path: Path) -> tuple[str, ...]:
     """The columns of a CSV file. Raises InputError if there are none, or one stands there twice."""
     text = read_table_text(path, hint=HINT)
     try:
-        columns = tuple(next(csv.reader(io.StringIO(text)), ()))
+        header = next(csv.reader(io.StringIO(text)), [])
     except csv.Error as fault:
         raise InputError(f"is no CSV: {fault}", file=path, line=1, hint=HINT) from None
+    columns = tuple(name.strip() for name in header)
     if not any(columns):
         raise InputError("holds no header line", file=path, line=1, hint=HINT)
+    if len(columns) > MOST_COLUMNS:
+        problem = f"has {len(columns):,} columns, more than {MOST_COLUMNS}"
+        raise InputError(problem, file=path, line=1, hint=HINT)
     for name in columns:
-        if columns.count(name) > 1:
+        if name and columns.count(name) > 1:
             problem = "stands in the header twice"
             raise InputError(problem, file=path, line=1, field=name, hint="Rename one of them")
     return columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,12 +31,16 @@ class PartitionFormat(msgspec.Struct, frozen=True):
 
     def matches(self, columns: tuple[str, ...]) -> bool:
         """Whether a header has all of its columns."""
-        return all(any(re.fullmatch(p, c) for c in columns) for p in self.columns)
+        return not self.missing(columns)
+
+    def missing(self, columns: tuple[str, ...]) -> list[str]:
+        """Its columns that a header has not."""
+        return [p for p in self.columns if not any(re.fullmatch(p, c) for c in columns)]
 
     def not_used(self, columns: tuple[str, ...]) -> list[str]:
         """The columns of a header that it knows nothing of."""
         known = (*self.columns, *self.optional, *self.unread, "gpu")
-        return [c for c in columns if not any(re.fullmatch(p, c) for p in known)]
+        return [c for c in columns if c and not any(re.fullmatch(p, c) for p in known)]
 
 
 _REL = r"rel_to_\d+"
@@ -89,18 +93,30 @@ FORMATS = (
 
 
 def format_of(path: Path, columns: tuple[str, ...]) -> PartitionFormat:
-    """The format with most of these columns. Raises InputError that lists those of all formats."""
-    found = [known for known in FORMATS if known.matches(columns)]
-    if not found:
-        lists = " | ".join(
-            ",".join(c.replace(r"\d+", "N").replace(r"\d{1,6}", "N") for c in known.columns)
-            for known in FORMATS
-        )
-        raise InputError(
-            f"has the columns {','.join(columns)[:200]}, which are of no known format",
-            file=path, line=1, hint=f"A table has those of one of: {lists}",
-        )  # fmt: skip
-    return max(found, key=lambda known: len(known.columns))
+    """The format that knows most of these columns. Raises InputError if it lacks some of its own: a
+    table of kernels without its batches has all columns of an MLP's. Lists those of all formats.
+    """
+    near = [known for known in FORMATS if 2 * len(known.missing(columns)) <= len(known.columns)]
+
+    def rank(known: PartitionFormat) -> tuple[int, bool, int]:
+        return -len(known.not_used(columns)), known.matches(columns), len(known.columns)
+
+    found = max(near, key=rank, default=None)
+    if found is not None and found.matches(columns):
+        return found
+    nearest = ""
+    if found is not None:
+        nearest = f"The nearest ({_text(found.columns)}) lacks {_text(found.missing(columns))}. "
+    lists = " | ".join(_text(known.columns) for known in FORMATS)
+    raise InputError(
+        f"has the columns {','.join(columns)[:200]}, which are of no known format",
+        file=path, line=1, hint=f"{nearest}A table has those of one of: {lists}",
+    )  # fmt: skip
+
+
+def _text(patterns: Sequence[str]) -> str:
+    """Columns as a user writes them, N for a number."""
+    return ",".join(re.sub(r"\\d(\+|\{1,6\})", "N", pattern) for pattern in patterns)
 
 
 def read_partitions(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> PartitionPoints:
@@ -116,7 +132,9 @@ def read_table(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> Part
     """
     columns = header_of(path)
     known = format_of(path, columns)
-    made = known.read(TableReading(path, columns, SimulatedGpu(gpu), model))
+    reading = TableReading(path, columns, SimulatedGpu(gpu), model)
+    made = known.read(reading)
+    made.notes += reading.notes
     for name in known.not_used(columns):
         made.notes.append(f"column '{name[:60]}' is not used")
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import msgspec
@@ -38,6 +37,9 @@ ONE_SHOT = (
     "which of two single kernels is slowed depends on which is launched first: their slow-downs on "
     "the same SMs are not scored, their work rate is"
 )
+
+
+UNTOLD = "{} rows are taken for one layer's attention: no column 'of' says step, none says a model"
 
 
 class CorunRow(msgspec.Struct, frozen=True):
@@ -96,8 +98,10 @@ def coruns(reading: TableReading) -> PartitionPoints:
     ``model`` is told). Steps without ``both_ms`` go on on either side until the other is done.
     """
     found: list[tuple[MeasuredRow, CorunRow]] = []
+    untold = 0  # rows that do not say what runs
     for row in reading.rows():
         found.append((row, _corun_row(reading, row)))
+        untold += not row.has("of") and not row.has("model")
     used = [sum(c.sms) if c.kind == "split" else max(c.sms) for _, c in found]
     most = max(used)
     if most > reading.gpu.gpu.num_sms:
@@ -106,6 +110,8 @@ def coruns(reading: TableReading) -> PartitionPoints:
         raise line.error("decode_sms", problem, "Give the GPU that was measured")
     gpu = reading.gpu.cut(most)
     made = PartitionPoints(notes=_on_part(most, reading))
+    if untold:
+        made.notes.append(UNTOLD.format(untold))
     for row, corun in found:
         points = points_of(corun, gpu, _phase_loads(reading, gpu, row))
         if corun.kind == "streams" and _of(row) == "attention":
@@ -161,6 +167,8 @@ def _phase_loads(reading: TableReading, gpu: SimulatedGpu, row: MeasuredRow) -> 
     batch, context = row.count("decode_batch", MOST_BATCH), row.count("context", MOST_TOKENS)
     tokens = row.count("prefill_tokens", MOST_TOKENS)
     if _of(row) == "step":
+        if reading.model is None:
+            row.text("model")  # raises InputError where it is missing
         model, gpus = reading.step_model(row)
         prefill, decode = BatchShape(0, 0, ((tokens, 0),)), BatchShape(batch, batch * context)
         return (
@@ -261,26 +269,23 @@ def copies(reading: TableReading) -> PartitionPoints:
     """``blocks_each,alone_Nsms_gb_s,beside_other_Nsms_gb_s``: two equal copies, each on N SMs of
     its own, against one of them alone there.
     """
-    columns = [re.fullmatch(r"(alone|beside_other)_(\d{1,6})sms_gb_s", c) for c in reading.columns]
-    (alone, beside) = [match for match in columns if match is not None]
-    if alone[1] != "alone" or beside[1] == "alone":
-        alone, beside = beside, alone
-    each = int(alone[2])
-    if not each or int(beside[2]) != each:
-        problem = f"is not of the same SMs as {alone[0]}"
-        raise InputError(problem, file=reading.path, line=1, field=beside[0], hint=HINT)
+    alone, beside = reading.the_only(r"alone_\d{1,6}sms_gb_s", r"beside_other_\d{1,6}sms_gb_s")
+    each = int(alone.removeprefix("alone_").removesuffix("sms_gb_s"))
+    if not each or beside != f"beside_other_{each}sms_gb_s":
+        problem = f"is not of the same SMs as {alone}"
+        raise InputError(problem, file=reading.path, line=1, field=beside, hint=HINT)
     gpu, made = reading.gpu, PartitionPoints()
     for row in reading.rows():
         if 2 * each > gpu.gpu.num_sms:
             problem = f"two sides of {each} SMs; {gpu.gpu.name} has {gpu.gpu.num_sms}"
-            raise row.error(alone[0], problem, "Give the GPU that was measured")
+            raise row.error(alone, problem, "Give the GPU that was measured")
         blocks = row.count("blocks_each", MOST_SIZE)
         shape = f"copy beside copy, {blocks} blocks each"
         load = gpu.streaming(each)
         made.points.append(
             PartitionPoint(
                 "neighbour split stream", (), shape, (each, each), BESIDE,
-                row.positive(alone[0]) / row.positive(beside[0]),
+                row.positive(alone) / row.positive(beside),
                 gpu.slowdown(load, load), row.line, may_be_fitted(shape),
             )
         )  # fmt: skip

@@ -21,9 +21,9 @@ class TimeOnSms(msgspec.Struct, frozen=True, gc=False):
     """An operator alone on ``sms`` SMs, ms measured and simulated (in any one unit of work).
 
     ``operator`` is the finest name that it is scored by, ``groups`` the coarser ones. ``shape``
-    names the curve over SMs that it belongs to ('' for the only one of its kind). ``absolute``: its
-    time itself is comparable too. ``fitted``: whether constants may be fitted on it, None if its
-    shape says that.
+    names the curve over SMs that it belongs to ('' for the only one of its kind), ``kernel`` which
+    of several kernels or models of that shape it is. ``absolute``: its time itself is comparable
+    too. ``fitted``: whether constants may be fitted on it, None if its shape says that.
     """
 
     operator: str
@@ -35,6 +35,7 @@ class TimeOnSms(msgspec.Struct, frozen=True, gc=False):
     line: int
     absolute: bool = True
     fitted: bool | None = None
+    kernel: tuple[object, ...] = ()
 
     @property
     def may_be_fitted(self) -> bool:
@@ -73,9 +74,9 @@ def over_all_sms(rows: Sequence[TimeOnSms]) -> tuple[list[PartitionPoint], list[
     A curve without a row on the most SMs of the table cannot be related to anything. Rows on
     all SMs are 1 by definition and are no points.
     """
-    curves: dict[tuple[str, str], list[TimeOnSms]] = defaultdict(list)
+    curves: dict[tuple[str, str, object], list[TimeOnSms]] = defaultdict(list)
     for row in rows:
-        curves[row.operator, row.shape].append(row)
+        curves[row.operator, row.shape, row.kernel].append(row)
     most = max((row.sms for row in rows), default=0)
     points, without = [], 0
     for curve in curves.values():
@@ -94,6 +95,8 @@ def over_all_sms(rows: Sequence[TimeOnSms]) -> tuple[list[PartitionPoint], list[
             f"{without} of {len(curves)} curves have no row on all {most} SMs of the table: "
             "scored by their times only"
         )
+    if rows and all(row.sms == most for row in rows):
+        notes.append(f"all rows are on {most} SMs: there is no time on fewer to compare")
     return points, notes
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -22,22 +25,26 @@ ZAMBA_HEADS, ZAMBA_MLP = AttentionLayout(32, 32, 224), (3584, 14336)
 LAYOUT = ("heads", "kv_heads", "head_size")  # optional columns of every attention
 MLP = ("hidden", "wide")
 STEP = ("model", "gpus")
+_MOST_NOTES = 20  # of models that are taken for another
 
 
 class TableReading(msgspec.Struct, frozen=True):
-    """A table, its columns, the GPU it is set beside, and the model that was asked for, if any."""
+    """A table, its columns, the GPU it is set beside, and the model that was asked for, if any;
+    ``notes`` on rows that were left out.
+    """
 
     path: Path
     columns: tuple[str, ...]
     gpu: SimulatedGpu
     model: ModelSpec | None = None
+    notes: list[str] = []
 
     def rows(self) -> Iterator[MeasuredRow]:
         """The rows that are of this GPU: all of them where no column says of which they are."""
         if "gpu" not in self.columns:
             yield from rows_of(self.path, self.columns)
             return
-        others: dict[str, None] = {}
+        others: Counter[str] = Counter()
         found = False
         for row in rows_of(self.path, self.columns):
             name = row.text("gpu")
@@ -45,12 +52,27 @@ class TableReading(msgspec.Struct, frozen=True):
                 found = True
                 yield row
             else:
-                others[name] = None
+                others[name[:60]] += 1
+        names = ", ".join(others)[:200]
         if not found:
             raise InputError(
-                f"has no row of {self.gpu.gpu.name}: its rows are of {', '.join(others)[:200]}",
+                f"has no row of {self.gpu.gpu.name}: its rows are of {names}",
                 file=self.path, field="gpu", hint="Give one of these GPUs",
             )  # fmt: skip
+        if others:
+            self.notes.append(f"{others.total():,} rows are of other GPUs: {names}")
+
+    def the_only(self, *patterns: str) -> list[str]:
+        """The column of each pattern. Raises InputError where two are of one."""
+        found = []
+        for pattern in patterns:
+            names = [name for name in self.columns if re.fullmatch(pattern, name)]
+            if len(names) > 1:
+                problem = f"is one of {len(names)} columns where one is read"
+                hint = "Make a table of each"
+                raise InputError(problem, file=self.path, line=1, field=names[1], hint=hint)
+            found += names
+        return found
 
     def layout(self, row: MeasuredRow, usual: AttentionLayout) -> AttentionLayout:
         """The heads of an attention kernel: the row's own, the asked model's, or the usual ones."""
@@ -76,14 +98,24 @@ class TableReading(msgspec.Struct, frozen=True):
     def step_model(self, row: MeasuredRow) -> tuple[ModelSpec, int]:
         """The model that a row's step is of, and over how many GPUs it is split."""
         model = self.model
-        if row.has("model"):
+        if row.has("model") and (model is None or _name_in(row) in _known()):
             model = model_called(row)
         elif model is None:
             model = load_model(LLAMA_8B)
-        gpus = row.count("gpus", 1024, 1)
-        if gpus > model.num_heads:
-            raise row.error("gpus", f"{gpus} is more than the {model.num_heads} heads of the model")
-        return model, gpus
+        elif row.has("model"):
+            note = f"model '{row.text('model')[:60]}' is taken for {model.name}"
+            if note not in self.notes and len(self.notes) < _MOST_NOTES:
+                self.notes.append(note)
+        return model, gpus_of(row, model)
+
+
+def gpus_of(row: MeasuredRow, model: ModelSpec) -> int:
+    """Over how many GPUs a row's model is split. Raises InputError where its heads cannot be."""
+    gpus = row.count("gpus", 1024, 1)
+    if model.num_heads % gpus:
+        problem = f"the {model.num_heads} heads of {model.name} do not divide over {gpus} GPUs"
+        raise row.error("gpus", problem, "Every GPU computes as many whole heads: correct the row")
+    return gpus
 
 
 # LLaMA (arXiv 2302.13971, Table 2): layers, hidden size, heads, intermediate size.
@@ -96,15 +128,14 @@ _LLAMA = {
 
 
 def model_called(row: MeasuredRow) -> ModelSpec:
-    """The model in a row's column ``model``: a LLaMA of 2023, or a shipped one. Raises
-    InputError that names the row.
+    """The model in a row's column ``model``: a LLaMA of 2023, or a shipped one, with or without the
+    organisation before it. Raises InputError that names the row.
     """
-    name = row.text("model").lower()
+    name = _name_in(row)
     if name in model_names():
         return load_model(name)
     if name not in _LLAMA:
-        known = ", ".join((*_LLAMA, *model_names()))
-        hint = f"Known: {known}. Leave the column out for one that --model names"
+        hint = f"Known: {', '.join(_known())}. Or say with --model which one it is"
         raise row.error("model", f"no model is called '{name:.40}'", hint)
     layers, hidden, heads, wide = _LLAMA[name]
     return ModelSpec(
@@ -119,6 +150,15 @@ def model_called(row: MeasuredRow) -> ModelSpec:
         max_model_len=2048,
         source="arXiv 2302.13971, Table 2",
     )
+
+
+def _name_in(row: MeasuredRow) -> str:
+    return row.text("model").lower().rpartition("/")[2]
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    return (*_LLAMA, *model_names())
 
 
 def is_called(spec_name: str, name: str) -> bool:

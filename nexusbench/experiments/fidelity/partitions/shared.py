@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import msgspec
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.core.errors import InputError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.experiments.fidelity.partitions.alone import every_second
 from nexusbench.experiments.fidelity.partitions.cells import (
@@ -24,7 +23,7 @@ from nexusbench.experiments.fidelity.partitions.points import (
     TimeOnSms,
     over_all_sms,
 )
-from nexusbench.experiments.fidelity.partitions.reading import TableReading
+from nexusbench.experiments.fidelity.partitions.reading import TableReading, gpus_of
 from nexusbench.experiments.fidelity.partitions.simulated import SimulatedGpu
 from nexusbench.profiles.profile import PROFILE_FILE, load_profile
 from nexusbench.profiles.sharing import (
@@ -93,15 +92,13 @@ def shared(reading: TableReading) -> PartitionPoints:
         found = _identity(row)
         if identity is None:
             identity, model = found, _model(reading, row)
+            gpus_of(row, model)
         elif found != identity:
             problem = "rows are of two devices, models or numbers of GPUs"
             raise row.error("device", problem, "Give each a table of its own")
         rows.append((row.line, _row(row, reading)))
     assert identity is not None
     device, simulated, _, gpus = identity
-    if gpus > model.num_heads:
-        problem = f"{gpus} is more than the {model.num_heads} heads of the model"
-        raise InputError(problem, file=reading.path, field="gpus")
     made = points_of(TableOfSteps(tuple(rows), model, gpus), reading.gpu)
     made.measured_on = f"{device}, simulated" if simulated else device
     if simulated:
@@ -146,17 +143,19 @@ def _row(row: MeasuredRow, reading: TableReading) -> SharingRow:
     if wanted is not None and bool(own.tokens) != wanted:
         problem = "is missing" if wanted else f"stands in a row of {operator}"
         raise row.error("tokens", problem, "A prefill has new tokens, a decode has none")
+    sms = row.sms("sms", gpu)
     if operator == ATTENTION and beside is not None:
         _check_shorter(row, beside, own)
+        if beside_sms != sms:
+            raise row.error("beside_sms", f"is not the {sms} SMs of the step that takes longer")
+    if operator == SPLIT and sms + (beside_sms or 0) > gpu.num_sms:
+        problem = f"both sides have {sms + (beside_sms or 0)} SMs; {gpu.name} has {gpu.num_sms}"
+        raise row.error("beside_sms", problem, "Give the GPU that was measured, or a larger one")
     sides = [
         row.positive(key) if pair and row.has(key) else None
         for key in ("slowdown", "beside_slowdown", "work_rate")
     ]
     ms = row.positive("beside_ms") if row.has("beside_ms") else None
-    sms = row.sms("sms", gpu)
-    if operator == SPLIT and sms + (beside_sms or 0) > gpu.num_sms:
-        problem = f"both sides have {sms + (beside_sms or 0)} SMs; {gpu.name} has {gpu.num_sms}"
-        raise row.error("beside_sms", problem, "Give the GPU that was measured, or a larger one")
     return SharingRow(operator, own, sms, row.positive("ms"), beside, beside_sms, ms, *sides)
 
 
