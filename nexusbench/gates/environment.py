@@ -35,7 +35,8 @@ def environment_of(
     """
     gpu: JsonObject = msgspec.to_builtins(resolved.gpu)
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
-    gpu.pop("sources", None)
+    for described in ("sources", "ranges"):  # words about the constants, not constants
+        gpu.pop(described, None)
     for name in ("name", "source"):
         own_model.pop(name, None)
     sources: list[str | None] = [None, None]

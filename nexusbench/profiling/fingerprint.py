@@ -10,13 +10,14 @@ from nexusbench.profiles.profile import Fingerprint, model_fingerprint, sha256_o
 
 
 def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
-    """The device as it is now; ``sources`` of a GPU file may be reworded without consequence.
+    """The device as it is now; ``sources`` and ``ranges`` of a GPU file may change without
+    consequence.
 
     A simulated device is what its description says. A real one is what it is called: its measured
     peaks are others at every opening.
     """
     spec = device.spec
-    gpu = msgspec.structs.replace(device.gpu, sources={})
+    gpu = msgspec.structs.replace(device.gpu, sources={}, ranges={})
     decisive = [
         spec.kind,
         gpu if spec.simulated else gpu.name,

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusbench.core.errors import BaselineError, UsageError
+from nexusbench.core.specs import GpuSpec
 from nexusbench.gates.baseline import (
     appended,
     encode_baseline,
@@ -20,9 +22,11 @@ from nexusbench.gates.baseline import (
     rounded,
     save_baseline,
 )
+from nexusbench.gates.environment import environment_of
 from nexusbench.gates.series import RunSeries
 from nexusbench.gates.spec import load_spec
 from nexusbench.gates.verdicts import TOLERANCE
+from nexusbench.results.reader import RunReader
 from nexusbench.schedulers.base import schedulers
 from tests.gates.made_up import exact, measured, samples, series
 
@@ -160,6 +164,20 @@ def test_append_adds_deterministic_runs_once() -> None:
 def test_append_refuses_what_does_not_belong(new: RunSeries, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         appended({"a": exact(1)}, {"a": new})
+
+
+def test_words_about_constants_leave_a_baseline_what_it_is() -> None:
+    run = RunReader(Path(__file__).parents[1] / "data" / "schema-1" / "engine")
+    config, resolved = run.manifest.config, run.manifest.resolved
+    gpu = resolved.gpu
+
+    def device(gpu: GpuSpec) -> object:
+        changed = msgspec.structs.replace(resolved, gpu=gpu)
+        return environment_of(config, changed, True)["device_sha256"]
+
+    reworded = msgspec.structs.replace(gpu, sources={}, ranges={"turn_taking": (0.1, 0.2)})
+    sim = msgspec.structs.replace(gpu.sim, turn_taking=0.5)
+    assert device(reworded) == device(gpu) != device(msgspec.structs.replace(gpu, sim=sim))
 
 
 def test_the_projects_own_baseline_covers_every_scheduler() -> None:

@@ -75,6 +75,16 @@ def file(tmp_path_factory):
     return profile_of(tmp_path_factory.mktemp("l20"))
 
 
+def test_words_about_constants_change_no_device():
+    """Reworded sources and wider ranges leave a profile and a baseline what they are."""
+    reworded = msgspec.structs.replace(L20, sources={"num_sms": "elsewhere"}, ranges={})
+    was, now, other = (
+        fingerprint_of(Sim(gpu, QWEN, OPTIONS), QWEN).device_sha256
+        for gpu in (L20, reworded, changed(L20, turn_taking=0.5))
+    )
+    assert was == now != other
+
+
 def opened(file, model=QWEN, options=OPTIONS):
     return Sim.open(str(file), model, options)
 
