@@ -83,8 +83,8 @@ def run(runs_of: Callable[..., list[str]]) -> Path:
 
 def free(place: Place, to: Any) -> bool:
     """Keys of a manifest that no reader needs: what only the end of a run knows, options that no
-    screen reads, sources and default constants of a GPU and a model, settings that only a rerun
-    takes, and items of lists.
+    screen reads, sources, ranges and default constants of a GPU and a model, settings that only a
+    rerun takes, and items of lists.
     """
     head, last = place[:2], place[-1]
     if place[0] == "config":
@@ -101,7 +101,8 @@ def free(place: Place, to: Any) -> bool:
     if head in (("resolved", "scheduler_options"), ("resolved", "partitioner_options")):
         return len(place) > 2 or to is not REMOVED
     if head == ("resolved", "gpu"):
-        return to is REMOVED and ("sources" in place[:-1] or place[2] in ("sim", "host_gbps"))
+        described = any(table in place[:-1] for table in ("sources", "ranges"))
+        return to is REMOVED and (described or place[2] in ("sim", "host_gbps"))
     if head == ("resolved", "model"):
         return (
             to is REMOVED and len(place) == 3 and last in ("tie_word_embeddings", "moe", "source")
