@@ -125,7 +125,7 @@ def naive(run: RunEvents) -> list[bool]:
             if request in before:
                 start = before[request]
                 found.append(
-                    any(b < time and d > start and who - {request} for b, d, who in prefills)
+                    any(b < time and d > start and others - {request} for b, d, others in prefills)
                 )
             before[request] = time
     return found
