@@ -94,7 +94,8 @@ def _map(survey: Survey) -> Iterator[MapPoint]:
     for gpu in survey.spec.about.gpus:
         for traffic in survey.spec.traffic:
             for load in traffic.loads:
-                yield from _cell(survey, gpu, traffic, load, range(traffic.seeds))
+                seeds = range(traffic.seeds)
+                yield from _cell(survey, gpu, traffic, load, seeds, systems=traffic.systems)
 
 
 def _neutral(survey: Survey) -> Iterator[MapPoint]:
@@ -119,23 +120,32 @@ def _ranges(survey: Survey) -> Iterator[MapPoint]:
             for load in asked.loads if traffic.trace else ():
                 for place in places.ends:
                     seeds = range(asked.seeds)
-                    yield from _cell(survey, gpu, traffic, load, seeds, place.name)
+                    yield from _cell(
+                        survey, gpu, traffic, load, seeds, place.name, systems=asked.systems
+                    )
                 for seed, place in enumerate(places.draws):
                     one = range(seed, seed + 1)
-                    yield from _cell(survey, gpu, traffic, load, one, place.name)
+                    yield from _cell(
+                        survey, gpu, traffic, load, one, place.name, systems=asked.systems
+                    )
                     if place.spares_one_batch:
-                        yield from _cell(survey, gpu, traffic, load, one, whole_only=True)
+                        yield from _cell(
+                            survey, gpu, traffic, load, one, systems=asked.systems,
+                            whole_only=True,
+                        )  # fmt: skip
 
 
 def _cell(
     survey: Survey, gpu: str, traffic: Traffic, load: float, seeds: range, constant: str = "",
-    *, whole_only: bool = False,
+    *, systems: tuple[str, ...] = (), whole_only: bool = False,
 ) -> Iterator[MapPoint]:  # fmt: skip
     spares = bool(constant) and survey.spares_one_batch(gpu, constant)
     for system in survey.spec.systems:
         whole = system.kind == "whole"
         if (whole and spares) or (whole_only and not whole):
             continue  # nothing runs beside it, and it has all SMs: these constants touch it not
+        if systems and system.name not in systems:
+            continue
         for slo in traffic.slos if system.told_slo else ("",):
             for seed in seeds:
                 yield MapPoint(

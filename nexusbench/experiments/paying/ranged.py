@@ -40,9 +40,11 @@ def was_ranged(survey: Survey, cell: MapCell) -> bool:
 
 
 def in_use_over_seeds(survey: Survey, cell: MapCell) -> MapCell:
-    """The cell over as many draws of the arrivals as its ends were run with."""
+    """The cell with the systems, and as many draws of the arrivals, that its ends were run with."""
     asked = survey.spec.ranges
-    return msgspec.structs.replace(cell, seeds=cell.seeds if asked is None else asked.seeds)
+    if asked is None:
+        return cell
+    return msgspec.structs.replace(cell, seeds=asked.seeds, systems=asked.systems)
 
 
 def over_ranges(survey: Survey, cell: MapCell, question: str) -> OverRange | None:
@@ -99,7 +101,9 @@ def _drawn(
     """Over the draws. A single one is of one draw of the arrivals, too: it may be the margin beyond
     what the verdict says.
     """
-    place = msgspec.structs.replace(cell, seeds=count, constant=DRAWN)
+    place = msgspec.structs.replace(
+        in_use_over_seeds(survey, cell), seeds=count, constant=DRAWN
+    )  # fmt: skip
     both = sides(survey, place, question)
     if both is None:
         return None

@@ -69,7 +69,9 @@ class MapSystem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """Traffic from a file, or made up (``prompt`` and ``output`` mean tokens); ``slos`` by name."""
+    """Traffic from a file, or made up (``prompt`` and ``output`` mean tokens); ``slos`` by name;
+    ``systems`` are those that serve it, none for all of the map's.
+    """
 
     name: str
     slos: dict[str, str]
@@ -80,6 +82,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     prompt: int = 0
     output: int = 0
     cv: float = 0.0
+    systems: tuple[str, ...] = ()
 
 
 class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,13 +96,15 @@ class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class MapRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ``[ranges]`` table: each contested constant at its ``ends``, with the first ``seeds``
     draws of the arrivals (0: all of the map's), and ``draws`` of all of them from a Latin hypercube
-    of ``seed``, one with each draw of the arrivals. ``loads``: none is all of the map's.
+    of ``seed``, one with each draw of the arrivals. ``loads`` and ``systems``: none is all of the
+    map's.
     """
 
     ends: bool = True
     draws: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     loads: tuple[Positive, ...] = ()
     seeds: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    systems: tuple[str, ...] = ()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
 
 
@@ -130,6 +135,7 @@ class _Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     seeds: Draws
     slos: Names
     cv: Positive = 0.7
+    systems: tuple[str, ...] = ()
 
 
 def load_map(path: Path, *, quick: bool = False) -> MapSpec:
@@ -196,6 +202,7 @@ class _MapReader:
             grid = self._convert(document["grid"], _Grid, "grid")
             if len(grid.prompts) * len(grid.outputs) > MOST_CELLS:
                 raise self._fault(f"is of more than {MOST_CELLS:,} cells", "grid")
+            self._check_systems(grid.systems, "grid", about, systems)
             traffic += self._made_up(grid)
         if not traffic:
             raise self._fault("is missing", "traffic", "Give it [[traffic]] or a [grid]")
@@ -210,11 +217,33 @@ class _MapReader:
                 raise self._fault(f"no constant '{constant}'", "sensitivity.constants", hint)
         if not set(sensitivity.loads) <= set(about.loads):
             raise self._fault("has loads that the map lacks", "sensitivity.loads")
-        ranges = self._ranges(document["ranges"], about) if "ranges" in document else None
+        ranges = None
+        if "ranges" in document:
+            ranges = self._ranges(document["ranges"], about)
+            self._check_systems(ranges.systems, "ranges", about, systems)
         return MapSpec(
             name=self._path.stem, sha256=sha256, about=about, systems=systems,
             traffic=tuple(traffic), sensitivity=sensitivity, ranges=ranges, cut=cut,
         )  # fmt: skip
+
+    def _check_systems(
+        self, chosen: tuple[str, ...], table: str, about: MapTable, systems: tuple[MapSystem, ...]
+    ) -> None:
+        """A choice of systems has those that comparisons name, and each kind that it has."""
+        field, kinds = f"{table}.systems", {system.name: system.kind for system in systems}
+        for name in chosen:
+            if name not in kinds:
+                raise self._fault(f"no system '{name}'", field, did_you_mean(name, list(kinds)))
+        if not chosen:
+            return
+        for role in ("reference", "ordered", "policy"):
+            if getattr(about, role) not in chosen:
+                problem = f"lacks '{getattr(about, role)}', the map's {role}"
+                raise self._fault(problem, field, "Add it")
+        left = set(kinds.values()) - {kinds[name] for name in chosen}
+        if left:
+            hint = f"Add one of the kind '{min(left)}'"
+            raise self._fault("leaves a comparison without a side", field, hint)
 
     def _ranges(self, table: object, about: MapTable) -> MapRanges:
         """What is left open is that of the map."""
@@ -288,7 +317,7 @@ class _MapReader:
         return [
             Traffic(
                 name=f"p{prompt}-o{output}", prompt=prompt, output=output, cv=grid.cv, slos=slos,
-                loads=grid.loads, seeds=grid.seeds,
+                loads=grid.loads, seeds=grid.seeds, systems=grid.systems,
             )
             for output in grid.outputs
             for prompt in grid.prompts

@@ -22,7 +22,7 @@ MARGINS = {"attained": 2.0, "ttft_mean": 5.0, "ttft_p95": 5.0, "tbt_p99": 5.0}
 
 class MapCell(msgspec.Struct, frozen=True, kw_only=True):
     """A place of the map: of ``seeds`` draws; ``constant`` is the one made neutral, or a place on
-    the ranges, or DRAWN.
+    the ranges, or DRAWN; only ``systems`` take part, none for all that were run.
     """
 
     gpu: str
@@ -31,6 +31,7 @@ class MapCell(msgspec.Struct, frozen=True, kw_only=True):
     slo: str
     seeds: int
     constant: str = ""
+    systems: tuple[str, ...] = ()
 
 
 class DrawsOfSystem(msgspec.Struct, frozen=True):
@@ -92,7 +93,11 @@ def best(survey: Survey, cell: MapCell, kind: Kind) -> DrawsOfSystem | None:
     That is hindsight: it is chosen by the draws that it is then judged on. Both sides of a question
     about kinds are chosen so.
     """
-    members = [side(survey, cell, system) for system in survey.spec.systems if system.kind == kind]
+    members = [
+        side(survey, cell, system)
+        for system in survey.spec.systems
+        if system.kind == kind and (not cell.systems or system.name in cell.systems)
+    ]
     found = [member for member in members if member is not None]
 
     def standing(member: DrawsOfSystem) -> tuple[float, float]:
