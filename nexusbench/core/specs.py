@@ -242,6 +242,7 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sim: SimConstants
     sources: dict[str, str]
     host_gbps: LinkRate = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
+    link: str = ""  # its kind (data/links), for collectives; "": the one of the nearest rate
     ranges: dict[str, tuple[float, float]] = {}
 
 

@@ -26,10 +26,12 @@ from nexusbench.core.specs import (
     NumberBounds,
     SimConstants,
 )
+from nexusbench.physics.link_kinds import link_names
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources")  # tables in a GPU's own
+_OPTIONAL = ("link",)  # keys that a file may leave out
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -173,6 +175,9 @@ def _parse(text: str, file: str) -> GpuSpec:
         _check_curve(document, "weights_curve", constants.weights_curve)
     _check_sources(document, sources)
     ranges = _ranges(document, written, constants)
+    if top.get("link") not in (None, *link_names()):
+        hint = did_you_mean(str(top["link"]), link_names())
+        raise document.error("", "link", "is no kind of link that is known", hint)
     gpu = msgspec.convert({**top, "sim": constants, "sources": sources, "ranges": ranges}, GpuSpec)
     for key, value in (("sm_minimum", gpu.sm_minimum), ("sm_multiple", gpu.sm_multiple)):
         if value > gpu.num_sms:
@@ -192,7 +197,7 @@ def _check_keys(document: _Document, data: dict[str, object], sim: object, sourc
         if isinstance(table, dict):
             nested = () if name else _NESTED
             faults += [(name, key, [*fields, *nested]) for key in table if key not in fields]
-            missing += [(name, key) for key in fields if key not in table]
+            missing += [(name, key) for key in fields if key not in (*table, *_OPTIONAL)]
     if isinstance(sources, dict):
         faults += [("sources", key, known) for key in sources if key not in known]
     unknown = [f"{table}.{key}".lstrip(".") for table, key, _ in faults]
@@ -220,6 +225,8 @@ def _table(
     """The values of one table, typed as ``spec``'s fields and in range."""
     values = {}
     for key, expected in _fields(spec).items():
+        if key in _OPTIONAL and data.get(key, "") == "":
+            continue
         try:
             values[key] = msgspec.convert(data[key], expected)
         except msgspec.ValidationError as error:

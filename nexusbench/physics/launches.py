@@ -13,6 +13,7 @@ from __future__ import annotations
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
+from nexusbench.physics.collectives import Collectives
 from nexusbench.physics.operators import (
     L2,
     NOTHING,
@@ -48,6 +49,8 @@ class Physics:
         kv_bytes = work.kv_bytes_per_token / (
             2 * work.num_layers * work.num_kv_heads * model.head_dim
         )
+        if tensor_parallel > 1:
+            self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = model.wide / tensor_parallel  # of this GPU's share, in values
         self._attention = Attention(
             gpu,
@@ -187,15 +190,11 @@ class Physics:
         return OperatorClass(time, 0.0, moving, 0.0, size, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Ns of two ring all-reduces a layer (after attention and the MLP), not overlapped with
-        compute: 2 (p-1)/p of the data over the link and 2 (p-1) hops of latency each, for p GPUs.
+        """Ns of two all-reduces a layer (after attention and the MLP), not overlapped with
+        compute.
         """
-        p = self.tensor_parallel
         size = tokens * self._work.hidden_size * self._work.activation_bytes
-        once = 2 * (p - 1) / p * size / self.gpu.link_gbps + 2 * (p - 1) * (
-            self.gpu.link_latency_us * 1e3
-        )
-        return 2 * self._work.num_layers * once
+        return 2 * self._work.num_layers * self._collectives.all_reduce(size)
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""

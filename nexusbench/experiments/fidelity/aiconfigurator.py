@@ -14,6 +14,7 @@ import msgspec
 from nexusbench.core.documents import located
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
+from nexusbench.experiments.fidelity.collective_tables import LEFT_OUT, read_collectives
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.operators import Attention, Gemm
 
@@ -95,6 +96,9 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> KernelSamp
     for kind in ("context", "generation"):
         rows = _rows(folder, "attention", f"{kind}_attention_perf", AttentionRow)[::thin]
         samples.samples += _attention(rows, kind, gpu, bandwidth, fitted)
+    collectives = read_collectives(folder, gpu, gpu_name)[::thin]
+    samples.samples += collectives
+    samples.notes += [LEFT_OUT] if collectives else []
     samples.notes.append(
         "left out: fp8 operands or KV cache, sliding windows, heads above 256, and kernels other "
         "than FlashAttention 2 and 3"
