@@ -211,6 +211,12 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # split them.
     attention_sm_gbps: Throughput = 1e6
     attention_unsplit_gbps: Throughput = 1e6
+    # With a sliding window (physics/windows.py): what a tile takes more, SM time of writing the
+    # keys and values of a token, and the part of queries and outputs that moves beside the tiles.
+    # By default the H200's.
+    window_tile_us: Micros = 0.502
+    window_write_us: Micros = 0.667
+    window_hidden: Fraction = 0.86
     # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
     # evict them. The rate at which operands in L2 are read, and the share of L2 that holds them.
     l2_gbps: Throughput = 2000.0

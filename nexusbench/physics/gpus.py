@@ -31,7 +31,8 @@ from nexusbench.physics.link_kinds import link_names
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources")  # tables in a GPU's own
-_OPTIONAL = ("link",)  # keys that a file may leave out
+# Keys that a file may leave out: of attention that not every model has, what the H200 has.
+_OPTIONAL = ("link", "window_tile_us", "window_write_us", "window_hidden")
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.collective_tables import LEFT_OUT, read_collectives
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.operators import Attention, Gemm
+from nexusbench.physics.windows import WindowAttention
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +64,8 @@ class AttentionRow(msgspec.Struct, frozen=True):
     head_dim: int
     step: int
     latency: float
-    window_size: int | None = None  # tables of before it was measured have none
+    # Tables of before it was measured have none.
+    window_size: Annotated[int, msgspec.Meta(ge=0, le=2**31)] | None = None
 
 
 RowT = TypeVar("RowT", GemmRow, AttentionRow)
@@ -100,7 +102,7 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> KernelSamp
     samples.samples += collectives
     samples.notes += [LEFT_OUT] if collectives else []
     samples.notes.append(
-        "left out: fp8 operands or KV cache, sliding windows, heads above 256, and kernels other "
+        "left out: fp8 operands or KV cache, heads above 256, and kernels other "
         "than FlashAttention 2 and 3"
     )
     return samples
@@ -194,21 +196,21 @@ def _sevenths(size: int, parts: int) -> int:
 def _attention(
     rows: list[AttentionRow], kind: str, gpu: GpuSpec, bandwidth: float, fitted: bool
 ) -> Iterator[KernelSample]:
-    layouts: dict[tuple[int, int, int], Attention] = {}
+    layouts: dict[tuple[int, int, int, int], Attention] = {}
     for row in rows:
         heads, kv_heads, head_dim = row.num_heads, row.num_key_value_heads, row.head_dim
         if (
             row.attn_dtype != "bfloat16"
             or row.kv_cache_dtype != "bfloat16"
-            or row.window_size
             or head_dim > 256
             or "flash_attn" not in row.kernel_source
         ):
             continue
-        layout = heads, kv_heads, head_dim
-        one = layouts.get(layout)
+        layout, window = (heads, kv_heads, head_dim), row.window_size or 0
+        one = layouts.get((*layout, window))
         if one is None:
-            one = layouts[layout] = Attention(gpu, *layout)
+            one = WindowAttention(gpu, *layout, window) if window else Attention(gpu, *layout)
+            layouts[*layout, window] = one
         batch, tokens = row.batch_size, row.isl
         before = row.step if kind == "generation" else 0
         # A prompt of one token is what vLLM runs as a decode.
@@ -217,9 +219,15 @@ def _attention(
         made = one.time(
             chunks, decodes, decodes * (before + 1), gpu.num_sms, bandwidth, copies=ATTENTION_COPIES
         )
-        name = "attention prefill" if kind == "context" else "attention decode"
+        family = "window" if window else "attention"
+        name = f"{family} prefill" if kind == "context" else f"{family} decode"
         count = tokens if kind == "context" else before
         half = round(heads * 5 + kv_heads * 3 + head_dim / 64) * 7919 % 13 < 6.5
         yield KernelSample(
-            name, row.latency * 1e3, made.time / 1e3, fitted and half, (*layout, batch), count
+            name,
+            row.latency * 1e3,
+            made.time / 1e3,
+            fitted and half,
+            (*layout, window, batch),
+            count,
         )

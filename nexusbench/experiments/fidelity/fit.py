@@ -35,6 +35,11 @@ BOUNDS = {
         "l2_share": (0.2, 1.0),
         "l2_gbps": (800.0, 9000.0),
     },
+    "window": {
+        "window_tile_us": (0.0, 8.0),
+        "window_write_us": (0.0, 4.0),
+        "window_hidden": (0.0, 1.0),
+    },
 }
 THIN = 12  # of large tables every so many rows are enough for a dozen constants
 

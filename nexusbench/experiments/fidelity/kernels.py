@@ -61,7 +61,7 @@ def summarise(samples: KernelSamples) -> list[OperatorScore]:
     for operator in dict.fromkeys(sample.operator for sample in samples.samples):
         groups[operator] = operator.__eq__
     words = [operator.split(" ")[0] for operator in groups]
-    for word in ("gemm", "attention"):
+    for word in ("gemm", "attention", "window"):
         if words.count(word) > 1 and word not in groups:
             groups[word] = lambda operator, word=word: operator.split(" ")[0] == word  # type: ignore[misc]
     held_out = held_out_curves(samples.samples) + samples.held_out
