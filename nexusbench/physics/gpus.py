@@ -32,7 +32,7 @@ _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources")  # tables in a GPU's own
 # Keys that a file may leave out: of attention that not every model has, what the H200 has.
-_OPTIONAL = ("link", "window_tile_us", "window_write_us", "window_hidden")
+OPTIONAL = ("link", "window_tile_us", "window_write_us", "window_hidden")
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -198,7 +198,7 @@ def _check_keys(document: _Document, data: dict[str, object], sim: object, sourc
         if isinstance(table, dict):
             nested = () if name else _NESTED
             faults += [(name, key, [*fields, *nested]) for key in table if key not in fields]
-            missing += [(name, key) for key in fields if key not in (*table, *_OPTIONAL)]
+            missing += [(name, key) for key in fields if key not in (*table, *OPTIONAL)]
     if isinstance(sources, dict):
         faults += [("sources", key, known) for key in sources if key not in known]
     unknown = [f"{table}.{key}".lstrip(".") for table, key, _ in faults]
@@ -226,7 +226,7 @@ def _table(
     """The values of one table, typed as ``spec``'s fields and in range."""
     values = {}
     for key, expected in _fields(spec).items():
-        if key in _OPTIONAL and data.get(key, "") == "":
+        if key in OPTIONAL and data.get(key, "") == "":
             continue
         try:
             values[key] = msgspec.convert(data[key], expected)

@@ -306,12 +306,9 @@ class Attention:
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         hidden = tokens * self._hidden_bytes
         moving, layers = read * cold + hidden * warm, self._layers
-        memory = 0.0
-        if busy >= moving:
-            longer = busy + self._exposed * moving
-        else:
+        longer, memory, tensor = busy + self._exposed * moving, 0.0, busy
+        if busy < moving:
             longer = memory = moving + self._exposed * busy
-        tensor = busy
         if num_decodes:
             # Decode tiles wait for their keys, not for tensor cores: the streamed share of the time
             # counts as memory-bound, whatever bounds the kernel as a whole.
@@ -376,9 +373,7 @@ class Attention:
         return count * self._heads, count * self._heads * single, single, again
 
     def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int, float]:
-        """(compute, fixed) ns of a batch of decodes without chunks, its tiles, and how many times
-        each key is read.
-        """
+        """(compute, fixed) ns of decodes without chunks, tiles, how many times a key is read."""
         tiles = count * self._kv_heads * -(-self._group // 64)
         blocks = -(-context // (count * self._keys))
         fixed, splits = self._launch, 1
