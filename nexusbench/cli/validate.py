@@ -226,7 +226,7 @@ def fit_(
         str,
         typer.Option(
             "--family",
-            metavar="gemm|attention|window|sharing",
+            metavar="gemm|attention|window|mla|sharing",
             help="Which operators, or what sharing the GPU costs.",
         ),
     ] = "gemm",

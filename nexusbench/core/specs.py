@@ -155,6 +155,7 @@ Throughput = Annotated[float, NumberBounds(least=0.1)]
 # Above a half, fewer SMs would compute more.
 ClockGain = Annotated[float, NumberBounds(most=0.5, zero=True)]
 LinkRate = Annotated[float, NumberBounds(least=0.001)]
+Passes = Annotated[float, NumberBounds(most=1e3)]
 Curve = tuple[tuple[float, float], ...]
 # Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
 SmCount = Annotated[int, NumberBounds(most=2048)]
@@ -217,6 +218,19 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_tile_us: Micros = 0.502
     window_write_us: Micros = 0.667
     window_hidden: Fraction = 0.86
+    # Latent attention (physics/latent.py): absorbed; then what expanded prefill has of its own, its
+    # blocks' time as a share of those of other attention. By default the H200's.
+    latent_efficiency: Efficiency = 0.909
+    latent_sm_gbps: Throughput = 51.3  # of latent keys that one SM takes
+    latent_tile_us: Micros = 2.49
+    latent_launch_us: Micros = 63.9  # fixed time of a layer, with all small kernels
+    latent_combine_us: Micros = 1.37
+    latent_passes: Passes = 2.44  # how often queries and outputs are read and written
+    latent_overlap: Fraction = 0.00705
+    latent_token_us: Micros = 2.89  # SM time of a token in the small kernels
+    latent_prefill_block: Passes = 0.807
+    latent_prefill_passes: Passes = 2.71
+    latent_prefill_launch_us: Micros = 44.5
     # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
     # evict them. The rate at which operands in L2 are read, and the share of L2 that holds them.
     l2_gbps: Throughput = 2000.0

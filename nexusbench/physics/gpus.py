@@ -32,7 +32,14 @@ _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources")  # tables in a GPU's own
 # Keys that a file may leave out: of attention that not every model has, what the H200 has.
-OPTIONAL = ("link", "window_tile_us", "window_write_us", "window_hidden")
+OPTIONAL = (
+    "link",
+    *(
+        field.name
+        for field in msgspec.structs.fields(SimConstants)
+        if field.name.startswith(("window_", "latent_"))
+    ),
+)
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 

@@ -15,6 +15,8 @@ from nexusbench.core.documents import located
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.collective_tables import LEFT_OUT, read_collectives
+from nexusbench.experiments.fidelity.latent_tables import LEFT_OUT as LATENT_LEFT_OUT
+from nexusbench.experiments.fidelity.latent_tables import read_latent
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.operators import Attention, Gemm
 from nexusbench.physics.windows import WindowAttention
@@ -98,6 +100,9 @@ def read(folder: Path, gpu: GpuSpec, gpu_name: str, thin: int = 1) -> KernelSamp
     for kind in ("context", "generation"):
         rows = _rows(folder, "attention", f"{kind}_attention_perf", AttentionRow)[::thin]
         samples.samples += _attention(rows, kind, gpu, bandwidth, fitted)
+    latent = read_latent(folder, gpu, fitted, thin)
+    samples.samples += latent
+    samples.notes += [LATENT_LEFT_OUT] if latent else []
     collectives = read_collectives(folder, gpu, gpu_name)[::thin]
     samples.samples += collectives
     samples.notes += [LEFT_OUT] if collectives else []

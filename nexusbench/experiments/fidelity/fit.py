@@ -35,6 +35,19 @@ BOUNDS = {
         "l2_share": (0.2, 1.0),
         "l2_gbps": (800.0, 9000.0),
     },
+    "mla": {
+        "latent_efficiency": (0.3, 1.0),
+        "latent_sm_gbps": (5.0, 200.0),
+        "latent_tile_us": (0.0, 20.0),
+        "latent_launch_us": (1.0, 200.0),
+        "latent_combine_us": (0.0, 50.0),
+        "latent_passes": (0.5, 10.0),
+        "latent_overlap": (0.0, 1.0),
+        "latent_token_us": (0.0, 20.0),
+        "latent_prefill_block": (0.3, 3.0),
+        "latent_prefill_passes": (0.5, 10.0),
+        "latent_prefill_launch_us": (1.0, 200.0),
+    },
     "window": {
         "window_tile_us": (0.0, 8.0),
         "window_write_us": (0.0, 4.0),
@@ -72,7 +85,7 @@ def fit(
         values = np.clip(scaled * scale, low, high)
         outside = float(np.abs((scaled * scale - values) / scale).sum())
         samples = read_samples(with_(values), gpu_name, model, table, THIN).samples
-        own = [s for s in samples if s.fitted and s.operator.split(" ")[0] == family]
+        own = [s for s in samples if s.fitted and _family(s.operator) == family]
         if not own:
             raise InputError(
                 f"has no half to fit {family} of this GPU on",
@@ -87,3 +100,8 @@ def fit(
     values = np.clip(best * scale, low, high)
     rounded = {name: float(f"{value:.3g}") for name, value in zip(bounds, values, strict=True)}
     return FittedConstants(rounded, before, after)
+
+
+def _family(operator: str) -> str:
+    """``attention`` of ``attention decode``, ``mla`` of ``mla-decode``."""
+    return operator.split(" ")[0].removesuffix("-prefill").removesuffix("-decode")
