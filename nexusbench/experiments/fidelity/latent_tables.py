@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.parquet_rows import (
+from nexusbench.experiments.fidelity.typed_rows import (
     Count,
     Heads,
     Millis,
