@@ -9,6 +9,7 @@ import msgspec
 
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.documents import JsonObject
+from nexusbench.core.specs import with_used_kernels
 from nexusbench.profiles.profile import sha256_of
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
@@ -33,7 +34,7 @@ def environment_of(
     config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
     so.
     """
-    gpu: JsonObject = msgspec.to_builtins(resolved.gpu)
+    gpu: JsonObject = msgspec.to_builtins(with_used_kernels(resolved.gpu, resolved.model))
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
     for described in ("sources", "ranges"):  # words about the constants, not constants
         gpu.pop(described, None)
