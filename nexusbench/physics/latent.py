@@ -19,10 +19,12 @@ import msgspec
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
 from nexusbench.physics.operators import L2, NOTHING, Attention, OperatorClass, filled
+from nexusbench.physics.precisions import architecture, latent_constants
 
-# Query heads of a tile: FlashMLA and FlashAttention-3; vLLM's Triton kernel elsewhere. Keys of a
-# block. Parts that a tile's keys are split into, at most: vLLM's limit for CUDA graphs.
-ROWS, TRITON_ROWS, KEYS, SPLITS = 64, 16, 64, 32
+# Query heads of a tile: FlashMLA and FlashAttention-3; TensorRT-LLM's on Blackwell, whose tensor
+# cores take 128 rows; vLLM's Triton kernel elsewhere. Keys of a block. Parts that a tile's keys are
+# split into, at most: vLLM's limit for CUDA graphs.
+ROWS, PAIR_ROWS, TRITON_ROWS, KEYS, SPLITS = 64, 128, 16, 64, 32
 
 _Chunks = tuple[tuple[int, int], ...]
 
@@ -42,14 +44,14 @@ class ExpandedLatentAttention(Attention):
         activation_bytes: float = 2.0,
         layers: int = 1,
     ) -> None:
-        sim, mean = gpu.sim, (key_dim + value_dim) // 2  # as many FLOPs and bytes
+        own, mean = latent_constants(gpu), (key_dim + value_dim) // 2  # as many FLOPs and bytes
         super().__init__(
             gpu, num_heads, num_heads, mean, activation_bytes, activation_bytes, layers
         )
-        self._block *= sim.latent_prefill_block
-        self._new_bytes *= sim.latent_prefill_passes
-        self._launch = sim.latent_prefill_launch_us * 1e3
-        self._token = sim.latent_token_us * 1e3
+        self._block *= own.prefill_block
+        self._new_bytes *= own.prefill_passes
+        self._launch = own.prefill_launch_us * 1e3
+        self._token = own.token_us * 1e3
 
     def time(
         self,
@@ -85,21 +87,22 @@ class LatentAttention:
         activation_bytes: float = 2.0,
         layers: int = 1,
     ) -> None:
-        sim = gpu.sim
-        self._triton = sim.attention_kernel != "fa3"
-        self._rows = TRITON_ROWS if self._triton else ROWS
+        own = latent_constants(gpu)
+        self._triton = gpu.sim.attention_kernel != "fa3"
+        pair = architecture(gpu) == "blackwell"
+        self._rows = TRITON_ROWS if self._triton else PAIR_ROWS if pair else ROWS
         self._heads, self._layers, self._slots = num_heads, layers, gpu.num_sms
-        rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.latent_efficiency
+        rate = gpu.peak_tflops * 1e3 / gpu.num_sms * own.efficiency
         self._flop_ns = 2.0 * (2 * rank + rope) / rate  # of one row and one key
         self._token_bytes = (rank + rope) * kv_bytes
-        compute, taken = self._flop_ns * self._rows, self._token_bytes / sim.latent_sm_gbps
+        compute, taken = self._flop_ns * self._rows, self._token_bytes / own.sm_gbps
         self._block = KEYS * max(compute, taken)
-        self._tile, self._launch = sim.latent_tile_us * 1e3, sim.latent_launch_us * 1e3
-        self._combine, self._token = sim.latent_combine_us * 1e3, sim.latent_token_us * 1e3
-        self._exposed, self._tail = sim.latent_overlap, sim.attention_tail
+        self._tile, self._launch = own.tile_us * 1e3, own.launch_us * 1e3
+        self._combine, self._token = own.combine_us * 1e3, own.token_us * 1e3
+        self._exposed, self._tail = own.overlap, gpu.sim.attention_tail
         # Queries read and outputs written, for every pass over them; the latent read and written.
         wide = num_heads * (2 * rank + rope) * activation_bytes
-        self._new_bytes = sim.latent_passes * wide + (rank + rope) * (activation_bytes + kv_bytes)
+        self._new_bytes = own.passes * wide + (rank + rope) * (activation_bytes + kv_bytes)
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
     def time(

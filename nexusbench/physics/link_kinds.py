@@ -73,7 +73,7 @@ def link_of(gpu: GpuSpec) -> tuple[str, LinkKind]:
     """The link that a GPU's file names; for a file that names none the kind whose rate is nearest
     to the GPU's ``link_gbps`` by their ratio, of equal ones the first by name.
     """
-    if gpu.link:
+    if isinstance(gpu.link, str):
         return gpu.link, load_link(gpu.link)
     kinds = [(name, load_link(name)) for name in link_names()]
     return min(kinds, key=lambda kind: _ratio(gpu.link_gbps, kind[1].gbps))

@@ -17,6 +17,7 @@ import msgspec
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.operators import Attention, OperatorClass
+from nexusbench.physics.precisions import architecture, window_constants
 
 _COUNTED = 64  # tiles whose blocks are counted for their mean
 _NARROW, _NARROW_ROWS = 64, 192  # FlashAttention-3's tiles of heads so narrow (tile_size.h)
@@ -44,12 +45,15 @@ class WindowAttention(Attention):
         layers: int = 1,
     ) -> None:
         super().__init__(gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers)
-        self._window, block, sim = window, self._keys, gpu.sim
+        own = window_constants(gpu)
+        self._window, block = window, self._keys
         if self._packs and head_dim <= _NARROW:
             self._rows, self._block = _NARROW_ROWS, self._block * _NARROW_ROWS / self._rows
-        self._more = sim.window_tile_us * 1e3
+        # FlashAttention-3 takes a block more, as measured, even where a window begins with one.
+        self._aligned = self._packs and architecture(gpu) == "hopper"
+        self._more = own.tile_us * 1e3
         threads = min(1.0, num_kv_heads * head_dim / _THREADS)
-        full = sim.window_write_us * 1e3
+        full = own.write_us * 1e3
         self._write = full * (_ONE_WARP + (1.0 - _ONE_WARP) * threads * threads)
         span, blocks = self._rows / (self._group if self._packs else 1), 0  # tokens of one tile
         for tile in range(_COUNTED):
@@ -57,7 +61,7 @@ class WindowAttention(Attention):
             last = max(first, window + int((tile + 1) * span) - 1)
             blocks += last // block - (first - window + 1) // block + 1
         self._steady = blocks / _COUNTED
-        self._hidden_bytes = sim.window_hidden * 2.0 * num_heads * head_dim * activation_bytes
+        self._hidden_bytes = own.hidden * 2.0 * num_heads * head_dim * activation_bytes
         self._new_bytes -= self._hidden_bytes
         self._cache_bytes = 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
 
@@ -89,7 +93,7 @@ class WindowAttention(Attention):
     def _touched(self, context: int) -> int:
         """Keys of the blocks that the window of a decode at ``context`` keys touches."""
         block, window = self._keys, self._window
-        if self._packs:  # as measured, also where the window begins with a block
+        if self._aligned:
             return (-(-(window - 1) // block) + 1) * block
         return ((context - 1) // block - (context - window) // block + 1) * block
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from nexusbench.core.errors import InputError, UsageError
@@ -91,26 +92,27 @@ def test_a_gpu_of_another_rate_and_latency_scales_its_kind(of: Any) -> None:
 def test_a_file_without_a_link_gets_the_kind_of_the_nearest_rate() -> None:
     for rate, name in ((1.0, "pcie4"), (26.0, "pcie4"), (50.0, "pcie5"), (300.0, "nvlink3"),
                        (450.0, "nvlink4"), (900.0, "nvlink5"), (5e3, "nvlink5")):  # fmt: skip
-        assert link_of(replace(GPU, link="", link_gbps=rate))[0] == name
+        assert link_of(replace(GPU, link=UNSET, link_gbps=rate))[0] == name
     # That is what two of the shipped ones do without their line.
     for gpu in ("h100", "l40s"):
         spec = load_gpu(gpu)
-        assert link_of(replace(spec, link="")) == link_of(spec)
+        assert link_of(replace(spec, link=UNSET)) == link_of(spec)
 
 
 def test_files_with_and_without_a_link(tmp_path: Path) -> None:
     for name in gpu_names():
         assert load_gpu(name).link in link_names()
     path = tmp_path / "own.toml"
-    old = replace(load_gpu("l20"), link="", sources={}, ranges={})
+    old = replace(load_gpu("l20"), link=UNSET, sources={}, ranges={})
     path.write_text(gpu_file(old))
     assert load_gpu(path) == old
-    path.write_text(gpu_file(old).replace('link = ""\n', ""))
-    assert load_gpu(path) == old
-    path.write_text(gpu_file(old).replace('link = ""', 'link = "nvlink44"'))
+    named = gpu_file(replace(old, link="pcie4"))
+    path.write_text(named)
+    assert load_gpu(path).link == "pcie4"
+    path.write_text(named.replace("pcie4", "nvlink44"))
     with pytest.raises(InputError, match=r"toml:\d+: field 'link': .*Did you mean 'nvlink4'"):
         load_gpu(path)
-    path.write_text(gpu_file(old).replace('link = ""', "link = 4"))
+    path.write_text(named.replace('"pcie4"', "4"))
     with pytest.raises(InputError, match="field 'link': has the wrong type"):
         load_gpu(path)
     with pytest.raises(UsageError, match="no link called 'nvlink44'"):

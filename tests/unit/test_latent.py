@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.kernel_constants import KernelConstants, LatentConstants
 from nexusbench.experiments.fidelity import latent_tables
 from nexusbench.experiments.fidelity.aiconfigurator import installed
 from nexusbench.experiments.fidelity.latent_tables import read_latent
@@ -21,13 +22,11 @@ from tests.examples import slow
 from tests.unit.test_physics_by_hand import GPU, near
 
 # 1,000 FLOP/ns in each of 10 SMs, of which one takes 64 bytes of latent keys per ns.
-LATENT = {
-    "latent_efficiency": 1.0, "latent_sm_gbps": 64.0, "latent_tile_us": 1.0,
-    "latent_launch_us": 20.0, "latent_combine_us": 2.0, "latent_passes": 2.0,
-    "latent_overlap": 0.1, "latent_token_us": 0.5, "latent_prefill_block": 0.5,
-    "latent_prefill_passes": 3.0, "latent_prefill_launch_us": 30.0,
-}  # fmt: skip
-OWN = replace(GPU, sim=replace(GPU.sim, **LATENT))
+LATENT = LatentConstants(
+    efficiency=1.0, sm_gbps=64.0, tile_us=1.0, launch_us=20.0, combine_us=2.0, passes=2.0,
+    overlap=0.1, token_us=0.5, prefill_block=0.5, prefill_passes=3.0, prefill_launch_us=30.0,
+)  # fmt: skip
+OWN = replace(GPU, kernels=KernelConstants("hopper", latent=LATENT))
 TRITON = replace(OWN, sim=replace(OWN.sim, attention_kernel="fa2"))
 COMPUTE, BYTES = 2 * (2 * 512 + 64) * 64 * 64 / 1000, 64 * 576 * 2
 

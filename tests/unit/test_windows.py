@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from nexusbench.core.kernel_constants import KernelConstants, WindowConstants
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.operators import NOTHING, Attention
+from nexusbench.physics.precisions import window_constants
 from nexusbench.physics.windows import WindowAttention
-from tests.unit.test_physics_by_hand import FA2, GPU, SIM
+from tests.unit.test_physics_by_hand import FA2, GPU
 
 
 def bare(gpu, **changes):
     """Without what is hidden, and without a kernel that writes to the cache."""
-    still = {"window_tile_us": 0.0, "window_write_us": 0.0, "window_hidden": 0.0, **changes}
-    return replace(gpu, sim=replace(gpu.sim, **still))
+    window = replace(WindowConstants(tile_us=0.0, write_us=0.0, hidden=0.0), **changes)
+    return replace(gpu, kernels=KernelConstants("hopper", window=window))
 
 
 FA3_BARE, FA2_BARE = bare(GPU), bare(FA2)
@@ -73,7 +75,7 @@ def test_tiles_of_a_prompt_go_through_their_windows_blocks():
 
 def test_what_a_window_hides_and_what_it_waits_for():
     plain = WindowAttention(FA3_BARE, 8, 8, 128, 128).time(((4096, 0),), 0, 0, 10, 100.0)
-    hidden = WindowAttention(bare(GPU, window_hidden=1.0), 8, 8, 128, 128).time(
+    hidden = WindowAttention(bare(GPU, hidden=1.0), 8, 8, 128, 128).time(
         ((4096, 0),), 0, 0, 10, 100.0
     )
     moved = 4096 * 2 * 8 * 128 * 2 / 100  # queries and outputs
@@ -82,7 +84,7 @@ def test_what_a_window_hides_and_what_it_waits_for():
     # A token's keys and values are written by up to 512 threads.
     for heads, share in ((8, 1.0), (1, 0.15 + 0.85 / 16)):
         quick = WindowAttention(FA3_BARE, heads, heads, 128, 128)
-        slow = WindowAttention(bare(GPU, window_write_us=50.0), heads, heads, 128, 128)
+        slow = WindowAttention(bare(GPU, write_us=50.0), heads, heads, 128, 128)
         extra = slow.time(((64, 0),), 0, 0, 10, 100.0).time - quick.time(
             ((64, 0),), 0, 0, 10, 100.0
         ).time  # fmt: skip
@@ -107,4 +109,5 @@ def test_a_window_takes_less_than_all_keys_and_more_than_a_narrower_one(name):
 
 
 def test_constants_of_windows_may_be_left_out():
-    assert SIM.window_tile_us == load_gpu("h200").sim.window_tile_us
+    for gpu, measured in ((GPU, "h200"), (FA2, "l40s"), (load_gpu("a100"), "l40s")):
+        assert window_constants(gpu) == load_gpu(measured).kernels.window

@@ -10,8 +10,8 @@ from typing import Annotated
 import msgspec
 
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.typed_rows import Count, Millis, newest, read_rows
 from nexusbench.experiments.fidelity.samples import KernelSample
+from nexusbench.experiments.fidelity.typed_rows import Count, Millis, newest, read_rows
 from nexusbench.physics.collectives import Collectives
 from nexusbench.physics.link_kinds import link_of
 

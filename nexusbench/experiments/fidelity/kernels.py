@@ -38,20 +38,21 @@ def score_kernels(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> 
 
 
 def read_samples(
-    gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, thin: int = 1
+    gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, thin: int = 1, family: str = ""
 ) -> KernelSamples:
-    """The measured operators of ``table``; of aiconfigurator's every ``thin``-th row. Raises
-    InputError for what is no table.
+    """The measured operators of ``table``; of aiconfigurator's every ``thin``-th row, and only of
+    ``family`` if it is given. Raises InputError for what is no table.
     """
     if table == "aiconfigurator":
-        return aiconfigurator.read(aiconfigurator.installed(gpu_name), gpu, gpu_name, thin)
+        folder = aiconfigurator.installed(gpu_name)
+        return aiconfigurator.read(folder, gpu, gpu_name, thin, family)
     path = Path(table)
     if path.is_file():
         return vidur.read(path, gpu)
     if (path / "meta.yaml").exists():
         return llmservingsim.read(path, gpu, model)
     if path.is_dir():
-        return aiconfigurator.read(path, gpu, gpu_name, thin)
+        return aiconfigurator.read(path, gpu, gpu_name, thin, family)
     raise InputError("does not exist", file=table, hint="Give a table, or 'aiconfigurator'")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from nexusbench.core.specs import GpuSpec
+from nexusbench.experiments.fidelity.samples import KernelSample
 from nexusbench.experiments.fidelity.typed_rows import (
     Count,
     Heads,
@@ -22,7 +23,6 @@ from nexusbench.experiments.fidelity.typed_rows import (
     newest,
     read_rows,
 )
-from nexusbench.experiments.fidelity.samples import KernelSample
 from nexusbench.physics.latent import ExpandedLatentAttention, LatentAttention
 from nexusbench.physics.operators import Gemm
 
