@@ -15,12 +15,11 @@ import msgspec
 from msgspec import UNSET
 
 from nexusbench.core.batch import Split
-from nexusbench.core.bounds import NumberBounds
+from nexusbench.core.bounds import Curve, NumberBounds
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
 from nexusbench.core.specs import (
     CURVES,
-    Curve,
     CurveFactor,
     GpuSpec,
     SimConstants,

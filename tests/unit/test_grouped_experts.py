@@ -173,9 +173,11 @@ def test_a_table_of_experts_is_scored_by_kind(tmp_path: Path) -> None:
         {"moe_dtype": "w4a16_mxfp4", "kernel_source": "a_marlin_kernel"},
         {"moe_dtype": "w4a8_mxfp4_mxfp8"}, {"inter_size": 64},
         {"distribution": "power_law_1.2", "moe_ep_size": 8},
+        {"kernel_source": "flashinfer_cutlass"},
     )  # fmt: skip
     made = read(table(tmp_path, *rows))
     names = ["experts", "experts-fp8_block", "experts-w4a16", "experts under 128", "experts"]
+    names.append("experts by cutlass")
     assert [sample.operator for sample in made] == names
     assert made[0].physics_us == pytest.approx(made[0].measured_us, rel=0.1)
     assert not made[3].fitted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,7 +151,9 @@ def experts(
     """The experts of a layer; ``family`` as in ``products``."""
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     built: dict[tuple[object, ...], Experts] = {}
-    for number, row in enumerate(_optional(folder, "moe", "moe_perf", ExpertsRow)):
+    rows = _optional(folder, "moe", "moe_perf", ExpertsRow)
+    usual = _usual(rows)
+    for number, row in enumerate(rows):
         weights = _EXPERTS.get(row.moe_dtype)
         if weights is None or number % thin:
             continue
@@ -176,11 +179,27 @@ def experts(
         own = isinstance(gpu.kernels, KernelConstants) and kind in gpu.kernels.experts
         parts = sevenths(hidden, 7) + sevenths(width, 5)
         parts += sevenths(row.num_experts / row.moe_ep_size * 8, 3)
+        if kind != "w4a16" and _library(row) != usual[row.moe_dtype]:
+            name += f" by {_library(row)}"
         yield KernelSample(
             name + ("" if width >= NARROWEST else " under 128"), row.latency * 1e3, made,
             fitted and own and parts % 2 == 0 and width >= NARROWEST,
             (*key, held, row.num_experts, row.topk, row.distribution), row.num_tokens,
         )  # fmt: skip
+
+
+def _library(row: ExpertsRow) -> str:
+    """Where the kernel comes from; vLLM takes others for some models."""
+    known = ("marlin", "trtllm", "cutlass", "triton")
+    return next((name for name in known if name in row.kernel_source), "another kernel")
+
+
+def _usual(rows: list[ExpertsRow]) -> dict[str, str]:
+    """The library of most rows of each type: the others' kernels are scored apart."""
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        counts.setdefault(row.moe_dtype, Counter())[_library(row)] += 1
+    return {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
 
 
 def _gated(row: ExpertsRow) -> bool:
