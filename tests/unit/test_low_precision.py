@@ -183,7 +183,7 @@ def test_kernels_do_not_belong_to_a_16_bit_model_without_experts() -> None:
     assert with_used_kernels(H200, plain) == with_used_kernels(other, plain)
     assert with_used_kernels(H200, fp8) != with_used_kernels(other, fp8)
     mixture = with_weights("bfloat16", MoeSpec(8, 2, 1024))
-    assert with_used_kernels(H200, mixture) == H200
+    assert with_used_kernels(H200, mixture, 2) == H200
 
 
 @pytest.mark.parametrize(
