@@ -226,7 +226,7 @@ def fit_(
         str,
         typer.Option(
             "--family",
-            metavar="gemm|attention|sharing",
+            metavar="gemm|attention|window|mla|gemm-fp8|experts|...|sharing",
             help="Which operators, or what sharing the GPU costs.",
         ),
     ] = "gemm",
@@ -256,7 +256,7 @@ def fit_(
     """
     from nexusbench.cli._console import progress_console, results_console
     from nexusbench.core.errors import UsageError
-    from nexusbench.experiments.fidelity.fit import BOUNDS, fit
+    from nexusbench.experiments.fidelity.fit import FAMILIES, fit
     from nexusbench.experiments.fidelity.sharing_fit import FAMILY, fit_sharing
     from nexusbench.models.config import load_model
     from nexusbench.physics.gpus import load_gpu
@@ -268,8 +268,8 @@ def fit_(
         progress_console().print(f"trying {evaluations:,} sets of constants, and more for ranges")
         show_fit(spec, table, fit_sharing(spec, Path(table), named, evaluations))
         return
-    if family not in BOUNDS:
-        raise UsageError(f"--family takes {', '.join(BOUNDS)} or {FAMILY}, not '{family}'")
+    if family not in FAMILIES:
+        raise UsageError(f"--family takes {', '.join(FAMILIES)} or {FAMILY}, not '{family}'")
     used = load_model(model or "llama-3.1-8b")
     made = fit(load_gpu(gpu), gpu, used, table, family, evaluations)
     progress_console().print(f"MAPE on the fitted half: {made.before:.2f} -> {made.after:.2f} %")

@@ -5,14 +5,29 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nexusbench.core.batch import Split
+from nexusbench.core.bounds import (
+    ClockGain,
+    Curve,
+    Efficiency,
+    Fraction,
+    Interference,
+    LinkRate,
+    Micros,
+    NumberBounds,
+    SmCount,
+    Throughput,
+)
+from nexusbench.core.kernel_constants import KernelConstants
 
 DTYPE_BYTES = {
     "float32": 4.0,
     "bfloat16": 2.0,
     "float16": 2.0,
     "fp8": 1.0,
+    "fp8_block": 1.0,  # a float32 scale of 128 x 128 values: 0.02 %
     "int8": 1.0,
     "int4": 0.5,
     # With 16-bit scales and zeros of groups, which are no small part of it; of bitsandbytes a
@@ -137,29 +152,6 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class NumberBounds(msgspec.Struct, frozen=True):
-    """The range of a number in a GPU file: above ``least`` (with ``zero``: at least 0), at most
-    ``most``. Far beyond any GPU, and such that no time overflows.
-    """
-
-    least: float = 0.0
-    most: float = 1e9
-    zero: bool = False
-
-
-Efficiency = Annotated[float, NumberBounds(least=0.01, most=1.0)]
-Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]
-Micros = Annotated[float, NumberBounds(most=1e6, zero=True)]  # up to a second
-Interference = Annotated[float, NumberBounds(most=1e3, zero=True)]  # up to a thousand times slower
-Throughput = Annotated[float, NumberBounds(least=0.1)]
-# Above a half, fewer SMs would compute more.
-ClockGain = Annotated[float, NumberBounds(most=0.5, zero=True)]
-LinkRate = Annotated[float, NumberBounds(least=0.001)]
-Curve = tuple[tuple[float, float], ...]
-# Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
-SmCount = Annotated[int, NumberBounds(most=2048)]
-
-
 class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Constants of the simulated device's physics that no data sheet gives; each GPU file states
     their source.
@@ -228,7 +220,9 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     each number.
 
     ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
-    one of CURVES is of a CurveFactor. The value in use lies inside.
+    one of CURVES is of a CurveFactor. The value in use lies inside. ``kernels`` are the
+    constants of low-precision products and experts; without them, those of another GPU stand for
+    them (physics/precisions.py).
     """
 
     name: str
@@ -245,7 +239,21 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sim: SimConstants
     sources: dict[str, str]
     host_gbps: LinkRate = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
+    # Its kind of link (data/links), for collectives; without one that of the nearest rate.
+    link: str | UnsetType = UNSET
     ranges: dict[str, tuple[float, float]] = {}
+    # Left out of files where there are none, so that they are those of before.
+    kernels: KernelConstants | UnsetType = UNSET
+
+
+def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
+    """``gpu`` without the constants of kernels that ``model`` runs none of: a 16-bit model without
+    experts is timed the same whatever they are, and one on a single GPU whatever its link is.
+    """
+    if gpus == 1:
+        gpu = msgspec.structs.replace(gpu, link=UNSET)
+    wide = model.dtypes.weights in ("bfloat16", "float16", "float32")
+    return msgspec.structs.replace(gpu, kernels=UNSET) if wide and model.moe is None else gpu
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):

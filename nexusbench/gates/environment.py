@@ -9,6 +9,7 @@ import msgspec
 
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.documents import JsonObject
+from nexusbench.core.specs import with_used_kernels
 from nexusbench.profiles.profile import sha256_of
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
@@ -33,7 +34,9 @@ def environment_of(
     config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
     so.
     """
-    gpu: JsonObject = msgspec.to_builtins(resolved.gpu)
+    gpus = config.tensor_parallel_size if isinstance(config, RunConfig) else 1
+    used = with_used_kernels(resolved.gpu, resolved.model, gpus)
+    gpu: JsonObject = msgspec.to_builtins(used)
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
     for described in ("sources", "ranges"):  # words about the constants, not constants
         gpu.pop(described, None)

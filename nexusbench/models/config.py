@@ -15,8 +15,9 @@ __all__ = ["caveats", "load_model", "model_names"]
 
 _LOG = logging.getLogger("nexusbench")
 _EXPERTS = (
-    "NOT VALIDATED: a mixture of experts. Its times assume that every token picks its experts at "
-    "random, and no run of such a model was measured against them (docs/fidelity.md)"
+    "NOT VALIDATED: a mixture of experts. Its kernels follow measured ones, but every token is "
+    "assumed to pick its experts at random, and no run of such a model was compared "
+    "(docs/fidelity.md)"
 )
 
 
@@ -51,9 +52,8 @@ def caveats(model: ModelSpec) -> list[str]:
     types = model.dtypes
     if types.weights != types.activations:
         found.append(
-            f"{types.weights} weights count as bytes only: matrix products take the time of "
-            "bfloat16 ones, up to twice (4 bits: four times) what a GPU with units for "
-            f"{types.weights} takes for a prefill"
+            f"{types.weights} weights: products as kernels of such a type were measured, or by "
+            "analogy where none were; no run of such a model was compared (docs/fidelity.md)"
         )
     return found
 

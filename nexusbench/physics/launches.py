@@ -11,8 +11,10 @@ noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
 from __future__ import annotations
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
+from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
+from nexusbench.physics.collectives import Collectives
+from nexusbench.physics.experts import Experts, ExpertShape, uniform
 from nexusbench.physics.operators import (
     L2,
     NOTHING,
@@ -23,6 +25,8 @@ from nexusbench.physics.operators import (
     scaled_sum,
     total,
 )
+from nexusbench.physics.precisions import expert_constants, experts_kernel
+from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
@@ -31,9 +35,15 @@ SAMPLER_PASSES = 2
 
 
 class Physics:
-    """Times of one model on one GPU (or on ``tensor_parallel`` of them in lockstep)."""
+    """Times of one model on one GPU (or on ``tensor_parallel`` of them in lockstep).
 
-    def __init__(self, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int = 1) -> None:
+    ``expert_skew`` is how many times as often as the least popular expert the most popular one is
+    chosen (experts.py, uniform).
+    """
+
+    def __init__(
+        self, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int = 1, expert_skew: float = 1.0
+    ) -> None:
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
         work: ModelWork = model_work(model, tensor_parallel)
         self._work = work
@@ -45,10 +55,22 @@ class Physics:
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
         self._overhead = gpu.sim.step_overhead_us * 1e3
         self._gemm, self._l2 = Gemm(gpu), L2(gpu)
+        types = model.dtypes
+        self._products = Products(
+            gpu, types.weights, work.weight_bytes_each, types.activations, work.activation_bytes
+        )
+        self._experts = _experts_of(gpu, model, tensor_parallel)
+        self._expert_skew = expert_skew
         kv_bytes = work.kv_bytes_per_token / (
             2 * work.num_layers * work.num_kv_heads * model.head_dim
         )
+        if tensor_parallel > 1:
+            self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = model.wide / tensor_parallel  # of this GPU's share, in values
+        moe = model.moe
+        self._shared = (
+            moe.num_shared_experts * moe.intermediate_size / tensor_parallel if moe else 0.0
+        )
         self._attention = Attention(
             gpu,
             work.num_heads,
@@ -128,43 +150,32 @@ class Physics:
         made = NOTHING
         for linear in work.linears:
             if linear.name.startswith("expert"):
-                product, count = self._experts(linear, tokens, sms), work.num_layers
-            else:
-                product = self._product(
-                    rows, linear.inputs, linear.outputs, work.weight_bytes_each, sms
-                )
-                count = linear.count
-            made = scaled_sum(product, count, made)
+                continue  # both products of all experts are timed together, below
+            product = self._products.time(
+                linear.name, rows, linear.inputs, linear.outputs, sms,
+                self._weights[sms], self._bandwidth[sms],
+            )  # fmt: skip
+            made = scaled_sum(product, linear.count, made)
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, wide = work.hidden_size, self._wide
         rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
-        touched = [4 * hidden, 4 * hidden, 2 * rotated, 3 * wide]
-        if work.routed:
-            # The top k of the router's logits, tokens sorted by expert, and the weighted sum.
-            chosen = work.experts_per_token
-            touched += [work.num_experts, 2 * chosen, (chosen + 1) * hidden]
+        touched = [4 * hidden, 4 * hidden, 2 * rotated]
+        if self._experts is None:
+            touched.append(3 * wide)
+        else:
+            routing = uniform(
+                tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew
+            )
+            layer = self._experts.time(routing, sms, self._weights[sms])
+            made = scaled_sum(layer, work.num_layers, made)
+            touched.append(work.num_experts)  # the top k of the router's logits
+            if self._shared:
+                touched.append(3 * self._shared)
         for values in touched:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
         return made
-
-    def _experts(self, linear: Linear, tokens: int, sms: int) -> OperatorClass:
-        """The routed experts of one layer: one kernel with a product for each expert that the
-        tokens are expected to use, each with an equal share of the rows.
-        """
-        work = self._work
-        groups = work.experts_touched(tokens)
-        return self._gemm.time(
-            tokens * work.experts_per_token / groups,
-            linear.inputs,
-            linear.outputs,
-            work.weight_bytes_each,
-            work.activation_bytes,
-            sms,
-            self._weights[sms],
-            groups=groups,
-        )
 
     def _product(
         self, rows: int, inputs: int, outputs: int, weight_bytes: float, sms: int
@@ -187,16 +198,27 @@ class Physics:
         return OperatorClass(time, 0.0, moving, 0.0, size, kernels, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Ns of two ring all-reduces a layer (after attention and the MLP), not overlapped with
-        compute: 2 (p-1)/p of the data over the link and 2 (p-1) hops of latency each, for p GPUs.
+        """Ns of two all-reduces a layer (after attention and the MLP), not overlapped with
+        compute.
         """
-        p = self.tensor_parallel
         size = tokens * self._work.hidden_size * self._work.activation_bytes
-        once = 2 * (p - 1) / p * size / self.gpu.link_gbps + 2 * (p - 1) * (
-            self.gpu.link_latency_us * 1e3
-        )
-        return 2 * self._work.num_layers * once
+        return 2 * self._work.num_layers * self._collectives.all_reduce(size)
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
         return self._sharing.slowdown(side, other)
+
+
+def _experts_of(gpu: GpuSpec, model: ModelSpec, tensor_parallel: int) -> Experts | None:
+    """The routed experts of a layer on one of ``tensor_parallel`` GPUs, which have a share of each
+    expert's width; None without experts.
+    """
+    if model.moe is None:
+        return None
+    types = model.dtypes
+    kernel = experts_kernel(gpu, types.weights, types.activations)
+    width = -(-model.moe.intermediate_size // tensor_parallel)
+    shape = ExpertShape(
+        model.hidden_size, width, True, DTYPE_BYTES[types.weights], kernel.activation_bytes
+    )
+    return Experts(gpu, expert_constants(gpu, kernel.kind), shape)

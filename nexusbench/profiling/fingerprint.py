@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.specs import ModelSpec, with_used_kernels
 from nexusbench.devices.base import Device
 from nexusbench.profiles.profile import Fingerprint, model_fingerprint, sha256_of
 
@@ -17,7 +17,8 @@ def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
     peaks are others at every opening.
     """
     spec = device.spec
-    gpu = msgspec.structs.replace(device.gpu, sources={}, ranges={})
+    used = with_used_kernels(device.gpu, model, spec.tensor_parallel)
+    gpu = msgspec.structs.replace(used, sources={}, ranges={})
     decisive = [
         spec.kind,
         gpu if spec.simulated else gpu.name,

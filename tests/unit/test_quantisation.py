@@ -49,7 +49,7 @@ def test_modelopt_fp8_beside_the_config(tmp_path: Path) -> None:
     assert model.kv_bytes_per_token == 65_536
     # The very file counts too, not only its folder.
     assert load_model(tmp_path / "config.json") == model
-    assert "fp8 weights count as bytes only" in caveats(model)[0]
+    assert "fp8 weights: products as kernels" in caveats(model)[0]
 
 
 CT, BNB = "compressed-tensors", "bitsandbytes"
