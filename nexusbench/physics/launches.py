@@ -10,9 +10,12 @@ noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
+from nexusbench.physics.covered import check_covered
 from nexusbench.physics.operators import (
     L2,
     NOTHING,
@@ -33,10 +36,23 @@ SAMPLER_PASSES = 2
 class Physics:
     """Times of one model on one GPU (or on ``tensor_parallel`` of them in lockstep)."""
 
-    def __init__(self, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int = 1) -> None:
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        model: ModelSpec,
+        tensor_parallel: int = 1,
+        work: ModelWork | None = None,
+    ) -> None:
+        """``work`` is that of one layer group, whose layers alone are timed; None: of all.
+
+        Raises UsageError for a layer that there is no kernel for.
+        """
+        check_covered(model)
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
-        work: ModelWork = model_work(model, tensor_parallel)
+        if work is None:
+            work = model_work(model, tensor_parallel)
         self._work = work
+        self._groups = tuple(Physics(gpu, model, tensor_parallel, group) for group in work.groups)
         self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
         self._bandwidth = [attainable(gpu, sms) for sms in range(gpu.num_sms + 1)]
         self._weights = [attainable(gpu, sms, weights=True) for sms in range(gpu.num_sms + 1)]
@@ -45,19 +61,21 @@ class Physics:
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
         self._overhead = gpu.sim.step_overhead_us * 1e3
         self._gemm, self._l2 = Gemm(gpu), L2(gpu)
-        kv_bytes = work.kv_bytes_per_token / (
-            2 * work.num_layers * work.num_kv_heads * model.head_dim
-        )
-        self._wide = model.wide / tensor_parallel  # of this GPU's share, in values
-        self._attention = Attention(
-            gpu,
-            work.num_heads,
-            work.num_kv_heads,
-            model.head_dim,
-            kv_bytes,
-            work.activation_bytes,
-            work.num_layers,
-        )
+        self._wide = work.wide  # of this GPU's share, in values
+        self._attention: Attention | None = None  # layers without it
+        if work.num_heads and not work.groups:
+            kv_bytes = work.kv_bytes_per_token / (
+                2 * work.num_layers * work.num_kv_heads * work.head_dim
+            )
+            self._attention = Attention(
+                gpu,
+                work.num_heads,
+                work.num_kv_heads,
+                work.head_dim,
+                kv_bytes,
+                work.activation_bytes,
+                work.num_layers,
+            )
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
@@ -76,10 +94,25 @@ class Physics:
             head = self.head(sequences, sms) if shape.layers[1] == layers else NOTHING
             dense = scaled_sum(dense, share, head)
             attention = scaled_sum(attention, share, NOTHING)
+            if self._groups:
+                dense, attention = self._layers(shape, tokens, sms, head)
         solo = self._overhead + dense.time + attention.time
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
         return LaunchLoad(solo, sms, dense, attention)
+
+    def _layers(
+        self, shape: BatchShape, tokens: int, sms: int, head: OperatorClass
+    ) -> tuple[OperatorClass, OperatorClass]:
+        """Dense and attention of a range of layers that are not all alike, and of the head."""
+        assert self.model.stack is not UNSET
+        dense, attention = head, NOTHING
+        counts = self.model.stack.within(shape.layers)
+        for group, count in zip(self._groups, counts, strict=True):
+            share = count / group._work.num_layers
+            dense = scaled_sum(group.dense(tokens, sms), share, dense)
+            attention = scaled_sum(group.attention(shape, sms), share, attention)
+        return dense, attention
 
     # -- operators of one launch -------------------------------------------------------------------
 
@@ -109,6 +142,10 @@ class Physics:
 
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
+        if self._groups:
+            return total([group.attention(shape, sms) for group in self._groups])
+        if self._attention is None:
+            return NOTHING
         decodes = shape.num_decodes
         return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
@@ -116,30 +153,42 @@ class Physics:
 
     def message_bytes(self, rows: int) -> float:
         """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
-        values one way, outputs back. Of one GPU of a group: each has a link of its own.
+        values one way, outputs back. Of one GPU of a group: each has a link of its own. The mean
+        of layers that are not alike.
         """
         work = self._work
+        if self._groups:
+            each = (group.message_bytes(rows) * group._work.num_layers for group in self._groups)
+            return sum(each) / work.num_layers
         heads = 2 * work.num_heads + 2 * work.num_kv_heads
-        return rows * heads * self.model.head_dim * work.activation_bytes
+        return rows * heads * work.head_dim * work.activation_bytes
 
     def _stack(self, tokens: int, rows: int, sms: int) -> OperatorClass:
         """The decoder stack without attention, not memoised, for tokens padded to ``rows``."""
         work = self._work
+        if self._groups:
+            return total([group.dense(tokens, sms) for group in self._groups])
         made = NOTHING
         for linear in work.linears:
             if linear.name.startswith("expert"):
                 product, count = self._experts(linear, tokens, sms), work.num_layers
             else:
-                product = self._product(
-                    rows, linear.inputs, linear.outputs, work.weight_bytes_each, sms
-                )
+                product = self._product(rows, linear.inputs, linear.outputs, linear.bytes_each, sms)
                 count = linear.count
             made = scaled_sum(product, count, made)
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, wide = work.hidden_size, self._wide
-        rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
-        touched = [4 * hidden, 4 * hidden, 2 * rotated, 3 * wide]
+        rotated = (work.num_heads + work.num_kv_heads) * work.head_dim
+        touched: list[float] = []
+        if rotated:
+            touched = [4 * hidden]
+        if wide:
+            touched.append(4 * hidden)
+        if rotated:
+            touched.append(2 * rotated)
+        if wide:
+            touched.append((3 if work.gated else 2) * wide)
         if work.routed:
             # The top k of the router's logits, tokens sorted by expert, and the weighted sum.
             chosen = work.experts_per_token
@@ -159,7 +208,7 @@ class Physics:
             tokens * work.experts_per_token / groups,
             linear.inputs,
             linear.outputs,
-            work.weight_bytes_each,
+            linear.bytes_each,
             work.activation_bytes,
             sms,
             self._weights[sms],
@@ -187,15 +236,18 @@ class Physics:
         return OperatorClass(time, 0.0, moving, 0.0, size, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Ns of two ring all-reduces a layer (after attention and the MLP), not overlapped with
-        compute: 2 (p-1)/p of the data over the link and 2 (p-1) hops of latency each, for p GPUs.
+        """Ns of two ring all-reduces a layer (after attention and the MLP, where it has both), not
+        overlapped with compute: 2 (p-1)/p of the data over the link and 2 (p-1) hops of latency
+        each, for p GPUs.
         """
         p = self.tensor_parallel
         size = tokens * self._work.hidden_size * self._work.activation_bytes
         once = 2 * (p - 1) / p * size / self.gpu.link_gbps + 2 * (p - 1) * (
             self.gpu.link_latency_us * 1e3
         )
-        return 2 * self._work.num_layers * once
+        works = self._work.groups or (self._work,)
+        times = sum(((w.num_heads > 0) + (w.wide > 0)) * w.num_layers for w in works)
+        return times * once
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
