@@ -214,6 +214,10 @@ class ConfigDocument:
         """The same with the values of keys that it lacks; one that is null stays null."""
         return self._copy({**defaults, **self.data})
 
+    def replaced(self, values: Mapping[str, object]) -> ConfigDocument:
+        """The same with other values of some keys."""
+        return self._copy({**self.data, **values})
+
     def part(self, field: str, outer: Iterable[str] = ()) -> ConfigDocument:
         """The object ``field`` as a document. Of the keys ``outer`` the value beside it counts,
         where there is one.

@@ -50,6 +50,7 @@ LAYOUT: Layout = {
 _SILU = ("silu", "swish")
 # Of a multi-modal config what counts for its decoder where it stands beside it.
 _OUTER = ("quantization_config", "compression_config", "tie_word_embeddings")
+_TOWERS = ("vision_config", "audio_config")
 _DRAFTS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 # Keys that make a decoder another one, whatever it calls itself; null, false, 0 and empty are off.
 _UNLIKE = (
@@ -61,7 +62,11 @@ _UNLIKE = (
     "n_routed_experts", "n_shared_experts", "use_parallel_residual", "is_encoder_decoder",
     "num_shared_experts", "interleave_moe_layer_step", "moe_layers", "moe_layer_frequency",
     "moe_layer_interval", "num_dense_layers", "first_num_dense_layers", "expert_layer_period",
-    "attn_layer_period", "zero_expert_num",
+    "attn_layer_period", "zero_expert_num", "moe_latent_size", "routed_expert_hidden_size",
+    "attn_output_gate", "attention_output_gate", "hidden_size_per_layer_input", "hc_mult",
+    "compress_ratios", "attn_res_block_size", "hybrid_layer_pattern", "mamba_num_heads",
+    "mamba_d_state", "ssm_state_size", "index_head_dim", "attention_k_eq_v", "enable_moe_block",
+    "linear_num_value_heads", "moe_layers_enum", "attention_other_setting",
 )  # fmt: skip
 _EXPERT_KEYS = (
     "num_experts", "num_local_experts", "moe_intermediate_size", "num_experts_per_tok",
@@ -89,8 +94,9 @@ class ModelFamily(ABC):
     * ``architecture``: the class in ``architectures`` that this is (``also``: others); ``source``
       where it is described; ``sample`` a small config.json of it, without those two keys of its
       name; ``defaults`` what transformers takes for keys that are missing.
-    * ``inner``: the key of the object that describes the decoder of a multi-modal model; ``said``
-      what else a description leaves out, one sentence each.
+    * ``inner``: the key of the object that describes the decoder of a multi-modal model
+      (``flat``: older configs have its keys beside those of the towers); ``said`` what else a
+      description leaves out, one sentence each.
     * ``reads``: keys of other decoders (``_UNLIKE``) that this family understands.
     * ``multi_head``: without ``num_key_value_heads``, each query head has a KV head of its own.
     * ``windowed``: a ``sliding_window`` in the config is in force; others have a switch for it.
@@ -99,8 +105,9 @@ class ModelFamily(ABC):
       them that transformers takes where the config leaves it out (None: there is none).
     * ``activations``: names of the activation function that its feed-forward part may have.
     * ``biases``: the projections that have them, if ``models/decoder.py`` can compute the family
-      from tensors named as Llama's (None: it can be simulated only); ``qk_norm``: it normalises
-      each query and key head.
+      from tensors named as Llama's (None: it can be simulated only); ``biased_qkv`` says of such a
+      one that queries, keys and values have them; ``qk_norm``: it normalises each query and key
+      head.
     * ``names``: how checkpoints call its matrices, for what a quantiser excludes.
 
     Cost models, the simulated devices and the KV cache follow from the ModelSpec that it returns.
@@ -112,6 +119,7 @@ class ModelFamily(ABC):
     sample: ClassVar[Layout] = LAYOUT
     defaults: ClassVar[Layout] = {}
     inner: ClassVar[str] = ""
+    flat: ClassVar[bool] = False
     said: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     multi_head: ClassVar[bool] = False
@@ -121,6 +129,7 @@ class ModelFamily(ABC):
     shared_expert: ClassVar[int | None] = None
     activations: ClassVar[tuple[str, ...]] = _SILU
     biases: ClassVar[Biases | None] = None
+    biased_qkv: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
     names: ClassVar[ModuleNames] = USUAL
 
@@ -136,8 +145,11 @@ class ModelFamily(ABC):
 
     def decoder_of(self, config: ConfigDocument) -> ConfigDocument:
         """The part of ``config`` that describes the decoder, with defaults."""
-        inner = config.part(self.inner, _OUTER) if self.inner else config
-        return inner.with_defaults(self.defaults)
+        if self.flat and config.data.get(self.inner) is None:
+            config = config.replaced(dict.fromkeys(_TOWERS))
+        elif self.inner:
+            config = config.part(self.inner, _OUTER)
+        return config.with_defaults(self.defaults)
 
     def layers(self, config: ConfigDocument, count: int) -> list[LayerPlan]:
         """Each of ``count`` layers, first one first."""
@@ -162,7 +174,7 @@ class ModelFamily(ABC):
     def vectors(self, config: ConfigDocument, mixer: FullAttention) -> int:
         """Parameters of a layer that are in no matrix: two norms, biases."""
         hidden = config.count("hidden_size")
-        biases = self.biases or Biases(qkv=None, output=None, mlp=None)
+        biases = self.biases or Biases(qkv=self.biased_qkv or None, output=None, mlp=None)
         usual = config.flag("attention_bias")
         made = 2 * hidden + attention_vectors(
             mixer, hidden, qkv_bias=usual if biases.qkv is None else biases.qkv,
