@@ -34,7 +34,7 @@ class Gemma2Family(ModelFamily):
         period = config.count("sliding_window_pattern", self.period)
         usual = [SLIDING if (index + 1) % period else FULL for index in range(count)]
         window = config.count("sliding_window")
-        if config.flag("use_bidirectional_attention"):
+        if config.data.get("use_bidirectional_attention") in (True, "all"):
             window = window // 2 + 1
         return [window * (kind == SLIDING) for kind in layer_kinds(config, count, usual)]
 

@@ -12,7 +12,7 @@ from nexusbench.models.reading import attention_vectors, dense_first, routed
 
 
 class Glm4MoeFamily(ModelFamily):
-    """GLM-4.5 to 4.7: grouped-query attention, dense layers first, then routed and shared experts."""
+    """GLM-4.5 to 4.7: grouped-query attention, dense layers first, then experts."""
 
     architecture: ClassVar[str] = "Glm4MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2508.06471; transformers, models/glm4_moe"
