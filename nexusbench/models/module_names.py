@@ -122,7 +122,7 @@ def matches(glob: str, module: str) -> bool:
 class Selector:
     """The modules that a list names: of one layer each, or by a pattern of any.
 
-    With ``loose`` a name that is no pattern also stands for modules that begin or end with it (as
+    With ``loose`` a name that is no pattern also stands for modules that begin with it (as
     transformers takes it), with ``anywhere`` for those that hold it (as AutoAWQ does).
     """
 
@@ -193,10 +193,7 @@ class Selector:
         # Servers ask for all experts at once, not for the matrices of one.
         if self._anywhere and name in re.sub(r"(\.experts)\..*", r"\1", module):
             return True
-        whole = f"model.{module}"
-        return self._loose and any(
-            one.startswith(name) or one.endswith(name) for one in (whole, module)
-        )
+        return self._loose and any(one.startswith(name) for one in (f"model.{module}", module))
 
 
 def _is_decoder(root: str) -> bool:

@@ -215,6 +215,7 @@ class ModelFamily(ABC):
     def experts(self, config: ConfigDocument) -> ExpertsMlp:
         """The experts of a layer that has them."""
         fields = (self.num_experts, "num_experts", "num_local_experts")
+        made = routed(config, count=tuple(dict.fromkeys(fields)), size=self.expert_size)
         shared = config.data.get("shared_expert_intermediate_size")
         missing = "shared_expert_intermediate_size" not in config.data
         if self.shared_expert is not None and missing:
@@ -225,10 +226,8 @@ class ModelFamily(ABC):
         if shared and self.shared_expert is None:
             hint = "Only qwen2_moe has a shared expert"
             raise config.error("shared_expert_intermediate_size", f"is {shown(shared)}", hint)
-        return routed(
-            config, count=tuple(dict.fromkeys(fields)), size=self.expert_size,
-            shared_size=config.size("shared_expert_intermediate_size"),
-        )  # fmt: skip
+        width = config.size("shared_expert_intermediate_size")
+        return msgspec.structs.replace(made, shared_size=width)
 
     def outside(self, config: ConfigDocument) -> Outside:
         """Embeddings, context, and what is left out."""
@@ -287,9 +286,10 @@ def family_of(config: ConfigDocument) -> ModelFamily:
     known = {name.replace("-", "_"): name for name in families.names()}
     if not isinstance(asked, str) or asked.replace("-", "_") not in known:
         computed = computed_families()
-        names = [*computed, *[name for name in known if name not in computed]]
         problem = "is missing" if asked is None else f"{shown(asked)} is not supported"
-        raise config.error("model_type", problem, f"Supported: {', '.join(names)}")
+        hint = f"Supported: {', '.join(computed)} and {len(known) - len(computed)} others that "
+        hint += "'nexusbench list model-families' names"
+        raise config.error("model_type", problem, hint)
     cls: type[ModelFamily] = families.load(known[asked.replace("-", "_")])
     check_declaration(cls)
     return cls()
