@@ -112,7 +112,6 @@ def routed(
     chosen: str = "num_experts_per_tok",
     size: str = "moe_intermediate_size",
     shared_size: int = 0,
-    **more: int | bool,
 ) -> ExpertsMlp:
     """Routed experts whose number, size and number per token stand under those keys."""
     experts, per_token = expert_count(config, *count), config.count(chosen)
@@ -121,7 +120,7 @@ def routed(
         raise config.error(chosen, problem, "Correct one of them")
     return ExpertsMlp(
         num_experts=experts, experts_per_token=per_token, intermediate_size=config.count(size),
-        shared_size=shared_size, **more,
+        shared_size=shared_size,
     )  # fmt: skip
 
 

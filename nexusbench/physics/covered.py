@@ -28,14 +28,22 @@ def check_covered(model: ModelSpec) -> None:
     """Raises UsageError that names the first layer group of ``model`` that no kernel of the physics
     computes.
     """
+    lacking = not_covered(model)
+    if lacking:
+        raise UsageError(
+            f"{model.name} has {lacking}, which simulated devices have no kernel for. 'nexusbench "
+            "model show' says what it is made of; to simulate, take a model whose layers all have "
+            "full attention"
+        )
+
+
+def not_covered(model: ModelSpec) -> str:
+    """The first layers that no kernel computes, in words; '' if there are none."""
     for group in model.groups:
         missing = _missing(group)
         if missing:
-            raise UsageError(
-                f"{model.name} has {group.count} layers of {missing}, which simulated devices have "
-                f"no kernel for. 'nexusbench model show' says what the model is made of; "
-                "to simulate, take a model whose layers all have full attention"
-            )
+            return f"{group.count} layers of {missing}"
+    return ""
 
 
 def _missing(group: LayerGroup) -> str:

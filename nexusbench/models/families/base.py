@@ -155,7 +155,9 @@ class ModelFamily(ABC):
         """Each of ``count`` layers, first one first."""
         windows, sparse = self.windows(config, count), self.sparse(config, count)
         mixer = self.attention(config)
-        mlps = {True: self.experts(config)} if any(sparse) else {}
+        mlps: dict[bool, DenseMlp | ExpertsMlp] = {}
+        if any(sparse):
+            mlps[True] = self.experts(config)
         if not all(sparse):
             mlps[False] = DenseMlp(intermediate_size=config.count("intermediate_size"))
         elif self.expert_size != "intermediate_size":
@@ -272,7 +274,7 @@ def left_out(config: ConfigDocument, multi_modal: bool) -> tuple[str, ...]:
     for key in _DRAFTS:
         value = config.data.get(key)
         if isinstance(value, int) and value > 0:
-            found.append(f"{value} layers for multi-token prediction ({key}) are left out.")
+            found.append(f"Layers for multi-token prediction ({key}: {value}) are left out.")
             break
     return tuple(found)
 

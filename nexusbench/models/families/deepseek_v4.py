@@ -100,10 +100,9 @@ class DeepseekV4Family(ModelFamily):
 
     def _rates(self, config: ConfigDocument) -> dict[str, int]:
         given = config.data.get("compress_rates") or {}
-        usable = isinstance(given, dict) and all(
+        if not isinstance(given, dict) or not all(
             isinstance(rate, int) and 0 < rate <= 65_536 for rate in given.values()
-        )
-        if not usable:
+        ):
             hint = "Give an object of positive integers"
             raise config.error("compress_rates", f"is {shown(given)}", hint)
         return {str(key): int(rate) for key, rate in given.items()}

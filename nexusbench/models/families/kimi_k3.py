@@ -36,8 +36,7 @@ class KimiK3Family(KimiLinearFamily):
         "What attention residuals add (a few vectors a layer) is left out.",
     )
 
-    @staticmethod
-    def full(config: ConfigDocument) -> tuple[LatentAttention, int]:
+    def full(self, config: ConfigDocument) -> tuple[LatentAttention, int]:
         """Latent attention, whose output may be gated."""
         mixer, vectors = latent(config)
         if config.flag("mla_use_output_gate"):

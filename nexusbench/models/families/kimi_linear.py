@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.core.layers import DenseMlp, ExpertsMlp
-from nexusbench.core.mixers import Projection, StateMixer
+from nexusbench.core.mixers import LatentAttention, Projection, StateMixer
 from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
 from nexusbench.models.module_names import USUAL, ModuleNames
@@ -91,7 +91,9 @@ class KimiLinearFamily(ModelFamily):
             )
         return plans
 
-    full = staticmethod(latent)
+    def full(self, config: ConfigDocument) -> tuple[LatentAttention, int]:
+        """The attention of layers that see everything, and its vectors."""
+        return latent(config)
 
     def experts(self, config: ConfigDocument) -> ExpertsMlp:
         """Routed experts, and shared ones as one of their widths together."""
@@ -108,11 +110,10 @@ class KimiLinearFamily(ModelFamily):
         usual = [FULL if index and index % 4 == 0 else LINEAR for index in range(count)]
         full, delta = config.data.get("full_attn_layers"), config.data.get("kda_layers")
         if full is not None and delta is not None:
-            both = [*full, *delta] if isinstance(full, list) and isinstance(delta, list) else []
-            numbers = set(range(1, count + 1))  # they begin with 1
-            if len(both) != count or not all(isinstance(one, int) for one in both):
-                both = []
-            if set(both) != numbers:
+            full, delta = (one if isinstance(one, list) else [] for one in (full, delta))
+            both = [one for one in (*full, *delta) if isinstance(one, int)]
+            # They begin with 1.
+            if len(both) != count or set(both) != set(range(1, count + 1)):
                 problem = f"names {len(both)} different layers in its lists, not {count}"
                 raise config.error("linear_attn_config", problem, "Give each layer once, from 1")
             usual = [FULL if index + 1 in set(full) else LINEAR for index in range(count)]
@@ -123,7 +124,7 @@ class KimiLinearFamily(ModelFamily):
         hidden, heads = config.count("hidden_size"), config.count("linear_num_heads")
         size = config.count("linear_head_dim")
         wide = heads * size
-        gate = (Projection("state_g", hidden, wide),)
+        gate: tuple[Projection, ...] = (Projection("state_g", hidden, wide),)
         if not config.flag("full_rank_gate"):
             gate = (
                 Projection("state_g_a", hidden, size), Projection("state_g_b", size, wide)

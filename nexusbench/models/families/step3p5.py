@@ -36,9 +36,7 @@ class Step3p5Family(ModelFamily):
     """
 
     architecture: ClassVar[str] = "Step3p5ForCausalLM"
-    source: ClassVar[str] = (
-        "huggingface.co/stepfun-ai/Step-3.5-Flash; transformers, step3p7"
-    )
+    source: ClassVar[str] = "huggingface.co/stepfun-ai/Step-3.5-Flash; transformers, step3p7"
     expert_size: ClassVar[str] = "moe_intermediate_size"
     qk_norm: ClassVar[bool] = True
     names: ClassVar[ModuleNames] = module_names(sparse=("moe", "mlp"))
