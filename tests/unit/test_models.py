@@ -20,12 +20,34 @@ from nexusbench.models.config import load_model, model_names
 from tests.examples import sample
 
 NAMES = [
+    "deepseek-r1",
+    "deepseek-v3",
+    "deepseek-v4-flash",
+    "gemma-4-31b-nvfp4",
+    "glm-5.2-fp8",
+    "gpt-oss-120b",
+    "kimi-k2.5-nvfp4",
     "llama-2-7b",
+    "llama-3.1-405b",
     "llama-3.1-70b",
     "llama-3.1-8b",
+    "minimax-m2.5-nvfp4",
+    "mistral-nemo",
+    "mixtral-8x22b",
+    "mixtral-8x7b",
+    "nemotron-3-nano-30b-a3b",
+    "nemotron-super-49b",
     "qwen2.5-14b",
     "qwen2.5-3b",
+    "qwen2.5-7b",
+    "qwen3-14b",
+    "qwen3-30b-a3b",
+    "qwen3-32b",
+    "qwen3-32b-fp8",
     "qwen3-4b",
+    "qwen3-coder-480b-a35b",
+    "qwen3-vl-235b-a22b",
+    "qwen3.6-27b-nvfp4",
     "small",
     "tiny",
 ]
@@ -310,8 +332,8 @@ def test_a_file_that_is_no_config(
     [
         ("lama-3.1-8b", "Did you mean 'llama-3.1-8b'?"),
         ("Qwen/Qwen2.5-3B", "Did you mean 'qwen2.5-3b'?"),
-        ("zzz", "Known: llama-2-7b"),
-        ("", "Known: llama-2-7b"),
+        ("zzz", "Known: deepseek-r1"),
+        ("", "Known: deepseek-r1"),
     ],
 )
 def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
