@@ -245,6 +245,9 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turn_taking: Fraction
     jitter: Fraction  # half-width of the seeded uniform noise on a step, as a share of it
     weights_curve: Curve = ()  # empty: as bandwidth_curve
+    # After which of a kernel's waves of tiles the neighbour's tiles get in, where they alternate:
+    # 1 = after each, 0 = after its last. In between, after that share of them.
+    wave_yield: Fraction = 1.0
     # How much faster tensor cores run while half of the SMs or fewer compute: power and clock.
     clock_gain: ClockGain = 0.0
     # A GEMM (physics/operators.py, Gemm).

@@ -25,7 +25,7 @@ from nexusbench.workloads.source import write_atomic
 # Constants that decide nothing while one batch has all SMs; any other may change every run.
 BESIDE_ONLY = frozenset((
     "turn_taking", "attention_interference", "dense_interference", "stream_interference",
-    "clock_gain", *CURVES,
+    "clock_gain", "wave_yield", *CURVES,
 ))  # fmt: skip
 _DIGITS = 4  # significant ones of a drawn value: the last bits of a sampler are no result
 _ONE_BATCH = ("all",)  # the partitions of a scheduler that runs one batch at a time

@@ -233,7 +233,7 @@ class Physics:
         moving = size * self._l2.per_byte(size / kernels, sms, 1.0 / self._bandwidth[sms])
         kernel = self.gpu.sim.kernel_us * 1e3
         time = max(kernels * kernel, moving)
-        return OperatorClass(time, 0.0, moving, 0.0, size, kernels, moving)
+        return OperatorClass(time, 0.0, moving, 0.0, size, kernels, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
         """Ns of two ring all-reduces a layer (after attention and the MLP, where it has both), not

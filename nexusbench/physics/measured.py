@@ -111,6 +111,7 @@ def stretched(made: OperatorClass, factor: float) -> OperatorClass:
         made.memory * factor,
         made.busy * factor,
         made.traffic,
+        made.kernels,
         made.turns,
         made.held * factor,
     )

@@ -37,9 +37,10 @@ class OperatorClass(msgspec.Struct, frozen=True, gc=False):
 
     ``time`` is ns in all; ``compute`` and ``memory`` are the ns of it in operators bound by tensor
     cores or by HBM (the rest is launches). ``busy`` is all tensor-core ns, ``traffic`` HBM bytes.
-    ``turns`` counts waves of tiles: ``time / turns`` is how long a kernel of a neighbour on the
-    same SMs waits until tiles leave them. ``held`` is ns times the share of the SMs that tiles
-    hold: not launches, nor SMs that a kernel has no tile for.
+    ``kernels`` counts them and ``turns`` their waves of tiles, at least one each: ``time / turns``
+    is how long a kernel of a neighbour on the same SMs waits until a wave leaves them. ``held`` is
+    ns times the share of the SMs that tiles hold: not launches, nor SMs that a kernel has no tile
+    for.
     """
 
     time: float
@@ -47,11 +48,12 @@ class OperatorClass(msgspec.Struct, frozen=True, gc=False):
     memory: float
     busy: float
     traffic: float
+    kernels: float
     turns: float
     held: float
 
 
-NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING = OperatorClass(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def overlapped(
@@ -67,7 +69,8 @@ def overlapped(
         longer = memory = moving + exposed * busy
         compute = 0.0
     time, turns = fixed + longer, max(1.0, tiles)
-    return OperatorClass(time, compute, memory, busy, traffic, turns, longer * filled(tiles))
+    held = longer * filled(tiles)
+    return OperatorClass(time, compute, memory, busy, traffic, 1.0, turns, held)
 
 
 def filled(tiles: float) -> float:
@@ -97,6 +100,7 @@ def scaled_sum(a: OperatorClass, scale: float, b: OperatorClass) -> OperatorClas
         a.memory * scale + b.memory,
         a.busy * scale + b.busy,
         a.traffic * scale + b.traffic,
+        a.kernels * scale + b.kernels,
         a.turns * scale + b.turns,
         a.held * scale + b.held,
     )
@@ -299,8 +303,7 @@ class Attention:
         # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
         # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
-        moving, layers = read * cold, self._layers
-        memory = 0.0
+        moving, layers, memory = read * cold, self._layers, 0.0
         if busy >= moving:
             longer = busy + self._exposed * moving
         else:
@@ -317,6 +320,7 @@ class Attention:
             memory * layers,
             tensor * layers,
             (new + read) * layers,
+            layers,
             max(1.0, tiles / sms) * layers,
             longer * filled(tiles / sms) * layers,
         )

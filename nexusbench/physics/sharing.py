@@ -63,7 +63,7 @@ class Sharing:
                         delay += overlapping * max(0.0, demand - 1.0) * mine.compute
                     extra += delay * theirs.time
         if alternating > 0.0:
-            extra += alternating * _waiting(side, other)
+            extra += alternating * _waiting(side, other, sim.wave_yield)
         return 1.0 + extra / (side.solo * other.solo)
 
     def _apart(self, mine: OperatorClass, theirs: OperatorClass, disturbs: float) -> float:
@@ -82,20 +82,26 @@ class Sharing:
         return delay + mine.compute * self._sim.stream_interference * min(1.0, beside / total)
 
 
-def _waiting(side: LaunchLoad, other: LaunchLoad) -> float:
+def _waiting(side: LaunchLoad, other: LaunchLoad, wave_yield: float) -> float:
     """Ns that the kernels of ``side`` wait for those of ``other`` on the same SMs, times the ns of
     ``other``, if kernels only alternate.
 
-    Tiles of one launch wait until a wave of the other's tiles leaves their SMs, one wave of each in
-    turn. So both progress in proportion to how long their own waves last: short decode kernels wait
-    long for the large tiles of a prefill, which hardly waits for them.
+    Tiles of one launch wait until a turn of the other's tiles leaves their SMs, one turn of each
+    after the other: a wave of tiles with ``wave_yield`` 1, a whole kernel with 0. So both progress
+    in proportion to how long their own turns last: short decode kernels wait long for the large
+    tiles of a prefill, which hardly waits for them.
     """
-    theirs = other.dense.time + other.attention.time
-    turns = other.dense.turns + other.attention.turns
+    theirs, turns = other.dense.time + other.attention.time, _turns(other, wave_yield)
     if turns <= 0.0:
         return 0.0
-    wave = theirs / turns
-    return (side.dense.turns + side.attention.turns) * wave * theirs
+    return _turns(side, wave_yield) * (theirs / turns) * theirs
+
+
+def _turns(load: LaunchLoad, wave_yield: float) -> float:
+    """How often its tiles leave their SMs to a neighbour's."""
+    waves = load.dense.turns + load.attention.turns
+    kernels = load.dense.kernels + load.attention.kernels
+    return waves - (1.0 - wave_yield) * (waves - kernels)
 
 
 def _holding(load: LaunchLoad) -> float:

@@ -205,6 +205,46 @@ def test_draws_are_paired_with_the_arrivals_and_what_is_spared_is_not_run(tmp_pa
     assert {p.seed for p in points if p.system == "nexus" and not p.constant} == set(range(3))
 
 
+MORE = """[systems.static]
+kind = "split"
+scheduler = "nexus"
+partitioner = "fixed:prefill=60"
+
+[[traffic]]"""
+CHOSEN = 'systems = ["vllm", "spf", "two", "nexus"]'
+
+
+def with_static(folder: Path, asked: str) -> MapSpec:
+    return load_map(save(folder, RANGED.replace("[[traffic]]", MORE) + asked))
+
+
+def test_over_the_ranges_the_chosen_systems_run_and_are_compared(tmp_path: Path) -> None:
+    spec = with_static(tmp_path, f"{ASKED}{CHOSEN}\n")
+    survey = Survey(spec=spec, capacity={}, requests={}, rows={}, places={"sim:l20": PLACES})
+    points = list(map_points(survey))
+    assert {p.system for p in points if p.constant} == {"two", "nexus"}
+    assert "static" in {p.system for p in points if not p.constant}
+    # A system that is not run again leads in use: the verdict over the ranges is of those that are.
+    survey = survey_of(spec, {"": 20, "dense = 0": 9, "turns = 1": 40, **DRAWS})
+    for point in list(survey.rows):
+        if point.system == "nexus" and not point.constant:
+            survey.rows[msgspec.structs.replace(point, system="static")] = row(95.0)
+    found = over_ranges(survey, CELL, "split")
+    assert found is not None
+    assert found.high == 40.0
+
+
+def test_the_grid_runs_the_chosen_systems(tmp_path: Path) -> None:
+    grid = SMALL[SMALL.index("[grid]") : SMALL.index("[sensitivity]")]
+    spec = with_static(tmp_path, f"{grid}{CHOSEN}\n")
+    points = list(map_points(Survey(spec=spec, capacity={}, requests={}, rows={})))
+    of = {t.name: {p.system for p in points if p.traffic == t.name} for t in spec.traffic}
+    assert of == {
+        "short": {"vllm", "spf", "two", "nexus", "static"},
+        "p300-o20": {"vllm", "spf", "two", "nexus"},
+    }
+
+
 def test_where_a_constant_touches_everything_everything_is_run(tmp_path: Path) -> None:
     spec = spec_of(tmp_path)
     places = GpuPlaces(
@@ -253,6 +293,9 @@ def test_ranges_are_kept_and_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "field", "words"),
     [
+        ('draws = 3\nsystems = ["vlm"]', "ranges.systems", "Did you mean 'vllm'"),
+        ('draws = 3\nsystems = ["spf", "nexus", "two"]', "ranges.systems", "the map's reference"),
+        ('draws = 3\nsystems = ["vllm", "spf", "nexus"]', "ranges.systems", "the kind 'streams'"),
         ("draws = 1", "ranges.draws", "no interval"),
         ("draws = 101", "ranges.draws", "<= 100"),
         ("draws = -1", "ranges.draws", ">= 0"),

@@ -57,9 +57,9 @@ def near(value):
 
 def test_the_shorter_of_compute_and_memory_hides_but_for_its_exposed_share():
     made = overlapped(5.0, 100.0, 40.0, 0.25, 7.0, 1.0)
-    assert made == OperatorClass(115.0, 110.0, 0.0, 100.0, 7.0, 1.0, 110.0)
+    assert made == OperatorClass(115.0, 110.0, 0.0, 100.0, 7.0, 1.0, 1.0, 110.0)
     made = overlapped(5.0, 40.0, 100.0, 0.25, 7.0, 1.0)
-    assert made == OperatorClass(115.0, 0.0, 110.0, 40.0, 7.0, 1.0, 110.0)
+    assert made == OperatorClass(115.0, 0.0, 110.0, 40.0, 7.0, 1.0, 1.0, 110.0)
     even = overlapped(0.0, 40.0, 40.0, 0.25, 7.0, 1.0)  # bound by compute, not by memory
     assert (even.compute, even.memory) == (50.0, 0.0)
 
@@ -74,10 +74,10 @@ def test_tiles_hold_their_sms_in_turns():
 
 
 def test_sums_of_classes():
-    a = OperatorClass(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
-    b = OperatorClass(10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0)
-    assert total([a, b, a]) == OperatorClass(12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 84.0)
-    assert scaled_sum(a, 3.0, b) == OperatorClass(13.0, 26.0, 39.0, 52.0, 65.0, 78.0, 91.0)
+    a = OperatorClass(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+    b = OperatorClass(10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0)
+    assert total([a, b, a]) == OperatorClass(12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 84.0, 96.0)
+    assert scaled_sum(a, 3.0, b) == OperatorClass(13.0, 26.0, 39.0, 52.0, 65.0, 78.0, 91.0, 104.0)
 
 
 def test_l2_holds_what_fits_and_lets_go_of_it_gradually():
@@ -389,13 +389,13 @@ def both(mine, theirs, sms=5, beside=5, solo=1000.0, other=1000.0):
 
 def stream(rate, time=1000.0):
     """Bound by memory all of its time, at a rate in bytes per ns."""
-    return OperatorClass(time, 0.0, time, 0.0, rate * time, 1.0, time)
+    return OperatorClass(time, 0.0, time, 0.0, rate * time, 1.0, 1.0, time)
 
 
 def crunch(rate=0.0, time=1000.0, busy=None, turns=1.0, held=1.0):
     """Bound by compute all of its time, on ``held`` of its SMs."""
     busy = time if busy is None else busy
-    return OperatorClass(time, time, 0.0, busy, rate * time, turns, held * time)
+    return OperatorClass(time, time, 0.0, busy, rate * time, 1.0, turns, held * time)
 
 
 def test_bandwidth_is_shared_fairly():
@@ -442,6 +442,16 @@ def test_waves_of_both_alternate_so_that_the_shorter_ones_wait_longer():
     short, long = crunch(busy=0.0, turns=10.0), crunch(busy=0.0, turns=2.0)
     assert both(short, long, 10, 10) == near(0.25 * 5.0)
     assert both(long, short, 10, 10) == near(0.25 / 5.0)
+
+
+def test_a_neighbour_may_get_in_after_some_waves_or_after_a_whole_kernel():
+    """One kernel of ten waves of 100 ns beside one of two of 500."""
+    short, long = crunch(busy=0.0, turns=10.0), crunch(busy=0.0, turns=2.0)
+    for wave_yield, turns_of_short, turns_of_long in ((0.0, 1.0, 1.0), (0.5, 5.5, 1.5)):
+        made = Physics(replace(GPU, sim=replace(SIM, wave_yield=wave_yield)), MODEL)
+        sides = [LaunchLoad(1000.0, 10, side, NOTHING) for side in (short, long)]
+        waits = 0.25 * turns_of_short / turns_of_long
+        assert made.slowdown(*sides) == near(1 + waits)
 
 
 def test_what_holds_no_sm_makes_nothing_wait():

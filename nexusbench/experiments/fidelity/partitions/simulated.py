@@ -105,7 +105,7 @@ class SimulatedGpu:
         """
         size = ns * self.bandwidth(self.gpu.num_sms)
         time = size / self.bandwidth(sms)
-        return _load(sms, dense=OperatorClass(time, 0.0, time, 0.0, size, 1.0, time))
+        return _load(sms, dense=OperatorClass(time, 0.0, time, 0.0, size, 1.0, 1.0, time))
 
     def computing(self, sms: int, ns: float = LONG_KERNEL) -> LaunchLoad:
         """A kernel that computes all the time, with as much work on any number of SMs, ``ns`` long
@@ -113,7 +113,7 @@ class SimulatedGpu:
         """
         share = sms / self.gpu.num_sms
         time = ns / (share * clock(self.gpu.sim.clock_gain, share))
-        return _load(sms, dense=OperatorClass(time, time, 0.0, time, 0.0, 1.0, time))
+        return _load(sms, dense=OperatorClass(time, time, 0.0, time, 0.0, 1.0, 1.0, time))
 
     def gemm(self, rows: int, inputs: int, outputs: int, sms: int) -> OperatorClass:
         """``[rows, inputs] x [inputs, outputs]``, repeated on the same operands."""
