@@ -114,17 +114,20 @@ def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
     if len(made) == 1:
         return made[0]
     layers, first = model.num_layers, made[0]
+    kept = flops = queries = 0.0
+    for group in made:
+        kept += group.kv_bytes_per_token
+        flops += group.attention_flops * group.num_layers
+        queries += group.query_bytes_per_token * group.num_layers
     return msgspec.structs.replace(
         first,
         linears=tuple(linear for group in made for linear in group.linears),
         fixed=tuple(each for group in made for each in group.fixed),
         routed=tuple(each for group in made for each in group.routed),
         num_layers=layers,
-        kv_bytes_per_token=sum(group.kv_bytes_per_token for group in made),
-        attention_flops=sum(group.attention_flops * group.num_layers for group in made) / layers,
-        query_bytes_per_token=(
-            sum(group.query_bytes_per_token * group.num_layers for group in made) / layers
-        ),
+        kv_bytes_per_token=kept,
+        attention_flops=flops / layers,
+        query_bytes_per_token=queries / layers,
         groups=made,
     )
 

@@ -158,8 +158,10 @@ class Physics:
         """
         work = self._work
         if self._groups:
-            each = (group.message_bytes(rows) * group._work.num_layers for group in self._groups)
-            return sum(each) / work.num_layers
+            total_bytes = 0.0
+            for group in self._groups:
+                total_bytes += group.message_bytes(rows) * group._work.num_layers
+            return total_bytes / work.num_layers
         heads = 2 * work.num_heads + 2 * work.num_kv_heads
         return rows * heads * work.head_dim * work.activation_bytes
 
@@ -245,8 +247,9 @@ class Physics:
         once = 2 * (p - 1) / p * size / self.gpu.link_gbps + 2 * (p - 1) * (
             self.gpu.link_latency_us * 1e3
         )
-        works = self._work.groups or (self._work,)
-        times = sum(((w.num_heads > 0) + (w.wide > 0)) * w.num_layers for w in works)
+        times = 0
+        for work in self._work.groups or (self._work,):
+            times += ((work.num_heads > 0) + (work.wide > 0)) * work.num_layers
         return times * once
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
