@@ -76,7 +76,7 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
             )
         raise config.error(
             "model_type",
-            f"'{config.data['model_type']}' can be simulated but not computed",
+            f"'{config.data['model_type']}' is described but not computed",
             f"With real tokens: {', '.join(computed_families())}",
         )
     quantised = quantisation_of(config)

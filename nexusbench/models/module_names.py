@@ -73,6 +73,10 @@ _ROOTS = {
     "model", "language_model", "text_model", "backbone", "transformer", "decoder", "llm", "thinker",
     "*", "",
 }  # fmt: skip
+# Words in the names of other modules than a decoder's.
+_OTHERS = re.compile(
+    r"visual|vision|audio|image|multi_modal|mm_projector|merger|talker|(^|\.)mtp(?![a-z])"
+)
 # Of regular expressions what globs can say: names, any letter, any text, choices, begin and end.
 _SIMPLE = re.compile(r"\^?((?:[\w-]|\\\.|\.\*?(?![+?{*]))*)(\$?)", re.ASCII)
 _CHOICE = re.compile(r"\((?:\?:)?([\w.\\|-]*)\)(?![+?*{])", re.ASCII)
@@ -134,6 +138,8 @@ class Selector:
 
     def add(self, glob: str) -> None:
         """One name or glob. Names of other towers than the decoder are left out."""
+        if _OTHERS.search(glob):
+            return
         text, number = glob, None
         expert = re.search(r"experts\.(\d{1,6})(?=\.|$)", glob)
         if expert is not None:

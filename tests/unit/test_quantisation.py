@@ -112,6 +112,8 @@ LEFT: list[tuple[dict[str, object], dict[tuple[str, str], int]]] = [
     ({**FP8, "ignored_layers": ["re:.*mlp.*"]}, {("fp8", "bfloat16"): 32}),
     ({**FP8, "ignored_layers": [r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]},
      {("fp8", "bfloat16"): 32}),
+    ({**FP8, "ignored_layers": [f"model.visual.blocks.{n}.mlp.up" for n in range(300)]},
+     {("fp8", "fp8"): 32}),
     ({**FP8, "ignored_layers": ["*.layers.31.*", "vision_tower.layers.3.mlp", "mtp.layers.2*"]},
      {("bfloat16", "bfloat16"): 1, ("fp8", "fp8"): 31}),
     # A pattern among the digits: 6, 16 and 26.
