@@ -4,7 +4,9 @@ attention are timed as their sum.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import msgspec
@@ -277,3 +279,35 @@ def test_quantised_experts_of_gpt_oss_are_only_the_experts() -> None:
     assert {g.dtypes.attention for g in model.groups} == {"bfloat16"}
     assert {g.dtypes.experts for g in model.groups} == {"mxfp4"}
     assert model.weight_bytes / 1e9 == pytest.approx(65.2, abs=0.1)  # as published
+
+
+def test_a_multi_modal_config_describes_its_decoder(tmp_path: Path) -> None:
+    inner = {
+        key: value for key, value in CONFIG.items() if key not in ("model_type", "torch_dtype")
+    }
+    whole = {
+        "model_type": "qwen3_vl", "text_config": inner, "torch_dtype": "float16",
+        "tie_word_embeddings": True, "vision_config": {"hidden_size": 64},
+        "quantization_config": {"quant_method": "fp8", "ignored_layers": ["re:.*self_attn.*"]},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    model = describe_model(tmp_path)
+    assert model.dtypes == Dtypes("fp8", "float16", "float16", "float16")
+    assert model.tie_word_embeddings
+    assert [g.dtypes.attention for g in model.groups] == ["float16"]
+    assert model.stack is not UNSET
+    assert "Only the text decoder is described" in model.stack.said[0]
+    (tmp_path / "config.json").write_text(json.dumps({**whole, "text_config": None}))
+    with pytest.raises(InputError, match="'text_config': is missing"):
+        describe_model(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["moe_layers", "no_rope_layers", "layer_types"])
+def test_a_list_of_layers_without_end_takes_no_time(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "config.json"
+    config = {**CONFIG, "model_type": "llama4_text", "num_hidden_layers": 4096}
+    path.write_text(json.dumps({**config, key: list(range(200_000))}))
+    begin = time.process_time()
+    with contextlib.suppress(InputError):
+        describe_model(path)
+    assert time.process_time() - begin < 5

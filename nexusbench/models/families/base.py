@@ -50,6 +50,7 @@ LAYOUT: Layout = {
 _SILU = ("silu", "swish")
 # Of a multi-modal config what counts for its decoder where it stands beside it.
 _OUTER = ("quantization_config", "compression_config", "tie_word_embeddings")
+_DTYPES = ("dtype", "torch_dtype")  # that of the whole, where the decoder says none
 _TOWERS = ("vision_config", "audio_config")
 _DRAFTS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 # Keys that make a decoder another one, whatever it calls itself; null, false, 0 and empty are off.
@@ -148,7 +149,10 @@ class ModelFamily(ABC):
         if self.flat and config.data.get(self.inner) is None:
             config = config.replaced(dict.fromkeys(_TOWERS))
         elif self.inner:
+            said = {key: config.data[key] for key in _DTYPES if config.data.get(key) is not None}
             config = config.part(self.inner, _OUTER)
+            if all(config.data.get(key) is None for key in _DTYPES):
+                config = config.replaced(said)
         return config.with_defaults(self.defaults)
 
     def layers(self, config: ConfigDocument, count: int) -> list[LayerPlan]:

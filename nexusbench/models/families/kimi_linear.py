@@ -116,7 +116,8 @@ class KimiLinearFamily(ModelFamily):
             if len(both) != count or set(both) != set(range(1, count + 1)):
                 problem = f"names {len(both)} different layers in its lists, not {count}"
                 raise config.error("linear_attn_config", problem, "Give each layer once, from 1")
-            usual = [FULL if index + 1 in set(full) else LINEAR for index in range(count)]
+            chosen = {one for one in full if isinstance(one, int)}
+            usual = [FULL if index + 1 in chosen else LINEAR for index in range(count)]
         return layer_kinds(config, count, usual, (FULL, LINEAR))
 
     def state(self, config: ConfigDocument) -> StateMixer:

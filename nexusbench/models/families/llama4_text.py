@@ -86,4 +86,5 @@ class Llama4TextFamily(ModelFamily):
         if not isinstance(listed, list) or not all(isinstance(one, int) for one in listed):
             problem = f"is {shown(listed)}, not a list of layers"
             raise config.error("moe_layers", problem, "Give numbers of layers, from 0")
-        return [index in set(listed) for index in range(count)]
+        chosen = set(listed)
+        return [index in chosen for index in range(count)]
