@@ -216,18 +216,18 @@ def _gpus() -> list[CatalogueEntry]:
 
 
 def _models() -> list[CatalogueEntry]:
-    from nexusbench.models.config import load_model, model_names
+    from nexusbench.models.config import describe_model, model_names
 
     entries = []
     for name in model_names():
-        model = load_model(name)
+        model = describe_model(name)
         about = (
             f"{model.num_parameters / 1e9:.2f} billion parameters, {model.weight_bytes / 1e9:.1f} "
             f"GB of weights ({model.dtypes.weights})"
         )
         facts = [
             f"{model.num_layers} layers, context {model.max_model_len:,}, KV "
-            f"{model.kv_bytes_per_token / 1024:g} KiB per token"
+            f"{model.kv_bytes_per_token / 1024:,.4g} KiB per token"
         ]
         entries.append(CatalogueEntry(name, about, model.source, facts))
     return entries

@@ -9,7 +9,7 @@ import msgspec
 
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.documents import JsonObject
-from nexusbench.core.specs import with_used_kernels
+from nexusbench.core.specs import GpuSpec, ModelSpec, with_used_kernels
 from nexusbench.profiles.profile import sha256_of
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
@@ -35,7 +35,9 @@ def environment_of(
     so.
     """
     gpus = config.tensor_parallel_size if isinstance(config, RunConfig) else 1
-    used = with_used_kernels(resolved.gpu, resolved.model, gpus)
+    used: object = resolved.gpu
+    if isinstance(resolved.gpu, GpuSpec) and isinstance(resolved.model, ModelSpec):
+        used = with_used_kernels(resolved.gpu, resolved.model, gpus)
     gpu: JsonObject = msgspec.to_builtins(used)
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
     for described in ("sources", "ranges"):  # words about the constants, not constants

@@ -213,7 +213,7 @@ def budgets(limits: Limits | None) -> StepBudgets | None:
 
 def served_model(model: ModelSpec) -> ServedModel:
     """``model`` for :class:`ResolvedEngineRun`."""
-    return msgspec.convert(model, ServedModel, from_attributes=True)
+    return msgspec.convert(msgspec.to_builtins(model), ServedModel)
 
 
 def facts_for_metrics(
