@@ -61,8 +61,8 @@ def rows_of(
     except (OSError, ValueError, pa.ArrowException) as error:
         problem = f"cannot be read: {' '.join(str(error).split())}"
         raise InputError(problem, file=paths[-1], hint=hint) from None
-    for name, bounds in (COLUMNS.get(name) or COLUMNS[family]).items():
-        _check_column(table, name, bounds, paths[-1], hint)
+    for column, bounds in (COLUMNS.get(name) or COLUMNS[family]).items():
+        _check_column(table, column, bounds, paths[-1], hint)
     found = []
     for number, row in enumerate(table.to_pylist(), start=1):
         try:
