@@ -26,6 +26,7 @@ SYSTEMS = {
 # Its vLLM collector goes round six weights of a product (collect_gemm.py, outside_loop_count), and
 # repeats attention on one set of operands.
 GEMM_COPIES, ATTENTION_COPIES = 6, 1
+ATTENTION_TAKEN_OVER = ("b300", "gb200")  # from the B200
 NOT_SMALL = ("a100",)  # whose fit took no small products in
 KERNELS = ("flash_attn", "trtllm")  # of attention, by a part of their names
 SMALLEST = 1024  # N and K of the products that decoder layers have; smaller ones are scored apart
@@ -89,7 +90,8 @@ def read(
     if family in ("", "attention", "window"):
         for kind in ("context", "generation"):
             rows = rows_of(folder, "attention", f"{kind}_attention_perf", AttentionRow)[::thin]
-            samples.samples += _attention(rows, kind, gpu, bandwidth, fitted)
+            own = fitted and gpu_name.lower() not in ATTENTION_TAKEN_OVER
+            samples.samples += _attention(rows, kind, gpu, bandwidth, own)
         samples.notes.append(
             "left out of attention: fp8 operands or KV cache, heads above 256, and "
             "kernels other than FlashAttention 2 and 3 and TensorRT-LLM's in FlashInfer"

@@ -136,7 +136,7 @@ def quantisation(folder: Path, gpu: GpuSpec, fitted: bool, thin: int) -> Iterato
         quantise = Quantise(gpu, constants, scales)
         for row in known[::thin]:
             added = 0.0 if scales == "static" else more.get((row.m, row.k))
-            if row.quant_dtype != "fp8" or added is None:
+            if row.quant_dtype != "fp8" or added is None or not row.latency:
                 continue
             made = quantise.time(row.m, row.k, gpu.num_sms, bandwidth).time
             yield KernelSample(

@@ -26,6 +26,8 @@ COLUMNS: dict[str, dict[str, tuple[float, float] | None]] = {
         "latency": _TIME,
     },
     "quantize": {"quant_dtype": None, "m": _COUNT, "k": _COUNT, "latency": _TIME},
+    # A difference of two times, which may be none.
+    "computescale_perf": {"quant_dtype": None, "m": _COUNT, "k": _COUNT, "latency": (0.0, 1e9)},
     "moe": {
         "kernel_source": None, "moe_dtype": None, "distribution": None, "num_tokens": (1, 2**20),
         "hidden_size": (1, 2**20), "inter_size": (1, 2**20), "topk": (1, 2**10),
@@ -59,8 +61,8 @@ def rows_of(
     except (OSError, ValueError, pa.ArrowException) as error:
         problem = f"cannot be read: {' '.join(str(error).split())}"
         raise InputError(problem, file=paths[-1], hint=hint) from None
-    for name, bounds in COLUMNS[family].items():
-        _check_column(table, name, bounds, paths[-1], hint)
+    for column, bounds in (COLUMNS.get(name) or COLUMNS[family]).items():
+        _check_column(table, column, bounds, paths[-1], hint)
     found = []
     for number, row in enumerate(table.to_pylist(), start=1):
         try:
