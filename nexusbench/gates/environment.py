@@ -34,7 +34,11 @@ def environment_of(
     config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
     so.
     """
-    gpu: JsonObject = msgspec.to_builtins(with_used_kernels(resolved.gpu, resolved.model))
+    gpu: JsonObject = msgspec.to_builtins(
+        with_used_kernels(resolved.gpu, resolved.model)
+        if isinstance(resolved, ResolvedEngineRun)
+        else resolved.gpu
+    )
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
     for described in ("sources", "ranges"):  # words about the constants, not constants
         gpu.pop(described, None)
