@@ -11,6 +11,7 @@ noise. Only + - * / and comparisons are used, so every IEEE-754 machine computes
 from __future__ import annotations
 
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.host import EngineHost
 from nexusbench.core.specs import GpuSpec, Linear, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.operators import (
@@ -33,8 +34,15 @@ SAMPLER_PASSES = 2
 class Physics:
     """Times of one model on one GPU (or on ``tensor_parallel`` of them in lockstep)."""
 
-    def __init__(self, gpu: GpuSpec, model: ModelSpec, tensor_parallel: int = 1) -> None:
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        model: ModelSpec,
+        tensor_parallel: int = 1,
+        host: EngineHost | None = None,
+    ) -> None:
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
+        self._host = host  # in place of the GPU file's step_overhead_us
         work: ModelWork = model_work(model, tensor_parallel)
         self._work = work
         self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
@@ -43,7 +51,7 @@ class Physics:
         self._sharing = Sharing(gpu)
         self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
-        self._overhead = gpu.sim.step_overhead_us * 1e3
+        self._overhead = gpu.sim.step_overhead_us * 1e3 if host is None else 0.0
         self._gemm, self._l2 = Gemm(gpu), L2(gpu)
         kv_bytes = work.kv_bytes_per_token / (
             2 * work.num_layers * work.num_kv_heads * model.head_dim
@@ -79,6 +87,8 @@ class Physics:
         solo = self._overhead + dense.time + attention.time
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
+        if self._host is not None:
+            solo = self._host.step_ns(solo, sequences)
         return LaunchLoad(solo, sms, dense, attention)
 
     # -- operators of one launch -------------------------------------------------------------------
