@@ -303,8 +303,7 @@ class Attention:
         # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
         # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
-        moving, layers = read * cold, self._layers
-        memory = 0.0
+        moving, layers, memory = read * cold, self._layers, 0.0
         if busy >= moving:
             longer = busy + self._exposed * moving
         else:
