@@ -226,7 +226,7 @@ def test_scores_by_group_and_of_all(tmp_path: Path) -> None:
         ServingResult(point=one, refused="why"),
         ServingResult(point=two, refused="why"),
     ]
-    peers = [PeerEstimate(20.0, 5.1), PeerEstimate(40.0, 9.0), None, None, None]
+    peers = [PeerEstimate(20.0, 5.6), PeerEstimate(40.0, 9.0), None, None, None]
     made = validate_points(results, peers, steady=False)
     assert [(s.model, s.tp, s.points) for s in made.scores] == [
         ("Qwen3-4B", "1", 2), ("Qwen3-4B", "2", 1), ("all", "all", 3),
@@ -234,9 +234,9 @@ def test_scores_by_group_and_of_all(tmp_path: Path) -> None:
     first, _, whole = made.scores
     assert (first.tpot_mape, first.tpot_bias) == (pytest.approx(15.0), pytest.approx(-5.0))
     assert first.ttft_mape == pytest.approx(10.0)
-    assert (first.compared, first.nearer_than_aiconfigurator) == (2, 50.0)
+    assert (first.compared, first.nearer_than_aiconfigurator) == (2, 100.0)
     assert first.ttft_nearer_than_aiconfigurator == 50.0
-    assert first.aiconfigurator_tpot_mape == pytest.approx(41.0)
+    assert first.aiconfigurator_tpot_mape == pytest.approx(46.0)
     assert whole.tpot_mape == pytest.approx(10.0)
     assert made.scores[1].nearer_than_aiconfigurator is None
     assert made.refused == {"why": 2}
