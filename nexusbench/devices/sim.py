@@ -88,12 +88,14 @@ class Sim(Device):
         self.host, engine = options.host, ""
         if self.host is not None:
             engine = f"@{self.host.name}"
-        self.physics = Physics(gpu, model, options.tensor_parallel, self.host)
+        self.physics = Physics(gpu, model, options.tensor_parallel, host=self.host)
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
-            self.physics = MeasuredPhysics(gpu, model, table, options.tensor_parallel, self.host)
+            self.physics = MeasuredPhysics(
+                gpu, model, table, options.tensor_parallel, host=self.host
+            )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
             name=f"sim:{name or gpu.name}{group}{engine}",

@@ -39,6 +39,7 @@ class Physics:
         gpu: GpuSpec,
         model: ModelSpec,
         tensor_parallel: int = 1,
+        *,
         host: EngineHost | None = None,
     ) -> None:
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel

@@ -24,9 +24,10 @@ class MeasuredPhysics(Physics):
         model: ModelSpec,
         table: KernelTable,
         tensor_parallel: int = 1,
+        *,
         host: EngineHost | None = None,
     ) -> None:
-        super().__init__(gpu, model, tensor_parallel, host)
+        super().__init__(gpu, model, tensor_parallel, host=host)
         self.table = table
         self._stretch = AttentionStretch(table, super().attention, model.num_layers, gpu.num_sms)
         self._dense_known: dict[tuple[int, int], OperatorClass] = {}
