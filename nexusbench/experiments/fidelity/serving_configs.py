@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,10 +105,23 @@ def _problem(key: bytes, *, rough: bool) -> str:
     """
     config = msgspec.json.decode(key, type=RunConfig)
     try:
-        check_run(config)
-        return _untimed(model_on_device(config).model) if rough else ""
+        with without_warnings():
+            check_run(config)
+            return _untimed(model_on_device(config).model) if rough else ""
     except NexusbenchError as error:
         return str(error).split("\n")[0]
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """What a model's times are not is said once for each run; a table has thousands of them."""
+    logger = logging.getLogger("nexusbench")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _untimed(model: ModelSpec) -> str:
@@ -173,7 +189,7 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
     a description), and what else the config says for it. Raises Refused where there is none, or its
     times are not those of the precision.
     """
-    problems, sixteen = [], ""
+    problems, fitting, sixteen = [], [], ""
     for candidate in _candidates(point.model, configs):
         try:
             model = _described(candidate)
@@ -181,13 +197,19 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
             problems.append(str(error).split("\n")[0])
             continue
         if _has_precision(model, point.precision):
-            problem = _untimed(model)
-            if problem:
-                raise Refused(f"{point.name}: {problem}")
-            return candidate, {}
+            fitting.append((candidate, model))
+            continue
         if _has_precision(model, ""):
             sixteen = sixteen or candidate
         problems.append(f"{Path(candidate).parent.name or candidate} is {model.dtypes.weights}")
+    if fitting:
+        # Of several in that precision the one whose scales are as the table says.
+        exact = [one for one in fitting if one[1].dtypes.weights == point.gemm_quant]
+        candidate, model = (exact or fitting)[0]
+        problem = _untimed(model)
+        if problem:
+            raise Refused(f"{point.name}: {problem}")
+        return candidate, {}
     if sixteen and "quantization" in RunConfig.__struct_fields__:
         return sixteen, {"quantization": point.gemm_quant or point.precision}
     if problems:

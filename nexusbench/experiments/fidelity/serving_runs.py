@@ -12,7 +12,12 @@ import numpy as np
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError
-from nexusbench.experiments.fidelity.serving_configs import Refused, ServingPlan, config_of
+from nexusbench.experiments.fidelity.serving_configs import (
+    Refused,
+    ServingPlan,
+    config_of,
+    without_warnings,
+)
 from nexusbench.experiments.fidelity.serving_table import ServingPoint
 from nexusbench.experiments.keys import file_sha256, run_key
 from nexusbench.experiments.pool import Lost, run_all
@@ -157,7 +162,8 @@ def trace_of(point: ServingPoint, plan: ServingPlan, folder: Path) -> Path:
 def _run(task: _Task) -> ServingRun:
     """Run one point. Raises nothing but Interrupted and KeyboardInterrupt."""
     try:
-        result = run(task.config)
+        with without_warnings():
+            result = run(task.config)
     except (Interrupted, KeyboardInterrupt):
         raise
     except NexusbenchError as error:
