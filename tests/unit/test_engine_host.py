@@ -11,9 +11,11 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.host import EngineHost
 from nexusbench.engine.arrivals import NEVER, arrivals_at
+from nexusbench.gates.environment import environment_of
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.host import engine_names, engine_sources, load_engine
-from nexusbench.serving.opening import check_run
+from nexusbench.profiling.fingerprint import fingerprint_of
+from nexusbench.serving.opening import check_run, open_subject
 from nexusbench.serving.runner import run
 from nexusbench.testing import offer
 
@@ -120,6 +122,28 @@ def test_host_time_of_a_launch_follows_its_sequences(tmp_path: Path) -> None:
         run.tables["step_done"]["time"] - run.tables["submitted"]["time"] for run in (bare, slow)
     ]
     assert abs(spent[1] - spent[0] - 1.4 * MS).max() < 0.03 * MS  # the noise of 2 %
+
+
+def test_gates_and_profiles_tell_engines_apart_by_their_constants(tmp_path: Path) -> None:
+    config = RunConfig(
+        trace=str(trace(tmp_path / "t.jsonl", 1)), device="sim:h100", scheduler="vllm"
+    )
+    written = {"one": text(), "same": text(about="'another text'"), "other": text(step_us="9.0")}
+    gated, profiled = {}, {}
+    for name, content in written.items():
+        path = tmp_path / name / "mine.toml"
+        path.parent.mkdir()
+        path.write_text(content)
+        asked = msgspec.structs.replace(config, engine=str(path))
+        result = run(asked)
+        gated[name] = environment_of(result.config, result.resolved, simulated=True)
+        subject = open_subject(asked)
+        profiled[name] = fingerprint_of(subject.device, subject.model)
+    assert gated["one"] == gated["same"]
+    assert gated["one"]["device"] == "sim:h100@mine"
+    assert gated["one"]["device_sha256"] != gated["other"]["device_sha256"]
+    assert profiled["one"] == profiled["same"]
+    assert profiled["one"].device_sha256 != profiled["other"].device_sha256
 
 
 @pytest.mark.parametrize("name", engine_names())

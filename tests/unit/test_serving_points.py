@@ -161,6 +161,22 @@ def test_a_description_is_found_by_name_and_precision(tmp_path: Path) -> None:
         model_of(point, folder)
 
 
+def test_of_several_descriptions_in_a_precision_the_one_with_the_tables_scales(
+    tmp_path: Path,
+) -> None:
+    own = json.loads((Path(serving_runs.__file__).parents[2] / "data/models/qwen3-4b.json")
+                     .read_text())  # fmt: skip
+    for name, group in (("a--Qwen3-4B-INT4", 128), ("b--Qwen3-4B-INT4", 64)):
+        folder = tmp_path / "configs" / name
+        folder.mkdir(parents=True)
+        quantised = {"quant_method": "awq", "bits": 4, "group_size": group}
+        (folder / "config.json").write_text(json.dumps(own | {"quantization_config": quantised}))
+    for kind in ("int4_g128", "int4_g64"):
+        (point,) = points(tmp_path, {"precision": "int4", "gemm_quant_mode": kind})
+        with pytest.raises(Refused, match=f"Qwen3-4B: {kind} weights"):
+            model_of(point, tmp_path / "configs")
+
+
 def test_the_same_point_runs_once_and_a_kept_one_not_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
