@@ -6,11 +6,12 @@ import statistics
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from nexusbench.core.errors import InputError
 from nexusbench.experiments.paying.blocks import BLOCKS
 from nexusbench.experiments.paying.points import Survey
-from nexusbench.experiments.paying.ranged import over_ranges
+from nexusbench.experiments.paying.ranged import in_use_over_seeds, over_ranges
 from nexusbench.experiments.paying.spec import load_map
 from nexusbench.experiments.paying.survey_files import read_manifest
 from nexusbench.experiments.paying.tables import cells_of
@@ -96,7 +97,8 @@ def test_chat_under_a_bound_on_gaps(survey: Survey) -> None:
         assert picked.name == "flowprefill"
     found = answer(survey, by_place["sim:a100", 80], "split")
     assert found.outcome == "pays"
-    assert found.mine > 2 * found.other
+    assert 1.8 < found.mine / found.other < 2
+    assert (round(found.mine), round(found.other)) == (71, 37)
     for gpu in ("sim:h100", "sim:h200"):
         chunked = best(survey, by_place[gpu, 80], "whole")
         assert chunked is not None
@@ -121,13 +123,12 @@ def test_the_price_is_the_first_token(survey: Survey) -> None:
             assert found is not None
             gaps, first = judge(*found, "tbt_p99"), judge(*found, "ttft_mean")
             assert -90 <= gaps.mean <= -75
-            # The H200's +123 % are too spread over three draws to be sure.
-            assert first.outcome == "costs" or cell.gpu == "sim:h200"
+            assert first.outcome == "costs"
             assert first.mean > 30
-            assert cell.gpu != "sim:h200" or (80 < first.mean < 130 and first.outcome == "open")
+            assert cell.gpu != "sim:h200" or 80 < first.mean < 130
 
 
-def test_ranges_that_were_widened_since_are_told(survey: Survey) -> None:
+def test_the_ranges_that_were_run_are_those_of_today(survey: Survey) -> None:
     """Of so many draws the highest lies in the last part of a range."""
     wider = []
     for name, places in survey.places.items():
@@ -135,8 +136,7 @@ def test_ranges_that_were_widened_since_are_told(survey: Survey) -> None:
             drawn = max(place.values.get(key, low) for place in places.draws)
             if drawn < high - 1.01 * (high - low) / len(places.draws):
                 wider.append((name, key))
-    assert ("ranges have been widened since" in TEXT) == bool(wider)
-    assert wider in ([], [("sim:l20", "attention_interference")])
+    assert wider == []
 
 
 def test_two_streams_are_no_substitute_where_gaps_are_bounded(survey: Survey) -> None:
@@ -145,18 +145,56 @@ def test_two_streams_are_no_substitute_where_gaps_are_bounded(survey: Survey) ->
         if cell.load == 80 and cell.gpu != "sim:l20":
             found = answer(survey, cell, "confined")
             assert found.outcome == "pays"
-            assert 38 < found.mean < 47
+            assert 35.5 < found.mean < 46.5
             over = over_ranges(survey, cell, "confined")
             assert over is not None
-            assert over.verdict == "holds"
+            assert over.verdict in ("holds", "hangs")
+            assert over.low is not None
+            assert over.low > 23.5
             assert over.least is not None
-            assert over.least > 28.5
+            assert over.least > 9.5
+            turns = {turn.constant for turn in over.hangs_on}
+            assert turns <= {"wave_yield", "attention_sm_gbps"}
     for cell in cells(survey, "mooncake-chat"):
         mean = answer(survey, cell, "confined").mean
         if cell.gpu in ("sim:h100", "sim:h200"):
             assert abs(mean) < 2.5
         else:
-            assert 2 < mean < 6.5
+            assert 1.5 < mean < 6.5
+
+
+def test_the_systems_over_the_ranges_hold_the_best_of_each_kind(survey: Survey) -> None:
+    """What is said of them under "Over the ranges"."""
+    asked = survey.spec.ranges
+    assert asked is not None
+    assert len(asked.systems) < 0.6 * len(survey.spec.systems)
+    for traffic in ("azure-chat", "mooncake-chat"):
+        for cell in cells(survey, traffic):
+            for kind in ("whole", "streams", "split"):
+                chosen = best(survey, replace(cell, systems=asked.systems), kind)
+                leader = best(survey, cell, kind)
+                assert chosen is not None
+                assert leader is not None
+                if cell.load in asked.loads:
+                    assert leader.attained(cell.slo) - chosen.attained(cell.slo) < 0.05
+
+
+def ends_of(survey: Survey, gpu: str, question: str, constant: str) -> float:
+    """Points at the low end of a constant, chat with a bound on gaps at 80 %."""
+    (cell,) = [
+        c for c in cells(survey, "azure-chat", "guidellm-chat") if (c.gpu, c.load) == (gpu, 80)
+    ]
+    (low, *_) = [p for p in survey.places[gpu].ends if constant in p.values]
+    there = replace(in_use_over_seeds(survey, cell), constant=low.name)
+    return answer(survey, there, question).mean
+
+
+def test_what_overturns_the_most(survey: Survey) -> None:
+    """The bullets under the tables over the ranges."""
+    lead = {gpu: ends_of(survey, gpu, "confined", "wave_yield") for gpu in GPUS[1:]}
+    assert [round(points) for points in lead.values()] == [25, 39, 27]
+    behind = [ends_of(survey, gpu, "split", "attention_sm_gbps") for gpu in GPUS[2:]]
+    assert [round(points) for points in behind] == [-23, -11]
 
 
 def test_more_bandwidth_per_flop_more_gain(survey: Survey) -> None:
@@ -209,8 +247,6 @@ def test_the_leaders_on_chat(survey: Survey) -> None:
 
 def test_long_answers_take_the_gain_away(survey: Survey) -> None:
     """Under the grids: prompts of 8,000 tokens, `nexus` against `vllm-spf`."""
-    if read_manifest(page.RESULTS).quick:
-        pytest.skip("the reduced map has no long answers, and the page says so")
 
     def gain(gpu: str, output: int, slo: str) -> float:
         (traffic,) = [
@@ -222,7 +258,7 @@ def test_long_answers_take_the_gain_away(survey: Survey) -> None:
     for gpu in GPUS:
         assert gain(gpu, 400, "llama3.1-8b") < gain(gpu, 50, "llama3.1-8b") - 5
     for gpu in ("sim:a100", "sim:h100", "sim:h200"):
-        assert -4.5 < gain(gpu, 400, "llama3.1-8b") < -1.5
+        assert -4.5 < gain(gpu, 400, "llama3.1-8b") <= -1.5
     assert -4.5 < gain("sim:a100", 400, "llama3.1-405b") < -1.5
 
 
