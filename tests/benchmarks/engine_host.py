@@ -22,9 +22,14 @@ import msgspec
 import numpy as np
 
 from nexusbench.core.config import RunConfig
-from nexusbench.core.host import EngineHost
+from nexusbench.core.host import US, EngineHost
 from nexusbench.experiments.fidelity.nelder_mead import nelder_mead
-from nexusbench.experiments.fidelity.serving_configs import Refused, ServingPlan, config_of
+from nexusbench.experiments.fidelity.serving_configs import (
+    Refused,
+    ServingPlan,
+    config_of,
+    without_warnings,
+)
 from nexusbench.experiments.fidelity.serving_runs import replay_points, trace_of
 from nexusbench.experiments.fidelity.serving_table import ServingPoint, read_points
 from nexusbench.experiments.keys import run_key
@@ -49,10 +54,12 @@ class Measured(msgspec.Struct, eq=False):
 
     def tpot_ms(self, host: EngineHost) -> float:
         """TPOT with ``host``."""
-        added = [
-            host.step_ns(gpu, int(n)) - gpu
-            for gpu, n in zip(self.gpu_ns, self.sequences, strict=True)
-        ]
+        # EngineHost.step_ns of all steps at once; the first of them holds the two together.
+        work = (host.step_us + host.sequence_us * self.sequences) * US
+        gpu = self.gpu_ns + host.gap_us * US
+        spent = np.maximum(gpu, work) if host.asynchronous else gpu + work
+        assert spent[0] == host.step_ns(float(self.gpu_ns[0]), int(self.sequences[0]))
+        added = spent - self.gpu_ns
         return self.bare_ms + float(np.dot(added, self.tokens) / self.tokens.sum() / 1e6)
 
 
@@ -60,7 +67,8 @@ def steps_of(point: ServingPoint, config: RunConfig, cache: Path) -> Measured:
     """The steps of a point's run without a host, kept in ``cache`` by all that decides them."""
     path = cache / "steps" / f"{run_key(config)}.npz"
     if not path.is_file():
-        events = run(config).events
+        with without_warnings():
+            events = run(config).events
         submitted, done = events.tables["submitted"], events.tables["step_done"]
         spent = np.round((done["time"] - submitted["time"]) / GRAIN_NS)
         decodes = submitted["decodes"]
@@ -202,12 +210,15 @@ def main() -> None:
     parser.add_argument("--front", action="store_true", help="fit the front ends, too")
     parser.add_argument("--tp", type=int, help="only this degree of tensor parallelism")
     parser.add_argument("--backend", help="only this one")
+    parser.add_argument("--system", help="only this one, such as h100_sxm")
     parser.add_argument("--cache", type=Path, default=Path("results/engine-host"))
     asked = parser.parse_args()
     plan = ServingPlan(configs=asked.configs, rounds=asked.rounds)
     able: dict[str, list[ServingPoint]] = {}
     for point in read_points(asked.table):
         if asked.tp not in (None, point.tp) or asked.backend not in (None, point.backend):
+            continue
+        if asked.system not in (None, point.system):
             continue
         try:
             config_of(point, plan)
