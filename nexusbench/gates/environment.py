@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.documents import JsonObject
+from nexusbench.core.host import constants_of
 from nexusbench.core.specs import GpuSpec, ModelSpec, with_used_kernels
 from nexusbench.profiles.profile import sha256_of
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun
@@ -18,6 +20,7 @@ Facts = dict[str, str | int | float | bool | None]
 # Fields of a config that have an entry of their own, or say only where something lies.
 _ELSEWHERE = {
     "trace", "seed", "device", "model", "scheduler", "kernel_table", "profile", "force_profile",
+    "engine",
 }  # fmt: skip
 _HASH_CHARACTERS = 16  # 64 bits: enough to tell traces apart, short enough to read in a diff
 _NAMED = ("trace", "model", "device", "scheduler")
@@ -48,6 +51,8 @@ def environment_of(
     if isinstance(resolved, ResolvedEngineRun):
         sources = [resolved.kernel_table, resolved.made_of_profile]
     device = [gpu, resolved.num_sms, *sources]
+    if isinstance(resolved, ResolvedEngineRun) and resolved.host is not UNSET:
+        device.append(constants_of(resolved.host))
     facts: Facts = {
         "trace": resolved.trace.name,
         "trace_sha256": resolved.trace.sha256[:_HASH_CHARACTERS],

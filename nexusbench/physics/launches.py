@@ -13,6 +13,7 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
@@ -52,6 +53,8 @@ class Physics:
         tensor_parallel: int = 1,
         expert_skew: float = 1.0,
         part: tuple[ModelWork, LayerGroup] | None = None,
+        *,
+        host: EngineHost | None = None,
     ) -> None:
         """``part`` is one layer group and its work, whose layers alone are timed; None: all.
 
@@ -59,6 +62,7 @@ class Physics:
         """
         check_covered(model)
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
+        self._host = host  # in place of the GPU file's step_overhead_us
         work, group = part or (model_work(model, tensor_parallel), model.groups[0])
         self._work = work
         self._groups = tuple(
@@ -71,7 +75,7 @@ class Physics:
         self._sharing = Sharing(gpu)
         self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
-        self._overhead = gpu.sim.step_overhead_us * 1e3
+        self._overhead = gpu.sim.step_overhead_us * 1e3 if host is None else 0.0
         self._gemm, self._l2 = Gemm(gpu), L2(gpu)
         self._products = {
             linear.dtype: Products(
@@ -126,6 +130,8 @@ class Physics:
         solo = self._overhead + dense.time + attention.time
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
+        if self._host is not None:
+            solo = self._host.step_ns(solo, sequences)
         return LaunchLoad(solo, sms, dense, attention)
 
     def _layers(

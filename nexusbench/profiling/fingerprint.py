@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nexusbench.core.host import constants_of
 from nexusbench.core.specs import ModelSpec, with_used_kernels
 from nexusbench.devices.base import Device
 from nexusbench.profiles.profile import Fingerprint, model_fingerprint, sha256_of
@@ -19,12 +20,14 @@ def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
     spec = device.spec
     used = with_used_kernels(device.gpu, model, spec.tensor_parallel)
     gpu = msgspec.structs.replace(used, sources={}, ranges={})
-    decisive = [
+    decisive: list[object] = [
         spec.kind,
         gpu if spec.simulated else gpu.name,
         device.kernel_table_sha256,
         device.made_of_profile,
     ]
+    if device.host is not None:
+        decisive.append(constants_of(device.host))
     return Fingerprint(
         device=spec.name,
         simulated=spec.simulated,

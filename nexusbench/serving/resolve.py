@@ -214,6 +214,11 @@ def check_flags(config: RunConfig, kind: str) -> None:
             "Leave it out"
         )
     if kind != "sim":
+        if config.engine is not None:
+            raise UsageError(
+                f"--engine is for simulated devices; --device {kind} has a host of its own. Leave "
+                "it out"
+            )
         return
     for field in _OF_TOKENS:
         if getattr(config, field.name) != field.default:
