@@ -35,8 +35,11 @@ def environment_of(
     so.
     """
     gpus = config.tensor_parallel_size if isinstance(config, RunConfig) else 1
-    used = with_used_kernels(resolved.gpu, resolved.model, gpus)
-    gpu: JsonObject = msgspec.to_builtins(used)
+    gpu: JsonObject = msgspec.to_builtins(
+        with_used_kernels(resolved.gpu, resolved.model, gpus)
+        if isinstance(resolved, ResolvedEngineRun)
+        else resolved.gpu
+    )
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
     for described in ("sources", "ranges"):  # words about the constants, not constants
         gpu.pop(described, None)

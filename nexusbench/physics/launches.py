@@ -160,7 +160,7 @@ class Physics:
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, wide = work.hidden_size, self._wide
         rotated = (work.num_heads + work.num_kv_heads) * self.model.head_dim
-        touched = [4 * hidden, 4 * hidden, 2 * rotated]
+        touched: list[float] = [4 * hidden, 4 * hidden, 2 * rotated]
         if self._experts is None:
             touched.append(3 * wide)
         else:

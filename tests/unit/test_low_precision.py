@@ -71,7 +71,7 @@ def test_tiles_are_chosen_by_rows_and_computed_in_whole_clusters() -> None:
     gemm = ScaledGemm(H200, own, 1.0, 1.0)
 
     def busy(rows: int) -> float:
-        return gemm.time(rows, 8192, 8192, H200.num_sms, attained(H200)).busy
+        return gemm.time(rows, 8192, 5632, H200.num_sms, attained(H200)).busy
 
     assert busy(1) == busy(16) < busy(17) == busy(64) < busy(65) == busy(128)
     # Two SMs share rows: 129 rows cost what 256 do, and 257 what 512 do.

@@ -51,7 +51,9 @@ def _drawn(tokens: int, experts: int, chosen: int, gpus: int, exponent: float) -
     power = 1.0 - exponent
     uniform = generator.random((_DRAWS, experts))
     weights = ((high**power - low**power) * uniform + low**power) ** (1.0 / power)
-    made = np.rint(weights / weights.sum(axis=1, keepdims=True) * tokens * chosen).astype(np.int64)
+    made: Counts = np.rint(weights / weights.sum(axis=1, keepdims=True) * tokens * chosen).astype(
+        np.int64
+    )
     np.minimum(made, tokens, out=made)
     groups = gpus if experts % gpus == 0 else 1
     for draw in made:
@@ -87,4 +89,5 @@ def _hottest(counts: Counts, held: int, gpus: int) -> Counts:
     if gpus == 1:
         return counts
     shares = counts[:, : held * gpus].reshape(len(counts), gpus, held)
-    return shares[np.arange(len(counts)), shares.sum(axis=2).argmax(axis=1)]
+    hottest: Counts = shares[np.arange(len(counts)), shares.sum(axis=2).argmax(axis=1)]
+    return hottest
