@@ -93,20 +93,7 @@ class Physics:
         self._beside = 0.0  # of what every token uses beside routed experts
         if isinstance(group.mlp, ExpertsMlp):
             self._beside = (group.mlp.shared_size + group.mlp.dense_size) / tensor_parallel
-        self._attention: Attention | None = None  # layers without it
-        if work.num_heads and not work.groups:
-            kv_bytes = work.kv_bytes_per_token / (
-                2 * work.num_layers * work.num_kv_heads * work.head_dim
-            )
-            self._attention = Attention(
-                gpu,
-                work.num_heads,
-                work.num_kv_heads,
-                work.head_dim,
-                kv_bytes,
-                work.activation_bytes,
-                work.num_layers,
-            )
+        self._attention = _attention_of(gpu, work)
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
@@ -272,6 +259,22 @@ class Physics:
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
         return self._sharing.slowdown(side, other)
+
+
+def _attention_of(gpu: GpuSpec, work: ModelWork) -> Attention | None:
+    """The attention of equal layers; None of layers without it, and of several groups."""
+    if not work.num_heads or work.groups:
+        return None
+    kv_bytes = work.kv_bytes_per_token / (2 * work.num_layers * work.num_kv_heads * work.head_dim)
+    return Attention(
+        gpu,
+        work.num_heads,
+        work.num_kv_heads,
+        work.head_dim,
+        kv_bytes,
+        work.activation_bytes,
+        work.num_layers,
+    )
 
 
 def _experts_of(

@@ -16,13 +16,12 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import ModelSpec
 from nexusbench.experiments.fidelity.serving_table import ServingPoint
-from nexusbench.models.config import caveats, model_names
+from nexusbench.models.config import model_names
 from nexusbench.models.document import open_config
 from nexusbench.models.families.base import family_of
 from nexusbench.physics.gpus import gpu_names
 from nexusbench.physics.host import engine_names, load_engine
 from nexusbench.serving.opening import check_run
-from nexusbench.serving.resolve import model_on_device
 
 # The rule by which aiconfigurator's generator starts the servers that its tables were measured on
 # (rule_plugin/benchmark/{vllm,trtllm}.rule, Apache-2.0): max_num_tokens of an aggregated server.
@@ -79,7 +78,7 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
         "max_model_len": point.isl + point.osl, **parallel, **quantised,
     }  # fmt: skip
     config = RunConfig(trace="", **fields)
-    problem = _problem(msgspec.json.encode(config), rough=bool(quantised))
+    problem = _problem(msgspec.json.encode(config))
     if problem:
         raise Refused(f"{point.name}: {problem}")
     return config
@@ -99,17 +98,17 @@ def _engine_and_rules(point: ServingPoint, asked: str | None) -> tuple[str, str]
 
 
 @lru_cache(maxsize=4096)
-def _problem(key: bytes, *, rough: bool) -> str:
-    """Why the run cannot be: what assembling it would refuse (a context too short, no memory), or
-    with ``rough`` times that are not those of the model's precision. Empty if it can.
+def _problem(key: bytes) -> str:
+    """Why the run cannot be: what assembling it would refuse (a context too short, no memory, a
+    layer without a kernel). Empty if it can.
     """
     config = msgspec.json.decode(key, type=RunConfig)
     try:
         with without_warnings():
             check_run(config)
-            return _untimed(model_on_device(config).model) if rough else ""
     except NexusbenchError as error:
         return str(error).split("\n")[0]
+    return ""
 
 
 @contextmanager
@@ -122,13 +121,6 @@ def without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _untimed(model: ModelSpec) -> str:
-    """Why times of the model would not be those of its kernels, empty if they are: what is known
-    to be wrong is refused, not scored.
-    """
-    return next(iter(caveats(model)), "")
 
 
 def gpu_of(system: str) -> str:
@@ -186,8 +178,7 @@ def _parallel(point: ServingPoint) -> dict[str, Any]:
 
 def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, Any]]:
     """What ``--model`` takes for the point's model in its precision (a shipped name or the path of
-    a description), and what else the config says for it. Raises Refused where there is none, or its
-    times are not those of the precision.
+    a description), and what else the config says for it. Raises Refused where there is none.
     """
     problems, fitting, sixteen = [], [], ""
     for candidate in _candidates(point.model, configs):
@@ -205,11 +196,7 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
     if fitting:
         # Of several in that precision the one whose scales are as the table says.
         exact = [one for one in fitting if one[1].dtypes.weights == point.gemm_quant]
-        candidate, model = (exact or fitting)[0]
-        problem = _untimed(model)
-        if problem:
-            raise Refused(f"{point.name}: {problem}")
-        return candidate, {}
+        return (exact or fitting)[0][0], {}
     if sixteen and "quantization" in RunConfig.__struct_fields__:
         return sixteen, {"quantization": point.gemm_quant or point.precision}
     if problems:
