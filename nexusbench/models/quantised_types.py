@@ -43,7 +43,7 @@ class TypeReader:
         if math.prod(sides) < 256:
             hint = "Only blocks of at least 256 values, whose scales are at most 2 %"
             raise self.error("weight_block_size", f"is {shown(block)}", hint)
-        return "fp8"
+        return "fp8_block"
 
     def integers(self, method: str) -> str:
         """AWQ and GPTQ: bits and the size of a group."""

@@ -63,7 +63,7 @@ CT, BNB = "compressed-tensors", "bitsandbytes"
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4_g128", 0),
         ({"quant_method": "awq", "bits": 4, "group_size": 256}, "int4", 0),
         ({"quant_method": "gptq", "bits": 8, "group_size": 32}, "int8_g32", 0),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", 0),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", 0),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "int4_g32", 0),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1, "lm_head": False}, "int8", 0),
         ({"quant_method": BNB, "load_in_8bit": True, "load_in_4bit": False}, "int8", 0),
