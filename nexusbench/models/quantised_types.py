@@ -12,7 +12,8 @@ METHODS = (
 HINT = f"Supported: {', '.join(METHODS)}"
 # NVIDIA ModelOpt's algorithms; None leaves the weights as they are.
 ALGORITHMS = {
-    "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8", "FP8_PB_REAL": "fp8",
+    "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8_block",
+    "FP8_PB_REAL": "fp8_block",
     "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "MXFP4": "mxfp4", "W8A16": "int8",
     "W8A8_SQ_PER_CHANNEL": "int8", "INT8_SQ": "int8", "W4A16_AWQ": "int4", "W4A8_AWQ": "int4",
     "INT4_AWQ": "int4", "W4A16_NVFP4": "nvfp4", "W4A8_NVFP4_FP8": "nvfp4", "MXFP8": "mxfp8",

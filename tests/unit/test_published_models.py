@@ -81,7 +81,7 @@ def test_what_published_modules_are_quantised_to() -> None:
     assert (kimi[0].dtypes.dense, kimi[1].dtypes.experts) == ("bfloat16", "nvfp4")
     assert kimi[1].dtypes.shared == "bfloat16"
     flash = load_model(CONFIGS / "deepseek-ai--DeepSeek-V4-Flash").groups[0].dtypes
-    assert (flash.attention, flash.experts, flash.shared) == ("fp8", "mxfp4", "fp8")
+    assert (flash.attention, flash.experts, flash.shared) == ("fp8_block", "mxfp4", "fp8_block")
 
 
 # -- against transformers --------------------------------------------------------------------------
