@@ -65,7 +65,8 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
     done = call(
         "serve-trace", trace, "--device", "sim:h200", "--model", "qwen2.5-3b",
         "--scheduler", "nexus:order=fcfs,gamma=3", "--partitioner", "fixed:prefill=40",
-        "--cost-model", "roofline", "--recalibrate", "--tensor-parallel-size", 2, "--engine", "ideal",
+        "--cost-model", "roofline", "--recalibrate", "--tensor-parallel-size", 2,
+        "--engine", "ideal",
         "--gpu-memory-utilization", 0.5, "--kv-blocks", 900, "--block-size", 32,
         "--no-enable-prefix-caching", "--max-num-seqs", 7,
         "--max-num-batched-tokens", 300, "--max-model-len", 4000, "--too-long", "skip",
