@@ -341,6 +341,8 @@ def _command(
     # A kernel table stands in for physics, which a real GPU has of its own.
     if config.kernel_table is not None and device.startswith("sim"):
         words += ["--kernel-table", config.kernel_table]
+    if config.engine is not None and device.startswith("sim"):
+        words += ["--engine", config.engine]
     words += ["--goodput", *(f"{key}:{limit:g}" for key, limit in slo.per_request().items())]
     words += ["--seed", str(question.seeds[0]), "--seeds", str(draws)]
     return shlex.join(words)

@@ -215,19 +215,38 @@ def _gpus() -> list[CatalogueEntry]:
     return entries
 
 
+def _engines() -> list[CatalogueEntry]:
+    from nexusbench.physics.host import engine_names, engine_sources, load_engine
+
+    entries = []
+    for name in engine_names():
+        host = load_engine(name)
+        how = "hidden behind the GPU's" if host.asynchronous else "before the GPU's"
+        facts = [
+            f"a step: {host.step_us:g} us and {host.sequence_us:g} for each sequence, {how}, and "
+            f"{host.gap_us:g} in any case",
+            f"a request: {host.request_us:g} us and {host.prompt_token_us:g} for each token of its "
+            f"prompt, one after the other, and {host.reply_us:g} besides; use --engine {name}",
+        ]
+        source = " ".join(engine_sources(name)["step_us"].split())
+        source += f" Those of the other numbers are in nexusbench/data/engines/{name}.toml"
+        entries.append(CatalogueEntry(name, host.about, source, facts))
+    return entries
+
+
 def _models() -> list[CatalogueEntry]:
-    from nexusbench.models.config import load_model, model_names
+    from nexusbench.models.config import describe_model, model_names
 
     entries = []
     for name in model_names():
-        model = load_model(name)
+        model = describe_model(name)
         about = (
             f"{model.num_parameters / 1e9:.2f} billion parameters, {model.weight_bytes / 1e9:.1f} "
             f"GB of weights ({model.dtypes.weights})"
         )
         facts = [
             f"{model.num_layers} layers, context {model.max_model_len:,}, KV "
-            f"{model.kv_bytes_per_token / 1024:g} KiB per token"
+            f"{model.kv_bytes_per_token / 1024:,.4g} KiB per token"
         ]
         entries.append(CatalogueEntry(name, about, model.source, facts))
     return entries
@@ -250,4 +269,10 @@ PLUGIN_FAMILIES: dict[str, Callable[[], list[CatalogueEntry]]] = {
     "formats": _formats,
     "counters": _counters,
 }
-_FAMILIES = {**PLUGIN_FAMILIES, "gpus": _gpus, "models": _models, "slos": _slos}
+_FAMILIES = {
+    **PLUGIN_FAMILIES,
+    "gpus": _gpus,
+    "engines": _engines,
+    "models": _models,
+    "slos": _slos,
+}

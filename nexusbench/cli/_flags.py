@@ -233,7 +233,7 @@ Jobs = Annotated[
 
 # The fields of RunConfig that both offer.
 SERVED = (
-    "cost_model", "profile", "force_profile", "kernel_table", "tensor_parallel_size",
+    "cost_model", "profile", "force_profile", "kernel_table", "engine", "tensor_parallel_size",
     "gpu_memory_utilization", "kv_blocks", "swap_space", "max_num_seqs", "max_model_len", "limit",
     "burstiness", "seed",
 )  # fmt: skip

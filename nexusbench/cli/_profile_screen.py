@@ -33,7 +33,7 @@ def show_title(title: str, profile: Profile, where: str) -> Console:
         size = f"{identity.tensor_parallel} GPUs of {size} each"
     device = f"{identity.device}: {profile.gpu.name}, {size}"
     # A shipped GPU is identified by its name, a user's file by its path.
-    named = identity.device.removesuffix(f"-x{identity.tensor_parallel}")
+    named = identity.device.partition("@")[0].removesuffix(f"-x{identity.tensor_parallel}")
     if profile.asked.device not in ("", named):
         device += f" (--device {profile.asked.device})"
     lines = [

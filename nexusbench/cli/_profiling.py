@@ -167,15 +167,21 @@ def _document(
 
 
 def check_stored(
-    path: Path, device: str | None, model: str | None, kernel_table: str | None, *, as_json: bool
+    path: Path,
+    device: str | None,
+    model: str | None,
+    kernel_table: str | None,
+    engine: str | None,
+    *,
+    as_json: bool,
 ) -> bool:
     """``nexusbench profile check``: True if the profile still holds."""
     from nexusbench.profiling.check import check_profile
 
     profile, _ = load(path)
     points = load_points(profile, path)
-    subject = _subject_again(profile, path, device, model, kernel_table)
-    named = device is not None or kernel_table is not None
+    subject = _subject_again(profile, path, device, model, kernel_table, engine)
+    named = any(one is not None for one in (device, kernel_table, engine))
     try:
         made = check_profile(profile, points, subject, named=named)
     finally:
@@ -201,18 +207,24 @@ def check_stored(
 
 
 def _subject_again(
-    profile: Profile, path: Path, device: str | None, model: str | None, kernel_table: str | None
+    profile: Profile,
+    path: Path,
+    device: str | None,
+    model: str | None,
+    kernel_table: str | None,
+    engine: str | None,
 ) -> Subject:
     """The profile's own device, model and sizes, unless others are named."""
     identity, asked = profile.fingerprint, profile.asked
     own = asked.device or identity.device.removesuffix(f"-x{identity.tensor_parallel}")
-    if device is None and kernel_table is None:
-        kernel_table = asked.kernel_table
+    if device is None and kernel_table is None and engine is None:
+        kernel_table, engine = asked.kernel_table, asked.engine
     config = RunConfig(
         trace="",
         device=device or own,
         model=model or profile.model.name,
         kernel_table=kernel_table,
+        engine=engine,
         tensor_parallel_size=identity.tensor_parallel,
         gpu_memory_utilization=asked.gpu_memory_utilization,
     )

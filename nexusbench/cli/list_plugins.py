@@ -9,8 +9,8 @@ import typer
 from nexusbench.cli import _flags as flags
 
 FAMILIES = (
-    "schedulers", "partitioners", "cost-models", "devices", "gpus", "models", "model-families",
-    "metrics", "formats", "counters", "slos",
+    "schedulers", "partitioners", "cost-models", "devices", "gpus", "engines", "models",
+    "model-families", "metrics", "formats", "counters", "slos",
 )  # fmt: skip
 
 

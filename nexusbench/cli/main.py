@@ -22,6 +22,7 @@ from nexusbench.cli.doctor import doctor
 from nexusbench.cli.explain import explain
 from nexusbench.cli.gate import app as gate_app
 from nexusbench.cli.list_plugins import list_plugins
+from nexusbench.cli.model import app as model_app
 from nexusbench.cli.outlet import heeding_signals, outlets, silence, warnings_on_stderr
 from nexusbench.cli.pays import pays
 from nexusbench.cli.profile import app as profile_app
@@ -75,6 +76,7 @@ app.command("pays")(pays)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(validate_app, name="validate")
+app.add_typer(model_app, name="model")
 app.command("check-model")(check_model)
 app.add_typer(gate_app, name="gate")
 app.command("list")(list_plugins)

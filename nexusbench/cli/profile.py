@@ -88,6 +88,7 @@ def profile(
             "dtype",
             "graphs",
             "kernel_table",
+            "engine",
             "tensor_parallel_size",
             "gpu_memory_utilization",
             "block_size",
@@ -154,6 +155,7 @@ def check(
         ),
     ] = None,
     kernel_table: Annotated[str | None, flags.option("kernel_table")] = None,
+    engine: Annotated[str | None, flags.option("engine")] = None,
     json: flags.Json = False,
 ) -> None:
     """Measure a handful of a profile's points again: does it still predict today's device?
@@ -164,7 +166,7 @@ def check(
     """
     from nexusbench.cli._profiling import check_stored
 
-    if not check_stored(path, device, model, kernel_table, as_json=json):
+    if not check_stored(path, device, model, kernel_table, engine, as_json=json):
         raise typer.Exit(EXIT_DRIFTED)
 
 

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from nexusbench.cli import _flags as flags
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from nexusbench.experiments.fidelity.errors import Errors
-    from nexusbench.experiments.fidelity.kernels import OperatorScore
-    from nexusbench.experiments.fidelity.replay import Curves, ReplayValidation
-
 JSON_SCHEMA = 1
-_SPARK = "▁▂▃▄▅▆▇█"
-_WIDTH = 60  # characters of a curve
 
 app = typer.Typer(no_args_is_help=True, help="Set the simulated GPU beside measurements.")
 
@@ -32,6 +23,44 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Half = Literal["all", "held-out", "fitted"]
 ModelName = Annotated[
     str, typer.Option("--model", metavar="MODEL", help="A shipped model or a config.json.")
+]
+
+PointsOf = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Only points of this model of the table."),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="COLUMN=VALUE", help="Only such points (repeatable)."),
+]
+Configs = Annotated[
+    Path | None,
+    typer.Option("--configs", metavar="DIR", help="Further models: OWNER--NAME/config.json in it."),
+]
+Rounds = Annotated[
+    int, typer.Option("--rounds", min=1, max=1000, metavar="N", help="Requests of each user.")
+]
+Steady = Annotated[bool, typer.Option("--steady", help="Leave out the first and the last round.")]
+RangeRatio = Annotated[
+    float,
+    typer.Option(
+        "--range-ratio",
+        min=0.01,
+        max=1.0,
+        metavar="SHARE",
+        help="Draw lengths from this share of isl and osl to all of it (InferenceX: 0.8).",
+    ),
+]
+StepTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-num-batched-tokens",
+        min=1,
+        max=10**9,
+        metavar="N",
+        show_default="users + isl + 1500",
+        help="Tokens of a batch.",
+    ),
 ]
 
 
@@ -61,6 +90,7 @@ def kernels(
 
     import msgspec
 
+    from nexusbench.cli._kernels_screen import show_scores
     from nexusbench.experiments.fidelity.errors import parse_bounds
     from nexusbench.experiments.fidelity.kernels import read_samples, summarise
     from nexusbench.models.config import load_model
@@ -79,7 +109,7 @@ def kernels(
         }  # fmt: skip
         print(json.dumps(document, indent=2))
     else:
-        _show_scores(spec.name, table, scores, samples.notes)
+        show_scores(spec.name, table, scores, samples.notes)
     _hold(bounds, reached)
 
 
@@ -149,6 +179,7 @@ def run(
     kernel_table: Annotated[
         Path | None, typer.Option("--kernel-table", metavar="DIR", help="Measured operator times.")
     ] = None,
+    engine: Annotated[str | None, flags.option("engine", rich_help_panel=None)] = None,
     seed: Annotated[
         int, flags.option("seed", help="Seed of simulated noise.", rich_help_panel=None)
     ] = 0,
@@ -165,6 +196,7 @@ def run(
 
     import msgspec
 
+    from nexusbench.cli._replay_screen import show_replay
     from nexusbench.core.config import RunConfig
     from nexusbench.experiments.fidelity.errors import parse_bounds
     from nexusbench.experiments.fidelity.recording import read_recording
@@ -177,6 +209,7 @@ def run(
         model=model,
         seed=seed,
         kernel_table=None if kernel_table is None else str(kernel_table),
+        engine=engine,
     )
     recording = read_recording(folder)
     made = replay(recording, config)
@@ -189,8 +222,52 @@ def run(
         }  # fmt: skip
         print(json.dumps(document, indent=2))
     else:
-        _show_replay(str(folder), recording.resolved.engine, made)
+        show_replay(str(folder), recording.resolved.engine, made)
     _hold(bounds, made.reached)
+
+
+@app.command("serving")
+def serving(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A CSV of measured points.")],
+    engine: Annotated[
+        str | None,
+        flags.option("engine", rich_help_panel=None, show_default="by backend and version"),
+    ] = None,
+    model: PointsOf = None,
+    only: Only = None,
+    configs: Configs = None,
+    rounds: Rounds = 10,
+    steady: Steady = False,
+    range_ratio: RangeRatio = 1.0,
+    budget: StepTokens = None,
+    jobs: flags.Jobs = None,
+    cache: flags.Cache = Path("results/serving"),
+    fresh: flags.Fresh = False,
+    bound: Bounds = [],  # noqa: B006 - Typer reads it, nothing changes it
+    as_json: AsJson = False,
+    no_progress: flags.NoProgress = False,
+) -> None:
+    """Replay measured closed-loop points of servers: TTFT and TPOT, measured beside simulated.
+
+    nexusbench validate serving points.csv --configs CONFIGS --bound tpot:10
+
+    Bounds name 'ttft' or 'tpot' (MAPE of all points), 'tpot bias', or 'MODEL tpot'. Points that
+    cannot be simulated are refused with the reason, counted, and not scored.
+    """
+    from nexusbench.cli._serving_screen import AskedServing, show_serving
+    from nexusbench.experiments.fidelity.errors import parse_bounds
+    from nexusbench.experiments.fidelity.serving_configs import ServingPlan
+
+    bounds = parse_bounds(bound)
+    plan = ServingPlan(
+        engine=engine, configs=configs, rounds=rounds, steady=steady, range_ratio=range_ratio,
+        budget=budget,
+    )  # fmt: skip
+    asked = AskedServing(
+        table=table, plan=plan, model=model, only=only or [], cache=cache, jobs=jobs, fresh=fresh,
+        as_json=as_json, quiet=no_progress,
+    )  # fmt: skip
+    _hold(bounds, show_serving(asked).reached)
 
 
 @app.command("import")
@@ -226,7 +303,7 @@ def fit_(
         str,
         typer.Option(
             "--family",
-            metavar="gemm|attention|sharing",
+            metavar="gemm|attention|window|mla|gemm-fp8|experts|...|sharing",
             help="Which operators, or what sharing the GPU costs.",
         ),
     ] = "gemm",
@@ -256,7 +333,7 @@ def fit_(
     """
     from nexusbench.cli._console import progress_console, results_console
     from nexusbench.core.errors import UsageError
-    from nexusbench.experiments.fidelity.fit import BOUNDS, fit
+    from nexusbench.experiments.fidelity.fit import FAMILIES, fit
     from nexusbench.experiments.fidelity.sharing_fit import FAMILY, fit_sharing
     from nexusbench.models.config import load_model
     from nexusbench.physics.gpus import load_gpu
@@ -268,8 +345,8 @@ def fit_(
         progress_console().print(f"trying {evaluations:,} sets of constants, and more for ranges")
         show_fit(spec, table, fit_sharing(spec, Path(table), named, evaluations))
         return
-    if family not in BOUNDS:
-        raise UsageError(f"--family takes {', '.join(BOUNDS)} or {FAMILY}, not '{family}'")
+    if family not in FAMILIES:
+        raise UsageError(f"--family takes {', '.join(FAMILIES)} or {FAMILY}, not '{family}'")
     used = load_model(model or "llama-3.1-8b")
     made = fit(load_gpu(gpu), gpu, used, table, family, evaluations)
     progress_console().print(f"MAPE on the fitted half: {made.before:.2f} -> {made.after:.2f} %")
@@ -289,104 +366,6 @@ def _hold(
         progress_console().print(sentence, style="bold red", soft_wrap=True)
     if broken:
         raise SystemExit(EXIT_BOUND_BROKEN)
-
-
-def _show_scores(gpu: str, table: str, scores: list[OperatorScore], notes: list[str]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from nexusbench.cli._console import print_whole, results_console
-
-    console = results_console()
-    console.print(f"{gpu}, simulated, against {table}: errors in %", style="bold", soft_wrap=True)
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    grid.add_column("operator", no_wrap=True)
-    grid.add_column("", no_wrap=True)
-    for name in ("n", "MAPE", "p50", "p95", "bias"):
-        grid.add_column(name, justify="right")
-    for score in scores:
-        found = {
-            "physics, held out": score.physics,
-            "physics, fitted half": score.fitted,
-            "table, held out": score.table,
-        }
-        lines = [(what, errors) for what, errors in found.items() if errors is not None]
-        for line, (what, errors) in enumerate(lines):
-            name = "" if line else score.operator
-            grid.add_row(name, what, *_cells(errors), end_section=line == len(lines) - 1)
-    print_whole(console, grid)
-    console.print(
-        "physics, held out: rows outside the half that the GPU's constants were fitted on; table, "
-        "held out: every second count left out and interpolated from the rest",
-        style="dim",
-        soft_wrap=True,
-    )
-    for note in notes:
-        console.print(note, style="dim")
-
-
-def _cells(found: Errors) -> list[str]:
-    return [
-        f"{found.n:,}", f"{found.mape:.1f}", f"{found.median:.1f}", f"{found.p95:.1f}",
-        f"{found.bias:+.1f}",
-    ]  # fmt: skip
-
-
-def _show_replay(folder: str, engine: str, made: ReplayValidation) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from nexusbench.cli._console import print_whole, results_console
-
-    console = results_console()
-    times = "kernel table" if made.config.kernel_table else "physics alone"
-    console.print(
-        f"{folder} ({engine or 'engine unknown'}) beside {made.config.device}, {times}, scheduler "
-        f"{made.config.scheduler}",
-        style="bold",
-        soft_wrap=True,
-    )
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("", "", "unit"):
-        grid.add_column(name, no_wrap=True)
-    for name in ("measured", "simulated", "error, %"):
-        grid.add_column(name, justify="right")
-    shown = ""
-    for row in made.rows:
-        name = row.name if row.name != shown else ""
-        shown = row.name
-        values = [_number(value) for value in (row.measured, row.simulated)]
-        error = "" if row.error is None else f"{row.error:+.2f}"
-        grid.add_row(name, row.statistic, row.unit, *values, error)
-    print_whole(console, grid)
-    for curve in made.curves:
-        _show_curve(console, curve)
-    for note in made.notes:
-        console.print(note, style="dim", soft_wrap=True)
-
-
-def _show_curve(console: Console, curve: Curves) -> None:
-    top = max([*curve.measured, *curve.simulated], default=0.0) or 1.0
-    console.print(f"{curve.name}, {curve.unit}: mean size of the error {curve.error:.2f}")
-    console.print(f"  measured   {_spark(curve.measured, top)}")
-    console.print(f"  simulated  {_spark(curve.simulated, top)}")
-
-
-def _spark(values: list[float], top: float) -> str:
-    """Means of equal stretches as bars from 0 to ``top``."""
-    count = min(_WIDTH, len(values))
-    bars = []
-    for i in range(count):
-        part = values[i * len(values) // count : (i + 1) * len(values) // count]
-        share = sum(part) / len(part) / top
-        bars.append(_SPARK[min(len(_SPARK) - 1, int(share * len(_SPARK)))])
-    return "".join(bars)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "not recorded"
-    return f"{value:,.0f}" if abs(value) >= 10000 else f"{value:,.2f}"
 
 
 if __name__ == "__main__":

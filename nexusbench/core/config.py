@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from nexusbench.core.errors import InputError
-from nexusbench.core.options import Option, convert_config, declared, field_of
+from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
 
 _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
@@ -258,6 +258,15 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
             "DIR", WHAT, part="serving", file=True, no_server="nothing is simulated",
         ),
     ] = None  # fmt: skip
+    engine: Annotated[
+        str | None,
+        Option(
+            "Whose host time a simulated step and request take (nexusbench list engines), or "
+            "FILE.toml.",
+            "ENGINE", WHAT, unset="the GPU's step_overhead_us", part="serving",
+            no_server="nothing is simulated",
+        ),
+    ] = None  # fmt: skip
     gpu_memory_utilization: Annotated[
         Share, Option("Share of each GPU's memory for weights and KV.", "SHARE", MEMORY)
     ] = 0.9
@@ -381,16 +390,7 @@ def check_config(config: _Config) -> _Config:
         problem = f"{str(error).split(' - at')[0]}, got {values.get(name)!r}"
         raise InputError(problem, field=name) from None
     for name, value in values.items():
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and not is_unicode(value):
             hint = "Give it another name: a run's manifest could not hold this one"
             raise InputError(f"{value!r} is not UTF-8", field=name, hint=hint)
     return config
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text has no surrogates, which stand for undecodable bytes of a command line."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

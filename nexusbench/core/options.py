@@ -131,3 +131,12 @@ def field_of(error: msgspec.ValidationError) -> str:
     """The field named by a validation error; empty if it names none."""
     found = _FIELD.search(str(error))
     return found[1] if found else ""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text has no surrogates, which stand for undecodable bytes of a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

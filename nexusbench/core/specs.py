@@ -5,29 +5,36 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nexusbench.core.batch import Split
-
-DTYPE_BYTES = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "fp8": 1.0,
-    "int8": 1.0,
-    "int4": 0.5,
-    # With 16-bit scales and zeros of groups, which are no small part of it; of bitsandbytes a
-    # float32 for each 64 values, or with double quantisation a byte and a 256th of a float32.
-    "int8_g128": 1.0234375,
-    "int8_g64": 1.046875,
-    "int8_g32": 1.09375,
-    "int4_g128": 0.51953125,
-    "int4_g64": 0.5390625,
-    "int4_g32": 0.578125,
-    "nf4": 0.5625,
-    "nf4_double": 0.515869140625,
-    "nvfp4": 0.5625,
-    "mxfp4": 0.53125,
-}
+from nexusbench.core.bounds import (
+    ClockGain,
+    Curve,
+    Efficiency,
+    Fraction,
+    Interference,
+    LinkRate,
+    Micros,
+    NumberBounds,
+    SmCount,
+    Throughput,
+)
+from nexusbench.core.kernel_constants import KernelConstants
+from nexusbench.core.layers import (
+    DTYPE_BYTES as DTYPE_BYTES,
+)
+from nexusbench.core.layers import (
+    DenseMlp,
+    ExpertsMlp,
+    LayerDtypes,
+    LayerGroup,
+    LayerStack,
+)
+from nexusbench.core.layers import (
+    Linear as Linear,
+)
+from nexusbench.core.mixers import FullAttention
 
 
 class Dtypes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,19 +55,15 @@ class MoeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_shared_experts: int = 0
 
 
-class Linear(msgspec.Struct, frozen=True, gc=False):
-    """A dense layer ``[tokens, inputs] x [inputs, outputs]`` that stands ``count`` times in the
-    model.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    count: int
-
-
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A decoder-only transformer with SwiGLU and grouped-query attention (Llama, Qwen)."""
+    """A decoder-only transformer.
+
+    Without a ``stack`` all layers are alike: grouped-query attention over the whole context and
+    SwiGLU (or ``moe``), all weights of them in one data type (Llama, Qwen). With one, the stack
+    says what the layers are, and ``num_heads`` to ``intermediate_size`` are those of its first
+    layer with attention (0 where no layer has them) and of its widest feed-forward part, ``moe`` is
+    None and ``dtypes.weights`` what most of the weights have. :attr:`groups` serves both.
+    """
 
     name: str
     num_layers: int
@@ -75,89 +78,137 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtypes: Dtypes = Dtypes()
     moe: MoeSpec | None = None
     source: str = ""
+    # Left out of files where there is none, so that they are those of before.
+    stack: LayerStack | UnsetType = UNSET
+
+    @property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """The layers by kind, of a model with a stack and of one without."""
+        if self.stack is not UNSET:
+            return self.stack.groups
+        mixer = FullAttention(
+            num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim
+        )
+        mlp: DenseMlp | ExpertsMlp = DenseMlp(intermediate_size=self.intermediate_size)
+        if self.moe is not None:
+            moe = self.moe
+            mlp = ExpertsMlp(
+                num_experts=moe.num_experts, experts_per_token=moe.experts_per_token,
+                intermediate_size=moe.intermediate_size,
+                shared_size=moe.num_shared_experts * moe.intermediate_size,
+            )  # fmt: skip
+        weights = self.dtypes.weights
+        each = LayerDtypes(
+            attention=weights, dense=weights, experts=weights, shared=weights, router=weights
+        )
+        return (LayerGroup(count=self.num_layers, mixer=mixer, mlp=mlp, dtypes=each),)
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """KV-cache bytes of one token: 2 (K and V) x layers x KV heads x head size."""
-        values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
-        return values * DTYPE_BYTES[self.dtypes.kv]
+        """KV-cache bytes of one token of the context: keys and values (or what stands for them) of
+        the layers that keep all of them. See :attr:`index_bytes_per_token` and the two below it.
+        """
+        if self.stack is UNSET:
+            values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
+            return values * DTYPE_BYTES[self.dtypes.kv]
+        each = (group.count * group.mixer.kv_values for group in self.groups if group.mixer)
+        return sum(each) * DTYPE_BYTES[self.dtypes.kv]
+
+    @property
+    def index_bytes_per_token(self) -> float:
+        """Bytes of the keys of sparse attention's indexers for one token of the context."""
+        return sum(group.count * group.mixer.index_bytes for group in self.groups if group.mixer)
+
+    @property
+    def window_bytes_per_sequence(self) -> float:
+        """KV-cache bytes of one sequence in layers with a window, once that is full."""
+        each = (group.count * group.mixer.window_values for group in self.groups if group.mixer)
+        return sum(each) * DTYPE_BYTES[self.dtypes.kv]
+
+    @property
+    def state_bytes_per_sequence(self) -> float:
+        """Bytes of one sequence's states, whatever its length."""
+        return sum(group.count * group.mixer.state_bytes for group in self.groups if group.mixer)
 
     def kv_bytes_on(self, gpus: int) -> float:
         """KV-cache bytes of one token on all GPUs of a tensor-parallel group together.
 
         Where there are more GPUs than KV heads, each head is kept on several of them.
         """
-        return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
+        if self.stack is UNSET:
+            return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
+        total = 0.0
+        for group in self.groups:
+            mixer, copies = group.mixer, gpus  # of a latent: one head for all queries
+            if isinstance(mixer, FullAttention):
+                copies = max(1, gpus // mixer.num_kv_heads)
+            if mixer is not None:
+                total += group.count * mixer.kv_values * copies
+        return total * DTYPE_BYTES[self.dtypes.kv]
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The dense layers of the decoder stack, without the output head."""
-        d, layers = self.hidden_size, self.num_layers
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = (Linear("qkv", d, q + 2 * kv, layers), Linear("attn_out", q, d, layers))
-        if self.moe is None:
-            f = self.intermediate_size
-            return (*attention, Linear("gate_up", d, 2 * f, layers), Linear("down", f, d, layers))
-        f, experts = self.moe.intermediate_size, layers * self.moe.num_experts
-        routed = (
-            Linear("router", d, self.moe.num_experts, layers),
-            Linear("expert_gate_up", d, 2 * f, experts),
-            Linear("expert_down", f, d, experts),
-        )
-        wide = self.moe.num_shared_experts * f
-        if not wide:
-            return (*attention, *routed)
-        shared = (Linear("gate_up", d, 2 * wide, layers), Linear("down", wide, d, layers))
-        return (*attention, *routed, *shared)
+        hidden = self.hidden_size
+        return tuple(linear for group in self.groups for linear in group.linears(hidden))
 
     @property
     def wide(self) -> int:
-        """Values between the two products of the feed-forward layer, for one token."""
-        if self.moe is None:
-            return self.intermediate_size
-        used = self.moe.experts_per_token + self.moe.num_shared_experts
-        return used * self.moe.intermediate_size
+        """Values between the two products of the widest feed-forward layer, for one token."""
+        return max(group.wide for group in self.groups)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the input embedding, the output head and further embeddings."""
+        heads = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        return heads + (0 if self.stack is UNSET else self.stack.embedding_values)
 
     @property
     def num_parameters(self) -> int:
-        """All parameters: dense layers, embedding and head (norms and biases are left out, < 0.1
-        %).
+        """All parameters: dense layers, embedding and head. Of a model without a stack norms and
+        biases are left out, < 0.1 %.
         """
-        dense = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears)
-        heads = 1 if self.tie_word_embeddings else 2
-        return dense + heads * self.vocab_size * self.hidden_size
+        layers = sum(group.parameters(self.hidden_size) for group in self.groups)
+        return layers + self.embedding_parameters + self._vectors
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that one token uses: of the embeddings its rows only count as the whole (as model
+        cards do), of the experts the routed ones that it is sent to.
+        """
+        layers = sum(group.active_parameters(self.hidden_size) for group in self.groups)
+        return layers + self.embedding_parameters + self._vectors
 
     @property
     def weight_bytes(self) -> float:
         """Bytes of all parameters in their data types."""
-        heads = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
-        dense = self.num_parameters - heads
-        return (
-            dense * DTYPE_BYTES[self.dtypes.weights] + heads * DTYPE_BYTES[self.dtypes.embeddings]
-        )
+        heads = self.embedding_parameters
+        if self.stack is UNSET:
+            dense = self.num_parameters - heads
+            return (
+                dense * DTYPE_BYTES[self.dtypes.weights]
+                + heads * DTYPE_BYTES[self.dtypes.embeddings]
+            )
+        head = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
+        total = head * DTYPE_BYTES[self.head_dtype]
+        total += (heads - head) * DTYPE_BYTES[self.dtypes.embeddings]
+        vectors = self._vectors
+        for group in self.groups:
+            vectors += group.count * group.vectors
+            for linear in group.linears(self.hidden_size):
+                total += linear.inputs * linear.outputs * linear.count * linear.bytes_each
+        return total + vectors * DTYPE_BYTES[self.dtypes.activations]
 
+    @property
+    def head_dtype(self) -> str:
+        """Data type of the output head: the embedding's where it is the same matrix."""
+        if self.stack is UNSET or self.tie_word_embeddings:
+            return self.dtypes.embeddings
+        return self.stack.head
 
-class NumberBounds(msgspec.Struct, frozen=True):
-    """The range of a number in a GPU file: above ``least`` (with ``zero``: at least 0), at most
-    ``most``. Far beyond any GPU, and such that no time overflows.
-    """
-
-    least: float = 0.0
-    most: float = 1e9
-    zero: bool = False
-
-
-Efficiency = Annotated[float, NumberBounds(least=0.01, most=1.0)]
-Fraction = Annotated[float, NumberBounds(most=1.0, zero=True)]
-Micros = Annotated[float, NumberBounds(most=1e6, zero=True)]  # up to a second
-Interference = Annotated[float, NumberBounds(most=1e3, zero=True)]  # up to a thousand times slower
-Throughput = Annotated[float, NumberBounds(least=0.1)]
-# Above a half, fewer SMs would compute more.
-ClockGain = Annotated[float, NumberBounds(most=0.5, zero=True)]
-LinkRate = Annotated[float, NumberBounds(least=0.001)]
-Curve = tuple[tuple[float, float], ...]
-# Ten times today's largest GPU; keeps a slipped digit from making millions of splits.
-SmCount = Annotated[int, NumberBounds(most=2048)]
+    @property
+    def _vectors(self) -> int:
+        return 0 if self.stack is UNSET else self.stack.vectors
 
 
 class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,7 +279,9 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     each number.
 
     ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
-    one of CURVES is of a CurveFactor. The value in use lies inside.
+    one of CURVES is of a CurveFactor. The value in use lies inside. ``kernels`` are the
+    constants of low-precision products and experts; without them, those of another GPU stand for
+    them (physics/precisions.py).
     """
 
     name: str
@@ -245,7 +298,27 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sim: SimConstants
     sources: dict[str, str]
     host_gbps: LinkRate = 25.0  # to host memory, one direction: PCIe 4.0 x16 as attained
+    # Its kind of link (data/links), for collectives; without one that of the nearest rate.
+    link: str | UnsetType = UNSET
     ranges: dict[str, tuple[float, float]] = {}
+    # Left out of files where there are none, so that they are those of before.
+    kernels: KernelConstants | UnsetType = UNSET
+
+
+def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
+    """``gpu`` without the constants of kernels that ``model`` runs none of.
+
+    A 16-bit model of full attention without experts is timed the same whatever they are, and one
+    on a single GPU whatever its link is.
+    """
+    if gpus == 1:
+        gpu = msgspec.structs.replace(gpu, link=UNSET)
+    plain = all(
+        isinstance(group.mixer, FullAttention | None) and isinstance(group.mlp, DenseMlp | None)
+        for group in model.groups
+    )
+    wide = {linear.dtype for linear in model.linears} <= {"bfloat16", "float16", "float32"}
+    return msgspec.structs.replace(gpu, kernels=UNSET) if wide and plain else gpu
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):

@@ -59,6 +59,7 @@ def gpu_spec(facts: GpuFacts, granularity: tuple[int, int]) -> GpuSpec:
         link_gbps=family.link_gbps,
         link_latency_us=family.link_latency_us,
         host_gbps=family.host_gbps,
+        link=family.link,
         sim=family.sim,
         sources={
             "num_sms": driver,

@@ -10,6 +10,7 @@ import msgspec
 
 from nexusbench.core.batch import Batch, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError
+from nexusbench.core.host import EngineHost
 from nexusbench.core.parts import unit_of
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
@@ -40,6 +41,7 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     swap_bytes: float = 0.0  # host memory for swapped KV, per GPU; simulated devices only
     graphs: bool = True  # decode by CUDA graphs, on devices that have them
+    host: EngineHost | None = None  # of a serving engine; simulated devices only
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -82,6 +84,7 @@ class Device(ABC):
     gpu: GpuSpec  # published numbers, for beliefs and for reports
     source: ClassVar[str] = ""
     kernel_table_sha256: str | None = None  # of measured operator times, where a device uses them
+    host: EngineHost | None = None  # whose host time the steps of a simulated device have
     random_weights: bool = False  # of the model: times are real, tokens are not
     gpu_uuid: str = ""  # of the GPU that computes, where there is one
     gpu_number: int = 0  # CUDA's

@@ -85,15 +85,20 @@ class Sim(Device):
     ) -> None:
         self.gpu, self.model = gpu, model
         group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
-        self.physics = Physics(gpu, model, options.tensor_parallel)
+        self.host, engine = options.host, ""
+        if self.host is not None:
+            engine = f"@{self.host.name}"
+        self.physics = Physics(gpu, model, options.tensor_parallel, host=self.host)
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
-            self.physics = MeasuredPhysics(gpu, model, table, options.tensor_parallel)
+            self.physics = MeasuredPhysics(
+                gpu, model, table, options.tensor_parallel, host=self.host
+            )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
-            name=f"sim:{name or gpu.name}{group}",
+            name=f"sim:{name or gpu.name}{group}{engine}",
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms * count,
@@ -139,6 +144,11 @@ class Sim(Device):
                 raise UsageError(
                     f"--device sim:{argument} has the times of a profile already; leave "
                     "--kernel-table away"
+                )
+            if options.host is not None:
+                raise UsageError(
+                    f"--device sim:{argument} has the times of a profile, the host's among them; "
+                    "leave --engine away"
                 )
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)

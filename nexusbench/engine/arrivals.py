@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.host import EngineHost
 from nexusbench.core.request import Request
 
 NEVER = 2**63 - 1
@@ -46,11 +47,7 @@ class Arrivals:
     def pop_due(self, now: int) -> Iterator[Request]:
         """The requests that have arrived by ``now``, in order of arrival."""
         while self.next_ns <= now:
-            if self._due and not self._root_is_first():
-                request = heappop(self._due)[2]
-            else:
-                request = self._roots[self._root]
-                self._root += 1
+            request = self._pop()
             self.num_left -= 1
             self._look()
             yield request
@@ -86,6 +83,13 @@ class Arrivals:
             request.arrival_ns = now
             heappush(self._due, (now, request.index, request))
 
+    def _pop(self) -> Request:
+        """Take out the request that arrives next."""
+        if self._due and not self._root_is_first():
+            return heappop(self._due)[2]
+        self._root += 1
+        return self._roots[self._root - 1]
+
     def _root_is_first(self) -> bool:
         """Of two that arrive at the same time, the one that stands first in the trace is first."""
         if self.concurrency or self._root >= len(self._roots):
@@ -99,6 +103,44 @@ class Arrivals:
         if not self.concurrency and self._root < len(self._roots):
             due = min(due, self._roots[self._root].arrival_ns)
         self.next_ns = due
+
+
+class FrontEndArrivals(Arrivals):
+    """The same, behind the front end of a simulated server: ``next_ns`` is when the scheduler sees
+    the next request. One process takes the requests one after the other, in order of arrival;
+    ``arrival_ns`` stays when the client sent it, which latency counts from.
+    """
+
+    def __init__(self, requests: Sequence[Request], concurrency: int, host: EngineHost) -> None:
+        self._host = host
+        self._idle_from = 0  # when the front end has done all that came out of it
+        super().__init__(requests, concurrency)
+
+    def _done(self, request: Request) -> int:
+        """When the front end has done ``request``, if that is the next."""
+        begun = max(request.arrival_ns, self._idle_from)
+        return begun + self._host.desk_ns(request.num_prompt_tokens)
+
+    def _pop(self) -> Request:
+        request = super()._pop()
+        self._idle_from = self._done(request)
+        return request
+
+    def _look(self) -> None:
+        super()._look()
+        if self.next_ns != NEVER:
+            root = not self._due or self._root_is_first()
+            request = self._roots[self._root] if root else self._due[0][2]
+            self.next_ns = self._done(request) + self._host.reply_ns
+
+
+def arrivals_at(
+    host: EngineHost | None, requests: Sequence[Request], concurrency: int = 0
+) -> Arrivals:
+    """The arrivals at a scheduler: behind the front end of ``host`` where one is simulated."""
+    if host is None:
+        return Arrivals(requests, concurrency)
+    return FrontEndArrivals(requests, concurrency, host)
 
 
 class Patience:

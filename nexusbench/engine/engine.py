@@ -10,10 +10,11 @@ import msgspec
 from nexusbench.core.batch import Plan
 from nexusbench.core.errors import EngineStalled, InvariantBreach, PlanRefused
 from nexusbench.core.events import OUTCOMES, EventLog
+from nexusbench.core.host import EngineHost
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.devices.base import Device
-from nexusbench.engine.arrivals import NEVER, Arrivals, Patience
+from nexusbench.engine.arrivals import NEVER, Patience, arrivals_at
 from nexusbench.engine.executor import Executor
 from nexusbench.engine.invariants import Auditor
 from nexusbench.kv.manager import KVCacheManager
@@ -30,7 +31,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """Numbers of a run. ``audit_every``: steps between full checks of all block counts (I3).
     ``concurrency``: users of a closed loop, 0 for none. ``stop_tokens``: ids that end a request
     before its length does, on devices that make tokens. ``block_bytes``: bytes of a KV block, for
-    the time of copies.
+    the time of copies. ``host``: of the serving engine that is simulated, whose front end
+    requests pass.
     """
 
     limits: Limits
@@ -38,6 +40,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     concurrency: int = 0
     stop_tokens: frozenset[int] = frozenset()
     block_bytes: float = 0.0
+    host: EngineHost | None = None
 
 
 class Engine:
@@ -75,7 +78,7 @@ class Engine:
             self.state, pools, scheduler.name, scheduler.order_key, scheduler.ranking
         )
         self.context = SchedulerContext(self.journal, scheduler.options.preemption)
-        self.arrivals = Arrivals(requests, config.concurrency)
+        self.arrivals = arrivals_at(config.host, requests, config.concurrency)
         self.patience = Patience(requests)
         self.executor = Executor(
             self.state, pools, device, scheduler, partitioner, self.log, self.arrivals,

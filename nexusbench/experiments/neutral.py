@@ -44,14 +44,22 @@ def neutral_gpu(gpu: GpuSpec, constant: str) -> GpuSpec:
 def gpu_file(gpu: GpuSpec) -> str:
     """``gpu`` as the TOML file that ``--device sim:FILE.toml`` takes, without sources."""
     fields = msgspec.to_builtins(gpu)
-    simulator, ranges = fields.pop("sim"), fields.pop("ranges")
     fields.pop("sources")
-    lines = [f"{key} = {_value(value)}" for key, value in fields.items()]
-    lines += ["", "[sim]"]
-    lines += [f"{key} = {_value(value)}" for key, value in simulator.items()]
-    if ranges:
-        lines += ["", "[ranges]", *(f"{key} = {_value(value)}" for key, value in ranges.items())]
-    return "\n".join(lines) + "\n"
+    if not fields["ranges"]:
+        del fields["ranges"]
+    return "\n".join(_table("", fields)) + "\n"
+
+
+def _table(name: str, fields: dict[str, object]) -> list[str]:
+    """The lines of a table and of those in it, which come last; what is None is left out."""
+    inner = {key: value for key, value in fields.items() if isinstance(value, dict)}
+    lines = ["", f"[{name}]"] if name else []
+    for key, value in fields.items():
+        if key not in inner and value is not None:
+            lines.append(f"{key} = {_value(value)}")
+    for key, value in inner.items():
+        lines += _table(f"{name}.{key}".lstrip("."), value)
+    return lines
 
 
 def _value(value: object) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
+from nexusbench.core.bounds import Curve
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import split_spec
-from nexusbench.core.specs import CURVES, Curve, GpuSpec
+from nexusbench.core.specs import CURVES, GpuSpec
 from nexusbench.experiments.neutral import gpu_file
 from nexusbench.schedulers.base import schedulers
 from nexusbench.serving.resolve import find_device

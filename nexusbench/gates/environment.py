@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.documents import JsonObject
+from nexusbench.core.host import constants_of
+from nexusbench.core.specs import GpuSpec, ModelSpec, with_used_kernels
 from nexusbench.profiles.profile import sha256_of
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun
 
@@ -17,6 +20,7 @@ Facts = dict[str, str | int | float | bool | None]
 # Fields of a config that have an entry of their own, or say only where something lies.
 _ELSEWHERE = {
     "trace", "seed", "device", "model", "scheduler", "kernel_table", "profile", "force_profile",
+    "engine",
 }  # fmt: skip
 _HASH_CHARACTERS = 16  # 64 bits: enough to tell traces apart, short enough to read in a diff
 _NAMED = ("trace", "model", "device", "scheduler")
@@ -33,7 +37,11 @@ def environment_of(
     config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
     so.
     """
-    gpu: JsonObject = msgspec.to_builtins(resolved.gpu)
+    gpus = config.tensor_parallel_size if isinstance(config, RunConfig) else 1
+    used: object = resolved.gpu
+    if isinstance(resolved.gpu, GpuSpec) and isinstance(resolved.model, ModelSpec):
+        used = with_used_kernels(resolved.gpu, resolved.model, gpus)
+    gpu: JsonObject = msgspec.to_builtins(used)
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
     for described in ("sources", "ranges"):  # words about the constants, not constants
         gpu.pop(described, None)
@@ -43,6 +51,8 @@ def environment_of(
     if isinstance(resolved, ResolvedEngineRun):
         sources = [resolved.kernel_table, resolved.made_of_profile]
     device = [gpu, resolved.num_sms, *sources]
+    if isinstance(resolved, ResolvedEngineRun) and resolved.host is not UNSET:
+        device.append(constants_of(resolved.host))
     facts: Facts = {
         "trace": resolved.trace.name,
         "trace_sha256": resolved.trace.sha256[:_HASH_CHARACTERS],

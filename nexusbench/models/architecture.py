@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import ConfigDocument, open_config, shown
@@ -66,10 +67,16 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
     config = open_config(name_or_path)
     family = family_of(config)
     spec, biases = family.describe(config), family.biases
-    if biases is None:
+    if biases is None or spec.stack is not UNSET:
+        if biases is not None:
+            raise config.error(
+                "model_type",
+                "has layers that are not alike, or of other kinds than full attention",
+                "With real tokens: models whose layers all have full attention and one data type",
+            )
         raise config.error(
             "model_type",
-            f"'{config.data['model_type']}' can be simulated but not computed",
+            f"'{config.data['model_type']}' is described but not computed",
             f"With real tokens: {', '.join(computed_families())}",
         )
     quantised = quantisation_of(config)

@@ -7,35 +7,46 @@ import multiprocessing
 import os
 from functools import cache
 
+from msgspec import UNSET
+
+from nexusbench.core.layers import ExpertsMlp
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import model_names, open_config
 from nexusbench.models.families.base import family_of
 
-__all__ = ["caveats", "load_model", "model_names"]
+__all__ = ["caveats", "describe_model", "load_model", "model_names"]
 
 _LOG = logging.getLogger("nexusbench")
 _EXPERTS = (
-    "NOT VALIDATED: a mixture of experts. Its times assume that every token picks its experts at "
-    "random, and no run of such a model was measured against them (docs/fidelity.md)"
+    "NOT VALIDATED: a mixture of experts. Its kernels follow measured ones, but every token is "
+    "assumed to pick its experts at random, and no run of such a model was compared "
+    "(docs/fidelity.md)"
 )
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     """The model of a shipped name (any case), a ``config.json``, or a folder that holds one.
 
+    As :func:`describe_model`, and logs a warning about what its times are not.
+    """
+    model = describe_model(name_or_path)
+    warn(model)
+    return model
+
+
+def describe_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
+    """The model of a shipped name (any case), a ``config.json``, or a folder that holds one.
+
     A shipped name wins over a folder of the same name; write ``./NAME`` for the folder.
-    ``max_model_len`` is ``max_position_embeddings`` as written; rope scaling does not stretch it.
-    Logs a warning about what its times are not. Raises InputError naming file, line and field for
-    anything that cannot be described exactly.
+    ``max_model_len`` is ``max_position_embeddings`` as written, or what YaRN makes of the length
+    that it extends. Raises InputError naming file, line and field for anything that cannot be
+    described exactly.
     """
     name = os.fspath(name_or_path).lower()
     if name in model_names():
-        model = _shipped(name)
-    else:
-        config = open_config(name_or_path)
-        model = family_of(config).describe(config)
-    warn(model)
-    return model
+        return _shipped(name)
+    config = open_config(name_or_path)
+    return family_of(config).describe(config)
 
 
 @cache
@@ -47,15 +58,24 @@ def _shipped(name: str) -> ModelSpec:
 
 def caveats(model: ModelSpec) -> list[str]:
     """One sentence each; none for dense models whose weights have the type they compute in."""
-    found = [_EXPERTS] if model.moe is not None else []
-    types = model.dtypes
-    if types.weights != types.activations:
+    experts = any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)
+    found = [_EXPERTS] if experts else []
+    types = _weight_types(model) - {model.dtypes.activations}
+    if types:
+        named = " and ".join(sorted(types))
         found.append(
-            f"{types.weights} weights count as bytes only: matrix products take the time of "
-            "bfloat16 ones, up to twice (4 bits: four times) what a GPU with units for "
-            f"{types.weights} takes for a prefill"
+            f"{named} weights: products as kernels of such a type were measured, or by "
+            "analogy where none were; no run of such a model was compared (docs/fidelity.md)"
         )
     return found
+
+
+def _weight_types(model: ModelSpec) -> set[str]:
+    """Data types of the layers' weights."""
+    if model.stack is UNSET:
+        return {model.dtypes.weights}
+    hidden = model.hidden_size
+    return {group.dtypes.of(one) for group in model.groups for one in group.projections(hidden)}
 
 
 def warn(model: ModelSpec) -> None:

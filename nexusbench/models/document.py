@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +29,7 @@ _MOST = {
     "vocab_size": 10**8,
     "num_experts": 65_536,
     "num_local_experts": 65_536,
+    "n_routed_experts": 65_536,
 }
 _MOST_BYTES = 16 << 20  # of a file: the largest published ones have 1 MB
 
@@ -159,9 +162,9 @@ class ConfigDocument:
             raise self.error(field, f"is {shown(value)}", f"It must be between 1 and {most}")
         return value
 
-    def flag(self, field: str) -> bool:
-        """A boolean; missing or null is False, the default of every supported family."""
-        value = self.data.get(field)
+    def flag(self, field: str, default: bool = False) -> bool:
+        """A boolean; ``default`` where missing, False where null."""
+        value = self.data.get(field, default)
         if value is not None and not isinstance(value, bool):
             raise self.error(field, f"is {shown(value)}", "Write true or false")
         return bool(value)
@@ -178,6 +181,58 @@ class ConfigDocument:
                 field, f"is {shown(value)}", f"It must be positive and at most {_LARGEST_NUMBER:g}"
             )
         return float(value)
+
+    def listed(
+        self, field: str, length: int, known: tuple[object, ...], longer: bool = False
+    ) -> list[object] | None:
+        """A list with one of ``known`` for each of ``length`` layers (with ``longer`` for further
+        ones, which are left out); None where the field is missing, null or empty.
+        """
+        value = self.data.get(field)
+        if value in (None, []):
+            return None
+        if not isinstance(value, list):
+            raise self.error(field, f"is {shown(value)}, not a list", "Give one for each layer")
+        if len(value) < length or (len(value) > length and not longer):
+            hint = f"Give one for each of the {length} layers"
+            raise self.error(field, f"has {len(value)} entries", hint)
+        for one in value[:length]:
+            if one not in known or isinstance(one, bool):
+                hint = f"Supported: {', '.join(map(str, known))}"
+                raise self.error(field, f"has {shown(one)}", hint)
+        return value[:length]
+
+    def size(self, field: str, default: int = 0) -> int:
+        """A count that may be 0; ``default`` where missing, 0 where null."""
+        if field not in self.data:
+            return default
+        if self.data[field] in (None, 0) and not isinstance(self.data[field], bool):
+            return 0
+        return self.count(field)
+
+    def with_defaults(self, defaults: Mapping[str, object]) -> ConfigDocument:
+        """The same with the values of keys that it lacks; one that is null stays null."""
+        return self._copy({**defaults, **self.data})
+
+    def replaced(self, values: Mapping[str, object]) -> ConfigDocument:
+        """The same with other values of some keys."""
+        return self._copy({**self.data, **values})
+
+    def part(self, field: str, outer: Iterable[str] = ()) -> ConfigDocument:
+        """The object ``field`` as a document. Of the keys ``outer`` the value beside it counts,
+        where there is one.
+        """
+        value = self.data.get(field)
+        if not isinstance(value, dict):
+            problem = "is missing" if value is None else f"is {shown(value)}, not an object"
+            raise self.error(field, problem, "Give the model's complete HF config.json")
+        kept = {key: self.data[key] for key in outer if self.data.get(key) is not None}
+        return self._copy({**value, **kept})
+
+    def _copy(self, data: dict[str, object]) -> ConfigDocument:
+        made = copy(self)
+        made.data = data
+        return made
 
     def beside(self, name: str) -> ConfigDocument | None:
         """The document ``name`` in the same folder, if there is one. Raises as this one does."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -13,23 +12,25 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.batch import Split
-from nexusbench.core.documents import parse_toml
+from nexusbench.core.bounds import Curve, NumberBounds
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
 from nexusbench.core.specs import (
     CURVES,
-    Curve,
     CurveFactor,
     GpuSpec,
-    NumberBounds,
     SimConstants,
 )
+from nexusbench.physics.gpu_document import GpuDocument, check_value, read_kernels
+from nexusbench.physics.link_kinds import link_names
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
-_NESTED = ("sim", "ranges", "sources")  # tables in a GPU's own
+_NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
+OPTIONAL = ("link",)  # keys that a file may leave out
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -128,38 +129,15 @@ def _read(path: Path) -> str:
         ) from None
 
 
-class _Document:
-    """A parsed GPU file whose every complaint names file, line and field."""
-
-    def __init__(self, text: str, file: str) -> None:
-        self._text, self.file = text, file
-        self.data = parse_toml(text, file, hint="Correct this line", values=False)
-
-    def error(self, table: str, key: str, problem: str, hint: str) -> InputError:
-        """The complaint about ``key`` of ``table`` ('' = top level), with its line, if any."""
-        field = f"{table}.{key}" if table else key
-        current, line = "", None  # the table that the line stands in
-        for number, content in enumerate(self._text.splitlines(), start=1):
-            # Blanks and all: a pattern that leaves them out takes time by the cube of their number.
-            header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", content)
-            if header:
-                current = header[1].strip()
-            entry = re.match(r"""\s*["']?([\w.-]+)["']?\s*=""", content)
-            named = entry is not None and current == table and entry[1] == key
-            if named or (header is not None and not table and current == key):
-                line = number
-                break
-        return InputError(problem, file=self.file, line=line, field=field, hint=hint)
-
-
 @lru_cache(maxsize=32)
 def _parse(text: str, file: str) -> GpuSpec:
     """The checked spec of one document; ``file`` is what errors name. Every run opens a device, and
     reading its text again costs more than anything else in that.
     """
-    document = _Document(text, file)
+    document = GpuDocument(text, file)
     data = dict(document.data)
     sources, sim, written = data.pop("sources", {}), data.pop("sim", None), data.pop("ranges", {})
+    kernels = data.pop("kernels", UNSET)
     _check_keys(document, data, sim, sources)
     top = _table(document, "", data, GpuSpec)
     if not isinstance(sim, dict):
@@ -173,7 +151,13 @@ def _parse(text: str, file: str) -> GpuSpec:
         _check_curve(document, "weights_curve", constants.weights_curve)
     _check_sources(document, sources)
     ranges = _ranges(document, written, constants)
-    gpu = msgspec.convert({**top, "sim": constants, "sources": sources, "ranges": ranges}, GpuSpec)
+    if top.get("link", UNSET) not in (UNSET, *link_names()):
+        hint = did_you_mean(str(top["link"]), link_names())
+        raise document.error("", "link", "is no kind of link that is known", hint)
+    parts = {"sim": constants, "sources": sources, "ranges": ranges}
+    gpu = msgspec.convert({**top, **parts}, GpuSpec)
+    if kernels is not UNSET:
+        gpu = msgspec.structs.replace(gpu, kernels=read_kernels(document, kernels))
     for key, value in (("sm_minimum", gpu.sm_minimum), ("sm_multiple", gpu.sm_multiple)):
         if value > gpu.num_sms:
             raise document.error(
@@ -182,7 +166,9 @@ def _parse(text: str, file: str) -> GpuSpec:
     return gpu
 
 
-def _check_keys(document: _Document, data: dict[str, object], sim: object, sources: object) -> None:
+def _check_keys(
+    document: GpuDocument, data: dict[str, object], sim: object, sources: object
+) -> None:
     """Refuse unknown and missing keys of all tables, in one error that names every one of them."""
     tables = {"": (data, _fields(GpuSpec)), "sim": (sim, _fields(SimConstants))}
     known = [*_fields(GpuSpec), *_NESTED, *_fields(SimConstants)]
@@ -192,7 +178,7 @@ def _check_keys(document: _Document, data: dict[str, object], sim: object, sourc
         if isinstance(table, dict):
             nested = () if name else _NESTED
             faults += [(name, key, [*fields, *nested]) for key in table if key not in fields]
-            missing += [(name, key) for key in fields if key not in table]
+            missing += [(name, key) for key in fields if key not in (*table, *OPTIONAL)]
     if isinstance(sources, dict):
         faults += [("sources", key, known) for key in sources if key not in known]
     unknown = [f"{table}.{key}".lstrip(".") for table, key, _ in faults]
@@ -215,37 +201,23 @@ def _fields(spec: type[msgspec.Struct]) -> dict[str, object]:
 
 
 def _table(
-    document: _Document, table: str, data: dict[str, object], spec: type[msgspec.Struct]
+    document: GpuDocument, table: str, data: dict[str, object], spec: type[msgspec.Struct]
 ) -> dict[str, object]:
     """The values of one table, typed as ``spec``'s fields and in range."""
     values = {}
     for key, expected in _fields(spec).items():
+        if key in OPTIONAL and key not in data:
+            continue
         try:
             values[key] = msgspec.convert(data[key], expected)
         except msgspec.ValidationError as error:
             problem = f"has the wrong type: {error}"
             raise document.error(table, key, problem, "Write it as in a shipped GPU file") from None
-        _check_value(document, table, key, values[key], expected)
+        check_value(document, table, key, values[key], expected)
     return values
 
 
-def _check_value(document: _Document, table: str, key: str, value: object, kind: object) -> None:
-    """Refuse an empty name and numbers that are not finite or out of their field's bounds."""
-    if isinstance(value, str) and not value.strip():
-        raise document.error(table, key, "is empty", "Name the GPU")
-    if not isinstance(value, int | float):
-        return
-    found = (part for part in get_args(kind) if isinstance(part, NumberBounds))
-    bounds = next(found, NumberBounds())
-    least, most = bounds.least, bounds.most
-    enough = value >= 0 if bounds.zero else value > least
-    if not (math.isfinite(value) and enough and value <= most):
-        low = "at least 0" if bounds.zero else f"above {least:g}" if least else "above 0"
-        text = f"{value}"[:60]
-        raise document.error(table, key, f"is {text}", f"It must be {low} and at most {most:g}")
-
-
-def _check_curve(document: _Document, key: str, curve: Curve) -> None:
+def _check_curve(document: GpuDocument, key: str, curve: Curve) -> None:
     """A curve of bandwidth rises from (0, 0) to (1, 1); no share of SMs stands twice."""
 
     def refuse(problem: str) -> InputError:
@@ -267,7 +239,7 @@ def _check_curve(document: _Document, key: str, curve: Curve) -> None:
 
 
 def _ranges(
-    document: _Document, table: object, constants: SimConstants
+    document: GpuDocument, table: object, constants: SimConstants
 ) -> dict[str, tuple[float, float]]:
     """The ranges of contested constants, checked; a file of the user's own may leave them out."""
     if not isinstance(table, dict):
@@ -285,7 +257,7 @@ def _ranges(
             problem, hint = f"has the wrong type: {error}", "Write [lowest, highest]"
             raise document.error("ranges", key, problem, hint) from None
         for end in (low, high):
-            _check_value(document, "ranges", key, end, kinds[key])
+            check_value(document, "ranges", key, end, kinds[key])
         used = 1.0 if key in CURVES else getattr(constants, key)
         if not low <= used <= high:
             if low > high:
@@ -302,7 +274,7 @@ def _is_number(kind: object) -> bool:
     return any(isinstance(part, NumberBounds) for part in get_args(kind))
 
 
-def _check_sources(document: _Document, sources: object) -> None:
+def _check_sources(document: GpuDocument, sources: object) -> None:
     """Sources are texts; a file of the user's own may leave them out."""
     if not isinstance(sources, dict):
         raise document.error("", "sources", "is not a table", "Write [sources], or leave it out")

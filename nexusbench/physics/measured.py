@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.host import EngineHost
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import prefill_pairs
 from nexusbench.physics.launches import Physics
@@ -18,9 +19,15 @@ class MeasuredPhysics(Physics):
     """Physics whose operators are stretched to the times of a kernel table."""
 
     def __init__(
-        self, gpu: GpuSpec, model: ModelSpec, table: KernelTable, tensor_parallel: int = 1
+        self,
+        gpu: GpuSpec,
+        model: ModelSpec,
+        table: KernelTable,
+        tensor_parallel: int = 1,
+        *,
+        host: EngineHost | None = None,
     ) -> None:
-        super().__init__(gpu, model, tensor_parallel)
+        super().__init__(gpu, model, tensor_parallel, host=host)
         self.table = table
         self._stretch = AttentionStretch(table, super().attention, model.num_layers, gpu.num_sms)
         self._dense_known: dict[tuple[int, int], OperatorClass] = {}

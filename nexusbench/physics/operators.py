@@ -262,6 +262,7 @@ class Attention:
             2.0 * num_heads * head_dim * activation_bytes
             + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         )
+        self._hidden_bytes = 0.0  # of a token, moved while tiles compute
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
     def time(
@@ -291,8 +292,8 @@ class Attention:
                 work += self._empty_blocks(chunks, num_decodes, tiles) * self._empty
             busy, streamed = self._spread(tiles, work, longest, sms), streamed / work
         elif num_decodes:
-            busy, fixed, tiles = self._decode(num_decodes, decode_context, sms)
-            tokens, keys, again, streamed = num_decodes, 0, 1.0, 1.0
+            busy, fixed, tiles, again = self._decode(num_decodes, decode_context, sms)
+            tokens, keys, streamed = num_decodes, 0, 1.0
         else:
             return NOTHING
         new = tokens * self._new_bytes
@@ -303,12 +304,11 @@ class Attention:
         # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
         # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
-        moving, layers, memory = read * cold, self._layers, 0.0
-        if busy >= moving:
-            longer = busy + self._exposed * moving
-        else:
+        hidden = tokens * self._hidden_bytes
+        moving, layers = read * cold + hidden * warm, self._layers
+        longer, memory, tensor = busy + self._exposed * moving, 0.0, busy
+        if busy < moving:
             longer = memory = moving + self._exposed * busy
-        tensor = busy
         if num_decodes:
             # Decode tiles wait for their keys, not for tensor cores: the streamed share of the time
             # counts as memory-bound, whatever bounds the kernel as a whole.
@@ -319,7 +319,7 @@ class Attention:
             (longer - memory) * layers,
             memory * layers,
             tensor * layers,
-            (new + read) * layers,
+            (new + read + hidden) * layers,
             layers,
             max(1.0, tiles / sms) * layers,
             longer * filled(tiles / sms) * layers,
@@ -372,8 +372,8 @@ class Attention:
             again = self._group / max(1.0, min(float(self._group), sms / count))
         return count * self._heads, count * self._heads * single, single, again
 
-    def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int]:
-        """(compute, fixed) ns of a batch of decodes without chunks, and its tiles."""
+    def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int, float]:
+        """(compute, fixed) ns of decodes without chunks, tiles, how many times a key is read."""
         tiles = count * self._kv_heads * -(-self._group // 64)
         blocks = -(-context // (count * self._keys))
         fixed, splits = self._launch, 1
@@ -387,7 +387,7 @@ class Attention:
             fixed += self._swap
         single = self._tile + -(-blocks // splits) * block
         tiles *= splits
-        return self._spread(tiles, tiles * single, single, sms), fixed, tiles
+        return self._spread(tiles, tiles * single, single, sms), fixed, tiles, 1.0
 
     def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
         """Ns until the last of ``tiles`` tiles on ``sms`` SMs ends: ``work`` ns over the SMs, and

@@ -20,6 +20,8 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import IO
 
+from msgspec import UNSET
+
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 
@@ -145,9 +147,10 @@ def load_table(folder: Path, gpu: GpuSpec, model: ModelSpec, tensor_parallel: in
     """
     if not folder.is_dir():
         raise InputError("is not a folder", file=folder, hint="Give --kernel-table a folder")
-    if model.moe is not None:
+    if model.moe is not None or model.stack is not UNSET:
+        kind = "a mixture of experts" if model.moe is not None else "one of several kinds of layers"
         raise InputError(
-            f"holds a dense model's operators, and {model.name} is a mixture of experts",
+            f"holds a dense model's operators, and {model.name} is {kind}",
             file=folder,
             hint="Leave --kernel-table out",
         )

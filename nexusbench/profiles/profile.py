@@ -75,6 +75,7 @@ class DeviceAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = ""
     kernel_table: str | None = None
     gpu_memory_utilization: float = 0.9
+    engine: str | None = None
 
 
 class OwnBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.host import constants_of
+from nexusbench.core.specs import ModelSpec, with_used_kernels
 from nexusbench.devices.base import Device
 from nexusbench.profiles.profile import Fingerprint, model_fingerprint, sha256_of
 
@@ -17,13 +18,16 @@ def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
     peaks are others at every opening.
     """
     spec = device.spec
-    gpu = msgspec.structs.replace(device.gpu, sources={}, ranges={})
-    decisive = [
+    used = with_used_kernels(device.gpu, model, spec.tensor_parallel)
+    gpu = msgspec.structs.replace(used, sources={}, ranges={})
+    decisive: list[object] = [
         spec.kind,
         gpu if spec.simulated else gpu.name,
         device.kernel_table_sha256,
         device.made_of_profile,
     ]
+    if device.host is not None:
+        decisive.append(constants_of(device.host))
     return Fingerprint(
         device=spec.name,
         simulated=spec.simulated,

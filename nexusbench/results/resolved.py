@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from nexusbench.core.documents import JsonObject, ReadByKey, convert
 from nexusbench.core.events import RunFacts
+from nexusbench.core.host import EngineHost
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.work import Amount, Count, HostGap, Work
@@ -105,6 +106,7 @@ class ResolvedEngineRun(ResolvedRun, frozen=True, kw_only=True):
     work: Work | None
     random_weights: bool
     made_of_profile: str | None
+    host: EngineHost | UnsetType = UNSET  # of the serving engine named, if one was
     legal_splits: list[str] = []
     model: ServedModel
     caveats: list[str] = []
@@ -213,7 +215,7 @@ def budgets(limits: Limits | None) -> StepBudgets | None:
 
 def served_model(model: ModelSpec) -> ServedModel:
     """``model`` for :class:`ResolvedEngineRun`."""
-    return msgspec.convert(model, ServedModel, from_attributes=True)
+    return msgspec.convert(msgspec.to_builtins(model), ServedModel)
 
 
 def facts_for_metrics(

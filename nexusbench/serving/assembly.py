@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.batch import Split
 from nexusbench.core.config import EndpointConfig, RunConfig
@@ -230,6 +231,7 @@ def _resolved(
         gpus=config.tensor_parallel_size * spec.num_gpus,
         legal_splits=[str(split) for split in spec.splits],
         kernel_table=device.kernel_table_sha256, made_of_profile=device.made_of_profile,
+        host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
         model=served_model(model), caveats=caveats(model), random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_options=msgspec.to_builtins(scheduler.options),

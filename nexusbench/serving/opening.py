@@ -18,6 +18,7 @@ from nexusbench.core.state import Limits
 from nexusbench.core.units import ceil_div
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.kv.manager import KVCacheManager
+from nexusbench.physics.host import load_engine
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import check_closed, make_belief, make_partitioner
 from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve
@@ -59,6 +60,7 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
         model_name=config.model, load_format=config.load_format, dtype=config.dtype,
         temperature=config.temperature, top_p=config.top_p,
         swap_bytes=what.swap_bytes, graphs=config.graphs,
+        host=None if config.engine is None else load_engine(config.engine),
     )  # fmt: skip
     return named.device_class.open(named.argument, what.model, options), limits
 
@@ -72,7 +74,9 @@ def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
 
     what = model_on_device(config, model)
     device, limits = open_device(what, profiling=True)
-    asked = DeviceAsked(what.named.spec, config.kernel_table, config.gpu_memory_utilization)
+    asked = DeviceAsked(
+        what.named.spec, config.kernel_table, config.gpu_memory_utilization, config.engine
+    )
     return Subject(device, what.model, limits, config.block_size, asked)
 
 

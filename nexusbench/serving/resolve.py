@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.config import TOKENS, RunConfig, check_config
 from nexusbench.core.errors import UsageError
+from nexusbench.core.mixers import FullAttention, LatentAttention
 from nexusbench.core.options import declared
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
@@ -168,21 +170,36 @@ def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:
         return model
     if dtype not in COMPUTED_DTYPES:
         raise UsageError(f"--dtype {dtype} is unknown. Known: {', '.join(COMPUTED_DTYPES)}")
+    if model.stack is not UNSET:
+        raise UsageError(
+            f"--dtype: the layers of {model.name} have data types of their own. Leave it out"
+        )
     return msgspec.structs.replace(model, dtypes=Dtypes(dtype, dtype, dtype, dtype))
 
 
 def check_tensor_parallel(size: int, model: ModelSpec) -> None:
     """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
-    heads, kv_heads = model.num_heads, model.num_kv_heads
+    mixers = [group.mixer for group in model.groups]
+    # Heads of attention, of states and of latent attention alike; a latent is kept on each GPU.
+    attention = {
+        (mixer.num_heads, mixer.num_kv_heads if isinstance(mixer, FullAttention) else 1)
+        for mixer in mixers
+        if isinstance(mixer, FullAttention | LatentAttention)
+    }
     wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
 
     def divides(n: int) -> bool:
-        return heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and wide % n == 0
+        for heads, kv_heads in attention:
+            if heads % n or (kv_heads % n and n % kv_heads):
+                return False
+        return wide % n == 0
 
     if not divides(size):
-        legal = [n for n in range(1, heads + 1) if divides(n)]
+        most = min((heads for heads, _ in attention), default=size)
+        legal = [n for n in range(1, most + 1) if divides(n)]
+        heads = " and ".join(f"{q} heads, {kv} KV heads" for q, kv in sorted(attention))
         raise UsageError(
-            f"--tensor-parallel-size {size}: {model.name} with {heads} heads, {kv_heads} KV heads "
+            f"--tensor-parallel-size {size}: {model.name} with {heads} "
             f"and layers {wide} wide can be split {', '.join(map(str, legal))} ways"
         )
 
@@ -197,6 +214,11 @@ def check_flags(config: RunConfig, kind: str) -> None:
             "Leave it out"
         )
     if kind != "sim":
+        if config.engine is not None:
+            raise UsageError(
+                f"--engine is for simulated devices; --device {kind} has a host of its own. Leave "
+                "it out"
+            )
         return
     for field in _OF_TOKENS:
         if getattr(config, field.name) != field.default:

@@ -275,6 +275,7 @@ def engine_of(
         concurrency=assembly.trace.concurrency,
         stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
         block_bytes=model.kv_bytes_on(device.spec.tensor_parallel) * assembly.kv.block_size,
+        host=device.host,
     )
     return Engine(
         device, assembly.scheduler, assembly.partitioner, assembly.kv, assembly.requests, config,

@@ -6,13 +6,17 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.layers import ExpertsMlp
+from nexusbench.core.mixers import FullAttention
 from nexusbench.core.registry import plugin_name
 from nexusbench.core.specs import DTYPE_BYTES, ModelSpec
 from nexusbench.costs.roofline import Roofline
@@ -24,6 +28,7 @@ from nexusbench.models.families.base import (
     families,
     family_of,
 )
+from nexusbench.physics.covered import not_covered
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.testing._errors import ConformanceError, named
@@ -70,13 +75,13 @@ def check_model_family(family: str | type[ModelFamily]) -> None:
             _check_model(model)
         with named("sizes"):
             _check_sizes(file, cls, sample, model)
-        for key, value in _damaged(sample):
-            damaged = {k: v for k, v in {**sample, key: value}.items() if v is not MISSING}
+        for key, value, damaged in _damaged(cls, sample):
             with named(f"{key} missing" if value is MISSING else f"{key} = {value!r}"):
                 _check_refusal(file, cls, damaged, key)
         with named("launches"):
             _check_times(model)
-        if cls.biases is not None and model.num_parameters <= MOST_COMPUTED:
+        computed = cls.biases is not None and model.stack is UNSET
+        if computed and model.num_parameters <= MOST_COMPUTED:
             with named("tokens"):
                 _described(file, cls, sample)
                 _check_tokens(file, model)
@@ -96,14 +101,20 @@ def _check_model(model: ModelSpec) -> None:
     for linear in model.linears:
         if min(linear.inputs, linear.outputs, linear.count) < 1:
             raise ConformanceError("contract", f"has a layer of no size: {linear}")
-    if model.num_heads % model.num_kv_heads:
-        problem = f"{model.num_kv_heads} KV heads do not divide {model.num_heads} heads"
-        raise ConformanceError("contract", problem)
-    unknown = {*msgspec.structs.astuple(model.dtypes)} - {*DTYPE_BYTES}
+    unknown = {*msgspec.structs.astuple(model.dtypes), model.head_dtype} - {*DTYPE_BYTES}
+    for group in model.groups:
+        mixer, mlp = group.mixer, group.mlp
+        if isinstance(mixer, FullAttention) and mixer.num_heads % mixer.num_kv_heads:
+            problem = f"{mixer.num_kv_heads} KV heads do not divide {mixer.num_heads} heads"
+            raise ConformanceError("contract", problem)
+        if isinstance(mlp, ExpertsMlp) and mlp.experts_per_token > mlp.num_experts:
+            raise ConformanceError("contract", "a token uses more experts than there are")
+        projections = group.projections(model.hidden_size)
+        unknown |= {group.dtypes.of(one) for one in projections} - {*DTYPE_BYTES}
     if unknown:
         raise ConformanceError("contract", f"has unknown data types: {sorted(unknown)}")
-    if model.moe is not None and model.moe.experts_per_token > model.moe.num_experts:
-        raise ConformanceError("contract", "a token uses more experts than there are")
+    if sum(group.count for group in model.groups) != model.num_layers:
+        raise ConformanceError("contract", "has groups of another number of layers in all")
     if not model.max_model_len > 0 or not 0 < model.weight_bytes < math.inf:
         raise ConformanceError("contract", "has no context, or no weights")
 
@@ -113,26 +124,58 @@ def _check_sizes(
 ) -> None:
     """Layers, width and vocabulary are read: each changes with a key of the sample."""
     changed: set[str] = set()
-    for key, value in sample.items():
-        if isinstance(value, int) and not isinstance(value, bool):
-            try:
-                other = _described(file, cls, {**sample, key: 2 * value})
-            except InputError:
-                continue
-            fields = ModelSpec.__struct_fields__
-            changed |= {name for name in fields if getattr(other, name) != getattr(model, name)}
+    for doubled in _doubled(sample):
+        try:
+            other = _described(file, cls, doubled)
+        except InputError:
+            continue
+        fields = ModelSpec.__struct_fields__
+        changed |= {name for name in fields if getattr(other, name) != getattr(model, name)}
     for name in ("num_layers", "hidden_size", "vocab_size"):
         if name not in changed:
             raise ConformanceError("contract", f"{name} follows from no key of the sample")
 
 
-def _damaged(sample: dict[str, object]) -> Iterator[tuple[str, object]]:
+def _doubled(sample: dict[str, object]) -> Iterator[dict[str, object]]:
+    """The sample with one value twice as large, or twice as long; of objects in it likewise."""
+    for key, value in sample.items():
+        if isinstance(value, dict):
+            for inner in _doubled(value):
+                yield {**sample, key: inner}
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield {**sample, key: 2 * value}
+        elif isinstance(value, str | list):
+            yield {**sample, key: value * 2}
+
+
+def _damaged(
+    cls: type[ModelFamily], sample: dict[str, object]
+) -> Iterator[tuple[str, object, dict[str, object]]]:
+    """(key, its new value, the damaged sample): of every key, and of the decoder's in an object of
+    its own.
+    """
+    inner = sample.get(cls.inner)
+    held = inner if isinstance(inner, dict) else sample
+    others = {
+        key: value for key, value in OTHERS.items()
+        if key != cls.inner and (key == "architectures" or key not in held)
+    }  # fmt: skip
     for key in sample:
         for value in HOSTILE:
-            yield key, value
-    for key, value in OTHERS.items():
-        if key == "architectures" or key not in sample:
-            yield key, value
+            yield key, value, _with(sample, key, value)
+    if held is not sample:
+        for key in held:
+            for value in HOSTILE:
+                yield key, value, {**sample, cls.inner: _with(held, key, value)}
+    for key, value in others.items():
+        if held is sample or key == "architectures":
+            yield key, value, _with(sample, key, value)
+        else:
+            yield key, value, {**sample, cls.inner: _with(held, key, value)}
+
+
+def _with(data: dict[str, object], key: str, value: object) -> dict[str, object]:
+    return {k: v for k, v in {**data, key: value}.items() if v is not MISSING}
 
 
 def _check_refusal(file: Path, cls: type[ModelFamily], data: dict[str, object], key: str) -> None:
@@ -146,15 +189,24 @@ def _check_refusal(file: Path, cls: type[ModelFamily], data: dict[str, object], 
         raise ConformanceError("contract", f"is no InputError: {error}") from None
     else:
         _check_model(model)
-        if key in OTHERS and OTHERS[key] == data.get(key):
+        held = data.get(cls.inner) if key != "architectures" else data
+        held = held if isinstance(held, dict) else data
+        if key in OTHERS and key != cls.inner and OTHERS[key] == held.get(key):
             raise ConformanceError("contract", f"describes another decoder ({key}) as its own")
 
 
 def _check_times(model: ModelSpec) -> None:
-    """Launches take finite times, and a simulated GPU serves some requests."""
+    """Launches take finite times, and a simulated GPU serves some requests; or it refuses the model
+    for layers that it has no kernel for.
+    """
     from nexusbench.devices.sim import Sim
 
     gpu = load_gpu(GPU)
+    if not_covered(model):
+        with suppress(UsageError):
+            Physics(gpu, model)
+            raise ConformanceError("contract", "is simulated without a kernel for its layers")
+        return
     for truth in (Physics(gpu, model), Roofline(gpu=gpu, model=model)):
         for shape in SHAPES:
             if isinstance(truth, Physics):

@@ -207,6 +207,9 @@ UNOPENED = {
     ),
     "validate run . --device sim:l20": ("--seed",),
     "validate fit l20 .": ("--evaluations",),
+    "validate serving points.csv": (
+        "--rounds", "--range-ratio", "--max-num-batched-tokens", "--jobs",
+    ),
     "serve-trace four.jsonl --endpoint http://127.0.0.1:1": ("--vocab-size", "--timeout"),
 }  # fmt: skip
 FEW = ("0", "-1", "1e-300", "1e308", str(2**63), "nan", "inf")

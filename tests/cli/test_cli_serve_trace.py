@@ -66,6 +66,7 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "serve-trace", trace, "--device", "sim:h200", "--model", "qwen2.5-3b",
         "--scheduler", "nexus:order=fcfs,gamma=3", "--partitioner", "fixed:prefill=40",
         "--cost-model", "roofline", "--recalibrate", "--tensor-parallel-size", 2,
+        "--engine", "ideal",
         "--gpu-memory-utilization", 0.5, "--kv-blocks", 900, "--block-size", 32,
         "--no-enable-prefix-caching", "--max-num-seqs", 7,
         "--max-num-batched-tokens", 300, "--max-model-len", 4000, "--too-long", "skip",
@@ -88,7 +89,7 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "spread_ties": "uniform", "quantize_arrivals": 0.5, "max_tokens": "9",
         "warmup_s": 1.0,
         "goodput": {"ttft": 500.0, "tbt": 50.0}, "seed": 4, "concurrency": None,
-        "price_per_hour": 2.0, "watts": 300.0, "swap_space": None,
+        "price_per_hour": 2.0, "watts": 300.0, "swap_space": None, "engine": "ideal",
         # Those of devices that compute: tests/cpu/test_cli_cpu.py.
         "load_format": "auto", "dtype": None, "temperature": 0.0, "top_p": 1.0,
         "stop_at_eos": False, "graphs": True,

@@ -258,6 +258,7 @@ def test_a_shipped_gpu_keeps_its_published_numbers() -> None:
         ("NVIDIA L40S", 142, 44.4, (8, 9), "l40s"),
         ("NVIDIA GeForce RTX 4090", 128, 23.6, (8, 9), "rtx4090"),
         ("NVIDIA H100 80GB HBM3", 132, 79.1, (9, 0), "h100"),
+        ("NVIDIA B200", 148, 178.0, (10, 0), "b200"),
     ],
 )
 def test_names_as_drivers_say_them(
@@ -273,7 +274,6 @@ def test_names_as_drivers_say_them(
         ("NVIDIA A100-SXM4-40GB", 108, 39.4, (8, 0)),
         ("NVIDIA H100 PCIe", 114, 79.1, (9, 0)),
         ("NVIDIA L40", 142, 44.4, (8, 9)),
-        ("NVIDIA B200", 148, 178.0, (10, 0)),
     ],
 )
 def test_others_are_described_by_their_driver(

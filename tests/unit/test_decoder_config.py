@@ -97,7 +97,7 @@ def test_end_tokens(tmp_path: Path, value: object, ids: tuple[int, ...]) -> None
         (
             {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
             "model_type",
-            "'mixtral' can be simulated but not computed. With real tokens: llama, mistral",
+            "'mixtral' is described but not computed. With real tokens: llama, mistral",
         ),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},

@@ -16,12 +16,12 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.models.config import load_model
-from nexusbench.physics.gpus import gpu_names, legal_splits, load_gpu
+from nexusbench.physics.gpus import OPTIONAL, gpu_names, legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
 
 NAMES = [
-    "a100", "h100", "h200", "l20", "l40s", "orin", "rtx3090", "rtx4090", "rtx5070ti", "rtx5090",
-    "rtxa6000", "v100",
+    "a100", "b200", "b300", "gb200", "h100", "h200", "l20", "l40s", "orin", "rtx3090", "rtx4090",
+    "rtx5070ti", "rtx5090", "rtxa6000", "rtxpro6000", "v100",
 ]  # fmt: skip
 L20 = (files("nexusbench.data") / "gpus" / "l20.toml").read_text(encoding="utf-8")
 
@@ -54,6 +54,10 @@ def test_the_shipped_gpus_are_found_in_any_case() -> None:
         ("rtxa6000", 84, 154.8, 49140 / 1024, 768, 6, (4, 2)),
         ("orin", 16, 42.6, 64e9 / 2**30, 204.8, 4, (4, 2)),
         ("v100", 80, 125.3, 32510 / 1024, 900, 6, (2, 2)),
+        ("b200", 148, 2250, 183359 / 1024, 8000, 126, (8, 8)),
+        ("b300", 148, 2250, 275040 / 1024, 8000, 126, (8, 8)),
+        ("gb200", 152, 2500, 189471 / 1024, 8000, 126, (8, 8)),
+        ("rtxpro6000", 188, 503.8, 97887 / 1024, 1792, 128, (8, 8)),
     ],
 )
 def test_published_numbers(
@@ -76,7 +80,7 @@ def test_the_peak_follows_from_the_clock(name: str) -> None:
     """Tensor cores do a power of two of FLOP per SM and cycle; data sheets round by up to 1.5 %."""
     gpu = load_gpu(name)
     per_cycle = gpu.peak_tflops * 1e6 / (gpu.num_sms * gpu.clock_mhz)
-    assert min(abs(per_cycle / power - 1) for power in (512, 1024, 2048, 4096)) < 0.015
+    assert min(abs(per_cycle / power - 1) for power in (512, 1024, 2048, 4096, 8192)) < 0.015
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,7 +191,10 @@ def test_all_missing_keys_are_told_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"{path}: field 'num_sms': is missing; missing too: clock_mhz, ")
     for field in msgspec.structs.fields(GpuSpec):
-        assert field.name in ("name", "ranges", "sources") or field.name in message
+        assert (
+            field.name in ("name", "ranges", "sources", "kernels", *OPTIONAL)
+            or field.name in message
+        )
     path.write_text(L20.split("[sim]")[0] + "[sim]\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"field 'sim\.dense_efficiency': is missing") as caught:
         load_gpu(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def test_modelopt_fp8_beside_the_config(tmp_path: Path) -> None:
     assert model.kv_bytes_per_token == 65_536
     # The very file counts too, not only its folder.
     assert load_model(tmp_path / "config.json") == model
-    assert "fp8 weights count as bytes only" in caveats(model)[0]
+    assert "fp8 weights: products as kernels" in caveats(model)[0]
 
 
 CT, BNB = "compressed-tensors", "bitsandbytes"
@@ -64,7 +63,7 @@ CT, BNB = "compressed-tensors", "bitsandbytes"
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4_g128", 0),
         ({"quant_method": "awq", "bits": 4, "group_size": 256}, "int4", 0),
         ({"quant_method": "gptq", "bits": 8, "group_size": 32}, "int8_g32", 0),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", 0),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", 0),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "int4_g32", 0),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1, "lm_head": False}, "int8", 0),
         ({"quant_method": BNB, "load_in_8bit": True, "load_in_4bit": False}, "int8", 0),
@@ -104,24 +103,83 @@ def test_files_of_older_quantisers(tmp_path: Path, name: str, data: object, weig
 
 
 FP8 = {"quant_method": "fp8"}
+NOT_CONVERTED = "modules_to_not_convert"
+# What stays as computed: (settings, types of attention and of the dense part, in how many layers).
+LEFT: list[tuple[dict[str, object], dict[tuple[str, str], int]]] = [
+    ({**FP8, NOT_CONVERTED: ["model.layers.0.mlp"]},
+     {("fp8", "bfloat16"): 1, ("fp8", "fp8"): 31}),
+    ({**FP8, "ignored_layers": ["self_attn"]}, {("bfloat16", "fp8"): 32}),
+    ({**FP8, "ignored_layers": ["re:.*mlp.*"]}, {("fp8", "bfloat16"): 32}),
+    ({**FP8, "ignored_layers": [r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]},
+     {("fp8", "bfloat16"): 32}),
+    ({**FP8, "ignored_layers": [f"model.visual.blocks.{n}.mlp.up" for n in range(300)]},
+     {("fp8", "fp8"): 32}),
+    ({**FP8, "ignored_layers": ["*.layers.31.*", "vision_tower.layers.3.mlp", "mtp.layers.2*"]},
+     {("bfloat16", "bfloat16"): 1, ("fp8", "fp8"): 31}),
+    # A pattern among the digits: 6, 16 and 26.
+    ({**FP8, "ignored_layers": ["model.layers.*6.*"]},
+     {("bfloat16", "bfloat16"): 3, ("fp8", "fp8"): 29}),
+    ({**FP8, "ignored_layers": ["re:model.layers.1..mlp$"]},
+     {("fp8", "bfloat16"): 10, ("fp8", "fp8"): 22}),
+    ({**FP8, NOT_CONVERTED: ["model.layers.5."]},
+     {("bfloat16", "bfloat16"): 1, ("fp8", "fp8"): 31}),
+    ({**FP8, NOT_CONVERTED: ["model.layers.5.self"]},
+     {("bfloat16", "fp8"): 1, ("fp8", "fp8"): 31}),
+    ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*attn.*": {}}},
+     {("bfloat16", "int4"): 32}),
+    ({"quant_method": CT, "ignore": ["lm_head"],
+      "config_groups": group(8, "float", targets=["re:.*mlp.*"])}, {("bfloat16", "fp8"): 32}),
+    ({"quant_method": CT, "ignore": ["lm_head"],
+      "config_groups": {**group(8, "float", targets=["re:.*self_attn.*"]),
+                        "h": group(4, "int", 128, targets=["Linear"])["g"]}},
+     {("fp8", "int4_g128"): 32}),
+    ({**MODELOPT, "quant_algo": "MIXED_PRECISION", "quantized_layers": {
+        f"model.layers.{n}.mlp.{p}_proj": {"quant_algo": "NVFP4"}
+        for n in range(30) for p in ("gate", "up", "down")}},
+     {("bfloat16", "nvfp4"): 30, ("bfloat16", "bfloat16"): 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("quantisation", "expected"), LEFT)
+def test_what_is_left_as_computed(
+    tmp_path: Path, quantisation: dict[str, object], expected: dict[tuple[str, str], int]
+) -> None:
+    model = load_model(folder(tmp_path, quantisation))
+    found = {(g.dtypes.attention, g.dtypes.dense): g.count for g in model.groups}
+    assert found == expected
+    assert model.head_dtype == "bfloat16"
+    with pytest.raises(InputError, match=r"cannot be computed|not alike"):
+        load_decoder_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "dtype"),
+    [
+        ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": []}, "fp8"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "lm_head": True}, "int4_g128"),
+        ({**MODELOPT, "exclude_modules": ["language_model.lm_head"]}, "bfloat16"),
+        (FP8, "bfloat16"),
+    ],
+)
+def test_the_output_head(tmp_path: Path, quantisation: dict[str, object], dtype: str) -> None:
+    model = load_model(folder(tmp_path, quantisation))
+    assert model.head_dtype == dtype
+    head = model.vocab_size * model.hidden_size
+    layers = model.num_parameters - 2 * head
+    quantised = DTYPE_BYTES[model.dtypes.weights]
+    expected = layers * quantised + head * (2 + DTYPE_BYTES[dtype])
+    assert model.weight_bytes == pytest.approx(expected, rel=1e-4)
+
+
 REFUSED: list[tuple[dict[str, object], str, str]] = [
-    ({**FP8, "modules_to_not_convert": ["model.layers.0.mlp"]}, "modules_to_not_convert", "0.mlp"),
-    ({**FP8, "ignored_layers": ["model.layers.31.self_attn.q_proj"]}, "ignored_layers", "q_proj"),
-    ({**FP8, "ignored_layers": ["self_attn"]}, "ignored_layers", "self_attn"),
-    ({**FP8, "ignored_layers": ["*.o_proj"]}, "ignored_layers", "o_proj"),
-    ({**FP8, "ignored_layers": ["re:.*mlp.*"]}, "ignored_layers", "mlp"),
+    ({**FP8, "ignored_layers": ["model.layers.31.self_attn.q_proj"]}, "quant", "parts of 'qkv'"),
+    ({**FP8, NOT_CONVERTED: ["up_proj"]}, "quant", "parts of 'gate_up' of layer 0"),
+    ({**FP8, "ignored_layers": ["re:.*q.proj"]}, "quant", "parts of 'qkv'"),
     ({**FP8, "ignored_layers": ["re:(a+)+$"]}, "ignored_layers", "not known what it matches"),
-    # A letter that may be any, a repeated one, numbers by their digits, parts of names, classes.
-    ({**FP8, "ignored_layers": ["re:.*q.proj"]}, "ignored_layers", "leaves"),
     ({**FP8, "ignored_layers": ["re:.*q_projs*"]}, "ignored_layers", "not known what it matches"),
-    ({**FP8, "ignored_layers": ["model.layers.*6*"]}, "ignored_layers", "leaves"),
-    ({**FP8, "ignored_layers": ["re:model.layers.1..mlp$"]}, "ignored_layers", "leaves"),
-    ({**FP8, "ignored_layers": [f"*.{n}.mlp{'*' * n}a" for n in range(200)]}, "ignored_layers", ""),
-    ({**FP8, "modules_to_not_convert": ["model.layers.5."]}, "modules_to_not_convert", "leaves"),
-    ({**FP8, "modules_to_not_convert": ["model.layers.5.self"]}, "not_convert", "leaves"),
-    ({**FP8, "modules_to_not_convert": ["up_proj"]}, "modules_to_not_convert", "leaves"),
-    ({**FP8, "modules_to_not_convert": [""]}, "modules_to_not_convert", "leaves"),
-    ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["gate"]}, "convert", "leaves"),
+    ({**FP8, "ignored_layers": [f"re:{'(a|b)' * 9}"]}, "ignored_layers", "not known what"),
+    ({**FP8, "ignored_layers": [f"*.{n}.mlp*a" for n in range(201)]}, "ignored", "than 200"),
+    ({**FP8, NOT_CONVERTED: [""]}, NOT_CONVERTED, "not known what it matches"),
     ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": ["lm_head", "Linear"]},
      "ignore", "Linear"),
     ({"quant_method": CT, "config_groups": group(8, "float"), "format": "dense"}, "format", ""),
@@ -137,26 +195,25 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({**FP8, "ignored_layers": [7]}, "ignored_layers", "not a list"),
     ({**FP8, "kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "kv_cache_scheme", "4 bits"),
     ({**FP8, "kv_cache_quant_algo": "NVFP4"}, "kv_cache_quant_algo", "NVFP4"),
-    ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:x": {}}}, "dynamic", "different"),
-    ({"quant_method": "gptq", "bits": 4, "lm_head": True}, "lm_head", "true"),
+    ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:x": {"bits": 8}}}, "dynamic", "different"),
     ({"quant_method": "gptq", "bits": 4, "group_size": 8}, "group_size", "is 8"),
     ({"quant_method": "gptq", "bits": 4, "group_size": "big"}, "group_size", "big"),
     ({"quant_method": "awq", "bits": True}, "quant_method", "bits true"),
     ({"quant_method": BNB}, "load_in_4bit", "Exactly one"),
     ({"quant_method": CT}, "config_groups", "null"),
-    ({"quant_method": CT, "config_groups": group(8, "float")}, "exclude_modules", "lm_head"),
-    ({"quant_method": CT, "config_groups": group(8, "float"), "ignore": []}, "ignore", "lm_head"),
     ({"quant_method": CT, "config_groups": group(3, "int")}, "config_groups.weights", "of 3 bits"),
     ({"quant_method": CT, "config_groups": group([], {})}, "config_groups.weights", "of [] bits"),
     ({"quant_method": CT, "config_groups": {"g": 4}}, "config_groups", "null"),
-    ({"quant_method": CT, "config_groups": group(8, "float", targets=["re:.*mlp.*"])},
-     "config_groups.targets", "mlp"),
+    ({"quant_method": CT, "config_groups": group(8, "float", targets="Linear")},
+     "config_groups.targets", "not a list"),
     ({"quant_method": CT, "config_groups": {**group(8, "int"), "h": group(8, "float")["g"]}},
      "config_groups", "fp8 and int8"),
     ({"quant_method": CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity", ""),
-    ({**MODELOPT, "quant_algo": "MIXED_PRECISION"}, "quant_algo", "MIXED"),
+    ({**MODELOPT, "quant_algo": "MIXED_PRECISION"}, "quantized_layers", "is missing"),
     ({**MODELOPT, "quant_algo": ["FP8"]}, "quant_algo", "FP8"),
     ({**MODELOPT, "quantized_layers": {"model.layers.0.mlp": "FP8"}}, "quantized_layers", ""),
+    ({**FP8, "modules_in_block_to_quantize": ["q"]}, "modules_in_block", "a way of its own"),
+    ({**FP8, "expert_dtype": "fp6"}, "expert_dtype", "fp6"),
     ({"quant_method": "torchao"}, "quant_method", "torchao"),
     ({"quant_method": {"a": 1}}, "quant_method", "Supported"),
     ({}, "quant_method", "Supported"),
@@ -256,39 +313,6 @@ def test_a_decoder_that_computes_refuses_all_of_it(tmp_path: Path) -> None:
 
 def test_every_type_has_a_size() -> None:
     assert all(0.5 <= size <= 4 for size in DTYPE_BYTES.values())
-
-
-# -- published models ------------------------------------------------------------------------------
-
-# Read, with the weights' type; all others are refused by their model_type.
-READ = {
-    "Qwen--Qwen3-30B-A3B": "bfloat16", "Qwen--Qwen3-32B": "bfloat16", "Qwen--Qwen3-32B-FP8": "fp8",
-    "Qwen--Qwen3-32B-FP8-Static-PerTensor": "fp8",
-    "Qwen--Qwen3-Coder-480B-A35B-Instruct": "bfloat16",
-    "blis--codellama-34b-instruct-hf": "bfloat16", "blis--llama-2-7b-hf": "float16",
-    "blis--llama-3.1-70b-instruct": "bfloat16", "blis--llama-3.1-8b-instruct": "bfloat16",
-    "blis--mistral-nemo-instruct-2407": "bfloat16", "blis--qwen2.5-7b-instruct": "bfloat16",
-    "blis--qwen3-14b": "bfloat16", "lss--Llama-3.1-8B": "bfloat16",
-    "lss--Mixtral-8x7B-v0.1": "bfloat16", "meta-llama--Meta-Llama-3.1-405B": "bfloat16",
-    "meta-llama--Meta-Llama-3.1-8B": "bfloat16", "mistralai--Mixtral-8x22B-v0.1": "bfloat16",
-}  # fmt: skip
-CONFIGS = Path(os.environ.get("NEXUSBENCH_DATA", "")) / "configs"
-
-
-@pytest.mark.skipif(not CONFIGS.is_dir(), reason="NEXUSBENCH_DATA has no configs")
-def test_published_configs_are_read_or_refused_by_name() -> None:
-    read, unlocated = {}, []
-    for path in sorted(CONFIGS.iterdir()):
-        try:
-            model = load_model(path)
-        except InputError as error:
-            unlocated += [path.name] if error.field is None else []
-            continue
-        read[path.name] = model.dtypes.weights
-        data = json.loads((path / "config.json").read_text())
-        assert (model.moe is not None) == ("num_experts_per_tok" in data), path.name
-    assert read == READ
-    assert not unlocated
 
 
 # A supported name does not make a supported decoder: whatever kinds of layers the refused models

@@ -126,6 +126,7 @@ def test_every_stretched_curve_is_one_that_is_read(
     path = tmp_path / "made.toml"
     path.write_text(gpu_file(changed))
     assert load_gpu(path).sim == changed.sim
+    assert load_gpu(path).kernels == found.kernels
     assert all(x0 < x1 and y0 <= y1 for (x0, y0), (x1, y1) in pairwise(changed.sim.bandwidth_curve))
 
 

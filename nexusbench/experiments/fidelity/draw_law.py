@@ -8,7 +8,8 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from nexusbench.core.specs import Curve, GpuSpec
+from nexusbench.core.bounds import Curve
+from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
 
 MOST_KNEE = 0.99

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.kernel_constants import EXPERTS, PRODUCTS, KernelConstants
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity.kernels import read_samples
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
+from nexusbench.physics.precisions import kernels_of, latent_constants, window_constants
 
 # Constants of SimConstants by family, and how far each may go.
 BOUNDS = {
@@ -36,6 +40,54 @@ BOUNDS = {
         "l2_gbps": (800.0, 9000.0),
     },
 }
+# Of one kind of low-precision product (ProductConstants) and of experts (ExpertConstants); the
+# shares of tiles stay as they are.
+PRODUCT_BOUNDS = {
+    "efficiency": (0.2, 1.0),
+    "bandwidth_efficiency": (0.4, 1.0),
+    "launch_us": (0.5, 20.0),
+    "wave_share": (0.0, 1.0),
+    "overlap": (0.0, 1.0),
+    "depth_us": (0.0, 2.0),
+    "epilogue_us": (0.0, 25.0),
+}
+EXPERT_BOUNDS = {
+    "efficiency": (0.02, 1.0),
+    "bandwidth_efficiency": (0.05, 1.0),
+    "fixed_us": (1.0, 200.0),
+    "remote_us": (0.0, 40.0),
+    "wave_share": (0.0, 1.0),
+    "overlap": (0.0, 1.0),
+    "depth_us": (0.0, 3.0),
+    "epilogue_us": (0.0, 20.0),
+    "sm_gbps": (10.0, 400.0),
+    "touched_ns": (0.0, 5000.0),
+    "held_ns": (0.0, 500.0),
+    "assigned_ns": (0.0, 20.0),
+    "elementwise": (0.0, 6.0),
+}
+# What stands in [kernels] by its own name: windows, latent attention.
+WINDOW_BOUNDS = {"tile_us": (0.0, 8.0), "write_us": (0.0, 4.0), "hidden": (0.0, 1.0)}
+LATENT_BOUNDS = {
+    "efficiency": (0.3, 1.0),
+    "sm_gbps": (5.0, 200.0),
+    "tile_us": (0.0, 20.0),
+    "launch_us": (1.0, 200.0),
+    "combine_us": (0.0, 50.0),
+    "passes": (0.1, 10.0),
+    "overlap": (0.0, 1.0),
+    "token_us": (0.0, 20.0),
+    "prefill_block": (0.1, 3.0),
+    "prefill_passes": (0.1, 10.0),
+    "prefill_launch_us": (1.0, 200.0),
+}
+FAMILIES = (
+    *BOUNDS,
+    "window",
+    "mla",
+    *(f"gemm-{kind}" for kind in PRODUCTS),
+    *("experts" if kind == "bf16" else f"experts-{kind}" for kind in EXPERTS),
+)
 THIN = 12  # of large tables every so many rows are enough for a dozen constants
 
 
@@ -50,24 +102,23 @@ class FittedConstants(msgspec.Struct, frozen=True):
 def fit(
     gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, family: str, evaluations: int = 400
 ) -> FittedConstants:
-    """Constants of ``family`` (a key of BOUNDS) that minimise MAPE on the half of ``table`` that
+    """Constants of ``family`` (one of FAMILIES) that minimise MAPE on the half of ``table`` that
     the scores call fitted. Starts from ``gpu``'s own; deterministic. Raises InputError if the table
     has no such half for this GPU.
     """
-    bounds = BOUNDS[family]
+    bounds, constants, changed = _constants(gpu, family)
     low, high = (np.array(side) for side in zip(*bounds.values(), strict=True))
-    start = np.array([getattr(gpu.sim, name) for name in bounds])
+    start = np.array([getattr(constants, name) for name in bounds])
     scale = np.maximum(np.abs(start), 0.02 * high)
 
     def with_(values: Vector) -> GpuSpec:
-        changes = dict(zip(bounds, values.tolist(), strict=True))
-        return msgspec.structs.replace(gpu, sim=msgspec.structs.replace(gpu.sim, **changes))
+        return changed(dict(zip(bounds, values.tolist(), strict=True)))
 
     def loss(scaled: Vector) -> float:
         values = np.clip(scaled * scale, low, high)
         outside = float(np.abs((scaled * scale - values) / scale).sum())
-        samples = read_samples(with_(values), gpu_name, model, table, THIN).samples
-        own = [s for s in samples if s.fitted and s.operator.split(" ")[0] == family]
+        samples = read_samples(with_(values), gpu_name, model, table, THIN, family).samples
+        own = [s for s in samples if s.fitted and _family(s.operator) == family]
         if not own:
             raise InputError(
                 f"has no half to fit {family} of this GPU on",
@@ -82,3 +133,56 @@ def fit(
     values = np.clip(best * scale, low, high)
     rounded = {name: float(f"{value:.3g}") for name, value in zip(bounds, values, strict=True)}
     return FittedConstants(rounded, before, after)
+
+
+def _constants(
+    gpu: GpuSpec, family: str
+) -> tuple[dict[str, tuple[float, float]], msgspec.Struct, Callable[[dict[str, float]], GpuSpec]]:
+    """(bounds, the constants that they are of, the GPU with some of them changed). Raises
+    InputError for a kind of kernel whose constants are not the GPU's own.
+    """
+    replace = msgspec.structs.replace
+    if family in BOUNDS:
+        return BOUNDS[family], gpu.sim, lambda new: replace(gpu, sim=replace(gpu.sim, **new))
+    kernels = gpu.kernels
+    if family in ("window", "mla"):
+        return _attention_constants(gpu, family)
+    group, _, kind = family.partition("-")
+    field, bounds = ("products", PRODUCT_BOUNDS) if group == "gemm" else ("experts", EXPERT_BOUNDS)
+    kind = kind or "bf16"
+    own = getattr(kernels, field) if isinstance(kernels, KernelConstants) else {}
+    if kind not in own or not isinstance(kernels, KernelConstants):
+        problem = f"has no constants of {family} to start from"
+        hint = f"Write a table [kernels.{field}.{kind}], as shipped GPUs have"
+        raise InputError(problem, file=gpu.name, hint=hint)
+
+    def changed(new: dict[str, float]) -> GpuSpec:
+        made = {**own, kind: replace(own[kind], **new)}
+        return replace(gpu, kernels=replace(kernels, **{field: made}))
+
+    return bounds, own[kind], changed
+
+
+def _attention_constants(
+    gpu: GpuSpec, family: str
+) -> tuple[dict[str, tuple[float, float]], msgspec.Struct, Callable[[dict[str, float]], GpuSpec]]:
+    """As ``_constants``, of windows or latent attention: the GPU's own, or its donor's to start."""
+    replace, kernels = msgspec.structs.replace, kernels_of(gpu)
+    if family == "window":
+        own = window_constants(gpu)
+        return (
+            WINDOW_BOUNDS,
+            own,
+            lambda new: replace(gpu, kernels=replace(kernels, window=replace(own, **new))),
+        )
+    latent = latent_constants(gpu)
+    return (
+        LATENT_BOUNDS,
+        latent,
+        lambda new: replace(gpu, kernels=replace(kernels, latent=replace(latent, **new))),
+    )
+
+
+def _family(operator: str) -> str:
+    """``attention`` of ``attention decode``, ``mla`` of ``mla-decode``."""
+    return operator.split(" ")[0].removesuffix("-prefill").removesuffix("-decode")

@@ -38,20 +38,21 @@ def score_kernels(gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str) -> 
 
 
 def read_samples(
-    gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, thin: int = 1
+    gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, thin: int = 1, family: str = ""
 ) -> KernelSamples:
-    """The measured operators of ``table``; of aiconfigurator's every ``thin``-th row. Raises
-    InputError for what is no table.
+    """The measured operators of ``table``; of aiconfigurator's every ``thin``-th row, and only of
+    ``family`` if it is given. Raises InputError for what is no table.
     """
     if table == "aiconfigurator":
-        return aiconfigurator.read(aiconfigurator.installed(gpu_name), gpu, gpu_name, thin)
+        folder = aiconfigurator.installed(gpu_name)
+        return aiconfigurator.read(folder, gpu, gpu_name, thin, family)
     path = Path(table)
     if path.is_file():
         return vidur.read(path, gpu)
     if (path / "meta.yaml").exists():
         return llmservingsim.read(path, gpu, model)
     if path.is_dir():
-        return aiconfigurator.read(path, gpu, gpu_name, thin)
+        return aiconfigurator.read(path, gpu, gpu_name, thin, family)
     raise InputError("does not exist", file=table, hint="Give a table, or 'aiconfigurator'")
 
 
@@ -61,7 +62,7 @@ def summarise(samples: KernelSamples) -> list[OperatorScore]:
     for operator in dict.fromkeys(sample.operator for sample in samples.samples):
         groups[operator] = operator.__eq__
     words = [operator.split(" ")[0] for operator in groups]
-    for word in ("gemm", "attention"):
+    for word in ("gemm", "attention", "window"):
         if words.count(word) > 1 and word not in groups:
             groups[word] = lambda operator, word=word: operator.split(" ")[0] == word  # type: ignore[misc]
     held_out = held_out_curves(samples.samples) + samples.held_out

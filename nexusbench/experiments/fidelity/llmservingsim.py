@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import model_work
+from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
+from nexusbench.physics.experts import HEIGHTS, Experts, ExpertShape, Routing
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
 from nexusbench.physics.operators import Gemm
+from nexusbench.physics.precisions import expert_constants
 from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, Point, TimeCurve, load_table
 
 FITTED_GPU = "RTX 4090"
+MOE_COLUMNS = ("tokens", "activated_experts", "time_us")
+_HINT = "Give a folder of LLMServingSim as its authors ship it"
 PRODUCTS = {
     "qkv_proj": "qkv", "o_proj": "attn_out", "gate_up_proj": "gate_up", "down_proj": "down",
 }  # fmt: skip
 
 
 def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
-    """Every operator of the table. Raises InputError as ``load_table`` does."""
+    """Every operator of the table; of a mixture of experts its experts alone. Raises InputError as
+    ``load_table`` does.
+    """
+    for name in ("moe.csv", "moe.csv.gz"):
+        if (folder / name).exists():
+            return _experts(folder / name, gpu, model)
     table = load_table(folder, gpu, model, 1)
     physics = Physics(gpu, model)
     fitted = FITTED_GPU in gpu.name
@@ -29,6 +40,37 @@ def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
         made = _attention_us(physics, point)
         samples.append(KernelSample(_name(point), measured, made, fitted and _half(point)))
     return KernelSamples(samples, _held_out_grids(table, physics))
+
+
+def _experts(file: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
+    """Experts of one layer, 16 bit, whole on this GPU: tokens that are sent to some of them."""
+    if model.moe is None:
+        hint = "Give it by --model: a folder with its config.json"
+        raise InputError(
+            f"is of a mixture of experts, which {model.name} is not", file=file, hint=hint
+        )
+    moe = model.moe
+    shape = ExpertShape(model.hidden_size, moe.intermediate_size)
+    experts = Experts(gpu, expert_constants(gpu, "bf16"), shape)
+    bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
+    samples = []
+    for line, row in csv_rows(file, MOE_COLUMNS, _HINT):
+        numbers = {name: number_in(row, name, file, line, _HINT) for name in MOE_COLUMNS}
+        for name, most in (("tokens", 2**20), ("activated_experts", moe.num_experts)):
+            if not (numbers[name] == round(numbers[name]) and 1 <= numbers[name] <= most):
+                problem = f"is {row[name]}, not a count of 1 to {most:,}"
+                raise InputError(problem, file=file, line=line, field=name, hint=_HINT)
+        if numbers["time_us"] <= 0:
+            problem = f"is {row['time_us']}, not above 0"
+            raise InputError(problem, file=file, line=line, field="time_us", hint=_HINT)
+        tokens, touched = round(numbers["tokens"]), round(numbers["activated_experts"])
+        rows = float(tokens * moe.experts_per_token)
+        tiles = tuple(touched * -(-rows / touched // high) for high in HEIGHTS)
+        sent = Routing(float(tokens), rows, float(moe.num_experts), float(touched), rows, tiles)
+        made = experts.time(sent, gpu.num_sms, bandwidth, copies=1).time / 1e3
+        samples.append(KernelSample("experts", numbers["time_us"], made, False, (touched,), tokens))
+    note = "of a mixture of experts only the experts are scored (moe.csv)"
+    return KernelSamples(samples, notes=[note])
 
 
 def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[KernelSample]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from nexusbench.core.bounds import Curve
 from nexusbench.core.errors import InputError
-from nexusbench.core.specs import CURVES, Curve, GpuSpec, ModelSpec
+from nexusbench.core.specs import CURVES, GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity.draw_law import (
     MOST_KNEE,
     DrawLaw,

@@ -10,10 +10,23 @@ from typing import ClassVar
 import msgspec
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.layers import DenseMlp, ExpertsMlp
+from nexusbench.core.mixers import FullAttention
 from nexusbench.core.registry import Registry
-from nexusbench.core.specs import DTYPE_BYTES, Dtypes, ModelSpec, MoeSpec
+from nexusbench.core.specs import ModelSpec
+from nexusbench.models.context import context_of
 from nexusbench.models.document import ConfigDocument, shown
-from nexusbench.models.quantisation import quantisation_of
+from nexusbench.models.module_names import USUAL, ModuleNames
+from nexusbench.models.reading import (
+    FULL,
+    SLIDING,
+    attention_vectors,
+    grouped_heads,
+    in_window,
+    layer_kinds,
+    routed,
+)
+from nexusbench.models.stacking import LayerPlan, Outside, stack_up
 
 __all__ = [
     "LAYOUT",
@@ -24,7 +37,6 @@ __all__ = [
     "computed_families",
     "families",
     "family_of",
-    "read_dtypes",
 ]
 
 Layout = Mapping[str, object]
@@ -36,6 +48,11 @@ LAYOUT: Layout = {
     "torch_dtype": "bfloat16", "vocab_size": 2048,
 }  # fmt: skip
 _SILU = ("silu", "swish")
+# Of a multi-modal config what counts for its decoder where it stands beside it.
+_OUTER = ("quantization_config", "compression_config", "tie_word_embeddings")
+_DTYPES = ("dtype", "torch_dtype")  # that of the whole, where the decoder says none
+_TOWERS = ("vision_config", "audio_config")
+_DRAFTS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 # Keys that make a decoder another one, whatever it calls itself; null, false, 0 and empty are off.
 _UNLIKE = (
     "text_config", "vision_config", "audio_config", "block_configs", "hybrid_override_pattern",
@@ -46,7 +63,11 @@ _UNLIKE = (
     "n_routed_experts", "n_shared_experts", "use_parallel_residual", "is_encoder_decoder",
     "num_shared_experts", "interleave_moe_layer_step", "moe_layers", "moe_layer_frequency",
     "moe_layer_interval", "num_dense_layers", "first_num_dense_layers", "expert_layer_period",
-    "attn_layer_period", "zero_expert_num",
+    "attn_layer_period", "zero_expert_num", "moe_latent_size", "routed_expert_hidden_size",
+    "attn_output_gate", "attention_output_gate", "hidden_size_per_layer_input", "hc_mult",
+    "compress_ratios", "attn_res_block_size", "hybrid_layer_pattern", "mamba_num_heads",
+    "mamba_d_state", "ssm_state_size", "index_head_dim", "attention_k_eq_v", "enable_moe_block",
+    "linear_num_value_heads", "moe_layers_enum", "attention_other_setting",
 )  # fmt: skip
 _EXPERT_KEYS = (
     "num_experts", "num_local_experts", "moe_intermediate_size", "num_experts_per_tok",
@@ -67,123 +88,140 @@ class Biases(msgspec.Struct, frozen=True):
 class ModelFamily(ABC):
     """What a ``model_type`` is as a decoder: subclass it in a file of its own, named after it.
 
-    Most decoders have equal layers of grouped-query attention and SwiGLU under the keys of Llama's
-    config.json. :meth:`describe` reads those; what differs a subclass declares:
+    Most decoders have layers of grouped-query attention and SwiGLU or experts under the keys of
+    Llama's config.json, some of them with a window. :meth:`describe` reads those; what differs a
+    subclass declares, or says of each layer in :meth:`layers`:
 
-    * ``architecture``: the class in ``architectures`` that this is; ``source`` where it is
-      described; ``sample`` a small config.json of it, without those two keys of its name.
+    * ``architecture``: the class in ``architectures`` that this is (``also``: others); ``source``
+      where it is described; ``sample`` a small config.json of it, without those two keys of its
+      name; ``defaults`` what transformers takes for keys that are missing.
+    * ``inner``: the key of the object that describes the decoder of a multi-modal model
+      (``flat``: older configs have its keys beside those of the towers); ``said`` what else a
+      description leaves out, one sentence each.
+    * ``reads``: keys of other decoders (``_UNLIKE``) that this family understands.
     * ``multi_head``: without ``num_key_value_heads``, each query head has a KV head of its own.
     * ``windowed``: a ``sliding_window`` in the config is in force; others have a switch for it.
     * ``expert_size``: the key with the intermediate size of one routed expert ('' for a dense
       model), ``num_experts`` that of their number; ``shared_expert``: the width of the one beside
       them that transformers takes where the config leaves it out (None: there is none).
+    * ``activations``: names of the activation function that its feed-forward part may have.
     * ``biases``: the projections that have them, if ``models/decoder.py`` can compute the family
-      from tensors named as Llama's (None: it can be simulated only); ``qk_norm``: it normalises
-      each query and key head.
+      from tensors named as Llama's (None: it can be simulated only); ``biased_qkv`` says of such a
+      one that queries, keys and values have them; ``qk_norm``: it normalises each query and key
+      head.
+    * ``names``: how checkpoints call its matrices, for what a quantiser excludes.
 
-    A family of other keys or shapes overrides :meth:`describe`. Cost models, the simulated devices
-    and the KV cache follow from the ModelSpec that it returns.
+    Cost models, the simulated devices and the KV cache follow from the ModelSpec that it returns.
     """
 
     architecture: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str] = ""
     sample: ClassVar[Layout] = LAYOUT
+    defaults: ClassVar[Layout] = {}
+    inner: ClassVar[str] = ""
+    flat: ClassVar[bool] = False
+    said: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
     multi_head: ClassVar[bool] = False
     windowed: ClassVar[bool] = False
     expert_size: ClassVar[str] = ""
     num_experts: ClassVar[str] = "num_experts"
     shared_expert: ClassVar[int | None] = None
+    activations: ClassVar[tuple[str, ...]] = _SILU
     biases: ClassVar[Biases | None] = None
+    biased_qkv: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    names: ClassVar[ModuleNames] = USUAL
 
     def describe(self, config: ConfigDocument) -> ModelSpec:
         """The model that ``config`` describes. Raises InputError naming file, line and field for
         anything that a ModelSpec cannot say exactly.
         """
-        self.refuse_unlike(config)
-        hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
-        # What a family takes where the key is missing differs, and is a fixed number in most.
-        kv_heads = config.count("num_key_value_heads", heads if self.multi_head else None)
-        if heads % kv_heads:
-            raise config.error(
-                "num_key_value_heads",
-                f"{kv_heads} does not divide the {heads} attention heads",
-                "Each KV head must serve the same number of query heads",
-            )
-        if config.data.get("head_dim") is None and hidden % heads:
-            raise config.error(
-                "num_attention_heads",
-                f"{heads} does not divide hidden_size {hidden} and head_dim is not given",
-                "Add head_dim, or correct one of the two",
-            )
-        return ModelSpec(
-            name=config.name,
-            num_layers=config.count("num_hidden_layers"),
-            hidden_size=hidden,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=config.count("head_dim", hidden // heads or None),
-            intermediate_size=config.count("intermediate_size"),
-            vocab_size=config.count("vocab_size"),
-            max_model_len=config.count("max_position_embeddings"),
-            tie_word_embeddings=config.flag("tie_word_embeddings"),
-            dtypes=read_dtypes(config),
-            moe=self._experts(config) if self.expert_size else None,
-            source=config.source,
-        )
+        self.check_architecture(config)
+        inner = self.decoder_of(config)
+        self.refuse_unlike(inner)
+        plans = self.layers(inner, inner.count("num_hidden_layers"))
+        return stack_up(inner, plans, self.outside(inner), self.names)
 
-    def refuse_unlike(self, config: ConfigDocument) -> None:
-        """Refuse what a ModelSpec cannot say: sliding windows, other activations than SwiGLU's.
+    def decoder_of(self, config: ConfigDocument) -> ConfigDocument:
+        """The part of ``config`` that describes the decoder, with defaults."""
+        if self.flat and config.data.get(self.inner) is None:
+            config = config.replaced(dict.fromkeys(_TOWERS))
+        elif self.inner:
+            said = {key: config.data[key] for key in _DTYPES if config.data.get(key) is not None}
+            config = config.part(self.inner, _OUTER)
+            if all(config.data.get(key) is None for key in _DTYPES):
+                config = config.replaced(said)
+        return config.with_defaults(self.defaults)
 
-        A window bounds the KV cache and the attention cost of a layer; described as full attention,
-        both would be overstated without a word. Windows that are off (all Qwen2.5 files) are fine.
-        """
-        data, wanted = config.data, self.architecture
-        named = data.get("architectures")
-        if named and (not isinstance(named, list) or wanted not in named):
-            raise config.error("architectures", f"is {shown(named)}", f"Supported here: {wanted}")
-        for key in _UNLIKE if self.expert_size else (*_UNLIKE, *_EXPERT_KEYS):
-            if data.get(key):
-                problem = f"is {shown(data[key])}: not an ordinary {data['model_type']} decoder"
-                raise config.error(key, problem, "Only decoders of equal layers are modelled")
-        hint = "Only full attention is modelled; switch the window off to simulate that instead"
-        if config.flag("use_sliding_window"):
-            raise config.error("use_sliding_window", "is true", hint)
-        if self.windowed and data.get("sliding_window") is not None:
+    def layers(self, config: ConfigDocument, count: int) -> list[LayerPlan]:
+        """Each of ``count`` layers, first one first."""
+        windows, sparse = self.windows(config, count), self.sparse(config, count)
+        mixer = self.attention(config)
+        mlps: dict[bool, DenseMlp | ExpertsMlp] = {}
+        if any(sparse):
+            mlps[True] = self.experts(config)
+        if not all(sparse):
+            mlps[False] = DenseMlp(intermediate_size=config.count("intermediate_size"))
+        elif self.expert_size != "intermediate_size":
+            config.count("intermediate_size", 1)  # of no layer
+        vectors = self.vectors(config, mixer)
+        return [
+            LayerPlan(mixer=in_window(config, mixer, window), mlp=mlps[of_experts], vectors=vectors)
+            for window, of_experts in zip(windows, sparse, strict=True)
+        ]
+
+    def attention(self, config: ConfigDocument) -> FullAttention:
+        """Grouped-query attention of a layer, without its window."""
+        heads, kv_heads, head_dim = grouped_heads(config, self.multi_head)
+        return FullAttention(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
+
+    def vectors(self, config: ConfigDocument, mixer: FullAttention) -> int:
+        """Parameters of a layer that are in no matrix: two norms, biases."""
+        hidden = config.count("hidden_size")
+        biases = self.biases or Biases(qkv=self.biased_qkv or None, output=None, mlp=None)
+        usual = config.flag("attention_bias")
+        made = 2 * hidden + attention_vectors(
+            mixer, hidden, qkv_bias=usual if biases.qkv is None else biases.qkv,
+            output_bias=usual if biases.output is None else biases.output, qk_norm=self.qk_norm,
+        )  # fmt: skip
+        if config.flag("mlp_bias") if biases.mlp is None else biases.mlp:
+            made += 2 * config.size("intermediate_size") + hidden
+        return made
+
+    def windows(self, config: ConfigDocument, count: int) -> list[int]:
+        """The window of each layer in tokens, 0 where it sees everything."""
+        usual, window = [FULL] * count, 0
+        if self.windowed:
+            window = config.size("sliding_window")
+            usual = [SLIDING if window else FULL] * count
+        elif config.flag("use_sliding_window"):
+            window = config.count("sliding_window", 4096)
+            below = min(config.size("max_window_layers", 28), count)
+            usual = [FULL] * below + [SLIDING] * (count - below)
+        kinds = layer_kinds(config, count, usual)
+        if SLIDING in kinds and not window:
             window = config.count("sliding_window")
-            longest = config.count("max_position_embeddings")
-            if window < longest:
-                problem = f"{window} is below the context {longest}"
-                raise config.error("sliding_window", problem, hint)
-        kinds = data.get("layer_types") or []
-        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-            raise config.error("layer_types", "has layers other than full_attention", hint)
-        activation = data.get("hidden_act", "silu")
-        if activation not in _SILU:
-            raise config.error(
-                "hidden_act", f"is {shown(activation)}", "Only SwiGLU (silu) is modelled"
-            )
+        return [window if kind == SLIDING else 0 for kind in kinds]
 
-    def _experts(self, config: ConfigDocument) -> MoeSpec:
-        """The experts. Every layer must have them: a ModelSpec describes one kind of layer."""
-        some = bool(config.data.get("mlp_only_layers"))
-        if config.count("decoder_sparse_step", 1) != 1 or some:
-            raise config.error(
-                "mlp_only_layers" if some else "decoder_sparse_step",
-                "mixes dense and expert layers",
-                "Only models with experts in every layer are supported",
-            )
-        local = config.data.get("num_local_experts") is not None
-        experts = config.count("num_local_experts" if local else self.num_experts)
-        for other in ("num_experts", "num_local_experts"):
-            if config.data.get(other) is not None and config.count(other) != experts:
-                problem = f"is {config.count(other)}, but the other count of experts {experts}"
-                raise config.error(other, problem, "Remove the wrong one")
-        chosen, size = config.count("num_experts_per_tok"), config.count(self.expert_size)
-        if chosen > experts:
-            problem = f"{chosen} exceeds the {experts} experts"
-            raise config.error("num_experts_per_tok", problem, "Correct one of them")
-        # One wide shared expert costs exactly what several of the routed size do.
+    def sparse(self, config: ConfigDocument, count: int) -> list[bool]:
+        """Whether each layer has experts."""
+        if not self.expert_size:
+            return [False] * count
+        step, listed = config.count("decoder_sparse_step", 1), config.data.get("mlp_only_layers")
+        if listed is not None and not (
+            isinstance(listed, list) and all(isinstance(one, int) for one in listed)
+        ):
+            problem = f"is {shown(listed)}, not a list of layers"
+            raise config.error("mlp_only_layers", problem, "Give numbers of layers, from 0")
+        dense = set(listed or ())
+        return [(index + 1) % step == 0 and index not in dense for index in range(count)]
+
+    def experts(self, config: ConfigDocument) -> ExpertsMlp:
+        """The experts of a layer that has them."""
+        fields = (self.num_experts, "num_experts", "num_local_experts")
+        made = routed(config, count=tuple(dict.fromkeys(fields)), size=self.expert_size)
         shared = config.data.get("shared_expert_intermediate_size")
         missing = "shared_expert_intermediate_size" not in config.data
         if self.shared_expert is not None and missing:
@@ -194,38 +232,55 @@ class ModelFamily(ABC):
         if shared and self.shared_expert is None:
             hint = "Only qwen2_moe has a shared expert"
             raise config.error("shared_expert_intermediate_size", f"is {shown(shared)}", hint)
-        width = 0 if shared in (None, 0) else config.count("shared_expert_intermediate_size")
-        if width % size:
-            raise config.error(
-                "shared_expert_intermediate_size",
-                f"{width} is not a multiple of {self.expert_size} {size}",
-                "Only such shared experts can be described",
-            )
-        return MoeSpec(
-            num_experts=experts,
-            experts_per_token=chosen,
-            intermediate_size=size,
-            num_shared_experts=width // size,
+        width = config.size("shared_expert_intermediate_size")
+        return msgspec.structs.replace(made, shared_size=width)
+
+    def outside(self, config: ConfigDocument) -> Outside:
+        """Embeddings, context, and what is left out."""
+        return Outside(
+            hidden_size=config.count("hidden_size"),
+            vocab_size=config.count("vocab_size"),
+            max_model_len=context_of(config),
+            tie_word_embeddings=config.flag("tie_word_embeddings"),
+            vectors=config.count("hidden_size"),
+            said=(*self.said, *left_out(config, bool(self.inner))),
         )
 
+    def check_architecture(self, config: ConfigDocument) -> None:
+        """Refuse a config of another class."""
+        named, wanted = config.data.get("architectures"), (self.architecture, *self.also)
+        if named and (not isinstance(named, list) or not any(one in wanted for one in named)):
+            hint = f"Supported here: {', '.join(wanted)}"
+            raise config.error("architectures", f"is {shown(named)}", hint)
 
-def read_dtypes(config: ConfigDocument) -> Dtypes:
-    """Data types: ``dtype`` or its older name ``torch_dtype``, bfloat16 where neither is given.
+    def refuse_unlike(self, config: ConfigDocument) -> None:
+        """Refuse keys that make a decoder another one than this family reads, and other activation
+        functions. Described as what they are not, cost and memory would be wrong without a word.
+        """
+        keys = _UNLIKE if self.expert_size else (*_UNLIKE, *_EXPERT_KEYS)
+        for key in keys:
+            if config.data.get(key) and key not in self.reads:
+                kind = config.data.get("model_type")
+                problem = f"is {shown(config.data[key])}: not an ordinary {shown(kind)} decoder"
+                raise config.error(key, problem, "This family has no such layers")
+        for key in ("hidden_act", "hidden_activation"):
+            activation = config.data.get(key)
+            if activation is not None and activation not in self.activations:
+                what = "SwiGLU (silu)" if "silu" in self.activations else self.activations[0]
+                raise config.error(key, f"is {shown(activation)}", f"Only {what} is modelled")
 
-    Quantisation changes the weights and the KV cache; embeddings, head and activations keep the
-    data type. Scales of large groups (a few %) are left out.
-    """
-    field = "dtype" if config.data.get("dtype") is not None else "torch_dtype"
-    value = config.data.get(field)
-    dtype = "bfloat16" if value is None else str(value).removeprefix("torch.")
-    if dtype not in ("bfloat16", "float16", "float32"):
-        raise config.error(field, f"is {shown(value)}", "Supported: bfloat16, float16, float32")
-    quantised = quantisation_of(config)
-    weights = (quantised and quantised.weights) or dtype
-    kv = (quantised and quantised.kv) or dtype
-    assert weights in DTYPE_BYTES
-    assert kv in DTYPE_BYTES
-    return Dtypes(weights=weights, embeddings=dtype, kv=kv, activations=dtype)
+
+def left_out(config: ConfigDocument, multi_modal: bool) -> tuple[str, ...]:
+    """What is not described of a model, in sentences."""
+    found = []
+    if multi_modal:
+        found.append("Only the text decoder is described: towers for other inputs are left out.")
+    for key in _DRAFTS:
+        value = config.data.get(key)
+        if isinstance(value, int) and value > 0:
+            found.append(f"Layers for multi-token prediction ({key}: {value}) are left out.")
+            break
+    return tuple(found)
 
 
 families = Registry("nexusbench.models.families", "model family", "ModelFamily")
@@ -237,9 +292,10 @@ def family_of(config: ConfigDocument) -> ModelFamily:
     known = {name.replace("-", "_"): name for name in families.names()}
     if not isinstance(asked, str) or asked.replace("-", "_") not in known:
         computed = computed_families()
-        names = [*computed, *[name for name in known if name not in computed]]
         problem = "is missing" if asked is None else f"{shown(asked)} is not supported"
-        raise config.error("model_type", problem, f"Supported: {', '.join(names)}")
+        hint = f"Supported: {', '.join(computed)} and {len(known) - len(computed)} others that "
+        hint += "'nexusbench list model-families' names"
+        raise config.error("model_type", problem, hint)
     cls: type[ModelFamily] = families.load(known[asked.replace("-", "_")])
     check_declaration(cls)
     return cls()

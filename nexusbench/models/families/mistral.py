@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import Biases, ModelFamily
+from nexusbench.models.families.base import Biases, Layout, ModelFamily
 
 
 class MistralFamily(ModelFamily):
@@ -13,4 +13,5 @@ class MistralFamily(ModelFamily):
     architecture: ClassVar[str] = "MistralForCausalLM"
     source: ClassVar[str] = "arXiv 2310.06825; transformers, models/mistral"
     windowed: ClassVar[bool] = True
+    defaults: ClassVar[Layout] = {"sliding_window": 4096}
     biases: ClassVar[Biases | None] = Biases()

@@ -13,6 +13,7 @@ class Qwen2MoeFamily(ModelFamily):
     architecture: ClassVar[str] = "Qwen2MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2407.10671; transformers, models/qwen2_moe"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    biased_qkv: ClassVar[bool] = True
     shared_expert: ClassVar[int | None] = 5632
     sample: ClassVar[Layout] = {
         **LAYOUT, "num_experts": 8, "num_experts_per_tok": 2,

@@ -13,6 +13,7 @@ class Qwen3MoeFamily(ModelFamily):
     architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2505.09388; transformers, models/qwen3_moe"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    qk_norm: ClassVar[bool] = True
     sample: ClassVar[Layout] = {
         **LAYOUT, "num_experts": 8, "num_experts_per_tok": 2,
         "moe_intermediate_size": 192,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
@@ -130,6 +131,11 @@ def read_table(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> Part
     """The points of a table beside ``gpu``. ``model`` tells shapes that the table does not. Raises
     InputError naming file, line and column.
     """
+    if model is not None and model.stack is not UNSET:
+        raise InputError(
+            f"{model.name} has layers of several kinds, and a row is of one",
+            file=path, hint="Give a model whose layers are all alike",
+        )  # fmt: skip
     columns = header_of(path)
     known = format_of(path, columns)
     reading = TableReading(path, columns, SimulatedGpu(gpu), model)

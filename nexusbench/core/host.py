@@ -1,0 +1,67 @@
+"""The host of a serving engine: what it adds to a step and to a request, in place of nothing but
+a GPU's constant. Read from ``data/engines`` by ``physics/host.py``.
+
+Like the physics it uses + - * / and comparisons only (invariant I6).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+US = 1e3  # ns
+
+HostMicros = Annotated[float, Meta(ge=0, le=1e6)]  # up to a second, as in a GPU's file
+
+
+class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The host of one version of a serving engine; times in microseconds.
+
+    Of a step: ``step_us`` and ``sequence_us`` (for each sequence of the batch) are host work, which
+    ``asynchronous`` scheduling does while the GPU computes the step before; ``gap_us`` is what the
+    GPU waits for between two steps in any case (launch, sampled tokens). Of a request: one process
+    takes ``request_us`` and ``prompt_token_us`` for each of its tokens, one request after the other
+    (HTTP, tokenizing), and ``reply_us`` pass besides (to the scheduler, and the first token back).
+
+    ``scheduler`` names the policy here whose rules are nearest to the engine's: what replays
+    of it run under where nothing else is asked.
+    """
+
+    name: str
+    about: Annotated[str, Meta(min_length=1)]
+    scheduler: Annotated[str, Meta(min_length=1, max_length=200)]
+    asynchronous: bool
+    gap_us: HostMicros
+    step_us: HostMicros
+    sequence_us: HostMicros
+    request_us: HostMicros
+    prompt_token_us: HostMicros
+    reply_us: HostMicros
+
+    def step_ns(self, gpu_ns: float, sequences: int) -> float:
+        """Ns from one step to the next: of ``gpu_ns`` of kernels over so many ``sequences``."""
+        host = (self.step_us + self.sequence_us * sequences) * US
+        gpu = gpu_ns + self.gap_us * US
+        if self.asynchronous:
+            return gpu if gpu > host else host
+        return gpu + host
+
+    def desk_ns(self, prompt_tokens: int) -> int:
+        """Ns that a request keeps the server's one front-end process busy."""
+        return int((self.request_us + self.prompt_token_us * prompt_tokens) * US)
+
+    @property
+    def reply_ns(self) -> int:
+        """Ns that a request and its first token are under way besides."""
+        return int(self.reply_us * US)
+
+
+def constants_of(host: EngineHost) -> dict[str, object]:
+    """What decides times, without words: for fingerprints."""
+    return {
+        key: value
+        for key, value in msgspec.structs.asdict(host).items()
+        if key not in ("name", "about", "scheduler")
+    }

@@ -1,0 +1,130 @@
+"""Constants of the kernels that a GPU has beside bfloat16 products and full attention:
+low-precision products, quantisation of activations, experts, windows and latent attention. Each GPU
+file states where they come from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from nexusbench.core.bounds import Efficiency, Fraction, Micros, NumberBounds, Throughput
+
+# (rows above, rows up to, height, width, share of the attainable rate, SMs that share rows): a tile
+# that a kernel takes for products of so many rows. The last two: a cluster of that many SMs works
+# on as many tiles one above the other, and computes all of them. Rows up to 0: any number.
+Tile = tuple[int, int, int, int, float, int]
+Nanos = Annotated[float, NumberBounds(most=1e6, zero=True)]
+PeakRatio = Annotated[float, NumberBounds(least=0.01, most=64.0)]
+L2Share = Annotated[float, NumberBounds(least=0.001, most=2.0)]
+Factor = Annotated[float, NumberBounds(most=1e3, zero=True)]
+
+
+class ProductConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A low-precision matrix product (physics/gemm.py, ScaledGemm). Times are as in SimConstants'
+    dense ones; ``rate`` is the peak over that of bfloat16.
+    """
+
+    rate: PeakRatio
+    efficiency: Efficiency  # attainable share of that peak
+    bandwidth_efficiency: Efficiency  # share of the HBM peak that its weights are read at
+    launch_us: Micros
+    wave_share: Fraction
+    overlap: Fraction
+    depth_us: Micros  # per 1,000 of the inner dimension
+    epilogue_us: Micros  # of a tile of 256 x 128
+    tiles: tuple[Tile, ...]
+    l2_gbps: Throughput = 2000.0  # only for a benchmark that repeats itself on the same operands
+    l2_share: L2Share = 0.5
+
+
+class QuantiseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Quantisation of activations as a kernel of its own (physics/gemm.py, Quantise)."""
+
+    launch_us: Micros  # by scales that are known: one pass
+    gbps: Throughput  # bytes read and written in it, where they do not fit into L2
+    l2_gbps: Throughput  # where they do
+    l2_share: L2Share  # of L2 that holds them
+    depth_us: Micros  # per 1,000 values of a row
+    scale_us: Micros  # what finding the scale of each row first adds to these
+    scale_gbps: Throughput
+    scale_depth_us: Micros
+    tensor_row_ns: Nanos  # one scale of all rows: found row by row in one place in memory,
+    tensor_block_ns: Nanos  # and for each 2,048 values of a row
+    tensor_single_us: Micros = 0.0  # what a single row costs more then
+
+
+class ExpertConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Experts of one layer (physics/experts.py): two grouped products and what stands around them.
+
+    ``tile_shares`` are those of tiles of 8, 16, 32, 64 and 128 rows; 0: not built.
+    """
+
+    rate: PeakRatio
+    efficiency: Efficiency
+    bandwidth_efficiency: Efficiency
+    fixed_us: Micros  # all kernels of the layer: launches, sorting of tokens by expert
+    remote_us: Micros  # more of it where other GPUs have some of the experts
+    wave_share: Fraction
+    overlap: Fraction
+    depth_us: Micros
+    epilogue_us: Micros
+    tile_shares: tuple[float, float, float, float, float]
+    sm_gbps: Throughput  # at which the tiles on one SM take their operands
+    touched_ns: Nanos  # per expert that has tokens
+    held_ns: Nanos  # per expert on this GPU
+    assigned_ns: Nanos  # per token and expert it is sent to, wherever that is
+    elementwise: Factor  # passes over rows in and out, over those counted
+    l2_gbps: Throughput = 2000.0
+    l2_share: L2Share = 0.5
+
+
+class WindowConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Attention with a sliding window (physics/windows.py)."""
+
+    tile_us: Micros  # what a tile of a prompt takes more than without
+    write_us: Micros  # SM time of writing the keys and values of a token
+    hidden: Fraction  # of queries and outputs, what moves while other tiles compute
+
+
+class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Latent attention (physics/latent.py): absorbed, then what expanded prefill has of its own."""
+
+    efficiency: Efficiency  # attainable share of the peak
+    sm_gbps: Throughput  # of latent keys that one SM takes
+    tile_us: Micros
+    launch_us: Micros  # fixed time of a layer, with all of its small kernels
+    combine_us: Micros  # merging the parts of keys that were split
+    passes: Factor  # how often queries and outputs are read and written
+    overlap: Fraction
+    token_us: Micros  # SM time of a token in the small kernels
+    prefill_block: Factor  # time of a block over that of other attention
+    prefill_passes: Factor
+    prefill_launch_us: Micros
+
+
+Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx"]
+
+
+class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``products`` and ``experts`` by kind of kernel: the keys of PRODUCTS and EXPERTS."""
+
+    architecture: Architecture
+    quantise: QuantiseConstants | None = None
+    products: dict[str, ProductConstants] = {}
+    experts: dict[str, ExpertConstants] = {}
+    window: WindowConstants | None = None
+    latent: LatentConstants | None = None
+
+
+# Kinds of kernels. A product of these types (bfloat16 is Gemm):
+PRODUCTS = {
+    "fp8": "8-bit floats, one scale a tensor or row",
+    "fp8_block": "8-bit floats, scales of blocks",
+    "int8": "8-bit integers",
+    "nvfp4": "4-bit floats, scales of 16 values, activations too",
+    "w8a16": "8-bit weights, 16-bit activations: bfloat16 products that dequantise (MARLIN)",
+    "w4a16": "4-bit weights, 16-bit activations: the same",
+}
+EXPERTS = {"bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values"}

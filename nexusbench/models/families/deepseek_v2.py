@@ -1,0 +1,22 @@
+"""DeepSeek-V2."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nexusbench.models.families.base import Layout
+from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
+
+
+class DeepseekV2Family(DeepseekV3Family):
+    """DeepSeek-V2, V2-Lite and their coders: the layers of V3 with other sizes."""
+
+    architecture: ClassVar[str] = "DeepseekV2ForCausalLM"
+    source: ClassVar[str] = "arXiv 2405.04434; transformers, models/deepseek_v2"
+    defaults: ClassVar[Layout] = {
+        "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008,
+        "moe_intermediate_size": 1407, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "n_shared_experts": 2, "n_routed_experts": 64, "kv_lora_rank": 512, "q_lora_rank": 1536,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
+        "first_k_dense_replace": 0, "max_position_embeddings": 2048,
+    }  # fmt: skip

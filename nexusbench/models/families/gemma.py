@@ -1,0 +1,26 @@
+"""Gemma."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from nexusbench.models.document import ConfigDocument
+from nexusbench.models.families.base import Layout
+from nexusbench.models.families.gemma2 import Gemma2Family
+
+
+class GemmaFamily(Gemma2Family):
+    """Gemma: full attention in every layer, GeGLU."""
+
+    architecture: ClassVar[str] = "GemmaForCausalLM"
+    source: ClassVar[str] = "arXiv 2403.08295; transformers, models/gemma"
+    norms: ClassVar[int] = 2
+    defaults: ClassVar[Layout] = {
+        "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+    def windows(self, config: ConfigDocument, count: int) -> list[int]:
+        """None."""
+        return [0] * count

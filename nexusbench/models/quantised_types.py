@@ -1,0 +1,121 @@
+"""Data types that a quantiser's settings stand for, each a key of DTYPE_BYTES."""
+
+from __future__ import annotations
+
+import math
+
+from nexusbench.models.document import ConfigDocument, shown
+
+METHODS = (
+    "fp8", "fbgemm_fp8", "awq", "gptq", "bitsandbytes", "compressed-tensors", "modelopt", "mxfp4",
+)  # fmt: skip
+HINT = f"Supported: {', '.join(METHODS)}"
+# NVIDIA ModelOpt's algorithms; None leaves the weights as they are.
+ALGORITHMS = {
+    "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8_block",
+    "FP8_PB_REAL": "fp8_block",
+    "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "MXFP4": "mxfp4", "W8A16": "int8",
+    "W8A8_SQ_PER_CHANNEL": "int8", "INT8_SQ": "int8", "W4A16_AWQ": "int4", "W4A8_AWQ": "int4",
+    "INT4_AWQ": "int4", "W4A16_NVFP4": "nvfp4", "W4A8_NVFP4_FP8": "nvfp4", "MXFP8": "mxfp8",
+    "W4A8_MXFP4_FP8": "mxfp4", "MIXED_PRECISION": None, None: None,
+}  # fmt: skip
+# Sizes of groups whose scales (and zeros) count; those of larger ones are at most 2 % and left out.
+_INT4_GROUPS = {32: "int4_g32", 64: "int4_g64", 128: "int4_g128"}
+_INT8_GROUPS = {32: "int8_g32", 64: "int8_g64", 128: "int8_g128"}
+_FLOAT4_GROUPS = {16: "nvfp4", 32: "mxfp4"}
+
+
+class TypeReader:
+    """Reads types of one object of one document; ``config`` is the model's."""
+
+    def __init__(
+        self, document: ConfigDocument, field: str, data: dict[str, object], config: ConfigDocument
+    ) -> None:
+        self._document, self._field, self._data, self._config = document, field, data, config
+
+    def blocks(self) -> str:
+        """FP8, whose scales are of tensors, rows or large blocks."""
+        block = self._data.get("weight_block_size")
+        if block is None:
+            return "fp8"
+        sides = block if isinstance(block, list) else [block]
+        if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise self.error("weight_block_size", f"is {shown(block)}", "Give two whole numbers")
+        if math.prod(sides) < 256:
+            hint = "Only blocks of at least 256 values, whose scales are at most 2 %"
+            raise self.error("weight_block_size", f"is {shown(block)}", hint)
+        return "fp8_block"
+
+    def integers(self, method: str) -> str:
+        """AWQ and GPTQ: bits and the size of a group."""
+        key = "w_bit" if "w_bit" in self._data else "bits"
+        bits, group = self._data.get(key), self._data.get("group_size")
+        group = self._data.get("q_group_size") if group is None else group
+        if isinstance(bits, bool) or bits not in ((4,) if method == "awq" else (4, 8)):
+            where = "quant_method" if key == "bits" else key
+            raise self.error(
+                where, f"{shown(method)} with {key} {shown(bits)} is not supported",
+                "Supported: quant_method fp8, awq or gptq with bits 4, gptq with bits 8",
+            )  # fmt: skip
+        return self.grouped(8 if bits == 8 else 4, group, "group_size")
+
+    def grouped(self, bits: int, group: object, key: str) -> str:
+        """Integers with scales of ``group`` values."""
+        kind, groups = ("int8", _INT8_GROUPS) if bits == 8 else ("int4", _INT4_GROUPS)
+        if group is None or (group == -1 and not isinstance(group, bool)):
+            return kind
+        if isinstance(group, int) and not isinstance(group, bool):
+            if group in groups:
+                return groups[group]
+            if group >= 256:
+                return kind
+        hint = "Supported: -1, 32, 64, 128, or groups of at least 256"
+        raise self.error(key, f"is {shown(group)}", hint)
+
+    def bitsandbytes(self) -> str:
+        """NF4 or LLM.int8()."""
+        four, eight = self._data.get("load_in_4bit"), self._data.get("load_in_8bit")
+        if four is True and not eight:
+            twice = self._data.get("bnb_4bit_use_double_quant") is True
+            return "nf4_double" if twice else "nf4"
+        if eight is True and not four:
+            return "int8"
+        raise self.error(
+            "load_in_4bit", f"is {shown(four)} and load_in_8bit {shown(eight)}",
+            "Exactly one of the two must be true",
+        )  # fmt: skip
+
+    def group_type(self, weights: dict[str, object]) -> str:
+        """A group of compressed-tensors."""
+        bits, kind, size = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
+        if isinstance(bits, int) and not isinstance(bits, bool):
+            if bits == 8 and kind == "float" and (size is None or size in (-1, 128)):
+                return "fp8"
+            byte_scale = weights.get("scale_dtype") == "torch.uint8"
+            if bits == 8 and kind == "float" and size == 32 and byte_scale:
+                return "mxfp8"
+            if bits in (4, 8) and kind == "int":
+                return self.grouped(bits, size, "config_groups.group_size")
+            if bits == 4 and kind == "float" and isinstance(size, int) and size in _FLOAT4_GROUPS:
+                return _FLOAT4_GROUPS[size]
+        raise self.error(
+            "config_groups.weights",
+            f"is {shown(kind)} of {shown(bits)} bits in groups of {shown(size)}",
+            "Supported: int of 4 or 8 bits, float of 8 (not in small groups) or of 4 in groups of "
+            "16 or 32",
+        )
+
+    def algorithm_type(self, algorithm: object, key: str, data: dict[str, object]) -> str | None:
+        """The data type of one of ModelOpt's algorithms."""
+        if not isinstance(algorithm, str | None) or algorithm not in ALGORITHMS:
+            known = ", ".join(name for name in ALGORITHMS if name)
+            raise self.error(key, f"is {shown(algorithm)}", f"Supported: {known}")
+        made = ALGORITHMS[algorithm]
+        if made == "int4":
+            return self.grouped(4, data.get("group_size"), "group_size")
+        return made
+
+    def error(self, key: str, problem: str, hint: str) -> Exception:
+        """The complaint about ``key`` of the object."""
+        field = key if self._field == "quant_method" else f"{self._field}.{key}"
+        return self._document.error(field, problem, hint)

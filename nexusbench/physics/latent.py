@@ -1,0 +1,189 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): all heads share one
+latent key and value per token.
+
+A prompt's keys and values are expanded for every head, and attention runs over keys of ``nope +
+rope`` values and values of ``v``: ``ExpandedLatentAttention``. A decode step absorbs the expansion
+into queries and outputs, and all query heads read the one latent head, ``rank + rope`` values a
+token of which ``rank`` are the value as well: ``LatentAttention``. Engines run short chunks so too
+(vLLM on Hopper up to 512 tokens).
+
+The products of such a layer (projections, expansion, absorption) are GEMMs and not in here; all its
+small kernels are: norms of the latents, rotation, concatenation, the write to the cache, a thread
+block a token. How far it is from measurements: docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexusbench.core.specs import GpuSpec
+from nexusbench.core.units import MIB
+from nexusbench.physics.operators import L2, NOTHING, Attention, OperatorClass, filled
+from nexusbench.physics.precisions import architecture, latent_constants
+
+# Query heads of a tile: FlashMLA and FlashAttention-3; TensorRT-LLM's on Blackwell, whose tensor
+# cores take 128 rows; vLLM's Triton kernel elsewhere. Keys of a block. Parts that a tile's keys are
+# split into, at most: vLLM's limit for CUDA graphs.
+ROWS, PAIR_ROWS, TRITON_ROWS, KEYS, SPLITS = 64, 128, 16, 64, 32
+
+_Chunks = tuple[tuple[int, int], ...]
+
+
+class ExpandedLatentAttention(Attention):
+    """Times of attention over expanded keys of ``key_dim`` values and values of ``value_dim``, of
+    ``num_heads`` heads that share none. Tokens before a chunk have to be expanded again, which is a
+    product that the caller counts.
+    """
+
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int,
+        activation_bytes: float = 2.0,
+        layers: int = 1,
+    ) -> None:
+        own, mean = latent_constants(gpu), (key_dim + value_dim) // 2  # as many FLOPs and bytes
+        super().__init__(
+            gpu, num_heads, num_heads, mean, activation_bytes, activation_bytes, layers
+        )
+        self._block *= own.prefill_block
+        self._new_bytes *= own.prefill_passes
+        self._launch = own.prefill_launch_us * 1e3
+        self._token = own.token_us * 1e3
+
+    def time(
+        self,
+        chunks: _Chunks,
+        num_decodes: int,
+        decode_context: int,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+    ) -> OperatorClass:
+        """As ``Attention.time``."""
+        made = super().time(chunks, num_decodes, decode_context, sms, bandwidth, copies=copies)
+        tokens = num_decodes
+        for count, _ in chunks:
+            tokens += count
+        more = tokens * self._token / sms * self._layers
+        return msgspec.structs.replace(made, time=made.time + more)
+
+
+class LatentAttention:
+    """Times of absorbed attention of ``layers`` layers: ``num_heads`` query heads over one latent
+    head of ``rank + rope`` values. ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    """
+
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        num_heads: int,
+        rank: int,
+        rope: int,
+        kv_bytes: float = 2.0,
+        activation_bytes: float = 2.0,
+        layers: int = 1,
+    ) -> None:
+        own = latent_constants(gpu)
+        self._triton = gpu.sim.attention_kernel != "fa3"
+        pair = architecture(gpu) == "blackwell"
+        self._rows = TRITON_ROWS if self._triton else PAIR_ROWS if pair else ROWS
+        self._heads, self._layers, self._slots = num_heads, layers, gpu.num_sms
+        rate = gpu.peak_tflops * 1e3 / gpu.num_sms * own.efficiency
+        self._flop_ns = 2.0 * (2 * rank + rope) / rate  # of one row and one key
+        self._token_bytes = (rank + rope) * kv_bytes
+        compute, taken = self._flop_ns * self._rows, self._token_bytes / own.sm_gbps
+        self._block = KEYS * max(compute, taken)
+        self._tile, self._launch = own.tile_us * 1e3, own.launch_us * 1e3
+        self._combine, self._token = own.combine_us * 1e3, own.token_us * 1e3
+        self._exposed, self._tail = own.overlap, gpu.sim.attention_tail
+        # Queries read and outputs written, for every pass over them; the latent read and written.
+        wide = num_heads * (2 * rank + rope) * activation_bytes
+        self._new_bytes = own.passes * wide + (rank + rope) * (activation_bytes + kv_bytes)
+        self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
+
+    def time(
+        self,
+        chunks: _Chunks,
+        num_decodes: int,
+        decode_context: int,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+    ) -> OperatorClass:
+        """As ``Attention.time``: all layers on ``sms`` SMs, in ns."""
+        tokens, keys, tiles, blocks, longest, pairs = self._tiles(
+            chunks, num_decodes, decode_context
+        )
+        if not tokens:
+            return NOTHING
+        fixed, splits = self._launch + tokens * self._token / sms, 1
+        if tiles < 0.8 * self._slots:
+            splits = max(1, min(int(longest), self._slots // tiles, SPLITS))
+            if splits > 1:
+                fixed += self._combine
+        work = tiles * splits * self._tile + blocks * self._block
+        tiles *= splits
+        busy = self._spread(tiles, work, self._tile + -(-longest // splits) * self._block, sms)
+        new, read = tokens * self._new_bytes, keys * self._token_bytes
+        if self._triton and num_decodes and read > self._l2_bytes:
+            # Tiles of one sequence run far apart: keys are evicted before the next tile reads them,
+            # unless enough SMs are left to run the tiles that share them at the same time.
+            sharing = float(-(-self._heads // self._rows))
+            read *= sharing / max(1.0, min(sharing, sms / num_decodes))
+        cold = 1.0 / bandwidth
+        warm = min(cold, self._l2.per_byte(new, sms, cold))
+        if copies:
+            cold = self._l2.per_byte(copies * (new + read), sms, cold)
+            warm = min(warm, cold)
+        moving, layers = read * cold, self._layers
+        longer, memory = busy + self._exposed * moving, 0.0
+        if busy < moving:
+            longer = memory = moving + self._exposed * busy
+        return OperatorClass(
+            (fixed + new * warm + longer) * layers,
+            (longer - memory) * layers,
+            memory * layers,
+            min(busy, pairs * self._heads * self._flop_ns / sms) * layers,
+            (new + read) * layers,
+            layers,
+            max(1.0, tiles / sms) * layers,
+            longer * filled(tiles / sms) * layers,
+        )
+
+    def _tiles(
+        self, chunks: _Chunks, num_decodes: int, decode_context: int
+    ) -> tuple[int, float, int, float, float, float]:
+        """(tokens, keys read, tiles, their blocks together, blocks of the longest, pairs of a token
+        and a key).
+        """
+        tokens = tiles = 0
+        keys = blocks = longest = pairs = 0.0
+        sequences = [(count, float(before), 1) for count, before in chunks]
+        if num_decodes:
+            sequences.append((1, decode_context / num_decodes - 1.0, num_decodes))
+        for count, before, times in sequences:
+            each = -(-count * self._heads // self._rows)
+            last = -(-(before + count) // KEYS)
+            mean = last
+            if count > 1 and each > 1:
+                mean = min(last, (before + (count + 1) / 2) / KEYS + 0.5)
+            tokens += count * times
+            keys += (before + count) * times
+            tiles += each * times
+            blocks += each * times * mean
+            longest = max(longest, last)
+            pairs += times * count * (before + (count + 1) / 2)
+        return tokens, keys, tiles, blocks, longest, pairs
+
+    def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
+        """As ``Attention._spread``."""
+        if tiles <= sms:
+            return longest
+        mean = work / tiles
+        last = longest - mean + mean * (-(-tiles // sms) - tiles / sms)
+        return max(longest, work / sms + self._tail * last)

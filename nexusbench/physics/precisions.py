@@ -1,0 +1,179 @@
+"""Which kernel computes in which data type on a GPU, and whose constants it takes.
+
+A GPU file may say them (``[kernels]``). Where it does not, those of a GPU of the same architecture
+that was measured stand for them: they are shares of a peak and microseconds, and carry over about
+as well as those of other kernels do.
+
+What a GPU has no tensor cores for, and what keeps 16-bit activations, is computed in 16 bit from
+weights that stay small. MARLIN (arXiv 2408.11743, figure 1) comes within about a tenth of a 16-bit
+product's rate on large batches, and of the bytes' time on small ones: such a product is timed as a
+16-bit one (operators.py, Gemm) that reads fewer bytes. No table of one was found.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nexusbench.core.kernel_constants import (
+    EXPERTS,
+    PRODUCTS,
+    Architecture,
+    ExpertConstants,
+    KernelConstants,
+    LatentConstants,
+    ProductConstants,
+    QuantiseConstants,
+    WindowConstants,
+)
+from nexusbench.core.specs import GpuSpec
+from nexusbench.physics.gpus import load_gpu
+
+# The measured GPU that stands for the others of its architecture, or of the next one.
+DONORS: dict[Architecture, str] = {
+    "volta": "l40s",
+    "ampere": "l40s",
+    "ada": "l40s",
+    "hopper": "h200",
+    "blackwell": "b200",
+    "blackwell-rtx": "rtxpro6000",
+}
+# Kinds that need tensor cores of their own, and who has them.
+_FP8 = ("ada", "hopper", "blackwell", "blackwell-rtx")
+_NATIVE: dict[str, tuple[str, ...]] = {
+    "fp8": _FP8,
+    "fp8_block": _FP8,
+    "nvfp4": ("blackwell", "blackwell-rtx"),
+    "int8": ("ampere", "ada", "hopper"),
+}
+_WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
+# What takes the constants of another kind where it has none of its own: the same rate and traffic.
+_LIKE = {"int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16"}
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """What computes: ``kind`` is a key of PRODUCTS or EXPERTS ('bf16': no other kernel), ``scales``
+    how activations are quantised ('': they are not), ``origin`` whose constants it takes.
+    """
+
+    kind: str
+    scales: str
+    activation_bytes: float
+    origin: str
+
+
+def architecture(gpu: GpuSpec) -> Architecture:
+    """Of the GPU's file; without one, Hopper if FlashAttention-3 runs on it, else Ampere, which has
+    no tensor cores below 16 bit but for integers.
+    """
+    if isinstance(gpu.kernels, KernelConstants):
+        return gpu.kernels.architecture
+    return "hopper" if gpu.sim.attention_kernel == "fa3" else "ampere"
+
+
+def kind_of(weights: str, activations: str = "bfloat16") -> str:
+    """The kind of kernel for weights of a data type (a key of DTYPE_BYTES).
+
+    8-bit floats are multiplied as such, quantising activations; integers only with activations of
+    8 bit, too; everything of 4 bit but NVFP4 keeps 16-bit activations.
+    """
+    if weights in ("bfloat16", "float16", "float32"):
+        return "bf16"
+    if weights == "fp8_block" or weights.startswith("mxfp8"):
+        return "fp8_block"
+    if weights.startswith("fp8"):
+        return "fp8"
+    if weights.startswith("int8"):
+        return "int8" if activations == "int8" else "w8a16"
+    if weights in ("nvfp4", "mxfp4"):
+        return weights
+    return "w4a16"
+
+
+def product_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") -> Kernel:
+    """The kernel of a product of such weights on ``gpu``."""
+    return _kernel(gpu, kind_of(weights, activations), PRODUCTS)
+
+
+def experts_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") -> Kernel:
+    """The same of experts."""
+    return _kernel(gpu, kind_of(weights, activations), EXPERTS)
+
+
+def _kernel(gpu: GpuSpec, kind: str, kinds: dict[str, str]) -> Kernel:
+    built = architecture(gpu)
+    if (kind not in kinds and kind != "bf16") or built not in _NATIVE.get(kind, (built,)):
+        kind = _WIDE[kind]
+    scales, size = _activations(kind)
+    origin = gpu.name  # a 16-bit product takes the GPU's own constants
+    if kinds is EXPERTS or scales:
+        origin = _found(gpu, kind, kinds is EXPERTS)[0]
+    return Kernel(kind, scales, size, origin)
+
+
+def _activations(kind: str) -> tuple[str, float]:
+    """(scales, bytes of a value) of quantised activations."""
+    if kind == "nvfp4":
+        return "block", 0.5625
+    if kind == "fp8_block":
+        return "block", 1.0  # its scales, a float32 for 128 values, are left out
+    if kind in ("fp8", "int8"):
+        return "static", 1.0
+    return "", 2.0
+
+
+def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:
+    """(name of the GPU whose they are, constants) of ``kind`` or what it is like."""
+    names = [gpu.name, load_gpu(DONORS[architecture(gpu)]).name]
+    while True:
+        for name, kernels in zip(names, (kernels_of(gpu), _donor(gpu)), strict=True):
+            known = kernels.experts if experts else kernels.products
+            if kind in known:
+                return name, known[kind]
+        kind = _LIKE[kind]
+
+
+def product_constants(gpu: GpuSpec, kind: str) -> ProductConstants:
+    """Of ``kind`` (a key of PRODUCTS with low-precision activations), from the GPU's file or its
+    donor's.
+    """
+    found = _found(gpu, kind, experts=False)[1]
+    assert isinstance(found, ProductConstants)
+    return found
+
+
+def expert_constants(gpu: GpuSpec, kind: str) -> ExpertConstants:
+    """Of ``kind`` (a key of EXPERTS), from the GPU's file or its donor's."""
+    found = _found(gpu, kind, experts=True)[1]
+    assert isinstance(found, ExpertConstants)
+    return found
+
+
+def quantise_constants(gpu: GpuSpec) -> QuantiseConstants:
+    """From the GPU's file or its donor's."""
+    found = kernels_of(gpu).quantise or _donor(gpu).quantise
+    assert found is not None  # donors have all of them
+    return found
+
+
+def window_constants(gpu: GpuSpec) -> WindowConstants:
+    """From the GPU's file or its donor's."""
+    found = kernels_of(gpu).window or _donor(gpu).window
+    assert found is not None  # donors have all of them
+    return found
+
+
+def latent_constants(gpu: GpuSpec) -> LatentConstants:
+    """From the GPU's file or its donor's."""
+    found = kernels_of(gpu).latent or _donor(gpu).latent
+    assert found is not None
+    return found
+
+
+def kernels_of(gpu: GpuSpec) -> KernelConstants:
+    """``[kernels]`` of the GPU's file; nothing but its architecture where it has none."""
+    own = gpu.kernels
+    return own if isinstance(own, KernelConstants) else KernelConstants(architecture(gpu))
+
+
+def _donor(gpu: GpuSpec) -> KernelConstants:
+    return kernels_of(load_gpu(DONORS[architecture(gpu)]))
