@@ -15,7 +15,7 @@ from nexusbench.core.documents import JsonObject
 from nexusbench.core.layers import LayerGroup
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.units import GIB
-from nexusbench.models.config import describe_model
+from nexusbench.models.config import describe_model, missing_quantisation
 from nexusbench.physics.covered import not_covered
 
 _NO_VECTORS = "Norms and biases, less than 0.1 %, are left out of the parameters."
@@ -84,10 +84,10 @@ def _group(model: ModelSpec, group: LayerGroup) -> JsonObject:
 
 
 def _notes(model: ModelSpec) -> list[str]:
-    """What the description leaves out."""
-    if model.stack is UNSET:
-        return [_NO_VECTORS]
-    return list(model.stack.said)
+    """What the description leaves out, and where it is not what the name says."""
+    promised = missing_quantisation(model)
+    left_out = [_NO_VECTORS] if model.stack is UNSET else model.stack.said
+    return [*([promised[0].upper() + promised[1:]] if promised else []), *left_out]
 
 
 def _simulated(model: ModelSpec) -> str:

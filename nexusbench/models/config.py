@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 from functools import cache
 
 from msgspec import UNSET
@@ -14,7 +15,7 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import model_names, open_config
 from nexusbench.models.families.base import family_of
 
-__all__ = ["caveats", "describe_model", "load_model", "model_names"]
+__all__ = ["caveats", "describe_model", "load_model", "missing_quantisation", "model_names"]
 
 _LOG = logging.getLogger("nexusbench")
 _EXPERTS = (
@@ -22,6 +23,10 @@ _EXPERTS = (
     "assumed to pick its experts at random, and no run of such a model was compared "
     "(docs/fidelity.md)"
 )
+
+
+# What checkpoints of quantised weights are called.
+_NAMED_TYPE = re.compile(r"nvfp4|mxfp4|fp8|fp4|awq|gptq|int4|int8|w4a16|w8a8", re.IGNORECASE)
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
@@ -61,6 +66,8 @@ def caveats(model: ModelSpec) -> list[str]:
     experts = any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)
     found = [_EXPERTS] if experts else []
     types = _weight_types(model) - {model.dtypes.activations}
+    if promised := missing_quantisation(model):
+        found.append(promised)
     if types:
         named = " and ".join(sorted(types))
         found.append(
@@ -68,6 +75,19 @@ def caveats(model: ModelSpec) -> list[str]:
             "analogy where none were; no run of such a model was compared (docs/fidelity.md)"
         )
     return found
+
+
+def missing_quantisation(model: ModelSpec) -> str:
+    """What is said of a model whose name has a type of quantised weights that its description
+    does not have; '' of others.
+    """
+    promised = _NAMED_TYPE.search(model.name)
+    if promised is None or _weight_types(model) - {model.dtypes.activations}:
+        return ""
+    return (
+        f"its name says {promised[0]}, but its description names no quantisation: weights count as "
+        f"{model.dtypes.weights}. Put the checkpoint's hf_quant_config.json beside its config.json"
+    )
 
 
 def _weight_types(model: ModelSpec) -> set[str]:

@@ -16,7 +16,7 @@ import pytest
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.core.work import model_work
-from nexusbench.models.config import load_model, model_names
+from nexusbench.models.config import caveats, load_model, missing_quantisation, model_names
 from tests.examples import sample
 
 NAMES = [
@@ -233,6 +233,20 @@ def test_quantisation_touches_only_the_weights(
 )
 def test_dtype_under_both_its_names(tmp_path: Path, changes: dict[str, object], dtype: str) -> None:
     assert load_model(config(tmp_path, **changes)).dtypes.weights == dtype
+
+
+def test_a_name_that_promises_a_quantisation_is_told(tmp_path: Path) -> None:
+    llama = BASE | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    for name, told in (("Llama-FP8", "its name says FP8"), ("Llama", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(llama))
+        model = load_model(tmp_path / name)
+        assert missing_quantisation(model).startswith(told)
+        assert bool(missing_quantisation(model)) == bool(told)
+        assert caveats(model) == ([missing_quantisation(model)] if told else [])
+    quantised = llama | {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "Llama-FP8" / "config.json").write_text(json.dumps(quantised))
+    assert missing_quantisation(load_model(tmp_path / "Llama-FP8")) == ""
 
 
 def test_a_window_that_is_off_is_fine(tmp_path: Path) -> None:

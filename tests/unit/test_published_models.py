@@ -32,7 +32,7 @@ needs_configs = pytest.mark.skipif(not PUBLISHED, reason="NEXUSBENCH_DATA has no
 SAID: dict[str, tuple[float, str, float]] = {
     "Qwen--Qwen3-30B-A3B": (30.5, "bfloat16", 61.1),
     "Qwen--Qwen3-32B-FP8-Static-PerTensor": (32.8, "fp8", 34.3),
-    "deepseek-ai--DeepSeek-V3": (671.0, "fp8", 673.0),
+    "deepseek-ai--DeepSeek-V3": (671.0, "fp8_block", 673.0),
     "moonshotai--Kimi-K3": (2779.5, "mxfp4", 1553.0),
     "nvidia--DeepSeek-V4-Pro-NVFP4": (1573.0, "nvfp4", 898.1),
     "deepseek-ai--DeepSeek-V4-Flash": (284.3, "mxfp4", 155.6),
