@@ -102,6 +102,30 @@ def test_a_broken_recording_is_refused(
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "data_parallel_size"),
+        ({"pipeline_parallel_size": 4}, "pipeline_parallel_size"),
+        ({"tensor_parallel_size": 2, "enable_expert_parallel": True}, "enable_expert_parallel"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 1, "kv_cache_dtype": "auto"}, ""),
+        ({"enable_expert_parallel": True}, ""),  # on one GPU it changes nothing
+    ],
+)
+def test_a_recording_of_what_cannot_be_simulated_is_refused(
+    tmp_path: Path, arguments: dict[str, Any], field: str
+) -> None:
+    import_bench_serve(write(tmp_path, DETAIL), tmp_path / "run")
+    meta = tmp_path / "run" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"engine_kwargs": arguments}))
+    if not field:
+        assert read_recording(tmp_path / "run").requests
+        return
+    with pytest.raises(InputError, match=f"meta.json: field 'engine_kwargs.{field}': was "):
+        read_recording(tmp_path / "run")
+
+
 def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path) -> None:
     import_bench_serve(write(tmp_path, DETAIL), tmp_path / "run")
     (tmp_path / "run" / "timeseries.csv").symlink_to("timeseries.csv")

@@ -149,6 +149,10 @@ class _Arguments(msgspec.Struct):
     max_num_batched_tokens: Count | None = None
     max_model_len: Count | None = None
     tensor_parallel_size: Count | None = None
+    data_parallel_size: Count | None = None
+    pipeline_parallel_size: Count | None = None
+    enable_expert_parallel: bool | None = None
+    kv_cache_dtype: str | None = None
 
 
 class _Scheduler(msgspec.Struct):
@@ -187,6 +191,7 @@ def _resolved(path: Path) -> Resolved:
         config.model_config or _RecordedModel(),
     )
     asked = meta.engine_kwargs or _Arguments()
+    _check_arguments(asked, path)
     found = {
         "model": meta.model,
         "kv_blocks": cache.num_gpu_blocks,
@@ -204,6 +209,27 @@ def _resolved(path: Path) -> Resolved:
         "engine": None if meta.vllm_version is None else f"vLLM {meta.vllm_version}",
     }
     return Resolved(**{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
+
+
+def _check_arguments(asked: _Arguments, path: Path) -> None:
+    """Raises InputError that names the first argument that no simulated run can honour: replayed
+    without it, the errors would be those of another deployment.
+    """
+    several = (asked.tensor_parallel_size or 1) > 1
+    other_cache = asked.kv_cache_dtype not in (None, "auto", "bfloat16", "float16")
+    refused = {
+        "data_parallel_size": (asked.data_parallel_size or 1) > 1,
+        "pipeline_parallel_size": (asked.pipeline_parallel_size or 1) > 1,
+        "enable_expert_parallel": bool(asked.enable_expert_parallel) and several,
+        "kv_cache_dtype": other_cache,
+    }
+    for name, is_refused in refused.items():
+        if is_refused:
+            raise InputError(
+                f"was {getattr(asked, name)}, which simulated runs do not have",
+                file=path, field=f"engine_kwargs.{name}",
+                hint="Give a recording of one engine with tensor parallelism at most",
+            )  # fmt: skip
 
 
 def _series(path: Path) -> dict[str, FloatArray]:
