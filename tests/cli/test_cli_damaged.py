@@ -102,7 +102,7 @@ def free(place: Place, to: Any) -> bool:
         return len(place) > 2 or to is not REMOVED
     if head == ("resolved", "gpu"):
         described = any(table in place[:-1] for table in ("sources", "ranges"))
-        return to is REMOVED and (described or place[2] in ("sim", "host_gbps"))
+        return to is REMOVED and (described or place[2] in ("sim", "host_gbps", "link", "kernels"))
     if head == ("resolved", "model"):
         return (
             to is REMOVED and len(place) == 3 and last in ("tie_word_embeddings", "moe", "source")
