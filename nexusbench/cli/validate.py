@@ -35,7 +35,7 @@ Only = Annotated[
 ]
 Configs = Annotated[
     Path | None,
-    typer.Option("--configs", metavar="DIR", help="Further models: OWNER--NAME/config.json in it."),
+    typer.Option("--configs", metavar="DIR", help="Further models: a folder OWNER--NAME for each."),
 ]
 Rounds = Annotated[
     int, typer.Option("--rounds", min=1, max=1000, metavar="N", help="Requests of each user.")
@@ -53,13 +53,8 @@ RangeRatio = Annotated[
 ]
 StepTokens = Annotated[
     int | None,
-    typer.Option(
-        "--max-num-batched-tokens",
-        min=1,
-        max=10**9,
-        metavar="N",
-        show_default="users + isl + 1500",
-        help="Tokens of a batch.",
+    flags.option(
+        "max_num_batched_tokens", show_default="users + isl + 1500", help="Tokens of a batch."
     ),
 ]
 

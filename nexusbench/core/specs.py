@@ -317,7 +317,12 @@ def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
         isinstance(group.mixer, FullAttention | None) and isinstance(group.mlp, DenseMlp | None)
         for group in model.groups
     )
-    wide = {linear.dtype for linear in model.linears} <= {"bfloat16", "float16", "float32"}
+    types = {
+        group.dtypes.of(one)
+        for group in model.groups
+        for one in group.projections(model.hidden_size)
+    }
+    wide = types <= {"bfloat16", "float16", "float32"}
     return msgspec.structs.replace(gpu, kernels=UNSET) if wide and plain else gpu
 
 
