@@ -240,14 +240,14 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wave_yield: Fraction = 1.0
     # How much faster tensor cores run while half of the SMs or fewer compute: power and clock.
     clock_gain: ClockGain = 0.0
-    # A GEMM (physics/operators.py, Gemm).
+    # A GEMM (physics/gemm.py, Gemm).
     dense_launch_us: Micros = 3.0  # fixed time of one
     dense_wave_share: Fraction = 0.2  # 1 = whole waves of tiles only, 0 = a last wave is no loss
     dense_overlap: Fraction = 0.1  # share of the shorter of compute and memory time that adds up
     dense_depth_us: Micros = 0.2  # latency of walking 1,000 of the inner dimension
     dense_epilogue_us: Micros = 1.0  # prologue and epilogue of a wave of the largest tiles
     dense_split_us: Micros = 1.5  # reduction after splitting the inner dimension
-    # Attention (physics/operators.py, Attention).
+    # Attention (physics/attention.py, Attention).
     # FlashAttention of that generation; "contiguous": version 2 on keys that are not paged.
     attention_kernel: Literal["fa2", "fa3", "contiguous"] = "fa2"
     attention_launch_us: Micros = 6.0  # fixed time of a layer's attention, KV write included

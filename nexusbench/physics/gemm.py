@@ -1,9 +1,10 @@
-"""Products in low precision on the simulated GPU, and the quantisation of their activations.
+"""Products on the simulated GPU in 16 bits and in low precision, and quantised activations.
 
-A product is timed as the bfloat16 one (operators.py, Gemm): tiles in waves over the SMs beside the
-traffic of weights and activations. What differs is in the constants: the tensor cores' rate for the
-type, tiles that are chosen by the number of rows instead of freely (CUTLASS' dispatch in vLLM), and
-clusters of SMs that compute whole even where rows are missing. K is not split.
+A product takes a launch, waves of tiles over the SMs (whole or with K split), and the time of its
+HBM traffic, which overlaps with computing but for a share. In low precision what differs is in the
+constants: the tensor cores' rate for the type, tiles that are chosen by the number of rows instead
+of freely (CUTLASS' dispatch in vLLM), and clusters of SMs that compute whole even where rows are
+missing. K is not split there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from nexusbench.core.kernel_constants import ProductConstants, QuantiseConstants
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.operators import L2, OperatorClass, clock, overlapped
 
+# (rows, columns, share of the attainable rate) of GEMM tiles. Shapes are those that cuBLAS kernels
+# are named after; the shares were fitted once, for H200, H100 and L40S together (docs/fidelity.md).
+TILES = ((256, 128, 1.0), (128, 128, 0.99), (64, 128, 1.0), (64, 64, 0.93), (16, 64, 0.34))
+SPLIT_K = (1, 2, 4, 8)
 _LARGEST = 256 * 128
+_ACCUMULATOR_BYTES = 4.0
 _BLOCK = 2048  # values of a row that one thread block of a quantisation takes
 _HALF, _BYTE = 2.0, 1.0  # bytes of a value before and after quantisation
 
@@ -24,6 +30,71 @@ class Residence(L2):
         super().__init__(gpu)
         self._bytes *= share / gpu.sim.l2_share
         self._ns = 1.0 / gbps
+
+
+class Gemm:
+    """Times of ``[rows, inputs] x [inputs, outputs]`` on one GPU."""
+
+    def __init__(self, gpu: GpuSpec) -> None:
+        sim = gpu.sim
+        # FLOP per ns of one SM.
+        self._rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.dense_efficiency
+        self._launch, self._exposed = sim.dense_launch_us * 1e3, sim.dense_overlap
+        self._wave_share = sim.dense_wave_share
+        self._num_sms, self._gain = gpu.num_sms, sim.clock_gain
+        self._depth = sim.dense_depth_us  # ns per unit of the inner dimension
+        self._epilogue, self._split = sim.dense_epilogue_us * 1e3, sim.dense_split_us * 1e3
+        self._l2 = L2(gpu)
+
+    def time(
+        self,
+        rows: float,
+        inputs: int,
+        outputs: int,
+        weight_bytes: float,
+        activation_bytes: float,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+        groups: float = 1,
+    ) -> OperatorClass:
+        """One product on ``sms`` SMs that draw ``bandwidth`` bytes per ns, in ns.
+
+        ``weight_bytes`` and ``activation_bytes`` are those of one value. The best tile and split of
+        K is taken, as a tuned library does. ``copies``: sets of weights that a benchmark reads in
+        turn, so that small ones stay in L2; 0 in a serving step, where the other layers evict them.
+        ``groups``: so many products of this shape, with weights of their own, in one kernel (the
+        experts of a layer); such kernels do not split K.
+        """
+        weights = inputs * outputs * weight_bytes * groups
+        activations = rows * (inputs + outputs) * activation_bytes * groups
+        traffic = weights + activations
+        per_byte = 1.0 / bandwidth
+        if copies:
+            per_byte = self._l2.per_byte(copies * weights + activations, sms, per_byte)
+        moving = traffic * per_byte
+        rate = self._rate * clock(self._gain, sms / self._num_sms)
+        best = None
+        for height, width, share in TILES:
+            tiles = -(-rows // height) * -(-outputs // width) * groups
+            tile = 2.0 * height * width * inputs / (rate * share)
+            epilogue = self._epilogue * height * width / _LARGEST
+            for parts in SPLIT_K if groups == 1 else (1,):
+                if parts > 1 and tiles * parts > 2 * sms:
+                    break  # K is split to fill SMs, not to make more waves
+                # Between waves in fractions (share 0: no SM is ever idle) and whole ones (1).
+                waves = max(1.0, tiles * parts / sms)
+                waves += self._wave_share * (-(-tiles * parts // sms) - waves)
+                busy = waves * (tile / parts + epilogue)
+                fixed = self._launch + self._depth * inputs / parts
+                if parts > 1:
+                    fixed += self._split + parts * rows * outputs * _ACCUMULATOR_BYTES * per_byte
+                made = overlapped(fixed, busy, moving, self._exposed, traffic, tiles * parts / sms)
+                if best is None or made.time < best.time:
+                    best = made
+        assert best is not None
+        return best
 
 
 class ScaledGemm:

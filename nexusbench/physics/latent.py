@@ -2,10 +2,10 @@
 latent key and value per token.
 
 A prompt's keys and values are expanded for every head, and attention runs over keys of ``nope +
-rope`` values and values of ``v``: ``ExpandedLatentAttention``. A decode step absorbs the expansion
-into queries and outputs, and all query heads read the one latent head, ``rank + rope`` values a
-token of which ``rank`` are the value as well: ``LatentAttention``. Engines run short chunks so too
-(vLLM on Hopper up to 512 tokens).
+rope`` values and values of ``v``: ``ExpandedAttention``. A decode step absorbs the expansion into
+queries and outputs, and all query heads read the one latent head, ``rank + rope`` values a token of
+which ``rank`` are the value as well: ``AbsorbedAttention``. Engines run short chunks so too (vLLM
+on Hopper up to 512 tokens).
 
 The products of such a layer (projections, expansion, absorption) are GEMMs and not in here; all its
 small kernels are: norms of the latents, rotation, concatenation, the write to the cache, a thread
@@ -18,7 +18,8 @@ import msgspec
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
-from nexusbench.physics.operators import L2, NOTHING, Attention, OperatorClass, filled
+from nexusbench.physics.attention import Attention, spread
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled
 from nexusbench.physics.precisions import architecture, latent_constants
 
 # Query heads of a tile: FlashMLA and FlashAttention-3; TensorRT-LLM's on Blackwell, whose tensor
@@ -29,7 +30,7 @@ ROWS, PAIR_ROWS, TRITON_ROWS, KEYS, SPLITS = 64, 128, 16, 64, 32
 _Chunks = tuple[tuple[int, int], ...]
 
 
-class ExpandedLatentAttention(Attention):
+class ExpandedAttention(Attention):
     """Times of attention over expanded keys of ``key_dim`` values and values of ``value_dim``, of
     ``num_heads`` heads that share none. Tokens before a chunk have to be expanded again, which is a
     product that the caller counts.
@@ -72,7 +73,7 @@ class ExpandedLatentAttention(Attention):
         return msgspec.structs.replace(made, time=made.time + more)
 
 
-class LatentAttention:
+class AbsorbedAttention:
     """Times of absorbed attention of ``layers`` layers: ``num_heads`` query heads over one latent
     head of ``rank + rope`` values. ``kv_bytes`` and ``activation_bytes`` are those of one value.
     """
@@ -128,7 +129,8 @@ class LatentAttention:
                 fixed += self._combine
         work = tiles * splits * self._tile + blocks * self._block
         tiles *= splits
-        busy = self._spread(tiles, work, self._tile + -(-longest // splits) * self._block, sms)
+        single = self._tile + -(-longest // splits) * self._block
+        busy = spread(tiles, work, single, sms, self._tail)
         new, read = tokens * self._new_bytes, keys * self._token_bytes
         if self._triton and num_decodes and read > self._l2_bytes:
             # Tiles of one sequence run far apart: keys are evicted before the next tile reads them,
@@ -179,11 +181,3 @@ class LatentAttention:
             longest = max(longest, last)
             pairs += times * count * (before + (count + 1) / 2)
         return tokens, keys, tiles, blocks, longest, pairs
-
-    def _spread(self, tiles: int, work: float, longest: float, sms: int) -> float:
-        """As ``Attention._spread``."""
-        if tiles <= sms:
-            return longest
-        mean = work / tiles
-        last = longest - mean + mean * (-(-tiles // sms) - tiles / sms)
-        return max(longest, work / sms + self._tail * last)

@@ -17,19 +17,11 @@ from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
+from nexusbench.physics.attention import Attention
 from nexusbench.physics.collectives import Collectives
 from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
-from nexusbench.physics.operators import (
-    L2,
-    NOTHING,
-    Attention,
-    Gemm,
-    OperatorClass,
-    attainable,
-    scaled_sum,
-    total,
-)
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
 from nexusbench.physics.precisions import expert_constants, experts_kernel
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
@@ -76,15 +68,17 @@ class Physics:
         self._dense_memo: dict[tuple[int, int], OperatorClass] = {}
         self._head_memo: dict[tuple[int, int], OperatorClass] = {}
         self._overhead = gpu.sim.step_overhead_us * 1e3 if host is None else 0.0
-        self._gemm, self._l2 = Gemm(gpu), L2(gpu)
+        self._l2, activations = L2(gpu), model.dtypes.activations
         self._products = {
             linear.dtype: Products(
-                gpu, linear.dtype, linear.bytes_each, model.dtypes.activations,
-                work.activation_bytes,
+                gpu, linear.dtype, linear.bytes_each, activations, work.activation_bytes
             )
             for linear in work.linears
             if not linear.name.startswith("expert")
         }  # fmt: skip
+        self._head = Products(
+            gpu, model.head_dtype, work.head_bytes_each, activations, work.activation_bytes
+        )
         self._experts = _experts_of(gpu, model, group, tensor_parallel)
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
@@ -152,9 +146,10 @@ class Physics:
         known = self._head_memo.get((granules, sms))
         if known is None:
             rows, head = granules * ROW_GRANULE, self._work.head
-            product = self._product(
-                rows, head.inputs, head.outputs, self._work.head_bytes_each, sms
-            )
+            product = self._head.time(
+                head.name, rows, head.inputs, head.outputs, sms,
+                self._weights[sms], self._bandwidth[sms],
+            )  # fmt: skip
             logits = rows * head.outputs * LOGIT_BYTES * SAMPLER_PASSES
             known = total([product, self.streamed(logits, sms, SAMPLER_PASSES)])
             self._head_memo[granules, sms] = known
@@ -225,19 +220,6 @@ class Physics:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
         return made
-
-    def _product(
-        self, rows: int, inputs: int, outputs: int, weight_bytes: float, sms: int
-    ) -> OperatorClass:
-        return self._gemm.time(
-            rows,
-            inputs,
-            outputs,
-            weight_bytes,
-            self._work.activation_bytes,
-            sms,
-            self._weights[sms],
-        )
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
         """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""

@@ -7,7 +7,7 @@ as well as those of other kernels do.
 What a GPU has no tensor cores for, and what keeps 16-bit activations, is computed in 16 bit from
 weights that stay small. MARLIN (arXiv 2408.11743, figure 1) comes within about a tenth of a 16-bit
 product's rate on large batches, and of the bytes' time on small ones: such a product is timed as a
-16-bit one (operators.py, Gemm) that reads fewer bytes. No table of one was found.
+16-bit one (gemm.py, Gemm) that reads fewer bytes. No table of one was found.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
-from nexusbench.physics.gemm import Quantise, ScaledGemm
-from nexusbench.physics.operators import Gemm, OperatorClass, scaled_sum
+from nexusbench.physics.gemm import Gemm, Quantise, ScaledGemm
+from nexusbench.physics.operators import OperatorClass, scaled_sum
 from nexusbench.physics.precisions import product_constants, product_kernel, quantise_constants
 
 # Linear layers whose input no element-wise kernel makes that could quantise it in passing, as norms

@@ -16,7 +16,8 @@ from __future__ import annotations
 import msgspec
 
 from nexusbench.core.specs import GpuSpec
-from nexusbench.physics.operators import Attention, OperatorClass
+from nexusbench.physics.attention import Attention, spread
+from nexusbench.physics.operators import OperatorClass
 from nexusbench.physics.precisions import architecture, window_constants
 
 _COUNTED = 64  # tiles whose blocks are counted for their mean
@@ -28,7 +29,7 @@ _THREADS, _ONE_WARP = 512, 0.15
 _Chunks = tuple[tuple[int, int], ...]
 
 
-class WindowAttention(Attention):
+class WindowedAttention(Attention):
     """Times of the attention of ``layers`` layers of equal shape whose queries see ``window`` keys
     at most; as ``Attention`` in all else.
     """
@@ -101,7 +102,8 @@ class WindowAttention(Attention):
         if self._packs or self._contiguous:
             return super()._decode(count, context, sms)
         tiles, work, single, again = self._beside(count, context, sms)
-        return self._spread(tiles, work, single, sms), self._launch, tiles, again
+        busy = spread(tiles, work, single, sms, self._tail)
+        return busy, self._launch, tiles, again
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
         tokens = keys = tiles = 0

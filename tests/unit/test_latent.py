@@ -15,9 +15,11 @@ from nexusbench.core.kernel_constants import KernelConstants, LatentConstants
 from nexusbench.experiments.fidelity import latent_tables
 from nexusbench.experiments.fidelity.aiconfigurator import installed
 from nexusbench.experiments.fidelity.latent_tables import read_latent
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.gpus import load_gpu
-from nexusbench.physics.latent import ExpandedLatentAttention, LatentAttention
-from nexusbench.physics.operators import NOTHING, Attention, Gemm
+from nexusbench.physics.latent import AbsorbedAttention, ExpandedAttention
+from nexusbench.physics.operators import NOTHING
 from tests.examples import slow
 from tests.unit.test_physics_by_hand import GPU, near
 
@@ -32,7 +34,7 @@ COMPUTE, BYTES = 2 * (2 * 512 + 64) * 64 * 64 / 1000, 64 * 576 * 2
 
 
 def test_a_tile_packs_64_heads_and_its_keys_are_split_over_idle_sms():
-    made = LatentAttention(OWN, 64, 512, 64).time((), 1, 6400, 10, 100.0)
+    made = AbsorbedAttention(OWN, 64, 512, 64).time((), 1, 6400, 10, 100.0)
     block = max(COMPUTE, BYTES / 64)
     assert block == COMPUTE
     busy = 1000 + 10 * block  # 100 blocks in 10 parts
@@ -44,19 +46,19 @@ def test_a_tile_packs_64_heads_and_its_keys_are_split_over_idle_sms():
     assert made.busy == near(64 * 6400 * 2 * 1088 / 1000 / 10)
     assert made.memory == 0.0
     # Two tiles a sequence: half as many parts; the same keys are read once.
-    wide = LatentAttention(OWN, 128, 512, 64).time((), 1, 6400, 10, 100.0)
+    wide = AbsorbedAttention(OWN, 128, 512, 64).time((), 1, 6400, 10, 100.0)
     assert wide.compute - made.compute == near(10 * block)
 
 
 def test_few_heads_wait_for_their_keys():
-    made = LatentAttention(OWN, 8, 512, 64).time((), 100, 100 * 10_000, 10, 10.0)
+    made = AbsorbedAttention(OWN, 8, 512, 64).time((), 100, 100 * 10_000, 10, 10.0)
     moving = 100 * 10_000 * 1152 / 10
     assert made.memory == near(moving + 0.1 * (100 * (1000 + 157 * COMPUTE) / 10))
     assert made.compute == 0.0
 
 
 def test_a_short_chunk_is_a_wider_decode():
-    latent = LatentAttention(OWN, 32, 512, 64)
+    latent = AbsorbedAttention(OWN, 32, 512, 64)
     assert latent.time(((1, 99),), 0, 0, 10, 100.0) == latent.time((), 1, 100, 10, 100.0)
     assert latent.time((), 0, 0, 10, 100.0) == NOTHING
     times = [latent.time(((count, 100),), 0, 0, 10, 100.0).time for count in (1, 8, 64, 512)]
@@ -70,7 +72,7 @@ def test_a_short_chunk_is_a_wider_decode():
 
 def test_tiles_of_16_heads_read_keys_again_where_l2_does_not_hold_them():
     # 8 tiles a sequence; of 20 sequences on 10 SMs no two tiles of one run at the same time.
-    latent = LatentAttention(TRITON, 128, 512, 64)
+    latent = AbsorbedAttention(TRITON, 128, 512, 64)
     for count, again in ((20, 8.0), (5, 4.0), (1, 1.0)):
         made = latent.time((), count, count * 2000, 10, 100.0)
         assert made.traffic == near(
@@ -81,7 +83,7 @@ def test_tiles_of_16_heads_read_keys_again_where_l2_does_not_hold_them():
 
 
 def test_expanded_prefill_is_attention_without_sharing():
-    made = ExpandedLatentAttention(OWN, 16, 192, 128).time(((512, 0),), 0, 0, 10, 100.0)
+    made = ExpandedAttention(OWN, 16, 192, 128).time(((512, 0),), 0, 0, 10, 100.0)
     plain = replace(
         OWN, sim=replace(OWN.sim, attention_block_us=0.25, attention_launch_us=30.0)
     )  # fmt: skip
@@ -98,7 +100,7 @@ def test_more_keys_heads_or_sequences_take_longer(name):
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
 
     def time(heads=16, count=8, context=4096):
-        latent = LatentAttention(gpu, heads, 512, 64)
+        latent = AbsorbedAttention(gpu, heads, 512, 64)
         return latent.time((), count, count * context, gpu.num_sms, bandwidth).time
 
     assert time() < time(context=65536)
@@ -143,7 +145,7 @@ def test_a_module_is_its_products_and_its_attention(tmp_path: Path) -> None:
     gpu = load_gpu("h200")
     (one,) = read_latent(module_table(tmp_path), gpu, True)
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
-    attention = LatentAttention(gpu, 16, 512, 64).time((), 4, 4096, 132, bandwidth, copies=1).time
+    attention = AbsorbedAttention(gpu, 16, 512, 64).time((), 4, 4096, 132, bandwidth, copies=1).time
     gemm, products = Gemm(gpu), 0.0
     shapes = [(7168, 2112, 1), (1536, 3072, 1), (2048, 7168, 1), (128, 512, 16), (512, 128, 16)]
     weights = sum(i * o * g for i, o, g in shapes)

@@ -14,10 +14,9 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.kernel_constants import KernelConstants
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec, MoeSpec, with_used_kernels
 from nexusbench.models.config import load_model
-from nexusbench.physics.gemm import Quantise, ScaledGemm
+from nexusbench.physics.gemm import Gemm, Quantise, ScaledGemm
 from nexusbench.physics.gpus import gpu_names, load_gpu
 from nexusbench.physics.launches import Physics
-from nexusbench.physics.operators import Gemm
 from nexusbench.physics.precisions import (
     expert_constants,
     experts_kernel,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec
 from nexusbench.models.config import load_model
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.gpus import gpu_names, load_gpu
 from nexusbench.physics.launches import Physics
-from nexusbench.physics.operators import Attention, Gemm
 
 LLAMA = load_model("llama-3.1-8b")
 GPUS = gpu_names()

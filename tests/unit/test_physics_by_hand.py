@@ -9,13 +9,13 @@ from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
+from nexusbench.physics.attention import Attention
 from nexusbench.physics.collectives import Collectives
+from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import (
     L2,
     NOTHING,
-    Attention,
-    Gemm,
     OperatorClass,
     attainable,
     clock,

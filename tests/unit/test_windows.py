@@ -6,10 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from nexusbench.core.kernel_constants import KernelConstants, WindowConstants
+from nexusbench.physics.attention import Attention
 from nexusbench.physics.gpus import load_gpu
-from nexusbench.physics.operators import NOTHING, Attention
+from nexusbench.physics.operators import NOTHING
 from nexusbench.physics.precisions import window_constants
-from nexusbench.physics.windows import WindowAttention
+from nexusbench.physics.windows import WindowedAttention
 from tests.unit.test_physics_by_hand import FA2, GPU
 
 
@@ -24,7 +25,7 @@ FA3_BARE, FA2_BARE = bare(GPU), bare(FA2)
 
 @pytest.mark.parametrize("gpu", [FA3_BARE, FA2_BARE])
 def test_a_window_that_nothing_exceeds_changes_nothing(gpu):
-    full, window = Attention(gpu, 8, 2, 128), WindowAttention(gpu, 8, 2, 128, 5000)
+    full, window = Attention(gpu, 8, 2, 128), WindowedAttention(gpu, 8, 2, 128, 5000)
     for chunks, decodes, context in (
         (((300, 0),), 0, 0), (((300, 700), (20, 4000)), 0, 0), (((64, 100),), 3, 900),
     ):  # fmt: skip
@@ -36,7 +37,7 @@ def test_a_window_that_nothing_exceeds_changes_nothing(gpu):
 
 def test_decodes_read_the_blocks_that_their_window_touches():
     # FlashAttention-3: 512 keys lie in four blocks of 128, or touch a fifth.
-    full, window = Attention(FA3_BARE, 8, 2, 128), WindowAttention(FA3_BARE, 8, 2, 128, 512)
+    full, window = Attention(FA3_BARE, 8, 2, 128), WindowedAttention(FA3_BARE, 8, 2, 128, 512)
     seen = full.time((), 4, 4 * 640, 10, 100.0)
     for context in (641, 2000, 100_000):
         assert window.time((), 4, 4 * context, 10, 100.0) == seen
@@ -46,7 +47,7 @@ def test_decodes_read_the_blocks_that_their_window_touches():
 def test_flash_attention_2_packs_no_heads_with_a_window():
     # 4 sequences of 8 query heads on 10 SMs; 3 blocks of 128 keys for a window of 256 that does
     # not begin with a block, 2 for one that does.
-    window = WindowAttention(FA2_BARE, 8, 2, 128, 256)
+    window = WindowedAttention(FA2_BARE, 8, 2, 128, 256)
     rate = 1000.0
     block = 4.0 * 64 * 128 * 128 / rate + 500 * 64 * 128 / 16384
     for context, blocks in ((1000, 3), (1024, 2)):
@@ -60,7 +61,7 @@ def test_flash_attention_2_packs_no_heads_with_a_window():
 
 def test_tiles_of_a_prompt_go_through_their_windows_blocks():
     # 2 heads without sharing: tiles of 128 tokens see 256 + 127 keys: 3 blocks from the third on.
-    window = WindowAttention(FA3_BARE, 2, 2, 128, 256)
+    window = WindowedAttention(FA3_BARE, 2, 2, 128, 256)
     block = 4.0 * 128 * 128 * 128 / 1000 + 500.0
     tokens, keys, tiles, work, longest = window._prefill(((1024, 0),))
     assert (tokens, keys, tiles) == (1024, 1024, 16)
@@ -74,8 +75,8 @@ def test_tiles_of_a_prompt_go_through_their_windows_blocks():
 
 
 def test_what_a_window_hides_and_what_it_waits_for():
-    plain = WindowAttention(FA3_BARE, 8, 8, 128, 128).time(((4096, 0),), 0, 0, 10, 100.0)
-    hidden = WindowAttention(bare(GPU, hidden=1.0), 8, 8, 128, 128).time(
+    plain = WindowedAttention(FA3_BARE, 8, 8, 128, 128).time(((4096, 0),), 0, 0, 10, 100.0)
+    hidden = WindowedAttention(bare(GPU, hidden=1.0), 8, 8, 128, 128).time(
         ((4096, 0),), 0, 0, 10, 100.0
     )
     moved = 4096 * 2 * 8 * 128 * 2 / 100  # queries and outputs
@@ -83,8 +84,8 @@ def test_what_a_window_hides_and_what_it_waits_for():
     assert plain.traffic == hidden.traffic
     # A token's keys and values are written by up to 512 threads.
     for heads, share in ((8, 1.0), (1, 0.15 + 0.85 / 16)):
-        quick = WindowAttention(FA3_BARE, heads, heads, 128, 128)
-        slow = WindowAttention(bare(GPU, write_us=50.0), heads, heads, 128, 128)
+        quick = WindowedAttention(FA3_BARE, heads, heads, 128, 128)
+        slow = WindowedAttention(bare(GPU, write_us=50.0), heads, heads, 128, 128)
         extra = slow.time(((64, 0),), 0, 0, 10, 100.0).time - quick.time(
             ((64, 0),), 0, 0, 10, 100.0
         ).time  # fmt: skip
@@ -99,7 +100,7 @@ def test_a_window_takes_less_than_all_keys_and_more_than_a_narrower_one(name):
     full = Attention(gpu, 32, 8, 128)
     for chunks, decodes, context in ((((8192, 8192),), 0, 0), ((), 16, 16 * 32768)):
         times = [
-            WindowAttention(gpu, 32, 8, 128, window).time(
+            WindowedAttention(gpu, 32, 8, 128, window).time(
                 chunks, decodes, context, gpu.num_sms, bandwidth
             ).time
             for window in (128, 1024, 4096)

@@ -15,9 +15,10 @@ from nexusbench.experiments.fidelity import aiconfigurator_low as low
 from nexusbench.experiments.fidelity import collective_tables, latent_tables
 from nexusbench.experiments.fidelity.parquet_rows import rows_of
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
-from nexusbench.physics.operators import Attention, Gemm
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.precisions import kernels_of
-from nexusbench.physics.windows import WindowAttention
+from nexusbench.physics.windows import WindowedAttention
 
 SYSTEMS = {
     "h200": "h200_sxm", "h100": "h100_sxm", "a100": "a100_sxm", "l40s": "l40s",
@@ -151,7 +152,7 @@ def _attention(
         layout, window = (heads, kv_heads, head_dim), row.window_size or 0
         one = layouts.get((*layout, window))
         if one is None:
-            one = WindowAttention(gpu, *layout, window) if window else Attention(gpu, *layout)
+            one = WindowedAttention(gpu, *layout, window) if window else Attention(gpu, *layout)
             layouts[*layout, window] = one
         batch, tokens = row.batch_size, row.isl
         before = row.step if kind == "generation" else 0

@@ -23,8 +23,8 @@ from nexusbench.experiments.fidelity.typed_rows import (
     newest,
     read_rows,
 )
-from nexusbench.physics.latent import ExpandedLatentAttention, LatentAttention
-from nexusbench.physics.operators import Gemm
+from nexusbench.physics.gemm import Gemm
+from nexusbench.physics.latent import AbsorbedAttention, ExpandedAttention
 
 PREFILL, DECODE = (
     f"mla/vllm/*/mla_{phase}_module_perf.parquet" for phase in ("context", "generation")
@@ -107,8 +107,8 @@ class _Modules:
         self._gpu, self._gemm = gpu, Gemm(gpu)
         self._bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
         self._products: dict[tuple[int, int, bool], float] = {}
-        self._expanded: dict[int, ExpandedLatentAttention] = {}
-        self._absorbed: dict[int, LatentAttention] = {}
+        self._expanded: dict[int, ExpandedAttention] = {}
+        self._absorbed: dict[int, AbsorbedAttention] = {}
 
     def time(self, row: ModuleRow, *, decode: bool) -> float:
         """Ns of one module."""
@@ -124,16 +124,14 @@ class _Modules:
         )
         return made.time + self._linear(heads, batch * tokens, expanded=expanded)
 
-    def _attention(
-        self, heads: int, *, expanded: bool
-    ) -> ExpandedLatentAttention | LatentAttention:
+    def _attention(self, heads: int, *, expanded: bool) -> ExpandedAttention | AbsorbedAttention:
         if expanded:
             if heads not in self._expanded:
-                made = ExpandedLatentAttention(self._gpu, heads, NOPE + ROPE, VALUE)
+                made = ExpandedAttention(self._gpu, heads, NOPE + ROPE, VALUE)
                 self._expanded[heads] = made
             return self._expanded[heads]
         if heads not in self._absorbed:
-            self._absorbed[heads] = LatentAttention(self._gpu, heads, RANK, ROPE)
+            self._absorbed[heads] = AbsorbedAttention(self._gpu, heads, RANK, ROPE)
         return self._absorbed[heads]
 
     def _linear(self, heads: int, tokens: int, *, expanded: bool) -> float:

@@ -11,9 +11,9 @@ from nexusbench.core.work import model_work
 from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.experts import HEIGHTS, Experts, ExpertShape, Routing
+from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
-from nexusbench.physics.operators import Gemm
 from nexusbench.physics.precisions import expert_constants
 from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, Point, TimeCurve, load_table
 

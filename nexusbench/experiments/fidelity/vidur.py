@@ -8,7 +8,7 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number_in
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
-from nexusbench.physics.operators import Gemm
+from nexusbench.physics.gemm import Gemm
 
 _OPERATORS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
 COLUMNS = (

@@ -9,12 +9,12 @@ import msgspec
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.models.config import load_model
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import (
     NOTHING,
-    Attention,
-    Gemm,
     OperatorClass,
     attainable,
     clock,

@@ -1,0 +1,210 @@
+"""Attention of the simulated GPU: tiles of query rows over blocks of keys, as in FlashAttention.
+
+A thread block takes one tile of query rows of one head through its keys, block by block. The two
+kernel generations differ in what a tile is, and that explains most of what was measured (sources in
+docs/fidelity.md). FlashAttention-2 with a paged cache has tiles of 64 rows of one head; only a
+batch of single-token rows packs the query heads that share a KV head into one tile, and splits long
+keys over idle SMs. So decodes beside a prefill chunk cost a whole tile per query head each, and
+read their keys once per query head unless heads that share them run at the same time.
+FlashAttention-3 packs heads always.
+"""
+
+from __future__ import annotations
+
+from nexusbench.core.specs import GpuSpec
+from nexusbench.core.units import MIB
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled
+
+_Chunks = tuple[tuple[int, int], ...]
+
+
+def spread(tiles: int, work: float, longest: float, sms: int, tail: float) -> float:
+    """Ns until the last of ``tiles`` tiles on ``sms`` SMs ends: ``work`` ns over the SMs, and the
+    share ``tail`` of what the last wave and the longest tile add.
+    """
+    if tiles <= sms:
+        return longest
+    mean = work / tiles
+    last = longest - mean + mean * (-(-tiles // sms) - tiles / sms)
+    return max(longest, work / sms + tail * last)
+
+
+class Attention:
+    """Times of the attention of ``layers`` layers of equal shape on one GPU, KV write included.
+
+    ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    """
+
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_bytes: float = 2.0,
+        activation_bytes: float = 2.0,
+        layers: int = 1,
+    ) -> None:
+        sim = gpu.sim
+        self._layers = layers
+        self._packs = sim.attention_kernel == "fa3"
+        self._kv_heads, self._heads = num_kv_heads, num_heads
+        self._group = max(1, num_heads // num_kv_heads)
+        self._rows = 128 if self._packs else 64  # of a prefill tile
+        # Keys of a block: csrc/flash_attn of FlashAttention-2, splitkv dispatch
+        self._keys = (
+            128 if self._packs else 256 if head_dim <= 64 else 128 if head_dim <= 128 else 64
+        )
+        rate = gpu.peak_tflops * 1e3 / gpu.num_sms * sim.attention_efficiency
+        block = 4.0 * self._rows * self._keys * head_dim / rate
+        # The constant is of a tile of 128 rows and a block of 128 keys: 16,384 scores.
+        softmax = sim.attention_block_us * 1e3 * self._rows * self._keys / 16384
+        self._block = block + softmax
+        block_bytes = 2.0 * self._keys * head_dim * kv_bytes
+        # Decode tiles have 64 rows. One SM takes keys and values at a limited rate.
+        small = self._block * 64 / self._rows
+        self._small_block = max(small, block_bytes / sim.attention_sm_gbps)
+        self._unsplit_block = max(self._small_block, block_bytes / sim.attention_unsplit_gbps)
+        self._contiguous = sim.attention_kernel == "contiguous"
+        # Thread blocks that the kernel's choice of key splits counts on: of the GPU, also where its
+        # launch is confined to fewer SMs.
+        self._slots = gpu.num_sms * (2 if self._contiguous else 1)
+        self._tile, self._empty = sim.attention_tile_us * 1e3, sim.attention_empty_us * 1e3
+        self._launch, self._tail = sim.attention_launch_us * 1e3, sim.attention_tail
+        self._combine, self._swap = sim.attention_combine_us * 1e3, sim.attention_swap_us * 1e3
+        self._exposed = sim.attention_overlap
+        # Tensor-core ns of one key in a decode: a KV head's query heads, in at least 16 rows.
+        self._key_ns = 4.0 * head_dim * num_kv_heads * max(16.0, self._group) / rate
+        self._token_bytes = 2.0 * num_kv_heads * head_dim * kv_bytes  # of keys and values
+        # Q read, output written; the new keys and values read and written to the cache.
+        self._new_bytes = (
+            2.0 * num_heads * head_dim * activation_bytes
+            + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
+        )
+        self._hidden_bytes = 0.0  # of a token, moved while tiles compute
+        self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
+
+    def time(
+        self,
+        chunks: _Chunks,
+        num_decodes: int,
+        decode_context: int,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+    ) -> OperatorClass:
+        """Chunks and decodes of a launch in one kernel per layer, on ``sms`` SMs that draw
+        ``bandwidth`` bytes per ns; all layers, in ns.
+
+        ``chunks`` are (tokens, tokens before them); ``decode_context`` is the sum over decodes of
+        the keys each reads, its own included. ``copies`` as in ``Gemm.time``.
+        """
+        if chunks:
+            tokens, keys, tiles, work, longest = self._prefill(chunks)
+            fixed, again, streamed = self._launch, 1.0, 0.0
+            if num_decodes:
+                tokens += num_decodes
+                more, streamed, single, again = self._beside(num_decodes, decode_context, sms)
+                tiles, work, longest = tiles + more, work + streamed, max(longest, single)
+            if not self._packs:
+                work += self._empty_blocks(chunks, num_decodes, tiles) * self._empty
+            busy, streamed = spread(tiles, work, longest, sms, self._tail), streamed / work
+        elif num_decodes:
+            busy, fixed, tiles, again = self._decode(num_decodes, decode_context, sms)
+            tokens, keys, streamed = num_decodes, 0, 1.0
+        else:
+            return NOTHING
+        new = tokens * self._new_bytes
+        read = (keys + decode_context * again) * self._token_bytes
+        cold = warm = 1.0 / bandwidth
+        if copies:
+            cold = self._l2.per_byte(copies * (new + read), sms, cold)
+        # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
+        # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
+        warm = min(cold, self._l2.per_byte(new, sms, warm))
+        hidden = tokens * self._hidden_bytes
+        moving, layers = read * cold + hidden * warm, self._layers
+        longer, memory, tensor = busy + self._exposed * moving, 0.0, busy
+        if busy < moving:
+            longer = memory = moving + self._exposed * busy
+        if num_decodes:
+            # Decode tiles wait for their keys, not for tensor cores: the streamed share of the time
+            # counts as memory-bound, whatever bounds the kernel as a whole.
+            memory += (longer - memory) * streamed
+            tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
+        return OperatorClass(
+            (fixed + new * warm + longer) * layers,
+            (longer - memory) * layers,
+            memory * layers,
+            tensor * layers,
+            (new + read + hidden) * layers,
+            layers,
+            max(1.0, tiles / sms) * layers,
+            longer * filled(tiles / sms) * layers,
+        )
+
+    def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
+        """(tokens, keys read, tiles, ns of all tiles together, ns of the longest) of the chunks."""
+        rows, block = self._rows, self._keys
+        packed = self._group if self._packs else 1
+        heads = self._kv_heads if self._packs else self._heads
+        span = rows / packed  # tokens of one tile
+        ragged = max(0.0, block - span) / (2 * block)  # blocks that a causal edge leaves part-used
+        tokens = keys = tiles = 0
+        work = longest = 0.0
+        for count, before in chunks:
+            each = -(-count * packed // rows)
+            last = -(-(before + count) // block)
+            mean = float(last)
+            if each > 1:
+                mean = min(mean, (before + (count + span) / 2) / block + ragged)
+            tokens += count
+            keys += before + count
+            tiles += each * heads
+            work += each * heads * (self._tile + mean * self._block)
+            longest = max(longest, self._tile + last * self._block)
+        return tokens, keys, tiles, work, longest
+
+    def _empty_blocks(self, chunks: _Chunks, num_decodes: int, tiles: int) -> int:
+        """Thread blocks without rows: the launch grid has as many per sequence as the longest chunk
+        needs.
+        """
+        longest = max([count for count, _ in chunks])
+        return (len(chunks) + num_decodes) * self._heads * -(-longest // self._rows) - tiles
+
+    def _beside(self, count: int, context: int, sms: int) -> tuple[int, float, float, float]:
+        """Decodes in one kernel with chunks: (tiles, their ns together, ns of the longest, how many
+        times each key is read).
+
+        FlashAttention-3 balances split keys over the SMs (assumed: no table of such mixes exists).
+        """
+        blocks = -(-context // (count * self._keys))
+        if self._packs:
+            single = self._tile + blocks * self._small_block
+            return count * self._kv_heads, count * self._kv_heads * single, self._tile, 1.0
+        single = self._tile + blocks * self._block
+        again = 1.0
+        if context * self._token_bytes > self._l2_bytes * self._kv_heads:
+            # The keys of one KV head are evicted from L2 before the next query head reads them,
+            # unless enough SMs are left to run the heads that share them at the same time.
+            again = self._group / max(1.0, min(float(self._group), sms / count))
+        return count * self._heads, count * self._heads * single, single, again
+
+    def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int, float]:
+        """(compute, fixed) ns of decodes without chunks, tiles, how many times a key is read."""
+        tiles = count * self._kv_heads * -(-self._group // 64)
+        blocks = -(-context // (count * self._keys))
+        fixed, splits = self._launch, 1
+        # FlashAttention's num_splits_heuristic splits keys below 80 % of the slots in use.
+        if tiles < 0.8 * self._slots and (self._packs or self._contiguous or self._group > 1):
+            splits = max(1, min(blocks, self._slots // tiles))
+            if splits > 1:
+                fixed += self._combine
+        block = self._unsplit_block if self._contiguous and splits == 1 else self._small_block
+        if self._group > 1 and self._kv_heads > 1 and count > 1 and not self._packs:
+            fixed += self._swap
+        single = self._tile + -(-blocks // splits) * block
+        tiles *= splits
+        busy = spread(tiles, tiles * single, single, sms, self._tail)
+        return busy, fixed, tiles, 1.0
