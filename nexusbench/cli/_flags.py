@@ -177,7 +177,7 @@ By = Annotated[
     list[str] | None,
     typer.Option(
         "--by", metavar="prompt-length|tenant", rich_help_panel=_MEASURE,
-        help="A further table that shows who pays: requests by prompt length, or by tenant.",
+        help="A further table that shows which requests pay: by prompt length, or by tenant.",
     ),
 ]  # fmt: skip
 Seeds = Annotated[

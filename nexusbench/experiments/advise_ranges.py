@@ -22,7 +22,7 @@ from nexusbench.experiments.leads import DrawScore, Rated, lead
 from nexusbench.experiments.over_range import (
     DrawnReading,
     OverRange,
-    Reading,
+    RangeReading,
     at_end,
     over_range,
 )
@@ -83,7 +83,7 @@ def advice_over_ranges(
     if draws:
         there = _rated(field, scores, range(len(asked) - len(draws), len(asked)))
         drawn = DrawnReading(_reading(question, there), tuple(_ahead(there)))
-    base = Reading(_reading(question, before).points, held=True)
+    base = RangeReading(_reading(question, before).points, held=True)
     return over_range(base, at_ends, drawn, (-INDIFFERENT, math.inf))
 
 
@@ -138,7 +138,7 @@ def _ahead(there: Sequence[Rated]) -> list[float]:
     ]
 
 
-def _reading(question: Question, there: Sequence[Rated]) -> Reading:
+def _reading(question: Question, there: Sequence[Rated]) -> RangeReading:
     leads = [lead(one, there[0], question.requests) for one in there[1:]]
     beaten = any(margin.sure and margin.mean > INDIFFERENT for margin in leads)
-    return Reading(there[0].points - _best(there).points, held=not beaten)
+    return RangeReading(there[0].points - _best(there).points, held=not beaten)

@@ -13,7 +13,7 @@ from nexusbench.experiments.capacity import Capacity, CapacitySearch
 from nexusbench.experiments.over_range import (
     DrawnReading,
     OverRange,
-    Reading,
+    RangeReading,
     at_end,
     over_range,
 )
@@ -139,7 +139,7 @@ def _of_policy(
     at_ends = []
     for place in sides:
         rate = _mean(found.at_ends[one.position, place.name])
-        at_ends.append(at_end(place, used, Reading(rate, one.low <= rate <= high)))
+        at_ends.append(at_end(place, used, RangeReading(rate, one.low <= rate <= high)))
     drawn, each = None, []
     for number, place in enumerate(draws):
         before = one.found[number % len(one.found)].kept
@@ -147,9 +147,9 @@ def _of_policy(
             each.append(one.rate * found.drawn[one.position, place.name] / before)
     if each:
         held = all(one.low <= rate <= high for rate in each)
-        drawn = DrawnReading(Reading(_mean(each), held), tuple(each))
+        drawn = DrawnReading(RangeReading(_mean(each), held), tuple(each))
     known = not one.at_least and not one.none
-    base = Reading(one.rate, held=True) if known else None
+    base = RangeReading(one.rate, held=True) if known else None
     return over_range(base, at_ends, drawn, (one.low, high), points=one.rate)
 
 
@@ -176,13 +176,13 @@ def _of_lead(
         reading = _lead(each, base.points)
         # Neighbouring rates are level.
         held = reading.held and min(each) >= -(ratio - 1.0) * best.rate
-        drawn = DrawnReading(Reading(reading.points, held), tuple(each))
+        drawn = DrawnReading(RangeReading(reading.points, held), tuple(each))
     known = base if base.held and not level else None
     return over_range(known, at_ends, drawn, (0.0, math.inf), points=base.points)
 
 
-def _lead(leads: Sequence[float], before: float) -> Reading:
+def _lead(leads: Sequence[float], before: float) -> RangeReading:
     """Ahead for sure, or by as much as ``before`` and less sure; of one draw, ahead at all."""
     found = interval(leads)
     sure = found.mean > 0 if found.low is None else found.low > 0
-    return Reading(found.mean, sure or found.mean >= before > 0)
+    return RangeReading(found.mean, sure or found.mean >= before > 0)

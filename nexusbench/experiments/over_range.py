@@ -19,7 +19,7 @@ RangeOutcome = Literal["holds", "hangs", "fails", "open"]
 _SEVERAL = "several together"
 
 
-class Reading(msgspec.Struct, frozen=True):
+class RangeReading(msgspec.Struct, frozen=True):
     """A statement at one place of the ranges: what was found, and whether that bears it out."""
 
     points: float
@@ -32,10 +32,10 @@ class EndReading(msgspec.Struct, frozen=True):
     constant: str
     used: float
     end: float
-    reading: Reading
+    reading: RangeReading
 
 
-def at_end(place: Place, used: Mapping[str, float], reading: Reading) -> EndReading:
+def at_end(place: Place, used: Mapping[str, float], reading: RangeReading) -> EndReading:
     """The reading at a place where one constant is not at its value in ``used``."""
     ((constant, value),) = place.values.items()
     return EndReading(constant, used[constant], value, reading)
@@ -44,7 +44,7 @@ def at_end(place: Place, used: Mapping[str, float], reading: Reading) -> EndRead
 class DrawnReading(msgspec.Struct, frozen=True):
     """The reading over all draws of the constants, and the points of each draw by itself."""
 
-    reading: Reading
+    reading: RangeReading
     each: tuple[float, ...]
 
 
@@ -81,7 +81,7 @@ class OverRange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def over_range(
-    used: Reading | None,
+    used: RangeReading | None,
     ends: Sequence[EndReading],
     drawn: DrawnReading | None,
     says: tuple[float, float],
@@ -121,7 +121,7 @@ def _on_both_sides(ends: Sequence[EndReading]) -> bool:
     return 0 < len(below) < len(ends)
 
 
-def _turn(used: Reading, end: EndReading, says: tuple[float, float]) -> Turn:
+def _turn(used: RangeReading, end: EndReading, says: tuple[float, float]) -> Turn:
     there = end.reading.points
     at = None
     for bound in says:

@@ -37,7 +37,7 @@ DONORS: dict[Architecture, str] = {
     "blackwell": "b200",
     "blackwell-rtx": "rtxpro6000",
 }
-# Kinds that need tensor cores of their own, and who has them.
+# Kinds that need tensor cores of their own, and the architectures that have them.
 _FP8 = ("ada", "hopper", "blackwell", "blackwell-rtx")
 _NATIVE: dict[str, tuple[str, ...]] = {
     "fp8": _FP8,

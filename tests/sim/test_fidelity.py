@@ -1,4 +1,4 @@
-"""The stated bounds of docs/fidelity.md, on measurements that nobody here made."""
+"""The stated bounds of docs/fidelity.md, on measurements made elsewhere."""
 
 from __future__ import annotations
 

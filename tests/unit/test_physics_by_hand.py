@@ -402,7 +402,7 @@ def test_bandwidth_is_shared_fairly():
     assert both(stream(80), stream(10)) == 0.0  # together within what there is
     assert both(stream(80), stream(40)) == near(80 / 60 - 1)  # what the other leaves
     assert both(stream(80), stream(70)) == near(80 / 50 - 1)  # but half at least
-    assert both(stream(40), stream(90)) == 0.0  # who wants less than half gets it
+    assert both(stream(40), stream(90)) == 0.0  # a side that wants less than half gets it
     assert both(stream(50), stream(90)) == 0.0
 
 

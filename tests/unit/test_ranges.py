@@ -17,7 +17,7 @@ from nexusbench.experiments.over_range import (
     DrawnReading,
     EndReading,
     OverRange,
-    Reading,
+    RangeReading,
     constants_of,
     over_range,
     range_words,
@@ -178,8 +178,8 @@ def test_what_is_said_to_spare_one_batch_does(name: str) -> None:
 ABOVE = (0.0, math.inf)
 
 
-def reading(points: float) -> Reading:
-    return Reading(points, points > 0)
+def reading(points: float) -> RangeReading:
+    return RangeReading(points, points > 0)
 
 
 def end(constant: str, used: float, value: float, points: float) -> EndReading:
@@ -217,7 +217,7 @@ def test_what_is_lost_at_an_end_hangs_on_that_constant_with_the_value_where_it_t
 
 
 def test_what_only_becomes_unsure_turns_nowhere() -> None:
-    side = EndReading("x", 0.5, 1.0, Reading(4.0, held=False))
+    side = EndReading("x", 0.5, 1.0, RangeReading(4.0, held=False))
     found = over_range(reading(10.0), [side], None, ABOVE)
     assert found.hangs_on[0].turns_at is None
     assert words(found) == "hangs on x (+4 at 1)"
@@ -255,8 +255,8 @@ def test_what_is_open_in_use_stays_open() -> None:
 def test_a_band_is_left_on_either_side() -> None:
     """A capacity leaves its interval, "no difference" its margin."""
     sides = [
-        EndReading("x", 1.0, 2.0, Reading(6.0, held=False)),
-        EndReading("y", 1.0, 3.0, Reading(-10.0, held=False)),
+        EndReading("x", 1.0, 2.0, RangeReading(6.0, held=False)),
+        EndReading("y", 1.0, 3.0, RangeReading(-10.0, held=False)),
     ]
-    found = over_range(Reading(0.0, held=True), sides, drawn(1.0), (-2.0, 2.0))
+    found = over_range(RangeReading(0.0, held=True), sides, drawn(1.0), (-2.0, 2.0))
     assert [turn.turns_at for turn in found.hangs_on] == pytest.approx([4 / 3, 1.4])

@@ -9,7 +9,7 @@ import msgspec
 from nexusbench.experiments.over_range import (
     DrawnReading,
     OverRange,
-    Reading,
+    RangeReading,
     at_end,
     over_range,
 )
@@ -62,13 +62,13 @@ def over_ranges(survey: Survey, cell: MapCell, question: str) -> OverRange | Non
         other = verdict(survey, msgspec.structs.replace(here, constant=place.name), question)
         if other is None:
             return None
-        found.append(at_end(place, places.used, Reading(other.mean, still(base, other))))
+        found.append(at_end(place, places.used, RangeReading(other.mean, still(base, other))))
     drawn = None
     if places.draws:
         drawn = _drawn(survey, cell, question, base, len(places.draws))
         if drawn is None:
             return None
-    used = None if base.outcome == "open" else Reading(base.mean, held=True)
+    used = None if base.outcome == "open" else RangeReading(base.mean, held=True)
     return over_range(used, found, drawn, _says(base), points=base.mean)
 
 
@@ -111,4 +111,4 @@ def _drawn(
     each = differences(*both, "attained", cell.slo)
     low, high = _says(base)
     inside = all(low - _MARGIN <= one <= high + _MARGIN for one in each)
-    return DrawnReading(Reading(other.mean, inside and still(base, other)), tuple(each))
+    return DrawnReading(RangeReading(other.mean, inside and still(base, other)), tuple(each))

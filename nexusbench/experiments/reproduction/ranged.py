@@ -11,7 +11,7 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.over_range import (
     DrawnReading,
     OverRange,
-    Reading,
+    RangeReading,
     at_end,
     over_range,
 )
@@ -104,12 +104,12 @@ def _judged(
     return over_range(_reading(claim, grade, base), at_ends, drawn, _says(claim))
 
 
-def _reading(claim: PaperClaim, grade: str, found: ClaimOutcome) -> Reading:
+def _reading(claim: PaperClaim, grade: str, found: ClaimOutcome) -> RangeReading:
     """Whether a claim does as well as in use; one that does not hold there, whether it does at
     least in part.
     """
     least = max(_GRADES.index(grade), _GRADES.index(PART))
-    return Reading(found.value, _GRADES.index(judge(claim, found)[0]) >= least)
+    return RangeReading(found.value, _GRADES.index(judge(claim, found)[0]) >= least)
 
 
 def _says(claim: PaperClaim) -> tuple[float, float]:
