@@ -10,6 +10,7 @@ here. Layers that have a window and nothing else take the constants of those wit
 
 from __future__ import annotations
 
+from nexusbench.core.mixer_work import mean_keys
 from nexusbench.core.mixers import CompressedAttention
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.operators import L2, NOTHING, OperatorClass, scaled_sum
@@ -19,7 +20,6 @@ from nexusbench.physics.selection import (
     Gathered,
     IndexScores,
     causal,
-    mean_keys,
     small_kernels,
 )
 
@@ -32,21 +32,20 @@ _Chunks = tuple[tuple[int, int], ...]
 
 
 class EntryAttention:
-    """Times of ``layers`` layers of ``mixer`` on one of ``gpus`` GPUs, each of which has all keys
-    and a whole indexer. ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    """Times of ``layers`` layers of ``mixer``, one GPU's part of it. ``kv_bytes`` and
+    ``activation_bytes`` are those of one value.
     """
 
     def __init__(
         self,
         gpu: GpuSpec,
         mixer: CompressedAttention,
-        gpus: int = 1,
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
     ) -> None:
         own = sparse_constants(gpu, "picks" if mixer.topk else "entries")
-        heads, self._layers, self._window = mixer.num_heads // gpus, layers, float(mixer.window)
+        heads, self._layers, self._window = mixer.num_heads, layers, float(mixer.window)
         self._ratio, self._topk = mixer.ratio, mixer.topk
         self._gathered = Gathered(
             gpu, own, heads=heads, rows=HEADS, row_flops=4.0 * mixer.head_dim,
@@ -101,7 +100,7 @@ class EntryAttention:
             per_byte = self._l2.per_byte(copies * seen, sms, per_byte)
         made = NOTHING
         if num_decodes:
-            width = max(keys, self._width(context))
+            width = window + self._kept(context)
             made = self._gathered.time([], num_decodes, keys, width, sms, per_byte)
         for first in range(0, len(parts), PROMPTS):
             prompts = self._gathered.time(parts[first : first + PROMPTS], 0, 0, 0, sms, per_byte)

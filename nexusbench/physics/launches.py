@@ -19,7 +19,6 @@ from nexusbench.core.mixer_work import MixerWork
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
@@ -29,6 +28,7 @@ from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
+HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
 
@@ -50,11 +50,7 @@ class Physics:
         *,
         host: EngineHost | None = None,
     ) -> None:
-        """``part`` is one layer group and its work, whose layers alone are timed; None: all.
-
-        Raises UsageError for a layer that there is no kernel for.
-        """
-        check_covered(model)
+        """``part`` is one layer group and its work, whose layers alone are timed; None: all."""
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
         self._host = host  # in place of the GPU file's step_overhead_us
         work, group = part or (model_work(model, tensor_parallel), model.groups[0])
@@ -94,6 +90,7 @@ class Physics:
         self._beside = 0.0  # of what every token uses beside routed experts
         if isinstance(group.mlp, ExpertsMlp):
             self._beside = (group.mlp.shared_size + group.mlp.dense_size) / tensor_parallel
+        self._hyper = _streams_of(group, model.hidden_size)
         self.mixing = () if part else mixings_of(gpu, work, self._products)
         self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
         self._by_context = tuple(one for one in self.mixing if one.products is not None)
@@ -235,6 +232,7 @@ class Physics:
                 touched.append(activated * self._beside)
         elif self._wide:
             touched.append(activated * self._wide)
+        touched += self._hyper
         for values in touched:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
@@ -279,3 +277,14 @@ def _experts_of(
         kernel.activation_bytes,
     )  # fmt: skip
     return Experts(gpu, expert_constants(gpu, kernel.kind), shape)
+
+
+def _streams_of(group: LayerGroup, hidden: int) -> list[float]:
+    """Values that the hyper-connections of a layer (DeepSeek-V4) read and write for a token, around
+    each of its parts: all streams mixed to the part's input, and with its output to new streams.
+    """
+    found: list[float] = []
+    for one in group.others:
+        if one.name == HYPER_CONNECTION:
+            found += [one.inputs + hidden, 2 * one.inputs + hidden] * one.copies
+    return found

@@ -37,16 +37,6 @@ def causal(chunks: tuple[tuple[int, int], ...], ratio: int = 1) -> list[Stretch]
     return [(count, (before + 1) / ratio, (before + count) / ratio, 1) for count, before in chunks]
 
 
-def mean_keys(first: float, last: float, most: float) -> float:
-    """Keys of a token, on average over tokens that see ``first`` to ``last``, ``most`` at most."""
-    if last <= most:
-        return (first + last) / 2
-    if first >= most:
-        return most
-    growing = most - first
-    return most - growing * growing / (2 * (last - first))
-
-
 class IndexScores:
     """Scores of ``heads`` index queries of ``size`` values a token against all keys, each of
     ``key_bytes`` bytes, in 8 bit where ``narrow`` and the GPU has tensor cores for it.
@@ -189,12 +179,12 @@ class Gathered:
             read += different
             pairs += count * mean
         if decodes:
-            each, parts = keys * self._decode + (width - keys) * self._padding, 1
+            each, parts = keys * self._decode + (width - keys) * self._padding, 1.0
             many = decodes * self._tiles
             if self._splits and not chunks and many < slots:
-                parts = max(1, min(slots // many, int(width) // SPLIT_KEYS))
+                parts = max(1.0, min(slots // many, width / SPLIT_KEYS))
             single = self._tile + each / parts
-            tiles += many * parts
+            tiles += many * int(-(-parts // 1))
             streamed = many * parts * single
             longest = max(longest, single)
             read += decodes * keys

@@ -20,7 +20,7 @@ from nexusbench.core.mixers import (
     LatentAttention,
     SparseAttention,
 )
-from nexusbench.core.specs import GpuSpec
+from nexusbench.core.specs import GpuSpec, Linear
 from nexusbench.experiments.fidelity.samples import KernelSample
 from nexusbench.experiments.fidelity.typed_rows import (
     Count,
@@ -32,6 +32,7 @@ from nexusbench.experiments.fidelity.typed_rows import (
 )
 from nexusbench.physics.compressed import EntryAttention
 from nexusbench.physics.gemm import Gemm, Quantise, ScaledGemm
+from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.precisions import (
     kernels_of,
     product_constants,
@@ -54,12 +55,13 @@ DEEPSEEK, GLM, MINIMAX, DEEPSEEK4 = (
 )  # fmt: skip
 _GROUP = 16  # query heads to a head of keys of MiniMax-M3
 _HALF, _BYTE = 2.0, 1.0
-# Prompts of fewer tokens took as long as the host launched their kernels, whatever they were.
-LEAST_TOKENS = 4096
+# Prompts of dsa of fewer tokens together took as long as the host launched their kernels, whatever
+# they were; of this many and more some were measured faster than of half as many (B200, FlashInfer).
+LEAST_TOKENS, MOST_TOKENS = 4096, 65536
 LEFT_OUT = (
     "dsa, msa, csa, hca: vLLM's whole attention modules with their products, those of dsa and msa "
-    f"in 16 bit; left out: prompts of dsa of fewer than {LEAST_TOKENS:,} tokens, which the host "
-    "launched more slowly than they computed"
+    f"in 16 bit; left out: prompts of dsa of fewer than {LEAST_TOKENS:,} tokens together, which the "
+    f"host launched more slowly than they computed, and of {MOST_TOKENS:,} and more"
 )
 
 _Mixer = SparseAttention | CompressedAttention
@@ -150,7 +152,8 @@ def _samples(
 ) -> Iterator[KernelSample]:
     decode = phase == "generation"
     for row in rows:
-        if name == "dsa" and not decode and row.batch_size * row.isl < LEAST_TOKENS:
+        tokens = row.batch_size * row.isl
+        if name == "dsa" and not decode and not LEAST_TOKENS <= tokens < MOST_TOKENS:
             continue
         half = math.floor(math.log2(row.num_heads)) % 2 == 0
         heads = row.num_heads, row.tp_size
@@ -187,13 +190,14 @@ class SparseModules:
     def time(self, row: SparseRow, *, decode: bool) -> float:
         """Ns of one module."""
         layer = row.architecture, row.num_heads, row.tp_size
-        mixer, hidden = layer_of(self._name, row)
+        whole, hidden = layer_of(self._name, row)
+        mixer = whole.shard(row.tp_size)
         kept = _BYTE if row.kv_cache_dtype == "fp8" else _HALF
         if (*layer, kept) not in self._attention:
             self._attention[*layer, kept] = (
-                PickedAttention(self._gpu, mixer, row.tp_size, kept)
+                PickedAttention(self._gpu, mixer, kept)
                 if isinstance(mixer, SparseAttention)
-                else EntryAttention(self._gpu, mixer, row.tp_size, kept)
+                else EntryAttention(self._gpu, mixer, kept)
             )
         batch, tokens, before = row.batch_size, row.isl, row.step
         if decode:
@@ -206,7 +210,7 @@ class SparseModules:
         )
         key = *layer, batch * tokens
         if key not in self._products:
-            self._products[key] = self._linear(_shards(mixer, hidden, row.tp_size), batch * tokens)
+            self._products[key] = self._linear(_products(mixer, hidden), batch * tokens)
         return made.time + self._products[key]
 
     def _linear(self, products: list[tuple[str, int, int, int]], tokens: int) -> float:
@@ -229,22 +233,18 @@ class SparseModules:
         return taken
 
 
-def _shards(mixer: _Mixer, hidden: int, gpus: int) -> list[tuple[str, int, int, int]]:
+def _products(mixer: _Mixer, hidden: int) -> list[tuple[str, int, int, int]]:
     """(name, inputs, outputs, how many of them) of one GPU's products, those of latent keys and
     values absorbed.
     """
-    base = mixer.base if isinstance(mixer, SparseAttention) else None
     made: list[tuple[str, int, int, int]] = []
-    for one in mixer.projections(hidden):
-        inputs, outputs = one.inputs, one.outputs
-        if one.name == "kv_b" and isinstance(base, LatentAttention):
-            heads = base.num_heads // gpus
-            made.append(("absorb_k", base.nope_dim, base.kv_rank, heads))
-            made.append(("absorb_v", base.kv_rank, base.value_dim, heads))
-            continue
-        if one.name in ("q", "q_b", "qkv", "out_a"):
-            outputs //= gpus
-        if one.name == "attn_out":
-            inputs //= gpus
-        made.append((one.name, inputs, outputs, 1))
+    linears = [Linear(one.name, one.inputs, one.outputs, 1) for one in mixer.projections(hidden)]
+    for one in fused(linears):
+        if one.name == EXPANSION and isinstance(mixer, SparseAttention):
+            base = mixer.base
+            assert isinstance(base, LatentAttention)
+            made.append(("absorbed keys", base.nope_dim, base.kv_rank, base.num_heads))
+            made.append(("absorbed values", base.kv_rank, base.value_dim, base.num_heads))
+        else:
+            made.append((one.name, one.inputs, one.outputs, 1))
     return made
