@@ -176,7 +176,11 @@ class Physics:
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
         if self._attention is None:
-            return total([self._time_of(one, shape, sms) for one in self.mixing])
+            made = NOTHING
+            for one in self.mixing:
+                part = self._time_of(one, shape, sms)
+                made = part if made is NOTHING else scaled_sum(part, 1.0, made)
+            return made
         decodes = shape.num_decodes
         return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
@@ -196,7 +200,10 @@ class Physics:
 
     def _with_contexts(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Products that depend on more of a batch than its tokens, in all layers."""
-        return total([self._with_context(one, shape, sms) for one in self._by_context])
+        made = self._with_context(self._by_context[0], shape, sms)
+        for one in self._by_context[1:]:
+            made = scaled_sum(self._with_context(one, shape, sms), 1.0, made)
+        return made
 
     def _with_context(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
         assert one.products is not None
