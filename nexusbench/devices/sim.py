@@ -151,7 +151,9 @@ class Sim(Device):
         ]  # fmt: skip
         first = sims[0]
         if parallel.in_lockstep(model):
-            together = Lockstep(gpu, first.physics, parallel, options.host)
+            together = Lockstep(
+                gpu, first.physics, parallel, options.host, options.max_num_seqs
+            )  # fmt: skip
             first.ranks = LockstepRanks(sims, together, options.seed)
         elif len(sims) > 1:
             first.ranks = FreeRanks(sims)

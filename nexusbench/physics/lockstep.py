@@ -5,8 +5,9 @@ layer the tokens of all ranks are gathered on every GPU, which computes its shar
 of their width) for all of them; after, each rank gets the sums of its tokens (all-gather and
 reduce-scatter: vLLM's ``allgather_reducescatter``, its default backend; vLLM 0.19,
 distributed/device_communicators/all2all.py). The slowest rank's own part sets the pace of a layer.
-A rank without work computes one token all the same, and as long as every rank replays a CUDA graph
-they compute as many tokens as the one that has most (v1/worker/dp_utils.py).
+A rank without work computes one token all the same. While every rank can replay a CUDA graph, all
+compute as many tokens as the smallest graph has that holds those of each (v1/worker/dp_utils.py);
+the rows that are filled up hold tokens of steps before, which choose experts as others do.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import scaled_sum
 from nexusbench.physics.sharing import LaunchLoad
 
-GRAPH_TOKENS = 512  # the most that vLLM captures a graph for (config/vllm.py, default sizes)
+_MOST_GRAPH_TOKENS = 512  # the most tokens that vLLM captures a graph for by default
 _DUMMY = BatchShape(1, 0)
 # The host of a rank, whose time is counted once for all of them.
 IDLE = EngineHost(
@@ -37,12 +38,15 @@ class Lockstep:
     """Times of steps that ``parallel.data`` ranks take together.
 
     ``physics`` is that of one rank without host time and without its routed experts; ``host`` the
-    engines', None for the GPU file's step_overhead_us.
+    engines', None for the GPU file's step_overhead_us; ``max_num_seqs`` of each engine.
     """
 
-    def __init__(self, gpu: GpuSpec, physics: Physics, parallel: Parallelism,
-                 host: EngineHost | None) -> None:  # fmt: skip
+    def __init__(
+        self, gpu: GpuSpec, physics: Physics, parallel: Parallelism, host: EngineHost | None,
+        max_num_seqs: int,
+    ) -> None:  # fmt: skip
         self._gpu, self._physics, self._parallel, self._host = gpu, physics, parallel, host
+        self._graph_tokens = min(_MOST_GRAPH_TOKENS, 2 * max_num_seqs)
         self._everywhere = Collectives(gpu, parallel.gpus)
         model = physics.model
         self._own = Collectives(gpu, parallel.tensor) if parallel.tensor > 1 else None
@@ -77,8 +81,8 @@ class Lockstep:
             if slowest is None or load.solo > slowest.solo:
                 slowest = load
         assert slowest is not None  # there is a rank
-        if most <= GRAPH_TOKENS:
-            tokens = most * len(shapes)
+        if most <= self._graph_tokens:
+            tokens = _captured(most) * len(shapes)
         routed = physics.routed(tokens, sms)
         solo = slowest.solo + routed.time + self._exchanged(tokens)
         if self._host is None:
@@ -100,3 +104,13 @@ class Lockstep:
                 once += self._own.all_gather(tokens * width * each / self._parallel.data)
             made += layers * once
         return made
+
+
+def _captured(tokens: int) -> int:
+    """Tokens of the smallest graph that holds ``tokens`` of them: vLLM's sizes are 1, 2, 4, then
+    every eighth, from 256 on every sixteenth number (0.19, config/vllm.py).
+    """
+    if tokens <= 4:
+        return tokens if tokens < 3 else 4
+    step = 8 if tokens <= 256 else 16
+    return -(-tokens // step) * step

@@ -216,7 +216,7 @@ def no_room(self: Path, target: Path) -> Path:
 
 
 def engine_of(log: EventLog) -> Any:
-    return SimpleNamespace(log=log, executor=SimpleNamespace(splits=[SimpleNamespace(sms=(8,))]))
+    return SimpleNamespace(log=log, splits=[SimpleNamespace(sms=(8,))])
 
 
 def test_a_real_run_is_written_by_time_also_while_nothing_happens(

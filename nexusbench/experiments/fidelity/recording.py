@@ -57,8 +57,10 @@ class Resolved(msgspec.Struct, frozen=True):
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     gpu_memory_utilization: float = 0.9
-    asynchronous: bool = False  # the next step is scheduled while the last one runs
-    whole_prompt: bool = False  # prompts are admitted only if all of them fits
+    # Whether the next step is scheduled while the last one runs, and whether prompts are admitted
+    # only if all of them fits.
+    asynchronous: bool | None = None
+    whole_prompt: bool | None = None
     engine: str = ""
 
 
