@@ -102,9 +102,7 @@ def _ask(
         # A backend of its own for each: its cache does not look at the model.
         made[shape] = get_model(described, asked, point.backend), get_backend(point.backend)
     its_model, backend = made[shape]
-    run = config.RuntimeConfig(
-        batch_size=max(1, point.users // point.dp), isl=point.isl, osl=point.osl
-    )
+    run = config.RuntimeConfig(batch_size=point.users, isl=point.isl, osl=point.osl)
     summary = backend.run_agg(its_model, bases[base], run, ctx_tokens=point.isl)
     found = summary.get_result_dict()
     ttft, tpot = float(found["ttft"]), float(found["tpot"])
