@@ -104,6 +104,7 @@ def test_two_dense_engines_do_not_slow_each_other(tmp_path: Path) -> None:
     assert engines_of(both) == {0: 0, 1: 1}
     ends = [row["time"] for row in columns(both, "ended")]
     assert ends == [pytest.approx(columns(alone, "ended")[0]["time"], rel=0.01)] * 2
+    assert ends[0] != ends[1]  # each has a noise of its own
 
 
 def test_rows_count_the_blocks_and_queues_of_all_engines(tmp_path: Path) -> None:
@@ -137,15 +138,16 @@ def test_clients_cancel_on_the_engine_that_has_their_request(tmp_path: Path) -> 
 def test_a_turn_that_never_comes_is_accounted_for(tmp_path: Path) -> None:
     path = tmp_path / "sessions.jsonl"
     rows = [
-        {"timestamp": 0, "input_length": 900, "output_length": 400, "session": "a", "turn": 0,
+        {"timestamp": 0, "input_length": 300, "output_length": 5, "session": "b", "turn": 0},
+        {"input_length": 320, "output_length": 5, "session": "b", "think_time": 10, "turn": 1},
+        {"timestamp": 5, "input_length": 900, "output_length": 400, "session": "a", "turn": 0,
          "timeout": 50},
         {"input_length": 950, "output_length": 5, "session": "a", "think_time": 10, "turn": 1},
-        {"timestamp": 5, "input_length": 300, "output_length": 5, "session": "b", "turn": 0},
-        {"input_length": 320, "output_length": 5, "session": "b", "think_time": 10, "turn": 1},
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = run(config(path))
     assert sorted(row["outcome"] for row in columns(made, "ended")) == [0, 0, 3, 3]
+    assert engines_of(made)[2] == 1  # the one that ended both turns of the second session
 
 
 def test_a_stalled_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +169,28 @@ def test_blocks_that_are_lost_on_the_second_engine_are_found(tmp_path: Path) -> 
 # -- the router ------------------------------------------------------------------------------------
 
 
+def test_a_request_is_sent_on_when_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both engines compute long prompts while the third and the fourth request come.
+    rows = [(0.0, 8000, 3), (0.0, 8000, 3), (31.0, 100, 3), (32.0, 100, 3)]
+    fleet = engine_of(assemble(config(trace_of(tmp_path, *rows))))
+    times: list[int] = []
+
+    def route(self: LeastLoaded) -> int:
+        times.append(fleet.now_ns)
+        return len(times) % 2
+
+    monkeypatch.setattr(LeastLoaded, "route", route)
+    fleet.run()
+    assert times == [0, 0, 31 * MS, 32 * MS]
+
+
+def test_an_engine_that_is_done_gets_the_next_request(tmp_path: Path) -> None:
+    rows = [(0.0, 100, 400), (1.0, 100, 2), (500.0, 100, 2)]
+    assert engines_of(run(config(trace_of(tmp_path, *rows)))) == {0: 0, 1: 1, 2: 1}
+
+
 def test_the_least_loaded_engine_gets_the_next_request() -> None:
     class State:
         def __init__(self, waiting: int, running: int) -> None:
@@ -186,6 +210,12 @@ def test_the_least_loaded_engine_gets_the_next_request() -> None:
     assert router.route() == 0  # 18 against 20 and 20: the counts are those of 100 ms
     router.look(2 * REFRESH_NS)
     assert [router.route() for _ in range(2)] == [0, 0]  # 8, then 12 against 12 and 12
+    states[1].num_running = 0
+    router.look(7 * REFRESH_NS // 2)  # late: those of 300 ms
+    assert [router.route() for _ in range(2)] == [1, 1]
+    states[2].waiting = range(0)
+    router.look(4 * REFRESH_NS)
+    assert [router.route() for _ in range(2)] == [1, 2]
 
 
 # -- steps together --------------------------------------------------------------------------------
@@ -236,6 +266,30 @@ def test_a_step_is_the_slowest_rank_and_the_experts_of_all_tokens() -> None:
     expected += H200.sim.step_overhead_us * 1e3
     for shapes in ([few, many_], [many_, few]):
         assert together.load(shapes).solo == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_rank_leaves_experts_and_their_sums_to_all(tmp_path: Path) -> None:
+    sms = H200.num_sms
+    whole = Physics(H200, MODEL)
+    rank = Physics(H200, MODEL, parallel=Parallelism(1, 2, True))
+    assert rank.dense(100, sms).time == pytest.approx(
+        whole.dense(100, sms).time - whole.routed(100, sms).time
+    )
+    pair = Physics(H200, MODEL, 2, host=IDLE, parallel=Parallelism(2, 2, True))
+    load = pair.load(BatchShape(100, 1000), sms)
+    reduced = Collectives(H200, 2).all_reduce(100 * 2048 * 2.0)  # after attention only
+    assert load.solo - load.dense.time - load.attention.time == pytest.approx(48 * reduced)
+
+
+def test_engines_of_several_gpus_gather_their_sums(tmp_path: Path) -> None:
+    four, physics = lockstep(Parallelism(2, 2, True), load_engine("ideal"))
+    shapes = [BatchShape(600, 60_000), BatchShape(600, 60_000)]
+    every, own = Collectives(H200, 4), Collectives(H200, 2)
+    once = every.all_gather(1200 * (2048 + 128) * 2.0) + every.reduce_scatter(1200 * 2048 * 2.0)
+    once += own.all_gather(600 * 2048 * 2.0)
+    expected = physics.load(shapes[0], H200.num_sms).solo
+    expected += physics.routed(1200, H200.num_sms).time + 48 * once
+    assert four.load(shapes).solo == pytest.approx(expected)
 
 
 def test_graphs_fill_every_rank_up_to_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
