@@ -89,12 +89,16 @@ class WindowConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Latent attention (physics/latent.py): absorbed, then what expanded prefill has of its own."""
+    """Latent attention (physics/latent.py): absorbed, then what expanded prefill has of its own.
+
+    The two ``graph`` times have defaults for files of before they were told apart: the medians of
+    the GPUs that they were measured on.
+    """
 
     efficiency: Efficiency  # attainable share of the peak
     sm_gbps: Throughput  # of latent keys that one SM takes
     tile_us: Micros
-    launch_us: Micros  # fixed time of a layer, with all of its small kernels
+    launch_us: Micros  # fixed time of a layer, all of its small kernels launched one by one
     combine_us: Micros  # merging the parts of keys that were split
     passes: Factor  # how often queries and outputs are read and written
     overlap: Fraction
@@ -102,6 +106,9 @@ class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_block: Factor  # time of a block over that of other attention
     prefill_passes: Factor
     prefill_launch_us: Micros
+    # The same two where no kernel waits for its launch: from a CUDA graph, or behind long ones.
+    graph_us: Micros = 6.3
+    prefill_graph_us: Micros = 15.3
 
 
 class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

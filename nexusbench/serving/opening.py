@@ -61,6 +61,7 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
         temperature=config.temperature, top_p=config.top_p,
         swap_bytes=what.swap_bytes, graphs=config.graphs,
         host=None if config.engine is None else load_engine(config.engine),
+        data_parallel=config.data_parallel_size, expert_parallel=config.enable_expert_parallel,
     )  # fmt: skip
     return named.device_class.open(named.argument, what.model, options), limits
 

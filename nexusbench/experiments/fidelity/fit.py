@@ -87,6 +87,8 @@ LATENT_BOUNDS = {
     "prefill_block": (0.1, 3.0),
     "prefill_passes": (0.1, 10.0),
     "prefill_launch_us": (1.0, 200.0),
+    "graph_us": (1.0, 200.0),
+    "prefill_graph_us": (1.0, 200.0),
 }
 SPARSE_BOUNDS = {
     "efficiency": (0.02, 1.0),
