@@ -130,22 +130,6 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of one sequence's states, whatever its length."""
         return sum(group.count * group.mixer.state_bytes for group in self.groups if group.mixer)
 
-    def kv_bytes_on(self, gpus: int) -> float:
-        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together.
-
-        Where there are more GPUs than KV heads, each head is kept on several of them.
-        """
-        if self.stack is UNSET:
-            return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
-        total = 0.0
-        for group in self.groups:
-            mixer, copies = group.mixer, gpus  # of a latent: one head for all queries
-            if isinstance(mixer, FullAttention):
-                copies = max(1, gpus // mixer.num_kv_heads)
-            if mixer is not None:
-                total += group.count * mixer.kv_values * copies
-        return total * DTYPE_BYTES[self.dtypes.kv]
-
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The dense layers of the decoder stack, without the output head."""
@@ -351,6 +335,8 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     pools: tuple[str, ...] = ("gpu",)
     pool_of: dict[str, int] = {}
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+    # Whether blocks of layers with a window are freed once it has passed them; else they keep all.
+    frees_windows: bool = False
 
     @property
     def num_gpus(self) -> int:

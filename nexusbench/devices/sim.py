@@ -111,6 +111,7 @@ class Sim(Device):
             pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
+            frees_windows=True,
         )
         self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0

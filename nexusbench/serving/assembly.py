@@ -114,7 +114,7 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
         initial = partitioner.initial(device.spec)
         kv, others = kv_pools(config, model, device, trace)
         requests = make_requests(trace, config.block_size)
-        check_pool(requests, kv)
+        check_pool(requests, kv, limits.max_num_batched_tokens)
         if device.spec.makes_tokens:
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms

@@ -18,6 +18,7 @@ from nexusbench.core.work import HostGap
 from nexusbench.engine.engine import Engine, EngineConfig
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun, facts_for_metrics
 from nexusbench.serving.assembly import Assembly, assemble
+from nexusbench.serving.opening import kv_pages
 from nexusbench.serving.recorder import (
     Recorder,
     Saver,
@@ -274,7 +275,7 @@ def engine_of(
         assembly.limits,
         concurrency=assembly.trace.concurrency,
         stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
-        block_bytes=model.kv_bytes_on(device.spec.tensor_parallel) * assembly.kv.block_size,
+        block_bytes=kv_pages(assembly.config, model, device).page_bytes,
         host=device.host,
     )
     return Engine(
