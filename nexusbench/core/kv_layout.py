@@ -20,7 +20,7 @@ from nexusbench.core.mixers import (
     WindowAttention,
 )
 from nexusbench.core.specs import ModelSpec
-from nexusbench.core.units import ceil_div
+from nexusbench.core.units import bytes_text, ceil_div
 
 KvKind = Literal["full", "window", "chunk", "state"]
 
@@ -37,6 +37,11 @@ class KvGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_bytes: float
     window: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a window that is none."""
+        if (self.window > 0) != (self.kind in ("window", "chunk")):
+            raise ValueError(f"a group of kind '{self.kind}' with a window of {self.window}")
+
     def first_kept(self, computed: int) -> int:
         """The first token that the one after ``computed`` tokens attends to."""
         if self.kind == "window":
@@ -45,12 +50,14 @@ class KvGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def label(self) -> str:
-        """What is kept, in a few words."""
+        """How much is kept of what, in a few words."""
+        size = bytes_text(self.num_bytes)
         if self.kind == "state":
-            return "per sequence in states"
-        names = {"full": "", "window": " of the last", "chunk": " of the same piece of"}
-        kept = f"{names[self.kind]} {self.window:,}" if self.window else ""
-        return f"per token{kept}"
+            return f"{size} of states"
+        if self.kind == "full":
+            return f"{size} a token"
+        kept = "the last" if self.kind == "window" else "the same piece of"
+        return f"{size} a token of {kept} {self.window:,}"
 
 
 class KvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,14 +66,22 @@ class KvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: tuple[KvGroup, ...]
 
     @property
+    def label(self) -> str:
+        """What its groups keep, in a few words."""
+        return " + ".join(group.label for group in self.groups)
+
+    def bytes_of(self, num_tokens: int) -> float:
+        """Bytes that a sequence of ``num_tokens`` tokens (at least one) keeps."""
+        total = 0.0
+        for group in self.groups:
+            kept = 1 if group.kind == "state" else num_tokens - group.first_kept(num_tokens - 1)
+            total += kept * group.num_bytes
+        return total
+
+    @property
     def token_bytes(self) -> float:
         """Bytes of a token that no layer has passed."""
         return sum(group.num_bytes for group in self.groups if group.kind != "state")
-
-    @property
-    def has_state(self) -> bool:
-        """Whether a part of it does not depend on the length."""
-        return any(group.kind == "state" for group in self.groups)
 
     def paged(self, block_size: int) -> KvPages:
         """The layout in blocks of ``block_size`` tokens.
@@ -97,6 +112,11 @@ class KvPages(msgspec.Struct, frozen=True):
     page_bytes: float
     pages: tuple[int, ...]
     groups: tuple[KvGroup, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a group has no size."""
+        if len(self.pages) != len(self.groups) or min(self.pages, default=0) < 1:
+            raise ValueError(f"pages {self.pages} of {len(self.groups)} groups")
 
     @property
     def is_uniform(self) -> bool:

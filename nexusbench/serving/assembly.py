@@ -18,6 +18,7 @@ from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
+from nexusbench.kv.grouped import GroupedKV
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import caveats
 from nexusbench.partitioners.base import Partitioner
@@ -238,6 +239,7 @@ def _resolved(
         partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,
         kv_blocks=kv.num_blocks * spec.num_gpus, block_size=kv.block_size, limits=limits,
+        kv_groups=kv.sizes if isinstance(kv, GroupedKV) else UNSET,
         swap_bytes=spec.host_bytes, pools=list(spec.pools),
         homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
         trace=trace_facts(trace), seed=config.seed, slo=slo_bounds(config.goodput),

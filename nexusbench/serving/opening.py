@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
 MOST_BLOCKS = 10**9
+MOST_PAGES = 2**53  # pages are only counted; a float holds each number up to here
 # Which requests arrive when, and what an hour costs: nothing that :func:`check_run` looks at.
 _TRAFFIC = {"trace": ""} | {
     name: declared(RunConfig)[name].default
@@ -116,10 +117,12 @@ def kv_pools(
     counts = [blocks] * spec.num_gpus
     if spec.host is not None:
         counts.append(int(spec.host_bytes // block_bytes))
-    if sizes.is_uniform and max(counts) > MOST_BLOCKS:
+    most = MOST_BLOCKS if sizes.is_uniform else MOST_PAGES
+    if max(counts) > most:
+        what = f"blocks of {block_size} tokens" if sizes.is_uniform else "pages"
         raise UsageError(
-            f"a KV pool of {max(counts):,} blocks of {block_size} tokens is more than the "
-            f"{MOST_BLOCKS:,} that are kept account of. Ask for fewer --kv-blocks (or less "
+            f"a KV pool of {max(counts):,} {what} is more than the "
+            f"{most:,} that are kept account of. Ask for fewer --kv-blocks (or less "
             "--swap-space), or a larger --block-size"
         )
     if spec.kind == "cpu":
