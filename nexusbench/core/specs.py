@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated, Literal
 
 import msgspec
@@ -298,7 +299,7 @@ def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
     if gpus == 1:
         gpu = msgspec.structs.replace(gpu, link=UNSET)
     plain = all(
-        isinstance(group.mixer, FullAttention | None) and isinstance(group.mlp, DenseMlp | None)
+        type(group.mixer) in (FullAttention, NoneType) and isinstance(group.mlp, DenseMlp | None)
         for group in model.groups
     )
     types = {
