@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from nexusbench.core.kv_layout import KvPages
@@ -50,10 +51,15 @@ class GroupedKV(KVCacheManager):
         self.sizes = sizes
         self._count = len(kinds)
         self._windows = [(g, one) for g, one in enumerate(sizes.groups) if one.window]
+        self._step_pages = sizes.step
+        # The length from which on no window grows; where pieces begin anew, there is none.
+        windows = [one.window if one.kind == "window" else math.inf for _, one in self._windows]
+        self._fills_windows = max(1, *windows, 1)
         self._full = [g for g, kind in enumerate(kinds) if kind == "full"]
         # The groups of which a request takes a block with its first block of tokens, and with each
         # one after that.
         self._first = list(range(self._count))
+        self._full_pages = sum(sizes.pages[g] for g in self._full)
         self._later = [NONE if kind == "state" else g for g, kind in enumerate(kinds)]
 
     # -- sizes -------------------------------------------------------------------------------------
@@ -66,7 +72,7 @@ class GroupedKV(KVCacheManager):
     @property
     def step_blocks(self) -> int:
         """Pages that a request takes at most when it enters its next block of tokens."""
-        return self.sizes.step
+        return self._step_pages
 
     def next_blocks(self, computed: int) -> int:
         """The same after ``computed`` tokens, less what its windows leave behind."""
@@ -85,11 +91,22 @@ class GroupedKV(KVCacheManager):
         """Pages that a cached prefix saves: of the groups of all tokens. What it has in windows is
         passed while the rest is computed.
         """
-        return num_tokens // self.block_size * sum(self.sizes.pages[g] for g in self._full)
+        return num_tokens // self.block_size * self._full_pages
 
     def growth(self, num_tokens: int, more: int) -> int:
-        """Room that ``more`` tokens after ``num_tokens`` take, in ``1 / block_size`` of a page."""
-        return self.sizes.room(num_tokens + more) - self.sizes.room(num_tokens)
+        """Room that ``more`` tokens after ``num_tokens`` take, in ``1 / block_size`` of a page.
+
+        Policies ask it of each request at each step, and most requests have filled their windows.
+        """
+        if num_tokens >= self._fills_windows:
+            return more * self._full_pages
+        if not num_tokens:
+            return self.sizes.room(more)
+        total, pages = more * self._step_pages, self.sizes.pages
+        for g, one in self._windows:
+            passed = one.first_kept(num_tokens + more - 1) - one.first_kept(num_tokens - 1)
+            total -= passed * pages[g]
+        return total
 
     def tokens_in(self, num_blocks: int, each: int = 0) -> int:
         """Tokens that so many pages hold: of one request, or of requests of ``each`` tokens."""
@@ -117,9 +134,8 @@ class GroupedKV(KVCacheManager):
     def reserve(self, num_tokens: int, computed: int) -> tuple[list[int], list[int]] | None:
         """Blocks for ``num_tokens`` tokens, of which ``computed`` will be copied there."""
         wanted = self._wanted(0, -(-num_tokens // self.block_size), computed)
-        if self._pages_wanted(wanted) > self._pages.num_free:
-            return None
-        return self._pages.draw(wanted)
+        needed = self._pages_wanted(wanted)
+        return self._pages.draw(wanted, needed) if needed <= self._pages.num_free else None
 
     def _wanted(self, begin: int, end: int, computed: int) -> list[int]:
         """The group of each entry for the blocks of tokens ``begin`` to ``end``, NONE where none is
@@ -140,13 +156,13 @@ class GroupedKV(KVCacheManager):
 
     def _passed(self, request: Request, computed: int) -> tuple[tuple[int, int], ...]:
         """(place, block) of what windows have left behind after ``computed`` tokens, last first."""
-        blocks, count, made = request.blocks, self._count, []
+        blocks, count, size = request.blocks, self._count, self.block_size
+        made: list[tuple[int, int]] = []
         for g, one in self._windows:
-            kept = min(one.first_kept(computed) // self.block_size, len(blocks) // count)
-            for place in range((kept - 1) * count + g, -1, -count):
-                if blocks[place] < 0:
-                    break  # and so are all before it
+            place = (min(one.first_kept(computed) // size, len(blocks) // count) - 1) * count + g
+            while place >= 0 and blocks[place] >= 0:  # what was passed before is NONE
                 made.append((place, blocks[place]))
+                place -= count
         return tuple(made)
 
     # -- prefixes ----------------------------------------------------------------------------------
@@ -202,14 +218,19 @@ class GroupedKV(KVCacheManager):
         computed = len(prefix) * size if not blocks else request.num_computed_tokens
         begin = len(blocks) // self._count + len(prefix)
         end = max(begin, -(-num_tokens // size))
-        wanted = self._wanted(begin, end, computed)
-        passed = self._passed(request, computed)
-        shared = self._shared(request, len(prefix)) if prefix else []
-        refs = pool.refs
-        free = pool.num_free + pool.pages_of([b for _, b in passed if refs[b] == 1])
-        if shared:
+        free, refs = pool.num_blank + pool.num_cached, pool.refs
+        passed: tuple[tuple[int, int], ...] = ()
+        shared: list[int] = []
+        if blocks:  # no window has passed what is not computed yet
+            wanted, needed = self._later * (end - begin), self._step_pages * (end - begin)
+            passed = self._passed(request, computed)
+            free += pool.pages_of([b for _, b in passed if refs[b] == 1])
+        else:
+            wanted = self._wanted(begin, end, computed)
+            needed = self._pages_wanted(wanted)
+            shared = self._shared(request, len(prefix))
             free -= pool.pages_of([b for b in shared if b >= 0 and not refs[b]])
-        if self._pages_wanted(wanted) > free:
+        if needed > free:
             return None
         if shared:
             pool.share(shared)
@@ -221,7 +242,7 @@ class GroupedKV(KVCacheManager):
         taken: list[int] = []
         evicted: list[int] = []
         if wanted:
-            taken, evicted = pool.draw(wanted)
+            taken, evicted = pool.draw(wanted, needed)
             blocks.extend(taken)
         return Allocation(request, shared, taken, evicted, passed)
 

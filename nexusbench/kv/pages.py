@@ -41,16 +41,15 @@ class PagePool(BlockPool):
 
     def take(self, count: int) -> tuple[list[int], list[int]]:
         """``count`` blocks of the first group; see :meth:`draw`."""
-        return self.draw([0] * count)
+        return self.draw([0] * count, count * self.pages[0])
 
-    def draw(self, groups: Sequence[int]) -> tuple[list[int], list[int]]:
-        """A block for each of ``groups`` (NONE for NONE), for one holder, and the undo record: the
-        evicted blocks, each with its hash behind it.
+    def draw(self, groups: Sequence[int], needed: int) -> tuple[list[int], list[int]]:
+        """A block for each of ``groups`` (NONE for NONE), ``needed`` pages together, for one
+        holder, and the undo record: the evicted blocks, each with its hash behind it.
 
         The caller has checked that ``num_free`` pages suffice.
         """
         pages, group_of, idle, refs = self.pages, self._group_of, self._idle, self.refs
-        needed = sum([pages[group] for group in groups if group >= 0])
         evicted: list[int] = []
         if needed > self.num_blank:
             self.changes += 1

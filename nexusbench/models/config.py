@@ -11,7 +11,6 @@ from functools import cache
 from msgspec import UNSET
 
 from nexusbench.core.layers import ExpertsMlp
-from nexusbench.core.mixers import WindowAttention
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import model_names, open_config
 from nexusbench.models.families.base import family_of
@@ -23,10 +22,6 @@ _EXPERTS = (
     "NOT VALIDATED: a mixture of experts. Its kernels follow measured ones, but every token is "
     "assumed to pick its experts at random, and no run of such a model was compared "
     "(docs/fidelity.md)"
-)
-_WINDOWS = (
-    "layers with a window keep keys and values of all tokens in the simulated KV pool; an engine "
-    "that frees what a window has passed holds more sequences"
 )
 
 # What checkpoints of quantised weights are called.
@@ -69,8 +64,6 @@ def caveats(model: ModelSpec) -> list[str]:
     """One sentence each; none for dense models whose weights have the type they compute in."""
     experts = any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)
     found = [_EXPERTS] if experts else []
-    if any(isinstance(group.mixer, WindowAttention) for group in model.groups):
-        found.append(_WINDOWS)
     types = _weight_types(model) - {model.dtypes.activations}
     if promised := missing_quantisation(model):
         found.append(promised)

@@ -207,14 +207,14 @@ def test_what_lies_on_another_gpu_is_as_much_as_here():
 
 def test_eviction_frees_cached_blocks_of_any_group_oldest_first():
     pool = PagePool(10, (1, 4))
-    one, _ = pool.draw([0, 1])
-    two, _ = pool.draw([1])
+    one, _ = pool.draw([0, 1], 5)
+    two, _ = pool.draw([1], 4)
     for number, block in enumerate((*one, *two)):
         pool.publish(block, number)
     pool.release([one[1], two[0], one[0]])
     assert (pool.num_free, pool.num_blank, pool.num_cached) == (10, 1, 9)
     before = (list(pool.cached), dict(pool._hash_of))
-    blocks, evicted = pool.draw([0, 0, NONE])
+    blocks, evicted = pool.draw([0, 0, NONE], 2)
     assert blocks[2] == NONE
     assert evicted == [one[1], 1]  # four pages, of which one is left over with the blank one
     assert (pool.num_blank, pool.num_cached) == (3, 5)
