@@ -407,3 +407,57 @@ def test_the_longest_prefix_that_every_group_has_is_found(layout):
         longest = max(n for n in range((two.num_tokens - 1) // 4 + 1) if has(n))
         assert len(kv.find_prefix(two)) == longest
         assert kv.count_cached([two]) == [4 * longest]
+
+
+def test_growth_is_what_a_request_adds_in_every_group():
+    """Also past the length from which on windows grow no more, at and around which it is short."""
+    for layout, groups in LAYOUTS.items():
+        kv = manager(groups)
+        for tokens in (0, 1, 6, 7, 8, 9, 10, 11, 32, 33, 40):
+            for more in (0, 1, 3, 30):
+                grown = kv.sizes.room(tokens + more) - kv.sizes.room(tokens)
+                assert kv.growth(tokens, more) == grown, (layout, tokens, more)
+
+
+def test_a_cached_prefix_saves_the_blocks_of_all_tokens_alone():
+    kv = manager(groups=(FULL, window(10)), pages=(3, 5))
+    assert kv.cached_blocks(20) == 15
+    assert manager(groups=(window(10),)).cached_blocks(20) == 0
+
+
+def test_a_request_without_blocks_for_all_that_is_computed_is_not_covered():
+    kv, r = manager(), offer(0, 0, 20, 30)
+    compute(kv, r, 20)
+    r.num_computed_tokens = 21
+    assert not kv.covers(r)
+
+
+def test_what_another_request_still_holds_makes_no_room():
+    """Two requests share the blocks of a window; one of them passes them while the pool is full."""
+    kv = manager(groups=(window(8),), pages=(2,), num_pages=10)
+    one, two = (offer(i, 0, 12, 30, prefix_ids=(1, 2)) for i in range(2))
+    compute(kv, one, 8)
+    compute(kv, two, 9)  # the blocks of 8 tokens, and one
+    assert [kv.pool.refs[b] for b in two.blocks] == [2, 2, 1]
+    assert kv.allocate(one, 12, []) is not None
+    one.num_tokens = one.num_computed_tokens = 12
+    compute(kv, offer(2, 0, 4, 1), 4)
+    assert kv.num_free == 0
+    assert kv.allocate(one, 13, []) is None  # its first block is held by the other
+    kv.free(two)
+    assert kv.allocate(one, 13, []) is not None
+
+
+def test_what_can_be_found_changes_with_an_eviction_and_when_it_is_taken_back():
+    """Queues that are ordered by what the cache holds are sorted again then."""
+    pool = PagePool(3, (1, 2))
+    blocks, _ = pool.draw([1], 2)
+    pool.publish(blocks[0], 5)
+    pool.release(blocks)
+    seen = [pool.changes]
+    pool.draw([0], 1)
+    seen.append(pool.changes)
+    more, evicted = pool.draw([0], 1)
+    seen.append(pool.changes)
+    pool.untake(more, evicted)
+    assert [*seen, pool.changes] == [1, 1, 2, 3]
