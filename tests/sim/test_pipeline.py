@@ -161,6 +161,10 @@ def test_two_engines_of_two_stages(tmp_path: Path) -> None:
     assert bool(made.events.finished.all())
     assert made.events.facts.gpus == 4
     assert set(made.events.tables["submitted"]["partition"].tolist()) == {0, 1}
+    # Two batches of each engine begin before any ends.
+    rows = [(0.0, 900, 2)] * 8
+    made = run(config(trace_of(tmp_path, *rows), data_parallel_size=2, max_num_batched_tokens=900))
+    assert made.events.tables["submitted"]["time"][:4].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
