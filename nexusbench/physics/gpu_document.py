@@ -14,6 +14,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.kernel_constants import (
     EXPERTS,
     PRODUCTS,
+    SPARSE,
+    STATES,
     ExpertConstants,
     KernelConstants,
     ProductConstants,
@@ -76,6 +78,8 @@ def read_kernels(document: GpuDocument, written: object) -> KernelConstants:
     for name, found, kinds in (
         ("products", made.products, PRODUCTS),
         ("experts", made.experts, EXPERTS),
+        ("sparse", made.sparse, SPARSE),
+        ("states", made.states, STATES),
     ):
         for kind, constants in found.items():
             if kind not in kinds:

@@ -23,6 +23,8 @@ from nexusbench.core.kernel_constants import (
     LatentConstants,
     ProductConstants,
     QuantiseConstants,
+    SparseConstants,
+    StateConstants,
     WindowConstants,
 )
 from nexusbench.core.specs import GpuSpec
@@ -37,11 +39,12 @@ DONORS: dict[Architecture, str] = {
     "blackwell": "b200",
     "blackwell-rtx": "rtxpro6000",
 }
-# Kinds that need tensor cores of their own, and the architectures that have them.
-_FP8 = ("ada", "hopper", "blackwell", "blackwell-rtx")
+_SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
+# The architectures whose tensor cores take 8-bit floats; kinds that need cores of their own.
+NARROW_CORES = ("ada", "hopper", "blackwell", "blackwell-rtx")
 _NATIVE: dict[str, tuple[str, ...]] = {
-    "fp8": _FP8,
-    "fp8_block": _FP8,
+    "fp8": NARROW_CORES,
+    "fp8_block": NARROW_CORES,
     "nvfp4": ("blackwell", "blackwell-rtx"),
     "int8": ("ampere", "ada", "hopper"),
 }
@@ -167,6 +170,23 @@ def latent_constants(gpu: GpuSpec) -> LatentConstants:
     found = kernels_of(gpu).latent or _donor(gpu).latent
     assert found is not None
     return found
+
+
+def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
+    """Of ``kind`` (a key of SPARSE), from the GPU's file, its donor's or, where neither was
+    measured, the H200's.
+    """
+    own = kernels_of(gpu).sparse
+    if kind in own:
+        return own[kind]
+    near = _donor(gpu).sparse
+    return near[kind] if kind in near else kernels_of(load_gpu(_SPARSE_DONOR)).sparse[kind]
+
+
+def state_constants(gpu: GpuSpec, kind: str) -> StateConstants:
+    """Of ``kind`` (a key of STATES), from the GPU's file or its donor's."""
+    own = kernels_of(gpu).states
+    return own[kind] if kind in own else _donor(gpu).states[kind]
 
 
 def kernels_of(gpu: GpuSpec) -> KernelConstants:
