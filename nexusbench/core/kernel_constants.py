@@ -104,7 +104,11 @@ class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_launch_us: Micros
 
 
-Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx"]
+# The chips of workstations and games of a generation differ from those of its data-centre GPUs.
+Architecture = Literal[
+    "volta", "turing", "ampere", "ampere-rtx", "ada", "hopper", "blackwell", "blackwell-rtx",
+    "cdna3",
+]  # fmt: skip
 
 
 class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
