@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from msgspec import UNSET
 
+from nexusbench.cli.main import main
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.specs import GpuSpec, SimConstants
 from nexusbench.devices.base import DeviceOptions
 from nexusbench.devices.sim import Sim
 from nexusbench.experiments.neutral import gpu_file
+from nexusbench.experiments.paying.tables import hardware
 from nexusbench.models.config import load_model
 from nexusbench.physics.architectures import ARCHITECTURES
 from nexusbench.physics.gpus import gpu_names, load_gpu
@@ -171,10 +174,11 @@ def test_a_written_file_keeps_its_caveats(tmp_path: Path) -> None:
 
 def test_what_a_gpu_lacks_is_refused() -> None:
     amd, llama = load_gpu("mi300x"), load_model("llama-3.1-8b")
-    for weights in ("nvfp4", "mxfp4", "int4"):
-        with pytest.raises(UsageError, match=r"AMD Instinct MI300X has no kernel for .*bf16, fp8"):
+    for weights, kind in (("nvfp4", "nvfp4"), ("mxfp4", "mxfp4"), ("int4", "w4a16")):
+        named = rf"AMD Instinct MI300X has no kernel for .*\({kind}\).*: it computes bf16, fp8"
+        with pytest.raises(UsageError, match=named):
             product_kernel(amd, weights)
-        with pytest.raises(UsageError, match="MI300X has no kernel"):
+        with pytest.raises(UsageError, match=named):
             experts_kernel(amd, weights)
     four_bit = msgspec.structs.replace(llama.dtypes, weights="int4")
     options = DeviceOptions(max_num_seqs=8, max_num_batched_tokens=512)
@@ -200,3 +204,29 @@ def test_caveats_stand_before_figures_and_change_no_fingerprint() -> None:
 
     gpu = load_gpu("l4")
     assert hashed(gpu) == hashed(msgspec.structs.replace(gpu, caveats=UNSET))
+
+
+def test_the_map_of_where_splitting_pays_says_it_below_its_gpus() -> None:
+    about = SimpleNamespace(gpus=("sim:l20", "sim:l4"))
+    survey = SimpleNamespace(spec=SimpleNamespace(about=about, traffic=[]), capacity={})
+    page = hardware(survey)  # type: ignore[arg-type]
+    assert "| sim:l4 | 121 | 300 |" in page
+    (said,) = [line for line in page.splitlines() if ANALOGY in line]
+    assert said.startswith("sim:l4: ")
+
+
+def test_a_sheet_on_the_command_line_says_what_was_filled_in(tmp_path: Path, capfd) -> None:
+    trace = tmp_path / "one.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 128, "output_length": 2}\n')
+    own = written(tmp_path, SHEET)
+    asked = ["serve-trace", str(trace), "--device", f"sim:{own}", "--model", "qwen2.5-3b"]
+    assert main([*asked, "--scheduler", "vllm,sglang", "--results", str(tmp_path / "kept")]) == 0
+    out, err = capfd.readouterr()
+    assert err.count(ANALOGY) == out.count(ANALOGY) == 1
+    manifest = json.loads(next((tmp_path / "kept").glob("*/manifest.json")).read_text())
+    (said,) = manifest["resolved"]["caveats"]
+    assert said.startswith(ANALOGY)
+    assert "NVIDIA L40S" in manifest["resolved"]["gpu"]["sources"]["attention_tile_us"]
+    own.write_text('name = "mine"\n')
+    assert main([*asked, "--no-save"]) == 2
+    assert "missing too: peak_tflops" in capfd.readouterr().err
