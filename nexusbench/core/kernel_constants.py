@@ -146,7 +146,11 @@ class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_conv_passes: Factor
 
 
-Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx"]
+# The chips of workstations and games of a generation differ from those of its data-centre GPUs.
+Architecture = Literal[
+    "volta", "turing", "ampere", "ampere-rtx", "ada", "hopper", "blackwell", "blackwell-rtx",
+    "cdna3",
+]  # fmt: skip
 
 
 class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

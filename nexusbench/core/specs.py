@@ -286,7 +286,8 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
     one of CURVES is of a CurveFactor. The value in use lies inside. ``kernels`` are the
     constants of low-precision products and experts; without them, those of another GPU stand for
-    them (physics/precisions.py).
+    them (physics/precisions.py). A file may leave out what a default of its architecture stands for
+    (physics/architectures.py); the spec has it all.
     """
 
     name: str
@@ -308,6 +309,13 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranges: dict[str, tuple[float, float]] = {}
     # Left out of files where there are none, so that they are those of before.
     kernels: KernelConstants | UnsetType = UNSET
+    # Sentences that every screen says before a figure of this GPU, simulated.
+    caveats: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """``caveats``, none where the file has none."""
+        return () if self.caveats is UNSET else self.caveats
 
 
 def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
+_LOG = logging.getLogger("nexusbench")
 # CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
 # 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B
 # (LLMServingSim data set, MIT).
@@ -113,7 +116,9 @@ class Sim(Device):
             )
         if is_profile(argument):
             return load_profile(Path(argument)).gpu
-        return load_gpu(_one_of(argument)[0])
+        gpu = load_gpu(_one_of(argument)[0])
+        warn(gpu)
+        return gpu
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -143,6 +148,7 @@ class Sim(Device):
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         one, count = _one_of(argument)
         name, gpu = "+".join([Path(one).name.lower()] * count), load_gpu(one)
+        warn(gpu)
         parallel = options.parallel
         sims = [
             cls(gpu, model, msgspec.structs.replace(options, seed=options.seed + rank), name=name,
@@ -346,6 +352,15 @@ class Sim(Device):
                 if other.away is not None and other.away.pool == pool:
                     loads.append(ghost(other.away, other.load.solo))
         return loads
+
+
+def warn(gpu: GpuSpec) -> None:
+    """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
+    serve.
+    """
+    if multiprocessing.parent_process() is None:
+        for text in gpu.warnings:
+            _LOG.warning("%s: %s", gpu.name, text)
 
 
 def _one_of(argument: str) -> tuple[str, int]:
