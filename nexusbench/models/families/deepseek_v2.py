@@ -47,6 +47,4 @@ class DeepseekV2Family(DeepseekV3Family):
         refuse(config, "scoring_func", ("softmax",), "Only softmax scores are computed here")
         known = ("greedy", "group_limited_greedy")
         refuse(config, "topk_method", known, f"Computed are {' and '.join(known)}")
-        hint = "DeepSeek's own code and transformers differ in it: only false is computed"
-        refuse(config, "norm_topk_prob", (False,), hint)
         return Routing(0, scale=config.number("routed_scaling_factor", 1.0))
