@@ -364,11 +364,17 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     pools: tuple[str, ...] = ("gpu",)
     pool_of: dict[str, int] = {}
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+    kv_token_bytes: float = 0.0  # what it keeps of a token; 0: as the model says
+    longest_context: int = 0  # tokens of a sequence that it can compute; 0: all of the model's
 
     @property
     def num_gpus(self) -> int:
         """GPUs (or groups in lockstep) that have a KV pool of their own."""
         return len(self.pools) - (self.host_bytes > 0)
+
+    def kv_bytes_of(self, model: ModelSpec) -> float:
+        """KV-cache bytes of one token of ``model`` on all its GPUs together."""
+        return self.kv_token_bytes or model.kv_bytes_on(self.tensor_parallel)
 
     @property
     def host(self) -> int | None:
