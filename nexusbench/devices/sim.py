@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
+_LOG = logging.getLogger("nexusbench")
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
@@ -112,7 +115,9 @@ class Sim(Device):
             )
         if is_profile(argument):
             return load_profile(Path(argument)).gpu
-        return load_gpu(_one_of(argument)[0])
+        gpu = load_gpu(_one_of(argument)[0])
+        warn(gpu)
+        return gpu
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -143,6 +148,7 @@ class Sim(Device):
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         one, count = _one_of(argument)
         name, gpu = "+".join([Path(one).name.lower()] * count), load_gpu(one)
+        warn(gpu)
         parallel = options.parallel
         sims = [
             cls(gpu, model, msgspec.structs.replace(options, seed=options.seed + rank), name=name,
@@ -360,6 +366,15 @@ def _spread(options: DeviceOptions) -> str:
                ("dp", options.data_parallel))  # fmt: skip
     text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
     return text + ("-ep" if options.expert_parallel else "")
+
+
+def warn(gpu: GpuSpec) -> None:
+    """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
+    serve.
+    """
+    if multiprocessing.parent_process() is None:
+        for text in gpu.warnings:
+            _LOG.warning("%s: %s", gpu.name, text)
 
 
 def _one_of(argument: str) -> tuple[str, int]:

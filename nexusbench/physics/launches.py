@@ -20,7 +20,6 @@ from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
@@ -30,6 +29,7 @@ from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
+HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
 
@@ -55,10 +55,7 @@ class Physics:
         """``part`` is one layer group and its work, whose layers alone are timed; None: all.
         ``parallel`` says more than ``tensor_parallel``, where there is more to say. The routed
         experts of ranks in lockstep are left out: :meth:`routed` (lockstep.py).
-
-        Raises UsageError for a layer that there is no kernel for.
         """
-        check_covered(model)
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
         self._parallel = parallel = parallel or Parallelism(tensor_parallel)
         self._apart = parallel.in_lockstep(model)
@@ -98,6 +95,7 @@ class Physics:
             self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = work.wide  # of this GPU's share, in values
         self._beside = _beside(group) / tensor_parallel
+        self._hyper = _streams_of(group, model.hidden_size)
         self.mixing = () if part else mixings_of(gpu, work, self._products)
         self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
         self._by_context = tuple(one for one in self.mixing if one.products is not None)
@@ -180,7 +178,11 @@ class Physics:
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
         if self._attention is None:
-            return total([self._time_of(one, shape, sms) for one in self.mixing])
+            made = NOTHING
+            for one in self.mixing:
+                part = self._time_of(one, shape, sms)
+                made = part if made is NOTHING else scaled_sum(part, 1.0, made)
+            return made
         decodes = shape.num_decodes
         return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
@@ -200,7 +202,10 @@ class Physics:
 
     def _with_contexts(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Products that depend on more of a batch than its tokens, in all layers."""
-        return total([self._with_context(one, shape, sms) for one in self._by_context])
+        made = self._with_context(self._by_context[0], shape, sms)
+        for one in self._by_context[1:]:
+            made = scaled_sum(self._with_context(one, shape, sms), 1.0, made)
+        return made
 
     def _with_context(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
         assert one.products is not None
@@ -236,6 +241,7 @@ class Physics:
                 touched.append(activated * self._beside)
         elif self._wide:
             touched.append(activated * self._wide)
+        touched += self._hyper
         for values in touched:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
@@ -304,3 +310,14 @@ def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int)
         kernel.activation_bytes,
     )  # fmt: skip
     return Experts(gpu, expert_constants(gpu, kernel.kind), shape)
+
+
+def _streams_of(group: LayerGroup, hidden: int) -> list[float]:
+    """Values that the hyper-connections of a layer (DeepSeek-V4) read and write for a token, around
+    each of its parts: all streams mixed to the part's input, and with its output to new streams.
+    """
+    found: list[float] = []
+    for one in group.others:
+        if one.name == HYPER_CONNECTION:
+            found += [one.inputs + hidden, 2 * one.inputs + hidden] * one.copies
+    return found

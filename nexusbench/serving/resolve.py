@@ -15,7 +15,7 @@ from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
 from nexusbench.metrics.run_events import check_slo
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.schedulers.base import Scheduler, schedulers
@@ -137,6 +137,13 @@ def find_device(name: str) -> NamedDevice:
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
         raise UsageError(f"'{name}' is a GPU, not a device; write sim:{kind}")
     return NamedDevice(kind, argument, devices.load(kind))
+
+
+def caveats_of(config: RunConfig) -> list[str]:
+    """What is to be said of the model and of the device of ``config`` before any figure of them."""
+    said = caveats(load_model(config.model))
+    named = find_device(config.device)
+    return [*said, *(named.describe().warnings if named.kind == "sim" else ())]
 
 
 def pair_of(policy: Scheduler, named: NamedDevice) -> str:

@@ -278,7 +278,7 @@ def engine_of(
         assembly.limits,
         concurrency=assembly.trace.concurrency,
         stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
-        block_bytes=model.kv_bytes_on(device.spec.tensor_parallel) * assembly.kv.block_size,
+        block_bytes=device.spec.kv_bytes_of(model) * assembly.kv.block_size,
         host=device.host,
     )
     if device.ranks is None:
