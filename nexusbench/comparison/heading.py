@@ -125,7 +125,8 @@ def _model_line(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     if resolved.random_weights:
         text += ", RANDOM weights"
     text += f", tensor parallel over {degree} GPUs" if degree > 1 else ""
-    engines = config.data_parallel_size
+    stages, engines = config.pipeline_parallel_size, config.data_parallel_size
+    text += f", {stages} pipeline stages" if stages > 1 else ""
     text += f", {engines} data-parallel engines" if engines > 1 else ""
     return text + (", experts spread over all GPUs" if config.enable_expert_parallel else "")
 
