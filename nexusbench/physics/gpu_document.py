@@ -15,6 +15,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.kernel_constants import (
     EXPERTS,
     PRODUCTS,
+    SPARSE,
+    STATES,
     Architecture,
     ExpertConstants,
     KernelConstants,
@@ -94,6 +96,8 @@ def read_kernels(
     for name, found, kinds in (
         ("products", made.products, PRODUCTS),
         ("experts", made.experts, EXPERTS),
+        ("sparse", made.sparse, SPARSE),
+        ("states", made.states, STATES),
     ):
         for kind, constants in found.items():
             if kind not in kinds:

@@ -52,6 +52,38 @@ def overlapped(
     return OperatorClass(time, compute, memory, busy, traffic, 1.0, turns, held)
 
 
+def in_layers(
+    layers: int,
+    fixed: float,
+    longer: float,
+    memory: float,
+    busy: float,
+    traffic: float,
+    tiles: float,
+) -> OperatorClass:
+    """A kernel in each of ``layers`` layers, in ns of one: ``longer`` beside what is ``fixed``, of
+    which ``memory`` is bound by HBM; of ``tiles`` tiles an SM.
+    """
+    return OperatorClass(
+        (fixed + longer) * layers,
+        (longer - memory) * layers,
+        memory * layers,
+        busy * layers,
+        traffic * layers,
+        layers,
+        (tiles if tiles > 1.0 else 1.0) * layers,
+        longer * (tiles / -(-tiles // 1)) * layers,
+    )
+
+
+def later(made: OperatorClass, more: float) -> OperatorClass:
+    """``made``, which ends ``more`` ns later."""
+    return OperatorClass(
+        made.time + more, made.compute, made.memory, made.busy, made.traffic, made.kernels,
+        made.turns, made.held,
+    )  # fmt: skip
+
+
 def filled(tiles: float) -> float:
     """The share of SMs that have a tile, on average over whole waves of ``tiles`` tiles an SM."""
     return tiles / -(-tiles // 1)

@@ -24,12 +24,15 @@ from nexusbench.core.kernel_constants import (
     LatentConstants,
     ProductConstants,
     QuantiseConstants,
+    SparseConstants,
+    StateConstants,
     WindowConstants,
 )
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.architectures import ARCHITECTURES, architecture_by_attention
 from nexusbench.physics.gpus import load_gpu
 
+_SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
 _NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4")  # tensor cores of their own
 _WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
 # What takes the constants of another kind where it has none of its own: the same rate and traffic.
@@ -158,6 +161,23 @@ def latent_constants(gpu: GpuSpec) -> LatentConstants:
     found = kernels_of(gpu).latent or _donor(gpu).latent
     assert found is not None
     return found
+
+
+def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
+    """Of ``kind`` (a key of SPARSE), from the GPU's file, its donor's or, where neither was
+    measured, the H200's.
+    """
+    own = kernels_of(gpu).sparse
+    if kind in own:
+        return own[kind]
+    near = _donor(gpu).sparse
+    return near[kind] if kind in near else kernels_of(load_gpu(_SPARSE_DONOR)).sparse[kind]
+
+
+def state_constants(gpu: GpuSpec, kind: str) -> StateConstants:
+    """Of ``kind`` (a key of STATES), from the GPU's file or its donor's."""
+    own = kernels_of(gpu).states
+    return own[kind] if kind in own else _donor(gpu).states[kind]
 
 
 def kernels_of(gpu: GpuSpec) -> KernelConstants:
