@@ -145,7 +145,9 @@ def _trace_line(view: RunView) -> str:
 
 
 def policies_line(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column, with the options that were typed."""
+    """Scheduler, whose rules it follows, partitioner and belief of each column, with the options
+    that were typed.
+    """
     texts = []
     for column in columns:
         resolved, config = column.first.resolved, column.first.config
@@ -153,7 +155,9 @@ def policies_line(columns: Sequence[Column]) -> str:
             continue  # the policies of a server are unknown
         belief, partitioner = resolved.belief, config.partitioner or resolved.partitioner
         asks = f" asking {_belief(belief, config.cost_model)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {partitioner}{asks})")
+        said = resolved.scheduler_rules
+        rules = f"rules of {said}; " if isinstance(said, str) else ""
+        texts.append(f"{column.label} ({rules}partitioner {partitioner}{asks})")
     return ", ".join(texts)
 
 
