@@ -10,7 +10,7 @@ import msgspec
 
 from nexusbench.core.config import RunConfig, check_config, fields_of
 from nexusbench.core.errors import UsageError
-from nexusbench.core.kv_layout import KvPages, kv_layout
+from nexusbench.core.kv_layout import KvGroup, KvLayout, KvPages, kv_layout
 from nexusbench.core.machine import require_memory
 from nexusbench.core.options import declared
 from nexusbench.core.request import Request
@@ -64,8 +64,19 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
         temperature=config.temperature, top_p=config.top_p,
         swap_bytes=what.swap_bytes, graphs=config.graphs,
         host=None if config.engine is None else load_engine(config.engine),
+        data_parallel=config.data_parallel_size, expert_parallel=config.enable_expert_parallel,
+        pipeline_parallel=config.pipeline_parallel_size,
     )  # fmt: skip
-    return named.device_class.open(named.argument, what.model, options), limits
+    device = named.device_class.open(named.argument, what.model, options)
+    longest = device.spec.longest_context
+    if longest and limits.max_model_len > longest:
+        device.close()
+        raise UsageError(
+            f"{device.spec.name} computes contexts of {what.model.name} up to {longest:,} tokens, "
+            f"not {limits.max_model_len:,}: beyond them its LongRoPE has other frequencies from "
+            f"the first token on. Give --max-model-len {longest}"
+        )
+    return device, limits
 
 
 def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
@@ -144,7 +155,10 @@ def kv_pools(
 def kv_pages(config: RunConfig, model: ModelSpec, device: Device) -> KvPages:
     """What the blocks of ``model`` are on ``device``. Raises UsageError for one without any."""
     spec = device.spec
-    layout = kv_layout(model, spec.tensor_parallel, frees_windows=spec.frees_windows)
+    if spec.kv_token_bytes:
+        layout = KvLayout((KvGroup("full", spec.kv_token_bytes),))
+    else:
+        layout = kv_layout(model, spec.tensor_parallel, frees_windows=spec.frees_windows)
     return layout.paged(config.block_size)
 
 
