@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.core.work import model_work
 from nexusbench.models.config import caveats, load_model, missing_quantisation, model_names
@@ -405,8 +406,8 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 )
 def test_kv_heads_are_kept_on_several_gpus_where_there_are_fewer(gpus: int, copies: int) -> None:
     model = load_model("qwen2.5-3b")  # 2 KV heads
-    assert model.kv_bytes_on(gpus) == copies * 36_864
-    assert model_work(model, gpus).kv_bytes_per_token * gpus == model.kv_bytes_on(gpus)
+    assert kv_layout(model, gpus).token_bytes == copies * 36_864
+    assert model_work(model, gpus).kv_bytes_per_token * gpus == kv_layout(model, gpus).token_bytes
 
 
 HOSTILE: tuple[object, ...] = (
