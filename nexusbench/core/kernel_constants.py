@@ -152,7 +152,11 @@ class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     l2_share: L2Share  # of L2 that holds what one kernel leaves to the next
 
 
-Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx"]
+# The chips of workstations and games of a generation differ from those of its data-centre GPUs.
+Architecture = Literal[
+    "volta", "turing", "ampere", "ampere-rtx", "ada", "hopper", "blackwell", "blackwell-rtx",
+    "cdna3",
+]  # fmt: skip
 
 
 class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -96,6 +96,7 @@ class Engine(Served):
         self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
+        self._staged, self._launched = device.spec.stages > 1, False
         self._fruitless = 0  # decisions in a row after which nothing was in flight
         self._only_preempted = False  # so did the last one, but for preemptions
         self._moves = self._tokens_before = 0  # moves since a request got a token; tokens by then
@@ -112,7 +113,7 @@ class Engine(Served):
         self.admit(self.device.now())
         while state.decoding or arrivals.num_left or state.prefilling or state.outside:
             if self.has_free_slot():
-                self.decide()
+                self.fill()
             if self.is_stuck():
                 raise EngineStalled(self.stall_report())
             for output in self.device.wait(self.next_event()):
@@ -150,13 +151,20 @@ class Engine(Served):
         self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
         if r.stop_len > limits.max_model_len:
             self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
-        elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
+        elif self.kv.most_blocks(r.stop_len, limits.max_num_batched_tokens) > self.kv.num_blocks:
             self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
         else:
             r.num_tokens = r.num_prompt_tokens
             r.order_key = self.journal.joining_key(r)
             self.state.waiting.add(r)
             self.patience.watch(r)
+
+    def fill(self) -> None:
+        """Decide; in a pipeline again while that launches something and there is room for more."""
+        self.decide()
+        if self._staged:
+            while self._launched and self.has_free_slot():
+                self.decide()
 
     def decide(self) -> None:
         """One scheduling instant: plan, split, commit."""
@@ -179,6 +187,7 @@ class Engine(Served):
         self.executor.commit(plan, split, journal)
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
+        self._launched = bool(plan.batches)
         self._wake_at = plan.wake_at
         self._fruitless = 0 if state.busy else self._fruitless + 1
         self._only_preempted = bool(plan.preemptions) and not state.busy

@@ -45,7 +45,7 @@ def environment_of(
         used = with_used_kernels(resolved.gpu, resolved.model, gpus)
     gpu: JsonObject = msgspec.to_builtins(used)
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
-    for described in ("sources", "ranges"):  # words about the constants, not constants
+    for described in ("sources", "ranges", "caveats"):  # words about the constants, not constants
         gpu.pop(described, None)
     for name in ("name", "source"):
         own_model.pop(name, None)

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from nexusbench.core.kernel_constants import SparseConstants
 from nexusbench.core.specs import GpuSpec
+from nexusbench.physics.architectures import ARCHITECTURES
 from nexusbench.physics.attention import spread
 from nexusbench.physics.operators import NOTHING, OperatorClass, filled, overlapped, scaled_sum
-from nexusbench.physics.precisions import NARROW_CORES, architecture
+from nexusbench.physics.precisions import architecture
 
 SCORE_ROWS = 128  # index queries of a tile: 4 tokens of 32 heads
 DECODE_ROWS = 64  # at least, of one token in a decode
@@ -52,7 +53,7 @@ class IndexScores:
         *,
         narrow: bool,
     ) -> None:
-        fast = 2.0 if narrow and architecture(gpu) in NARROW_CORES else 1.0
+        fast = 2.0 if narrow and "fp8" in ARCHITECTURES[architecture(gpu)].native else 1.0
         rate = gpu.peak_tflops * fast * 1e3 / gpu.num_sms * own.index_efficiency
         self._row_ns = 2.0 * size / rate  # of one index query and one key
         self._heads, self._key_bytes = heads, key_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import UNSET
@@ -15,7 +16,7 @@ from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
 from nexusbench.metrics.run_events import check_slo
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.schedulers.base import Scheduler, schedulers
@@ -137,6 +138,21 @@ def find_device(name: str) -> NamedDevice:
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
         raise UsageError(f"'{name}' is a GPU, not a device; write sim:{kind}")
     return NamedDevice(kind, argument, devices.load(kind))
+
+
+def caveats_of(config: RunConfig) -> list[str]:
+    """What is to be said of the model and of the device of ``config`` before any figure of them."""
+    said = caveats(load_model(config.model))
+    named = find_device(config.device)
+    return [*said, *(named.describe().warnings if named.kind == "sim" else ())]
+
+
+def rules_of(specs: Iterable[str]) -> str:
+    """Whose rules of which version each scheduler follows, each named once; '' of those that do not
+    say.
+    """
+    known = {spec: schedulers.create(spec).rules for spec in dict.fromkeys(specs)}
+    return "; ".join(f"{spec}: {rules}" for spec, rules in known.items() if rules)
 
 
 def pair_of(policy: Scheduler, named: NamedDevice) -> str:

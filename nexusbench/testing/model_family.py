@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
-from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError, UsageError
@@ -78,8 +77,7 @@ def check_model_family(family: str | type[ModelFamily]) -> None:
                 _check_refusal(file, cls, damaged, key)
         with named("launches"):
             _check_times(model)
-        computed = cls.biases is not None and model.stack is UNSET
-        if computed and model.num_parameters <= MOST_COMPUTED:
+        if cls.biases is not None and model.num_parameters <= MOST_COMPUTED:
             with named("tokens"):
                 _described(file, cls, sample)
                 _check_tokens(file, model)

@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup, LayerStack
 from nexusbench.core.mixer_work import MIXER_WORK
 from nexusbench.core.mixers import (
@@ -191,7 +192,9 @@ def test_tensor_parallel_shards_every_group() -> None:
         check_tensor_parallel(8, model)
     work = model_work(model, 4)
     assert [linear.outputs for linear in work.linears if linear.name == "qkv"] == [6 * 64, 9 * 64]
-    assert work.kv_bytes_per_token * 4 == model.kv_bytes_on(4) == model.kv_bytes_per_token
+    assert (
+        work.kv_bytes_per_token * 4 == kv_layout(model, 4).token_bytes == model.kv_bytes_per_token
+    )
 
 
 def test_a_stack_goes_into_a_manifest_and_comes_back() -> None:
