@@ -23,7 +23,15 @@ from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
+from nexusbench.physics.operators import (
+    L2,
+    NOTHING,
+    OperatorClass,
+    attainable,
+    beside,
+    scaled_sum,
+    total,
+)
 from nexusbench.physics.precisions import expert_constants, experts_kernel
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
@@ -31,6 +39,10 @@ from nexusbench.physics.sharing import LaunchLoad, Sharing
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
+# Shared experts run beside the routed ones in batches of up to so many tokens: in a stream of their
+# own (vLLM's VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD, TensorRT-LLM's maybe_execute_in_parallel),
+# or as one expert more in the same kernels (SGLang's shared experts fusion).
+SHARED, SHARED_BESIDE = ("gate_up", "up", "down"), 256
 
 
 class Physics:
@@ -92,8 +104,10 @@ class Physics:
             self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = work.wide  # of this GPU's share, in values
         self._beside = 0.0  # of what every token uses beside routed experts
+        self._shared = False  # and whether that is shared experts alone
         if isinstance(group.mlp, ExpertsMlp):
             self._beside = (group.mlp.shared_size + group.mlp.dense_size) / tensor_parallel
+            self._shared = group.mlp.shared_size > 0 == group.mlp.dense_size
         self.mixing = () if part else mixings_of(gpu, work, self._products)
         self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
         self._by_context = tuple(one for one in self.mixing if one.products is not None)
@@ -215,13 +229,17 @@ class Physics:
         work = self._work
         if self._groups:
             return total([group.dense(tokens, sms) for group in self._groups])
-        made = NOTHING
+        made = shared = NOTHING
+        apart = SHARED if self._shared and tokens <= SHARED_BESIDE else ()
         for linear in self._linears:  # not of experts: theirs are timed together, below
             product = self._products[linear.dtype].time(
                 linear.name, rows, linear.inputs, linear.outputs, sms,
                 self._weights[sms], self._bandwidth[sms],
             )  # fmt: skip
-            made = scaled_sum(product, linear.count, made)
+            if linear.name in apart:
+                shared = scaled_sum(product, 1.0, shared)
+            else:
+                made = scaled_sum(product, linear.count, made)
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, activated = work.hidden_size, 3 if work.gated else 2
@@ -236,10 +254,12 @@ class Physics:
                 tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew
             )
             layer = self._experts.time(routing, sms, self._weights[sms])
-            made = scaled_sum(layer, work.num_layers, made)
             touched.append(work.num_experts)  # the top k of the router's logits
-            if self._beside:
+            if apart:
+                layer = beside(layer, shared, self._weights[sms])
+            elif self._beside:
                 touched.append(activated * self._beside)
+            made = scaled_sum(layer, work.num_layers, made)
         elif self._wide:
             touched.append(activated * self._wide)
         for values in touched:
