@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import msgspec
 
+from nexusbench.core.bounds import Curve
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
 
@@ -138,6 +139,23 @@ def attainable(gpu: GpuSpec, sms: int, *, weights: bool = False) -> float:
             part = y0 + (y1 - y0) * (share - x0) / (x1 - x0)
             return gpu.hbm_gbps * gpu.sim.bandwidth_efficiency * part
     return gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
+
+
+def stretched(curve: Curve, factor: float) -> Curve:
+    """The curve with ``factor`` times the SMs at every bandwidth, cut at all SMs and 1 there; one
+    without points stays so.
+    """
+    if not curve:
+        return curve
+    points = [(share * factor, drawn) for share, drawn in curve]
+    if points[-1][0] <= 1.0:
+        points[-1] = (min(1.0, points[-1][0]), 1.0)
+        return tuple(points) if points[-1][0] == 1.0 else (*points, (1.0, 1.0))
+    inside = [point for point in points if point[0] < 1.0]
+    beyond = points[len(inside)]
+    (x0, y0), (x1, y1) = inside[-1], beyond
+    most = y0 + (y1 - y0) * (1.0 - x0) / (x1 - x0)
+    return (*((share, drawn / most) for share, drawn in inside), (1.0, 1.0))
 
 
 def clock(gain: float, share: float) -> float:

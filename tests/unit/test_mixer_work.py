@@ -14,7 +14,7 @@ from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, Window
 from nexusbench.core.specs import DeviceSpec, ModelSpec
 from nexusbench.core.work import model_work
 from nexusbench.costs.roofline import Roofline
-from nexusbench.models.config import caveats, describe_model
+from nexusbench.models.config import describe_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.profiles.stages import Stages
 from nexusbench.serving.assembly import work_of
@@ -172,16 +172,6 @@ def test_many_heads_over_one_latent_are_bound_by_tensor_cores() -> None:
     taken = belief.predict(long, 132) - belief.predict(short, 132)
     flops = 3 * 64 * 79_999 * 2 * 128 * (2 * 512 + 64)
     assert taken == pytest.approx(flops / (gpu.peak_tflops * 1e3), rel=0.01)
-
-
-def test_a_pool_keeps_every_token_of_a_window_and_a_latent_on_each_gpu() -> None:
-    assert model(WINDOW).kv_bytes_per_token == 0
-    assert model(WINDOW).kv_bytes_on(1) == model(FULL).kv_bytes_on(1) == 3 * 2 * 2 * 64 * 2
-    assert model(WINDOW).kv_bytes_on(8) == 4 * model(FULL).kv_bytes_on(1)  # of two KV heads
-    assert model(msgspec.structs.replace(WINDOW, shares_kv=True)).kv_bytes_on(1) == 0
-    assert model(LATENT).kv_bytes_on(4) == 4 * 3 * 40 * 2
-    assert any("window" in text for text in caveats(model(WINDOW)))
-    assert caveats(model(FULL)) == []
 
 
 class RealDevice:
