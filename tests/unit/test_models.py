@@ -259,7 +259,7 @@ MOE = {"num_local_experts": 8, "num_experts_per_tok": 2, "model_type": "mixtral"
 QWEN_MOE = {**MOE, "model_type": "qwen2_moe", "moe_intermediate_size": 48}
 # Changes to a good config, the field the message must name, and its words.
 BROKEN: list[tuple[dict[str, object], str, str]] = [
-    ({"model_type": "gpt2"}, "model_type", "Supported: llama"),
+    ({"model_type": "gpt2"}, "model_type", "Supported: deepseek_v2"),
     ({"model_type": ["llama"]}, "model_type", "not supported"),
     ({"model_type": REMOVED}, "model_type", "is missing"),
     ({"hidden_size": REMOVED}, "hidden_size", "is missing"),
