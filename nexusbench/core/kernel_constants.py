@@ -21,6 +21,15 @@ L2Share = Annotated[float, NumberBounds(least=0.001, most=2.0)]
 Factor = Annotated[float, NumberBounds(most=1e3, zero=True)]
 
 
+class WaveConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a kernel that takes the tile of fewest waves (physics/wave_tiles.py)."""
+
+    step_us: Micros  # latency of 1,000 of the inner dimension, in every wave
+    sm_gbps: Throughput  # at which the tiles on one SM take their operands
+    uneven: Factor  # tensor-core time of tiles that divide no block of scales, over that of others
+    single_wave: Factor  # time of large tiles that are one full wave, over that of more
+
+
 class ProductConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A low-precision matrix product (physics/gemm.py, ScaledGemm). Times are as in SimConstants'
     dense ones; ``rate`` is the peak over that of bfloat16.
@@ -34,9 +43,10 @@ class ProductConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: Fraction
     depth_us: Micros  # per 1,000 of the inner dimension
     epilogue_us: Micros  # of a tile of 256 x 128
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Tile, ...] = ()  # none where there are ``waves``
     l2_gbps: Throughput = 2000.0  # only for a benchmark that repeats itself on the same operands
     l2_share: L2Share = 0.5
+    waves: WaveConstants | None = None
 
 
 class QuantiseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from nexusbench.core.kernel_constants import ProductConstants, QuantiseConstants
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.operators import L2, OperatorClass, clock, overlapped
+from nexusbench.physics.wave_tiles import wave_tile, wave_tile_ns
 
 # (rows, columns, share of the attainable rate) of GEMM tiles. Shapes are those that cuBLAS kernels
 # are named after; the shares were fitted once, for H200, H100 and L40S together (docs/fidelity.md).
@@ -143,6 +144,14 @@ class ScaledGemm:
         moving = traffic * per_byte
         rate = self._rate * clock(self._gain, sms / self._num_sms)
         fixed = self._launch + own.depth_us * inputs  # us per 1,000: ns each
+        if own.waves is not None:
+            chosen = wave_tile(int(-(-rows // 1)), outputs, sms)
+            per = chosen.tiles / sms
+            waves = max(1.0, per)
+            waves += own.wave_share * (chosen.waves - waves)
+            tile = wave_tile_ns(own.waves, chosen, inputs, rate)
+            tile += self._epilogue * chosen.height * chosen.width / _LARGEST
+            return overlapped(fixed, waves * tile, moving, own.overlap, traffic, per)
         best = None
         for above, most, height, width, share, cluster in own.tiles:
             if rows <= above or (most and rows > most):

@@ -95,7 +95,10 @@ def _check_constants(document: GpuDocument, table: str, constants: msgspec.Struc
     for key, kind in hints.items():
         check_value(document, table, key, getattr(constants, key), kind)
     if isinstance(constants, ProductConstants):
-        problem = _gap(constants)
+        waves = constants.waves
+        if waves is not None:
+            _check_constants(document, f"{table}.waves", waves)
+        problem = _gap(constants) if waves is None else "stand beside waves" * bool(constants.tiles)
         if problem:
             raise document.error(table, "tiles", problem, _AS_SHIPPED)
     if isinstance(constants, ExpertConstants):

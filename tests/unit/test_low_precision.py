@@ -195,6 +195,9 @@ def test_kernels_do_not_belong_to_a_16_bit_model_without_experts() -> None:
         ("  [128, 0, 128, 128, 1.0, 2],", "  [128, 0, 0, 128, 1.0, 2],", r"hold \[128, 0, 0"),
         ("[kernels.quantise]\nlaunch_us = 1.92", "[kernels.quantise]\nlaunch_us = -1.0",
          r"field 'kernels.quantise.launch_us': is -1"),
+        ("single_wave = 3.0\n", "single_wave = -1.0\n", r"fp8_block.waves.single_wave': is -1"),
+        ("[kernels.products.fp8_block.waves]",
+         "tiles = [[0, 0, 16, 64, 1.0, 1]]\n[kernels.products.fp8_block.waves]", "beside waves"),
         ("elementwise = ", "elementwise = 1e9 #", r"elementwise': is 1000000000"),
     ],
 )  # fmt: skip
