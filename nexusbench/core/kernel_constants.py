@@ -15,6 +15,9 @@ from nexusbench.core.bounds import Efficiency, Fraction, Micros, NumberBounds, T
 # that a kernel takes for products of so many rows. The last two: a cluster of that many SMs works
 # on as many tiles one above the other, and computes all of them. Rows up to 0: any number.
 Tile = tuple[int, int, int, int, float, int]
+# The same of a kernel that looks at columns too: (rows above, up to, columns above, up to, height,
+# width, share of the attainable rate).
+ColumnTile = tuple[int, int, int, int, int, int, float]
 Nanos = Annotated[float, NumberBounds(most=1e6, zero=True)]
 PeakRatio = Annotated[float, NumberBounds(least=0.01, most=64.0)]
 L2Share = Annotated[float, NumberBounds(least=0.001, most=2.0)]
@@ -43,10 +46,11 @@ class ProductConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: Fraction
     depth_us: Micros  # per 1,000 of the inner dimension
     epilogue_us: Micros  # of a tile of 256 x 128
-    tiles: tuple[Tile, ...] = ()  # none where there are ``waves``
+    tiles: tuple[Tile, ...] = ()  # or, of a kernel that chooses otherwise, one of the next two
+    column_tiles: tuple[ColumnTile, ...] = ()
+    waves: WaveConstants | None = None
     l2_gbps: Throughput = 2000.0  # only for a benchmark that repeats itself on the same operands
     l2_share: L2Share = 0.5
-    waves: WaveConstants | None = None
 
 
 class QuantiseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
