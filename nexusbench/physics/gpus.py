@@ -30,7 +30,7 @@ from nexusbench.physics.link_kinds import link_names
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
-OPTIONAL = ("link",)  # keys that a file may leave out
+OPTIONAL = ("link", "attention_write_us")  # keys that a file may leave out
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 

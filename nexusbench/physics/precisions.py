@@ -62,12 +62,13 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 def architecture(gpu: GpuSpec) -> Architecture:
-    """Of the GPU's file; without one, Hopper if FlashAttention-3 runs on it, else Ampere, which has
-    no tensor cores below 16 bit but for integers.
+    """Of the GPU's file; without one, Hopper if FlashAttention-3 runs on it, Blackwell if
+    TensorRT-LLM's does, else Ampere, which has no tensor cores below 16 bit but for integers.
     """
     if isinstance(gpu.kernels, KernelConstants):
         return gpu.kernels.architecture
-    return "hopper" if gpu.sim.attention_kernel == "fa3" else "ampere"
+    kernel = gpu.sim.attention_kernel
+    return "hopper" if kernel == "fa3" else "blackwell" if kernel == "trtllm" else "ampere"
 
 
 def kind_of(weights: str, activations: str = "bfloat16") -> str:

@@ -91,7 +91,10 @@ def test_every_number_has_its_source(name: str) -> None:
         for field in msgspec.structs.fields(spec)
         if field.name not in ("name", "sim", "sources")
     }
-    sources = load_gpu(name).sources
+    gpu = load_gpu(name)
+    if gpu.sim.attention_kernel != "trtllm":
+        numbers.remove("attention_write_us")  # is within the launch of other kernels
+    sources = gpu.sources
     assert set(sources) == numbers
     assert all(len(text) > 10 for text in sources.values())
 
@@ -199,7 +202,7 @@ def test_all_missing_keys_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"field 'sim\.dense_efficiency': is missing") as caught:
         load_gpu(path)
     for field in msgspec.structs.fields(SimConstants):
-        assert field.name in str(caught.value)
+        assert field.name in OPTIONAL or field.name in str(caught.value)
 
 
 # What to replace in the L20's file, by what, the field the message must name, and its words.
