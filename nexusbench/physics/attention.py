@@ -6,8 +6,8 @@ docs/fidelity.md). FlashAttention-2 with a paged cache has tiles of 64 rows of o
 batch of single-token rows packs the query heads that share a KV head into one tile, and splits long
 keys over idle SMs. So decodes beside a prefill chunk cost a whole tile per query head each, and
 read their keys once per query head unless heads that share them run at the same time.
-FlashAttention-3 packs heads always. TensorRT-LLM's kernels for Blackwell pack them in decodes alone:
-a prompt's tile is 256 rows of one query head.
+FlashAttention-3 packs heads always. TensorRT-LLM's kernels for Blackwell pack them in decodes
+alone: a prompt's tile is 256 rows of one query head.
 """
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ class Attention:
         cold = warm = 1.0 / bandwidth
         if copies:
             cold = self._l2.per_byte(copies * (new + read), sms, cold)
-        # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
-        # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
+        # What the kernel before wrote is in L2 if it fits; ends of tiles read it: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         hidden = tokens * self._hidden_bytes
         moving, layers = read * cold + hidden * warm, self._layers
@@ -147,14 +146,12 @@ class Attention:
         if busy < moving:
             longer = memory = moving + self._exposed * busy
         if num_decodes:
-            # Decode tiles wait for their keys, not for tensor cores: the streamed share of the time
-            # counts as memory-bound, whatever bounds the kernel as a whole.
+            # Decode tiles wait for keys: the streamed share of the time counts as memory-bound.
             memory += (longer - memory) * streamed
             tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
         taken = fixed + new * warm + longer
         if self._write:
-            more = tokens * (self._write / sms - self._cache_bytes / bandwidth)
-            taken += max(0.0, more)
+            taken += max(0.0, tokens * (self._write / sms - self._cache_bytes / bandwidth))
         return OperatorClass(
             taken * layers,
             (longer - memory) * layers,
