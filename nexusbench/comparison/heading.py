@@ -53,7 +53,9 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         device += f" (--device {config.device})"  # the name of a file does not say which one
     tokens = resolved.kv_blocks * resolved.block_size
     caching = "on" if config.prefix_caching else "off"
-    together = " on both GPUs together" if _is_pair(resolved) else ""
+    whose = " on both GPUs together" if _is_pair(resolved) else ""
+    if config.data_parallel_size > 1:
+        whose = " of each engine"
     lines = [
         ("device", device),
         ("model", _model_line(resolved, config)),
@@ -66,7 +68,7 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         ),
         (
             "limits",
-            f"max_num_seqs {limits.max_num_seqs:,}{together}, max_num_batched_tokens "
+            f"max_num_seqs {limits.max_num_seqs:,}{whose}, max_num_batched_tokens "
             f"{limits.max_num_batched_tokens:,}, max_model_len {limits.max_model_len:,}",
         ),
     ]
@@ -91,7 +93,10 @@ def _is_pair(resolved: ResolvedEngineRun) -> bool:
 
 
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
-    """How a pair's KV blocks are divided: evenly."""
+    """How the KV blocks of a pair, or of several engines, are divided: evenly."""
+    engines = config.data_parallel_size
+    if engines > 1:
+        return f", {resolved.kv_blocks // engines:,} blocks of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
@@ -119,7 +124,11 @@ def _model_line(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     text = f"{model.name}, weights {model.dtypes.weights}, KV {model.dtypes.kv}"
     if resolved.random_weights:
         text += ", RANDOM weights"
-    return text + (f", tensor parallel over {degree} GPUs" if degree > 1 else "")
+    text += f", tensor parallel over {degree} GPUs" if degree > 1 else ""
+    stages, engines = config.pipeline_parallel_size, config.data_parallel_size
+    text += f", {stages} pipeline stages" if stages > 1 else ""
+    text += f", {engines} data-parallel engines" if engines > 1 else ""
+    return text + (", experts spread over all GPUs" if config.enable_expert_parallel else "")
 
 
 def _trace_line(view: RunView) -> str:
@@ -136,7 +145,9 @@ def _trace_line(view: RunView) -> str:
 
 
 def policies_line(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column, with the options that were typed."""
+    """Scheduler, whose rules it follows, partitioner and belief of each column, with the options
+    that were typed.
+    """
     texts = []
     for column in columns:
         resolved, config = column.first.resolved, column.first.config
@@ -144,7 +155,9 @@ def policies_line(columns: Sequence[Column]) -> str:
             continue  # the policies of a server are unknown
         belief, partitioner = resolved.belief, config.partitioner or resolved.partitioner
         asks = f" asking {_belief(belief, config.cost_model)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {partitioner}{asks})")
+        said = resolved.scheduler_rules
+        rules = f"rules of {said}; " if isinstance(said, str) else ""
+        texts.append(f"{column.label} ({rules}partitioner {partitioner}{asks})")
     return ", ".join(texts)
 
 

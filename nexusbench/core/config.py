@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from nexusbench.core import parallel_options as spread
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
 
@@ -247,10 +248,10 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
         bool,
         Option("Decode by CUDA graphs (--device cuda only).", panel=TOKENS, part="serving"),
     ] = True
-    tensor_parallel_size: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)],
-        Option("GPUs that share every layer.", "N", WHAT, part="serving"),
-    ] = 1
+    tensor_parallel_size: spread.TensorParallel = 1
+    pipeline_parallel_size: spread.PipelineParallel = 1
+    data_parallel_size: spread.DataParallel = 1
+    enable_expert_parallel: spread.ExpertParallel = False
     kernel_table: Annotated[
         str | None,
         Option(

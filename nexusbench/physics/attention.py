@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, in_layers, later
 
 _Chunks = tuple[tuple[int, int], ...]
 # Threads of a block that writes a token's keys and values, one each; SM time of it as a share of
@@ -44,7 +44,8 @@ def spread(tiles: int, work: float, longest: float, sms: int, tail: float) -> fl
 class Attention:
     """Times of the attention of ``layers`` layers of equal shape on one GPU, KV write included.
 
-    ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    ``kv_bytes`` and ``activation_bytes`` are those of one value. ``writes`` is False where keys and
+    values are those of an earlier layer.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Attention:
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        writes: bool = True,
     ) -> None:
         sim = gpu.sim
         self._layers = layers
@@ -92,14 +95,13 @@ class Attention:
         self._key_ns = 4.0 * head_dim * num_kv_heads * max(16.0, self._group) / rate
         self._token_bytes = 2.0 * num_kv_heads * head_dim * kv_bytes  # of keys and values
         # Q read, output written; the new keys and values read and written to the cache.
-        self._new_bytes = (
-            2.0 * num_heads * head_dim * activation_bytes
-            + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
-        )
+        self._new_bytes = 2.0 * num_heads * head_dim * activation_bytes
+        if writes:
+            self._new_bytes += 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         self._hidden_bytes = 0.0  # of a token, moved while tiles compute
         self._cache_bytes = 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         # SM time of a token in the kernel that writes keys and values; 0: within the launch.
-        self._write = write_ns(sim.attention_write_us, num_kv_heads * head_dim)
+        self._write = write_ns(sim.attention_write_us * writes, num_kv_heads * head_dim)
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
     def time(
@@ -141,7 +143,7 @@ class Attention:
         # What the kernel before wrote is in L2 if it fits; ends of tiles read it: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         hidden = tokens * self._hidden_bytes
-        moving, layers = read * cold + hidden * warm, self._layers
+        moving = read * cold + hidden * warm
         longer, memory, tensor = busy + self._exposed * moving, 0.0, busy
         if busy < moving:
             longer = memory = moving + self._exposed * busy
@@ -149,19 +151,14 @@ class Attention:
             # Decode tiles wait for keys: the streamed share of the time counts as memory-bound.
             memory += (longer - memory) * streamed
             tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
-        taken = fixed + new * warm + longer
+        made = in_layers(
+            self._layers, fixed + new * warm, longer, memory, tensor, new + read + hidden,
+            tiles / sms,
+        )  # fmt: skip
         if self._write:
-            taken += max(0.0, tokens * (self._write / sms - self._cache_bytes / bandwidth))
-        return OperatorClass(
-            taken * layers,
-            (longer - memory) * layers,
-            memory * layers,
-            tensor * layers,
-            (new + read + hidden) * layers,
-            layers,
-            max(1.0, tiles / sms) * layers,
-            longer * filled(tiles / sms) * layers,
-        )
+            more = tokens * (self._write / sms - self._cache_bytes / bandwidth)
+            made = later(made, more * self._layers) if more > 0.0 else made
+        return made
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
         """(tokens, keys read, tiles, ns of all tiles together, ns of the longest) of the chunks."""

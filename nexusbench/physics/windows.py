@@ -39,8 +39,13 @@ class WindowedAttention(Attention):
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        writes: bool = True,
     ) -> None:
-        super().__init__(gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers)
+        super().__init__(
+            gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers,
+            writes=writes,
+        )  # fmt: skip
         own = window_constants(gpu)
         self._window, block = window, self._keys
         if gpu.sim.attention_kernel == "fa3" and head_dim <= _NARROW:
@@ -48,7 +53,7 @@ class WindowedAttention(Attention):
         # FlashAttention-3 takes a block more, as measured, even where a window begins with one.
         self._aligned = self._packs and architecture(gpu) == "hopper"
         self._more = own.tile_us * 1e3
-        self._write = write_ns(own.write_us, num_kv_heads * head_dim)
+        self._write = write_ns(own.write_us * writes, num_kv_heads * head_dim)
         span, blocks = self._rows / self._packed, 0  # tokens of one tile
         for tile in range(_COUNTED):
             first = window + int(tile * span)
