@@ -142,6 +142,9 @@ class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_topk_us: Micros  # and for a token of a prompt, which is another kernel
     topk_key_ns: Nanos  # and for each key that it chooses from
     prompt_us: Micros = 0.0  # fixed time that a launch with prompts has in addition
+    # launch_us where no kernel waits for its launch: in a CUDA graph, or behind longer ones. None:
+    # it was measured so.
+    graph_us: Micros | None = None
 
 
 class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
