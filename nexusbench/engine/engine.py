@@ -89,6 +89,9 @@ class Engine:
         self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
+        self._ahead = config.host is not None and config.host.asynchronous
+        self._planned_ns = 0  # when the last launch began: with ``_ahead``, the next was planned
+        self._ran = False  # whether launches were in flight after the last decision
         self._fruitless = 0  # decisions in a row after which nothing was in flight
         self._only_preempted = False  # so did the last one, but for preemptions
         self._moves = self._tokens_before = 0  # moves since a request got a token; tokens by then
@@ -130,11 +133,20 @@ class Engine:
             raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
         state.now = now
         # A cancellation can free a user of a closed loop, whose next request arrives at once.
-        while arrivals.next_ns <= now or patience.next_ns <= now:
-            for request in arrivals.pop_due(now):
+        seen = self._seen(now)
+        while arrivals.next_ns <= seen or patience.next_ns <= now:
+            for request in arrivals.pop_due(seen):
                 self._offer(request)
             for request, reason in patience.pop_due(now):
                 self.executor.cancel(request, reason)
+
+    def _seen(self, now: int) -> int:
+        """Arrivals up to this time are known to the plan that is made at ``now``: a host that plans
+        a launch while the one before runs has made it when that began, unless nothing ran.
+        """
+        if self._ahead and self._ran and (self.state.decoding or self.state.prefilling):
+            return min(now, self._planned_ns)
+        return now
 
     def _offer(self, r: Request) -> None:
         """Log an arrival and queue the request; one that can never fit is rejected at once."""
@@ -173,6 +185,9 @@ class Engine:
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
         self._wake_at = plan.wake_at
+        self._ran = state.busy
+        if plan.batches:
+            self._planned_ns = state.now
         self._fruitless = 0 if state.busy else self._fruitless + 1
         self._only_preempted = bool(plan.preemptions) and not state.busy
         if plan.preemptions or plan.transfers:
@@ -207,7 +222,7 @@ class Engine:
         if self._wake_at is not None and self.state.now < self._wake_at < due:
             due = self._wake_at
         arrival = self.arrivals.next_ns
-        if arrival < due:
+        if arrival < due and self._seen(arrival) == arrival:
             depth = self.device.spec.depth
             running = self.state.in_flight.values()
             if self.patience.armed or any(len(launches) < depth for launches in running):

@@ -26,6 +26,9 @@ from nexusbench.serving.opening import check_run
 # The rule by which aiconfigurator's generator starts the servers that its tables were measured on
 # (rule_plugin/benchmark/{vllm,trtllm}.rule, Apache-2.0): max_num_tokens of an aggregated server.
 BUDGET_BEYOND_PROMPT = 1500
+# InferenceX (github.com/SemiAnalysisAI/InferenceX, Apache-2.0): random-range-ratio of its client, and
+# vLLM's own default of max-num-batched-tokens, which its scripts leave or repeat.
+INFERENCEX_RANGE, INFERENCEX_BUDGET = 0.8, 8192
 _BUDGETED = ("vllm", "trtllm")  # SGLang's chunks have their own size there
 _OTHER_NAMES = {"rtx_pro_6000_server": "rtxpro6000", "rtx_pro_6000": "rtxpro6000"}
 _FORM_FACTORS = ("_sxm", "_nvl")
@@ -43,17 +46,31 @@ class Refused(Exception):
 class ServingPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How points are run. ``engine``: one for all, else by backend and version. ``configs`` holds
     ``OWNER--NAME/config.json``. ``rounds`` requests of each user; ``range_ratio``: lengths are
-    drawn from that share of isl and osl to all of it. ``budget``: tokens of a batch, None as
-    aiconfigurator's generator has it.
+    drawn from that share of isl and osl to all of it. ``budget``: tokens of a batch. Of these two
+    None stands for what the runner that measured the point had.
     """
 
     engine: str | None = None
     configs: Path | None = None
     rounds: int = 10
     steady: bool = False
-    range_ratio: float = 1.0
+    range_ratio: float | None = None
     budget: int | None = None
     seed: int = 0
+
+    def range_of(self, point: ServingPoint) -> float:
+        """The range ratio of the point's lengths."""
+        if self.range_ratio is not None:
+            return self.range_ratio
+        return INFERENCEX_RANGE if point.of_inferencex else 1.0
+
+    def budget_of(self, point: ServingPoint) -> int | None:
+        """Tokens of a batch of the point's server; None: the scheduler's own default."""
+        if self.budget is not None or point.backend.lower() not in _BUDGETED:
+            return self.budget
+        if point.of_inferencex and point.backend.lower() == "vllm":
+            return INFERENCEX_BUDGET
+        return point.users + point.isl + BUDGET_BEYOND_PROMPT
 
 
 def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
@@ -67,9 +84,7 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     device = f"sim:{gpu_of(point.system)}"
     parallel = _parallel(point)
     engine, scheduler = _engine_and_rules(point, plan.engine)
-    budget = plan.budget
-    if budget is None and point.backend.lower() in _BUDGETED:
-        budget = point.users + point.isl + BUDGET_BEYOND_PROMPT
+    budget = plan.budget_of(point)
     model, quantised = model_of(point, plan.configs)
     fields: dict[str, Any] = {
         "device": device, "model": model, "scheduler": scheduler, "engine": engine,
