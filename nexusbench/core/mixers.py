@@ -7,7 +7,7 @@ are bounded by a window, ``state_bytes`` do not depend on the length.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -35,6 +35,12 @@ class _Mixer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def projections(self, hidden: int) -> tuple[Projection, ...]:
         """The weight matrices of one layer of ``hidden`` values per token."""
+        raise NotImplementedError
+
+    def shard(self, gpus: int) -> Self:
+        """One GPU's part of ``gpus`` in tensor parallelism (Megatron layout, 1909.08053): a share
+        of the heads; what has no heads is on each of them.
+        """
         raise NotImplementedError
 
     @property
@@ -79,6 +85,15 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
     gate: int = 0
     keys_are_values: bool = False
     shares_kv: bool = False
+
+    def shard(self, gpus: int) -> Self:
+        """KV heads are on several GPUs each where there are fewer than GPUs."""
+        if gpus == 1:
+            return self
+        return msgspec.structs.replace(
+            self, num_heads=self.num_heads // gpus, gate=-(-self.gate // gpus),
+            num_kv_heads=max(1, self.num_kv_heads // gpus),
+        )  # fmt: skip
 
     @property
     def value_size(self) -> int:
@@ -176,6 +191,13 @@ class LatentAttention(_Mixer, frozen=True, tag="latent", kw_only=True):
         if self.gate:
             made.append(Projection("attn_gate", hidden, self.gate))
         return tuple(made)
+
+    def shard(self, gpus: int) -> Self:
+        """The projections down to the ranks and the cache, which all heads share, are on each."""
+        if gpus == 1:
+            return self
+        heads = self.num_heads // gpus
+        return msgspec.structs.replace(self, num_heads=heads, gate=-(-self.gate // gpus))
 
     @property
     def kv_values(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated, Literal
 
 import msgspec
@@ -131,7 +132,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(group.count * group.mixer.state_bytes for group in self.groups if group.mixer)
 
     def kv_bytes_on(self, gpus: int) -> float:
-        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together.
+        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together, in a pool
+        that keeps every token of layers with a window, too.
 
         Where there are more GPUs than KV heads, each head is kept on several of them.
         """
@@ -140,10 +142,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         total = 0.0
         for group in self.groups:
             mixer, copies = group.mixer, gpus  # of a latent: one head for all queries
+            if mixer is None:
+                continue
+            values = mixer.kv_values
             if isinstance(mixer, FullAttention):
                 copies = max(1, gpus // mixer.num_kv_heads)
-            if mixer is not None:
-                total += group.count * mixer.kv_values * copies
+                values = 0.0 if mixer.shares_kv else float(mixer.token_values)
+            total += group.count * values * copies
         return total * DTYPE_BYTES[self.dtypes.kv]
 
     @property
@@ -314,7 +319,7 @@ def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
     if gpus == 1:
         gpu = msgspec.structs.replace(gpu, link=UNSET)
     plain = all(
-        isinstance(group.mixer, FullAttention | None) and isinstance(group.mlp, DenseMlp | None)
+        type(group.mixer) in (FullAttention, NoneType) and isinstance(group.mlp, DenseMlp | None)
         for group in model.groups
     )
     types = {

@@ -319,7 +319,7 @@ class _Utilization(Scalar):
     def reason(self, run: RunEvents) -> str:
         """Names the missing input."""
         if run.facts.work is None:
-            return "the limits of this device were not measured"
+            return "the limits of this device, or the model's work by token, are not known"
         if not run.busy.length:
             return "nothing was computed"
         return "prompts were computed layer by layer, and the log does not say how many at a time"

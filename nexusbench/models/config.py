@@ -11,6 +11,7 @@ from functools import cache
 from msgspec import UNSET
 
 from nexusbench.core.layers import ExpertsMlp
+from nexusbench.core.mixers import WindowAttention
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import model_names, open_config
 from nexusbench.models.families.base import family_of
@@ -23,7 +24,10 @@ _EXPERTS = (
     "assumed to pick its experts at random, and no run of such a model was compared "
     "(docs/fidelity.md)"
 )
-
+_WINDOWS = (
+    "layers with a window keep keys and values of all tokens in the simulated KV pool; an engine "
+    "that frees what a window has passed holds more sequences"
+)
 
 # What checkpoints of quantised weights are called.
 _NAMED_TYPE = re.compile(r"nvfp4|mxfp4|fp8|fp4|awq|gptq|int4|int8|w4a16|w8a8", re.IGNORECASE)
@@ -65,6 +69,8 @@ def caveats(model: ModelSpec) -> list[str]:
     """One sentence each; none for dense models whose weights have the type they compute in."""
     experts = any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)
     found = [_EXPERTS] if experts else []
+    if any(isinstance(group.mixer, WindowAttention) for group in model.groups):
+        found.append(_WINDOWS)
     types = _weight_types(model) - {model.dtypes.activations}
     if promised := missing_quantisation(model):
         found.append(promised)

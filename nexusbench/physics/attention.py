@@ -32,7 +32,8 @@ def spread(tiles: int, work: float, longest: float, sms: int, tail: float) -> fl
 class Attention:
     """Times of the attention of ``layers`` layers of equal shape on one GPU, KV write included.
 
-    ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    ``kv_bytes`` and ``activation_bytes`` are those of one value. ``writes`` is False where keys and
+    values are those of an earlier layer.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Attention:
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        writes: bool = True,
     ) -> None:
         sim = gpu.sim
         self._layers = layers
@@ -77,10 +80,9 @@ class Attention:
         self._key_ns = 4.0 * head_dim * num_kv_heads * max(16.0, self._group) / rate
         self._token_bytes = 2.0 * num_kv_heads * head_dim * kv_bytes  # of keys and values
         # Q read, output written; the new keys and values read and written to the cache.
-        self._new_bytes = (
-            2.0 * num_heads * head_dim * activation_bytes
-            + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
-        )
+        self._new_bytes = 2.0 * num_heads * head_dim * activation_bytes
+        if writes:
+            self._new_bytes += 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         self._hidden_bytes = 0.0  # of a token, moved while tiles compute
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 

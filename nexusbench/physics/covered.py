@@ -6,18 +6,13 @@ from nexusbench.core.errors import UsageError
 from nexusbench.core.layers import LayerGroup
 from nexusbench.core.mixers import (
     CompressedAttention,
-    FullAttention,
-    LatentAttention,
     SparseAttention,
     StateMixer,
-    WindowAttention,
 )
 from nexusbench.core.specs import ModelSpec
 
 # Kinds that have no kernel here yet, and their names; a kernel that is added takes its line away.
 _NO_KERNEL: tuple[tuple[type, str], ...] = (
-    (WindowAttention, "attention over a sliding window or in chunks"),
-    (LatentAttention, "latent attention (MLA)"),
     (SparseAttention, "sparse attention with an indexer"),
     (CompressedAttention, "compressed attention (DeepSeek-V4)"),
     (StateMixer, "linear attention or a state-space layer"),
@@ -32,8 +27,8 @@ def check_covered(model: ModelSpec) -> None:
     if lacking:
         raise UsageError(
             f"{model.name} has {lacking}, which simulated devices have no kernel for. 'nexusbench "
-            "model show' says what it is made of; to simulate, take a model whose layers all have "
-            "full attention"
+            "model show' says what it is made of; to simulate, take a model whose layers have "
+            "full, windowed or latent attention"
         )
 
 
@@ -51,11 +46,6 @@ def _missing(group: LayerGroup) -> str:
     for kind, name in _NO_KERNEL:
         if isinstance(group.mixer, kind):
             return name
-    if isinstance(group.mixer, FullAttention):
-        if group.mixer.shares_kv:
-            return "attention to the keys and values of an earlier layer"
-        if group.mixer.value_size != group.mixer.head_dim:
-            return "attention whose values have another size than its keys"
     if group.others:
         return f"'{group.others[0].name}', a matrix beside attention and feed-forward part,"
     return ""

@@ -4,10 +4,11 @@ latent key and value per token.
 A prompt's keys and values are expanded for every head, and attention runs over keys of ``nope +
 rope`` values and values of ``v``: ``ExpandedAttention``. A decode step absorbs the expansion into
 queries and outputs, and all query heads read the one latent head, ``rank + rope`` values a token of
-which ``rank`` are the value as well: ``AbsorbedAttention``. Engines run short chunks so too (vLLM
-on Hopper up to 512 tokens).
+which ``rank`` are the value as well: ``AbsorbedAttention``. Engines run short chunks so too:
+``LatentKernels`` is both.
 
-The products of such a layer (projections, expansion, absorption) are GEMMs and not in here; all its
+The products of such a layer (projections; expansion and absorption: ``latent_products.py``) are
+GEMMs and not in here; all its
 small kernels are: norms of the latents, rotation, concatenation, the write to the cache, a thread
 block a token. How far it is from measurements: docs/fidelity.md.
 """
@@ -16,16 +17,21 @@ from __future__ import annotations
 
 import msgspec
 
+from nexusbench.core.mixers import LatentAttention
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
 from nexusbench.physics.attention import Attention, spread
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled, scaled_sum
 from nexusbench.physics.precisions import architecture, latent_constants
 
 # Query heads of a tile: FlashMLA and FlashAttention-3; TensorRT-LLM's on Blackwell, whose tensor
 # cores take 128 rows; vLLM's Triton kernel elsewhere. Keys of a block. Parts that a tile's keys are
 # split into, at most: vLLM's limit for CUDA graphs.
 ROWS, PAIR_ROWS, TRITON_ROWS, KEYS, SPLITS = 64, 128, 16, 64, 32
+
+# Tokens of a chunk that vLLM runs as it runs decodes: flashattn_mla.py's reorder_batch_threshold on
+# Hopper; its backends for other architectures take one.
+ABSORBED_TOKENS = {"hopper": 512}
 
 _Chunks = tuple[tuple[int, int], ...]
 
@@ -181,3 +187,55 @@ class AbsorbedAttention:
             longest = max(longest, last)
             pairs += times * count * (before + (count + 1) / 2)
         return tokens, keys, tiles, blocks, longest, pairs
+
+
+class LatentKernels:
+    """Latent attention of a launch: decodes and short chunks absorbed, longer chunks expanded, in
+    kernels one after the other. ``mixer`` is one GPU's part of it.
+    """
+
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        mixer: LatentAttention,
+        kv_bytes: float = 2.0,
+        activation_bytes: float = 2.0,
+        layers: int = 1,
+    ) -> None:
+        heads, rope = mixer.num_heads, mixer.rope_dim
+        self._expanded = ExpandedAttention(
+            gpu, heads, mixer.nope_dim + rope, mixer.value_dim, activation_bytes, layers
+        )
+        self._absorbed = AbsorbedAttention(
+            gpu, heads, mixer.kv_rank, rope, kv_bytes, activation_bytes, layers
+        )
+        self._most = ABSORBED_TOKENS.get(architecture(gpu), 1)
+
+    def split(self, chunks: _Chunks) -> tuple[_Chunks, _Chunks]:
+        """(chunks that run absorbed, chunks whose keys are expanded)."""
+        most, first = self._most, chunks[0][0] <= self._most
+        for count, _ in chunks:
+            if (count <= most) != first:
+                short = tuple([chunk for chunk in chunks if chunk[0] <= most])
+                return short, tuple([chunk for chunk in chunks if chunk[0] > most])
+        return (chunks, ()) if first else ((), chunks)
+
+    def time(
+        self,
+        chunks: _Chunks,
+        num_decodes: int,
+        decode_context: int,
+        sms: int,
+        bandwidth: float,
+        *,
+        copies: int = 0,
+    ) -> OperatorClass:
+        """As ``Attention.time``."""
+        short, long = self.split(chunks) if chunks else ((), ())
+        made = self._absorbed.time(
+            short, num_decodes, decode_context, sms, bandwidth, copies=copies
+        )
+        if not long:
+            return made
+        more = self._expanded.time(long, 0, 0, sms, bandwidth, copies=copies)
+        return more if made is NOTHING else scaled_sum(made, 1.0, more)

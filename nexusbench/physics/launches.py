@@ -15,12 +15,14 @@ from msgspec import UNSET
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
+from nexusbench.core.mixer_work import MixerWork
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
-from nexusbench.physics.attention import Attention
 from nexusbench.physics.collectives import Collectives
 from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
+from nexusbench.physics.latent_products import EXPANSION, fused
+from nexusbench.physics.mixing import Mixing, mixings_of
 from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
 from nexusbench.physics.precisions import expert_constants, experts_kernel
 from nexusbench.physics.products import Products
@@ -56,7 +58,7 @@ class Physics:
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
         self._host = host  # in place of the GPU file's step_overhead_us
         work, group = part or (model_work(model, tensor_parallel), model.groups[0])
-        self._work = work
+        self._work, self.activation_bytes = work, work.activation_bytes
         self._groups = tuple(
             Physics(gpu, model, tensor_parallel, expert_skew, each)
             for each in zip(work.groups, model.groups, strict=False)
@@ -79,6 +81,11 @@ class Physics:
         self._head = Products(
             gpu, model.head_dtype, work.head_bytes_each, activations, work.activation_bytes
         )
+        self._linears = tuple(
+            linear
+            for linear in fused(work.linears)
+            if linear.name != EXPANSION and not linear.name.startswith("expert")
+        )
         self._experts = _experts_of(gpu, model, group, tensor_parallel)
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
@@ -87,7 +94,9 @@ class Physics:
         self._beside = 0.0  # of what every token uses beside routed experts
         if isinstance(group.mlp, ExpertsMlp):
             self._beside = (group.mlp.shared_size + group.mlp.dense_size) / tensor_parallel
-        self._attention = _attention_of(gpu, work)
+        self.mixing = () if part else mixings_of(gpu, work, self._products)
+        self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
+        self._by_context = tuple(one for one in self.mixing if one.products is not None)
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
@@ -95,19 +104,17 @@ class Physics:
         for count, _ in shape.chunks:
             tokens += count
         sequences = shape.num_decodes + len(shape.chunks)
-        dense = self.dense(tokens, sms)
-        attention = self.attention(shape, sms)
         layers = self._work.num_layers
         if shape.layers is None:
             share, head = 1.0, self.head(sequences, sms)
-            dense = scaled_sum(head, 1.0, dense)
+            dense = scaled_sum(head, 1.0, self.dense(tokens, sms))
+            attention = self.attention(shape, sms)
+            if self._by_context:
+                dense = scaled_sum(self._with_contexts(shape, sms), 1.0, dense)
         else:
             share = (shape.layers[1] - shape.layers[0]) / layers
             head = self.head(sequences, sms) if shape.layers[1] == layers else NOTHING
-            dense = scaled_sum(dense, share, head)
-            attention = scaled_sum(attention, share, NOTHING)
-            if self._groups:
-                dense, attention = self._layers(shape, tokens, sms, head)
+            dense, attention = self._within(shape, tokens, sms, share, head)
         solo = self._overhead + dense.time + attention.time
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
@@ -115,17 +122,28 @@ class Physics:
             solo = self._host.step_ns(solo, sequences)
         return LaunchLoad(solo, sms, dense, attention)
 
-    def _layers(
-        self, shape: BatchShape, tokens: int, sms: int, head: OperatorClass
+    def _within(
+        self, shape: BatchShape, tokens: int, sms: int, share: float, head: OperatorClass
     ) -> tuple[OperatorClass, OperatorClass]:
-        """Dense and attention of a range of layers that are not all alike, and of the head."""
+        """Dense (with ``head``) and attention of a range of layers, which is that share of all."""
+        if not self._groups:
+            dense = scaled_sum(self.dense(tokens, sms), share, head)
+            if self._by_context:
+                dense = scaled_sum(self._with_contexts(shape, sms), share, dense)
+            return dense, scaled_sum(self.attention(shape, sms), share, NOTHING)
         assert self.model.stack is not UNSET
         dense, attention = head, NOTHING
+        mixed: dict[MixerWork, int] = {}
         counts = self.model.stack.within(shape.layers)
         for group, count in zip(self._groups, counts, strict=True):
-            share = count / group._work.num_layers
-            dense = scaled_sum(group.dense(tokens, sms), share, dense)
-            attention = scaled_sum(group.attention(shape, sms), share, attention)
+            dense = scaled_sum(group.dense(tokens, sms), count / group._work.num_layers, dense)
+            for work, _ in group._work.mixing:
+                mixed[work] = mixed.get(work, 0) + count
+        for one in self.mixing:
+            part = mixed[one.work] / one.layers
+            attention = scaled_sum(self._time_of(one, shape, sms), part, attention)
+            if one.products is not None:
+                dense = scaled_sum(self._with_context(one, shape, sms), part, dense)
         return dense, attention
 
     # -- operators of one launch -------------------------------------------------------------------
@@ -157,28 +175,33 @@ class Physics:
 
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
-        if self._groups:
-            return total([group.attention(shape, sms) for group in self._groups])
         if self._attention is None:
-            return NOTHING
+            return total([self._time_of(one, shape, sms) for one in self.mixing])
         decodes = shape.num_decodes
         return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
         )
 
-    def message_bytes(self, rows: int) -> float:
-        """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
-        values one way, outputs back. Of one GPU of a group: each has a link of its own. The mean
-        of layers that are not alike.
-        """
-        work = self._work
-        if self._groups:
-            total_bytes = 0.0
-            for group in self._groups:
-                total_bytes += group.message_bytes(rows) * group._work.num_layers
-            return total_bytes / work.num_layers
-        heads = 2 * work.num_heads + 2 * work.num_kv_heads
-        return rows * heads * work.head_dim * work.activation_bytes
+    def attention_by_kind(self, shape: BatchShape, sms: int) -> list[OperatorClass]:
+        """The same for each kind of layers, in the order of ``mixing``."""
+        if self._attention is not None:
+            return [self.attention(shape, sms)]
+        return [self._time_of(one, shape, sms) for one in self.mixing]
+
+    def _time_of(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
+        decodes = shape.num_decodes
+        return one.kernel.time(
+            shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
+        )
+
+    def _with_contexts(self, shape: BatchShape, sms: int) -> OperatorClass:
+        """Products that depend on more of a batch than its tokens, in all layers."""
+        return total([self._with_context(one, shape, sms) for one in self._by_context])
+
+    def _with_context(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
+        assert one.products is not None
+        weights, streams = self._weights[sms], self._bandwidth[sms]
+        return one.products.time(shape.chunks, shape.num_decodes, sms, weights, streams)
 
     def _stack(self, tokens: int, rows: int, sms: int) -> OperatorClass:
         """The decoder stack without attention, not memoised, for tokens padded to ``rows``."""
@@ -186,9 +209,7 @@ class Physics:
         if self._groups:
             return total([group.dense(tokens, sms) for group in self._groups])
         made = NOTHING
-        for linear in work.linears:
-            if linear.name.startswith("expert"):
-                continue  # the products of all experts are timed together, below
+        for linear in self._linears:  # not of experts: theirs are timed together, below
             product = self._products[linear.dtype].time(
                 linear.name, rows, linear.inputs, linear.outputs, sms,
                 self._weights[sms], self._bandwidth[sms],
@@ -197,14 +218,12 @@ class Physics:
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, activated = work.hidden_size, 3 if work.gated else 2
-        rotated = (work.num_heads + work.num_kv_heads) * work.head_dim
-        touched: list[float] = []
-        if rotated:
-            touched.append(4 * hidden)
+        mixers = [each for each, _ in work.mixing]
+        touched: list[float] = [4 * hidden for _ in mixers]
         if self._wide:
             touched.append(4 * hidden)
-        if rotated:
-            touched.append(2 * rotated)
+        for each in mixers:
+            touched += [values for values in (2 * each.rotated, each.gated) if values]
         if self._experts is not None:
             routing = uniform(
                 tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew
@@ -235,28 +254,12 @@ class Physics:
         size = tokens * self._work.hidden_size * self._work.activation_bytes
         times = 0
         for work in self._work.groups or (self._work,):
-            times += ((work.num_heads > 0) + (work.wide > 0)) * work.num_layers
+            times += (len(work.mixing) + (work.wide > 0)) * work.num_layers
         return times * self._collectives.all_reduce(size)
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
         return self._sharing.slowdown(side, other)
-
-
-def _attention_of(gpu: GpuSpec, work: ModelWork) -> Attention | None:
-    """The attention of equal layers; None of layers without it, and of several groups."""
-    if not work.num_heads or work.groups:
-        return None
-    kv_bytes = work.kv_bytes_per_token / (2 * work.num_layers * work.num_kv_heads * work.head_dim)
-    return Attention(
-        gpu,
-        work.num_heads,
-        work.num_kv_heads,
-        work.head_dim,
-        kv_bytes,
-        work.activation_bytes,
-        work.num_layers,
-    )
 
 
 def _experts_of(

@@ -44,8 +44,13 @@ class WindowedAttention(Attention):
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        writes: bool = True,
     ) -> None:
-        super().__init__(gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers)
+        super().__init__(
+            gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers,
+            writes=writes,
+        )  # fmt: skip
         own = window_constants(gpu)
         self._window, block = window, self._keys
         if self._packs and head_dim <= _NARROW:
@@ -54,7 +59,7 @@ class WindowedAttention(Attention):
         self._aligned = self._packs and architecture(gpu) == "hopper"
         self._more = own.tile_us * 1e3
         threads = min(1.0, num_kv_heads * head_dim / _THREADS)
-        full = own.write_us * 1e3
+        full = own.write_us * 1e3 if writes else 0.0
         self._write = full * (_ONE_WARP + (1.0 - _ONE_WARP) * threads * threads)
         span, blocks = self._rows / (self._group if self._packs else 1), 0  # tokens of one tile
         for tile in range(_COUNTED):

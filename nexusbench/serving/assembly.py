@@ -12,6 +12,7 @@ from msgspec import UNSET
 from nexusbench.core.batch import Split
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.mixer_work import FullWork
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DTYPE_BYTES, ModelSpec
 from nexusbench.core.state import Limits
@@ -247,16 +248,25 @@ def _resolved(
 
 
 def work_of(model: ModelSpec, device: Device) -> Work | None:
-    """Work counts and measured limits for MFU and MBU; None for a simulation."""
+    """Work counts and measured limits for MFU and MBU; None for a simulation, and for a model whose
+    work does not grow evenly with tokens and with pairs of them: experts, windows, latents.
+    """
     if device.spec.simulated:
         return None
     counts = model_work(model)
+    pair_flops = 0.0
+    for each, layers in counts.mixing:
+        if type(each) is not FullWork:
+            return None
+        pair_flops += each.pair_flops * layers
+    if counts.routed:
+        return None
     weights = sum(linear.inputs * linear.outputs * linear.count for linear in counts.linears)
     head = counts.head.inputs * counts.head.outputs
     return Work(
         token_flops=2.0 * weights,
         head_flops=2.0 * head,
-        pair_flops=counts.attention_flops * counts.num_layers,
+        pair_flops=pair_flops,
         weight_bytes=weights * counts.weight_bytes_each,
         head_bytes=head * DTYPE_BYTES[model.dtypes.embeddings],
         kv_bytes=counts.kv_bytes_per_token,

@@ -18,7 +18,7 @@ def test_show_names_groups_sizes_and_what_is_left_out(call: Call) -> None:
     for words in (
         "deepseek-v3: 61 layers of 2 kinds", "671.03 billion", "MLA 128 heads, latent 512+64",
         "8 of 256 experts of 2,048, shared 2,048", "dense 18,432", "68.62 KiB per token",
-        "163,840 tokens", "Not simulated: it has 3 layers of latent attention (MLA)",
+        "163,840 tokens", "Simulated devices have kernels for all of its layers.",
         "num_nextn_predict_layers: 1", "https://huggingface.co/deepseek-ai/DeepSeek-V3",
     ):  # fmt: skip
         assert words in " ".join(done.out.split()), words
@@ -49,9 +49,9 @@ def test_a_model_without_kernels_is_refused_by_its_attention(
     call: Call, trace: Path, command: str
 ) -> None:
     more = [] if command == "profile" else [trace]
-    done = call(command, *more, "--device", "sim:h200", "--model", "deepseek-v3")
+    done = call(command, *more, "--device", "sim:h200", "--model", "qwen3.6-27b-nvfp4")
     assert done.code == 2
-    assert "3 layers of latent attention (MLA)" in done.err
+    assert "48 layers of linear attention or a state-space layer" in done.err
     assert "model show" in done.err
 
 
