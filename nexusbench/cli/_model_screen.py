@@ -15,8 +15,7 @@ from nexusbench.core.documents import JsonObject
 from nexusbench.core.layers import LayerGroup
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.units import GIB
-from nexusbench.models.config import describe_model, missing_quantisation
-from nexusbench.physics.covered import not_covered
+from nexusbench.models.config import caveats, describe_model, missing_quantisation
 
 _NO_VECTORS = "Norms and biases, less than 0.1 %, are left out of the parameters."
 _HALF = 2**10
@@ -32,8 +31,10 @@ def show_model(name: str, *, as_json: bool) -> None:
     say(console, f"{model.name}: {model.num_layers} layers of {_kinds(model)}", "bold")
     _show_sizes(console, model)
     print_whole(console, _table(model))
-    for note in (*_notes(model), _simulated(model)):
+    for note in _notes(model):
         say(console, note, indent=2)
+    for note in _approximated(model):
+        say(console, f"Simulated devices: {note}", indent=2)
     if model.source:
         say(console, f"source: {model.source}", "dim", 2)
 
@@ -61,7 +62,7 @@ def _document(model: ModelSpec) -> JsonObject:
         },
         "groups": [_group(model, group) for group in model.groups],
         "order": list(_order(model)), "left_out": _notes(model),
-        "not_simulated": not_covered(model) or None,
+        "approximated": _approximated(model),
     }  # fmt: skip
 
 
@@ -90,11 +91,10 @@ def _notes(model: ModelSpec) -> list[str]:
     return [*([promised[0].upper() + promised[1:]] if promised else []), *left_out]
 
 
-def _simulated(model: ModelSpec) -> str:
-    lacking = not_covered(model)
-    if lacking:
-        return f"Not simulated: it has {lacking}, which simulated devices have no kernel for."
-    return "Simulated devices have kernels for all of its layers."
+def _approximated(model: ModelSpec) -> list[str]:
+    """What its times on simulated devices are not, beside what ``_notes`` has."""
+    promised = missing_quantisation(model)
+    return [text for text in caveats(model) if text != promised]
 
 
 def _show_sizes(console: Console, model: ModelSpec) -> None:

@@ -53,7 +53,9 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         device += f" (--device {config.device})"  # the name of a file does not say which one
     tokens = resolved.kv_blocks * resolved.block_size
     caching = "on" if config.prefix_caching else "off"
-    together = " on both GPUs together" if _is_pair(resolved) else ""
+    whose = " on both GPUs together" if _is_pair(resolved) else ""
+    if config.data_parallel_size > 1:
+        whose = " of each engine"
     lines = [
         ("device", device),
         ("model", _model_line(resolved, config)),
@@ -66,7 +68,7 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         ),
         (
             "limits",
-            f"max_num_seqs {limits.max_num_seqs:,}{together}, max_num_batched_tokens "
+            f"max_num_seqs {limits.max_num_seqs:,}{whose}, max_num_batched_tokens "
             f"{limits.max_num_batched_tokens:,}, max_model_len {limits.max_model_len:,}",
         ),
     ]
@@ -91,7 +93,10 @@ def _is_pair(resolved: ResolvedEngineRun) -> bool:
 
 
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
-    """How a pair's KV blocks are divided: evenly."""
+    """How the KV blocks of a pair, or of several engines, are divided: evenly."""
+    engines = config.data_parallel_size
+    if engines > 1:
+        return f", {resolved.kv_blocks // engines:,} blocks of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
@@ -119,7 +124,10 @@ def _model_line(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     text = f"{model.name}, weights {model.dtypes.weights}, KV {model.dtypes.kv}"
     if resolved.random_weights:
         text += ", RANDOM weights"
-    return text + (f", tensor parallel over {degree} GPUs" if degree > 1 else "")
+    text += f", tensor parallel over {degree} GPUs" if degree > 1 else ""
+    engines = config.data_parallel_size
+    text += f", {engines} data-parallel engines" if engines > 1 else ""
+    return text + (", experts spread over all GPUs" if config.enable_expert_parallel else "")
 
 
 def _trace_line(view: RunView) -> str:

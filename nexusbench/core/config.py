@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
+from nexusbench.core.parallel_options import DataParallel, ExpertParallel, TensorParallel
 
 _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
@@ -247,10 +248,9 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
         bool,
         Option("Decode by CUDA graphs (--device cuda only).", panel=TOKENS, part="serving"),
     ] = True
-    tensor_parallel_size: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)],
-        Option("GPUs that share every layer.", "N", WHAT, part="serving"),
-    ] = 1
+    tensor_parallel_size: TensorParallel = 1
+    data_parallel_size: DataParallel = 1
+    enable_expert_parallel: ExpertParallel = False
     kernel_table: Annotated[
         str | None,
         Option(

@@ -9,7 +9,14 @@ from typing import Any
 
 import msgspec
 
-from nexusbench.core.mixers import FullAttention, LatentAttention, WindowAttention
+from nexusbench.core.mixers import (
+    CompressedAttention,
+    FullAttention,
+    LatentAttention,
+    SparseAttention,
+    StateMixer,
+    WindowAttention,
+)
 
 _Chunks = tuple[tuple[int, int], ...]
 Amounts = tuple[float, float]  # (FLOPs, bytes)
@@ -135,6 +142,111 @@ class LatentWork(MixerWork, frozen=True, gc=False):
         return context * self.decode_pair_flops, size
 
 
+class PickedWork(MixerWork, frozen=True, gc=False):
+    """Attention to the ``topk`` tokens that an indexer picks: ``pair_flops`` and ``key_bytes`` of
+    those, ``index_flops`` and ``index_bytes`` of all tokens (0: the picks are an earlier layer's).
+    Latent attention is absorbed, in prompts too.
+    """
+
+    topk: int
+    pair_flops: float
+    key_bytes: float
+    query_bytes: float
+    index_flops: float
+    index_bytes: float
+
+    def chunks(self, chunks: _Chunks) -> Amounts:
+        """Of keys that several tokens pick one copy is read."""
+        flops = size = 0.0
+        for count, before in chunks:
+            last = before + count
+            pairs = count * mean_keys(before + 1, last, self.topk)
+            flops += pairs * self.pair_flops + prefill_pairs(count, before) * self.index_flops
+            size += min(last, count * self.topk) * self.key_bytes
+            size += last * self.index_bytes + count * self.query_bytes
+        return flops, size
+
+    def decodes(self, count: int, context: int) -> Amounts:
+        """If all contexts are as long as their mean."""
+        keys = min(context, count * self.topk)
+        flops = keys * self.pair_flops + context * self.index_flops
+        size = keys * self.key_bytes + context * self.index_bytes
+        return flops, size + count * self.query_bytes
+
+
+class EntryWork(PickedWork, frozen=True, gc=False):
+    """DeepSeek-V4: a window, and an entry for every ``ratio`` tokens (0: none), of which ``topk``
+    are picked (0: all). The index is of entries.
+    """
+
+    window: int
+    ratio: int
+
+    def chunks(self, chunks: _Chunks) -> Amounts:
+        """As above."""
+        flops = size = 0.0
+        for count, before in chunks:
+            last = before + count
+            pairs = count * mean_keys(before + 1, last, self.window)
+            keys, first, most = float(min(last, count + self.window)), before + 1, last
+            if self.ratio:
+                kept = self.entries(1, last)
+                mean = mean_keys(first / self.ratio, most / self.ratio, self.topk or most)
+                pairs += count * mean
+                keys += min(last / self.ratio, count * kept)
+                flops += prefill_pairs(count, before) / self.ratio * self.index_flops
+                size += last / self.ratio * self.index_bytes
+            flops += pairs * self.pair_flops
+            size += keys * self.key_bytes + count * self.query_bytes
+        return flops, size
+
+    def decodes(self, count: int, context: int) -> Amounts:
+        """As above."""
+        keys = min(context, count * self.window) + self.entries(count, context)
+        flops, size = keys * self.pair_flops, keys * self.key_bytes + count * self.query_bytes
+        if self.ratio:
+            flops += context / self.ratio * self.index_flops
+            size += context / self.ratio * self.index_bytes
+        return flops, size
+
+    def entries(self, count: int, context: int) -> float:
+        """Those that ``count`` tokens of ``context`` tokens in all see."""
+        if not self.ratio:
+            return 0.0
+        entries = context / self.ratio
+        return min(entries, float(count * self.topk)) if self.topk else entries
+
+
+class StateWork(MixerWork, frozen=True, gc=False):
+    """A recurrent state: ``token_flops`` of a token, ``moved_bytes`` that it reads and writes, and
+    ``state_bytes`` of a sequence.
+    """
+
+    token_flops: float
+    moved_bytes: float
+    state_bytes: float
+
+    def chunks(self, chunks: _Chunks) -> Amounts:
+        """States are written once a chunk, and read."""
+        tokens, _ = chunk_work(chunks)
+        size = tokens * self.moved_bytes + 2.0 * len(chunks) * self.state_bytes
+        return tokens * self.token_flops, size
+
+    def decodes(self, count: int, context: int) -> Amounts:
+        """Whatever the context."""
+        return count * self.token_flops, count * (self.moved_bytes + 2.0 * self.state_bytes)
+
+
+def mean_keys(first: float, last: float, most: float) -> float:
+    """Keys of a token, on average over tokens that see ``first`` to ``last``, ``most`` at most."""
+    if last <= most:
+        return (first + last) / 2
+    if first >= most:
+        return most
+    growing = most - first
+    return most - growing * growing / (2 * (last - first))
+
+
 def prefill_pairs(num_tokens: int, context: int) -> float:
     """(query, key) pairs of ``num_tokens`` causal queries after ``context`` tokens."""
     return num_tokens * (context + (num_tokens + 1) / 2)
@@ -208,6 +320,63 @@ def _latent(mixer: LatentAttention, kv: float, activation: float) -> LatentWork:
     )
 
 
+def _picked(mixer: SparseAttention, kv: float, activation: float) -> PickedWork:
+    base, index_bytes = mixer.base, mixer.index_bytes
+    if isinstance(base, LatentAttention):
+        values = base.kv_rank + base.rope_dim
+        queries, gated = base.num_heads * (values + base.kv_rank), _gated(base, base.value_dim)
+    else:
+        values = base.token_values
+        queries = base.num_heads * (base.head_dim + base.value_size)
+        gated = _gated(base, base.value_size)
+    index = 0 if mixer.reuses else mixer.index_heads * mixer.index_dim
+    return PickedWork(
+        token_bytes=values * kv + index_bytes,
+        message_values=queries + values + index,
+        rotated=0,  # with the attention's small kernels
+        gated=gated,
+        topk=mixer.topk,
+        pair_flops=2.0 * queries,
+        key_bytes=values * kv,
+        query_bytes=queries * activation,
+        index_flops=2.0 * index,
+        index_bytes=index_bytes,
+    )
+
+
+def _entries(mixer: CompressedAttention, kv: float, activation: float) -> EntryWork:
+    queries, index = 2 * mixer.num_heads * mixer.head_dim, mixer.index_heads * mixer.index_dim
+    return EntryWork(
+        token_bytes=mixer.kv_values * kv + mixer.index_bytes,
+        message_values=queries + mixer.head_dim + index,
+        rotated=0,
+        gated=0,
+        topk=mixer.topk,
+        pair_flops=2.0 * queries,
+        key_bytes=mixer.head_dim * kv,
+        query_bytes=queries * activation,
+        index_flops=2.0 * index,
+        index_bytes=mixer.index_bytes * mixer.ratio,
+        window=mixer.window,
+        ratio=mixer.ratio,
+    )
+
+
+def _state(mixer: StateMixer, kv: float, activation: float) -> StateWork:
+    heads, keys, values = mixer.heads, mixer.key_dim, mixer.value_dim
+    moved = 2 * heads * (keys + values)
+    return StateWork(
+        token_bytes=0.0,
+        message_values=moved,
+        rotated=0,
+        gated=3 * heads * values,  # the output is normalised and gated
+        # The state decays, takes a key times a value, and with a query gives an output.
+        token_flops=6.0 * heads * keys * values,
+        moved_bytes=moved * activation,
+        state_bytes=mixer.state_bytes,
+    )
+
+
 def _gated(mixer: FullAttention | LatentAttention, value: int) -> int:
     """Values of the gate, and of the output read and written."""
     return mixer.gate + 2 * mixer.num_heads * value if mixer.gate else 0
@@ -218,4 +387,7 @@ MIXER_WORK: dict[type, Callable[[Any, float, float], MixerWork]] = {
     FullAttention: _full,
     WindowAttention: _window,
     LatentAttention: _latent,
+    SparseAttention: _picked,
+    CompressedAttention: _entries,
+    StateMixer: _state,
 }

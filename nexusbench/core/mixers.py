@@ -16,6 +16,9 @@ STATE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # code, and vLLM's indexer cache).
 INDEX_KEY_BYTES = 1.0 + 4.0 / 128
 
+# Matrices of states that lead out of them, and that lead down to a rank which all heads share.
+STATE_OUT, STATE_RANKS = ("state_out", "mamba_out"), ("state_f_a", "state_g_a")
+
 
 class Projection(msgspec.Struct, frozen=True, gc=False):
     """A weight matrix ``[inputs, outputs]`` of one layer, ``copies`` times: once for each expert.
@@ -241,6 +244,13 @@ class SparseAttention(_Mixer, frozen=True, tag="sparse", kw_only=True):
             made = (*made, Projection("index_weights", hidden, self.index_heads))
         return made
 
+    def shard(self, gpus: int) -> Self:
+        """The indexer of latent attention is on each; that of KV heads goes with them."""
+        base, heads = self.base.shard(gpus), self.index_heads
+        if isinstance(base, FullAttention):
+            heads = max(1, heads // gpus)
+        return msgspec.structs.replace(self, base=base, index_heads=heads)
+
     @property
     def kv_values(self) -> float:
         """As of the attention: what is not picked is kept."""
@@ -307,6 +317,11 @@ class CompressedAttention(_Mixer, frozen=True, tag="compressed", kw_only=True):
             ]
         return tuple(made)
 
+    def shard(self, gpus: int) -> Self:
+        """Keys, compressor and indexer are on each."""
+        heads, groups = self.num_heads // gpus, max(1, self.groups // gpus)
+        return msgspec.structs.replace(self, num_heads=heads, groups=groups)
+
     @property
     def kv_values(self) -> float:
         """A token's share of a compressed entry."""
@@ -351,6 +366,21 @@ class StateMixer(_Mixer, frozen=True, tag="state", kw_only=True):
     def projections(self, hidden: int) -> tuple[Projection, ...]:
         """Those of the kind."""
         return self.matrices
+
+    def shard(self, gpus: int) -> Self:
+        """Columns of all matrices but those down to a rank, rows of the one that leads out."""
+        matrices = []
+        for one in self.matrices:
+            inputs, outputs = one.inputs, one.outputs
+            if one.name in STATE_OUT:
+                inputs //= gpus
+            elif one.name not in STATE_RANKS:
+                outputs = -(-outputs // gpus)
+            matrices.append(msgspec.structs.replace(one, inputs=inputs, outputs=outputs))
+        return msgspec.structs.replace(
+            self, heads=self.heads // gpus, conv_values=-(-self.conv_values // gpus),
+            matrices=tuple(matrices),
+        )  # fmt: skip
 
     @property
     def state_bytes(self) -> float:

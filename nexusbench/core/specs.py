@@ -286,7 +286,8 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
     one of CURVES is of a CurveFactor. The value in use lies inside. ``kernels`` are the
     constants of low-precision products and experts; without them, those of another GPU stand for
-    them (physics/precisions.py).
+    them (physics/precisions.py). A file may leave out what a default of its architecture stands for
+    (physics/architectures.py); the spec has it all.
     """
 
     name: str
@@ -308,6 +309,13 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranges: dict[str, tuple[float, float]] = {}
     # Left out of files where there are none, so that they are those of before.
     kernels: KernelConstants | UnsetType = UNSET
+    # Sentences that every screen says before a figure of this GPU, simulated.
+    caveats: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """``caveats``, none where the file has none."""
+        return () if self.caveats is UNSET else self.caveats
 
 
 def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
@@ -356,11 +364,17 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     pools: tuple[str, ...] = ("gpu",)
     pool_of: dict[str, int] = {}
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+    kv_token_bytes: float = 0.0  # what it keeps of a token; 0: as the model says
+    longest_context: int = 0  # tokens of a sequence that it can compute; 0: all of the model's
 
     @property
     def num_gpus(self) -> int:
         """GPUs (or groups in lockstep) that have a KV pool of their own."""
         return len(self.pools) - (self.host_bytes > 0)
+
+    def kv_bytes_of(self, model: ModelSpec) -> float:
+        """KV-cache bytes of one token of ``model`` on all its GPUs together."""
+        return self.kv_token_bytes or model.kv_bytes_on(self.tensor_parallel)
 
     @property
     def host(self) -> int | None:

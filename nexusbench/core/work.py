@@ -20,6 +20,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 # A dense layer in all its copies: FLOPs a token, bytes of weights, bytes of activations a token.
 DenseWork = tuple[float, float, float]
+# Matrices of feed-forward parts that are on each GPU.
+_WHOLE = ("router", "latent_down", "latent_up")
 
 
 class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,7 +193,8 @@ def _shards(
     model: ModelSpec, group: LayerGroup, tp: int, activation: float
 ) -> tuple[tuple[Linear, ...], tuple[DenseWork, ...], tuple[DenseWork, ...]]:
     """One GPU's shards of the linears of ``group``, whose mixer is this GPU's already; the work of
-    those that every token uses, and of the routed experts.
+    those that every token uses, and of the routed experts. Matrices beside attention and
+    feed-forward part are small, and on each GPU.
     """
     experts, chosen = 1, 1
     if isinstance(group.mlp, ExpertsMlp):
@@ -200,11 +203,13 @@ def _shards(
     linears: list[Linear] = []
     fixed: list[DenseWork] = []
     routed: list[DenseWork] = []
-    for index, linear in enumerate(group.linears(model.hidden_size)):
+    made = group.linears(model.hidden_size)
+    beside = len(made) - len(group.others)
+    for index, linear in enumerate(made):
         inputs, outputs, count = linear.inputs, linear.outputs, linear.count
         if linear.name in ("down", "expert_down"):
             inputs //= tp
-        elif index >= of_mixer and linear.name not in ("router", "latent_down", "latent_up"):
+        elif of_mixer <= index < beside and linear.name not in _WHOLE:
             outputs = -(-outputs // tp)
         linears.append(msgspec.structs.replace(linear, inputs=inputs, outputs=outputs))
         of_expert = linear.name.startswith("expert")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import GIB, MIB
@@ -35,9 +36,11 @@ def gpu_spec(facts: GpuFacts, granularity: tuple[int, int]) -> GpuSpec:
     minimum, multiple = granularity
     shipped = _shipped(facts)
     if shipped is not None:
+        # What is said of its simulated times does not hold of this one, which computes.
         return msgspec.structs.replace(
-            shipped, hbm_gib=facts.memory_bytes / GIB, sm_minimum=minimum, sm_multiple=multiple
-        )
+            shipped, hbm_gib=facts.memory_bytes / GIB, sm_minimum=minimum, sm_multiple=multiple,
+            caveats=UNSET,
+        )  # fmt: skip
     flop = _FLOP_PER_CLOCK.get(facts.capability, _FLOP_ELSEWHERE)
     family = load_gpu(_FAMILY.get(facts.capability, _FAMILY_ELSEWHERE))
     driver = "what the driver says"

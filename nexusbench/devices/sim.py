@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +15,13 @@ from nexusbench.core.batch import Batch, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
+from nexusbench.devices._sim_launch import Meters, SimLaunch
+from nexusbench.devices._sim_ranks import FreeRanks, LockstepRanks
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
+from nexusbench.physics.lockstep import IDLE, Lockstep
 from nexusbench.physics.measured import MeasuredPhysics
 from nexusbench.physics.profiled import Truth
 from nexusbench.physics.remote import Away, ghost, remote_slowdown, split_launch
@@ -24,43 +29,12 @@ from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
+_LOG = logging.getLogger("nexusbench")
 # CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
 # 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B
 # (LLMServingSim data set, MIT).
 RESERVED_BYTES = 0.86 * GIB
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
-
-
-class SimLaunch(msgspec.Struct, gc=False, eq=False):
-    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` the factor by which it is
-    slower now; ``away`` what another GPU computes for it.
-    """
-
-    step: int
-    partition: str
-    load: LaunchLoad
-    left: float
-    slow: float
-    ends_ns: int
-    solo_ns: int
-    repeats_left: int
-    away: Away | None = None
-
-
-class Meters(msgspec.Struct, gc=False):
-    """Cumulative counts over launches (counted whole when they start)."""
-
-    dram_bytes: float = 0.0
-    sm_active_ns: float = 0.0  # SMs x ns
-    tensor_busy_ns: float = 0.0  # of the launch's SMs together
-    busy_ns: float = 0.0
-
-    def count(self, load: LaunchLoad, repeat: int) -> None:
-        """Add a launch at its solo speed."""
-        self.dram_bytes += repeat * (load.dense.traffic + load.attention.traffic)
-        self.sm_active_ns += repeat * load.sms * load.solo
-        self.tensor_busy_ns += repeat * (load.dense.busy + load.attention.busy)
-        self.busy_ns += repeat * load.solo
 
 
 class Sim(Device):
@@ -85,13 +59,25 @@ class Sim(Device):
     ) -> None:
         self.gpu, self.model = gpu, model
         group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
+        group += f"-dp{options.data_parallel}" if options.data_parallel > 1 else ""
+        group += "-ep" if options.expert_parallel else ""
         self.host, engine = options.host, ""
         if self.host is not None:
             engine = f"@{self.host.name}"
-        self.physics = Physics(gpu, model, options.tensor_parallel, host=self.host)
+        parallel = options.parallel
+        # Of ranks in lockstep the host's time comes to that of the slowest one.
+        host = IDLE if parallel.in_lockstep(model) else self.host
+        self.physics = Physics(
+            gpu, model, options.tensor_parallel, host=host, parallel=parallel
+        )  # fmt: skip
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
+            if parallel.in_lockstep(model) or options.expert_parallel:
+                raise UsageError(
+                    "--kernel-table has the times of whole experts on one engine's GPUs; leave it "
+                    "or --data-parallel-size and --enable-expert-parallel away"
+                )
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
             self.physics = MeasuredPhysics(
                 gpu, model, table, options.tensor_parallel, host=self.host
@@ -112,6 +98,7 @@ class Sim(Device):
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
+        self.together: tuple[LockstepRanks, int] | None = None  # ranks, and which one this is
         self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0
         self._launches: list[SimLaunch] = []
@@ -129,7 +116,9 @@ class Sim(Device):
             )
         if is_profile(argument):
             return load_profile(Path(argument)).gpu
-        return load_gpu(_one_of(argument)[0])
+        gpu = load_gpu(_one_of(argument)[0])
+        warn(gpu)
+        return gpu
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -150,11 +139,31 @@ class Sim(Device):
                     f"--device sim:{argument} has the times of a profile, the host's among them; "
                     "leave --engine away"
                 )
+            if options.data_parallel > 1 or options.expert_parallel:
+                raise UsageError(
+                    f"--device sim:{argument} has the times of a profile of one engine; leave "
+                    "--data-parallel-size and --enable-expert-parallel away"
+                )
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         one, count = _one_of(argument)
-        name = "+".join([Path(one).name.lower()] * count)
-        return cls(load_gpu(one), model, options, name=name, count=count)
+        name, gpu = "+".join([Path(one).name.lower()] * count), load_gpu(one)
+        warn(gpu)
+        parallel = options.parallel
+        sims = [
+            cls(gpu, model, msgspec.structs.replace(options, seed=options.seed + rank), name=name,
+                count=count)
+            for rank in range(parallel.data)
+        ]  # fmt: skip
+        first = sims[0]
+        if parallel.in_lockstep(model):
+            together = Lockstep(
+                gpu, first.physics, parallel, options.host, options.max_num_seqs
+            )  # fmt: skip
+            first.ranks = LockstepRanks(sims, together, options.seed)
+        elif len(sims) > 1:
+            first.ranks = FreeRanks(sims)
+        return first
 
     def start(self) -> None:
         """The virtual clock stands at 0 until work is submitted."""
@@ -171,12 +180,24 @@ class Sim(Device):
         for launch in launches:
             if launch.partition == batch.partition:
                 raise NexusbenchError(f"partition '{batch.partition}' of {self.spec.name} is busy")
+        if self.together is not None:
+            self.together[0].submit(self.together[1], step, batch)
+            return
         away = None
         if batch.shape.remote is None:
             load = self.physics.load(batch.shape, sms)
         else:
             load, away = split_launch(self.physics, batch, sms, self.spec.pool_of["remote"])
         solo = load.solo * (1.0 + self._jitter * (2.0 * self._noise.random() - 1.0))
+        self.launch(step, batch, load, solo, away)
+
+    def launch(
+        self, step: int, batch: Batch, load: LaunchLoad, solo: float, away: Away | None = None
+    ) -> None:
+        """Start what takes ``solo`` ns without a neighbour. Raises UsageError for an end that is no
+        time.
+        """
+        launches = self._launches
         if not self._now + solo < LAST_NS:
             raise past_the_clock(self.spec.name, "a launch", self._now + solo)
         end = self._now + int(solo) + 1
@@ -194,6 +215,14 @@ class Sim(Device):
         if self._links is None:
             self._links = Links(self.gpu, self.spec)
         self._links.start(number, source, target, num_bytes, self._now)
+
+    @property
+    def next_end(self) -> int | None:
+        """When the next launch or copy ends as things stand; None with nothing in flight."""
+        links, ends = self._links, [launch.ends_ns for launch in self._launches]
+        if links is not None and links.busy:
+            ends.append(links.next_ns)
+        return min(ends) if ends else None
 
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
         """Advance the clock to the next end, or to ``until`` if that is earlier."""
@@ -325,6 +354,15 @@ class Sim(Device):
         return loads
 
 
+def warn(gpu: GpuSpec) -> None:
+    """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
+    serve.
+    """
+    if multiprocessing.parent_process() is None:
+        for text in gpu.warnings:
+            _LOG.warning("%s: %s", gpu.name, text)
+
+
 def _one_of(argument: str) -> tuple[str, int]:
     """The GPU of ``l20`` or ``l20+l20``, and how many there are. Raises UsageError for others."""
     names = argument.split("+")
@@ -356,7 +394,7 @@ def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
     """
     tp = options.tensor_parallel
     usable = options.gpu_memory_utilization * gpu.hbm_gib * GIB
-    weights = model.weight_bytes / tp
+    weights = options.parallel.weight_bytes(model)
     # Widest live tensors of a step: gate and up, a few hidden states, and the logits in float32.
     activations = (
         2.0 * options.max_num_batched_tokens * (2 * model.wide / tp + 4 * model.hidden_size)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, in_layers
 
 _Chunks = tuple[tuple[int, int], ...]
 
@@ -126,7 +126,7 @@ class Attention:
         # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         hidden = tokens * self._hidden_bytes
-        moving, layers = read * cold + hidden * warm, self._layers
+        moving = read * cold + hidden * warm
         longer, memory, tensor = busy + self._exposed * moving, 0.0, busy
         if busy < moving:
             longer = memory = moving + self._exposed * busy
@@ -135,16 +135,10 @@ class Attention:
             # counts as memory-bound, whatever bounds the kernel as a whole.
             memory += (longer - memory) * streamed
             tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
-        return OperatorClass(
-            (fixed + new * warm + longer) * layers,
-            (longer - memory) * layers,
-            memory * layers,
-            tensor * layers,
-            (new + read + hidden) * layers,
-            layers,
-            max(1.0, tiles / sms) * layers,
-            longer * filled(tiles / sms) * layers,
-        )
+        return in_layers(
+            self._layers, fixed + new * warm, longer, memory, tensor, new + read + hidden,
+            tiles / sms,
+        )  # fmt: skip
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
         """(tokens, keys read, tiles, ns of all tiles together, ns of the longest) of the chunks."""

@@ -46,6 +46,7 @@ class LatentProducts:
         self._gemm, self._layers, self._activation = Gemm(gpu), layers, activation_bytes
         self._launch = gpu.sim.kernel_us * 1e3
         self._known: dict[tuple[int, int, int, int], OperatorClass] = {}
+        self._of_decodes: dict[tuple[int, int], OperatorClass] = {}
 
     def time(
         self, chunks: _Chunks, num_decodes: int, sms: int, weights: float, streams: float
@@ -53,13 +54,18 @@ class LatentProducts:
         """All layers, on ``sms`` SMs that draw ``weights`` bytes per ns in a product and
         ``streams`` in an element-wise kernel; in ns.
         """
+        if not chunks:
+            known = self._of_decodes.get((num_decodes, sms))
+            if known is None:
+                known = self._made(padded(num_decodes), 0, 0, sms, weights, streams)
+                self._of_decodes[num_decodes, sms] = known
+            return known
         absorbed, expanded, earlier = num_decodes, 0, 0
-        if chunks:
-            short, long = self._split(chunks)
-            for count, _ in short:
-                absorbed += count
-            for count, before in long:
-                expanded, earlier = expanded + count, earlier + before
+        short, long = self._split(chunks)
+        for count, _ in short:
+            absorbed += count
+        for count, before in long:
+            expanded, earlier = expanded + count, earlier + before
         key = (padded(absorbed), padded(expanded), padded(earlier), sms)
         known = self._known.get(key)
         if known is None:

@@ -16,10 +16,10 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
 from nexusbench.core.mixer_work import MixerWork
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
@@ -29,6 +29,7 @@ from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
+HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
 
@@ -49,18 +50,20 @@ class Physics:
         part: tuple[ModelWork, LayerGroup] | None = None,
         *,
         host: EngineHost | None = None,
+        parallel: Parallelism | None = None,
     ) -> None:
         """``part`` is one layer group and its work, whose layers alone are timed; None: all.
-
-        Raises UsageError for a layer that there is no kernel for.
+        ``parallel`` says more than ``tensor_parallel``, where there is more to say. The routed
+        experts of ranks in lockstep are left out: :meth:`routed` (lockstep.py).
         """
-        check_covered(model)
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
+        self._parallel = parallel = parallel or Parallelism(tensor_parallel)
+        self._apart = parallel.in_lockstep(model)
         self._host = host  # in place of the GPU file's step_overhead_us
         work, group = part or (model_work(model, tensor_parallel), model.groups[0])
         self._work, self.activation_bytes = work, work.activation_bytes
         self._groups = tuple(
-            Physics(gpu, model, tensor_parallel, expert_skew, each)
+            Physics(gpu, model, tensor_parallel, expert_skew, each, parallel=parallel)
             for each in zip(work.groups, model.groups, strict=False)
         )
         self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
@@ -86,14 +89,13 @@ class Physics:
             for linear in fused(work.linears)
             if linear.name != EXPANSION and not linear.name.startswith("expert")
         )
-        self._experts = _experts_of(gpu, model, group, tensor_parallel)
+        self._experts = _experts_of(gpu, model, group, parallel.sharded)
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
             self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = work.wide  # of this GPU's share, in values
-        self._beside = 0.0  # of what every token uses beside routed experts
-        if isinstance(group.mlp, ExpertsMlp):
-            self._beside = (group.mlp.shared_size + group.mlp.dense_size) / tensor_parallel
+        self._beside = _beside(group) / tensor_parallel
+        self._hyper = _streams_of(group, model.hidden_size)
         self.mixing = () if part else mixings_of(gpu, work, self._products)
         self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
         self._by_context = tuple(one for one in self.mixing if one.products is not None)
@@ -176,7 +178,11 @@ class Physics:
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
         if self._attention is None:
-            return total([self._time_of(one, shape, sms) for one in self.mixing])
+            made = NOTHING
+            for one in self.mixing:
+                part = self._time_of(one, shape, sms)
+                made = part if made is NOTHING else scaled_sum(part, 1.0, made)
+            return made
         decodes = shape.num_decodes
         return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
@@ -196,7 +202,10 @@ class Physics:
 
     def _with_contexts(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Products that depend on more of a batch than its tokens, in all layers."""
-        return total([self._with_context(one, shape, sms) for one in self._by_context])
+        made = self._with_context(self._by_context[0], shape, sms)
+        for one in self._by_context[1:]:
+            made = scaled_sum(self._with_context(one, shape, sms), 1.0, made)
+        return made
 
     def _with_context(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
         assert one.products is not None
@@ -225,20 +234,37 @@ class Physics:
         for each in mixers:
             touched += [values for values in (2 * each.rotated, each.gated) if values]
         if self._experts is not None:
-            routing = uniform(
-                tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew
-            )
-            layer = self._experts.time(routing, sms, self._weights[sms])
-            made = scaled_sum(layer, work.num_layers, made)
+            if not self._apart:
+                made = scaled_sum(self._routed(tokens, sms), work.num_layers, made)
             touched.append(work.num_experts)  # the top k of the router's logits
             if self._beside:
                 touched.append(activated * self._beside)
         elif self._wide:
             touched.append(activated * self._wide)
+        touched += self._hyper
         for values in touched:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
         return made
+
+    def routed(self, tokens: int, sms: int) -> OperatorClass:
+        """The routed experts of all layers that one GPU holds of them, for ``tokens`` tokens of all
+        ranks together.
+        """
+        if self._groups:
+            return total([group.routed(tokens, sms) for group in self._groups])
+        if self._experts is None:
+            return NOTHING
+        return scaled_sum(self._routed(tokens, sms), self._work.num_layers, NOTHING)
+
+    def _routed(self, tokens: int, sms: int) -> OperatorClass:
+        """Those of one layer."""
+        assert self._experts is not None
+        work, gpus = self._work, self._parallel.spread
+        routing = uniform(
+            tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew
+        )  # fmt: skip
+        return self._experts.time(routing, sms, self._weights[sms])
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
         """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
@@ -249,12 +275,13 @@ class Physics:
 
     def _all_reduce(self, tokens: int) -> float:
         """Ns of two all-reduces a layer (after attention and the MLP, where it has both), not
-        overlapped with compute.
+        overlapped with compute. Sums of ranks in lockstep come back otherwise (lockstep.py).
         """
         size = tokens * self._work.hidden_size * self._work.activation_bytes
         times = 0
         for work in self._work.groups or (self._work,):
-            times += (len(work.mixing) + (work.wide > 0)) * work.num_layers
+            summed = work.wide > 0 and not (self._apart and work.routed)
+            times += (len(work.mixing) + summed) * work.num_layers
         return times * self._collectives.all_reduce(size)
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
@@ -262,10 +289,14 @@ class Physics:
         return self._sharing.slowdown(side, other)
 
 
-def _experts_of(
-    gpu: GpuSpec, model: ModelSpec, group: LayerGroup, tensor_parallel: int
-) -> Experts | None:
-    """The routed experts of a layer on one of ``tensor_parallel`` GPUs, which have a share of each
+def _beside(group: LayerGroup) -> float:
+    """Values between the products that every token uses beside routed experts."""
+    mlp = group.mlp
+    return float(mlp.shared_size + mlp.dense_size) if isinstance(mlp, ExpertsMlp) else 0.0
+
+
+def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int) -> Experts | None:
+    """The routed experts of a layer on one of ``sharded`` GPUs, which have a share of each
     expert's width; None without experts.
     """
     mlp = group.mlp
@@ -273,9 +304,20 @@ def _experts_of(
         return None
     weights = group.dtypes.experts
     kernel = experts_kernel(gpu, weights, model.dtypes.activations)
-    width = -(-mlp.intermediate_size // tensor_parallel)
+    width = -(-mlp.intermediate_size // sharded)
     shape = ExpertShape(
         mlp.latent or model.hidden_size, width, mlp.gated, DTYPE_BYTES[weights],
         kernel.activation_bytes,
     )  # fmt: skip
     return Experts(gpu, expert_constants(gpu, kernel.kind), shape)
+
+
+def _streams_of(group: LayerGroup, hidden: int) -> list[float]:
+    """Values that the hyper-connections of a layer (DeepSeek-V4) read and write for a token, around
+    each of its parts: all streams mixed to the part's input, and with its output to new streams.
+    """
+    found: list[float] = []
+    for one in group.others:
+        if one.name == HYPER_CONNECTION:
+            found += [one.inputs + hidden, 2 * one.inputs + hidden] * one.copies
+    return found

@@ -10,14 +10,24 @@ from typing import Any, Protocol
 import msgspec
 
 from nexusbench.core.mixer_work import MixerWork, pieces
-from nexusbench.core.mixers import FullAttention, LatentAttention, WindowAttention
+from nexusbench.core.mixers import (
+    CompressedAttention,
+    FullAttention,
+    LatentAttention,
+    SparseAttention,
+    StateMixer,
+    WindowAttention,
+)
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.work import ModelWork
 from nexusbench.physics.attention import Attention
+from nexusbench.physics.compressed import EntryAttention
 from nexusbench.physics.latent import LatentKernels
-from nexusbench.physics.latent_products import EXPANSION, LatentProducts
+from nexusbench.physics.latent_products import EXPANSION, LatentProducts, Split
 from nexusbench.physics.operators import OperatorClass
 from nexusbench.physics.products import Products
+from nexusbench.physics.sparse import PickedAttention
+from nexusbench.physics.states import StateScan
 from nexusbench.physics.windows import WindowedAttention
 
 _Chunks = tuple[tuple[int, int], ...]
@@ -122,11 +132,29 @@ def _window(of: KindOfLayers, mixer: WindowAttention) -> Mixing:
 
 def _latent(of: KindOfLayers, mixer: LatentAttention) -> Mixing:
     kernels = LatentKernels(of.gpu, mixer, *of.types, of.layers)
+    return Mixing(kernels, of.work, of.layers, _expansion(of, mixer, kernels.split))
+
+
+def _picked(of: KindOfLayers, mixer: SparseAttention) -> Mixing:
+    kernel = PickedAttention(of.gpu, mixer, *of.types, of.layers)
+    products = None
+    if isinstance(mixer.base, LatentAttention):
+        products = _expansion(of, mixer.base, lambda chunks: (chunks, ()))  # always absorbed
+    return Mixing(kernel, of.work, of.layers, products)
+
+
+def _entries(of: KindOfLayers, mixer: CompressedAttention) -> Mixing:
+    return Mixing(EntryAttention(of.gpu, mixer, *of.types, of.layers), of.work, of.layers)
+
+
+def _state(of: KindOfLayers, mixer: StateMixer) -> Mixing:
+    return Mixing(StateScan(of.gpu, mixer, of.types[1], of.layers), of.work, of.layers)
+
+
+def _expansion(of: KindOfLayers, mixer: LatentAttention, split: Split) -> LatentProducts:
     up = next(linear for linear in of.group.linears if linear.name == EXPANSION)
-    products = LatentProducts(
-        of.gpu, mixer, up, of.products[up.dtype], kernels.split, of.types[1], of.layers
-    )
-    return Mixing(kernels, of.work, of.layers, products)
+    products = of.products[up.dtype]
+    return LatentProducts(of.gpu, mixer, up, products, split, of.types[1], of.layers)
 
 
 def _heads(mixer: FullAttention) -> tuple[int, int, int]:
@@ -141,4 +169,7 @@ KINDS: dict[type, Callable[[KindOfLayers, Any], Mixing]] = {
     FullAttention: _full,
     WindowAttention: _window,
     LatentAttention: _latent,
+    SparseAttention: _picked,
+    CompressedAttention: _entries,
+    StateMixer: _state,
 }

@@ -13,11 +13,9 @@ own. How far all this is from measurements: docs/fidelity.md.
 
 from __future__ import annotations
 
-import msgspec
-
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.attention import Attention, spread
-from nexusbench.physics.operators import OperatorClass
+from nexusbench.physics.operators import OperatorClass, later
 from nexusbench.physics.precisions import architecture, window_constants
 
 _COUNTED = 64  # tiles whose blocks are counted for their mean
@@ -93,7 +91,7 @@ class WindowedAttention(Attention):
             tokens += count
         more = tokens * (self._write / sms - self._cache_bytes / bandwidth)
         if more > 0.0:
-            made = msgspec.structs.replace(made, time=made.time + more * self._layers)
+            made = later(made, more * self._layers)
         return made
 
     def _touched(self, context: int) -> int:

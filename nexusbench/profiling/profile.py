@@ -111,7 +111,7 @@ def make_profile(
         num_points=len(points),
         fits=tuple(fits),
         facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
-        notes=(*caveats(subject.model), *outcome.notes, *fit_notes),
+        notes=(*caveats(subject.model), *device.gpu.warnings, *outcome.notes, *fit_notes),
         counters=readers.sources,
         asked=subject.asked,
         limits=subject.limits,

@@ -33,6 +33,7 @@ from nexusbench.results.resolved import (
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
+from nexusbench.serving.peers import EngineParts, make_peers
 from nexusbench.serving.resolve import resolve
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
@@ -41,7 +42,9 @@ from nexusbench.workloads.trace import conversation_ids, load_trace
 
 
 class Assembly(msgspec.Struct):
-    """The objects of one run, resolved and ready; ``resolved`` is for the manifest."""
+    """The objects of one run, resolved and ready; ``resolved`` is for the manifest, ``peers`` are
+    the engines beside the first.
+    """
 
     config: RunConfig
     trace: Trace
@@ -54,6 +57,16 @@ class Assembly(msgspec.Struct):
     requests: list[Request]
     limits: Limits
     resolved: ResolvedEngineRun
+    peers: list[EngineParts] = []
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """As the event log counts them: those of all engines, one engine after the other."""
+        own = self.scheduler.partitions
+        if not self.peers:
+            return own
+        engines = range(1 + len(self.peers))
+        return tuple(f"{name}@{engine}" for engine in engines for name in own)
 
     def columns(self) -> dict[str, list[Any]]:
         """The requests, as they are stored."""
@@ -114,6 +127,7 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
         # Refuses impossible options before anything is written.
         initial = partitioner.initial(device.spec)
         kv, others = kv_pools(config, model, device, trace)
+        peers = make_peers(run, device, trace, belief)
         requests = make_requests(trace, config.block_size)
         check_pool(requests, kv)
         if device.spec.makes_tokens:
@@ -129,8 +143,9 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
-        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, resolved
-    )
+        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits,
+        resolved, peers,
+    )  # fmt: skip
 
 
 def make_requests(trace: Trace, block_size: int) -> list[Request]:
@@ -226,21 +241,27 @@ def _resolved(
     belief: BeliefFacts | None,
 ) -> ResolvedEngineRun:
     """What the config became on this device and model, for the manifest."""
-    spec = device.spec
+    spec, engines = device.spec, config.data_parallel_size
+    homes = [spec.pool_of.get(partition, 0) for partition in scheduler.partitions]
+    pools = list(spec.pools)
+    if engines > 1:
+        # Each has one pool, and policies that do not swap (check_policy).
+        homes = [engine for engine in range(engines) for _ in homes]
+        pools = [f"gpu{engine}" for engine in range(engines)]
     return ResolvedEngineRun(
-        device=spec.name, gpu=device.gpu, num_sms=spec.num_sms, work=work_of(model, device),
-        gpus=config.tensor_parallel_size * spec.num_gpus,
+        device=spec.name, gpu=device.gpu, num_sms=spec.num_sms * engines,
+        work=work_of(model, device), gpus=config.tensor_parallel_size * spec.num_gpus * engines,
         legal_splits=[str(split) for split in spec.splits],
         kernel_table=device.kernel_table_sha256, made_of_profile=device.made_of_profile,
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
-        model=served_model(model), caveats=caveats(model), random_weights=device.random_weights,
+        model=served_model(model), caveats=[*caveats(model), *device.gpu.warnings],
+        random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_options=msgspec.to_builtins(scheduler.options),
         partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,
-        kv_blocks=kv.num_blocks * spec.num_gpus, block_size=kv.block_size, limits=limits,
-        swap_bytes=spec.host_bytes, pools=list(spec.pools),
-        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
+        kv_blocks=kv.num_blocks * spec.num_gpus * engines, block_size=kv.block_size, limits=limits,
+        swap_bytes=spec.host_bytes, pools=pools, homes=homes,
         trace=trace_facts(trace), seed=config.seed, slo=slo_bounds(config.goodput),
         warmup_ns=round(config.warmup_s * NS_PER_S),
         price_per_hour=config.price_per_hour, watts=config.watts,

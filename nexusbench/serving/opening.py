@@ -61,8 +61,18 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
         temperature=config.temperature, top_p=config.top_p,
         swap_bytes=what.swap_bytes, graphs=config.graphs,
         host=None if config.engine is None else load_engine(config.engine),
+        data_parallel=config.data_parallel_size, expert_parallel=config.enable_expert_parallel,
     )  # fmt: skip
-    return named.device_class.open(named.argument, what.model, options), limits
+    device = named.device_class.open(named.argument, what.model, options)
+    longest = device.spec.longest_context
+    if longest and limits.max_model_len > longest:
+        device.close()
+        raise UsageError(
+            f"{device.spec.name} computes contexts of {what.model.name} up to {longest:,} tokens, "
+            f"not {limits.max_model_len:,}: beyond them its LongRoPE has other frequencies from "
+            f"the first token on. Give --max-model-len {longest}"
+        )
+    return device, limits
 
 
 def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
@@ -104,7 +114,7 @@ def kv_pools(
     for sizes that no memory holds.
     """
     spec, block_size = device.spec, config.block_size
-    block_bytes = model.kv_bytes_on(spec.tensor_parallel) * block_size
+    block_bytes = spec.kv_bytes_of(model) * block_size
     blocks = config.kv_blocks or int(spec.kv_bytes // block_bytes)
     if spec.makes_tokens and config.kv_blocks is None:
         # Real memory costs real time to clear, so what the trace can never fill is left out. Twice

@@ -15,10 +15,11 @@ from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
 from nexusbench.metrics.run_events import check_slo
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.serving.parallel import check_parallel, check_policy
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
 COMPUTED_DTYPES = ("float32", "bfloat16", "float16")
@@ -87,9 +88,11 @@ def resolve(config: RunConfig) -> NamedRun:
     spec, cls = partitioner_of(config, scheduler)
     if scheduler.num_gpus == 2:
         named = msgspec.structs.replace(named, argument=pair_of(scheduler, named))
+    swap_bytes = swap_gib(config, scheduler, named.kind) * GIB
+    check_policy(config, scheduler, swap_bytes)
     return NamedRun(
         config=config, model=found.model, max_model_len=found.max_model_len, named=named,
-        swap_bytes=swap_gib(config, scheduler, named.kind) * GIB,
+        swap_bytes=swap_bytes,
         scheduler=scheduler, partitioner=spec, partitioner_class=cls,
     )  # fmt: skip
 
@@ -101,7 +104,7 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
     config = check_config(config)
     if model is None:
         model = with_dtype(load_model(config.model), config.dtype)
-    check_tensor_parallel(config.tensor_parallel_size, model)
+    check_tensor_parallel(config.tensor_parallel_size, model, config.enable_expert_parallel)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
         raise UsageError(
@@ -110,6 +113,7 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
         )
     named = find_device(config.device)
     check_flags(config, named.kind)
+    check_parallel(config, model, named.kind)
     swap_bytes = swap_gib(config, None, named.kind) * GIB
     return ModelOnDevice(
         config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes
@@ -133,6 +137,13 @@ def find_device(name: str) -> NamedDevice:
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
         raise UsageError(f"'{name}' is a GPU, not a device; write sim:{kind}")
     return NamedDevice(kind, argument, devices.load(kind))
+
+
+def caveats_of(config: RunConfig) -> list[str]:
+    """What is to be said of the model and of the device of ``config`` before any figure of them."""
+    said = caveats(load_model(config.model))
+    named = find_device(config.device)
+    return [*said, *(named.describe().warnings if named.kind == "sim" else ())]
 
 
 def pair_of(policy: Scheduler, named: NamedDevice) -> str:
@@ -177,8 +188,10 @@ def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:
     return msgspec.structs.replace(model, dtypes=Dtypes(dtype, dtype, dtype, dtype))
 
 
-def check_tensor_parallel(size: int, model: ModelSpec) -> None:
-    """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
+def check_tensor_parallel(size: int, model: ModelSpec, whole_experts: bool = False) -> None:
+    """Heads and feed-forward layers must divide evenly (but experts that lie whole on a GPU); KV
+    heads may be replicated instead.
+    """
     mixers = [group.mixer for group in model.groups]
     # Heads of attention, of states and of latent attention alike; a latent is kept on each GPU.
     attention = {
@@ -186,7 +199,9 @@ def check_tensor_parallel(size: int, model: ModelSpec) -> None:
         for mixer in mixers
         if isinstance(mixer, FullAttention | LatentAttention)
     }
-    wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
+    apart = "expert_down" if whole_experts else ""
+    widths = {x.inputs for x in model.linears if x.name.endswith("down") and x.name != apart}
+    wide = math.gcd(*widths) if widths else size
 
     def divides(n: int) -> bool:
         for heads, kv_heads in attention:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec import UNSET
+from nexusbench.physics.covered import check_covered
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError, UsageError
@@ -30,7 +31,6 @@ from nexusbench.core.work import model_work
 from nexusbench.costs.roofline import Roofline
 from nexusbench.models.architecture import load_decoder_config
 from nexusbench.models.config import describe_model
-from nexusbench.physics.covered import check_covered
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.profiles.profile import model_fingerprint
