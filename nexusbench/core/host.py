@@ -30,12 +30,13 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     the GPU is busy waits for one step more.
 
     ``scheduler`` names the policy here whose rules are nearest to the engine's: what replays
-    of it run under where nothing else is asked.
+    of it run under where nothing else is asked. ``since`` is the first version that it stands for.
     """
 
     name: str
     about: Annotated[str, Meta(min_length=1)]
     scheduler: Annotated[str, Meta(min_length=1, max_length=200)]
+    since: Annotated[str, Meta(pattern=r"^\d+\.\d+$")]
     asynchronous: bool
     gap_us: HostMicros
     step_us: HostMicros
@@ -67,5 +68,5 @@ def constants_of(host: EngineHost) -> dict[str, object]:
     return {
         key: value
         for key, value in msgspec.structs.asdict(host).items()
-        if key not in ("name", "about", "scheduler")
+        if key not in ("name", "about", "scheduler", "since")
     }

@@ -27,8 +27,8 @@ from nexusbench.serving.opening import check_run
 # The rule by which aiconfigurator's generator starts the servers that its tables were measured on
 # (rule_plugin/benchmark/{vllm,trtllm}.rule, Apache-2.0): max_num_tokens of an aggregated server.
 BUDGET_BEYOND_PROMPT = 1500
-# InferenceX (github.com/SemiAnalysisAI/InferenceX, Apache-2.0): random-range-ratio of its client, and
-# vLLM's own default of max-num-batched-tokens, which its scripts leave or repeat.
+# InferenceX (github.com/SemiAnalysisAI/InferenceX, Apache-2.0): random-range-ratio of its client,
+# and vLLM's own default of max-num-batched-tokens, which its scripts leave or repeat.
 INFERENCEX_RANGE, INFERENCEX_BUDGET = 0.8, 8192
 _BUDGETED = ("vllm", "trtllm")  # SGLang's chunks have their own size there
 _OTHER_NAMES = {"rtx_pro_6000_server": "rtxpro6000", "rtx_pro_6000": "rtxpro6000"}
@@ -149,28 +149,25 @@ def gpu_of(system: str) -> str:
 
 
 def engine_of(point: ServingPoint) -> str:
-    """The shipped engine of the point's backend whose version is nearest (the newest where the
+    """The shipped engine of the point's backend that stands for its version (the newest where the
     point names none). Raises Refused for a backend that there is none of.
     """
     family = [name for name in engine_names() if name.rpartition("-")[0] == point.backend.lower()]
     if not family:
         raise Refused(f"backend {point.backend}: there is no engine of it (--engine names one)")
-    newest = max(family, key=_version)
-    asked = re.match(r"(\d+)\.(\d+)", point.backend_version)
-    if asked is None:
-        return newest
-    wanted = int(asked[1]), int(asked[2])
-
-    def distance(name: str) -> tuple[int, int]:
-        major, minor = _version(name)
-        return abs(major - wanted[0]), abs(minor - wanted[1])
-
-    return min(sorted(family, key=_version, reverse=True), key=distance)
+    family.sort(key=_stands_from)
+    wanted = re.match(r"(\d+)\.(\d+)", point.backend_version)
+    if wanted is None:
+        return family[-1]
+    version = int(wanted[1]), int(wanted[2])
+    standing = [name for name in family if _stands_from(name) <= version]
+    return standing[-1] if standing else family[0]
 
 
-def _version(engine: str) -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", engine.rpartition("-")[2])
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _stands_from(engine: str) -> tuple[int, int]:
+    """The first version that a shipped engine stands for."""
+    major, minor = load_engine(engine).since.split(".")
+    return int(major), int(minor)
 
 
 def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, Any]]:

@@ -51,8 +51,8 @@ class ServingPoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def of_inferencex(self) -> bool:
-        """Whether InferenceX's runner measured it: lines out of its database tell attention_dp_size,
-        those of aiconfigurator's own runner leave it empty.
+        """Whether InferenceX's runner measured it: lines out of its database have an
+        attention_dp_size, those of aiconfigurator's own runner leave it empty.
         """
         return self.dp_told
 
