@@ -125,7 +125,8 @@ def _model_line(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     if resolved.random_weights:
         text += ", RANDOM weights"
     text += f", tensor parallel over {degree} GPUs" if degree > 1 else ""
-    engines = config.data_parallel_size
+    stages, engines = config.pipeline_parallel_size, config.data_parallel_size
+    text += f", {stages} pipeline stages" if stages > 1 else ""
     text += f", {engines} data-parallel engines" if engines > 1 else ""
     return text + (", experts spread over all GPUs" if config.enable_expert_parallel else "")
 
@@ -144,7 +145,9 @@ def _trace_line(view: RunView) -> str:
 
 
 def policies_line(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column, with the options that were typed."""
+    """Scheduler, whose rules it follows, partitioner and belief of each column, with the options
+    that were typed.
+    """
     texts = []
     for column in columns:
         resolved, config = column.first.resolved, column.first.config
@@ -152,7 +155,9 @@ def policies_line(columns: Sequence[Column]) -> str:
             continue  # the policies of a server are unknown
         belief, partitioner = resolved.belief, config.partitioner or resolved.partitioner
         asks = f" asking {_belief(belief, config.cost_model)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {partitioner}{asks})")
+        said = resolved.scheduler_rules
+        rules = f"rules of {said}; " if isinstance(said, str) else ""
+        texts.append(f"{column.label} ({rules}partitioner {partitioner}{asks})")
     return ", ".join(texts)
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from nexusbench.core import parallel_options as spread
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
-from nexusbench.core.parallel_options import DataParallel, ExpertParallel, TensorParallel
 
 _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
@@ -248,9 +248,10 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
         bool,
         Option("Decode by CUDA graphs (--device cuda only).", panel=TOKENS, part="serving"),
     ] = True
-    tensor_parallel_size: TensorParallel = 1
-    data_parallel_size: DataParallel = 1
-    enable_expert_parallel: ExpertParallel = False
+    tensor_parallel_size: spread.TensorParallel = 1
+    pipeline_parallel_size: spread.PipelineParallel = 1
+    data_parallel_size: spread.DataParallel = 1
+    enable_expert_parallel: spread.ExpertParallel = False
     kernel_table: Annotated[
         str | None,
         Option(

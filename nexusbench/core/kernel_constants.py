@@ -127,6 +127,7 @@ class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topk_us: Micros  # SM time of choosing for a decode
     prompt_topk_us: Micros  # and for a token of a prompt, which is another kernel
     topk_key_ns: Nanos  # and for each key that it chooses from
+    prompt_us: Micros = 0.0  # fixed time that a launch with prompts has in addition
 
 
 class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,6 +145,8 @@ class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_passes: Factor
     step_conv_us: Micros
     step_conv_passes: Factor
+    l2_gbps: Throughput  # at which what is in L2 is moved
+    l2_share: L2Share  # of L2 that holds what one kernel leaves to the next
 
 
 # The chips of workstations and games of a generation differ from those of its data-centre GPUs.

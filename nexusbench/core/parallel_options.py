@@ -28,6 +28,14 @@ DataParallel = Annotated[
         "N", _WHAT, ("--data-parallel-size", "-dp"), part="serving",
     ),
 ]  # fmt: skip
+PipelineParallel = Annotated[
+    _Gpus,
+    Option(
+        "GPUs (or groups of them) that share out an engine's layers one after the other, and as "
+        "many batches in flight (simulated devices).",
+        "N", _WHAT, ("--pipeline-parallel-size", "-pp"), part="serving",
+    ),
+]  # fmt: skip
 ExpertParallel = Annotated[
     bool,
     Option(

@@ -357,6 +357,7 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     kv_bytes: float
     num_layers: int  # of the model; a launch can be restricted to some of them
     tensor_parallel: int = 1
+    stages: int = 1  # of a pipeline, which has as many batches in flight
     makes_tokens: bool = False  # real ones: what a request generates is not known beforehand
     stop_tokens: tuple[int, ...] = ()  # of the model, for devices that make tokens
     # KV pools: one for each GPU (or group in lockstep), and last the host's if it can swap.

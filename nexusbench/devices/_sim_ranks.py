@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nexusbench.core.batch import Batch, StepOutput, TransferOutput
@@ -62,7 +63,7 @@ class LockstepRanks(FreeRanks):
         self._jitter = sims[0].gpu.sim.jitter
         self._submitted: dict[int, tuple[int, Batch]] = {}
         for number, sim in enumerate(sims):
-            sim.together = self, number
+            sim.taker = partial(self.submit, number)
 
     @property
     def accepting(self) -> bool:

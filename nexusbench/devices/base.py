@@ -45,11 +45,14 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     host: EngineHost | None = None  # of a serving engine; simulated devices only
     data_parallel: int = 1  # engines on as many GPUs (or groups); simulated devices only
     expert_parallel: bool = False  # whole experts on each GPU; simulated devices only
+    pipeline_parallel: int = 1  # stages of an engine; simulated devices only
 
     @property
     def parallel(self) -> Parallelism:
         """How the model is spread over GPUs."""
-        return Parallelism(self.tensor_parallel, self.data_parallel, self.expert_parallel)
+        return Parallelism(
+            self.tensor_parallel, self.data_parallel, self.expert_parallel, self.pipeline_parallel
+        )
 
 
 class Serving(msgspec.Struct, frozen=True):

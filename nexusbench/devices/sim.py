@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -13,9 +13,11 @@ import msgspec
 
 from nexusbench.core.batch import Batch, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
-from nexusbench.core.units import GIB
 from nexusbench.devices._sim_launch import Meters, SimLaunch
+from nexusbench.devices._sim_memory import kv_bytes
+from nexusbench.devices._sim_pipeline import Pipeline
 from nexusbench.devices._sim_ranks import FreeRanks, LockstepRanks
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
@@ -30,10 +32,6 @@ from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
 _LOG = logging.getLogger("nexusbench")
-# CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
-# 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B
-# (LLMServingSim data set, MIT).
-RESERVED_BYTES = 0.86 * GIB
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
@@ -58,15 +56,14 @@ class Sim(Device):
         count: int = 1,
     ) -> None:
         self.gpu, self.model = gpu, model
-        group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
-        group += f"-dp{options.data_parallel}" if options.data_parallel > 1 else ""
-        group += "-ep" if options.expert_parallel else ""
         self.host, engine = options.host, ""
         if self.host is not None:
             engine = f"@{self.host.name}"
         parallel = options.parallel
-        # Of ranks in lockstep the host's time comes to that of the slowest one.
-        host = IDLE if parallel.in_lockstep(model) else self.host
+        # Of ranks in lockstep the host's time comes to that of the slowest one, and a pipeline's
+        # is not that of a stage.
+        apart = parallel.in_lockstep(model) or parallel.pipeline > 1
+        host = IDLE if apart else self.host
         self.physics = Physics(
             gpu, model, options.tensor_parallel, host=host, parallel=parallel
         )  # fmt: skip
@@ -84,21 +81,23 @@ class Sim(Device):
             )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
-            name=f"sim:{name or gpu.name}{group}{engine}",
+            name=f"sim:{name or gpu.name}{_spread(options)}{engine}",
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms * count,
             splits=_splits(gpu, count) if truth is None else truth.splits,
             whole=Split(("all",), (gpu.num_sms,)),
-            depth=1,
-            kv_bytes=_kv_bytes(gpu, model, options),
+            depth=parallel.pipeline,
+            stages=parallel.pipeline,
+            kv_bytes=kv_bytes(gpu, model, options),
             num_layers=model.num_layers,
             tensor_parallel=options.tensor_parallel,
             pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
         )
-        self.together: tuple[LockstepRanks, int] | None = None  # ranks, and which one this is
+        # Times launches, where not each is timed by itself: ranks in lockstep, a pipeline.
+        self.taker: Callable[[int, Batch], None] | None = None
         self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0
         self._launches: list[SimLaunch] = []
@@ -139,10 +138,11 @@ class Sim(Device):
                     f"--device sim:{argument} has the times of a profile, the host's among them; "
                     "leave --engine away"
                 )
-            if options.data_parallel > 1 or options.expert_parallel:
+            if options.parallel != Parallelism(options.tensor_parallel):
                 raise UsageError(
                     f"--device sim:{argument} has the times of a profile of one engine; leave "
-                    "--data-parallel-size and --enable-expert-parallel away"
+                    "--data-parallel-size, --pipeline-parallel-size and --enable-expert-parallel "
+                    "away"
                 )
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
@@ -155,6 +155,9 @@ class Sim(Device):
                 count=count)
             for rank in range(parallel.data)
         ]  # fmt: skip
+        if parallel.pipeline > 1:
+            for rank, sim in enumerate(sims):
+                Pipeline(sim, parallel, options.host, options.seed + rank)
         first = sims[0]
         if parallel.in_lockstep(model):
             together = Lockstep(
@@ -177,12 +180,12 @@ class Sim(Device):
         launches = self._launches
         if not 0 < sms <= self.gpu.num_sms:
             raise NexusbenchError(f"{self.spec.name} has {self.gpu.num_sms} SMs, not {sms}")
+        if self.taker is not None:
+            self.taker(step, batch)
+            return
         for launch in launches:
             if launch.partition == batch.partition:
                 raise NexusbenchError(f"partition '{batch.partition}' of {self.spec.name} is busy")
-        if self.together is not None:
-            self.together[0].submit(self.together[1], step, batch)
-            return
         away = None
         if batch.shape.remote is None:
             load = self.physics.load(batch.shape, sms)
@@ -193,7 +196,7 @@ class Sim(Device):
 
     def launch(
         self, step: int, batch: Batch, load: LaunchLoad, solo: float, away: Away | None = None
-    ) -> None:
+    ) -> SimLaunch:
         """Start what takes ``solo`` ns without a neighbour. Raises UsageError for an end that is no
         time.
         """
@@ -209,6 +212,7 @@ class Sim(Device):
             self._meters.count(load, batch.repeat)
         if len(launches) > 1:
             self._retime(self._now)
+        return launch
 
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
         """Start a copy; copies from one pool to another follow each other."""
@@ -309,6 +313,8 @@ class Sim(Device):
 
     def _retime(self, now: int) -> None:
         """New speeds and ends after a launch started or ended."""
+        if self.taker is not None:
+            return
         physics, pair = self.physics, bool(self.spec.pool_of)
         for launch in self._launches:
             slow = 1.0
@@ -354,6 +360,14 @@ class Sim(Device):
         return loads
 
 
+def _spread(options: DeviceOptions) -> str:
+    """What a device's name says of several GPUs."""
+    degrees = (("x", options.tensor_parallel), ("pp", options.pipeline_parallel),
+               ("dp", options.data_parallel))  # fmt: skip
+    text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
+    return text + ("-ep" if options.expert_parallel else "")
+
+
 def warn(gpu: GpuSpec) -> None:
     """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
     serve.
@@ -384,28 +398,3 @@ def _splits(gpu: GpuSpec, count: int) -> tuple[Split, ...]:
     names, every = ("prefill", "decode", "remote"), gpu.num_sms
     shared = [Split(names, (s.sms[0], every, s.sms[1])) for s in one if not s.overlapping]
     return (*shared, Split(names[:2], (every, every)))
-
-
-def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
-    """Bytes for KV blocks over all GPUs of the group, as vLLM sizes them: a share of memory less
-    weights and peaks.
-
-    Raises UsageError if nothing is left.
-    """
-    tp = options.tensor_parallel
-    usable = options.gpu_memory_utilization * gpu.hbm_gib * GIB
-    weights = options.parallel.weight_bytes(model)
-    # Widest live tensors of a step: gate and up, a few hidden states, and the logits in float32.
-    activations = (
-        2.0 * options.max_num_batched_tokens * (2 * model.wide / tp + 4 * model.hidden_size)
-        + 4.0 * options.max_num_seqs * model.vocab_size
-    )
-    left = usable - weights - activations - RESERVED_BYTES
-    if left <= 0:
-        raise UsageError(
-            f"{model.name} does not fit {gpu.name}: weights {weights / GIB:.1f} GiB, activations "
-            f"{activations / GIB:.1f}, reserve {RESERVED_BYTES / GIB:.1f}, of "
-            f"{usable / GIB:.1f} GiB usable. Raise --tensor-parallel-size or "
-            "--gpu-memory-utilization, or pick a larger GPU"
-        )
-    return left * tp

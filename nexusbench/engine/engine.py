@@ -96,7 +96,8 @@ class Engine(Served):
         self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
-        self._ahead = config.host is not None and config.host.asynchronous
+        self._staged, self._launched = device.spec.stages > 1, False
+        self._ahead = config.host is not None and config.host.asynchronous and not self._staged
         self._unseen: list[tuple[int, Request]] = []  # since when each is there
         self._planned_ns = 0  # when the last launch began
         self._fruitless = 0  # decisions in a row after which nothing was in flight
@@ -115,7 +116,7 @@ class Engine(Served):
         self.admit(self.device.now())
         while state.decoding or arrivals.num_left or state.prefilling or state.outside:
             if self.has_free_slot():
-                self.decide()
+                self.fill()
             if self.is_stuck():
                 raise EngineStalled(self.stall_report())
             for output in self.device.wait(self.next_event()):
@@ -184,6 +185,13 @@ class Engine(Served):
         r.order_key = self.journal.joining_key(r)
         self.state.waiting.add(r)
 
+    def fill(self) -> None:
+        """Decide; in a pipeline again while that launches something and there is room for more."""
+        self.decide()
+        if self._staged:
+            while self._launched and self.has_free_slot():
+                self.decide()
+
     def decide(self) -> None:
         """One scheduling instant: plan, split, commit."""
         state, journal = self.state, self.journal
@@ -205,6 +213,7 @@ class Engine(Served):
         self.executor.commit(plan, split, journal)
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
+        self._launched = bool(plan.batches)
         self._wake_at = plan.wake_at
         if plan.batches:
             self._planned_ns = state.now

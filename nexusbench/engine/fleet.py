@@ -57,7 +57,7 @@ class Fleet(Served):
             if ranks.accepting:
                 for engine in self.engines:
                     if engine.has_free_slot():
-                        engine.decide()
+                        engine.fill()
             self._check_stuck()
             outputs = ranks.wait(self._next_event())
             now = ranks.now()

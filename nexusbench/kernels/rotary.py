@@ -113,15 +113,12 @@ def rotate_(x: torch.Tensor, rotations: torch.Tensor, norm: RmsNorm | None = Non
 
     ``norm``, over head_dim and in fp32, is applied first (Qwen3).
     """
-    tokens, heads, size = x.shape
     dim = 2 * int(rotations.shape[-1])
-    if norm is None and dim < size:
-        x, size = x[..., :dim], dim
     pairs = x if x.dtype == torch.float32 else x.float()
     if norm is not None:
         pairs = norm(pairs)
-    turned = pairs if dim == size else pairs[..., :dim]
-    torch.view_as_complex(turned.view(tokens, heads, dim // 2, 2)).mul_(rotations)
+    turned = pairs[..., :dim].view(*x.shape[:2], dim // 2, 2)
+    torch.view_as_complex(turned).mul_(rotations)
     if pairs is not x:
         x.copy_(pairs)
 

@@ -60,6 +60,7 @@ class EntryAttention:
                 gpu, own, mixer.index_heads, mixer.index_dim, entry_bytes, narrow=True
             )
         self._launch, self._token = own.launch_us * 1e3, own.token_us * 1e3
+        self._prompt = own.prompt_us * 1e3
         self._key_bytes, self._index_bytes = mixer.head_dim * kv_bytes, entry_bytes
         wide = 2 * heads * mixer.head_dim * activation_bytes + mixer.index_heads * entry_bytes
         self._new_bytes = own.passes * wide + mixer.head_dim * (activation_bytes + kv_bytes)
@@ -113,9 +114,10 @@ class EntryAttention:
             chosen = self._choice.time(entries, num_decodes, each, sms, per_byte)
             made = scaled_sum(chosen, 1.0, made)
         warm = min(per_byte, self._l2.per_byte(new, sms, per_byte))
-        return small_kernels(
-            made, self._launch + tokens * self._token / sms + new * warm, new, self._layers
-        )
+        small = self._launch + tokens * self._token / sms + new * warm
+        if chunks:
+            small += self._prompt
+        return small_kernels(made, small, new, self._layers)
 
     def _entries(self, context: float) -> float:
         """Entries of ``context`` tokens."""

@@ -8,7 +8,8 @@ writes to both caches, indices of the cache. Its products are not in here.
 
 Kernels: FlashMLA's sparse ones have tiles of 64 heads and 16-bit keys in prompts; a decode over an
 8-bit cache splits a token's keys, over a 16-bit one it does not. On Blackwell tiles are of 128
-heads on two SMs. vLLM runs prompts of few heads over an 8-bit cache through the decode's kernel.
+heads on two SMs. vLLM runs prompts of few heads over an 8-bit cache through the decode's kernel,
+and so do its Triton kernels for blocks.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class PickedAttention:
             self._gathered = Gathered(
                 gpu, own, heads=heads, rows=max(LEAST_ROWS, heads // groups), groups=groups,
                 row_flops=2.0 * size, key_bytes=size * kv_bytes, narrow=kv_bytes < _WIDE,
-                narrow_chunks=kv_bytes < _WIDE,
+                narrow_chunks=kv_bytes < _WIDE and architecture(gpu) != "blackwell",
             )  # fmt: skip
             wide, values = heads * size, float(groups * size)
         self._scores: IndexScores | None = None
@@ -77,6 +78,7 @@ class PickedAttention:
         self._choice = Choice(gpu, own, self._topk / self._block)
         small = 1.0 - INDEX_SHARE if mixer.reuses else 1.0
         self._launch, self._token = own.launch_us * 1e3 * small, own.token_us * 1e3 * small
+        self._prompt = own.prompt_us * 1e3
         self._key_bytes, self._index_bytes = values * kv_bytes, mixer.index_bytes
         self._new_bytes = own.passes * (wide * activation_bytes + indexed)
         self._new_bytes += values * (activation_bytes + kv_bytes)
@@ -124,9 +126,10 @@ class PickedAttention:
             chosen = self._choice.time(blocks, num_decodes, each, sms, per_byte)
             made = scaled_sum(chosen, 1.0, made)
         warm = min(per_byte, self._l2.per_byte(new, sms, per_byte))
-        return small_kernels(
-            made, self._launch + tokens * self._token / sms + new * warm, new, self._layers
-        )
+        small = self._launch + tokens * self._token / sms + new * warm
+        if chunks:
+            small += self._prompt
+        return small_kernels(made, small, new, self._layers)
 
 
 def _latent(

@@ -18,7 +18,8 @@ from __future__ import annotations
 from nexusbench.core.mixers import STATE_BYTES, StateMixer
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.attention import spread
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, overlapped, scaled_sum
+from nexusbench.physics.gemm import Residence
+from nexusbench.physics.operators import NOTHING, OperatorClass, overlapped, scaled_sum
 from nexusbench.physics.precisions import state_constants
 
 CHUNK = 64  # tokens
@@ -60,7 +61,7 @@ class StateScan:
         self._conv_kept = mixer.conv_values * STATE_BYTES[mixer.conv_dtype]
         self._conv_bytes = 2.0 * channels * activation_bytes
         self._token_bytes = 2.0 * heads * (keys + values) * activation_bytes
-        self._l2 = L2(gpu)
+        self._l2 = Residence(gpu, own.l2_gbps, own.l2_share)
 
     def time(
         self,
@@ -77,12 +78,12 @@ class StateScan:
         """
         made = NOTHING
         if chunks:
-            made = scaled_sum(self.scan(chunks, sms, bandwidth, copies), 1.0, made)
+            made = scaled_sum(self.scan(chunks, sms, bandwidth), 1.0, made)
             if self._conv_bytes:
                 tokens = 0
                 for count, _ in chunks:
                     tokens += count
-                conv = self.convolution(tokens, len(chunks), sms, bandwidth, copies)
+                conv = self.convolution(tokens, len(chunks), sms, bandwidth)
                 made = scaled_sum(conv, 1.0, made)
         if num_decodes:
             made = scaled_sum(self.step(num_decodes, sms, bandwidth, copies), 1.0, made)
@@ -91,7 +92,7 @@ class StateScan:
                 made = scaled_sum(conv, 1.0, made)
         return scaled_sum(made, self._layers, NOTHING)
 
-    def scan(self, chunks: _Chunks, sms: int, bandwidth: float, copies: int) -> OperatorClass:
+    def scan(self, chunks: _Chunks, sms: int, bandwidth: float) -> OperatorClass:
         """Prompts of one layer without their convolution; arguments as of ``time``."""
         tokens, parts, longest = 0, 0, 0
         for count, _ in chunks:
@@ -107,36 +108,46 @@ class StateScan:
             tiles = parts * heads
             single = self._tile + self._chunk
             busy = spread(tiles, tiles * self._tile + work, single, sms, self._tail)
-        size = tokens * self._token_bytes * own.passes + 2.0 * len(chunks) * self._state_bytes
-        moving = size * self._per_byte(size, sms, bandwidth, copies)
+        states = len(chunks) * self._state_bytes
+        size = tokens * self._token_bytes * own.passes + 2.0 * states
+        # What the kernel before wrote, and kernels of the scan leave to each other: about as much.
+        held = tokens * self._token_bytes + states
+        moving = size * self._l2.per_byte(held, sms, 1.0 / bandwidth)
         return overlapped(own.launch_us * 1e3, busy, moving, own.overlap, size, tiles / sms)
 
-    def convolution(
-        self, tokens: int, sequences: int, sms: int, bandwidth: float, copies: int
-    ) -> OperatorClass:
+    def convolution(self, tokens: int, sequences: int, sms: int, bandwidth: float) -> OperatorClass:
         """The short convolution of prompts of one layer."""
         own = self._own
         size = tokens * self._conv_bytes * own.conv_passes + sequences * self._conv_kept
-        return self._moved(own.conv_us, size, sms, bandwidth, copies)
+        return self._moved(own.conv_us, size, size, sms, bandwidth, 1)
 
     def step(self, decodes: int, sms: int, bandwidth: float, copies: int) -> OperatorClass:
         """States of ``decodes`` sequences read and written, one layer."""
-        size = decodes * (2.0 * self._state_bytes + self._token_bytes) * self._own.step_passes
-        return self._moved(self._own.step_us, size, sms, bandwidth, copies)
+        state, own = decodes * self._state_bytes, self._own
+        size = (2.0 * state + decodes * self._token_bytes) * own.step_passes
+        return self._moved(own.step_us, size, size - state, sms, bandwidth, copies)
 
     def step_convolution(
         self, decodes: int, sms: int, bandwidth: float, copies: int
     ) -> OperatorClass:
         """What convolutions keep of them, read and written."""
-        size = decodes * (2.0 * self._conv_kept + self._conv_bytes) * self._own.step_conv_passes
-        return self._moved(self._own.step_conv_us, size, sms, bandwidth, copies)
+        kept, own = decodes * self._conv_kept, self._own
+        size = (2.0 * kept + decodes * self._conv_bytes) * own.step_conv_passes
+        return self._moved(own.step_conv_us, size, size - kept, sms, bandwidth, copies)
 
     def _moved(
-        self, launch_us: float, size: float, sms: int, bandwidth: float, copies: int
+        self,
+        launch_us: float,
+        size: float,
+        held: float,
+        sms: int,
+        bandwidth: float,
+        copies: int,
     ) -> OperatorClass:
-        moving = size * self._per_byte(size, sms, bandwidth, copies)
+        """A kernel that moves ``size`` bytes; ``held`` are different ones, which L2 may hold."""
+        moving = size * self._per_byte(held, sms, bandwidth, copies)
         return overlapped(launch_us * 1e3, 0.0, moving, 0.0, size, 1.0)
 
-    def _per_byte(self, size: float, sms: int, bandwidth: float, copies: int) -> float:
+    def _per_byte(self, held: float, sms: int, bandwidth: float, copies: int) -> float:
         cold = 1.0 / bandwidth
-        return self._l2.per_byte(copies * size, sms, cold) if copies else cold
+        return self._l2.per_byte(copies * held, sms, cold) if copies else cold

@@ -111,6 +111,8 @@ class ResolvedEngineRun(ResolvedRun, frozen=True, kw_only=True):
     model: ServedModel
     caveats: list[str] = []
     scheduler: str
+    # Whose rules of which version; runs of before it was kept have none.
+    scheduler_rules: str | UnsetType = UNSET
     scheduler_options: PolicyOptions
     partitioner: str
     partitioner_options: PolicyOptions

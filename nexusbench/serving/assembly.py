@@ -33,6 +33,7 @@ from nexusbench.results.resolved import (
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
+from nexusbench.serving.parallel import caveats_of
 from nexusbench.serving.peers import EngineParts, make_peers
 from nexusbench.serving.resolve import resolve
 from nexusbench.workloads import transform
@@ -250,14 +251,17 @@ def _resolved(
         pools = [f"gpu{engine}" for engine in range(engines)]
     return ResolvedEngineRun(
         device=spec.name, gpu=device.gpu, num_sms=spec.num_sms * engines,
-        work=work_of(model, device), gpus=config.tensor_parallel_size * spec.num_gpus * engines,
+        work=work_of(model, device),
+        gpus=config.tensor_parallel_size * spec.num_gpus * spec.stages * engines,
         legal_splits=[str(split) for split in spec.splits],
         kernel_table=device.kernel_table_sha256, made_of_profile=device.made_of_profile,
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
-        model=served_model(model), caveats=[*caveats(model), *device.gpu.warnings],
+        model=served_model(model),
+        caveats=[*caveats(model), *caveats_of(config), *device.gpu.warnings],
         random_weights=device.random_weights,
-        scheduler=scheduler.name, scheduler_options=msgspec.to_builtins(scheduler.options),
+        scheduler=scheduler.name, scheduler_rules=scheduler.rules or UNSET,
+        scheduler_options=msgspec.to_builtins(scheduler.options),
         partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,
         kv_blocks=kv.num_blocks * spec.num_gpus * engines, block_size=kv.block_size, limits=limits,

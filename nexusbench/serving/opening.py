@@ -62,6 +62,7 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
         swap_bytes=what.swap_bytes, graphs=config.graphs,
         host=None if config.engine is None else load_engine(config.engine),
         data_parallel=config.data_parallel_size, expert_parallel=config.enable_expert_parallel,
+        pipeline_parallel=config.pipeline_parallel_size,
     )  # fmt: skip
     device = named.device_class.open(named.argument, what.model, options)
     longest = device.spec.longest_context

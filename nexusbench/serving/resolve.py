@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import UNSET
@@ -144,6 +145,14 @@ def caveats_of(config: RunConfig) -> list[str]:
     said = caveats(load_model(config.model))
     named = find_device(config.device)
     return [*said, *(named.describe().warnings if named.kind == "sim" else ())]
+
+
+def rules_of(specs: Iterable[str]) -> str:
+    """Whose rules of which version each scheduler follows, each named once; '' of those that do not
+    say.
+    """
+    known = {spec: schedulers.create(spec).rules for spec in dict.fromkeys(specs)}
+    return "; ".join(f"{spec}: {rules}" for spec, rules in known.items() if rules)
 
 
 def pair_of(policy: Scheduler, named: NamedDevice) -> str:

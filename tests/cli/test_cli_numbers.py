@@ -31,6 +31,7 @@ FLAGS = {
     "--swap-space": "swap_space",
     "--tensor-parallel-size": "tensor_parallel_size",
     "--data-parallel-size": "data_parallel_size",
+    "--pipeline-parallel-size": "pipeline_parallel_size",
     "--speed": "speed",
     "--rate": "request_rate",
     "--burstiness": "burstiness",

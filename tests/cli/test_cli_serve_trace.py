@@ -82,6 +82,7 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "scheduler": "nexus:order=fcfs,gamma=3", "partitioner": "fixed:prefill=40",
         "cost_model": "roofline", "profile": None, "force_profile": False, "recalibrate": True,
         "kernel_table": None, "tensor_parallel_size": 2, "data_parallel_size": 1,
+        "pipeline_parallel_size": 1,
         "enable_expert_parallel": False,
         "gpu_memory_utilization": 0.5,
         "kv_blocks": 900, "block_size": 32, "prefix_caching": False, "max_num_seqs": 7,

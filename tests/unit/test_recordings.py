@@ -106,7 +106,7 @@ def test_a_broken_recording_is_refused(
     ("arguments", "field"),
     [
         ({"data_parallel_size": 2, "enable_expert_parallel": True}, ""),
-        ({"pipeline_parallel_size": 4}, "pipeline_parallel_size"),
+        ({"pipeline_parallel_size": 4}, ""),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
         ({"tensor_parallel_size": 2, "data_parallel_size": 1, "kv_cache_dtype": "auto"}, ""),
         ({"enable_expert_parallel": True}, ""),
@@ -120,7 +120,8 @@ def test_a_recording_of_what_cannot_be_simulated_is_refused(
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"engine_kwargs": arguments}))
     if not field:
         resolved = read_recording(tmp_path / "run").resolved
-        assert resolved.data_parallel_size == arguments.get("data_parallel_size", 1)
+        for name in ("data_parallel_size", "pipeline_parallel_size", "tensor_parallel_size"):
+            assert getattr(resolved, name) == arguments.get(name, 1)
         # On one GPU it changes nothing.
         assert resolved.enable_expert_parallel == (resolved.data_parallel_size > 1)
         return

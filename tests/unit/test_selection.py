@@ -253,11 +253,8 @@ def test_a_module_is_its_products_and_its_attention(tmp_path: Path) -> None:
         copies = -(-weights // (i * o))
         products += gemm.time(4, i, o, 2.0, 2.0, 132, bandwidth, copies=copies).time
     assert one.physics_us == pytest.approx((attention + products) / 1e3)
-    assert (one.operator, one.fitted, one.count) == (
-        "msa-decode",
-        False,
-        1024,
-    )  # 32 heads: held out
+    # 32 heads are held out.
+    assert (one.operator, one.fitted, one.count) == ("msa-decode", False, 1024)
 
 
 def test_a_broken_table_names_row_and_column(tmp_path: Path) -> None:

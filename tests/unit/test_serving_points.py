@@ -114,6 +114,8 @@ def test_degrees_of_a_table(
     columns = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
     (point,) = points(tmp_path, dict(zip(columns, degrees, strict=True)))
     assert deployment_of(point) == Deployment(*spread)
+    staged = dict(zip(columns, degrees, strict=True)) | {"pp_size": 3}
+    assert deployment_of(points(tmp_path, staged)[0]) == Deployment(*spread, 3)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,6 @@ def test_degrees_of_a_table(
         ({"backend": "abacus"}, "no engine of it"),
         ({"model_path": "a/B-7B"}, "no description of it"),
         ({"precision": "fp8"}, "Qwen3-4B in fp8: qwen3-4b is bfloat16"),
-        ({"pp_size": 4}, "4 pipeline stages: not simulated"),
         ({"moe_ep_size": 2}, "experts dealt out to 2 GPUs and divided by 1, on 1"),
         ({"tp_size": 2, "moe_ep_size": 2}, "qwen3-4b has no experts"),
         ({"mode": "disagg"}, "only aggregated"),

@@ -19,14 +19,15 @@ class Refused(Exception):
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """``data`` engines of ``tensor`` GPUs each, with whole ``experts`` on each GPU or not, and all
-    ``requests`` in flight.
+    """``data`` engines of ``pipeline`` stages of ``tensor`` GPUs each, with whole ``experts`` on a
+    GPU or not, and all ``requests`` in flight.
     """
 
     tensor: int
     data: int
     experts: bool
     requests: int
+    pipeline: int = 1
 
 
 def requests_of(point: ServingPoint) -> int:
@@ -35,20 +36,18 @@ def requests_of(point: ServingPoint) -> int:
 
 
 def deployment_of(point: ServingPoint) -> Deployment:
-    """How ``point`` ran. Raises Refused for pipeline stages, and for experts that are both dealt
-    out and divided.
-    """
-    if point.pp > 1:
-        raise Refused(f"{point.pp} pipeline stages: not simulated")
+    """How ``point`` ran. Raises Refused for experts that are both dealt out and divided."""
     tensor, data, requests = point.tp, point.dp, requests_of(point)
     root = point.moe_ep
     if root > 1 and point.moe_tp == root and point.tp * point.dp == root * root:
-        return Deployment(root if data == 1 else 1, 1 if data == 1 else root, True, requests)
+        return Deployment(
+            root if data == 1 else 1, 1 if data == 1 else root, True, requests, point.pp
+        )
     if point.moe_tp == 1 and root == tensor * data and tensor == data > 1:
-        return Deployment(1, data, True, requests)
+        return Deployment(1, data, True, requests, point.pp)
     if root > 1 and (point.moe_tp > 1 or root != tensor * data):
         raise Refused(
             f"experts dealt out to {root} GPUs and divided by {point.moe_tp}, on "
             f"{tensor * data}: not simulated"
         )
-    return Deployment(tensor, data, root > 1, requests)
+    return Deployment(tensor, data, root > 1, requests, point.pp)

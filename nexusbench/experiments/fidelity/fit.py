@@ -104,6 +104,7 @@ SPARSE_BOUNDS = {
     "topk_us": (0.0, 100.0),
     "prompt_topk_us": (0.0, 200.0),
     "topk_key_ns": (0.0, 10.0),
+    "prompt_us": (0.0, 200.0),
 }
 STATE_BOUNDS = {
     "efficiency": (0.01, 1.0),
@@ -118,6 +119,8 @@ STATE_BOUNDS = {
     "step_passes": (0.5, 5.0),
     "step_conv_us": (0.5, 20.0),
     "step_conv_passes": (0.3, 10.0),
+    "l2_gbps": (500.0, 15000.0),
+    "l2_share": (0.05, 1.5),
 }
 FAMILIES = (
     *BOUNDS,

@@ -91,7 +91,8 @@ def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
         name: getattr(known, name)
         for name in (
             "kv_blocks", "block_size", "prefix_caching", "max_num_seqs", "max_num_batched_tokens",
-            "max_model_len", "tensor_parallel_size", "data_parallel_size", "enable_expert_parallel",
+            "max_model_len", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size",
+            "enable_expert_parallel",
             "gpu_memory_utilization",
         )
         if getattr(known, name) is not None

@@ -86,6 +86,7 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     fields: dict[str, Any] = {
         "device": device, "model": model, "scheduler": scheduler, "engine": engine,
         "tensor_parallel_size": spread.tensor, "data_parallel_size": spread.data,
+        "pipeline_parallel_size": spread.pipeline,
         "enable_expert_parallel": spread.experts, "concurrency": spread.requests,
         "prefix_caching": False, "max_num_seqs": spread.requests,
         "max_num_batched_tokens": budget, "seed": plan.seed,

@@ -96,7 +96,7 @@ def _ask(
         described = _description(point.model, model, common.DefaultHFModels, folder)
         gpus = spread.tensor * spread.data
         asked = config.ModelConfig(
-            tp_size=spread.tensor, pp_size=1, attention_dp_size=spread.data,
+            tp_size=spread.tensor, pp_size=spread.pipeline, attention_dp_size=spread.data,
             moe_tp_size=1 if spread.experts else gpus, moe_ep_size=gpus if spread.experts else 1,
             gemm_quant_mode=common.GEMMQuantMode[point.gemm_quant or "bfloat16"],
             moe_quant_mode=common.MoEQuantMode[point.moe_quant or "bfloat16"],

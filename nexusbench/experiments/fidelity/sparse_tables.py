@@ -56,7 +56,7 @@ DEEPSEEK, GLM, MINIMAX, DEEPSEEK4 = (
 _GROUP = 16  # query heads to a head of keys of MiniMax-M3
 _HALF, _BYTE = 2.0, 1.0
 # Prompts of dsa of fewer tokens together took as long as the host launched their kernels, whatever
-# they were; of this many and more some were measured faster than of half as many (B200).
+# they were; of so many and more FlashInfer's on a B200 were measured faster than of half as many.
 LEAST_TOKENS, MOST_TOKENS = 4096, 65536
 LEFT_OUT = (
     "dsa, msa, csa, hca: vLLM's whole attention modules with their products, those of dsa and msa "

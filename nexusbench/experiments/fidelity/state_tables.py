@@ -104,7 +104,7 @@ def _kernel(name: str, row: StateRow) -> tuple[str, _Timed] | None:
     batch, tokens, source = row.batch_size, row.seq_len, row.kernel_source
     if source in _SCANS:
         chunks = ((tokens, 0),) * batch
-        return f"{name}-prefill", lambda one, sms, rate: one.scan(chunks, sms, rate, 1)
+        return f"{name}-prefill", lambda one, sms, rate: one.scan(chunks, sms, rate)
     if row.phase == "generation" and source in _STEPS:
         return f"{name}-decode", lambda one, sms, rate: one.step(batch, sms, rate, 1)
     if row.phase == "generation" and source == "causal_conv1d_update":
@@ -114,6 +114,6 @@ def _kernel(name: str, row: StateRow) -> tuple[str, _Timed] | None:
     if source == "causal_conv1d_fn":
         return (
             f"{name} conv-prefill",
-            lambda one, sms, rate: one.convolution(batch * tokens, batch, sms, rate, 1),
+            lambda one, sms, rate: one.convolution(batch * tokens, batch, sms, rate),
         )
     return None
