@@ -36,7 +36,6 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     name: str
     about: Annotated[str, Meta(min_length=1)]
     scheduler: Annotated[str, Meta(min_length=1, max_length=200)]
-    since: Annotated[str, Meta(pattern=r"^\d+\.\d+$")]
     asynchronous: bool
     gap_us: HostMicros
     step_us: HostMicros
@@ -44,7 +43,8 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     request_us: HostMicros
     prompt_token_us: HostMicros
     reply_us: HostMicros
-    stream_us: HostMicros
+    stream_us: HostMicros = 0.0
+    since: Annotated[str, Meta(pattern=r"^\d+\.\d+$")] = "0.0"
 
     def step_ns(self, gpu_ns: float, sequences: int) -> float:
         """Ns from one step to the next: of ``gpu_ns`` of kernels over so many ``sequences``."""

@@ -156,8 +156,8 @@ class Engine(Served):
             self._see(self._planned_ns if running else now)
 
     def _see(self, until: int) -> None:
-        """Queue what was there at ``until``. A host that plans ahead makes the plan of a launch when
-        the one before begins, of what is there by then.
+        """Queue what was there at ``until``: a host that plans ahead makes the plan of a launch
+        when the one before begins, of what is there by then.
         """
         seen = [request for since, request in self._unseen if since <= until]
         self._unseen = self._unseen[len(seen) :]

@@ -29,8 +29,8 @@ _MOST_GRAPH_TOKENS = 512  # the most tokens that vLLM captures a graph for by de
 _DUMMY = BatchShape(1, 0)
 # The host of a rank, whose time is counted once for all of them.
 IDLE = EngineHost(
-    name="idle", about="no host time", scheduler="vllm", since="0.0", asynchronous=True, gap_us=0.0,
-    step_us=0.0, sequence_us=0.0, request_us=0.0, prompt_token_us=0.0, reply_us=0.0, stream_us=0.0,
+    name="idle", about="no host time", scheduler="vllm", asynchronous=True, gap_us=0.0,
+    step_us=0.0, sequence_us=0.0, request_us=0.0, prompt_token_us=0.0, reply_us=0.0,
 )  # fmt: skip
 
 
