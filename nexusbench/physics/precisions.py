@@ -33,10 +33,13 @@ from nexusbench.physics.architectures import ARCHITECTURES, architecture_by_atte
 from nexusbench.physics.gpus import load_gpu
 
 _SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
-_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4")  # tensor cores of their own
+# Tensor cores of their own.
+_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4", "mxfp4_mxfp8")
 _WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
 # What takes the constants of another kind where it has none of its own: the same rate and traffic.
-_LIKE = {"int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16"}
+_LIKE = {
+    "mxfp4_mxfp8": "nvfp4", "int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16",
+}  # fmt: skip
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -88,6 +91,9 @@ def experts_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") ->
 
 def _kernel(gpu: GpuSpec, kind: str, kinds: dict[str, str]) -> Kernel:
     built = ARCHITECTURES[architecture(gpu)]
+    if kind == "mxfp4" and kinds is EXPERTS and "mxfp4_mxfp8" in built.native:
+        # TensorRT-LLM's default; vLLM's for DeepSeek-V4, and for gpt-oss where it is asked to.
+        kind = "mxfp4_mxfp8"
     native = kind in built.native or kind not in _NEED_CORES
     if kind not in built.lacks and ((kind not in kinds and kind != "bf16") or not native):
         kind = _WIDE[kind]
@@ -108,11 +114,18 @@ def _activations(kind: str) -> tuple[str, float]:
     """(scales, bytes of a value) of quantised activations."""
     if kind == "nvfp4":
         return "block", 0.5625
+    if kind == "mxfp4_mxfp8":
+        return "block", 1.03125
     if kind == "fp8_block":
         return "block", 1.0  # its scales, a float32 for 128 values, are left out
     if kind in ("fp8", "int8"):
         return "static", 1.0
     return "", 2.0
+
+
+def activation_bytes(kind: str) -> float:
+    """Bytes of a value that goes into a kernel of that kind."""
+    return _activations(kind)[1]
 
 
 def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:

@@ -18,6 +18,7 @@ from nexusbench.experiments.fidelity.samples import KernelSample
 from nexusbench.physics.experts import Experts, ExpertShape
 from nexusbench.physics.gemm import Quantise, ScaledGemm
 from nexusbench.physics.precisions import (
+    activation_bytes,
     expert_constants,
     experts_kernel,
     product_constants,
@@ -36,13 +37,14 @@ PRODUCTS = {"fp8": ("vllm", 6, "tensor"), "fp8_block": ("sglang", 6, "block"),
 # A type in the tables: the data type of its weights here.
 _EXPERTS = {
     "bfloat16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
-    "w4a16_mxfp4": "mxfp4", "int4_wo": "int4_g128",
+    "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4", "int4_wo": "int4_g128",
 }  # fmt: skip
+# Types whose kernel is another than that of their weights on some GPUs.
+_KINDS = {"w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4_mxfp8"}
 NOTES = [
     "products in low precision include the quantisation of their activations; those with scales of "
     "blocks (fp8_block) are SGLang's, which were launched from a graph",
-    "experts include everything from sorted tokens to summed outputs; left out: 4-bit weights with "
-    "8-bit activations",
+    "experts include everything from sorted tokens to summed outputs",
 ]
 
 
@@ -159,7 +161,8 @@ def experts(
             continue
         kernel = experts_kernel(gpu, weights)
         # MXFP4 on MARLIN is what 4-bit weights are elsewhere, whatever the scales.
-        kind = "w4a16" if "marlin" in row.kernel_source else kernel.kind
+        kind = _KINDS.get(row.moe_dtype, kernel.kind)
+        kind = "w4a16" if "marlin" in row.kernel_source else kind
         name = "experts" + ("" if kind == "bf16" else f"-{kind}")
         if family not in ("", name):
             continue
@@ -168,7 +171,7 @@ def experts(
         key = hidden, width, _gated(row), weights, kind
         if key not in built:
             shape = ExpertShape(
-                hidden, width, _gated(row), DTYPE_BYTES[weights], kernel.activation_bytes
+                hidden, width, _gated(row), DTYPE_BYTES[weights], activation_bytes(kind)
             )
             built[key] = Experts(gpu, expert_constants(gpu, kind), shape)
         load = routing(
