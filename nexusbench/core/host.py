@@ -30,7 +30,7 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     the GPU is busy waits for one step more.
 
     ``scheduler`` names the policy here whose rules are nearest to the engine's: what replays
-    of it run under where nothing else is asked. ``since`` is the first version that it stands for.
+    of it run under where nothing else is asked.
     """
 
     name: str
@@ -44,7 +44,6 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     prompt_token_us: HostMicros
     reply_us: HostMicros
     stream_us: HostMicros = 0.0
-    since: Annotated[str, Meta(pattern=r"^\d+\.\d+$")] = "0.0"
 
     def step_ns(self, gpu_ns: float, sequences: int) -> float:
         """Ns from one step to the next: of ``gpu_ns`` of kernels over so many ``sequences``."""
@@ -68,5 +67,5 @@ def constants_of(host: EngineHost) -> dict[str, object]:
     return {
         key: value
         for key, value in msgspec.structs.asdict(host).items()
-        if key not in ("name", "about", "scheduler", "since")
+        if key not in ("name", "about", "scheduler")
     }

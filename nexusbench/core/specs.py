@@ -131,26 +131,6 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of one sequence's states, whatever its length."""
         return sum(group.count * group.mixer.state_bytes for group in self.groups if group.mixer)
 
-    def kv_bytes_on(self, gpus: int) -> float:
-        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together, in a pool
-        that keeps every token of layers with a window, too.
-
-        Where there are more GPUs than KV heads, each head is kept on several of them.
-        """
-        if self.stack is UNSET:
-            return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
-        total = 0.0
-        for group in self.groups:
-            mixer, copies = group.mixer, gpus  # of a latent: one head for all queries
-            if mixer is None:
-                continue
-            values = mixer.kv_values
-            if isinstance(mixer, FullAttention):
-                copies = max(1, gpus // mixer.num_kv_heads)
-                values = 0.0 if mixer.shares_kv else float(mixer.token_values)
-            total += group.count * values * copies
-        return total * DTYPE_BYTES[self.dtypes.kv]
-
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The dense layers of the decoder stack, without the output head."""
@@ -253,14 +233,16 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dense_epilogue_us: Micros = 1.0  # prologue and epilogue of a wave of the largest tiles
     dense_split_us: Micros = 1.5  # reduction after splitting the inner dimension
     # Attention (physics/attention.py, Attention).
-    # FlashAttention of that generation; "contiguous": version 2 on keys that are not paged.
-    attention_kernel: Literal["fa2", "fa3", "contiguous"] = "fa2"
+    # FlashAttention of that generation; "contiguous": version 2 on keys that are not paged;
+    # "trtllm": TensorRT-LLM's for Blackwell.
+    attention_kernel: Literal["fa2", "fa3", "contiguous", "trtllm"] = "fa2"
     attention_launch_us: Micros = 6.0  # fixed time of a layer's attention, KV write included
     attention_tile_us: Micros = 1.5  # prologue and epilogue of one tile of query rows
     attention_block_us: Micros = 0.5  # softmax of one tile and key block beside its products
     attention_empty_us: Micros = 0.3  # a thread block that finds no row to do (fa2)
     attention_tail: Fraction = 0.8  # share of the last wave, and of the longest tile, that adds up
     attention_overlap: Fraction = 0.3  # as dense_overlap
+    attention_write_us: Micros = 0.0  # SM time of writing a token of 512 values to the cache
     attention_combine_us: Micros = 3.5  # merging the parts of a decode whose keys were split
     attention_swap_us: Micros = 3.5  # regrouping the query heads of a decode batch
     # GB/s of keys and values that one SM takes in decodes, and where a contiguous kernel does not
@@ -365,6 +347,8 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     pools: tuple[str, ...] = ("gpu",)
     pool_of: dict[str, int] = {}
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+    # Whether blocks of layers with a window are freed once it has passed them; else they keep all.
+    frees_windows: bool = False
     kv_token_bytes: float = 0.0  # what it keeps of a token; 0: as the model says
     longest_context: int = 0  # tokens of a sequence that it can compute; 0: all of the model's
 
@@ -372,10 +356,6 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     def num_gpus(self) -> int:
         """GPUs (or groups in lockstep) that have a KV pool of their own."""
         return len(self.pools) - (self.host_bytes > 0)
-
-    def kv_bytes_of(self, model: ModelSpec) -> float:
-        """KV-cache bytes of one token of ``model`` on all its GPUs together."""
-        return self.kv_token_bytes or model.kv_bytes_on(self.tensor_parallel)
 
     @property
     def host(self) -> int | None:

@@ -64,9 +64,7 @@ class Sim(Device):
         # is not that of a stage.
         apart = parallel.in_lockstep(model) or parallel.pipeline > 1
         host = IDLE if apart else self.host
-        self.physics = Physics(
-            gpu, model, options.tensor_parallel, host=host, parallel=parallel
-        )  # fmt: skip
+        self.physics = Physics(gpu, model, options.tensor_parallel, host=host, parallel=parallel)
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
@@ -95,6 +93,7 @@ class Sim(Device):
             pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
+            frees_windows=True,
         )
         # Times launches, where not each is timed by itself: ranks in lockstep, a pipeline.
         self.taker: Callable[[int, Batch], None] | None = None

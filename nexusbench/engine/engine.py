@@ -171,7 +171,7 @@ class Engine(Served):
         self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
         if r.stop_len > limits.max_model_len:
             self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
-        elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
+        elif self.kv.most_blocks(r.stop_len, limits.max_num_batched_tokens) > self.kv.num_blocks:
             self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
         else:
             r.num_tokens = r.num_prompt_tokens

@@ -38,7 +38,8 @@ _NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4", "mxfp4_mxfp8")
 _WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
 # What takes the constants of another kind where it has none of its own: the same rate and traffic.
 _LIKE = {
-    "mxfp4_mxfp8": "nvfp4", "int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16",
+    "mxfp4_mxfp8": "nvfp4", "int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16",
+    "w4a16": "bf16",
 }  # fmt: skip
 
 

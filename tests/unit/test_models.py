@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.core.work import model_work
 from nexusbench.models.config import caveats, load_model, missing_quantisation, model_names
@@ -298,7 +299,7 @@ MOE = {"num_local_experts": 8, "num_experts_per_tok": 2, "model_type": "mixtral"
 QWEN_MOE = {**MOE, "model_type": "qwen2_moe", "moe_intermediate_size": 48}
 # Changes to a good config, the field the message must name, and its words.
 BROKEN: list[tuple[dict[str, object], str, str]] = [
-    ({"model_type": "gpt2"}, "model_type", "Supported: llama"),
+    ({"model_type": "gpt2"}, "model_type", "Supported: deepseek_v2, "),
     ({"model_type": ["llama"]}, "model_type", "not supported"),
     ({"model_type": REMOVED}, "model_type", "is missing"),
     ({"hidden_size": REMOVED}, "hidden_size", "is missing"),
@@ -405,8 +406,8 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 )
 def test_kv_heads_are_kept_on_several_gpus_where_there_are_fewer(gpus: int, copies: int) -> None:
     model = load_model("qwen2.5-3b")  # 2 KV heads
-    assert model.kv_bytes_on(gpus) == copies * 36_864
-    assert model_work(model, gpus).kv_bytes_per_token * gpus == model.kv_bytes_on(gpus)
+    assert kv_layout(model, gpus).token_bytes == copies * 36_864
+    assert model_work(model, gpus).kv_bytes_per_token * gpus == kv_layout(model, gpus).token_bytes
 
 
 HOSTILE: tuple[object, ...] = (

@@ -21,7 +21,7 @@ from nexusbench.models.config import model_names
 from nexusbench.models.document import open_config
 from nexusbench.models.families.base import family_of
 from nexusbench.physics.gpus import gpu_names
-from nexusbench.physics.host import engine_names, load_engine
+from nexusbench.physics.host import engine_names, engine_since, load_engine
 from nexusbench.serving.opening import check_run
 
 # The rule by which aiconfigurator's generator starts the servers that its tables were measured on
@@ -167,7 +167,7 @@ def engine_of(point: ServingPoint) -> str:
 
 def _stands_from(engine: str) -> tuple[int, int]:
     """The first version that a shipped engine stands for."""
-    major, minor = load_engine(engine).since.split(".")
+    major, minor = engine_since(engine).split(".")
     return int(major), int(minor)
 
 
