@@ -20,7 +20,8 @@ from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.experts import Experts, ExpertShape, uniform
+from nexusbench.physics.experts import Experts, ExpertShape
+from nexusbench.physics.imbalance import busiest
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
 from nexusbench.physics.operators import (
@@ -281,9 +282,7 @@ class Physics:
         """Those of one layer."""
         assert self._experts is not None
         work, gpus = self._work, self._parallel.spread
-        routing = uniform(
-            tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew
-        )  # fmt: skip
+        routing = busiest(tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew)
         return self._experts.time(routing, sms, self._weights[sms])
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
