@@ -199,7 +199,7 @@ PRODUCTS = {
 }
 EXPERTS = {
     "bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values",
-    "mxfp4_mxfp8": "the same, activations of 8-bit floats with such scales",
+    "mxfp4_mxfp8": "the same, activations in 8-bit floats with such scales",
 }  # fmt: skip
 SPARSE = {
     "latent": "chosen tokens of latent attention (DSA)",

@@ -172,7 +172,8 @@ class Engine(Served):
         if r.stop_len > limits.max_model_len:
             self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
         elif self.kv.most_blocks(r.stop_len, limits.max_num_batched_tokens) > self.kv.num_blocks:
-            self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
+            unit = "blocks" if self.kv.uniform else "pages"
+            self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} {unit}")
         else:
             r.num_tokens = r.num_prompt_tokens
             self.patience.watch(r)

@@ -34,7 +34,7 @@ from nexusbench.physics.operators import (
     scaled_sum,
     total,
 )
-from nexusbench.physics.precisions import expert_constants, experts_kernel
+from nexusbench.physics.precisions import expert_constants, served_experts
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
@@ -338,7 +338,7 @@ def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int)
     if not isinstance(mlp, ExpertsMlp):
         return None
     weights = group.dtypes.experts
-    kernel = experts_kernel(gpu, weights, model.dtypes.activations)
+    kernel = served_experts(gpu, weights, model.dtypes.activations)
     width = -(-mlp.intermediate_size // sharded)
     shape = ExpertShape(
         mlp.latent or model.hidden_size, width, mlp.gated, DTYPE_BYTES[weights],

@@ -33,14 +33,12 @@ from nexusbench.physics.architectures import ARCHITECTURES, architecture_by_atte
 from nexusbench.physics.gpus import load_gpu
 
 _SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
-# Tensor cores of their own.
-_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4", "mxfp4_mxfp8")
-_WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
+_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4", "mxfp4_mxfp8")  # tensor cores of their own
+_WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16",
+         "mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 # What takes the constants of another kind where it has none of its own: the same rate and traffic.
-_LIKE = {
-    "mxfp4_mxfp8": "nvfp4", "int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16",
-    "w4a16": "bf16",
-}  # fmt: skip
+_LIKE = {"int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16",
+         "mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -75,6 +73,8 @@ def kind_of(weights: str, activations: str = "bfloat16") -> str:
         return "fp8"
     if weights.startswith("int8"):
         return "int8" if activations == "int8" else "w8a16"
+    if weights == "mxfp4" and activations == "mxfp8":
+        return "mxfp4_mxfp8"
     if weights in ("nvfp4", "mxfp4"):
         return weights
     return "w4a16"
@@ -90,11 +90,20 @@ def experts_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") ->
     return _kernel(gpu, kind_of(weights, activations), EXPERTS)
 
 
+def served_experts(gpu: GpuSpec, weights: str, activations: str) -> Kernel:
+    """The kernel that servers run for experts of such weights, of a model with such activations.
+
+    Of MXFP4 the one that quantises activations, where tensor cores multiply the two types
+    (TensorRT-LLM's and SGLang's default on Blackwell; vLLM's recipe for gpt-oss sets it,
+    VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8).
+    """
+    native = ARCHITECTURES[architecture(gpu)].native
+    quantised = weights == "mxfp4" and "mxfp4_mxfp8" in native
+    return experts_kernel(gpu, weights, "mxfp8" if quantised else activations)
+
+
 def _kernel(gpu: GpuSpec, kind: str, kinds: dict[str, str]) -> Kernel:
     built = ARCHITECTURES[architecture(gpu)]
-    if kind == "mxfp4" and kinds is EXPERTS and "mxfp4_mxfp8" in built.native:
-        # TensorRT-LLM's default; vLLM's for DeepSeek-V4, and for gpt-oss where it is asked to.
-        kind = "mxfp4_mxfp8"
     native = kind in built.native or kind not in _NEED_CORES
     if kind not in built.lacks and ((kind not in kinds and kind != "bf16") or not native):
         kind = _WIDE[kind]
@@ -122,11 +131,6 @@ def _activations(kind: str) -> tuple[str, float]:
     if kind in ("fp8", "int8"):
         return "static", 1.0
     return "", 2.0
-
-
-def activation_bytes(kind: str) -> float:
-    """Bytes of a value that goes into a kernel of that kind."""
-    return _activations(kind)[1]
 
 
 def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:

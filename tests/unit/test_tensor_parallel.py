@@ -96,7 +96,7 @@ def test_what_does_not_divide(tmp_path: Path, model: str, gpus: int, ways: str) 
 
 
 def test_norms_over_all_heads_are_summed_over_a_group() -> None:
-    model, gpu = load_model("minimax-m2"), H100
+    model, gpu = load_model("minimax-m2.5"), H100
     (group,) = model.groups
     assert isinstance(group.mixer, FullAttention)
     assert group.mixer.wide_norm
