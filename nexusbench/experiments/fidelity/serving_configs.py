@@ -176,12 +176,14 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
     a description), and what else the config says for it. Raises Refused where there is none.
     """
     problems, fitting, sixteen = [], [], ""
+    shape: ModelSpec | None = None
     for candidate in _candidates(point.model, configs):
         try:
             model = _described(candidate)
         except NexusbenchError as error:
             problems.append(str(error).split("\n")[0])
             continue
+        shape = shape or model
         if _has_precision(model, point.precision):
             fitting.append((candidate, model))
             continue
@@ -194,6 +196,11 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
         return (exact or fitting)[0][0], {}
     if sixteen and "quantization" in RunConfig.__struct_fields__:
         return sixteen, {"quantization": point.gemm_quant or point.precision}
+    if shape is not None:
+        every = (*model_names(), *map(str, _folders(configs).values()))
+        for name in every:
+            if _is_alike(name, shape, point.precision):
+                return name, {}
     if problems:
         wanted = point.precision or "16 bits"
         raise Refused(f"{point.name} in {wanted}: {problems[0]}")
@@ -205,6 +212,24 @@ def _described(candidate: str) -> ModelSpec:
     """Without the warnings of a model that is loaded to be served."""
     document = open_config(candidate)
     return family_of(document).describe(document)
+
+
+@lru_cache(maxsize=4096)
+def _is_alike(candidate: str, shape: ModelSpec, precision: str) -> bool:
+    """Whether a description has the layers of ``shape``, in that precision: DeepSeek-R1 in NVFP4
+    takes as long as DeepSeek-V3.1 does.
+    """
+    try:
+        model = _described(candidate)
+    except NexusbenchError:
+        return False
+    return _has_precision(model, precision) and _layers(model) == _layers(shape)
+
+
+def _layers(model: ModelSpec) -> tuple[object, ...]:
+    """All that decides times but data types."""
+    groups = tuple((group.count, group.mixer, group.mlp) for group in model.groups)
+    return model.hidden_size, model.vocab_size, groups
 
 
 def _candidates(model: str, configs: Path | None) -> list[str]:
