@@ -64,9 +64,7 @@ class Sim(Device):
         # is not that of a stage.
         apart = parallel.in_lockstep(model) or parallel.pipeline > 1
         host = IDLE if apart else self.host
-        self.physics = Physics(
-            gpu, model, options.tensor_parallel, host=host, parallel=parallel
-        )  # fmt: skip
+        self.physics = Physics(gpu, model, options.tensor_parallel, host=host, parallel=parallel)
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:

@@ -41,7 +41,7 @@ from nexusbench.physics.link_kinds import link_names
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
-OPTIONAL = ("link", "caveats")  # keys that a file may leave out
+OPTIONAL = ("link", "caveats", "attention_write_us")  # keys that a file may leave out
 _ARCHITECTURE = "architecture"  # a key of a file that stands in [kernels] of a spec
 _HOW_TO_FILL = (
     f"A GPU file has {', '.join(REQUIRED)} and {_ARCHITECTURE} ({', '.join(ARCHITECTURES)}), whose "
