@@ -76,7 +76,7 @@ class Sim(Device):
             )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
-            name=f"sim:{name or gpu.name}{_spread(options)}{engine}",
+            name=f"sim:{name or gpu.name}{options.parallel.suffix}{engine}",
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms * count,
@@ -351,14 +351,6 @@ class Sim(Device):
                 if other.away is not None and other.away.pool == pool:
                     loads.append(ghost(other.away, other.load.solo))
         return loads
-
-
-def _spread(options: DeviceOptions) -> str:
-    """What a device's name says of several GPUs."""
-    degrees = (("x", options.tensor_parallel), ("pp", options.pipeline_parallel),
-               ("dp", options.data_parallel))  # fmt: skip
-    text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
-    return text + ("-ep" if options.expert_parallel else "")
 
 
 def _one_of(argument: str) -> tuple[str, int]:
