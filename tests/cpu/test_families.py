@@ -84,6 +84,16 @@ def test_check_model_agrees(checkpoint: Any, family: str) -> None:
     assert found.largest_logit > 1
 
 
+def test_check_model_says_what_16_bits_do_to_experts(
+    checkpoint: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = checkpoint("deepseek-v3")
+    for dtype, code in (("bfloat16", 3), ("float32", 0)):
+        assert main(["check-model", str(folder), "--dtype", dtype]) == code
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("pick other experts where scores are closer than rounding" in shown) == bool(code)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_serve_trace_makes_the_tokens_of_transformers(
     checkpoint: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
