@@ -15,7 +15,9 @@ from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
 from nexusbench.physics.precisions import expert_constants
-from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, Point, TimeCurve, load_table
+from nexusbench.physics.table_folder import named_degree
+from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, load_table
+from nexusbench.physics.time_grids import Point, TimeCurve
 
 FITTED_GPU = "RTX 4090"
 MOE_COLUMNS = ("tokens", "activated_experts", "time_us")
@@ -26,14 +28,15 @@ PRODUCTS = {
 
 
 def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
-    """Every operator of the table; of a mixture of experts its experts alone. Raises InputError as
-    ``load_table`` does.
+    """Every operator of the table, of the degree of tensor parallelism that the folder's name ends
+    with; of a mixture of experts its experts alone. Raises InputError as ``load_table`` does.
     """
     for name in ("moe.csv", "moe.csv.gz"):
         if (folder / name).exists():
             return _experts(folder / name, gpu, model)
-    table = load_table(folder, gpu, model, 1)
-    physics = Physics(gpu, model)
+    degree = named_degree(folder)
+    table = load_table(folder, gpu, model, degree)
+    physics = Physics(gpu, model, degree)
     fitted = FITTED_GPU in gpu.name
     samples = list(_dense(table, physics, fitted))
     for point, measured in table.attention.items():
@@ -75,11 +78,12 @@ def _experts(file: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
 
 def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[KernelSample]:
     """Matrix products and element-wise kernels, over tokens or sequences."""
-    gpu, model, work = physics.gpu, physics.model, model_work(physics.model)
+    gpu, degree = physics.gpu, physics.tensor_parallel
+    work = model_work(physics.model, degree)
     sms, bandwidth, gemm = gpu.num_sms, physics.bandwidth_all, Gemm(gpu)
     shapes = {linear.name: (linear.inputs, linear.outputs) for linear in work.linears}
     shapes["lm_head"] = work.head.inputs, work.head.outputs
-    hidden, wide = work.hidden_size, model.intermediate_size
+    hidden, wide = work.hidden_size, physics.model.intermediate_size // degree
     rotated = 2 * sum(each.rotated for each, _ in work.mixing)
     values = {"layernorm": 4 * hidden, "rotary_emb": rotated, "act_fn": 3 * wide}
 
@@ -91,10 +95,14 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
         return lambda rows: physics.streamed(rows * row_bytes, sms).time
 
     curves: list[tuple[str, str, TimeCurve, Callable[[int], float]]] = [
-        ("gemm", name, table.dense[name], product(shape)) for name, shape in PRODUCTS.items()
+        ("gemm", name, table.dense[name], product(shape))
+        for name, shape in PRODUCTS.items()
+        if name in table.dense
     ]
     curves.append(("gemm", "lm_head", table.sequence["lm_head"], product("lm_head")))
     for name, each in values.items():
+        if name not in table.dense:
+            continue
         curves.append(("element-wise", name, table.dense[name], streamed(each * 2.0)))
     for operator, name, curve, predict in curves:
         # Fitted on the even ranks of all counts that the products were measured at.
