@@ -14,6 +14,7 @@ import pytest
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, ModelSpec, MoeSpec
+from nexusbench.experiments.fidelity.kernels import read_samples
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
@@ -299,3 +300,17 @@ def test_a_missing_folder_or_file_is_refused(tmp_path: Path) -> None:
     (write(tmp_path) / "attention.csv").unlink()
     with pytest.raises(InputError, match=r"attention\.csv: cannot be read"):
         table(tmp_path)
+
+
+def test_a_fit_halves_any_table_by_whole_shapes() -> None:
+    """A card that no constants were fitted on has halves too, and no product stands in both."""
+    folder = published("kernels/rtxpro6000-llama-3.1-8b-tp2")
+    samples = read_samples(load_gpu("rtxpro6000"), "mine", LLAMA, str(folder)).samples
+    halves: dict[object, set[bool]] = {}
+    for sample in samples:
+        assert not sample.fitted
+        if sample.curve is not None:
+            halves.setdefault(sample.curve, set()).add(sample.may_be_fitted)
+    assert all(len(own) == 1 for own in halves.values())
+    assert {True} in halves.values()
+    assert {False} in halves.values()

@@ -41,7 +41,9 @@ def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
     samples = list(_dense(table, physics, fitted))
     for point, measured in table.attention.items():
         made = _attention_us(physics, point)
-        samples.append(KernelSample(_name(point), measured, made, fitted and _half(point)))
+        name, octaves = _name(point), [value.bit_length() for value in point]
+        own = fitted and _half(point)
+        samples.append(KernelSample(name, measured, made, own, shape=f"{name} {octaves}"))
     return KernelSamples(samples, _held_out_grids(table, physics))
 
 
@@ -71,7 +73,12 @@ def _experts(file: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
         tiles = tuple(touched * -(-rows / touched // high) for high in HEIGHTS)
         sent = Routing(float(tokens), rows, float(moe.num_experts), float(touched), rows, tiles)
         made = experts.time(sent, gpu.num_sms, bandwidth, copies=1).time / 1e3
-        samples.append(KernelSample("experts", numbers["time_us"], made, False, (touched,), tokens))
+        samples.append(
+            KernelSample(
+                "experts", numbers["time_us"], made, False, (touched,), tokens,
+                f"experts {touched}",
+            )
+        )  # fmt: skip
     note = "of a mixture of experts only the experts are scored (moe.csv)"
     return KernelSamples(samples, notes=[note])
 
@@ -94,6 +101,8 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
     def streamed(row_bytes: float) -> Callable[[int], float]:
         return lambda rows: physics.streamed(rows * row_bytes, sms).time
 
+    sizes = {name: f"gemm {shapes[shape]}" for name, shape in PRODUCTS.items()}
+    sizes["lm_head"] = f"gemm {shapes['lm_head']}"
     curves: list[tuple[str, str, TimeCurve, Callable[[int], float]]] = [
         ("gemm", name, table.dense[name], product(shape))
         for name, shape in PRODUCTS.items()
@@ -110,7 +119,15 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
         even = set(counts[::2])
         for count, measured in zip(curve.xs, curve.ys, strict=True):
             half = fitted and operator == "gemm" and count in even
-            yield KernelSample(operator, measured, predict(count) / 1e3, half, (name,), count)
+            yield KernelSample(
+                operator,
+                measured,
+                predict(count) / 1e3,
+                half,
+                (name,),
+                count,
+                sizes.get(name, name),
+            )
 
 
 def _attention_us(physics: Physics, point: Point) -> float:
