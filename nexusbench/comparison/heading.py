@@ -324,8 +324,11 @@ def _reason(reason: str, resolved: Resolved) -> str:
     for begin, remedy in _REMEDIES.items():
         if reason.startswith(begin):
             size = ""
-            if "KV pool" in begin and not _is_grouped(resolved):
+            if "KV pool" in begin:
                 size = f" ({resolved.kv_blocks * resolved.block_size:,} tokens)"
+                if _is_grouped(resolved):
+                    size = " (a chunk lies whole in the blocks of windows: a smaller "
+                    size += "--max-num-batched-tokens needs fewer)"
             return f"{reason}{size}. {remedy}"
     return reason
 

@@ -262,3 +262,17 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
         assert abs(made.reached[name]) <= bound, name
     assert made.resolved.kv_blocks == 2588
     assert made.resolved.kernel_table is None
+
+
+@pytest.mark.slow
+@needs_data
+def test_a_recorded_run_of_two_engines_with_experts_over_both() -> None:
+    recording = read_recording(data("vllm-runs", "rtxpro6000-qwen3-30b-a3b-dp2"))
+    config = RunConfig(trace="", device="sim:rtxpro6000", model="qwen3-30b-a3b", engine="vllm-0.19")
+    made = replay(recording, config)
+    for name, bound in (("makespan", 11), ("tpot", 13), ("scheduled_to_first_token", 13)):
+        assert abs(made.reached[name]) <= bound, name
+    assert made.config.data_parallel_size == 2
+    assert made.config.enable_expert_parallel
+    assert made.config.scheduler == "vllm:whole_prompt=true"
+    assert made.notes[0].startswith("the recording does not say how its engine schedules")
