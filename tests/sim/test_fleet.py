@@ -410,6 +410,20 @@ def test_what_cannot_be_spread_is_refused_by_name(
     assert message in str(error.value)
 
 
+def test_more_gpus_than_a_server_has_are_said(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, (0.0, 100, 5))
+
+    def said(**more: Any) -> list[str]:
+        asked = msgspec.structs.replace(config(trace, model=EXPERTS), **more)
+        return [text for text in assemble(asked).resolved.caveats if "between servers" in text]
+
+    assert not said(data_parallel_size=8)
+    assert said(data_parallel_size=16)[0].startswith("16 GPUs: NOT VALIDATED")
+    assert not said(data_parallel_size=16, device="sim:gb200")
+    assert not said(data_parallel_size=16, model=DENSE)  # replicas
+    assert said(data_parallel_size=4, tensor_parallel_size=4)
+
+
 def test_a_fleet_is_kept_and_read_like_any_run(tmp_path: Path) -> None:
     from nexusbench.results.reader import RunReader
 
