@@ -346,6 +346,9 @@ def fit_(
     used = load_model(model or "llama-3.1-8b")
     made = fit(load_gpu(gpu), gpu, used, table, family, evaluations)
     progress_console().print(f"MAPE on the fitted half: {made.before:.2f} -> {made.after:.2f} %")
+    if made.held_out is not None:
+        before, after = made.held_out
+        progress_console().print(f"MAPE on shapes held out: {before:.2f} -> {after:.2f} %")
     for name, value in made.constants.items():
         results_console().print(f"{name} = {value}")
 

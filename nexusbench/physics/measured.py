@@ -10,9 +10,11 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import prefill_pairs
+from nexusbench.physics.experts import uniform
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import OperatorClass
-from nexusbench.physics.tables import KernelTable, Point, TimeGrid, attention_blocks
+from nexusbench.physics.tables import KernelTable, attention_blocks
+from nexusbench.physics.time_grids import Point, TimeGrid, grid_of
 
 
 class MeasuredPhysics(Physics):
@@ -41,10 +43,22 @@ class MeasuredPhysics(Physics):
         if known is None:
             table = self.table
             measured = table.layer_us(tokens) * self._work.num_layers + table.step_us(tokens)
+            if self._experts is not None:
+                measured += self._experts_us(tokens) * self._work.num_layers
             whole = super().dense(tokens, self.gpu.num_sms)
             known = stretched(super().dense(tokens, sms), measured * 1e3 / whole.time)
             self._dense_known[tokens, sms] = known
         return known
+
+    def _experts_us(self, tokens: int) -> float:
+        """The experts of one layer on all SMs: as measured for as many of them as ``tokens`` tokens
+        are expected to touch; of the physics where they were not measured.
+        """
+        work = self._work
+        if self.table.experts is None:
+            return self._routed(tokens, self.gpu.num_sms).time / 1e3
+        routing = uniform(tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew)
+        return self.table.experts_us(tokens, routing.touched)
 
     def head(self, sequences: int, sms: int) -> OperatorClass:
         """As measured for ``sequences``, interpolated between the measured counts."""
@@ -80,13 +94,13 @@ class AttentionStretch:
         def ratio(us: float, point: Point) -> float:
             return us * 1e3 * layers / physics(shape_of(point), num_sms).time
 
-        self._prefill = TimeGrid(
+        self._prefill = _grid(
             {(c, b): ratio(us, (c, b, 0, 0)) for (c, b), us in blocks["prefill"].items()}
         )
-        self._decode = TimeGrid(
+        self._decode = _grid(
             {(n, k): ratio(us, (0, 0, n, k)) for (n, k), us in blocks["decode"].items()}
         )
-        self._mixed = TimeGrid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
+        self._mixed = _grid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
 
     def __call__(self, shape: BatchShape) -> float:
         """The ratio at the one chunk and the equal decodes that amount to the same work."""
@@ -102,6 +116,12 @@ class AttentionStretch:
         if not count:
             return self._prefill((chunk, before_all))
         return self._mixed((chunk, before_all, count, keys))
+
+
+def _grid(ratios: dict[Point, float]) -> TimeGrid:
+    made = grid_of(ratios)
+    assert made is not None  # as every table was read
+    return made
 
 
 def shape_of(point: Point) -> BatchShape:
