@@ -181,7 +181,7 @@ def test_a_model_in_another_precision_is_one_of_the_same_layers(tmp_path: Path) 
     )
     assert model_of(point, None) == ("deepseek-v3.1-nvfp4", {})
     (point,) = points(tmp_path, {"model_path": "MiniMaxAI/MiniMax-M2.5", "precision": "int4"})
-    with pytest.raises(Refused, match="MiniMax-M2.5 in int4"):
+    with pytest.raises(Refused, match=r"MiniMax-M2\.5 in int4"):
         model_of(point, None)
 
 
