@@ -12,7 +12,8 @@ from msgspec import UNSET
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import ConfigDocument, open_config, shown
 from nexusbench.models.families.base import computed_families, family_of
-from nexusbench.models.quantisation import quantisation_of
+from nexusbench.models.packing import Packing, packing_of
+from nexusbench.models.quantisation import unquantised
 
 _ROPE_HINT = "Supported rope types: default, linear, llama3"
 
@@ -38,7 +39,8 @@ class DecoderConfig(msgspec.Struct, frozen=True):
 
     ``folder`` is where its weights lie; None for a shipped description. ``family`` is the
     ``model_type``; the projections that have biases and whether queries and keys are normalised
-    (Qwen3) follow from it and the config.
+    (Qwen3) follow from it and the config. ``packing`` is that of its files, whose matrices are
+    dequantised when they are read: ``spec`` has the data types that are computed in.
     """
 
     spec: ModelSpec
@@ -52,6 +54,7 @@ class DecoderConfig(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     file: str
     folder: Path | None = None
+    packing: Packing | None = None
 
     @property
     def built_in(self) -> bool:
@@ -66,26 +69,20 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
     """
     config = open_config(name_or_path)
     family = family_of(config)
-    spec, biases = family.describe(config), family.biases
+    packing, biases = packing_of(config), family.biases
+    spec = family.describe(unquantised(config))
     if biases is None or spec.stack is not UNSET:
         if biases is not None:
             raise config.error(
                 "model_type",
                 "has layers that are not alike, or of other kinds than full attention",
-                "With real tokens: models whose layers all have full attention and one data type",
+                "With real tokens: models whose layers all have full attention",
             )
         raise config.error(
             "model_type",
             f"'{config.data['model_type']}' is described but not computed",
             f"With real tokens: {', '.join(computed_families())}",
         )
-    quantised = quantisation_of(config)
-    if quantised is not None:
-        types = spec.dtypes
-        of = f"{types.weights} weights" if quantised.weights else f"{types.kv} KV"
-        what = f"{of} cannot be computed"
-        hint = "Give the checkpoint in bfloat16, float16 or float32"
-        raise quantised.said_in.error(quantised.field, what, hint)
     if spec.head_dim % 2:
         raise config.error("head_dim", f"{spec.head_dim} is odd", "RoPE rotates pairs")
     attention_bias = config.flag("attention_bias")
@@ -101,6 +98,7 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         eos_token_ids=_eos(config),
         file=config.file,
         folder=config.folder,
+        packing=packing,
     )
 
 

@@ -80,11 +80,7 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
     and where two of them disagree.
     """
     found: Quantisation | None = None
-    for document, field, data in _said(config):
-        if data is None:
-            continue
-        if not isinstance(data, dict):
-            raise document.error(field, f"is {shown(data)}, not an object", HINT)
+    for document, field, data in settings_of(config):
         made = _QuantisationReader(document, field, data, config).read()
         if found is None:
             found = made
@@ -97,6 +93,28 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
                 "Take away the one that does not belong to these weights",
             )
     return found
+
+
+def settings_of(
+    config: ConfigDocument,
+) -> Iterator[tuple[ConfigDocument, str, dict[str, object]]]:
+    """(document, field, object) of each place that says what is quantised. Raises InputError."""
+    for document, field, data in _said(config):
+        if isinstance(data, dict):
+            yield document, field, data
+        elif data is not None:
+            raise document.error(field, f"is {shown(data)}, not an object", HINT)
+
+
+def unquantised(config: ConfigDocument) -> ConfigDocument:
+    """``config`` without a word of quantisation, in itself or beside it: what is computed from
+    weights that were dequantised.
+    """
+    kept = {key: value for key, value in config.data.items() if key not in _KEYS}
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            kept[key] = {name: each for name, each in value.items() if name not in _KEYS}
+    return config.alone(kept)
 
 
 def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, object]]:
