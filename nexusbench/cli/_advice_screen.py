@@ -36,8 +36,8 @@ from nexusbench.experiments.capacity import trace_load
 from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.metrics.slo import Slo
-from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_belief, check_run
+from nexusbench.serving.resolve import caveats_of
 
 # Options of serve-trace that a command has to repeat where they have a value.
 _REPEATED = (
@@ -161,7 +161,7 @@ def _show(
     counts = counted(question.requests, "request")
     say(console, f"traffic   {config.trace}: {counts}{rate}, {_draws(question)}", indent=10)
     say(console, f"on        {config.device}, {config.model}")
-    for text in caveats(load_model(config.model)):
+    for text in caveats_of(config):
         say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {question.slo}  ({source})", indent=10)
     rounds = ", then ".join(
@@ -370,7 +370,7 @@ def _document(
         "simulated": advice.simulated,
         "slo": {"text": str(slo), "source": source, **msgspec.to_builtins(slo)},
         "config": msgspec.to_builtins(question.config),
-        "caveats": caveats(load_model(question.config.model)),
+        "caveats": caveats_of(question.config),
         "seeds": list(question.seeds),
         "rounds": [list(one) for one in advice.rounds],
         "overloaded": [str(one.candidate) for one in advice.final if one.load],

@@ -33,8 +33,8 @@ from nexusbench.experiments.capacity_ranges import (
 )
 from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.experiments.rate_search import FoundRate
-from nexusbench.models.config import caveats, load_model
 from nexusbench.serving.opening import check_runs
+from nexusbench.serving.resolve import caveats_of
 
 
 def show_capacity(asked: AskedSearch, precision: float) -> None:
@@ -145,7 +145,7 @@ def _show(
     counts = counted(requests, "request")
     say(console, f"traffic   {config.trace}: {counts}, {_arrivals(search)}", indent=10)
     say(console, f"on        {config.device}, {config.model}")
-    for text in caveats(load_model(config.model)):
+    for text in caveats_of(config):
         say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {search.slo}  ({source})", indent=10)
     for line in _load_lines(labels, capacities):
@@ -259,7 +259,7 @@ def _document(
         "nexusbench": __version__,
         "simulated": all(one.simulated for one in capacities),
         "slo": {"text": str(search.slo), "source": source, **msgspec.to_builtins(search.slo)},
-        "caveats": caveats(load_model(search.configs[0].model)),
+        "caveats": caveats_of(search.configs[0]),
         "precision_percent": search.precision,
         "seeds": list(search.seeds),
         "overloaded": [

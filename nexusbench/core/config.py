@@ -218,8 +218,25 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     dtype: Annotated[
         str | None,
         Option(
-            "float32, bfloat16 or float16: what weights are converted to and computed in.",
-            "DTYPE", TOKENS, unset="the model's", part="serving",
+            "auto, bfloat16, float16 or float32 (computed tokens only): what activations are "
+            "computed in, and weights where they are not quantised.",
+            "DTYPE", WHAT, unset="the model's; simulated, 16 bit of float32", part="serving",
+        ),
+    ] = None  # fmt: skip
+    quantization: Annotated[
+        str | None,
+        Option(
+            "fp8 quantises plain weights while they are loaded (simulated devices); the name of "
+            "the checkpoint's own method changes nothing, and others are refused.",
+            "METHOD", WHAT, unset="the model's", part="serving",
+        ),
+    ] = None  # fmt: skip
+    kv_cache_dtype: Annotated[
+        str | None,
+        Option(
+            "auto, bfloat16, float16, fp8, fp8_e4m3 or fp8_e5m2: how keys and values are kept "
+            "(simulated devices).",
+            "DTYPE", WHAT, unset="the model's", part="serving",
         ),
     ] = None  # fmt: skip
     temperature: Annotated[

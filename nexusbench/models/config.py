@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from msgspec import UNSET
@@ -35,7 +36,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     As :func:`describe_model`, and logs a warning about what its times are not.
     """
     model = describe_model(name_or_path)
-    warn(model)
+    warn(caveats(model))
     return model
 
 
@@ -61,12 +62,14 @@ def _shipped(name: str) -> ModelSpec:
     return family_of(config).describe(config)
 
 
-def caveats(model: ModelSpec) -> list[str]:
-    """One sentence each; none for dense models whose weights have the type they compute in."""
+def caveats(model: ModelSpec, *, dequantised: bool = False) -> list[str]:
+    """One sentence each; none for dense models whose weights have the type they compute in.
+    ``dequantised``: that is so because they are dequantised when they are loaded.
+    """
     experts = any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)
     found = [_EXPERTS] if experts else []
     types = _weight_types(model) - {model.dtypes.activations}
-    if promised := missing_quantisation(model):
+    if not dequantised and (promised := missing_quantisation(model)):
         found.append(promised)
     if types:
         named = " and ".join(sorted(types))
@@ -98,8 +101,8 @@ def _weight_types(model: ModelSpec) -> set[str]:
     return {group.dtypes.of(one) for group in model.groups for one in group.projections(hidden)}
 
 
-def warn(model: ModelSpec) -> None:
-    """Log the caveats as warnings; the workers of a sweep leave it to the process they serve."""
+def warn(texts: Iterable[str]) -> None:
+    """Log caveats as warnings; the workers of a sweep leave it to the process they serve."""
     if multiprocessing.parent_process() is None:
-        for text in caveats(model):
+        for text in texts:
             _LOG.warning("%s", text)

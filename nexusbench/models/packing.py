@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from nexusbench.models.document import ConfigDocument, shown
-from nexusbench.models.quantisation import quantisation_of, settings_of
+from nexusbench.models.quantisation import method_of, quantisation_of, settings_of
 from nexusbench.models.quantised_types import TypeReader
 
 # ModelOpt's algorithms whose tensors are read; the others scale inputs or pack in ways of their own
@@ -63,9 +63,7 @@ class _PackingReader(TypeReader):
     """Reads one object that says how matrices are quantised."""
 
     def packing(self) -> Packing:
-        method = self._data.get("quant_method")
-        if method is None:
-            method = "modelopt" if "quant_algo" in self._data else "compressed-tensors"
+        method = method_of(self._config)
         if method == "gptq":
             return self._gptq()
         if method == "awq":

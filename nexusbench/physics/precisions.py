@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nexusbench.core.errors import UsageError
 from nexusbench.core.kernel_constants import (
     EXPERTS,
     PRODUCTS,
@@ -25,7 +26,7 @@ from nexusbench.core.kernel_constants import (
     QuantiseConstants,
     WindowConstants,
 )
-from nexusbench.core.specs import GpuSpec
+from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.physics.gpus import load_gpu
 
 # The measured GPU that stands for the others of its architecture, or of the next one.
@@ -68,6 +69,30 @@ def architecture(gpu: GpuSpec) -> Architecture:
     if isinstance(gpu.kernels, KernelConstants):
         return gpu.kernels.architecture
     return "hopper" if gpu.sim.attention_kernel == "fa3" else "ampere"
+
+
+def half_types(gpu: GpuSpec) -> tuple[str, ...]:
+    """The 16-bit types that its tensor cores compute in, the preferred one first."""
+    return ("float16",) if architecture(gpu) == "volta" else ("bfloat16", "float16")
+
+
+def check_precision(gpu: GpuSpec, model: ModelSpec) -> None:
+    """Raises UsageError for small floats on a GPU that servers have no kernels of them for: MARLIN
+    and attention over such a KV cache begin with Ampere.
+    """
+    if architecture(gpu) != "volta":
+        return
+    types = {
+        group.dtypes.of(one)
+        for group in model.groups
+        for one in group.projections(model.hidden_size)
+    }
+    for what, dtype in (*(("weights", one) for one in sorted(types)), ("KV", model.dtypes.kv)):
+        if "fp" in dtype:
+            raise UsageError(
+                f"{model.name} has {what} in {dtype}, which {gpu.name} has no kernels for: they "
+                "begin with Ampere. Choose another GPU, or a checkpoint in 16 bit"
+            )
 
 
 def kind_of(weights: str, activations: str = "bfloat16") -> str:

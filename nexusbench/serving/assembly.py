@@ -19,7 +19,6 @@ from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.config import caveats
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.results.machine import machine_facts
 from nexusbench.results.resolved import (
@@ -32,7 +31,7 @@ from nexusbench.results.resolved import (
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
-from nexusbench.serving.resolve import resolve
+from nexusbench.serving.resolve import NamedRun, resolve
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head
@@ -119,9 +118,7 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms
         device.prepare(serving_of(config, model, trace, kv, partitions, initial, num_sms))
-        resolved = _resolved(
-            config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
-        )
+        resolved = _resolved(run, trace, device, scheduler, partitioner, kv, limits, belief_facts)
     except BaseException:
         device.close()
         raise
@@ -214,9 +211,8 @@ def serving_of(
 
 
 def _resolved(
-    config: RunConfig,
+    run: NamedRun,
     trace: Trace,
-    model: ModelSpec,
     device: Device,
     scheduler: Scheduler,
     partitioner: Partitioner,
@@ -225,7 +221,7 @@ def _resolved(
     belief: BeliefFacts | None,
 ) -> ResolvedEngineRun:
     """What the config became on this device and model, for the manifest."""
-    spec = device.spec
+    config, model, spec = run.config, run.model, device.spec
     return ResolvedEngineRun(
         device=spec.name, gpu=device.gpu, num_sms=spec.num_sms, work=work_of(model, device),
         gpus=config.tensor_parallel_size * spec.num_gpus,
@@ -233,7 +229,7 @@ def _resolved(
         kernel_table=device.kernel_table_sha256, made_of_profile=device.made_of_profile,
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
-        model=served_model(model), caveats=caveats(model), random_weights=device.random_weights,
+        model=served_model(model), caveats=list(run.caveats), random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_options=msgspec.to_builtins(scheduler.options),
         partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 
 import msgspec
-from msgspec import UNSET
 
 from nexusbench.core.config import TOKENS, RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.mixers import FullAttention, LatentAttention
 from nexusbench.core.options import declared
-from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
+from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
 from nexusbench.metrics.run_events import check_slo
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, warn
+from nexusbench.models.precision import Precision, computed_model_of, served_model_of
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
+from nexusbench.physics.precisions import check_precision, half_types
 from nexusbench.schedulers.base import Scheduler, schedulers
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
-COMPUTED_DTYPES = ("float32", "bfloat16", "float16")
 # How tokens are made; a simulation makes none. (Graphs are how they are launched.)
 _OF_TOKENS = [
     field
@@ -51,7 +51,7 @@ class ModelOnDevice(msgspec.Struct, frozen=True, kw_only=True):
     """A model and the device that is to run it: what a profile is of.
 
     ``max_model_len`` is the longest context in tokens, ``swap_bytes`` the host memory for swapped
-    KV, per GPU.
+    KV, per GPU. ``caveats`` are sentences on the model's data types and on what its times are not.
     """
 
     config: RunConfig
@@ -59,6 +59,7 @@ class ModelOnDevice(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     named: NamedDevice
     swap_bytes: float = 0.0
+    caveats: tuple[str, ...] = ()
 
 
 class NamedRun(ModelOnDevice, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ def resolve(config: RunConfig) -> NamedRun:
         named = msgspec.structs.replace(named, argument=pair_of(scheduler, named))
     return NamedRun(
         config=config, model=found.model, max_model_len=found.max_model_len, named=named,
-        swap_bytes=swap_gib(config, scheduler, named.kind) * GIB,
+        swap_bytes=swap_gib(config, scheduler, named.kind) * GIB, caveats=found.caveats,
         scheduler=scheduler, partitioner=spec, partitioner_class=cls,
     )  # fmt: skip
 
@@ -99,8 +100,10 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
     UsageError or InputError.
     """
     config = check_config(config)
+    named = find_device(config.device)
+    said = caveats(model) if model is not None else []
     if model is None:
-        model = with_dtype(load_model(config.model), config.dtype)
+        model, said = _in_precision(config, named)
     check_tensor_parallel(config.tensor_parallel_size, model)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
@@ -108,12 +111,12 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
             f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
             "tokens. Give at most that many, or leave it out"
         )
-    named = find_device(config.device)
     check_flags(config, named.kind)
     swap_bytes = swap_gib(config, None, named.kind) * GIB
     return ModelOnDevice(
-        config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes
-    )
+        config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes,
+        caveats=tuple(said),
+    )  # fmt: skip
 
 
 def resolve_device(name: str) -> str:
@@ -164,17 +167,25 @@ def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[P
     return spec, cls
 
 
-def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:
-    """``model`` in another data type. Raises UsageError for one that is not computed in."""
-    if dtype is None:
-        return model
-    if dtype not in COMPUTED_DTYPES:
-        raise UsageError(f"--dtype {dtype} is unknown. Known: {', '.join(COMPUTED_DTYPES)}")
-    if model.stack is not UNSET:
-        raise UsageError(
-            f"--dtype: the layers of {model.name} have data types of their own. Leave it out"
-        )
-    return msgspec.structs.replace(model, dtypes=Dtypes(dtype, dtype, dtype, dtype))
+def caveats_of(config: RunConfig) -> list[str]:
+    """What a screen says of the model of ``config`` on its device, a sentence each."""
+    return list(model_on_device(config).caveats)
+
+
+def _in_precision(config: RunConfig, named: NamedDevice) -> tuple[ModelSpec, list[str]]:
+    """The model in the data types that it is run in, and what there is to say of them."""
+    asked = Precision(config.dtype, config.quantization, config.kv_cache_dtype)
+    if named.kind != "sim":
+        computed = computed_model_of(config.model, asked)
+        said = [*computed.said, *caveats(computed.model, dequantised=bool(computed.said))]
+        warn(said)
+        return computed.model, said
+    gpu = named.describe()
+    served = served_model_of(config.model, asked, half_types(gpu))
+    check_precision(gpu, served.model)
+    said = [*served.said, *caveats(served.model)]
+    warn(said)
+    return served.model, said
 
 
 def check_tensor_parallel(size: int, model: ModelSpec) -> None:
