@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
+from nexusbench.core.precision_options import CacheDtype, ComputedDtype, Quantizer
 
 _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
@@ -215,30 +216,9 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
             "FORMAT", TOKENS,
         ),
     ] = "auto"  # fmt: skip
-    dtype: Annotated[
-        str | None,
-        Option(
-            "auto, bfloat16, float16 or float32 (computed tokens only): what activations are "
-            "computed in, and weights where they are not quantised.",
-            "DTYPE", WHAT, unset="the model's; simulated, 16 bit of float32", part="serving",
-        ),
-    ] = None  # fmt: skip
-    quantization: Annotated[
-        str | None,
-        Option(
-            "fp8 quantises plain weights while they are loaded (simulated devices); the name of "
-            "the checkpoint's own method changes nothing, and others are refused.",
-            "METHOD", WHAT, unset="the model's", part="serving",
-        ),
-    ] = None  # fmt: skip
-    kv_cache_dtype: Annotated[
-        str | None,
-        Option(
-            "auto, bfloat16, float16, fp8, fp8_e4m3 or fp8_e5m2: how keys and values are kept "
-            "(simulated devices).",
-            "DTYPE", WHAT, unset="the model's", part="serving",
-        ),
-    ] = None  # fmt: skip
+    dtype: ComputedDtype = None
+    quantization: Quantizer = None
+    kv_cache_dtype: CacheDtype = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=100)],
         Option(

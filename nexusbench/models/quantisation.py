@@ -229,7 +229,7 @@ class _QuantisationReader(TypeReader):
             raise self.error("config_groups.targets", problem, 'Give names, or ["Linear"]')
         if targets is not None and "Linear" in targets:
             targets = None
-        return targets, self.group_type(weights)
+        return targets, self.group_type(weights, held.get("input_activations"))
 
     def _modelopt(self) -> str | None:
         if "quant_algo" not in self._data and not self._data.get("config_groups"):

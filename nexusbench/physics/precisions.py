@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import msgspec
 
-from nexusbench.core.errors import UsageError
 from nexusbench.core.kernel_constants import (
     EXPERTS,
     PRODUCTS,
@@ -26,7 +25,7 @@ from nexusbench.core.kernel_constants import (
     QuantiseConstants,
     WindowConstants,
 )
-from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.gpus import load_gpu
 
 # The measured GPU that stands for the others of its architecture, or of the next one.
@@ -38,6 +37,8 @@ DONORS: dict[Architecture, str] = {
     "blackwell": "b200",
     "blackwell-rtx": "rtxpro6000",
 }
+# The same of one kind of products, where another GPU was measured.
+_KIND_DONORS: dict[tuple[Architecture, str], str] = {("ampere", "int8"): "a100"}
 # Kinds that need tensor cores of their own, and the architectures that have them.
 _FP8 = ("ada", "hopper", "blackwell", "blackwell-rtx")
 _NATIVE: dict[str, tuple[str, ...]] = {
@@ -71,30 +72,6 @@ def architecture(gpu: GpuSpec) -> Architecture:
     return "hopper" if gpu.sim.attention_kernel == "fa3" else "ampere"
 
 
-def half_types(gpu: GpuSpec) -> tuple[str, ...]:
-    """The 16-bit types that its tensor cores compute in, the preferred one first."""
-    return ("float16",) if architecture(gpu) == "volta" else ("bfloat16", "float16")
-
-
-def check_precision(gpu: GpuSpec, model: ModelSpec) -> None:
-    """Raises UsageError for small floats on a GPU that servers have no kernels of them for: MARLIN
-    and attention over such a KV cache begin with Ampere.
-    """
-    if architecture(gpu) != "volta":
-        return
-    types = {
-        group.dtypes.of(one)
-        for group in model.groups
-        for one in group.projections(model.hidden_size)
-    }
-    for what, dtype in (*(("weights", one) for one in sorted(types)), ("KV", model.dtypes.kv)):
-        if "fp" in dtype:
-            raise UsageError(
-                f"{model.name} has {what} in {dtype}, which {gpu.name} has no kernels for: they "
-                "begin with Ampere. Choose another GPU, or a checkpoint in 16 bit"
-            )
-
-
 def kind_of(weights: str, activations: str = "bfloat16") -> str:
     """The kind of kernel for weights of a data type (a key of DTYPE_BYTES).
 
@@ -108,7 +85,7 @@ def kind_of(weights: str, activations: str = "bfloat16") -> str:
     if weights.startswith("fp8"):
         return "fp8"
     if weights.startswith("int8"):
-        return "int8" if activations == "int8" else "w8a16"
+        return "int8" if weights == "int8_w8a8" or activations == "int8" else "w8a16"
     if weights in ("nvfp4", "mxfp4"):
         return weights
     return "w4a16"
@@ -141,19 +118,23 @@ def _activations(kind: str) -> tuple[str, float]:
         return "block", 0.5625
     if kind == "fp8_block":
         return "block", 1.0  # its scales, a float32 for 128 values, are left out
-    if kind in ("fp8", "int8"):
+    if kind == "int8":
+        return "row", 1.0
+    if kind == "fp8":
         return "static", 1.0
     return "", 2.0
 
 
 def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:
     """(name of the GPU whose they are, constants) of ``kind`` or what it is like."""
-    names = [gpu.name, load_gpu(DONORS[architecture(gpu)]).name]
+    built = architecture(gpu)
     while True:
-        for name, kernels in zip(names, (kernels_of(gpu), _donor(gpu)), strict=True):
+        donors = [_KIND_DONORS[built, kind]] if (built, kind) in _KIND_DONORS else []
+        for one in (gpu, *map(load_gpu, (*donors, DONORS[built]))):
+            kernels = kernels_of(one)
             known = kernels.experts if experts else kernels.products
             if kind in known:
-                return name, known[kind]
+                return one.name, known[kind]
         kind = _LIKE[kind]
 
 

@@ -18,7 +18,7 @@ from nexusbench.models.config import caveats, warn
 from nexusbench.models.precision import Precision, computed_model_of, served_model_of
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
-from nexusbench.physics.precisions import check_precision, half_types
+from nexusbench.physics.supported_types import check_types, half_types
 from nexusbench.schedulers.base import Scheduler, schedulers
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
@@ -182,8 +182,7 @@ def _in_precision(config: RunConfig, named: NamedDevice) -> tuple[ModelSpec, lis
         return computed.model, said
     gpu = named.describe()
     served = served_model_of(config.model, asked, half_types(gpu))
-    check_precision(gpu, served.model)
-    said = [*served.said, *caveats(served.model)]
+    said = [*served.said, *check_types(gpu, served.model), *caveats(served.model)]
     warn(said)
     return served.model, said
 

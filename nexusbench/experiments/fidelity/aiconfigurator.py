@@ -108,6 +108,7 @@ def read(
         samples.notes += [collective_tables.LEFT_OUT] if collectives else []
     if not family or family.startswith("gemm-"):
         samples.samples += low.products(folder, gpu, fitted, thin, family)
+        samples.samples += low.weight_only(folder, gpu, thin, family)
     if not family:
         samples.samples += low.quantisation(folder, gpu, fitted, thin)
     if not family or family.startswith("experts"):
