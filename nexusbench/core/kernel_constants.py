@@ -104,6 +104,24 @@ class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_launch_us: Micros
 
 
+class SmallKvConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Attention over a KV cache of 8-bit values (physics/small_kv.py): of a block and of a tile
+    over those of a 16-bit cache, and of quantising the queries.
+    """
+
+    prefill_block: PeakRatio
+    prefill_tile: PeakRatio
+    prefill_launch_us: Micros
+    prefill_query_gbps: Throughput
+    decode_block: PeakRatio
+    decode_tile: PeakRatio
+    decode_launch_us: Micros
+    decode_query_gbps: Throughput
+    sm_gbps: Throughput  # of keys and values that one SM takes
+    wide_sm_gbps: Throughput  # the same of heads of more than 128 values
+    combine_us: Micros  # merging the parts of a decode whose keys were split
+
+
 Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx"]
 
 
@@ -116,6 +134,7 @@ class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     experts: dict[str, ExpertConstants] = {}
     window: WindowConstants | None = None
     latent: LatentConstants | None = None
+    small_kv: SmallKvConstants | None = None
 
 
 # Kinds of kernels. A product of these types (bfloat16 is Gemm):

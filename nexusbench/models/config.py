@@ -77,6 +77,12 @@ def caveats(model: ModelSpec, *, dequantised: bool = False) -> list[str]:
             f"{named} weights: products as kernels of such a type were measured, or by "
             "analogy where none were; no run of such a model was compared (docs/fidelity.md)"
         )
+    if model.dtypes.kv != model.dtypes.activations:
+        found.append(
+            f"{model.dtypes.kv} KV cache: attention over it as kernels of full attention were "
+            "measured (held out, decodes are 8 to 18 % off, prompts 13 to 30 %); no run of such a "
+            "model was compared (docs/fidelity.md)"
+        )
     return found
 
 

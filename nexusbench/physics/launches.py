@@ -22,9 +22,14 @@ from nexusbench.physics.collectives import Collectives
 from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
 from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
-from nexusbench.physics.precisions import expert_constants, experts_kernel
+from nexusbench.physics.precisions import (
+    expert_constants,
+    experts_kernel,
+    small_kv_constants,
+)
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
+from nexusbench.physics.small_kv import SmallKvAttention
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
@@ -243,20 +248,27 @@ class Physics:
         return self._sharing.slowdown(side, other)
 
 
-def _attention_of(gpu: GpuSpec, work: ModelWork) -> Attention | None:
+def _attention_of(gpu: GpuSpec, work: ModelWork) -> Attention | SmallKvAttention | None:
     """The attention of equal layers; None of layers without it, and of several groups."""
     if not work.num_heads or work.groups:
         return None
     kv_bytes = work.kv_bytes_per_token / (2 * work.num_layers * work.num_kv_heads * work.head_dim)
-    return Attention(
-        gpu,
-        work.num_heads,
-        work.num_kv_heads,
-        work.head_dim,
-        kv_bytes,
-        work.activation_bytes,
-        work.num_layers,
-    )
+
+    def made(on: GpuSpec) -> Attention:
+        return Attention(
+            on,
+            work.num_heads,
+            work.num_kv_heads,
+            work.head_dim,
+            kv_bytes,
+            work.activation_bytes,
+            work.num_layers,
+        )
+
+    if kv_bytes == work.activation_bytes:
+        return made(gpu)
+    own = small_kv_constants(gpu)
+    return SmallKvAttention(gpu, own, made, work.num_heads, work.head_dim, work.num_layers)
 
 
 def _experts_of(

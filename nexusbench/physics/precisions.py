@@ -23,6 +23,7 @@ from nexusbench.core.kernel_constants import (
     LatentConstants,
     ProductConstants,
     QuantiseConstants,
+    SmallKvConstants,
     WindowConstants,
 )
 from nexusbench.core.specs import GpuSpec
@@ -171,6 +172,13 @@ def window_constants(gpu: GpuSpec) -> WindowConstants:
 def latent_constants(gpu: GpuSpec) -> LatentConstants:
     """From the GPU's file or its donor's."""
     found = kernels_of(gpu).latent or _donor(gpu).latent
+    assert found is not None
+    return found
+
+
+def small_kv_constants(gpu: GpuSpec) -> SmallKvConstants:
+    """From the GPU's file or its donor's."""
+    found = kernels_of(gpu).small_kv or _donor(gpu).small_kv
     assert found is not None
     return found
 

@@ -12,7 +12,13 @@ from nexusbench.core.kernel_constants import EXPERTS, PRODUCTS, KernelConstants
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity.kernels import read_samples
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
-from nexusbench.physics.precisions import kernels_of, latent_constants, window_constants
+from nexusbench.experiments.fidelity.small_kv_tables import FAMILY
+from nexusbench.physics.precisions import (
+    kernels_of,
+    latent_constants,
+    small_kv_constants,
+    window_constants,
+)
 
 # Constants of SimConstants by family, and how far each may go.
 BOUNDS = {
@@ -81,9 +87,23 @@ LATENT_BOUNDS = {
     "prefill_passes": (0.1, 10.0),
     "prefill_launch_us": (1.0, 200.0),
 }
+SMALL_KV_BOUNDS = {
+    "prefill_block": (0.1, 4.0),
+    "prefill_tile": (0.05, 8.0),
+    "prefill_launch_us": (0.0, 15.0),
+    "prefill_query_gbps": (50.0, 20000.0),
+    "decode_block": (0.1, 4.0),
+    "decode_tile": (0.05, 8.0),
+    "decode_launch_us": (0.0, 15.0),
+    "decode_query_gbps": (50.0, 20000.0),
+    "sm_gbps": (3.0, 400.0),
+    "wide_sm_gbps": (3.0, 400.0),
+    "combine_us": (0.0, 20.0),
+}
 FAMILIES = (
     *BOUNDS,
     "window",
+    FAMILY,
     "mla",
     *(f"gemm-{kind}" for kind in PRODUCTS),
     *("experts" if kind == "bf16" else f"experts-{kind}" for kind in EXPERTS),
@@ -145,7 +165,7 @@ def _constants(
     if family in BOUNDS:
         return BOUNDS[family], gpu.sim, lambda new: replace(gpu, sim=replace(gpu.sim, **new))
     kernels = gpu.kernels
-    if family in ("window", "mla"):
+    if family in ("window", "mla", FAMILY):
         return _attention_constants(gpu, family)
     group, _, kind = family.partition("-")
     field, bounds = ("products", PRODUCT_BOUNDS) if group == "gemm" else ("experts", EXPERT_BOUNDS)
@@ -166,7 +186,9 @@ def _constants(
 def _attention_constants(
     gpu: GpuSpec, family: str
 ) -> tuple[dict[str, tuple[float, float]], msgspec.Struct, Callable[[dict[str, float]], GpuSpec]]:
-    """As ``_constants``, of windows or latent attention: the GPU's own, or its donor's to start."""
+    """As ``_constants``, of windows, an 8-bit KV cache or latent attention: the GPU's own, or its
+    donor's to start.
+    """
     replace, kernels = msgspec.structs.replace, kernels_of(gpu)
     if family == "window":
         own = window_constants(gpu)
@@ -174,6 +196,13 @@ def _attention_constants(
             WINDOW_BOUNDS,
             own,
             lambda new: replace(gpu, kernels=replace(kernels, window=replace(own, **new))),
+        )
+    if family == FAMILY:
+        small = small_kv_constants(gpu)
+        return (
+            SMALL_KV_BOUNDS,
+            small,
+            lambda new: replace(gpu, kernels=replace(kernels, small_kv=replace(small, **new))),
         )
     latent = latent_constants(gpu)
     return (
