@@ -37,7 +37,7 @@ from nexusbench.experiments.leads import Margin, Rated
 from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.metrics.slo import Slo
 from nexusbench.serving.opening import check_belief, check_run
-from nexusbench.serving.resolve import caveats_of
+from nexusbench.serving.resolve import caveats_of, rules_of
 
 # Options of serve-trace that a command has to repeat where they have a value.
 _REPEATED = (
@@ -169,6 +169,8 @@ def _show(
         for size, requests, draws in advice.rounds
     )
     say(console, f"compared  {rounds}", indent=10)
+    if rules := rules_of(one.candidate.scheduler for one in advice.final):
+        say(console, f"rules     {rules}", indent=10)
     for line in _load_lines(advice):
         say(console, f"WARNING: {line}.", "bold red")
     _table(console, advice)

@@ -34,7 +34,7 @@ from nexusbench.experiments.capacity_ranges import (
 from nexusbench.experiments.over_range import OverRange, range_words
 from nexusbench.experiments.rate_search import FoundRate
 from nexusbench.serving.opening import check_runs
-from nexusbench.serving.resolve import caveats_of
+from nexusbench.serving.resolve import caveats_of, rules_of
 
 
 def show_capacity(asked: AskedSearch, precision: float) -> None:
@@ -148,6 +148,8 @@ def _show(
     for text in caveats_of(config):
         say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {search.slo}  ({source})", indent=10)
+    if rules := rules_of(config.scheduler for config in search.configs):
+        say(console, f"rules     {rules}", indent=10)
     for line in _load_lines(labels, capacities):
         say(console, f"WARNING: {line}", "bold red")
     interval = "95 % interval" if len(search.seeds) > 1 else "bracket"

@@ -208,6 +208,7 @@ def _gpus() -> list[CatalogueEntry]:
             f"{gpu.hbm_gbps:,.0f} GB/s, L2 {gpu.l2_mib:g} MiB",
             f"partitions from {gpu.sm_minimum} SMs in steps of {gpu.sm_multiple}: "
             f"{len(legal_splits(gpu)) - 1} splits; use --device sim:{name}",
+            *gpu.warnings,
         ]
         source = " ".join(gpu.sources["num_sms"].split())
         source += f" Those of the other numbers are in nexusbench/data/gpus/{name}.toml"

@@ -23,7 +23,7 @@ from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.endpoint.status import Status
 
 if TYPE_CHECKING:
-    from nexusbench.engine.engine import Engine
+    from nexusbench.engine.served import Served
 
 RECENT_GAPS = 4096
 RECENT_FIRST = 256
@@ -69,7 +69,7 @@ class RollingLatency:
         self._gaps = np.empty(0, dtype=np.int64)
         self._first = np.empty(0, dtype=np.int64)
 
-    def update(self, engine: Engine) -> None:
+    def update(self, engine: Served) -> None:
         """Read the rows that are new."""
         rows = self._new_rows(engine)
         if len(rows.requests) > MOST_TOKENS:
@@ -90,11 +90,11 @@ class RollingLatency:
         """Mean of the last RECENT_GAPS values, ms."""
         return float(self._gaps.mean()) / NS_PER_MS if len(self._gaps) else None
 
-    def _new_rows(self, engine: Engine) -> _NewRows:
+    def _new_rows(self, engine: Served) -> _NewRows:
         tables = engine.log.tables
         token, done = tables["token"].columns, tables["step_done"].columns
         held = len(token["request"])
-        drained = engine.executor.num_tokens - held
+        drained = engine.num_tokens - held
         if drained != self._drained:
             self._drained, self._step_row = drained, 0
             if drained > self._seen:
@@ -109,7 +109,7 @@ class RollingLatency:
         self._step_row, self._seen = len(done["time"]), drained + held
         return _NewRows(requests[skip:], times[skip:])
 
-    def _forget(self, engine: Engine, held: IntArray) -> None:
+    def _forget(self, engine: Served, held: IntArray) -> None:
         """Rows were drained unread: the last token time of their requests is unknown."""
         self._last[self._last >= 0] = _UNKNOWN
         silent = np.flatnonzero(self._last == _NEVER)
@@ -118,7 +118,7 @@ class RollingLatency:
             if engine.requests[request].num_output_tokens > visible[request]:
                 self._last[request] = _UNKNOWN
 
-    def _add(self, rows: _NewRows, engine: Engine) -> None:
+    def _add(self, rows: _NewRows, engine: Served) -> None:
         order = np.argsort(rows.requests, kind="stable")
         requests, times = rows.requests[order], rows.times[order]
         begins = np.append(True, requests[1:] != requests[:-1])
@@ -142,31 +142,31 @@ class ProgressReader:
     def __init__(self) -> None:
         self._rolling: RollingLatency | None = None
 
-    def __call__(self, engine: Engine) -> ProgressSnapshot:
+    def __call__(self, engine: Served) -> ProgressSnapshot:
         """A snapshot of the engine now."""
         if self._rolling is None:
             self._rolling = RollingLatency(len(engine.requests))
         self._rolling.update(engine)
-        state, (ended, offered) = engine.state, counts_of(engine)
+        ended, offered = counts_of(engine)
         return ProgressSnapshot(
             ended=ended,
             offered=offered,
-            now_ns=state.now,
-            tokens=engine.executor.num_tokens,
-            running=state.num_running,
-            waiting=len(state.waiting),
-            kv_usage=state.kv.usage,
-            split=str(state.split),
+            now_ns=engine.now_ns,
+            tokens=engine.num_tokens,
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            kv_usage=engine.kv_usage,
+            split=str(engine.split),
             ttft_ms=self._rolling.ttft_ms,
             tbt_ms=self._rolling.tbt_ms,
         )
 
 
-def counts_of(source: Engine | Status) -> tuple[int, int]:
+def counts_of(source: Served | Status) -> tuple[int, int]:
     """(ended, offered) requests."""
     if isinstance(source, Status):
         return source.ended, source.requests
-    return source.executor.num_ended, len(source.requests)
+    return source.num_ended, len(source.requests)
 
 
 def snapshot_of(status: Status) -> ProgressSnapshot:
@@ -199,9 +199,9 @@ class Follower:
         self._read = ProgressReader()
         self._began = now_ns()
         self._told = show is not None
-        self._source: Engine | Status | None = None
+        self._source: Served | Status | None = None
 
-    def __call__(self, source: Engine | Status) -> bool:
+    def __call__(self, source: Served | Status) -> bool:
         """Show a snapshot; without a terminal, print once that the run has begun. Whether there is
         a terminal.
         """
@@ -226,8 +226,8 @@ class Follower:
         wall = max(1e-9, (now_ns() - self._began) / NS_PER_S)
         if isinstance(self._source, Status):
             return f"{self._source.now_ns / NS_PER_S:,.1f} s"
-        run = self._source.state.now / NS_PER_S
-        if not self._source.device.spec.simulated:
+        run = self._source.now_ns / NS_PER_S
+        if not self._source.simulated:
             return f"{run:,.1f} s"
         return f"{run:,.1f} s simulated in {wall:,.1f} s ({run / wall:,.0f}x)"
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.parts import unit_of
 from nexusbench.core.state import Limits
-from nexusbench.core.units import NS_PER_S, counted
+from nexusbench.core.units import NS_PER_S, bytes_text, counted
 from nexusbench.results.resolved import (
     BeliefFacts,
     Resolved,
@@ -51,22 +53,18 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         device += f" (--device auto{why_simulated if view.simulated else ''})"
     elif "/" in config.device or "\\" in config.device:
         device += f" (--device {config.device})"  # the name of a file does not say which one
-    tokens = resolved.kv_blocks * resolved.block_size
-    caching = "on" if config.prefix_caching else "off"
-    together = " on both GPUs together" if _is_pair(resolved) else ""
+    whose = " on both GPUs together" if _is_pair(resolved) else ""
+    if config.data_parallel_size > 1:
+        whose = " of each engine"
     lines = [
         ("device", device),
         ("model", _model_line(resolved, config)),
         *(("WARNING", text) for text in resolved.caveats),
         ("trace", trace_line),
-        (
-            "KV pool",
-            f"{resolved.kv_blocks:,} blocks of {resolved.block_size} tokens "
-            f"= {tokens:,} tokens{_per_side(resolved, config)}; prefix caching {caching}",
-        ),
+        ("KV pool", _pool_text(resolved, config)),
         (
             "limits",
-            f"max_num_seqs {limits.max_num_seqs:,}{together}, max_num_batched_tokens "
+            f"max_num_seqs {limits.max_num_seqs:,}{whose}, max_num_batched_tokens "
             f"{limits.max_num_batched_tokens:,}, max_model_len {limits.max_model_len:,}",
         ),
     ]
@@ -85,13 +83,33 @@ def _judged_lines(view: RunView) -> list[tuple[str, str]]:
     return lines
 
 
+def _pool_text(resolved: ResolvedEngineRun, config: RunConfig) -> str:
+    """How many blocks, what they hold, and whether prefixes are found in them."""
+    caching = "on" if config.prefix_caching else "off"
+    groups, count, size = resolved.kv_groups, resolved.kv_blocks, resolved.block_size
+    if groups is UNSET:
+        text = f"{count:,} blocks of {size} tokens = {count * size:,} tokens"
+        return f"{text}{_per_side(resolved, config)}; prefix caching {caching}"
+    longest = resolved.limits.max_model_len
+    text = f"{count:,} pages of {bytes_text(groups.page_bytes)} = "
+    text += f"{bytes_text(count * groups.page_bytes)}{_per_side(resolved, config)}, for blocks of "
+    text += f"{size} tokens of {' + '.join(group.label for group in groups.groups)}; a request of "
+    text += f"{longest:,} tokens holds {groups.of(longest):,}; prefix caching "
+    if config.prefix_caching and any(group.kind == "state" for group in groups.groups):
+        return text + "off, since a state is of one request alone"
+    return text + caching
+
+
 def _is_pair(resolved: ResolvedEngineRun) -> bool:
     """Two GPUs, or groups of them, with a KV pool each."""
     return "gpu1" in resolved.pools
 
 
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
-    """How a pair's KV blocks are divided: evenly."""
+    """How the KV blocks of a pair, or of several engines, are divided: evenly."""
+    engines = config.data_parallel_size
+    if engines > 1:
+        return f", {resolved.kv_blocks // engines:,} blocks of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
@@ -119,7 +137,11 @@ def _model_line(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     text = f"{model.name}, weights {model.dtypes.weights}, KV {model.dtypes.kv}"
     if resolved.random_weights:
         text += ", RANDOM weights"
-    return text + (f", tensor parallel over {degree} GPUs" if degree > 1 else "")
+    text += f", tensor parallel over {degree} GPUs" if degree > 1 else ""
+    stages, engines = config.pipeline_parallel_size, config.data_parallel_size
+    text += f", {stages} pipeline stages" if stages > 1 else ""
+    text += f", {engines} data-parallel engines" if engines > 1 else ""
+    return text + (", experts spread over all GPUs" if config.enable_expert_parallel else "")
 
 
 def _trace_line(view: RunView) -> str:
@@ -136,7 +158,9 @@ def _trace_line(view: RunView) -> str:
 
 
 def policies_line(columns: Sequence[Column]) -> str:
-    """Scheduler, partitioner and belief of each column, with the options that were typed."""
+    """Scheduler, whose rules it follows, partitioner and belief of each column, with the options
+    that were typed.
+    """
     texts = []
     for column in columns:
         resolved, config = column.first.resolved, column.first.config
@@ -144,7 +168,9 @@ def policies_line(columns: Sequence[Column]) -> str:
             continue  # the policies of a server are unknown
         belief, partitioner = resolved.belief, config.partitioner or resolved.partitioner
         asks = f" asking {_belief(belief, config.cost_model)}" if belief else ""
-        texts.append(f"{column.label} (partitioner {partitioner}{asks})")
+        said = resolved.scheduler_rules
+        rules = f"rules of {said}; " if isinstance(said, str) else ""
+        texts.append(f"{column.label} ({rules}partitioner {partitioner}{asks})")
     return ", ".join(texts)
 
 
@@ -297,10 +323,16 @@ def rejection_lines(columns: Sequence[Column]) -> list[str]:
 def _reason(reason: str, resolved: Resolved) -> str:
     for begin, remedy in _REMEDIES.items():
         if reason.startswith(begin):
-            tokens = resolved.kv_blocks * resolved.block_size
-            size = f" ({tokens:,} tokens)" if "KV pool" in begin else ""
+            size = ""
+            if "KV pool" in begin and not _is_grouped(resolved):
+                size = f" ({resolved.kv_blocks * resolved.block_size:,} tokens)"
             return f"{reason}{size}. {remedy}"
     return reason
+
+
+def _is_grouped(resolved: Resolved) -> bool:
+    """Whether its KV blocks are pages, which are of no fixed number of tokens."""
+    return isinstance(resolved, ResolvedEngineRun) and resolved.kv_groups is not UNSET
 
 
 def nothing_measured(views: Sequence[RunView]) -> list[str]:

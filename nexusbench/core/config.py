@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from nexusbench.core import parallel_options as spread
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
 from nexusbench.core.precision_options import CacheDtype, ComputedDtype, Quantizer
@@ -244,10 +245,10 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
         bool,
         Option("Decode by CUDA graphs (--device cuda only).", panel=TOKENS, part="serving"),
     ] = True
-    tensor_parallel_size: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)],
-        Option("GPUs that share every layer.", "N", WHAT, part="serving"),
-    ] = 1
+    tensor_parallel_size: spread.TensorParallel = 1
+    pipeline_parallel_size: spread.PipelineParallel = 1
+    data_parallel_size: spread.DataParallel = 1
+    enable_expert_parallel: spread.ExpertParallel = False
     kernel_table: Annotated[
         str | None,
         Option(
@@ -270,7 +271,8 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     kv_blocks: Annotated[
         Count | None,
         Option(
-            "KV blocks in the pool; in a pair of GPUs, each has a pool of so many.",
+            "KV blocks in the pool, or pages where windows free theirs; in a pair of GPUs, each "
+            "has a pool of so many.",
             "N", MEMORY, unset="from memory",
         ),
     ] = None  # fmt: skip

@@ -1,6 +1,6 @@
 """Constants of the kernels that a GPU has beside bfloat16 products and full attention:
-low-precision products, quantisation of activations, experts, windows and latent attention. Each GPU
-file states where they come from.
+low-precision products, quantisation of activations, experts, windows, latent and sparse attention
+and recurrent states. Each GPU file states where they come from.
 """
 
 from __future__ import annotations
@@ -89,12 +89,16 @@ class WindowConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Latent attention (physics/latent.py): absorbed, then what expanded prefill has of its own."""
+    """Latent attention (physics/latent.py): absorbed, then what expanded prefill has of its own.
+
+    The two ``graph`` times have defaults for files of before they were told apart: the medians of
+    the GPUs that they were measured on.
+    """
 
     efficiency: Efficiency  # attainable share of the peak
     sm_gbps: Throughput  # of latent keys that one SM takes
     tile_us: Micros
-    launch_us: Micros  # fixed time of a layer, with all of its small kernels
+    launch_us: Micros  # fixed time of a layer, all of its small kernels launched one by one
     combine_us: Micros  # merging the parts of keys that were split
     passes: Factor  # how often queries and outputs are read and written
     overlap: Fraction
@@ -102,6 +106,9 @@ class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_block: Factor  # time of a block over that of other attention
     prefill_passes: Factor
     prefill_launch_us: Micros
+    # The same two where no kernel waits for its launch: from a CUDA graph, or behind long ones.
+    graph_us: Micros = 6.3
+    prefill_graph_us: Micros = 15.3
 
 
 class SmallKvConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,11 +129,55 @@ class SmallKvConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     combine_us: Micros  # merging the parts of a decode whose keys were split
 
 
-Architecture = Literal["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx"]
+class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Attention to chosen keys (physics/selection.py): the attention, then what chooses them."""
+
+    efficiency: Efficiency  # attainable share of the peak
+    narrow: Factor  # time of an 8-bit key in a decode over that of a 16-bit one
+    padding: Fraction  # time of a 16-bit key that is only padding over that of another
+    gather_gbps: Throughput  # at which one SM takes scattered keys in a decode
+    tile_us: Micros
+    launch_us: Micros  # fixed time of a layer, with all of its small kernels
+    token_us: Micros  # SM time of a token in the small kernels
+    passes: Factor  # how often queries and outputs are read and written
+    overlap: Fraction
+    index_efficiency: Efficiency  # of the index scores, of the peak of their type
+    topk_us: Micros  # SM time of choosing for a decode
+    prompt_topk_us: Micros  # and for a token of a prompt, which is another kernel
+    topk_key_ns: Nanos  # and for each key that it chooses from
+    prompt_us: Micros = 0.0  # fixed time that a launch with prompts has in addition
+
+
+class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Recurrent states (physics/states.py): the scan of prompts, then a decode step."""
+
+    efficiency: Efficiency  # attainable share of the peak, in chunks that follow one another
+    prepared: Factor  # work of a chunk that does not wait for the one before, over the rest
+    tile_us: Micros  # begin and end of one head of one sequence
+    launch_us: Micros  # fixed time of the scan
+    passes: Factor  # how often what a token reads and writes is moved
+    overlap: Fraction
+    conv_us: Micros  # fixed time of the short convolution
+    conv_passes: Factor
+    step_us: Micros  # fixed time of a decode's update of the states
+    step_passes: Factor
+    step_conv_us: Micros
+    step_conv_passes: Factor
+    l2_gbps: Throughput  # at which what is in L2 is moved
+    l2_share: L2Share  # of L2 that holds what one kernel leaves to the next
+
+
+# The chips of workstations and games of a generation differ from those of its data-centre GPUs.
+Architecture = Literal[
+    "volta", "turing", "ampere", "ampere-rtx", "ada", "hopper", "blackwell", "blackwell-rtx",
+    "cdna3",
+]  # fmt: skip
 
 
 class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``products`` and ``experts`` by kind of kernel: the keys of PRODUCTS and EXPERTS."""
+    """``products`` and the others in tables by kind of kernel: the keys of PRODUCTS, EXPERTS,
+    SPARSE and STATES.
+    """
 
     architecture: Architecture
     quantise: QuantiseConstants | None = None
@@ -135,6 +186,8 @@ class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: WindowConstants | None = None
     latent: LatentConstants | None = None
     small_kv: SmallKvConstants | None = None
+    sparse: dict[str, SparseConstants] = {}
+    states: dict[str, StateConstants] = {}
 
 
 # Kinds of kernels. A product of these types (bfloat16 is Gemm):
@@ -147,3 +200,13 @@ PRODUCTS = {
     "w4a16": "4-bit weights, 16-bit activations: the same",
 }
 EXPERTS = {"bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values"}
+SPARSE = {
+    "latent": "chosen tokens of latent attention (DSA)",
+    "grouped": "chosen blocks of grouped-query attention",
+    "entries": "a window over shared keys and all compressed entries before it (DeepSeek-V4)",
+    "picks": "such a window and chosen entries",
+}
+STATES = {
+    "delta": "gated delta rule, one decay a head",
+    "channel-delta": "the same, one decay a channel (KDA)",
+}

@@ -7,7 +7,7 @@ are bounded by a window, ``state_bytes`` do not depend on the length.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -15,6 +15,9 @@ STATE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # DSA's indexer keeps fp8 keys with a float32 scale for each 128 of them (DeepSeek-V3.2's inference
 # code, and vLLM's indexer cache).
 INDEX_KEY_BYTES = 1.0 + 4.0 / 128
+
+# Matrices of states that lead out of them, and that lead down to a rank which all heads share.
+STATE_OUT, STATE_RANKS = ("state_out", "mamba_out"), ("state_f_a", "state_g_a")
 
 
 class Projection(msgspec.Struct, frozen=True, gc=False):
@@ -35,6 +38,12 @@ class _Mixer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def projections(self, hidden: int) -> tuple[Projection, ...]:
         """The weight matrices of one layer of ``hidden`` values per token."""
+        raise NotImplementedError
+
+    def shard(self, gpus: int) -> Self:
+        """One GPU's part of ``gpus`` in tensor parallelism (Megatron layout, 1909.08053): a share
+        of the heads; what has no heads is on each of them.
+        """
         raise NotImplementedError
 
     @property
@@ -79,6 +88,15 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
     gate: int = 0
     keys_are_values: bool = False
     shares_kv: bool = False
+
+    def shard(self, gpus: int) -> Self:
+        """KV heads are on several GPUs each where there are fewer than GPUs."""
+        if gpus == 1:
+            return self
+        return msgspec.structs.replace(
+            self, num_heads=self.num_heads // gpus, gate=-(-self.gate // gpus),
+            num_kv_heads=max(1, self.num_kv_heads // gpus),
+        )  # fmt: skip
 
     @property
     def value_size(self) -> int:
@@ -177,6 +195,13 @@ class LatentAttention(_Mixer, frozen=True, tag="latent", kw_only=True):
             made.append(Projection("attn_gate", hidden, self.gate))
         return tuple(made)
 
+    def shard(self, gpus: int) -> Self:
+        """The projections down to the ranks and the cache, which all heads share, are on each."""
+        if gpus == 1:
+            return self
+        heads = self.num_heads // gpus
+        return msgspec.structs.replace(self, num_heads=heads, gate=-(-self.gate // gpus))
+
     @property
     def kv_values(self) -> float:
         """The latent and the rotated key."""
@@ -218,6 +243,13 @@ class SparseAttention(_Mixer, frozen=True, tag="sparse", kw_only=True):
         if self.index_weights:
             made = (*made, Projection("index_weights", hidden, self.index_heads))
         return made
+
+    def shard(self, gpus: int) -> Self:
+        """The indexer of latent attention is on each; that of KV heads goes with them."""
+        base, heads = self.base.shard(gpus), self.index_heads
+        if isinstance(base, FullAttention):
+            heads = max(1, heads // gpus)
+        return msgspec.structs.replace(self, base=base, index_heads=heads)
 
     @property
     def kv_values(self) -> float:
@@ -285,6 +317,11 @@ class CompressedAttention(_Mixer, frozen=True, tag="compressed", kw_only=True):
             ]
         return tuple(made)
 
+    def shard(self, gpus: int) -> Self:
+        """Keys, compressor and indexer are on each."""
+        heads, groups = self.num_heads // gpus, max(1, self.groups // gpus)
+        return msgspec.structs.replace(self, num_heads=heads, groups=groups)
+
     @property
     def kv_values(self) -> float:
         """A token's share of a compressed entry."""
@@ -329,6 +366,21 @@ class StateMixer(_Mixer, frozen=True, tag="state", kw_only=True):
     def projections(self, hidden: int) -> tuple[Projection, ...]:
         """Those of the kind."""
         return self.matrices
+
+    def shard(self, gpus: int) -> Self:
+        """Columns of all matrices but those down to a rank, rows of the one that leads out."""
+        matrices = []
+        for one in self.matrices:
+            inputs, outputs = one.inputs, one.outputs
+            if one.name in STATE_OUT:
+                inputs //= gpus
+            elif one.name not in STATE_RANKS:
+                outputs = -(-outputs // gpus)
+            matrices.append(msgspec.structs.replace(one, inputs=inputs, outputs=outputs))
+        return msgspec.structs.replace(
+            self, heads=self.heads // gpus, conv_values=-(-self.conv_values // gpus),
+            matrices=tuple(matrices),
+        )  # fmt: skip
 
     @property
     def state_bytes(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated, Literal
 
 import msgspec
@@ -129,22 +130,6 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def state_bytes_per_sequence(self) -> float:
         """Bytes of one sequence's states, whatever its length."""
         return sum(group.count * group.mixer.state_bytes for group in self.groups if group.mixer)
-
-    def kv_bytes_on(self, gpus: int) -> float:
-        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together.
-
-        Where there are more GPUs than KV heads, each head is kept on several of them.
-        """
-        if self.stack is UNSET:
-            return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
-        total = 0.0
-        for group in self.groups:
-            mixer, copies = group.mixer, gpus  # of a latent: one head for all queries
-            if isinstance(mixer, FullAttention):
-                copies = max(1, gpus // mixer.num_kv_heads)
-            if mixer is not None:
-                total += group.count * mixer.kv_values * copies
-        return total * DTYPE_BYTES[self.dtypes.kv]
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -281,7 +266,8 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``ranges`` holds (lowest, highest) of contested constants, by their key in ``sim``; that of
     one of CURVES is of a CurveFactor. The value in use lies inside. ``kernels`` are the
     constants of low-precision products and experts; without them, those of another GPU stand for
-    them (physics/precisions.py).
+    them (physics/precisions.py). A file may leave out what a default of its architecture stands for
+    (physics/architectures.py); the spec has it all.
     """
 
     name: str
@@ -303,6 +289,13 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranges: dict[str, tuple[float, float]] = {}
     # Left out of files where there are none, so that they are those of before.
     kernels: KernelConstants | UnsetType = UNSET
+    # Sentences that every screen says before a figure of this GPU, simulated.
+    caveats: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """``caveats``, none where the file has none."""
+        return () if self.caveats is UNSET else self.caveats
 
 
 def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
@@ -314,7 +307,7 @@ def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
     if gpus == 1:
         gpu = msgspec.structs.replace(gpu, link=UNSET)
     plain = all(
-        isinstance(group.mixer, FullAttention | None) and isinstance(group.mlp, DenseMlp | None)
+        type(group.mixer) in (FullAttention, NoneType) and isinstance(group.mlp, DenseMlp | None)
         for group in model.groups
     )
     types = {
@@ -344,6 +337,7 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     kv_bytes: float
     num_layers: int  # of the model; a launch can be restricted to some of them
     tensor_parallel: int = 1
+    stages: int = 1  # of a pipeline, which has as many batches in flight
     makes_tokens: bool = False  # real ones: what a request generates is not known beforehand
     stop_tokens: tuple[int, ...] = ()  # of the model, for devices that make tokens
     # KV pools: one for each GPU (or group in lockstep), and last the host's if it can swap.
@@ -351,6 +345,10 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     pools: tuple[str, ...] = ("gpu",)
     pool_of: dict[str, int] = {}
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+    # Whether blocks of layers with a window are freed once it has passed them; else they keep all.
+    frees_windows: bool = False
+    kv_token_bytes: float = 0.0  # what it keeps of a token; 0: as the model says
+    longest_context: int = 0  # tokens of a sequence that it can compute; 0: all of the model's
 
     @property
     def num_gpus(self) -> int:

@@ -10,13 +10,18 @@ import msgspec
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup
-from nexusbench.core.mixers import FullAttention
+from nexusbench.core.mixer_work import MIXER_WORK, Amounts, MixerWork
+from nexusbench.core.mixer_work import chunk_work as chunk_work
+from nexusbench.core.mixer_work import prefill_pairs as prefill_pairs
+from nexusbench.core.mixers import Mixer
 from nexusbench.core.specs import DTYPE_BYTES, Linear, ModelSpec
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 # A dense layer in all its copies: FLOPs a token, bytes of weights, bytes of activations a token.
 DenseWork = tuple[float, float, float]
+# Matrices of feed-forward parts that are on each GPU.
+_WHOLE = ("router", "latent_down", "latent_up")
 
 
 class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +58,9 @@ class ModelWork(msgspec.Struct, frozen=True, gc=False):
 
     ``linears`` are this GPU's shards. ``fixed`` is the work of those that every token uses,
     ``routed`` of the experts, whose weights are those of one expert in each layer: a token
-    computes in ``experts_per_token`` of ``num_experts``. Of a model with several layer groups
-    ``groups`` holds the work of each, and what is of one layer is the mean over all.
+    computes in ``experts_per_token`` of ``num_experts``. ``mixer`` is this GPU's part of what mixes
+    tokens. Of a model with several layer groups ``groups`` holds the work of each, and ``mixer`` is
+    None. ``mixing`` holds each kind's work in a layer, and how many layers are of it.
     """
 
     linears: tuple[Linear, ...]
@@ -68,15 +74,36 @@ class ModelWork(msgspec.Struct, frozen=True, gc=False):
     weight_bytes_each: float
     head_bytes_each: float
     activation_bytes: float
-    kv_bytes_per_token: float  # all layers
-    attention_flops: float  # per (query, key) pair: 4 x query heads x head size, one layer
-    query_bytes_per_token: float  # reading Q and writing the attention output, one layer
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    kv_bytes_each: float  # of a value in the KV cache
+    mixer: Mixer | None
+    mixing: tuple[tuple[MixerWork, int], ...]
     wide: float  # values between the two feed-forward products of a token, this GPU's share
     gated: bool = True
     groups: tuple[ModelWork, ...] = ()
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Bytes that a token adds to the KV cache, all layers."""
+        size = 0.0
+        for work, layers in self.mixing:
+            size += work.token_bytes * layers
+        return size
+
+    def chunk_attention(self, chunks: tuple[tuple[int, int], ...]) -> Amounts:
+        """(FLOPs, bytes) of the attention of ``chunks``, all layers."""
+        flops = size = 0.0
+        for work, layers in self.mixing if chunks else ():
+            count, moved = work.chunks(chunks)
+            flops, size = flops + count * layers, size + moved * layers
+        return flops, size
+
+    def decode_attention(self, count: int, context: int) -> Amounts:
+        """The same of ``count`` decodes that read ``context`` keys in all, their own included."""
+        flops = size = 0.0
+        for work, layers in self.mixing if count else ():
+            made, moved = work.decodes(count, context)
+            flops, size = flops + made * layers, size + moved * layers
+        return flops, size
 
     def dense_work(self, tokens: float) -> list[tuple[float, float]]:
         """(FLOPs, bytes) of each dense layer of the decoder stack for ``tokens`` tokens."""
@@ -106,47 +133,42 @@ def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
     """The work constants of ``model`` sharded ``tensor_parallel`` ways (Megatron layout,
     1909.08053).
 
-    QKV, gate/up and the head are split by columns, attention output and down by rows; KV heads are
-    replicated where there are fewer than GPUs. Layers without attention have no heads. Only for
-    layers of full attention, or none; the caller has refused others.
+    Gate/up and the head are split by columns, down by rows, attention by heads. Only for layers
+    whose mixer is in MIXER_WORK, or that have none; the caller has refused others.
     """
     made = tuple(_group_work(model, group, tensor_parallel) for group in model.groups)
     if len(made) == 1:
         return made[0]
-    layers, first = model.num_layers, made[0]
-    kept = flops = queries = 0.0
+    mixing: dict[MixerWork, int] = {}
     for group in made:
-        kept += group.kv_bytes_per_token
-        flops += group.attention_flops * group.num_layers
-        queries += group.query_bytes_per_token * group.num_layers
+        for work, layers in group.mixing:
+            mixing[work] = mixing.get(work, 0) + layers
     return msgspec.structs.replace(
-        first,
+        made[0],
         linears=tuple(linear for group in made for linear in group.linears),
         fixed=tuple(each for group in made for each in group.fixed),
         routed=tuple(each for group in made for each in group.routed),
-        num_layers=layers,
-        kv_bytes_per_token=kept,
-        attention_flops=flops / layers,
-        query_bytes_per_token=queries / layers,
+        num_layers=model.num_layers,
+        mixer=None,
+        mixing=tuple(mixing.items()),
         groups=made,
     )
 
 
 def _group_work(model: ModelSpec, group: LayerGroup, tp: int) -> ModelWork:
     """The same of one layer group, its layers alone."""
-    mixer = group.mixer
-    assert mixer is None or isinstance(mixer, FullAttention)
-    heads = kv_heads = head_dim = 0
-    if mixer is not None:
-        heads, kv_heads = mixer.num_heads // tp, max(1, mixer.num_kv_heads // tp)
-        head_dim = mixer.head_dim
+    mixer = None if group.mixer is None else group.mixer.shard(tp)
+    group = msgspec.structs.replace(group, mixer=mixer)
     experts, chosen, gated = 1, 1, True
     if isinstance(group.mlp, ExpertsMlp):
         experts, chosen = group.mlp.num_experts, group.mlp.experts_per_token
     if isinstance(group.mlp, ExpertsMlp | DenseMlp):
         gated = group.mlp.gated
-    activation = DTYPE_BYTES[model.dtypes.activations]
+    activation, kv = DTYPE_BYTES[model.dtypes.activations], DTYPE_BYTES[model.dtypes.kv]
     linears, fixed, routed = _shards(model, group, tp, activation)
+    mixing: tuple[tuple[MixerWork, int], ...] = ()
+    if mixer is not None:
+        mixing = ((MIXER_WORK[type(mixer)](mixer, kv, activation), group.count),)
     return ModelWork(
         linears=linears,
         fixed=fixed,
@@ -159,12 +181,9 @@ def _group_work(model: ModelSpec, group: LayerGroup, tp: int) -> ModelWork:
         weight_bytes_each=DTYPE_BYTES[model.dtypes.weights],
         head_bytes_each=DTYPE_BYTES[model.head_dtype],
         activation_bytes=activation,
-        kv_bytes_per_token=(2 * group.count * kv_heads * head_dim * DTYPE_BYTES[model.dtypes.kv]),
-        attention_flops=4.0 * heads * head_dim,
-        query_bytes_per_token=2 * heads * head_dim * activation,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        kv_bytes_each=kv,
+        mixer=mixer,
+        mixing=mixing,
         wide=group.wide / tp,
         gated=gated,
     )
@@ -173,22 +192,24 @@ def _group_work(model: ModelSpec, group: LayerGroup, tp: int) -> ModelWork:
 def _shards(
     model: ModelSpec, group: LayerGroup, tp: int, activation: float
 ) -> tuple[tuple[Linear, ...], tuple[DenseWork, ...], tuple[DenseWork, ...]]:
-    """One GPU's shards of the group's linears; the work of those that every token uses, and of the
-    routed experts.
+    """One GPU's shards of the linears of ``group``, whose mixer is this GPU's already; the work of
+    those that every token uses, and of the routed experts. Matrices beside attention and
+    feed-forward part are small, and on each GPU.
     """
     experts, chosen = 1, 1
     if isinstance(group.mlp, ExpertsMlp):
         experts, chosen = group.mlp.num_experts, group.mlp.experts_per_token
+    of_mixer = 0 if group.mixer is None else len(group.mixer.projections(model.hidden_size))
     linears: list[Linear] = []
     fixed: list[DenseWork] = []
     routed: list[DenseWork] = []
-    for linear in group.linears(model.hidden_size):
+    made = group.linears(model.hidden_size)
+    beside = len(made) - len(group.others)
+    for index, linear in enumerate(made):
         inputs, outputs, count = linear.inputs, linear.outputs, linear.count
-        if linear.name in ("attn_out", "down", "expert_down"):
+        if linear.name in ("down", "expert_down"):
             inputs //= tp
-        elif linear.name == "qkv":
-            outputs = _qkv(group, tp)
-        elif linear.name not in ("router", "latent_down", "latent_up"):
+        elif of_mixer <= index < beside and linear.name not in _WHOLE:
             outputs = -(-outputs // tp)
         linears.append(msgspec.structs.replace(linear, inputs=inputs, outputs=outputs))
         of_expert = linear.name.startswith("expert")
@@ -202,28 +223,6 @@ def _shards(
             )
         )
     return tuple(linears), tuple(fixed), tuple(routed)
-
-
-def _qkv(group: LayerGroup, tp: int) -> int:
-    """Columns of the projection to queries, keys and values on one GPU."""
-    mixer = group.mixer
-    assert isinstance(mixer, FullAttention)
-    kept = 1 if mixer.keys_are_values else 2
-    return (mixer.num_heads // tp + kept * max(1, mixer.num_kv_heads // tp)) * mixer.head_dim
-
-
-def prefill_pairs(num_tokens: int, context: int) -> float:
-    """(query, key) pairs of ``num_tokens`` causal queries after ``context`` tokens."""
-    return num_tokens * (context + (num_tokens + 1) / 2)
-
-
-def chunk_work(chunks: tuple[tuple[int, int], ...]) -> tuple[int, float]:
-    """(tokens, (query, key) pairs) of all chunks together."""
-    tokens, pairs = 0, 0.0
-    for count, before in chunks:
-        tokens += count
-        pairs += prefill_pairs(count, before)
-    return tokens, pairs
 
 
 def equivalent_context(tokens: int, pairs: float) -> float:

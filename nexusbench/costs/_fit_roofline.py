@@ -85,7 +85,7 @@ def _steps(points: Iterable[Point], model: Roofline, phase: str) -> PhaseSteps:
         )
     dense, attention = [], []
     for point in chosen:
-        operators, chunks, kept = model.operators(point.setting.shape)
+        operators, chunks, (_, kept) = model.operators(point.setting.shape)
         dense.append(operators)
         attention.append([chunks if phase == "prefill" else (0.0, kept)])
     work = [np.array(each, dtype=np.float64) for each in (dense, attention)]

@@ -159,6 +159,7 @@ def stacked(works: Sequence[StageWork]) -> StageWork:
         ),
         chunk_flops=np.array([w.chunk_flops for w in works]),
         chunk_bytes=np.array([w.chunk_bytes for w in works]),
+        decode_flops=np.array([w.decode_flops for w in works]),
         decode_bytes=np.array([w.decode_bytes for w in works]),
         flops_per_ns=works[0].flops_per_ns,
         bytes_per_ns=works[0].bytes_per_ns,

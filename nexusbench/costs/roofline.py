@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from nexusbench.core.batch import BatchShape
+from nexusbench.core.mixer_work import Amounts
 from nexusbench.core.registry import Share
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import chunk_work, model_work, portion
@@ -16,7 +17,7 @@ from nexusbench.costs.base import CostModel, CostModelOptions, FittedParameters,
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.surface import between
 
-RooflineWork = tuple[Operators, tuple[float, float], float]  # see Roofline.operators
+RooflineWork = tuple[Operators, Amounts, Amounts]  # see Roofline.operators
 
 
 class RooflineOptions(CostModelOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,11 +107,13 @@ class Roofline(CostModel):
     ) -> float:
         """Unfitted: nanoseconds of ``shape``, which is ``work``, beside a neighbour's work."""
         dense, _, chunk_attention, _ = self._alone(work, sms)
-        attention_bytes = work[2]  # of the decodes: never compute-bound in this belief
+        count, attention_bytes = work[2]  # of the decodes
         attention = attention_bytes / self._bandwidth(sms)
         if beside is not None and attention_bytes:
             bandwidth = self._shared_bandwidth(attention_bytes / attention, *beside)
             attention = max(attention, attention_bytes / min(bandwidth, self._bandwidth(sms)))
+        # Only of many query heads over one latent: keys are waited for by all other decodes.
+        attention = max(attention, count * self._num_sms / (self._flops_per_ns * sms))
         total = dense + chunk_attention + attention
         if shape.layers is not None:
             total *= (shape.layers[1] - shape.layers[0]) / self._work.num_layers
@@ -175,8 +178,8 @@ class Roofline(CostModel):
         self.monotone = self._beside is None
 
     def operators(self, shape: BatchShape) -> RooflineWork:
-        """((FLOPs, bytes) of each dense operator, those of the chunks' attention, bytes of the
-        decodes' attention), of all layers once.
+        """((FLOPs, bytes) of each dense operator, of the chunks' attention, of the decodes'
+        attention), of all layers once.
         """
         # A split is searched by asking for the same shapes again and again; they are immutable.
         for known, found in self._asked:
@@ -186,21 +189,18 @@ class Roofline(CostModel):
         dense = work.dense_work(shape.num_tokens)
         rows = shape.num_decodes + len(shape.chunks)
         dense.append((self._head_flops * rows, self._head_bytes))
-        queries, pairs = chunk_work(shape.chunks)
-        keys = queries
-        for _, before in shape.chunks:
-            keys += before
-        size = keys * work.kv_bytes_per_token
-        size += queries * work.query_bytes_per_token * work.num_layers
-        attention = (pairs * work.attention_flops * work.num_layers, size)
-        kept = (shape.decode_context + shape.num_decodes) * work.kv_bytes_per_token
-        found = (dense, attention, kept)
+        decodes = shape.num_decodes
+        found = (
+            dense,
+            work.chunk_attention(shape.chunks),
+            work.decode_attention(decodes, shape.decode_context + decodes),
+        )
         self._asked = (*self._asked[-1:], (shape, found))
         return found
 
     def parts(self, shape: BatchShape, sms: int) -> tuple[float, float]:
         """Fitted, alone: (ns of all but the decodes' attention, ns of that as if among decodes)."""
-        dense, attention, kept = self.operators(shape)
+        dense, attention, (_, kept) = self.operators(shape)
         if not shape.chunks:
             flop, byte, _, read = self._decode.at(shape.num_decodes, sms)
             return rooflines(dense, flop, byte), kept * read
@@ -210,7 +210,7 @@ class Roofline(CostModel):
 
     def decode_times(self, shape: BatchShape, sms: int) -> tuple[list[float], list[float]]:
         """Fitted, alone: ns of computing and ns of moving of each operator of a decode step."""
-        dense, _, kept = self.operators(shape)
+        dense, _, (_, kept) = self.operators(shape)
         flop, byte, _, read = self._decode.at(shape.num_decodes, sms)
         moving = [size * byte for _, size in dense]
         return [*[flops * flop for flops, _ in dense], 0.0], [*moving, kept * read]
@@ -222,7 +222,7 @@ class Roofline(CostModel):
         if shape.chunks:
             time, more = self.parts(shape, sms)
             return passes * self._beside_decode(time + self._mixed * more, sms, neighbour)
-        dense, _, kept = self.operators(shape)
+        dense, _, (_, kept) = self.operators(shape)
         rates = self._decode.at(shape.num_decodes, sms)
         return passes * self._beside_prefill(dense, kept, rates, sms, neighbour)
 
@@ -273,7 +273,7 @@ class Roofline(CostModel):
         """As :meth:`predict`, to the bit; what does not depend on SMs is counted once."""
         if not self._calibrated:
             return self._analytic_splits(shape, sms, neighbour, neighbour_sms)
-        dense, attention, kept = self.operators(shape)
+        dense, attention, (_, kept) = self.operators(shape)
         passes, count = portion(shape, self._work.num_layers), shape.num_decodes
         rates = self._prefill if shape.chunks else self._decode
         lines = rates.lines(shape.num_tokens)

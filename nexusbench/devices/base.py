@@ -11,6 +11,7 @@ import msgspec
 from nexusbench.core.batch import Batch, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.host import EngineHost
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.parts import unit_of
 from nexusbench.core.registry import Registry
 from nexusbench.core.request import Request
@@ -42,6 +43,16 @@ class DeviceOptions(msgspec.Struct, frozen=True):
     swap_bytes: float = 0.0  # host memory for swapped KV, per GPU; simulated devices only
     graphs: bool = True  # decode by CUDA graphs, on devices that have them
     host: EngineHost | None = None  # of a serving engine; simulated devices only
+    data_parallel: int = 1  # engines on as many GPUs (or groups); simulated devices only
+    expert_parallel: bool = False  # whole experts on each GPU; simulated devices only
+    pipeline_parallel: int = 1  # stages of an engine; simulated devices only
+
+    @property
+    def parallel(self) -> Parallelism:
+        """How the model is spread over GPUs."""
+        return Parallelism(
+            self.tensor_parallel, self.data_parallel, self.expert_parallel, self.pipeline_parallel
+        )
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -73,6 +84,33 @@ class DeviceCheck(msgspec.Struct, frozen=True):
     text: str
 
 
+class Ranks(ABC):
+    """The data-parallel ranks of a device on its one clock, numbered from 0. An engine runs on
+    each: it submits to a device of its own (``devices``), what ends comes from here.
+    """
+
+    devices: Sequence[Device]
+
+    @property
+    @abstractmethod
+    def accepting(self) -> bool:
+        """Whether a rank without a launch may get one now. False where ranks step together and a
+        step is under way, which the idle ones take part in.
+        """
+
+    @abstractmethod
+    def start(self) -> None:
+        """As :meth:`Device.start`."""
+
+    @abstractmethod
+    def now(self) -> int:
+        """As :meth:`Device.now`."""
+
+    @abstractmethod
+    def wait(self, until: int | None) -> Sequence[tuple[int, StepOutput | TransferOutput]]:
+        """As :meth:`Device.wait`, each output with the number of its rank."""
+
+
 class Device(ABC):
     """Something that runs batches on partitions of its SMs and owns the run's only clock.
 
@@ -88,6 +126,7 @@ class Device(ABC):
     random_weights: bool = False  # of the model: times are real, tokens are not
     gpu_uuid: str = ""  # of the GPU that computes, where there is one
     gpu_number: int = 0  # CUDA's
+    ranks: Ranks | None = None  # of data parallelism; the device itself is the first one
     made_of_profile: str | None = None  # points_sha256, where the times are those of a profile
 
     @classmethod

@@ -62,7 +62,7 @@ class Cpu(Device):
         units = PERCENT if shared else len(self.cores)
         dtype = str(decoder.dtype).removeprefix("torch.")
         self.gpu = describe_cpu(dtype, units)
-        per_core = threads_per_core(self.cores)
+        per_core, longest = threads_per_core(self.cores), decoder.config.longest
         self.spec = DeviceSpec(
             name=f"cpu:{SHARED}" if shared else "cpu",
             kind="cpu",
@@ -75,6 +75,8 @@ class Cpu(Device):
             num_layers=model.num_layers,
             makes_tokens=True,
             stop_tokens=decoder.config.eos_token_ids,
+            kv_token_bytes=decoder.kv_bytes_per_token,
+            longest_context=0 if longest == model.max_model_len else longest,
         )
         self._ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self._workers: dict[Seat, Worker] = {}

@@ -142,10 +142,11 @@ class Cuda(Device):
         if options.kernel_table is not None:
             raise UsageError("--kernel-table is for simulated devices; a GPU takes its own time")
         from nexusbench.devices._cuda_runtime import TorchRuntime
-        from nexusbench.models.architecture import load_decoder_config
+        from nexusbench.models.architecture import load_decoder_config, require_ordinary
         from nexusbench.models.decoder import Decoder
 
         config = load_decoder_config(options.model_name or model.name)
+        require_ordinary(config, "--device cuda")
         partitions = _partitions(*chosen)
         runtime = TorchRuntime(chosen.gpu, options.gpu_memory_utilization)
         facts = read_facts(chosen.gpu)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -11,12 +13,17 @@ import msgspec
 
 from nexusbench.core.batch import Batch, Split, StepOutput, TransferOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DeviceSpec, GpuSpec, ModelSpec
-from nexusbench.core.units import GIB
+from nexusbench.devices._sim_launch import Meters, SimLaunch
+from nexusbench.devices._sim_memory import kv_bytes
+from nexusbench.devices._sim_pipeline import Pipeline
+from nexusbench.devices._sim_ranks import FreeRanks, LockstepRanks
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
+from nexusbench.physics.lockstep import IDLE, Lockstep
 from nexusbench.physics.measured import MeasuredPhysics
 from nexusbench.physics.profiled import Truth
 from nexusbench.physics.remote import Away, ghost, remote_slowdown, split_launch
@@ -24,43 +31,8 @@ from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
-# CUDA context, graphs and workspaces of a real engine. With the activations below it reproduces the
-# 2,588 KV blocks that a recorded vLLM 0.19 run resolved on a 24 GB card with Llama-3.1-8B
-# (LLMServingSim data set, MIT).
-RESERVED_BYTES = 0.86 * GIB
+_LOG = logging.getLogger("nexusbench")
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
-
-
-class SimLaunch(msgspec.Struct, gc=False, eq=False):
-    """A batch in progress. ``left`` is ns of work at solo speed, ``slow`` the factor by which it is
-    slower now; ``away`` what another GPU computes for it.
-    """
-
-    step: int
-    partition: str
-    load: LaunchLoad
-    left: float
-    slow: float
-    ends_ns: int
-    solo_ns: int
-    repeats_left: int
-    away: Away | None = None
-
-
-class Meters(msgspec.Struct, gc=False):
-    """Cumulative counts over launches (counted whole when they start)."""
-
-    dram_bytes: float = 0.0
-    sm_active_ns: float = 0.0  # SMs x ns
-    tensor_busy_ns: float = 0.0  # of the launch's SMs together
-    busy_ns: float = 0.0
-
-    def count(self, load: LaunchLoad, repeat: int) -> None:
-        """Add a launch at its solo speed."""
-        self.dram_bytes += repeat * (load.dense.traffic + load.attention.traffic)
-        self.sm_active_ns += repeat * load.sms * load.solo
-        self.tensor_busy_ns += repeat * (load.dense.busy + load.attention.busy)
-        self.busy_ns += repeat * load.solo
 
 
 class Sim(Device):
@@ -84,34 +56,49 @@ class Sim(Device):
         count: int = 1,
     ) -> None:
         self.gpu, self.model = gpu, model
-        group = f"-x{options.tensor_parallel}" if options.tensor_parallel > 1 else ""
         self.host, engine = options.host, ""
         if self.host is not None:
             engine = f"@{self.host.name}"
-        self.physics = Physics(gpu, model, options.tensor_parallel, host=self.host)
+        parallel = options.parallel
+        # Of ranks in lockstep the host's time comes to that of the slowest one, and a pipeline's
+        # is not that of a stage.
+        apart = parallel.in_lockstep(model) or parallel.pipeline > 1
+        host = IDLE if apart else self.host
+        self.physics = Physics(
+            gpu, model, options.tensor_parallel, host=host, parallel=parallel
+        )  # fmt: skip
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
+            if parallel.in_lockstep(model) or options.expert_parallel:
+                raise UsageError(
+                    "--kernel-table has the times of whole experts on one engine's GPUs; leave it "
+                    "or --data-parallel-size and --enable-expert-parallel away"
+                )
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
             self.physics = MeasuredPhysics(
                 gpu, model, table, options.tensor_parallel, host=self.host
             )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
-            name=f"sim:{name or gpu.name}{group}{engine}",
+            name=f"sim:{name or gpu.name}{_spread(options)}{engine}",
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms * count,
             splits=_splits(gpu, count) if truth is None else truth.splits,
             whole=Split(("all",), (gpu.num_sms,)),
-            depth=1,
-            kv_bytes=_kv_bytes(gpu, model, options),
+            depth=parallel.pipeline,
+            stages=parallel.pipeline,
+            kv_bytes=kv_bytes(gpu, model, options),
             num_layers=model.num_layers,
             tensor_parallel=options.tensor_parallel,
             pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
+            frees_windows=True,
         )
+        # Times launches, where not each is timed by itself: ranks in lockstep, a pipeline.
+        self.taker: Callable[[int, Batch], None] | None = None
         self._links: Links | None = None  # made with the first copy: most devices have no link
         self._now = 0
         self._launches: list[SimLaunch] = []
@@ -129,7 +116,9 @@ class Sim(Device):
             )
         if is_profile(argument):
             return load_profile(Path(argument)).gpu
-        return load_gpu(_one_of(argument)[0])
+        gpu = load_gpu(_one_of(argument)[0])
+        warn(gpu)
+        return gpu
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -150,11 +139,35 @@ class Sim(Device):
                     f"--device sim:{argument} has the times of a profile, the host's among them; "
                     "leave --engine away"
                 )
+            if options.parallel != Parallelism(options.tensor_parallel):
+                raise UsageError(
+                    f"--device sim:{argument} has the times of a profile of one engine; leave "
+                    "--data-parallel-size, --pipeline-parallel-size and --enable-expert-parallel "
+                    "away"
+                )
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         one, count = _one_of(argument)
-        name = "+".join([Path(one).name.lower()] * count)
-        return cls(load_gpu(one), model, options, name=name, count=count)
+        name, gpu = "+".join([Path(one).name.lower()] * count), load_gpu(one)
+        warn(gpu)
+        parallel = options.parallel
+        sims = [
+            cls(gpu, model, msgspec.structs.replace(options, seed=options.seed + rank), name=name,
+                count=count)
+            for rank in range(parallel.data)
+        ]  # fmt: skip
+        if parallel.pipeline > 1:
+            for rank, sim in enumerate(sims):
+                Pipeline(sim, parallel, options.host, options.seed + rank)
+        first = sims[0]
+        if parallel.in_lockstep(model):
+            together = Lockstep(
+                gpu, first.physics, parallel, options.host, options.max_num_seqs
+            )  # fmt: skip
+            first.ranks = LockstepRanks(sims, together, options.seed)
+        elif len(sims) > 1:
+            first.ranks = FreeRanks(sims)
+        return first
 
     def start(self) -> None:
         """The virtual clock stands at 0 until work is submitted."""
@@ -168,6 +181,9 @@ class Sim(Device):
         launches = self._launches
         if not 0 < sms <= self.gpu.num_sms:
             raise NexusbenchError(f"{self.spec.name} has {self.gpu.num_sms} SMs, not {sms}")
+        if self.taker is not None:
+            self.taker(step, batch)
+            return
         for launch in launches:
             if launch.partition == batch.partition:
                 raise NexusbenchError(f"partition '{batch.partition}' of {self.spec.name} is busy")
@@ -177,6 +193,15 @@ class Sim(Device):
         else:
             load, away = split_launch(self.physics, batch, sms, self.spec.pool_of["remote"])
         solo = load.solo * (1.0 + self._jitter * (2.0 * self._noise.random() - 1.0))
+        self.launch(step, batch, load, solo, away)
+
+    def launch(
+        self, step: int, batch: Batch, load: LaunchLoad, solo: float, away: Away | None = None
+    ) -> SimLaunch:
+        """Start what takes ``solo`` ns without a neighbour. Raises UsageError for an end that is no
+        time.
+        """
+        launches = self._launches
         if not self._now + solo < LAST_NS:
             raise past_the_clock(self.spec.name, "a launch", self._now + solo)
         end = self._now + int(solo) + 1
@@ -188,12 +213,21 @@ class Sim(Device):
             self._meters.count(load, batch.repeat)
         if len(launches) > 1:
             self._retime(self._now)
+        return launch
 
     def transfer(self, number: int, source: int, target: int, num_bytes: float) -> None:
         """Start a copy; copies from one pool to another follow each other."""
         if self._links is None:
             self._links = Links(self.gpu, self.spec)
         self._links.start(number, source, target, num_bytes, self._now)
+
+    @property
+    def next_end(self) -> int | None:
+        """When the next launch or copy ends as things stand; None with nothing in flight."""
+        links, ends = self._links, [launch.ends_ns for launch in self._launches]
+        if links is not None and links.busy:
+            ends.append(links.next_ns)
+        return min(ends) if ends else None
 
     def wait(self, until: int | None) -> Sequence[StepOutput | TransferOutput]:
         """Advance the clock to the next end, or to ``until`` if that is earlier."""
@@ -280,6 +314,8 @@ class Sim(Device):
 
     def _retime(self, now: int) -> None:
         """New speeds and ends after a launch started or ended."""
+        if self.taker is not None:
+            return
         physics, pair = self.physics, bool(self.spec.pool_of)
         for launch in self._launches:
             slow = 1.0
@@ -325,6 +361,23 @@ class Sim(Device):
         return loads
 
 
+def _spread(options: DeviceOptions) -> str:
+    """What a device's name says of several GPUs."""
+    degrees = (("x", options.tensor_parallel), ("pp", options.pipeline_parallel),
+               ("dp", options.data_parallel))  # fmt: skip
+    text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
+    return text + ("-ep" if options.expert_parallel else "")
+
+
+def warn(gpu: GpuSpec) -> None:
+    """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
+    serve.
+    """
+    if multiprocessing.parent_process() is None:
+        for text in gpu.warnings:
+            _LOG.warning("%s: %s", gpu.name, text)
+
+
 def _one_of(argument: str) -> tuple[str, int]:
     """The GPU of ``l20`` or ``l20+l20``, and how many there are. Raises UsageError for others."""
     names = argument.split("+")
@@ -346,28 +399,3 @@ def _splits(gpu: GpuSpec, count: int) -> tuple[Split, ...]:
     names, every = ("prefill", "decode", "remote"), gpu.num_sms
     shared = [Split(names, (s.sms[0], every, s.sms[1])) for s in one if not s.overlapping]
     return (*shared, Split(names[:2], (every, every)))
-
-
-def _kv_bytes(gpu: GpuSpec, model: ModelSpec, options: DeviceOptions) -> float:
-    """Bytes for KV blocks over all GPUs of the group, as vLLM sizes them: a share of memory less
-    weights and peaks.
-
-    Raises UsageError if nothing is left.
-    """
-    tp = options.tensor_parallel
-    usable = options.gpu_memory_utilization * gpu.hbm_gib * GIB
-    weights = model.weight_bytes / tp
-    # Widest live tensors of a step: gate and up, a few hidden states, and the logits in float32.
-    activations = (
-        2.0 * options.max_num_batched_tokens * (2 * model.wide / tp + 4 * model.hidden_size)
-        + 4.0 * options.max_num_seqs * model.vocab_size
-    )
-    left = usable - weights - activations - RESERVED_BYTES
-    if left <= 0:
-        raise UsageError(
-            f"{model.name} does not fit {gpu.name}: weights {weights / GIB:.1f} GiB, activations "
-            f"{activations / GIB:.1f}, reserve {RESERVED_BYTES / GIB:.1f}, of "
-            f"{usable / GIB:.1f} GiB usable. Raise --tensor-parallel-size or "
-            "--gpu-memory-utilization, or pick a larger GPU"
-        )
-    return left * tp

@@ -14,9 +14,11 @@ from nexusbench.core.host import EngineHost
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.devices.base import Device
-from nexusbench.engine.arrivals import NEVER, Patience, arrivals_at
+from nexusbench.engine.arrivals import NEVER
 from nexusbench.engine.executor import Executor
 from nexusbench.engine.invariants import Auditor
+from nexusbench.engine.served import Served
+from nexusbench.engine.shared import SharedState
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.planning.journal import Journal
@@ -43,13 +45,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     host: EngineHost | None = None
 
 
-class Engine:
+class Engine(Served):
     """Serves ``requests`` on a device under a policy; every event is appended to ``log``.
 
     ``kv`` is the cache of the (first) GPU, ``others`` those of the device's further pools in
     order, the host's last. ``stopwatch`` reads a real clock in ns: it times decisions, outside the
     log. ``observer`` is called with the engine after every turn of the loop, for progress and for
-    writing parts of the log; it may raise to stop the run.
+    writing parts of the log; it may raise to stop the run. ``shared`` is given to the engines of a
+    fleet (fleet.py), whose loop takes the place of :meth:`run`.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Engine:
         stopwatch: Callable[[], int] | None = None,
         observer: Callable[[Engine], None] | None = None,
         others: Sequence[KVCacheManager] = (),
+        shared: SharedState | None = None,
     ) -> None:
         self.device, self.scheduler, self.partitioner, self.kv = device, scheduler, partitioner, kv
         self.requests, self.config = requests, config
@@ -73,22 +77,26 @@ class Engine:
             device.spec, kv, config.limits, scheduler.partitions, partitioner.initial(device.spec),
             others,
         )  # fmt: skip
+        if shared is None:
+            shared = SharedState(requests, config.concurrency, config.host)
+        self.shared = shared
+        shared.states.append(self.state)
         self.pools = pools = (kv, *others)
         self.journal = Journal(
             self.state, pools, scheduler.name, scheduler.order_key, scheduler.ranking
         )
         self.context = SchedulerContext(self.journal, scheduler.options.preemption)
-        self.arrivals = arrivals_at(config.host, requests, config.concurrency)
-        self.patience = Patience(requests)
+        self.arrivals, self.patience = shared.arrivals, shared.patience
         self.executor = Executor(
-            self.state, pools, device, scheduler, partitioner, self.log, self.arrivals,
+            self.state, pools, device, scheduler, partitioner, self.log, shared,
             config.stop_tokens, config.block_bytes,
         )  # fmt: skip
+        self.executors = (self.executor,)
         self.auditor = Auditor(self.state, pools, self.executor)
-        # One entry per call of the policy, if a stopwatch was given.
         self.decision_ns = array("q")
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
+        self._staged, self._launched = device.spec.stages > 1, False
         self._fruitless = 0  # decisions in a row after which nothing was in flight
         self._only_preempted = False  # so did the last one, but for preemptions
         self._moves = self._tokens_before = 0  # moves since a request got a token; tokens by then
@@ -99,51 +107,51 @@ class Engine:
         Raises PlanRefused, EngineStalled or InvariantBreach, each naming the invariant.
         """
         executor, auditor, observer = self.executor, self.auditor, self._observer
-        arrivals, state = self.arrivals, self.state
+        arrivals, state, shared = self.arrivals, self.state, self.shared
         next_audit = self.config.audit_every
         self.device.start()
         self.admit(self.device.now())
         while state.decoding or arrivals.num_left or state.prefilling or state.outside:
-            if self._has_free_slot():
-                self._decide()
-            if self._is_stuck():
-                raise EngineStalled(self._stall_report())
-            for output in self.device.wait(self._next_event()):
+            if self.has_free_slot():
+                self.fill()
+            if self.is_stuck():
+                raise EngineStalled(self.stall_report())
+            for output in self.device.wait(self.next_event()):
                 executor.complete(output)
             self.admit(self.device.now())
-            if executor.num_steps >= next_audit:
+            if shared.num_steps >= next_audit:
                 auditor.check_books()
-                next_audit = executor.num_steps + self.config.audit_every
+                next_audit = shared.num_steps + self.config.audit_every
             if observer is not None:
                 observer(self)
         auditor.check_end(self.requests)
 
-    @property
-    def num_arrived(self) -> int:
-        """Requests that have been offered so far."""
-        return len(self.requests) - self.arrivals.num_left
-
     def admit(self, now: int) -> None:
         """Queue what has arrived by ``now``; cancel what its client has given up by then."""
-        state, arrivals, patience = self.state, self.arrivals, self.patience
-        if now < state.now:
-            raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
-        state.now = now
+        arrivals, patience = self.arrivals, self.patience
+        self.set_clock(now)
         # A cancellation can free a user of a closed loop, whose next request arrives at once.
         while arrivals.next_ns <= now or patience.next_ns <= now:
             for request in arrivals.pop_due(now):
-                self._offer(request)
+                self.offer(request)
             for request, reason in patience.pop_due(now):
                 self.executor.cancel(request, reason)
 
-    def _offer(self, r: Request) -> None:
+    def set_clock(self, now: int) -> None:
+        """It is ``now`` on the device's clock. Raises InvariantBreach if it was later before."""
+        state = self.state
+        if now < state.now:
+            raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
+        state.now = now
+
+    def offer(self, r: Request) -> None:
         """Log an arrival and queue the request; one that can never fit is rejected at once."""
         limits = self.config.limits
         r.arrival_rank = self.num_arrived - 1
         self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
         if r.stop_len > limits.max_model_len:
             self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
-        elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
+        elif self.kv.most_blocks(r.stop_len, limits.max_num_batched_tokens) > self.kv.num_blocks:
             self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
         else:
             r.num_tokens = r.num_prompt_tokens
@@ -151,7 +159,14 @@ class Engine:
             self.state.waiting.add(r)
             self.patience.watch(r)
 
-    def _decide(self) -> None:
+    def fill(self) -> None:
+        """Decide; in a pipeline again while that launches something and there is room for more."""
+        self.decide()
+        if self._staged:
+            while self._launched and self.has_free_slot():
+                self.decide()
+
+    def decide(self) -> None:
         """One scheduling instant: plan, split, commit."""
         state, journal = self.state, self.journal
         journal.begin()
@@ -172,6 +187,7 @@ class Engine:
         self.executor.commit(plan, split, journal)
         if self.scheduler.work_conserving:
             self.auditor.check_work_conserving(plan)
+        self._launched = bool(plan.batches)
         self._wake_at = plan.wake_at
         self._fruitless = 0 if state.busy else self._fruitless + 1
         self._only_preempted = bool(plan.preemptions) and not state.busy
@@ -191,7 +207,13 @@ class Engine:
                 f"{self._moves:,} times since one last got a token; {self._stuck_requests()}"
             )
 
-    def _has_free_slot(self) -> bool:
+    @property
+    def has_work(self) -> bool:
+        """Whether a request that has arrived has not ended."""
+        state = self.state
+        return bool(state.decoding or state.prefilling) or state.outside
+
+    def has_free_slot(self) -> bool:
         """Whether a partition can queue a batch and a request is unfinished that could be in it."""
         state = self.state
         if not (state.decoding or state.prefilling or state.outside):
@@ -199,7 +221,7 @@ class Engine:
         depth = self.device.spec.depth
         return any(len(running) < depth for running in state.in_flight.values())
 
-    def _next_event(self) -> int | None:
+    def next_event(self) -> int | None:
         """The time at which ``wait`` must return at the latest, or None: the plan's wake_at, the
         next cancellation, or the next arrival if a partition is free or a client may cancel it.
         """
@@ -214,17 +236,18 @@ class Engine:
                 due = arrival
         return None if due == NEVER else due
 
-    def _is_stuck(self) -> bool:
+    def is_stuck(self) -> bool:
         """Whether nothing can change any more, or MOST_FRUITLESS decisions in a row had no effect.
 
         A plan that only preempts, or only sets wake_at, may prepare the next one; but not for ever.
         """
         if self.state.busy:
             return False
-        nothing_due = self._next_event() is None and not self._only_preempted
+        nothing_due = self.next_event() is None and not self._only_preempted
         return nothing_due or self._fruitless > MOST_FRUITLESS
 
-    def _stall_report(self) -> str:
+    def stall_report(self) -> str:
+        """What the EngineStalled of a stuck engine says."""
         return (
             f"I10: scheduler '{self.scheduler.name}' planned nothing with nothing in flight and "
             f"nothing to wait for, {self._stuck_requests()}"

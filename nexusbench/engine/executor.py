@@ -11,8 +11,9 @@ from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request
 from nexusbench.core.state import EngineState, InFlight
 from nexusbench.devices.base import Device
-from nexusbench.engine.arrivals import ORPHANED, Arrivals
+from nexusbench.engine.arrivals import ORPHANED
 from nexusbench.engine.movers import Movers
+from nexusbench.engine.shared import SharedState
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.planning.journal import Journal
@@ -38,17 +39,17 @@ class Executor:
         scheduler: Scheduler,
         partitioner: Partitioner,
         log: EventLog,
-        arrivals: Arrivals,
+        shared: SharedState,
         stop_tokens: frozenset[int] = frozenset(),
         block_bytes: float = 0.0,
     ) -> None:
+        """``shared.states`` ends with this engine's."""
         self.state, self.pools, self.device, self.log = state, pools, device, log
         self.movers = Movers(state, pools, device, log, block_bytes)
-        self.scheduler, self.partitioner, self.arrivals = scheduler, partitioner, arrivals
-        self.num_steps = 0
+        self.scheduler, self.partitioner, self.arrivals = scheduler, partitioner, shared.arrivals
+        self._shared = shared
         self.num_ended = 0
         self.num_tokens = 0
-        self.splits: list[Split] = []  # row = split code of the log
         self._split_code = 0
         self._steps: dict[int, InFlight] = {}
         self._leaving: dict[int, tuple[Request, str]] = {}  # cancelled in flight, and why
@@ -61,7 +62,8 @@ class Executor:
         self._at_end = [
             *overridden("finished", (scheduler, Scheduler)), *overridden("forget", (device, Device))
         ]  # fmt: skip
-        self._partition_code = {name: i for i, name in enumerate(scheduler.partitions)}
+        names, engine = scheduler.partitions, len(shared.states) - 1
+        self._partition_code = {name: engine * len(names) + i for i, name in enumerate(names)}
         self._set_split(state.split)
 
     # -- commit ------------------------------------------------------------------------------------
@@ -102,8 +104,9 @@ class Executor:
         return state.split.of(partition)
 
     def _launch(self, batch: Batch, sms: int, beside: tuple[BatchShape, int] | None) -> None:
-        state, shape, step = self.state, batch.shape, self.num_steps
-        self.num_steps = step + 1
+        state, shape, shared = self.state, batch.shape, self._shared
+        step = shared.num_steps
+        shared.num_steps = step + 1
         belief = self.partitioner.belief
         predicted = -1
         if belief is not None:
@@ -118,10 +121,14 @@ class Executor:
         prefill_tokens = shape.num_tokens - shape.num_decodes
         if batch.chunks:
             self._log_chunks(step, batch)
+        if len(shared.states) == 1:
+            used, running, waiting = self._blocks_used(), state.num_running, len(state.waiting)
+        else:
+            used, running, waiting = shared.loads()
         self.log.tables["submitted"].row(
             step, state.now, self._partition_code[batch.partition], sms, shape.num_decodes,
             shape.decode_context, len(shape.chunks), prefill_tokens, predicted,
-            self._blocks_used(), state.num_running, len(state.waiting), self._split_code,
+            used, running, waiting, self._split_code,
         )  # fmt: skip
         entry = InFlight(step, batch, sms, predicted, state.now)
         state.in_flight[batch.partition].append(entry)
@@ -156,9 +163,10 @@ class Executor:
 
     def _set_split(self, split: Split) -> None:
         self.state.split = split
-        if split not in self.splits:
-            self.splits.append(split)
-        self._split_code = self.splits.index(split)
+        splits = self._shared.splits
+        if split not in splits:
+            splits.append(split)
+        self._split_code = splits.index(split)
         reason = self.log.code(self.partitioner.mode)
         self.log.tables["repartitioned"].row(self.state.now, self._split_code, reason)
 

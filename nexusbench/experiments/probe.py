@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nexusbench.comparison.load import Load, load_of_run
 from nexusbench.core.config import RunConfig
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
-from nexusbench.engine.engine import Engine
+from nexusbench.engine.served import Served
 from nexusbench.experiments.keys import run_key
 from nexusbench.experiments.store import Store
 from nexusbench.metrics.requests import request_p99_gaps
@@ -86,12 +86,12 @@ def run_probe(
     assembly = assemble(config)
     next_look = len(assembly.requests) * 2 // _LOOKS
 
-    def watch(engine: Engine) -> None:
+    def watch(engine: Served) -> None:
         nonlocal next_look
-        seen = engine.num_arrived + engine.executor.num_ended
+        seen = engine.num_arrived + engine.num_ended
         if lost is not None and seen >= next_look:
             next_look = seen + max(1, len(assembly.requests) * 2 // _LOOKS)
-            probe = probe_of(config, events_so_far(assembly, engine), engine.state.now)
+            probe = probe_of(config, events_so_far(assembly, engine), engine.now_ns)
             if lost(probe):
                 raise _Lost(probe)
 

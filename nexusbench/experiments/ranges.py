@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from nexusbench.core.bounds import Curve
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.registry import split_spec
 from nexusbench.core.specs import CURVES, GpuSpec
 from nexusbench.experiments.neutral import gpu_file
+from nexusbench.physics.operators import stretched
 from nexusbench.schedulers.base import schedulers
 from nexusbench.serving.resolve import find_device
 from nexusbench.workloads.source import write_atomic
@@ -106,26 +106,9 @@ def with_constants(gpu: GpuSpec, values: Mapping[str, float]) -> GpuSpec:
             continue
         for curve in CURVES if key == CURVES[0] else (key,):
             if curve == key or curve not in gpu.ranges:
-                changed[curve] = _stretched(getattr(gpu.sim, curve), value)
+                changed[curve] = stretched(getattr(gpu.sim, curve), value)
     simulator = msgspec.structs.replace(gpu.sim, **changed)
     return msgspec.structs.replace(gpu, sim=simulator, ranges={})
-
-
-def _stretched(curve: Curve, factor: float) -> Curve:
-    """The curve with ``factor`` times the SMs at every bandwidth, cut at all SMs and 1 there; one
-    without points stays so.
-    """
-    if not curve:
-        return curve
-    points = [(share * factor, drawn) for share, drawn in curve]
-    if points[-1][0] <= 1.0:
-        points[-1] = (min(1.0, points[-1][0]), 1.0)
-        return tuple(points) if points[-1][0] == 1.0 else (*points, (1.0, 1.0))
-    inside = [point for point in points if point[0] < 1.0]
-    beyond = points[len(inside)]
-    (x0, y0), (x1, y1) = inside[-1], beyond
-    most = y0 + (y1 - y0) * (1.0 - x0) / (x1 - x0)
-    return (*((share, drawn / most) for share, drawn in inside), (1.0, 1.0))
 
 
 def place_on(device: str, place: Place, folder: Path) -> str:

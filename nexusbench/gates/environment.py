@@ -37,13 +37,15 @@ def environment_of(
     config resolved to (KV blocks, limits) is left out too: if that changes, the numbers shall say
     so.
     """
-    gpus = config.tensor_parallel_size if isinstance(config, RunConfig) else 1
+    gpus = 1
+    if isinstance(config, RunConfig):
+        gpus = config.tensor_parallel_size * config.data_parallel_size
     used: object = resolved.gpu
     if isinstance(resolved.gpu, GpuSpec) and isinstance(resolved.model, ModelSpec):
         used = with_used_kernels(resolved.gpu, resolved.model, gpus)
     gpu: JsonObject = msgspec.to_builtins(used)
     own_model: JsonObject = msgspec.to_builtins(resolved.model)
-    for described in ("sources", "ranges"):  # words about the constants, not constants
+    for described in ("sources", "ranges", "caveats"):  # words about the constants, not constants
         gpu.pop(described, None)
     for name in ("name", "source"):
         own_model.pop(name, None)

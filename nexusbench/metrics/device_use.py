@@ -138,10 +138,12 @@ class _MeanSms(Scalar):
 
     def value(self, run: RunEvents) -> float | None:
         """SMs; None where the partition computed nothing."""
-        if self.partition not in run.facts.partitions:
+        # Of several engines, all have such a partition: all@0, all@1.
+        names = [name.partition("@")[0] for name in run.facts.partitions]
+        if self.partition not in names:
             return None
-        code = run.facts.partitions.index(self.partition)
-        keep = run.of_launches("partition") == code
+        codes = [code for code, name in enumerate(names) if name == self.partition]
+        keep = np.isin(run.of_launches("partition"), codes)
         time = (run.launches.end - run.launches.start)[keep]
         total = int(time.sum())
         return int((run.of_launches("sms")[keep] * time).sum()) / total if total else None
@@ -176,7 +178,9 @@ class WholeSms(_MeanSms):
 
 
 class TimeInForce(Scalar):
-    """Share of busy time with two partitions computing: only then is a split in force."""
+    """Share of busy time with two partitions computing: only then is a split in force. Engines that
+    run side by side each have a GPU to themselves.
+    """
 
     needs_engine = True
     tag, unit, direction = "split_in_force", "%", "none"
@@ -186,6 +190,8 @@ class TimeInForce(Scalar):
 
     def value(self, run: RunEvents) -> float | None:
         """Percent of the device's busy time."""
+        if any("@" in name for name in run.facts.partitions):
+            return 0.0 if run.busy.length else None
         codes = np.unique(run.of_launches("partition"))
         together = time_with_several([run.busy_of(int(code)) for code in codes])
         return 100 * together / run.busy.length if run.busy.length else None
@@ -319,7 +325,7 @@ class _Utilization(Scalar):
     def reason(self, run: RunEvents) -> str:
         """Names the missing input."""
         if run.facts.work is None:
-            return "the limits of this device were not measured"
+            return "the limits of this device, or the model's work by token, are not known"
         if not run.busy.length:
             return "nothing was computed"
         return "prompts were computed layer by layer, and the log does not say how many at a time"

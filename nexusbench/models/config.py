@@ -12,6 +12,11 @@ from functools import cache
 from msgspec import UNSET
 
 from nexusbench.core.layers import ExpertsMlp
+from nexusbench.core.mixers import (
+    CompressedAttention,
+    SparseAttention,
+    StateMixer,
+)
 from nexusbench.core.specs import ModelSpec
 from nexusbench.models.document import model_names, open_config
 from nexusbench.models.families.base import family_of
@@ -24,7 +29,20 @@ _EXPERTS = (
     "assumed to pick its experts at random, and no run of such a model was compared "
     "(docs/fidelity.md)"
 )
-
+_PICKED = (
+    "attention to chosen tokens or compressed entries: kernels as vLLM's modules of DeepSeek-V3.2, "
+    "GLM-5, MiniMax-M3 and DeepSeek-V4 were measured on Hopper and Blackwell, by analogy on other "
+    "GPUs; no run of such a model was compared (docs/fidelity.md)"
+)
+_DELTA = (
+    "recurrent states: kernels as those of the gated delta rule and of KDA were measured; no run "
+    "of such a model was compared (docs/fidelity.md)"
+)
+_BY_ANALOGY = (
+    "NOT VALIDATED: {} takes the constants of kernels of the gated delta rule, by analogy: none of "
+    "its own was measured (docs/fidelity.md)"
+)
+_MEASURED_STATES = ("gated delta net", "Kimi delta attention")
 
 # What checkpoints of quantised weights are called.
 _NAMED_TYPE = re.compile(r"nvfp4|mxfp4|fp8|fp4|awq|gptq|int4|int8|w4a16|w8a8", re.IGNORECASE)
@@ -68,6 +86,13 @@ def caveats(model: ModelSpec, *, dequantised: bool = False) -> list[str]:
     """
     experts = any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)
     found = [_EXPERTS] if experts else []
+    mixers = [group.mixer for group in model.groups]
+    if any(isinstance(one, SparseAttention | CompressedAttention) for one in mixers):
+        found.append(_PICKED)
+    kinds = {one.kind for one in mixers if isinstance(one, StateMixer)}
+    if kinds & set(_MEASURED_STATES):
+        found.append(_DELTA)
+    found += [_BY_ANALOGY.format(kind) for kind in sorted(kinds - set(_MEASURED_STATES))]
     types = _weight_types(model) - {model.dtypes.activations}
     if not dequantised and (promised := missing_quantisation(model)):
         found.append(promised)

@@ -1,4 +1,4 @@
-"""The decoder of the Llama and Qwen families, over flattened batches and paged KV."""
+"""The decoder, over flattened batches and paged KV."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from nexusbench.core.errors import NexusbenchError
 from nexusbench.core.machine import require_memory
 from nexusbench.kernels import fused
 from nexusbench.kernels.attention.base import AttentionBackend
-from nexusbench.kernels.attention.paged_native import NativeAttention
+from nexusbench.kernels.attention.paged_native import NativeAttention, decodes_fit
+from nexusbench.kernels.attention.ruled import RuledAttention
+from nexusbench.kernels.attention.rules import AttentionRule
 from nexusbench.kernels.attention.sdpa import SdpaAttention
 from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.norm import RmsNorm
-from nexusbench.kernels.paged import HeadShape, PagedKV
+from nexusbench.kernels.paged import PagedKV
 from nexusbench.kernels.rotary import Rotary
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource, open_source
-from nexusbench.models.layers import NativeLayers, TorchLayers, native_layers_fit
+from nexusbench.models.designs import plain_scores
+from nexusbench.models.layers import NativeLayers, native_layers_fit
 from nexusbench.models.step import Step
+from nexusbench.models.torch_layers import TorchLayers, head_shape
 from nexusbench.models.weights import WeightReader, torch_dtype
 
 
 class Decoder:
-    """A dense decoder, read only once made: any number of threads may run it at a time.
+    """A decoder, read only once made: any number of threads may run it at a time.
 
     The residual stream is fp32, everything else in ``dtype``; in float32 it computes what HF's
     modelling code does, up to rounding.
@@ -39,7 +43,7 @@ class Decoder:
     ) -> None:
         spec = config.spec
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
-        self.heads = HeadShape(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        self.heads = head_shape(config.layers[0])
         eps, tied = config.rms_norm_eps, spec.tie_word_embeddings
         self.native = native_layers_fit(config, dtype, self.device)
         read = WeightReader(config, source, dtype, device)
@@ -48,13 +52,15 @@ class Decoder:
         self.head = LinearLayer(embedding if tied else read.matrix("lm_head.weight", *vocabulary))
         # Of a tied embedding the head's packed copy is the only one.
         self._embedding = None if tied else embedding
-        self.rotary = _rotary(config, device)
-        weights = (read.layer(index) for index in range(spec.num_layers))
-        self._layers: NativeLayers | TorchLayers = (
-            NativeLayers(weights, self.heads, self.rotary, eps)
-            if self.native
-            else TorchLayers(weights, self.heads, self.rotary, eps, dtype)
-        )
+        self._layers: NativeLayers | TorchLayers
+        self._rules: list[AttentionRule] | None = None  # of an ordinary decoder: the usual one
+        if self.native:
+            self.rotary = Rotary(self.heads.head_dim, config.layers[0].attention.rope, device)
+            weights = (read.layer(index) for index in range(spec.num_layers))
+            self._layers = NativeLayers(weights, self.heads, self.rotary, eps)
+        else:
+            made = self._layers = TorchLayers(config, read)
+            self.rotary, self._rules = next(iter(made.rotaries.values())), made.rules
         self.layers = self._layers.layers
         self.norm = RmsNorm(read.norm("model.norm.weight", spec.hidden_size), eps, dtype)
         source.require_all_read(spec.num_layers)
@@ -85,11 +91,21 @@ class Decoder:
                 f"a KV cache of {num_blocks:,} blocks",
                 "Ask for fewer blocks",
             )
-        return PagedKV(layers, num_blocks, block_size, self.heads, self.dtype, self.device)
+        return PagedKV(
+            layers, num_blocks, block_size, self.heads, self.dtype, self.device, self._rules
+        )
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What its KV cache keeps of a token."""
+        return len(self.layers) * self.heads.kv_size * self.dtype.itemsize
 
     def new_attention(self, kv: PagedKV) -> AttentionBackend:
         """The fastest attention for this decoder; each worker needs one of its own."""
-        return NativeAttention(kv) if self.native else SdpaAttention(kv)
+        if not all(plain_scores(layer.attention) for layer in self.config.layers):
+            return RuledAttention(kv)
+        native = self.native or (not self.config.ordinary and decodes_fit(kv))
+        return NativeAttention(kv) if native else SdpaAttention(kv)
 
     def forward(
         self,
@@ -116,26 +132,18 @@ class Decoder:
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         table = self._embedding
         rows = self.head.rows(ids) if table is None else table.index_select(0, ids)
-        return rows.float().contiguous()
+        rows = rows.float().contiguous()
+        scale = self.config.edges.embedding_scale
+        if scale != 1.0:  # in the type that the embedding has
+            rows *= torch.tensor(scale, dtype=self.dtype).item()
+        return rows
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, hidden_size] -> [R, vocab], fp32."""
         if not self.native:
-            return self.head(self.norm(hidden)).float()
+            logits = self.head(self.norm(hidden)).float()
+            cap = self.config.edges.logit_cap
+            return logits.div_(cap).tanh_().mul_(cap) if cap else logits
         norm = self.norm
         normed = fused.rms_norm(hidden, norm.weight, norm.eps, self.dtype)
         return self.head(normed, out_dtype=torch.float32)
-
-
-def _rotary(config: DecoderConfig, device: torch.device | str) -> Rotary:
-    rope = config.rope
-    return Rotary(
-        config.spec.head_dim,
-        rope.theta,
-        kind=rope.kind,
-        factor=rope.factor,
-        low_freq_factor=rope.low_freq_factor,
-        high_freq_factor=rope.high_freq_factor,
-        original_max_len=rope.original_max_len,
-        device=device,
-    )

@@ -1,4 +1,6 @@
-"""The decoder's layers in two ways: torch's operators on any device, native kernels on a CPU."""
+"""The layers of an ordinary decoder by native kernels on a CPU; those of all others are in
+torch_layers.py.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,12 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-from torch.nn import functional
 
 from nexusbench.kernels import layers as native
 from nexusbench.kernels.linear import LinearLayer
 from nexusbench.kernels.native import bindings
-from nexusbench.kernels.norm import RmsNorm
-from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
-from nexusbench.kernels.rotary import Rotary, rotate_
+from nexusbench.kernels.paged import HeadShape, PagedKV
+from nexusbench.kernels.rotary import Rotary
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.step import Step
 from nexusbench.models.weights import LayerWeights
@@ -37,6 +37,8 @@ class Layers(Protocol):
 
 def native_layers_fit(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this machine has native kernels for a decoder of this kind."""
+    if not config.ordinary:
+        return False
     spec = config.spec
     inputs = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.intermediate_size)
     whole = dtype == torch.float32 or all(size % bindings.GROUP == 0 for size in inputs)
@@ -127,71 +129,3 @@ def _packed(weights: LayerWeights, heads: HeadShape) -> native.PackedLayer:
         q_norm=None if norms is None else norms[0].contiguous(),
         k_norm=None if norms is None else norms[heads.num_heads].contiguous(),
     )
-
-
-class TorchLayers:
-    """Layer by layer with torch's operators."""
-
-    def __init__(
-        self,
-        weights: Iterable[LayerWeights],
-        heads: HeadShape,
-        rotary: Rotary,
-        eps: float,
-        dtype: torch.dtype,
-    ) -> None:
-        self.layers = [TorchLayer(each, heads, eps, dtype) for each in weights]
-        self._rotary = rotary
-
-    def run(
-        self, hidden: torch.Tensor, step: Step, kv: PagedKV, first: int, stop: int
-    ) -> torch.Tensor:
-        """As :meth:`Layers.run`."""
-        rotations = self._rotary.at(step.positions, step.longest)
-        for layer, cache in zip(self.layers[first:stop], kv.layers[first:stop], strict=True):
-            layer.forward(hidden, step, rotations, cache)
-        if stop < len(self.layers) or step.logit_rows is None:
-            return hidden
-        return hidden.index_select(0, step.logit_rows)
-
-
-class TorchLayer:
-    """Attention and SwiGLU, each on the normed residual stream and added to it."""
-
-    __slots__ = (
-        "down",
-        "gate_up",
-        "heads",
-        "input_norm",
-        "mlp_norm",
-        "output",
-        "qk_norm",
-        "qkv",
-    )
-
-    def __init__(
-        self, weights: LayerWeights, heads: HeadShape, eps: float, dtype: torch.dtype
-    ) -> None:
-        self.heads = heads
-        self.input_norm = RmsNorm(weights.input_norm, eps, dtype)
-        self.qkv = LinearLayer(weights.qkv, weights.qkv_bias)
-        self.qk_norm = (
-            None if weights.qk_norm is None else RmsNorm(weights.qk_norm, eps, torch.float32)
-        )
-        self.output = LinearLayer(weights.output, weights.output_bias)
-        self.mlp_norm = RmsNorm(weights.mlp_norm, eps, dtype)
-        self.gate_up = LinearLayer(weights.gate_up, weights.gate_up_bias)
-        self.down = LinearLayer(weights.down, weights.down_bias)
-
-    def forward(
-        self, hidden: torch.Tensor, step: Step, rotations: torch.Tensor, cache: LayerKV
-    ) -> None:
-        """Add this layer's part to ``hidden`` [T, hidden_size], in place."""
-        heads = self.heads
-        qkv = self.qkv(self.input_norm(hidden))
-        turned = qkv[:, : heads.query_size + heads.kv_size // 2].view(len(qkv), -1, heads.head_dim)
-        rotate_(turned, rotations, self.qk_norm)
-        cache.write(step.slots, qkv[:, heads.query_size :])
-        hidden.add_(self.output(step.attention.run(qkv, cache)))
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=1)
-        hidden.add_(self.down(functional.silu(gate).mul_(up)))

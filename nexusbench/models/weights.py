@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.machine import require_memory
 from nexusbench.core.specs import ModelSpec
-from nexusbench.kernels.rotary import interleave
+from nexusbench.kernels.rotary import interleave_
 from nexusbench.models.architecture import DecoderConfig
 from nexusbench.models.checkpoint import TensorSource
+from nexusbench.models.designs import DenseDesign, GroupedDesign
 
 DTYPES = {
     "float32": torch.float32,
@@ -29,7 +31,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer; weights are [outputs, inputs] in the computing type, norms fp32.
+    """One ordinary layer; weights are [outputs, inputs] in the computing type, norms fp32.
 
     ``qkv`` has the rows of all query heads, all key heads (both with each head's rotary pairs as
     neighbours) and all value heads; ``gate_up`` those of the gate, then of the up projection.
@@ -47,6 +49,16 @@ class LayerWeights:
     gate_up_bias: torch.Tensor | None
     down: torch.Tensor
     down_bias: torch.Tensor | None
+
+
+class HeadWeights(NamedTuple):
+    """Of queries, keys and values: weight [rows, hidden], bias [rows], qk_norm as in
+    :class:`LayerWeights`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    norm: torch.Tensor | None
 
 
 class WeightReader:
@@ -75,70 +87,103 @@ class WeightReader:
             )
 
     def layer(self, index: int) -> LayerWeights:
-        """Layer ``index``."""
-        config, spec = self._config, self._config.spec
-        hidden, size, wide = spec.hidden_size, spec.head_dim, spec.intermediate_size
-        queries, keys = spec.num_heads * size, spec.num_kv_heads * size
-        at = f"model.layers.{index}"
-        rows = {"q": queries, "k": keys, "v": keys}
-        heads = [
-            (f"{at}.self_attn.{name}_proj", count, name != "v") for name, count in rows.items()
-        ]
-        wings = [(f"{at}.mlp.{name}_proj", wide, False) for name in ("gate", "up")]
-        out = f"{at}.self_attn.o_proj"
-        down = f"{at}.mlp.down_proj"
+        """Layer ``index`` of an ordinary decoder."""
+        hidden, design = self._config.spec.hidden_size, self._config.layers[index]
+        attention, mlp, at = design.attention, design.mlp, f"model.layers.{index}"
+        assert isinstance(attention, GroupedDesign)
+        assert isinstance(mlp, DenseDesign)
+        qkv = self.qkv(f"{at}.self_attn", attention)
+        gate_up, gate_up_bias = self.gate_up(f"{at}.mlp", mlp)
+        queries = attention.num_heads * attention.head_dim
+        output, output_bias = self.linear(
+            f"{at}.self_attn.o_proj", hidden, queries, attention.output_bias
+        )
+        down, down_bias = self.linear(f"{at}.mlp.down_proj", hidden, mlp.size, mlp.bias)
         return LayerWeights(
             input_norm=self.norm(f"{at}.input_layernorm.weight", hidden),
-            qkv=self._fused(heads, "weight", (hidden,)),
-            qkv_bias=self._fused(heads, "bias", ()) if config.qkv_bias else None,
-            qk_norm=self._qk_norm(at) if config.qk_norm else None,
-            output=self.matrix(f"{out}.weight", hidden, queries),
-            output_bias=self._vector(f"{out}.bias", hidden) if config.output_bias else None,
+            qkv=qkv.weight,
+            qkv_bias=qkv.bias,
+            qk_norm=qkv.norm,
+            output=output,
+            output_bias=output_bias,
             mlp_norm=self.norm(f"{at}.post_attention_layernorm.weight", hidden),
-            gate_up=self._fused(wings, "weight", (hidden,)),
-            gate_up_bias=self._fused(wings, "bias", ()) if config.mlp_bias else None,
-            down=self.matrix(f"{down}.weight", hidden, wide),
-            down_bias=self._vector(f"{down}.bias", hidden) if config.mlp_bias else None,
+            gate_up=gate_up,
+            gate_up_bias=gate_up_bias,
+            down=down,
+            down_bias=down_bias,
         )
 
-    def matrix(self, name: str, outputs: int, inputs: int) -> torch.Tensor:
+    def qkv(self, at: str, design: GroupedDesign) -> HeadWeights:
+        """Queries, keys and values as one, rotary pairs as neighbours, and their norms."""
+        hidden, size = self._config.spec.hidden_size, design.head_dim
+        queries, keys = design.num_heads * size, design.num_kv_heads * size
+        parts = [(f"{at}.q_proj", queries), (f"{at}.k_proj", keys), (f"{at}.v_proj", keys)]
+        if design.fused:
+            parts = [(f"{at}.qkv_proj", queries + 2 * keys)]
+        weight = self.stacked(parts, "weight", (hidden,))
+        bias = self.stacked(parts, "bias", ()) if design.qkv_bias else None
+        for rows in (weight, bias):
+            if rows is not None:
+                interleave_(rows[: queries + keys], size, design.rotary_dim)
+        return HeadWeights(weight, bias, self._qk_norm(at, design) if design.qk_norm else None)
+
+    def gate_up(self, at: str, design: DenseDesign) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gate and up projection as one, and their biases."""
+        hidden = self._config.spec.hidden_size
+        parts = [(f"{at}.gate_proj", design.size), (f"{at}.up_proj", design.size)]
+        if design.fused:
+            parts = [(f"{at}.gate_up_proj", 2 * design.size)]
+        bias = self.stacked(parts, "bias", ()) if design.bias else None
+        return self.stacked(parts, "weight", (hidden,)), bias
+
+    def linear(
+        self, name: str, outputs: int, inputs: int, bias: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [outputs, inputs] of a module, and its bias."""
+        made = self.matrix(f"{name}.weight", outputs, inputs)
+        return made, self.vector(f"{name}.bias", outputs) if bias else None
+
+    def matrix(
+        self, name: str, outputs: int, inputs: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """A weight [outputs, inputs], a copy of its own."""
-        return self._copy(self._source.read(name, (outputs, inputs)), self.dtype)
+        return self._copy(self._source.read(name, (outputs, inputs)), dtype or self.dtype)
 
     def norm(self, name: str, size: int) -> torch.Tensor:
         """A norm's weight [size], fp32."""
-        return self._copy(self._source.read(name, (size,)), torch.float32)
+        made = self._copy(self._source.read(name, (size,)), torch.float32)
+        return made.add_(1.0) if self._config.edges.unit_offset else made
 
-    def _vector(self, name: str, size: int) -> torch.Tensor:
-        return self._copy(self._source.read(name, (size,)), self.dtype)
+    def vector(self, name: str, size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Any other values [size]."""
+        return self._copy(self._source.read(name, (size,)), dtype or self.dtype)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Values of any shape, in their own type; not a copy."""
+        return self._source.read(name, shape)
 
     def _copy(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return tensor.to(device=self.device, dtype=dtype, copy=True)
 
-    def _fused(
-        self, parts: list[tuple[str, int, bool]], kind: str, inputs: tuple[int, ...]
+    def stacked(
+        self, parts: list[tuple[str, int]], kind: str, inputs: tuple[int, ...]
     ) -> torch.Tensor:
-        """The rows of several projections, one below the other; (name, rows, interleaved) each."""
-        total = sum(rows for _, rows, _ in parts)
-        fused = torch.empty(total, *inputs, dtype=self.dtype, device=self.device)
+        """The rows of several modules, one below the other; (name, rows) each."""
+        total = sum(rows for _, rows in parts)
+        stacked = torch.empty(total, *inputs, dtype=self.dtype, device=self.device)
         first = 0
-        for name, rows, interleaved in parts:
-            target = fused[first : first + rows]
+        for name, rows in parts:
             found = self._source.read(f"{name}.{kind}", (rows, *inputs))
-            if interleaved:
-                pairs = interleave(found, self._config.spec.head_dim)
-                target.view(pairs.shape).copy_(pairs)
-            else:
-                target.copy_(found)
+            stacked[first : first + rows].copy_(found)
             first += rows
-        return fused
+        return stacked
 
-    def _qk_norm(self, at: str) -> torch.Tensor:
-        spec = self._config.spec
+    def _qk_norm(self, at: str, design: GroupedDesign) -> torch.Tensor:
         both = []
-        for name, heads in (("q", spec.num_heads), ("k", spec.num_kv_heads)):
-            weight = self.norm(f"{at}.self_attn.{name}_norm.weight", spec.head_dim)
-            both.append(interleave(weight, spec.head_dim).reshape(1, -1).expand(heads, -1))
+        for name, heads in (("q", design.num_heads), ("k", design.num_kv_heads)):
+            weight = self.norm(f"{at}.{name}_norm.weight", design.head_dim)
+            interleave_(weight, design.head_dim, design.rotary_dim)
+            both.append(weight.view(1, -1).expand(heads, -1))
         return torch.cat(both)
 
 

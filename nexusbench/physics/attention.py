@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, filled
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, in_layers
 
 _Chunks = tuple[tuple[int, int], ...]
 
@@ -32,7 +32,8 @@ def spread(tiles: int, work: float, longest: float, sms: int, tail: float) -> fl
 class Attention:
     """Times of the attention of ``layers`` layers of equal shape on one GPU, KV write included.
 
-    ``kv_bytes`` and ``activation_bytes`` are those of one value.
+    ``kv_bytes`` and ``activation_bytes`` are those of one value. ``writes`` is False where keys and
+    values are those of an earlier layer.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Attention:
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        writes: bool = True,
     ) -> None:
         sim = gpu.sim
         self._layers = layers
@@ -77,10 +80,9 @@ class Attention:
         self._key_ns = 4.0 * head_dim * num_kv_heads * max(16.0, self._group) / rate
         self._token_bytes = 2.0 * num_kv_heads * head_dim * kv_bytes  # of keys and values
         # Q read, output written; the new keys and values read and written to the cache.
-        self._new_bytes = (
-            2.0 * num_heads * head_dim * activation_bytes
-            + 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
-        )
+        self._new_bytes = 2.0 * num_heads * head_dim * activation_bytes
+        if writes:
+            self._new_bytes += 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         self._hidden_bytes = 0.0  # of a token, moved while tiles compute
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
@@ -124,7 +126,7 @@ class Attention:
         # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         hidden = tokens * self._hidden_bytes
-        moving, layers = read * cold + hidden * warm, self._layers
+        moving = read * cold + hidden * warm
         longer, memory, tensor = busy + self._exposed * moving, 0.0, busy
         if busy < moving:
             longer = memory = moving + self._exposed * busy
@@ -133,16 +135,10 @@ class Attention:
             # counts as memory-bound, whatever bounds the kernel as a whole.
             memory += (longer - memory) * streamed
             tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
-        return OperatorClass(
-            (fixed + new * warm + longer) * layers,
-            (longer - memory) * layers,
-            memory * layers,
-            tensor * layers,
-            (new + read + hidden) * layers,
-            layers,
-            max(1.0, tiles / sms) * layers,
-            longer * filled(tiles / sms) * layers,
-        )
+        return in_layers(
+            self._layers, fixed + new * warm, longer, memory, tensor, new + read + hidden,
+            tiles / sms,
+        )  # fmt: skip
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
         """(tokens, keys read, tiles, ns of all tiles together, ns of the longest) of the chunks."""

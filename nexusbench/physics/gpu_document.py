@@ -7,6 +7,7 @@ import re
 from typing import get_args, get_type_hints
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nexusbench.core.bounds import NumberBounds
 from nexusbench.core.documents import located, parse_toml
@@ -14,6 +15,9 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.kernel_constants import (
     EXPERTS,
     PRODUCTS,
+    SPARSE,
+    STATES,
+    Architecture,
     ExpertConstants,
     KernelConstants,
     ProductConstants,
@@ -63,10 +67,26 @@ def check_value(document: GpuDocument, table: str, key: str, value: object, kind
         raise document.error(table, key, f"is {text}", f"It must be {low} and at most {most:g}")
 
 
-def read_kernels(document: GpuDocument, written: object) -> KernelConstants:
-    """The ``[kernels]`` table, checked. Raises InputError for unknown keys and kinds of kernels,
-    wrong types, numbers out of range, and tiles that leave out some numbers of rows.
+def read_kernels(
+    document: GpuDocument, written: object, architecture: object
+) -> KernelConstants | UnsetType:
+    """The ``[kernels]`` table, checked, of a file whose top level says ``architecture`` (None: it
+    does not); UNSET if it has neither. Raises InputError for unknown keys and kinds of kernels,
+    wrong types, numbers out of range, tiles that leave out some numbers of rows, and an
+    architecture that is none, or another in the table.
     """
+    if architecture is not None:
+        if architecture not in get_args(Architecture):
+            hint = did_you_mean(str(architecture), list(get_args(Architecture)))
+            raise document.error("", "architecture", f"is no architecture: {architecture}", hint)
+        written = {} if written is UNSET else written
+        if isinstance(written, dict):
+            if written.get("architecture", architecture) != architecture:
+                problem = f"is {written['architecture']}, at the top of the file {architecture}"
+                raise document.error("kernels", "architecture", problem, "Leave one of them out")
+            written = {**written, "architecture": architecture}
+    if written is UNSET:
+        return UNSET
     try:
         made = msgspec.convert(written, KernelConstants)
     except msgspec.ValidationError as error:
@@ -76,6 +96,8 @@ def read_kernels(document: GpuDocument, written: object) -> KernelConstants:
     for name, found, kinds in (
         ("products", made.products, PRODUCTS),
         ("experts", made.experts, EXPERTS),
+        ("sparse", made.sparse, SPARSE),
+        ("states", made.states, STATES),
     ):
         for kind, constants in found.items():
             if kind not in kinds:

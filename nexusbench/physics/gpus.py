@@ -9,7 +9,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 from msgspec import UNSET
@@ -17,6 +17,7 @@ from msgspec import UNSET
 from nexusbench.core.batch import Split
 from nexusbench.core.bounds import Curve, NumberBounds
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.kernel_constants import Architecture, KernelConstants
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
 from nexusbench.core.specs import (
     CURVES,
@@ -24,13 +25,28 @@ from nexusbench.core.specs import (
     GpuSpec,
     SimConstants,
 )
+from nexusbench.physics.architectures import (
+    ARCHITECTURES,
+    REQUIRED,
+    Filled,
+    architecture_by_attention,
+    fill,
+    filled_caveat,
+    nearest,
+    unsaid_caveat,
+)
 from nexusbench.physics.gpu_document import GpuDocument, check_value, read_kernels
 from nexusbench.physics.link_kinds import link_names
 
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
-OPTIONAL = ("link",)  # keys that a file may leave out
+OPTIONAL = ("link", "caveats")  # keys that a file may leave out
+_ARCHITECTURE = "architecture"  # a key of a file that stands in [kernels] of a spec
+_HOW_TO_FILL = (
+    f"A GPU file has {', '.join(REQUIRED)} and {_ARCHITECTURE} ({', '.join(ARCHITECTURES)}), whose "
+    "defaults stand for all other keys that are left out"
+)
 _LEAST_BANDWIDTH = 0.001  # of all, on the smallest share of SMs in a curve
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -136,28 +152,31 @@ def _parse(text: str, file: str) -> GpuSpec:
     """
     document = GpuDocument(text, file)
     data = dict(document.data)
-    sources, sim, written = data.pop("sources", {}), data.pop("sim", None), data.pop("ranges", {})
-    kernels = data.pop("kernels", UNSET)
-    _check_keys(document, data, sim, sources)
+    sources: Any = data.pop("sources", {})
+    sim, written = data.pop("sim", None), data.pop("ranges", {})
+    built, kernels = data.pop(_ARCHITECTURE, None), data.pop("kernels", UNSET)
+    kernels = read_kernels(document, kernels, built)
+    family = kernels.architecture if isinstance(kernels, KernelConstants) else None
+    _check_keys(document, data, sim, sources, family)
     top = _table(document, "", data, GpuSpec)
-    if not isinstance(sim, dict):
-        problem = "is missing" if sim is None else "is not a table"
-        raise document.error(
-            "", "sim", problem, "Add a [sim] table; copy that of a shipped GPU to begin with"
-        )
-    constants = msgspec.convert(_table(document, "sim", sim, SimConstants), SimConstants)
-    _check_curve(document, "bandwidth_curve", constants.bandwidth_curve)
-    if constants.weights_curve:
-        _check_curve(document, "weights_curve", constants.weights_curve)
+    if not isinstance(sim, dict | None):
+        raise document.error("", "sim", "is not a table", "Write [sim], or leave it out")
+    own = _table(document, "sim", sim or {}, SimConstants)
+    for key in CURVES:
+        if own.get(key):
+            _check_curve(document, key, own[key])
     _check_sources(document, sources)
-    ranges = _ranges(document, written, constants)
+    made, said = _filled(top, own, family)
+    constants = msgspec.convert({**made.sim, **own}, SimConstants)
+    ranges = {**made.ranges, **_ranges(document, written, constants)}
     if top.get("link", UNSET) not in (UNSET, *link_names()):
         hint = did_you_mean(str(top["link"]), link_names())
         raise document.error("", "link", "is no kind of link that is known", hint)
-    parts = {"sim": constants, "sources": sources, "ranges": ranges}
-    gpu = msgspec.convert({**top, **parts}, GpuSpec)
-    if kernels is not UNSET:
-        gpu = msgspec.structs.replace(gpu, kernels=read_kernels(document, kernels))
+    if said:
+        top["caveats"] = (*top.get("caveats", ()), *said)
+    parts = {"sim": constants, "sources": made.sources | sources, "ranges": ranges}
+    gpu = msgspec.convert({**made.top, **top, **parts}, GpuSpec)
+    gpu = msgspec.structs.replace(gpu, kernels=kernels)
     for key, value in (("sm_minimum", gpu.sm_minimum), ("sm_multiple", gpu.sm_multiple)):
         if value > gpu.num_sms:
             raise document.error(
@@ -166,33 +185,62 @@ def _parse(text: str, file: str) -> GpuSpec:
     return gpu
 
 
+def _filled(
+    top: dict[str, Any], sim: dict[str, Any], family: Architecture | None
+) -> tuple[Filled, list[str]]:
+    """What stands for the keys that a file leaves out, and what screens say of that."""
+    if family is None:
+        built = architecture_by_attention(str(sim["attention_kernel"]))
+        kernels = load_gpu(ARCHITECTURES[built].kernels)
+        return Filled({}, {}, {}, {}), [unsaid_caveat(built, kernels)]
+    missing = {*_fields(GpuSpec), *_fields(SimConstants)} - {*top, *sim, *OPTIONAL}
+    if not missing:
+        return Filled({}, {}, {}, {}), []
+    own = ARCHITECTURES[family]
+    donor = nearest(map(load_gpu, own.donors), top)
+    made = fill(family, donor, top, sim)
+    caveat = filled_caveat(family, donor, load_gpu(own.kernels), made)
+    return made, [caveat, *donor.warnings]
+
+
 def _check_keys(
-    document: GpuDocument, data: dict[str, object], sim: object, sources: object
+    document: GpuDocument,
+    data: dict[str, object],
+    sim: object,
+    sources: object,
+    family: Architecture | None,
 ) -> None:
-    """Refuse unknown and missing keys of all tables, in one error that names every one of them."""
+    """Refuse unknown and missing keys of all tables, in one error that names every one of them.
+
+    A file that names its architecture needs no more than a data sheet has; one with constants
+    and no architecture needs all of them.
+    """
     tables = {"": (data, _fields(GpuSpec)), "sim": (sim, _fields(SimConstants))}
-    known = [*_fields(GpuSpec), *_NESTED, *_fields(SimConstants)]
+    top = [*_fields(GpuSpec), *_NESTED, _ARCHITECTURE]
+    known = [*top, *_fields(SimConstants)]
     faults: list[tuple[str, str, list[str]]] = []  # table, key and what it could have been
-    missing: list[tuple[str, str]] = []
+    missing: list[str] = []
     for name, (table, fields) in tables.items():
         if isinstance(table, dict):
-            nested = () if name else _NESTED
-            faults += [(name, key, [*fields, *nested]) for key in table if key not in fields]
-            missing += [(name, key) for key in fields if key not in (*table, *OPTIONAL)]
+            faults += [(name, key, list(fields) if name else top) for key in table
+                       if key not in fields]  # fmt: skip
+            if family is None and sim is not None:
+                missing += [f"{name}.{key}".lstrip(".") for key in fields
+                            if key not in (*table, *OPTIONAL)]  # fmt: skip
+    if family is not None or sim is None:
+        missing = [key for key in REQUIRED if key not in data]
+        missing += [_ARCHITECTURE] * (family is None)
     if isinstance(sources, dict):
         faults += [("sources", key, known) for key in sources if key not in known]
     unknown = [f"{table}.{key}".lstrip(".") for table, key, _ in faults]
-    absent = [f"{table}.{key}".lstrip(".") for table, key in missing]
-    if sim is None and (faults or missing):
-        absent.append("sim")
     if faults:
         table, key, meant = faults[0]
-        problem = "is not a known key" + and_keys(unknown[1:], absent)
+        problem = "is not a known key" + and_keys(unknown[1:], missing)
         raise document.error(table, key, problem, did_you_mean(key, meant))
     if missing:
-        table, key = missing[0]
-        problem = "is missing" + and_keys(missing=absent[1:])
-        raise document.error(table, key, problem, "Every key of a shipped GPU is required")
+        table, _, key = missing[0].rpartition(".")
+        problem = "is missing" + and_keys(missing=missing[1:])
+        raise document.error(table, key, problem, _HOW_TO_FILL)
 
 
 def _fields(spec: type[msgspec.Struct]) -> dict[str, object]:
@@ -202,11 +250,11 @@ def _fields(spec: type[msgspec.Struct]) -> dict[str, object]:
 
 def _table(
     document: GpuDocument, table: str, data: dict[str, object], spec: type[msgspec.Struct]
-) -> dict[str, object]:
-    """The values of one table, typed as ``spec``'s fields and in range."""
-    values = {}
+) -> dict[str, Any]:
+    """The values that one table gives, typed as ``spec``'s fields and in range."""
+    values: dict[str, Any] = {}
     for key, expected in _fields(spec).items():
-        if key in OPTIONAL and key not in data:
+        if key not in data:
             continue
         try:
             values[key] = msgspec.convert(data[key], expected)

@@ -15,23 +15,24 @@ from msgspec import UNSET
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
+from nexusbench.core.mixer_work import MixerWork
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
-from nexusbench.physics.attention import Attention
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.covered import check_covered
 from nexusbench.physics.experts import Experts, ExpertShape, uniform
+from nexusbench.physics.latent_products import EXPANSION, fused
+from nexusbench.physics.mixing import Mixing, mixings_of
 from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
 from nexusbench.physics.precisions import (
     expert_constants,
     experts_kernel,
-    small_kv_constants,
 )
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
-from nexusbench.physics.small_kv import SmallKvAttention
 
 ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
+HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
 
@@ -52,18 +53,20 @@ class Physics:
         part: tuple[ModelWork, LayerGroup] | None = None,
         *,
         host: EngineHost | None = None,
+        parallel: Parallelism | None = None,
     ) -> None:
         """``part`` is one layer group and its work, whose layers alone are timed; None: all.
-
-        Raises UsageError for a layer that there is no kernel for.
+        ``parallel`` says more than ``tensor_parallel``, where there is more to say. The routed
+        experts of ranks in lockstep are left out: :meth:`routed` (lockstep.py).
         """
-        check_covered(model)
         self.gpu, self.model, self.tensor_parallel = gpu, model, tensor_parallel
+        self._parallel = parallel = parallel or Parallelism(tensor_parallel)
+        self._apart = parallel.in_lockstep(model)
         self._host = host  # in place of the GPU file's step_overhead_us
         work, group = part or (model_work(model, tensor_parallel), model.groups[0])
-        self._work = work
+        self._work, self.activation_bytes = work, work.activation_bytes
         self._groups = tuple(
-            Physics(gpu, model, tensor_parallel, expert_skew, each)
+            Physics(gpu, model, tensor_parallel, expert_skew, each, parallel=parallel)
             for each in zip(work.groups, model.groups, strict=False)
         )
         self.bandwidth_all = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency  # bytes per ns
@@ -84,15 +87,21 @@ class Physics:
         self._head = Products(
             gpu, model.head_dtype, work.head_bytes_each, activations, work.activation_bytes
         )
-        self._experts = _experts_of(gpu, model, group, tensor_parallel)
+        self._linears = tuple(
+            linear
+            for linear in fused(work.linears)
+            if linear.name != EXPANSION and not linear.name.startswith("expert")
+        )
+        self._experts = _experts_of(gpu, model, group, parallel.sharded)
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
             self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = work.wide  # of this GPU's share, in values
-        self._beside = 0.0  # of what every token uses beside routed experts
-        if isinstance(group.mlp, ExpertsMlp):
-            self._beside = (group.mlp.shared_size + group.mlp.dense_size) / tensor_parallel
-        self._attention = _attention_of(gpu, work)
+        self._beside = _beside(group) / tensor_parallel
+        self._hyper = _streams_of(group, model.hidden_size)
+        self.mixing = () if part else mixings_of(gpu, work, self._products)
+        self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
+        self._by_context = tuple(one for one in self.mixing if one.products is not None)
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
@@ -100,19 +109,17 @@ class Physics:
         for count, _ in shape.chunks:
             tokens += count
         sequences = shape.num_decodes + len(shape.chunks)
-        dense = self.dense(tokens, sms)
-        attention = self.attention(shape, sms)
         layers = self._work.num_layers
         if shape.layers is None:
             share, head = 1.0, self.head(sequences, sms)
-            dense = scaled_sum(head, 1.0, dense)
+            dense = scaled_sum(head, 1.0, self.dense(tokens, sms))
+            attention = self.attention(shape, sms)
+            if self._by_context:
+                dense = scaled_sum(self._with_contexts(shape, sms), 1.0, dense)
         else:
             share = (shape.layers[1] - shape.layers[0]) / layers
             head = self.head(sequences, sms) if shape.layers[1] == layers else NOTHING
-            dense = scaled_sum(dense, share, head)
-            attention = scaled_sum(attention, share, NOTHING)
-            if self._groups:
-                dense, attention = self._layers(shape, tokens, sms, head)
+            dense, attention = self._within(shape, tokens, sms, share, head)
         solo = self._overhead + dense.time + attention.time
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
@@ -120,17 +127,28 @@ class Physics:
             solo = self._host.step_ns(solo, sequences)
         return LaunchLoad(solo, sms, dense, attention)
 
-    def _layers(
-        self, shape: BatchShape, tokens: int, sms: int, head: OperatorClass
+    def _within(
+        self, shape: BatchShape, tokens: int, sms: int, share: float, head: OperatorClass
     ) -> tuple[OperatorClass, OperatorClass]:
-        """Dense and attention of a range of layers that are not all alike, and of the head."""
+        """Dense (with ``head``) and attention of a range of layers, which is that share of all."""
+        if not self._groups:
+            dense = scaled_sum(self.dense(tokens, sms), share, head)
+            if self._by_context:
+                dense = scaled_sum(self._with_contexts(shape, sms), share, dense)
+            return dense, scaled_sum(self.attention(shape, sms), share, NOTHING)
         assert self.model.stack is not UNSET
         dense, attention = head, NOTHING
+        mixed: dict[MixerWork, int] = {}
         counts = self.model.stack.within(shape.layers)
         for group, count in zip(self._groups, counts, strict=True):
-            share = count / group._work.num_layers
-            dense = scaled_sum(group.dense(tokens, sms), share, dense)
-            attention = scaled_sum(group.attention(shape, sms), share, attention)
+            dense = scaled_sum(group.dense(tokens, sms), count / group._work.num_layers, dense)
+            for work, _ in group._work.mixing:
+                mixed[work] = mixed.get(work, 0) + count
+        for one in self.mixing:
+            part = mixed[one.work] / one.layers
+            attention = scaled_sum(self._time_of(one, shape, sms), part, attention)
+            if one.products is not None:
+                dense = scaled_sum(self._with_context(one, shape, sms), part, dense)
         return dense, attention
 
     # -- operators of one launch -------------------------------------------------------------------
@@ -162,28 +180,40 @@ class Physics:
 
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Attention of all layers."""
-        if self._groups:
-            return total([group.attention(shape, sms) for group in self._groups])
         if self._attention is None:
-            return NOTHING
+            made = NOTHING
+            for one in self.mixing:
+                part = self._time_of(one, shape, sms)
+                made = part if made is NOTHING else scaled_sum(part, 1.0, made)
+            return made
         decodes = shape.num_decodes
         return self._attention.time(
             shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
         )
 
-    def message_bytes(self, rows: int) -> float:
-        """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
-        values one way, outputs back. Of one GPU of a group: each has a link of its own. The mean
-        of layers that are not alike.
-        """
-        work = self._work
-        if self._groups:
-            total_bytes = 0.0
-            for group in self._groups:
-                total_bytes += group.message_bytes(rows) * group._work.num_layers
-            return total_bytes / work.num_layers
-        heads = 2 * work.num_heads + 2 * work.num_kv_heads
-        return rows * heads * work.head_dim * work.activation_bytes
+    def attention_by_kind(self, shape: BatchShape, sms: int) -> list[OperatorClass]:
+        """The same for each kind of layers, in the order of ``mixing``."""
+        if self._attention is not None:
+            return [self.attention(shape, sms)]
+        return [self._time_of(one, shape, sms) for one in self.mixing]
+
+    def _time_of(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
+        decodes = shape.num_decodes
+        return one.kernel.time(
+            shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
+        )
+
+    def _with_contexts(self, shape: BatchShape, sms: int) -> OperatorClass:
+        """Products that depend on more of a batch than its tokens, in all layers."""
+        made = self._with_context(self._by_context[0], shape, sms)
+        for one in self._by_context[1:]:
+            made = scaled_sum(self._with_context(one, shape, sms), 1.0, made)
+        return made
+
+    def _with_context(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
+        assert one.products is not None
+        weights, streams = self._weights[sms], self._bandwidth[sms]
+        return one.products.time(shape.chunks, shape.num_decodes, sms, weights, streams)
 
     def _stack(self, tokens: int, rows: int, sms: int) -> OperatorClass:
         """The decoder stack without attention, not memoised, for tokens padded to ``rows``."""
@@ -191,9 +221,7 @@ class Physics:
         if self._groups:
             return total([group.dense(tokens, sms) for group in self._groups])
         made = NOTHING
-        for linear in work.linears:
-            if linear.name.startswith("expert"):
-                continue  # the products of all experts are timed together, below
+        for linear in self._linears:  # not of experts: theirs are timed together, below
             product = self._products[linear.dtype].time(
                 linear.name, rows, linear.inputs, linear.outputs, sms,
                 self._weights[sms], self._bandwidth[sms],
@@ -202,29 +230,44 @@ class Physics:
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, activated = work.hidden_size, 3 if work.gated else 2
-        rotated = (work.num_heads + work.num_kv_heads) * work.head_dim
-        touched: list[float] = []
-        if rotated:
-            touched.append(4 * hidden)
+        mixers = [each for each, _ in work.mixing]
+        touched: list[float] = [4 * hidden for _ in mixers]
         if self._wide:
             touched.append(4 * hidden)
-        if rotated:
-            touched.append(2 * rotated)
+        for each in mixers:
+            touched += [values for values in (2 * each.rotated, each.gated) if values]
         if self._experts is not None:
-            routing = uniform(
-                tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew
-            )
-            layer = self._experts.time(routing, sms, self._weights[sms])
-            made = scaled_sum(layer, work.num_layers, made)
+            if not self._apart:
+                made = scaled_sum(self._routed(tokens, sms), work.num_layers, made)
             touched.append(work.num_experts)  # the top k of the router's logits
             if self._beside:
                 touched.append(activated * self._beside)
         elif self._wide:
             touched.append(activated * self._wide)
+        touched += self._hyper
         for values in touched:
             kernel = self.streamed(rows * values * work.activation_bytes, sms)
             made = scaled_sum(kernel, work.num_layers, made)
         return made
+
+    def routed(self, tokens: int, sms: int) -> OperatorClass:
+        """The routed experts of all layers that one GPU holds of them, for ``tokens`` tokens of all
+        ranks together.
+        """
+        if self._groups:
+            return total([group.routed(tokens, sms) for group in self._groups])
+        if self._experts is None:
+            return NOTHING
+        return scaled_sum(self._routed(tokens, sms), self._work.num_layers, NOTHING)
+
+    def _routed(self, tokens: int, sms: int) -> OperatorClass:
+        """Those of one layer."""
+        assert self._experts is not None
+        work, gpus = self._work, self._parallel.spread
+        routing = uniform(
+            tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew
+        )  # fmt: skip
+        return self._experts.time(routing, sms, self._weights[sms])
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
         """Element-wise kernels that move ``size`` bytes, from L2 if they fit."""
@@ -235,12 +278,13 @@ class Physics:
 
     def _all_reduce(self, tokens: int) -> float:
         """Ns of two all-reduces a layer (after attention and the MLP, where it has both), not
-        overlapped with compute.
+        overlapped with compute. Sums of ranks in lockstep come back otherwise (lockstep.py).
         """
         size = tokens * self._work.hidden_size * self._work.activation_bytes
         times = 0
         for work in self._work.groups or (self._work,):
-            times += ((work.num_heads > 0) + (work.wide > 0)) * work.num_layers
+            summed = work.wide > 0 and not (self._apart and work.routed)
+            times += (len(work.mixing) + summed) * work.num_layers
         return times * self._collectives.all_reduce(size)
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
@@ -248,33 +292,14 @@ class Physics:
         return self._sharing.slowdown(side, other)
 
 
-def _attention_of(gpu: GpuSpec, work: ModelWork) -> Attention | SmallKvAttention | None:
-    """The attention of equal layers; None of layers without it, and of several groups."""
-    if not work.num_heads or work.groups:
-        return None
-    kv_bytes = work.kv_bytes_per_token / (2 * work.num_layers * work.num_kv_heads * work.head_dim)
-
-    def made(on: GpuSpec) -> Attention:
-        return Attention(
-            on,
-            work.num_heads,
-            work.num_kv_heads,
-            work.head_dim,
-            kv_bytes,
-            work.activation_bytes,
-            work.num_layers,
-        )
-
-    if kv_bytes == work.activation_bytes:
-        return made(gpu)
-    own = small_kv_constants(gpu)
-    return SmallKvAttention(gpu, own, made, work.num_heads, work.head_dim, work.num_layers)
+def _beside(group: LayerGroup) -> float:
+    """Values between the products that every token uses beside routed experts."""
+    mlp = group.mlp
+    return float(mlp.shared_size + mlp.dense_size) if isinstance(mlp, ExpertsMlp) else 0.0
 
 
-def _experts_of(
-    gpu: GpuSpec, model: ModelSpec, group: LayerGroup, tensor_parallel: int
-) -> Experts | None:
-    """The routed experts of a layer on one of ``tensor_parallel`` GPUs, which have a share of each
+def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int) -> Experts | None:
+    """The routed experts of a layer on one of ``sharded`` GPUs, which have a share of each
     expert's width; None without experts.
     """
     mlp = group.mlp
@@ -282,9 +307,20 @@ def _experts_of(
         return None
     weights = group.dtypes.experts
     kernel = experts_kernel(gpu, weights, model.dtypes.activations)
-    width = -(-mlp.intermediate_size // tensor_parallel)
+    width = -(-mlp.intermediate_size // sharded)
     shape = ExpertShape(
         mlp.latent or model.hidden_size, width, mlp.gated, DTYPE_BYTES[weights],
         kernel.activation_bytes,
     )  # fmt: skip
     return Experts(gpu, expert_constants(gpu, kernel.kind), shape)
+
+
+def _streams_of(group: LayerGroup, hidden: int) -> list[float]:
+    """Values that the hyper-connections of a layer (DeepSeek-V4) read and write for a token, around
+    each of its parts: all streams mixed to the part's input, and with its output to new streams.
+    """
+    found: list[float] = []
+    for one in group.others:
+        if one.name == HYPER_CONNECTION:
+            found += [one.inputs + hidden, 2 * one.inputs + hidden] * one.copies
+    return found

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import msgspec
 
+from nexusbench.core.bounds import Curve
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
 
@@ -49,6 +50,38 @@ def overlapped(
     time, turns = fixed + longer, max(1.0, tiles)
     held = longer * filled(tiles)
     return OperatorClass(time, compute, memory, busy, traffic, 1.0, turns, held)
+
+
+def in_layers(
+    layers: int,
+    fixed: float,
+    longer: float,
+    memory: float,
+    busy: float,
+    traffic: float,
+    tiles: float,
+) -> OperatorClass:
+    """A kernel in each of ``layers`` layers, in ns of one: ``longer`` beside what is ``fixed``, of
+    which ``memory`` is bound by HBM; of ``tiles`` tiles an SM.
+    """
+    return OperatorClass(
+        (fixed + longer) * layers,
+        (longer - memory) * layers,
+        memory * layers,
+        busy * layers,
+        traffic * layers,
+        layers,
+        (tiles if tiles > 1.0 else 1.0) * layers,
+        longer * (tiles / -(-tiles // 1)) * layers,
+    )
+
+
+def later(made: OperatorClass, more: float) -> OperatorClass:
+    """``made``, which ends ``more`` ns later."""
+    return OperatorClass(
+        made.time + more, made.compute, made.memory, made.busy, made.traffic, made.kernels,
+        made.turns, made.held,
+    )  # fmt: skip
 
 
 def filled(tiles: float) -> float:
@@ -95,6 +128,23 @@ def attainable(gpu: GpuSpec, sms: int, *, weights: bool = False) -> float:
             part = y0 + (y1 - y0) * (share - x0) / (x1 - x0)
             return gpu.hbm_gbps * gpu.sim.bandwidth_efficiency * part
     return gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
+
+
+def stretched(curve: Curve, factor: float) -> Curve:
+    """The curve with ``factor`` times the SMs at every bandwidth, cut at all SMs and 1 there; one
+    without points stays so.
+    """
+    if not curve:
+        return curve
+    points = [(share * factor, drawn) for share, drawn in curve]
+    if points[-1][0] <= 1.0:
+        points[-1] = (min(1.0, points[-1][0]), 1.0)
+        return tuple(points) if points[-1][0] == 1.0 else (*points, (1.0, 1.0))
+    inside = [point for point in points if point[0] < 1.0]
+    beyond = points[len(inside)]
+    (x0, y0), (x1, y1) = inside[-1], beyond
+    most = y0 + (y1 - y0) * (1.0 - x0) / (x1 - x0)
+    return (*((share, drawn / most) for share, drawn in inside), (1.0, 1.0))
 
 
 def clock(gain: float, share: float) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nexusbench.core.errors import UsageError
 from nexusbench.core.kernel_constants import (
     EXPERTS,
     PRODUCTS,
@@ -24,30 +25,22 @@ from nexusbench.core.kernel_constants import (
     ProductConstants,
     QuantiseConstants,
     SmallKvConstants,
+    SparseConstants,
+    StateConstants,
     WindowConstants,
 )
 from nexusbench.core.specs import GpuSpec
+from nexusbench.physics.architectures import ARCHITECTURES, architecture_by_attention
 from nexusbench.physics.gpus import load_gpu
 
-# The measured GPU that stands for the others of its architecture, or of the next one.
-DONORS: dict[Architecture, str] = {
-    "volta": "l40s",
-    "ampere": "l40s",
-    "ada": "l40s",
-    "hopper": "h200",
-    "blackwell": "b200",
-    "blackwell-rtx": "rtxpro6000",
+# Whose constants stand for those of one kind of products, where another GPU of the generation than
+# its usual donor was measured.
+_KIND_DONORS: dict[tuple[Architecture, str], str] = {
+    ("ampere", "int8"): "a100",
+    ("ampere-rtx", "int8"): "a100",
 }
-# The same of one kind of products, where another GPU was measured.
-_KIND_DONORS: dict[tuple[Architecture, str], str] = {("ampere", "int8"): "a100"}
-# Kinds that need tensor cores of their own, and the architectures that have them.
-_FP8 = ("ada", "hopper", "blackwell", "blackwell-rtx")
-_NATIVE: dict[str, tuple[str, ...]] = {
-    "fp8": _FP8,
-    "fp8_block": _FP8,
-    "nvfp4": ("blackwell", "blackwell-rtx"),
-    "int8": ("ampere", "ada", "hopper"),
-}
+_SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
+_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4")  # tensor cores of their own
 _WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
 # What takes the constants of another kind where it has none of its own: the same rate and traffic.
 _LIKE = {"int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16"}
@@ -65,12 +58,10 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 def architecture(gpu: GpuSpec) -> Architecture:
-    """Of the GPU's file; without one, Hopper if FlashAttention-3 runs on it, else Ampere, which has
-    no tensor cores below 16 bit but for integers.
-    """
+    """Of the GPU's file, or what its attention kernel makes of it (gpus.py, which then says so)."""
     if isinstance(gpu.kernels, KernelConstants):
         return gpu.kernels.architecture
-    return "hopper" if gpu.sim.attention_kernel == "fa3" else "ampere"
+    return architecture_by_attention(gpu.sim.attention_kernel)
 
 
 def kind_of(weights: str, activations: str = "bfloat16") -> str:
@@ -103,9 +94,16 @@ def experts_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") ->
 
 
 def _kernel(gpu: GpuSpec, kind: str, kinds: dict[str, str]) -> Kernel:
-    built = architecture(gpu)
-    if (kind not in kinds and kind != "bf16") or built not in _NATIVE.get(kind, (built,)):
+    built = ARCHITECTURES[architecture(gpu)]
+    native = kind in built.native or kind not in _NEED_CORES
+    if kind not in built.lacks and ((kind not in kinds and kind != "bf16") or not native):
         kind = _WIDE[kind]
+    if kind in built.lacks:
+        computed = ", ".join(("bf16", *built.native))
+        raise UsageError(
+            f"the {gpu.name} has no kernel for {EXPERTS[kind]} ({kind}), and no times of one were "
+            f"found: it computes {computed}. Take a checkpoint of such weights, or another GPU"
+        )
     scales, size = _activations(kind)
     origin = gpu.name  # a 16-bit product takes the GPU's own constants
     if kinds is EXPERTS or scales:
@@ -131,7 +129,7 @@ def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:
     built = architecture(gpu)
     while True:
         donors = [_KIND_DONORS[built, kind]] if (built, kind) in _KIND_DONORS else []
-        for one in (gpu, *map(load_gpu, (*donors, DONORS[built]))):
+        for one in (gpu, *map(load_gpu, (*donors, ARCHITECTURES[built].kernels))):
             kernels = kernels_of(one)
             known = kernels.experts if experts else kernels.products
             if kind in known:
@@ -183,6 +181,23 @@ def small_kv_constants(gpu: GpuSpec) -> SmallKvConstants:
     return found
 
 
+def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
+    """Of ``kind`` (a key of SPARSE), from the GPU's file, its donor's or, where neither was
+    measured, the H200's.
+    """
+    own = kernels_of(gpu).sparse
+    if kind in own:
+        return own[kind]
+    near = _donor(gpu).sparse
+    return near[kind] if kind in near else kernels_of(load_gpu(_SPARSE_DONOR)).sparse[kind]
+
+
+def state_constants(gpu: GpuSpec, kind: str) -> StateConstants:
+    """Of ``kind`` (a key of STATES), from the GPU's file or its donor's."""
+    own = kernels_of(gpu).states
+    return own[kind] if kind in own else _donor(gpu).states[kind]
+
+
 def kernels_of(gpu: GpuSpec) -> KernelConstants:
     """``[kernels]`` of the GPU's file; nothing but its architecture where it has none."""
     own = gpu.kernels
@@ -190,4 +205,4 @@ def kernels_of(gpu: GpuSpec) -> KernelConstants:
 
 
 def _donor(gpu: GpuSpec) -> KernelConstants:
-    return kernels_of(load_gpu(DONORS[architecture(gpu)]))
+    return kernels_of(load_gpu(ARCHITECTURES[architecture(gpu)].kernels))

@@ -10,7 +10,8 @@ import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.physics.launches import Physics
-from nexusbench.physics.operators import NOTHING, OperatorClass
+from nexusbench.physics.mixing import Mixing
+from nexusbench.physics.operators import NOTHING, OperatorClass, total
 from nexusbench.physics.sharing import LaunchLoad
 
 # What a layer's round trip costs the decode GPU and no overlap hides: packing q, k and v into one
@@ -23,23 +24,26 @@ SYNC_NS = 10_000.0
 class Away(msgspec.Struct, frozen=True, gc=False):
     """The part of a launch that runs on another GPU. ``pool`` says which; ns, all layers.
 
-    ``local`` is the attention that it overlaps with, ``wire`` the transfers there and back;
-    ``rest`` all that overlaps with neither. ``attention`` are its operators on ``sms`` SMs.
+    ``kinds`` holds, for the layers of each kind of attention, the time of the attention here, that
+    of the attention there, and the transfers there and back; ``rest`` is all that overlaps with
+    none of them. ``attention`` are the operators there on ``sms`` SMs.
     """
 
     pool: int
     sms: int
     rest: float
-    local: float
-    wire: float
+    kinds: tuple[tuple[float, float, float], ...]
     attention: OperatorClass
 
     def time(self, slower: float = 1.0) -> float:
         """Ns of the launch if the remote attention is ``slower`` times slower than alone.
 
-        All layers are alike, so their maxima add up to the maximum of the sums.
+        All layers of a kind are alike, so their maxima add up to the maximum of the sums.
         """
-        return self.rest + max(self.local, self.attention.time * slower + self.wire)
+        made = self.rest
+        for local, remote, wire in self.kinds:
+            made += max(local, remote * slower + wire)
+        return made
 
 
 def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[LaunchLoad, Away]:
@@ -50,14 +54,33 @@ def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[L
     assert shape.remote is not None
     count, context = shape.remote
     kept = BatchShape(shape.num_decodes - count, shape.decode_context - context, shape.chunks)
+    away_shape = BatchShape(count, context)
     whole = physics.load(shape, sms)
-    local = physics.attention(kept, sms) if kept.num_decodes or kept.chunks else NOTHING
-    attention = physics.attention(BatchShape(count, context), batch.remote_sms)
-    layers, link = physics.model.num_layers, physics.gpu
-    wire = layers * (physics.message_bytes(count) / link.link_gbps + 2e3 * link.link_latency_us)
+    local = attention_of(physics, kept, sms)
+    remote = attention_of(physics, away_shape, batch.remote_sms)
+    link, kinds, layers = physics.gpu, [], 0
+    for one, here, there in zip(physics.mixing, local, remote, strict=True):
+        wire = message_bytes(physics, one, count) / link.link_gbps + 2e3 * link.link_latency_us
+        kinds.append((here.time, there.time, one.layers * wire))
+        layers += one.layers
     rest = whole.solo - whole.attention.time + layers * SYNC_NS
-    away = Away(pool, batch.remote_sms, rest, local.time, wire, attention)
-    return LaunchLoad(away.time(), sms, whole.dense, local), away
+    away = Away(pool, batch.remote_sms, rest, tuple(kinds), total(remote))
+    return LaunchLoad(away.time(), sms, whole.dense, total(local)), away
+
+
+def attention_of(physics: Physics, shape: BatchShape, sms: int) -> list[OperatorClass]:
+    """The attention of each kind of layers; nothing for no tokens."""
+    if shape.num_decodes or shape.chunks:
+        return physics.attention_by_kind(shape, sms)
+    return [NOTHING for _ in physics.mixing]
+
+
+def message_bytes(physics: Physics, kind: Mixing, rows: int) -> float:
+    """Bytes between GPUs for the attention of ``rows`` tokens in one layer: queries, keys and
+    values (or the latent that stands for them) one way, outputs back. Of one GPU of a group: each
+    has a link of its own.
+    """
+    return rows * kind.work.message_values * physics.activation_bytes
 
 
 def ghost(away: Away, during: float) -> LaunchLoad:

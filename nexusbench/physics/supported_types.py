@@ -9,7 +9,8 @@ from nexusbench.physics.precisions import architecture, kind_of, product_kernel
 
 def half_types(gpu: GpuSpec) -> tuple[str, ...]:
     """The 16-bit types that its tensor cores compute in, the preferred one first."""
-    return ("float16",) if architecture(gpu) == "volta" else ("bfloat16", "float16")
+    half = architecture(gpu) in ("volta", "turing")
+    return ("float16",) if half else ("bfloat16", "float16")
 
 
 def check_types(gpu: GpuSpec, model: ModelSpec) -> list[str]:

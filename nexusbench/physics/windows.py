@@ -13,11 +13,9 @@ own. How far all this is from measurements: docs/fidelity.md.
 
 from __future__ import annotations
 
-import msgspec
-
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.attention import Attention, spread
-from nexusbench.physics.operators import OperatorClass
+from nexusbench.physics.operators import OperatorClass, later
 from nexusbench.physics.precisions import architecture, window_constants
 
 _COUNTED = 64  # tiles whose blocks are counted for their mean
@@ -44,8 +42,13 @@ class WindowedAttention(Attention):
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        writes: bool = True,
     ) -> None:
-        super().__init__(gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers)
+        super().__init__(
+            gpu, num_heads, num_kv_heads, head_dim, kv_bytes, activation_bytes, layers,
+            writes=writes,
+        )  # fmt: skip
         own = window_constants(gpu)
         self._window, block = window, self._keys
         if self._packs and head_dim <= _NARROW:
@@ -54,7 +57,7 @@ class WindowedAttention(Attention):
         self._aligned = self._packs and architecture(gpu) == "hopper"
         self._more = own.tile_us * 1e3
         threads = min(1.0, num_kv_heads * head_dim / _THREADS)
-        full = own.write_us * 1e3
+        full = own.write_us * 1e3 if writes else 0.0
         self._write = full * (_ONE_WARP + (1.0 - _ONE_WARP) * threads * threads)
         span, blocks = self._rows / (self._group if self._packs else 1), 0  # tokens of one tile
         for tile in range(_COUNTED):
@@ -88,7 +91,7 @@ class WindowedAttention(Attention):
             tokens += count
         more = tokens * (self._write / sms - self._cache_bytes / bandwidth)
         if more > 0.0:
-            made = msgspec.structs.replace(made, time=made.time + more * self._layers)
+            made = later(made, more * self._layers)
         return made
 
     def _touched(self, context: int) -> int:

@@ -272,9 +272,8 @@ def utilisation(stages: Stages, shape: BatchShape, ns: float) -> tuple[float, fl
     """(MFU, MBU): the model's FLOPs and bytes of a step over what the peaks could do in ``ns``."""
     work = stages.work(shape)
     flops = sum(flops for flops, _ in work.dense) + work.chunk_flops
-    pairs = (shape.decode_context + shape.num_decodes) * stages.decode_flops_per_key
     size = sum(size for _, size in work.dense) + work.chunk_bytes + work.decode_bytes
-    return (flops + pairs) / stages.flops_per_ns / ns, size / stages.bytes_per_ns / ns
+    return (flops + work.decode_flops) / stages.flops_per_ns / ns, size / stages.bytes_per_ns / ns
 
 
 def _contention(points: Sequence[Point]) -> list[Contention]:

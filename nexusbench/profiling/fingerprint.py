@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.host import constants_of
 from nexusbench.core.specs import ModelSpec, with_used_kernels
@@ -11,15 +12,15 @@ from nexusbench.profiles.profile import Fingerprint, model_fingerprint, sha256_o
 
 
 def fingerprint_of(device: Device, model: ModelSpec) -> Fingerprint:
-    """The device as it is now; ``sources`` and ``ranges`` of a GPU file may change without
-    consequence.
+    """The device as it is now; ``sources``, ``ranges`` and ``caveats`` of a GPU file may change
+    without consequence.
 
     A simulated device is what its description says. A real one is what it is called: its measured
     peaks are others at every opening.
     """
     spec = device.spec
     used = with_used_kernels(device.gpu, model, spec.tensor_parallel)
-    gpu = msgspec.structs.replace(used, sources={}, ranges={})
+    gpu = msgspec.structs.replace(used, sources={}, ranges={}, caveats=UNSET)
     decisive: list[object] = [
         spec.kind,
         gpu if spec.simulated else gpu.name,

@@ -55,7 +55,8 @@ class Scheduler(Policy[OptionsT]):
     ``partitions`` names the shares of the GPU that its batches run on, ``default_partitioner`` the
     partitioner that sizes them. ``work_conserving`` promises invariant I7 (no partition idles while
     it could be filled); a policy that leaves one idle on purpose sets it to False and says why.
-    ``source`` names the paper or code that it follows.
+    ``source`` names the paper or code that it follows, first whose rules of which version these
+    are: up to a semicolon or colon it stands beside the policy's name on screens (``rules``).
     """
 
     Options: ClassVar[type[msgspec.Struct]] = SchedulerOptions
@@ -73,6 +74,11 @@ class Scheduler(Policy[OptionsT]):
     swap_gib: ClassVar[float] = 0.0  # host memory for KV that it counts on, per GPU
     source: ClassVar[str] = ""
     belief: CostModel | None = None  # set by the composition root where needs_belief
+
+    @property
+    def rules(self) -> str:
+        """Whose rules these are and of which version, with the options that were given."""
+        return self.source.partition(";")[0].partition(":")[0]
 
     def order_key(self, request: RequestView) -> float:
         """Place in the waiting queue, smaller first; called each time a request starts to wait.

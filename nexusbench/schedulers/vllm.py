@@ -1,4 +1,4 @@
-"""vLLM v1's scheduler (0.7 to 0.8): chunked prefill in one token budget, decodes first."""
+"""vLLM v1's scheduler: chunked prefill in one token budget, decodes first."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ class VllmScheduler(Scheduler[VllmSchedulerOptions]):
     """
 
     source: ClassVar[str] = (
-        "vLLM v1 scheduler, 0.7-0.8; chunked prefill after Sarathi-Serve (2403.02310)"
+        "vLLM v1 scheduler from 0.7 on, before 0.19 (whole_prompt=true: 0.19); chunked prefill "
+        "after Sarathi-Serve (2403.02310)"
     )
+
+    @property
+    def rules(self) -> str:
+        """The version by the one option that tells them apart."""
+        return "vLLM 0.19" if self.options.whole_prompt else "vLLM v1 before 0.19"
 
     def schedule(self, ctx: SchedulerContext) -> Plan:
         """Running first (preempting the last to join where blocks lack), then admit in order."""

@@ -12,12 +12,14 @@ from msgspec import UNSET
 from nexusbench.core.batch import Split
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.mixer_work import FullWork
 from nexusbench.core.request import Request
 from nexusbench.core.specs import DTYPE_BYTES, ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
+from nexusbench.kv.grouped import GroupedKV
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.results.machine import machine_facts
@@ -31,6 +33,7 @@ from nexusbench.results.resolved import (
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
+from nexusbench.serving.peers import EngineParts, make_peers
 from nexusbench.serving.resolve import NamedRun, resolve
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
@@ -39,7 +42,9 @@ from nexusbench.workloads.trace import conversation_ids, load_trace
 
 
 class Assembly(msgspec.Struct):
-    """The objects of one run, resolved and ready; ``resolved`` is for the manifest."""
+    """The objects of one run, resolved and ready; ``resolved`` is for the manifest, ``peers`` are
+    the engines beside the first.
+    """
 
     config: RunConfig
     trace: Trace
@@ -52,6 +57,16 @@ class Assembly(msgspec.Struct):
     requests: list[Request]
     limits: Limits
     resolved: ResolvedEngineRun
+    peers: list[EngineParts] = []
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """As the event log counts them: those of all engines, one engine after the other."""
+        own = self.scheduler.partitions
+        if not self.peers:
+            return own
+        engines = range(1 + len(self.peers))
+        return tuple(f"{name}@{engine}" for engine in engines for name in own)
 
     def columns(self) -> dict[str, list[Any]]:
         """The requests, as they are stored."""
@@ -112,8 +127,9 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
         # Refuses impossible options before anything is written.
         initial = partitioner.initial(device.spec)
         kv, others = kv_pools(config, model, device, trace)
+        peers = make_peers(run, device, trace, belief)
         requests = make_requests(trace, config.block_size)
-        check_pool(requests, kv)
+        check_pool(requests, kv, limits.max_num_batched_tokens)
         if device.spec.makes_tokens:
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms
@@ -125,8 +141,9 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
     # The requests carry everything now: a second million of them would be kept for nothing.
     trace = msgspec.structs.replace(trace, requests=[])
     return Assembly(
-        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits, resolved
-    )
+        config, trace, model, device, scheduler, partitioner, kv, others, requests, limits,
+        resolved, peers,
+    )  # fmt: skip
 
 
 def make_requests(trace: Trace, block_size: int) -> list[Request]:
@@ -222,20 +239,31 @@ def _resolved(
 ) -> ResolvedEngineRun:
     """What the config became on this device and model, for the manifest."""
     config, model, spec = run.config, run.model, device.spec
+    engines = config.data_parallel_size
+    homes = [spec.pool_of.get(partition, 0) for partition in scheduler.partitions]
+    pools = list(spec.pools)
+    if engines > 1:
+        # Each has one pool, and policies that do not swap (check_policy).
+        homes = [engine for engine in range(engines) for _ in homes]
+        pools = [f"gpu{engine}" for engine in range(engines)]
     return ResolvedEngineRun(
-        device=spec.name, gpu=device.gpu, num_sms=spec.num_sms, work=work_of(model, device),
-        gpus=config.tensor_parallel_size * spec.num_gpus,
+        device=spec.name, gpu=device.gpu, num_sms=spec.num_sms * engines,
+        work=work_of(model, device),
+        gpus=config.tensor_parallel_size * spec.num_gpus * spec.stages * engines,
         legal_splits=[str(split) for split in spec.splits],
         kernel_table=device.kernel_table_sha256, made_of_profile=device.made_of_profile,
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
-        model=served_model(model), caveats=list(run.caveats), random_weights=device.random_weights,
-        scheduler=scheduler.name, scheduler_options=msgspec.to_builtins(scheduler.options),
+        model=served_model(model),
+        caveats=[*run.caveats, *device.gpu.warnings],
+        random_weights=device.random_weights,
+        scheduler=scheduler.name, scheduler_rules=scheduler.rules or UNSET,
+        scheduler_options=msgspec.to_builtins(scheduler.options),
         partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,
-        kv_blocks=kv.num_blocks * spec.num_gpus, block_size=kv.block_size, limits=limits,
-        swap_bytes=spec.host_bytes, pools=list(spec.pools),
-        homes=[spec.pool_of.get(partition, 0) for partition in scheduler.partitions],
+        kv_blocks=kv.num_blocks * spec.num_gpus * engines, block_size=kv.block_size, limits=limits,
+        kv_groups=kv.sizes if isinstance(kv, GroupedKV) else UNSET,
+        swap_bytes=spec.host_bytes, pools=pools, homes=homes,
         trace=trace_facts(trace), seed=config.seed, slo=slo_bounds(config.goodput),
         warmup_ns=round(config.warmup_s * NS_PER_S),
         price_per_hour=config.price_per_hour, watts=config.watts,
@@ -243,16 +271,25 @@ def _resolved(
 
 
 def work_of(model: ModelSpec, device: Device) -> Work | None:
-    """Work counts and measured limits for MFU and MBU; None for a simulation."""
+    """Work counts and measured limits for MFU and MBU; None for a simulation, and for a model whose
+    work does not grow evenly with tokens and with pairs of them: experts, windows, latents.
+    """
     if device.spec.simulated:
         return None
     counts = model_work(model)
+    pair_flops = 0.0
+    for each, layers in counts.mixing:
+        if type(each) is not FullWork:
+            return None
+        pair_flops += each.pair_flops * layers
+    if counts.routed:
+        return None
     weights = sum(linear.inputs * linear.outputs * linear.count for linear in counts.linears)
     head = counts.head.inputs * counts.head.outputs
     return Work(
         token_flops=2.0 * weights,
         head_flops=2.0 * head,
-        pair_flops=counts.attention_flops * counts.num_layers,
+        pair_flops=pair_flops,
         weight_bytes=weights * counts.weight_bytes_each,
         head_bytes=head * DTYPE_BYTES[model.dtypes.embeddings],
         kv_bytes=counts.kv_bytes_per_token,

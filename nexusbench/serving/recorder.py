@@ -18,7 +18,7 @@ from nexusbench.core.errors import Interrupted, NexusbenchError, Terminated
 from nexusbench.core.events import EventLog
 from nexusbench.core.units import NS_PER_MS, NS_PER_S
 from nexusbench.core.work import HostGap
-from nexusbench.engine.engine import Engine
+from nexusbench.engine.served import Served
 from nexusbench.results.resolved import Resolved, facts_for_metrics
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Saver:
         self._clock = threading.Thread(target=self._tick, name="nexusbench-saving", daemon=True)
         self._clock.start()
 
-    def look(self, engine: Engine) -> None:
+    def look(self, engine: Served) -> None:
         """Begin to write what is new, where it is time to."""
         if not self._due.is_set() or not self._idle.is_set():
             return
@@ -119,7 +119,7 @@ class Saver:
             self._idle.clear()
             threading.Thread(target=self._save, args=(snapshot,), daemon=True).start()
 
-    def seal(self, engine: Engine) -> None:
+    def seal(self, engine: Served) -> None:
         """Write what the log holds for good, and let go of it."""
         self.rest()
         try:
@@ -357,6 +357,6 @@ def _joined(reader: RunReader, log: EventLog) -> dict[str, Columns]:
     }
 
 
-def splits_of(engine: Engine) -> Sequence[Sequence[int]]:
+def splits_of(engine: Served) -> Sequence[Sequence[int]]:
     """The SMs of each split that the log's codes stand for."""
-    return [split.sms for split in engine.executor.splits]
+    return [split.sms for split in engine.splits]

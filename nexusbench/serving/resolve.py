@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
@@ -20,6 +21,7 @@ from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.physics.supported_types import check_types, half_types
 from nexusbench.schedulers.base import Scheduler, schedulers
+from nexusbench.serving.parallel import check_parallel, check_policy, deployment_caveats
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
 # How tokens are made; a simulation makes none. (Graphs are how they are launched.)
@@ -88,9 +90,11 @@ def resolve(config: RunConfig) -> NamedRun:
     spec, cls = partitioner_of(config, scheduler)
     if scheduler.num_gpus == 2:
         named = msgspec.structs.replace(named, argument=pair_of(scheduler, named))
+    swap_bytes = swap_gib(config, scheduler, named.kind) * GIB
+    check_policy(config, scheduler, swap_bytes)
     return NamedRun(
         config=config, model=found.model, max_model_len=found.max_model_len, named=named,
-        swap_bytes=swap_gib(config, scheduler, named.kind) * GIB, caveats=found.caveats,
+        swap_bytes=swap_bytes, caveats=found.caveats,
         scheduler=scheduler, partitioner=spec, partitioner_class=cls,
     )  # fmt: skip
 
@@ -104,7 +108,7 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
     said = caveats(model) if model is not None else []
     if model is None:
         model, said = _in_precision(config, named)
-    check_tensor_parallel(config.tensor_parallel_size, model)
+    check_tensor_parallel(config.tensor_parallel_size, model, config.enable_expert_parallel)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
         raise UsageError(
@@ -112,10 +116,11 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
             "tokens. Give at most that many, or leave it out"
         )
     check_flags(config, named.kind)
+    check_parallel(config, model, named.kind)
     swap_bytes = swap_gib(config, None, named.kind) * GIB
     return ModelOnDevice(
         config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes,
-        caveats=tuple(said),
+        caveats=(*said, *deployment_caveats(config)),
     )  # fmt: skip
 
 
@@ -136,6 +141,14 @@ def find_device(name: str) -> NamedDevice:
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
         raise UsageError(f"'{name}' is a GPU, not a device; write sim:{kind}")
     return NamedDevice(kind, argument, devices.load(kind))
+
+
+def rules_of(specs: Iterable[str]) -> str:
+    """Whose rules of which version each scheduler follows, each named once; '' of those that do not
+    say.
+    """
+    known = {spec: schedulers.create(spec).rules for spec in dict.fromkeys(specs)}
+    return "; ".join(f"{spec}: {rules}" for spec, rules in known.items() if rules)
 
 
 def pair_of(policy: Scheduler, named: NamedDevice) -> str:
@@ -168,8 +181,10 @@ def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[P
 
 
 def caveats_of(config: RunConfig) -> list[str]:
-    """What a screen says of the model of ``config`` on its device, a sentence each."""
-    return list(model_on_device(config).caveats)
+    """What is to be said of the model and of the device of ``config`` before any figure of them."""
+    what = model_on_device(config)
+    warnings = what.named.describe().warnings if what.named.kind == "sim" else ()
+    return [*what.caveats, *warnings]
 
 
 def _in_precision(config: RunConfig, named: NamedDevice) -> tuple[ModelSpec, list[str]]:
@@ -187,8 +202,10 @@ def _in_precision(config: RunConfig, named: NamedDevice) -> tuple[ModelSpec, lis
     return served.model, said
 
 
-def check_tensor_parallel(size: int, model: ModelSpec) -> None:
-    """Heads and feed-forward layers must divide evenly; KV heads may be replicated instead."""
+def check_tensor_parallel(size: int, model: ModelSpec, whole_experts: bool = False) -> None:
+    """Heads and feed-forward layers must divide evenly (but experts that lie whole on a GPU); KV
+    heads may be replicated instead.
+    """
     mixers = [group.mixer for group in model.groups]
     # Heads of attention, of states and of latent attention alike; a latent is kept on each GPU.
     attention = {
@@ -196,7 +213,9 @@ def check_tensor_parallel(size: int, model: ModelSpec) -> None:
         for mixer in mixers
         if isinstance(mixer, FullAttention | LatentAttention)
     }
-    wide = math.gcd(*(layer.inputs for layer in model.linears if layer.name.endswith("down")))
+    apart = "expert_down" if whole_experts else ""
+    widths = {x.inputs for x in model.linears if x.name.endswith("down") and x.name != apart}
+    wide = math.gcd(*widths) if widths else size
 
     def divides(n: int) -> bool:
         for heads, kv_heads in attention:

@@ -16,8 +16,13 @@ from nexusbench.core.faults import blamed
 from nexusbench.core.printable import folder_name
 from nexusbench.core.work import HostGap
 from nexusbench.engine.engine import Engine, EngineConfig
+from nexusbench.engine.fleet import Fleet
+from nexusbench.engine.served import Served
+from nexusbench.engine.shared import SharedState
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun, facts_for_metrics
 from nexusbench.serving.assembly import Assembly, assemble
+from nexusbench.serving.opening import kv_pages
+from nexusbench.serving.peers import EngineParts
 from nexusbench.serving.recorder import (
     Recorder,
     Saver,
@@ -39,8 +44,8 @@ CHECK_STEPS = 64  # engine steps between looks at the flag, the log's size and t
 
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I7", "I10", "I11")
 
-Progress = Callable[[Engine], object]  # one that returns False is only called again at the end
-AnyProgress = Callable[["Engine | ReplayStatus"], object]
+Progress = Callable[[Served], object]  # one that returns False is only called again at the end
+AnyProgress = Callable[["Served | ReplayStatus"], object]
 
 
 class RunResult(msgspec.Struct):
@@ -111,7 +116,7 @@ class EngineRecorder(Recorder):
     """
 
     invariants: ClassVar[Mapping[str, str]] = dict.fromkeys(INVARIANTS, "held")
-    engine: Engine  # once it is made, with this observer and this log
+    engine: Engine | Fleet  # once it is made, with this observer and this log
 
     def __init__(
         self,
@@ -123,7 +128,7 @@ class EngineRecorder(Recorder):
     ) -> None:
         super().__init__(EventLog(), assembly.resolved, writer, progress, stop)
         self.simulated = assembly.device.spec.simulated
-        self.partitions = assembly.scheduler.partitions
+        self.partitions = assembly.partitions
         self._assembly, self._watch, self._saver = assembly, watch, None
         if writer is not None and not self.simulated:
             self._saver = Saver(writer, assembly.device.interrupt)
@@ -131,14 +136,14 @@ class EngineRecorder(Recorder):
         self._every = self._next_check = CHECK_STEPS if self.simulated else 0
         self._marks: dict[str, int] = {}  # rows held when all tables last fitted together
 
-    def status(self) -> Engine:
+    def status(self) -> Served:
         """The engine."""
         return self.engine
 
     def position(self) -> tuple[int, int, int]:
         """On the device's clock."""
         engine = self.engine
-        return engine.state.now, engine.executor.num_ended, len(engine.requests)
+        return engine.now_ns, engine.num_ended, len(engine.requests)
 
     def columns(self) -> dict[str, list[Any]]:
         """Those of the assembly."""
@@ -156,11 +161,11 @@ class EngineRecorder(Recorder):
         """Of the device."""
         return self._assembly.device.host_gaps()
 
-    def after_step(self, engine: Engine) -> None:
+    def after_step(self, engine: Served) -> None:
         """Cheap unless a check is due."""
-        if engine.executor.num_steps < self._next_check:
+        if engine.num_steps < self._next_check:
             return
-        self._next_check = engine.executor.num_steps + self._every
+        self._next_check = engine.num_steps + self._every
         self.look()
         if self._watch is not None:
             self._watch(engine)
@@ -218,7 +223,7 @@ def serve(
             names = [folder_name(n) for n in (assembly.trace.name, scheduler.name, spec.name)]
             writer = open_writer(
                 results, names, assembly.config, assembly.resolved, assembly.columns(),
-                simulated=spec.simulated, partitions=scheduler.partitions,
+                simulated=spec.simulated, partitions=assembly.partitions,
             )  # fmt: skip
         recorder = EngineRecorder(assembly, writer, progress, interrupted, watch)
         try:
@@ -265,38 +270,50 @@ def _parts(assembly: Assembly) -> dict[str, object]:
 
 def engine_of(
     assembly: Assembly,
-    observer: Callable[[Engine], None] | None = None,
+    observer: Callable[[Served], None] | None = None,
     log: EventLog | None = None,
-) -> Engine:
-    """The engine that serves what was assembled, ready to run."""
-    device, model = assembly.device, assembly.model
+) -> Engine | Fleet:
+    """The engine, or the fleet of them, that serves what was assembled, ready to run."""
+    device, model, requests = assembly.device, assembly.model, assembly.requests
     config = EngineConfig(
         assembly.limits,
         concurrency=assembly.trace.concurrency,
         stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
-        block_bytes=model.kv_bytes_on(device.spec.tensor_parallel) * assembly.kv.block_size,
+        block_bytes=kv_pages(assembly.config, model, device).page_bytes,
         host=device.host,
     )
-    return Engine(
-        device, assembly.scheduler, assembly.partitioner, assembly.kv, assembly.requests, config,
-        log=log, stopwatch=now_ns, observer=observer, others=assembly.other_pools,
-    )  # fmt: skip
+    if device.ranks is None:
+        return Engine(
+            device, assembly.scheduler, assembly.partitioner, assembly.kv, requests, config,
+            log=log, stopwatch=now_ns, observer=observer, others=assembly.other_pools,
+        )  # fmt: skip
+    log = log if log is not None else EventLog()
+    shared = SharedState(requests, config.concurrency, config.host)
+    first = EngineParts(device, assembly.scheduler, assembly.partitioner, assembly.kv)
+    engines = [
+        Engine(
+            one.device, one.scheduler, one.partitioner, one.kv, requests, config,
+            log=log, stopwatch=now_ns, shared=shared,
+        )
+        for one in (first, *assembly.peers)
+    ]  # fmt: skip
+    return Fleet(engines, device.ranks, config.audit_every, observer)
 
 
-def events_so_far(assembly: Assembly, engine: Engine) -> RunEvents:
+def events_so_far(assembly: Assembly, engine: Served) -> RunEvents:
     """What has happened in a run that is not kept in a folder, also while it goes on."""
     from nexusbench.metrics.run_events import RunEvents
 
     facts = facts_for_metrics(
         assembly.resolved,
         simulated=assembly.device.spec.simulated,
-        partitions=assembly.scheduler.partitions,
+        partitions=assembly.partitions,
         splits=splits_of(engine),
     )
     return RunEvents.from_log(engine.log, assembly.columns(), facts)
 
 
-def _decision_times(engine: Engine) -> dict[str, float]:
+def _decision_times(engine: Served) -> dict[str, float]:
     """Real microseconds per scheduling decision (policy and partitioner), outside the event log."""
     import numpy as np
 

@@ -65,7 +65,7 @@ def _check_launches(engine: Engine) -> None:
         together = any(
             other[1] == time and other[2] != partition for other in launches[position + 1 :][:2]
         )
-        share = engine.executor.splits[split].sms[partition]
+        share = engine.splits[split].sms[partition]
         allowed = spec.num_sms if expands and not beside and not together else share
         if sms != allowed:
             problem = f"step {step} got {sms} SMs where the split in force allows {allowed}"

@@ -32,7 +32,7 @@ def run_events(engine: Engine, **changes: Any) -> RunEvents:
         kv_blocks=engine.kv.num_blocks,
         block_size=engine.kv.block_size,
         partitions=engine.scheduler.partitions,
-        splits=tuple(tuple(split.sms) for split in engine.executor.splits),
+        splits=tuple(tuple(split.sms) for split in engine.splits),
         device=spec.name,
     )
     facts = msgspec.structs.replace(facts, **changes)
@@ -73,7 +73,7 @@ def _cut_short(requests: Sequence[Request]) -> Engine:
 
     def watch(engine: Engine) -> None:
         held[:] = [engine]
-        if engine.executor.num_steps >= STOP_AFTER:
+        if engine.num_steps >= STOP_AFTER:
             raise _CutShort
 
     with suppress(_CutShort):

@@ -6,12 +6,10 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
-from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError, UsageError
@@ -28,7 +26,6 @@ from nexusbench.models.families.base import (
     families,
     family_of,
 )
-from nexusbench.physics.covered import not_covered
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.testing._errors import ConformanceError, named
@@ -80,8 +77,7 @@ def check_model_family(family: str | type[ModelFamily]) -> None:
                 _check_refusal(file, cls, damaged, key)
         with named("launches"):
             _check_times(model)
-        computed = cls.biases is not None and model.stack is UNSET
-        if computed and model.num_parameters <= MOST_COMPUTED:
+        if cls.biases is not None and model.num_parameters <= MOST_COMPUTED:
             with named("tokens"):
                 _described(file, cls, sample)
                 _check_tokens(file, model)
@@ -196,17 +192,10 @@ def _check_refusal(file: Path, cls: type[ModelFamily], data: dict[str, object], 
 
 
 def _check_times(model: ModelSpec) -> None:
-    """Launches take finite times, and a simulated GPU serves some requests; or it refuses the model
-    for layers that it has no kernel for.
-    """
+    """Launches take finite times, and a simulated GPU serves some requests."""
     from nexusbench.devices.sim import Sim
 
     gpu = load_gpu(GPU)
-    if not_covered(model):
-        with suppress(UsageError):
-            Physics(gpu, model)
-            raise ConformanceError("contract", "is simulated without a kernel for its layers")
-        return
     for truth in (Physics(gpu, model), Roofline(gpu=gpu, model=model)):
         for shape in SHAPES:
             if isinstance(truth, Physics):

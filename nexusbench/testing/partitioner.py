@@ -180,7 +180,7 @@ def _check_runs(partitioner: PartitionerLike, policy: str, seed: int, examples: 
         with named(f"{policy}, {workload.name}"):
             engine = run(workload)
             check_log(engine)
-            for split in engine.executor.splits:
+            for split in engine.splits:
                 _check_legal(split, engine.state, "split")
             if run(workload).log.digest() != engine.log.digest():
                 raise ConformanceError("I6", "two runs of the same workload give different logs")

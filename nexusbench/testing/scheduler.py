@@ -80,11 +80,11 @@ def observed_run(
         nonlocal calls
         calls += 1
         if calls > most:
-            left = len(engine.requests) - engine.executor.num_ended
+            left = len(engine.requests) - engine.num_ended
             raise ConformanceError(
                 "I10",
                 f"makes no progress: {left} requests are unfinished after {calls:,} turns of the "
-                f"loop, {engine.executor.num_steps:,} launches and {engine.executor.num_tokens:,} "
+                f"loop, {engine.num_steps:,} launches and {engine.num_tokens:,} "
                 "tokens",
             )
 

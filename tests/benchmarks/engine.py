@@ -62,7 +62,7 @@ def served(label: str, engine: Engine) -> float:
     started = time.perf_counter()
     engine.run()
     wall = time.perf_counter() - started
-    steps, tokens = engine.executor.num_steps, engine.executor.num_tokens
+    steps, tokens = engine.num_steps, engine.num_tokens
     middle = sorted(engine.decision_ns)[len(engine.decision_ns) // 2] / 1e3
     print(
         f"{label:42s} {wall:7.2f} s {steps:9,d} steps {steps / wall:9,.0f} steps/s "

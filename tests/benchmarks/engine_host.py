@@ -23,9 +23,9 @@ import numpy as np
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.host import US, EngineHost
+from nexusbench.experiments.fidelity.deployment import Refused
 from nexusbench.experiments.fidelity.nelder_mead import nelder_mead
 from nexusbench.experiments.fidelity.serving_configs import (
-    Refused,
     ServingPlan,
     config_of,
     without_warnings,

@@ -54,7 +54,7 @@ def collect(count: int) -> Pool:
         began, began_cpu = time.perf_counter_ns(), time.process_time_ns()
         engine.run()
         wall, cpu = time.perf_counter_ns() - began, time.process_time_ns() - began_cpu
-        steps = 1e3 * engine.executor.num_steps
+        steps = 1e3 * engine.num_steps
         pool.append(Timed(np.asarray(engine.decision_ns) / 1e3, cpu / steps, wall / steps))
     return pool[5:]
 

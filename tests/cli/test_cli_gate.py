@@ -69,7 +69,7 @@ def test_the_same_run_passes(call: Call, kept: str, baseline: Path) -> None:
 
 def turn_away_half(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
     """Every second request ends when it arrives: an engine that is fast for the others."""
-    offer = Engine._offer
+    offer = Engine.offer
 
     def picky(self: Engine, request: Request) -> None:
         if request.index % 2:

@@ -30,6 +30,8 @@ FLAGS = {
     "--gpu-memory-utilization": "gpu_memory_utilization",
     "--swap-space": "swap_space",
     "--tensor-parallel-size": "tensor_parallel_size",
+    "--data-parallel-size": "data_parallel_size",
+    "--pipeline-parallel-size": "pipeline_parallel_size",
     "--speed": "speed",
     "--rate": "request_rate",
     "--burstiness": "burstiness",

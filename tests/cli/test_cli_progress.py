@@ -28,7 +28,7 @@ class Script:
 
     def __init__(self, arrivals: list[int]) -> None:
         self.log = EventLog()
-        self.executor = SimpleNamespace(num_tokens=0)
+        self.num_tokens = 0
         self.requests = [SimpleNamespace(num_output_tokens=0, arrival_ns=t * MS) for t in arrivals]
         self.rolling = RollingLatency(len(arrivals))
 
@@ -37,7 +37,7 @@ class Script:
         for request in requests:
             self.log.tables["token"].row(request)
             self.requests[request].num_output_tokens += 1
-        self.executor.num_tokens += len(requests)
+        self.num_tokens += len(requests)
 
     def look(self) -> tuple[float | None, float | None]:
         engine: Any = self

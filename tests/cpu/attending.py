@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from nexusbench.kernels.attention.base import AttentionBackend
-from nexusbench.kernels.paged import HeadShape, PagedKV
+from nexusbench.kernels.attention.rules import AttentionRule
+from nexusbench.kernels.paged import HeadShape, PagedKV, keys_values
 from nexusbench.kernels.planner import AttentionPlan, plan_attention
 
 
@@ -40,7 +41,13 @@ class Run(NamedTuple):
     expected: torch.Tensor  # [T, query size], float64
 
 
-def make_run(case: Case, dtype: torch.dtype, seed: int, **planning: int) -> Run:
+def make_run(
+    case: Case,
+    dtype: torch.dtype,
+    seed: int,
+    rule: AttentionRule | None = None,
+    **planning: int,
+) -> Run:
     """Random queries and a cache that holds the context and the step's own keys and values."""
     torch.manual_seed(seed)
     heads, size = case.heads, case.block_size
@@ -48,32 +55,42 @@ def make_run(case: Case, dtype: torch.dtype, seed: int, **planning: int) -> Run:
     free = list(range(sum(needed) + 2))
     random.Random(seed).shuffle(free)
     tables = [[free.pop() for _ in range(count)] for count in needed]
-    kv = PagedKV(1, sum(needed) + 2, size, heads, dtype)
+    rules = None if rule is None else [rule]
+    kv = PagedKV(1, sum(needed) + 2, size, heads, dtype, rules=rules)
     layer = kv.layers[0]
     layer.tensor.normal_()
     plan = plan_attention(case.query, case.context, tables, size, **planning)
     qkv = torch.randn(plan.num_tokens, heads.qkv_size).to(dtype)
     layer.write(torch.from_numpy(plan.slots), qkv[:, heads.query_size :])
-    expected = torch.empty(plan.num_tokens, heads.query_size, dtype=torch.float64)
+    expected = torch.empty(plan.num_tokens, heads.output_size, dtype=torch.float64)
     for place, sequence in enumerate(plan.order.tolist()):
         start, stop = plan.query_starts[place : place + 2].tolist()
         count = case.query[sequence] + case.context[sequence]
         held = layer.tensor[tables[sequence]].flatten(0, 1)[:count].double()
         queries = qkv[start:stop, : heads.query_size].double()
-        expected[start:stop] = _attend(queries, held, heads, case.context[sequence])
+        context = case.context[sequence]
+        expected[start:stop] = _attend(queries, held, heads, context, layer.rule)
     return Run(plan, qkv, kv, expected)
 
 
 def _attend(
-    queries: torch.Tensor, held: torch.Tensor, heads: HeadShape, context: int
+    queries: torch.Tensor, held: torch.Tensor, heads: HeadShape, context: int, rule: AttentionRule
 ) -> torch.Tensor:
-    """Textbook causal attention of [n, heads x D] over ``held`` [keys, 2, KV heads, D]."""
-    keys, values = held.repeat_interleave(heads.group, dim=2).unbind(1)
+    """Textbook causal attention of [n, heads x D] over ``held`` [keys, kinds, KV heads, D]."""
+    keys, values = keys_values(held.repeat_interleave(heads.group, dim=2), heads.latent_dim)
     rows = queries.view(len(queries), heads.num_heads, heads.head_dim)
-    scores = torch.einsum("qhd,khd->hqk", rows, keys) / heads.head_dim**0.5
-    later = torch.arange(len(keys)) > torch.arange(len(rows)).unsqueeze(1) + context
-    scores = scores.masked_fill(later, float("-inf"))
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values).flatten(1)
+    scores = torch.einsum("qhd,khd->hqk", rows, keys) * rule.scale
+    if rule.soft_cap:
+        scores = rule.soft_cap * torch.tanh(scores / rule.soft_cap)
+    places = torch.arange(len(rows)).unsqueeze(1) + context
+    unseen = torch.arange(len(keys)) > places
+    if rule.window:
+        unseen |= torch.arange(len(keys)) <= places - rule.window
+    chances = scores.masked_fill(unseen, float("-inf")).exp()
+    total = chances.sum(-1, keepdim=True)
+    if rule.sinks is not None:
+        total += rule.sinks.double().exp().view(-1, 1, 1)
+    return torch.einsum("hqk,khd->qhd", chances / total, values).flatten(1)
 
 
 def largest_error(backend: AttentionBackend, run: Run) -> float:

@@ -144,14 +144,14 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str, str | None, str]] = 
         lambda folder: edit_config(folder, model_type="gpt2"),
         "config.json",
         "model_type",
-        '"gpt2" is not supported. Supported: llama, mistral, qwen2, qwen3',
+        '"gpt2" is not supported. Supported: deepseek_v2, deepseek_v3, gemma,',
     ),
     "rope": (
         ".",
-        lambda folder: edit_config(folder, rope_parameters={"rope_type": "yarn"}),
+        lambda folder: edit_config(folder, rope_parameters={"rope_type": "dynamic"}),
         "config.json",
         "rope_parameters.rope_type",
-        '"yarn" is not supported. Supported rope types: default, linear, llama3',
+        '"dynamic" is not supported. Supported rope types: default, linear, llama3, yarn',
     ),
     "missing shard": (
         "shards",

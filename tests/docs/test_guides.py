@@ -23,7 +23,7 @@ GUIDES = {
     "cost-model": ("nexusbench.costs", "per-token", "per-token", "cost-models"),
     "metric": ("nexusbench.metrics", "waiting-share", "waiting_share", "metrics"),
     "device": ("nexusbench.devices", "metronome", "metronome:l20", "devices"),
-    "gpu": ("nexusbench.data.gpus", "l4", "l4", "gpus"),
+    "gpu": ("nexusbench.data.gpus", "a10", "a10", "gpus"),
     "model-family": ("nexusbench.models.families", "chatglm", "chatglm", "model-families"),
     "trace-format": ("nexusbench.workloads.readers", "tabbed", "tabbed", "formats"),
 }

@@ -236,7 +236,7 @@ def test_the_fixture_of_pytest_fails_too(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(pytest.skip.Exception):
         gate(RULE, saving=True)
     assert gate(RULE).verdict == "pass"
-    offer = Engine._offer
+    offer = Engine.offer
 
     def picky(self: Engine, request: Request) -> None:
         offer(self, request)

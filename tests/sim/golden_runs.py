@@ -67,8 +67,8 @@ def run(name):
     columns = engine.log.tables["step_done"].columns
     return {
         "digest": engine.log.digest(),
-        "steps": engine.executor.num_steps,
-        "tokens": engine.executor.num_tokens,
+        "steps": engine.num_steps,
+        "tokens": engine.num_tokens,
         "preempted": len(engine.log.tables["preempted"]),
         "repartitioned": len(engine.log.tables["repartitioned"]),
         "end_ns": columns["time"][-1],

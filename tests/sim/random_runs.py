@@ -184,7 +184,7 @@ def serve(one: Case) -> Engine:
         nonlocal turns
         turns += 1
         if turns > MOST_TURNS:
-            raise GoesRound(f"{engine.executor.num_ended} of {len(engine.requests)} ended")
+            raise GoesRound(f"{engine.num_ended} of {len(engine.requests)} ended")
 
     policy = make_scheduler(one.scheduler)
     engine = build(
@@ -252,5 +252,5 @@ def breaches(one: Case) -> list[str]:
         engine = serve(one)
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
-    splits = [split.sms for split in engine.executor.splits]
+    splits = [split.sms for split in engine.splits]
     return check(columns(engine), splits, facts(engine, one), offers(one))

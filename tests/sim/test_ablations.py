@@ -33,7 +33,7 @@ def changes(engine):
 
 
 def splits(engine):
-    return {split.sms for split in engine.executor.splits}
+    return {split.sms for split in engine.splits}
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_no_hysteresis_changes_more_often_down_to_one_step_of_the_device():
     with_it, without = run("nexus:delta=20"), run("nexus:delta=0")
     assert changes(with_it) < changes(without)
     rows = without.log.tables["repartitioned"].columns["split"]
-    sizes = [without.executor.splits[row].sms[0] for row in rows]
+    sizes = [without.splits[row].sms[0] for row in rows]
     assert min(abs(a - b) for a, b in pairwise(sizes)) == 2
 
 

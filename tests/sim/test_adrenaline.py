@@ -135,21 +135,22 @@ def test_a_launch_takes_the_longer_of_both_attentions():
     alone = physics()
     kept = alone.attention(BatchShape(60, 140_000), 92).time
     sent = alone.attention(BatchShape(40, 60_000), 46).time
-    assert there.local == kept
-    assert sent + there.wire < kept  # in hiding
+    ((local, _, wire),) = there.kinds
+    assert local == kept
+    assert sent + wire < kept  # in hiding
     dense = alone.load(shape, 92)
     assert load.solo == pytest.approx(dense.solo - dense.attention.time + kept + 32 * SYNC_NS)
     assert load.solo < dense.solo  # 60,000 keys fewer to read here
     few, there = away(shape, 4)
-    assert there.attention.time + there.wire > kept
-    assert few.solo == pytest.approx(load.solo - kept + there.attention.time + there.wire)
+    assert there.attention.time + wire > kept
+    assert few.solo == pytest.approx(load.solo - kept + there.attention.time + wire)
 
 
 def test_each_layer_pays_for_its_two_messages():
     shape = BatchShape(64, 64_000, remote=(64, 64_000))  # nothing stays: nothing to hide behind
     load, there = away(shape, 46)
     sent = 64 * (2 * 32 + 2 * 8) * 128 * 2
-    assert there.wire == pytest.approx(32 * (sent / 25.0 + 2 * 10_000))
+    assert there.kinds[0][2] == pytest.approx(32 * (sent / 25.0 + 2 * 10_000))
     slow = replace(L20, link_latency_us=510.0)
     batch = Batch("decode", [], [], shape, remote_sms=46)
     far, _ = split_launch(Physics(slow, MODEL), batch, 92, 0)
@@ -211,9 +212,9 @@ def test_within_the_bound_remote_attention_never_exceeds_local():
     attention is bound by bandwidth. Beyond the bound it does.
     """
     for sent in steps_at(0.8, (0.6, 0.7, 0.8)):
-        assert sent.attention.time + sent.wire <= sent.local
+        assert sum(sent.kinds[0][1:]) <= sent.kinds[0][0]
     for sent in steps_at(1.2, (0.6, 0.7, 0.8)):
-        assert sent.attention.time > sent.local
+        assert sent.attention.time > sent.kinds[0][0]
 
 
 def test_few_sms_break_what_the_bound_promises():
@@ -229,8 +230,8 @@ def test_few_sms_break_what_the_bound_promises():
     believed = OffloadBound(Roofline(gpu=L20, model=MODEL), 60e6).bandwidth(2500, 92, 18)
     true = OffloadBound(Truth(gpu=L20, model=MODEL), 60e6).bandwidth(2500, 92, 18)
     assert true < believed
-    assert all(s.attention.time > s.local for s in steps_at(believed, (0.2,)))
-    assert all(s.attention.time <= 1.1 * s.local for s in steps_at(true, (0.2,)))
+    assert all(s.attention.time > s.kinds[0][0] for s in steps_at(believed, (0.2,)))
+    assert all(s.attention.time <= 1.1 * s.kinds[0][0] for s in steps_at(true, (0.2,)))
 
 
 # -- whole runs ------------------------------------------------------------------------------------

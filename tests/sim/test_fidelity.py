@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from nexusbench.core.config import RunConfig
+from nexusbench.experiments.fidelity.aiconfigurator import installed
 from nexusbench.experiments.fidelity.kernels import OperatorScore, score_kernels
 from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import ReplayValidation, replay
@@ -64,6 +66,43 @@ def test_rtx4090_kernels() -> None:
 @needs_data
 def test_a100_dense_operators() -> None:
     check(scores("a100", data("kernels", "a100-llama-3-8b-dense.csv.gz"))["gemm"], 7.0, 3.0)
+
+
+A40 = """\
+name = "NVIDIA A40"
+architecture = "ampere"
+num_sms = 84
+clock_mhz = 1740.0
+peak_tflops = 149.7
+hbm_gib = 44.988
+hbm_gbps = 695.8
+l2_mib = 6.0
+"""
+
+
+@needs_data
+def test_a40_dense_operators(tmp_path: Path) -> None:
+    path = data("kernels", "a40-llama-2-7b-hf-dense.csv.gz")
+    check(scores("a40", path)["gemm"], 7.5, 3.0)
+    # From its data sheet and an A100's constants, with nothing fitted on it.
+    sheet = tmp_path / "sheet.toml"
+    sheet.write_text(A40)
+    check(scores(str(sheet), path)["gemm"], 8.5, 3.0)
+
+
+@pytest.mark.slow
+@needs_aiconfigurator
+def test_an_h100_from_its_data_sheet_alone(tmp_path: Path) -> None:
+    own = load_gpu("h100")
+    sheet = tmp_path / "sheet.toml"
+    keys = ("name", "num_sms", "clock_mhz", "peak_tflops", "hbm_gib", "hbm_gbps", "l2_mib")
+    lines = [f"{key} = {json.dumps(getattr(own, key))}\n" for key in keys]
+    sheet.write_text("".join([*lines, 'architecture = "hopper"\n']))
+    found = scores(str(sheet), str(installed("h100")))
+    for operator, bound in (("gemm", 7.0), ("attention", 12.0), ("gemm-fp8", 10.0)):
+        physics = found[operator].physics
+        assert physics is not None
+        assert physics.mape < bound
 
 
 @needs_data

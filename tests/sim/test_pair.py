@@ -223,7 +223,8 @@ def test_message_bytes_are_queries_keys_values_and_outputs():
     """Llama-3.1-8B in bf16: 2 x 32 query heads and 2 x 8 KV heads of 128 values."""
     from nexusbench.models.config import load_model
     from nexusbench.physics.launches import Physics
+    from nexusbench.physics.remote import message_bytes
 
     physics = Physics(load_gpu("l20"), load_model("llama-3.1-8b"))
-    assert physics.message_bytes(10) == 10 * (2 * 32 + 2 * 8) * 128 * 2
+    assert message_bytes(physics, physics.mixing[0], 10) == 10 * (2 * 32 + 2 * 8) * 128 * 2
     assert BatchShape(8, 800, remote=(3, 500)).at_home == BatchShape(8, 300)

@@ -170,7 +170,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="$NEXUSBENCH_DATA hold
     [
         ("h200", "h200-green-ctx-stream-scan", {"stream": 8}),
         ("rtx5070ti", "5070ti-green-ctx-stream-scan", {"stream": 8}),
-        ("rtxa6000", "a6000-green-ctx-dram-read", {"stream": 8, "stream, absolute": 8}),
+        ("a6000", "a6000-green-ctx-dram-read", {"stream": 8, "stream, absolute": 8}),
         ("orin", "orin-dram-read", {"stream": 8}),
         ("h100", "h100-green-ctx-kernels",
          {"gemm": 12.5, "decode attention": 15, "prefill attention": 15}),

@@ -70,7 +70,7 @@ def test_every_combination_of_plugins_orders_and_preemptions_has_its_turn():
 def logged(one):
     """A run's log, and what the checker needs beside it: ``check(tables, *rest)``."""
     engine = serve(one)
-    splits = [split.sms for split in engine.executor.splits]
+    splits = [split.sms for split in engine.splits]
     return columns(engine), (splits, facts(engine, one), offers(one))
 
 

@@ -379,7 +379,7 @@ def test_each_way_not_to_end_is_told(damage, said):
     engine = serve(requests, "vllm")
     assert [r.outcome for r in engine.requests] == [0, 0, 3, 1]
     assert 0 < engine.requests[2].num_output_tokens < 40
-    made = engine.executor.num_tokens
+    made = engine.num_tokens
     engine.auditor.check_end(engine.requests)
     damage(engine)
     with pytest.raises(InvariantBreach) as caught:

@@ -153,7 +153,7 @@ def test_a_promoted_request_that_lost_its_kv_keeps_its_quantum():
     )  # fmt: skip
 
     def watch(engine):
-        assert engine.executor.num_steps < 20_000
+        assert engine.num_steps < 20_000
 
     engine = serve(requests, "fastserve:promoted=reset", setting=setting, observer=watch)
     assert all(r.num_tokens == r.stop_len for r in engine.requests)

@@ -394,13 +394,15 @@ def test_work_of_a_tiny_model():
     per_key = 2 * 4 * 2 * 64 * 2
     assert found.chunk_bytes == near(19 * per_key + 14 * 2 * 4 * 64 * 2 * 4)
     assert found.decode_bytes == near(303 * per_key)
+    assert found.decode_flops == near(303 * 4 * 4 * 64 * 4)
     assert (found.flops_per_ns, found.bytes_per_ns) == (gpu.peak_tflops * 1e3, gpu.hbm_gbps)
-    assert work.attention_flops == 4 * 4 * 64
+    ((attention, layers),) = work.mixing
+    assert (attention.pair_flops, layers) == (4 * 4 * 64, 4)
     two = model_work(model, 2)
     assert [(x.inputs, x.outputs) for x in two.linears] == [
         (256, 256), (128, 256), (256, 512), (256, 256),
     ]  # fmt: skip
-    assert (two.head.outputs, two.num_heads, two.num_kv_heads) == (500, 2, 1)
+    assert (two.head.outputs, two.mixer.num_heads, two.mixer.num_kv_heads) == (500, 2, 1)
 
 
 # -- rates of the roofline -------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError
-from nexusbench.models.architecture import Rope, load_decoder_config
+from nexusbench.kernels.ropes import Rope
+from nexusbench.models.architecture import load_decoder_config
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -55,8 +56,10 @@ def test_families(
     tmp_path: Path, family: str, changes: dict[str, Any], biases: tuple[bool, ...], qk_norm: bool
 ) -> None:
     config = load_decoder_config(folder(tmp_path, model_type=family, **changes))
-    assert (config.qkv_bias, config.output_bias, config.mlp_bias) == biases
-    assert config.qk_norm == qk_norm
+    assert config.ordinary
+    attention, mlp = config.layers[0].attention, config.layers[0].mlp
+    assert (attention.qkv_bias, attention.output_bias, mlp.bias) == biases
+    assert attention.qk_norm == qk_norm
     assert config.rms_norm_eps == 1e-5
     assert config.folder == tmp_path
     assert config.spec.head_dim == changes.get("head_dim", 8)
@@ -80,7 +83,8 @@ def test_families(
     ],
 )
 def test_rope_in_both_spellings(tmp_path: Path, changes: dict[str, Any], rope: Rope) -> None:
-    assert load_decoder_config(folder(tmp_path, **changes)).rope == rope
+    layers = load_decoder_config(folder(tmp_path, **changes)).layers
+    assert [layer.attention.rope for layer in layers] == [rope, rope]
 
 
 @pytest.mark.parametrize(
@@ -95,16 +99,15 @@ def test_end_tokens(tmp_path: Path, value: object, ids: tuple[int, ...]) -> None
     [
         ({"model_type": "gpt2"}, "model_type", '"gpt2" is not supported'),
         (
-            {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+            {"model_type": "mimo", "num_nextn_predict_layers": 1},
             "model_type",
-            "'mixtral' is described but not computed. With real tokens: llama, mistral",
+            "'mimo' is described but not computed. With real tokens: deepseek_v2, deepseek_v3,",
         ),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
             "rope_scaling.rope_type",
-            '"yarn" is not supported. Supported rope types: default, linear, llama3',
+            '"dynamic" is not supported. Supported rope types: default, linear, llama3, yarn',
         ),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type", "dynamic"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor", "is missing"),
         ({"rope_scaling": 3}, "rope_scaling", "is 3, not an object"),
         ({"rope_theta": "big"}, "rope_theta", 'is "big", not a number'),

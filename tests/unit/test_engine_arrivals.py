@@ -102,7 +102,7 @@ def test_timeouts_free_kv_wherever_the_request_is(scheduler: str) -> None:
     assert found[3][:2] == ("cancelled", BY_CLIENT)
     assert found[0][2] >= 400 * MS
     assert engine.kv.num_used == 0
-    assert engine.executor.num_tokens == sum(tokens(engine, i) for i in range(4))
+    assert engine.num_tokens == sum(tokens(engine, i) for i in range(4))
     assert 0 < tokens(engine, 0) < 60  # what was generated until then stays reported
     assert tokens(engine, 2) == 0
 

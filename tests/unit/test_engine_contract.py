@@ -134,7 +134,7 @@ def test_a_policy_may_preempt_now_and_launch_later():
 
     engine = serve([offer(0, 0, 30, 6)], Hesitant)
     assert engine.requests[0].num_preemptions == 1
-    assert engine.executor.num_ended == 1
+    assert engine.num_ended == 1
 
 
 def test_a_clock_that_runs_back_is_i2():

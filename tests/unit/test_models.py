@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.core.work import model_work
 from nexusbench.models.config import caveats, load_model, missing_quantisation, model_names
@@ -23,28 +24,43 @@ NAMES = [
     "deepseek-r1",
     "deepseek-v3",
     "deepseek-v4-flash",
+    "gemma-3-12b",
+    "gemma-3-27b",
     "gemma-4-31b-nvfp4",
+    "glm-4.5-air",
+    "glm-4.6",
     "glm-5.2-fp8",
     "gpt-oss-120b",
+    "gpt-oss-20b",
+    "kimi-k2",
     "kimi-k2.5-nvfp4",
     "llama-2-7b",
     "llama-3.1-405b",
     "llama-3.1-70b",
     "llama-3.1-8b",
+    "llama-3.3-70b",
+    "minimax-m2",
     "minimax-m2.5-nvfp4",
+    "mistral-7b",
     "mistral-nemo",
+    "mistral-small-24b",
     "mixtral-8x22b",
     "mixtral-8x7b",
     "nemotron-3-nano-30b-a3b",
     "nemotron-super-49b",
+    "phi-4",
     "qwen2.5-14b",
+    "qwen2.5-32b",
     "qwen2.5-3b",
+    "qwen2.5-72b",
     "qwen2.5-7b",
     "qwen3-14b",
+    "qwen3-235b-a22b",
     "qwen3-30b-a3b",
     "qwen3-32b",
     "qwen3-32b-fp8",
     "qwen3-4b",
+    "qwen3-8b",
     "qwen3-coder-480b-a35b",
     "qwen3-vl-235b-a22b",
     "qwen3.6-27b-nvfp4",
@@ -98,6 +114,30 @@ def test_shipped_sizes(name: str, billions: float, kv_bytes: int, context: int, 
     assert model.dtypes == Dtypes(dtype, dtype, dtype, dtype)
     assert model.tie_word_embeddings == (name in ("qwen2.5-3b", "qwen3-4b"))
     assert model.moe is None
+
+
+# As transformers 5.23 counts them: the text part, without layers that predict further tokens.
+PARAMETERS = {
+    "llama-3.3-70b": 70_553_706_496, "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648, "qwen3-8b": 8_190_735_360,
+    "qwen3-235b-a22b": 235_093_634_560, "mistral-7b": 7_248_023_552,
+    "mistral-small-24b": 23_572_403_200, "gpt-oss-20b": 20_914_757_184,
+    "gemma-3-12b": 11_766_034_176, "gemma-3-27b": 27_009_346_304, "phi-4": 14_659_507_200,
+    "kimi-k2": 1_026_408_209_408, "glm-4.6": 352_797_814_784, "glm-4.5-air": 106_852_245_504,
+    "minimax-m2": 228_689_748_992,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_models_that_many_serve_have_their_published_sizes(name: str) -> None:
+    model = load_model(name)
+    assert model.num_parameters == pytest.approx(PARAMETERS[name], rel=1e-4)
+    # Billions that a token uses, as model cards round them; some count embeddings.
+    cards = {"qwen3-235b-a22b": 22, "kimi-k2": 32, "glm-4.6": 32, "glm-4.5-air": 12,
+             "minimax-m2": 10}  # fmt: skip
+    if name in cards:
+        rest = model.active_parameters - model.embedding_parameters
+        assert rest / 1e9 == pytest.approx(cards[name], rel=0.1)
 
 
 def test_every_shipped_model_has_its_source() -> None:
@@ -259,7 +299,7 @@ MOE = {"num_local_experts": 8, "num_experts_per_tok": 2, "model_type": "mixtral"
 QWEN_MOE = {**MOE, "model_type": "qwen2_moe", "moe_intermediate_size": 48}
 # Changes to a good config, the field the message must name, and its words.
 BROKEN: list[tuple[dict[str, object], str, str]] = [
-    ({"model_type": "gpt2"}, "model_type", "Supported: llama"),
+    ({"model_type": "gpt2"}, "model_type", "Supported: deepseek_v2, "),
     ({"model_type": ["llama"]}, "model_type", "not supported"),
     ({"model_type": REMOVED}, "model_type", "is missing"),
     ({"hidden_size": REMOVED}, "hidden_size", "is missing"),
@@ -366,8 +406,8 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 )
 def test_kv_heads_are_kept_on_several_gpus_where_there_are_fewer(gpus: int, copies: int) -> None:
     model = load_model("qwen2.5-3b")  # 2 KV heads
-    assert model.kv_bytes_on(gpus) == copies * 36_864
-    assert model_work(model, gpus).kv_bytes_per_token * gpus == model.kv_bytes_on(gpus)
+    assert kv_layout(model, gpus).token_bytes == copies * 36_864
+    assert model_work(model, gpus).kv_bytes_per_token * gpus == kv_layout(model, gpus).token_bytes
 
 
 HOSTILE: tuple[object, ...] = (

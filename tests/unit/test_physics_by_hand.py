@@ -531,14 +531,17 @@ def test_attention_elsewhere_costs_its_wire_and_ten_microseconds_a_layer():
     load, away = split_launch(made, batch, 10, 0)
     whole = made.load(shape, 10)
     assert away.rest == near(whole.solo - whole.attention.time + 4 * 10_000)
-    assert away.wire == near(4 * (made.message_bytes(2) / 50 + 2 * 7000))
-    assert away.local == made.attention(BatchShape(4, 4000), 10).time
+    ((local, sent, wire),) = away.kinds
+    values = 2 * (2 * MODEL.num_heads + 2 * MODEL.num_kv_heads) * MODEL.head_dim
+    assert wire == near(4 * (values * 2.0 / 50 + 2 * 7000))
+    assert local == made.attention(BatchShape(4, 4000), 10).time
+    assert sent == away.attention.time
     assert away.attention == made.attention(BatchShape(2, 2000), 4)
-    assert load.solo == near(away.rest + max(away.local, away.attention.time + away.wire))
-    assert away.time(3.0) == near(away.rest + max(away.local, 3 * away.attention.time + away.wire))
+    assert load.solo == near(away.rest + max(local, sent + wire))
+    assert away.time(3.0) == near(away.rest + max(local, 3 * sent + wire))
     assert (load.dense, load.sms) == (whole.dense, 10)
     everything = Batch("decode", [], [], BatchShape(2, 2000, remote=(2, 2000)), remote_sms=4)
-    assert split_launch(made, everything, 10, 0)[1].local == 0.0
+    assert split_launch(made, everything, 10, 0)[1].kinds[0][0] == 0.0
 
 
 def test_holes_of_a_grid_are_filled_with_the_nearest_line():

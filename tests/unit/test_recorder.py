@@ -63,7 +63,7 @@ def after(count: int, act: Callable[[], object]) -> Callable[[Any], None]:
     done = []
 
     def look(engine: Any) -> None:
-        if engine.executor.num_steps >= count and not done:
+        if engine.num_steps >= count and not done:
             done.append(act())
 
     return look
@@ -98,7 +98,7 @@ def test_a_second_signal_in_the_middle_of_a_step_keeps_whole_rows(
     """It strikes when a token is logged and its step is not: what is kept ends before both."""
 
     def strike(engine: Any) -> None:
-        if engine.executor.num_steps == 50:
+        if engine.num_steps == 50:
             engine.log.tables["token"].row(0)
             engine.log.tables["admitted"].columns["request"].append(0)
             signal.raise_signal(signal.SIGINT)
@@ -216,7 +216,7 @@ def no_room(self: Path, target: Path) -> Path:
 
 
 def engine_of(log: EventLog) -> Any:
-    return SimpleNamespace(log=log, executor=SimpleNamespace(splits=[SimpleNamespace(sms=(8,))]))
+    return SimpleNamespace(log=log, splits=[SimpleNamespace(sms=(8,))])
 
 
 def test_a_real_run_is_written_by_time_also_while_nothing_happens(

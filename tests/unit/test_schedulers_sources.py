@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from nexusbench.cli.main import main
 from nexusbench.core.state import Limits
 from nexusbench.schedulers.base import schedulers
+from nexusbench.serving.resolve import rules_of
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, make_scheduler
 
@@ -251,3 +255,39 @@ def test_nexus_half_done_prompts_do_not_wait_for_each_other_for_ever():
         for blocks in range(50, 60):
             setting = Setting(kv_blocks=blocks, limits=Limits(8, 16, 1024))
             serve(requests, f"nexus:order={order}", "fixed:prefill=50", setting=setting)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rules"),
+    [
+        ("vllm", "vLLM v1 before 0.19"),
+        ("vllm:whole_prompt=true", "vLLM 0.19"),
+        ("sglang", "SGLang 0.4.4.post1"),
+        ("sarathi", "Sarathi, arXiv 2308.16369"),
+    ],
+)
+def test_a_policy_says_whose_rules_of_which_version_it_follows(spec: str, rules: str) -> None:
+    assert schedulers.create(spec).rules == rules
+    assert rules_of([spec, spec]) == f"{spec}: {rules}"
+
+
+def test_every_shipped_policy_names_whose_rules_it_follows() -> None:
+    for name in schedulers.names():
+        rules = schedulers.create(name).rules
+        assert any(sign.isdigit() for sign in rules) or "main" in rules, (name, rules)
+
+
+def test_screens_and_manifests_say_the_rules(tmp_path, capsys) -> None:
+    trace = tmp_path / "one.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 128, "output_length": 2}\n')
+    asked = ["serve-trace", str(trace), "--device", "sim:l20", "--model", "qwen2.5-3b"]
+    asked += ["--scheduler", "vllm,vllm:whole_prompt=true"]
+    assert main([*asked, "--no-save"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "vllm (rules of vLLM v1 before 0.19; partitioner whole)" in text
+    assert "vllm:whole_prompt=true (rules of vLLM 0.19; partitioner whole)" in text
+    assert main([*asked, "--no-save", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["resolved"]["scheduler_rules"] for run in runs] == [
+        "vLLM v1 before 0.19", "vLLM 0.19",
+    ]  # fmt: skip

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from nexusbench.cli.validate import app
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.experiments.fidelity import serving_peer, serving_runs
+from nexusbench.experiments.fidelity.deployment import Deployment, Refused, deployment_of
 from nexusbench.experiments.fidelity.serving_configs import (
-    Refused,
     ServingPlan,
     config_of,
     engine_of,
@@ -94,14 +94,39 @@ def test_points_are_chosen_by_model_and_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("degrees", "spread"),
+    [
+        ((8, 1, 8, 1), (8, 1, False, 2)),
+        ((4, 1, 1, 4), (4, 1, True, 2)),
+        ((1, 4, 4, 1), (1, 4, False, 8)),
+        ((1, 4, 1, 4), (1, 4, True, 8)),
+        ((2, 4, 1, 8), (2, 4, True, 8)),
+        # Multiplied once too often: N GPUs each.
+        ((64, 1, 8, 8), (8, 1, True, 2)),
+        ((4, 1, 2, 2), (2, 1, True, 2)),
+        ((1, 16, 4, 4), (1, 4, True, 32)),
+        ((4, 4, 1, 16), (1, 4, True, 8)),
+    ],
+)
+def test_degrees_of_a_table(
+    degrees: tuple[int, ...], spread: tuple[int, int, bool, int], tmp_path: Path
+) -> None:
+    columns = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    (point,) = points(tmp_path, dict(zip(columns, degrees, strict=True)))
+    assert deployment_of(point) == Deployment(*spread)
+    staged = dict(zip(columns, degrees, strict=True)) | {"pp_size": 3}
+    assert deployment_of(points(tmp_path, staged)[0]) == Deployment(*spread, 3)
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"system": "z9_sxm"}, "no simulated GPU"),
         ({"backend": "abacus"}, "no engine of it"),
         ({"model_path": "a/B-7B"}, "no description of it"),
         ({"precision": "fp8"}, "Qwen3-4B in fp8: qwen3-4b is bfloat16"),
-        ({"attention_dp_size": 4}, "data-parallel attention over 4: not simulated"),
-        ({"moe_ep_size": 2}, "experts on 2 GPUs each: not simulated"),
+        ({"moe_ep_size": 2}, "experts dealt out to 2 GPUs and divided by 1, on 1"),
+        ({"tp_size": 2, "moe_ep_size": 2}, "qwen3-4b has no experts"),
         ({"mode": "disagg"}, "only aggregated"),
         ({"osl": 1}, "no time per output token"),
         ({"tp_size": 7}, "can be split"),

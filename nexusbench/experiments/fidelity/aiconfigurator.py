@@ -12,7 +12,12 @@ import msgspec
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity import aiconfigurator_low as low
-from nexusbench.experiments.fidelity import collective_tables, latent_tables
+from nexusbench.experiments.fidelity import (
+    collective_tables,
+    latent_tables,
+    sparse_tables,
+    state_tables,
+)
 from nexusbench.experiments.fidelity.parquet_rows import rows_of
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.experiments.fidelity.small_kv_tables import FAMILY, small_kv
@@ -107,6 +112,14 @@ def read(
         latent = latent_tables.read_latent(folder, gpu, own, thin)
         samples.samples += latent
         samples.notes += [latent_tables.LEFT_OUT] if latent else []
+    if family in ("", *sparse_tables.KINDS):
+        sparse = sparse_tables.read_sparse(folder, gpu, fitted, thin, family)
+        samples.samples += sparse
+        samples.notes += [sparse_tables.LEFT_OUT] if sparse else []
+    if family in ("", *state_tables.KINDS):
+        states = state_tables.read_states(folder, gpu, fitted, thin, family)
+        samples.samples += states
+        samples.notes += [state_tables.LEFT_OUT] if states else []
     if not family:
         collectives = collective_tables.read_collectives(folder, gpu, gpu_name)
         samples.samples += collectives[::thin]

@@ -10,6 +10,7 @@ import numpy as np
 from nexusbench.core.errors import InputError
 from nexusbench.core.kernel_constants import EXPERTS, PRODUCTS, KernelConstants
 from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.experiments.fidelity import sparse_tables, state_tables
 from nexusbench.experiments.fidelity.kernels import read_samples
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
 from nexusbench.experiments.fidelity.small_kv_tables import FAMILY
@@ -17,6 +18,8 @@ from nexusbench.physics.precisions import (
     kernels_of,
     latent_constants,
     small_kv_constants,
+    sparse_constants,
+    state_constants,
     window_constants,
 )
 
@@ -86,6 +89,40 @@ LATENT_BOUNDS = {
     "prefill_block": (0.1, 3.0),
     "prefill_passes": (0.1, 10.0),
     "prefill_launch_us": (1.0, 200.0),
+    "graph_us": (1.0, 200.0),
+    "prefill_graph_us": (1.0, 200.0),
+}
+SPARSE_BOUNDS = {
+    "efficiency": (0.02, 1.0),
+    "narrow": (0.2, 5.0),
+    "padding": (0.0, 1.0),
+    "gather_gbps": (5.0, 400.0),
+    "tile_us": (0.0, 20.0),
+    "launch_us": (1.0, 300.0),
+    "token_us": (0.0, 20.0),
+    "passes": (0.1, 20.0),
+    "overlap": (0.0, 1.0),
+    "index_efficiency": (0.05, 1.0),
+    "topk_us": (0.0, 100.0),
+    "prompt_topk_us": (0.0, 200.0),
+    "topk_key_ns": (0.0, 10.0),
+    "prompt_us": (0.0, 200.0),
+}
+STATE_BOUNDS = {
+    "efficiency": (0.01, 1.0),
+    "prepared": (0.0, 20.0),
+    "tile_us": (0.0, 60.0),
+    "launch_us": (0.5, 60.0),
+    "passes": (0.5, 40.0),
+    "overlap": (0.0, 1.0),
+    "conv_us": (0.5, 20.0),
+    "conv_passes": (1.0, 10.0),
+    "step_us": (0.5, 20.0),
+    "step_passes": (1.0, 5.0),
+    "step_conv_us": (0.5, 20.0),
+    "step_conv_passes": (1.0, 10.0),
+    "l2_gbps": (500.0, 15000.0),
+    "l2_share": (0.05, 1.5),
 }
 SMALL_KV_BOUNDS = {
     "prefill_block": (0.1, 4.0),
@@ -105,6 +142,8 @@ FAMILIES = (
     "window",
     FAMILY,
     "mla",
+    *sparse_tables.KINDS,
+    *state_tables.KINDS,
     *(f"gemm-{kind}" for kind in PRODUCTS),
     *("experts" if kind == "bf16" else f"experts-{kind}" for kind in EXPERTS),
 )
@@ -165,7 +204,7 @@ def _constants(
     if family in BOUNDS:
         return BOUNDS[family], gpu.sim, lambda new: replace(gpu, sim=replace(gpu.sim, **new))
     kernels = gpu.kernels
-    if family in ("window", "mla", FAMILY):
+    if family in ("window", "mla", FAMILY, *sparse_tables.KINDS, *state_tables.KINDS):
         return _attention_constants(gpu, family)
     group, _, kind = family.partition("-")
     field, bounds = ("products", PRODUCT_BOUNDS) if group == "gemm" else ("experts", EXPERT_BOUNDS)
@@ -186,9 +225,7 @@ def _constants(
 def _attention_constants(
     gpu: GpuSpec, family: str
 ) -> tuple[dict[str, tuple[float, float]], msgspec.Struct, Callable[[dict[str, float]], GpuSpec]]:
-    """As ``_constants``, of windows, an 8-bit KV cache or latent attention: the GPU's own, or its
-    donor's to start.
-    """
+    """As ``_constants``, of windows, 8-bit KV, latent and sparse attention; a donor's to start."""
     replace, kernels = msgspec.structs.replace, kernels_of(gpu)
     if family == "window":
         own = window_constants(gpu)
@@ -203,6 +240,28 @@ def _attention_constants(
             SMALL_KV_BOUNDS,
             small,
             lambda new: replace(gpu, kernels=replace(kernels, small_kv=replace(small, **new))),
+        )
+    if family in sparse_tables.KINDS:
+        kind = sparse_tables.KINDS[family]
+        chosen = sparse_constants(gpu, kind)
+        return (
+            SPARSE_BOUNDS,
+            chosen,
+            lambda new: replace(
+                gpu,
+                kernels=replace(kernels, sparse={**kernels.sparse, kind: replace(chosen, **new)}),
+            ),
+        )
+    if family in state_tables.KINDS:
+        kind = state_tables.KINDS[family]
+        kept = state_constants(gpu, kind)
+        return (
+            STATE_BOUNDS,
+            kept,
+            lambda new: replace(
+                gpu,
+                kernels=replace(kernels, states={**kernels.states, kind: replace(kept, **new)}),
+            ),
         )
     latent = latent_constants(gpu)
     return (

@@ -1,7 +1,9 @@
-"""Latent attention measured for aiconfigurator: vLLM's whole attention module of DeepSeek-V3.
+"""Latent attention measured for aiconfigurator: vLLM's and TensorRT-LLM's whole attention module of
+DeepSeek-V3.
 
 The module is its products (by ``Gemm``) and its attention with all small kernels (by the classes of
-``physics/latent.py``), one layer, bf16.
+``physics/latent.py``), one layer, bf16. vLLM's is launched kernel by kernel, as its times say that
+agree over all GPUs but one, TensorRT-LLM's from a CUDA graph.
 """
 
 from __future__ import annotations
@@ -26,19 +28,23 @@ from nexusbench.experiments.fidelity.typed_rows import (
 from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.latent import AbsorbedAttention, ExpandedAttention
 
-PREFILL, DECODE = (
-    f"mla/vllm/*/mla_{phase}_module_perf.parquet" for phase in ("context", "generation")
+PREFILL, DECODE, GRAPH_PREFILL, GRAPH_DECODE = (
+    f"mla/{library}/*/mla_{phase}_module_perf.parquet"
+    for library in ("vllm", "trtllm")
+    for phase in ("context", "generation")
 )
+SHORT = 4096  # keys of a batch up to which the fixed time of its graph is fitted
 ARCHITECTURE = "DeepseekV3ForCausalLM"
 # Of DeepSeek-V3's config.json: hidden size, ranks of queries and of keys and values, and a head's
 # parts without and with rotation and its value.
 HIDDEN, Q_RANK, RANK, NOPE, ROPE, VALUE = 7168, 1536, 512, 128, 64, 128
 _EXPANDED = ("FLASH_ATTN", "TRTLLM_RAGGED")  # kernels over expanded keys
-_KNOWN = (*_EXPANDED, "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA")
+_GRAPH = "default"  # what TensorRT-LLM calls its own
+_KNOWN = (*_EXPANDED, "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA", _GRAPH)
 _BF16 = 2.0
 LEFT_OUT = (
-    "mla: vLLM's whole attention module of DeepSeek-V3 with its products, bf16; left out: fp8 and "
-    "nvfp4 products, fp8 KV caches, other architectures"
+    "mla: vLLM's whole attention module of DeepSeek-V3 with its products, bf16, and mla-graph: "
+    "TensorRT-LLM's; left out: fp8 and nvfp4 products, fp8 KV caches, other architectures"
 )
 
 
@@ -60,12 +66,15 @@ class ModuleRow(msgspec.Struct, frozen=True):
 
 
 def read_latent(folder: Path, gpu: GpuSpec, fitted: bool, thin: int = 1) -> list[KernelSample]:
-    """The modules in a system's folder, every ``thin``-th row of the newest tables of vLLM, either
-    of which may be missing. Raises InputError for a table that is broken.
+    """The modules in a system's folder, every ``thin``-th row of the newest tables of either
+    library, any of which may be missing. Raises InputError for a table that is broken.
     """
     modules = _Modules(gpu)
     samples: list[KernelSample] = []
-    for name, pattern in (("mla-prefill", PREFILL), ("mla-decode", DECODE)):
+    for name, pattern in (
+        ("mla-prefill", PREFILL), ("mla-decode", DECODE),
+        ("mla-graph-prefill", GRAPH_PREFILL), ("mla-graph-decode", GRAPH_DECODE),
+    ):  # fmt: skip
         if (path := newest(folder, pattern)) is not None:
             rows = _rows(path)[::thin]
             samples += _samples(name, rows, modules, fitted)
@@ -86,10 +95,14 @@ def _rows(path: Path) -> list[ModuleRow]:
 def _samples(
     name: str, rows: list[ModuleRow], modules: _Modules, fitted: bool
 ) -> Iterator[KernelSample]:
-    """Halves are of whole numbers of heads, by their power of two."""
+    """Halves are of whole numbers of heads, by their power of two. Of TensorRT-LLM's only what a
+    graph's fixed time decides is fitted: its kernels are its own.
+    """
+    decode = name.endswith("decode")
     for row in rows:
-        decode = name == "mla-decode"
         half = math.floor(math.log2(row.num_heads)) % 2 == 0
+        if row.kernel_source == _GRAPH:
+            half = half and row.batch_size * max(row.isl, row.step) <= SHORT
         yield KernelSample(
             name,
             row.latency * 1e3,
@@ -107,15 +120,16 @@ class _Modules:
         self._gpu, self._gemm = gpu, Gemm(gpu)
         self._bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
         self._products: dict[tuple[int, int, bool], float] = {}
-        self._expanded: dict[int, ExpandedAttention] = {}
-        self._absorbed: dict[int, AbsorbedAttention] = {}
+        self._expanded: dict[tuple[int, bool], ExpandedAttention] = {}
+        self._absorbed: dict[tuple[int, bool], AbsorbedAttention] = {}
 
     def time(self, row: ModuleRow, *, decode: bool) -> float:
         """Ns of one module."""
         heads, batch, tokens = row.num_heads, row.batch_size, row.isl
         before = max(0, row.step - 1) if decode else 0
-        expanded = row.kernel_source in _EXPANDED
-        attention = self._attention(heads, expanded=expanded)
+        eager = row.kernel_source != _GRAPH
+        expanded = row.kernel_source in _EXPANDED or not (eager or decode)
+        attention = self._attention(heads, expanded=expanded, eager=eager)
         # A prompt of one token is what vLLM runs as a decode.
         decodes = batch if tokens == 1 else 0
         chunks = () if decodes else ((tokens, before),) * batch
@@ -124,15 +138,19 @@ class _Modules:
         )
         return made.time + self._linear(heads, batch * tokens, expanded=expanded)
 
-    def _attention(self, heads: int, *, expanded: bool) -> ExpandedAttention | AbsorbedAttention:
+    def _attention(
+        self, heads: int, *, expanded: bool, eager: bool
+    ) -> ExpandedAttention | AbsorbedAttention:
+        key = heads, eager
         if expanded:
-            if heads not in self._expanded:
-                made = ExpandedAttention(self._gpu, heads, NOPE + ROPE, VALUE)
-                self._expanded[heads] = made
-            return self._expanded[heads]
-        if heads not in self._absorbed:
-            self._absorbed[heads] = AbsorbedAttention(self._gpu, heads, RANK, ROPE)
-        return self._absorbed[heads]
+            if key not in self._expanded:
+                self._expanded[key] = ExpandedAttention(
+                    self._gpu, heads, NOPE + ROPE, VALUE, eager=eager
+                )
+            return self._expanded[key]
+        if key not in self._absorbed:
+            self._absorbed[key] = AbsorbedAttention(self._gpu, heads, RANK, ROPE, eager=eager)
+        return self._absorbed[key]
 
     def _linear(self, heads: int, tokens: int, *, expanded: bool) -> float:
         """Ns of the products: (inputs, outputs, heads apart)."""

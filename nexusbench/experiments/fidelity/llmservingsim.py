@@ -80,7 +80,7 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
     shapes = {linear.name: (linear.inputs, linear.outputs) for linear in work.linears}
     shapes["lm_head"] = work.head.inputs, work.head.outputs
     hidden, wide = work.hidden_size, model.intermediate_size
-    rotated = 2 * (work.num_heads + work.num_kv_heads) * model.head_dim
+    rotated = 2 * sum(each.rotated for each, _ in work.mixing)
     values = {"layernorm": 4 * hidden, "rotary_emb": rotated, "act_fn": 3 * wide}
 
     def product(name: str) -> Callable[[int], float]:

@@ -54,9 +54,14 @@ class Resolved(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     gpu_memory_utilization: float = 0.9
-    asynchronous: bool = False  # the next step is scheduled while the last one runs
-    whole_prompt: bool = False  # prompts are admitted only if all of them fits
+    # Whether the next step is scheduled while the last one runs, and whether prompts are admitted
+    # only if all of them fits.
+    asynchronous: bool | None = None
+    whole_prompt: bool | None = None
     engine: str = ""
 
 
@@ -191,6 +196,8 @@ def _resolved(path: Path) -> Resolved:
         config.model_config or _RecordedModel(),
     )
     asked = meta.engine_kwargs or _Arguments()
+    # vLLM takes the flag on one GPU too, where it changes nothing.
+    several = (asked.tensor_parallel_size or 1) * (asked.data_parallel_size or 1) > 1
     _check_arguments(asked, path)
     found = {
         "model": meta.model,
@@ -204,6 +211,9 @@ def _resolved(path: Path) -> Resolved:
         ),
         "max_model_len": model.max_model_len or asked.max_model_len,
         "tensor_parallel_size": asked.tensor_parallel_size,
+        "data_parallel_size": asked.data_parallel_size,
+        "pipeline_parallel_size": asked.pipeline_parallel_size,
+        "enable_expert_parallel": asked.enable_expert_parallel and several,
         "asynchronous": scheduler.async_scheduling,
         "whole_prompt": scheduler.scheduler_reserve_full_isl,
         "engine": None if meta.vllm_version is None else f"vLLM {meta.vllm_version}",
@@ -212,24 +222,14 @@ def _resolved(path: Path) -> Resolved:
 
 
 def _check_arguments(asked: _Arguments, path: Path) -> None:
-    """Raises InputError that names the first argument that no simulated run can honour: replayed
-    without it, the errors would be those of another deployment.
+    """Raises InputError for a cache that no simulated run has: replayed without it, the errors
+    would be those of another deployment.
     """
-    several = (asked.tensor_parallel_size or 1) > 1
-    other_cache = asked.kv_cache_dtype not in (None, "auto", "bfloat16", "float16")
-    refused = {
-        "data_parallel_size": (asked.data_parallel_size or 1) > 1,
-        "pipeline_parallel_size": (asked.pipeline_parallel_size or 1) > 1,
-        "enable_expert_parallel": bool(asked.enable_expert_parallel) and several,
-        "kv_cache_dtype": other_cache,
-    }
-    for name, is_refused in refused.items():
-        if is_refused:
-            raise InputError(
-                f"was {getattr(asked, name)}, which simulated runs do not have",
-                file=path, field=f"engine_kwargs.{name}",
-                hint="Give a recording of one engine with tensor parallelism at most",
-            )  # fmt: skip
+    if asked.kv_cache_dtype not in (None, "auto", "bfloat16", "float16"):
+        raise InputError(
+            f"was {asked.kv_cache_dtype}, which simulated runs do not have",
+            file=path, field="engine_kwargs.kv_cache_dtype", hint="Give a recording without it",
+        )  # fmt: skip
 
 
 def _series(path: Path) -> dict[str, FloatArray]:

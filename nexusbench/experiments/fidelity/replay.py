@@ -15,6 +15,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.fidelity.recording import FloatArray, ServerRecording
 from nexusbench.metrics.run_events import RunEvents
+from nexusbench.physics.host import load_engine
 from nexusbench.results.resolved import Resolved
 from nexusbench.serving.runner import RunResult, run
 
@@ -77,18 +78,22 @@ def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
     """Serve the recording's requests under ``config`` and compare.
 
     What the recording says was resolved wins over ``config``: KV blocks, limits, prefix caching.
-    The scheduler is ``vllm``, admitting whole prompts if the recorded engine did. Raises UsageError
-    for a device that does not simulate.
+    The scheduler is ``vllm``, admitting whole prompts if the recorded engine did; where that is not
+    recorded, as the engine of ``config`` does by default. Raises UsageError for a device that does
+    not simulate.
     """
     if not config.device.startswith("sim"):
         raise UsageError(f"validate run simulates; --device {config.device} does not")
+    recording, assumed = _settled(recording, config.engine)
     known = recording.resolved
     scheduler = "vllm:whole_prompt=true" if known.whole_prompt else "vllm"
     changes = {
         name: getattr(known, name)
         for name in (
             "kv_blocks", "block_size", "prefix_caching", "max_num_seqs", "max_num_batched_tokens",
-            "max_model_len", "tensor_parallel_size", "gpu_memory_utilization",
+            "max_model_len", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size",
+            "enable_expert_parallel",
+            "gpu_memory_utilization",
         )
         if getattr(known, name) is not None
     }  # fmt: skip
@@ -108,8 +113,22 @@ def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
         curves,
         config,
         result.resolved,
-        _notes(recording),
+        [*assumed, *_notes(recording)],
     )
+
+
+def _settled(recording: ServerRecording, engine: str | None) -> tuple[ServerRecording, list[str]]:
+    """``recording`` with what it does not say of how its engine schedules, and a note on that."""
+    known = recording.resolved
+    if engine is None or known.asynchronous is not None:
+        return recording, []
+    host, changes = load_engine(engine), {}
+    changes["asynchronous"] = host.asynchronous
+    if known.whole_prompt is None:
+        changes["whole_prompt"] = "whole_prompt=true" in host.scheduler
+    resolved = msgspec.structs.replace(known, **changes)
+    note = f"the recording does not say how its engine schedules: as {host.name} does by default"
+    return msgspec.structs.replace(recording, resolved=resolved), [note]
 
 
 def _check_served(recording: ServerRecording, result: RunResult) -> None:
@@ -225,10 +244,19 @@ def _scheduled(recording: ServerRecording, events: RunEvents) -> FloatArray:
     admitted = events.first_admitted.astype(np.float64)
     if not recording.resolved.asynchronous:
         return admitted
-    starts, ends = events.tables["submitted"]["time"], events.tables["step_done"]["time"]
-    row = np.searchsorted(starts, events.first_admitted)
-    before = np.maximum(row - 1, 0)
-    back_to_back = (row > 0) & (ends[before] >= starts[row])
+    submitted, chunks = events.tables["submitted"], events.tables["chunk"]
+    starts, ends = submitted["time"], events.tables["step_done"]["time"]
+    # The launch before on the same partition; of requests the launch of their first chunk.
+    before = np.arange(len(starts))
+    for code in np.unique(submitted["partition"]):
+        rows = np.flatnonzero(submitted["partition"] == code)
+        before[rows[1:]] = rows[:-1]
+    requests, first = np.unique(chunks["request"], return_index=True)
+    row = np.zeros(len(admitted), dtype=np.int64)
+    row[requests] = np.searchsorted(submitted["step"], chunks["step"][first])
+    before = before[row]
+    done = np.argsort(events.tables["step_done"]["step"], kind="stable")
+    back_to_back = (before < row) & (ends[done][before] >= starts[row])
     return np.where(back_to_back, starts[before], admitted)
 
 

@@ -15,6 +15,7 @@ import msgspec
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.specs import ModelSpec
+from nexusbench.experiments.fidelity.deployment import Refused, deployment_of, requests_of
 from nexusbench.experiments.fidelity.serving_table import ServingPoint
 from nexusbench.models.config import model_names
 from nexusbench.models.document import open_config
@@ -34,10 +35,6 @@ _SUFFIX = re.compile(r"[-_](instruct|it|chat|fp8|fp4|nvfp4|mxfp4|int4|bf16|stati
 _SIXTEEN_BITS = ("bfloat16", "float16")
 _FOUR_BIT_FLOATS = ("nvfp4", "mxfp4")
 _MOST_TOKENS = 10**8  # of all requests of one point
-
-
-class Refused(Exception):
-    """A point that cannot be simulated, with the reason."""
 
 
 class ServingPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,10 +59,10 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
         raise Refused(f"mode {point.mode}: only aggregated serving (agg) is replayed")
     if point.osl < 2:
         raise Refused("osl 1: there is no time per output token")
-    if point.users * plan.rounds * (point.isl + point.osl) > _MOST_TOKENS:
+    if requests_of(point) * plan.rounds * (point.isl + point.osl) > _MOST_TOKENS:
         raise Refused(f"its requests have more than {_MOST_TOKENS:,} tokens")
     device = f"sim:{gpu_of(point.system)}"
-    parallel = _parallel(point)
+    spread = deployment_of(point)
     engine, scheduler = _engine_and_rules(point, plan.engine)
     budget = plan.budget
     if budget is None and point.backend.lower() in _BUDGETED:
@@ -73,9 +70,12 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     model, quantised = model_of(point, plan.configs)
     fields: dict[str, Any] = {
         "device": device, "model": model, "scheduler": scheduler, "engine": engine,
-        "tensor_parallel_size": point.tp, "concurrency": point.users, "prefix_caching": False,
-        "max_num_seqs": point.users, "max_num_batched_tokens": budget, "seed": plan.seed,
-        "max_model_len": point.isl + point.osl, **parallel, **quantised,
+        "tensor_parallel_size": spread.tensor, "data_parallel_size": spread.data,
+        "pipeline_parallel_size": spread.pipeline,
+        "enable_expert_parallel": spread.experts, "concurrency": spread.requests,
+        "prefix_caching": False, "max_num_seqs": spread.requests,
+        "max_num_batched_tokens": budget, "seed": plan.seed,
+        "max_model_len": point.isl + point.osl, **quantised,
     }  # fmt: skip
     config = RunConfig(trace="", **fields)
     problem = _problem(msgspec.json.encode(config))
@@ -157,23 +157,6 @@ def engine_of(point: ServingPoint) -> str:
 def _version(engine: str) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", engine.rpartition("-")[2])
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def _parallel(point: ServingPoint) -> dict[str, Any]:
-    """Fields of the config for degrees other than tensor parallelism. Raises Refused for those that
-    runs here do not have.
-    """
-    asked: dict[str, tuple[str, Any]] = {}
-    if point.pp > 1:
-        asked["pipeline_parallel_size"] = f"{point.pp} pipeline stages", point.pp
-    if point.dp > 1:
-        asked["data_parallel_size"] = f"data-parallel attention over {point.dp}", point.dp
-    if point.moe_ep > 1:
-        asked["enable_expert_parallel"] = f"experts on {point.moe_ep} GPUs each", True
-    for field, (what, _) in asked.items():
-        if field not in RunConfig.__struct_fields__:
-            raise Refused(f"{what}: not simulated")
-    return {field: value for field, (_, value) in asked.items()}
 
 
 def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, Any]]:

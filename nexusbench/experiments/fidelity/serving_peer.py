@@ -1,8 +1,8 @@
 """AIConfigurator's own estimate of a measured point, where ``aiconfigurator_core`` is installed.
 
 Its ``run_agg`` is asked as its users ask it: ``ctx_tokens`` of a mixed step is one prompt, the
-database is the newest of the system and backend. Models are described by local files only: nothing
-is downloaded.
+database is the newest of the system and backend, the degrees are those of the replay. Models are
+described by local files only: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from nexusbench.experiments.fidelity.deployment import deployment_of
 from nexusbench.experiments.fidelity.serving_runs import ServingResult
 from nexusbench.experiments.fidelity.serving_table import ServingPoint
 
@@ -85,7 +86,7 @@ def _ask(
     from aiconfigurator_core.sdk.models import get_model
     from aiconfigurator_core.sdk.perf_database import get_database, get_latest_database_version
 
-    base = (point.system, point.backend)
+    base, spread = (point.system, point.backend), deployment_of(point)
     if base not in bases:
         version = get_latest_database_version(*base)
         bases[base] = None if version is None else get_database(*base, version)
@@ -93,18 +94,18 @@ def _ask(
         return None
     if shape not in made:
         described = _description(point.model, model, common.DefaultHFModels, folder)
+        gpus = spread.tensor * spread.data
         asked = config.ModelConfig(
-            tp_size=point.tp, pp_size=point.pp, attention_dp_size=point.dp,
-            moe_tp_size=point.moe_tp, moe_ep_size=point.moe_ep,
+            tp_size=spread.tensor, pp_size=spread.pipeline, attention_dp_size=spread.data,
+            moe_tp_size=1 if spread.experts else gpus, moe_ep_size=gpus if spread.experts else 1,
             gemm_quant_mode=common.GEMMQuantMode[point.gemm_quant or "bfloat16"],
             moe_quant_mode=common.MoEQuantMode[point.moe_quant or "bfloat16"],
         )  # fmt: skip
         # A backend of its own for each: its cache does not look at the model.
         made[shape] = get_model(described, asked, point.backend), get_backend(point.backend)
     its_model, backend = made[shape]
-    run = config.RuntimeConfig(
-        batch_size=max(1, point.users // point.dp), isl=point.isl, osl=point.osl
-    )
+    each = max(1, spread.requests // spread.data)
+    run = config.RuntimeConfig(batch_size=each, isl=point.isl, osl=point.osl)
     summary = backend.run_agg(its_model, bases[base], run, ctx_tokens=point.isl)
     found = summary.get_result_dict()
     ttft, tpot = float(found["ttft"]), float(found["tpot"])

@@ -12,8 +12,8 @@ import numpy as np
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import Interrupted, NexusbenchError
+from nexusbench.experiments.fidelity.deployment import Refused, requests_of
 from nexusbench.experiments.fidelity.serving_configs import (
-    Refused,
     ServingPlan,
     config_of,
     without_warnings,
@@ -86,7 +86,7 @@ def replay_points(
     keys = ["" if config is None else _key(config) for config in configs]
     found = {key: _kept(store, key) for key in dict.fromkeys(keys) if key}
     todo = {
-        key: _Task(config, point.users)
+        key: _Task(config, requests_of(point))
         for key, config, point in zip(keys, configs, points, strict=True)
         if config is not None and found[key] is None
     }
@@ -136,7 +136,7 @@ def trace_of(point: ServingPoint, plan: ServingPlan, folder: Path) -> Path:
     """The requests of a point, as a file; a closed loop gives up their timestamps."""
     from nexusbench.workloads.source import write_atomic
 
-    count, ratio = point.users * plan.rounds, plan.range_ratio
+    count, ratio = requests_of(point) * plan.rounds, plan.range_ratio
     drawn = "" if ratio == 1.0 else f"-{ratio:g}-{plan.seed}"
     path = folder / "traces" / f"{point.isl}-{point.osl}-{count}{drawn}.jsonl"
     draw = random.Random(plan.seed)

@@ -18,7 +18,8 @@ COLUMNS = (
 MOST = 2**31
 _HINT = "Give a dense table of Vidur, or another format named in --help"
 HEAD_DIM = 128  # of the Llama models that the tables were taken with
-FITTED_GPU = "A100"  # its constants were fitted on every second token count of its table
+# Their constants were fitted on every second token count of their tables.
+FITTED_GPUS = ("A100", "A40")
 
 
 def read(path: Path, gpu: GpuSpec) -> KernelSamples:
@@ -29,7 +30,7 @@ def read(path: Path, gpu: GpuSpec) -> KernelSamples:
     gemm, samples = Gemm(gpu), []
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     counts = sorted({_int(path, line, row, "num_tokens") for line, row in rows})
-    fitted = set(counts[::2]) if FITTED_GPU in gpu.name else set()
+    fitted = set(counts[::2]) if any(name in gpu.name for name in FITTED_GPUS) else set()
     for line, row in rows:
         hidden, wide = _int(path, line, row, "n_embd"), _int(path, line, row, "n_expanded_embd")
         degree, tokens = (

@@ -310,17 +310,21 @@ def constants(survey: Survey, question: str) -> str:
 
 
 def hardware(survey: Survey) -> str:
-    """The GPUs and what the reference finishes on them, requests per second."""
-    rows = []
+    """The GPUs and what the reference finishes on them, requests per second; below, what is to be
+    said of their constants.
+    """
+    rows, said = [], []
     for gpu in survey.spec.about.gpus:
         spec = find_device(gpu).describe()
+        said += [f"{gpu}: {text}." for text in spec.warnings]
         rates = [f"{survey.capacity[gpu, traffic.name]:.3g}" for traffic in ready_traffic(survey)]
         rows.append((
             gpu, f"{spec.peak_tflops:.0f}", f"{spec.hbm_gbps:,.0f}",
             f"{spec.hbm_gbps / spec.peak_tflops:.1f}", *rates,
         ))  # fmt: skip
     header = ("GPU", "TFLOP/s", "GB/s", "GB/s per TFLOP/s")
-    return table((*header, *(f"{traffic.name}, req/s" for traffic in ready_traffic(survey))), rows)
+    made = table((*header, *(f"{traffic.name}, req/s" for traffic in ready_traffic(survey))), rows)
+    return "\n".join([made, *said])
 
 
 def systems(survey: Survey) -> str:

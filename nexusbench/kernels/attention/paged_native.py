@@ -10,8 +10,17 @@ import torch
 from nexusbench.kernels import fused
 from nexusbench.kernels.attention.base import AttentionBackend, PagedDecodes, PreparedAttention
 from nexusbench.kernels.attention.sdpa import Part, PreparedParts, SdpaAttention
+from nexusbench.kernels.native import bindings
 from nexusbench.kernels.paged import HeadShape, LayerKV, PagedKV
 from nexusbench.kernels.planner import AttentionPlan, Ints, query_tiles
+
+
+def decodes_fit(kv: PagedKV) -> bool:
+    """Whether this machine has native kernels for decodes over this cache."""
+    layer, heads = kv.layers[0], kv.heads
+    known = layer.tensor.dtype in (torch.bfloat16, torch.float32) and not heads.latent_dim
+    on_cpu = layer.tensor.device.type == "cpu"
+    return known and on_cpu and bindings.functions() is not None
 
 
 class NativeAttention(SdpaAttention):

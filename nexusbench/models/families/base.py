@@ -11,10 +11,21 @@ import msgspec
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.layers import DenseMlp, ExpertsMlp
-from nexusbench.core.mixers import FullAttention
+from nexusbench.core.mixers import FullAttention, Mixer
 from nexusbench.core.registry import Registry
 from nexusbench.core.specs import ModelSpec
+from nexusbench.kernels.gates import Gate
+from nexusbench.kernels.routing import Routing
 from nexusbench.models.context import context_of
+from nexusbench.models.design_reading import gate_of, grouped_design, mlp_design
+from nexusbench.models.designs import (
+    DenseDesign,
+    Edges,
+    ExpertsDesign,
+    GroupedDesign,
+    LatentDesign,
+    LayerDesign,
+)
 from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.module_names import USUAL, ModuleNames
 from nexusbench.models.reading import (
@@ -106,9 +117,10 @@ class ModelFamily(ABC):
       them that transformers takes where the config leaves it out (None: there is none).
     * ``activations``: names of the activation function that its feed-forward part may have.
     * ``biases``: the projections that have them, if ``models/decoder.py`` can compute the family
-      from tensors named as Llama's (None: it can be simulated only); ``biased_qkv`` says of such a
-      one that queries, keys and values have them; ``qk_norm``: it normalises each query and key
-      head.
+      (None: it can be simulated only); ``biased_qkv`` says of such a one that queries, keys and
+      values have them; ``qk_norm``: it normalises each query and key head. How a computed layer
+      differs from Llama's, in what it does and what its tensors are called, :meth:`design` and
+      the methods below it say.
     * ``names``: how checkpoints call its matrices, for what a quantiser excludes.
 
     Cost models, the simulated devices and the KV cache follow from the ModelSpec that it returns.
@@ -179,16 +191,58 @@ class ModelFamily(ABC):
 
     def vectors(self, config: ConfigDocument, mixer: FullAttention) -> int:
         """Parameters of a layer that are in no matrix: two norms, biases."""
-        hidden = config.count("hidden_size")
-        biases = self.biases or Biases(qkv=self.biased_qkv or None, output=None, mlp=None)
-        usual = config.flag("attention_bias")
+        hidden, (qkv, output, mlp) = config.count("hidden_size"), self.biased(config)
         made = 2 * hidden + attention_vectors(
-            mixer, hidden, qkv_bias=usual if biases.qkv is None else biases.qkv,
-            output_bias=usual if biases.output is None else biases.output, qk_norm=self.qk_norm,
-        )  # fmt: skip
-        if config.flag("mlp_bias") if biases.mlp is None else biases.mlp:
+            mixer, hidden, qkv_bias=qkv, output_bias=output, qk_norm=self.qk_norm
+        )
+        if mlp:
             made += 2 * config.size("intermediate_size") + hidden
         return made
+
+    def biased(self, config: ConfigDocument) -> tuple[bool, bool, bool]:
+        """Whether queries, keys and values, the output, and the dense part have biases."""
+        biases = self.biases or Biases(qkv=self.biased_qkv or None, output=None, mlp=None)
+        attention, mlp = config.flag("attention_bias"), config.flag("mlp_bias")
+        return (
+            attention if biases.qkv is None else biases.qkv,
+            attention if biases.output is None else biases.output,
+            mlp if biases.mlp is None else biases.mlp,
+        )
+
+    def design(self, config: ConfigDocument, index: int, plan: LayerPlan) -> LayerDesign:
+        """How layer ``index`` of a computed family is computed. Raises NotComputed for what is
+        described only, InputError for keys that have no meaning.
+        """
+        return LayerDesign(
+            attention=self.attention_design(config, index, plan.mixer),
+            mlp=self.mlp_design(config, plan.mlp),
+        )
+
+    def attention_design(
+        self, config: ConfigDocument, index: int, mixer: Mixer | None
+    ) -> GroupedDesign | LatentDesign:
+        """The attention of layer ``index``."""
+        qkv, output, _ = self.biased(config)
+        return grouped_design(config, mixer, qkv_bias=qkv, output_bias=output, qk_norm=self.qk_norm)
+
+    def mlp_design(
+        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
+    ) -> DenseDesign | ExpertsDesign:
+        """The feed-forward part."""
+        dense = isinstance(mlp, DenseMlp) and self.biased(config)[2]
+        return mlp_design(mlp, self.gate(config), self.routing(config), bias=dense)
+
+    def gate(self, config: ConfigDocument) -> Gate:
+        """The gate of its feed-forward parts."""
+        return gate_of(config)
+
+    def routing(self, config: ConfigDocument) -> Routing:
+        """How experts are picked; how many is in their description."""
+        return Routing(0, normalised=config.flag("norm_topk_prob"))
+
+    def edges(self, config: ConfigDocument) -> Edges:
+        """What is done before and after its layers, and in its norms."""
+        return Edges()
 
     def windows(self, config: ConfigDocument, count: int) -> list[int]:
         """The window of each layer in tokens, 0 where it sees everything."""

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from nexusbench.core.layers import DenseMlp, ExpertsMlp
+from nexusbench.core.mixers import Mixer
+from nexusbench.kernels.routing import Routing
+from nexusbench.models.design_reading import latent_design
+from nexusbench.models.designs import DenseDesign, ExpertsDesign, LatentDesign
+from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import Layout
 from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
+from nexusbench.models.reading import refuse
 
 
 class DeepseekV2Family(DeepseekV3Family):
@@ -20,3 +27,24 @@ class DeepseekV2Family(DeepseekV3Family):
         "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
         "first_k_dense_replace": 0, "max_position_embeddings": 2048,
     }  # fmt: skip
+
+    def attention_design(
+        self, config: ConfigDocument, index: int, mixer: Mixer | None
+    ) -> LatentDesign:
+        """Latent attention, with rotary pairs next to one another."""
+        return latent_design(config, mixer, neighbours=True)
+
+    def mlp_design(
+        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
+    ) -> DenseDesign | ExpertsDesign:
+        """Experts of the best groups only where the config says so."""
+        if config.data.get("topk_method") != "group_limited_greedy":
+            config = config.replaced({"n_group": None})
+        return super().mlp_design(config, mlp)
+
+    def routing(self, config: ConfigDocument) -> Routing:
+        """The softmax as it is: here transformers heeds no ``norm_topk_prob``."""
+        refuse(config, "scoring_func", ("softmax",), "Only softmax scores are computed here")
+        known = ("greedy", "group_limited_greedy")
+        refuse(config, "topk_method", known, f"Computed are {' and '.join(known)}")
+        return Routing(0, scale=config.number("routed_scaling_factor", 1.0))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from msgspec import structs
+
 from nexusbench.core.layers import DenseMlp, ExpertsMlp
-from nexusbench.core.mixers import LatentAttention, SparseAttention
+from nexusbench.core.mixers import LatentAttention, Mixer, SparseAttention
+from nexusbench.kernels.routing import Routing
+from nexusbench.models.design_reading import grouped_routing, latent_design
+from nexusbench.models.designs import DenseDesign, ExpertsDesign, LatentDesign
 from nexusbench.models.document import ConfigDocument
-from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
+from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 from nexusbench.models.reading import dense_first, latent, refuse, routed
 from nexusbench.models.stacking import LayerPlan
 
@@ -18,6 +23,7 @@ class DeepseekV3Family(ModelFamily):
     architecture: ClassVar[str] = "DeepseekV3ForCausalLM"
     source: ClassVar[str] = "arXiv 2412.19437; transformers, models/deepseek_v3"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    biases: ClassVar[Biases | None] = Biases(qkv=None, output=None)
     reads: ClassVar[tuple[str, ...]] = (
         "kv_lora_rank", "q_lora_rank", "first_k_dense_replace", "moe_layer_freq",
         "n_routed_experts", "n_shared_experts",
@@ -28,11 +34,13 @@ class DeepseekV3Family(ModelFamily):
         "n_shared_experts": 1, "n_routed_experts": 256, "kv_lora_rank": 512, "q_lora_rank": 1536,
         "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
         "num_experts_per_tok": 8, "first_k_dense_replace": 3, "max_position_embeddings": 4096,
+        "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
     }  # fmt: skip
     sample: ClassVar[Layout] = {
         **LAYOUT, "kv_lora_rank": 64, "q_lora_rank": 96, "qk_rope_head_dim": 16,
         "qk_nope_head_dim": 32, "v_head_dim": 32, "n_routed_experts": 8, "n_shared_experts": 1,
         "num_experts_per_tok": 2, "moe_intermediate_size": 192, "first_k_dense_replace": 1,
+        "n_group": 2, "topk_group": 1,
     }  # fmt: skip
 
     def layers(self, config: ConfigDocument, count: int) -> list[LayerPlan]:
@@ -71,3 +79,29 @@ class DeepseekV3Family(ModelFamily):
         shared = config.size("n_shared_experts") * config.count(self.expert_size)
         counts = ("n_routed_experts", "num_experts", "num_local_experts")
         return routed(config, count=counts, size=self.expert_size, shared_size=shared)
+
+    def attention_design(
+        self, config: ConfigDocument, index: int, mixer: Mixer | None
+    ) -> LatentDesign:
+        """Latent attention, with rotary pairs next to one another unless the config says no."""
+        neighbours = config.flag("rope_interleave", default=True)
+        return latent_design(config, mixer, neighbours=neighbours)
+
+    def mlp_design(
+        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
+    ) -> DenseDesign | ExpertsDesign:
+        """Experts of the best groups."""
+        made = super().mlp_design(config, mlp)
+        if isinstance(made, DenseDesign):
+            return made
+        grouped = grouped_routing(config, made.routing, made.num_experts)
+        return structs.replace(made, routing=grouped)
+
+    def routing(self, config: ConfigDocument) -> Routing:
+        """Sigmoids, corrected by a bias for choosing."""
+        refuse(config, "scoring_func", ("sigmoid",), "Only sigmoid scores are computed here")
+        refuse(config, "topk_method", ("noaux_tc",), "Only noaux_tc is computed of this family")
+        return Routing(
+            0, scores="sigmoid", normalised=config.flag("norm_topk_prob"), group_score="two",
+            scale=config.number("routed_scaling_factor", 1.0), corrected=True,
+        )  # fmt: skip

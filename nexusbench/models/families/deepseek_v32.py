@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from nexusbench.core.mixers import LatentAttention, SparseAttention
 from nexusbench.models.document import ConfigDocument
-from nexusbench.models.families.base import Layout
+from nexusbench.models.families.base import Biases, Layout
 from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
 from nexusbench.models.reading import latent
 
@@ -16,6 +16,7 @@ class DeepseekV32Family(DeepseekV3Family):
 
     architecture: ClassVar[str] = "DeepseekV32ForCausalLM"
     source: ClassVar[str] = "arXiv 2512.02556; transformers, models/deepseek_v32"
+    biases: ClassVar[Biases | None] = None
     reads: ClassVar[tuple[str, ...]] = (
         *DeepseekV3Family.reads, "index_topk", "index_head_dim", "index_n_heads"
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from nexusbench.kernels.gates import Gate
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import Layout
 from nexusbench.models.families.gemma2 import Gemma2Family
@@ -24,3 +25,7 @@ class GemmaFamily(Gemma2Family):
     def windows(self, config: ConfigDocument, count: int) -> list[int]:
         """None."""
         return [0] * count
+
+    def gate(self, config: ConfigDocument) -> Gate:
+        """GELU by tanh, also where older configs say "gelu" (transformers, models/gemma)."""
+        return Gate("gelu_tanh")

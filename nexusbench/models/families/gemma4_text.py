@@ -9,7 +9,7 @@ import msgspec
 from nexusbench.core.layers import DenseMlp, ExpertsMlp
 from nexusbench.core.mixers import FullAttention, Projection
 from nexusbench.models.document import ConfigDocument
-from nexusbench.models.families.base import Layout
+from nexusbench.models.families.base import Biases, Layout
 from nexusbench.models.families.gemma2 import Gemma2Family
 from nexusbench.models.module_names import ModuleNames, module_names
 from nexusbench.models.reading import check_kv_heads, in_window, refuse, routed
@@ -25,6 +25,7 @@ class Gemma4TextFamily(Gemma2Family):
 
     architecture: ClassVar[str] = "Gemma4ForCausalLM"
     source: ClassVar[str] = "transformers, models/gemma4"
+    biases: ClassVar[Biases | None] = None
     period: ClassVar[int] = 6
     expert_size: ClassVar[str] = "moe_intermediate_size"
     names: ClassVar[ModuleNames] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import Layout
+from nexusbench.models.families.base import Biases, Layout
 from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
 
 
@@ -13,6 +13,7 @@ class Glm4MoeLiteFamily(DeepseekV3Family):
 
     architecture: ClassVar[str] = "Glm4MoeLiteForCausalLM"
     source: ClassVar[str] = "transformers, models/glm4_moe_lite"
+    biases: ClassVar[Biases | None] = None
     defaults: ClassVar[Layout] = {
         "vocab_size": 154880, "hidden_size": 2048, "intermediate_size": 10240,
         "moe_intermediate_size": 1536, "num_hidden_layers": 47, "num_attention_heads": 20,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import Layout
+from nexusbench.models.families.base import Biases, Layout
 from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
 
 
@@ -14,5 +14,6 @@ class KimiK25Family(DeepseekV3Family):
     architecture: ClassVar[str] = "KimiK25ForConditionalGeneration"
     also: ClassVar[tuple[str, ...]] = ("Kimi_K25ForConditionalGeneration",)
     source: ClassVar[str] = "https://huggingface.co/moonshotai/Kimi-K2.5"
+    biases: ClassVar[Biases | None] = None
     inner: ClassVar[str] = "text_config"
     sample: ClassVar[Layout] = {"text_config": dict(DeepseekV3Family.sample)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import Layout
+from nexusbench.models.families.base import Biases, Layout
 from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
 
 
@@ -13,6 +13,7 @@ class Mistral4Family(DeepseekV3Family):
 
     architecture: ClassVar[str] = "Mistral4ForCausalLM"
     source: ClassVar[str] = "transformers, models/mistral4"
+    biases: ClassVar[Biases | None] = None
     defaults: ClassVar[Layout] = {
         "vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 12288,
         "moe_intermediate_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 32,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
+from msgspec import structs
+
+from nexusbench.core.layers import DenseMlp, ExpertsMlp
+from nexusbench.kernels.routing import Routing
+from nexusbench.models.designs import DenseDesign, ExpertsDesign
+from nexusbench.models.document import ConfigDocument
+from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 from nexusbench.models.module_names import ModuleNames, module_names
 
 
@@ -17,4 +23,19 @@ class MixtralFamily(ModelFamily):
     num_experts: ClassVar[str] = "num_local_experts"
     expert_size: ClassVar[str] = "intermediate_size"
     names: ClassVar[ModuleNames] = module_names(sparse=("block_sparse_moe", "mlp"))
+    biases: ClassVar[Biases | None] = Biases()
+    defaults: ClassVar[Layout] = {"rms_norm_eps": 1e-5, "rope_theta": 1e6}
     sample: ClassVar[Layout] = {**LAYOUT, "num_local_experts": 8, "num_experts_per_tok": 2}
+
+    def routing(self, config: ConfigDocument) -> Routing:
+        """The weights of the chosen experts sum up to 1."""
+        return Routing(0, normalised=True)
+
+    def mlp_design(
+        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
+    ) -> DenseDesign | ExpertsDesign:
+        """Under names of its own."""
+        made = super().mlp_design(config, mlp)
+        if isinstance(made, DenseDesign):
+            return made
+        return structs.replace(made, module="block_sparse_moe", matrices=("w1", "w3", "w2"))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
+from msgspec import structs
+
+from nexusbench.core.layers import DenseMlp, ExpertsMlp
+from nexusbench.models.designs import DenseDesign, ExpertsDesign
+from nexusbench.models.document import ConfigDocument
+from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 
 
 class Qwen2MoeFamily(ModelFamily):
@@ -13,9 +18,22 @@ class Qwen2MoeFamily(ModelFamily):
     architecture: ClassVar[str] = "Qwen2MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2407.10671; transformers, models/qwen2_moe"
     expert_size: ClassVar[str] = "moe_intermediate_size"
-    biased_qkv: ClassVar[bool] = True
+    biases: ClassVar[Biases | None] = Biases(qkv=True)
     shared_expert: ClassVar[int | None] = 5632
     sample: ClassVar[Layout] = {
         **LAYOUT, "num_experts": 8, "num_experts_per_tok": 2,
         "moe_intermediate_size": 192, "shared_expert_intermediate_size": 768,
     }  # fmt: skip
+
+    def biased(self, config: ConfigDocument) -> tuple[bool, bool, bool]:
+        """Queries, keys and values have them unless the config says otherwise."""
+        return config.flag("qkv_bias", default=True), False, False
+
+    def mlp_design(
+        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
+    ) -> DenseDesign | ExpertsDesign:
+        """The shared expert has a gate."""
+        made = super().mlp_design(config, mlp)
+        if isinstance(made, DenseDesign):
+            return made
+        return structs.replace(made, shared="shared_expert", shared_gate=made.shared_size > 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
+from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 
 
 class Qwen3MoeFamily(ModelFamily):
@@ -13,6 +13,7 @@ class Qwen3MoeFamily(ModelFamily):
     architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2505.09388; transformers, models/qwen3_moe"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    biases: ClassVar[Biases | None] = Biases(qkv=None, output=None)
     qk_norm: ClassVar[bool] = True
     sample: ClassVar[Layout] = {
         **LAYOUT, "num_experts": 8, "num_experts_per_tok": 2,

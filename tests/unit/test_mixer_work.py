@@ -1,0 +1,173 @@
+"""Work counts of attention by kind of mixer: what a token sees, and what it reads."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from nexusbench.core.batch import BatchShape
+from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
+from nexusbench.core.mixer_work import MIXER_WORK, FullWork, MixerWork, pieces
+from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, WindowAttention
+from nexusbench.core.specs import ModelSpec
+from nexusbench.core.work import model_work
+from nexusbench.costs.roofline import Roofline
+from nexusbench.models.config import describe_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.profiles.stages import Stages
+
+FULL = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64)
+WINDOW = WindowAttention(num_heads=8, num_kv_heads=2, head_dim=64, window=100)
+PIECES = WindowAttention(num_heads=8, num_kv_heads=2, head_dim=64, window=100, chunked=True)
+LATENT = LatentAttention(
+    num_heads=16, q_rank=96, kv_rank=32, nope_dim=24, rope_dim=8, value_dim=20
+)  # fmt: skip
+
+
+def work(mixer: Mixer, kv: float = 2.0, activation: float = 2.0) -> MixerWork:
+    return MIXER_WORK[type(mixer)](mixer, kv, activation)
+
+
+def seen(mixer: FullAttention, position: int) -> range:
+    """Keys that the token at ``position`` attends to."""
+    if not isinstance(mixer, WindowAttention):
+        return range(position + 1)
+    if mixer.chunked:
+        return range(position - position % mixer.window, position + 1)
+    return range(max(0, position - mixer.window + 1), position + 1)
+
+
+@pytest.mark.parametrize("mixer", [FULL, WINDOW, PIECES])
+def test_pairs_and_keys_of_chunks_are_those_that_the_mask_leaves(mixer: FullAttention) -> None:
+    draw = random.Random(5)
+    for _ in range(40):
+        chunks = tuple((draw.randint(1, 350), draw.randint(0, 350)) for _ in range(2))
+        pairs = keys = 0
+        for count, before in chunks:
+            each = [seen(mixer, before + i) for i in range(count)]
+            pairs += sum(map(len, each))
+            keys += len({key for one in each for key in one})
+        tokens = sum(count for count, _ in chunks)
+        flops, size = work(mixer).chunks(chunks)
+        assert flops == pairs * 4 * 8 * 64
+        assert size == keys * 2 * 2 * 64 * 2 + tokens * 2 * 8 * 64 * 2
+
+
+def test_a_decode_reads_no_more_than_its_window() -> None:
+    for context in (1, 99, 100, 101, 5000):
+        flops, size = work(WINDOW).decodes(3, 3 * context)
+        keys = 3 * min(context, 100)
+        assert (flops, size) == (keys * 4 * 8 * 64, keys * 2 * 2 * 64 * 2)
+    # Anywhere in a piece: half of it on average, once contexts are longer.
+    assert work(PIECES).decodes(2, 200)[0] == 200 * 4 * 8 * 64
+    assert work(PIECES).decodes(2, 9000)[0] == 2 * 50.5 * 4 * 8 * 64
+
+
+def test_pieces_of_chunks_keep_every_token() -> None:
+    assert pieces(((250, 30), (10, 200)), 100) == ((70, 30), (100, 0), (80, 0), (10, 0))
+
+
+def test_values_of_another_size_and_keys_of_an_earlier_layer() -> None:
+    narrow = work(msgspec.structs.replace(FULL, value_dim=32))
+    assert isinstance(narrow, FullWork)
+    assert narrow.pair_flops == 2 * 8 * (64 + 32)
+    assert narrow.key_bytes == narrow.token_bytes == 2 * (64 + 32) * 2
+    assert narrow.message_values == 8 * 96 + 2 * 96
+    shared = work(msgspec.structs.replace(FULL, shares_kv=True))
+    assert isinstance(shared, FullWork)
+    assert shared.token_bytes == 0  # nothing is kept, but as much is read
+    assert shared.key_bytes == 2 * 2 * 64 * 2
+    assert shared.rotated == 8 * 64  # queries only
+
+
+def test_latent_attention_by_hand() -> None:
+    """Expanded: 16 heads of keys of 32 values and values of 20. Absorbed: queries of 32 + 8 values
+    over one latent, outputs of 32.
+    """
+    made = work(LATENT, kv=1.0)
+    flops, size = made.chunks(((10, 0), (4, 50)))
+    pairs, expanded = 10 * 5.5 + 4 * 52.5, 16 * (32 + 20)
+    assert flops == pairs * 2 * expanded + 50 * 2 * 32 * 16 * (24 + 20)
+    assert size == 14 * 2 * 2 * expanded + 50 * (40 * 1.0 + 2 * 2 * expanded)
+    flops, size = made.decodes(3, 300)
+    assert flops == 300 * 2 * 16 * (32 + 8 + 32)
+    assert size == 300 * 40 * 1.0 + 3 * 16 * (32 + 8 + 32) * 2
+    assert made.message_values == 16 * (32 + 8 + 32) + 40
+
+
+def model(mixer: Mixer, count: int = 3) -> ModelSpec:
+    group = LayerGroup(count=count, mixer=mixer, mlp=DenseMlp(intermediate_size=512))
+    return ModelSpec(
+        "base", count, 256, 16, 2, 64, 512, 1000, 8192,
+        stack=LayerStack(groups=(group,), order=(0,) * count),
+    )  # fmt: skip
+
+
+def test_projections_are_split_by_heads_and_latents_are_not() -> None:
+    gated = msgspec.structs.replace(LATENT, gate=16 * 20)
+    made = model_work(model(gated), 4)
+    assert [(one.name, one.inputs, one.outputs) for one in made.linears] == [
+        ("q_a", 256, 96), ("q_b", 96, 4 * 32), ("kv_a", 256, 40), ("kv_b", 32, 4 * 44),
+        ("attn_out", 4 * 20, 256), ("attn_gate", 256, 80), ("gate_up", 256, 256),
+        ("down", 128, 256),
+    ]  # fmt: skip
+    assert made.kv_bytes_per_token == 3 * 40 * 2  # on each GPU
+    mixed = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64, value_dim=32, gate=8)
+    made = model_work(model(mixed), 4)
+    assert [(one.name, one.inputs, one.outputs) for one in made.linears[:3]] == [
+        ("qkv", 256, 2 * 64 + 64 + 32), ("attn_out", 2 * 32, 256), ("attn_gate", 256, 2),
+    ]  # fmt: skip
+    same = msgspec.structs.replace(FULL, keys_are_values=True)
+    assert model_work(model(same), 2).linears[0].outputs == 4 * 64 + 64
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "deepseek-v3"])
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_work_of_all_gpus_is_that_of_the_model(name: str, gpus: int) -> None:
+    """FLOPs of experts, attention and products add up over GPUs; those of projections that every
+    GPU computes alike, and of routers, count on each.
+    """
+    spec = describe_model(name)
+    one, part = model_work(spec), model_work(spec, gpus)
+    chunks = ((500, 700),)
+    assert part.chunk_attention(chunks)[0] * gpus == pytest.approx(one.chunk_attention(chunks)[0])
+    assert part.decode_attention(9, 9000)[0] * gpus == one.decode_attention(9, 9000)[0]
+    alike = ("router", "q_a", "kv_a")
+
+    def products(made: object, names: bool) -> float:
+        return sum(
+            one.inputs * one.outputs * one.count
+            for one in made.linears  # type: ignore[attr-defined]
+            if (one.name in alike) == names
+        )
+
+    assert products(part, names=True) == products(one, names=True)
+    assert products(part, names=False) * gpus == products(one, names=False)
+
+
+def test_beliefs_count_a_window_and_a_latent() -> None:
+    gpu = load_gpu("h200")
+    shape = BatchShape(64, 64 * 8000)
+    for mixer, keys in ((FULL, 8001), (WINDOW, 100)):
+        spec = model(mixer)
+        attention = Stages(gpu, spec).work(shape)
+        assert attention.decode_bytes == 3 * 64 * keys * 2 * 2 * 64 * 2
+        assert attention.decode_flops == 3 * 64 * keys * 4 * 8 * 64
+        assert Roofline(gpu=gpu, model=spec).operators(shape)[2][1] == attention.decode_bytes
+    near = Roofline(gpu=gpu, model=model(WINDOW)).predict(shape, 132)
+    assert near < Roofline(gpu=gpu, model=model(FULL)).predict(shape, 132)
+
+
+def test_many_heads_over_one_latent_are_bound_by_tensor_cores() -> None:
+    """128 heads take 242 FLOPs for each byte of the latents, more than an H200 has."""
+    wide = LatentAttention(
+        num_heads=128, q_rank=0, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128
+    )
+    gpu = load_gpu("h200")
+    belief = Roofline(gpu=gpu, model=model(wide))
+    long, short = BatchShape(64, 64 * 80_000), BatchShape(64, 64)
+    taken = belief.predict(long, 132) - belief.predict(short, 132)
+    flops = 3 * 64 * 79_999 * 2 * 128 * (2 * 512 + 64)
+    assert taken == pytest.approx(flops / (gpu.peak_tflops * 1e3), rel=0.01)
