@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import quantised_checkpoints as made  # noqa: E402
+from checkpoints import write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from nexusbench.cli.main import main  # noqa: E402
@@ -20,6 +21,7 @@ from nexusbench.models.agreement import teacher_forced  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
 from nexusbench.models.checkpoint import open_source  # noqa: E402
 from nexusbench.models.decoder import Decoder  # noqa: E402
+from nexusbench.results.reader import RunReader  # noqa: E402
 
 Edit = Callable[[made.Tensors], object]
 
@@ -206,3 +208,81 @@ def test_check_model_compares_them_with_transformers(
     command = ["check-model", str(tmp_path), "--dtype", "bfloat16", "--new-tokens", "2", "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["dequantised"] is True
+
+
+def microscaled(name: str, experts: torch.Tensor) -> tuple[made.Tensors, torch.Tensor]:
+    """gpt-oss' experts [experts, inputs, outputs] in MXFP4, and what they stand for."""
+    count, inputs, outputs = experts.shape
+    blocks = experts.transpose(1, 2).reshape(count, outputs, inputs // 32, 32)
+    powers = torch.ceil(torch.log2(blocks.abs().amax(dim=-1, keepdim=True) / 6))
+    values = torch.tensor([*made.FP4, *(-one for one in made.FP4)])
+    codes = (blocks.unsqueeze(-1) / 2 ** powers.unsqueeze(-1) - values).abs().argmin(dim=-1)
+    meant = (values[codes] * 2**powers).reshape(count, outputs, inputs).transpose(1, 2)
+    stored = {
+        f"{name}_blocks": (codes[..., 0::2] + 16 * codes[..., 1::2]).to(torch.uint8),
+        f"{name}_scales": (powers.squeeze(-1) + 127).to(torch.uint8),
+    }
+    return stored, meant
+
+
+# A family -> (settings, which tensors are packed, how). Experts lie one by one, as parts of fused
+# matrices, and stacked.
+FAMILIES = {
+    "deepseek-v3": (
+        {"quant_method": "fp8", "weight_block_size": [32, 32]}, "_proj.weight",
+        made.fp8("weight_scale_inv", 32, 32),
+    ),
+    "mixtral": ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "experts", made.gptq()),
+    "phi3": ({"quant_method": "awq", "bits": 4, "group_size": 32}, "qkv_proj", made.awq()),
+    "gpt-oss": ({"quant_method": "mxfp4"}, "experts", microscaled),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quantised_families(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the package transformers (extra 'check')")
+    settings, packed, pack = FAMILIES[family]
+    write_checkpoint(tmp_path / "plain", family)
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    meant = load_file(tmp_path / "plain" / "model.safetensors")
+    stored: made.Tensors = {}
+    number = 0
+    for name, tensor in meant.items():
+        if packed in name and not name.endswith("bias") and tensor.dim() > 1:
+            parts, meant[name] = pack(name.removesuffix(".weight"), tensor.float())
+            stored |= parts
+            number += 1
+        else:
+            stored[name] = tensor
+    assert number > 2
+    made.write_folder(tmp_path / "plain", config, meant)
+    made.write_folder(
+        tmp_path / "quantised", {**config, "quantization_config": settings}, stored
+    )  # fmt: skip
+    quantised, plain = (logits(tmp_path / name, "float32") for name in ("quantised", "plain"))
+    torch.testing.assert_close(quantised, plain, rtol=0, atol=1e-5)
+    assert main(["check-model", str(tmp_path / "quantised"), "--prompts", "5,40"]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_computes_and_makes_the_same_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    meant = made.write_quantised(tmp_path / "model-gptq", "gptq")
+    made.write_folder(tmp_path / "plain", made.CONFIG, meant)
+    lines = [{"timestamp": 0, "input_length": 9 + i, "output_length": 5} for i in range(3)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("model-gptq", "plain"):
+        command = ["serve-trace", "t.jsonl", "--device", "cpu:shared", "--model", f"./{name}"]
+        command += ["--scheduler", "vllm", "--dtype", "float32", "--json"]
+        assert main(command) == 0
+        (run,) = json.loads(capsys.readouterr().out)["runs"]
+        resolved = run["resolved"]
+        assert resolved["model"]["dtypes"]["weights"] == "float32"
+        said = [text for text in resolved["caveats"] if "dequantised to float32" in text]
+        assert len(said) == len(resolved["caveats"]) == (name != "plain")
+    one, two = (RunReader(folder).tokens() for folder in sorted(Path("results").glob("*-vllm*")))
+    assert one == two
+    assert [len(one[index]) for index in range(3)] == [5, 5, 5]
