@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
+from nexusbench.core.kernel_constants import SmallKvConstants
 from nexusbench.core.specs import GpuSpec, ModelSpec, with_used_kernels
 from nexusbench.models.config import load_model
 from nexusbench.models.precision import Precision, computed_model_of, served_model_of
@@ -280,3 +282,22 @@ def test_each_product_of_integers_quantises_its_own_inputs() -> None:
             for name in ("qkv", "attn_out")
         )
         assert (qkv == out) == apart
+
+
+def test_prompts_and_decodes_have_constants_of_their_own() -> None:
+    gpu = load_gpu("b200")
+    own = small_kv_constants(gpu)
+
+    def time(constants: SmallKvConstants, chunks: tuple[tuple[int, int], ...]) -> float:
+        made = SmallKvAttention(
+            gpu, constants, lambda on: Attention(on, 32, 8, 128, 1.0), 32, 128, 1
+        )  # fmt: skip
+        decodes = 0 if chunks else 4
+        return made.time(chunks, decodes, decodes * 100, gpu.num_sms, 6000.0).time
+
+    longer = msgspec.structs.replace(own, decode_tile=own.decode_tile * 3)
+    assert time(longer, ()) > time(own, ())
+    assert time(longer, ((512, 0),)) == time(own, ((512, 0),))
+    # A model that is dense and 16-bit but for its cache needs the constants of its GPU.
+    model = served_model_of("llama-3.1-8b", Precision(kv_cache_dtype="fp8")).model
+    assert with_used_kernels(gpu, model).kernels == gpu.kernels
