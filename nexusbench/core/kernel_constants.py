@@ -15,10 +15,22 @@ from nexusbench.core.bounds import Efficiency, Fraction, Micros, NumberBounds, T
 # that a kernel takes for products of so many rows. The last two: a cluster of that many SMs works
 # on as many tiles one above the other, and computes all of them. Rows up to 0: any number.
 Tile = tuple[int, int, int, int, float, int]
+# The same of a kernel that looks at columns too: (rows above, up to, columns above, up to, height,
+# width, share of the attainable rate).
+ColumnTile = tuple[int, int, int, int, int, int, float]
 Nanos = Annotated[float, NumberBounds(most=1e6, zero=True)]
 PeakRatio = Annotated[float, NumberBounds(least=0.01, most=64.0)]
 L2Share = Annotated[float, NumberBounds(least=0.001, most=2.0)]
 Factor = Annotated[float, NumberBounds(most=1e3, zero=True)]
+
+
+class WaveConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a kernel that takes the tile of fewest waves (physics/wave_tiles.py)."""
+
+    step_us: Micros  # latency of 1,000 of the inner dimension, in every wave
+    sm_gbps: Throughput  # at which the tiles on one SM take their operands
+    uneven: Factor  # tensor-core time of tiles that divide no block of scales, over that of others
+    single_wave: Factor  # time of large tiles that are one full wave, over that of more
 
 
 class ProductConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +46,9 @@ class ProductConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: Fraction
     depth_us: Micros  # per 1,000 of the inner dimension
     epilogue_us: Micros  # of a tile of 256 x 128
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Tile, ...] = ()  # or, of a kernel that chooses otherwise, one of the next two
+    column_tiles: tuple[ColumnTile, ...] = ()
+    waves: WaveConstants | None = None
     l2_gbps: Throughput = 2000.0  # only for a benchmark that repeats itself on the same operands
     l2_share: L2Share = 0.5
 
@@ -146,6 +160,9 @@ class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_topk_us: Micros  # and for a token of a prompt, which is another kernel
     topk_key_ns: Nanos  # and for each key that it chooses from
     prompt_us: Micros = 0.0  # fixed time that a launch with prompts has in addition
+    # launch_us where no kernel waits for its launch: in a CUDA graph, or behind longer ones. None:
+    # it was measured so.
+    graph_us: Micros | None = None
 
 
 class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

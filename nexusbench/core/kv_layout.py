@@ -89,7 +89,7 @@ class KvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         The page is the largest number of bytes of which blocks of all groups are multiples, so none
         of a group's blocks has a part that is not used; a state fills whole pages. This is vLLM's
         pool of pages of one size, which groups of equally many layers share, without the layers
-        that it adds to make them equal (docs/decisions/0014-kv-groups.md).
+        that it adds to make them equal (docs/decisions/0015-kv-groups.md).
         """
         if all(group.kind == "full" for group in self.groups):
             return KvPages(block_size, self.token_bytes * block_size, (1,), self.groups)

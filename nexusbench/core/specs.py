@@ -233,14 +233,16 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dense_epilogue_us: Micros = 1.0  # prologue and epilogue of a wave of the largest tiles
     dense_split_us: Micros = 1.5  # reduction after splitting the inner dimension
     # Attention (physics/attention.py, Attention).
-    # FlashAttention of that generation; "contiguous": version 2 on keys that are not paged.
-    attention_kernel: Literal["fa2", "fa3", "contiguous"] = "fa2"
+    # FlashAttention of that generation; "contiguous": version 2 on keys that are not paged;
+    # "trtllm": TensorRT-LLM's for Blackwell.
+    attention_kernel: Literal["fa2", "fa3", "contiguous", "trtllm"] = "fa2"
     attention_launch_us: Micros = 6.0  # fixed time of a layer's attention, KV write included
     attention_tile_us: Micros = 1.5  # prologue and epilogue of one tile of query rows
     attention_block_us: Micros = 0.5  # softmax of one tile and key block beside its products
     attention_empty_us: Micros = 0.3  # a thread block that finds no row to do (fa2)
     attention_tail: Fraction = 0.8  # share of the last wave, and of the longest tile, that adds up
     attention_overlap: Fraction = 0.3  # as dense_overlap
+    attention_write_us: Micros = 0.0  # SM time of writing a token of 512 values to the cache
     attention_combine_us: Micros = 3.5  # merging the parts of a decode whose keys were split
     attention_swap_us: Micros = 3.5  # regrouping the query heads of a decode batch
     # GB/s of keys and values that one SM takes in decodes, and where a contiguous kernel does not

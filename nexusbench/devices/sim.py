@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from nexusbench.devices._sim_memory import kv_bytes
 from nexusbench.devices._sim_pipeline import Pipeline
 from nexusbench.devices._sim_ranks import FreeRanks, LockstepRanks
 from nexusbench.devices.base import Device, DeviceOptions
-from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
+from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu, warned
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
 from nexusbench.physics.lockstep import IDLE, Lockstep
@@ -31,7 +29,6 @@ from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
-_LOG = logging.getLogger("nexusbench")
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
@@ -64,9 +61,7 @@ class Sim(Device):
         # is not that of a stage.
         apart = parallel.in_lockstep(model) or parallel.pipeline > 1
         host = IDLE if apart else self.host
-        self.physics = Physics(
-            gpu, model, options.tensor_parallel, host=host, parallel=parallel
-        )  # fmt: skip
+        self.physics = Physics(gpu, model, options.tensor_parallel, host=host, parallel=parallel)
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
@@ -116,9 +111,7 @@ class Sim(Device):
             )
         if is_profile(argument):
             return load_profile(Path(argument)).gpu
-        gpu = load_gpu(_one_of(argument)[0])
-        warn(gpu)
-        return gpu
+        return warned(load_gpu(_one_of(argument)[0]))
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -148,8 +141,7 @@ class Sim(Device):
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         one, count = _one_of(argument)
-        name, gpu = "+".join([Path(one).name.lower()] * count), load_gpu(one)
-        warn(gpu)
+        name, gpu = "+".join([Path(one).name.lower()] * count), warned(load_gpu(one))
         parallel = options.parallel
         sims = [
             cls(gpu, model, msgspec.structs.replace(options, seed=options.seed + rank), name=name,
@@ -367,15 +359,6 @@ def _spread(options: DeviceOptions) -> str:
                ("dp", options.data_parallel))  # fmt: skip
     text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
     return text + ("-ep" if options.expert_parallel else "")
-
-
-def warn(gpu: GpuSpec) -> None:
-    """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
-    serve.
-    """
-    if multiprocessing.parent_process() is None:
-        for text in gpu.warnings:
-            _LOG.warning("%s: %s", gpu.name, text)
 
 
 def _one_of(argument: str) -> tuple[str, int]:

@@ -31,7 +31,7 @@ class GroupedKV(KVCacheManager):
     prefix is found where all groups have what the token behind it attends to: groups of all tokens
     the whole prefix, those of windows its end. A state is of the tokens computed so far and no
     block of it is another request's, so with states no prefix is looked for (vLLM's default for
-    them). Decision: docs/decisions/0014-kv-groups.md.
+    them). Decision: docs/decisions/0015-kv-groups.md.
     """
 
     def __init__(

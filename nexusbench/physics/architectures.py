@@ -69,7 +69,7 @@ _NVLINK_LATENCY_US = 5.0
 _SM_RATES = ("attention_sm_gbps", "attention_unsplit_gbps")
 _SM_TIMES = (
     "dense_depth_us", "dense_epilogue_us", "attention_tile_us", "attention_block_us",
-    "attention_empty_us",
+    "attention_empty_us", "attention_write_us",
 )  # fmt: skip
 
 
@@ -85,10 +85,10 @@ class Filled(msgspec.Struct, frozen=True):
 
 
 def architecture_by_attention(kernel: str) -> Architecture:
-    """Of a GPU whose description names none: Hopper if FlashAttention-3 runs on it, else Ampere,
-    which has no tensor cores below 16 bit but for integers.
+    """Of a GPU whose description names none: Hopper if FlashAttention-3 runs on it, Blackwell if
+    TensorRT-LLM's kernels do, else Ampere, which has no tensor cores below 16 bit but for integers.
     """
-    return "hopper" if kernel == "fa3" else "ampere"
+    return "hopper" if kernel == "fa3" else "blackwell" if kernel == "trtllm" else "ampere"
 
 
 def nearest(donors: Iterable[GpuSpec], given: Mapping[str, Any]) -> GpuSpec:

@@ -6,16 +6,28 @@ docs/fidelity.md). FlashAttention-2 with a paged cache has tiles of 64 rows of o
 batch of single-token rows packs the query heads that share a KV head into one tile, and splits long
 keys over idle SMs. So decodes beside a prefill chunk cost a whole tile per query head each, and
 read their keys once per query head unless heads that share them run at the same time.
-FlashAttention-3 packs heads always.
+FlashAttention-3 packs heads always. TensorRT-LLM's kernels for Blackwell pack them in decodes
+alone: a prompt's tile is 256 rows of one query head.
 """
 
 from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, in_layers
+from nexusbench.physics.operators import L2, NOTHING, OperatorClass, in_layers, later
 
 _Chunks = tuple[tuple[int, int], ...]
+# Threads of a block that writes a token's keys and values, one each; SM time of it as a share of
+# that of a full block, by the square of its threads: fitted on an H200 for 64 to 512 values.
+_THREADS, _ONE_WARP = 512, 0.15
+
+
+def write_ns(full_us: float, values: int) -> float:
+    """SM time of writing the keys of one token, and its values: ``values`` each in ``full_us`` if
+    they fill a thread block. In ns.
+    """
+    threads = min(1.0, values / _THREADS)
+    return full_us * 1e3 * (_ONE_WARP + (1.0 - _ONE_WARP) * threads * threads)
 
 
 def spread(tiles: int, work: float, longest: float, sms: int, tail: float) -> float:
@@ -50,10 +62,13 @@ class Attention:
     ) -> None:
         sim = gpu.sim
         self._layers = layers
-        self._packs = sim.attention_kernel == "fa3"
+        kernel = sim.attention_kernel
+        self._packs = kernel in ("fa3", "trtllm")
         self._kv_heads, self._heads = num_kv_heads, num_heads
         self._group = max(1, num_heads // num_kv_heads)
-        self._rows = 128 if self._packs else 64  # of a prefill tile
+        # Of a prefill tile: rows, and query heads of a KV head that share it.
+        self._rows = 256 if kernel == "trtllm" else 128 if self._packs else 64
+        self._packed = self._group if kernel == "fa3" else 1
         # Keys of a block: csrc/flash_attn of FlashAttention-2, splitkv dispatch
         self._keys = (
             128 if self._packs else 256 if head_dim <= 64 else 128 if head_dim <= 128 else 64
@@ -68,7 +83,7 @@ class Attention:
         small = self._block * 64 / self._rows
         self._small_block = max(small, block_bytes / sim.attention_sm_gbps)
         self._unsplit_block = max(self._small_block, block_bytes / sim.attention_unsplit_gbps)
-        self._contiguous = sim.attention_kernel == "contiguous"
+        self._contiguous = kernel == "contiguous"
         # Thread blocks that the kernel's choice of key splits counts on: of the GPU, also where its
         # launch is confined to fewer SMs.
         self._slots = gpu.num_sms * (2 if self._contiguous else 1)
@@ -84,6 +99,9 @@ class Attention:
         if writes:
             self._new_bytes += 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         self._hidden_bytes = 0.0  # of a token, moved while tiles compute
+        self._cache_bytes = 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
+        # SM time of a token in the kernel that writes keys and values; 0: within the launch.
+        self._write = write_ns(sim.attention_write_us * writes, num_kv_heads * head_dim)
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
     def time(
@@ -122,8 +140,7 @@ class Attention:
         cold = warm = 1.0 / bandwidth
         if copies:
             cold = self._l2.per_byte(copies * (new + read), sms, cold)
-        # Queries and new keys were written by the kernel before, and are in L2 if they fit. They
-        # are read at the ends of tiles, and the KV write is a kernel of its own: no overlap.
+        # What the kernel before wrote is in L2 if it fits; ends of tiles read it: no overlap.
         warm = min(cold, self._l2.per_byte(new, sms, warm))
         hidden = tokens * self._hidden_bytes
         moving = read * cold + hidden * warm
@@ -131,20 +148,23 @@ class Attention:
         if busy < moving:
             longer = memory = moving + self._exposed * busy
         if num_decodes:
-            # Decode tiles wait for their keys, not for tensor cores: the streamed share of the time
-            # counts as memory-bound, whatever bounds the kernel as a whole.
+            # Decode tiles wait for keys: the streamed share of the time counts as memory-bound.
             memory += (longer - memory) * streamed
             tensor = busy * (1.0 - streamed) + decode_context * self._key_ns / sms
-        return in_layers(
+        made = in_layers(
             self._layers, fixed + new * warm, longer, memory, tensor, new + read + hidden,
             tiles / sms,
         )  # fmt: skip
+        if self._write:
+            written = tokens * (self._write / sms - self._cache_bytes / bandwidth)
+            made = later(made, written * self._layers) if written > 0.0 else made
+        return made
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:
         """(tokens, keys read, tiles, ns of all tiles together, ns of the longest) of the chunks."""
         rows, block = self._rows, self._keys
-        packed = self._group if self._packs else 1
-        heads = self._kv_heads if self._packs else self._heads
+        packed = self._packed
+        heads = self._kv_heads if packed > 1 else self._heads
         span = rows / packed  # tokens of one tile
         ragged = max(0.0, block - span) / (2 * block)  # blocks that a causal edge leaves part-used
         tokens = keys = tiles = 0

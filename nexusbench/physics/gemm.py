@@ -2,16 +2,17 @@
 
 A product takes a launch, waves of tiles over the SMs (whole or with K split), and the time of its
 HBM traffic, which overlaps with computing but for a share. In low precision what differs is in the
-constants: the tensor cores' rate for the type, tiles that are chosen by the number of rows instead
-of freely (CUTLASS' dispatch in vLLM), and clusters of SMs that compute whole even where rows are
-missing. K is not split there.
+constants: the tensor cores' rate for the type, tiles that are chosen by the numbers of rows and
+columns instead of freely (CUTLASS' dispatch in vLLM), and clusters of SMs that compute whole even
+where rows are missing. K is not split there.
 """
 
 from __future__ import annotations
 
-from nexusbench.core.kernel_constants import ProductConstants, QuantiseConstants
+from nexusbench.core.kernel_constants import ProductConstants, QuantiseConstants, Tile
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.operators import L2, OperatorClass, clock, overlapped
+from nexusbench.physics.wave_tiles import wave_tile, wave_tile_ns
 
 # (rows, columns, share of the attainable rate) of GEMM tiles. Shapes are those that cuBLAS kernels
 # are named after; the shares were fitted once, for H200, H100 and L40S together (docs/fidelity.md).
@@ -119,6 +120,7 @@ class ScaledGemm:
         self._launch, self._epilogue = own.launch_us * 1e3, own.epilogue_us * 1e3
         self._num_sms, self._gain = gpu.num_sms, gpu.sim.clock_gain
         self._l2 = Residence(gpu, own.l2_gbps, own.l2_share)
+        self._tiles: dict[int, tuple[Tile, ...]] = {}  # by columns
 
     def time(
         self,
@@ -143,8 +145,16 @@ class ScaledGemm:
         moving = traffic * per_byte
         rate = self._rate * clock(self._gain, sms / self._num_sms)
         fixed = self._launch + own.depth_us * inputs  # us per 1,000: ns each
+        if own.waves is not None:
+            chosen = wave_tile(int(-(-rows // 1)), outputs, sms)
+            per = chosen.tiles / sms
+            waves = max(1.0, per)
+            waves += own.wave_share * (chosen.waves - waves)
+            tile = wave_tile_ns(own.waves, chosen, inputs, rate)
+            tile += self._epilogue * chosen.height * chosen.width / _LARGEST
+            return overlapped(fixed, waves * tile, moving, own.overlap, traffic, per)
         best = None
-        for above, most, height, width, share, cluster in own.tiles:
+        for above, most, height, width, share, cluster in self._built(outputs):
             if rows <= above or (most and rows > most):
                 continue
             tiles = -(-rows // (height * cluster)) * cluster * -(-outputs // width)
@@ -157,6 +167,18 @@ class ScaledGemm:
                 best = made
         assert best is not None  # the file's tiles are checked to leave out no number of rows
         return best
+
+    def _built(self, outputs: int) -> tuple[Tile, ...]:
+        """The tiles of products with ``outputs`` columns."""
+        if not self._own.column_tiles:
+            return self._own.tiles
+        if outputs not in self._tiles:
+            self._tiles[outputs] = tuple(
+                (above, most, height, width, share, 1)
+                for above, most, left, right, height, width, share in self._own.column_tiles
+                if outputs > left and (outputs <= right or not right)
+            )
+        return self._tiles[outputs]
 
 
 class Quantise:

@@ -21,6 +21,7 @@ from nexusbench.core.kernel_constants import (
     ExpertConstants,
     KernelConstants,
     ProductConstants,
+    Tile,
 )
 from nexusbench.core.registry import did_you_mean
 
@@ -117,9 +118,7 @@ def _check_constants(document: GpuDocument, table: str, constants: msgspec.Struc
     for key, kind in hints.items():
         check_value(document, table, key, getattr(constants, key), kind)
     if isinstance(constants, ProductConstants):
-        problem = _gap(constants)
-        if problem:
-            raise document.error(table, "tiles", problem, _AS_SHIPPED)
+        _check_tiles(document, table, constants)
     if isinstance(constants, ExpertConstants):
         shares = constants.tile_shares
         if not all(0.0 <= share <= 1.0 for share in shares) or not any(shares):
@@ -127,10 +126,37 @@ def _check_constants(document: GpuDocument, table: str, constants: msgspec.Struc
             raise document.error(table, "tile_shares", problem, hint)
 
 
-def _gap(constants: ProductConstants) -> str:
+def _check_tiles(document: GpuDocument, table: str, constants: ProductConstants) -> None:
+    """One way of choosing tiles, which leaves out no number of rows at any number of columns."""
+    if constants.waves is not None:
+        _check_constants(document, f"{table}.waves", constants.waves)
+    ways = ("tiles", "column_tiles", "waves")
+    given = [name for name in ways if getattr(constants, name)] or ["tiles"]
+    problem = f"stand beside {given[1]}" if len(given) > 1 else ""
+    if given == ["tiles"]:
+        problem = _gap(constants.tiles)
+    for own in constants.column_tiles if given == ["column_tiles"] else ():
+        left, right = own[2:4]
+        if not (0 <= left < right or right == 0 <= left):
+            problem = f"hold {list(own)}"
+    if given == ["column_tiles"] and not problem:
+        edges = {0, *[tile[3] for tile in constants.column_tiles]}
+        for edge in sorted(edges):  # of the columns right of it
+            problem = problem or _gap(
+                tuple(
+                    (above, most, height, width, share, 1)
+                    for above, most, left, right, height, width, share in constants.column_tiles
+                    if left <= edge < (right or math.inf)
+                )
+            )
+    if problem:
+        raise document.error(table, given[0], problem, _AS_SHIPPED)
+
+
+def _gap(tiles: tuple[Tile, ...]) -> str:
     """What is wrong with the tiles, '' if nothing is."""
     reached = 0.0
-    for above, most, height, width, share, cluster in sorted(constants.tiles):
+    for above, most, height, width, share, cluster in sorted(tiles):
         sizes = min(height, width, cluster) >= 1 and max(height, width, cluster) <= 1024
         if not (sizes and 0.01 <= share <= 1.0 and above >= 0 and (most > above or most == 0)):
             return f"hold {[above, most, height, width, share, cluster]}"

@@ -100,7 +100,7 @@ class AbsorbedAttention:
         eager: bool = False,
     ) -> None:
         own = latent_constants(gpu)
-        self._triton = gpu.sim.attention_kernel != "fa3"
+        self._triton = gpu.sim.attention_kernel not in ("fa3", "trtllm")
         pair = architecture(gpu) == "blackwell"
         self._rows = TRITON_ROWS if self._triton else PAIR_ROWS if pair else ROWS
         self._heads, self._layers, self._slots = num_heads, layers, gpu.num_sms

@@ -20,14 +20,20 @@ from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.experts import Experts, ExpertShape, uniform
+from nexusbench.physics.experts import Experts, ExpertShape
+from nexusbench.physics.imbalance import busiest
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
-from nexusbench.physics.precisions import (
-    expert_constants,
-    experts_kernel,
+from nexusbench.physics.operators import (
+    L2,
+    NOTHING,
+    OperatorClass,
+    attainable,
+    beside,
+    scaled_sum,
+    total,
 )
+from nexusbench.physics.precisions import expert_constants, experts_kernel
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
@@ -35,6 +41,10 @@ ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
+# Shared experts run beside the routed ones in batches of up to so many tokens: in a stream of their
+# own (vLLM's VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD, TensorRT-LLM's maybe_execute_in_parallel),
+# or as one expert more in the same kernels (SGLang's shared experts fusion).
+SHARED, SHARED_BESIDE = ("gate_up", "up", "down"), 256
 
 
 class Physics:
@@ -98,6 +108,7 @@ class Physics:
             self._collectives = Collectives(gpu, tensor_parallel)
         self._wide = work.wide  # of this GPU's share, in values
         self._beside = _beside(group) / tensor_parallel
+        self._shared = _shares_alone(group) and not self._apart
         self._hyper = _streams_of(group, model.hidden_size)
         self.mixing = () if part else mixings_of(gpu, work, self._products)
         self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
@@ -220,13 +231,17 @@ class Physics:
         work = self._work
         if self._groups:
             return total([group.dense(tokens, sms) for group in self._groups])
-        made = NOTHING
+        made = shared = NOTHING
+        aside = SHARED if self._shared and tokens <= SHARED_BESIDE else ()
         for linear in self._linears:  # not of experts: theirs are timed together, below
             product = self._products[linear.dtype].time(
                 linear.name, rows, linear.inputs, linear.outputs, sms,
                 self._weights[sms], self._bandwidth[sms],
             )  # fmt: skip
-            made = scaled_sum(product, linear.count, made)
+            if linear.name in aside:
+                shared = scaled_sum(product, 1.0, shared)
+            else:
+                made = scaled_sum(product, linear.count, made)
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, activated = work.hidden_size, 3 if work.gated else 2
@@ -237,11 +252,14 @@ class Physics:
         for each in mixers:
             touched += [values for values in (2 * each.rotated, each.gated) if values]
         if self._experts is not None:
-            if not self._apart:
-                made = scaled_sum(self._routed(tokens, sms), work.num_layers, made)
             touched.append(work.num_experts)  # the top k of the router's logits
-            if self._beside:
+            if self._beside and not aside:
                 touched.append(activated * self._beside)
+            if not self._apart:
+                layer = self._routed(tokens, sms)
+                if aside:
+                    layer = beside(layer, shared, self._weights[sms])
+                made = scaled_sum(layer, work.num_layers, made)
         elif self._wide:
             touched.append(activated * self._wide)
         touched += self._hyper
@@ -264,9 +282,7 @@ class Physics:
         """Those of one layer."""
         assert self._experts is not None
         work, gpus = self._work, self._parallel.spread
-        routing = uniform(
-            tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew
-        )  # fmt: skip
+        routing = busiest(tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew)
         return self._experts.time(routing, sms, self._weights[sms])
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
@@ -296,6 +312,12 @@ def _beside(group: LayerGroup) -> float:
     """Values between the products that every token uses beside routed experts."""
     mlp = group.mlp
     return float(mlp.shared_size + mlp.dense_size) if isinstance(mlp, ExpertsMlp) else 0.0
+
+
+def _shares_alone(group: LayerGroup) -> bool:
+    """Whether shared experts, and nothing else, stand beside routed ones."""
+    mlp = group.mlp
+    return isinstance(mlp, ExpertsMlp) and mlp.shared_size > 0 == mlp.dense_size
 
 
 def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int) -> Experts | None:

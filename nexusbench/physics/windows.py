@@ -14,15 +14,12 @@ own. How far all this is from measurements: docs/fidelity.md.
 from __future__ import annotations
 
 from nexusbench.core.specs import GpuSpec
-from nexusbench.physics.attention import Attention, spread
-from nexusbench.physics.operators import OperatorClass, later
+from nexusbench.physics.attention import Attention, spread, write_ns
+from nexusbench.physics.operators import OperatorClass
 from nexusbench.physics.precisions import architecture, window_constants
 
 _COUNTED = 64  # tiles whose blocks are counted for their mean
 _NARROW, _NARROW_ROWS = 64, 192  # FlashAttention-3's tiles of heads so narrow (tile_size.h)
-# Threads of a block that writes a token's keys and values, one each; SM time of it as a share of
-# that of a full block, by the square of its threads: fitted on an H200 for 64 to 512 values.
-_THREADS, _ONE_WARP = 512, 0.15
 
 _Chunks = tuple[tuple[int, int], ...]
 
@@ -51,15 +48,13 @@ class WindowedAttention(Attention):
         )  # fmt: skip
         own = window_constants(gpu)
         self._window, block = window, self._keys
-        if self._packs and head_dim <= _NARROW:
+        if gpu.sim.attention_kernel == "fa3" and head_dim <= _NARROW:
             self._rows, self._block = _NARROW_ROWS, self._block * _NARROW_ROWS / self._rows
         # FlashAttention-3 takes a block more, as measured, even where a window begins with one.
         self._aligned = self._packs and architecture(gpu) == "hopper"
         self._more = own.tile_us * 1e3
-        threads = min(1.0, num_kv_heads * head_dim / _THREADS)
-        full = own.write_us * 1e3 if writes else 0.0
-        self._write = full * (_ONE_WARP + (1.0 - _ONE_WARP) * threads * threads)
-        span, blocks = self._rows / (self._group if self._packs else 1), 0  # tokens of one tile
+        self._write = write_ns(own.write_us * writes, num_kv_heads * head_dim)
+        span, blocks = self._rows / self._packed, 0  # tokens of one tile
         for tile in range(_COUNTED):
             first = window + int(tile * span)
             last = max(first, window + int((tile + 1) * span) - 1)
@@ -67,7 +62,6 @@ class WindowedAttention(Attention):
         self._steady = blocks / _COUNTED
         self._hidden_bytes = own.hidden * 2.0 * num_heads * head_dim * activation_bytes
         self._new_bytes -= self._hidden_bytes
-        self._cache_bytes = 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
 
     def time(
         self,
@@ -85,14 +79,7 @@ class WindowedAttention(Attention):
         if decode_context > num_decodes * self._window:
             touched = self._touched(decode_context // num_decodes)
             decode_context = min(decode_context, num_decodes * touched)
-        made = super().time(chunks, num_decodes, decode_context, sms, bandwidth, copies=copies)
-        tokens = num_decodes
-        for count, _ in chunks:
-            tokens += count
-        more = tokens * (self._write / sms - self._cache_bytes / bandwidth)
-        if more > 0.0:
-            made = later(made, more * self._layers)
-        return made
+        return super().time(chunks, num_decodes, decode_context, sms, bandwidth, copies=copies)
 
     def _touched(self, context: int) -> int:
         """Keys of the blocks that the window of a decode at ``context`` keys touches."""

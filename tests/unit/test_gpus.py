@@ -97,7 +97,11 @@ def test_every_number_has_its_source(name: str) -> None:
         for field in msgspec.structs.fields(spec)
         if field.name not in ("name", "sim", "sources", "caveats")
     }
-    sources = load_gpu(name).sources
+    gpu = load_gpu(name)
+    sources = dict(gpu.sources)
+    if gpu.sim.attention_kernel != "trtllm":  # it is within the launch of other kernels
+        numbers.remove("attention_write_us")
+        sources.pop("attention_write_us", None)
     assert set(sources) == numbers
     assert all(len(text) > 10 for text in sources.values())
 
@@ -204,7 +208,7 @@ def test_all_missing_keys_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"field 'sim\.dense_efficiency': is missing") as caught:
         load_gpu(path)
     for field in msgspec.structs.fields(SimConstants):
-        assert field.name in str(caught.value)
+        assert field.name == "attention_write_us" or field.name in str(caught.value)
 
 
 # What to replace in the L20's file, by what, the field the message must name, and its words.

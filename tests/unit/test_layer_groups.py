@@ -30,7 +30,6 @@ from nexusbench.core.mixers import (
 from nexusbench.core.specs import Dtypes, ModelSpec, MoeSpec
 from nexusbench.core.work import model_work
 from nexusbench.costs.roofline import Roofline
-from nexusbench.models.architecture import load_decoder_config
 from nexusbench.models.config import describe_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
@@ -280,12 +279,6 @@ def test_experts_in_some_layers(tmp_path: Path) -> None:
     model = read(tmp_path, model_type="qwen3_moe", mlp_only_layers=[0], **moe)
     assert model.stack is not UNSET
     assert model.stack.order == (0, 1, 1, 1)
-
-
-def test_a_decoder_that_computes_refuses_layers_that_are_not_alike(tmp_path: Path) -> None:
-    read(tmp_path, sliding_window=512)
-    with pytest.raises(InputError, match="'model_type': has layers that are not alike"):
-        load_decoder_config(tmp_path)
 
 
 def test_quantised_experts_of_gpt_oss_are_only_the_experts() -> None:

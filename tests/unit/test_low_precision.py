@@ -65,6 +65,14 @@ def test_an_nvfp4_product_as_measured(m: int, measured: float) -> None:
     assert made + quantised(B200, "block", m, 4096) == pytest.approx(measured, rel=0.2)
 
 
+def test_tiles_are_chosen_by_rows_and_columns() -> None:
+    """On Ada, tiles of 256 rows between 4,096 and 8,192 columns: 2,049 rows cost what 2,304 do."""
+    gpu = load_gpu("l40s")
+    for columns, same in ((4096, False), (8192, True), (16384, False)):
+        few, many = (product(gpu, "fp8", 1.0, m, columns, 65536) for m in (2049, 2304))
+        assert (few == pytest.approx(many, rel=0.02)) is same
+
+
 def test_tiles_are_chosen_by_rows_and_computed_in_whole_clusters() -> None:
     own = msgspec.structs.replace(product_constants(H200, "fp8"), wave_share=1.0)
     gemm = ScaledGemm(H200, own, 1.0, 1.0)
@@ -138,7 +146,8 @@ def test_every_gpu_has_constants_for_every_data_type_it_computes(name: str) -> N
         assert expert_constants(gpu, kernel.kind).fixed_us > 0
         assert kernel.origin
         if product_kernel(gpu, weights).scales:
-            assert product_constants(gpu, product_kernel(gpu, weights).kind).tiles
+            own = product_constants(gpu, product_kernel(gpu, weights).kind)
+            assert own.tiles or own.column_tiles or own.waves
     assert quantise_constants(gpu).launch_us > 0
 
 
@@ -196,6 +205,11 @@ def test_kernels_do_not_belong_to_a_16_bit_model_without_experts() -> None:
         ("  [128, 0, 128, 128, 1.0, 2],", "  [128, 0, 0, 128, 1.0, 2],", r"hold \[128, 0, 0"),
         ("[kernels.quantise]\nlaunch_us = 1.92", "[kernels.quantise]\nlaunch_us = -1.0",
          r"field 'kernels.quantise.launch_us': is -1"),
+        ("  [128, 0, 128, 128, 1.0, 2],\n]", "]\ncolumn_tiles = [[0, 0, 0, 64, 16, 64, 1.0]]",
+         r"stand beside column_tiles"),
+        ("single_wave = 3.0\n", "single_wave = -1.0\n", r"fp8_block.waves.single_wave': is -1"),
+        ("[kernels.products.fp8_block.waves]",
+         "tiles = [[0, 0, 16, 64, 1.0, 1]]\n[kernels.products.fp8_block.waves]", "beside waves"),
         ("elementwise = ", "elementwise = 1e9 #", r"elementwise': is 1000000000"),
     ],
 )  # fmt: skip
@@ -217,3 +231,24 @@ def test_a_gpu_file_without_kernels_takes_those_of_its_architecture(tmp_path: Pa
     gpu = load_gpu(str(file))
     assert product_kernel(gpu, "fp8").kind == "fp8"
     assert product_constants(gpu, "fp8") == product_constants(H200, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("tiles", "told"),
+    [
+        ("[[0, 0, 0, 64, 16, 64, 1.0]]", "leave out products of more than 0 rows"),
+        ("[[0, 0, 64, 0, 16, 64, 1.0]]", "leave out products of more than 0 rows"),
+        ("[[0, 32, 0, 0, 16, 64, 1.0]]", "leave out products of more than 32 rows"),
+        ("[[0, 0, 0, 64, 16, 64, 1.0], [0, 0, 64, 64, 16, 64, 1.0]]", r"hold \[0, 0, 64, 64"),
+        ("[[0, 0, 0, 0, 16, 64, 1.5]]", r"hold \[0, 0, 16, 64, 1.5, 1\]"),
+    ],
+)
+def test_tiles_by_columns_leave_out_no_shape(tmp_path: Path, tiles: str, told: str) -> None:
+    text = (files("nexusbench.data") / "gpus" / "l40s.toml").read_text(encoding="utf-8")
+    start = text.index("column_tiles")
+    file = tmp_path / "own.toml"
+    file.write_text(
+        text[:start] + f"column_tiles = {tiles}" + text[text.index("\n]\n", start) + 2 :]
+    )
+    with pytest.raises(InputError, match=told):
+        load_gpu(str(file))

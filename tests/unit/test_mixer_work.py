@@ -7,16 +7,17 @@ import random
 import msgspec
 import pytest
 
-from nexusbench.core.batch import BatchShape
-from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
+from nexusbench.core.batch import BatchShape, Split
+from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup, LayerStack
 from nexusbench.core.mixer_work import MIXER_WORK, FullWork, MixerWork, pieces
 from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, WindowAttention
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.specs import DeviceSpec, ModelSpec
 from nexusbench.core.work import model_work
 from nexusbench.costs.roofline import Roofline
 from nexusbench.models.config import describe_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.profiles.stages import Stages
+from nexusbench.serving.assembly import work_of
 
 FULL = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64)
 WINDOW = WindowAttention(num_heads=8, num_kv_heads=2, head_dim=64, window=100)
@@ -171,3 +172,22 @@ def test_many_heads_over_one_latent_are_bound_by_tensor_cores() -> None:
     taken = belief.predict(long, 132) - belief.predict(short, 132)
     flops = 3 * 64 * 79_999 * 2 * 128 * (2 * 512 + 64)
     assert taken == pytest.approx(flops / (gpu.peak_tflops * 1e3), rel=0.01)
+
+
+class RealDevice:
+    """As much of one as work counts look at."""
+
+    spec = DeviceSpec("cuda", "cuda", False, 132, (), Split(("all",), (132,)), 1, 1e9, 3)
+    gpu = load_gpu("h200")
+
+
+def test_utilisation_is_not_made_up_where_work_is_not_even() -> None:
+    """MFU multiplies tokens and pairs; a window sees fewer pairs, and experts read few weights."""
+    full = work_of(model(FULL), RealDevice())  # type: ignore[arg-type]
+    assert full is not None
+    assert full.pair_flops == 3 * 4 * 8 * 64
+    routed = ExpertsMlp(num_experts=8, experts_per_token=2, intermediate_size=64)
+    experts = LayerGroup(count=3, mixer=FULL, mlp=routed)
+    stack = LayerStack(groups=(experts,), order=(0,) * 3)
+    for other in (model(WINDOW), model(LATENT), msgspec.structs.replace(model(FULL), stack=stack)):
+        assert work_of(other, RealDevice()) is None  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from nexusbench.core.batch import Batch, BatchShape
-from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
+from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup, LayerStack
 from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, WindowAttention
 from nexusbench.core.specs import ModelSpec, with_used_kernels
 from nexusbench.models.config import describe_model
@@ -119,6 +119,31 @@ def test_products_of_latents_follow_what_runs_how() -> None:
     later = more(BatchShape(0, 0, ((2048, 8192),)))
     assert later > first + product(8192, 512, 32 * 256)
     assert later < 1.5 * (first + product(8192, 512, 32 * 256))
+
+
+def test_shared_experts_run_beside_routed_ones_in_small_batches() -> None:
+    """Their weights are read in between, and the rest hides; large batches compute one after the
+    other, and a dense part beside experts (Gemma 4) always does.
+    """
+    routed = ExpertsMlp(num_experts=64, experts_per_token=4, intermediate_size=1024)
+
+    def layer(tokens: int, **more: int) -> float:
+        mlp = msgspec.structs.replace(routed, **more)
+        made = Physics(H200, model(LayerGroup(count=4, mixer=FULL, mlp=mlp)))
+        return made.dense(tokens, 132).time / 4
+
+    def products(tokens: int) -> float:
+        made = Physics(H200, model(group(FULL, 4)))._products["bfloat16"]
+        weights, streams = attainable(H200, 132, weights=True), attainable(H200, 132)
+        sizes = ((4096, 2048, "gate_up"), (1024, 4096, "down"))
+        return sum(made.time(n, tokens, a, b, 132, weights, streams).time for a, b, n in sizes)
+
+    read = 3 * 4096 * 1024 * 2.0 / attainable(H200, 132, weights=True)
+    more = layer(16, shared_size=1024) - layer(16)
+    assert read < more < 1.1 * read < products(16)
+    assert layer(16, dense_size=1024) - layer(16) > products(16)
+    assert layer(256, shared_size=1024) - layer(256) < products(256)
+    assert layer(512, shared_size=1024) - layer(512) > products(512)
 
 
 def test_projections_down_to_ranks_are_one_product() -> None:

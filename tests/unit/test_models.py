@@ -39,7 +39,7 @@ NAMES = [
     "llama-3.1-70b",
     "llama-3.1-8b",
     "llama-3.3-70b",
-    "minimax-m2",
+    "minimax-m2.5",
     "minimax-m2.5-nvfp4",
     "mistral-7b",
     "mistral-nemo",
@@ -124,7 +124,7 @@ PARAMETERS = {
     "mistral-small-24b": 23_572_403_200, "gpt-oss-20b": 20_914_757_184,
     "gemma-3-12b": 11_766_034_176, "gemma-3-27b": 27_009_346_304, "phi-4": 14_659_507_200,
     "kimi-k2": 1_026_408_209_408, "glm-4.6": 352_797_814_784, "glm-4.5-air": 106_852_245_504,
-    "minimax-m2": 228_689_748_992,
+    "minimax-m2.5": 228_689_748_992,
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_models_that_many_serve_have_their_published_sizes(name: str) -> None:
     assert model.num_parameters == pytest.approx(PARAMETERS[name], rel=1e-4)
     # Billions that a token uses, as model cards round them; some count embeddings.
     cards = {"qwen3-235b-a22b": 22, "kimi-k2": 32, "glm-4.6": 32, "glm-4.5-air": 12,
-             "minimax-m2": 10}  # fmt: skip
+             "minimax-m2.5": 10}  # fmt: skip
     if name in cards:
         rest = model.active_parameters - model.embedding_parameters
         assert rest / 1e9 == pytest.approx(cards[name], rel=0.1)

@@ -502,6 +502,21 @@ def test_one_sm_takes_keys_and_values_at_a_limited_rate():
         assert a == b
 
 
+def test_prompts_on_blackwell_pack_no_heads_and_decodes_do():
+    """Tiles of 256 rows of a query head: 4 heads of 300 tokens are 8 tiles, of one block of keys to
+    three, and not the 2 KV heads' of packed rows.
+    """
+    sim = replace(SIM, attention_kernel="trtllm", attention_write_us=0.0)
+    one, packed = replace(GPU, sim=sim), fa().time((), 8, 8000, 10, 1e9)
+    assert fa(one).time(((300, 0),), 0, 0, 1, 1e9).turns == 8
+    assert fa().time(((300, 0),), 0, 0, 1, 1e9).turns == 10
+    assert fa(one).time((), 8, 8000, 10, 1e9).turns == packed.turns
+    # A token's keys and values are written by a thread block of 128 of 512 threads.
+    writing = replace(GPU, sim=replace(sim, attention_write_us=1.0))
+    few, more = (fa(gpu).time(((300, 0),), 0, 0, 10, 1e9).time for gpu in (one, writing))
+    assert more - few == pytest.approx(300 * 1000 * (0.15 + 0.85 / 16) / 10, rel=1e-3)
+
+
 def test_a_kernel_splits_keys_for_the_whole_gpu_wherever_it_runs():
     """One decode of 4,096 keys becomes 10 tiles for 10 SMs, so five waves on two of them."""
     found, few = (fa().time((), 1, 4096, sms, 1e9) for sms in (10, 2))

@@ -149,6 +149,8 @@ def test_what_cannot_be_simulated_is_refused_with_its_reason(
         ("vllm", "0.18.0", "vllm-0.19"), ("vllm", "", "vllm-0.19"),
         ("vllm", "nightly-5b8c", "vllm-0.19"), ("sglang", "0.5.9", "sglang-0.5"),
         ("trtllm", "1.2.0rc2", "trtllm-1.0"),
+        # Asynchronous from 0.14 on, though 0.12 is nearer.
+        ("vllm", "0.15.1", "vllm-0.19"), ("vllm", "0.13.0", "vllm-0.12"),
     ],
 )  # fmt: skip
 def test_the_engine_of_the_nearest_version(

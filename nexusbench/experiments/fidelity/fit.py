@@ -60,6 +60,12 @@ PRODUCT_BOUNDS = {
     "depth_us": (0.0, 2.0),
     "epilogue_us": (0.0, 25.0),
 }
+WAVE_BOUNDS = {
+    "step_us": (0.0, 2.0),
+    "sm_gbps": (10.0, 400.0),
+    "uneven": (1.0, 3.0),
+    "single_wave": (1.0, 5.0),
+}
 EXPERT_BOUNDS = {
     "efficiency": (0.02, 1.0),
     "bandwidth_efficiency": (0.05, 1.0),
@@ -167,7 +173,7 @@ def fit(
     """
     bounds, constants, changed = _constants(gpu, family)
     low, high = (np.array(side) for side in zip(*bounds.values(), strict=True))
-    start = np.array([getattr(constants, name) for name in bounds])
+    start = np.array([constants[name] for name in bounds])
     scale = np.maximum(np.abs(start), 0.02 * high)
 
     def with_(values: Vector) -> GpuSpec:
@@ -194,15 +200,18 @@ def fit(
     return FittedConstants(rounded, before, after)
 
 
-def _constants(
-    gpu: GpuSpec, family: str
-) -> tuple[dict[str, tuple[float, float]], msgspec.Struct, Callable[[dict[str, float]], GpuSpec]]:
-    """(bounds, the constants that they are of, the GPU with some of them changed). Raises
+_Bounds = dict[str, tuple[float, float]]
+_Fitting = tuple[_Bounds, dict[str, float], Callable[[dict[str, float]], GpuSpec]]
+
+
+def _constants(gpu: GpuSpec, family: str) -> _Fitting:
+    """(bounds, constants by name, the GPU with those of the bounds changed). Raises
     InputError for a kind of kernel whose constants are not the GPU's own.
     """
     replace = msgspec.structs.replace
     if family in BOUNDS:
-        return BOUNDS[family], gpu.sim, lambda new: replace(gpu, sim=replace(gpu.sim, **new))
+        start = msgspec.structs.asdict(gpu.sim)
+        return BOUNDS[family], start, lambda new: replace(gpu, sim=replace(gpu.sim, **new))
     kernels = gpu.kernels
     if family in ("window", "mla", FAMILY, *sparse_tables.KINDS, *state_tables.KINDS):
         return _attention_constants(gpu, family)
@@ -215,30 +224,36 @@ def _constants(
         hint = f"Write a table [kernels.{field}.{kind}], as shipped GPUs have"
         raise InputError(problem, file=gpu.name, hint=hint)
 
+    start = msgspec.structs.asdict(own[kind])
+    waves, inner = start.get("waves"), WAVE_BOUNDS if start.get("waves") else {}
+    if waves is not None:
+        bounds, start = {**bounds, **WAVE_BOUNDS}, {**start, **msgspec.structs.asdict(waves)}
+
     def changed(new: dict[str, float]) -> GpuSpec:
-        made = {**own, kind: replace(own[kind], **new)}
-        return replace(gpu, kernels=replace(kernels, **{field: made}))
+        changes: dict[str, object] = {n: value for n, value in new.items() if n not in inner}
+        if waves is not None:
+            changes["waves"] = replace(waves, **{n: new[n] for n in inner if n in new})
+        made = replace(own[kind], **changes)
+        return replace(gpu, kernels=replace(kernels, **{field: {**own, kind: made}}))
 
-    return bounds, own[kind], changed
+    return bounds, start, changed
 
 
-def _attention_constants(
-    gpu: GpuSpec, family: str
-) -> tuple[dict[str, tuple[float, float]], msgspec.Struct, Callable[[dict[str, float]], GpuSpec]]:
+def _attention_constants(gpu: GpuSpec, family: str) -> _Fitting:
     """As ``_constants``, of windows, 8-bit KV, latent and sparse attention; a donor's to start."""
     replace, kernels = msgspec.structs.replace, kernels_of(gpu)
     if family == "window":
         own = window_constants(gpu)
         return (
             WINDOW_BOUNDS,
-            own,
+            msgspec.structs.asdict(own),
             lambda new: replace(gpu, kernels=replace(kernels, window=replace(own, **new))),
         )
     if family == FAMILY:
         small = small_kv_constants(gpu)
         return (
             SMALL_KV_BOUNDS,
-            small,
+            msgspec.structs.asdict(small),
             lambda new: replace(gpu, kernels=replace(kernels, small_kv=replace(small, **new))),
         )
     if family in sparse_tables.KINDS:
@@ -246,7 +261,7 @@ def _attention_constants(
         chosen = sparse_constants(gpu, kind)
         return (
             SPARSE_BOUNDS,
-            chosen,
+            msgspec.structs.asdict(chosen),
             lambda new: replace(
                 gpu,
                 kernels=replace(kernels, sparse={**kernels.sparse, kind: replace(chosen, **new)}),
@@ -257,7 +272,7 @@ def _attention_constants(
         kept = state_constants(gpu, kind)
         return (
             STATE_BOUNDS,
-            kept,
+            msgspec.structs.asdict(kept),
             lambda new: replace(
                 gpu,
                 kernels=replace(kernels, states={**kernels.states, kind: replace(kept, **new)}),
@@ -266,7 +281,7 @@ def _attention_constants(
     latent = latent_constants(gpu)
     return (
         LATENT_BOUNDS,
-        latent,
+        msgspec.structs.asdict(latent),
         lambda new: replace(gpu, kernels=replace(kernels, latent=replace(latent, **new))),
     )
 

@@ -21,7 +21,7 @@ from nexusbench.models.config import model_names
 from nexusbench.models.document import open_config
 from nexusbench.models.families.base import family_of
 from nexusbench.physics.gpus import gpu_names
-from nexusbench.physics.host import engine_names, load_engine
+from nexusbench.physics.host import engine_names, engine_since, load_engine
 from nexusbench.serving.opening import check_run
 
 # The rule by which aiconfigurator's generator starts the servers that its tables were measured on
@@ -135,8 +135,9 @@ def gpu_of(system: str) -> str:
 
 
 def engine_of(point: ServingPoint) -> str:
-    """The shipped engine of the point's backend whose version is nearest (the newest where the
-    point names none). Raises Refused for a backend that there is none of.
+    """The shipped engine of the point's backend whose version is nearest, of those that ran steps
+    in their way by then (the newest where the point names none). Raises Refused for a backend that
+    there is none of.
     """
     family = [name for name in engine_names() if name.rpartition("-")[0] == point.backend.lower()]
     if not family:
@@ -151,7 +152,10 @@ def engine_of(point: ServingPoint) -> str:
         major, minor = _version(name)
         return abs(major - wanted[0]), abs(minor - wanted[1])
 
-    return min(sorted(family, key=_version, reverse=True), key=distance)
+    known = [name for name in family if _version(engine_since(name)) <= wanted]
+    latest = max((_version(engine_since(name)) for name in known), default=None)
+    alike = [name for name in known if _version(engine_since(name)) == latest]
+    return min(sorted(alike or family, key=_version, reverse=True), key=distance)
 
 
 def _version(engine: str) -> tuple[int, int]:

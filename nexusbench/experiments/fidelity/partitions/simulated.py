@@ -176,7 +176,7 @@ class SimulatedGpu:
         if kernel in ("", sim.attention_kernel):
             return self.gpu
         changes: dict[str, object] = {"attention_kernel": kernel}
-        if sim.attention_kernel == "fa3":
+        if sim.attention_kernel in ("fa3", "trtllm"):
             version_2 = load_gpu("a100").sim
             changes |= {key: getattr(version_2, key) for key in _OF_THE_VERSION}
         changed = msgspec.structs.replace(sim, **changes)
