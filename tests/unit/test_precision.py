@@ -14,7 +14,7 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.kernel_constants import SmallKvConstants
 from nexusbench.core.specs import GpuSpec, ModelSpec, with_used_kernels
-from nexusbench.models.config import load_model
+from nexusbench.models.config import caveats, load_model
 from nexusbench.models.precision import Precision, computed_model_of, served_model_of
 from nexusbench.physics.attention import Attention
 from nexusbench.physics.gemm import ScaledGemm
@@ -301,3 +301,12 @@ def test_prompts_and_decodes_have_constants_of_their_own() -> None:
     # A model that is dense and 16-bit but for its cache needs the constants of its GPU.
     model = served_model_of("llama-3.1-8b", Precision(kv_cache_dtype="fp8")).model
     assert with_used_kernels(gpu, model).kernels == gpu.kernels
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("llama-3.1-8b", "attention over it as kernels of full"), ("deepseek-v3", "of latents")],
+)
+def test_what_an_fp8_cache_rests_on_is_said(name: str, words: str) -> None:
+    said = caveats(served_model_of(name, Precision(kv_cache_dtype="fp8")).model)
+    assert any(one.startswith(f"fp8 KV cache: {words}") for one in said)
