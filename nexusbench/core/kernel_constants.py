@@ -216,7 +216,10 @@ PRODUCTS = {
     "w8a16": "8-bit weights, 16-bit activations: bfloat16 products that dequantise (MARLIN)",
     "w4a16": "4-bit weights, 16-bit activations: the same",
 }
-EXPERTS = {"bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values"}
+EXPERTS = {
+    "bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values",
+    "mxfp4_mxfp8": "the same, activations in 8-bit floats with such scales",
+}  # fmt: skip
 SPARSE = {
     "latent": "chosen tokens of latent attention (DSA)",
     "grouped": "chosen blocks of grouped-query attention",

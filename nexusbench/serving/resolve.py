@@ -21,7 +21,7 @@ from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.physics.supported_types import check_types, half_types
 from nexusbench.schedulers.base import Scheduler, schedulers
-from nexusbench.serving.parallel import check_parallel, check_policy, deployment_caveats
+from nexusbench.serving.parallel import check_parallel, check_policy
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
 # How tokens are made; a simulation makes none. (Graphs are how they are launched.)
@@ -120,7 +120,7 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
     swap_bytes = swap_gib(config, None, named.kind) * GIB
     return ModelOnDevice(
         config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes,
-        caveats=(*said, *deployment_caveats(config)),
+        caveats=tuple(said),
     )  # fmt: skip
 
 
