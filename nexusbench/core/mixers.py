@@ -369,18 +369,15 @@ class StateMixer(_Mixer, frozen=True, tag="state", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """Columns of all matrices but those down to a rank, rows of the one that leads out."""
-        matrices = []
+        replace, matrices = msgspec.structs.replace, []
         for one in self.matrices:
-            inputs, outputs = one.inputs, one.outputs
             if one.name in STATE_OUT:
-                inputs //= gpus
+                one = replace(one, inputs=one.inputs // gpus)
             elif one.name not in STATE_RANKS:
-                outputs = -(-outputs // gpus)
-            matrices.append(msgspec.structs.replace(one, inputs=inputs, outputs=outputs))
-        return msgspec.structs.replace(
-            self, heads=self.heads // gpus, conv_values=-(-self.conv_values // gpus),
-            matrices=tuple(matrices),
-        )  # fmt: skip
+                one = replace(one, outputs=-(-one.outputs // gpus))
+            matrices.append(one)
+        heads, kept = self.heads // gpus, -(-self.conv_values // gpus)
+        return replace(self, heads=heads, conv_values=kept, matrices=tuple(matrices))
 
     @property
     def state_bytes(self) -> float:
