@@ -12,6 +12,8 @@ product's rate on large batches, and of the bytes' time on small ones: such a pr
 
 from __future__ import annotations
 
+from functools import cache
+
 import msgspec
 
 from nexusbench.core.errors import UsageError
@@ -50,6 +52,12 @@ class Kernel(msgspec.Struct, frozen=True):
     scales: str
     activation_bytes: float
     origin: str
+
+
+@cache
+def _shipped(name: str) -> GpuSpec:
+    """A shipped GPU, whose file does not change while this process runs."""
+    return load_gpu(name)
 
 
 def architecture(gpu: GpuSpec) -> Architecture:
@@ -135,7 +143,7 @@ def _activations(kind: str) -> tuple[str, float]:
 
 def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:
     """(name of the GPU whose they are, constants) of ``kind`` or what it is like."""
-    names = [gpu.name, load_gpu(ARCHITECTURES[architecture(gpu)].kernels).name]
+    names = [gpu.name, _shipped(ARCHITECTURES[architecture(gpu)].kernels).name]
     while True:
         for name, kernels in zip(names, (kernels_of(gpu), _donor(gpu)), strict=True):
             known = kernels.experts if experts else kernels.products
@@ -189,7 +197,7 @@ def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
     if kind in own:
         return own[kind]
     near = _donor(gpu).sparse
-    return near[kind] if kind in near else kernels_of(load_gpu(_SPARSE_DONOR)).sparse[kind]
+    return near[kind] if kind in near else kernels_of(_shipped(_SPARSE_DONOR)).sparse[kind]
 
 
 def state_constants(gpu: GpuSpec, kind: str) -> StateConstants:
@@ -205,4 +213,4 @@ def kernels_of(gpu: GpuSpec) -> KernelConstants:
 
 
 def _donor(gpu: GpuSpec) -> KernelConstants:
-    return kernels_of(load_gpu(ARCHITECTURES[architecture(gpu)].kernels))
+    return kernels_of(_shipped(ARCHITECTURES[architecture(gpu)].kernels))
