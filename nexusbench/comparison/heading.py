@@ -107,14 +107,14 @@ def _is_pair(resolved: ResolvedEngineRun) -> bool:
 
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     """How the KV blocks of a pair, or of several engines, are divided: evenly."""
-    engines = config.data_parallel_size
+    engines, unit = config.data_parallel_size, "pages" if _is_grouped(resolved) else "blocks"
     if engines > 1:
-        return f", {resolved.kv_blocks // engines:,} blocks of each of {engines} engines"
+        return f", {resolved.kv_blocks // engines:,} {unit} of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
     side = "GPU" if degree == 1 else f"group of {degree} GPUs"
-    return f", {resolved.kv_blocks // 2:,} blocks on each {side}"
+    return f", {resolved.kv_blocks // 2:,} {unit} on each {side}"
 
 
 def _device_text(resolved: ResolvedEngineRun) -> str:
@@ -324,8 +324,11 @@ def _reason(reason: str, resolved: Resolved) -> str:
     for begin, remedy in _REMEDIES.items():
         if reason.startswith(begin):
             size = ""
-            if "KV pool" in begin and not _is_grouped(resolved):
+            if "KV pool" in begin:
                 size = f" ({resolved.kv_blocks * resolved.block_size:,} tokens)"
+                if _is_grouped(resolved):
+                    size = " (a chunk lies whole in the blocks of windows: a smaller "
+                    size += "--max-num-batched-tokens needs fewer)"
             return f"{reason}{size}. {remedy}"
     return reason
 

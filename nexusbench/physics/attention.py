@@ -156,8 +156,8 @@ class Attention:
             tiles / sms,
         )  # fmt: skip
         if self._write:
-            written = tokens * (self._write / sms - self._cache_bytes / bandwidth)
-            made = later(made, written * self._layers) if written > 0.0 else made
+            writing = tokens * (self._write / sms - self._cache_bytes / bandwidth)
+            made = later(made, writing * self._layers) if writing > 0.0 else made
         return made
 
     def _prefill(self, chunks: _Chunks) -> tuple[int, int, int, float, float]:

@@ -93,7 +93,7 @@ def _parse(text: str, file: str, name: str) -> _EngineFile:
     read = convert({**data, "name": name}, _EngineFile, file, hint=_HINT)
     constants = [key for key in EngineHost.__struct_fields__ if key not in ("name", "about")]
     for key in constants:
-        if key not in read.sources:
+        if key in data and key not in read.sources:
             problem = f"does not say where {key} is from"
             raise InputError(problem, file=file, field=f"sources.{key}", hint="Say it in quotes")
     for key in read.sources:

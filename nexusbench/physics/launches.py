@@ -16,6 +16,7 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
 from nexusbench.core.mixer_work import MixerWork
+from nexusbench.core.mixers import FullAttention
 from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
@@ -41,6 +42,7 @@ ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
+_SQUARES_BYTES = 8.0  # the sums of squares of a token's queries and of its keys, in float32
 # Shared experts run beside the routed ones in batches of up to so many tokens: in a stream of their
 # own (vLLM's VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD, TensorRT-LLM's maybe_execute_in_parallel),
 # or as one expert more in the same kernels (SGLang's shared experts fusion).
@@ -106,6 +108,7 @@ class Physics:
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
             self._collectives = Collectives(gpu, tensor_parallel)
+        self._wide_norms = _wide_norms(model)
         self._wide = work.wide  # of this GPU's share, in values
         self._beside = _beside(group) / tensor_parallel
         self._shared = _shares_alone(group) and not self._apart
@@ -293,7 +296,8 @@ class Physics:
         return OperatorClass(time, 0.0, moving, 0.0, size, kernels, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Ns of two all-reduces a layer (after attention and the MLP, where it has both), not
+        """Ns of two all-reduces a layer (after attention and the MLP, where it has both), and one
+        of two numbers a token where queries and keys are normalised over all heads; not
         overlapped with compute. Sums of ranks in lockstep come back otherwise (lockstep.py).
         """
         size = tokens * self._work.hidden_size * self._work.activation_bytes
@@ -301,11 +305,23 @@ class Physics:
         for work in self._work.groups or (self._work,):
             summed = work.wide > 0 and not (self._apart and work.routed)
             times += (len(work.mixing) + summed) * work.num_layers
-        return times * self._collectives.all_reduce(size)
+        spent = times * self._collectives.all_reduce(size)
+        if self._wide_norms:
+            spent += self._wide_norms * self._collectives.all_reduce(tokens * _SQUARES_BYTES)
+        return spent
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
         return self._sharing.slowdown(side, other)
+
+
+def _wide_norms(model: ModelSpec) -> int:
+    """Layers that norm all heads of queries and of keys as one."""
+    layers = 0
+    for group in model.groups:
+        if isinstance(group.mixer, FullAttention) and group.mixer.wide_norm:
+            layers += group.count
+    return layers
 
 
 def _beside(group: LayerGroup) -> float:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import prefill_pairs
+from nexusbench.physics.experts import Routing, uniform
+from nexusbench.physics.imbalance import busiest
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import OperatorClass
-from nexusbench.physics.tables import KernelTable, Point, TimeGrid, attention_blocks
+from nexusbench.physics.tables import KernelTable, attention_blocks
+from nexusbench.physics.time_grids import Point, TimeGrid, grid_of
 
 
 class MeasuredPhysics(Physics):
@@ -26,8 +30,9 @@ class MeasuredPhysics(Physics):
         tensor_parallel: int = 1,
         *,
         host: EngineHost | None = None,
+        parallel: Parallelism | None = None,
     ) -> None:
-        super().__init__(gpu, model, tensor_parallel, host=host)
+        super().__init__(gpu, model, tensor_parallel, host=host, parallel=parallel)
         self.table = table
         self._stretch = AttentionStretch(table, super().attention, model.num_layers, gpu.num_sms)
         self._dense_known: dict[tuple[int, int], OperatorClass] = {}
@@ -41,10 +46,41 @@ class MeasuredPhysics(Physics):
         if known is None:
             table = self.table
             measured = table.layer_us(tokens) * self._work.num_layers + table.step_us(tokens)
+            if self._experts is not None and not self._apart:
+                measured += self._experts_us(tokens) * self._work.num_layers
             whole = super().dense(tokens, self.gpu.num_sms)
             known = stretched(super().dense(tokens, sms), measured * 1e3 / whole.time)
             self._dense_known[tokens, sms] = known
         return known
+
+    def _experts_us(self, tokens: int) -> float:
+        """The experts of one layer on all SMs: as measured for as many of them as ``tokens`` tokens
+        are expected to touch; of the physics where they were not measured.
+        """
+        work = self._work
+        if self.table.experts is None:
+            return self._routed(tokens, self.gpu.num_sms).time / 1e3
+        routing = uniform(tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew)
+        return self.table.experts_us(tokens, routing.touched)
+
+    def routed(self, tokens: int, sms: int) -> OperatorClass:
+        """The physics' time of whole experts on one of several GPUs, stretched as measured of one
+        GPU with as many experts that have tokens, and as many rows.
+        """
+        made = super().routed(tokens, sms)
+        if self.table.experts is None or self._experts is None:
+            return made
+        work, every = self._work, self.gpu.num_sms
+        chosen = work.experts_per_token
+        part = busiest(
+            tokens, work.num_experts, chosen, self._parallel.spread, self._expert_skew
+        )  # fmt: skip
+        here = max(1, int(part.rows / chosen + 0.5))
+        alone = Routing(
+            part.rows / chosen, part.rows, part.held, part.touched, part.rows, part.tiles
+        )
+        physics = self._experts.time(alone, every, self._weights[every]).time
+        return stretched(made, self.table.experts_us(here, part.touched) * 1e3 / physics)
 
     def head(self, sequences: int, sms: int) -> OperatorClass:
         """As measured for ``sequences``, interpolated between the measured counts."""
@@ -80,13 +116,13 @@ class AttentionStretch:
         def ratio(us: float, point: Point) -> float:
             return us * 1e3 * layers / physics(shape_of(point), num_sms).time
 
-        self._prefill = TimeGrid(
+        self._prefill = _grid(
             {(c, b): ratio(us, (c, b, 0, 0)) for (c, b), us in blocks["prefill"].items()}
         )
-        self._decode = TimeGrid(
+        self._decode = _grid(
             {(n, k): ratio(us, (0, 0, n, k)) for (n, k), us in blocks["decode"].items()}
         )
-        self._mixed = TimeGrid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
+        self._mixed = _grid({point: ratio(us, point) for point, us in blocks["mixed"].items()})
 
     def __call__(self, shape: BatchShape) -> float:
         """The ratio at the one chunk and the equal decodes that amount to the same work."""
@@ -102,6 +138,12 @@ class AttentionStretch:
         if not count:
             return self._prefill((chunk, before_all))
         return self._mixed((chunk, before_all, count, keys))
+
+
+def _grid(ratios: dict[Point, float]) -> TimeGrid:
+    made = grid_of(ratios)
+    assert made is not None  # as every table was read
+    return made
 
 
 def shape_of(point: Point) -> BatchShape:

@@ -259,7 +259,7 @@ def _resolved(
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
         model=served_model(model),
-        caveats=[*caveats(model), *caveats_of(config), *device.gpu.warnings],
+        caveats=[*caveats(model), *caveats_of(config, model, device.gpu), *device.gpu.warnings],
         random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_rules=scheduler.rules or UNSET,
         scheduler_options=msgspec.to_builtins(scheduler.options),

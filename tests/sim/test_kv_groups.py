@@ -98,6 +98,7 @@ def test_a_chunk_of_a_prompt_that_no_pool_holds_with_its_window_is_rejected():
     for blocks, outcome in ((23, 0), (22, 1)):
         engine = serve(requests, "vllm", setting=Setting(kv_blocks=blocks, layout=layout))
         assert engine.requests[0].outcome == outcome
+    assert "exceeds the KV pool of 22 pages" in engine.log.strings
     kv = engine.kv
     with pytest.raises(UsageError, match=r"pool of 22 pages, which .* the smallest needs 23"):
         check_pool(engine.requests, kv, 64)

@@ -13,20 +13,20 @@ import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import InputError
-from nexusbench.core.specs import Dtypes, MoeSpec
+from nexusbench.core.specs import Dtypes, ModelSpec, MoeSpec
+from nexusbench.experiments.fidelity.kernels import read_samples
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
-from nexusbench.physics.measured import MeasuredPhysics
+from nexusbench.physics.measured import MeasuredPhysics, shape_of
 from nexusbench.physics.tables import (
     PER_LAYER,
     PER_SEQUENCE,
     PER_STEP,
     KernelTable,
-    TimeCurve,
-    TimeGrid,
     load_table,
 )  # fmt: skip
+from nexusbench.physics.time_grids import TimeCurve, TimeGrid, grid_of
 
 GPU, LLAMA = load_gpu("rtx4090"), load_model("llama-3.1-8b")
 META = """\
@@ -183,8 +183,115 @@ def test_other_models_than_it_was_measured_for_are_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match="is bf16, but weights in fp8"):
         load_table(tmp_path, GPU, fp8, 1)
     experts = msgspec.structs.replace(LLAMA, moe=MoeSpec(8, 2, 14336))
-    with pytest.raises(InputError, match="is a mixture of experts"):
+    with pytest.raises(InputError, match=r"is of a dense model, and llama-3\.1-8b is a mixture"):
         load_table(tmp_path, GPU, experts, 1)
+
+
+def published(name: str) -> Path:
+    data = os.environ.get("NEXUSBENCH_DATA")
+    if not data:
+        pytest.skip("NEXUSBENCH_DATA is not set")
+    return Path(data) / name
+
+
+QWEN = "configs/Qwen--Qwen3-30B-A3B"
+SHIPPED = [
+    ("rtx4090-llama-3.1-8b", "rtx4090", "llama-3.1-8b", 1),
+    ("rtxpro6000-llama-3.1-8b-tp2", "rtxpro6000", "llama-3.1-8b", 2),
+    ("rtxpro6000-qwen3-30b-a3b-tp1", "rtxpro6000", QWEN, 1),
+    ("rtxpro6000-qwen3-30b-a3b-tp2", "rtxpro6000", QWEN, 2),
+]
+
+
+def model_of(name: str) -> ModelSpec:
+    return load_model(str(published(name)) if "/" in name else name)
+
+
+@pytest.mark.parametrize(("name", "gpu", "model", "degree"), SHIPPED)
+def test_a_published_folder_gives_its_own_points(
+    name: str, gpu: str, model: str, degree: int
+) -> None:
+    card, spec = load_gpu(gpu), model_of(model)
+    made = load_table(published(f"kernels/{name}"), card, spec, degree)
+    physics = MeasuredPhysics(card, spec, made, degree)
+    for point in list(made.attention)[:: max(1, len(made.attention) // 40)]:
+        found = physics.attention(shape_of(point), card.num_sms).time
+        assert found == pytest.approx(made.attention[point] * 1e3 * spec.num_layers, rel=1e-9)
+    layers = made.layer_us(64) * spec.num_layers + made.step_us(64)
+    dense = physics.dense(64, card.num_sms).time / 1e3
+    if spec.moe is None:
+        assert dense == pytest.approx(layers)
+    elif made.experts is not None:  # 64 tokens touch nearly all 128 experts: 828 us a layer
+        assert (dense - layers) / spec.num_layers == pytest.approx(816, abs=6)
+    else:
+        assert dense > layers
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "model", "degree", "told"),
+    [
+        (SHIPPED[1][0], "rtxpro6000", "llama-3.1-8b", 1, "is of tensor parallelism 2, but 1 is"),
+        (SHIPPED[2][0], "rtxpro6000", QWEN, 2, "is of tensor parallelism 1, but 2 is to be run"),
+        (SHIPPED[2][0], "h200", QWEN, 1, "meta.yaml:4: field 'gpu': is NVIDIA RTX PRO 6000"),
+        (SHIPPED[2][0], "rtxpro6000", "llama-3.1-8b", 1, "'intermediate_size': is 3072, but"),
+        (SHIPPED[0][0], "rtx4090", "llama-3.1-8b", 2, r"'tp_degrees': is \[1\]: nothing was"),
+    ],
+)
+def test_a_published_folder_of_something_else_is_refused(
+    name: str, gpu: str, model: str, degree: int, told: str
+) -> None:
+    folder = published(f"kernels/{name}")
+    with pytest.raises(InputError, match=told):
+        load_table(folder, load_gpu(gpu), model_of(model), degree)
+
+
+def test_a_degree_that_no_folder_names_shows_in_the_output_head(tmp_path: Path) -> None:
+    """Under a name of its own the times of two GPUs are not taken for those of one."""
+    for source in published("kernels/rtxpro6000-llama-3.1-8b-tp2").iterdir():
+        (tmp_path / source.name).symlink_to(source)
+    card = load_gpu("rtxpro6000")
+    assert load_table(tmp_path, card, LLAMA, 2).attention
+    with pytest.raises(InputError, match=r"would read 2,\d+ GB/s .* as a shard of 1: the times"):
+        load_table(tmp_path, card, LLAMA, 1)
+
+
+def test_degrees_lie_below_one_meta_yaml(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "tp1").mkdir()
+    for name in ("dense.csv", "attention.csv", "per_sequence.csv"):
+        (tmp_path / name).rename(tmp_path / "tp1" / name)
+    assert table(tmp_path).attention == table(tmp_path / "tp1").attention
+    with pytest.raises(InputError, match="holds tp1: nothing was measured for 2"):
+        load_table(tmp_path, GPU, LLAMA, 2)
+    with pytest.raises(InputError, match="is of tensor parallelism 1, but 2 is to be run"):
+        load_table(tmp_path / "tp1", GPU, LLAMA, 2)
+
+
+def test_a_union_of_grids_goes_through_all_points_and_between_them() -> None:
+    """x + 10 y on two grids that share one point only: linear between them too."""
+    points = {
+        (x, y): float(1 + x + 10 * y)
+        for xs, ys in (((0, 2, 8), (0, 4)), ((0, 3, 9), (0, 5, 7)))
+        for x, y in product(xs, ys)
+    }
+    made = grid_of(points)
+    assert made is not None
+    assert all(made(point) == value for point, value in points.items())
+    assert made((2, 5)) == pytest.approx(53.0)
+    assert made((2.5, 4.5)) == pytest.approx(1 + 2.5 + 45)
+    # A grid that lacks a point is not two grids.
+    del points[3, 5]
+    assert grid_of(points) is None
+    assert grid_of({p: 1.0 for p in product((1, 2, 3), (1, 2)) if p != (2, 2)}) is None
+
+
+def test_experts_are_those_of_the_counts_around(tmp_path: Path) -> None:
+    curves = {1: TimeCurve([(8, 50.0)]), 3: TimeCurve([(8, 60.0), (24, 220.0)])}
+    made = KernelTable({}, {}, {}, experts=curves)
+    assert made.experts_us(1, 8) == 50.0
+    assert made.experts_us(3, 16) == 140.0
+    assert made.experts_us(2, 16) == pytest.approx((50.0 + 140.0) / 2)
+    assert made.experts_us(3, 100) == 220.0
 
 
 def test_a_missing_folder_or_file_is_refused(tmp_path: Path) -> None:
@@ -193,3 +300,17 @@ def test_a_missing_folder_or_file_is_refused(tmp_path: Path) -> None:
     (write(tmp_path) / "attention.csv").unlink()
     with pytest.raises(InputError, match=r"attention\.csv: cannot be read"):
         table(tmp_path)
+
+
+def test_a_fit_halves_any_table_by_whole_shapes() -> None:
+    """A card that no constants were fitted on has halves too, and no product stands in both."""
+    folder = published("kernels/rtxpro6000-llama-3.1-8b-tp2")
+    samples = read_samples(load_gpu("rtxpro6000"), "mine", LLAMA, str(folder)).samples
+    halves: dict[object, set[bool]] = {}
+    for sample in samples:
+        assert not sample.fitted
+        if sample.curve is not None:
+            halves.setdefault(sample.curve, set()).add(sample.may_be_fitted)
+    assert all(len(own) == 1 for own in halves.values())
+    assert {True} in halves.values()
+    assert {False} in halves.values()

@@ -7,7 +7,13 @@ import pytest
 
 from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup, LayerStack
-from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, WindowAttention
+from nexusbench.core.mixers import (
+    FullAttention,
+    LatentAttention,
+    Mixer,
+    SparseAttention,
+    WindowAttention,
+)
 from nexusbench.core.specs import ModelSpec, with_used_kernels
 from nexusbench.models.config import describe_model
 from nexusbench.physics.attention import Attention
@@ -157,9 +163,11 @@ def test_projections_down_to_ranks_are_one_product() -> None:
 @pytest.mark.parametrize("shape", [
     BatchShape(64, 64 * 3000), BatchShape(0, 0, ((3000, 4000),)), BatchShape(9, 9000, ((700, 0),)),
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["gpt-oss-120b", "deepseek-v3"])
+@pytest.mark.parametrize("name", [
+    "gpt-oss-120b", "deepseek-v3", "glm-5.2-fp8", "deepseek-v4-flash", "qwen3.6-27b-nvfp4",
+])  # fmt: skip
 def test_layers_add_up_to_the_model(name: str, shape: BatchShape) -> None:
-    physics = Physics(H200, describe_model(name), 8)
+    physics = Physics(H200, describe_model(name), 4)
     count = physics.model.num_layers
     whole = physics.load(shape, 132)
     parts = [
@@ -171,8 +179,44 @@ def test_layers_add_up_to_the_model(name: str, shape: BatchShape) -> None:
         assert added == pytest.approx(getattr(whole, kind).time)
     if name == "gpt-oss-120b":  # every second layer has a window of 128 tokens
         assert parts[0].attention.time < parts[1].attention.time == parts[3].attention.time
-    else:
+    if name == "deepseek-v3":
         assert parts[0].attention.time == pytest.approx(parts[60].attention.time)
+
+
+def test_states_take_no_longer_for_long_contexts() -> None:
+    """Of a model whose other layers have full attention, those alone do."""
+    physics = Physics(H200, describe_model("qwen3.6-27b-nvfp4"))
+    scans, full = sorted(physics.mixing, key=lambda one: -one.layers)
+    assert (scans.layers, full.layers) == (48, 16)
+
+    def times(length: int) -> list[float]:
+        return [one.time for one in physics.attention_by_kind(BatchShape(32, 32 * length), 132)]
+
+    at = physics.mixing.index(scans)
+    short, long = times(100), times(30_000)
+    assert short[at] == long[at]
+    assert short[1 - at] < long[1 - at]
+    state = 32 * 2 * describe_model("qwen3.6-27b-nvfp4").state_bytes_per_sequence
+    assert short[at] > 0.9 * state / H200.hbm_gbps
+
+
+def test_latents_of_chosen_tokens_are_always_absorbed() -> None:
+    """In prompts too, however long: there is no expansion of what came before."""
+    latent = LatentAttention(
+        num_heads=32, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128
+    )
+    picked = SparseAttention(
+        base=latent, topk=2048, index_heads=32, index_dim=128, index_inputs=1536
+    )
+    physics = Physics(H200, model(group(picked, 5)))
+    (kind,) = physics.mixing
+    weights, streams = attainable(H200, 132, weights=True), BANDWIDTH
+    assert kind.products is not None
+    first, later, decodes = (
+        kind.products.time(chunks, count, 132, weights, streams).time
+        for chunks, count in ((((2048, 0),), 0), (((2048, 50_000),), 0), ((), 2048))
+    )
+    assert first == later == decodes > 0
 
 
 @pytest.mark.parametrize("gpu", ["h200", "b200", "l40s", "a100"])

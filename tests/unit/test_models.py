@@ -23,6 +23,7 @@ from tests.examples import sample
 NAMES = [
     "deepseek-r1",
     "deepseek-v3",
+    "deepseek-v3.1-nvfp4",
     "deepseek-v4-flash",
     "gemma-3-12b",
     "gemma-3-27b",

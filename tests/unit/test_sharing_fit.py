@@ -21,7 +21,12 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.draw_law import DrawLaw, attained, nearest_law
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.points import MILLISECONDS
-from nexusbench.experiments.fidelity.sharing_fit import SharingFit, fit_sharing, half_errors
+from nexusbench.experiments.fidelity.sharing_fit import (
+    SharingFit,
+    _some_lines,
+    fit_sharing,
+    half_errors,
+)
 from nexusbench.experiments.ranges import with_constants
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.operators import attainable
@@ -188,7 +193,7 @@ def test_an_unknown_family_is_told_which_there_are(tmp_path: Path) -> None:
     path = scan(tmp_path, DrawLaw(50.0, 0.7))
     made = CliRunner().invoke(app, ["fit", "h200", str(path), "--family", "sharding"])
     assert isinstance(made.exception, UsageError)
-    assert "gemm, attention, window, mla, gemm-fp8, " in str(made.exception)
+    assert "gemm, attention, window, mla, " in str(made.exception)
     assert "experts, experts-fp8, " in str(made.exception)
     assert "or sharing, not 'sharding'" in str(made.exception)
 
@@ -248,3 +253,30 @@ def test_a_simulated_gpu_is_found_again_from_its_profile(tmp_path: Path) -> None
         wanted = dict(TRUTH_LAWS[name].curve(H200))
         off = [abs(y / wanted[x] - 1) for x, y in made.curves[name] if x >= 0.125]
         assert max(off) < most, name
+
+
+def test_a_large_table_is_fitted_on_whole_shapes_of_its_fitted_half(tmp_path: Path) -> None:
+    """Of 500 curves over 4 SM counts some are simulated for every set of constants: all rows of
+    each, the one on all SMs too, and none that is held out.
+    """
+    table = tmp_path / "steps.csv"
+    lines = ["model,gpus,mps_percent,batch,tokens_each,phase,ms"]
+    for batch in range(1, 17):
+        for tokens in range(100, 1600, 47):
+            for percent in (30, 50, 80, 100):
+                ms = 10 + batch * tokens / 1e4 + 100 / percent
+                lines.append(f"llama-7b,1,{percent},{batch},{tokens},decoding,{ms}")
+    table.write_text("\n".join(lines))
+    gpu = load_gpu("a100")
+    points = read_partitions(table, gpu).points
+    lines_read = _some_lines(points)
+    assert lines_read is not None
+    assert 0 < len(lines_read) <= 120 + 4
+    some = read_partitions(table, gpu, None, lines_read).points
+    assert {point.line for point in some} == lines_read
+    assert all(point.fitted for point in some)
+    assert set(some) <= set(points)
+    shapes = {point.shape for point in some}
+    whole = [point for point in points if point.shape in shapes]
+    assert len(whole) == len(some)
+    assert _some_lines(some) is None or len(some) > 120

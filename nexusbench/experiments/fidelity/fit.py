@@ -141,19 +141,23 @@ THIN = 12  # of large tables every so many rows are enough for a dozen constants
 
 
 class FittedConstants(msgspec.Struct, frozen=True):
-    """Constants, and the mean size of the error (%) on the fitted half before and after."""
+    """Constants, and the mean size of the error (%) before and after: on the fitted half, and on
+    the shapes that are held out (None where there are none).
+    """
 
     constants: dict[str, float]
     before: float
     after: float
+    held_out: tuple[float, float] | None = None
 
 
 def fit(
     gpu: GpuSpec, gpu_name: str, model: ModelSpec, table: str, family: str, evaluations: int = 400
 ) -> FittedConstants:
-    """Constants of ``family`` (one of FAMILIES) that minimise MAPE on the half of ``table`` that
-    the scores call fitted. Starts from ``gpu``'s own; deterministic. Raises InputError if the table
-    has no such half for this GPU.
+    """Constants of ``family`` (one of FAMILIES) that minimise MAPE on half of ``table``, by whole
+    shapes: the half that the scores call fitted where that is of whole shapes, else one by a hash
+    of them. Starts from ``gpu``'s own; deterministic. Raises InputError if the table has no such
+    half for this GPU.
     """
     bounds, constants, changed = _constants(gpu, family)
     low, high = (np.array(side) for side in zip(*bounds.values(), strict=True))
@@ -166,22 +170,31 @@ def fit(
     def loss(scaled: Vector) -> float:
         values = np.clip(scaled * scale, low, high)
         outside = float(np.abs((scaled * scale - values) / scale).sum())
-        samples = read_samples(with_(values), gpu_name, model, table, THIN, family).samples
-        own = [s for s in samples if s.fitted and _family(s.operator) == family]
-        if not own:
+        error = half_error(values, fitted=True)
+        if error is None:
             raise InputError(
                 f"has no half to fit {family} of this GPU on",
                 file=table,
                 hint="See docs/fidelity.md",
             )
-        relative = np.array([s.physics_us / s.measured_us for s in own]) - 1.0
-        return 100.0 * (float(np.abs(relative).mean()) + outside)
+        return error + 100.0 * outside
+
+    def half_error(values: Vector, *, fitted: bool) -> float | None:
+        samples = read_samples(with_(values), gpu_name, model, table, THIN, family).samples
+        own = [
+            sample.physics_us / sample.measured_us
+            for sample in samples
+            if sample.may_be_fitted is fitted and _family(sample.operator) == family
+        ]
+        return 100.0 * float(np.abs(np.array(own) - 1.0).mean()) if own else None
 
     before = loss(start / scale)
     best, after = nelder_mead(loss, start / scale, evaluations)
     values = np.clip(best * scale, low, high)
     rounded = {name: float(f"{value:.3g}") for name, value in zip(bounds, values, strict=True)}
-    return FittedConstants(rounded, before, after)
+    ends = [half_error(point, fitted=False) for point in (start, values)]
+    held_out = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    return FittedConstants(rounded, before, after, held_out)
 
 
 _Bounds = dict[str, tuple[float, float]]

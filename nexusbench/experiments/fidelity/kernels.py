@@ -14,7 +14,7 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity import aiconfigurator, llmservingsim, vidur
 from nexusbench.experiments.fidelity.errors import Errors, errors
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
-from nexusbench.physics.tables import TimeCurve
+from nexusbench.physics.time_grids import TimeCurve
 
 
 class OperatorScore(msgspec.Struct, frozen=True):

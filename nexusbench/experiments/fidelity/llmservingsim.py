@@ -15,7 +15,9 @@ from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.measured import AttentionStretch, shape_of
 from nexusbench.physics.precisions import expert_constants
-from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, Point, TimeCurve, load_table
+from nexusbench.physics.table_folder import named_degree
+from nexusbench.physics.tables import ATTENTION_AXES, KernelTable, load_table
+from nexusbench.physics.time_grids import Point, TimeCurve
 
 FITTED_GPU = "RTX 4090"
 MOE_COLUMNS = ("tokens", "activated_experts", "time_us")
@@ -26,19 +28,22 @@ PRODUCTS = {
 
 
 def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
-    """Every operator of the table; of a mixture of experts its experts alone. Raises InputError as
-    ``load_table`` does.
+    """Every operator of the table, of the degree of tensor parallelism that the folder's name ends
+    with; of a mixture of experts its experts alone. Raises InputError as ``load_table`` does.
     """
     for name in ("moe.csv", "moe.csv.gz"):
         if (folder / name).exists():
             return _experts(folder / name, gpu, model)
-    table = load_table(folder, gpu, model, 1)
-    physics = Physics(gpu, model)
+    degree = named_degree(folder)
+    table = load_table(folder, gpu, model, degree)
+    physics = Physics(gpu, model, degree)
     fitted = FITTED_GPU in gpu.name
     samples = list(_dense(table, physics, fitted))
     for point, measured in table.attention.items():
         made = _attention_us(physics, point)
-        samples.append(KernelSample(_name(point), measured, made, fitted and _half(point)))
+        name, octaves = _name(point), [value.bit_length() for value in point]
+        own = fitted and _half(point)
+        samples.append(KernelSample(name, measured, made, own, shape=f"{name} {octaves}"))
     return KernelSamples(samples, _held_out_grids(table, physics))
 
 
@@ -68,18 +73,24 @@ def _experts(file: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
         tiles = tuple(touched * -(-rows / touched // high) for high in HEIGHTS)
         sent = Routing(float(tokens), rows, float(moe.num_experts), float(touched), rows, tiles)
         made = experts.time(sent, gpu.num_sms, bandwidth, copies=1).time / 1e3
-        samples.append(KernelSample("experts", numbers["time_us"], made, False, (touched,), tokens))
+        samples.append(
+            KernelSample(
+                "experts", numbers["time_us"], made, False, (touched,), tokens,
+                f"experts {touched}",
+            )
+        )  # fmt: skip
     note = "of a mixture of experts only the experts are scored (moe.csv)"
     return KernelSamples(samples, notes=[note])
 
 
 def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[KernelSample]:
     """Matrix products and element-wise kernels, over tokens or sequences."""
-    gpu, model, work = physics.gpu, physics.model, model_work(physics.model)
+    gpu, degree = physics.gpu, physics.tensor_parallel
+    work = model_work(physics.model, degree)
     sms, bandwidth, gemm = gpu.num_sms, physics.bandwidth_all, Gemm(gpu)
     shapes = {linear.name: (linear.inputs, linear.outputs) for linear in work.linears}
     shapes["lm_head"] = work.head.inputs, work.head.outputs
-    hidden, wide = work.hidden_size, model.intermediate_size
+    hidden, wide = work.hidden_size, physics.model.intermediate_size // degree
     rotated = 2 * sum(each.rotated for each, _ in work.mixing)
     values = {"layernorm": 4 * hidden, "rotary_emb": rotated, "act_fn": 3 * wide}
 
@@ -90,11 +101,17 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
     def streamed(row_bytes: float) -> Callable[[int], float]:
         return lambda rows: physics.streamed(rows * row_bytes, sms).time
 
+    sizes = {name: f"gemm {shapes[shape]}" for name, shape in PRODUCTS.items()}
+    sizes["lm_head"] = f"gemm {shapes['lm_head']}"
     curves: list[tuple[str, str, TimeCurve, Callable[[int], float]]] = [
-        ("gemm", name, table.dense[name], product(shape)) for name, shape in PRODUCTS.items()
+        ("gemm", name, table.dense[name], product(shape))
+        for name, shape in PRODUCTS.items()
+        if name in table.dense
     ]
     curves.append(("gemm", "lm_head", table.sequence["lm_head"], product("lm_head")))
     for name, each in values.items():
+        if name not in table.dense:
+            continue
         curves.append(("element-wise", name, table.dense[name], streamed(each * 2.0)))
     for operator, name, curve, predict in curves:
         # Fitted on the even ranks of all counts that the products were measured at.
@@ -102,7 +119,15 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
         even = set(counts[::2])
         for count, measured in zip(curve.xs, curve.ys, strict=True):
             half = fitted and operator == "gemm" and count in even
-            yield KernelSample(operator, measured, predict(count) / 1e3, half, (name,), count)
+            yield KernelSample(
+                operator,
+                measured,
+                predict(count) / 1e3,
+                half,
+                (name,),
+                count,
+                sizes.get(name, name),
+            )
 
 
 def _attention_us(physics: Physics, point: Point) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -26,6 +28,7 @@ from nexusbench.experiments.fidelity.draw_law import (
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.points import (
+    ABSOLUTE,
     MILLISECONDS,
     TIME_OVER_ALL,
     WORK_RATE,
@@ -45,6 +48,7 @@ _ROWS_EACH = 3  # fewer fitted rows for each number are too few
 _FACTORS = (0.25, 4.0)  # how far a curve may be stretched
 _ALONE_SHARE = 0.6  # of the evaluations: rows over SMs have more constants
 _BISECTIONS = 7
+_MOST_ROWS = 120  # of an operator: enough for a dozen constants, and soon simulated
 _NOTHING = 1e-9  # a change of the error below it is none
 Values = dict[str, float]
 # The error of each operator on the fitted and on the held-out half (None: no rows), and its unit
@@ -91,19 +95,24 @@ def fit_sharing(
     Raises InputError if the table has no such half, or says nothing about any constant.
     """
 
-    def points(spec: GpuSpec) -> list[PartitionPoint]:
-        return [p for p in read_partitions(table, spec, model).points if p.unit != MILLISECONDS]
+    def points(spec: GpuSpec, lines: frozenset[int] | None = None) -> list[PartitionPoint]:
+        made = read_partitions(table, spec, model, lines).points
+        return [point for point in made if point.unit != MILLISECONDS]
 
     found = read_partitions(table, gpu, model)
-    before = half_errors([p for p in found.points if p.unit != MILLISECONDS])
+    scored = [point for point in found.points if point.unit != MILLISECONDS]
+    before = half_errors(scored)
     if not any(fitted is not None for fitted, _ in before.values()):
         hint = "Measure more shapes; see docs/fidelity.md, 'Partitions'"
         raise InputError("has no half to fit constants on", file=table, hint=hint)
     laws = {name: nearest_law(curve_of(gpu, name), gpu) for name in CURVES}
     fitted, ranges, left = gpu, dict[str, tuple[float, float]](), list[str]()
     notes = list(found.notes)
+    lines = _some_lines(found.points)
+    if lines is not None and not set(points(gpu, lines)) <= set(scored):
+        lines = None  # rows of this format hang on others
     for alone, share in ((True, _ALONE_SHARE), (False, 1.0 - _ALONE_SHARE)):
-        step = _FitStep(fitted, laws if alone else {}, points, alone=alone)
+        step = _FitStep(fitted, laws if alone else {}, partial(points, lines=lines), alone=alone)
         values = step.run(max(20, round(share * evaluations)))
         fitted = step.gpu_of(values)
         laws |= step.laws_of(values)
@@ -124,6 +133,26 @@ def fit_sharing(
         half_errors(points(fitted)),
         tuple(notes),
     )
+
+
+def _some_lines(points: Sequence[PartitionPoint]) -> frozenset[int] | None:
+    """Lines of whole shapes of the fitted half, at most _MOST_ROWS rows of each operator, in the
+    order of a hash; None where the table is not that large.
+    """
+    shapes: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for point in points:
+        if point.fitted:  # a row on all SMs has an absolute time alone
+            shapes[point.operator.removesuffix(ABSOLUTE), point.shape].append(point.line)
+    if sum(map(len, shapes.values())) <= _MOST_ROWS:
+        return None
+    taken: dict[str, int] = defaultdict(int)
+    lines: set[int] = set()
+    for operator, shape in sorted(shapes, key=lambda key: sha256(repr(key).encode()).digest()):
+        if taken[operator] < _MOST_ROWS:
+            own = set(shapes[operator, shape])
+            taken[operator] += len(own)
+            lines.update(own)
+    return frozenset(lines)
 
 
 def curve_of(gpu: GpuSpec, name: str) -> Curve:

@@ -54,7 +54,13 @@ def read(path: Path, gpu: GpuSpec) -> KernelSamples:
             measured = 1e3 * _float(path, line, row, f"{name}_ms")
             samples.append(
                 KernelSample(
-                    f"gemm tp{degree}", measured, made.time / 1e3, tokens in fitted, (name,), tokens
+                    f"gemm tp{degree}",
+                    measured,
+                    made.time / 1e3,
+                    tokens in fitted,
+                    (name,),
+                    tokens,
+                    f"gemm {inputs} {outputs}",
                 )
             )
     return KernelSamples(

@@ -120,16 +120,28 @@ def _text(patterns: Sequence[str]) -> str:
     return ",".join(re.sub(r"\\d(\+|\{1,6\})", "N", pattern) for pattern in patterns)
 
 
-def read_partitions(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> PartitionPoints:
-    """The points of a table, or of a profile (its folder or ``profile.json``), beside ``gpu``."""
+def read_partitions(
+    path: Path,
+    gpu: GpuSpec,
+    model: ModelSpec | None = None,
+    lines: frozenset[int] | None = None,
+) -> PartitionPoints:
+    """The points of a table, or of a profile (its folder or ``profile.json``), beside ``gpu``; of a
+    table only those of some ``lines``, if they are given.
+    """
     if path.is_dir() or path.suffix in (".json", ".jsonl"):
         return read_profile(path, gpu)
-    return read_table(path, gpu, model)
+    return read_table(path, gpu, model, lines)
 
 
-def read_table(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> PartitionPoints:
-    """The points of a table beside ``gpu``. ``model`` tells shapes that the table does not. Raises
-    InputError naming file, line and column.
+def read_table(
+    path: Path,
+    gpu: GpuSpec,
+    model: ModelSpec | None = None,
+    lines: frozenset[int] | None = None,
+) -> PartitionPoints:
+    """The points of a table beside ``gpu``. ``model`` tells shapes that the table does not;
+    ``lines`` as in ``read_partitions``. Raises InputError naming file, line and column.
     """
     if model is not None and model.stack is not UNSET:
         raise InputError(
@@ -138,7 +150,7 @@ def read_table(path: Path, gpu: GpuSpec, model: ModelSpec | None = None) -> Part
         )  # fmt: skip
     columns = header_of(path)
     known = format_of(path, columns)
-    reading = TableReading(path, columns, SimulatedGpu(gpu), model)
+    reading = TableReading(path, columns, SimulatedGpu(gpu), model, lines=lines)
     made = known.read(reading)
     made.notes += reading.notes
     for name in known.not_used(columns):

@@ -30,7 +30,7 @@ _MOST_NOTES = 20  # of models that are taken for another
 
 class TableReading(msgspec.Struct, frozen=True):
     """A table, its columns, the GPU it is set beside, and the model that was asked for, if any;
-    ``notes`` on rows that were left out.
+    ``notes`` on rows that were left out. ``lines`` are those of the rows that are read; None: all.
     """
 
     path: Path
@@ -38,9 +38,15 @@ class TableReading(msgspec.Struct, frozen=True):
     gpu: SimulatedGpu
     model: ModelSpec | None = None
     notes: list[str] = []
+    lines: frozenset[int] | None = None
 
     def rows(self) -> Iterator[MeasuredRow]:
         """The rows that are of this GPU: all of them where no column says of which they are."""
+        for row in self._of_the_gpu():
+            if self.lines is None or row.line in self.lines:
+                yield row
+
+    def _of_the_gpu(self) -> Iterator[MeasuredRow]:
         if "gpu" not in self.columns:
             yield from rows_of(self.path, self.columns)
             return
