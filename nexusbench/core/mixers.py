@@ -15,8 +15,7 @@ STATE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # DSA's indexer keeps fp8 keys with a float32 scale for each 128 of them (DeepSeek-V3.2's inference
 # code, and vLLM's indexer cache).
 INDEX_KEY_BYTES = 1.0 + 4.0 / 128
-
-# Matrices of states that lead out of them, and that lead down to a rank which all heads share.
+# Matrices of states that lead out of them, and down to a rank that all heads share.
 STATE_OUT, STATE_RANKS = ("state_out", "mamba_out"), ("state_f_a", "state_g_a")
 
 
@@ -77,9 +76,8 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
 
     ``value_dim`` is the size of a value head (0: that of a key head), ``gate`` the width of the
     projection that gates the output (0: none). ``keys_are_values``: no projection of values, which
-    are the keys before they are normalised and rotated. ``shares_kv``: keys and values are those
-    of an earlier layer, and nothing is kept. ``wide_norm``: queries and keys are normalised over
-    all heads, whose sums of squares the GPUs of a group add up.
+    are the keys before they are normalised and rotated. ``shares_kv``: those of an earlier layer;
+    nothing is kept. ``wide_norm``: norms over all heads, which the GPUs of a group sum up.
     """
 
     num_heads: int
