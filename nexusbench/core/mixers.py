@@ -91,8 +91,6 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """KV heads are on several GPUs each where there are fewer than GPUs."""
-        if gpus == 1:
-            return self
         return msgspec.structs.replace(
             self, num_heads=self.num_heads // gpus, gate=-(-self.gate // gpus),
             num_kv_heads=max(1, self.num_kv_heads // gpus),
@@ -197,8 +195,6 @@ class LatentAttention(_Mixer, frozen=True, tag="latent", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """The projections down to the ranks and the cache, which all heads share, are on each."""
-        if gpus == 1:
-            return self
         heads = self.num_heads // gpus
         return msgspec.structs.replace(self, num_heads=heads, gate=-(-self.gate // gpus))
 

@@ -12,6 +12,8 @@ product's rate on large batches, and of the bytes' time on small ones: such a pr
 
 from __future__ import annotations
 
+from functools import cache
+
 import msgspec
 
 from nexusbench.core.errors import UsageError
@@ -57,6 +59,12 @@ class Kernel(msgspec.Struct, frozen=True):
     scales: str
     activation_bytes: float
     origin: str
+
+
+@cache
+def _shipped(name: str) -> GpuSpec:
+    """A shipped GPU, whose file does not change while this process runs."""
+    return load_gpu(name)
 
 
 def architecture(gpu: GpuSpec) -> Architecture:
@@ -147,7 +155,7 @@ def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:
     built = architecture(gpu)
     while True:
         donors = [_KIND_DONORS[built, kind]] if (built, kind) in _KIND_DONORS else []
-        for one in (gpu, *map(load_gpu, (*donors, ARCHITECTURES[built].kernels))):
+        for one in (gpu, *map(_shipped, (*donors, ARCHITECTURES[built].kernels))):
             kernels = kernels_of(one)
             known = kernels.experts if experts else kernels.products
             if kind in known:
@@ -207,7 +215,7 @@ def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
     if kind in own:
         return own[kind]
     near = _donor(gpu).sparse
-    return near[kind] if kind in near else kernels_of(load_gpu(_SPARSE_DONOR)).sparse[kind]
+    return near[kind] if kind in near else kernels_of(_shipped(_SPARSE_DONOR)).sparse[kind]
 
 
 def state_constants(gpu: GpuSpec, kind: str) -> StateConstants:
@@ -223,4 +231,4 @@ def kernels_of(gpu: GpuSpec) -> KernelConstants:
 
 
 def _donor(gpu: GpuSpec) -> KernelConstants:
-    return kernels_of(load_gpu(ARCHITECTURES[architecture(gpu)].kernels))
+    return kernels_of(_shipped(ARCHITECTURES[architecture(gpu)].kernels))
