@@ -91,8 +91,6 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """KV heads are on several GPUs each where there are fewer than GPUs."""
-        if gpus == 1:
-            return self
         return msgspec.structs.replace(
             self, num_heads=self.num_heads // gpus, gate=-(-self.gate // gpus),
             num_kv_heads=max(1, self.num_kv_heads // gpus),
@@ -197,8 +195,6 @@ class LatentAttention(_Mixer, frozen=True, tag="latent", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """The projections down to the ranks and the cache, which all heads share, are on each."""
-        if gpus == 1:
-            return self
         heads = self.num_heads // gpus
         return msgspec.structs.replace(self, num_heads=heads, gate=-(-self.gate // gpus))
 
@@ -369,18 +365,15 @@ class StateMixer(_Mixer, frozen=True, tag="state", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """Columns of all matrices but those down to a rank, rows of the one that leads out."""
-        matrices = []
+        replace, matrices = msgspec.structs.replace, []
         for one in self.matrices:
-            inputs, outputs = one.inputs, one.outputs
             if one.name in STATE_OUT:
-                inputs //= gpus
+                one = replace(one, inputs=one.inputs // gpus)
             elif one.name not in STATE_RANKS:
-                outputs = -(-outputs // gpus)
-            matrices.append(msgspec.structs.replace(one, inputs=inputs, outputs=outputs))
-        return msgspec.structs.replace(
-            self, heads=self.heads // gpus, conv_values=-(-self.conv_values // gpus),
-            matrices=tuple(matrices),
-        )  # fmt: skip
+                one = replace(one, outputs=-(-one.outputs // gpus))
+            matrices.append(one)
+        heads, kept = self.heads // gpus, -(-self.conv_values // gpus)
+        return replace(self, heads=heads, conv_values=kept, matrices=tuple(matrices))
 
     @property
     def state_bytes(self) -> float:
