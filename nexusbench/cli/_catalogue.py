@@ -227,7 +227,8 @@ def _engines() -> list[CatalogueEntry]:
             f"a step: {host.step_us:g} us and {host.sequence_us:g} for each sequence, {how}, and "
             f"{host.gap_us:g} in any case",
             f"a request: {host.request_us:g} us and {host.prompt_token_us:g} for each token of its "
-            f"prompt, one after the other, and {host.reply_us:g} besides; use --engine {name}",
+            f"prompt, one after the other, {host.reply_us:g} besides, and {host.stream_us:g} for "
+            f"each request that is served; use --engine {name}",
         ]
         source = " ".join(engine_sources(name)["step_us"].split())
         source += f" Those of the other numbers are in nexusbench/data/engines/{name}.toml"

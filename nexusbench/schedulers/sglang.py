@@ -20,7 +20,8 @@ RETRACT_STEPS = 20  # decode steps that must fit after a retraction
 
 class SglangSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one
-    prefill batch.
+    prefill batch; ``receive_interval`` is after how many decode steps in a row the scheduler looks
+    for new requests (``--scheduler-recv-interval``).
 
     The chunk size is the engine's token budget, so that all schedulers compared have the same one.
     """
@@ -30,6 +31,7 @@ class SglangSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     min_new_token_ratio_factor: Share = 0.14
     new_token_ratio_decay_steps: AtLeastOne = 600
     max_prefill_tokens: AtLeastOne = 16_384
+    receive_interval: AtLeastOne = 1
 
 
 class SglangScheduler(Scheduler[SglangSchedulerOptions]):
@@ -53,7 +55,8 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         self._least_ratio = self._start_ratio * own.min_new_token_ratio_factor
         self._decay = (self._start_ratio - self._least_ratio) / own.new_token_ratio_decay_steps
         self._ratio = self._start_ratio
-        self._latest_rank = 0
+        self._latest_rank = self._received_rank = -1  # arrived, and known to the scheduler
+        self._steps = own.receive_interval  # decode steps since it last looked for requests
 
     def order_key(self, request: RequestView) -> float:
         """As the base class; a retracted request stands behind all that have arrived (SGLang
@@ -68,9 +71,18 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         """A prefill batch if there can be one, else a decode step."""
         if not ctx.free_slots():
             return ctx.plan()
-        if not self._prefill(ctx):
+        self._receive(ctx)
+        if self._prefill(ctx):
+            self._steps = self.options.receive_interval  # SchedulerRecvSkipper: looks at once
+        else:
             self._decode(ctx)
+            self._steps += 1
         return ctx.plan()
+
+    def _receive(self, ctx: SchedulerContext) -> None:
+        """Know of all that have arrived, if it is time to look, or nothing else to do."""
+        if self._steps >= self.options.receive_interval or not ctx.num_running:
+            self._steps, self._received_rank = 0, self._latest_rank
 
     def _prefill(self, ctx: SchedulerContext) -> bool:
         """PrefillAdder: the chunked prompt first, then the queue until tokens run out."""
@@ -83,6 +95,8 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         room = self._room(ctx, pool)
         taken, most = 0, self.options.max_prefill_tokens
         while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
+            if head.arrival_rank > self._received_rank:
+                break
             cached = ctx.cached_tokens(head)
             extend = head.num_tokens - cached
             total = ctx.kv.growth(cached, extend + self._expected_output(head, pool))

@@ -14,6 +14,7 @@ from nexusbench.kv.manager import KVCacheManager
 from nexusbench.planning.context import SchedulerContext
 from nexusbench.planning.order import CacheOrder, Ranking
 from nexusbench.schedulers.fastserve import FastserveScheduler
+from nexusbench.schedulers.sglang import SglangScheduler, SglangSchedulerOptions
 from nexusbench.schedulers.vllm import VllmScheduler
 from nexusbench.testing import offer, serve
 from nexusbench.testing._harness import Setting, build, make_scheduler
@@ -385,3 +386,16 @@ def test_each_way_not_to_end_is_told(damage, said):
     with pytest.raises(InvariantBreach) as caught:
         engine.auditor.check_end(engine.requests)
     assert said.format(made, made + 1) in str(caught.value)
+
+
+@pytest.mark.parametrize("interval", [1, 10])
+def test_sglang_looks_for_requests_after_so_many_decode_steps(interval):
+    """``--scheduler-recv-interval``: at once after a prompt, then after that many decode steps."""
+    scheduler = SglangScheduler(SglangSchedulerOptions(receive_interval=interval))
+    alone = serve([offer(0, 0, 20, 61)], SglangScheduler())
+    times = [row["time"] for row in rows(alone, "submitted")]
+    late = (times[13] + 1) / 1e6  # while the 13th decode step runs
+    engine = serve([offer(0, 0, 20, 61), offer(1, late, 20, 2)], scheduler)
+    launched = [bool(row["decodes"]) for row in rows(engine, "submitted")]
+    before = launched[1:].index(False)  # decode steps before the second prompt
+    assert before == (13 if interval == 1 else 20)

@@ -149,7 +149,7 @@ def test_what_cannot_be_simulated_is_refused_with_its_reason(
         ("vllm", "0.14.0", "vllm-0.19"), ("vllm", "0.13.0", "vllm-0.12"),
         ("vllm", "0.18.0", "vllm-0.19"), ("vllm", "", "vllm-0.19"),
         ("vllm", "nightly-5b8c", "vllm-0.19"), ("sglang", "0.5.9", "sglang-0.5"),
-        ("trtllm", "1.2.0rc2", "trtllm-1.0"),
+        ("trtllm", "1.2.0rc2", "trtllm-1.2"), ("trtllm", "1.0.0rc3", "trtllm-1.0"),
         # Asynchronous from 0.14 on, though 0.12 is nearer.
         ("vllm", "0.15.1", "vllm-0.19"),
     ],
@@ -193,6 +193,10 @@ def test_lengths_and_budget_are_those_of_the_runner_that_measured(tmp_path: Path
         assert config_of(point, ServingPlan()).max_num_batched_tokens == budget
     (point,) = points(tmp_path, {"attention_dp_size": 1, "backend": "trtllm"})
     assert ServingPlan().budget_of(point) == 1702
+    for users, interval in ((15, 10), (16, 30)):
+        row = {"attention_dp_size": 1, "backend": "sglang", "batch_size": users}
+        (point,) = points(tmp_path, row)
+        assert config_of(point, ServingPlan()).scheduler == f"sglang:receive_interval={interval}"
 
 
 def test_a_description_is_found_by_name_and_precision(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ BUDGET_BEYOND_PROMPT = 1500
 # InferenceX (github.com/SemiAnalysisAI/InferenceX, Apache-2.0): random-range-ratio of its client,
 # and vLLM's own default of max-num-batched-tokens, which its scripts leave or repeat.
 INFERENCEX_RANGE, INFERENCEX_BUDGET = 0.8, 8192
+# Its scripts for SGLang: scheduler-recv-interval below, and from so many users on.
+INFERENCEX_INTERVALS, INFERENCEX_BUSY = (10, 30), 16
 _BUDGETED = ("vllm", "trtllm")  # SGLang's chunks have their own size there
 _OTHER_NAMES = {"rtx_pro_6000_server": "rtxpro6000", "rtx_pro_6000": "rtxpro6000"}
 _FORM_FACTORS = ("_sxm", "_nvl")
@@ -81,6 +83,9 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     device = f"sim:{gpu_of(point.system)}"
     spread = deployment_of(point)
     engine, scheduler = _engine_and_rules(point, plan.engine)
+    if scheduler == "sglang" and point.of_inferencex and point.dp == 1:
+        interval = INFERENCEX_INTERVALS[point.users >= INFERENCEX_BUSY]
+        scheduler = f"sglang:receive_interval={interval}"
     budget = plan.budget_of(point)
     model, quantised = model_of(point, plan.configs)
     fields: dict[str, Any] = {
