@@ -107,14 +107,14 @@ def _is_pair(resolved: ResolvedEngineRun) -> bool:
 
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     """How the KV blocks of a pair, or of several engines, are divided: evenly."""
-    engines = config.data_parallel_size
+    engines, unit = config.data_parallel_size, "pages" if _is_grouped(resolved) else "blocks"
     if engines > 1:
-        return f", {resolved.kv_blocks // engines:,} blocks of each of {engines} engines"
+        return f", {resolved.kv_blocks // engines:,} {unit} of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
     side = "GPU" if degree == 1 else f"group of {degree} GPUs"
-    return f", {resolved.kv_blocks // 2:,} blocks on each {side}"
+    return f", {resolved.kv_blocks // 2:,} {unit} on each {side}"
 
 
 def _device_text(resolved: ResolvedEngineRun) -> str:

@@ -65,14 +65,10 @@ class Sim(Device):
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
-            if parallel.in_lockstep(model) or options.expert_parallel:
-                raise UsageError(
-                    "--kernel-table has the times of whole experts on one engine's GPUs; leave it "
-                    "or --data-parallel-size and --enable-expert-parallel away"
-                )
+            _check_table(parallel, model)
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
             self.physics = MeasuredPhysics(
-                gpu, model, table, options.tensor_parallel, host=self.host
+                gpu, model, table, options.tensor_parallel, host=host, parallel=parallel
             )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
@@ -351,6 +347,19 @@ class Sim(Device):
                 if other.away is not None and other.away.pool == pool:
                     loads.append(ghost(other.away, other.load.solo))
         return loads
+
+
+def _check_table(parallel: Parallelism, model: ModelSpec) -> None:
+    """Raise UsageError where no kernel table has the experts that a GPU has: their width is shared
+    by other GPUs than the table's.
+    """
+    several = parallel.in_lockstep(model) or parallel.experts
+    if several and (parallel.tensor > 1 or not parallel.experts):
+        raise UsageError(
+            "--kernel-table has the times of experts of one width: whole ones with "
+            "--data-parallel-size, --enable-expert-parallel and no --tensor-parallel-size, "
+            "or those of one engine without --enable-expert-parallel"
+        )
 
 
 def _one_of(argument: str) -> tuple[str, int]:

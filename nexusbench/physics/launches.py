@@ -108,10 +108,7 @@ class Physics:
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
             self._collectives = Collectives(gpu, tensor_parallel)
-        self._wide_norms = 0  # layers
-        for each in model.groups:
-            if isinstance(each.mixer, FullAttention) and each.mixer.wide_norm:
-                self._wide_norms += each.count
+        self._wide_norms = _wide_norms(model)
         self._wide = work.wide  # of this GPU's share, in values
         self._beside = _beside(group) / tensor_parallel
         self._shared = _shares_alone(group) and not self._apart
@@ -316,6 +313,15 @@ class Physics:
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
         return self._sharing.slowdown(side, other)
+
+
+def _wide_norms(model: ModelSpec) -> int:
+    """Layers that norm all heads of queries and of keys as one."""
+    layers = 0
+    for group in model.groups:
+        if isinstance(group.mixer, FullAttention) and group.mixer.wide_norm:
+            layers += group.count
+    return layers
 
 
 def _beside(group: LayerGroup) -> float:

@@ -81,3 +81,12 @@ def test_a_rejection_says_that_a_chunk_lies_whole_in_windows(call: Call, tmp_pat
     assert "exceeds the KV pool of 1083 pages (a chunk lies whole in the blocks of windows" in said
     less = call("serve-trace", path, *flags, "--max-num-batched-tokens", 8176, "--no-progress")
     assert "rejected" not in less.out
+
+
+def test_a_pair_copies_and_counts_pages(call: Call, trace: Path) -> None:
+    flags = ("--device", "sim:h200+h200", "--model", "gemma-3-12b", "--scheduler", "vllm-pd")
+    done = call("serve-trace", trace, *flags, "--kv-blocks", 5000, "--no-progress")
+    assert done.code == 0, done.err
+    assert "10,000 pages of 1 MiB = 9.766 GiB, 5,000 pages on each GPU" in " ".join(
+        done.out.split()
+    )

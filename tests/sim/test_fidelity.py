@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nexusbench.core.config import RunConfig
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.experiments.fidelity.aiconfigurator import installed
 from nexusbench.experiments.fidelity.kernels import OperatorScore, score_kernels, summarise
 from nexusbench.experiments.fidelity.recording import read_recording
@@ -19,6 +20,9 @@ from nexusbench.experiments.fidelity.sparse_tables import read_sparse
 from nexusbench.experiments.fidelity.state_tables import read_states
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.imbalance import busiest
+from nexusbench.physics.measured import MeasuredPhysics
+from nexusbench.physics.tables import load_table
 from tests.examples import slow
 
 DATA = os.environ.get("NEXUSBENCH_DATA")
@@ -201,7 +205,7 @@ SPARSE_AND_STATES = {
         "csa-prefill": 12, "csa-decode": 12, "hca-prefill": 12, "hca-decode": 12,
         "gdn-prefill": 12, "gdn-decode": 12, "kda-prefill": 12,
     },
-    "gb200": {"dsa-prefill": 15, "dsa-decode": 15, "gdn-prefill": 12, "hca-prefill": 12},
+    "gb200": {"dsa-prefill": 17, "dsa-decode": 12, "gdn-prefill": 12, "hca-prefill": 12},
     "l40s": {"msa-prefill": 12, "msa-decode": 13},
     "rtxpro6000": {"msa-prefill": 12, "msa-decode": 12, "kda-prefill": 12},
 }  # fmt: skip
@@ -266,13 +270,42 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
 
 @pytest.mark.slow
 @needs_data
-def test_a_recorded_run_of_two_engines_with_experts_over_both() -> None:
+@pytest.mark.parametrize(
+    ("table", "bounds"),
+    [
+        (None, {"makespan": 11, "tpot": 13, "scheduled_to_first_token": 17}),
+        ("rtxpro6000-qwen3-30b-a3b-tp1", {"makespan": 8, "tpot": 10}),
+    ],
+)
+def test_a_recorded_run_of_two_engines_with_experts_over_both(
+    table: str | None, bounds: dict[str, float]
+) -> None:
     recording = read_recording(data("vllm-runs", "rtxpro6000-qwen3-30b-a3b-dp2"))
-    config = RunConfig(trace="", device="sim:rtxpro6000", model="qwen3-30b-a3b", engine="vllm-0.19")
+    config = RunConfig(
+        trace="", device="sim:rtxpro6000", model="qwen3-30b-a3b", engine="vllm-0.19",
+        kernel_table=None if table is None else str(data("kernels", table)),
+    )  # fmt: skip
     made = replay(recording, config)
-    for name, bound in (("makespan", 11), ("tpot", 13), ("scheduled_to_first_token", 13)):
+    for name, bound in bounds.items():
         assert abs(made.reached[name]) <= bound, name
     assert made.config.data_parallel_size == 2
     assert made.config.enable_expert_parallel
     assert made.config.scheduler == "vllm:whole_prompt=true"
     assert made.notes[0].startswith("the recording does not say how its engine schedules")
+
+
+@needs_data
+def test_experts_of_a_table_on_each_of_two_gpus() -> None:
+    folder = data("kernels", "rtxpro6000-qwen3-30b-a3b-tp1")
+    gpu, model = load_gpu("rtxpro6000"), load_model("qwen3-30b-a3b")
+    table = load_table(folder, gpu, model, 1)
+    own = Parallelism(data=2, experts=True)
+    measured = MeasuredPhysics(gpu, model, table, parallel=own)
+    part = busiest(256, 128, 8, 2)
+    # Half of the rows of 256 tokens are those of 130 tokens, which touch the same 64 experts.
+    near = table.experts_us(round(part.rows / 8), part.touched) * 48 * 1e3
+    made = measured.routed(256, gpu.num_sms).time
+    assert made == pytest.approx(near, rel=0.06)  # and what a GPU adds for tokens sent elsewhere
+    assert made > near
+    every = measured.dense(256, gpu.num_sms).time
+    assert every == pytest.approx((table.layer_us(256) * 48 + table.step_us(256)) * 1e3)

@@ -395,6 +395,12 @@ def test_the_memory_that_experts_leave_is_for_keys_and_values(tmp_path: Path) ->
             "128 experts of qwen3-30b-a3b cannot be dealt out evenly to 3 GPUs",
         ),
         ({"model": EXPERTS, "data_parallel_size": 5}, "768 wide and cannot be shared by 5 GPUs"),
+        ({"model": EXPERTS, "kernel_table": "none"}, "has the times of experts of one width"),
+        (
+            {"model": EXPERTS, "kernel_table": "none", "tensor_parallel_size": 2,
+             "enable_expert_parallel": True},
+            "has the times of experts of one width",
+        ),
         ({"scheduler": "nexus"}, "'nexus' divides its GPU"),
         ({"scheduler": "vllm-pd"}, "'vllm-pd' divides its GPU, or runs on several"),
         ({"swap_space": 1.0}, "recomputed, not swapped"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,76 @@ def test_a_recording_of_what_cannot_be_simulated_is_refused(
         return
     with pytest.raises(InputError, match=f"meta.json: field 'engine_kwargs.{field}': was "):
         read_recording(tmp_path / "run")
+
+
+def with_meta(tmp_path: Path, changes: dict[str, Any]) -> Path:
+    """An imported recording whose ``meta.json`` says more."""
+    import_bench_serve(write(tmp_path, DETAIL), tmp_path / "run")
+    meta = tmp_path / "run" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | changes))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("model_config", "dtype", "torch.float32", "another data type than 16 bit"),
+        ("model_config", "enforce_eager", True, "launched kernel by kernel"),
+        ("model_config", "quantization", "fp8", "weights that are quantised"),
+        ("model_config", "hf_overrides", {"sliding_window": 8}, "other properties"),
+        ("cache_config", "cache_dtype", "fp8_e4m3", "KV cache in another data type"),
+        ("cache_config", "kv_offloading_size", 8.0, "KV blocks in host memory"),
+        ("scheduler_config", "policy", "priority", "another order"),
+        ("scheduler_config", "long_prefill_token_threshold", 512, "limit on the tokens"),
+        ("scheduler_config", "max_num_partial_prefills", 2, "several prompts in mid-prefill"),
+        ("scheduler_config", "enable_chunked_prefill", False, "computes prompts in chunks"),
+        ("scheduler_config", "max_num_scheduled_tokens", 64, "less than max_num_batched_tokens"),
+        ("compilation_config", "cudagraph_mode", [0, 0], "launched kernel by kernel"),
+        ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
+        ("parallel_config", "enable_eplb", True, "experts that are moved"),
+        ("offload_config", "uva", "U(cpu_offload_gb=4.0)", "weights in host memory"),
+        ("", "speculative_config", {"method": "ngram"}, "speculative decoding"),
+        ("", "lora_config", {"max_loras": 1}, "LoRA adapters"),
+        ("", "kv_transfer_config", {"kv_role": "x"}, "KV transfers between engines"),
+    ],
+)
+def test_a_flag_that_no_simulated_run_has_is_refused(
+    tmp_path: Path, section: str, key: str, value: object, words: str
+) -> None:
+    inner = {key: value, "max_num_batched_tokens": 128} if section == "scheduler_config" else {
+        key: value
+    }  # fmt: skip
+    run = with_meta(tmp_path, {"resolved_config": {section: inner} if section else inner})
+    place = f"resolved_config.{section}.{key}".replace("..", ".")
+    with pytest.raises(InputError, match=words) as caught:
+        read_recording(run)
+    assert f"field '{place}': was " in str(caught.value)
+
+
+def test_flags_without_effect_are_let_be_and_others_said(tmp_path: Path) -> None:
+    config = {
+        "model_config": {"dtype": "torch.bfloat16", "enforce_eager": False, "seed": 42},
+        "cache_config": {"cache_dtype": "auto", "num_gpu_blocks": 77, "block_size": 32},
+        "parallel_config": {"tensor_parallel_size": 4, "world_size": 4},
+        "attention_config": {"backend": "FLASHINFER"},
+        "compilation_config": {"backend": "inductor", "cudagraph_mode": [2, 1]},
+        "lora_config": None,
+    }
+    run = with_meta(tmp_path, {"resolved_config": config, "kv_cache": {}, "engine_kwargs": {}})
+    known = read_recording(run).resolved
+    assert (known.kv_blocks, known.block_size, known.tensor_parallel_size) == (77, 32, 4)
+    (note,) = known.notes
+    assert note == "resolved_config.attention_config.backend was FLASHINFER, which is not simulated"
+
+
+@pytest.mark.parametrize("name", ["rtx4090-llama-3.1-8b", "rtxpro6000-qwen3-30b-a3b-dp2"])
+def test_published_recordings_are_replayed_whole(name: str) -> None:
+    data = os.environ.get("NEXUSBENCH_DATA")
+    if not data:
+        pytest.skip("NEXUSBENCH_DATA is not set")
+    known = read_recording(Path(data) / "vllm-runs" / name).resolved
+    assert known.notes == ()
+    assert known.data_parallel_size == (2 if name.endswith("dp2") else 1)
 
 
 def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path) -> None:

@@ -180,6 +180,15 @@ def test_a_window_alone_does_not_grow() -> None:
     assert times[0] == times[1]
 
 
+def test_a_prompt_reads_its_window_and_the_one_before_it() -> None:
+    made = kernels(PLAIN).time(((10, 1000),), 0, 0, 10, 100.0)
+    new = 10 * (2 * 2 * 64 * 128 * 2 + 128 * 4)
+    assert made.traffic == near(new + (128 + 10) * 128 * 2)
+    # And all entries, or of those that are picked no more than there are.
+    heavy = kernels(HEAVY).time(((10, 1000),), 0, 0, 10, 100.0)
+    assert heavy.traffic == near(made.traffic + 1010 / 128 * 128 * 2)
+
+
 def test_prompts_share_launches_by_four() -> None:
     """Keys of four prompts are gathered and converted at once, so that short ones fill no GPU."""
     one = kernels(HEAVY)

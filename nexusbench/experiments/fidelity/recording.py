@@ -6,6 +6,7 @@ be gzipped. This is the format of LLMServingSim 2.0's vLLM runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from nexusbench.core.documents import MOST_BYTES, decode_json, read_table_text
 from nexusbench.core.errors import InputError
 from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
+from nexusbench.experiments.fidelity.recording_flags import check_flags
 
 FloatArray = npt.NDArray[np.float64]
 _HINT = "See nexusbench validate run --help"
@@ -63,6 +65,7 @@ class Resolved(msgspec.Struct, frozen=True):
     asynchronous: bool | None = None
     whole_prompt: bool | None = None
     engine: str = ""
+    notes: tuple[str, ...] = ()  # on what it was configured with and is not simulated
 
 
 class ServerRecording(msgspec.Struct):
@@ -157,7 +160,6 @@ class _Arguments(msgspec.Struct):
     data_parallel_size: Count | None = None
     pipeline_parallel_size: Count | None = None
     enable_expert_parallel: bool | None = None
-    kv_cache_dtype: str | None = None
 
 
 class _Scheduler(msgspec.Struct):
@@ -171,9 +173,18 @@ class _RecordedModel(msgspec.Struct):
     max_model_len: Count | None = None
 
 
+class _Parallel(msgspec.Struct):
+    tensor_parallel_size: Count | None = None
+    data_parallel_size: Count | None = None
+    pipeline_parallel_size: Count | None = None
+    enable_expert_parallel: bool | None = None
+
+
 class _Config(msgspec.Struct):
     scheduler_config: _Scheduler | None = None
     model_config: _RecordedModel | None = None
+    cache_config: _Cache | None = None
+    parallel_config: _Parallel | None = None
 
 
 class _Meta(msgspec.Struct):
@@ -190,46 +201,42 @@ def _resolved(path: Path) -> Resolved:
     """From vLLM's resolved configuration where it stands in ``meta.json``, else its arguments."""
     text = read_table_text(path, hint=_HINT, most=MOST_BYTES)
     meta = decode_json(text, _Meta, path)
-    config, cache = meta.resolved_config or _Config(), meta.kv_cache or _Cache()
-    scheduler, model = (
-        config.scheduler_config or _Scheduler(),
-        config.model_config or _RecordedModel(),
-    )
-    asked = meta.engine_kwargs or _Arguments()
+    config, asked = meta.resolved_config or _Config(), meta.engine_kwargs or _Arguments()
+    scheduler = config.scheduler_config or _Scheduler()
+    model = config.model_config or _RecordedModel()
+    caches = (meta.kv_cache or _Cache(), config.cache_config or _Cache())
+    degrees = (config.parallel_config or _Parallel(), asked)
     # vLLM takes the flag on one GPU too, where it changes nothing.
-    several = (asked.tensor_parallel_size or 1) * (asked.data_parallel_size or 1) > 1
-    _check_arguments(asked, path)
+    tensor, data = (_first(degrees, f"{kind}_parallel_size") for kind in ("tensor", "data"))
+    several = (tensor or 1) * (data or 1) > 1
+    raw = decode_json(text, dict[str, object], path)
     found = {
         "model": meta.model,
-        "kv_blocks": cache.num_gpu_blocks,
-        "block_size": cache.block_size,
-        "prefix_caching": cache.enable_prefix_caching,
-        "gpu_memory_utilization": cache.gpu_memory_utilization,
+        "kv_blocks": _first(caches, "num_gpu_blocks"),
+        "block_size": _first(caches, "block_size"),
+        "prefix_caching": _first(caches, "enable_prefix_caching"),
+        "gpu_memory_utilization": _first(caches, "gpu_memory_utilization"),
         "max_num_seqs": scheduler.max_num_seqs or asked.max_num_seqs,
         "max_num_batched_tokens": (
             scheduler.max_num_batched_tokens or asked.max_num_batched_tokens
         ),
         "max_model_len": model.max_model_len or asked.max_model_len,
-        "tensor_parallel_size": asked.tensor_parallel_size,
-        "data_parallel_size": asked.data_parallel_size,
-        "pipeline_parallel_size": asked.pipeline_parallel_size,
-        "enable_expert_parallel": asked.enable_expert_parallel and several,
+        "tensor_parallel_size": tensor,
+        "data_parallel_size": data,
+        "pipeline_parallel_size": _first(degrees, "pipeline_parallel_size"),
+        "enable_expert_parallel": several and _first(degrees, "enable_expert_parallel"),
         "asynchronous": scheduler.async_scheduling,
         "whole_prompt": scheduler.scheduler_reserve_full_isl,
+        "notes": tuple(check_flags(raw, path)),
         "engine": None if meta.vllm_version is None else f"vLLM {meta.vllm_version}",
     }
-    return Resolved(**{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
+    return Resolved(**{k: v for k, v in found.items() if v is not None})
 
 
-def _check_arguments(asked: _Arguments, path: Path) -> None:
-    """Raises InputError for a cache that no simulated run has: replayed without it, the errors
-    would be those of another deployment.
-    """
-    if asked.kv_cache_dtype not in (None, "auto", "bfloat16", "float16"):
-        raise InputError(
-            f"was {asked.kv_cache_dtype}, which simulated runs do not have",
-            file=path, field="engine_kwargs.kv_cache_dtype", hint="Give a recording without it",
-        )  # fmt: skip
+def _first(places: Sequence[msgspec.Struct], name: str) -> Any:
+    """What the first of ``places`` that says it says of ``name``; None if none does."""
+    found = (getattr(place, name) for place in places)
+    return next((value for value in found if value is not None), None)
 
 
 def _series(path: Path) -> dict[str, FloatArray]:

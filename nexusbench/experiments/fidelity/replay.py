@@ -170,7 +170,8 @@ def _rows(recording: ServerRecording, events: RunEvents) -> list[Comparison]:
     first = np.array([r.first for r in requests])
     last = np.array([r.last for r in requests])
     begun = np.array([r.queued if r.queued is not None else np.nan for r in requests])
-    makespan = float(last.max() - np.nanmin(begun)) if np.isfinite(begun).any() else None
+    # Of a run that is recorded in part nothing is scored that the rest would change.
+    makespan = float(last.max() - begun.min()) if np.isfinite(begun).all() else None
     simulated = events.makespan / 1e9
     rows = [
         Comparison("makespan", "value", "s", makespan, simulated),
@@ -193,8 +194,11 @@ def _rows(recording: ServerRecording, events: RunEvents) -> list[Comparison]:
     )  # fmt: skip
     rows += _gaps(recording, events, float((last - first).sum() * 1e3), float(several @ tokens))
     scheduled = np.array([r.scheduled if r.scheduled is not None else np.nan for r in requests])
+    stamped = scheduled  # of which step, hangs on how steps were scheduled
+    if recording.resolved.asynchronous is None:
+        stamped = np.full(len(requests), np.nan)
     rows += _statistics(
-        "scheduled_to_first_token", "ms", (first - scheduled) * 1e3,
+        "scheduled_to_first_token", "ms", (first - stamped) * 1e3,
         (events.first_token - _scheduled(recording, events)) / 1e6,
     )  # fmt: skip
     rows += _statistics("ttft", "ms", (first - begun) * 1e3, _ttft(events))
@@ -304,7 +308,12 @@ def _curves(recording: ServerRecording, result: RunResult) -> list[Curves]:
 
 
 def _notes(recording: ServerRecording) -> list[str]:
-    known, notes = recording.resolved, []
+    known, notes = recording.resolved, list(recording.resolved.notes)
+    if known.asynchronous is None:
+        notes.append(
+            "the recording does not say whether steps were scheduled while others ran "
+            "(async_scheduling): scheduled to first token is not scored"
+        )
     if known.asynchronous:
         notes.append(
             "recorded with asynchronous scheduling: requests count as scheduled one step before "

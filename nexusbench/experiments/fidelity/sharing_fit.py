@@ -28,6 +28,7 @@ from nexusbench.experiments.fidelity.draw_law import (
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
 from nexusbench.experiments.fidelity.partitions.formats import read_partitions
 from nexusbench.experiments.fidelity.partitions.points import (
+    ABSOLUTE,
     MILLISECONDS,
     TIME_OVER_ALL,
     WORK_RATE,
@@ -140,15 +141,15 @@ def _some_lines(points: Sequence[PartitionPoint]) -> frozenset[int] | None:
     """
     shapes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for point in points:
-        if point.fitted:
-            shapes[point.operator, point.shape].append(point.line)
+        if point.fitted:  # a row on all SMs has an absolute time alone
+            shapes[point.operator.removesuffix(ABSOLUTE), point.shape].append(point.line)
     if sum(map(len, shapes.values())) <= _MOST_ROWS:
         return None
     taken: dict[str, int] = defaultdict(int)
     lines: set[int] = set()
     for operator, shape in sorted(shapes, key=lambda key: sha256(repr(key).encode()).digest()):
         if taken[operator] < _MOST_ROWS:
-            own = shapes[operator, shape]
+            own = set(shapes[operator, shape])
             taken[operator] += len(own)
             lines.update(own)
     return frozenset(lines)
