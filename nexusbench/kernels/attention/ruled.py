@@ -141,13 +141,12 @@ def attend(
     """Queries [B, n, heads, D] over keys [B, L, KV heads, D] and values [B, L, KV heads, V], less
     the ``hidden`` [B, n, L] ones -> [B x n, heads x V].
 
-    Softmax in at least fp32.
+    Scores and softmax in fp32.
     """
     (B, n, heads, D), kv_heads = query.shape, keys.shape[2]
     rows = query.view(B, n, kv_heads, -1, D).permute(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, D)
-    scores = rows @ keys.permute(0, 2, 3, 1)
-    if scores.dtype != torch.float64:
-        scores = scores.float()
+    # Not in 16 bits: a score of 30 would be rounded by 0.1.
+    scores = rows.float() @ keys.permute(0, 2, 3, 1).float()
     scores = scores.mul_(rule.scale).view(B, kv_heads, -1, n, keys.shape[1])
     if rule.soft_cap:
         scores = scores.div_(rule.soft_cap).tanh_().mul_(rule.soft_cap)
@@ -155,7 +154,7 @@ def attend(
     if rule.sinks is None:
         weights = scores.softmax(dim=-1)
     else:
-        sinks = rule.sinks.to(scores.dtype).view(1, kv_heads, -1, 1, 1)
+        sinks = rule.sinks.view(1, kv_heads, -1, 1, 1)
         sinks = sinks.expand(B, -1, -1, n, 1)
         weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
     weights = weights.reshape(B, kv_heads, -1, keys.shape[1]).to(values.dtype)
