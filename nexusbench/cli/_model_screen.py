@@ -17,21 +17,27 @@ from nexusbench.core.layers import LayerGroup
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.units import GIB, bytes_text
 from nexusbench.models.config import caveats, describe_model, missing_quantisation
+from nexusbench.models.precision import Precision, served_model_of
 
 _NO_VECTORS = "Norms and biases, less than 0.1 %, are left out of the parameters."
 
 
-def show_model(name: str, *, as_json: bool) -> None:
-    """Print the description of one model. Raises InputError for one that cannot be described."""
-    model = describe_model(name)
+def show_model(name: str, asked: Precision, *, as_json: bool) -> None:
+    """Print the description of one model, in the data types asked for if any are. Raises InputError
+    for one that cannot be described, UsageError for data types that do not fit it.
+    """
+    served = served_model_of(name, asked)
+    model, said = served.model, served.said
+    if asked == Precision():
+        model = describe_model(name)
     if as_json:
-        print(json.dumps(_document(model), indent=2))
+        print(json.dumps({**_document(model), "precision": list(said)}, indent=2))
         return
     console = results_console()
     say(console, f"{model.name}: {model.num_layers} layers of {_kinds(model)}", "bold")
     _show_sizes(console, model)
     print_whole(console, _table(model))
-    for note in _notes(model):
+    for note in (*(f"{text[0].upper()}{text[1:]}." for text in said), *_notes(model)):
         say(console, note, indent=2)
     for note in _approximated(model):
         say(console, f"Simulated devices: {note}", indent=2)

@@ -104,6 +104,12 @@ def _show(found: Agreement) -> None:
         f"{found.tolerance:.2e} is rounding; largest logit {found.largest_logit:.3g}) over "
         f"{counted(found.positions, 'position')} of {counted(len(found.prompts), 'prompt')}",
     )
+    if found.dequantised:
+        say(
+            console,
+            "quantised weights: transformers was given them as dequantised here. What is compared "
+            "is everything after that",
+        )
     if found.empty:
         say(
             console,

@@ -21,6 +21,11 @@ def show(
             help="A shipped model, a config.json, or a folder that holds one.",
         ),
     ],
+    dtype: Annotated[str | None, flags.option("dtype", rich_help_panel=None)] = None,
+    quantization: Annotated[str | None, flags.option("quantization", rich_help_panel=None)] = None,
+    kv_cache_dtype: Annotated[
+        str | None, flags.option("kv_cache_dtype", rich_help_panel=None)
+    ] = None,
     json: flags.Json = False,
 ) -> None:
     """Show what a model is made of: layer groups, parameters, bytes of weights, KV cache, states.
@@ -28,11 +33,14 @@ def show(
     nexusbench model show llama-3.1-8b
 
     Nothing is simulated and no weights are read. What the description leaves out is said, and
-    whether simulated devices have kernels for all of its layers.
+    whether simulated devices have kernels for all of its layers. With a data type or a quantiser
+    it is shown as simulated devices serve it so.
     """
     from nexusbench.cli._model_screen import show_model
+    from nexusbench.models.precision import Precision
 
-    show_model(model, as_json=json)
+    asked = Precision(dtype, quantization, kv_cache_dtype)
+    show_model(model, asked, as_json=json)
 
 
 @app.callback()

@@ -86,6 +86,8 @@ def profile(
             "model",
             "load_format",
             "dtype",
+            "quantization",
+            "kv_cache_dtype",
             "graphs",
             "kernel_table",
             "engine",

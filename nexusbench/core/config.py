@@ -15,6 +15,7 @@ from msgspec import Meta
 from nexusbench.core import parallel_options as spread
 from nexusbench.core.errors import InputError
 from nexusbench.core.options import Option, convert_config, declared, field_of, is_unicode
+from nexusbench.core.precision_options import CacheDtype, ComputedDtype, Quantizer
 
 _Config = TypeVar("_Config", bound="RunConfig | EndpointConfig")
 
@@ -216,13 +217,9 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
             "FORMAT", TOKENS,
         ),
     ] = "auto"  # fmt: skip
-    dtype: Annotated[
-        str | None,
-        Option(
-            "float32, bfloat16 or float16: what weights are converted to and computed in.",
-            "DTYPE", TOKENS, unset="the model's", part="serving",
-        ),
-    ] = None  # fmt: skip
+    dtype: ComputedDtype = None
+    quantization: Quantizer = None
+    kv_cache_dtype: CacheDtype = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=100)],
         Option(

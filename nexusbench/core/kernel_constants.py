@@ -125,6 +125,24 @@ class LatentConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_graph_us: Micros = 15.3
 
 
+class SmallKvConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Attention over a KV cache of 8-bit values (physics/small_kv.py): of a block and of a tile
+    over those of a 16-bit cache, and of quantising the queries.
+    """
+
+    prefill_block: PeakRatio
+    prefill_tile: PeakRatio
+    prefill_launch_us: Micros
+    prefill_query_gbps: Throughput
+    decode_block: PeakRatio
+    decode_tile: PeakRatio
+    decode_launch_us: Micros
+    decode_query_gbps: Throughput
+    sm_gbps: Throughput  # of keys and values that one SM takes
+    wide_sm_gbps: Throughput  # the same of heads of more than 128 values
+    combine_us: Micros  # merging the parts of a decode whose keys were split
+
+
 class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Attention to chosen keys (physics/selection.py): the attention, then what chooses them."""
 
@@ -184,6 +202,7 @@ class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     experts: dict[str, ExpertConstants] = {}
     window: WindowConstants | None = None
     latent: LatentConstants | None = None
+    small_kv: SmallKvConstants | None = None
     sparse: dict[str, SparseConstants] = {}
     states: dict[str, StateConstants] = {}
 

@@ -14,7 +14,8 @@ DTYPE_BYTES = {
     "float16": 2.0,
     "fp8": 1.0,
     "fp8_block": 1.0,  # a float32 scale of 128 x 128 values: 0.02 %
-    "int8": 1.0,
+    "int8": 1.0,  # beside 16-bit activations
+    "int8_w8a8": 1.0,  # beside activations of 8-bit integers
     "int4": 0.5,
     # With 16-bit scales and zeros of groups, which are no small part of it; of bitsandbytes a
     # float32 for each 64 values, or with double quantisation a byte and a 256th of a float32.

@@ -15,8 +15,7 @@ STATE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # DSA's indexer keeps fp8 keys with a float32 scale for each 128 of them (DeepSeek-V3.2's inference
 # code, and vLLM's indexer cache).
 INDEX_KEY_BYTES = 1.0 + 4.0 / 128
-
-# Matrices of states that lead out of them, and that lead down to a rank which all heads share.
+# Matrices of states that lead out of them, and down to a rank that all heads share.
 STATE_OUT, STATE_RANKS = ("state_out", "mamba_out"), ("state_f_a", "state_g_a")
 
 
@@ -77,9 +76,8 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
 
     ``value_dim`` is the size of a value head (0: that of a key head), ``gate`` the width of the
     projection that gates the output (0: none). ``keys_are_values``: no projection of values, which
-    are the keys before they are normalised and rotated. ``shares_kv``: keys and values are those
-    of an earlier layer, and nothing is kept. ``wide_norm``: queries and keys are normalised over
-    all heads, whose sums of squares the GPUs of a group add up.
+    are the keys before they are normalised and rotated. ``shares_kv``: those of an earlier layer;
+    nothing is kept. ``wide_norm``: norms over all heads, which the GPUs of a group sum up.
     """
 
     num_heads: int
@@ -93,8 +91,6 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """KV heads are on several GPUs each where there are fewer than GPUs."""
-        if gpus == 1:
-            return self
         return msgspec.structs.replace(
             self, num_heads=self.num_heads // gpus, gate=-(-self.gate // gpus),
             num_kv_heads=max(1, self.num_kv_heads // gpus),
@@ -199,8 +195,6 @@ class LatentAttention(_Mixer, frozen=True, tag="latent", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """The projections down to the ranks and the cache, which all heads share, are on each."""
-        if gpus == 1:
-            return self
         heads = self.num_heads // gpus
         return msgspec.structs.replace(self, num_heads=heads, gate=-(-self.gate // gpus))
 
@@ -371,18 +365,15 @@ class StateMixer(_Mixer, frozen=True, tag="state", kw_only=True):
 
     def shard(self, gpus: int) -> Self:
         """Columns of all matrices but those down to a rank, rows of the one that leads out."""
-        matrices = []
+        replace, matrices = msgspec.structs.replace, []
         for one in self.matrices:
-            inputs, outputs = one.inputs, one.outputs
             if one.name in STATE_OUT:
-                inputs //= gpus
+                one = replace(one, inputs=one.inputs // gpus)
             elif one.name not in STATE_RANKS:
-                outputs = -(-outputs // gpus)
-            matrices.append(msgspec.structs.replace(one, inputs=inputs, outputs=outputs))
-        return msgspec.structs.replace(
-            self, heads=self.heads // gpus, conv_values=-(-self.conv_values // gpus),
-            matrices=tuple(matrices),
-        )  # fmt: skip
+                one = replace(one, outputs=-(-one.outputs // gpus))
+            matrices.append(one)
+        heads, kept = self.heads // gpus, -(-self.conv_values // gpus)
+        return replace(self, heads=heads, conv_values=kept, matrices=tuple(matrices))
 
     @property
     def state_bytes(self) -> float:

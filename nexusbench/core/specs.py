@@ -303,8 +303,8 @@ class GpuSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
     """``gpu`` without the constants of kernels that ``model`` runs none of.
 
-    A 16-bit model of full attention without experts is timed the same whatever they are, and one
-    on a single GPU whatever its link is.
+    A 16-bit model of full attention over a 16-bit KV cache, without experts, is timed the same
+    whatever they are, and one on a single GPU whatever its link is.
     """
     if gpus == 1:
         gpu = msgspec.structs.replace(gpu, link=UNSET)
@@ -317,7 +317,7 @@ def with_used_kernels(gpu: GpuSpec, model: ModelSpec, gpus: int = 1) -> GpuSpec:
         for group in model.groups
         for one in group.projections(model.hidden_size)
     }
-    wide = types <= {"bfloat16", "float16", "float32"}
+    wide = {*types, model.dtypes.kv} <= {"bfloat16", "float16", "float32"}
     return msgspec.structs.replace(gpu, kernels=UNSET) if wide and plain else gpu
 
 

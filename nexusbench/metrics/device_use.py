@@ -325,6 +325,8 @@ class _Utilization(Scalar):
     def reason(self, run: RunEvents) -> str:
         """Names the missing input."""
         if run.facts.work is None:
+            if run.facts.simulated:
+                return "the limits of this device were not measured"
             return "the limits of this device, or the model's work by token, are not known"
         if not run.busy.length:
             return "nothing was computed"

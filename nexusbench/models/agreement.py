@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,9 +14,13 @@ import torch
 from nexusbench.core.errors import UsageError
 from nexusbench.kernels.planner import plan_attention
 from nexusbench.models.architecture import DecoderConfig
+from nexusbench.models.checkpoint import open_source
 from nexusbench.models.decoder import Decoder
+from nexusbench.models.document import open_config
+from nexusbench.models.plain_copy import PlainCopy
 from nexusbench.models.sampling import broken_rows
 from nexusbench.models.step import make_step
+from nexusbench.models.weights import torch_dtype
 
 # Odd on purpose: no chunk ends with a block or a tile.
 CHUNKS = (7, 29, 1, 13, 61, 3)
@@ -52,7 +58,8 @@ class Agreement(msgspec.Struct, frozen=True):
     """Both sides' logits over the same tokens.
 
     ``largest_difference`` and ``largest_logit`` are absolute and of the positions where both sides
-    are finite; ``tolerance`` is what the difference may be in this data type.
+    are finite; ``tolerance`` is what the difference may be in this data type. ``dequantised``:
+    transformers was given the weights of a quantised checkpoint as the decoder dequantised them.
     """
 
     model: str
@@ -65,6 +72,7 @@ class Agreement(msgspec.Struct, frozen=True):
     tolerance: float
     disagreements: tuple[Disagreement, ...]
     broken: tuple[BrokenLogits, ...] = ()
+    dequantised: bool = False
 
     @property
     def empty(self) -> bool:
@@ -101,11 +109,10 @@ def compare(
             f"prompts of {max(prompts)} and {new_tokens} new tokens exceed the model's context of "
             f"{config.spec.max_model_len}. Ask for shorter ones (--prompts, --new-tokens)"
         )
-    decoder = Decoder.load(config, dtype=dtype, load_format="safetensors")
+    decoder, theirs = _both(config, dtype)
     draw = random.Random(seed)
     vocab = config.spec.vocab_size
     ids = [[draw.randrange(vocab) for _ in range(length)] for length in prompts]
-    theirs = _Reference(config, decoder.dtype)
     ids = [theirs.greedy(prompt, new_tokens) for prompt in ids]
     ours = teacher_forced(decoder, ids, prompts, seed)
     pairs = [(ours[index], theirs.logits(tokens)) for index, tokens in enumerate(ids)]
@@ -126,7 +133,23 @@ def compare(
         tolerance=TOLERANCES[dtype] * max(1.0, peak),
         disagreements=tuple(found),
         broken=tuple(broken),
+        dequantised=config.packing is not None,
     )
+
+
+def _both(config: DecoderConfig, dtype: str) -> tuple[Decoder, _Reference]:
+    """The decoder and transformers' model of the same weights."""
+    kind, folder = torch_dtype(dtype), config.folder
+    assert folder is not None
+    if config.packing is None:
+        decoder = Decoder.load(config, dtype=dtype, load_format="safetensors")
+        return decoder, _Reference(folder, kind)
+    source = open_source(config, "safetensors")
+    with tempfile.TemporaryDirectory() as written:
+        copied = PlainCopy(source, Path(written), kind)
+        decoder = Decoder(config, copied, kind)
+        copied.finish(open_config(folder))
+        return decoder, _Reference(Path(written), kind)
 
 
 def _broken(prompt: int, pair: tuple[torch.Tensor, torch.Tensor]) -> list[BrokenLogits]:
@@ -208,7 +231,7 @@ def teacher_forced(
 class _Reference:
     """The same checkpoint in transformers."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         try:
             import transformers
         except ImportError:
@@ -219,7 +242,7 @@ class _Reference:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            config.folder, dtype=dtype, local_files_only=True
+            folder, dtype=dtype, local_files_only=True
         ).eval()
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:

@@ -14,13 +14,16 @@ from nexusbench.models.design_reading import NotComputed
 from nexusbench.models.designs import Edges, LatentDesign, LayerDesign
 from nexusbench.models.document import ConfigDocument, open_config, shown
 from nexusbench.models.families.base import computed_families, family_of
-from nexusbench.models.quantisation import quantisation_of
+from nexusbench.models.packing import Packing, packing_of
+from nexusbench.models.quantisation import unquantised
 
 
 class DecoderConfig(msgspec.Struct, frozen=True):
     """A decoder, complete enough to compute it: ``layers`` says how each one is computed, ``edges``
     what is done around them. ``family`` is the ``model_type``, ``folder`` where its weights lie
-    (None for a shipped description), ``prefix`` what their names begin with.
+    (None for a shipped description), ``prefix`` what their names begin with. ``packing`` is that of
+    its files, whose matrices are dequantised when they are read: ``spec`` has the data types that
+    are computed in.
     """
 
     spec: ModelSpec
@@ -32,6 +35,7 @@ class DecoderConfig(msgspec.Struct, frozen=True):
     file: str
     folder: Path | None = None
     prefix: str = ""
+    packing: Packing | None = None
 
     @property
     def built_in(self) -> bool:
@@ -69,16 +73,10 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
     """
     config = open_config(name_or_path)
     family = family_of(config)
-    spec = family.describe(config)
+    spec = family.describe(unquantised(config))
     if family.biases is None:
         raise _not_computed(config, f"is described but not computed{_because(spec)}")
-    quantised = quantisation_of(config)
-    if quantised is not None:
-        types = spec.dtypes
-        of = f"{types.weights} weights" if quantised.weights else f"{types.kv} KV"
-        what = f"{of} cannot be computed"
-        hint = "Give the checkpoint in bfloat16, float16 or float32"
-        raise quantised.said_in.error(quantised.field, what, hint)
+    packing = packing_of(config)
     inner = family.decoder_of(config)
     plans = family.layers(inner, spec.num_layers)
     try:
@@ -95,6 +93,7 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         file=config.file,
         folder=config.folder,
         prefix=family.prefix,
+        packing=packing,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,12 @@ import torch
 
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.models.architecture import DecoderConfig
+from nexusbench.models.dequantised import FLOATS, DequantisedTensors
 from nexusbench.models.shards import AGAIN, INDEX, check_header, require_inside, weight_map
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 # The largest prime below 2^24: no row of a weight falls on the same place of the block as another.
 _REPEATED = 16_777_213
-_FLOATS = ("F32", "F16", "BF16")
 _OF_LAYER = re.compile(r"(?:language_model\.)?model\.layers\.(\d{1,6})\.")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -32,6 +32,10 @@ class TensorSource(Protocol):
 
     def require_all_read(self, num_layers: int) -> None:
         """Raise InputError if a layer below ``num_layers`` has a tensor that was not read."""
+        ...
+
+    def working_bytes(self, largest: int) -> float:
+        """Bytes that reading a tensor of ``largest`` values takes beside its place."""
         ...
 
 
@@ -50,7 +54,8 @@ def open_source(config: DecoderConfig, load_format: str = "auto", seed: int = 0)
             f"'{config.spec.name}' is shipped as a description without weights. Give a folder with "
             "its safetensors, or --load-format dummy for random ones"
         )
-    return SafetensorFiles(config.folder)
+    files = SafetensorFiles(config.folder)
+    return files if config.packing is None else DequantisedTensors(files, config.packing)
 
 
 class RandomTensors:
@@ -85,6 +90,10 @@ class RandomTensors:
 
     def require_all_read(self, num_layers: int) -> None:
         """There is nothing but what was asked for."""
+
+    def working_bytes(self, largest: int) -> float:
+        """Each is made in fp32 before it has its place."""
+        return 4.0 * largest
 
 
 def _drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -130,56 +139,77 @@ class SafetensorFiles:
         Raises InputError naming file and tensor if it is missing, damaged, or of another shape or
         type than a float.
         """
-        self._asked.add(name)
-        path = self._where.get(name)
-        if path is None:
-            raise InputError(
-                "is missing",
-                file=self._listing,
-                field=name,
-                hint="config.json does not belong to these weights, or they are incomplete",
-            )
-        file = self._file(path)
-        try:
-            stored = file.get_slice(name)
-            dtype, found = str(stored.get_dtype()), list(stored.get_shape())
-        except Exception as error:
-            raise InputError(
-                f"is not in this shard ({_first_line(error)})", file=path, field=name, hint=AGAIN
-            ) from None
-        if dtype not in _FLOATS:
-            raise InputError(
-                f"has data type {dtype}",
-                file=path,
-                field=name,
-                hint=f"Supported: {', '.join(_FLOATS)}; quantised checkpoints are not",
-            )
-        if found != list(shape):
-            raise InputError(
-                f"has shape {found}, config.json asks for {list(shape)}",
-                file=path,
-                field=name,
-                hint="Give the config.json that belongs to these weights",
-            )
-        tensor: torch.Tensor = file.get_tensor(name)
-        # One pass; a sum that overflows in 16 bits is looked at again.
-        if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
-            raise InputError("holds NaN or infinite values", file=path, field=name, hint=AGAIN)
+        return self.take(name, FLOATS, shape)
+
+    def take(
+        self, name: str, dtypes: Sequence[str], shape: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """As :meth:`read`, of the safetensors types ``dtypes``, and of any shape for None."""
+        dtype, found = self.dtype(name), self.shape(name)
+        if dtype not in dtypes:
+            hint = f"Supported: {', '.join(dtypes)}"
+            if tuple(dtypes) == FLOATS:
+                hint += "; others where config.json says how they are quantised"
+            raise self.error(name, f"has data type {dtype}", hint)
+        if shape is not None and found != tuple(shape):
+            problem = f"has shape {list(found)}, config.json asks for {list(shape)}"
+            raise self.error(name, problem, "Give the config.json that belongs to these weights")
+        tensor: torch.Tensor = self._file(self._where[name]).get_tensor(name)
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not _is_finite(tensor):
+            raise self.error(name, "holds NaN or infinite values", AGAIN)
         return tensor
 
-    def require_all_read(self, num_layers: int) -> None:
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return name in self._where
+
+    def dtype(self, name: str) -> str:
+        """The data type of a tensor, as safetensors names it. Raises as ``read``."""
+        return str(self._slice(name).get_dtype())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor. Raises as ``read``."""
+        return tuple(self._slice(name).get_shape())
+
+    def error(self, name: str, problem: str, hint: str) -> InputError:
+        """The complaint about a tensor."""
+        file = self._where.get(name, self._listing)
+        return InputError(problem, file=file, field=name, hint=hint)
+
+    def require_all_read(
+        self, num_layers: int, spare: Callable[[str], bool] = lambda name: False
+    ) -> None:
         """Raise InputError for the first tensor of a layer that the decoder has no place for:
-        computed without it (a bias, a norm), it would be another model.
+        computed without it (a bias, a norm), it would be another model. ``spare`` are those that
+        nothing would change.
         """
         for name in sorted(self._where.keys() - self._asked):
             found = _OF_LAYER.match(name)
-            if found and int(found[1]) < num_layers and not name.endswith("rotary_emb.inv_freq"):
-                raise InputError(
-                    "has no place in the decoder that config.json describes",
-                    file=self._where[name],
-                    field=name,
-                    hint="Give the config.json that belongs to these weights",
-                )
+            if not found or int(found[1]) >= num_layers or name.endswith("rotary_emb.inv_freq"):
+                continue
+            if not spare(name):
+                problem = "has no place in the decoder that config.json describes"
+                hint = "Give the config.json that belongs to these weights"
+                raise self.error(name, problem, hint)
+
+    def working_bytes(self, largest: int) -> float:
+        """Nothing: files are memory-mapped."""
+        return 0.0
+
+    def _slice(self, name: str) -> Any:
+        """What the header says of a tensor."""
+        self._asked.add(name)
+        path = self._where.get(name)
+        if path is None:
+            hint = "config.json does not belong to these weights, or they are incomplete"
+            raise self.error(name, "is missing", hint)
+        try:
+            return self._file(path).get_slice(name)
+        except InputError:
+            raise
+        except Exception as error:
+            problem = f"is not in this shard ({_first_line(error)})"
+            raise self.error(name, problem, AGAIN) from None
 
     def _file(self, path: Path) -> Any:
         """The opened file. Raises InputError if it is truncated or not safetensors."""
@@ -205,6 +235,11 @@ class SafetensorFiles:
                     f"cannot be read: {error.strerror or _first_line(error)}", file=path
                 ) from None
         return self._open[path]
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """In one pass; a sum that overflows in 16 bits is looked at again."""
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _nothing_in(folder: Path) -> InputError:

@@ -218,6 +218,12 @@ class ConfigDocument:
         """The same with other values of some keys."""
         return self._copy({**self.data, **values})
 
+    def alone(self, data: dict[str, object]) -> ConfigDocument:
+        """The same with that ``data``, and without the files beside it."""
+        made = self._copy(data)
+        made.folder = None
+        return made
+
     def part(self, field: str, outer: Iterable[str] = ()) -> ConfigDocument:
         """The object ``field`` as a document. Of the keys ``outer`` the value beside it counts,
         where there is one.

@@ -80,11 +80,7 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
     and where two of them disagree.
     """
     found: Quantisation | None = None
-    for document, field, data in _said(config):
-        if data is None:
-            continue
-        if not isinstance(data, dict):
-            raise document.error(field, f"is {shown(data)}, not an object", HINT)
+    for document, field, data in settings_of(config):
         made = _QuantisationReader(document, field, data, config).read()
         if found is None:
             found = made
@@ -97,6 +93,35 @@ def quantisation_of(config: ConfigDocument) -> Quantisation | None:
                 "Take away the one that does not belong to these weights",
             )
     return found
+
+
+def settings_of(
+    config: ConfigDocument,
+) -> Iterator[tuple[ConfigDocument, str, dict[str, object]]]:
+    """(document, field, object) of each place that says what is quantised. Raises InputError."""
+    for document, field, data in _said(config):
+        if isinstance(data, dict):
+            yield document, field, data
+        elif data is not None:
+            raise document.error(field, f"is {shown(data)}, not an object", HINT)
+
+
+def method_of(config: ConfigDocument) -> str | None:
+    """The quantiser's name in config.json or beside it; None where nothing is quantised."""
+    for document, field, data in settings_of(config):
+        return str(_QuantisationReader(document, field, data, config).method())
+    return None
+
+
+def unquantised(config: ConfigDocument) -> ConfigDocument:
+    """``config`` without a word of quantisation, in itself or beside it: what is computed from
+    weights that were dequantised.
+    """
+    kept = {key: value for key, value in config.data.items() if key not in _KEYS}
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            kept[key] = {name: each for name, each in value.items() if name not in _KEYS}
+    return config.alone(kept)
 
 
 def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, object]]:
@@ -138,7 +163,7 @@ class _QuantisationReader(TypeReader):
             raise self.error("sparsity_config", "makes weights sparse", HINT)
         if self._data.get("format") == "dense":
             raise self.error("format", "is dense: the weights are not packed", HINT)
-        method = self._method()
+        method = self.method()
         weights, excluded, named = self._weights(method), self._excluded(), self._named()
         if named and method in ("fp8", "fbgemm_fp8"):  # the list is of what was quantised later
             excluded = self._selector(())
@@ -149,7 +174,8 @@ class _QuantisationReader(TypeReader):
         self._check_patterns([excluded, *(one for one, _ in named)])
         return made
 
-    def _method(self) -> object:
+    def method(self) -> object:
+        """``quant_method``, or what other keys stand for where that is missing."""
         method = self._data.get("quant_method")
         if method is None and "quant_algo" in self._data:
             return "modelopt"
@@ -203,7 +229,7 @@ class _QuantisationReader(TypeReader):
             raise self.error("config_groups.targets", problem, 'Give names, or ["Linear"]')
         if targets is not None and "Linear" in targets:
             targets = None
-        return targets, self.group_type(weights)
+        return targets, self.group_type(weights, held.get("input_activations"))
 
     def _modelopt(self) -> str | None:
         if "quant_algo" not in self._data and not self._data.get("config_groups"):
@@ -244,7 +270,7 @@ class _QuantisationReader(TypeReader):
             (self._selector(names, "quantized_layers"), dtype) for dtype, names in by_type.items()
         ]
         experts = self._data.get("expert_dtype", self._config.data.get("expert_dtype"))
-        if experts not in (None, "fp8") and self._method() == "fp8" and not named:
+        if experts not in (None, "fp8") and self.method() == "fp8" and not named:
             if experts != "fp4":
                 raise self.error("expert_dtype", f"is {shown(experts)}", "Supported: fp4, fp8")
             named.append((self._selector(["*experts.0*"]), "mxfp4"))

@@ -14,9 +14,9 @@ HINT = f"Supported: {', '.join(METHODS)}"
 ALGORITHMS = {
     "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8_block",
     "FP8_PB_REAL": "fp8_block",
-    "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "MXFP4": "mxfp4", "W8A16": "int8",
-    "W8A8_SQ_PER_CHANNEL": "int8", "INT8_SQ": "int8", "W4A16_AWQ": "int4", "W4A8_AWQ": "int4",
-    "INT4_AWQ": "int4", "W4A16_NVFP4": "nvfp4", "W4A8_NVFP4_FP8": "nvfp4", "MXFP8": "mxfp8",
+    "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "MXFP4": "mxfp4", "MXFP8": "mxfp8", "W8A16": "int8",
+    "W8A8_SQ_PER_CHANNEL": "int8_w8a8", "INT8_SQ": "int8_w8a8", "W4A16_AWQ": "int4",
+    "W4A8_AWQ": "int4", "INT4_AWQ": "int4", "W4A16_NVFP4": "nvfp4", "W4A8_NVFP4_FP8": "nvfp4",
     "W4A8_MXFP4_FP8": "mxfp4", "MIXED_PRECISION": None, None: None,
 }  # fmt: skip
 # Sizes of groups whose scales (and zeros) count; those of larger ones are at most 2 % and left out.
@@ -85,8 +85,8 @@ class TypeReader:
             "Exactly one of the two must be true",
         )  # fmt: skip
 
-    def group_type(self, weights: dict[str, object]) -> str:
-        """A group of compressed-tensors."""
+    def group_type(self, weights: dict[str, object], inputs: object = None) -> str:
+        """A group of compressed-tensors: its weights, and how what they multiply is quantised."""
         bits, kind, size = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
         if isinstance(bits, int) and not isinstance(bits, bool):
             if bits == 8 and kind == "float" and (size is None or size in (-1, 128)):
@@ -94,6 +94,8 @@ class TypeReader:
             byte_scale = weights.get("scale_dtype") == "torch.uint8"
             if bits == 8 and kind == "float" and size == 32 and byte_scale:
                 return "mxfp8"
+            if bits == 8 and kind == "int" and size in (None, -1) and _is_int8(inputs):
+                return "int8_w8a8"
             if bits in (4, 8) and kind == "int":
                 return self.grouped(bits, size, "config_groups.group_size")
             if bits == 4 and kind == "float" and isinstance(size, int) and size in _FLOAT4_GROUPS:
@@ -119,3 +121,8 @@ class TypeReader:
         """The complaint about ``key`` of the object."""
         field = key if self._field == "quant_method" else f"{self._field}.{key}"
         return self._document.error(field, problem, hint)
+
+
+def _is_int8(inputs: object) -> bool:
+    """Whether activations are 8-bit integers, too."""
+    return isinstance(inputs, dict) and inputs.get("num_bits") == 8 and inputs.get("type") == "int"

@@ -190,9 +190,6 @@ def _without_stack(config: ConfigDocument, made: ModelSpec, stack: LayerStack) -
     if len(stack.groups) > 1 or not isinstance(first.mixer, FullAttention) or wide == 0:
         return None
     same = msgspec.structs.replace(plain.groups[0], vectors=first.vectors)
-    if moe is not None:  # there the router has the type of the other weights
-        types = msgspec.structs.replace(first.dtypes, router=first.dtypes.attention)
-        first = msgspec.structs.replace(first, dtypes=types)
     unused = {part: same.dtypes.attention for part in _CLASSES if part not in _used(first)}
     first = msgspec.structs.replace(first, dtypes=msgspec.structs.replace(first.dtypes, **unused))
     if first != same or stack.head != made.dtypes.embeddings or stack.embedding_values:

@@ -12,7 +12,7 @@ from nexusbench.core.machine import require_memory
 from nexusbench.core.specs import ModelSpec
 from nexusbench.kernels.rotary import interleave_
 from nexusbench.models.architecture import DecoderConfig
-from nexusbench.models.checkpoint import RandomTensors, TensorSource
+from nexusbench.models.checkpoint import TensorSource
 from nexusbench.models.designs import DenseDesign, GroupedDesign
 
 DTYPES = {
@@ -79,9 +79,7 @@ class WeightReader:
             spec = config.spec
             name = str(dtype).removeprefix("torch.")
             smaller = ", --dtype bfloat16" if dtype.itemsize > 2 else ""
-            needed = spec.num_parameters * dtype.itemsize
-            if isinstance(source, RandomTensors):  # makes each in fp32 before it has its place
-                needed += 4 * _largest(spec)
+            needed = spec.num_parameters * dtype.itemsize + source.working_bytes(_largest(spec))
             require_memory(
                 needed,
                 f"{spec.name} ({spec.num_parameters / 1e9:.2f} billion parameters in {name})",

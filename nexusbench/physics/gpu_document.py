@@ -107,7 +107,7 @@ def read_kernels(
                     table, kind, "is no kind of kernel", did_you_mean(kind, list(kinds))
                 )
             _check_constants(document, f"kernels.{name}.{kind}", constants)
-    for name in ("quantise", "window", "latent"):
+    for name in ("quantise", "window", "latent", "small_kv"):
         if getattr(made, name) is not None:
             _check_constants(document, f"kernels.{name}", getattr(made, name))
     return made

@@ -25,7 +25,9 @@ from nexusbench.physics.compressed import EntryAttention
 from nexusbench.physics.latent import LatentKernels
 from nexusbench.physics.latent_products import EXPANSION, LatentProducts, Split
 from nexusbench.physics.operators import OperatorClass
+from nexusbench.physics.precisions import small_kv_constants
 from nexusbench.physics.products import Products
+from nexusbench.physics.small_kv import SmallKvAttention
 from nexusbench.physics.sparse import PickedAttention
 from nexusbench.physics.states import StateScan
 from nexusbench.physics.windows import WindowedAttention
@@ -116,18 +118,33 @@ def mixings_of(
 
 def _full(of: KindOfLayers, mixer: FullAttention) -> Mixing:
     writes = not mixer.shares_kv
-    kernel = Attention(of.gpu, *_heads(mixer), *of.types, of.layers, writes=writes)
-    return Mixing(kernel, of.work, of.layers)
+
+    def made(gpu: GpuSpec) -> Attention:
+        return Attention(gpu, *_heads(mixer), *of.types, of.layers, writes=writes)
+
+    return Mixing(_over_cache(of, mixer, made), of.work, of.layers)
 
 
 def _window(of: KindOfLayers, mixer: WindowAttention) -> Mixing:
-    shape, writes = (of.gpu, *_heads(mixer)), not mixer.shares_kv
-    kernel: MixerKernel
-    if mixer.chunked:
-        kernel = PiecedAttention(mixer.window, *shape, *of.types, of.layers, writes=writes)
-    else:
-        kernel = WindowedAttention(*shape, mixer.window, *of.types, of.layers, writes=writes)
-    return Mixing(kernel, of.work, of.layers)
+    heads, writes = _heads(mixer), not mixer.shares_kv
+
+    def made(gpu: GpuSpec) -> Attention:
+        if mixer.chunked:
+            return PiecedAttention(mixer.window, gpu, *heads, *of.types, of.layers, writes=writes)
+        return WindowedAttention(gpu, *heads, mixer.window, *of.types, of.layers, writes=writes)
+
+    return Mixing(_over_cache(of, mixer, made), of.work, of.layers)
+
+
+def _over_cache(
+    of: KindOfLayers, mixer: FullAttention, made: Callable[[GpuSpec], Attention]
+) -> MixerKernel:
+    """What ``made`` gives for a GPU, over a cache of 16-bit values or of smaller ones."""
+    kept, computed = of.types
+    if kept == computed:
+        return made(of.gpu)
+    heads, _, size = _heads(mixer)
+    return SmallKvAttention(of.gpu, small_kv_constants(of.gpu), made, heads, size, of.layers)
 
 
 def _latent(of: KindOfLayers, mixer: LatentAttention) -> Mixing:

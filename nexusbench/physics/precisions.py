@@ -12,6 +12,8 @@ product's rate on large batches, and of the bytes' time on small ones: such a pr
 
 from __future__ import annotations
 
+from functools import cache
+
 import msgspec
 
 from nexusbench.core.errors import UsageError
@@ -24,6 +26,7 @@ from nexusbench.core.kernel_constants import (
     LatentConstants,
     ProductConstants,
     QuantiseConstants,
+    SmallKvConstants,
     SparseConstants,
     StateConstants,
     WindowConstants,
@@ -32,6 +35,12 @@ from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.architectures import ARCHITECTURES, architecture_by_attention
 from nexusbench.physics.gpus import load_gpu
 
+# Whose constants stand for those of one kind of products, where another GPU of the generation than
+# its usual donor was measured.
+_KIND_DONORS: dict[tuple[Architecture, str], str] = {
+    ("ampere", "int8"): "a100",
+    ("ampere-rtx", "int8"): "a100",
+}
 _SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
 _NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4", "mxfp4_mxfp8")  # tensor cores of their own
 _WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16",
@@ -50,6 +59,12 @@ class Kernel(msgspec.Struct, frozen=True):
     scales: str
     activation_bytes: float
     origin: str
+
+
+@cache
+def _shipped(name: str) -> GpuSpec:
+    """A shipped GPU, whose file does not change while this process runs."""
+    return load_gpu(name)
 
 
 def architecture(gpu: GpuSpec) -> Architecture:
@@ -72,7 +87,7 @@ def kind_of(weights: str, activations: str = "bfloat16") -> str:
     if weights.startswith("fp8"):
         return "fp8"
     if weights.startswith("int8"):
-        return "int8" if activations == "int8" else "w8a16"
+        return "int8" if weights == "int8_w8a8" or activations == "int8" else "w8a16"
     if weights == "mxfp4" and activations == "mxfp8":
         return "mxfp4_mxfp8"
     if weights in ("nvfp4", "mxfp4"):
@@ -128,19 +143,23 @@ def _activations(kind: str) -> tuple[str, float]:
         return "block", 1.03125
     if kind == "fp8_block":
         return "block", 1.0  # its scales, a float32 for 128 values, are left out
-    if kind in ("fp8", "int8"):
+    if kind == "int8":
+        return "row", 1.0
+    if kind == "fp8":
         return "static", 1.0
     return "", 2.0
 
 
 def _found(gpu: GpuSpec, kind: str, experts: bool) -> tuple[str, object]:
     """(name of the GPU whose they are, constants) of ``kind`` or what it is like."""
-    names = [gpu.name, load_gpu(ARCHITECTURES[architecture(gpu)].kernels).name]
+    built = architecture(gpu)
     while True:
-        for name, kernels in zip(names, (kernels_of(gpu), _donor(gpu)), strict=True):
+        donors = [_KIND_DONORS[built, kind]] if (built, kind) in _KIND_DONORS else []
+        for one in (gpu, *map(_shipped, (*donors, ARCHITECTURES[built].kernels))):
+            kernels = kernels_of(one)
             known = kernels.experts if experts else kernels.products
             if kind in known:
-                return name, known[kind]
+                return one.name, known[kind]
         kind = _LIKE[kind]
 
 
@@ -181,6 +200,13 @@ def latent_constants(gpu: GpuSpec) -> LatentConstants:
     return found
 
 
+def small_kv_constants(gpu: GpuSpec) -> SmallKvConstants:
+    """From the GPU's file or its donor's."""
+    found = kernels_of(gpu).small_kv or _donor(gpu).small_kv
+    assert found is not None
+    return found
+
+
 def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
     """Of ``kind`` (a key of SPARSE), from the GPU's file, its donor's or, where neither was
     measured, the H200's.
@@ -189,7 +215,7 @@ def sparse_constants(gpu: GpuSpec, kind: str) -> SparseConstants:
     if kind in own:
         return own[kind]
     near = _donor(gpu).sparse
-    return near[kind] if kind in near else kernels_of(load_gpu(_SPARSE_DONOR)).sparse[kind]
+    return near[kind] if kind in near else kernels_of(_shipped(_SPARSE_DONOR)).sparse[kind]
 
 
 def state_constants(gpu: GpuSpec, kind: str) -> StateConstants:
@@ -205,4 +231,4 @@ def kernels_of(gpu: GpuSpec) -> KernelConstants:
 
 
 def _donor(gpu: GpuSpec) -> KernelConstants:
-    return kernels_of(load_gpu(ARCHITECTURES[architecture(gpu)].kernels))
+    return kernels_of(_shipped(ARCHITECTURES[architecture(gpu)].kernels))

@@ -10,6 +10,7 @@ from nexusbench.physics.precisions import product_constants, product_kernel, qua
 # Linear layers whose input no element-wise kernel makes that could quantise it in passing, as norms
 # and activations do (vLLM's fusion passes): what attention writes.
 UNFUSED = ("attn_out",)
+FUSED_KINDS = ("fp8", "fp8_block", "nvfp4")  # those passes know no 8-bit integers
 
 
 class Products:
@@ -32,6 +33,7 @@ class Products:
         self._wide = Gemm(gpu)
         self._scaled: ScaledGemm | None = None
         self._quantise: Quantise | None = None
+        self._fused = kernel.kind in FUSED_KINDS
         if kernel.scales:
             constants, own = product_constants(gpu, kernel.kind), quantise_constants(gpu)
             self._scaled = ScaledGemm(gpu, constants, weight_bytes, kernel.activation_bytes)
@@ -55,6 +57,6 @@ class Products:
                 rows, inputs, outputs, self._weight_bytes, self._activation_bytes, sms, bandwidth
             )
         made = self._scaled.time(rows, inputs, outputs, sms, bandwidth)
-        if name not in UNFUSED:
+        if self._fused and name not in UNFUSED:
             return made
         return scaled_sum(self._quantise.time(rows, inputs, sms, streams), 1.0, made)

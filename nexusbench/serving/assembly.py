@@ -21,7 +21,6 @@ from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
 from nexusbench.kv.grouped import GroupedKV
 from nexusbench.kv.manager import KVCacheManager
-from nexusbench.models.config import caveats
 from nexusbench.partitioners.base import Partitioner
 from nexusbench.results.machine import machine_facts
 from nexusbench.results.resolved import (
@@ -34,9 +33,9 @@ from nexusbench.results.resolved import (
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
-from nexusbench.serving.parallel import caveats_of
+from nexusbench.serving.parallel import deployment_caveats
 from nexusbench.serving.peers import EngineParts, make_peers
-from nexusbench.serving.resolve import resolve
+from nexusbench.serving.resolve import NamedRun, resolve
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head
@@ -136,9 +135,7 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms
         device.prepare(serving_of(config, model, trace, kv, partitions, initial, num_sms))
-        resolved = _resolved(
-            config, trace, model, device, scheduler, partitioner, kv, limits, belief_facts
-        )
+        resolved = _resolved(run, trace, device, scheduler, partitioner, kv, limits, belief_facts)
     except BaseException:
         device.close()
         raise
@@ -232,9 +229,8 @@ def serving_of(
 
 
 def _resolved(
-    config: RunConfig,
+    run: NamedRun,
     trace: Trace,
-    model: ModelSpec,
     device: Device,
     scheduler: Scheduler,
     partitioner: Partitioner,
@@ -243,7 +239,8 @@ def _resolved(
     belief: BeliefFacts | None,
 ) -> ResolvedEngineRun:
     """What the config became on this device and model, for the manifest."""
-    spec, engines = device.spec, config.data_parallel_size
+    config, model, spec = run.config, run.model, device.spec
+    engines = config.data_parallel_size
     homes = [spec.pool_of.get(partition, 0) for partition in scheduler.partitions]
     pools = list(spec.pools)
     if engines > 1:
@@ -259,7 +256,9 @@ def _resolved(
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
         model=served_model(model),
-        caveats=[*caveats(model), *caveats_of(config, model, device.gpu), *device.gpu.warnings],
+        caveats=[
+            *run.caveats, *deployment_caveats(config, model, device.gpu), *device.gpu.warnings
+        ],
         random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_rules=scheduler.rules or UNSET,
         scheduler_options=msgspec.to_builtins(scheduler.options),

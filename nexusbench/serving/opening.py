@@ -20,6 +20,7 @@ from nexusbench.core.units import ceil_div
 from nexusbench.devices.base import Device, DeviceOptions
 from nexusbench.kv.grouped import kv_cache
 from nexusbench.kv.manager import KVCacheManager
+from nexusbench.models.precision import AUTO
 from nexusbench.physics.host import load_engine
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import check_closed, make_belief, make_partitioner
@@ -60,7 +61,8 @@ def open_device(what: ModelOnDevice, *, profiling: bool = False) -> tuple[Device
     options = DeviceOptions(
         limits.max_num_seqs, limits.max_num_batched_tokens, config.gpu_memory_utilization,
         config.tensor_parallel_size, config.seed, config.kernel_table, profiling,
-        model_name=config.model, load_format=config.load_format, dtype=config.dtype,
+        model_name=config.model, load_format=config.load_format,
+        dtype=None if config.dtype == AUTO else config.dtype,
         temperature=config.temperature, top_p=config.top_p,
         swap_bytes=what.swap_bytes, graphs=config.graphs,
         host=None if config.engine is None else load_engine(config.engine),

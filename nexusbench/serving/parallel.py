@@ -50,7 +50,7 @@ def check_parallel(config: RunConfig, model: ModelSpec, kind: str) -> None:
             )
 
 
-def caveats_of(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> list[str]:
+def deployment_caveats(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> list[str]:
     """What is not as in a real deployment over several GPUs; one sentence each."""
     found = []
     parallel = Parallelism(config.tensor_parallel_size, config.data_parallel_size)

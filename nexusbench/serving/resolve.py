@@ -6,24 +6,24 @@ import math
 from collections.abc import Iterable
 
 import msgspec
-from msgspec import UNSET
 
 from nexusbench.core.config import TOKENS, RunConfig, check_config
 from nexusbench.core.errors import UsageError
 from nexusbench.core.mixers import FullAttention, LatentAttention
 from nexusbench.core.options import declared
-from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
+from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
 from nexusbench.devices.base import Device, devices
 from nexusbench.metrics.run_events import check_slo
-from nexusbench.models.config import caveats, load_model
+from nexusbench.models.config import caveats, warn
+from nexusbench.models.precision import Precision, computed_model_of, served_model_of
 from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
+from nexusbench.physics.supported_types import check_types, half_types
 from nexusbench.schedulers.base import Scheduler, schedulers
 from nexusbench.serving.parallel import check_parallel, check_policy
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
-COMPUTED_DTYPES = ("float32", "bfloat16", "float16")
 # How tokens are made; a simulation makes none. (Graphs are how they are launched.)
 _OF_TOKENS = [
     field
@@ -53,7 +53,7 @@ class ModelOnDevice(msgspec.Struct, frozen=True, kw_only=True):
     """A model and the device that is to run it: what a profile is of.
 
     ``max_model_len`` is the longest context in tokens, ``swap_bytes`` the host memory for swapped
-    KV, per GPU.
+    KV, per GPU. ``caveats`` are sentences on the model's data types and on what its times are not.
     """
 
     config: RunConfig
@@ -61,6 +61,7 @@ class ModelOnDevice(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     named: NamedDevice
     swap_bytes: float = 0.0
+    caveats: tuple[str, ...] = ()
 
 
 class NamedRun(ModelOnDevice, frozen=True, kw_only=True):
@@ -93,7 +94,7 @@ def resolve(config: RunConfig) -> NamedRun:
     check_policy(config, scheduler, swap_bytes)
     return NamedRun(
         config=config, model=found.model, max_model_len=found.max_model_len, named=named,
-        swap_bytes=swap_bytes,
+        swap_bytes=swap_bytes, caveats=found.caveats,
         scheduler=scheduler, partitioner=spec, partitioner_class=cls,
     )  # fmt: skip
 
@@ -103,8 +104,10 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
     UsageError or InputError.
     """
     config = check_config(config)
+    named = find_device(config.device)
+    said = caveats(model) if model is not None else []
     if model is None:
-        model = with_dtype(load_model(config.model), config.dtype)
+        model, said = _in_precision(config, named)
     check_tensor_parallel(config.tensor_parallel_size, model, config.enable_expert_parallel)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
@@ -112,13 +115,13 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
             f"--max-model-len {length}: the context of {model.name} has {model.max_model_len:,} "
             "tokens. Give at most that many, or leave it out"
         )
-    named = find_device(config.device)
     check_flags(config, named.kind)
     check_parallel(config, model, named.kind)
     swap_bytes = swap_gib(config, None, named.kind) * GIB
     return ModelOnDevice(
-        config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes
-    )
+        config=config, model=model, max_model_len=length, named=named, swap_bytes=swap_bytes,
+        caveats=tuple(said),
+    )  # fmt: skip
 
 
 def resolve_device(name: str) -> str:
@@ -138,13 +141,6 @@ def find_device(name: str) -> NamedDevice:
     if kind not in devices.names() and (kind.lower() in gpu_names() or kind.endswith(".toml")):
         raise UsageError(f"'{name}' is a GPU, not a device; write sim:{kind}")
     return NamedDevice(kind, argument, devices.load(kind))
-
-
-def caveats_of(config: RunConfig) -> list[str]:
-    """What is to be said of the model and of the device of ``config`` before any figure of them."""
-    said = caveats(load_model(config.model))
-    named = find_device(config.device)
-    return [*said, *(named.describe().warnings if named.kind == "sim" else ())]
 
 
 def rules_of(specs: Iterable[str]) -> str:
@@ -184,17 +180,26 @@ def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[P
     return spec, cls
 
 
-def with_dtype(model: ModelSpec, dtype: str | None) -> ModelSpec:
-    """``model`` in another data type. Raises UsageError for one that is not computed in."""
-    if dtype is None:
-        return model
-    if dtype not in COMPUTED_DTYPES:
-        raise UsageError(f"--dtype {dtype} is unknown. Known: {', '.join(COMPUTED_DTYPES)}")
-    if model.stack is not UNSET:
-        raise UsageError(
-            f"--dtype: the layers of {model.name} have data types of their own. Leave it out"
-        )
-    return msgspec.structs.replace(model, dtypes=Dtypes(dtype, dtype, dtype, dtype))
+def caveats_of(config: RunConfig) -> list[str]:
+    """What is to be said of the model and of the device of ``config`` before any figure of them."""
+    what = model_on_device(config)
+    warnings = what.named.describe().warnings if what.named.kind == "sim" else ()
+    return [*what.caveats, *warnings]
+
+
+def _in_precision(config: RunConfig, named: NamedDevice) -> tuple[ModelSpec, list[str]]:
+    """The model in the data types that it is run in, and what there is to say of them."""
+    asked = Precision(config.dtype, config.quantization, config.kv_cache_dtype)
+    if named.kind != "sim":
+        computed = computed_model_of(config.model, asked)
+        said = [*computed.said, *caveats(computed.model, dequantised=bool(computed.said))]
+        warn(said)
+        return computed.model, said
+    gpu = named.describe()
+    served = served_model_of(config.model, asked, half_types(gpu))
+    said = [*served.said, *check_types(gpu, served.model), *caveats(served.model)]
+    warn(said)
+    return served.model, said
 
 
 def check_tensor_parallel(size: int, model: ModelSpec, whole_experts: bool = False) -> None:

@@ -121,7 +121,8 @@ def free(place: Place, to: Any) -> bool:
 
 UNREAD = ("legal_splits", "swap_bytes", "host_gaps", "observed")
 RERUN_ONLY = (
-    "force_profile", "load_format", "dtype", "temperature", "top_p", "stop_at_eos", "graphs",
+    "force_profile", "load_format", "dtype", "quantization", "kv_cache_dtype", "temperature",
+    "top_p", "stop_at_eos", "graphs",
     "kernel_table", "gpu_memory_utilization", "kv_blocks", "swap_space", "block_size",
     "max_num_seqs", "max_num_batched_tokens", "max_model_len", "warmup_s", "goodput",
     "price_per_hour", "watts",

@@ -129,6 +129,7 @@ def test_flags_of_the_engine_are_refused(call: Call, short_trace: Path, name: st
         "prefix_caching": ["--no-prefix-caching"], "recalibrate": ["--recalibrate"],
         "force_profile": ["--force-profile"], "stop_at_eos": ["--stop-at-eos"],
         "load_format": ["--load-format", "dummy"], "graphs": ["--no-graphs"],
+        "enable_expert_parallel": ["--enable-expert-parallel"],
     }.get(name, [f"--{name.replace('_', '-')}", "1"])  # fmt: skip
     done = call("serve-trace", short_trace, "--endpoint", "http://127.0.0.1:9", *flag)
     assert done.code == 2

@@ -81,7 +81,7 @@ def turn_away_half(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
         else:
             offer(self, request)
 
-    monkeypatch.setattr(Engine, "_offer", picky)
+    monkeypatch.setattr(Engine, "offer", picky)
 
 
 @pytest.mark.parametrize("outcome", ["rejected", "failed", "cancelled"])

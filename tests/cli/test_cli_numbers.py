@@ -180,7 +180,7 @@ MEMORY = (
 OTHERS = {
     CAPACITY: (
         *MEMORY, "--max-num-batched-tokens", "--precision", "--over-ranges",
-        "--goodput=ttft:p99<{}",
+        "--data-parallel-size", "--pipeline-parallel-size", "--goodput=ttft:p99<{}",
     ),
     ADVISE: (
         *MEMORY, "--rate", "--effort", "--max-seeds", "--over-ranges", "--chunks",

@@ -67,6 +67,7 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "--scheduler", "nexus:order=fcfs,gamma=3", "--partitioner", "fixed:prefill=40",
         "--cost-model", "roofline", "--recalibrate", "--tensor-parallel-size", 2,
         "--engine", "ideal",
+        "--dtype", "float16", "--quantization", "fp8", "--kv-cache-dtype", "fp8",
         "--gpu-memory-utilization", 0.5, "--kv-blocks", 900, "--block-size", 32,
         "--no-enable-prefix-caching", "--max-num-seqs", 7,
         "--max-num-batched-tokens", 300, "--max-model-len", 4000, "--too-long", "skip",
@@ -92,8 +93,9 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
         "warmup_s": 1.0,
         "goodput": {"ttft": 500.0, "tbt": 50.0}, "seed": 4, "concurrency": None,
         "price_per_hour": 2.0, "watts": 300.0, "swap_space": None, "engine": "ideal",
+        "dtype": "float16", "quantization": "fp8", "kv_cache_dtype": "fp8",
         # Those of devices that compute: tests/cpu/test_cli_cpu.py.
-        "load_format": "auto", "dtype": None, "temperature": 0.0, "top_p": 1.0,
+        "load_format": "auto", "temperature": 0.0, "top_p": 1.0,
         "stop_at_eos": False, "graphs": True,
     }  # fmt: skip
 

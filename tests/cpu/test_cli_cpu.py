@@ -135,9 +135,11 @@ def test_flags_of_real_tokens_reach_the_config(call: Call, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (("--device", "sim:l20", "--temperature", "0.5"), "--temperature is for devices that"),
-        (("--device", "sim:l20", "--dtype", "float32"), "--dtype is for devices that"),
+        (("--device", "sim:l20", "--dtype", "float32"), "no kernels of 32-bit products"),
         (("--device", "cpu:half", "--model", "tiny"), "--device cpu:half is unknown"),
         ((*CPU, "--dtype", "float64"), "--dtype float64 is unknown"),
+        ((*CPU, "--quantization", "fp8"), "--quantization fp8 is for simulated devices"),
+        ((*CPU, "--kv-cache-dtype", "fp8"), "--kv-cache-dtype fp8 is for simulated devices"),
         ((*CPU, "--kernel-table", "x"), "--kernel-table is for simulated devices"),
         ((*CPU, "--tensor-parallel-size", "2"), "leave --tensor-parallel-size out"),
         ((*CPU, "--kv-blocks", "999999999"), "Ask for fewer --kv-blocks"),

@@ -243,7 +243,7 @@ def test_the_fixture_of_pytest_fails_too(tmp_path: Path, monkeypatch: pytest.Mon
         if request.index % 2:
             self.executor.cancel(request, "called off")
 
-    monkeypatch.setattr(Engine, "_offer", picky)
+    monkeypatch.setattr(Engine, "offer", picky)
     with pytest.raises(pytest.fail.Exception, match="6 of 12 requests finished, in the baseline"):
         gate(RULE)
     with pytest.warns(GateWarning, match="within the rule"):

@@ -205,7 +205,7 @@ SPARSE_AND_STATES = {
         "csa-prefill": 12, "csa-decode": 12, "hca-prefill": 12, "hca-decode": 12,
         "gdn-prefill": 12, "gdn-decode": 12, "kda-prefill": 12,
     },
-    "gb200": {"dsa-prefill": 15, "dsa-decode": 15, "gdn-prefill": 12, "hca-prefill": 12},
+    "gb200": {"dsa-prefill": 17, "dsa-decode": 12, "gdn-prefill": 12, "hca-prefill": 12},
     "l40s": {"msa-prefill": 12, "msa-decode": 13},
     "rtxpro6000": {"msa-prefill": 12, "msa-decode": 12, "kda-prefill": 12},
 }  # fmt: skip

@@ -117,9 +117,9 @@ def test_end_tokens(tmp_path: Path, value: object, ids: tuple[int, ...]) -> None
         ({"eos_token_id": "</s>"}, "eos_token_id", '"</s>" is not a token id'),
         ({"head_dim": 7}, "head_dim", "7 is odd"),
         (
-            {"quantization_config": {"quant_method": "awq", "bits": 4}},
-            "quantization_config",
-            "int4 weights cannot be computed",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+            "quantization_config.quant_method",
+            '"bitsandbytes" cannot be computed',
         ),
     ],
 )

@@ -66,7 +66,7 @@ def test_fp32_sums_are_as_close_to_float64_as_those_of_torch():
     weight, x = torch.randn(96, 1000), torch.randn(40, 1000)
     exact = x.double() @ weight.double().t()
     ours, theirs = ((y.double() - exact).norm() for y in (LinearLayer(weight)(x), x @ weight.t()))
-    assert ours < 2 * theirs
+    assert ours < 3 * theirs
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

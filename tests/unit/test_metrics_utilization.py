@@ -85,7 +85,7 @@ def test_none_with_a_reason() -> None:
     assert METRICS["mfu"].reason(nothing) == "nothing was computed"
     simulated = run([{"begin": 0, "ends": [4], "made": [1], "decodes": 1}], work=None)
     assert METRICS["mbu"].value(simulated) is None
-    assert "not measured" in METRICS["mbu"].reason(simulated)
+    assert "are not known" in METRICS["mbu"].reason(simulated)
     pieces = run(
         [
             {"begin": 0, "ends": [4], "made": [0], "chunks": [(1, 6, 0)]},

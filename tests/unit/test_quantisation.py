@@ -148,8 +148,8 @@ def test_what_is_left_as_computed(
     found = {(g.dtypes.attention, g.dtypes.dense): g.count for g in model.groups}
     assert found == expected
     assert model.head_dtype == "bfloat16"
-    with pytest.raises(InputError, match=r"cannot be computed|not alike"):
-        load_decoder_config(tmp_path)
+    # What is computed is dequantised, and alike in all layers.
+    assert load_decoder_config(tmp_path).spec.dtypes == Dtypes()
 
 
 @pytest.mark.parametrize(
@@ -305,10 +305,13 @@ def test_a_file_beside_the_config_that_is_no_document(tmp_path: Path) -> None:
         load_model(made)
 
 
-def test_a_decoder_that_computes_refuses_all_of_it(tmp_path: Path) -> None:
-    made = folder(tmp_path, hf_quant_config=beside_config({**MODELOPT, "quant_algo": None}))
-    with pytest.raises(InputError, match=r"hf_quant_config\.json.*cannot be computed"):
-        load_decoder_config(made)
+def test_a_decoder_that_computes_dequantises_all_of_it(tmp_path: Path) -> None:
+    made = folder(tmp_path, hf_quant_config=beside_config(MODELOPT))
+    config = load_decoder_config(made)
+    assert config.spec.dtypes == Dtypes()
+    assert config.packing is not None
+    assert config.packing.method == "modelopt"
+    assert config.folder == made
 
 
 def test_every_type_has_a_size() -> None:

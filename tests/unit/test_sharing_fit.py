@@ -271,7 +271,8 @@ def test_a_large_table_is_fitted_on_whole_shapes_of_its_fitted_half(tmp_path: Pa
     points = read_partitions(table, gpu).points
     lines_read = _some_lines(points)
     assert lines_read is not None
-    assert 0 < len(lines_read) <= 120 + 4
+    operators = {point.operator for point in points}  # a step is scored by its batch too
+    assert 0 < len(lines_read) <= len(operators) * (120 + 4)
     some = read_partitions(table, gpu, None, lines_read).points
     assert {point.line for point in some} == lines_read
     assert all(point.fitted for point in some)

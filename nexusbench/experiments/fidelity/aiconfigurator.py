@@ -20,6 +20,7 @@ from nexusbench.experiments.fidelity import (
 )
 from nexusbench.experiments.fidelity.parquet_rows import rows_of
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
+from nexusbench.experiments.fidelity.small_kv_tables import FAMILY, small_kv
 from nexusbench.physics.attention import Attention
 from nexusbench.physics.gemm import Gemm
 from nexusbench.physics.precisions import kernels_of
@@ -93,13 +94,17 @@ def read(
     if family in ("", "gemm"):
         products = rows_of(folder, "gemm", "gemm_perf", GemmRow)[::thin]
         samples.samples += _gemm(products, gpu, bandwidth, fitted, small)
-    if family in ("", "attention", "window"):
+    if family in ("", "attention", "window", FAMILY):
         for kind in ("context", "generation"):
             rows = rows_of(folder, "attention", f"{kind}_attention_perf", AttentionRow)[::thin]
             own = fitted and gpu_name.lower() not in ATTENTION_TAKEN_OVER
-            samples.samples += _attention(rows, kind, gpu, bandwidth, own)
+            if family != FAMILY:
+                samples.samples += _attention(rows, kind, gpu, bandwidth, own)
+            if family in ("", FAMILY):
+                fits = fitted and kernels_of(gpu).small_kv is not None
+                samples.samples += small_kv(rows, kind, gpu, bandwidth, fits, ATTENTION_COPIES)
         samples.notes.append(
-            "left out of attention: fp8 operands or KV cache, heads above 256, and "
+            "left out of attention: fp8 operands, heads above 256, and "
             "kernels other than FlashAttention 2 and 3 and TensorRT-LLM's in FlashInfer"
         )
     if family in ("", "mla"):
@@ -121,6 +126,7 @@ def read(
         samples.notes += [collective_tables.LEFT_OUT] if collectives else []
     if not family or family.startswith("gemm-"):
         samples.samples += low.products(folder, gpu, fitted, thin, family)
+        samples.samples += low.weight_only(folder, gpu, thin, family)
     if not family:
         samples.samples += low.quantisation(folder, gpu, fitted, thin)
     if not family or family.startswith("experts"):

@@ -17,10 +17,11 @@ from nexusbench.experiments.fidelity.parquet_rows import RowT, rows_of
 from nexusbench.experiments.fidelity.routing_draw import routing
 from nexusbench.experiments.fidelity.samples import KernelSample
 from nexusbench.physics.experts import Experts, ExpertShape
-from nexusbench.physics.gemm import Quantise, ScaledGemm
+from nexusbench.physics.gemm import Gemm, Quantise, ScaledGemm
 from nexusbench.physics.precisions import (
     expert_constants,
     experts_kernel,
+    kind_of,
     product_constants,
     product_kernel,
     quantise_constants,
@@ -33,7 +34,12 @@ NARROWEST = 128  # values between an expert's products; narrower ones are scored
 # round, and how activations were quantised. vLLM's own products with scales of blocks were launched
 # one by one from the host, which took longer than most of them: SGLang's were not.
 PRODUCTS = {"fp8": ("vllm", 6, "tensor"), "fp8_block": ("sglang", 6, "block"),
-            "nvfp4": ("vllm", 1, "block")}  # fmt: skip
+            "nvfp4": ("vllm", 1, "block"), "int8_w8a8": ("trtllm", 6, "")}  # fmt: skip
+# What the tables call a type, where it is not its name here: SmoothQuant's of TensorRT-LLM, whose
+# activations come quantised.
+_IN_TABLES = {"int8_w8a8": "sq"}
+# Weights alone in low precision, beside 16-bit activations: TensorRT-LLM's, its own kernels.
+WEIGHT_ONLY = {"w8a16": ("int8_wo", "int8"), "w4a16": ("int4_wo", "int4")}
 # A type in the tables: the data type of its weights here.
 _EXPERTS = {
     "bfloat16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
@@ -106,23 +112,41 @@ def products(
     whose constants are the GPU's own. ``family``: an operator that the others are left out for.
     """
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
-    for kind, (engine, copies, scales) in PRODUCTS.items():
-        kernel = product_kernel(gpu, kind)
+    for weights, (engine, copies, scales) in PRODUCTS.items():
+        kernel, kind = product_kernel(gpu, weights), kind_of(weights)
         if kernel.kind != kind or family not in ("", f"gemm-{kind}"):
             continue  # the GPU has no tensor cores for it
         own = fitted and kernel.origin == gpu.name
         gemm = ScaledGemm(
-            gpu, product_constants(gpu, kind), DTYPE_BYTES[kind], kernel.activation_bytes
+            gpu, product_constants(gpu, kind), DTYPE_BYTES[weights], kernel.activation_bytes
         )
-        quantise = Quantise(gpu, quantise_constants(gpu), scales)
+        quantise = Quantise(gpu, quantise_constants(gpu), scales) if scales else None
         rows = _optional(folder, "gemm", "gemm_perf", ProductRow, engine)
-        for row in [row for row in rows if row.gemm_dtype == kind][::thin]:
+        named = _IN_TABLES.get(weights, weights)
+        for row in [row for row in rows if row.gemm_dtype == named][::thin]:
             m, n, k = row.m, row.n, row.k
             made = gemm.time(m, k, n, gpu.num_sms, bandwidth, copies=copies).time
-            made += quantise.time(m, k, gpu.num_sms, bandwidth).time
+            if quantise is not None:
+                made += quantise.time(m, k, gpu.num_sms, bandwidth).time
             half = own and (sevenths(n, 7) + sevenths(k, 11)) % 2 == 0
             name = f"gemm-{kind}" + ("" if min(n, k) >= SMALLEST else " under 1024")
             yield KernelSample(name, row.latency * 1e3, made / 1e3, half, (n, k), m)
+
+
+def weight_only(folder: Path, gpu: GpuSpec, thin: int, family: str = "") -> Iterator[KernelSample]:
+    """Products of 8- and 4-bit weights with 16-bit activations, which nothing was fitted to; only
+    TensorRT-LLM's of before 1.1 are those (another engine's table of that name is not).
+    """
+    bandwidth, gemm = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency, Gemm(gpu)
+    for kind, (named, weights) in WEIGHT_ONLY.items():
+        if family not in ("", f"gemm-{kind}"):
+            continue
+        rows = _optional(folder, "gemm", "gemm_perf", ProductRow, "trtllm")
+        for row in [row for row in rows if row.gemm_dtype == named][::thin]:
+            m, n, k = row.m, row.n, row.k
+            made = gemm.time(m, k, n, DTYPE_BYTES[weights], 2.0, gpu.num_sms, bandwidth, copies=6)
+            name = f"gemm-{kind}" + ("" if min(n, k) >= SMALLEST else " under 1024")
+            yield KernelSample(name, row.latency * 1e3, made.time / 1e3, False, (n, k), m)
 
 
 def quantisation(folder: Path, gpu: GpuSpec, fitted: bool, thin: int) -> Iterator[KernelSample]:

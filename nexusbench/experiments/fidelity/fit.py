@@ -13,9 +13,11 @@ from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.experiments.fidelity import sparse_tables, state_tables
 from nexusbench.experiments.fidelity.kernels import read_samples
 from nexusbench.experiments.fidelity.nelder_mead import Vector, nelder_mead
+from nexusbench.experiments.fidelity.small_kv_tables import FAMILY
 from nexusbench.physics.precisions import (
     kernels_of,
     latent_constants,
+    small_kv_constants,
     sparse_constants,
     state_constants,
     window_constants,
@@ -128,9 +130,23 @@ STATE_BOUNDS = {
     "l2_gbps": (500.0, 15000.0),
     "l2_share": (0.05, 1.5),
 }
+SMALL_KV_BOUNDS = {
+    "prefill_block": (0.1, 4.0),
+    "prefill_tile": (0.05, 8.0),
+    "prefill_launch_us": (0.0, 15.0),
+    "prefill_query_gbps": (50.0, 20000.0),
+    "decode_block": (0.1, 4.0),
+    "decode_tile": (0.05, 8.0),
+    "decode_launch_us": (0.0, 15.0),
+    "decode_query_gbps": (50.0, 20000.0),
+    "sm_gbps": (3.0, 400.0),
+    "wide_sm_gbps": (3.0, 400.0),
+    "combine_us": (0.0, 20.0),
+}
 FAMILIES = (
     *BOUNDS,
     "window",
+    FAMILY,
     "mla",
     *sparse_tables.KINDS,
     *state_tables.KINDS,
@@ -210,7 +226,7 @@ def _constants(gpu: GpuSpec, family: str) -> _Fitting:
         start = msgspec.structs.asdict(gpu.sim)
         return BOUNDS[family], start, lambda new: replace(gpu, sim=replace(gpu.sim, **new))
     kernels = gpu.kernels
-    if family in ("window", "mla", *sparse_tables.KINDS, *state_tables.KINDS):
+    if family in ("window", "mla", FAMILY, *sparse_tables.KINDS, *state_tables.KINDS):
         return _attention_constants(gpu, family)
     group, _, kind = family.partition("-")
     field, bounds = ("products", PRODUCT_BOUNDS) if group == "gemm" else ("experts", EXPERT_BOUNDS)
@@ -237,7 +253,7 @@ def _constants(gpu: GpuSpec, family: str) -> _Fitting:
 
 
 def _attention_constants(gpu: GpuSpec, family: str) -> _Fitting:
-    """As ``_constants``, of windows, latent and sparse attention; a donor's to start with."""
+    """As ``_constants``, of windows, 8-bit KV, latent and sparse attention; a donor's to start."""
     replace, kernels = msgspec.structs.replace, kernels_of(gpu)
     if family == "window":
         own = window_constants(gpu)
@@ -245,6 +261,13 @@ def _attention_constants(gpu: GpuSpec, family: str) -> _Fitting:
             WINDOW_BOUNDS,
             msgspec.structs.asdict(own),
             lambda new: replace(gpu, kernels=replace(kernels, window=replace(own, **new))),
+        )
+    if family == FAMILY:
+        small = small_kv_constants(gpu)
+        return (
+            SMALL_KV_BOUNDS,
+            msgspec.structs.asdict(small),
+            lambda new: replace(gpu, kernels=replace(kernels, small_kv=replace(small, **new))),
         )
     if family in sparse_tables.KINDS:
         kind = sparse_tables.KINDS[family]
