@@ -18,8 +18,9 @@ from nexusbench.experiments.fidelity.recording import FloatArray, ServerRecordin
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.physics.host import load_engine
 from nexusbench.results.resolved import Resolved
+from nexusbench.serving.assembly import assemble
 from nexusbench.serving.resolve import model_on_device
-from nexusbench.serving.runner import RunResult, run
+from nexusbench.serving.runner import RunResult, run, serve
 
 STATISTICS: tuple[tuple[str, Callable[[FloatArray], float]], ...] = (
     ("mean", lambda values: float(values.mean())),
@@ -106,11 +107,14 @@ def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
             settled.block_size,
         )  # fmt: skip
         settled, assumed = msgspec.structs.replace(settled, kv_blocks=blocks), [*assumed, *said]
+    at_engine = config.engine is not None and all(r.queued is not None for r in recording.requests)
+    if at_engine:
+        assumed = [*assumed, "requests count from when the engine queued them: no front end"]
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / f"{recording.folder.resolve().name}.jsonl"
         trace.write_text("".join(_trace_lines(recording)), encoding="utf-8")
         config = msgspec.structs.replace(settled, trace=str(trace), scheduler=scheduler)
-        result = run(config)
+        result = _at_engine(config) if at_engine else run(config)
     _check_served(recording, result)
     rows, curves = _rows(recording, result.events), _curves(recording, result)
     for curve in curves:
@@ -124,6 +128,22 @@ def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
         result.resolved,
         [*assumed, *_notes(recording)],
     )
+
+
+def _at_engine(config: RunConfig) -> RunResult:
+    """A run without the front end of the engine that ``config`` names: requests are at the
+    scheduler when they come.
+    """
+    assembly = assemble(config)
+    try:
+        host = assembly.device.host
+        assert host is not None  # of the engine that is named
+        assembly.device.host = msgspec.structs.replace(
+            host, request_us=0.0, prompt_token_us=0.0, reply_us=0.0, stream_us=0.0
+        )
+        return serve(assembly)
+    finally:
+        assembly.device.close()
 
 
 def _settled(recording: ServerRecording, engine: str | None) -> tuple[ServerRecording, list[str]]:
