@@ -236,6 +236,7 @@ def _engines() -> list[CatalogueEntry]:
 
 
 def _models() -> list[CatalogueEntry]:
+    from nexusbench.core.kv_layout import kv_layout
     from nexusbench.models.config import describe_model, model_names
 
     entries = []
@@ -245,10 +246,11 @@ def _models() -> list[CatalogueEntry]:
             f"{model.num_parameters / 1e9:.2f} billion parameters, {model.weight_bytes / 1e9:.1f} "
             f"GB of weights ({model.dtypes.weights})"
         )
-        facts = [
-            f"{model.num_layers} layers, context {model.max_model_len:,}, KV "
-            f"{model.kv_bytes_per_token / 1024:,.4g} KiB per token"
-        ]
+        layout = kv_layout(model)
+        kept = f"{model.kv_bytes_per_token / 1024:,.4g} KiB per token"
+        if len(layout.groups) > 1:
+            kept = layout.label
+        facts = [f"{model.num_layers} layers, context {model.max_model_len:,}, KV {kept}"]
         entries.append(CatalogueEntry(name, about, model.source, facts))
     return entries
 

@@ -12,13 +12,13 @@ from rich.table import Table
 from nexusbench.cli._console import print_whole, results_console, say
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.core.documents import JsonObject
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.layers import LayerGroup
 from nexusbench.core.specs import ModelSpec
-from nexusbench.core.units import GIB
+from nexusbench.core.units import GIB, bytes_text
 from nexusbench.models.config import caveats, describe_model, missing_quantisation
 
 _NO_VECTORS = "Norms and biases, less than 0.1 %, are left out of the parameters."
-_HALF = 2**10
 
 
 def show_model(name: str, *, as_json: bool) -> None:
@@ -56,6 +56,7 @@ def _document(model: ModelSpec) -> JsonObject:
         "index_bytes_per_token": model.index_bytes_per_token,
         "window_bytes_per_sequence": model.window_bytes_per_sequence,
         "state_bytes_per_sequence": model.state_bytes_per_sequence,
+        "kv_groups": msgspec.to_builtins(kv_layout(model).groups),
         "dtypes": {
             "weights": types.weights, "embeddings": types.embeddings, "head": model.head_dtype,
             "kv": types.kv, "activations": types.activations,
@@ -108,23 +109,18 @@ def _show_sizes(console: Console, model: ModelSpec) -> None:
     weights += f"embeddings {types.embeddings}, head {model.head_dtype}"
     say(console, weights + (" (tied)" if model.tie_word_embeddings else ""), indent=12)
     say(console, f"context     {model.max_model_len:,} tokens", indent=12)
-    kept = f"KV cache    {_size(model.kv_bytes_per_token)} per token in {types.kv}"
+    kept = f"KV cache    {bytes_text(model.kv_bytes_per_token)} per token in {types.kv}"
     if model.index_bytes_per_token:
-        kept += f", and {_size(model.index_bytes_per_token)} of index keys"
+        kept += f", and {bytes_text(model.index_bytes_per_token)} of index keys"
     if model.window_bytes_per_sequence:
-        kept += f"; {_size(model.window_bytes_per_sequence)} per sequence in full windows"
+        kept += f"; {bytes_text(model.window_bytes_per_sequence)} per sequence in full windows"
     if model.state_bytes_per_sequence:
-        kept += f"; {_size(model.state_bytes_per_sequence)} per sequence in states"
+        kept += f"; {bytes_text(model.state_bytes_per_sequence)} per sequence in states"
     say(console, kept, indent=12)
-
-
-def _size(count: float) -> str:
-    """Bytes in a unit that leaves few digits."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < _HALF:
-            return f"{count:,.4g} {unit}"
-        count /= _HALF
-    return f"{count:,.4g} GiB"
+    layout = kv_layout(model)
+    if len(layout.groups) > 1:
+        text = f"KV groups   {layout.label}; {bytes_text(layout.bytes_of(model.max_model_len))} of "
+        say(console, text + f"a sequence of {model.max_model_len:,} tokens", indent=12)
 
 
 def _table(model: ModelSpec) -> Table:

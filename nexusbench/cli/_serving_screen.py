@@ -98,7 +98,10 @@ def _plan(plan: ServingPlan) -> dict[str, object]:
 def _show(asked: AskedServing, made: ServingValidation, count: int) -> None:
     console = results_console()
     plan = asked.plan
-    lengths = "equal lengths" if plan.range_ratio == 1.0 else f"lengths from {plan.range_ratio:g}"
+    lengths = "lengths as measured"
+    if plan.range_ratio is not None:
+        every = plan.range_ratio == 1.0
+        lengths = "equal lengths" if every else f"lengths from {plan.range_ratio:g}"
     which = "without the first and the last" if plan.steady else "all counted"
     console.print(
         f"{asked.table}, simulated: {len(made.points):,} of {counted(count, 'point')}; closed "

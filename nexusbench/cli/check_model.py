@@ -10,6 +10,7 @@ from nexusbench.cli import _flags as flags
 
 if TYPE_CHECKING:
     from nexusbench.models.agreement import Agreement
+    from nexusbench.models.architecture import DecoderConfig
 
 EXIT_DIFFERS = 3
 JSON_SCHEMA = 1
@@ -72,8 +73,23 @@ def check_model(
         print(dumps(loads(msgspec.json.encode(document)), indent=2))
     else:
         _show(found)
+        _say_why(config, found)
     if not found.agrees:
         raise typer.Exit(EXIT_DIFFERS)
+
+
+def _say_why(config: DecoderConfig, found: Agreement) -> None:
+    """What 16 bits do to experts, where that may be all that differs."""
+    from nexusbench.cli._console import results_console, say
+    from nexusbench.models.designs import ExpertsDesign
+
+    experts = any(isinstance(layer.mlp, ExpertsDesign) for layer in config.layers)
+    if not found.agrees and experts and found.dtype != "float32":
+        say(
+            results_console(),
+            f"in {found.dtype} two correct programs pick other experts where scores are closer "
+            "than rounding, and logits then differ by more than that: compare in float32",
+        )
 
 
 def _show(found: Agreement) -> None:

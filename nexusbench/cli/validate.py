@@ -42,13 +42,14 @@ Rounds = Annotated[
 ]
 Steady = Annotated[bool, typer.Option("--steady", help="Leave out the first and the last round.")]
 RangeRatio = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--range-ratio",
         min=0.01,
         max=1.0,
         metavar="SHARE",
-        help="Draw lengths from this share of isl and osl to all of it (InferenceX: 0.8).",
+        help="Draw lengths from this share of isl and osl to all of it.",
+        show_default="as the point was measured: 0.8 by InferenceX, else 1",
     ),
 ]
 StepTokens = Annotated[
@@ -233,7 +234,7 @@ def serving(
     configs: Configs = None,
     rounds: Rounds = 10,
     steady: Steady = False,
-    range_ratio: RangeRatio = 1.0,
+    range_ratio: RangeRatio = None,
     budget: StepTokens = None,
     jobs: flags.Jobs = None,
     cache: flags.Cache = Path("results/serving"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.parts import unit_of
 from nexusbench.core.state import Limits
-from nexusbench.core.units import NS_PER_S, counted
+from nexusbench.core.units import NS_PER_S, bytes_text, counted
 from nexusbench.results.resolved import (
     BeliefFacts,
     Resolved,
@@ -51,8 +53,6 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         device += f" (--device auto{why_simulated if view.simulated else ''})"
     elif "/" in config.device or "\\" in config.device:
         device += f" (--device {config.device})"  # the name of a file does not say which one
-    tokens = resolved.kv_blocks * resolved.block_size
-    caching = "on" if config.prefix_caching else "off"
     whose = " on both GPUs together" if _is_pair(resolved) else ""
     if config.data_parallel_size > 1:
         whose = " of each engine"
@@ -61,11 +61,7 @@ def header_lines(view: RunView, why_simulated: str = "") -> list[tuple[str, str]
         ("model", _model_line(resolved, config)),
         *(("WARNING", text) for text in resolved.caveats),
         ("trace", trace_line),
-        (
-            "KV pool",
-            f"{resolved.kv_blocks:,} blocks of {resolved.block_size} tokens "
-            f"= {tokens:,} tokens{_per_side(resolved, config)}; prefix caching {caching}",
-        ),
+        ("KV pool", _pool_text(resolved, config)),
         (
             "limits",
             f"max_num_seqs {limits.max_num_seqs:,}{whose}, max_num_batched_tokens "
@@ -87,6 +83,23 @@ def _judged_lines(view: RunView) -> list[tuple[str, str]]:
     return lines
 
 
+def _pool_text(resolved: ResolvedEngineRun, config: RunConfig) -> str:
+    """How many blocks, what they hold, and whether prefixes are found in them."""
+    caching = "on" if config.prefix_caching else "off"
+    groups, count, size = resolved.kv_groups, resolved.kv_blocks, resolved.block_size
+    if groups is UNSET:
+        text = f"{count:,} blocks of {size} tokens = {count * size:,} tokens"
+        return f"{text}{_per_side(resolved, config)}; prefix caching {caching}"
+    longest = resolved.limits.max_model_len
+    text = f"{count:,} pages of {bytes_text(groups.page_bytes)} = "
+    text += f"{bytes_text(count * groups.page_bytes)}{_per_side(resolved, config)}, for blocks of "
+    text += f"{size} tokens of {' + '.join(group.label for group in groups.groups)}; a request of "
+    text += f"{longest:,} tokens holds {groups.of(longest):,}; prefix caching "
+    if config.prefix_caching and any(group.kind == "state" for group in groups.groups):
+        return text + "off, since a state is of one request alone"
+    return text + caching
+
+
 def _is_pair(resolved: ResolvedEngineRun) -> bool:
     """Two GPUs, or groups of them, with a KV pool each."""
     return "gpu1" in resolved.pools
@@ -94,14 +107,14 @@ def _is_pair(resolved: ResolvedEngineRun) -> bool:
 
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     """How the KV blocks of a pair, or of several engines, are divided: evenly."""
-    engines = config.data_parallel_size
+    engines, unit = config.data_parallel_size, "pages" if _is_grouped(resolved) else "blocks"
     if engines > 1:
-        return f", {resolved.kv_blocks // engines:,} blocks of each of {engines} engines"
+        return f", {resolved.kv_blocks // engines:,} {unit} of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
     side = "GPU" if degree == 1 else f"group of {degree} GPUs"
-    return f", {resolved.kv_blocks // 2:,} blocks on each {side}"
+    return f", {resolved.kv_blocks // 2:,} {unit} on each {side}"
 
 
 def _device_text(resolved: ResolvedEngineRun) -> str:
@@ -310,10 +323,19 @@ def rejection_lines(columns: Sequence[Column]) -> list[str]:
 def _reason(reason: str, resolved: Resolved) -> str:
     for begin, remedy in _REMEDIES.items():
         if reason.startswith(begin):
-            tokens = resolved.kv_blocks * resolved.block_size
-            size = f" ({tokens:,} tokens)" if "KV pool" in begin else ""
+            size = ""
+            if "KV pool" in begin:
+                size = f" ({resolved.kv_blocks * resolved.block_size:,} tokens)"
+                if _is_grouped(resolved):
+                    size = " (a chunk lies whole in the blocks of windows: a smaller "
+                    size += "--max-num-batched-tokens needs fewer)"
             return f"{reason}{size}. {remedy}"
     return reason
+
+
+def _is_grouped(resolved: Resolved) -> bool:
+    """Whether its KV blocks are pages, which are of no fixed number of tokens."""
+    return isinstance(resolved, ResolvedEngineRun) and resolved.kv_groups is not UNSET
 
 
 def nothing_measured(views: Sequence[RunView]) -> list[str]:

@@ -274,7 +274,8 @@ class RunConfig(TrafficConfig, frozen=True, forbid_unknown_fields=True):
     kv_blocks: Annotated[
         Count | None,
         Option(
-            "KV blocks in the pool; in a pair of GPUs, each has a pool of so many.",
+            "KV blocks in the pool, or pages where windows free theirs; in a pair of GPUs, each "
+            "has a pool of so many.",
             "N", MEMORY, unset="from memory",
         ),
     ] = None  # fmt: skip

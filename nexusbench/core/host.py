@@ -24,6 +24,10 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     GPU waits for between two steps in any case (launch, sampled tokens). Of a request: one process
     takes ``request_us`` and ``prompt_token_us`` for each of its tokens, one request after the other
     (HTTP, tokenizing), and ``reply_us`` pass besides (to the scheduler, and the first token back).
+    The same process streams every token that a step makes: a request waits ``stream_us`` for each
+    request that is served when it arrives, on its way in and out together. With ``asynchronous``
+    scheduling the next step is planned when the one before begins, so a request that arrives while
+    the GPU is busy waits for one step more.
 
     ``scheduler`` names the policy here whose rules are nearest to the engine's: what replays
     of it run under where nothing else is asked.
@@ -39,6 +43,7 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     request_us: HostMicros
     prompt_token_us: HostMicros
     reply_us: HostMicros
+    stream_us: HostMicros = 0.0
 
     def step_ns(self, gpu_ns: float, sequences: int) -> float:
         """Ns from one step to the next: of ``gpu_ns`` of kernels over so many ``sequences``."""
@@ -52,10 +57,9 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """Ns that a request keeps the server's one front-end process busy."""
         return int((self.request_us + self.prompt_token_us * prompt_tokens) * US)
 
-    @property
-    def reply_ns(self) -> int:
-        """Ns that a request and its first token are under way besides."""
-        return int(self.reply_us * US)
+    def reply_ns(self, served: int) -> int:
+        """Ns that a request and its first token are under way besides, among ``served`` others."""
+        return int((self.reply_us + self.stream_us * served) * US)
 
 
 def constants_of(host: EngineHost) -> dict[str, object]:

@@ -142,6 +142,9 @@ class SparseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_topk_us: Micros  # and for a token of a prompt, which is another kernel
     topk_key_ns: Nanos  # and for each key that it chooses from
     prompt_us: Micros = 0.0  # fixed time that a launch with prompts has in addition
+    # launch_us where no kernel waits for its launch: in a CUDA graph, or behind longer ones. None:
+    # it was measured so.
+    graph_us: Micros | None = None
 
 
 class StateConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,7 +197,10 @@ PRODUCTS = {
     "w8a16": "8-bit weights, 16-bit activations: bfloat16 products that dequantise (MARLIN)",
     "w4a16": "4-bit weights, 16-bit activations: the same",
 }
-EXPERTS = {"bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values"}
+EXPERTS = {
+    "bf16": "16-bit", **PRODUCTS, "mxfp4": "4-bit floats, scales of 32 values",
+    "mxfp4_mxfp8": "the same, activations in 8-bit floats with such scales",
+}  # fmt: skip
 SPARSE = {
     "latent": "chosen tokens of latent attention (DSA)",
     "grouped": "chosen blocks of grouped-query attention",

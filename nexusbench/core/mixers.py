@@ -78,7 +78,8 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
     ``value_dim`` is the size of a value head (0: that of a key head), ``gate`` the width of the
     projection that gates the output (0: none). ``keys_are_values``: no projection of values, which
     are the keys before they are normalised and rotated. ``shares_kv``: keys and values are those
-    of an earlier layer, and nothing is kept.
+    of an earlier layer, and nothing is kept. ``wide_norm``: queries and keys are normalised over
+    all heads, whose sums of squares the GPUs of a group add up.
     """
 
     num_heads: int
@@ -88,6 +89,7 @@ class FullAttention(_Mixer, frozen=True, tag="full", kw_only=True):
     gate: int = 0
     keys_are_values: bool = False
     shares_kv: bool = False
+    wide_norm: bool = False
 
     def shard(self, gpus: int) -> Self:
         """KV heads are on several GPUs each where there are fewer than GPUs."""

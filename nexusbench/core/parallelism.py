@@ -40,6 +40,13 @@ class Parallelism(msgspec.Struct, frozen=True):
         """GPUs that share the width of each expert."""
         return 1 if self.experts else self.gpus
 
+    @property
+    def suffix(self) -> str:
+        """What a device's name says of it."""
+        degrees = (("x", self.tensor), ("pp", self.pipeline), ("dp", self.data))
+        text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
+        return text + ("-ep" if self.experts else "")
+
     def in_lockstep(self, model: ModelSpec) -> bool:
         """Whether the engines step together: the tokens of all meet at the experts."""
         return self.data > 1 and any(isinstance(group.mlp, ExpertsMlp) for group in model.groups)

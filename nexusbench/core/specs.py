@@ -131,26 +131,6 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of one sequence's states, whatever its length."""
         return sum(group.count * group.mixer.state_bytes for group in self.groups if group.mixer)
 
-    def kv_bytes_on(self, gpus: int) -> float:
-        """KV-cache bytes of one token on all GPUs of a tensor-parallel group together, in a pool
-        that keeps every token of layers with a window, too.
-
-        Where there are more GPUs than KV heads, each head is kept on several of them.
-        """
-        if self.stack is UNSET:
-            return self.kv_bytes_per_token * max(1, gpus // self.num_kv_heads)
-        total = 0.0
-        for group in self.groups:
-            mixer, copies = group.mixer, gpus  # of a latent: one head for all queries
-            if mixer is None:
-                continue
-            values = mixer.kv_values
-            if isinstance(mixer, FullAttention):
-                copies = max(1, gpus // mixer.num_kv_heads)
-                values = 0.0 if mixer.shares_kv else float(mixer.token_values)
-            total += group.count * values * copies
-        return total * DTYPE_BYTES[self.dtypes.kv]
-
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The dense layers of the decoder stack, without the output head."""
@@ -367,6 +347,8 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     pools: tuple[str, ...] = ("gpu",)
     pool_of: dict[str, int] = {}
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
+    # Whether blocks of layers with a window are freed once it has passed them; else they keep all.
+    frees_windows: bool = False
     kv_token_bytes: float = 0.0  # what it keeps of a token; 0: as the model says
     longest_context: int = 0  # tokens of a sequence that it can compute; 0: all of the model's
 
@@ -374,10 +356,6 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     def num_gpus(self) -> int:
         """GPUs (or groups in lockstep) that have a KV pool of their own."""
         return len(self.pools) - (self.host_bytes > 0)
-
-    def kv_bytes_of(self, model: ModelSpec) -> float:
-        """KV-cache bytes of one token of ``model`` on all its GPUs together."""
-        return self.kv_token_bytes or model.kv_bytes_on(self.tensor_parallel)
 
     @property
     def host(self) -> int | None:

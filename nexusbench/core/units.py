@@ -26,6 +26,15 @@ def seconds(ns: float) -> float:
     return ns / NS_PER_S
 
 
+def bytes_text(count: float) -> str:
+    """Bytes in a unit that leaves few digits: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.4g} {unit}"
+        count /= 1024
+    return f"{count:,.4g} GiB"
+
+
 def counted(count: int, noun: str) -> str:
     """A number of things: ``1 request``, ``2,000 requests``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

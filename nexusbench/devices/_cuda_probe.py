@@ -81,7 +81,7 @@ def _shipped(facts: GpuFacts) -> GpuSpec | None:
     """The shipped GPU whose name stands as a word of its own in the device's name."""
     said = facts.name.lower()
     for name in gpu_names():
-        word = re.sub(r"(?<=[a-z])(?=\d)", r"[ -]?", name, count=1)
+        word = "[ -]?".join(name)  # drivers write "RTX 6000 Ada" where a file is rtx6000ada
         if not re.search(rf"(?<![a-z0-9]){word}(?![a-z0-9])", said):
             continue
         gpu = load_gpu(name)

@@ -136,6 +136,12 @@ class Cpu(Device):
             "splits": "time-shared by thread priority" if self.shared else "spatial, by cores",
             "torch": version("torch"),
             "kernels": bindings.note(),
+            "layers": "whole, by native kernels"
+            if self._decoder.native
+            else "one by one: products by the kernels above, the rest by torch",
+            "attention": "over the whole context"
+            if self._decoder.plain
+            else "by each layer's rule (windows, soft caps, sinks, latents), by torch",
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
         }
 

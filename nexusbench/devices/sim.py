@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from nexusbench.devices._sim_memory import kv_bytes
 from nexusbench.devices._sim_pipeline import Pipeline
 from nexusbench.devices._sim_ranks import FreeRanks, LockstepRanks
 from nexusbench.devices.base import Device, DeviceOptions
-from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu
+from nexusbench.physics.gpus import is_profile, legal_splits, load_gpu, warned
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.links import LAST_NS, Links, past_the_clock
 from nexusbench.physics.lockstep import IDLE, Lockstep
@@ -31,7 +29,6 @@ from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.physics.tables import load_table
 from nexusbench.profiles.profile import load_profile
 
-_LOG = logging.getLogger("nexusbench")
 POOLS = {1: ("gpu",), 2: ("gpu0", "gpu1")}  # names of KV pools, by number of GPUs
 
 
@@ -64,24 +61,18 @@ class Sim(Device):
         # is not that of a stage.
         apart = parallel.in_lockstep(model) or parallel.pipeline > 1
         host = IDLE if apart else self.host
-        self.physics = Physics(
-            gpu, model, options.tensor_parallel, host=host, parallel=parallel
-        )  # fmt: skip
+        self.physics = Physics(gpu, model, options.tensor_parallel, host=host, parallel=parallel)
         if truth is not None:
             self.physics, self.made_of_profile = truth.physics, truth.sha256
         if options.kernel_table is not None:
-            if parallel.in_lockstep(model) or options.expert_parallel:
-                raise UsageError(
-                    "--kernel-table has the times of whole experts on one engine's GPUs; leave it "
-                    "or --data-parallel-size and --enable-expert-parallel away"
-                )
+            _check_table(parallel, model)
             table = load_table(Path(options.kernel_table), gpu, model, options.tensor_parallel)
             self.physics = MeasuredPhysics(
-                gpu, model, table, options.tensor_parallel, host=self.host
+                gpu, model, table, options.tensor_parallel, host=host, parallel=parallel
             )
             self.kernel_table_sha256 = table.sha256
         self.spec = DeviceSpec(
-            name=f"sim:{name or gpu.name}{_spread(options)}{engine}",
+            name=f"sim:{name or gpu.name}{options.parallel.suffix}{engine}",
             kind="sim",
             simulated=True,
             num_sms=gpu.num_sms * count,
@@ -95,6 +86,7 @@ class Sim(Device):
             pools=(*POOLS[count], *(("host",) if options.swap_bytes else ())),
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
+            frees_windows=True,
         )
         # Times launches, where not each is timed by itself: ranks in lockstep, a pipeline.
         self.taker: Callable[[int, Batch], None] | None = None
@@ -115,9 +107,7 @@ class Sim(Device):
             )
         if is_profile(argument):
             return load_profile(Path(argument)).gpu
-        gpu = load_gpu(_one_of(argument)[0])
-        warn(gpu)
-        return gpu
+        return warned(load_gpu(_one_of(argument)[0]))
 
     @classmethod
     def open(cls, argument: str, model: ModelSpec, options: DeviceOptions) -> Self:
@@ -147,8 +137,7 @@ class Sim(Device):
             truth = Truth(Path(argument), model, options.tensor_parallel)
             return cls(truth.gpu, model, options, name=truth.name, truth=truth)
         one, count = _one_of(argument)
-        name, gpu = "+".join([Path(one).name.lower()] * count), load_gpu(one)
-        warn(gpu)
+        name, gpu = "+".join([Path(one).name.lower()] * count), warned(load_gpu(one))
         parallel = options.parallel
         sims = [
             cls(gpu, model, msgspec.structs.replace(options, seed=options.seed + rank), name=name,
@@ -360,21 +349,17 @@ class Sim(Device):
         return loads
 
 
-def _spread(options: DeviceOptions) -> str:
-    """What a device's name says of several GPUs."""
-    degrees = (("x", options.tensor_parallel), ("pp", options.pipeline_parallel),
-               ("dp", options.data_parallel))  # fmt: skip
-    text = "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1)
-    return text + ("-ep" if options.expert_parallel else "")
-
-
-def warn(gpu: GpuSpec) -> None:
-    """Log what is to be said of the GPU; the workers of a sweep leave it to the process they
-    serve.
+def _check_table(parallel: Parallelism, model: ModelSpec) -> None:
+    """Raise UsageError where no kernel table has the experts that a GPU has: their width is shared
+    by other GPUs than the table's.
     """
-    if multiprocessing.parent_process() is None:
-        for text in gpu.warnings:
-            _LOG.warning("%s: %s", gpu.name, text)
+    several = parallel.in_lockstep(model) or parallel.experts
+    if several and (parallel.tensor > 1 or not parallel.experts):
+        raise UsageError(
+            "--kernel-table has the times of experts of one width: whole ones with "
+            "--data-parallel-size, --enable-expert-parallel and no --tensor-parallel-size, "
+            "or those of one engine without --enable-expert-parallel"
+        )
 
 
 def _one_of(argument: str) -> tuple[str, int]:

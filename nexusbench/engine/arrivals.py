@@ -114,7 +114,9 @@ class FrontEndArrivals(Arrivals):
     def __init__(self, requests: Sequence[Request], concurrency: int, host: EngineHost) -> None:
         self._host = host
         self._idle_from = 0  # when the front end has done all that came out of it
+        self._served = 0  # requests that came out of it and have not ended
         super().__init__(requests, concurrency)
+        self.chained = self.chained or host.stream_us > 0.0  # ends are counted
 
     def _done(self, request: Request) -> int:
         """When the front end has done ``request``, if that is the next."""
@@ -124,14 +126,20 @@ class FrontEndArrivals(Arrivals):
     def _pop(self) -> Request:
         request = super()._pop()
         self._idle_from = self._done(request)
+        self._served += 1
         return request
+
+    def ended(self, request: Request, now: int, *, finished: bool) -> list[Request]:
+        """As of ``Arrivals``; one request less to stream the tokens of."""
+        self._served -= 1
+        return super().ended(request, now, finished=finished)
 
     def _look(self) -> None:
         super()._look()
         if self.next_ns != NEVER:
             root = not self._due or self._root_is_first()
             request = self._roots[self._root] if root else self._due[0][2]
-            self.next_ns = self._done(request) + self._host.reply_ns
+            self.next_ns = self._done(request) + self._host.reply_ns(self._served)
 
 
 def arrivals_at(

@@ -97,6 +97,9 @@ class Engine(Served):
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
         self._staged, self._launched = device.spec.stages > 1, False
+        self._ahead = config.host is not None and config.host.asynchronous and not self._staged
+        self._unseen: list[tuple[int, Request]] = []  # since when each is there
+        self._planned_ns = 0  # when the last launch began
         self._fruitless = 0  # decisions in a row after which nothing was in flight
         self._only_preempted = False  # so did the last one, but for preemptions
         self._moves = self._tokens_before = 0  # moves since a request got a token; tokens by then
@@ -135,7 +138,12 @@ class Engine(Served):
             for request in arrivals.pop_due(now):
                 self.offer(request)
             for request, reason in patience.pop_due(now):
-                self.executor.cancel(request, reason)
+                self.cancel(request, reason)
+
+    def cancel(self, request: Request, reason: str) -> None:
+        """Its client has given up ``request``, which may not have been planned yet."""
+        self._see(self.state.now)
+        self.executor.cancel(request, reason)
 
     def set_clock(self, now: int) -> None:
         """It is ``now`` on the device's clock. Raises InvariantBreach if it was later before."""
@@ -143,6 +151,18 @@ class Engine(Served):
         if now < state.now:
             raise InvariantBreach("I2", f"the device's clock went from {state.now} to {now} ns")
         state.now = now
+        if self._unseen:
+            running = state.decoding or state.prefilling
+            self._see(self._planned_ns if running else now)
+
+    def _see(self, until: int) -> None:
+        """Queue what was there at ``until``: a host that plans ahead makes the plan of a launch
+        when the one before begins, of what is there by then.
+        """
+        seen = [request for since, request in self._unseen if since <= until]
+        self._unseen = self._unseen[len(seen) :]
+        for request in seen:
+            self._queue(request)
 
     def offer(self, r: Request) -> None:
         """Log an arrival and queue the request; one that can never fit is rejected at once."""
@@ -151,13 +171,20 @@ class Engine(Served):
         self.log.tables["arrived"].row(r.index, r.arrival_ns, r.num_prompt_tokens, r.max_tokens)
         if r.stop_len > limits.max_model_len:
             self.executor.end(r, REJECTED, f"exceeds max_model_len {limits.max_model_len}")
-        elif self.kv.blocks_for(r.stop_len) > self.kv.num_blocks:
-            self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} blocks")
+        elif self.kv.most_blocks(r.stop_len, limits.max_num_batched_tokens) > self.kv.num_blocks:
+            unit = "blocks" if self.kv.uniform else "pages"
+            self.executor.end(r, REJECTED, f"exceeds the KV pool of {self.kv.num_blocks} {unit}")
         else:
             r.num_tokens = r.num_prompt_tokens
-            r.order_key = self.journal.joining_key(r)
-            self.state.waiting.add(r)
             self.patience.watch(r)
+            if self._ahead and (self.state.decoding or self.state.prefilling):
+                self._unseen.append((self.state.now, r))
+            else:
+                self._queue(r)
+
+    def _queue(self, r: Request) -> None:
+        r.order_key = self.journal.joining_key(r)
+        self.state.waiting.add(r)
 
     def fill(self) -> None:
         """Decide; in a pipeline again while that launches something and there is room for more."""
@@ -189,6 +216,12 @@ class Engine(Served):
             self.auditor.check_work_conserving(plan)
         self._launched = bool(plan.batches)
         self._wake_at = plan.wake_at
+        if plan.batches:
+            self._planned_ns = state.now
+        elif self._unseen and not state.busy:
+            self._see(state.now)  # nothing is launched that a plan could be ahead of
+            self.decide()
+            return
         self._fruitless = 0 if state.busy else self._fruitless + 1
         self._only_preempted = bool(plan.preemptions) and not state.busy
         if plan.preemptions or plan.transfers:

@@ -84,7 +84,7 @@ class Fleet(Served):
                 self._home[request.index] = chosen
                 self.engines[chosen].offer(request)
             for request, reason in patience.pop_due(now):
-                self.executors[self._home[request.index]].cancel(request, reason)
+                self.engines[self._home[request.index]].cancel(request, reason)
 
     def _next_event(self) -> int | None:
         """When ``wait`` must return at the latest: also with each arrival, which is sent on when it

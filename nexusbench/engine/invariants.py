@@ -43,7 +43,7 @@ class Auditor:
             if problem is not None:
                 raise InvariantBreach("I3", problem)
         for r in running:
-            if len(r.blocks) * self._pools[0].block_size < r.num_computed_tokens:
+            if not self._pools[r.pool].covers(r):
                 raise InvariantBreach("I3", f"request '{r.id}' has computed tokens without a block")
         for r in state.waiting:
             if r.blocks:
@@ -161,21 +161,22 @@ class Auditor:
 
     def _decode_ready(self, pool: int) -> bool:
         decoding = self._state.decoding
-        return self._pools[pool].num_free > 0 and any(
+        return self._pools[pool].num_free >= self._pools[pool].step_blocks and any(
             not r.in_flight and r.pool == pool for r in decoding
         )
 
     def _prefill_ready(self, pool: int) -> bool:
         state, kv = self._state, self._pools[pool]
-        size, free = kv.block_size, kv.num_free
+        step, free = state.limits.max_num_batched_tokens, kv.num_free
         started = [r for r in state.prefilling if not r.in_flight and r.pool == pool]
         if started:
             # A policy may keep waiting prompts behind one in mid-prefill that lacks blocks.
-            return all(r.num_tokens <= (len(r.blocks) + free) * size for r in started)
+            return all(kv.most_blocks(r.num_tokens, step) <= kv.held(r) + free for r in started)
         if state.num_running >= state.limits.max_num_seqs or state.swapped:
             return False  # a policy may keep seats and blocks for the swapped
         if state.moving and any(r.pool != pool for r in (*state.decoding, *state.prefilling)):
             return False  # and room that a request may need after its copy
         head = state.waiting.head
-        # Less one block per running request: a policy may keep room for their next tokens.
-        return head is not None and head.num_tokens <= (free - state.num_running) * size
+        # Less a step of each running request: a policy may keep room for their next tokens.
+        free -= state.num_running * kv.step_blocks
+        return head is not None and kv.most_blocks(head.num_tokens, step) <= free

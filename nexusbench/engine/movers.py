@@ -39,9 +39,9 @@ class Movers:
         self._under_way[number] = (transfer, state.now)
         state.moving += 1
         if transfer.target == state.device.host:
-            state.swapping_blocks += len(transfer.request.blocks)
-        size = self._pools[transfer.source].block_size
-        filled = transfer.request.num_computed_tokens / size
+            state.swapping_blocks += self._pools[transfer.source].held(transfer.request)
+        source = self._pools[transfer.source]
+        filled = source.growth(0, transfer.request.num_computed_tokens) / source.block_size
         self._device.transfer(number, transfer.source, transfer.target, filled * self._block_bytes)
 
     def complete(self, output: TransferOutput) -> None:
@@ -54,7 +54,7 @@ class Movers:
         request, near = transfer.request, self._pools[transfer.source]
         state.moving -= 1
         if transfer.target == state.device.host:
-            state.swapping_blocks -= len(request.blocks)
+            state.swapping_blocks -= near.held(request)
             near.publish_own(request)
         near.free(request)
         request.blocks, request.pool, request.in_flight = transfer.blocks, transfer.target, False

@@ -1,195 +1,34 @@
-"""The paged KV cache: the one allocator of blocks, the blocks that each request holds, and the
-prompt prefixes that can be reused.
+"""The paged KV cache: the blocks that each request holds, and the prompt prefixes that can be
+reused.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import msgspec
 
 from nexusbench.core.request import Request
-
-LISTED_AT_ONCE = 1 << 16  # blocks of a pool that get a place in the lists when they are needed
-
-
-class BlockPool:
-    """``num_blocks`` blocks with reference counts.
-
-    A free block is either *blank* (its content cannot be found) or *cached* (its content
-    has a published hash and may be hit again). Blank blocks are given out first, then cached
-    ones, least recently freed first; a request's blocks are freed last block first, so its tail is
-    evicted before its head, which is the part that other prompts can share. :meth:`untake` and
-    :meth:`unrelease` undo exactly, in reverse order, which is how a refused plan leaves no trace
-    (semantics after vLLM v1's block pool; blank-first is ours).
-
-    ``refs`` and ``blank`` list the blocks below ``num_listed``. Those above were never given out:
-    they are blank, and lie below all in ``blank``. So a pool costs what of it is used.
-    """
-
-    __slots__ = (
-        "_block_of", "_hash_of", "blank", "cached", "changes", "num_blocks", "num_listed", "refs",
-    )  # fmt: skip
-
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self.num_listed = 0
-        self.changes = 0  # of what can be found: blocks published and evicted so far
-        self.refs: list[int] = []
-        self.blank: list[int] = []  # the last is given out first
-        self._list(LISTED_AT_ONCE)
-        self.cached: OrderedDict[int, None] = OrderedDict()  # free, oldest first
-        self._hash_of: dict[int, int] = {}
-        self._block_of: dict[int, int] = {}
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that no request holds, cached ones included."""
-        return len(self.blank) + len(self.cached) + self.num_blocks - self.num_listed
-
-    def _list(self, count: int) -> None:
-        """Give the next ``count`` blocks a place in the lists (all that are left, if fewer)."""
-        first, end = self.num_listed, min(self.num_blocks, self.num_listed + count)
-        self.blank[:0] = range(end - 1, first - 1, -1)
-        self.refs.extend([0] * (end - first))
-        self.num_listed = end
-
-    def take(self, count: int) -> tuple[list[int], list[int]]:
-        """``count`` blocks for one holder, and the hashes evicted for the last of them (undo
-        record).
-
-        The caller has checked that ``count <= num_free``.
-        """
-        blank, refs = self.blank, self.refs
-        if count > len(blank) and self.num_listed < self.num_blocks:
-            self._list(max(count, LISTED_AT_ONCE))
-        if count <= len(blank):
-            blocks = [blank.pop() for _ in range(count)]
-            for block in blocks:
-                refs[block] = 1
-            return blocks, []
-        blocks = [blank.pop() for _ in range(len(blank))]
-        evicted = []
-        self.changes += 1
-        for _ in range(count - len(blocks)):
-            block, _none = self.cached.popitem(last=False)
-            key = self._hash_of.pop(block)
-            del self._block_of[key]
-            evicted.append(key)
-            blocks.append(block)
-        for block in blocks:
-            refs[block] = 1
-        return blocks, evicted
-
-    def untake(self, blocks: list[int], evicted: list[int]) -> None:
-        """Undo :meth:`take`: the same blocks, blank or cached under the same hash, in the same
-        order.
-        """
-        if evicted:
-            self.changes += 1
-        for block in reversed(blocks):
-            self.refs[block] = 0
-            if evicted:
-                key = evicted.pop()
-                self._hash_of[block], self._block_of[key] = key, block
-                self.cached[block] = None
-                self.cached.move_to_end(block, last=False)
-            else:
-                self.blank.append(block)
-
-    def release(self, blocks: Iterable[int]) -> None:
-        """Give up one reference on each block, in this order; the last holder frees it."""
-        refs, hash_of = self.refs, self._hash_of
-        for block in blocks:
-            refs[block] -= 1
-            if not refs[block]:
-                if block in hash_of:
-                    self.cached[block] = None
-                else:
-                    self.blank.append(block)
-
-    def unrelease(self, blocks: list[int]) -> None:
-        """Undo :meth:`release` of the same list."""
-        for block in reversed(blocks):
-            if not self.refs[block]:
-                if block in self._hash_of:
-                    del self.cached[block]
-                else:
-                    self.blank.remove(block)
-            self.refs[block] += 1
-
-    def find(self, key: int) -> int | None:
-        """The block whose content has hash ``key``, or None."""
-        return self._block_of.get(key)
-
-    def share(self, blocks: list[int]) -> None:
-        """Take one more reference on each published block; :meth:`release` undoes it."""
-        refs = self.refs
-        for block in blocks:
-            if not refs[block]:
-                del self.cached[block]
-            refs[block] += 1
-
-    def publish(self, block: int, key: int) -> bool:
-        """Make a held block findable; the first block with that content wins, later copies stay
-        private. Returns whether this one did.
-        """
-        if key in self._block_of or block in self._hash_of:
-            return False
-        self._block_of[key] = block
-        self._hash_of[block] = key
-        self.changes += 1
-        return True
-
-    def unpublish(self, blocks: list[int]) -> None:
-        """Undo :meth:`publish` of held blocks."""
-        self.changes += 1
-        for block in blocks:
-            del self._block_of[self._hash_of.pop(block)]
-
-    def audit(self, holders: Iterable[list[int]]) -> str | None:
-        """What breaks invariant I3, or None.
-
-        Free + held must be all blocks, none twice, and reference counts those of ``holders``
-        exactly.
-        """
-        counts = [0] * self.num_listed
-        for blocks in holders:
-            if len(set(blocks)) != len(blocks):
-                return "a request holds the same block twice"
-            for block in blocks:
-                counts[block] += 1
-        free = [*self.blank, *self.cached]
-        if len(set(free)) != len(free):
-            return "a block is in the free lists twice"
-        if counts != self.refs:
-            block = next(b for b in range(self.num_listed) if counts[b] != self.refs[b])
-            return f"block {block} has {self.refs[block]} references recorded, {counts[block]} held"
-        held = self.num_listed - counts.count(0)
-        if held + len(free) != self.num_listed:
-            return f"{held} held + {len(free)} free blocks are not {self.num_listed}"
-        if any(map(counts.__getitem__, free)):
-            return "a held block is in a free list"
-        if list(map(self._hash_of.get, self._block_of.values())) != list(self._block_of):
-            return "the prefix index points at a block with another hash"
-        return None
+from nexusbench.kv.blocks import BlockPool
 
 
 class Allocation(msgspec.Struct, gc=False):
     """What one allocation changed, so that it can be taken back.
 
-    Only the recency of shared cached blocks is not restored: looking them up was a use.
+    Only the recency of shared cached blocks is not restored: looking them up was a use. ``passed``
+    are (place among the request's blocks, block) of those that windows left behind.
     """
 
     request: Request
     shared: list[int]
     taken: list[int]
     evicted: list[int]
+    passed: tuple[tuple[int, int], ...] = ()
 
 
 class KVCacheManager:
-    """Paged KV cache of ``num_blocks`` blocks of ``block_size`` tokens.
+    """Paged KV cache of ``num_blocks`` blocks of ``block_size`` tokens, of models whose layers all
+    keep all tokens (:class:`nexusbench.kv.grouped.GroupedKV` has the others).
 
     ``hash_block`` is how many prompt tokens one of a request's ``prefix_ids`` stands for; it must
     be a multiple of the block size, so that one id names the content of whole blocks.
@@ -202,11 +41,12 @@ class KVCacheManager:
         *,
         hash_block: int = 512,
         prefix_caching: bool = True,
+        pool: BlockPool | None = None,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.prefix_caching = prefix_caching
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks) if pool is None else pool
         self._blocks_per_id = max(1, hash_block // block_size)
 
     @property
@@ -224,9 +64,64 @@ class KVCacheManager:
         """Share of all blocks that requests hold."""
         return self.num_used / self.num_blocks
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that ``num_tokens`` tokens fill."""
+    # -- what a policy may ask of sizes: where all layers keep all tokens, a matter of division ----
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every token takes the same room: no windows, no states."""
+        return True
+
+    @property
+    def step_blocks(self) -> int:
+        """Blocks that a request takes at most when it enters its next block of tokens."""
+        return 1
+
+    def next_blocks(self, computed: int) -> int:
+        """The same of a request that decodes, after ``computed`` tokens (a multiple of the block
+        size), less those that its windows leave behind.
+        """
+        return 1
+
+    def blocks_for(self, num_tokens: int, computed: int | None = None) -> int:
+        """Blocks that ``num_tokens`` tokens fill while those after ``computed`` are being computed
+        (default: the last one is).
+        """
         return -(-num_tokens // self.block_size)
+
+    def most_blocks(self, num_tokens: int, step: int) -> int:
+        """Blocks that a request needs at most until it has ``num_tokens`` tokens, if ``step`` of
+        them are computed at a time.
+        """
+        return -(-num_tokens // self.block_size)
+
+    def cached_blocks(self, num_tokens: int) -> int:
+        """Blocks of :meth:`most_blocks` that a cached prefix of ``num_tokens`` tokens saves."""
+        return num_tokens // self.block_size
+
+    def growth(self, num_tokens: int, more: int) -> int:
+        """Room that ``more`` tokens after ``num_tokens`` take, in ``1 / block_size`` of a block."""
+        return more
+
+    def tokens_in(self, num_blocks: int, each: int = 0) -> int:
+        """Tokens that so many blocks hold: of one request, or of requests of ``each`` tokens."""
+        return num_blocks * self.block_size
+
+    # -- what a request holds ----------------------------------------------------------------------
+
+    def held(self, request: Request) -> int:
+        """Blocks that ``request`` holds."""
+        return len(request.blocks)
+
+    def covers(self, request: Request) -> bool:
+        """Whether ``request`` holds the blocks that the next token attends to (I3)."""
+        return len(request.blocks) * self.block_size >= request.num_computed_tokens
+
+    def reserve(self, num_tokens: int, computed: int) -> tuple[list[int], list[int]] | None:
+        """Blocks for ``num_tokens`` tokens, of which ``computed`` will be copied there, and the
+        undo record for ``pool.untake``; None, and no change, if there are not enough.
+        """
+        count = -(-num_tokens // self.block_size)
+        return self.pool.take(count) if count <= self.pool.num_free else None
 
     def _key(self, request: Request, position: int) -> int:
         """The hash of a request's full block: shared where the trace names its content, else
@@ -311,6 +206,10 @@ class KVCacheManager:
         if record.taken:
             del request.blocks[-len(record.taken) :]
             pool.untake(record.taken, record.evicted)
+        if record.passed:
+            for place, block in record.passed:
+                request.blocks[place] = block
+            pool.unrelease([block for _, block in record.passed])
         if record.shared:
             del request.blocks[-len(record.shared) :]
             pool.release(record.shared)

@@ -20,7 +20,7 @@ from nexusbench.models.quantisation import quantisation_of
 class DecoderConfig(msgspec.Struct, frozen=True):
     """A decoder, complete enough to compute it: ``layers`` says how each one is computed, ``edges``
     what is done around them. ``family`` is the ``model_type``, ``folder`` where its weights lie
-    (None for a shipped description).
+    (None for a shipped description), ``prefix`` what their names begin with.
     """
 
     spec: ModelSpec
@@ -31,6 +31,7 @@ class DecoderConfig(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     file: str
     folder: Path | None = None
+    prefix: str = ""
 
     @property
     def built_in(self) -> bool:
@@ -90,9 +91,10 @@ def load_decoder_config(name_or_path: str | os.PathLike[str]) -> DecoderConfig:
         layers=layers,
         edges=family.edges(inner),
         rms_norm_eps=inner.number("rms_norm_eps", 1e-6),
-        eos_token_ids=_eos(config),
+        eos_token_ids=_eos(inner if config.data.get("eos_token_id") is None else config),
         file=config.file,
         folder=config.folder,
+        prefix=family.prefix,
     )
 
 

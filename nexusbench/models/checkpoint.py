@@ -19,7 +19,7 @@ LOAD_FORMATS = ("auto", "safetensors", "dummy")
 # The largest prime below 2^24: no row of a weight falls on the same place of the block as another.
 _REPEATED = 16_777_213
 _FLOATS = ("F32", "F16", "BF16")
-_OF_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
+_OF_LAYER = re.compile(r"(?:language_model\.)?model\.layers\.(\d{1,6})\.")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 

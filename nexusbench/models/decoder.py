@@ -100,9 +100,14 @@ class Decoder:
         """What its KV cache keeps of a token."""
         return len(self.layers) * self.heads.kv_size * self.dtype.itemsize
 
+    @property
+    def plain(self) -> bool:
+        """Whether attention is over the whole context, and scores are scaled by a head's size."""
+        return all(plain_scores(layer.attention) for layer in self.config.layers)
+
     def new_attention(self, kv: PagedKV) -> AttentionBackend:
         """The fastest attention for this decoder; each worker needs one of its own."""
-        if not all(plain_scores(layer.attention) for layer in self.config.layers):
+        if not self.plain:
             return RuledAttention(kv)
         native = self.native or (not self.config.ordinary and decodes_fit(kv))
         return NativeAttention(kv) if native else SdpaAttention(kv)

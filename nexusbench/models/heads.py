@@ -51,8 +51,8 @@ class LatentHeads:
     (DeepSeek-V2, 2405.04434, section 2.1.2).
 
     So the cache keeps what the model says that it keeps; expanded, as the paper's equations have
-    it, it would keep ten to fifty times as much, or expand all of a context in every step. A chunk
-    pays for it with two to four times the products of expanded attention.
+    it, it would keep 71 times as much of DeepSeek-V3, or expand all of a context in every step. A
+    chunk pays for it with three to four times the products of expanded attention.
     """
 
     __slots__ = (

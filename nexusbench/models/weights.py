@@ -149,23 +149,26 @@ class WeightReader:
         self, name: str, outputs: int, inputs: int, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
         """A weight [outputs, inputs], a copy of its own."""
-        return self._copy(self._source.read(name, (outputs, inputs)), dtype or self.dtype)
+        return self._copy(self._read(name, (outputs, inputs)), dtype or self.dtype)
 
     def norm(self, name: str, size: int) -> torch.Tensor:
         """A norm's weight [size], fp32."""
-        made = self._copy(self._source.read(name, (size,)), torch.float32)
+        made = self._copy(self._read(name, (size,)), torch.float32)
         return made.add_(1.0) if self._config.edges.unit_offset else made
 
     def vector(self, name: str, size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Any other values [size]."""
-        return self._copy(self._source.read(name, (size,)), dtype or self.dtype)
+        return self._copy(self._read(name, (size,)), dtype or self.dtype)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Values of any shape, in their own type; not a copy."""
-        return self._source.read(name, shape)
+        return self._read(name, shape)
 
     def _copy(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return tensor.to(device=self.device, dtype=dtype, copy=True)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._source.read(self._config.prefix + name, shape)
 
     def stacked(
         self, parts: list[tuple[str, int]], kind: str, inputs: tuple[int, ...]
@@ -175,7 +178,7 @@ class WeightReader:
         stacked = torch.empty(total, *inputs, dtype=self.dtype, device=self.device)
         first = 0
         for name, rows in parts:
-            found = self._source.read(f"{name}.{kind}", (rows, *inputs))
+            found = self._read(f"{name}.{kind}", (rows, *inputs))
             stacked[first : first + rows].copy_(found)
             first += rows
         return stacked

@@ -51,7 +51,9 @@ ARCHITECTURES: dict[Architecture, ArchitectureDefaults] = {
         "L4, L40S, RTX 6000 Ada, RTX 40xx", ("l40s", "rtx4090"), "l40s", 4, 2, (*_FP8, "int8")
     ),
     "hopper": ArchitectureDefaults("H100, H200, GH200", ("h200",), "h200", 8, 8, (*_FP8, "int8")),
-    "blackwell": ArchitectureDefaults("B200, B300", ("b200",), "b200", 8, 8, (*_FP8, "nvfp4")),
+    "blackwell": ArchitectureDefaults("B200, B300", ("b200",), "b200", 8, 8,
+        (*_FP8, "nvfp4", "mxfp4_mxfp8"),
+    ),
     "blackwell-rtx": ArchitectureDefaults(
         "RTX PRO 6000, RTX 50xx", ("rtxpro6000", "rtx5090"), "rtxpro6000", 8, 8, (*_FP8, "nvfp4")
     ),

@@ -73,7 +73,7 @@ def uniform(tokens: int, experts: int, chosen: int, gpus: int = 1, skew: float =
     for each in popularity:
         chance = min(1.0, chosen / experts * each * kinds / total)
         count, mean = held / kinds, tokens * chance
-        some = count * (1.0 - _power(1.0 - chance, tokens))
+        some = count * (1.0 - power(1.0 - chance, tokens))
         touched, rows = touched + some, rows + count * mean
         for at, height in enumerate(HEIGHTS):
             tiles[at] += expected_tiles(some, count * mean, height)
@@ -92,7 +92,7 @@ def expected_tiles(touched: float, rows: float, height: int) -> float:
     return touched * max(1.0, each + ragged)
 
 
-def _power(base: float, exponent: int) -> float:
+def power(base: float, exponent: int) -> float:
     """By squares: the same bits on every machine."""
     made = 1.0
     while exponent:
@@ -111,7 +111,7 @@ def _series(skew: float, count: int) -> list[float]:
     low, high = 1.0, skew
     for _ in range(60):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if _power(middle, count - 1) <= skew else (low, middle)
+        low, high = (middle, high) if power(middle, count - 1) <= skew else (low, middle)
     made = [1.0]
     while len(made) < count:
         made.append(made[-1] * low)

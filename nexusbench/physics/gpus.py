@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import multiprocessing
 import os
 from functools import lru_cache
 from importlib.resources import files
@@ -38,6 +40,7 @@ from nexusbench.physics.architectures import (
 from nexusbench.physics.gpu_document import GpuDocument, check_value, read_kernels
 from nexusbench.physics.link_kinds import link_names
 
+_LOG = logging.getLogger("nexusbench")
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
@@ -98,6 +101,16 @@ def load_gpu(name_or_path: str | os.PathLike[str]) -> GpuSpec:
             hint=f"{did_you_mean(name, sorted(found))} (a file of your own must end in .toml)",
         )
     return _parse(found[name].read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def warned(gpu: GpuSpec) -> GpuSpec:
+    """``gpu``, after its caveats were logged as warnings; the workers of a sweep leave them to the
+    process that they serve.
+    """
+    if multiprocessing.parent_process() is None:
+        for text in gpu.warnings:
+            _LOG.warning("%s: %s", gpu.name, text)
+    return gpu
 
 
 def is_profile(argument: str) -> bool:

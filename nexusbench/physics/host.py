@@ -28,9 +28,14 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 class _EngineFile(EngineHost, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A file in ``data/engines``: its constants, and where each is from."""
+    """A file in ``data/engines``: its constants, and where each is from.
+
+    ``since`` is the first version of the engine that runs steps in this way, before that of the
+    file's name.
+    """
 
     sources: dict[str, Text]
+    since: Annotated[str, Meta(pattern=r"^\d+\.\d+$")] | None = None
 
 
 def engine_names() -> list[str]:
@@ -42,15 +47,24 @@ def load_engine(name_or_path: str) -> EngineHost:
     """A shipped engine by name, or a user's own TOML file. Raises InputError naming file and key,
     and UsageError's hint for a name that there is not.
     """
-    return _read(name_or_path)[0]
+    return _host(_read(name_or_path))
 
 
 def engine_sources(name: str) -> dict[str, str]:
     """The sources of a shipped engine's constants, by key."""
-    return _read(name)[1]
+    return dict(_read(name).sources)
 
 
-def _read(name_or_path: str) -> tuple[EngineHost, dict[str, str]]:
+def engine_since(name: str) -> str:
+    """The first version of its engine that a shipped file stands for, as "0.14"."""
+    return _read(name).since or name.rpartition("-")[2]
+
+
+def _host(file: _EngineFile) -> EngineHost:
+    return EngineHost(**{key: getattr(file, key) for key in EngineHost.__struct_fields__})
+
+
+def _read(name_or_path: str) -> _EngineFile:
     if name_or_path.lower().endswith(".toml"):
         path = Path(name_or_path)
         text = read_text(path, hint=_HINT, most=_MOST_BYTES)
@@ -70,8 +84,8 @@ def _engine_files() -> dict[str, Traversable]:
     }
 
 
-def _parse(text: str, file: str, name: str) -> tuple[EngineHost, dict[str, str]]:
-    """The checked constants of one document and their sources, each of which must be there."""
+def _parse(text: str, file: str, name: str) -> _EngineFile:
+    """The checked constants of one document, each with its source."""
     data = parse_toml(text, file)
     if "name" in data:
         problem = "is not a known key: an engine is called as its file is"
@@ -79,12 +93,11 @@ def _parse(text: str, file: str, name: str) -> tuple[EngineHost, dict[str, str]]
     read = convert({**data, "name": name}, _EngineFile, file, hint=_HINT)
     constants = [key for key in EngineHost.__struct_fields__ if key not in ("name", "about")]
     for key in constants:
-        if key not in read.sources:
+        if key in data and key not in read.sources:
             problem = f"does not say where {key} is from"
             raise InputError(problem, file=file, field=f"sources.{key}", hint="Say it in quotes")
     for key in read.sources:
         if key not in constants:
             hint = did_you_mean(key, constants)
             raise InputError("is no constant", file=file, field=f"sources.{key}", hint=hint)
-    values = {key: getattr(read, key) for key in EngineHost.__struct_fields__}
-    return EngineHost(**values), dict(read.sources)
+    return read

@@ -16,15 +16,25 @@ from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
 from nexusbench.core.layers import ExpertsMlp, LayerGroup
 from nexusbench.core.mixer_work import MixerWork
+from nexusbench.core.mixers import FullAttention
 from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import DTYPE_BYTES, GpuSpec, ModelSpec
 from nexusbench.core.work import ModelWork, model_work
 from nexusbench.physics.collectives import Collectives
-from nexusbench.physics.experts import Experts, ExpertShape, uniform
+from nexusbench.physics.experts import Experts, ExpertShape
+from nexusbench.physics.imbalance import busiest
 from nexusbench.physics.latent_products import EXPANSION, fused
 from nexusbench.physics.mixing import Mixing, mixings_of
-from nexusbench.physics.operators import L2, NOTHING, OperatorClass, attainable, scaled_sum, total
-from nexusbench.physics.precisions import expert_constants, experts_kernel
+from nexusbench.physics.operators import (
+    L2,
+    NOTHING,
+    OperatorClass,
+    attainable,
+    beside,
+    scaled_sum,
+    total,
+)
+from nexusbench.physics.precisions import expert_constants, served_experts
 from nexusbench.physics.products import Products
 from nexusbench.physics.sharing import LaunchLoad, Sharing
 
@@ -32,6 +42,11 @@ ROW_GRANULE = 16  # rows of one tensor-core instruction: fewer rows cost as much
 HYPER_CONNECTION = "hyper_connection"  # a matrix of LayerGroup.others
 LOGIT_BYTES = 4.0  # logits are sampled from in float32, in two passes
 SAMPLER_PASSES = 2
+_SQUARES_BYTES = 8.0  # the sums of squares of a token's queries and of its keys, in float32
+# Shared experts run beside the routed ones in batches of up to so many tokens: in a stream of their
+# own (vLLM's VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD, TensorRT-LLM's maybe_execute_in_parallel),
+# or as one expert more in the same kernels (SGLang's shared experts fusion).
+SHARED, SHARED_BESIDE = ("gate_up", "up", "down"), 256
 
 
 class Physics:
@@ -93,8 +108,10 @@ class Physics:
         self._expert_skew = expert_skew
         if tensor_parallel > 1:
             self._collectives = Collectives(gpu, tensor_parallel)
+        self._wide_norms = _wide_norms(model)
         self._wide = work.wide  # of this GPU's share, in values
         self._beside = _beside(group) / tensor_parallel
+        self._shared = _shares_alone(group) and not self._apart
         self._hyper = _streams_of(group, model.hidden_size)
         self.mixing = () if part else mixings_of(gpu, work, self._products)
         self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
@@ -217,13 +234,17 @@ class Physics:
         work = self._work
         if self._groups:
             return total([group.dense(tokens, sms) for group in self._groups])
-        made = NOTHING
+        made = shared = NOTHING
+        aside = SHARED if self._shared and tokens <= SHARED_BESIDE else ()
         for linear in self._linears:  # not of experts: theirs are timed together, below
             product = self._products[linear.dtype].time(
                 linear.name, rows, linear.inputs, linear.outputs, sms,
                 self._weights[sms], self._bandwidth[sms],
             )  # fmt: skip
-            made = scaled_sum(product, linear.count, made)
+            if linear.name in aside:
+                shared = scaled_sum(product, 1.0, shared)
+            else:
+                made = scaled_sum(product, linear.count, made)
         # Values read and written per token: two norms with residual (two read, two written each),
         # rotary embedding in place, and an activation that reads two wide rows and writes one.
         hidden, activated = work.hidden_size, 3 if work.gated else 2
@@ -234,11 +255,14 @@ class Physics:
         for each in mixers:
             touched += [values for values in (2 * each.rotated, each.gated) if values]
         if self._experts is not None:
-            if not self._apart:
-                made = scaled_sum(self._routed(tokens, sms), work.num_layers, made)
             touched.append(work.num_experts)  # the top k of the router's logits
-            if self._beside:
+            if self._beside and not aside:
                 touched.append(activated * self._beside)
+            if not self._apart:
+                layer = self._routed(tokens, sms)
+                if aside:
+                    layer = beside(layer, shared, self._weights[sms])
+                made = scaled_sum(layer, work.num_layers, made)
         elif self._wide:
             touched.append(activated * self._wide)
         touched += self._hyper
@@ -261,9 +285,7 @@ class Physics:
         """Those of one layer."""
         assert self._experts is not None
         work, gpus = self._work, self._parallel.spread
-        routing = uniform(
-            tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew
-        )  # fmt: skip
+        routing = busiest(tokens, work.num_experts, work.experts_per_token, gpus, self._expert_skew)
         return self._experts.time(routing, sms, self._weights[sms])
 
     def streamed(self, size: float, sms: int, kernels: int = 1) -> OperatorClass:
@@ -274,7 +296,8 @@ class Physics:
         return OperatorClass(time, 0.0, moving, 0.0, size, kernels, kernels, moving)
 
     def _all_reduce(self, tokens: int) -> float:
-        """Ns of two all-reduces a layer (after attention and the MLP, where it has both), not
+        """Ns of two all-reduces a layer (after attention and the MLP, where it has both), and one
+        of two numbers a token where queries and keys are normalised over all heads; not
         overlapped with compute. Sums of ranks in lockstep come back otherwise (lockstep.py).
         """
         size = tokens * self._work.hidden_size * self._work.activation_bytes
@@ -282,17 +305,35 @@ class Physics:
         for work in self._work.groups or (self._work,):
             summed = work.wide > 0 and not (self._apart and work.routed)
             times += (len(work.mixing) + summed) * work.num_layers
-        return times * self._collectives.all_reduce(size)
+        spent = times * self._collectives.all_reduce(size)
+        if self._wide_norms:
+            spent += self._wide_norms * self._collectives.all_reduce(tokens * _SQUARES_BYTES)
+        return spent
 
     def slowdown(self, side: LaunchLoad, other: LaunchLoad) -> float:
         """How many times slower ``side`` runs while ``other`` does (at least 1)."""
         return self._sharing.slowdown(side, other)
 
 
+def _wide_norms(model: ModelSpec) -> int:
+    """Layers that norm all heads of queries and of keys as one."""
+    layers = 0
+    for group in model.groups:
+        if isinstance(group.mixer, FullAttention) and group.mixer.wide_norm:
+            layers += group.count
+    return layers
+
+
 def _beside(group: LayerGroup) -> float:
     """Values between the products that every token uses beside routed experts."""
     mlp = group.mlp
     return float(mlp.shared_size + mlp.dense_size) if isinstance(mlp, ExpertsMlp) else 0.0
+
+
+def _shares_alone(group: LayerGroup) -> bool:
+    """Whether shared experts, and nothing else, stand beside routed ones."""
+    mlp = group.mlp
+    return isinstance(mlp, ExpertsMlp) and mlp.shared_size > 0 == mlp.dense_size
 
 
 def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int) -> Experts | None:
@@ -303,7 +344,7 @@ def _experts_of(gpu: GpuSpec, model: ModelSpec, group: LayerGroup, sharded: int)
     if not isinstance(mlp, ExpertsMlp):
         return None
     weights = group.dtypes.experts
-    kernel = experts_kernel(gpu, weights, model.dtypes.activations)
+    kernel = served_experts(gpu, weights, model.dtypes.activations)
     width = -(-mlp.intermediate_size // sharded)
     shape = ExpertShape(
         mlp.latent or model.hidden_size, width, mlp.gated, DTYPE_BYTES[weights],

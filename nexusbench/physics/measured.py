@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.host import EngineHost
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import prefill_pairs
-from nexusbench.physics.experts import uniform
+from nexusbench.physics.experts import Routing, uniform
+from nexusbench.physics.imbalance import busiest
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.operators import OperatorClass
 from nexusbench.physics.tables import KernelTable, attention_blocks
@@ -28,8 +30,9 @@ class MeasuredPhysics(Physics):
         tensor_parallel: int = 1,
         *,
         host: EngineHost | None = None,
+        parallel: Parallelism | None = None,
     ) -> None:
-        super().__init__(gpu, model, tensor_parallel, host=host)
+        super().__init__(gpu, model, tensor_parallel, host=host, parallel=parallel)
         self.table = table
         self._stretch = AttentionStretch(table, super().attention, model.num_layers, gpu.num_sms)
         self._dense_known: dict[tuple[int, int], OperatorClass] = {}
@@ -43,7 +46,7 @@ class MeasuredPhysics(Physics):
         if known is None:
             table = self.table
             measured = table.layer_us(tokens) * self._work.num_layers + table.step_us(tokens)
-            if self._experts is not None:
+            if self._experts is not None and not self._apart:
                 measured += self._experts_us(tokens) * self._work.num_layers
             whole = super().dense(tokens, self.gpu.num_sms)
             known = stretched(super().dense(tokens, sms), measured * 1e3 / whole.time)
@@ -59,6 +62,25 @@ class MeasuredPhysics(Physics):
             return self._routed(tokens, self.gpu.num_sms).time / 1e3
         routing = uniform(tokens, work.num_experts, work.experts_per_token, skew=self._expert_skew)
         return self.table.experts_us(tokens, routing.touched)
+
+    def routed(self, tokens: int, sms: int) -> OperatorClass:
+        """The physics' time of whole experts on one of several GPUs, stretched as measured of one
+        GPU with as many experts that have tokens, and as many rows.
+        """
+        made = super().routed(tokens, sms)
+        if self.table.experts is None or self._experts is None:
+            return made
+        work, every = self._work, self.gpu.num_sms
+        chosen = work.experts_per_token
+        part = busiest(
+            tokens, work.num_experts, chosen, self._parallel.spread, self._expert_skew
+        )  # fmt: skip
+        here = max(1, int(part.rows / chosen + 0.5))
+        alone = Routing(
+            part.rows / chosen, part.rows, part.held, part.touched, part.rows, part.tiles
+        )
+        physics = self._experts.time(alone, every, self._weights[every]).time
+        return stretched(made, self.table.experts_us(here, part.touched) * 1e3 / physics)
 
     def head(self, sequences: int, sms: int) -> OperatorClass:
         """As measured for ``sequences``, interpolated between the measured counts."""

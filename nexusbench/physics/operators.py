@@ -76,6 +76,17 @@ def in_layers(
     )
 
 
+def beside(longer: OperatorClass, other: OperatorClass, bandwidth: float) -> OperatorClass:
+    """Two operators in streams of their own: what ``other`` reads, at ``bandwidth`` bytes per ns,
+    is read in between, and all else of it hides.
+    """
+    more = min(other.time, other.traffic / bandwidth)
+    return OperatorClass(
+        longer.time + more, longer.compute, longer.memory + more, longer.busy + other.busy,
+        longer.traffic + other.traffic, longer.kernels, longer.turns, longer.held + more,
+    )  # fmt: skip
+
+
 def later(made: OperatorClass, more: float) -> OperatorClass:
     """``made``, which ends ``more`` ns later."""
     return OperatorClass(

@@ -33,10 +33,12 @@ from nexusbench.physics.architectures import ARCHITECTURES, architecture_by_atte
 from nexusbench.physics.gpus import load_gpu
 
 _SPARSE_DONOR = "h200"  # where no GPU of the architecture ran sparse attention
-_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4")  # tensor cores of their own
-_WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16"}
+_NEED_CORES = ("fp8", "fp8_block", "int8", "nvfp4", "mxfp4_mxfp8")  # tensor cores of their own
+_WIDE = {"fp8": "w8a16", "fp8_block": "w8a16", "int8": "w8a16", "nvfp4": "w4a16", "mxfp4": "w4a16",
+         "mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 # What takes the constants of another kind where it has none of its own: the same rate and traffic.
-_LIKE = {"int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16"}
+_LIKE = {"int8": "fp8", "fp8_block": "fp8", "mxfp4": "w4a16", "w8a16": "w4a16", "w4a16": "bf16",
+         "mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -71,6 +73,8 @@ def kind_of(weights: str, activations: str = "bfloat16") -> str:
         return "fp8"
     if weights.startswith("int8"):
         return "int8" if activations == "int8" else "w8a16"
+    if weights == "mxfp4" and activations == "mxfp8":
+        return "mxfp4_mxfp8"
     if weights in ("nvfp4", "mxfp4"):
         return weights
     return "w4a16"
@@ -84,6 +88,18 @@ def product_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") ->
 def experts_kernel(gpu: GpuSpec, weights: str, activations: str = "bfloat16") -> Kernel:
     """The same of experts."""
     return _kernel(gpu, kind_of(weights, activations), EXPERTS)
+
+
+def served_experts(gpu: GpuSpec, weights: str, activations: str) -> Kernel:
+    """The kernel that servers run for experts of such weights, of a model with such activations.
+
+    Of MXFP4 the one that quantises activations, where tensor cores multiply the two types
+    (TensorRT-LLM's and SGLang's default on Blackwell; vLLM's recipe for gpt-oss sets it,
+    VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8).
+    """
+    native = ARCHITECTURES[architecture(gpu)].native
+    quantised = weights == "mxfp4" and "mxfp4_mxfp8" in native
+    return experts_kernel(gpu, weights, "mxfp8" if quantised else activations)
 
 
 def _kernel(gpu: GpuSpec, kind: str, kinds: dict[str, str]) -> Kernel:
@@ -108,6 +124,8 @@ def _activations(kind: str) -> tuple[str, float]:
     """(scales, bytes of a value) of quantised activations."""
     if kind == "nvfp4":
         return "block", 0.5625
+    if kind == "mxfp4_mxfp8":
+        return "block", 1.03125
     if kind == "fp8_block":
         return "block", 1.0  # its scales, a float32 for 128 values, are left out
     if kind in ("fp8", "int8"):

@@ -30,9 +30,9 @@ from nexusbench.physics.selection import (
 
 HEADS, PAIR_HEADS, LEAST_ROWS = 64, 128, 16  # of a tile: FlashMLA; on Blackwell; tensor cores
 CONVERTED = 32  # query heads from which on vLLM converts an 8-bit cache to 16 bit for prompts
-# Of a layer's small kernels, the indexer's part: SGLang 0.5.14's decode modules of GLM-5.2 without
-# one take 22 to 27 us less than GLM-5's 73 to 85 with one, products of 10 us among it (H200).
-INDEX_SHARE = 0.3
+# Of a layer's small kernels, the indexer's part. Without one the fixed time of SGLang 0.5.14's
+# decode modules is 10 of 28 us less on an H200, 14 of 19 to 28 on a B200 (GLM-5.2 and GLM-5).
+INDEX_SHARE = 0.45
 _WIDE = 2.0  # bytes of a value of a 16-bit cache
 
 _Chunks = tuple[tuple[int, int], ...]
@@ -40,7 +40,8 @@ _Chunks = tuple[tuple[int, int], ...]
 
 class PickedAttention:
     """Times of ``layers`` layers of ``mixer``, one GPU's part of it. ``kv_bytes`` and
-    ``activation_bytes`` are those of one value.
+    ``activation_bytes`` are those of one value; ``eager``: kernels wait for their launches, one by
+    one.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class PickedAttention:
         kv_bytes: float = 2.0,
         activation_bytes: float = 2.0,
         layers: int = 1,
+        *,
+        eager: bool = False,
     ) -> None:
         base, self._layers = mixer.base, layers
         heads, index_heads = base.num_heads, mixer.index_heads
@@ -77,7 +80,8 @@ class PickedAttention:
         self._topk, self._block = float(mixer.topk), mixer.block
         self._choice = Choice(gpu, own, self._topk / self._block)
         small = 1.0 - INDEX_SHARE if mixer.reuses else 1.0
-        self._launch, self._token = own.launch_us * 1e3 * small, own.token_us * 1e3 * small
+        waiting = own.launch_us if eager or own.graph_us is None else own.graph_us
+        self._launch, self._token = waiting * 1e3 * small, own.token_us * 1e3 * small
         self._prompt = own.prompt_us * 1e3
         self._key_bytes, self._index_bytes = values * kv_bytes, mixer.index_bytes
         self._new_bytes = own.passes * (wide * activation_bytes + indexed)

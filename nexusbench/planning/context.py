@@ -344,7 +344,7 @@ class SchedulerContext:
         """
         swapped, kv = self._state.swapped, self._kv
         while swapped and not self._journal.preempted:
-            left = kv.num_free - len(swapped[0].blocks)
+            left = kv.num_free - kv.held(swapped[0])
             if (self.num_running and left * 100 < kv.num_blocks) or not self.swap_in(swapped[0]):
                 break
         return bool(swapped)

@@ -88,9 +88,10 @@ class Decodes(msgspec.Struct, gc=False):
 
 
 class BlockClaim(msgspec.Struct, gc=False):
-    """A decode waits for one of the blocks that swaps under way will free."""
+    """A decode waits for blocks that swaps under way will free."""
 
     request: Request
+    count: int
 
 
 Entry = Allocation | Admission | Eviction | Chunk | Move | Decodes | BlockClaim
@@ -190,15 +191,15 @@ class Journal:
         """
         kv, state = self.pools[target], self.state
         computed = request.num_computed_tokens
-        count = kv.blocks_for(computed if preempted else computed + 1)
-        if count > kv.num_free:
+        made = kv.reserve(computed if preempted else computed + 1, computed)
+        if made is None:
             return False
-        blocks, evicted = kv.pool.take(count)
+        blocks, evicted = made
         transfer = Transfer(request, request.pool, target, blocks)
         if preempted:
             request.num_preemptions += 1
             self.preempted.append(Preemption(request, "swap"))
-            self.coming += len(request.blocks)
+            self.coming += self.pools[request.pool].held(request)
         if position >= 0:
             del state.swapped[position]
             decoding = computed + 1 == request.num_tokens
@@ -209,11 +210,12 @@ class Journal:
         return True
 
     def claim_block(self, request: Request) -> bool:
-        """Claim one of the blocks that swaps under way will free, if any is left."""
-        if self.coming <= 0:
+        """Claim what a decode lacks of the blocks that swaps under way will free, if enough."""
+        count = self.pools[request.pool].next_blocks(request.num_computed_tokens)
+        if self.coming < count:
             return False
-        self.coming -= 1
-        self.entries.append(BlockClaim(request))
+        self.coming -= count
+        self.entries.append(BlockClaim(request, count))
         return True
 
     # -- the same, taken back ----------------------------------------------------------------------
@@ -233,7 +235,7 @@ class Journal:
             elif isinstance(entry, Move):
                 self._undo_move(entry)
             elif isinstance(entry, BlockClaim):
-                self.coming += 1
+                self.coming += entry.count
             else:
                 self._undo_decodes(entry.requests)
         for partition, draft in list(self.drafts.items()):
@@ -291,7 +293,7 @@ class Journal:
         if entry.preempted:
             self.preempted.pop()
             request.num_preemptions -= 1
-            self.coming -= len(request.blocks)
+            self.coming -= self.pools[request.pool].held(request)
         if entry.position >= 0:
             queue = state.decoding if request in state.decoding else state.prefilling
             queue.remove(request)

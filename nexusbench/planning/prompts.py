@@ -45,12 +45,17 @@ def fill(ctx: SchedulerContext, partition: str = "all", *, whole_prompt: bool) -
     if ctx.preempted or ctx.swap_in_all():
         return
     while (head := ctx.waiting.head) is not None:
-        if whole_prompt:
-            blocks = -(-(head.num_tokens - ctx.cached_tokens(head)) // ctx.kv.block_size)
-            if blocks > ctx.kv.num_free:
-                return
+        if whole_prompt and not fits_whole(ctx, head):
+            return
         if not ctx.try_schedule(head, partition=partition):
             return
+
+
+def fits_whole(ctx: SchedulerContext, request: RequestView) -> bool:
+    """Whether free blocks hold all tokens of a waiting request, beside what the cache has."""
+    kv = ctx.kv
+    blocks = kv.most_blocks(request.num_tokens, ctx.limits.max_num_batched_tokens)
+    return blocks - kv.cached_blocks(ctx.cached_tokens(request)) <= kv.num_free
 
 
 def proceed(

@@ -8,11 +8,11 @@ import msgspec
 
 from nexusbench.core.batch import Batch, BatchShape, Chunk, StepOutput
 from nexusbench.core.errors import NexusbenchError, UsageError
+from nexusbench.core.kv_layout import KvPages, uniform_pages
 from nexusbench.core.request import Request
 from nexusbench.core.state import Limits
-from nexusbench.core.units import ceil_div
 from nexusbench.devices.base import Device, Serving
-from nexusbench.kv.manager import KVCacheManager
+from nexusbench.kv.grouped import kv_cache
 from nexusbench.profiles.points import PointSetting
 
 # So many output tokens that no request of a sweep ever ends.
@@ -43,12 +43,18 @@ class Pool(msgspec.Struct, frozen=True):
     num_blocks: int
     block_size: int
     limits: Limits
+    sizes: KvPages | None = None  # of blocks that are not of all layers
+
+    @property
+    def paging(self) -> KvPages:
+        """What its blocks are."""
+        return uniform_pages(self.block_size) if self.sizes is None else self.sizes
 
     def blocks_of(self, work: ShapedBatch, repeat: int = 1) -> int:
         """Blocks that a batch holds while it runs."""
-        size = self.block_size
-        chunks = sum(ceil_div(count + before, size) for count, before in work.shape.chunks)
-        return chunks + sum(ceil_div(length + repeat, size) for length in work.lengths())
+        of = self.paging.of
+        chunks = sum(of(count + before, before) for count, before in work.shape.chunks)
+        return chunks + sum(of(length + repeat, length) for length in work.lengths())
 
     def enough_for(self, settings: Iterable[PointSetting]) -> Pool:
         """The part of it that ``settings`` need at most: a real device has to fill what it is given
@@ -93,7 +99,7 @@ class BatchDesk:
 
     def __init__(self, device: Device, pool: Pool) -> None:
         self.device, self.pool = device, pool
-        self.kv = KVCacheManager(pool.num_blocks, pool.block_size, prefix_caching=False)
+        self.kv = kv_cache(pool.num_blocks, pool.paging, prefix_caching=False)
         self._steps = self._requests = 0
         self._held: dict[tuple[ShapedBatch, str, int], Batch] = {}
         device.prepare(Serving(pool.num_blocks, pool.block_size, again=True))
@@ -171,8 +177,10 @@ class BatchDesk:
             f"profile-{index}", index, 0, tokens, _TOKENS_TO_COME,
             tokens + _TOKENS_TO_COME, num_tokens=tokens, num_computed_tokens=computed,
         )  # fmt: skip
-        if self.kv.allocate(request, computed + repeat if repeat else tokens, []) is None:
+        made = self.kv.reserve(computed + repeat if repeat else tokens, computed)
+        if made is None:
             raise UsageError("the two batches of a pair do not fit the KV pool together")
+        request.blocks = made[0]
         return request
 
     def _free(self, key: tuple[ShapedBatch, str, int]) -> None:
@@ -181,9 +189,9 @@ class BatchDesk:
             self.device.forget(request)
 
 
-def make_pool(device: Device, kv_bytes_per_token: float, limits: Limits, block_size: int) -> Pool:
+def make_pool(device: Device, sizes: KvPages, limits: Limits) -> Pool:
     """As the engine sizes it. Raises UsageError if not one block fits."""
-    blocks = int(device.spec.kv_bytes // (kv_bytes_per_token * block_size))
+    blocks = int(device.spec.kv_bytes // sizes.page_bytes)
     if blocks < 2:
         raise UsageError(f"{device.spec.name} has no room for KV blocks beside this model")
-    return Pool(blocks, block_size, limits)
+    return Pool(blocks, sizes.block_size, limits, None if sizes.is_uniform else sizes)

@@ -294,7 +294,7 @@ class _Planner:
         """Whole batches that no fit sees, off the grids, over SMs and in pairs."""
         effort = self.effort
         prefills = self._off_grid(held_out_prefills(self.chunks[-1], self.contexts[-1]))
-        tokens = self.pool.num_blocks * self.pool.block_size
+        tokens = self.pool.paging.tokens_in(self.pool.num_blocks, self.lengths[-1])
         decodes = self._off_grid(held_out_decodes(self.batches[-1], self.lengths[-1], tokens))
         for phase, shapes in (("prefill", prefills), ("decode", decodes)):
             for shape in shapes[: effort.held_out_shapes]:

@@ -11,6 +11,7 @@ import msgspec
 from nexusbench import __version__
 from nexusbench.core.clock import now_ns, utc_now
 from nexusbench.core.errors import UsageError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.costs.base import CostModel, Target, cost_models
@@ -52,8 +53,9 @@ class Subject(msgspec.Struct, frozen=True):
 
     def pool(self) -> Pool:
         """KV blocks as the engine has them."""
-        size = self.model.kv_bytes_on(self.device.spec.tensor_parallel)
-        return make_pool(self.device, size, self.limits, self.block_size)
+        spec = self.device.spec
+        layout = kv_layout(self.model, spec.tensor_parallel, frees_windows=spec.frees_windows)
+        return make_pool(self.device, layout.paged(self.block_size), self.limits)
 
     def target(self) -> Target:
         """What its cost models are about."""

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from nexusbench.core.documents import JsonObject, ReadByKey, convert
 from nexusbench.core.events import RunFacts
 from nexusbench.core.host import EngineHost
+from nexusbench.core.kv_layout import KvPages
 from nexusbench.core.specs import Dtypes, GpuSpec, ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.work import Amount, Count, HostGap, Work
@@ -118,6 +119,8 @@ class ResolvedEngineRun(ResolvedRun, frozen=True, kw_only=True):
     partitioner_options: PolicyOptions
     kv_blocks: Positive
     block_size: Positive
+    # What blocks are where not all layers keep all tokens; ``kv_blocks`` are pages then.
+    kv_groups: KvPages | UnsetType = UNSET
     limits: Limits
     swap_bytes: float = 0.0
     pools: Annotated[list[str], msgspec.Meta(min_length=1)]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from nexusbench.core.request import RequestView
-from nexusbench.core.units import ceil_div
 from nexusbench.planning.context import SchedulerContext
 from nexusbench.schedulers._mlfq import MlfqJob
 
@@ -39,7 +38,7 @@ class FastserveTurn:
         leaving: set[int],
         holding: bool,
     ) -> None:
-        self._ctx, self._size = ctx, ctx.kv.block_size
+        self._ctx = ctx
         self._seats = ctx.limits.max_num_seqs
         self._requests, self._tokens = most_requests, most_tokens
         self._leaving, self._holding = leaving, holding
@@ -65,11 +64,13 @@ class FastserveTurn:
             here, dry = index in self._here, is_prompt and self._room <= 0
             if dry and not here:
                 continue
-            need = ceil_div(r.num_tokens + 1, self._size)
+            # A decode computes one token; the rest of a prompt may take several steps.
+            step = min(left + 1, self._ctx.limits.max_num_batched_tokens)
+            need = self._ctx.kv.most_blocks(r.num_tokens + 1, step)
             if self._holding and not job.begun and (need > free or seats < 1):
                 continue
             # A request without blocks on the GPU leaves each due one a block to grow into.
-            spare = 0 if here else len(due)
+            spare = 0 if here else len(due) * self._ctx.kv.step_blocks
             full = len(due) == self._requests or len(due) + len(self._kept) == self._seats
             if full or need + spare > blocks:
                 break
@@ -99,12 +100,13 @@ class FastserveTurn:
         """Preempt others, lowest first, for the blocks and seats that the due lack; a swap begins
         before its blocks are needed.
         """
-        ctx = self._ctx
+        ctx, kv = self._ctx, self._ctx.kv
         blocks = seats = 0
         for job in self.due:
             r, here = job.request, job.request.index in self._here
-            held = ceil_div(r.num_computed_tokens, self._size) if here else 0
-            blocks += ceil_div(r.num_tokens + 1, self._size) - held
+            held = kv.blocks_for(r.num_computed_tokens) if here else 0
+            step = min(r.num_tokens + 1 - r.num_computed_tokens, ctx.limits.max_num_batched_tokens)
+            blocks += kv.most_blocks(r.num_tokens + 1, step) - held
             seats += not here
         blocks -= ctx.kv.num_free + ctx.blocks_coming
         seats -= self._seats - ctx.num_running + len(self._leaving)

@@ -129,12 +129,13 @@ class AdrenalineScheduler(Scheduler[AdrenalineSchedulerOptions]):
             tbt = self.options.tbt_ms or ctx.limits.tbt_ms or DEFAULT_TBT_MS
             self._bound = OffloadBound(self.belief, tbt * NS_PER_MS)
         there, here = ctx.kv_of("prefill").num_blocks, ctx.kv_of("decode").num_blocks
+        each = local.tokens / max(1, local.requests)
         return self._bound.of(
-            local.tokens / max(1, local.requests),
+            each,
             ctx.sms("decode"),
             ctx.sms("remote"),
             (1.0 - self.options.prefill_kv) * there / here,
-            here * ctx.kv.block_size,
+            ctx.kv.tokens_in(here, int(each)),
         )
 
     def finished(self, request: RequestView) -> None:

@@ -86,7 +86,8 @@ class DuetserveScheduler(Scheduler[DuetserveSchedulerOptions]):
         ctx.schedule_decodes("decode")
         self._fill(ctx)
         shapes = {batch.partition: batch.shape for batch in ctx.plan().batches}
-        room = ctx.kv.num_free // max(1, len(ctx.decoding)) * ctx.kv.block_size
+        each = ctx.kv.num_free // (ctx.kv.step_blocks * max(1, len(ctx.decoding)))
+        room = each * ctx.kv.block_size
         longest = max([r.max_tokens - r.num_tokens + r.num_prompt_tokens for r in ctx.decoding])
         most = min(self.options.look_ahead, room, longest)
         if ctx.preempted or len(shapes) < 2 or most < 1:

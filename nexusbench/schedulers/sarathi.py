@@ -9,7 +9,7 @@ import msgspec
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AtLeastOne
 from nexusbench.core.request import RequestView
-from nexusbench.planning.prompts import resume
+from nexusbench.planning.prompts import fits_whole, resume
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 
@@ -74,7 +74,4 @@ class SarathiScheduler(Scheduler[SarathiSchedulerOptions]):
 
     def _admit(self, ctx: SchedulerContext, head: RequestView, most: int) -> int:
         """Start the head of the queue if all of its prompt fits into free blocks."""
-        missing = head.num_tokens - ctx.cached_tokens(head)
-        if missing > ctx.kv.num_free * ctx.kv.block_size:
-            return 0
-        return ctx.try_schedule(head, most)
+        return ctx.try_schedule(head, most) if fits_whole(ctx, head) else 0

@@ -4,11 +4,13 @@ estimate was too low.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from nexusbench.core.batch import Plan
 from nexusbench.core.registry import AtLeastOne, NotNegative, Share
 from nexusbench.core.request import RequestView
+from nexusbench.core.state import KvView
 from nexusbench.planning.prompts import proceed
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
@@ -77,12 +79,13 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
             started = bool(proceed(ctx, request)) or started
         if ctx.preempted or ctx.swap_in_all():
             return started
-        pool = ctx.kv.num_blocks * ctx.kv.block_size
+        pool = ctx.kv.tokens_in(ctx.kv.num_blocks)
         room = self._room(ctx, pool)
         taken, most = 0, self.options.max_prefill_tokens
         while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
-            extend = head.num_tokens - ctx.cached_tokens(head)
-            total = extend + self._expected_output(head, pool)
+            cached = ctx.cached_tokens(head)
+            extend = head.num_tokens - cached
+            total = ctx.kv.growth(cached, extend + self._expected_output(head, pool))
             alone = not ctx.num_running
             if total >= room and not alone:
                 break
@@ -101,18 +104,27 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         return max(0, min(most - generated, CLIP_MAX_NEW_TOKENS))
 
     def _room(self, ctx: SchedulerContext, pool: int) -> float:
-        """Tokens free now, less the expected growth of all running requests."""
-        free = ctx.kv.num_free * ctx.kv.block_size
-        growth = sum([self._expected_output(r, pool) for r in ctx.decoding])
+        """Room for tokens that is free now, less the expected growth of all running requests."""
+        kv = ctx.kv
+        free = kv.num_free * kv.block_size
+        growth = self._growth(kv, ctx.decoding, pool) + self._growth(kv, ctx.prefilling, pool)
         for request in ctx.prefilling:
-            growth += self._expected_output(request, pool)
-            free -= request.num_tokens - request.num_computed_tokens
+            computed = request.num_computed_tokens
+            free -= kv.growth(computed, request.num_tokens - computed)
         return free - growth * self._ratio
+
+    def _growth(self, kv: KvView, requests: Sequence[RequestView], pool: int) -> int:
+        """Room that the expected output of ``requests`` takes."""
+        expected = [self._expected_output(r, pool) for r in requests]
+        if kv.uniform:
+            return sum(expected)
+        return sum([kv.growth(r.num_tokens, n) for r, n in zip(requests, expected, strict=True)])
 
     def _decode(self, ctx: SchedulerContext) -> None:
         """One step for all decodes, after retracting those that memory has no room for."""
-        size = ctx.kv.block_size
-        needed = sum([1 for r in ctx.decoding if not r.num_computed_tokens % size])
+        kv, size = ctx.kv, ctx.kv.block_size
+        computed = [r.num_computed_tokens for r in ctx.decoding if not r.num_computed_tokens % size]
+        needed = len(computed) if kv.uniform else sum([kv.next_blocks(n) for n in computed])
         if needed > ctx.kv.num_free + ctx.blocks_coming:
             self._retract(ctx)
         else:
@@ -126,11 +138,12 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
             key=lambda r: (r.num_tokens - r.num_prompt_tokens, -r.num_prompt_tokens),
             reverse=True,
         )
-        size = ctx.kv.block_size
-        while len(order) > 1:
-            if (ctx.kv.num_free + ctx.blocks_coming) * size >= len(order) * RETRACT_STEPS:
-                break
+        kv = ctx.kv
+        steps = [kv.growth(r.num_tokens, RETRACT_STEPS) for r in order]
+        needed = sum(steps)
+        while len(order) > 1 and (kv.num_free + ctx.blocks_coming) * kv.block_size < needed:
             ctx.preempt(order.pop())
+            needed -= steps.pop()
         decoded = sum(r.num_tokens - r.num_prompt_tokens for r in order)
         allowed = sum(r.max_tokens for r in order)
         self._ratio = min(1.0, (decoded + RETRACT_STEPS * len(order)) / max(1, allowed))

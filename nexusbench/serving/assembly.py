@@ -19,6 +19,7 @@ from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S
 from nexusbench.core.work import Work, model_work
 from nexusbench.devices.base import Device, Serving
+from nexusbench.kv.grouped import GroupedKV
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.models.config import caveats
 from nexusbench.partitioners.base import Partitioner
@@ -130,7 +131,7 @@ def assemble(config: RunConfig, belief: BeliefFactory = make_belief) -> Assembly
         kv, others = kv_pools(config, model, device, trace)
         peers = make_peers(run, device, trace, belief)
         requests = make_requests(trace, config.block_size)
-        check_pool(requests, kv)
+        check_pool(requests, kv, limits.max_num_batched_tokens)
         if device.spec.makes_tokens:
             forget_answers(requests, trace)
         partitions, num_sms = scheduler.partitions, device.spec.num_sms
@@ -258,13 +259,14 @@ def _resolved(
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
         model=served_model(model),
-        caveats=[*caveats(model), *caveats_of(config), *device.gpu.warnings],
+        caveats=[*caveats(model), *caveats_of(config, model, device.gpu), *device.gpu.warnings],
         random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_rules=scheduler.rules or UNSET,
         scheduler_options=msgspec.to_builtins(scheduler.options),
         partitioner=partitioner.name, partitioner_options=msgspec.to_builtins(partitioner.options),
         belief=belief,
         kv_blocks=kv.num_blocks * spec.num_gpus * engines, block_size=kv.block_size, limits=limits,
+        kv_groups=kv.sizes if isinstance(kv, GroupedKV) else UNSET,
         swap_bytes=spec.host_bytes, pools=pools, homes=homes,
         trace=trace_facts(trace), seed=config.seed, slo=slo_bounds(config.goodput),
         warmup_ns=round(config.warmup_s * NS_PER_S),

@@ -10,6 +10,7 @@ import msgspec
 
 from nexusbench.core.config import RunConfig, check_config, fields_of
 from nexusbench.core.errors import UsageError
+from nexusbench.core.kv_layout import KvGroup, KvLayout, KvPages, kv_layout
 from nexusbench.core.machine import require_memory
 from nexusbench.core.options import declared
 from nexusbench.core.request import Request
@@ -17,6 +18,7 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.core.units import ceil_div
 from nexusbench.devices.base import Device, DeviceOptions
+from nexusbench.kv.grouped import kv_cache
 from nexusbench.kv.manager import KVCacheManager
 from nexusbench.physics.host import load_engine
 from nexusbench.schedulers.base import Scheduler
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 # Blocks are kept as Python objects: more take minutes and gigabytes before the first request.
 MOST_BLOCKS = 10**9
+MOST_PAGES = 2**53  # pages are only counted; a float holds each number up to here
 # Which requests arrive when, and what an hour costs: nothing that :func:`check_run` looks at.
 _TRAFFIC = {"trace": ""} | {
     name: declared(RunConfig)[name].default
@@ -115,19 +118,22 @@ def kv_pools(
     for sizes that no memory holds.
     """
     spec, block_size = device.spec, config.block_size
-    block_bytes = spec.kv_bytes_of(model) * block_size
+    sizes = kv_pages(config, model, device)
+    block_bytes = sizes.page_bytes
     blocks = config.kv_blocks or int(spec.kv_bytes // block_bytes)
     if spec.makes_tokens and config.kv_blocks is None:
         # Real memory costs real time to clear, so what the trace can never fill is left out. Twice
         # what it can: policies look at the share in use (nexus at 70 %), which stays a low one.
         blocks = min(blocks, 2 * fillable_blocks(trace, block_size))
-    sizes = [blocks] * spec.num_gpus
+    counts = [blocks] * spec.num_gpus
     if spec.host is not None:
-        sizes.append(int(spec.host_bytes // block_bytes))
-    if max(sizes) > MOST_BLOCKS:
+        counts.append(int(spec.host_bytes // block_bytes))
+    most = MOST_BLOCKS if sizes.is_uniform else MOST_PAGES
+    if max(counts) > most:
+        what = f"blocks of {block_size} tokens" if sizes.is_uniform else "pages"
         raise UsageError(
-            f"a KV pool of {max(sizes):,} blocks of {block_size} tokens is more than the "
-            f"{MOST_BLOCKS:,} that are kept account of. Ask for fewer --kv-blocks (or less "
+            f"a KV pool of {max(counts):,} {what} is more than the "
+            f"{most:,} that are kept account of. Ask for fewer --kv-blocks (or less "
             "--swap-space), or a larger --block-size"
         )
     if spec.kind == "cpu":
@@ -140,21 +146,32 @@ def kv_pools(
             f"--block-size {block_size} does not divide the trace's hash block of "
             f"{trace.hash_block} tokens; pick one that does"
         )
-    caching = config.prefix_caching
-    first, *others = make_pools(sizes, spec.num_gpus, block_size, trace.hash_block, caching)
+    first, *others = make_pools(
+        counts, spec.num_gpus, sizes, trace.hash_block, config.prefix_caching
+    )
     return first, others
 
 
+def kv_pages(config: RunConfig, model: ModelSpec, device: Device) -> KvPages:
+    """What the blocks of ``model`` are on ``device``. Raises UsageError for one without any."""
+    spec = device.spec
+    if spec.kv_token_bytes:
+        layout = KvLayout((KvGroup("full", spec.kv_token_bytes),))
+    else:
+        layout = kv_layout(model, spec.tensor_parallel, frees_windows=spec.frees_windows)
+    return layout.paged(config.block_size)
+
+
 def make_pools(
-    sizes: Sequence[int], num_gpus: int, block_size: int, hash_block: int, prefix_caching: bool
+    counts: Sequence[int], num_gpus: int, sizes: KvPages, hash_block: int, prefix_caching: bool
 ) -> list[KVCacheManager]:
-    """A KV pool of each size in blocks: one per GPU, then the host's, which caches no prefixes."""
+    """A KV pool of each count of blocks: one per GPU, then the host's, which caches no prefixes."""
     return [
-        KVCacheManager(
-            blocks, block_size, hash_block=hash_block,
+        kv_cache(
+            blocks, sizes, hash_block=hash_block,
             prefix_caching=prefix_caching and number < num_gpus,
         )
-        for number, blocks in enumerate(sizes)
+        for number, blocks in enumerate(counts)
     ]  # fmt: skip
 
 
@@ -176,14 +193,17 @@ def check_room(num_blocks: int, block_size: int, block_bytes: float, kv_bytes: f
         )
 
 
-def check_pool(requests: list[Request], kv: KVCacheManager) -> None:
-    """Refuse a pool in which not one request fits; single misfits are rejected and counted by the
-    engine.
+def check_pool(requests: list[Request], kv: KVCacheManager, step: int) -> None:
+    """Refuse a pool in which not one request fits that is computed ``step`` tokens at a time;
+    single misfits are rejected and counted by the engine.
     """
-    if requests and all(kv.blocks_for(r.stop_len) > kv.num_blocks for r in requests):
-        least = min(kv.blocks_for(r.stop_len) for r in requests)
+    least = min([kv.most_blocks(r.stop_len, step) for r in requests], default=0)
+    if least > kv.num_blocks:
+        what = f"{kv.num_blocks} blocks of {kv.block_size} tokens"
+        if not kv.uniform:
+            what = f"{kv.num_blocks} pages, which the blocks of all groups of layers share,"
         raise UsageError(
-            f"a KV pool of {kv.num_blocks} blocks of {kv.block_size} tokens holds no request of "
+            f"a KV pool of {what} holds no request of "
             f"this trace: the smallest needs {least}. Raise --kv-blocks or "
             "--gpu-memory-utilization, or pick a larger GPU"
         )

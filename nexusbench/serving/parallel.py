@@ -6,8 +6,11 @@ from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.core.layers import ExpertsMlp
 from nexusbench.core.parallelism import Parallelism
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.specs import GpuSpec, ModelSpec
+from nexusbench.physics.link_kinds import link_of
 from nexusbench.schedulers.base import Scheduler
+
+GPUS_OF_SERVER, GPUS_OF_RACK, RACK_LINK = 8, 72, "nvlink5-nvl72"
 
 
 def check_parallel(config: RunConfig, model: ModelSpec, kind: str) -> None:
@@ -47,9 +50,18 @@ def check_parallel(config: RunConfig, model: ModelSpec, kind: str) -> None:
             )
 
 
-def caveats_of(config: RunConfig) -> list[str]:
-    """What is not as in a real deployment of several engines or stages; one sentence each."""
+def caveats_of(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> list[str]:
+    """What is not as in a real deployment over several GPUs; one sentence each."""
     found = []
+    parallel = Parallelism(config.tensor_parallel_size, config.data_parallel_size)
+    together = parallel.gpus if parallel.in_lockstep(model) else parallel.tensor
+    # Links are those of one server, and collectives were measured there; but for racks of 72.
+    most = GPUS_OF_RACK if link_of(gpu)[0] == RACK_LINK else GPUS_OF_SERVER
+    if together > most:
+        found.append(
+            f"{together} GPUs: NOT VALIDATED, collectives between servers are timed as if all were "
+            f"in one, which has {most}"
+        )
     if config.pipeline_parallel_size > 1:
         found.append(
             "pipeline stages: NOT VALIDATED, no such run was compared; chunks of one prompt wait "

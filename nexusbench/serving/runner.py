@@ -21,6 +21,7 @@ from nexusbench.engine.served import Served
 from nexusbench.engine.shared import SharedState
 from nexusbench.results.resolved import Resolved, ResolvedEngineRun, facts_for_metrics
 from nexusbench.serving.assembly import Assembly, assemble
+from nexusbench.serving.opening import kv_pages
 from nexusbench.serving.peers import EngineParts
 from nexusbench.serving.recorder import (
     Recorder,
@@ -278,7 +279,7 @@ def engine_of(
         assembly.limits,
         concurrency=assembly.trace.concurrency,
         stop_tokens=frozenset(device.spec.stop_tokens if assembly.config.stop_at_eos else ()),
-        block_bytes=device.spec.kv_bytes_of(model) * assembly.kv.block_size,
+        block_bytes=kv_pages(assembly.config, model, device).page_bytes,
         host=device.host,
     )
     if device.ranks is None:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nexusbench.core.errors import UsageError
+from nexusbench.core.kv_layout import KvLayout, uniform_pages
 from nexusbench.core.request import Request
 from nexusbench.core.specs import GpuSpec, ModelSpec, SimConstants
 from nexusbench.core.state import Limits
@@ -182,10 +183,10 @@ def make_partitioner(
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """Where requests are served: the KV pool (of each GPU) and the host's, the budgets, the GPU,
-    how often books are audited, and the users of a closed loop (0: none). The last two are for
-    devices that make tokens: those that end a request, and prompts by ``Request.index`` (others are
-    made up).
+    """Where requests are served: the KV pool (of each GPU) and the host's, in blocks of all layers
+    (or as ``layout`` says), the budgets, the GPU, how often books are audited, and the users of a
+    closed loop (0: none). ``stop_tokens`` and ``prompts`` are for devices that make tokens: those
+    that end a request, and prompts by ``Request.index`` (others are made up).
     """
 
     kv_blocks: int = 512
@@ -199,6 +200,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 0
     stop_tokens: frozenset[int] = frozenset()
     prompts: Mapping[int, Sequence[int]] = {}
+    layout: KvLayout | None = None
 
 
 def build(
@@ -227,9 +229,9 @@ def build(
     sizes = [own.kv_blocks] * on.spec.num_gpus
     if on.spec.host is not None:
         sizes.append(own.host_blocks)
-    pool, *others = make_pools(
-        sizes, on.spec.num_gpus, own.block_size, own.hash_block, own.prefix_caching
-    )
+    size = own.block_size
+    paging = uniform_pages(size) if own.layout is None else own.layout.paged(size)
+    pool, *others = make_pools(sizes, on.spec.num_gpus, paging, own.hash_block, own.prefix_caching)
     return Engine(
         on,
         scheduler,
@@ -238,7 +240,7 @@ def build(
         [fresh(request) for request in requests],
         EngineConfig(
             own.limits, own.audit_every, own.concurrency, own.stop_tokens,
-            own.block_size * tiny_model().kv_bytes_per_token,
+            paging.page_bytes or size * tiny_model().kv_bytes_per_token,
         ),
         observer=observer,
         others=others,

@@ -10,6 +10,7 @@ from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
 from nexusbench.kv.manager import Allocation
+from nexusbench.kv.pages import NONE
 from nexusbench.planning.context import SchedulerContext
 from nexusbench.planning.journal import Admission, Decodes, Draft, Entry, Eviction, Journal, Move
 from nexusbench.schedulers.base import Scheduler
@@ -69,7 +70,11 @@ class StateSnapshot:
         """Do to this snapshot what the journal's entries did to the state."""
         for entry in journal:
             if isinstance(entry, Allocation):
-                self.rows[entry.request.index]["blocks"] += entry.shared + entry.taken
+                blocks = self.rows[entry.request.index]["blocks"]
+                blocks += entry.shared
+                for place, _ in entry.passed:
+                    blocks[place] = NONE
+                blocks += entry.taken
             elif isinstance(entry, Admission):
                 index = entry.request.index
                 self.waiting.remove(index)

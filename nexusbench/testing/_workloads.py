@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from nexusbench.core.kv_layout import KvGroup, KvLayout
 from nexusbench.core.request import Request
 from nexusbench.core.state import Limits
 from nexusbench.testing._harness import Setting, offer
@@ -55,6 +56,10 @@ def hand_made() -> Iterator[RandomWorkload]:
     )
     shared = [offer(i, 8 * i, 61, 5, prefix_ids=(1, 2, 3, 4, 5, 6, 7, 10 + i)) for i in range(8)]
     yield RandomWorkload("shared prefixes", shared, Setting(kv_blocks=40))
+    groups = KvGroup("full", 64.0), KvGroup("window", 128.0, 24), KvGroup("state", 500.0)
+    yield RandomWorkload(
+        "windows and states in tight KV", tight, Setting(kv_blocks=70, layout=KvLayout(groups))
+    )
     tiny = [offer(i, 3 * i, *mixed[i % 8]) for i in range(10)]
     yield RandomWorkload("a budget of one token", tiny[:4], Setting(limits=_limits(budget=1)))
 

@@ -98,6 +98,21 @@ def test_every_flag_reaches_the_config(call: Call, trace: Path) -> None:
     }  # fmt: skip
 
 
+def test_degrees_have_vllms_short_names(call: Call, trace: Path) -> None:
+    done = call(
+        "serve-trace", trace, "--device", "sim:h200", "--model", "qwen2.5-3b", "--scheduler",
+        "vllm", "-tp", 2, "-pp", 2, "-dp", 2, "--limit", 5, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (made,) = json.loads(done.out)["runs"]
+    degrees = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    assert [made["config"][name] for name in degrees] == [2, 2, 2]
+    assert made["resolved"]["gpus"] == 8
+    refused = call("serve-trace", trace, "--device", "cpu", "--model", "tiny", "-dp", 2)
+    assert refused.code == 2
+    assert "--data-parallel-size is for simulated devices" in refused.err
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -139,6 +139,25 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
          "swiglu_limit": 1.0, "rope_parameters": {**YARN, "truncate": False}},
     ),
 }  # fmt: skip
+# Decoders of multi-modal models: what stands beside the keys of the decoder.
+TOWERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "gemma3-vision": (
+        "gemma3",
+        "Gemma3Config",
+        "Gemma3ForConditionalGeneration",
+        {
+            "mm_tokens_per_image": 4,
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+        },
+    ),
+}
 # One of each family that is more than a dense decoder of full attention.
 FAMILIES = (
     "mixtral", "qwen2-moe", "qwen3-moe", "deepseek-v2", "deepseek-v3", "gemma2", "gemma3",
@@ -152,9 +171,14 @@ def write_checkpoint(folder: Path, variant: str, **saving: Any) -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    config_class, model_class, changes = VARIANTS[variant]
     torch.manual_seed(sum(map(ord, variant)))
-    config = getattr(transformers, config_class)(**{**SHAPE, **changes})
+    if variant in TOWERS:
+        decoder, config_class, model_class, changes = TOWERS[variant]
+        changes = {**changes, "text_config": {**SHAPE, **VARIANTS[decoder][2]}}
+    else:
+        config_class, model_class, changes = VARIANTS[variant]
+        changes = {**SHAPE, **changes}
+    config = getattr(transformers, config_class)(**changes)
     model = getattr(transformers, model_class)(config).eval()
     for name, parameter in model.named_parameters():
         # As initialised, norms are one and biases zero: a wrong one would go unseen.

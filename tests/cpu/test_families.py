@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from tests.examples import slow
 
 torch = pytest.importorskip("torch")
 
-from checkpoints import FAMILIES, write_checkpoint  # noqa: E402
+from checkpoints import FAMILIES, TOWERS, write_checkpoint  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from serving import cpu, served  # noqa: E402
 
 from nexusbench.cli.main import main  # noqa: E402
+from nexusbench.core.errors import InputError  # noqa: E402
 from nexusbench.core.state import Limits  # noqa: E402
 from nexusbench.models.agreement import TIE, compare  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
+from nexusbench.models.decoder import Decoder  # noqa: E402
 from nexusbench.results.reader import RunReader  # noqa: E402
 from nexusbench.schedulers.base import schedulers  # noqa: E402
 from nexusbench.testing import offer  # noqa: E402
@@ -76,12 +80,22 @@ def check(model: Any, got: dict[int, list[int]]) -> None:
         assert not differs or margins[differs[0]] <= TIE, (index, differs[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *TOWERS])
 def test_check_model_agrees(checkpoint: Any, family: str) -> None:
     folder, _ = checkpoint(family)
     found = compare(load_decoder_config(folder), prompts=(5, 70), new_tokens=8)
     assert found.agrees, found
     assert found.largest_logit > 1
+
+
+def test_check_model_says_what_16_bits_do_to_experts(
+    checkpoint: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = checkpoint("deepseek-v3")
+    for dtype, code in (("bfloat16", 3), ("float32", 0)):
+        assert main(["check-model", str(folder), "--dtype", dtype]) == code
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("pick other experts where scores are closer than rounding" in shown) == bool(code)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,6 +137,20 @@ def test_no_scheduler_changes_a_token(checkpoint: Any, family: str, scheduler: s
     engine, got = served(folder, requests, scheduler, setting=setting)
     check(model, got)
     assert len(engine.log.tables["admitted"]) >= len(LENGTHS)
+
+
+def test_a_tensor_without_a_place_is_refused_in_a_multi_modal_checkpoint(
+    checkpoint: Any, tmp_path: Path
+) -> None:
+    folder, _ = checkpoint("gemma3-vision")
+    name = "language_model.model.layers.1.self_attn.q_proj.bias"
+    tensors = load_file(folder / "model.safetensors")
+    assert any(key.startswith("vision_tower.") for key in tensors)
+    save_file({**tensors, name: torch.ones(64)}, tmp_path / "model.safetensors")
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(InputError, match="has no place in the decoder") as caught:
+        Decoder.load(load_decoder_config(tmp_path))
+    assert caught.value.field == name
 
 
 @pytest.mark.parametrize(

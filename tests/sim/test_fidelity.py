@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 
 from nexusbench.core.config import RunConfig
+from nexusbench.core.parallelism import Parallelism
 from nexusbench.experiments.fidelity.aiconfigurator import installed
-from nexusbench.experiments.fidelity.kernels import OperatorScore, score_kernels
+from nexusbench.experiments.fidelity.kernels import OperatorScore, score_kernels, summarise
 from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import ReplayValidation, replay
+from nexusbench.experiments.fidelity.samples import KernelSamples
+from nexusbench.experiments.fidelity.sparse_tables import read_sparse
+from nexusbench.experiments.fidelity.state_tables import read_states
 from nexusbench.models.config import load_model
 from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.imbalance import busiest
+from nexusbench.physics.measured import MeasuredPhysics
+from nexusbench.physics.tables import load_table
 from tests.examples import slow
 
 DATA = os.environ.get("NEXUSBENCH_DATA")
@@ -181,6 +188,44 @@ def test_low_precision_and_experts(gpu: str) -> None:
         assert physics.mape <= bound, operator
 
 
+# The same of attention to chosen keys and of states; nothing was fitted on H100 and GB200.
+SPARSE_AND_STATES = {
+    "h200": {
+        "dsa-prefill": 12, "dsa-decode": 12, "msa-prefill": 12, "msa-decode": 12,
+        "csa-prefill": 12, "csa-decode": 12, "hca-prefill": 12, "hca-decode": 12,
+        "gdn-prefill": 12, "gdn-decode": 12, "gdn conv-prefill": 12, "kda-prefill": 12,
+    },
+    "h100": {
+        "dsa-prefill": 12, "dsa-decode": 12, "msa-prefill": 15, "msa-decode": 15,
+        "csa-prefill": 15, "csa-decode": 12, "hca-prefill": 12, "hca-decode": 12,
+        "gdn-prefill": 12, "gdn-decode": 15, "kda-prefill": 15,
+    },
+    "b200": {
+        "dsa-prefill": 13, "dsa-decode": 12, "msa-prefill": 13, "msa-decode": 12,
+        "csa-prefill": 12, "csa-decode": 12, "hca-prefill": 12, "hca-decode": 12,
+        "gdn-prefill": 12, "gdn-decode": 12, "kda-prefill": 12,
+    },
+    "gb200": {"dsa-prefill": 15, "dsa-decode": 15, "gdn-prefill": 12, "hca-prefill": 12},
+    "l40s": {"msa-prefill": 12, "msa-decode": 13},
+    "rtxpro6000": {"msa-prefill": 12, "msa-decode": 12, "kda-prefill": 12},
+}  # fmt: skip
+
+
+@needs_aiconfigurator
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", SPARSE_AND_STATES)
+def test_sparse_attention_and_states(gpu: str) -> None:
+    folder, spec = installed(gpu), load_gpu(gpu)
+    found = summarise(
+        KernelSamples(read_sparse(folder, spec, True) + read_states(folder, spec, True))
+    )
+    scored = {score.operator: score.physics for score in found}
+    for operator, bound in SPARSE_AND_STATES[gpu].items():
+        physics = scored[operator]
+        assert physics is not None
+        assert physics.mape <= bound, operator
+
+
 @needs_data
 def test_experts_of_a_laboratory_that_nothing_was_fitted_on() -> None:
     folder = data("kernels", "rtxpro6000-qwen3-30b-a3b-tp1")
@@ -221,3 +266,46 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
         assert abs(made.reached[name]) <= bound, name
     assert made.resolved.kv_blocks == 2588
     assert made.resolved.kernel_table is None
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize(
+    ("table", "bounds"),
+    [
+        (None, {"makespan": 11, "tpot": 13, "scheduled_to_first_token": 17}),
+        ("rtxpro6000-qwen3-30b-a3b-tp1", {"makespan": 8, "tpot": 10}),
+    ],
+)
+def test_a_recorded_run_of_two_engines_with_experts_over_both(
+    table: str | None, bounds: dict[str, float]
+) -> None:
+    recording = read_recording(data("vllm-runs", "rtxpro6000-qwen3-30b-a3b-dp2"))
+    config = RunConfig(
+        trace="", device="sim:rtxpro6000", model="qwen3-30b-a3b", engine="vllm-0.19",
+        kernel_table=None if table is None else str(data("kernels", table)),
+    )  # fmt: skip
+    made = replay(recording, config)
+    for name, bound in bounds.items():
+        assert abs(made.reached[name]) <= bound, name
+    assert made.config.data_parallel_size == 2
+    assert made.config.enable_expert_parallel
+    assert made.config.scheduler == "vllm:whole_prompt=true"
+    assert made.notes[0].startswith("the recording does not say how its engine schedules")
+
+
+@needs_data
+def test_experts_of_a_table_on_each_of_two_gpus() -> None:
+    folder = data("kernels", "rtxpro6000-qwen3-30b-a3b-tp1")
+    gpu, model = load_gpu("rtxpro6000"), load_model("qwen3-30b-a3b")
+    table = load_table(folder, gpu, model, 1)
+    own = Parallelism(data=2, experts=True)
+    measured = MeasuredPhysics(gpu, model, table, parallel=own)
+    part = busiest(256, 128, 8, 2)
+    # Half of the rows of 256 tokens are those of 130 tokens, which touch the same 64 experts.
+    near = table.experts_us(round(part.rows / 8), part.touched) * 48 * 1e3
+    made = measured.routed(256, gpu.num_sms).time
+    assert made == pytest.approx(near, rel=0.06)  # and what a GPU adds for tokens sent elsewhere
+    assert made > near
+    every = measured.dense(256, gpu.num_sms).time
+    assert every == pytest.approx((table.layer_us(256) * 48 + table.step_us(256)) * 1e3)

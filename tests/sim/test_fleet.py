@@ -395,6 +395,12 @@ def test_the_memory_that_experts_leave_is_for_keys_and_values(tmp_path: Path) ->
             "128 experts of qwen3-30b-a3b cannot be dealt out evenly to 3 GPUs",
         ),
         ({"model": EXPERTS, "data_parallel_size": 5}, "768 wide and cannot be shared by 5 GPUs"),
+        ({"model": EXPERTS, "kernel_table": "none"}, "has the times of experts of one width"),
+        (
+            {"model": EXPERTS, "kernel_table": "none", "tensor_parallel_size": 2,
+             "enable_expert_parallel": True},
+            "has the times of experts of one width",
+        ),
         ({"scheduler": "nexus"}, "'nexus' divides its GPU"),
         ({"scheduler": "vllm-pd"}, "'vllm-pd' divides its GPU, or runs on several"),
         ({"swap_space": 1.0}, "recomputed, not swapped"),
@@ -408,6 +414,20 @@ def test_what_cannot_be_spread_is_refused_by_name(
     with pytest.raises(UsageError) as error:
         assemble(asked)
     assert message in str(error.value)
+
+
+def test_more_gpus_than_a_server_has_are_said(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, (0.0, 100, 5))
+
+    def said(**more: Any) -> list[str]:
+        asked = msgspec.structs.replace(config(trace, model=EXPERTS), **more)
+        return [text for text in assemble(asked).resolved.caveats if "between servers" in text]
+
+    assert not said(data_parallel_size=8)
+    assert said(data_parallel_size=16)[0].startswith("16 GPUs: NOT VALIDATED")
+    assert not said(data_parallel_size=16, device="sim:gb200")
+    assert not said(data_parallel_size=16, model=DENSE)  # replicas
+    assert said(data_parallel_size=4, tensor_parallel_size=4)
 
 
 def test_a_fleet_is_kept_and_read_like_any_run(tmp_path: Path) -> None:

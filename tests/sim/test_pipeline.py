@@ -150,6 +150,7 @@ def test_as_many_batches_are_in_flight_as_there_are_stages(tmp_path: Path) -> No
     assert made.events.facts.gpus == 2
     again = run(config(trace_of(tmp_path, *[(0.0, 900, 30)] * 8), max_num_batched_tokens=1800))
     assert again.event_digest == made.event_digest
+    assert any("chunks of one prompt wait" in text for text in made.resolved.caveats)  # type: ignore[union-attr]
     summary = summarise(made.events)
     assert not summary.failed
     assert summary.value("contention") is None

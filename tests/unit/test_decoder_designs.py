@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError, UsageError
+from nexusbench.core.layers import DenseMlp
+from nexusbench.core.mixers import FullAttention
 from nexusbench.kernels.gates import Gate
 from nexusbench.kernels.ropes import Rope
 from nexusbench.kernels.routing import Routing
@@ -20,6 +22,7 @@ from nexusbench.models.architecture import (
 )
 from nexusbench.models.designs import Edges, ExpertsDesign, GroupedDesign, LatentDesign
 from nexusbench.models.families.base import families
+from nexusbench.models.stacking import LayerPlan
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 
@@ -202,6 +205,33 @@ def test_windows_of_dense_families_are_computed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--device cuda computes dense models of full attention"):
         require_ordinary(config, "--device cuda")
     require_ordinary(decoder(tmp_path, "qwen2"), "--device cuda")
+
+
+@pytest.mark.parametrize(
+    ("mixer", "mlp", "problem"),
+    [
+        ({"gate": 256}, {}, "full GQA 8/2 x 32"),
+        ({"value_dim": 16}, {}, "full GQA 8/2 x 32/16"),
+        ({}, {"gated": False}, "dense 768, not gated"),
+    ],
+)
+def test_parts_that_are_described_only(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mixer: dict[str, Any],
+    mlp: dict[str, Any],
+    problem: str,
+) -> None:
+    """As a family of another package may have them."""
+
+    def layers(self: object, config: object, count: int) -> list[LayerPlan]:
+        attention = FullAttention(num_heads=8, num_kv_heads=2, head_dim=32, **mixer)
+        return [LayerPlan(mixer=attention, mlp=DenseMlp(intermediate_size=768, **mlp))] * count
+
+    monkeypatch.setattr(families.load("llama"), "layers", layers)
+    wanted = f"'llama' has {problem}, which is described but not computed. With real tokens: deep"
+    with pytest.raises(InputError, match=re.escape(wanted)):
+        decoder(tmp_path, "llama")
 
 
 REFUSED: list[tuple[str, dict[str, object], str, str]] = [

@@ -68,6 +68,39 @@ def test_one_front_end_takes_one_request_after_the_other() -> None:
     assert [request.arrival_ns for request in requests] == [0, 0, 9 * MS]
 
 
+def test_a_request_waits_for_the_tokens_of_those_that_are_served() -> None:
+    host = engine(stream_us=100.0)
+    requests = [offer(index, index, 100, 1) for index in range(3)]
+    arrivals = arrivals_at(host, requests)
+    assert arrivals.chained  # else their ends are not told
+    assert [arrivals.next_ns, *arrivals.pop_due(0)] == [0, requests[0]]
+    assert arrivals.next_ns == 1.1 * MS
+    arrivals.ended(requests[0], MS, finished=True)
+    assert arrivals.next_ns == MS
+
+
+def test_a_host_that_plans_ahead_sees_a_request_one_launch_later(tmp_path: Path) -> None:
+    path = tmp_path / "ahead.toml"
+    zero = dict.fromkeys(
+        ("gap_us", "step_us", "sequence_us", "request_us", "prompt_token_us", "reply_us"), "0"
+    )
+    begun = {}
+    for ahead in ("true", "false"):
+        path.write_text(text(asynchronous=ahead, **zero))
+        config = RunConfig(
+            trace=str(trace(tmp_path / "t.jsonl", 2, gap_ms=1)), device="sim:h100",
+            scheduler="vllm", engine=str(path),
+        )  # fmt: skip
+        events = run(config).events
+        submitted = events.tables["submitted"]["time"]
+        begun[ahead] = [int(time) for time in submitted[:3]], events.first_token.tolist()
+    # The second arrives while the first's prompt is computed; the plan of the next launch is made.
+    assert begun["true"][0][:2] == begun["false"][0][:2]
+    assert begun["true"][1][0] == begun["false"][1][0]
+    assert begun["true"][1][1] > begun["false"][1][1]
+    assert begun["true"][0][2] <= begun["true"][1][1]
+
+
 def test_a_user_who_comes_back_queues_at_the_front_end_again() -> None:
     host = engine(request_us=1000.0)
     requests = [offer(index, 0, 100, 1) for index in range(3)]

@@ -56,10 +56,10 @@ def test_blocks_must_divide_what_a_hash_id_names():
 def test_a_pool_in_which_no_request_fits_is_refused():
     kv = kv_pools(config(kv_blocks=3), MODEL, tiny_device(), trace())[0]
     fits, not_quite, large = offer(0, 0, 40, 8), offer(1, 0, 40, 9), offer(2, 0, 90, 9)
-    check_pool([large, fits], kv)
-    check_pool([], kv)
+    check_pool([large, fits], kv, 64)
+    check_pool([], kv, 64)
     with pytest.raises(UsageError, match=r"pool of 3 blocks .* the smallest needs 4"):
-        check_pool([large, not_quite], kv)
+        check_pool([large, not_quite], kv, 64)
 
 
 def test_swap_space_is_the_users_else_the_policys_where_it_swaps():

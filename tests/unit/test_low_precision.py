@@ -23,6 +23,7 @@ from nexusbench.physics.precisions import (
     product_constants,
     product_kernel,
     quantise_constants,
+    served_experts,
 )
 from nexusbench.physics.products import Products
 
@@ -156,6 +157,25 @@ def test_a_kernel_says_whose_constants_it_takes() -> None:
     assert product_kernel(load_gpu("l20"), "fp8").origin == load_gpu("l40s").name
     assert experts_kernel(A100, "bfloat16").origin == load_gpu("l40s").name
     assert product_kernel(A100, "fp8").origin == A100.name
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kind", "origin"),
+    [
+        ("b200", "mxfp4_mxfp8", "b200"), ("gb200", "mxfp4_mxfp8", "b200"),
+        ("b300", "mxfp4_mxfp8", "b200"), ("h200", "mxfp4", "h200"),
+        ("rtxpro6000", "mxfp4", "rtxpro6000"), ("a100", "mxfp4", "l40s"),
+    ],
+)  # fmt: skip
+def test_servers_quantise_activations_of_mxfp4_experts_where_cores_multiply_them(
+    gpu: str, kind: str, origin: str
+) -> None:
+    spec = load_gpu(gpu)
+    made = served_experts(spec, "mxfp4", "bfloat16")
+    assert made.kind == kind
+    assert made.origin == load_gpu(origin).name
+    assert experts_kernel(spec, "mxfp4").kind == "mxfp4"  # as a table says
+    assert served_experts(spec, "nvfp4", "bfloat16") == experts_kernel(spec, "nvfp4")
 
 
 def test_sixteen_bit_products_that_read_fewer_bytes() -> None:

@@ -7,16 +7,26 @@ import random
 import msgspec
 import pytest
 
-from nexusbench.core.batch import BatchShape
-from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
+from nexusbench.core.batch import BatchShape, Split
+from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup, LayerStack
 from nexusbench.core.mixer_work import MIXER_WORK, FullWork, MixerWork, pieces
-from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, WindowAttention
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.mixers import (
+    CompressedAttention,
+    FullAttention,
+    LatentAttention,
+    Mixer,
+    SparseAttention,
+    StateMixer,
+    WindowAttention,
+)
+from nexusbench.core.specs import DeviceSpec, ModelSpec
 from nexusbench.core.work import model_work
 from nexusbench.costs.roofline import Roofline
 from nexusbench.models.config import describe_model
 from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.launches import Physics
 from nexusbench.profiles.stages import Stages
+from nexusbench.serving.assembly import work_of
 
 FULL = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64)
 WINDOW = WindowAttention(num_heads=8, num_kv_heads=2, head_dim=64, window=100)
@@ -171,3 +181,95 @@ def test_many_heads_over_one_latent_are_bound_by_tensor_cores() -> None:
     taken = belief.predict(long, 132) - belief.predict(short, 132)
     flops = 3 * 64 * 79_999 * 2 * 128 * (2 * 512 + 64)
     assert taken == pytest.approx(flops / (gpu.peak_tflops * 1e3), rel=0.01)
+
+
+class RealDevice:
+    """As much of one as work counts look at."""
+
+    spec = DeviceSpec("cuda", "cuda", False, 132, (), Split(("all",), (132,)), 1, 1e9, 3)
+    gpu = load_gpu("h200")
+
+
+def test_utilisation_is_not_made_up_where_work_is_not_even() -> None:
+    """MFU multiplies tokens and pairs; a window sees fewer pairs, and experts read few weights."""
+    full = work_of(model(FULL), RealDevice())  # type: ignore[arg-type]
+    assert full is not None
+    assert full.pair_flops == 3 * 4 * 8 * 64
+    routed = ExpertsMlp(num_experts=8, experts_per_token=2, intermediate_size=64)
+    experts = LayerGroup(count=3, mixer=FULL, mlp=routed)
+    stack = LayerStack(groups=(experts,), order=(0,) * 3)
+    for other in (model(WINDOW), model(LATENT), msgspec.structs.replace(model(FULL), stack=stack)):
+        assert work_of(other, RealDevice()) is None  # type: ignore[arg-type]
+
+
+PICKED = SparseAttention(
+    base=LATENT, topk=100, index_heads=4, index_dim=16, index_inputs=96
+)  # fmt: skip
+ENTRIES = CompressedAttention(
+    num_heads=8, head_dim=64, q_rank=96, groups=2, out_rank=32, window=50, ratio=4, topk=60,
+    index_heads=4, index_dim=16,
+)  # fmt: skip
+HEAVY = msgspec.structs.replace(ENTRIES, ratio=32, topk=0, index_heads=0, index_dim=0)
+STATE = StateMixer(
+    kind="gated delta net", heads=4, key_dim=32, value_dim=16, matrices=(), conv_values=96
+)
+
+
+def test_pairs_of_chosen_tokens_are_at_most_those_chosen() -> None:
+    draw = random.Random(7)
+    for _ in range(40):
+        count, before = draw.randint(1, 350), draw.randint(0, 350)
+        last = before + count
+        pairs = sum(min(position, 100) for position in range(before + 1, last + 1))
+        scored = sum(range(before + 1, last + 1))
+        flops, size = work(PICKED).chunks(((count, before),))
+        exact = pairs * 2 * 16 * (2 * 32 + 8) + scored * 2 * 4 * 16
+        assert flops == pytest.approx(exact, rel=0.02)
+        latents = min(last, count * 100) * 40 * 2.0 + last * PICKED.index_bytes
+        assert size == pytest.approx(latents + count * 16 * (2 * 32 + 8) * 2)
+    flops, size = work(PICKED).decodes(3, 3000)
+    assert flops == 300 * 2 * 16 * 72 + 3000 * 2 * 4 * 16
+    assert size == 300 * 80 + 3000 * PICKED.index_bytes + 3 * 16 * 72 * 2
+    # An earlier layer's picks cost nothing to find, and no key of their own.
+    again = work(msgspec.structs.replace(PICKED, reuses=True))
+    assert again.decodes(3, 3000) == (300 * 2 * 16 * 72, 300 * 80 + 3 * 16 * 72 * 2)
+    assert again.token_bytes == 80 == work(PICKED).token_bytes - PICKED.index_bytes
+
+
+@pytest.mark.parametrize("mixer", [ENTRIES, HEAVY])
+def test_pairs_of_entries_are_those_before_and_a_window(mixer: CompressedAttention) -> None:
+    most = mixer.topk or 10**9
+    for count, before in ((1, 0), (300, 0), (40, 500), (300, 999)):
+        seen = range(before + 1, before + count + 1)
+        pairs = sum(min(at, 50) + min(at / mixer.ratio, most) for at in seen)
+        scored = sum(at / mixer.ratio for at in seen) if mixer.topk else 0.0
+        flops, _ = work(mixer).chunks(((count, before),))
+        assert flops == pytest.approx(pairs * 4 * 8 * 64 + scored * 2 * 4 * 16, rel=0.02)
+    keys = 50 + min(1000 / mixer.ratio, most)
+    index = 1000 * mixer.index_bytes
+    flops, size = work(mixer).decodes(2, 2000)
+    assert size == pytest.approx(2 * (keys * 64 * 2 + index + 2 * 8 * 64 * 2))
+    assert flops == pytest.approx(
+        2 * (keys * 4 * 8 * 64 + (1000 / 4 * 2 * 4 * 16 if mixer.topk else 0))
+    )
+    plain = work(msgspec.structs.replace(HEAVY, ratio=0))
+    assert plain.decodes(2, 2000) == plain.decodes(2, 200_000)
+
+
+def test_states_are_read_and_written_once_a_chunk_or_decode() -> None:
+    made = work(STATE)
+    moved, kept = 2 * 4 * 48 * 2, 4 * 32 * 16 * 4.0 + 96 * 2.0
+    token = 6 * 4 * 32 * 16
+    assert made.chunks(((10, 5), (7, 900))) == (17 * token, 17 * moved + 4 * kept)
+    assert made.decodes(3, 3) == made.decodes(3, 90_000) == (3 * token, 3 * (moved + 2 * kept))
+    assert made.token_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["glm-5.2-fp8", "deepseek-v4-flash", "qwen3.6-27b-nvfp4"])
+def test_beliefs_know_what_sparse_and_recurrent_layers_read(name: str) -> None:
+    """An unfitted roofline is below the simulated step, and not by an order of magnitude."""
+    spec, gpu = describe_model(name), load_gpu("h200")
+    for shape in (BatchShape(64, 64 * 20_000), BatchShape(0, 0, ((4096, 8192),))):
+        believed = Roofline(gpu=gpu, model=spec, tensor_parallel=4).predict(shape, 132)
+        simulated = Physics(gpu, spec, 4).load(shape, 132).solo
+        assert 0.1 * simulated < believed < simulated

@@ -6,8 +6,14 @@ import msgspec
 import pytest
 
 from nexusbench.core.batch import Batch, BatchShape
-from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
-from nexusbench.core.mixers import FullAttention, LatentAttention, Mixer, WindowAttention
+from nexusbench.core.layers import DenseMlp, ExpertsMlp, LayerGroup, LayerStack
+from nexusbench.core.mixers import (
+    FullAttention,
+    LatentAttention,
+    Mixer,
+    SparseAttention,
+    WindowAttention,
+)
 from nexusbench.core.specs import ModelSpec, with_used_kernels
 from nexusbench.models.config import describe_model
 from nexusbench.physics.attention import Attention
@@ -121,6 +127,31 @@ def test_products_of_latents_follow_what_runs_how() -> None:
     assert later < 1.5 * (first + product(8192, 512, 32 * 256))
 
 
+def test_shared_experts_run_beside_routed_ones_in_small_batches() -> None:
+    """Their weights are read in between, and the rest hides; large batches compute one after the
+    other, and a dense part beside experts (Gemma 4) always does.
+    """
+    routed = ExpertsMlp(num_experts=64, experts_per_token=4, intermediate_size=1024)
+
+    def layer(tokens: int, **more: int) -> float:
+        mlp = msgspec.structs.replace(routed, **more)
+        made = Physics(H200, model(LayerGroup(count=4, mixer=FULL, mlp=mlp)))
+        return made.dense(tokens, 132).time / 4
+
+    def products(tokens: int) -> float:
+        made = Physics(H200, model(group(FULL, 4)))._products["bfloat16"]
+        weights, streams = attainable(H200, 132, weights=True), attainable(H200, 132)
+        sizes = ((4096, 2048, "gate_up"), (1024, 4096, "down"))
+        return sum(made.time(n, tokens, a, b, 132, weights, streams).time for a, b, n in sizes)
+
+    read = 3 * 4096 * 1024 * 2.0 / attainable(H200, 132, weights=True)
+    more = layer(16, shared_size=1024) - layer(16)
+    assert read < more < 1.1 * read < products(16)
+    assert layer(16, dense_size=1024) - layer(16) > products(16)
+    assert layer(256, shared_size=1024) - layer(256) < products(256)
+    assert layer(512, shared_size=1024) - layer(512) > products(512)
+
+
 def test_projections_down_to_ranks_are_one_product() -> None:
     apart = msgspec.structs.replace(LATENT, q_rank=0)
     linears = [one.name for one in Physics(H200, model(group(LATENT, 5)))._linears]
@@ -132,9 +163,11 @@ def test_projections_down_to_ranks_are_one_product() -> None:
 @pytest.mark.parametrize("shape", [
     BatchShape(64, 64 * 3000), BatchShape(0, 0, ((3000, 4000),)), BatchShape(9, 9000, ((700, 0),)),
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["gpt-oss-120b", "deepseek-v3"])
+@pytest.mark.parametrize("name", [
+    "gpt-oss-120b", "deepseek-v3", "glm-5.2-fp8", "deepseek-v4-flash", "qwen3.6-27b-nvfp4",
+])  # fmt: skip
 def test_layers_add_up_to_the_model(name: str, shape: BatchShape) -> None:
-    physics = Physics(H200, describe_model(name), 8)
+    physics = Physics(H200, describe_model(name), 4)
     count = physics.model.num_layers
     whole = physics.load(shape, 132)
     parts = [
@@ -146,8 +179,44 @@ def test_layers_add_up_to_the_model(name: str, shape: BatchShape) -> None:
         assert added == pytest.approx(getattr(whole, kind).time)
     if name == "gpt-oss-120b":  # every second layer has a window of 128 tokens
         assert parts[0].attention.time < parts[1].attention.time == parts[3].attention.time
-    else:
+    if name == "deepseek-v3":
         assert parts[0].attention.time == pytest.approx(parts[60].attention.time)
+
+
+def test_states_take_no_longer_for_long_contexts() -> None:
+    """Of a model whose other layers have full attention, those alone do."""
+    physics = Physics(H200, describe_model("qwen3.6-27b-nvfp4"))
+    scans, full = sorted(physics.mixing, key=lambda one: -one.layers)
+    assert (scans.layers, full.layers) == (48, 16)
+
+    def times(length: int) -> list[float]:
+        return [one.time for one in physics.attention_by_kind(BatchShape(32, 32 * length), 132)]
+
+    at = physics.mixing.index(scans)
+    short, long = times(100), times(30_000)
+    assert short[at] == long[at]
+    assert short[1 - at] < long[1 - at]
+    state = 32 * 2 * describe_model("qwen3.6-27b-nvfp4").state_bytes_per_sequence
+    assert short[at] > 0.9 * state / H200.hbm_gbps
+
+
+def test_latents_of_chosen_tokens_are_always_absorbed() -> None:
+    """In prompts too, however long: there is no expansion of what came before."""
+    latent = LatentAttention(
+        num_heads=32, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128
+    )
+    picked = SparseAttention(
+        base=latent, topk=2048, index_heads=32, index_dim=128, index_inputs=1536
+    )
+    physics = Physics(H200, model(group(picked, 5)))
+    (kind,) = physics.mixing
+    weights, streams = attainable(H200, 132, weights=True), BANDWIDTH
+    assert kind.products is not None
+    first, later, decodes = (
+        kind.products.time(chunks, count, 132, weights, streams).time
+        for chunks, count in ((((2048, 0),), 0), (((2048, 50_000),), 0), ((), 2048))
+    )
+    assert first == later == decodes > 0
 
 
 @pytest.mark.parametrize("gpu", ["h200", "b200", "l40s", "a100"])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nexusbench.core.errors import InputError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.specs import Dtypes, MoeSpec
 from nexusbench.core.work import model_work
 from nexusbench.models.config import caveats, load_model, missing_quantisation, model_names
@@ -22,6 +23,7 @@ from tests.examples import sample
 NAMES = [
     "deepseek-r1",
     "deepseek-v3",
+    "deepseek-v3.1-nvfp4",
     "deepseek-v4-flash",
     "gemma-3-12b",
     "gemma-3-27b",
@@ -38,7 +40,7 @@ NAMES = [
     "llama-3.1-70b",
     "llama-3.1-8b",
     "llama-3.3-70b",
-    "minimax-m2",
+    "minimax-m2.5",
     "minimax-m2.5-nvfp4",
     "mistral-7b",
     "mistral-nemo",
@@ -123,7 +125,7 @@ PARAMETERS = {
     "mistral-small-24b": 23_572_403_200, "gpt-oss-20b": 20_914_757_184,
     "gemma-3-12b": 11_766_034_176, "gemma-3-27b": 27_009_346_304, "phi-4": 14_659_507_200,
     "kimi-k2": 1_026_408_209_408, "glm-4.6": 352_797_814_784, "glm-4.5-air": 106_852_245_504,
-    "minimax-m2": 228_689_748_992,
+    "minimax-m2.5": 228_689_748_992,
 }  # fmt: skip
 
 
@@ -133,7 +135,7 @@ def test_models_that_many_serve_have_their_published_sizes(name: str) -> None:
     assert model.num_parameters == pytest.approx(PARAMETERS[name], rel=1e-4)
     # Billions that a token uses, as model cards round them; some count embeddings.
     cards = {"qwen3-235b-a22b": 22, "kimi-k2": 32, "glm-4.6": 32, "glm-4.5-air": 12,
-             "minimax-m2": 10}  # fmt: skip
+             "minimax-m2.5": 10}  # fmt: skip
     if name in cards:
         rest = model.active_parameters - model.embedding_parameters
         assert rest / 1e9 == pytest.approx(cards[name], rel=0.1)
@@ -298,7 +300,7 @@ MOE = {"num_local_experts": 8, "num_experts_per_tok": 2, "model_type": "mixtral"
 QWEN_MOE = {**MOE, "model_type": "qwen2_moe", "moe_intermediate_size": 48}
 # Changes to a good config, the field the message must name, and its words.
 BROKEN: list[tuple[dict[str, object], str, str]] = [
-    ({"model_type": "gpt2"}, "model_type", "Supported: llama"),
+    ({"model_type": "gpt2"}, "model_type", "Supported: deepseek_v2, "),
     ({"model_type": ["llama"]}, "model_type", "not supported"),
     ({"model_type": REMOVED}, "model_type", "is missing"),
     ({"hidden_size": REMOVED}, "hidden_size", "is missing"),
@@ -405,8 +407,8 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 )
 def test_kv_heads_are_kept_on_several_gpus_where_there_are_fewer(gpus: int, copies: int) -> None:
     model = load_model("qwen2.5-3b")  # 2 KV heads
-    assert model.kv_bytes_on(gpus) == copies * 36_864
-    assert model_work(model, gpus).kv_bytes_per_token * gpus == model.kv_bytes_on(gpus)
+    assert kv_layout(model, gpus).token_bytes == copies * 36_864
+    assert model_work(model, gpus).kv_bytes_per_token * gpus == kv_layout(model, gpus).token_bytes
 
 
 HOSTILE: tuple[object, ...] = (

@@ -141,10 +141,22 @@ def test_sglangs_room_is_what_is_free_less_what_will_grow():
     decode = request(0, 10, tokens=14, computed=13, max_tokens=20)  # 16 to come
     started = request(1, 30, tokens=30, computed=10, max_tokens=9)  # 20 of the prompt, 9 to come
     ctx = SimpleNamespace(
-        kv=SimpleNamespace(block_size=16, num_free=10),
+        kv=KVCacheManager(10, 16),
         decoding=[decode], prefilling=[started],
     )  # fmt: skip
     assert policy._room(ctx, 8000) == 160 - 20 - 0.5 * (16 + 9)
+
+
+class Blocks(KVCacheManager):
+    """A pool of which ``free`` blocks are free."""
+
+    def __init__(self, free, total=100, size=4):
+        super().__init__(total, size)
+        self.free = free
+
+    @property
+    def num_free(self):
+        return self.free
 
 
 class Free:
@@ -155,7 +167,7 @@ class Free:
         self.num_layers, self.now, self.num_running = 8, 0, 0
         self.prefilling, self.decoding, self.waiting = [], [], SimpleNamespace(head=None)
         self.preempted, self.blocks_coming = [], 0
-        self.left = 100
+        self.left, self.limits = 100, Limits(8, 64, 1024)
         self.__dict__.update(more)
 
     def savepoint(self):
@@ -327,7 +339,7 @@ def test_in_a_step_that_preempted_no_request_starts(name):
 
         ctx = Free(
             take, waiting=waiting, preempted=preempted, limits=Limits(8, 64, 1024),
-            kv=SimpleNamespace(num_free=50, num_blocks=50, block_size=4),
+            kv=Blocks(50, total=50),
             schedule_decodes=lambda *rest, **more: 0, free_slots=lambda name="all": 1,
             cached_tokens=lambda r: 0, is_at=lambda r, name: name == "prefill",
             order_key=lambda r: 0.0, sms=lambda name: 8, plan=lambda: "plan",
@@ -430,11 +442,14 @@ def turn(due, others, *, free=0, coming=0, running=8, leaving=(), here=()):
 
     def preempt(r):
         freed.append(r.index)
-        kv.num_free += 3
+        kv.free += 3
 
-    kv = SimpleNamespace(num_free=free)
-    made._ctx = SimpleNamespace(kv=kv, blocks_coming=coming, num_running=running, preempt=preempt)
-    made._size, made._seats, made._leaving = 4, 8, set(leaving)
+    kv = Blocks(free)
+    made._ctx = SimpleNamespace(
+        kv=kv, blocks_coming=coming, num_running=running, preempt=preempt,
+        limits=Limits(8, 64, 1024),
+    )  # fmt: skip
+    made._seats, made._leaving = 8, set(leaving)
     made._kept, made._here, made._decoding = set(), set(here), set()
     made.due = [SimpleNamespace(request=r) for r in due]
     made.others = [Job(r) for r in others]
@@ -489,7 +504,7 @@ def test_while_the_host_is_nearly_full_only_what_has_room_already_starts(
     holding, begun, prompt, running, due
 ):
     ctx = SimpleNamespace(
-        kv=SimpleNamespace(num_free=4, num_blocks=100, block_size=4), limits=Limits(8, 64, 1024),
+        kv=Blocks(4), limits=Limits(8, 64, 1024),
         num_running=running, decoding=[], prefilling=[], swapped=[],
     )  # fmt: skip
     job = SimpleNamespace(request=request(0, prompt), begun=begun, level=0, place=0)
@@ -506,9 +521,7 @@ def test_while_the_host_is_nearly_full_only_what_has_room_already_starts(
 )
 def test_sarathi_starts_a_prompt_if_all_of_it_that_is_not_cached_fits(prompt, cached, starts):
     """Five free blocks of four; of the batch it takes what is left."""
-    ctx = Free(
-        lambda r: 7, kv=SimpleNamespace(num_free=5, block_size=4), cached_tokens=lambda r: cached
-    )
+    ctx = Free(lambda r: 7, kv=Blocks(5), cached_tokens=lambda r: cached)
     assert make_scheduler("sarathi")._admit(ctx, request(0, prompt), 7) == (7 if starts else 0)
     assert ctx.asked == ([(0, 7, "all", None)] if starts else [])
 

@@ -8,6 +8,7 @@ import pytest
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.errors import UsageError
+from nexusbench.core.kv_layout import kv_layout
 from nexusbench.core.specs import DeviceSpec
 from nexusbench.core.state import Limits
 from nexusbench.counters.base import Counters, CounterSample, CounterSource, Quantity, Support
@@ -90,7 +91,7 @@ def test_a_source_that_dies_costs_only_its_own_numbers():
 def test_a_simulated_device_is_counted_exactly():
     made = device()
     limits = Limits(256, 2048, 32768)
-    pool = make_pool(made, MODEL.kv_bytes_per_token, limits, 16)
+    pool = make_pool(made, kv_layout(MODEL).paged(16), limits)
     with OpenReaders(made) as opened:
         measurer = Measurer(BatchDesk(made, pool), QUICK.sampling, opened.readers)
         point = measurer.measure(PointSetting("decode", DECODE, 46), seed=1)

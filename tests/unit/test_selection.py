@@ -139,6 +139,12 @@ def test_a_layer_is_scores_choice_attention_and_small_kernels():
     small = (1 - INDEX_SHARE) * (20_000 + 200) + new / 1000
     assert again.time == near(attention.time + small)
     assert kernels(DSA, layers=7).time((), 4, 8000, 10, 100.0).time == near(7 * made.time)
+    # In a CUDA graph nothing waits for launches.
+    quick = {"latent": replace(OWN, graph_us=5.0)}
+    graph = replace(SMALL, kernels=KernelConstants("hopper", sparse=quick))
+    assert kernels(DSA, graph).time((), 4, 8000, 10, 100.0).time == near(made.time - 15_000)
+    waits = PickedAttention(graph, DSA, eager=True).time((), 4, 8000, 10, 100.0)
+    assert waits.time == near(made.time)
 
 
 @pytest.mark.parametrize("kv", [1.0, 2.0])
@@ -172,6 +178,15 @@ def test_beyond_the_picks_only_the_index_grows(mixer: Mixer) -> None:
 def test_a_window_alone_does_not_grow() -> None:
     times = [kernels(PLAIN).time((), 8, 8 * length, 10, 100.0).time for length in (128, 50_000)]
     assert times[0] == times[1]
+
+
+def test_a_prompt_reads_its_window_and_the_one_before_it() -> None:
+    made = kernels(PLAIN).time(((10, 1000),), 0, 0, 10, 100.0)
+    new = 10 * (2 * 2 * 64 * 128 * 2 + 128 * 4)
+    assert made.traffic == near(new + (128 + 10) * 128 * 2)
+    # And all entries, or of those that are picked no more than there are.
+    heavy = kernels(HEAVY).time(((10, 1000),), 0, 0, 10, 100.0)
+    assert heavy.traffic == near(made.traffic + 1010 / 128 * 128 * 2)
 
 
 def test_prompts_share_launches_by_four() -> None:
@@ -245,7 +260,9 @@ def test_a_module_is_its_products_and_its_attention(tmp_path: Path) -> None:
         base=FullAttention(num_heads=32, num_kv_heads=2, head_dim=128), topk=2048, index_heads=2,
         index_dim=128, index_inputs=6144, index_weights=False, block=128, index_dtype="bfloat16",
     )  # fmt: skip
-    attention = PickedAttention(gpu, mixer).time((), 4, 4096, 132, bandwidth, copies=1).time
+    attention = (
+        PickedAttention(gpu, mixer, eager=True).time((), 4, 4096, 132, bandwidth, copies=1).time
+    )
     gemm, products = Gemm(gpu), 0.0
     shapes = [(6144, 4608), (4096, 6144), (6144, 256), (6144, 128)]
     weights = sum(i * o for i, o in shapes)

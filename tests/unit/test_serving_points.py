@@ -146,12 +146,15 @@ def test_what_cannot_be_simulated_is_refused_with_its_reason(
     ("backend", "version", "engine"),
     [
         ("vllm", "0.19.0", "vllm-0.19"), ("vllm", "0.11.2", "vllm-0.12"),
+        ("vllm", "0.14.0", "vllm-0.19"), ("vllm", "0.13.0", "vllm-0.12"),
         ("vllm", "0.18.0", "vllm-0.19"), ("vllm", "", "vllm-0.19"),
         ("vllm", "nightly-5b8c", "vllm-0.19"), ("sglang", "0.5.9", "sglang-0.5"),
         ("trtllm", "1.2.0rc2", "trtllm-1.0"),
+        # Asynchronous from 0.14 on, though 0.12 is nearer.
+        ("vllm", "0.15.1", "vllm-0.19"),
     ],
 )  # fmt: skip
-def test_the_engine_of_the_nearest_version(
+def test_the_engine_that_stands_for_a_version(
     backend: str, version: str, engine: str, tmp_path: Path
 ) -> None:
     (point,) = points(tmp_path, {"backend": backend, "backend_version": version})
@@ -169,6 +172,27 @@ def test_a_point_is_a_run_with_its_engine_and_rules(tmp_path: Path) -> None:
     (point,) = points(tmp_path, {})
     assert config_of(point, ServingPlan()).max_num_batched_tokens == 1702
     assert config_of(point, ServingPlan(budget=512)).max_num_batched_tokens == 512
+
+
+def test_a_model_in_another_precision_is_one_of_the_same_layers(tmp_path: Path) -> None:
+    (point,) = points(
+        tmp_path,
+        {"model_path": "deepseek-ai/DeepSeek-R1", "precision": "fp4", "system": "b200_sxm"},
+    )
+    assert model_of(point, None) == ("deepseek-v3.1-nvfp4", {})
+    (point,) = points(tmp_path, {"model_path": "MiniMaxAI/MiniMax-M2.5", "precision": "int4"})
+    with pytest.raises(Refused, match=r"MiniMax-M2\.5 in int4"):
+        model_of(point, None)
+
+
+def test_lengths_and_budget_are_those_of_the_runner_that_measured(tmp_path: Path) -> None:
+    own, inferencex = points(tmp_path, {}, {"attention_dp_size": 1})
+    for point, ratio, budget in ((own, 1.0, 1702), (inferencex, 0.8, 8192)):
+        assert ServingPlan().range_of(point) == ratio
+        assert ServingPlan(range_ratio=0.5).range_of(point) == 0.5
+        assert config_of(point, ServingPlan()).max_num_batched_tokens == budget
+    (point,) = points(tmp_path, {"attention_dp_size": 1, "backend": "trtllm"})
+    assert ServingPlan().budget_of(point) == 1702
 
 
 def test_a_description_is_found_by_name_and_precision(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.unit.test_physics_by_hand import GPU, near
 OWN = StateConstants(
     efficiency=0.5, prepared=0.25, tile_us=2.0, launch_us=5.0, passes=1.5, overlap=0.1, conv_us=3.0,
     conv_passes=2.0, step_us=4.0, step_passes=1.25, step_conv_us=1.0, step_conv_passes=1.5,
+    l2_gbps=1000.0, l2_share=0.001,
 )  # fmt: skip
 KINDS = {"delta": OWN, "channel-delta": replace(OWN, prepared=1.0)}
 SMALL = replace(GPU, kernels=KernelConstants("hopper", states=KINDS))
@@ -38,24 +39,27 @@ DELTA = StateMixer(
 )  # fmt: skip
 CHANNEL = replace(DELTA, kind="Kimi delta attention")
 SCAN = replace(DELTA, kind="Mamba2", conv_values=0)
+CACHED = replace(
+    SMALL, kernels=KernelConstants("hopper", states={"delta": replace(OWN, l2_share=0.5)})
+)
 STATE = 4 * 64 * 128 * 4.0
 CHUNK = 2 * 64 * (3 * 64 * 128 + 64 * 128) / 500  # ns of 64 tokens of a head
 
 
 def test_chunks_of_a_head_follow_one_another():
-    made = StateScan(SMALL, DELTA).scan(((130, 77),), 10, 100.0, 0)
+    made = StateScan(SMALL, DELTA).scan(((130, 77),), 10, 100.0)
     # 4 heads on 10 SMs: each walks through 3 chunks; a quarter as much is done on all SMs.
     busy = 2000 + 3 * CHUNK + 12 * CHUNK * 0.25 / 10
     moving = (130 * 4 * 2 * 192 * 2 * 1.5 + 2 * STATE) / 100
     assert made.time == near(5000 + busy + 0.1 * moving)
     assert made.held == near((busy + 0.1 * moving) * 0.4)
     # More prompts fill the GPU before they take longer.
-    two = StateScan(SMALL, DELTA).scan(((130, 0),) * 2, 10, 1e9, 0)
+    two = StateScan(SMALL, DELTA).scan(((130, 0),) * 2, 10, 1e9)
     assert two.busy == near(2000 + 3 * CHUNK + 24 * CHUNK * 0.25 / 10)
 
 
 def test_with_a_decay_a_channel_more_is_prepared():
-    one, other = (StateScan(SMALL, mixer).scan(((640, 0),), 10, 1e9, 0) for mixer in
+    one, other = (StateScan(SMALL, mixer).scan(((640, 0),), 10, 1e9) for mixer in
                   (DELTA, CHANNEL))  # fmt: skip
     assert other.busy - one.busy == near(40 * CHUNK * 0.75 / 10)
 
@@ -63,7 +67,7 @@ def test_with_a_decay_a_channel_more_is_prepared():
 def test_without_the_delta_rule_chunks_do_not_wait():
     scan = StateScan(SMALL, SCAN)
     chunk = 2 * 64 * (2 * 64 * 128 + 64 * 128 + 64 * 64) / 500
-    made = scan.scan(((640, 0),), 10, 1e9, 0)
+    made = scan.scan(((640, 0),), 10, 1e9)
     assert made.busy == near(4 * (2000 + chunk))  # 40 tiles on 10 SMs
     # There is no convolution.
     assert scan.time(((640, 0),), 0, 0, 10, 1e9) == made
@@ -78,15 +82,20 @@ def test_a_decode_reads_and_writes_its_state_whatever_its_length():
     assert made.time == near(3 * (4000 + state / 100 + 1000 + conv / 100))
     assert made.memory == near(3 * (state + conv) / 100)
     assert scan.time((), 5, 5 * 100_000, 10, 100.0) == made
-    # A benchmark on the same states finds them in L2.
-    small = StateScan(SMALL, replace(DELTA, heads=1)).step(1, 10, 100.0, 1)
-    assert small.time == near(4000 + (2 * STATE / 4 + 2 * 192 * 2) * 1.25 / 1000)
+    # A benchmark on the same states finds them in L2, a serving step does not.
+    small, size = StateScan(CACHED, replace(DELTA, heads=1)), (STATE / 2 + 2 * 192 * 2) * 1.25
+    assert small.step(1, 10, 100.0, 1).time == near(4000 + size / 1000)
+    assert small.step(1, 10, 100.0, 0).time == near(4000 + size / 100)
 
 
 def test_convolutions_of_prompts_move_their_channels():
-    made = StateScan(SMALL, DELTA).convolution(100, 2, 10, 100.0, 0)
+    made = StateScan(SMALL, DELTA).convolution(100, 2, 10, 100.0)
     size = 100 * 1024 * 2 * 2 * 2.0 + 2 * 3 * 1024 * 2
     assert made.time == near(3000 + size / 100)
+    # What the projection wrote before is in L2.
+    assert StateScan(CACHED, DELTA).convolution(20, 1, 10, 100.0).time == near(
+        3000 + (20 * 1024 * 2 * 2 * 2.0 + 3 * 1024 * 2) / 1000
+    )
 
 
 @pytest.mark.parametrize("mixer", [DELTA, CHANNEL, SCAN])
@@ -164,8 +173,8 @@ def test_a_row_is_one_kernel(tmp_path: Path) -> None:
         conv_values=3 * (2 * 16 + 32) * 128,
     )  # fmt: skip
     one, bandwidth = StateScan(gpu, mixer), gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
-    assert scan.physics_us * 1e3 == near(one.scan(((100, 0),) * 2, 132, bandwidth, 1).time)
-    assert conv.physics_us * 1e3 == near(one.convolution(200, 2, 132, bandwidth, 1).time)
+    assert scan.physics_us * 1e3 == near(one.scan(((100, 0),) * 2, 132, bandwidth).time)
+    assert conv.physics_us * 1e3 == near(one.convolution(200, 2, 132, bandwidth).time)
     assert (scan.operator, conv.operator) == ("gdn-prefill", "gdn conv-prefill")
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
+from nexusbench.core.mixers import FullAttention
 from nexusbench.core.state import Limits
 from nexusbench.costs.roofline import Roofline
 from nexusbench.models.config import load_model
+from nexusbench.physics.collectives import Collectives
 from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.profiling.profile import Subject
@@ -89,3 +93,21 @@ def test_what_does_not_divide(tmp_path: Path, model: str, gpus: int, ways: str) 
     config = RunConfig(trace=str(trace), device="sim:h100", model=model, tensor_parallel_size=gpus)
     with pytest.raises(UsageError, match=f"can be split {ways}"):
         assemble(config)
+
+
+def test_norms_over_all_heads_are_summed_over_a_group() -> None:
+    model, gpu = load_model("minimax-m2.5"), H100
+    (group,) = model.groups
+    assert isinstance(group.mixer, FullAttention)
+    assert group.mixer.wide_norm
+    narrow = msgspec.structs.replace(group.mixer, wide_norm=False)
+    assert model.stack is not UNSET
+    stack = msgspec.structs.replace(
+        model.stack, groups=(msgspec.structs.replace(group, mixer=narrow),)
+    )
+    without = msgspec.structs.replace(model, stack=stack)
+    shape = BatchShape(16, 16_000)
+    for gpus in (1, 4):
+        spent = [Physics(gpu, each, gpus).load(shape, 132).solo for each in (model, without)]
+        more = model.num_layers * Collectives(gpu, 4).all_reduce(16 * 8) if gpus > 1 else 0.0
+        assert spent[0] - spent[1] == pytest.approx(more, rel=1e-6, abs=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -36,13 +37,16 @@ PRODUCTS = {"fp8": ("vllm", 6, "tensor"), "fp8_block": ("sglang", 6, "block"),
 # A type in the tables: the data type of its weights here.
 _EXPERTS = {
     "bfloat16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
-    "w4a16_mxfp4": "mxfp4", "int4_wo": "int4_g128",
+    "w4a16_mxfp4": "mxfp4", "int4_wo": "int4_g128", "w4a8_mxfp4_mxfp8": "mxfp4",
 }  # fmt: skip
+# With 8-bit activations: of SGLang, which has the same kernel (TensorRT-LLM's in FlashInfer) at
+# shapes of several models, where vLLM's table has one.
+_QUANTISED, _QUANTISED_BY = "w4a8_mxfp4_mxfp8", "sglang"
 NOTES = [
     "products in low precision include the quantisation of their activations; those with scales of "
     "blocks (fp8_block) are SGLang's, which were launched from a graph",
-    "experts include everything from sorted tokens to summed outputs; left out: 4-bit weights with "
-    "8-bit activations",
+    "experts include everything from sorted tokens to summed outputs; those of MXFP4 with 8-bit "
+    "activations (mxfp4_mxfp8) are SGLang's",
 ]
 
 
@@ -151,13 +155,16 @@ def experts(
     """The experts of a layer; ``family`` as in ``products``."""
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     built: dict[tuple[object, ...], Experts] = {}
-    rows = _optional(folder, "moe", "moe_perf", ExpertsRow)
+    rows = _expert_rows(folder)
     usual = _usual(rows)
     for number, row in enumerate(rows):
         weights = _EXPERTS.get(row.moe_dtype)
         if weights is None or number % thin:
             continue
-        kernel = experts_kernel(gpu, weights)
+        activations = "mxfp8" if row.moe_dtype == _QUANTISED else "bfloat16"
+        kernel = experts_kernel(gpu, weights, activations)
+        if row.moe_dtype == _QUANTISED and kernel.kind != "mxfp4_mxfp8":
+            continue  # the GPU has no tensor cores for it
         # MXFP4 on MARLIN is what 4-bit weights are elsewhere, whatever the scales.
         kind = "w4a16" if "marlin" in row.kernel_source else kernel.kind
         name = "experts" + ("" if kind == "bf16" else f"-{kind}")
@@ -186,6 +193,17 @@ def experts(
             fitted and own and parts % 2 == 0 and width >= NARROWEST,
             (*key, held, row.num_experts, row.topk, row.distribution), row.num_tokens,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _expert_rows(folder: Path) -> list[ExpertsRow]:
+    """Of vLLM's table, and of SGLang's those of the type that is taken from it."""
+    return [
+        row
+        for engine in ("vllm", _QUANTISED_BY)
+        for row in _optional(folder, "moe", "moe_perf", ExpertsRow, engine)
+        if (row.moe_dtype == _QUANTISED) == (engine == _QUANTISED_BY)
+    ]
 
 
 def _library(row: ExpertsRow) -> str:

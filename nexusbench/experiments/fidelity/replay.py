@@ -13,10 +13,12 @@ import numpy as np
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
+from nexusbench.experiments.fidelity.recorded_pool import simulated_blocks
 from nexusbench.experiments.fidelity.recording import FloatArray, ServerRecording
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.physics.host import load_engine
 from nexusbench.results.resolved import Resolved
+from nexusbench.serving.resolve import model_on_device
 from nexusbench.serving.runner import RunResult, run
 
 STATISTICS: tuple[tuple[str, Callable[[FloatArray], float]], ...] = (
@@ -97,10 +99,17 @@ def replay(recording: ServerRecording, config: RunConfig) -> ReplayValidation:
         )
         if getattr(known, name) is not None
     }  # fmt: skip
+    settled = msgspec.structs.replace(config, **changes)
+    if known.kv_blocks is not None:
+        blocks, said = simulated_blocks(
+            known.kv_blocks, model_on_device(settled).model, settled.tensor_parallel_size,
+            settled.block_size,
+        )  # fmt: skip
+        settled, assumed = msgspec.structs.replace(settled, kv_blocks=blocks), [*assumed, *said]
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / f"{recording.folder.resolve().name}.jsonl"
         trace.write_text("".join(_trace_lines(recording)), encoding="utf-8")
-        config = msgspec.structs.replace(config, trace=str(trace), scheduler=scheduler, **changes)
+        config = msgspec.structs.replace(settled, trace=str(trace), scheduler=scheduler)
         result = run(config)
     _check_served(recording, result)
     rows, curves = _rows(recording, result.events), _curves(recording, result)

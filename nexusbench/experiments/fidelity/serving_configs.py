@@ -21,12 +21,15 @@ from nexusbench.models.config import model_names
 from nexusbench.models.document import open_config
 from nexusbench.models.families.base import family_of
 from nexusbench.physics.gpus import gpu_names
-from nexusbench.physics.host import engine_names, load_engine
+from nexusbench.physics.host import engine_names, engine_since, load_engine
 from nexusbench.serving.opening import check_run
 
 # The rule by which aiconfigurator's generator starts the servers that its tables were measured on
 # (rule_plugin/benchmark/{vllm,trtllm}.rule, Apache-2.0): max_num_tokens of an aggregated server.
 BUDGET_BEYOND_PROMPT = 1500
+# InferenceX (github.com/SemiAnalysisAI/InferenceX, Apache-2.0): random-range-ratio of its client,
+# and vLLM's own default of max-num-batched-tokens, which its scripts leave or repeat.
+INFERENCEX_RANGE, INFERENCEX_BUDGET = 0.8, 8192
 _BUDGETED = ("vllm", "trtllm")  # SGLang's chunks have their own size there
 _OTHER_NAMES = {"rtx_pro_6000_server": "rtxpro6000", "rtx_pro_6000": "rtxpro6000"}
 _FORM_FACTORS = ("_sxm", "_nvl")
@@ -40,17 +43,31 @@ _MOST_TOKENS = 10**8  # of all requests of one point
 class ServingPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How points are run. ``engine``: one for all, else by backend and version. ``configs`` holds
     ``OWNER--NAME/config.json``. ``rounds`` requests of each user; ``range_ratio``: lengths are
-    drawn from that share of isl and osl to all of it. ``budget``: tokens of a batch, None as
-    aiconfigurator's generator has it.
+    drawn from that share of isl and osl to all of it. ``budget``: tokens of a batch. Of these two
+    None stands for what the runner that measured the point had.
     """
 
     engine: str | None = None
     configs: Path | None = None
     rounds: int = 10
     steady: bool = False
-    range_ratio: float = 1.0
+    range_ratio: float | None = None
     budget: int | None = None
     seed: int = 0
+
+    def range_of(self, point: ServingPoint) -> float:
+        """The range ratio of the point's lengths."""
+        if self.range_ratio is not None:
+            return self.range_ratio
+        return INFERENCEX_RANGE if point.of_inferencex else 1.0
+
+    def budget_of(self, point: ServingPoint) -> int | None:
+        """Tokens of a batch of the point's server; None: the scheduler's own default."""
+        if self.budget is not None or point.backend.lower() not in _BUDGETED:
+            return self.budget
+        if point.of_inferencex and point.backend.lower() == "vllm":
+            return INFERENCEX_BUDGET
+        return point.users + point.isl + BUDGET_BEYOND_PROMPT
 
 
 def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
@@ -64,9 +81,7 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     device = f"sim:{gpu_of(point.system)}"
     spread = deployment_of(point)
     engine, scheduler = _engine_and_rules(point, plan.engine)
-    budget = plan.budget
-    if budget is None and point.backend.lower() in _BUDGETED:
-        budget = point.users + point.isl + BUDGET_BEYOND_PROMPT
+    budget = plan.budget_of(point)
     model, quantised = model_of(point, plan.configs)
     fields: dict[str, Any] = {
         "device": device, "model": model, "scheduler": scheduler, "engine": engine,
@@ -135,28 +150,25 @@ def gpu_of(system: str) -> str:
 
 
 def engine_of(point: ServingPoint) -> str:
-    """The shipped engine of the point's backend whose version is nearest (the newest where the
+    """The shipped engine of the point's backend that stands for its version (the newest where the
     point names none). Raises Refused for a backend that there is none of.
     """
     family = [name for name in engine_names() if name.rpartition("-")[0] == point.backend.lower()]
     if not family:
         raise Refused(f"backend {point.backend}: there is no engine of it (--engine names one)")
-    newest = max(family, key=_version)
-    asked = re.match(r"(\d+)\.(\d+)", point.backend_version)
-    if asked is None:
-        return newest
-    wanted = int(asked[1]), int(asked[2])
-
-    def distance(name: str) -> tuple[int, int]:
-        major, minor = _version(name)
-        return abs(major - wanted[0]), abs(minor - wanted[1])
-
-    return min(sorted(family, key=_version, reverse=True), key=distance)
+    family.sort(key=_stands_from)
+    wanted = re.match(r"(\d+)\.(\d+)", point.backend_version)
+    if wanted is None:
+        return family[-1]
+    version = int(wanted[1]), int(wanted[2])
+    standing = [name for name in family if _stands_from(name) <= version]
+    return standing[-1] if standing else family[0]
 
 
-def _version(engine: str) -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", engine.rpartition("-")[2])
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _stands_from(engine: str) -> tuple[int, int]:
+    """The first version that a shipped engine stands for."""
+    major, minor = engine_since(engine).split(".")
+    return int(major), int(minor)
 
 
 def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, Any]]:
@@ -164,12 +176,14 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
     a description), and what else the config says for it. Raises Refused where there is none.
     """
     problems, fitting, sixteen = [], [], ""
+    shape: ModelSpec | None = None
     for candidate in _candidates(point.model, configs):
         try:
             model = _described(candidate)
         except NexusbenchError as error:
             problems.append(str(error).split("\n")[0])
             continue
+        shape = shape or model
         if _has_precision(model, point.precision):
             fitting.append((candidate, model))
             continue
@@ -182,6 +196,11 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
         return (exact or fitting)[0][0], {}
     if sixteen and "quantization" in RunConfig.__struct_fields__:
         return sixteen, {"quantization": point.gemm_quant or point.precision}
+    if shape is not None:
+        every = (*model_names(), *map(str, _folders(configs).values()))
+        for name in every:
+            if _is_alike(name, shape, point.precision):
+                return name, {}
     if problems:
         wanted = point.precision or "16 bits"
         raise Refused(f"{point.name} in {wanted}: {problems[0]}")
@@ -193,6 +212,24 @@ def _described(candidate: str) -> ModelSpec:
     """Without the warnings of a model that is loaded to be served."""
     document = open_config(candidate)
     return family_of(document).describe(document)
+
+
+@lru_cache(maxsize=4096)
+def _is_alike(candidate: str, shape: ModelSpec, precision: str) -> bool:
+    """Whether a description has the layers of ``shape``, in that precision: DeepSeek-R1 in NVFP4
+    takes as long as DeepSeek-V3.1 does.
+    """
+    try:
+        model = _described(candidate)
+    except NexusbenchError:
+        return False
+    return _has_precision(model, precision) and _layers(model) == _layers(shape)
+
+
+def _layers(model: ModelSpec) -> tuple[object, ...]:
+    """All that decides times but data types."""
+    groups = tuple((group.count, group.mixer, group.mlp) for group in model.groups)
+    return model.hidden_size, model.vocab_size, groups
 
 
 def _candidates(model: str, configs: Path | None) -> list[str]:

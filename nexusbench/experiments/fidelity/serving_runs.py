@@ -136,7 +136,7 @@ def trace_of(point: ServingPoint, plan: ServingPlan, folder: Path) -> Path:
     """The requests of a point, as a file; a closed loop gives up their timestamps."""
     from nexusbench.workloads.source import write_atomic
 
-    count, ratio = requests_of(point) * plan.rounds, plan.range_ratio
+    count, ratio = requests_of(point) * plan.rounds, plan.range_of(point)
     drawn = "" if ratio == 1.0 else f"-{ratio:g}-{plan.seed}"
     path = folder / "traces" / f"{point.isl}-{point.osl}-{count}{drawn}.jsonl"
     draw = random.Random(plan.seed)

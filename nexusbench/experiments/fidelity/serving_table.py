@@ -45,8 +45,16 @@ class ServingPoint(msgspec.Struct, frozen=True, kw_only=True):
     dp: int
     moe_tp: int
     moe_ep: int
+    dp_told: bool  # whether the line has an attention_dp_size
     ttft_ms: float
     tpot_ms: float
+
+    @property
+    def of_inferencex(self) -> bool:
+        """Whether InferenceX's runner measured it: lines out of its database have an
+        attention_dp_size, those of aiconfigurator's own runner leave it empty.
+        """
+        return self.dp_told
 
     @property
     def name(self) -> str:
@@ -124,7 +132,8 @@ def _point(row: Cells, path: Path, line: int) -> ServingPoint:
         gemm_quant=texts["gemm_quant_mode"], moe_quant=texts["moe_quant_mode"],
         users=counts["batch_size"], tp=counts["tp_size"], pp=counts["pp_size"],
         dp=max(1, degrees["attention_dp_size"]), moe_tp=max(1, degrees["moe_tp_size"]),
-        moe_ep=max(1, degrees["moe_ep_size"]), ttft_ms=ttft, tpot_ms=tpot,
+        moe_ep=max(1, degrees["moe_ep_size"]), dp_told=degrees["attention_dp_size"] > 0,
+        ttft_ms=ttft, tpot_ms=tpot,
     )  # fmt: skip
 
 

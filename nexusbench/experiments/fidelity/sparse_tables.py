@@ -195,7 +195,7 @@ class SparseModules:
         kept = _BYTE if row.kv_cache_dtype == "fp8" else _HALF
         if (*layer, kept) not in self._attention:
             self._attention[*layer, kept] = (
-                PickedAttention(self._gpu, mixer, kept)
+                PickedAttention(self._gpu, mixer, kept, eager=True)
                 if isinstance(mixer, SparseAttention)
                 else EntryAttention(self._gpu, mixer, kept)
             )

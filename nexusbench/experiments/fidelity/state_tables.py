@@ -27,7 +27,7 @@ _TABLES = {
 KINDS = {name: kind for name, (kind, _, _) in _TABLES.items()}
 _SCANS = (
     "chunk_gated_delta_rule_flashinfer", "chunk_gated_delta_rule_triton", "flashkda_fwd",
-    "chunk_kda",
+    "chunk_kda_with_fused_gate",
 )  # fmt: skip
 _STEPS = (
     "fused_recurrent_gated_delta_rule_packed_decode", "fused_recurrent_kda_packed_decode"

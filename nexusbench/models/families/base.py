@@ -121,6 +121,7 @@ class ModelFamily(ABC):
       values have them; ``qk_norm``: it normalises each query and key head. How a computed layer
       differs from Llama's, in what it does and what its tensors are called, :meth:`design` and
       the methods below it say.
+    * ``prefix``: what stands before the names of a computed decoder's tensors.
     * ``names``: how checkpoints call its matrices, for what a quantiser excludes.
 
     Cost models, the simulated devices and the KV cache follow from the ModelSpec that it returns.
@@ -144,6 +145,7 @@ class ModelFamily(ABC):
     biases: ClassVar[Biases | None] = None
     biased_qkv: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    prefix: ClassVar[str] = ""
     names: ClassVar[ModuleNames] = USUAL
 
     def describe(self, config: ConfigDocument) -> ModelSpec:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import msgspec
+
 from nexusbench.core.mixers import FullAttention
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import LAYOUT, Layout, ModelFamily
@@ -31,6 +33,11 @@ class MinimaxM2Family(ModelFamily):
         """None: every layer must see everything."""
         config.listed("attn_type_list", count, (1,))
         return super().windows(config, count)
+
+    def attention(self, config: ConfigDocument) -> FullAttention:
+        """Queries and keys are normalised over all their heads."""
+        wide = config.flag("use_qk_norm", True)
+        return msgspec.structs.replace(super().attention(config), wide_norm=wide)
 
     def vectors(self, config: ConfigDocument, mixer: FullAttention) -> int:
         """Two norms, one over all query heads and one over all key heads, the router's bias."""
