@@ -223,7 +223,7 @@ def _rows(recording: ServerRecording, events: RunEvents) -> list[Comparison]:
     )  # fmt: skip
     rows += _statistics("ttft", "ms", (first - begun) * 1e3, _ttft(events))
     waited = float((first - begun).sum())
-    queued = float((scheduled - begun).sum()) / waited if waited else math.nan
+    queued = float((stamped - begun).sum()) / waited if waited else math.nan
     share = float((events.first_admitted - events.arrival).sum() / _ttft(events).sum() / 1e6)
     rows.append(Comparison("queueing_share_of_ttft", "mean", "", _finite(queued), share))
     rows.append(
