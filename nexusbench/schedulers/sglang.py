@@ -12,6 +12,7 @@ from nexusbench.core.registry import AtLeastOne, NotNegative, Share
 from nexusbench.core.request import RequestView
 from nexusbench.core.state import KvView
 from nexusbench.planning.prompts import proceed
+from nexusbench.schedulers._receiving import ReceiveInterval
 from nexusbench.schedulers.base import Scheduler, SchedulerContext, SchedulerOptions
 
 CLIP_MAX_NEW_TOKENS = 4096  # what PrefillAdder assumes at most of one request's further output
@@ -20,8 +21,7 @@ RETRACT_STEPS = 20  # decode steps that must fit after a retraction
 
 class SglangSchedulerOptions(SchedulerOptions, frozen=True, kw_only=True):
     """``schedule_conservativeness`` scales the new-token ratio; ``max_prefill_tokens`` bounds one
-    prefill batch; ``receive_interval`` is after how many decode steps in a row the scheduler looks
-    for new requests (``--scheduler-recv-interval``).
+    prefill batch, ``receive_interval`` decode steps between looks for requests (_receiving.py).
 
     The chunk size is the engine's token budget, so that all schedulers compared have the same one.
     """
@@ -40,8 +40,7 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
 
     Admission: free tokens, less what the running requests are expected to add (``new_token_ratio``
     of what they may). The ratio sinks with every decode step and is reset after a retraction.
-    Deviations: blocks of 16 instead of single tokens, so ``order=lpm`` counts a prefix in whole
-    blocks; fcfs is SGLang's default.
+    Deviations: blocks of 16 instead of single tokens, which ``order=lpm`` counts a prefix in.
     """
 
     source: ClassVar[str] = (
@@ -55,13 +54,11 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         self._least_ratio = self._start_ratio * own.min_new_token_ratio_factor
         self._decay = (self._start_ratio - self._least_ratio) / own.new_token_ratio_decay_steps
         self._ratio = self._start_ratio
-        self._latest_rank = self._received_rank = -1  # arrived, and known to the scheduler
-        self._steps = own.receive_interval  # decode steps since it last looked for requests
+        self._latest_rank = 0
+        self._received = ReceiveInterval(own.receive_interval)
 
     def order_key(self, request: RequestView) -> float:
-        """As the base class; a retracted request stands behind all that have arrived (SGLang
-        appends it).
-        """
+        """As the base class; a retracted request stands behind all that have arrived."""
         self._latest_rank = max(self._latest_rank, request.arrival_rank)
         if self.options.order != "spf" and request.num_preemptions:
             return self._latest_rank + 0.5
@@ -71,18 +68,10 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         """A prefill batch if there can be one, else a decode step."""
         if not ctx.free_slots():
             return ctx.plan()
-        self._receive(ctx)
-        if self._prefill(ctx):
-            self._steps = self.options.receive_interval  # SchedulerRecvSkipper: looks at once
-        else:
+        self._received.look(ctx)
+        if not self._prefill(ctx):
             self._decode(ctx)
-            self._steps += 1
         return ctx.plan()
-
-    def _receive(self, ctx: SchedulerContext) -> None:
-        """Know of all that have arrived, if it is time to look, or nothing else to do."""
-        if self._steps >= self.options.receive_interval or not ctx.num_running:
-            self._steps, self._received_rank = 0, self._latest_rank
 
     def _prefill(self, ctx: SchedulerContext) -> bool:
         """PrefillAdder: the chunked prompt first, then the queue until tokens run out."""
@@ -94,9 +83,7 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         pool = ctx.kv.tokens_in(ctx.kv.num_blocks)
         room = self._room(ctx, pool)
         taken, most = 0, self.options.max_prefill_tokens
-        while (head := ctx.waiting.head) is not None and ctx.budget() > 0 and taken < most:
-            if head.arrival_rank > self._received_rank:
-                break
+        while (head := self._received.head(ctx)) is not None and ctx.budget() > 0 and taken < most:
             cached = ctx.cached_tokens(head)
             extend = head.num_tokens - cached
             total = ctx.kv.growth(cached, extend + self._expected_output(head, pool))
@@ -122,9 +109,8 @@ class SglangScheduler(Scheduler[SglangSchedulerOptions]):
         kv = ctx.kv
         free = kv.num_free * kv.block_size
         growth = self._growth(kv, ctx.decoding, pool) + self._growth(kv, ctx.prefilling, pool)
-        for request in ctx.prefilling:
-            computed = request.num_computed_tokens
-            free -= kv.growth(computed, request.num_tokens - computed)
+        for done, whole in [(r.num_computed_tokens, r.num_tokens) for r in ctx.prefilling]:
+            free -= kv.growth(done, whole - done)
         return free - growth * self._ratio
 
     def _growth(self, kv: KvView, requests: Sequence[RequestView], pool: int) -> int:
