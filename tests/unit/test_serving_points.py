@@ -124,7 +124,7 @@ def test_degrees_of_a_table(
         ({"system": "z9_sxm"}, "no simulated GPU"),
         ({"backend": "abacus"}, "no engine of it"),
         ({"model_path": "a/B-7B"}, "no description of it"),
-        ({"precision": "fp8"}, "Qwen3-4B in fp8: qwen3-4b is bfloat16"),
+        ({"precision": "fp6"}, "Qwen3-4B"),
         ({"moe_ep_size": 2}, "experts dealt out to 2 GPUs and divided by 1, on 1"),
         ({"tp_size": 2, "moe_ep_size": 2}, "qwen3-4b has no experts"),
         ({"mode": "disagg"}, "only aggregated"),
