@@ -104,6 +104,12 @@ def require_ordinary(config: DecoderConfig, device: str) -> None:
             f"{device} computes dense models of full attention, and '{config.spec.name}' is not "
             "one. Serve it with --device cpu, or on a simulated GPU"
         )
+    if config.longest < config.spec.max_model_len:
+        raise UsageError(
+            f"{device} computes no model whose LongRoPE has other frequencies beyond "
+            f"{config.longest:,} tokens, as '{config.spec.name}' has. Serve it with --device cpu "
+            f"--max-model-len {config.longest}, or on a simulated GPU"
+        )
 
 
 def _not_computed(config: ConfigDocument, problem: str) -> InputError:

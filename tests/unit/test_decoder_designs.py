@@ -197,6 +197,15 @@ def test_longrope_ends_where_it_has_other_frequencies(tmp_path: Path, kind: str)
     assert config.longest == 1024
 
 
+def test_longrope_is_refused_where_its_end_is_not_heeded(tmp_path: Path) -> None:
+    scaling = {"type": "longrope", "short_factor": [1.5] * 16, "long_factor": [8.0] * 16}
+    changes = {"sliding_window": None, "original_max_position_embeddings": 1024}
+    config = decoder(tmp_path, "phi3", rope_scaling=scaling, **changes)
+    assert config.ordinary
+    with pytest.raises(UsageError, match=r"LongRoPE has other frequencies beyond 1,024 tokens"):
+        require_ordinary(config, "--device cuda")
+
+
 def test_windows_of_dense_families_are_computed(tmp_path: Path) -> None:
     changes = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}
     config = decoder(tmp_path, "qwen2", **changes)
