@@ -193,7 +193,7 @@ def test_an_unknown_family_is_told_which_there_are(tmp_path: Path) -> None:
     path = scan(tmp_path, DrawLaw(50.0, 0.7))
     made = CliRunner().invoke(app, ["fit", "h200", str(path), "--family", "sharding"])
     assert isinstance(made.exception, UsageError)
-    assert "gemm, attention, window, mla, " in str(made.exception)
+    assert "gemm, attention, window, " in str(made.exception)
     assert "experts, experts-fp8, " in str(made.exception)
     assert "or sharing, not 'sharding'" in str(made.exception)
 
