@@ -98,13 +98,14 @@ def show_benefit(console: Console, facts: ProfileFacts, parts: str) -> None:
     columns = [name for phase in phases for name in (f"{phase}, ms", "saved")]
     title = f"What every further 10 % of the {parts} saves: {names}"
     grid = TextGrid(title, (parts, *columns), texts=())
+    rows = {(row.phase, row.percent): row for row in facts.benefit}
     for percent in range(10, 101, 10):
         cells = []
         for phase in phases:
-            row = next(r for r in facts.benefit if (r.phase, r.percent) == (phase, percent))
+            row = rows.get((phase, percent))
             cells += [
-                "-" if row.ns is None else f"{row.ns / 1e6:,.2f}",
-                "-" if row.saved is None else f"{100 * row.saved:.1f} %",
+                "-" if row is None or row.ns is None else f"{row.ns / 1e6:,.2f}",
+                "-" if row is None or row.saved is None else f"{100 * row.saved:.1f} %",
             ]
         grid.add(f"{percent} %", *cells)
     grid.show(console)

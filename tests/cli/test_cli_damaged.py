@@ -107,7 +107,7 @@ def free(place: Place, to: Any) -> bool:
         return (
             to is REMOVED and len(place) == 3 and last in ("tie_word_embeddings", "moe", "source")
         )
-    if place == ("resolved", "caveats"):
+    if place in (("resolved", "caveats"), ("resolved", "scheduler_rules")):
         return to is REMOVED
     if head == ("resolved", "limits"):
         return to is REMOVED and last in ("ttft_ms", "tbt_ms")
