@@ -242,7 +242,9 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention_empty_us: Micros = 0.3  # a thread block that finds no row to do (fa2)
     attention_tail: Fraction = 0.8  # share of the last wave, and of the longest tile, that adds up
     attention_overlap: Fraction = 0.3  # as dense_overlap
-    attention_write_us: Micros = 0.0  # SM time of writing a token of 512 values to the cache
+    # SM time of writing a token of 512 values to the cache; UNSET: it is within the launch. So
+    # descriptions of GPUs without it are as they were.
+    attention_write_us: Micros | UnsetType = UNSET
     attention_combine_us: Micros = 3.5  # merging the parts of a decode whose keys were split
     attention_swap_us: Micros = 3.5  # regrouping the query heads of a decode batch
     # GB/s of keys and values that one SM takes in decodes, and where a contiguous kernel does not

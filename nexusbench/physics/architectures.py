@@ -122,6 +122,8 @@ def fill(
     for key in SimConstants.__struct_fields__:
         if key not in sim:
             value = getattr(donor.sim, key)
+            if value is msgspec.UNSET:
+                continue  # as the donor's
             if key in CURVES:
                 made[key] = stretched(value, _stretch(donor, whole, sim))
             else:

@@ -12,6 +12,8 @@ alone: a prompt's tile is 256 rows of one query head.
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from nexusbench.core.specs import GpuSpec
 from nexusbench.core.units import MIB
 from nexusbench.physics.operators import L2, NOTHING, OperatorClass, in_layers, later
@@ -101,7 +103,8 @@ class Attention:
         self._hidden_bytes = 0.0  # of a token, moved while tiles compute
         self._cache_bytes = 2.0 * num_kv_heads * head_dim * (activation_bytes + kv_bytes)
         # SM time of a token in the kernel that writes keys and values; 0: within the launch.
-        self._write = write_ns(sim.attention_write_us * writes, num_kv_heads * head_dim)
+        own = 0.0 if sim.attention_write_us is UNSET else sim.attention_write_us
+        self._write = write_ns(own * writes, num_kv_heads * head_dim)
         self._l2, self._l2_bytes = L2(gpu), gpu.l2_mib * MIB
 
     def time(
