@@ -200,7 +200,9 @@ def model_of(point: ServingPoint, configs: Path | None) -> tuple[str, dict[str, 
         exact = [one for one in fitting if one[1].dtypes.weights == point.gemm_quant]
         return (exact or fitting)[0][0], {}
     if sixteen and "quantization" in RunConfig.__struct_fields__:
-        return sixteen, {"quantization": point.gemm_quant or point.precision}
+        # A table's fp8_block is how its products were estimated, not a quantiser of plain weights.
+        wanted = point.precision if point.precision == "fp8" else point.gemm_quant
+        return sixteen, {"quantization": wanted or point.precision}
     if shape is not None:
         every = (*model_names(), *map(str, _folders(configs).values()))
         for name in every:
