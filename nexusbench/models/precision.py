@@ -74,7 +74,8 @@ def served_model_of(
             config = _online(config, asked.quantization, method)
             said.append(
                 f"--quantization {ONLINE}: the weights of linear layers are quantised while they "
-                "are loaded, with one scale each, and activations in every step; embeddings, "
+                "are loaded, with one scale each, and activations in every step where the GPU "
+                "multiplies fp8; embeddings, "
                 f"output head and routers stay in {dtype}"
             )
         model = family_of(config).describe(_in_dtype(config, dtype))
