@@ -19,13 +19,14 @@ import typer
 from nexusbench.core import config as panels
 from nexusbench.core.config import EndpointConfig, RunConfig
 from nexusbench.core.options import beyond, declared
+from nexusbench.core.parallel_options import SEVERAL
 from nexusbench.core.registry import did_you_mean
 
 SLO, COMPARED, SEARCH, SWEEP = "SLO", "What is compared", "Search", "Sweep"
 _OUTPUT, _MEASURE, _WHAT = panels.OUTPUT, panels.MEASURE, panels.WHAT
 # The panels of a command's help, from top to bottom.
 _PANELS = (
-    SLO, _WHAT, panels.ENDPOINT, COMPARED, panels.MEMORY, panels.PREFIX, panels.LIMITS,
+    SLO, _WHAT, SEVERAL, panels.ENDPOINT, COMPARED, panels.MEMORY, panels.PREFIX, panels.LIMITS,
     panels.TOKENS, panels.TRAFFIC, SEARCH, SWEEP, _MEASURE, _OUTPUT,
 )  # fmt: skip
 # ``ttft:p99<2000`` and its spellings, as metrics/slo.py reads them.

@@ -10,14 +10,14 @@ from msgspec import Meta
 
 from nexusbench.core.options import Option
 
-_SEVERAL = "Several GPUs"  # a panel of the command line
+SEVERAL = "Several GPUs"  # a panel of the command line
 _Gpus = Annotated[int, Meta(ge=1, le=1024)]
 
 TensorParallel = Annotated[
     _Gpus,
     Option(
         "GPUs that share every layer.",
-        "N", _SEVERAL, ("--tensor-parallel-size", "-tp"), part="serving",
+        "N", SEVERAL, ("--tensor-parallel-size", "-tp"), part="serving",
     ),
 ]  # fmt: skip
 DataParallel = Annotated[
@@ -25,7 +25,7 @@ DataParallel = Annotated[
     Option(
         "Engines that share the requests, each on GPUs of its own (simulated devices). Those of a "
         "mixture of experts share the experts and step together.",
-        "N", _SEVERAL, ("--data-parallel-size", "-dp"), part="serving",
+        "N", SEVERAL, ("--data-parallel-size", "-dp"), part="serving",
     ),
 ]  # fmt: skip
 PipelineParallel = Annotated[
@@ -33,13 +33,13 @@ PipelineParallel = Annotated[
     Option(
         "GPUs (or groups of them) that share out an engine's layers one after the other, and as "
         "many batches in flight (simulated devices).",
-        "N", _SEVERAL, ("--pipeline-parallel-size", "-pp"), part="serving",
+        "N", SEVERAL, ("--pipeline-parallel-size", "-pp"), part="serving",
     ),
 ]  # fmt: skip
 ExpertParallel = Annotated[
     bool,
     Option(
         "Each expert whole on one of the GPUs, instead of a share of its width on all.",
-        panel=_SEVERAL, part="serving",
+        panel=SEVERAL, part="serving",
     ),
 ]  # fmt: skip
