@@ -29,6 +29,7 @@ DTYPE_BYTES = {
     "nf4_double": 0.515869140625,
     "mxfp8": 1.03125,
     "nvfp4": 0.5625,
+    "nvfp4_a16": 0.5625,  # with 16-bit activations
     "mxfp4": 0.53125,
 }
 

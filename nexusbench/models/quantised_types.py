@@ -16,7 +16,7 @@ ALGORITHMS = {
     "FP8_PB_REAL": "fp8_block",
     "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "MXFP4": "mxfp4", "MXFP8": "mxfp8", "W8A16": "int8",
     "W8A8_SQ_PER_CHANNEL": "int8_w8a8", "INT8_SQ": "int8_w8a8", "W4A16_AWQ": "int4",
-    "W4A8_AWQ": "int4", "INT4_AWQ": "int4", "W4A16_NVFP4": "nvfp4", "W4A8_NVFP4_FP8": "nvfp4",
+    "W4A8_AWQ": "int4", "INT4_AWQ": "int4", "W4A16_NVFP4": "nvfp4_a16", "W4A8_NVFP4_FP8": "nvfp4",
     "W4A8_MXFP4_FP8": "mxfp4", "MIXED_PRECISION": None, None: None,
 }  # fmt: skip
 # Sizes of groups whose scales (and zeros) count; those of larger ones are at most 2 % and left out.
@@ -99,7 +99,8 @@ class TypeReader:
             if bits in (4, 8) and kind == "int":
                 return self.grouped(bits, size, "config_groups.group_size")
             if bits == 4 and kind == "float" and isinstance(size, int) and size in _FLOAT4_GROUPS:
-                return _FLOAT4_GROUPS[size]
+                alone = size == 16 and inputs is None
+                return "nvfp4_a16" if alone else _FLOAT4_GROUPS[size]
         raise self.error(
             "config_groups.weights",
             f"is {shown(kind)} of {shown(bits)} bits in groups of {shown(size)}",

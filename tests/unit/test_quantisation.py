@@ -12,6 +12,8 @@ from nexusbench.core.errors import InputError
 from nexusbench.core.specs import DTYPE_BYTES, Dtypes
 from nexusbench.models.architecture import load_decoder_config
 from nexusbench.models.config import caveats, load_model
+from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.precisions import product_kernel
 from tests.examples import sample
 
 BASE: dict[str, Any] = {
@@ -291,11 +293,43 @@ def test_a_link_to_nothing_beside_the_config(tmp_path: Path) -> None:
 
 
 def test_two_files_that_disagree(tmp_path: Path) -> None:
-    made = folder(tmp_path, FP8, hf_quant_config=beside_config(MODELOPT))
-    with pytest.raises(InputError, match=r"hf_quant_config.json.*config\.json says fp8 and as"):
+    made = folder(tmp_path, {**FP8, "kv_cache_scheme": "INT8"},
+                  hf_quant_config=beside_config(MODELOPT))  # fmt: skip
+    with pytest.raises(InputError, match=r"hf_quant_config.json.*config\.json says fp8 and int8"):
+        load_model(made)
+    folder(tmp_path, {"quant_algo": "NVFP4", "quant_method": "modelopt"})
+    with pytest.raises(InputError, match=r"hf_quant_config.json.*config\.json says nvfp4 and as"):
         load_model(made)
     folder(tmp_path, {**FP8, "kv_cache_scheme": "FP8"})
     assert load_model(made).dtypes.kv == "fp8"
+
+
+def test_what_one_of_two_files_is_silent_about(tmp_path: Path) -> None:
+    """The KV cache, and whatever a list of layers does not name (DeepSeek-V4 in NVFP4)."""
+    made = folder(tmp_path, FP8, hf_quant_config=beside_config(MODELOPT))
+    assert load_model(made).dtypes.kv == "fp8"
+    listed = {f"model.layers.{layer}.mlp": {"quant_algo": "NVFP4"} for layer in range(32)}
+    mixed = {"quant_algo": "MIXED_PRECISION", "quantized_layers": listed}
+    folder(
+        tmp_path, {**FP8, "quantized_layers": listed}, hf_quant_config=beside_config(mixed)
+    )  # fmt: skip
+    (group,) = load_model(made).groups
+    assert (group.dtypes.attention, group.dtypes.dense) == ("fp8", "nvfp4")
+    other = {name: {"quant_algo": "FP8"} for name in listed}
+    folder(tmp_path, None, hf_quant_config=beside_config(mixed))
+    folder(tmp_path, {**mixed, "quantized_layers": other, "quant_method": "modelopt"})
+    with pytest.raises(InputError, match="Take away the one"):
+        load_model(made)
+
+
+@pytest.mark.parametrize("groups", [{}, {"config_groups": group(4, "float", 16, input_activations={
+    "num_bits": 4})}])  # fmt: skip
+def test_nvfp4_weights_beside_16_bit_activations(tmp_path: Path, groups: dict[str, object]) -> None:
+    said = {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4", **groups}
+    model = load_model(folder(tmp_path, said))
+    assert model.dtypes.weights == "nvfp4_a16"
+    assert product_kernel(load_gpu("b200"), "nvfp4_a16").kind == "w4a16"
+    assert product_kernel(load_gpu("b200"), "nvfp4").kind == "nvfp4"
 
 
 def test_a_file_beside_the_config_that_is_no_document(tmp_path: Path) -> None:

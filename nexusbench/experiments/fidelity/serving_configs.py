@@ -38,7 +38,7 @@ _FORM_FACTORS = ("_sxm", "_nvl")
 # What a name of a model has behind the name of its shape.
 _SUFFIX = re.compile(r"[-_](instruct|it|chat|fp8|fp4|nvfp4|mxfp4|int4|bf16|static|pertensor)$")
 _SIXTEEN_BITS = ("bfloat16", "float16")
-_FOUR_BIT_FLOATS = ("nvfp4", "mxfp4")
+_FOUR_BIT_FLOATS = ("nvfp4", "nvfp4_a16", "mxfp4")
 _MOST_TOKENS = 10**8  # of all requests of one point
 
 
