@@ -138,11 +138,10 @@ def test_every_gpu_has_constants_of_states() -> None:
 )
 @pytest.mark.parametrize("gpu", ["h200", *slow("h100", "b200", "l40s", "rtxpro6000")])
 def test_measured_kernels(gpu: str) -> None:
+    """Of every fifth row; nothing was fitted on the H100."""
+    bound = 15.0 if gpu in ("h200", "b200") else 21.0
     found = read_states(installed(gpu), load_gpu(gpu), True, 5)
-    for operator, bound in (
-        ("gdn-prefill", 15.0), ("gdn-decode", 15.0), ("kda-prefill", 15.0), ("kda-decode", 15.0),
-        ("gdn conv-prefill", 15.0),
-    ):  # fmt: skip
+    for operator in ("gdn-prefill", "gdn-decode", "kda-prefill", "kda-decode", "gdn conv-prefill"):
         own = [s for s in found if s.operator == operator and not s.fitted]
         errors = [s.physics_us / s.measured_us - 1 for s in own]
         assert len(own) >= 3
