@@ -208,7 +208,9 @@ def filled_caveat(architecture: str, donor: GpuSpec, kernels: GpuSpec, made: Fil
     """What screens say of a GPU whose file left ``made`` out."""
     parts = [f"{key} = {value:g}" for key, value in made.top.items()
              if isinstance(value, int | float)]  # fmt: skip
-    every, own = len(SimConstants.__struct_fields__), len(made.sim)
+    has = [key for key in SimConstants.__struct_fields__
+           if getattr(donor.sim, key) is not msgspec.UNSET]  # fmt: skip
+    every, own = len(has), len(made.sim)
     if own:
         named = f"all {own} constants of [sim]"
         if own < every:

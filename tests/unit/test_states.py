@@ -138,9 +138,9 @@ def test_every_gpu_has_constants_of_states() -> None:
 )
 @pytest.mark.parametrize("gpu", ["h200", *slow("h100", "b200", "l40s", "rtxpro6000")])
 def test_measured_kernels(gpu: str) -> None:
-    """Of every fifth row; nothing was fitted on the H100."""
+    """Of every fifth row, of a short table all; nothing was fitted on the H100."""
     bound = 15.0 if gpu in ("h200", "b200") else 21.0
-    found = read_states(installed(gpu), load_gpu(gpu), True, 5)
+    found = read_states(installed(gpu), load_gpu(gpu), True, 1 if gpu == "rtxpro6000" else 5)
     for operator in ("gdn-prefill", "gdn-decode", "kda-prefill", "kda-decode", "gdn conv-prefill"):
         own = [s for s in found if s.operator == operator and not s.fitted]
         errors = [s.physics_us / s.measured_us - 1 for s in own]
