@@ -148,7 +148,9 @@ def _counts(done: Sequence[Done]) -> str:
     total = sum(tally.values())
     counted = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.items()))
     devices = ", ".join(sorted({one.device for one in done}))
-    cut = " Made with --quick." if any(one.quick for one in done) else ""
+    quick = [one.experiment for one in done if one.quick]
+    which = "" if len(quick) == len(done) else f": {', '.join(quick)}"
+    cut = f" Made with --quick{which}." if quick else ""
     text = f"**All of it simulated** ({devices}). {total} claims: {counted}."
     return f"{text}{_over_ranges(done)}{cut}"
 
