@@ -31,7 +31,7 @@ def test_show_as_json(call: Call) -> None:
     assert shown["parameters"] == 26_895_998_464
     assert shown["kv_bytes_per_token"] == 16 * 2 * 4 * 256
     assert shown["state_bytes_per_sequence"] == 48 * (48 * 128 * 128 * 4 + 3 * 10240 * 2)
-    assert shown["dtypes"]["head"] == "nvfp4"
+    assert shown["dtypes"]["head"] == "nvfp4_a16"  # W4A16_NVFP4 in the original
     assert [group["layers"] for group in shown["groups"]] == [48, 16]
     assert shown["groups"][0]["attention"]["type"] == "state"
     assert shown["groups"][1]["feed_forward"] == {
