@@ -41,7 +41,7 @@ SAID: dict[str, tuple[float, str, float]] = {
     "nvidia--Llama-3_3-Nemotron-Super-49B-v1": (49.9, "bfloat16", 99.7),
     "nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4": (120.7, "bfloat16", 241.3),
     "nvidia--MiniMax-M3-NVFP4": (426.2, "nvfp4", 248.3),
-    "nvidia--Qwen3.6-27B-NVFP4": (26.9, "nvfp4", 20.15),
+    "nvidia--Qwen3.6-27B-NVFP4": (26.9, "nvfp4_a16", 20.15),
 }
 
 
@@ -71,11 +71,11 @@ def test_what_published_modules_are_quantised_to() -> None:
         type(g.mixer).__name__: g for g in load_model(CONFIGS / "nvidia--Qwen3.6-27B-NVFP4").groups
     }
     delta = qwen["StateMixer"].dtypes
-    assert (delta.attention, delta.dense) == ("fp8", "nvfp4")
+    assert (delta.attention, delta.dense) == ("fp8", "nvfp4_a16")
     assert delta.apart == (("state_b", "bfloat16"), ("state_a", "bfloat16"))
     full = qwen["FullAttention"].dtypes
-    assert (full.attention, full.dense, full.apart) == ("fp8", "nvfp4", ())
-    assert load_model(CONFIGS / "nvidia--Qwen3.6-27B-NVFP4").head_dtype == "nvfp4"
+    assert (full.attention, full.dense, full.apart) == ("fp8", "nvfp4_a16", ())
+    assert load_model(CONFIGS / "nvidia--Qwen3.6-27B-NVFP4").head_dtype == "nvfp4_a16"
     kimi = load_model(CONFIGS / "nvidia--Kimi-K2.7-Code-NVFP4").groups
     assert [(g.count, g.dtypes.attention) for g in kimi] == [(1, "bfloat16"), (60, "bfloat16")]
     assert (kimi[0].dtypes.dense, kimi[1].dtypes.experts) == ("bfloat16", "nvfp4")
