@@ -19,8 +19,8 @@ from nexusbench.physics.selection import (
     Choice,
     Gathered,
     IndexScores,
+    SmallKernels,
     causal,
-    small_kernels,
 )
 
 HEADS, WIDTH = 64, 64  # of a tile; keys that its width is a multiple of
@@ -45,7 +45,7 @@ class EntryAttention:
         layers: int = 1,
     ) -> None:
         own = sparse_constants(gpu, "picks" if mixer.topk else "entries")
-        heads, self._layers, self._window = mixer.num_heads, layers, float(mixer.window)
+        heads, self._window = mixer.num_heads, float(mixer.window)
         self._ratio, self._topk = mixer.ratio, mixer.topk
         self._gathered = Gathered(
             gpu, own, heads=heads, rows=HEADS, row_flops=4.0 * mixer.head_dim,
@@ -59,11 +59,10 @@ class EntryAttention:
             self._scores = IndexScores(
                 gpu, own, mixer.index_heads, mixer.index_dim, entry_bytes, narrow=True
             )
-        self._launch, self._token = own.launch_us * 1e3, own.token_us * 1e3
-        self._prompt = own.prompt_us * 1e3
         self._key_bytes, self._index_bytes = mixer.head_dim * kv_bytes, entry_bytes
         wide = 2 * heads * mixer.head_dim * activation_bytes + mixer.index_heads * entry_bytes
         self._new_bytes = own.passes * wide + mixer.head_dim * (activation_bytes + kv_bytes)
+        self._small = SmallKernels(gpu, own, self._new_bytes, layers, own.launch_us)
         self._l2 = L2(gpu)
 
     def time(
@@ -95,8 +94,9 @@ class EntryAttention:
             parts.append((count, self._width(last), mean, kept))
             different += kept
         per_byte = 1.0 / bandwidth
-        new, indexed = tokens * self._new_bytes, self._entries(decode_context)
+        indexed = self._entries(decode_context)
         if copies:
+            new = tokens * self._new_bytes
             seen = new + different * self._key_bytes + indexed * self._index_bytes
             per_byte = self._l2.per_byte(copies * seen, sms, per_byte)
         made = NOTHING
@@ -113,11 +113,7 @@ class EntryAttention:
             each = self._entries(context)
             chosen = self._choice.time(entries, num_decodes, each, sms, per_byte)
             made = scaled_sum(chosen, 1.0, made)
-        warm = min(per_byte, self._l2.per_byte(new, sms, per_byte))
-        small = self._launch + tokens * self._token / sms + new * warm
-        if chunks:
-            small += self._prompt
-        return small_kernels(made, small, new, self._layers)
+        return self._small.after(made, tokens, bool(chunks), sms, per_byte)
 
     def _entries(self, context: float) -> float:
         """Entries of ``context`` tokens."""

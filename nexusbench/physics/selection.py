@@ -20,7 +20,14 @@ from nexusbench.core.kernel_constants import SparseConstants
 from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.architectures import ARCHITECTURES
 from nexusbench.physics.attention import spread
-from nexusbench.physics.operators import NOTHING, OperatorClass, filled, overlapped, scaled_sum
+from nexusbench.physics.operators import (
+    L2,
+    NOTHING,
+    OperatorClass,
+    filled,
+    overlapped,
+    scaled_sum,
+)
 from nexusbench.physics.precisions import architecture
 
 SCORE_ROWS = 128  # index queries of a tile: 4 tokens of 32 heads
@@ -209,9 +216,35 @@ class Gathered:
         )
 
 
-def small_kernels(made: OperatorClass, time: float, new: float, layers: int) -> OperatorClass:
-    """``made`` of one layer and its small kernels of ``time`` ns, which move ``new`` bytes; of
-    ``layers`` layers.
+class SmallKernels:
+    """The rest of a layer of gathered keys: norms, rotations, writes to the cache. They move
+    ``new_bytes`` a token, and ``share`` of the fixed times that ``own`` holds is theirs, of which
+    ``launch_us`` is that of a step.
     """
-    own = OperatorClass(time, 0.0, 0.0, 0.0, new, 1.0, 1.0, 0.0)
-    return scaled_sum(scaled_sum(own, 1.0, made), layers, NOTHING)
+
+    def __init__(
+        self,
+        gpu: GpuSpec,
+        own: SparseConstants,
+        new_bytes: float,
+        layers: int,
+        launch_us: float,
+        share: float = 1.0,
+    ) -> None:
+        self._launch, self._token = launch_us * 1e3 * share, own.token_us * 1e3 * share
+        self._prompt, self._new_bytes = own.prompt_us * 1e3, new_bytes
+        self._layers, self._l2 = layers, L2(gpu)
+
+    def after(
+        self, made: OperatorClass, tokens: int, prompts: bool, sms: int, per_byte: float
+    ) -> OperatorClass:
+        """All layers of ``made``, which is of one, and of these kernels, in ns. ``prompts``: there
+        are some among the ``tokens``.
+        """
+        new = tokens * self._new_bytes
+        warm = min(per_byte, self._l2.per_byte(new, sms, per_byte))
+        time = self._launch + tokens * self._token / sms + new * warm
+        if prompts:
+            time += self._prompt
+        own = OperatorClass(time, 0.0, 0.0, 0.0, new, 1.0, 1.0, 0.0)
+        return scaled_sum(scaled_sum(own, 1.0, made), self._layers, NOTHING)

@@ -24,8 +24,8 @@ from nexusbench.physics.selection import (
     Choice,
     Gathered,
     IndexScores,
+    SmallKernels,
     causal,
-    small_kernels,
 )
 
 HEADS, PAIR_HEADS, LEAST_ROWS = 64, 128, 16  # of a tile: FlashMLA; on Blackwell; tensor cores
@@ -54,7 +54,7 @@ class PickedAttention:
         *,
         eager: bool = False,
     ) -> None:
-        base, self._layers = mixer.base, layers
+        base = mixer.base
         heads, index_heads = base.num_heads, mixer.index_heads
         self._padded = isinstance(base, LatentAttention)
         own = sparse_constants(gpu, "latent" if self._padded else "grouped")
@@ -79,13 +79,12 @@ class PickedAttention:
             )  # fmt: skip
         self._topk, self._block = float(mixer.topk), mixer.block
         self._choice = Choice(gpu, own, self._topk / self._block)
-        small = 1.0 - INDEX_SHARE if mixer.reuses else 1.0
-        waiting = own.launch_us if eager or own.graph_us is None else own.graph_us
-        self._launch, self._token = waiting * 1e3 * small, own.token_us * 1e3 * small
-        self._prompt = own.prompt_us * 1e3
         self._key_bytes, self._index_bytes = values * kv_bytes, mixer.index_bytes
         self._new_bytes = own.passes * (wide * activation_bytes + indexed)
         self._new_bytes += values * (activation_bytes + kv_bytes)
+        waiting = own.launch_us if eager or own.graph_us is None else own.graph_us
+        share = 1.0 - INDEX_SHARE if mixer.reuses else 1.0
+        self._small = SmallKernels(gpu, own, self._new_bytes, layers, waiting, share)
         self._l2 = L2(gpu)
 
     def time(
@@ -115,8 +114,8 @@ class PickedAttention:
             parts.append((count, topk if self._padded else mean, mean, kept))
             different += kept
         per_byte = 1.0 / bandwidth
-        new = tokens * self._new_bytes
         if copies:
+            new = tokens * self._new_bytes
             seen = new + different * self._key_bytes + decode_context * self._index_bytes
             per_byte = self._l2.per_byte(copies * seen, sms, per_byte)
         keys = min(context, topk)
@@ -129,11 +128,7 @@ class PickedAttention:
             blocks, each = causal(chunks, self._block), context / self._block
             chosen = self._choice.time(blocks, num_decodes, each, sms, per_byte)
             made = scaled_sum(chosen, 1.0, made)
-        warm = min(per_byte, self._l2.per_byte(new, sms, per_byte))
-        small = self._launch + tokens * self._token / sms + new * warm
-        if chunks:
-            small += self._prompt
-        return small_kernels(made, small, new, self._layers)
+        return self._small.after(made, tokens, bool(chunks), sms, per_byte)
 
 
 def _latent(
