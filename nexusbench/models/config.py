@@ -28,7 +28,7 @@ _LOG = logging.getLogger("nexusbench")
 _EXPERTS = (
     "NOT VALIDATED: a mixture of experts. Its kernels follow measured ones, but every token is "
     "assumed to pick its experts at random; in the one recorded run of such a model that was "
-    "compared, TPOT comes out 11 % too low (docs/fidelity.md)"
+    "compared, TPOT comes out 11 % too low; means of servers in closed loops: docs/fidelity.md"
 )
 _PICKED = (
     "attention to chosen tokens or compressed entries: kernels as vLLM's modules of DeepSeek-V3.2, "
@@ -43,6 +43,8 @@ _BY_ANALOGY = (
     "NOT VALIDATED: {} takes the constants of kernels of the gated delta rule, by analogy: none of "
     "its own was measured (docs/fidelity.md)"
 )
+# Types of weights of the servers whose means in closed loops were compared (docs/fidelity.md).
+_SERVED_TYPES = frozenset({"fp8", "fp8_block", "mxfp4", "nvfp4"})
 _MEASURED_STATES = ("gated delta net", "Kimi delta attention")
 
 # What checkpoints of quantised weights are called.
@@ -98,10 +100,12 @@ def caveats(model: ModelSpec, *, dequantised: bool = False) -> list[str]:
     if not dequantised and (promised := missing_quantisation(model)):
         found.append(promised)
     if types:
-        named = " and ".join(sorted(types))
+        named, runs = " and ".join(sorted(types)), "no run of such a model was compared"
+        if types <= _SERVED_TYPES:
+            runs = "of runs only means of servers in closed loops were compared"
         found.append(
             f"{named} weights: products as kernels of such a type were measured, or by "
-            "analogy where none were; no run of such a model was compared (docs/fidelity.md)"
+            f"analogy where none were; {runs} (docs/fidelity.md)"
         )
     if model.dtypes.kv != model.dtypes.activations:
         how = "attention over it as kernels of full attention were measured (held out, decodes are "

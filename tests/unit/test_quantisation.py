@@ -53,6 +53,19 @@ def test_modelopt_fp8_beside_the_config(tmp_path: Path) -> None:
     assert "fp8 weights: products as kernels" in caveats(model)[0]
 
 
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "said"), [({"quant_method": "fp8"}, "in closed loops"), (AWQ, "no run")]
+)
+def test_what_was_compared_is_told_by_type(
+    tmp_path: Path, quantisation: dict[str, object], said: str
+) -> None:
+    (told,) = caveats(load_model(folder(tmp_path, quantisation)))
+    assert said in told
+
+
 CT, BNB = "compressed-tensors", "bitsandbytes"
 
 
