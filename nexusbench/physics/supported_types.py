@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.specs import GpuSpec, ModelSpec
-from nexusbench.physics.precisions import architecture, kind_of, product_kernel
+from nexusbench.physics.precisions import (
+    architecture,
+    kind_of,
+    product_kernel,
+    served_experts,
+)
 
 
 def half_types(gpu: GpuSpec) -> tuple[str, ...]:
@@ -19,12 +24,12 @@ def check_types(gpu: GpuSpec, model: ModelSpec) -> list[str]:
     Raises UsageError for small floats on a GPU that servers have no kernels of them for: MARLIN and
     attention over such a KV cache begin with Ampere.
     """
-    types = {
-        group.dtypes.of(one)
-        for group in model.groups
-        for one in group.projections(model.hidden_size)
-    }
-    weights = sorted({*types, model.head_dtype})
+    experts: set[str] = set()
+    others = {model.head_dtype}
+    for group in model.groups:
+        for one in group.projections(model.hidden_size):
+            (experts if one.part == "experts" else others).add(group.dtypes.of(one))
+    weights = sorted(experts | others)
     if architecture(gpu) == "volta":
         for what, dtype in (*(("weights", one) for one in weights), ("KV", model.dtypes.kv)):
             if "fp" in dtype:
@@ -35,6 +40,8 @@ def check_types(gpu: GpuSpec, model: ModelSpec) -> list[str]:
     said = []
     for dtype in weights:
         kernel = product_kernel(gpu, dtype).kind
+        if dtype not in others and served_experts(gpu, dtype, model.dtypes.activations).scales:
+            continue  # experts alone have it, whose kernel quantises activations
         if kernel != kind_of(dtype) and kernel.endswith("a16"):
             said.append(
                 f"{gpu.name} is not simulated with products in {dtype}: they are computed in 16 "

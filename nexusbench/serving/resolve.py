@@ -9,7 +9,13 @@ import msgspec
 
 from nexusbench.core.config import TOKENS, RunConfig, check_config
 from nexusbench.core.errors import UsageError
-from nexusbench.core.mixers import FullAttention, LatentAttention
+from nexusbench.core.mixers import (
+    CompressedAttention,
+    FullAttention,
+    LatentAttention,
+    SparseAttention,
+    StateMixer,
+)
 from nexusbench.core.options import declared
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.units import GIB
@@ -206,13 +212,17 @@ def check_tensor_parallel(size: int, model: ModelSpec, whole_experts: bool = Fal
     """Heads and feed-forward layers must divide evenly (but experts that lie whole on a GPU); KV
     heads may be replicated instead.
     """
-    mixers = [group.mixer for group in model.groups]
-    # Heads of attention, of states and of latent attention alike; a latent is kept on each GPU.
+    mixers = [
+        group.mixer.base if isinstance(group.mixer, SparseAttention) else group.mixer
+        for group in model.groups
+    ]
+    # What all heads share, a latent or a single key, is kept on each GPU.
     attention = {
         (mixer.num_heads, mixer.num_kv_heads if isinstance(mixer, FullAttention) else 1)
         for mixer in mixers
-        if isinstance(mixer, FullAttention | LatentAttention)
+        if isinstance(mixer, FullAttention | LatentAttention | CompressedAttention)
     }
+    states = [mixer.heads for mixer in mixers if isinstance(mixer, StateMixer)]
     apart = "expert_down" if whole_experts else ""
     widths = {x.inputs for x in model.linears if x.name.endswith("down") and x.name != apart}
     wide = math.gcd(*widths) if widths else size
@@ -221,7 +231,7 @@ def check_tensor_parallel(size: int, model: ModelSpec, whole_experts: bool = Fal
         for heads, kv_heads in attention:
             if heads % n or (kv_heads % n and n % kv_heads):
                 return False
-        return wide % n == 0
+        return wide % n == 0 and not any(heads % n for heads in states)
 
     if not divides(size):
         most = min((heads for heads, _ in attention), default=size)

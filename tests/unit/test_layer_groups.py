@@ -22,6 +22,7 @@ from nexusbench.core.mixers import (
     CompressedAttention,
     FullAttention,
     LatentAttention,
+    Mixer,
     Projection,
     SparseAttention,
     StateMixer,
@@ -194,6 +195,31 @@ def test_tensor_parallel_shards_every_group() -> None:
     assert (
         work.kv_bytes_per_token * 4 == kv_layout(model, 4).token_bytes == model.kv_bytes_per_token
     )
+
+
+LATENT = LatentAttention(
+    num_heads=16, q_rank=256, kv_rank=512, nope_dim=64, rope_dim=64, value_dim=64
+)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        SparseAttention(base=LATENT, topk=64, index_heads=16, index_dim=64, index_inputs=256),
+        SparseAttention(base=ATTENTION, topk=64, index_heads=4, index_dim=64, index_inputs=1024),
+        CompressedAttention(
+            num_heads=16, head_dim=64, q_rank=256, groups=8, out_rank=64, window=64
+        ),
+        StateMixer(kind="gated delta net", heads=16, key_dim=64, value_dim=64, matrices=()),
+    ],
+    ids=["latent", "grouped", "compressed", "state"],
+)
+def test_heads_of_every_kind_must_divide(mixer: Mixer) -> None:
+    model = stacked(BASE, some(2, mixer=mixer, mlp=DenseMlp(intermediate_size=3072)))
+    check_tensor_parallel(4, model)
+    for degree in (3, 32):  # 5 of 16 heads on each of 3 GPUs, none on each of 32
+        with pytest.raises(UsageError, match="can be split 1, 2"):
+            check_tensor_parallel(degree, model)
 
 
 def test_a_stack_goes_into_a_manifest_and_comes_back() -> None:

@@ -142,6 +142,12 @@ def test_a_gpu_without_8_bit_floats_multiplies_in_16_bit_and_says_so() -> None:
     assert native.model == found.model
 
 
+@pytest.mark.parametrize(("gpu", "said"), [("h200", True), ("b200", False)])
+def test_experts_are_said_to_compute_in_what_their_kernel_does(gpu: str, said: bool) -> None:
+    found = model_on_device(run(device=f"sim:{gpu}", model="gpt-oss-20b"))  # MXFP4
+    assert any("computed in 16 bit" in one for one in found.caveats) == said
+
+
 def test_a_v100_computes_in_float16_and_refuses_small_floats() -> None:
     found = model_on_device(run(device="sim:v100"))
     assert found.model.dtypes.activations == "float16"
