@@ -7,7 +7,8 @@ from __future__ import annotations
 import msgspec
 
 from nexusbench.core.layers import ExpertsMlp
-from nexusbench.core.specs import ModelSpec
+from nexusbench.core.specs import DTYPE_BYTES, ModelSpec
+from nexusbench.core.work import shard_linears
 
 Layers = tuple[int, int]  # half open
 
@@ -67,25 +68,32 @@ class Parallelism(msgspec.Struct, frozen=True):
 
     def weight_bytes(self, model: ModelSpec, layers: Layers | None = None) -> float:
         """Bytes of weights on each GPU of the stage with these ``layers`` (None: all): a share of
-        the experts', and of the rest that of a tensor parallel group, which each engine has whole.
-        The first stage has the embedding, the last the output head.
+        the experts', and of the rest its part in tensor parallel, of which each engine has one.
+        Routers, projections to latents and KV heads that do not suffice are on each GPU. The first
+        stage has the embedding, the last the output head.
         """
         begin, end = layers or (0, model.num_layers)
         within = _within(model, begin, end)
         experts = dense = every = 0.0
         for group, count in zip(model.groups, within, strict=True):
-            for linear in group.linears(model.hidden_size):
+            own = shard_linears(model, group, self.tensor)
+            for linear, part in zip(group.linears(model.hidden_size), own, strict=True):
                 size = linear.inputs * linear.outputs * linear.count * linear.bytes_each
                 every += size
                 if linear.name.startswith("expert"):
                     experts += size * count / group.count
                 else:
-                    dense += size * count / group.count
-        outside = model.weight_bytes - every
-        ends = (begin == 0) + (end == model.num_layers)
-        if ends < 2:
-            outside *= ends * (1.0 if model.tie_word_embeddings else 0.5)
-        return (dense + outside) / self.tensor + experts / self.gpus
+                    kept = part.inputs * part.outputs * part.count * part.bytes_each
+                    dense += kept * count / group.count
+        first, last, tied = begin == 0, end == model.num_layers, model.tie_word_embeddings
+        table = float(model.vocab_size * model.hidden_size)
+        embedding = table * DTYPE_BYTES[model.dtypes.embeddings]
+        head = embedding if tied else table * DTYPE_BYTES[model.head_dtype]
+        vectors = model.weight_bytes - every - embedding - (0.0 if tied else head)
+        rest = vectors * (end - begin) / model.num_layers + embedding * first
+        if last and not (first and tied):
+            rest += head
+        return dense + rest / self.tensor + experts / self.gpus
 
 
 def _within(model: ModelSpec, begin: int, end: int) -> tuple[int, ...]:

@@ -155,6 +155,12 @@ def model_work(model: ModelSpec, tensor_parallel: int = 1) -> ModelWork:
     )
 
 
+def shard_linears(model: ModelSpec, group: LayerGroup, tensor_parallel: int) -> tuple[Linear, ...]:
+    """One GPU's part of the linears of ``group``, in their order: what is not divided is whole."""
+    mixer = None if group.mixer is None else group.mixer.shard(tensor_parallel)
+    return _shards(model, msgspec.structs.replace(group, mixer=mixer), tensor_parallel, 0.0)[0]
+
+
 def _group_work(model: ModelSpec, group: LayerGroup, tp: int) -> ModelWork:
     """The same of one layer group, its layers alone."""
     mixer = None if group.mixer is None else group.mixer.shard(tp)

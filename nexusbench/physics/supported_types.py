@@ -22,7 +22,7 @@ def check_types(gpu: GpuSpec, model: ModelSpec) -> list[str]:
     """What is computed in other types than ``model`` has, a sentence each.
 
     Raises UsageError for small floats on a GPU that servers have no kernels of them for: MARLIN and
-    attention over such a KV cache begin with Ampere.
+    attention over such a KV cache begin with Turing.
     """
     experts: set[str] = set()
     others = {model.head_dtype}
@@ -35,7 +35,7 @@ def check_types(gpu: GpuSpec, model: ModelSpec) -> list[str]:
             if "fp" in dtype:
                 raise UsageError(
                     f"{model.name} has {what} in {dtype}, which {gpu.name} has no kernels for: "
-                    "they begin with Ampere. Choose another GPU, or a checkpoint in 16 bit"
+                    "they begin with Turing. Choose another GPU, or a checkpoint in 16 bit"
                 )
     said = []
     for dtype in weights:

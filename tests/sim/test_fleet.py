@@ -354,12 +354,31 @@ def test_a_rank_is_not_asked_twice_in_a_step(tmp_path: Path) -> None:
 
 def test_weights_of_each_gpu() -> None:
     experts = 48 * 128 * 3 * 2048 * 768 * 2.0
-    rest = MODEL.weight_bytes - experts
-    assert Parallelism(1, 2, True).weight_bytes(MODEL) == rest + experts / 2
-    assert Parallelism(2, 4, False).weight_bytes(MODEL) == rest / 2 + experts / 8
+    routers = 48 * 2048 * 128 * 2.0  # on each GPU
+    rest = MODEL.weight_bytes - experts - routers
+    assert Parallelism(1, 2, True).weight_bytes(MODEL) == rest + routers + experts / 2
+    assert Parallelism(2, 4, False).weight_bytes(MODEL) == rest / 2 + routers + experts / 8
     dense: ModelSpec = load_model(DENSE)
     assert Parallelism(1, 8, False).weight_bytes(dense) == dense.weight_bytes
-    assert Parallelism(2, 1, False).weight_bytes(MODEL) == MODEL.weight_bytes / 2
+    assert Parallelism(2, 1, False).weight_bytes(dense) == dense.weight_bytes / 2
+
+
+def test_what_tensor_parallelism_does_not_divide_is_on_each_gpu() -> None:
+    dense: ModelSpec = load_model("llama-3.1-8b")
+    half = 32 * 4096 * 2 * 128 * 2.0 / 2  # of a KV head: there are 8 for 16 GPUs
+    assert Parallelism(16).weight_bytes(dense) == dense.weight_bytes / 16 + half
+    latent = load_model("deepseek-v3")
+    both = 61 * 7168 * (1536 + 512 + 64) * 1.0  # fp8: down to the latents of queries and keys
+    more = 8 * Parallelism(8).weight_bytes(latent) - latent.weight_bytes
+    routers = 58 * 7168 * 256 * 2.0
+    assert more == pytest.approx(7 * (both + routers), rel=0.01)
+
+
+def test_an_output_head_of_its_own_type_is_on_the_last_stage() -> None:
+    model = load_model("qwen3.6-27b-nvfp4")
+    first, last = (Parallelism(pipeline=2).weight_bytes(model, (a, a + 32)) for a in (0, 32))
+    embedding = 248_320 * 5120 * 2.0
+    assert first - last == pytest.approx(embedding * (1 - 0.5625 / 2), rel=1e-3)
 
 
 def test_the_memory_that_experts_leave_is_for_keys_and_values(tmp_path: Path) -> None:
