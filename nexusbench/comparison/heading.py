@@ -105,16 +105,23 @@ def _is_pair(resolved: ResolvedEngineRun) -> bool:
     return "gpu1" in resolved.pools
 
 
+def _blocks_of_a_pool(resolved: Resolved) -> int:
+    """What one pool has of the KV blocks of all GPUs: a request lies whole in one."""
+    if not isinstance(resolved, ResolvedEngineRun):
+        return resolved.kv_blocks
+    return resolved.kv_blocks // sum(pool != "host" for pool in resolved.pools)
+
+
 def _per_side(resolved: ResolvedEngineRun, config: RunConfig) -> str:
     """How the KV blocks of a pair, or of several engines, are divided: evenly."""
     engines, unit = config.data_parallel_size, "pages" if _is_grouped(resolved) else "blocks"
     if engines > 1:
-        return f", {resolved.kv_blocks // engines:,} {unit} of each of {engines} engines"
+        return f", {_blocks_of_a_pool(resolved):,} {unit} of each of {engines} engines"
     if not _is_pair(resolved):
         return ""
     degree = config.tensor_parallel_size
     side = "GPU" if degree == 1 else f"group of {degree} GPUs"
-    return f", {resolved.kv_blocks // 2:,} {unit} on each {side}"
+    return f", {_blocks_of_a_pool(resolved):,} {unit} on each {side}"
 
 
 def _device_text(resolved: ResolvedEngineRun) -> str:
@@ -325,7 +332,7 @@ def _reason(reason: str, resolved: Resolved) -> str:
         if reason.startswith(begin):
             size = ""
             if "KV pool" in begin:
-                size = f" ({resolved.kv_blocks * resolved.block_size:,} tokens)"
+                size = f" ({_blocks_of_a_pool(resolved) * resolved.block_size:,} tokens)"
                 if _is_grouped(resolved):
                     size = " (a chunk lies whole in the blocks of windows: a smaller "
                     size += "--max-num-batched-tokens needs fewer)"

@@ -27,7 +27,7 @@ from nexusbench.partitioners.base import Partitioner, partitioners
 from nexusbench.physics.gpus import gpu_names, is_profile
 from nexusbench.physics.supported_types import check_types, half_types
 from nexusbench.schedulers.base import Scheduler, schedulers
-from nexusbench.serving.parallel import check_parallel, check_policy
+from nexusbench.serving.parallel import check_parallel, check_policy, deployment_caveats
 
 DEFAULT_SWAP_GIB = 4.0  # vLLM's
 # How tokens are made; a simulation makes none. (Graphs are how they are launched.)
@@ -187,10 +187,14 @@ def partitioner_of(config: RunConfig, scheduler: Scheduler) -> tuple[str, type[P
 
 
 def caveats_of(config: RunConfig) -> list[str]:
-    """What is to be said of the model and of the device of ``config`` before any figure of them."""
+    """What is to be said of the model and of the devices of ``config`` before any figure of
+    them.
+    """
     what = model_on_device(config)
-    warnings = what.named.describe().warnings if what.named.kind == "sim" else ()
-    return [*what.caveats, *warnings]
+    if what.named.kind != "sim":
+        return list(what.caveats)
+    gpu = what.named.describe()
+    return [*what.caveats, *deployment_caveats(what.config, what.model, gpu), *gpu.warnings]
 
 
 def _in_precision(config: RunConfig, named: NamedDevice) -> tuple[ModelSpec, list[str]]:

@@ -72,6 +72,15 @@ def test_presets_and_attainment(call: Call, trace: Path) -> None:
     assert "attained" in share["capacities"][0]["found"][0]["looks"][0]["values"]
 
 
+def test_capacity_warns_of_pipeline_stages_as_serve_trace_does(call: Call, trace: Path) -> None:
+    done = call(
+        "capacity", trace, *WHERE, "-pp", 2, "--scheduler", "vllm", "--goodput", "ttft:p90<4000",
+        "--seeds", 1, "--precision", 50, "--limit", 10, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert any("pipeline stages: NOT VALIDATED" in said for said in json.loads(done.out)["caveats"])
+
+
 @pytest.mark.slow
 def test_an_slo_that_nothing_keeps(call: Call, trace: Path) -> None:
     done = call("capacity", trace, *WHERE, "--goodput", "ttft:p50:1", "--seeds", 1)

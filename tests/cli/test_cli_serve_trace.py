@@ -184,6 +184,16 @@ def test_rejections_say_why(call: Call, trace: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "several", [("--scheduler", "vllm-pd"), ("--scheduler", "vllm", "-dp", 3)], ids=["pair", "dp"]
+)
+def test_a_rejection_names_the_tokens_of_one_pool(
+    call: Call, trace: Path, several: tuple[str | int, ...]
+) -> None:
+    done = call("serve-trace", trace, "--kv-blocks", 20, *several, "--no-save")
+    assert "exceeds the KV pool of 20 blocks (320 tokens). Give" in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("--max-model-len 50", "all of 40 requests rejected, exceeds max_model_len 50"),
