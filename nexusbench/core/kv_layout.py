@@ -173,15 +173,22 @@ class KvPages(msgspec.Struct, frozen=True):
         return total
 
     def tokens_in(self, num_pages: int, each: int = 0) -> int:
-        """Tokens that ``num_pages`` pages hold: of one sequence, or of sequences of ``each``."""
+        """Tokens that ``num_pages`` pages hold: of one sequence that grows to them, or of sequences
+        of ``each``.
+        """
         size = self.block_size
         if each:
             return num_pages * size * each // max(1, self.room(each))
         low, high = 0, num_pages * size + 1  # with windows and states alone there is no bound
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.of(middle) <= num_pages else (low, middle)
+            low, high = (middle, high) if self._peak(middle) <= num_pages else (low, middle)
         return low
+
+    def _peak(self, num_tokens: int) -> int:
+        """``of``, or what the last piece that a sequence has gone through took at its end."""
+        ends = (num_tokens // g.window * g.window for g in self.groups if g.kind == "chunk")
+        return max(self.of(num_tokens), *map(self.of, ends), 0)
 
 
 def uniform_pages(block_size: int) -> KvPages:

@@ -54,7 +54,7 @@ class GroupedKV(KVCacheManager):
         self._step_pages = sizes.step
         # The length from which on no window grows; where pieces begin anew, there is none.
         windows = [one.window if one.kind == "window" else math.inf for _, one in self._windows]
-        self._fills_windows = max(1, *windows, 1)
+        self._fills_windows = max([1, *windows])
         self._full = [g for g, kind in enumerate(kinds) if kind == "full"]
         # The groups of which a request takes a block with its first block of tokens, and with each
         # one after that.

@@ -201,5 +201,10 @@ def test_tokens_of_one_sequence_and_of_many():
     assert SIZES.of(SIZES.tokens_in(100)) <= 100 < SIZES.of(SIZES.tokens_in(100) + 17)
     assert SIZES.tokens_in(1000, 200) == 1000 * 16 * 200 // SIZES.room(200)
     assert SIZES.tokens_in(3) == 0
+    groups = (KvGroup("full", 1.0), KvGroup("chunk", 3.0, 8192))
+    pieces = KvLayout(groups).paged(16)  # a page of the former, three of the latter
+    # The first piece takes 4 x 512 pages at its end; what comes after it has pages again.
+    assert [pieces.tokens_in(pages) for pages in (4, 1100, 2047)] == [16, 4400, 8176]
+    assert pieces.tokens_in(2048) > 8192
     plain = KvLayout((KvGroup("full", 8.0),)).paged(16)
     assert (plain.tokens_in(10), plain.tokens_in(10, 7)) == (160, 160)
