@@ -119,6 +119,20 @@ def test_broken_ones(kind: str, damage: Edit, tensor: str, message: str, tmp_pat
     assert caught.value.hint
 
 
+def test_a_zero_of_none_that_gptq_stores_less_one_wraps(tmp_path: Path) -> None:
+    found = []
+    for stored in (0, -1):  # of all ones: less one is what the bits hold
+        folder = tmp_path / str(stored)
+        made.write_quantised(folder, "gptq")
+        tensors = load_file(folder / "model.safetensors")
+        tensors[f"{GATE}.qzeros"].fill_(stored)
+        save_file(tensors, folder / "model.safetensors")
+        source = open_source(load_decoder_config(folder))
+        found.append(source.read(f"{GATE}.weight", (96, 64)))
+    scales = tensors[f"{GATE}.scales"].float().repeat_interleave(32, dim=0).T
+    torch.testing.assert_close(found[1] - found[0], scales)
+
+
 def test_biases_of_zeros_that_gptq_adds_are_none(tmp_path: Path) -> None:
     made.write_quantised(tmp_path, "gptq")
     tensors = load_file(tmp_path / "model.safetensors")

@@ -31,20 +31,11 @@ from nexusbench.serving.assembly import assemble
 from nexusbench.serving.runner import engine_of, run, serve
 from nexusbench.testing import offer, tiny_device
 from nexusbench.testing._harness import build, make_scheduler
+from tests.sim.deployments import refusal_of, trace_of
 
 DENSE, EXPERTS = "qwen2.5-3b", "qwen3-30b-a3b"
 H200 = load_gpu("h200")
 MS = 1_000_000
-
-
-def trace_of(tmp_path: Path, *rows: tuple[float, int, int], **more: Any) -> Path:
-    path = tmp_path / "trace.jsonl"
-    lines = [
-        json.dumps({"timestamp": at, "input_length": prompt, "output_length": output, **more})
-        for at, prompt, output in rows
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def config(trace: Path, engines: int = 2, model: str = DENSE, **more: Any) -> RunConfig:
@@ -133,6 +124,14 @@ def test_clients_cancel_on_the_engine_that_has_their_request(tmp_path: Path) -> 
     ended = columns(made, "ended")
     assert [row["outcome"] for row in ended] == [3, 3]
     assert engines_of(made) == {0: 0, 1: 1}
+
+
+def test_clients_give_up_while_all_engines_compute(tmp_path: Path) -> None:
+    # Two prompts are computed, and two wait: these end when their clients leave, not a step later.
+    made = run(config(trace_of(tmp_path, *[(0.0, 8000, 3)] * 4, timeout=20), max_num_seqs=1))
+    ended = {row["request"]: row["time"] for row in columns(made, "ended")}
+    assert [ended[request] for request in (2, 3)] == [20 * MS, 20 * MS]
+    assert min(ended[request] for request in (0, 1)) > 20 * MS
 
 
 def test_a_turn_that_never_comes_is_accounted_for(tmp_path: Path) -> None:
@@ -430,9 +429,7 @@ def test_what_cannot_be_spread_is_refused_by_name(
     tmp_path: Path, more: dict[str, Any], message: str
 ) -> None:
     asked = msgspec.structs.replace(config(trace_of(tmp_path, (0.0, 100, 5))), **more)
-    with pytest.raises(UsageError) as error:
-        assemble(asked)
-    assert message in str(error.value)
+    assert message in refusal_of(asked)
 
 
 def test_more_gpus_than_a_server_has_are_said(tmp_path: Path) -> None:

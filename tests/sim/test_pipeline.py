@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from nexusbench.physics.gpus import load_gpu
 from nexusbench.physics.host import load_engine
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.lockstep import IDLE
-from nexusbench.serving.assembly import assemble
 from nexusbench.serving.runner import run
+from tests.sim.deployments import refusal_of, trace_of
 
 H200 = load_gpu("h200")
 STEADY = msgspec.structs.replace(H200, sim=msgspec.structs.replace(H200.sim, jitter=0.0))
@@ -108,6 +107,16 @@ def test_the_host_plans_one_batch_after_the_other() -> None:
     assert found == [pytest.approx(free[0] + work, abs=2), pytest.approx(free[0] + 2 * work, abs=2)]
 
 
+def test_a_host_that_plans_ahead_has_planned_while_others_computed() -> None:
+    host = msgspec.structs.replace(load_engine("ideal"), step_us=1000.0)
+    for asynchronous, waits in ((True, 0.0), (False, 1e6)):
+        sim = pipeline(2, host=msgspec.structs.replace(host, asynchronous=asynchronous))
+        (first,), (second,) = ends(sim, SHAPE), ends(sim, SHAPE)
+        step = first - 1e6
+        assert step > 2e6
+        assert second - first == pytest.approx(step + waits, abs=2)
+
+
 def test_weights_and_blocks_of_stages() -> None:
     two = Parallelism(pipeline=2)
     parts = [two.weight_bytes(MODEL, layers) for layers in two.stages(32)]
@@ -128,13 +137,6 @@ def test_weights_and_blocks_of_stages() -> None:
     assert ends_[0] + ends_[1] - tied.weight_bytes == pytest.approx(
         151_936 * 2048 * 2.0, rel=1e-2
     )  # both have the matrix that they share
-
-
-def trace_of(tmp_path: Path, *rows: tuple[float, int, int]) -> Path:
-    path = tmp_path / "trace.jsonl"
-    keys = ("timestamp", "input_length", "output_length")
-    path.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
-    return path
 
 
 def config(trace: Path, **more: Any) -> RunConfig:
@@ -186,9 +188,7 @@ def test_what_has_no_stages_is_refused_by_name(
     tmp_path: Path, more: dict[str, Any], message: str
 ) -> None:
     asked = msgspec.structs.replace(config(trace_of(tmp_path, (0.0, 100, 5))), **more)
-    with pytest.raises(UsageError) as error:
-        assemble(asked)
-    assert message in str(error.value)
+    assert message in refusal_of(asked)
 
 
 def test_a_pipeline_takes_whole_steps() -> None:

@@ -35,6 +35,20 @@ def test_the_busiest_gpu(tokens: int, experts: int, chosen: int, gpus: int) -> N
     assert made.rows == pytest.approx(rows, rel=0.03)
 
 
+def test_the_busiest_gpu_by_hand() -> None:
+    """One token, one of four experts, two GPUs: half a row each, of variance 1/4, and as the other
+    has what one has not, Var - Cov = 1/2; the same for touched experts.
+    """
+    made = busiest(1, 4, 1, 2)
+    above = 0.5642 * 0.5**0.5
+    assert (made.rows, made.touched) == (pytest.approx(0.5 + above), pytest.approx(0.5 + above))
+    # Two of four experts: each GPU touches two experts with a chance of 1/6, one with 4/6.
+    two = busiest(1, 4, 2, 2)
+    apart = 2 * (1 / 2 - 1 / 6)
+    assert two.touched == pytest.approx(1 + 0.5642 * apart**0.5)
+    assert two.rows == pytest.approx(1 + 0.5642 * (1 * 2 / 3) ** 0.5)
+
+
 def test_one_gpu_has_what_there_is() -> None:
     assert busiest(40, 128, 8, 1) == uniform(40, 128, 8)
 

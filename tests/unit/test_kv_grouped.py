@@ -159,7 +159,23 @@ def test_a_prefix_needs_all_of_full_attention_and_the_end_of_a_window():
     compute(kv, two, 40)
     assert [b >= 0 for b in two.blocks[1::2]] == [False] * 7 + [True] * 3
     assert kv.pool.audit([two.blocks]) is None
-    assert places
+    # Of the window it shares the last block of the prefix alone; the two behind it are its own.
+    assert two.blocks[15] == places[0]
+    assert not {two.blocks[17], two.blocks[19]} & set(places)
+
+
+@pytest.mark.parametrize(("num_pages", "fits"), [(16, True), (15, False)])
+def test_blocks_that_another_request_holds_are_shared_without_room_for_them(num_pages, fits):
+    """11 pages are held and four cached, of which two are shared as well: three more are needed."""
+    kv = manager(num_pages=num_pages)
+    one, two = (offer(i, 0, 20, 1, prefix_ids=(1, 2, 3 + i)) for i in range(2))
+    compute(kv, one, 20)
+    assert (kv.num_used, kv.num_free) == (11, num_pages - 11)
+    two.num_tokens = 20
+    prefix = kv.find_prefix(two)
+    assert prefix == one.blocks[:8:2]
+    assert (kv.allocate(two, 20, prefix) is not None) is fits
+    assert kv.pool.audit([one.blocks, two.blocks]) is None
 
 
 def test_where_the_end_of_a_window_is_lost_a_shorter_prefix_is_found():
@@ -178,6 +194,28 @@ def test_where_the_end_of_a_window_is_lost_a_shorter_prefix_is_found():
     block = pool.find(kv._key(two, 1) * 2)
     del pool._block_of[pool._hash_of.pop(block)]
     assert len(kv.find_prefix(two)) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "lost", "found"),
+    [
+        (window(9), [6], 9),  # the token behind 36 attends to 28 and later
+        (window(9), [7], 7),
+        (window(8, "chunk"), [7, 8], 8),  # behind 32 a piece begins
+        (window(8, "chunk"), [6], 9),
+    ],
+)
+def test_a_prefix_needs_no_more_of_a_window_than_the_token_behind_it(group, lost, found):
+    kv = manager((FULL, group))
+    one, two = (offer(i, 0, 40, 1, prefix_ids=(1, 2, 3, 4, 5)) for i in range(2))
+    compute(kv, one, 40)
+    kv.free(one)
+    two.num_tokens = 40
+    pool = kv.pool
+    for position in lost:
+        block = pool.find(kv._key(two, position) * 2 + 1)
+        del pool._block_of[pool._hash_of.pop(block)]
+    assert len(kv.find_prefix(two)) == found
 
 
 def test_a_preempted_request_finds_what_its_windows_had():

@@ -6,7 +6,6 @@ import pytest
 
 from nexusbench.core.errors import UsageError
 from nexusbench.core.kv_layout import KvGroup, KvLayout, KvPages, kv_layout
-from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
 from nexusbench.core.mixers import (
     CompressedAttention,
     FullAttention,
@@ -15,8 +14,8 @@ from nexusbench.core.mixers import (
     StateMixer,
     WindowAttention,
 )
-from nexusbench.core.specs import ModelSpec
 from nexusbench.testing import tiny_model
+from tests.unit.stacks import stack
 
 FULL = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64)
 WINDOW = WindowAttention(num_heads=8, num_kv_heads=2, head_dim=64, window=100)
@@ -26,19 +25,6 @@ LATENT = LatentAttention(
 )  # fmt: skip
 STATE = StateMixer(kind="mamba2", heads=4, key_dim=16, value_dim=32, matrices=(), conv_values=100)
 TOKEN = 2 * 2 * 64 * 2  # bytes of a token in one layer of FULL
-
-
-def stack(*parts) -> ModelSpec:
-    """A model of groups of (layers, mixer)."""
-    groups = tuple(
-        LayerGroup(count=count, mixer=mixer, mlp=DenseMlp(intermediate_size=64))
-        for count, mixer in parts
-    )
-    order = tuple(i for i, (count, _) in enumerate(parts) for _ in range(count))
-    return ModelSpec(
-        "made-up", len(order), 256, 8, 2, 64, 64, 1000, 4096,
-        stack=LayerStack(groups=groups, order=order),
-    )  # fmt: skip
 
 
 def test_a_model_of_equal_layers_has_one_group_and_a_page_is_a_block():

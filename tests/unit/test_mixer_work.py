@@ -243,8 +243,12 @@ def test_pairs_of_entries_are_those_before_and_a_window(mixer: CompressedAttenti
         seen = range(before + 1, before + count + 1)
         pairs = sum(min(at, 50) + min(at / mixer.ratio, most) for at in seen)
         scored = sum(at / mixer.ratio for at in seen) if mixer.topk else 0.0
-        flops, _ = work(mixer).chunks(((count, before),))
+        flops, size = work(mixer).chunks(((count, before),))
         assert flops == pytest.approx(pairs * 4 * 8 * 64 + scored * 2 * 4 * 16, rel=0.02)
+        last = before + count
+        read = min(last, count + 50) + min(last / mixer.ratio, count * most)
+        read = read * 64 * 2 + (last * mixer.index_bytes if mixer.topk else 0)
+        assert size == pytest.approx(read + count * 2 * 8 * 64 * 2)
     keys = 50 + min(1000 / mixer.ratio, most)
     index = 1000 * mixer.index_bytes
     flops, size = work(mixer).decodes(2, 2000)

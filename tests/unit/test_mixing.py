@@ -152,6 +152,20 @@ def test_shared_experts_run_beside_routed_ones_in_small_batches() -> None:
     assert layer(512, shared_size=1024) - layer(512) > products(512)
 
 
+def test_a_share_of_experts_that_do_not_divide_is_the_largest() -> None:
+    traffic = [
+        Physics(
+            H200,
+            model(LayerGroup(count=4, mixer=FULL, mlp=ExpertsMlp(
+                num_experts=64, experts_per_token=4, intermediate_size=width
+            ))),
+            4,
+        ).routed(16, 132).traffic
+        for width in (1021, 1024)
+    ]  # fmt: skip
+    assert traffic[0] == traffic[1]
+
+
 def test_projections_down_to_ranks_are_one_product() -> None:
     apart = msgspec.structs.replace(LATENT, q_rank=0)
     linears = [one.name for one in Physics(H200, model(group(LATENT, 5)))._linears]

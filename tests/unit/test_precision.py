@@ -294,16 +294,23 @@ def test_prompts_and_decodes_have_constants_of_their_own() -> None:
     gpu = load_gpu("b200")
     own = small_kv_constants(gpu)
 
-    def time(constants: SmallKvConstants, chunks: tuple[tuple[int, int], ...]) -> float:
+    def time(
+        constants: SmallKvConstants, chunks: tuple[tuple[int, int], ...], beside: int = 0
+    ) -> float:
         made = SmallKvAttention(
             gpu, constants, lambda on: Attention(on, 32, 8, 128, 1.0), 32, 128, 1
         )  # fmt: skip
-        decodes = 0 if chunks else 4
+        decodes = beside if chunks else 4
         return made.time(chunks, decodes, decodes * 100, gpu.num_sms, 6000.0).time
 
     longer = msgspec.structs.replace(own, decode_tile=own.decode_tile * 3)
     assert time(longer, ()) > time(own, ())
     assert time(longer, ((512, 0),)) == time(own, ((512, 0),))
+    # Decodes beside a prompt run in its kernel.
+    assert time(longer, ((512, 0),), 4) == time(own, ((512, 0),), 4)
+    slower = msgspec.structs.replace(own, prefill_tile=own.prefill_tile * 3)
+    assert time(slower, ((512, 0),), 4) > time(own, ((512, 0),), 4)
+    assert time(slower, ()) == time(own, ())
     # A model that is dense and 16-bit but for its cache needs the constants of its GPU.
     model = served_model_of("llama-3.1-8b", Precision(kv_cache_dtype="fp8")).model
     assert with_used_kernels(gpu, model).kernels == gpu.kernels

@@ -9,32 +9,19 @@ import pytest
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.core.layers import DenseMlp, LayerGroup, LayerStack
 from nexusbench.core.mixers import FullAttention, StateMixer, WindowAttention
-from nexusbench.core.specs import ModelSpec
 from nexusbench.experiments.fidelity.bench_serve import import_bench_serve
 from nexusbench.experiments.fidelity.recorded_pool import simulated_blocks
 from nexusbench.experiments.fidelity.recording import read_recording
 from nexusbench.experiments.fidelity.replay import replay
 from nexusbench.models.config import load_model
+from tests.unit.stacks import stack
 
 FULL = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64)
 SHARED = FullAttention(num_heads=8, num_kv_heads=2, head_dim=64, shares_kv=True)
 WINDOW = WindowAttention(num_heads=8, num_kv_heads=2, head_dim=64, window=100)
 WIDE = WindowAttention(num_heads=8, num_kv_heads=4, head_dim=64, window=100)
 STATE = StateMixer(kind="mamba2", heads=4, key_dim=16, value_dim=32, matrices=())
-
-
-def stack(*parts) -> ModelSpec:
-    groups = tuple(
-        LayerGroup(count=count, mixer=mixer, mlp=DenseMlp(intermediate_size=64))
-        for count, mixer in parts
-    )
-    order = tuple(i for i, (count, _) in enumerate(parts) for _ in range(count))
-    return ModelSpec(
-        "made-up", len(order), 256, 8, 2, 64, 64, 1000, 4096,
-        stack=LayerStack(groups=groups, order=order),
-    )  # fmt: skip
 
 
 def test_blocks_of_all_layers_are_blocks_of_all_layers():

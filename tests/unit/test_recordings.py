@@ -182,12 +182,30 @@ def test_flags_without_effect_are_let_be_and_others_said(tmp_path: Path) -> None
         "attention_config": {"backend": "FLASHINFER"},
         "compilation_config": {"backend": "inductor", "cudagraph_mode": [2, 1]},
         "lora_config": None,
+        "optimization_level": 2,
+        "performance_mode": "balanced",
     }
     run = with_meta(tmp_path, {"resolved_config": config, "kv_cache": {}, "engine_kwargs": {}})
     known = read_recording(run).resolved
     assert (known.kv_blocks, known.block_size, known.tensor_parallel_size) == (77, 32, 4)
     (note,) = known.notes
     assert note == "resolved_config.attention_config.backend was FLASHINFER, which is not simulated"
+
+
+def test_eight_differences_are_said_and_more_are_counted(tmp_path: Path) -> None:
+    config = {
+        "attention_config": {
+            "backend": "x", "flash_attn_version": 2, "use_trtllm_attention": True,
+        },
+        "moe_backend": "x", "all2all_backend": "x", "disable_custom_all_reduce": True,
+        "optimization_level": 3, "performance_mode": "x",
+    }  # fmt: skip
+    for asked, more in (({}, []), ({"moe_backend": "x"}, ["1 more keys are not simulated"])):
+        changes = {"resolved_config": config, "kv_cache": {}, "engine_kwargs": asked}
+        (folder := tmp_path / str(len(asked))).mkdir()
+        notes = read_recording(with_meta(folder, changes)).resolved.notes
+        assert all("which is not simulated" in note for note in notes[:8])
+        assert list(notes[8:]) == more
 
 
 @pytest.mark.parametrize("name", ["rtx4090-llama-3.1-8b", "rtxpro6000-qwen3-30b-a3b-dp2"])

@@ -189,12 +189,22 @@ def test_a_prompt_reads_its_window_and_the_one_before_it() -> None:
     assert heavy.traffic == near(made.traffic + 1010 / 128 * 128 * 2)
 
 
+def test_a_prompt_reads_what_its_tokens_pick_and_no_more_than_there_is() -> None:
+    again = kernels(replace(DSA, reuses=True))  # neither scores nor a choice
+    for count, before, read in ((1, 2000, 512), (3, 2000, 3 * 512), (10, 2000, 2010)):
+        made = again.time(((count, before),), 0, 0, 10, 100.0)
+        new = count * (2 * 64 * 224 * 2 + 128 * 4)
+        assert made.traffic == near(new + read * 128 * 2)
+
+
 def test_prompts_share_launches_by_four() -> None:
     """Keys of four prompts are gathered and converted at once, so that short ones fill no GPU."""
     one = kernels(HEAVY)
     fixed = one.time(((8, 0),), 0, 0, 10, 100.0).time
     many = one.time(((1, 0),) * 8, 0, 0, 10, 100.0).time
     assert many > fixed + 900.0  # a second tile after the first
+    three, four, five = (one.time(((1, 0),) * n, 0, 0, 10, 100.0).time for n in (3, 4, 5))
+    assert five - four > four - three + 900.0
 
 
 def test_indexers_are_divided_as_their_heads_are() -> None:
