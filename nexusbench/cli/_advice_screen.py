@@ -18,6 +18,7 @@ from nexusbench.cli._grid import TextGrid
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import AskedSearch
+from nexusbench.comparison.heading import place_text
 from nexusbench.comparison.load import conditions, lines_about
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
@@ -160,7 +161,7 @@ def _show(
     rate = "" if config.request_rate is None else f" at {config.request_rate:g} req/s"
     counts = counted(question.requests, "request")
     say(console, f"traffic   {config.trace}: {counts}{rate}, {_draws(question)}", indent=10)
-    say(console, f"on        {config.device}, {config.model}")
+    say(console, f"on        {place_text(config)}", indent=10)
     for text in caveats_of(config):
         say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {question.slo}  ({source})", indent=10)

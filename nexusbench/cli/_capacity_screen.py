@@ -17,6 +17,7 @@ from nexusbench.cli._jobs import check_policies, pair_policies, policy_labels
 from nexusbench.cli._screen import badge
 from nexusbench.cli._session import JSON_SCHEMA
 from nexusbench.cli._slo_asked import AskedSearch
+from nexusbench.comparison.heading import place_text
 from nexusbench.comparison.load import lines_about, worst_load
 from nexusbench.experiments.capacity import (
     LITTLE_TOLERANCE,
@@ -144,7 +145,7 @@ def _show(
     config = search.configs[0]
     counts = counted(requests, "request")
     say(console, f"traffic   {config.trace}: {counts}, {_arrivals(search)}", indent=10)
-    say(console, f"on        {config.device}, {config.model}")
+    say(console, f"on        {place_text(config)}", indent=10)
     for text in caveats_of(config):
         say(console, f"WARNING   {text}", "bold", indent=10)
     say(console, f"SLO       {search.slo}  ({source})", indent=10)

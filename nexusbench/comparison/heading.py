@@ -11,6 +11,8 @@ from nexusbench.comparison.endpoint import CLIENT_DEFINITIONS, endpoint_lines
 from nexusbench.comparison.rows import TableRow
 from nexusbench.comparison.view import Column, RunView, gpus_differ
 from nexusbench.core.config import EndpointConfig, RunConfig
+from nexusbench.core.options import declared
+from nexusbench.core.parallel_options import SEVERAL
 from nexusbench.core.parts import unit_of
 from nexusbench.core.state import Limits
 from nexusbench.core.units import NS_PER_S, bytes_text, counted
@@ -30,8 +32,7 @@ _SLO_DEFINITION = (
     "goodput: requests that kept every bound, per second. Attainment: their share of the requests "
     "offered; what was rejected, failed or did not finish is a miss."
 )
-
-
+_DATA_TYPES = ("dtype", "quantization", "kv_cache_dtype")  # options
 TIGHT_BETA = 1.3
 _TIGHT_BETA = (
     "nexus allows decode only a few percent over its time without a neighbour; a fitted belief "
@@ -262,6 +263,16 @@ def notes_on(
         return unused_flags(config)
     fitted = [belief.profile for belief in beliefs if belief.profile is not None]
     return beyond(fitted[0].limits, limits) if fitted and limits is not None else []
+
+
+def place_text(config: RunConfig) -> str:
+    """Device and model, and what was asked of the number of GPUs and of data types, in flags."""
+    asked = [config.device, str(config.model)]
+    for name, field in declared(RunConfig).items():
+        value = getattr(config, name)
+        if (field.option.panel == SEVERAL or name in _DATA_TYPES) and value != field.default:
+            asked.append(field.flag if value is True else f"{field.flag} {value}")
+    return ", ".join(asked)
 
 
 def unused_flags(config: RunConfig | EndpointConfig) -> list[str]:

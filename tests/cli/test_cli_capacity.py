@@ -72,6 +72,16 @@ def test_presets_and_attainment(call: Call, trace: Path) -> None:
     assert "attained" in share["capacities"][0]["found"][0]["looks"][0]["values"]
 
 
+def test_capacity_says_on_how_many_gpus(call: Call, trace: Path) -> None:
+    done = call(
+        "capacity", trace, *WHERE, "-tp", 2, "-dp", 2, "--scheduler", "vllm", "--goodput",
+        "ttft:p90<4000", "--seeds", 1, "--precision", 50, "--limit", 10,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    where = "qwen2.5-3b, --tensor-parallel-size 2, --data-parallel-size 2 SLO"
+    assert where in " ".join(done.out.split())
+
+
 def test_capacity_warns_of_pipeline_stages_as_serve_trace_does(call: Call, trace: Path) -> None:
     done = call(
         "capacity", trace, *WHERE, "-pp", 2, "--scheduler", "vllm", "--goodput", "ttft:p90<4000",
