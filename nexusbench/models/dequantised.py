@@ -128,7 +128,8 @@ class DequantisedTensors:
         words = files.take(name, ("I32",), (outputs, _words(inputs, bits)))
         scales, size = self._row_scales(f"{base}.weight_scale", outputs, inputs)
         groups = scales.shape[1]
-        group_of = self._group_of(f"{base}.weight_g_idx", inputs, size, groups)
+        named = f"{base}.weight_g_idx"
+        group_of = self._group_of(named, inputs, size, groups, self._packing.reordered)
         zeros = self._zeros(base, bits, outputs, groups)
         made = torch.empty(outputs, inputs)
         for a, b in _slabs(outputs, inputs):
@@ -184,10 +185,18 @@ class DequantisedTensors:
         if shape in ((outputs,), (1,), ()):
             found = self._files.take(name, FLOATS).float().view(-1, 1)
             return found.expand(outputs, 1), inputs
-        groups = shape[1] if len(shape) == 2 else 0
-        if shape[:1] != (outputs,) or not groups or inputs % groups:
-            raise self._unfit(name, shape, outputs, inputs)
-        return self._files.take(name, FLOATS).float(), inputs // groups
+        size = self._size_of_groups(name, shape, outputs, inputs)
+        return self._files.take(name, FLOATS).float(), size
+
+    def _size_of_groups(self, name: str, stored: Sequence[int], outputs: int, inputs: int) -> int:
+        """How many inputs share a scale, of scales [outputs, groups]."""
+        groups = stored[1] if len(stored) == 2 and stored[0] == outputs else 0
+        if not groups or inputs % groups:
+            raise self._unfit(name, stored, outputs, inputs)
+        size, known = inputs // groups, self._packing.group_sizes
+        if groups > 1 and known and size not in known:
+            raise self._unfit(name, stored, outputs, inputs)
+        return size
 
     # -- floats, and integers of a byte ------------------------------------------------------------
 
@@ -206,9 +215,10 @@ class DequantisedTensors:
         zero_name = f"{base}.weight_zero_point"
         zeros = torch.zeros(scales.shape)
         if self._files.has(zero_name):
-            zeros = self._files.take(zero_name, ("I8",)).float().reshape(-1, scales.shape[1])
-            if zeros.shape != scales.shape:
-                raise self._unfit(zero_name, self._files.shape(zero_name), outputs, inputs)
+            zeros = self._files.take(zero_name, ("I8",)).float()
+            if zeros.numel() != scales.numel():
+                raise self._unfit(zero_name, zeros.shape, outputs, inputs)
+            zeros = zeros.view(scales.shape)
         across = torch.arange(inputs) // columns
         made = torch.empty(outputs, inputs)
         for a, b in _slabs(outputs, inputs):
@@ -230,9 +240,7 @@ class DequantisedTensors:
             return scales.view(-1, 1), 1, inputs
         if block is not None and stored == (-(-outputs // block[0]), -(-inputs // block[1])):
             return scales.reshape(stored), *block
-        if len(stored) == 2 and stored[0] == outputs and inputs % stored[1] == 0:
-            return scales, 1, inputs // stored[1]
-        raise self._unfit(name, stored, outputs, inputs)
+        return scales, 1, self._size_of_groups(name, stored, outputs, inputs)
 
     def _small_floats(self, base: str, outputs: int, inputs: int) -> torch.Tensor:
         """4-bit floats, two a byte: NVFP4 (scales of 16 values in E4M3, and one of all, which
@@ -248,18 +256,20 @@ class DequantisedTensors:
             scales, size = powers_of_two(raw.view(torch.uint8)), 32
         else:
             raw = files.take(scale, (_E4M3,), (outputs, -(-inputs // 16)))
-            scales, size = raw.float() * self._whole_scale(base), 16
+            scales, size = raw.float() * self._whole_scale(base, outputs, inputs), 16
         group_of = torch.arange(inputs) // size
         made = torch.empty(outputs, inputs)
         for a, b in _slabs(outputs, inputs):
             made[a:b] = unpacked_e2m1(codes[a:b]) * scales[a:b, group_of]
         return made
 
-    def _whole_scale(self, base: str) -> torch.Tensor:
-        divided = f"{base}.weight_global_scale"
-        if self._files.has(divided):
-            return 1.0 / self._files.take(divided, ("F32",)).view(())
-        return self._files.take(f"{base}.weight_scale_2", ("F32",)).view(())
+    def _whole_scale(self, base: str, outputs: int, inputs: int) -> torch.Tensor:
+        divides = self._files.has(f"{base}.weight_global_scale")
+        name = f"{base}.{'weight_global_scale' if divides else 'weight_scale_2'}"
+        found = self._files.take(name, ("F32",))
+        if found.numel() != 1:
+            raise self._unfit(name, found.shape, outputs, inputs)
+        return 1.0 / found.view(()) if divides else found.view(())
 
     def _experts(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         """gpt-oss' experts in MXFP4 [experts, inputs, outputs], stored by rows of outputs in blocks
@@ -281,6 +291,8 @@ class DequantisedTensors:
         problem = f"has shape {list(stored)}, which fits no matrix of {outputs} x {inputs}"
         if self._packing.block is not None:
             problem += f" in blocks of {' x '.join(map(str, self._packing.block))}"
+        elif self._packing.group_sizes:
+            problem += f" in groups of {' or '.join(map(str, self._packing.group_sizes))}"
         return self._files.error(name, problem, "Give the config.json of these weights")
 
 

@@ -49,8 +49,10 @@ def grouped_design(
     if mixer.gate or mixer.keys_are_values or mixer.shares_kv or mixer.value_size != mixer.head_dim:
         raise NotComputed(mixer.label)
     if not partial:
-        inner = (config.data.get(field) for field in ("rope_parameters", "rope_scaling"))
-        for where in (config.data, *(one for one in inner if isinstance(one, dict))):
+        inner = [config.data.get(field) for field in ("rope_parameters", "rope_scaling")]
+        ropes = [one for one in inner if isinstance(one, dict)]
+        of_kinds = [one for rope in ropes for one in rope.values() if isinstance(one, dict)]
+        for where in (config.data, *ropes, *of_kinds):
             if where.get("partial_rotary_factor") not in (None, 1):
                 hint = "Only full rope is computed of this family"
                 raise config.error("partial_rotary_factor", "is not 1", hint)

@@ -5,6 +5,7 @@ takes to compute with them. What the decoder cannot unpack is refused by file an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -27,14 +28,16 @@ _BLOCK = (128, 128)  # of ModelOpt's FP8 with scales of blocks, which says no si
 
 class Packing(msgspec.Struct, frozen=True, kw_only=True):
     """``method`` is the quantiser's. ``group_size`` counts values along the inputs that share a
-    scale (-1: all; None: as the scales' shape says), ``zero_offset`` is what GPTQ left out of the
-    zeros that it stored, ``block`` (rows, columns) what shares a scale of 8-bit floats.
-    ``reordered``: a group's inputs are not neighbours (GPTQ's desc_act).
+    scale (-1: all; None: as the scales' shape says, one of ``group_sizes`` or a whole row),
+    ``zero_offset`` is what GPTQ left out of the zeros that it stored, ``block`` (rows, columns)
+    what shares a scale of 8-bit floats. ``reordered``: a group's inputs are not neighbours (GPTQ's
+    desc_act, compressed-tensors' actorder).
     """
 
     method: str
     bits: int = 0
     group_size: int | None = None
+    group_sizes: tuple[int, ...] = ()
     zero_offset: int = 0
     reordered: bool = False
     block: tuple[int, int] | None = None
@@ -133,14 +136,25 @@ class _PackingReader(TypeReader):
             problem = f"has blocks of {' and of '.join(map(str, sorted(blocks)))}"
             raise self.error("config_groups", problem, "With real tokens: blocks of one size")
         rows, columns = blocks.pop() if blocks else (0, 0)
-        return Packing(method="compressed-tensors", block=(rows, columns) if rows else None)
+        held = self._weights_of_groups()
+        sizes = {size for of in held if isinstance(size := of.get("group_size"), int) and size > 0}
+        return Packing(
+            method="compressed-tensors", block=(rows, columns) if rows else None,
+            group_sizes=tuple(sorted(sizes)),
+            reordered=all(of.get("actorder") in (True, "group", "dynamic") for of in held),
+        )  # fmt: skip
+
+    def _weights_of_groups(self) -> list[dict[str, Any]]:
+        """``weights`` of every group; they are known to be described."""
+        groups = self._data.get("config_groups")
+        listed = groups.values() if isinstance(groups, dict) else ()
+        found = [group.get("weights") for group in listed if isinstance(group, dict)]
+        return [weights for weights in found if isinstance(weights, dict)]
 
     def _blocks(self) -> Iterator[list[int]]:
         """``block_structure`` of every group that has one."""
-        groups = self._data.get("config_groups")
-        for group in groups.values() if isinstance(groups, dict) else ():
-            weights = group.get("weights") if isinstance(group, dict) else None
-            block = weights.get("block_structure") if isinstance(weights, dict) else None
+        for weights in self._weights_of_groups():
+            block = weights.get("block_structure")
             if block is None:
                 continue
             right = isinstance(block, list) and len(block) == 2
@@ -161,4 +175,5 @@ class _PackingReader(TypeReader):
                 raise self.error("quantized_layers.quant_algo", f"is {shown(algorithm)}", hint)
             algorithms.append(algorithm)
         blocks = any(str(name).startswith("FP8_PB") for name in algorithms)
-        return Packing(method="modelopt", block=_BLOCK if blocks else None)
+        # MXFP8's groups; NVFP4 has its own reader.
+        return Packing(method="modelopt", group_sizes=(32,), block=_BLOCK if blocks else None)

@@ -51,7 +51,8 @@ class TypeReader:
         key = "w_bit" if "w_bit" in self._data else "bits"
         bits, group = self._data.get(key), self._data.get("group_size")
         group = self._data.get("q_group_size") if group is None else group
-        if isinstance(bits, bool) or bits not in ((4,) if method == "awq" else (4, 8)):
+        known = (4,) if method == "awq" else (4, 8)
+        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in known:
             where = "quant_method" if key == "bits" else key
             raise self.error(
                 where, f"{shown(method)} with {key} {shown(bits)} is not supported",

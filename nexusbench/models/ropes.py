@@ -71,8 +71,12 @@ def rope_of(config: ConfigDocument, dim: int, theta: float = 10000.0, kind: str 
     theta = config.number("rope_theta", theta)
     theta = scaling.number("rope_theta", theta)
     values = scaling.values
+    for key, value in values.items():
+        if isinstance(value, dict):
+            problem = "is an object: all layers have one rope here"
+            raise config.error(f"{scaling.field}.{key}", problem, "Give its keys one level above")
     name = values.get("rope_type", values.get("type", "default")) or "default"
-    if name not in _KINDS:
+    if not isinstance(name, str) or name not in _KINDS:
         problem = f"{shown(name)} is not supported"
         raise config.error(f"{scaling.field}.rope_type", problem, _HINT)
     of = _KINDS[name]

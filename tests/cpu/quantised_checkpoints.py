@@ -138,17 +138,22 @@ def awq(group: int = 32) -> Packer:
     return pack
 
 
-def compressed_integers(bits: int, group: int, symmetric: bool = True) -> Packer:
+def compressed_integers(
+    bits: int, group: int, symmetric: bool = True, reordered: bool = False
+) -> Packer:
     """compressed-tensors' pack-quantized: [outputs, inputs]; zeros packed along the outputs."""
 
     def pack(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         group_of = neighbours(weight.shape[1], group)
+        group_of = group_of[::-1] if reordered else group_of
         codes, zeros, scales, made = affine(weight, bits, group_of, symmetric)
         stored = {
             f"{name}.weight_packed": along_rows(codes, bits),
             f"{name}.weight_scale": torch.from_numpy(scales),
             f"{name}.weight_shape": torch.tensor(weight.shape),
         }
+        if reordered:
+            stored[f"{name}.weight_g_idx"] = torch.tensor(group_of, dtype=torch.int32)
         if not symmetric:
             stored[f"{name}.weight_zero_point"] = along_columns(zeros, bits)
         return stored, made
@@ -271,6 +276,9 @@ KINDS: dict[str, tuple[dict[str, Any], Packer]] = {
     ),
     "int8 of compressed-tensors": (compressed(8, "int"), int8_rows),
     "int4 of compressed-tensors": (compressed(4, "int", 32), compressed_integers(4, 32)),
+    "int4 of compressed-tensors, reordered": (
+        compressed(4, "int", 32, actorder="group"), compressed_integers(4, 32, reordered=True)
+    ),
     "int8 of compressed-tensors, packed": (compressed(8, "int", -1), compressed_integers(8, -1)),
     "int4 of compressed-tensors, with zeros": (
         compressed(4, "int", 32, symmetric=False), compressed_integers(4, 32, symmetric=False)

@@ -275,6 +275,21 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
     ("phi3", {"rope_scaling": {"type": "su"}}, "rope_scaling.short_factor", "is missing"),
     ("gpt_oss", {"rope_scaling": {**YARN, "truncate": 1}}, "rope_scaling.truncate", "is 1. Write"),
     ("gpt_oss", {"rope_scaling": {**YARN, "beta_fast": -1}}, "rope_scaling.beta_fast", "is -1"),
+    ("llama", {"rope_scaling": {"rope_type": [1]}}, "rope_scaling.rope_type", "[1] is not"),
+    (
+        "llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+        "rope_parameters.full_attention", "is an object: all layers have one rope here",
+    ),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}},
+        "partial_rotary_factor", "is not 1",
+    ),
+    ("gpt_oss", {"experts_per_token": 3}, "experts_per_token", "is 3, but num_experts_per_tok 2"),
+    (
+        "llama", {"quantization_config": {"quant_method": "gptq", "bits": 4.0, "group_size": 32}},
+        "quantization_config.quant_method", "with bits 4.0 is not supported",
+    ),
     (
         "gemma3_text", {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}},
         "rope_parameters.full_attention.rope_type", '"dynamic" is not supported',

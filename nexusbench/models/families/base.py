@@ -232,7 +232,12 @@ class ModelFamily(ABC):
     ) -> DenseDesign | ExpertsDesign:
         """The feed-forward part."""
         dense = isinstance(mlp, DenseMlp) and self.biased(config)[2]
-        return mlp_design(mlp, self.gate(config), self.routing(config), bias=dense)
+        made = mlp_design(mlp, self.gate(config), self.routing(config), bias=dense)
+        return self.experts_design(config, made) if isinstance(made, ExpertsDesign) else made
+
+    def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:
+        """Its experts, from ``made`` as Qwen3 has them."""
+        return made
 
     def gate(self, config: ConfigDocument) -> Gate:
         """The gate of its feed-forward parts."""

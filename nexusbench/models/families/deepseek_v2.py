@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nexusbench.core.layers import DenseMlp, ExpertsMlp
 from nexusbench.core.mixers import Mixer
 from nexusbench.kernels.routing import Routing
 from nexusbench.models.design_reading import latent_design
-from nexusbench.models.designs import DenseDesign, ExpertsDesign, LatentDesign
+from nexusbench.models.designs import ExpertsDesign, LatentDesign
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import Layout
 from nexusbench.models.families.deepseek_v3 import DeepseekV3Family
@@ -34,13 +33,10 @@ class DeepseekV2Family(DeepseekV3Family):
         """Latent attention, with rotary pairs next to one another."""
         return latent_design(config, mixer, neighbours=True)
 
-    def mlp_design(
-        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
-    ) -> DenseDesign | ExpertsDesign:
+    def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:
         """Experts of the best groups only where the config says so."""
-        if config.data.get("topk_method") != "group_limited_greedy":
-            config = config.replaced({"n_group": None})
-        return super().mlp_design(config, mlp)
+        in_groups = config.data.get("topk_method") == "group_limited_greedy"
+        return super().experts_design(config, made) if in_groups else made
 
     def routing(self, config: ConfigDocument) -> Routing:
         """The softmax as it is: here transformers heeds no ``norm_topk_prob``."""

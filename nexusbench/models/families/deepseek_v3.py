@@ -10,7 +10,7 @@ from nexusbench.core.layers import DenseMlp, ExpertsMlp
 from nexusbench.core.mixers import LatentAttention, Mixer, SparseAttention
 from nexusbench.kernels.routing import Routing
 from nexusbench.models.design_reading import grouped_routing, latent_design
-from nexusbench.models.designs import DenseDesign, ExpertsDesign, LatentDesign
+from nexusbench.models.designs import ExpertsDesign, LatentDesign
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 from nexusbench.models.reading import dense_first, latent, refuse, routed
@@ -87,13 +87,8 @@ class DeepseekV3Family(ModelFamily):
         neighbours = config.flag("rope_interleave", default=True)
         return latent_design(config, mixer, neighbours=neighbours)
 
-    def mlp_design(
-        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
-    ) -> DenseDesign | ExpertsDesign:
+    def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:
         """Experts of the best groups."""
-        made = super().mlp_design(config, mlp)
-        if isinstance(made, DenseDesign):
-            return made
         grouped = grouped_routing(config, made.routing, made.num_experts)
         return structs.replace(made, routing=grouped)
 

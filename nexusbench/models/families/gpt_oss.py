@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from msgspec import structs
 
-from nexusbench.core.layers import DenseMlp, ExpertsMlp
+from nexusbench.core.layers import ExpertsMlp
 from nexusbench.core.mixers import FullAttention, Mixer
 from nexusbench.kernels.gates import Gate
 from nexusbench.kernels.routing import Routing
 from nexusbench.models.design_reading import grouped_design
-from nexusbench.models.designs import DenseDesign, ExpertsDesign, GroupedDesign
-from nexusbench.models.document import ConfigDocument
+from nexusbench.models.designs import ExpertsDesign, GroupedDesign
+from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 from nexusbench.models.reading import FULL, SLIDING, attention_vectors, layer_kinds
 
@@ -50,10 +50,13 @@ class GptOssFamily(ModelFamily):
         return [window * (kind == SLIDING) for kind in layer_kinds(config, count, usual)]
 
     def experts(self, config: ConfigDocument) -> ExpertsMlp:
-        """The experts; number per token under either of two keys."""
-        if config.data.get("experts_per_token") is not None:
-            config = config.with_defaults({"num_experts_per_tok": config.data["experts_per_token"]})
-        return super().experts(config)
+        """The experts; number per token under one key, which another may repeat."""
+        made = super().experts(config)
+        repeated, used = config.data.get("experts_per_token"), made.experts_per_token
+        if repeated not in (None, used):
+            problem = f"is {shown(repeated)}, but num_experts_per_tok {used}"
+            raise config.error("experts_per_token", problem, "Correct one of them")
+        return made
 
     def vectors(self, config: ConfigDocument, mixer: FullAttention) -> int:
         """Norms, biases of attention, experts and router, sinks."""
@@ -73,13 +76,8 @@ class GptOssFamily(ModelFamily):
         made = grouped_design(config, mixer, qkv_bias=qkv, output_bias=output)
         return structs.replace(made, sinks=True)
 
-    def mlp_design(
-        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
-    ) -> DenseDesign | ExpertsDesign:
+    def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:
         """All experts are in one tensor, and everything has a bias."""
-        made = super().mlp_design(config, mlp)
-        if isinstance(made, DenseDesign):
-            return made
         return structs.replace(made, router="router", stacked=True, bias=True)
 
     def gate(self, config: ConfigDocument) -> Gate:

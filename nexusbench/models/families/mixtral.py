@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from msgspec import structs
 
-from nexusbench.core.layers import DenseMlp, ExpertsMlp
 from nexusbench.kernels.routing import Routing
-from nexusbench.models.designs import DenseDesign, ExpertsDesign
+from nexusbench.models.designs import ExpertsDesign
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 from nexusbench.models.module_names import ModuleNames, module_names
@@ -31,11 +30,6 @@ class MixtralFamily(ModelFamily):
         """The weights of the chosen experts sum up to 1."""
         return Routing(0, normalised=True)
 
-    def mlp_design(
-        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
-    ) -> DenseDesign | ExpertsDesign:
+    def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:
         """Under names of its own."""
-        made = super().mlp_design(config, mlp)
-        if isinstance(made, DenseDesign):
-            return made
         return structs.replace(made, module="block_sparse_moe", matrices=("w1", "w3", "w2"))

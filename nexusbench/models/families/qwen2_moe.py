@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from msgspec import structs
 
-from nexusbench.core.layers import DenseMlp, ExpertsMlp
-from nexusbench.models.designs import DenseDesign, ExpertsDesign
+from nexusbench.models.designs import ExpertsDesign
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
 
@@ -29,11 +28,6 @@ class Qwen2MoeFamily(ModelFamily):
         """Queries, keys and values have them unless the config says otherwise."""
         return config.flag("qkv_bias", default=True), False, False
 
-    def mlp_design(
-        self, config: ConfigDocument, mlp: DenseMlp | ExpertsMlp | None
-    ) -> DenseDesign | ExpertsDesign:
+    def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:
         """The shared expert has a gate."""
-        made = super().mlp_design(config, mlp)
-        if isinstance(made, DenseDesign):
-            return made
         return structs.replace(made, shared="shared_expert", shared_gate=made.shared_size > 0)
