@@ -225,6 +225,38 @@ def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path) -> None:
         read_recording(tmp_path / "run")
 
 
+def with_series(tmp_path: Path, *lines: str) -> Path:
+    """An imported recording with curves."""
+    run = with_meta(tmp_path, {})
+    header = "t,running,waiting,kv_cache_pct"
+    (run / "timeseries.csv").write_text("\n".join([header, *lines]) + "\n")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("lines", "field", "problem"),
+    [
+        (("2,1,0,5", "1,1,0,5"), "t", "is not after the line before"),
+        (("1,1,0,5", "1,1,0,5"), "t", "is not after the line before"),
+        (("1,1,0,5", "2,-1,0,5"), "running", "is below 0"),
+    ],
+)
+def test_curves_that_cannot_be_are_refused(
+    tmp_path: Path, lines: tuple[str, ...], field: str, problem: str
+) -> None:
+    run = with_series(tmp_path, *lines)
+    with pytest.raises(InputError, match=f":3: field '{field}': {problem}"):
+        read_recording(run)
+
+
+@pytest.mark.parametrize("used", [0.0, 5.0])
+def test_kv_use_that_was_not_recorded_is_not_scored(tmp_path: Path, used: float) -> None:
+    run = with_series(tmp_path, f"1,1,0,{used}", f"2,2,0,{used}")
+    made = replay(read_recording(run), RunConfig(trace="", device="sim:h100"))
+    assert ("kv_cache_pct" in {curve.name for curve in made.curves}) is (used > 0)
+    assert any("kv_cache_pct is 0 throughout" in note for note in made.notes) is (used == 0)
+
+
 def test_errors_and_bounds() -> None:
     found = errors(np.array([110.0, 80.0]), np.array([100.0, 100.0]))
     assert found is not None

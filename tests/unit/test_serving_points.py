@@ -81,6 +81,18 @@ def test_a_table_without_a_column_or_without_points_is_refused(tmp_path: Path) -
         points(tmp_path)
 
 
+def test_a_line_that_ends_early_and_a_column_twice_are_refused(tmp_path: Path) -> None:
+    order = [key for key in COLUMNS if key != "moe_ep_size"]
+    cells = ",".join(str(ROW[key]) for key in order)
+    path = tmp_path / "points.csv"
+    path.write_text(",".join([*order, "moe_ep_size"]) + f"\n{cells}\n")
+    with pytest.raises(InputError, match="field 'moe_ep_size': is missing"):
+        read_points(path)
+    path.write_text(",".join([*COLUMNS, "tp_size"]) + f"\n{cells},1,8\n")
+    with pytest.raises(InputError, match="field 'tp_size': stands in the header twice"):
+        read_points(path)
+
+
 def test_points_are_chosen_by_model_and_column(tmp_path: Path) -> None:
     every = points(tmp_path, {}, {"tp_size": 2}, {"model_path": "a/B", "osl": 9})
     assert [p.line for p in chosen(every, "qwen3-4b", [])] == [2, 3]

@@ -17,11 +17,12 @@ Cells = Mapping[str, str]  # of a row, by column; a short row has None for the l
 def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[int, Cells]]:
     """Line number and cells of every row, gunzipped if the name ends in ``.gz``. Blanks around the
     names of columns do not count. Raises InputError that names the file, and the column that is
-    missing or the line that has more cells than there are columns.
+    missing or stands there twice, or the line that has more cells than there are columns.
     """
     reader = csv.DictReader(io.StringIO(read_table_text(path, hint=hint)))
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        check_header(reader.fieldnames, path)
         for key in columns:
             if key not in reader.fieldnames:
                 problem = "is missing"
@@ -36,6 +37,14 @@ def csv_rows(path: Path, columns: Sequence[str], hint: str) -> Iterator[tuple[in
     except csv.Error as fault:
         line = max(1, reader.line_num)
         raise InputError(f"is no CSV: {fault}", file=path, line=line, hint=hint) from None
+
+
+def check_header(columns: Sequence[str], path: Path) -> None:
+    """Raises InputError for a column that stands there twice: either could count."""
+    for name in columns:
+        if name and columns.count(name) > 1:
+            problem = "stands in the header twice"
+            raise InputError(problem, file=path, line=1, field=name, hint="Rename one of them")
 
 
 def number_in(row: Cells, key: str, path: Path, line: int, hint: str = "") -> float:

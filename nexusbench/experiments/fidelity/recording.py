@@ -26,7 +26,8 @@ _HINT = "See nexusbench validate run --help"
 Seconds = Annotated[float, msgspec.Meta(ge=-4e9, le=4e9)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
-SERIES = ("t", "running", "waiting", "kv_cache_pct")
+KV_USE = "kv_cache_pct"
+SERIES = ("t", "running", "waiting", KV_USE)
 
 
 class RecordedRequest(msgspec.Struct, frozen=True):
@@ -75,6 +76,11 @@ class ServerRecording(msgspec.Struct):
     requests: list[RecordedRequest]
     resolved: Resolved
     series: dict[str, FloatArray] | None
+
+    @property
+    def kv_use_recorded(self) -> bool:
+        """Whether the curves have the use of KV: recorders that cannot read it write zeros."""
+        return self.series is not None and bool(self.series[KV_USE].any())
 
 
 def read_recording(folder: Path) -> ServerRecording:
@@ -243,7 +249,13 @@ def _series(path: Path) -> dict[str, FloatArray]:
     columns: dict[str, list[float]] = {key: [] for key in SERIES}
     for line, row in csv_rows(path, SERIES, _HINT):
         for key in SERIES:
-            columns[key].append(number_in(row, key, path, line))
+            value, before = number_in(row, key, path, line), columns[key]
+            problem = "is below 0" if value < 0 and key != "t" else ""
+            if key == "t" and before and value <= before[-1]:
+                problem = "is not after the line before"
+            if problem:
+                raise InputError(problem, file=path, line=line, field=key, hint="Correct this line")
+            before.append(value)
     if not columns["t"]:
         raise InputError("holds no rows", file=path, hint=_HINT)
     return {key: np.array(values) for key, values in columns.items()}

@@ -14,7 +14,7 @@ import numpy as np
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
 from nexusbench.experiments.fidelity.recorded_pool import simulated_blocks
-from nexusbench.experiments.fidelity.recording import FloatArray, ServerRecording
+from nexusbench.experiments.fidelity.recording import KV_USE, FloatArray, ServerRecording
 from nexusbench.metrics.run_events import RunEvents
 from nexusbench.physics.host import load_engine
 from nexusbench.results.resolved import Resolved
@@ -315,13 +315,15 @@ def _curves(recording: ServerRecording, result: RunResult) -> list[Curves]:
         ("running", "requests", submitted["running"]),
         ("waiting", "requests", submitted["waiting"]),
         (
-            "kv_cache_pct",
+            KV_USE,
             "% of blocks",
             100.0 * submitted["kv_used"] / result.events.facts.kv_blocks,
         ),
     ):
         values = np.where(late | (row < 0), 0.0, ours[np.maximum(row, 0)])
         measured = recording.series[name]
+        if name == KV_USE and not recording.kv_use_recorded:
+            continue
         error = float(np.abs(values - measured).mean())
         made.append(Curves(name, unit, measured.tolist(), values.tolist(), error))
     return made
@@ -341,6 +343,8 @@ def _notes(recording: ServerRecording) -> list[str]:
         )
     if known.kv_blocks is None:
         notes.append("the recording does not say how many KV blocks there were")
+    if recording.series is not None and not recording.kv_use_recorded:
+        notes.append(f"{KV_USE} is 0 throughout: the recorder did not read it, it is not compared")
     notes.append(
         "queue_growth: what the queue grew by per second after the last arrival; preemptions, at "
         "least those not admitted again within the second, since no recording counts them"

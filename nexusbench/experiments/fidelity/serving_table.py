@@ -109,7 +109,7 @@ _FILTERS = {
 
 
 def _point(row: Cells, path: Path, line: int) -> ServingPoint:
-    for key in (*_TEXTS, *_OPTIONAL):
+    for key in (*_TEXTS, *_OPTIONAL, *_DEGREES):
         if row[key] is None:
             raise InputError("is missing", file=path, line=line, field=key, hint=_HINT)
         if len(row[key]) > _MOST_TEXT or not row[key].isprintable():
@@ -121,8 +121,7 @@ def _point(row: Cells, path: Path, line: int) -> ServingPoint:
             raise InputError("is empty", file=path, line=line, field=key, hint="Correct this line")
     counts = {key: _count(row, key, path, line, 1, most) for key, most in _COUNTS.items()}
     degrees = {
-        key: _count(row, key, path, line, 0, 4096) if (row[key] or "").strip() else 0
-        for key in _DEGREES
+        key: _count(row, key, path, line, 0, 4096) if row[key].strip() else 0 for key in _DEGREES
     }
     ttft, tpot = (_time(row, key, path, line) for key in _TIMES)
     return ServingPoint(

@@ -10,7 +10,7 @@ from pathlib import Path
 from nexusbench.core.documents import read_table_text
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
-from nexusbench.experiments.fidelity.measured_csv import Cells, csv_rows, number_in
+from nexusbench.experiments.fidelity.measured_csv import Cells, check_header, csv_rows, number_in
 
 HINT = "See the formats in docs/fidelity.md, 'Partitions'"
 MOST_ROWS, MOST_COLUMNS = 50_000, 1_000
@@ -85,10 +85,7 @@ def header_of(path: Path) -> tuple[str, ...]:
     if len(columns) > MOST_COLUMNS:
         problem = f"has {len(columns):,} columns, more than {MOST_COLUMNS}"
         raise InputError(problem, file=path, line=1, hint=HINT)
-    for name in columns:
-        if name and columns.count(name) > 1:
-            problem = "stands in the header twice"
-            raise InputError(problem, file=path, line=1, field=name, hint="Rename one of them")
+    check_header(columns, path)
     return columns
 
 
