@@ -29,7 +29,7 @@ class Browser:
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = Chrome(options=options, service=Service(driver))
-        self.driver.set_script_timeout(30)
+        self.driver.set_script_timeout(300)
 
     def quit(self) -> None:
         self.driver.quit()
@@ -51,19 +51,31 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def draw_all(self) -> int:
-        """Scroll through the page until every visible chart is drawn; how many there are."""
+        """Scroll through the page until every visible chart is drawn; how many there are.
+
+        A chart is drawn when the browser paints a frame with it in view, and a busy machine may go
+        without a frame for seconds: a minute passes before a chart counts as one that never comes.
+        """
         script = """
         const done = arguments[arguments.length - 1];
         const charts = [...document.querySelectorAll('.chart')].filter(c => c.offsetParent);
-        let at = 0, waited = 0;
+        let at = 0, since = performance.now();
         (function next() {
-          while (at < charts.length && charts[at].querySelector('.main-svg')) { at++; waited = 0; }
+          while (at < charts.length && charts[at].querySelector('.main-svg')) {
+            at++;
+            since = performance.now();
+          }
           if (at === charts.length) { scrollTo({top: 0, behavior: 'instant'}); done(at); return; }
-          if (++waited > 200) { done(-at); return; }
+          if (performance.now() - since > 60000) {
+            const box = charts[at].getBoundingClientRect();
+            done(`${charts[at].id} is not drawn at ${box.x},${box.y} ${box.width}x${box.height}`);
+            return;
+          }
           charts[at].scrollIntoView({block: 'center', behavior: 'instant'});
           setTimeout(next, 25);
         })();"""
-        found: int = self.driver.execute_async_script(script)
+        found = self.driver.execute_async_script(script)
+        assert isinstance(found, int), found
         return found
 
     def errors(self) -> list[str]:
