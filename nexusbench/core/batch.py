@@ -4,10 +4,12 @@ gave.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import mul
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nexusbench.core.request import Request
 
@@ -28,7 +30,8 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
     ``decode_context`` is the sum over decodes of the tokens already in the KV cache; ``chunks``
     holds ``(num_tokens, context)`` pairs; ``layers`` is a half-open range, ``repeat`` the decode
     steps in one launch. ``remote`` counts ``(decodes, context)`` among them whose attention runs
-    where their KV is, on another GPU (Adrenaline).
+    where their KV is, on another GPU (Adrenaline). ``unequal`` holds (the longest, the sum of the
+    squares) of the other decodes' contexts; UNSET: not known, and they count as equally long.
     """
 
     num_decodes: int
@@ -37,6 +40,7 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
     layers: tuple[int, int] | None = None
     repeat: int = 1
     remote: tuple[int, int] | None = None
+    unequal: tuple[int, int] | UnsetType = UNSET  # left out of files where it is not known
 
     @property
     def num_tokens(self) -> int:
@@ -48,11 +52,20 @@ class BatchShape(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def at_home(self) -> BatchShape:
-        """What its own GPU computes of it: all rows, less the keys that are read elsewhere."""
+        """What its own GPU computes of it: all rows, less the keys that are read elsewhere, the
+        rest taken as equally many for each row.
+        """
         if self.remote is None:
             return self
         context = self.decode_context - self.remote[1]
         return BatchShape(self.num_decodes, context, self.chunks, self.layers, self.repeat)
+
+
+def spread_of(contexts: Sequence[int]) -> tuple[int, int] | UnsetType:
+    """What :class:`BatchShape` says of unequal contexts; UNSET for none."""
+    if not contexts:
+        return UNSET
+    return max(contexts), sum(map(mul, contexts, contexts))
 
 
 class Batch(msgspec.Struct, gc=False, eq=False):

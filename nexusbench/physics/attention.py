@@ -68,6 +68,7 @@ class Attention:
         self._packs = kernel in ("fa3", "trtllm")
         self._kv_heads, self._heads = num_kv_heads, num_heads
         self._group = max(1, num_heads // num_kv_heads)
+        self.decode_tiles = num_kv_heads * -(-self._group // 64)  # of a decode without chunks
         # Of a prefill tile: rows, and query heads of a KV head that share it.
         self._rows = 256 if kernel == "trtllm" else 128 if self._packs else 64
         self._packed = self._group if kernel == "fa3" else 1
@@ -87,8 +88,8 @@ class Attention:
         self._unsplit_block = max(self._small_block, block_bytes / sim.attention_unsplit_gbps)
         self._contiguous = kernel == "contiguous"
         # Thread blocks that the kernel's choice of key splits counts on: of the GPU, also where its
-        # launch is confined to fewer SMs.
-        self._slots = gpu.num_sms * (2 if self._contiguous else 1)
+        # launch is confined to fewer SMs. FlashAttention-2 counts on two for each SM.
+        self._slots = gpu.num_sms * (1 if self._packs else 2)
         self._tile, self._empty = sim.attention_tile_us * 1e3, sim.attention_empty_us * 1e3
         self._launch, self._tail = sim.attention_launch_us * 1e3, sim.attention_tail
         self._combine, self._swap = sim.attention_combine_us * 1e3, sim.attention_swap_us * 1e3
@@ -210,16 +211,23 @@ class Attention:
             again = self._group / max(1.0, min(float(self._group), sms / count))
         return count * self._heads, count * self._heads * single, single, again
 
+    def key_splits(self, count: int, context: int) -> int:
+        """Parts that the keys of each of ``count`` decodes without chunks are split into.
+
+        FlashAttention's num_splits_heuristic splits keys below 80 % of the slots in use.
+        """
+        tiles = count * self.decode_tiles
+        if tiles >= 0.8 * self._slots or not (self._packs or self._contiguous or self._group > 1):
+            return 1
+        return max(1, min(-(-context // (count * self._keys)), self._slots // tiles))
+
     def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int, float]:
         """(compute, fixed) ns of decodes without chunks, tiles, how many times a key is read."""
-        tiles = count * self._kv_heads * -(-self._group // 64)
+        tiles = count * self.decode_tiles
         blocks = -(-context // (count * self._keys))
-        fixed, splits = self._launch, 1
-        # FlashAttention's num_splits_heuristic splits keys below 80 % of the slots in use.
-        if tiles < 0.8 * self._slots and (self._packs or self._contiguous or self._group > 1):
-            splits = max(1, min(blocks, self._slots // tiles))
-            if splits > 1:
-                fixed += self._combine
+        fixed, splits = self._launch, self.key_splits(count, context)
+        if splits > 1:
+            fixed += self._combine
         block = self._unsplit_block if self._contiguous and splits == 1 else self._small_block
         if self._group > 1 and self._kv_heads > 1 and count > 1 and not self._packs:
             fixed += self._swap

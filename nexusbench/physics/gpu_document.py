@@ -52,14 +52,20 @@ class GpuDocument:
         return InputError(problem, file=self.file, line=line, field=field, hint=hint)
 
 
+def bounds_of(kind: object) -> NumberBounds | None:
+    """Those of a field's type, also where it may be UNSET; None for what is no number."""
+    kinds = [kind, *get_args(kind)] if UnsetType in get_args(kind) else [kind]
+    parts = [part for each in kinds for part in get_args(each)]
+    return next((part for part in parts if isinstance(part, NumberBounds)), None)
+
+
 def check_value(document: GpuDocument, table: str, key: str, value: object, kind: object) -> None:
     """Refuse an empty name and numbers that are not finite or out of their field's bounds."""
     if isinstance(value, str) and not value.strip():
         raise document.error(table, key, "is empty", "Name the GPU")
     if not isinstance(value, int | float):
         return
-    found = (part for part in get_args(kind) if isinstance(part, NumberBounds))
-    bounds = next(found, NumberBounds())
+    bounds = bounds_of(kind) or NumberBounds()
     least, most = bounds.least, bounds.most
     enough = value >= 0 if bounds.zero else value > least
     if not (math.isfinite(value) and enough and value <= most):

@@ -11,13 +11,13 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from nexusbench.core.batch import Split
-from nexusbench.core.bounds import Curve, NumberBounds
+from nexusbench.core.bounds import Curve
 from nexusbench.core.errors import InputError, UsageError
 from nexusbench.core.kernel_constants import Architecture, KernelConstants
 from nexusbench.core.registry import and_keys, did_you_mean, installed_plugins
@@ -37,14 +37,15 @@ from nexusbench.physics.architectures import (
     nearest,
     unsaid_caveat,
 )
-from nexusbench.physics.gpu_document import GpuDocument, check_value, read_kernels
+from nexusbench.physics.gpu_document import GpuDocument, bounds_of, check_value, read_kernels
 from nexusbench.physics.link_kinds import link_names
 
 _LOG = logging.getLogger("nexusbench")
 _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
-OPTIONAL = ("link", "caveats", "attention_write_us")  # keys that a file may leave out
+# Keys that a file may leave out.
+OPTIONAL = ("link", "caveats", "attention_write_us", "attention_straggler_gbps")
 _ARCHITECTURE = "architecture"  # a key of a file that stands in [kernels] of a spec
 _HOW_TO_FILL = (
     f"A GPU file has {', '.join(REQUIRED)} and {_ARCHITECTURE} ({', '.join(ARCHITECTURES)}), whose "
@@ -305,7 +306,7 @@ def _ranges(
     """The ranges of contested constants, checked; a file of the user's own may leave them out."""
     if not isinstance(table, dict):
         raise document.error("", "ranges", "is not a table", "Write [ranges], or leave it out")
-    kinds = {key: kind for key, kind in _fields(SimConstants).items() if _is_number(kind)}
+    kinds = {key: kind for key, kind in _fields(SimConstants).items() if bounds_of(kind)}
     kinds |= {key: CurveFactor for key in CURVES if getattr(constants, key)}
     found = {}
     for key, written in table.items():
@@ -320,6 +321,8 @@ def _ranges(
         for end in (low, high):
             check_value(document, "ranges", key, end, kinds[key])
         used = 1.0 if key in CURVES else getattr(constants, key)
+        if used is msgspec.UNSET:
+            raise document.error("ranges", key, "has no value in use", f"Write sim.{key}, too")
         if not low <= used <= high:
             if low > high:
                 problem, hint = f"falls from {low:g} to {high:g}", "Write [lowest, highest]"
@@ -329,10 +332,6 @@ def _ranges(
             raise document.error("ranges", key, problem, hint)
         found[key] = (low, high)
     return found
-
-
-def _is_number(kind: object) -> bool:
-    return any(isinstance(part, NumberBounds) for part in get_args(kind))
 
 
 def _check_sources(document: GpuDocument, sources: object) -> None:

@@ -114,7 +114,7 @@ class Physics:
         self._shared = _shares_alone(group) and not self._apart
         self._hyper = _streams_of(group, model.hidden_size)
         self.mixing = () if part else mixings_of(gpu, work, self._products)
-        self._attention = self.mixing[0].kernel if len(self.mixing) == 1 else None
+        self._attention = self.mixing[0] if len(self.mixing) == 1 else None
         self._by_context = tuple(one for one in self.mixing if one.products is not None)
 
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
@@ -160,7 +160,7 @@ class Physics:
                 mixed[work] = mixed.get(work, 0) + count
         for one in self.mixing:
             part = mixed[one.work] / one.layers
-            attention = scaled_sum(self._time_of(one, shape, sms), part, attention)
+            attention = scaled_sum(one.time(shape, sms, self._bandwidth[sms]), part, attention)
             if one.products is not None:
                 dense = scaled_sum(self._with_context(one, shape, sms), part, dense)
         return dense, attention
@@ -197,25 +197,16 @@ class Physics:
         if self._attention is None:
             made = NOTHING
             for one in self.mixing:
-                part = self._time_of(one, shape, sms)
+                part = one.time(shape, sms, self._bandwidth[sms])
                 made = part if made is NOTHING else scaled_sum(part, 1.0, made)
             return made
-        decodes = shape.num_decodes
-        return self._attention.time(
-            shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
-        )
+        return self._attention.time(shape, sms, self._bandwidth[sms])
 
     def attention_by_kind(self, shape: BatchShape, sms: int) -> list[OperatorClass]:
         """The same for each kind of layers, in the order of ``mixing``."""
         if self._attention is not None:
             return [self.attention(shape, sms)]
-        return [self._time_of(one, shape, sms) for one in self.mixing]
-
-    def _time_of(self, one: Mixing, shape: BatchShape, sms: int) -> OperatorClass:
-        decodes = shape.num_decodes
-        return one.kernel.time(
-            shape.chunks, decodes, shape.decode_context + decodes, sms, self._bandwidth[sms]
-        )
+        return [one.time(shape, sms, self._bandwidth[sms]) for one in self.mixing]
 
     def _with_contexts(self, shape: BatchShape, sms: int) -> OperatorClass:
         """Products that depend on more of a batch than its tokens, in all layers."""

@@ -14,7 +14,7 @@ from nexusbench.core.work import prefill_pairs
 from nexusbench.physics.experts import Routing, uniform
 from nexusbench.physics.imbalance import busiest
 from nexusbench.physics.launches import Physics
-from nexusbench.physics.operators import OperatorClass
+from nexusbench.physics.operators import OperatorClass, scaled
 from nexusbench.physics.tables import KernelTable, attention_blocks
 from nexusbench.physics.time_grids import Point, TimeGrid, grid_of
 
@@ -49,7 +49,7 @@ class MeasuredPhysics(Physics):
             if self._experts is not None and not self._apart:
                 measured += self._experts_us(tokens) * self._work.num_layers
             whole = super().dense(tokens, self.gpu.num_sms)
-            known = stretched(super().dense(tokens, sms), measured * 1e3 / whole.time)
+            known = scaled(super().dense(tokens, sms), measured * 1e3 / whole.time)
             self._dense_known[tokens, sms] = known
         return known
 
@@ -80,7 +80,7 @@ class MeasuredPhysics(Physics):
             part.rows / chosen, part.rows, part.held, part.touched, part.rows, part.tiles
         )
         physics = self._experts.time(alone, every, self._weights[every]).time
-        return stretched(made, self.table.experts_us(here, part.touched) * 1e3 / physics)
+        return scaled(made, self.table.experts_us(here, part.touched) * 1e3 / physics)
 
     def head(self, sequences: int, sms: int) -> OperatorClass:
         """As measured for ``sequences``, interpolated between the measured counts."""
@@ -88,13 +88,16 @@ class MeasuredPhysics(Physics):
         if known is None:
             whole = super().head(sequences, self.gpu.num_sms)
             factor = self.table.head_us(sequences) * 1e3 / whole.time
-            known = stretched(super().head(sequences, sms), factor)
+            known = scaled(super().head(sequences, sms), factor)
             self._head_known[sequences, sms] = known
         return known
 
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
-        """The physics' time of this very batch, stretched as measured near it."""
-        return stretched(super().attention(shape, sms), self._stretch(shape))
+        """The physics' time of this very batch, stretched as measured near it of decodes of equal
+        lengths. What unequal ones cost was measured in absolute time, and is not stretched.
+        """
+        assert self._attention is not None  # no table is of layers of several kinds
+        return self._attention.time(shape, sms, self._bandwidth[sms], self._stretch(shape))
 
 
 class AttentionStretch:
@@ -150,17 +153,3 @@ def shape_of(point: Point) -> BatchShape:
     """The batch of an attention row; its kv_decode counts the tokens before the new one."""
     chunk, before, count, keys = point
     return BatchShape(count, count * keys, ((chunk, before),) if chunk else ())
-
-
-def stretched(made: OperatorClass, factor: float) -> OperatorClass:
-    """The same bytes in ``factor`` times the time."""
-    return OperatorClass(
-        made.time * factor,
-        made.compute * factor,
-        made.memory * factor,
-        made.busy * factor,
-        made.traffic,
-        made.kernels,
-        made.turns,
-        made.held * factor,
-    )

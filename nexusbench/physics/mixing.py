@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import UNSET
 
+from nexusbench.core.batch import BatchShape
 from nexusbench.core.mixer_work import MixerWork, pieces
 from nexusbench.core.mixers import (
     CompressedAttention,
@@ -24,12 +26,13 @@ from nexusbench.physics.attention import Attention
 from nexusbench.physics.compressed import EntryAttention
 from nexusbench.physics.latent import LatentKernels
 from nexusbench.physics.latent_products import EXPANSION, LatentProducts, Split
-from nexusbench.physics.operators import OperatorClass
+from nexusbench.physics.operators import OperatorClass, later, scaled
 from nexusbench.physics.precisions import small_kv_constants
 from nexusbench.physics.products import Products
 from nexusbench.physics.small_kv import SmallKvAttention
 from nexusbench.physics.sparse import PickedAttention
 from nexusbench.physics.states import StateScan
+from nexusbench.physics.unequal import UnequalDecodes
 from nexusbench.physics.windows import WindowedAttention
 
 _Chunks = tuple[tuple[int, int], ...]
@@ -59,6 +62,22 @@ class Mixing(msgspec.Struct, frozen=True):
     work: MixerWork
     layers: int
     products: LatentProducts | None = None
+    unequal: UnequalDecodes | None = None
+
+    def time(
+        self, shape: BatchShape, sms: int, bandwidth: float, stretch: float = 1.0
+    ) -> OperatorClass:
+        """All of its layers for a launch on ``sms`` SMs that draw ``bandwidth`` bytes per ns.
+        Decodes of equal lengths take ``stretch`` times the kernel's time, as measured.
+        """
+        decodes = shape.num_decodes
+        keys = shape.decode_context + decodes
+        made = self.kernel.time(shape.chunks, decodes, keys, sms, bandwidth)
+        if stretch != 1.0:
+            made = scaled(made, stretch)
+        if self.unequal is None or decodes < 2:
+            return made
+        return later(made, self.unequal.ns(shape, bandwidth))
 
 
 class PiecedAttention(Attention):
@@ -122,7 +141,8 @@ def _full(of: KindOfLayers, mixer: FullAttention) -> Mixing:
     def made(gpu: GpuSpec) -> Attention:
         return Attention(gpu, *_heads(mixer), *of.types, of.layers, writes=writes)
 
-    return Mixing(_over_cache(of, mixer, made), of.work, of.layers)
+    kernel = _over_cache(of, mixer, made)
+    return Mixing(kernel, of.work, of.layers, unequal=_unequal(of, mixer, kernel))
 
 
 def _window(of: KindOfLayers, mixer: WindowAttention) -> Mixing:
@@ -133,7 +153,21 @@ def _window(of: KindOfLayers, mixer: WindowAttention) -> Mixing:
             return PiecedAttention(mixer.window, gpu, *heads, *of.types, of.layers, writes=writes)
         return WindowedAttention(gpu, *heads, mixer.window, *of.types, of.layers, writes=writes)
 
-    return Mixing(_over_cache(of, mixer, made), of.work, of.layers)
+    kernel = _over_cache(of, mixer, made)
+    unequal = None if mixer.chunked else _unequal(of, mixer, kernel, mixer.window)
+    return Mixing(kernel, of.work, of.layers, unequal=unequal)
+
+
+def _unequal(
+    of: KindOfLayers, mixer: FullAttention, kernel: MixerKernel, window: int = 0
+) -> UnequalDecodes | None:
+    """What unequal lengths cost ``kernel``; None where nothing, or nothing is known of it: another
+    kernel reads a cache of 8-bit values.
+    """
+    if of.gpu.sim.attention_straggler_gbps is UNSET or not isinstance(kernel, Attention):
+        return None
+    heads, _, size = _heads(mixer)
+    return UnequalDecodes(of.gpu, kernel, heads, size, of.types[0], of.layers, window)
 
 
 def _over_cache(

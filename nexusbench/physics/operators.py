@@ -87,6 +87,14 @@ def beside(longer: OperatorClass, other: OperatorClass, bandwidth: float) -> Ope
     )  # fmt: skip
 
 
+def scaled(made: OperatorClass, factor: float) -> OperatorClass:
+    """The same bytes in ``factor`` times the time."""
+    return OperatorClass(
+        made.time * factor, made.compute * factor, made.memory * factor, made.busy * factor,
+        made.traffic, made.kernels, made.turns, made.held * factor,
+    )  # fmt: skip
+
+
 def later(made: OperatorClass, more: float) -> OperatorClass:
     """``made``, which ends ``more`` ns later."""
     return OperatorClass(

@@ -18,7 +18,7 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.core.work import chunk_work, equivalent_context
 from nexusbench.physics.gpus import legal_splits
 from nexusbench.physics.launches import Physics
-from nexusbench.physics.measured import stretched
+from nexusbench.physics.operators import scaled
 from nexusbench.physics.sharing import LaunchLoad
 from nexusbench.profiles.points import Point, PointSetting
 from nexusbench.profiles.profile import (
@@ -65,8 +65,8 @@ class ProfiledPhysics(Physics):
         return ProfiledLoad(
             made.solo * ratio,
             sms,
-            stretched(made.dense, ratio),
-            stretched(made.attention, ratio),
+            scaled(made.dense, ratio),
+            scaled(made.attention, ratio),
             shape,
         )
 

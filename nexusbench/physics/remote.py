@@ -53,7 +53,10 @@ def split_launch(physics: Physics, batch: Batch, sms: int, pool: int) -> tuple[L
     shape = batch.shape
     assert shape.remote is not None
     count, context = shape.remote
-    kept = BatchShape(shape.num_decodes - count, shape.decode_context - context, shape.chunks)
+    kept = BatchShape(
+        shape.num_decodes - count, shape.decode_context - context, shape.chunks,
+        unequal=shape.unequal,
+    )  # fmt: skip
     away_shape = BatchShape(count, context)
     whole = physics.load(shape, sms)
     local = attention_of(physics, kept, sms)

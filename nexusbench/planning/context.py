@@ -196,12 +196,12 @@ class SchedulerContext:
                 homes.add(draft.remote)
             ready = [r for r in ready if r.pool in homes]
         ready = self._make_room(ready[:room], victim, repeat)
-        context = 0
         for request in ready:
             request.in_flight = True
-            context += request.num_computed_tokens
+        lengths = [request.num_computed_tokens for request in ready]
         draft.decodes.extend(ready)
-        draft.context += context
+        draft.lengths.extend(lengths)
+        draft.context += sum(lengths)
         draft.tokens += len(ready)
         draft.repeat = repeat
         self._journal.entries.append(Decodes(ready))

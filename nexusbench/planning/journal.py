@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nexusbench.core.batch import Batch, BatchShape, Chunk, Plan, Preemption, Transfer
+from nexusbench.core.batch import (
+    Batch,
+    BatchShape,
+    Chunk,
+    Plan,
+    Preemption,
+    Transfer,
+    spread_of,
+)
 from nexusbench.core.errors import PlanRefused
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState
@@ -19,11 +27,12 @@ from nexusbench.planning.order import CacheOrder, Ranking
 class Draft:
     """One batch being put together."""
 
-    __slots__ = ("chunks", "context", "decodes", "layers", "remote", "repeat", "tokens")
+    __slots__ = ("chunks", "context", "decodes", "layers", "lengths", "remote", "repeat", "tokens")
 
     def __init__(self) -> None:
         self.decodes: list[Request] = []
-        self.context = 0
+        self.lengths: list[int] = []  # their contexts
+        self.context = 0  # the sum of these
         self.chunks: list[Chunk] = []
         self.tokens = 0
         self.layers: tuple[int, int] | None = None
@@ -32,17 +41,19 @@ class Draft:
 
     def batch(self, partition: str) -> Batch:
         """What was drafted, as a launch on ``partition``."""
-        remote = None
+        remote, lengths, decodes = None, self.lengths, self.decodes
         if self.remote is not None:
-            away = [r.num_computed_tokens for r in self.decodes if r.pool == self.remote]
+            away = [r.num_computed_tokens for r in decodes if r.pool == self.remote]
             remote = (len(away), sum(away)) if away else None
+            lengths = [r.num_computed_tokens for r in decodes if r.pool != self.remote]
         shape = BatchShape(
-            len(self.decodes),
+            len(decodes),
             self.context,
             tuple([(c.num_tokens, c.context) for c in self.chunks]),
             self.layers,
             self.repeat,
             remote,
+            spread_of(lengths),
         )
         return Batch(partition, self.decodes, self.chunks, shape, self.layers, self.repeat)
 
@@ -257,8 +268,9 @@ class Journal:
         for draft in self.drafts.values():
             if decodes and decodes[0] in draft.decodes:
                 draft.decodes = [r for r in draft.decodes if r not in decodes]
+                draft.lengths = [r.num_computed_tokens for r in draft.decodes]
                 draft.tokens -= len(decodes)
-                draft.context -= sum(r.num_computed_tokens for r in decodes)
+                draft.context = sum(draft.lengths)
         for request in decodes:
             request.in_flight = False
 

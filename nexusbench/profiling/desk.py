@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from nexusbench.core.batch import Batch, BatchShape, Chunk, StepOutput
+from nexusbench.core.batch import Batch, BatchShape, Chunk, StepOutput, spread_of
 from nexusbench.core.errors import NexusbenchError, UsageError
 from nexusbench.core.kv_layout import KvPages, uniform_pages
 from nexusbench.core.request import Request
@@ -165,9 +165,7 @@ class BatchDesk:
             Chunk(self._request(before, before + count, 0), count, before)
             for count, before in work.shape.chunks
         ]
-        shape = work.shape
-        if repeat != shape.repeat:
-            shape = msgspec.structs.replace(shape, repeat=repeat)
+        shape = msgspec.structs.replace(work.shape, repeat=repeat, unequal=spread_of(work.contexts))
         return Batch(partition, decodes, chunks, shape, None, repeat)
 
     def _request(self, computed: int, tokens: int, repeat: int) -> Request:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nexusbench.core.batch import BatchShape, spread_of
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec, ModelSpec
 from nexusbench.core.work import model_work
 from nexusbench.experiments.fidelity.measured_csv import csv_rows, number_in
+from nexusbench.experiments.fidelity.partitions.halves import may_be_fitted
 from nexusbench.experiments.fidelity.samples import KernelSample, KernelSamples
 from nexusbench.physics.experts import HEIGHTS, Experts, ExpertShape, Routing
 from nexusbench.physics.gemm import Gemm
@@ -21,6 +23,8 @@ from nexusbench.physics.time_grids import Point, TimeCurve
 
 FITTED_GPU = "RTX 4090"
 MOE_COLUMNS = ("tokens", "activated_experts", "time_us")
+SKEW_COLUMNS = ("n", "nb", "pc", "kp", "kvs", "kv_big", "t_skew_us")
+SKEW_ITERATIONS = 3  # times in it are sums of so many
 _HINT = "Give a folder of LLMServingSim as its authors ship it"
 PRODUCTS = {
     "qkv_proj": "qkv", "o_proj": "attn_out", "gate_up_proj": "gate_up", "down_proj": "down",
@@ -44,6 +48,9 @@ def read(folder: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
         name, octaves = _name(point), [value.bit_length() for value in point]
         own = fitted and _half(point)
         samples.append(KernelSample(name, measured, made, own, shape=f"{name} {octaves}"))
+    for name in ("skew.csv", "skew.csv.gz"):
+        if (folder / name).exists():
+            samples += _unequal(folder / name, physics, fitted)
     return KernelSamples(samples, _held_out_grids(table, physics))
 
 
@@ -81,6 +88,35 @@ def _experts(file: Path, gpu: GpuSpec, model: ModelSpec) -> KernelSamples:
         )  # fmt: skip
     note = "of a mixture of experts only the experts are scored (moe.csv)"
     return KernelSamples(samples, notes=[note])
+
+
+def _unequal(file: Path, physics: Physics, fitted: bool) -> Iterator[KernelSample]:
+    """One layer's attention of ``n`` decodes, ``nb`` of them over ``kv_big`` tokens and the others
+    over ``kvs``, beside a chunk of ``pc`` tokens after ``kp`` (0: alone).
+    """
+    for line, row in csv_rows(file, SKEW_COLUMNS, _HINT):
+        numbers = {name: number_in(row, name, file, line, _HINT) for name in SKEW_COLUMNS}
+        n, long, chunk, before, short, longest = (round(numbers[name]) for name in SKEW_COLUMNS[:6])
+        for name in SKEW_COLUMNS[:6]:
+            if numbers[name] != round(numbers[name]) or not 0 <= numbers[name] <= 2**24:
+                problem = f"is {row[name]}, not a count of at most {2**24:,}"
+                raise InputError(problem, file=file, line=line, field=name, hint=_HINT)
+        if not (0 < long < n and short < longest):
+            problem = f"has {long} of {n} sequences at {longest}, the others at {short} tokens"
+            raise InputError(problem, file=file, line=line, field="nb", hint=_HINT)
+        if numbers["t_skew_us"] <= 0:
+            problem = f"is {row['t_skew_us']}, not above 0"
+            raise InputError(problem, file=file, line=line, field="t_skew_us", hint=_HINT)
+        contexts = [longest] * long + [short] * (n - long)
+        shape = BatchShape(
+            n, sum(contexts), ((chunk, before),) if chunk else (), unequal=spread_of(contexts)
+        )
+        name = "unequal " + ("mixed" if chunk else "decode")
+        lengths = f"skew {n} {long} {short} {longest}"
+        yield KernelSample(
+            name, numbers["t_skew_us"] / SKEW_ITERATIONS, _layer_us(physics, shape),
+            fitted and may_be_fitted(lengths), shape=lengths,
+        )  # fmt: skip
 
 
 def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[KernelSample]:
@@ -132,7 +168,11 @@ def _dense(table: KernelTable, physics: Physics, fitted: bool) -> Iterator[Kerne
 
 def _attention_us(physics: Physics, point: Point) -> float:
     """Microseconds of one layer's attention."""
-    made = physics.attention(shape_of(point), physics.gpu.num_sms)
+    return _layer_us(physics, shape_of(point))
+
+
+def _layer_us(physics: Physics, shape: BatchShape) -> float:
+    made = physics.attention(shape, physics.gpu.num_sms)
     return made.time / physics.model.num_layers / 1e3
 
 
