@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nexusbench.core.batch import Batch, Chunk, Plan, PreemptionKind
+from nexusbench.core.batch import Batch, Chunk, Plan, PreemptionKind, spread_of
 from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState, Limits
@@ -274,5 +274,9 @@ class CheckedScheduler(Scheduler):
                 raise ConformanceError("contract", problem)
         if draft is None or len(known) != len(list(batch.items)):
             raise ConformanceError("contract", "leaves out of its plan what it scheduled")
-        if batch.shape.num_tokens != sum(count for _, count in batch.items):
+        here = [r.num_computed_tokens for r in batch.decodes if r.pool != draft.remote]
+        context = sum(r.num_computed_tokens for r in batch.decodes)
+        if (batch.shape.num_tokens, batch.shape.decode_context, batch.shape.unequal) != (
+            sum(count for _, count in batch.items), context, spread_of(here)
+        ):  # fmt: skip
             raise ConformanceError("contract", "gives its batch a shape that is not its items'")

@@ -1,0 +1,106 @@
+"""Decodes of unequal lengths: what a batch says of them, and what they cost (decisions/0017)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from nexusbench.core.batch import BatchShape, spread_of
+from nexusbench.models.config import load_model
+from nexusbench.physics.attention import Attention
+from nexusbench.physics.gpus import gpu_names, load_gpu
+from nexusbench.physics.launches import Physics
+from nexusbench.physics.unequal import UnequalDecodes, two_lengths
+
+L20, LLAMA = load_gpu("l20"), load_model("llama-3.1-8b")
+LENGTHS = [1000] * 60 + [5000] * 4  # 64 decodes of 8 KV heads: L20's kernel splits no keys
+
+
+def shape_of(lengths: list[int], chunks: tuple[tuple[int, int], ...] = ()) -> BatchShape:
+    return BatchShape(len(lengths), sum(lengths), chunks, unequal=spread_of(lengths))
+
+
+def as_equal(shape: BatchShape) -> BatchShape:
+    return replace(shape, unequal=UNSET)
+
+
+def added(physics: Physics, shape: BatchShape, sms: int) -> float:
+    """Ns that the lengths add to the attention of all layers."""
+    found, equal = physics.attention(shape, sms), physics.attention(as_equal(shape), sms)
+    assert (found.traffic, found.memory, found.compute) == (
+        equal.traffic, equal.memory, equal.compute
+    )  # fmt: skip
+    return found.time - equal.time
+
+
+@pytest.mark.parametrize(("long", "short", "most"), [(1, 500, 900), (7, 1, 70_000), (63, 3, 4)])
+def test_a_batch_of_two_lengths_is_found_again(long: int, short: int, most: int) -> None:
+    lengths = [short] * (64 - long) + [most] * long
+    found = two_lengths(64, sum(lengths), *spread_of(lengths))
+    assert found == pytest.approx((long, most - short), rel=1e-6)
+
+
+def test_equal_lengths_have_none_that_is_longer() -> None:
+    for lengths in ([7], [900] * 40):
+        assert two_lengths(len(lengths), sum(lengths), *spread_of(lengths)) == (0.0, 0.0)
+
+
+def test_at_least_one_sequence_is_the_longest() -> None:
+    draw = random.Random(1)
+    for _ in range(200):
+        lengths = [1 + int(5000 * draw.random() ** 3) for _ in range(draw.randint(2, 60))]
+        long, more = two_lengths(len(lengths), sum(lengths), *spread_of(lengths))
+        assert long > 0.999
+        assert more <= max(lengths) - min(lengths) + 1e-6
+
+
+def test_the_longest_go_on_alone() -> None:
+    """32 tiles of 4 long sequences have 4,000 keys more: 2.048 MB each at 18 GB/s, 32 at a time."""
+    made = Physics(L20, LLAMA)
+    sms, bandwidth = 92, made._bandwidth[92]
+    each = 4000 * 2 * 128 * 2.0 / 18.0
+    expected = 32 * each / (1 + 4 * 8 * 18.0 / bandwidth)
+    assert added(made, shape_of(LENGTHS), sms) == pytest.approx(expected, rel=1e-9)
+    # Beside a chunk each query head has a thread block of its own.
+    beside = 32 * each / (1 + 4 * 32 * 18.0 / bandwidth)
+    assert added(made, shape_of(LENGTHS, ((512, 0),)), sms) == pytest.approx(beside, rel=1e-9)
+
+
+def test_split_keys_even_lengths_out() -> None:
+    few = shape_of([1000, 1000, 9000])
+    made = Physics(L20, LLAMA)
+    assert added(made, few, 92) == 0.0
+    assert added(made, replace(few, chunks=((512, 0),)), 92) > 0.0
+
+
+@pytest.mark.parametrize("gpu", gpu_names())
+def test_only_kernels_that_do_not_balance_wait_for_the_longest(gpu: str) -> None:
+    spec = load_gpu(gpu)
+    waits = spec.sim.attention_kernel in ("fa2", "contiguous")
+    assert (spec.sim.attention_straggler_gbps is not UNSET) == waits
+    lengths = [1000] * 252 + [5000] * 4
+    assert (added(Physics(spec, LLAMA), shape_of(lengths), spec.num_sms) > 0.0) == waits
+
+
+def test_a_window_bounds_what_the_longest_have_more() -> None:
+    kernel = Attention(L20, 32, 8, 128)
+    lengths = [1000] * 60 + [5000] * 4
+    whole = UnequalDecodes(L20, kernel, 32, 128, 2.0, 1)
+    wide = UnequalDecodes(L20, kernel, 32, 128, 2.0, 1, window=3000)
+    narrow = UnequalDecodes(L20, kernel, 32, 128, 2.0, 1, window=800)
+    beside = shape_of(lengths, ((512, 0),))
+    assert wide.ns(beside, 800.0) == pytest.approx(whole.ns(beside, 800.0) / 2, rel=1e-6)
+    assert narrow.ns(beside, 800.0) == 0.0
+
+
+def test_remote_decodes_do_not_count() -> None:
+    """Of 70 decodes 6 are computed elsewhere: the time is that of the other 64."""
+    made = UnequalDecodes(L20, Attention(L20, 32, 8, 128), 32, 128, 2.0, 1)
+    shape = shape_of(LENGTHS)
+    away = replace(
+        shape, num_decodes=70, decode_context=shape.decode_context + 60_000, remote=(6, 60_000)
+    )
+    assert made.ns(away, 800.0) == pytest.approx(made.ns(shape, 800.0), rel=1e-12)
