@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nexusbench.core.batch import BatchShape
+import msgspec
+
+from nexusbench.core.batch import BatchShape, spread_of
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import GpuSpec
 from nexusbench.experiments.fidelity.partitions.points import (
@@ -81,7 +83,8 @@ def _steps(profile: Profile, points: Sequence[Point], gpu: SimulatedGpu) -> list
         setting = point.setting
         if setting.neighbour is not None or _in_table(setting):
             continue
-        load = gpu.step(profile.model, degree, setting.shape, setting.sms)
+        shape = msgspec.structs.replace(setting.shape, unequal=spread_of(setting.contexts))
+        load = gpu.step(profile.model, degree, shape, setting.sms)
         found.append(
             TimeOnSms(
                 f"{setting.phase} step", (), named(setting.shape, setting.contexts), setting.sms,
