@@ -160,6 +160,15 @@ def test_a_v100_computes_in_float16_and_refuses_small_floats() -> None:
         model_on_device(run(device="sim:v100", dtype="bfloat16"))
 
 
+def test_a_model_that_is_given_is_checked_and_spoken_of_alike() -> None:
+    found = model_on_device(run(device="sim:a100", quantization="fp8"))
+    again = model_on_device(run(device="sim:a100"), found.model)
+    assert set(again.caveats) < set(found.caveats)  # all but what the option says
+    assert any("computed in 16 bit" in one for one in again.caveats)
+    with pytest.raises(UsageError, match=r"weights in fp8, which NVIDIA V100.* has no kernels for"):
+        model_on_device(run(device="sim:v100"), found.model)
+
+
 def test_steps_follow_from_the_types() -> None:
     decodes, prompt = BatchShape(32, 32 * 1500), BatchShape(0, 0, ((4096, 0),))
     plain, fp8, both = (
