@@ -37,7 +37,7 @@ class Quantisation(msgspec.Struct, frozen=True):
 
     ``weights`` is that of every matrix that is neither in ``excluded`` nor named by a selector of
     ``named``; with ``parts`` only of projections of those tensor classes. ``said_in`` and ``field``
-    are where that stands. ``scales``: which values share a scale.
+    are where that stands. ``scales``: which values share a scale, and how zeros are stored.
     """
 
     weights: str | None

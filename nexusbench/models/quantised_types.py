@@ -25,7 +25,8 @@ _INT4_GROUPS = {32: "int4_g32", 64: "int4_g64", 128: "int4_g128"}
 _INT8_GROUPS = {32: "int8_g32", 64: "int8_g64", 128: "int8_g128"}
 _FLOAT4_GROUPS = {16: "nvfp4", 32: "mxfp4"}
 
-# group_size, weight_block_size or desc_act -> (the key that says it first, all values of it).
+# group_size, weight_block_size, desc_act or checkpoint_format -> (the key that says it first, all
+# values of it).
 Scales = dict[str, tuple[str, frozenset[object]]]
 
 
@@ -123,7 +124,7 @@ class TypeReader:
         return made
 
     def scales(self) -> Scales:
-        """Which values share a scale, as far as it says that."""
+        """Which values share a scale, as far as it says that, and how GPTQ stores zeros."""
         made: Scales = {}
         for key, size in self._group_sizes():
             if isinstance(size, int) and not isinstance(size, bool) and size:
@@ -134,6 +135,9 @@ class TypeReader:
             made["weight_block_size"] = ("weight_block_size", frozenset((shown(block),)))
         if isinstance(order, bool):
             made["desc_act"] = ("desc_act", frozenset((shown(order),)))
+        if self._data.get("quant_method") == "gptq":  # silence is the first format
+            form = self._data.get("checkpoint_format") or "gptq"
+            made["checkpoint_format"] = ("checkpoint_format", frozenset((shown(form),)))
         return made
 
     def _group_sizes(self) -> Iterator[tuple[str, object]]:
