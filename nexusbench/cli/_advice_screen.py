@@ -42,9 +42,14 @@ from nexusbench.serving.resolve import caveats_of, rules_of
 
 # Options of serve-trace that a command has to repeat where they have a value.
 _REPEATED = (
-    "max_num_seqs", "max_model_len", "kv_blocks", "swap_space", "cost_model", "profile", "limit",
-    "request_rate", "burstiness",
+    "max_num_seqs", "max_model_len", "kv_blocks", "swap_space", "cost_model", "profile", "dtype",
+    "quantization", "kv_cache_dtype", "kernel_table", "engine", "limit", "request_rate",
+    "burstiness",
 )  # fmt: skip
+# Those that devices which compute refuse. A kernel table and an engine stand in for what a real
+# GPU has of its own; the others make its comparison another one, which is said.
+_OWN = ("kernel_table", "engine")
+_SIMULATED = (*_OWN, "swap_space", "quantization", "kv_cache_dtype")
 _MOST_EARLY = 5
 _MOST_LOADS = 3  # candidates, in a warning
 
@@ -313,12 +318,20 @@ def verification(question: Question, advice: Advice) -> dict[str, list[str]]:
         by_chunk.setdefault(candidate.chunk, []).append(candidate)
     device = question.config.device
     there = f"simulated, on {device}" if advice.simulated else f"again, on {device}"
+    real, without = "on the real GPU", _without(question.config)
+    if without:
+        real += f" (without {', '.join(without)}: it refuses them)"
     return {
         title: [
             _command(question, chunk, group, draws, target) for chunk, group in by_chunk.items()
         ]
-        for title, target in ((there, device), ("on the real GPU", "cuda"))
+        for title, target in ((there, device), (real, "cuda"))
     }
+
+
+def _without(config: RunConfig) -> list[str]:
+    """The flags that change the comparison and that a device which computes refuses."""
+    return [declared(RunConfig)[n].flag for n in _SIMULATED if n not in _OWN and getattr(config, n)]
 
 
 def _command(
@@ -335,17 +348,12 @@ def _command(
         words += ["--gpu-memory-utilization", f"{config.gpu_memory_utilization:g}"]
     for field in _REPEATED:
         value = getattr(config, field)
-        if value is not None:
+        if value is not None and (device.startswith("sim") or field not in _SIMULATED):
             words += [
                 declared(RunConfig)[field].flag,
                 f"{value:g}" if isinstance(value, float) else str(value),
             ]
     words += ["--force-profile"] * config.force_profile
-    # A kernel table stands in for physics, which a real GPU has of its own.
-    if config.kernel_table is not None and device.startswith("sim"):
-        words += ["--kernel-table", config.kernel_table]
-    if config.engine is not None and device.startswith("sim"):
-        words += ["--engine", config.engine]
     words += ["--goodput", *(f"{key}:{limit:g}" for key, limit in slo.per_request().items())]
     words += ["--seed", str(question.seeds[0]), "--seeds", str(draws)]
     return shlex.join(words)

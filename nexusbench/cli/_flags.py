@@ -234,9 +234,9 @@ Jobs = Annotated[
 
 # The fields of RunConfig that both offer.
 SERVED = (
-    "cost_model", "profile", "force_profile", "kernel_table", "engine", "tensor_parallel_size",
-    "gpu_memory_utilization", "kv_blocks", "swap_space", "max_num_seqs", "max_model_len", "limit",
-    "burstiness", "seed",
+    "cost_model", "profile", "force_profile", "dtype", "quantization", "kv_cache_dtype",
+    "kernel_table", "engine", "tensor_parallel_size", "gpu_memory_utilization", "kv_blocks",
+    "swap_space", "max_num_seqs", "max_model_len", "limit", "burstiness", "seed",
 )  # fmt: skip
 Bounds = Annotated[
     list[str] | None,

@@ -346,8 +346,9 @@ class StateMixer(_Mixer, frozen=True, tag="state", kw_only=True):
     """A recurrent state instead of a KV cache: Mamba2, gated delta net, KDA, lightning attention,
     short convolutions.
 
-    ``heads`` matrices of ``key_dim`` x ``value_dim`` values, and ``conv_values`` values that
-    convolutions keep of the last tokens, in ``state_dtype`` and ``conv_dtype``.
+    ``heads`` matrices of ``key_dim`` x ``value_dim`` values (0: a convolution alone), and
+    ``conv_values`` values that convolutions keep of the last tokens, in ``state_dtype`` and
+    ``conv_dtype``.
     """
 
     kind: str

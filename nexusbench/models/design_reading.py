@@ -11,6 +11,7 @@ from nexusbench.kernels.ropes import Rope
 from nexusbench.kernels.routing import Routing
 from nexusbench.models.designs import DenseDesign, ExpertsDesign, GroupedDesign, LatentDesign
 from nexusbench.models.document import ConfigDocument
+from nexusbench.models.reading import refuse
 from nexusbench.models.ropes import rope_of, rotary_dim, score_factor
 
 _GATES: dict[object, GateKind] = {
@@ -99,6 +100,21 @@ def mlp_design(
         routing=structs.replace(routing, chosen=mlp.experts_per_token),
         shared_size=mlp.shared_size,
     )  # fmt: skip
+
+
+def refuse_other_routing(config: ConfigDocument, normalised: bool = False) -> None:
+    """Refuse ways of picking experts that transformers does not heed where experts are picked by
+    their softmax: other scores, the best groups, a factor. With ``normalised`` their weights always
+    sum up to 1. Raises InputError.
+    """
+    hint = "Experts are picked by their softmax in this family"
+    refuse(config, "scoring_func", ("softmax",), hint)
+    refuse(config, "topk_method", ("greedy",), hint)
+    refuse(config, "n_group", (0, 1), "Experts are picked among all in this family")
+    refuse(config, "routed_scaling_factor", (1,), "Experts have no other factor in this family")
+    if normalised:
+        hint = "The weights of the chosen experts sum up to 1 in this family"
+        refuse(config, "norm_topk_prob", (True,), hint)
 
 
 def grouped_routing(config: ConfigDocument, routing: Routing, experts: int) -> Routing:

@@ -22,6 +22,8 @@ _FORMATS = (
     None, "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
     "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision",
 )  # fmt: skip
+# compressed-tensors' orders of activations; those that change which inputs share a scale.
+_ORDERS = {"group": True, "dynamic": True, "weight": False, "static": False}
 _UNPACKED = "With real tokens: fp8, fbgemm_fp8, gptq, awq, compressed-tensors, modelopt, mxfp4"
 _BLOCK = (128, 128)  # of ModelOpt's FP8 with scales of blocks, which says no size
 
@@ -113,7 +115,7 @@ class _PackingReader(TypeReader):
         self._require("checkpoint_format", None, "gptq", "gptq_v2")
         self._require("is_marlin_format", None, False)
         offset = 0 if self._data.get("checkpoint_format") == "gptq_v2" else 1
-        reordered = self._data.get("desc_act") is True
+        reordered = self.flag("desc_act")
         return Packing(
             method="gptq", bits=bits, group_size=group, zero_offset=offset, reordered=reordered
         )
@@ -138,11 +140,22 @@ class _PackingReader(TypeReader):
         rows, columns = blocks.pop() if blocks else (0, 0)
         held = self._weights_of_groups()
         sizes = {size for of in held if isinstance(size := of.get("group_size"), int) and size > 0}
+        orders = [self._reordered(of.get("actorder")) for of in held]
         return Packing(
             method="compressed-tensors", block=(rows, columns) if rows else None,
             group_sizes=tuple(sorted(sizes)),
-            reordered=all(of.get("actorder") in (True, "group", "dynamic") for of in held),
+            reordered=all(orders),
         )  # fmt: skip
+
+    def _reordered(self, order: object) -> bool:
+        """Whether a group's inputs are not neighbours, by ``actorder``, in any case."""
+        named = order.lower() if isinstance(order, str) else order
+        if named is None or isinstance(named, bool):
+            return bool(named)
+        if isinstance(named, str) and named in _ORDERS:
+            return _ORDERS[named]
+        hint = f"With real tokens: {', '.join(_ORDERS)}, true, false"
+        raise self.error("config_groups.weights.actorder", f"is {shown(order)}", hint)
 
     def _weights_of_groups(self) -> list[dict[str, Any]]:
         """``weights`` of every group; they are known to be described."""

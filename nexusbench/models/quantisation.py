@@ -10,7 +10,7 @@ import msgspec
 
 from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.module_names import Selector, as_globs
-from nexusbench.models.quantised_types import HINT, TypeReader
+from nexusbench.models.quantised_types import HINT, Scales, TypeReader
 
 # Keys of config.json; files beside it, with the method of those that do not say it.
 _KEYS = ("quantization_config", "compression_config")
@@ -37,7 +37,7 @@ class Quantisation(msgspec.Struct, frozen=True):
 
     ``weights`` is that of every matrix that is neither in ``excluded`` nor named by a selector of
     ``named``; with ``parts`` only of projections of those tensor classes. ``said_in`` and ``field``
-    are where that stands.
+    are where that stands. ``scales``: which values share a scale, and how zeros are stored.
     """
 
     weights: str | None
@@ -48,6 +48,7 @@ class Quantisation(msgspec.Struct, frozen=True):
     named: tuple[tuple[Selector, str | None], ...] = ()
     parts: tuple[str, ...] = ()
     head: str | None = None
+    scales: Scales = {}
 
     def of(self, layer: int, part: str, module: tuple[str, ...]) -> str | None:
         """The data type of a matrix under any of the names ``module``, None for the activations'.
@@ -81,7 +82,19 @@ class Quantisation(msgspec.Struct, frozen=True):
                 f"{self.kv or 'as computed'}",
                 "Take away the one that does not belong to these weights",
             )
-        return msgspec.structs.replace(self, kv=self.kv or other.kv)
+        for name, (_, mine) in self.scales.items():
+            key, theirs = other.scales.get(name, (name, mine))
+            if not (mine <= theirs or theirs <= mine):  # one may say less, never another
+                at = key if other.field == "quant_method" else f"{other.field}.{key}"
+                raise other.said_in.error(
+                    at,
+                    f"is {_listed(theirs)}, but of {self.field} of {self.said_in.file} it is "
+                    f"{_listed(mine)}",
+                    "Take away the one that does not belong to these weights",
+                )
+        return msgspec.structs.replace(
+            self, kv=self.kv or other.kv, scales={**other.scales, **self.scales}
+        )
 
     def check_experts(self, layers: int, experts: int) -> None:
         """Raises InputError if only some experts of a layer are named."""
@@ -151,6 +164,10 @@ def _said(config: ConfigDocument) -> Iterator[tuple[ConfigDocument, str, object]
             yield beside, "quant_method", _with_method(beside.data, method)
 
 
+def _listed(values: Iterable[object]) -> str:
+    return " and ".join(sorted(map(str, values)))
+
+
 def _with_method(data: object, method: str) -> object:
     if isinstance(data, dict) and data.get("quant_method") is None:
         return {**data, "quant_method": method}
@@ -177,6 +194,7 @@ class _QuantisationReader(TypeReader):
         made = Quantisation(
             weights, self._kv(), self._document, self._field, excluded, tuple(named),
             ("experts",) if method == "mxfp4" else (), self._head(method, weights, excluded, named),
+            self.scales(),
         )  # fmt: skip
         self._check_patterns([excluded, *(one for one, _ in named)])
         return made
@@ -360,7 +378,7 @@ class _QuantisationReader(TypeReader):
         named: list[tuple[Selector, str | None]],
     ) -> str | None:
         """The output head's data type; None if it stays as it is."""
-        if self._data.get("lm_head") is True:
+        if self.flag("lm_head"):
             return weights
         if excluded.names_head():
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from nexusbench.models.document import ConfigDocument, shown
 
@@ -23,6 +24,10 @@ ALGORITHMS = {
 _INT4_GROUPS = {32: "int4_g32", 64: "int4_g64", 128: "int4_g128"}
 _INT8_GROUPS = {32: "int8_g32", 64: "int8_g64", 128: "int8_g128"}
 _FLOAT4_GROUPS = {16: "nvfp4", 32: "mxfp4"}
+
+# group_size, weight_block_size, desc_act or checkpoint_format -> (the key that says it first, all
+# values of it).
+Scales = dict[str, tuple[str, frozenset[object]]]
 
 
 class TypeReader:
@@ -77,8 +82,7 @@ class TypeReader:
         """NF4 or LLM.int8()."""
         four, eight = self._data.get("load_in_4bit"), self._data.get("load_in_8bit")
         if four is True and not eight:
-            twice = self._data.get("bnb_4bit_use_double_quant") is True
-            return "nf4_double" if twice else "nf4"
+            return "nf4_double" if self.flag("bnb_4bit_use_double_quant") else "nf4"
         if eight is True and not four:
             return "int8"
         raise self.error(
@@ -118,6 +122,41 @@ class TypeReader:
         if made == "int4":
             return self.grouped(4, data.get("group_size"), "group_size")
         return made
+
+    def scales(self) -> Scales:
+        """Which values share a scale, as far as it says that, and how GPTQ stores zeros."""
+        made: Scales = {}
+        for key, size in self._group_sizes():
+            if isinstance(size, int) and not isinstance(size, bool) and size:
+                first, sizes = made.get("group_size", (key, frozenset()))
+                made["group_size"] = (first, sizes | {size})
+        block, order = self._data.get("weight_block_size"), self._data.get("desc_act")
+        if isinstance(block, list):
+            made["weight_block_size"] = ("weight_block_size", frozenset((shown(block),)))
+        if isinstance(order, bool):
+            made["desc_act"] = ("desc_act", frozenset((shown(order),)))
+        if self._data.get("quant_method") == "gptq":  # silence is the first format
+            form = self._data.get("checkpoint_format") or "gptq"
+            made["checkpoint_format"] = ("checkpoint_format", frozenset((shown(form),)))
+        return made
+
+    def _group_sizes(self) -> Iterator[tuple[str, object]]:
+        """(key, size of a group), of all and of what is named one by one."""
+        for key in ("group_size", "q_group_size"):
+            yield key, self._data.get(key)
+        for key in ("config_groups", "quantized_layers"):
+            listed = self._data.get(key)
+            for one in listed.values() if isinstance(listed, dict) else ():
+                of = one.get("weights", one) if isinstance(one, dict) else None
+                if isinstance(of, dict):
+                    yield f"{key}.group_size", of.get("group_size")
+
+    def flag(self, key: str) -> bool:
+        """A boolean of the object; False where missing or null."""
+        value = self._data.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, f"is {shown(value)}", "Write true or false")
+        return bool(value)
 
     def error(self, key: str, problem: str, hint: str) -> Exception:
         """The complaint about ``key`` of the object."""

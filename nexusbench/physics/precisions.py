@@ -119,8 +119,10 @@ def served_experts(gpu: GpuSpec, weights: str, activations: str) -> Kernel:
 
 def _kernel(gpu: GpuSpec, kind: str, kinds: dict[str, str]) -> Kernel:
     built = ARCHITECTURES[architecture(gpu)]
-    native = kind in built.native or kind not in _NEED_CORES
-    if kind not in built.lacks and ((kind not in kinds and kind != "bf16") or not native):
+    # Of activations in MXFP8 twice: 16-bit ones, then no product of MXFP4 either.
+    while kind not in built.lacks and not (
+        (kind in kinds or kind == "bf16") and (kind in built.native or kind not in _NEED_CORES)
+    ):
         kind = _WIDE[kind]
     if kind in built.lacks:
         computed = ", ".join(("bf16", *built.native))

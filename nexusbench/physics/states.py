@@ -93,7 +93,11 @@ class StateScan:
         return scaled_sum(made, self._layers, NOTHING)
 
     def scan(self, chunks: _Chunks, sms: int, bandwidth: float) -> OperatorClass:
-        """Prompts of one layer without their convolution; arguments as of ``time``."""
+        """Prompts of one layer without their convolution; arguments as of ``time``. Nothing where
+        the layer is a convolution alone, without heads.
+        """
+        if not self._heads:
+            return NOTHING
         tokens, parts, longest = 0, 0, 0
         for count, _ in chunks:
             each = -(-count // CHUNK)
@@ -122,7 +126,9 @@ class StateScan:
         return self._moved(own.conv_us, size, size, sms, bandwidth, 1)
 
     def step(self, decodes: int, sms: int, bandwidth: float, copies: int) -> OperatorClass:
-        """States of ``decodes`` sequences read and written, one layer."""
+        """States of ``decodes`` sequences read and written, one layer; nothing without heads."""
+        if not self._heads:
+            return NOTHING
         state, own = decodes * self._state_bytes, self._own
         size = (2.0 * state + decodes * self._token_bytes) * own.step_passes
         return self._moved(own.step_us, size, size - state, sms, bandwidth, copies)

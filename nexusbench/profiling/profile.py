@@ -16,7 +16,6 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.core.state import Limits
 from nexusbench.costs.base import CostModel, Target, cost_models
 from nexusbench.devices.base import Device
-from nexusbench.models.config import caveats
 from nexusbench.profiles.points import Point
 from nexusbench.profiles.profile import (
     POINTS_FILE,
@@ -41,8 +40,8 @@ from nexusbench.profiling.sweep import ProfileSweep, Progress, SweepOutcome
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What is profiled: an open device, the model it runs, the engine's sizes, and what was asked
-    for to open it.
+    """What is profiled: an open device, the model it runs, the engine's sizes, what was asked for
+    to open it, and what is to be said of the model and the device before any figure of them.
     """
 
     device: Device
@@ -50,6 +49,7 @@ class Subject(msgspec.Struct, frozen=True):
     limits: Limits
     block_size: int = 16
     asked: DeviceAsked = DeviceAsked()
+    caveats: tuple[str, ...] = ()
 
     def pool(self) -> Pool:
         """KV blocks as the engine has them."""
@@ -113,7 +113,7 @@ def make_profile(
         num_points=len(points),
         fits=tuple(fits),
         facts=msgspec.to_builtins(derive_facts(points, subject.target(), splits)),
-        notes=(*caveats(subject.model), *device.gpu.warnings, *outcome.notes, *fit_notes),
+        notes=(*subject.caveats, *outcome.notes, *fit_notes),
         counters=readers.sources,
         asked=subject.asked,
         limits=subject.limits,

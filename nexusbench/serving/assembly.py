@@ -33,9 +33,8 @@ from nexusbench.results.resolved import (
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import BeliefFactory, make_belief, make_partitioner
 from nexusbench.serving.opening import check_gpus, check_pool, kv_pools, open_device
-from nexusbench.serving.parallel import deployment_caveats
 from nexusbench.serving.peers import EngineParts, make_peers
-from nexusbench.serving.resolve import NamedRun, resolve
+from nexusbench.serving.resolve import NamedRun, resolve, said_of
 from nexusbench.workloads import transform
 from nexusbench.workloads.base import Trace
 from nexusbench.workloads.head import load_head
@@ -256,9 +255,7 @@ def _resolved(
         host=UNSET if device.host is None else device.host,
         environment=device.environment(), machine={**machine_facts(), **device.environment()},
         model=served_model(model),
-        caveats=[
-            *run.caveats, *deployment_caveats(config, model, device.gpu), *device.gpu.warnings
-        ],
+        caveats=said_of(run, device.gpu),
         random_weights=device.random_weights,
         scheduler=scheduler.name, scheduler_rules=scheduler.rules or UNSET,
         scheduler_options=msgspec.to_builtins(scheduler.options),

@@ -24,7 +24,7 @@ from nexusbench.models.precision import AUTO
 from nexusbench.physics.host import load_engine
 from nexusbench.schedulers.base import Scheduler
 from nexusbench.serving.belief import check_closed, make_belief, make_partitioner
-from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve
+from nexusbench.serving.resolve import ModelOnDevice, model_on_device, resolve, said_of
 from nexusbench.workloads.base import Trace
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def open_subject(config: RunConfig, model: ModelSpec | None = None) -> Subject:
     asked = DeviceAsked(
         what.named.spec, config.kernel_table, config.gpu_memory_utilization, config.engine
     )
-    return Subject(device, what.model, limits, config.block_size, asked)
+    said = tuple(said_of(what, device.gpu))
+    return Subject(device, what.model, limits, config.block_size, asked, said)
 
 
 def check_gpus(scheduler: Scheduler, device: Device) -> None:

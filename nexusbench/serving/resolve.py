@@ -111,9 +111,11 @@ def model_on_device(config: RunConfig, model: ModelSpec | None = None) -> ModelO
     """
     config = check_config(config)
     named = find_device(config.device)
-    said = caveats(model) if model is not None else []
     if model is None:
         model, said = _in_precision(config, named)
+    else:
+        types = check_types(named.describe(), model) if named.kind == "sim" else []
+        said = [*types, *caveats(model)]
     check_tensor_parallel(config.tensor_parallel_size, model, config.enable_expert_parallel)
     length = config.max_model_len or model.max_model_len
     if length > model.max_model_len:
@@ -191,9 +193,11 @@ def caveats_of(config: RunConfig) -> list[str]:
     them.
     """
     what = model_on_device(config)
-    if what.named.kind != "sim":
-        return list(what.caveats)
-    gpu = what.named.describe()
+    return list(what.caveats) if what.named.kind != "sim" else said_of(what, what.named.describe())
+
+
+def said_of(what: ModelOnDevice, gpu: GpuSpec) -> list[str]:
+    """The same, of what runs on ``gpu``."""
     return [*what.caveats, *deployment_caveats(what.config, what.model, gpu), *gpu.warnings]
 
 

@@ -91,6 +91,69 @@ def test_capacity_warns_of_pipeline_stages_as_serve_trace_does(call: Call, trace
     assert any("pipeline stages: NOT VALIDATED" in said for said in json.loads(done.out)["caveats"])
 
 
+def test_data_types_reach_the_device_of_a_capacity(call: Call, trace: Path) -> None:
+    few = ("--scheduler", "vllm", "--goodput", "ttft:p90<4000", "--seeds", 1, "--precision", 50)
+    arguments = ("capacity", trace, *WHERE, *few, "--limit", 10)
+    types = ("--dtype", "float16", "--quantization", "fp8", "--kv-cache-dtype", "fp8")
+    done = call(*arguments, *types)
+    assert done.code == 0, done.err
+    shown = " ".join(done.out.split())
+    where = "qwen2.5-3b, --dtype float16, --quantization fp8, --kv-cache-dtype fp8 WARNING"
+    assert where in shown
+    assert "--kv-cache-dtype fp8: keys and values are kept in fp8" in shown
+    document = json.loads(call(*arguments, *types, "--json").out)
+    (found,) = document["capacities"]
+    asked = [found["config"][name] for name in ("dtype", "quantization", "kv_cache_dtype")]
+    assert asked == ["float16", "fp8", "fp8"]
+    assert any("keys and values are kept in fp8" in said for said in document["caveats"])
+    (plain,) = json.loads(call(*arguments, "--json").out)["capacities"]
+    first, other = (one["found"][0]["looks"][0]["values"] for one in (found, plain))
+    assert first.keys() == other.keys()
+    assert all(first[key] < other[key] for key in first)  # smaller weights are read faster
+
+
+def test_advise_repeats_data_types_where_they_can_be(call: Call, trace: Path) -> None:
+    done = call(
+        "advise", trace, *WHERE, "--scheduler", "vllm", "--chunks", 512, "--goodput", "ttft:4000",
+        "--seeds", 1, "--limit", 10, "--rate", 2, "--dtype", "float16", "--quantization", "fp8",
+        "--kv-cache-dtype", "fp8", "--swap-space", 2, "--engine", "ideal", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    config = document["config"]
+    assert (config["dtype"], config["quantization"], config["kv_cache_dtype"]) == (
+        "float16", "fp8", "fp8",
+    )  # fmt: skip
+    (simulated, *_), (real, *_) = document["verify"].values()
+    for flag in ("--quantization fp8", "--kv-cache-dtype fp8", "--swap-space 2", "--engine ideal"):
+        assert flag in simulated
+        assert flag.split()[0] not in real
+    assert "--dtype float16" in simulated
+    assert "--dtype float16" in real
+    assert call(*shlex.split(simulated)[1:], "--no-save").code == 0
+    left_out = "without --swap-space, --quantization, --kv-cache-dtype: it refuses them"
+    assert f"on the real GPU ({left_out})" in document["verify"]
+
+
+@pytest.mark.parametrize("command", ["capacity", "advise", "serve-trace"])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--dtype", "float32"), "--dtype float32: simulated devices have no kernels"),
+        (("--quantization", "awq"), "qwen2.5-3b has plain weights, and only fp8 is made of those"),
+        (("--kv-cache-dtype", "int8"), "--kv-cache-dtype int8 is unknown"),
+    ],
+)
+def test_data_types_are_refused_alike(
+    call: Call, trace: Path, command: str, flags: tuple[str, ...], sentence: str
+) -> None:
+    jobs = () if command == "serve-trace" else ("--jobs", "1")
+    done = call(command, trace, *WHERE[:4], *jobs, "--goodput", "ttft:1000", *flags)
+    assert done.code == 2, done.out
+    assert sentence in " ".join(done.err.split())
+    assert done.out == ""
+
+
 @pytest.mark.slow
 def test_an_slo_that_nothing_keeps(call: Call, trace: Path) -> None:
     done = call("capacity", trace, *WHERE, "--goodput", "ttft:p50:1", "--seeds", 1)

@@ -354,6 +354,21 @@ def test_bad_flags_give_one_line(call, arguments, says):
     assert outcome.out == ""
 
 
+def test_notes_say_what_a_run_says_of_types_and_gpus(call, tmp_path):
+    """An A100 has no products in fp8, and 16 GPUs are more than one server has."""
+    asked = ("--device", "sim:a100", "--model", "qwen2.5-3b", "--quantization", "fp8", "-tp", 16)
+    outcome = call("profile", *asked, "--quick", "--no-progress", "-o", tmp_path / "p", "--json")
+    assert outcome.code == 0, outcome.err
+    notes = json.loads(outcome.out)["profile"]["notes"]
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 9, "output_length": 2}\n')
+    run = call("serve-trace", trace, *asked, "--no-save", "--json")
+    said = json.loads(run.out)["runs"][0]["resolved"]["caveats"]
+    assert notes[: len(said)] == said
+    for words in ("quantised while they are loaded", "computed in 16 bit", "16 GPUs"):
+        assert any(words in note for note in said), words
+
+
 def test_a_folder_of_something_else_is_refused(call, copy):
     for arguments, says in (
         (("--device", "sim:l40s"), "its device is sim:l20, not sim:l40s"),

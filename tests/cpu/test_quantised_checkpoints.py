@@ -21,6 +21,8 @@ from nexusbench.models.agreement import teacher_forced  # noqa: E402
 from nexusbench.models.architecture import load_decoder_config  # noqa: E402
 from nexusbench.models.checkpoint import open_source  # noqa: E402
 from nexusbench.models.decoder import Decoder  # noqa: E402
+from nexusbench.models.document import open_config  # noqa: E402
+from nexusbench.models.packing import packing_of  # noqa: E402
 from nexusbench.results.reader import RunReader  # noqa: E402
 
 Edit = Callable[[made.Tensors], object]
@@ -166,6 +168,10 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128}, "quant_algo",
      'is "W4A16_AWQ"'),
     ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt", 'is "e5m2"'),
+    ({**GPTQ, "desc_act": 1}, "desc_act", "is 1. Write true or false"),
+    ({**GPTQ, "desc_act": "false"}, "desc_act", 'is "false". Write true or false'),
+    (made.compressed(4, "int", 32, actorder="sideways"), "config_groups.weights.actorder",
+     'is "sideways". With real tokens: group, dynamic, weight, static'),
 ]  # fmt: skip
 
 
@@ -180,6 +186,19 @@ def test_what_cannot_be_unpacked_is_refused(
     assert caught.value.field == f"quantization_config.{field}"
     assert message in str(caught.value)
     assert caught.value.line
+
+
+@pytest.mark.parametrize(
+    ("order", "reordered"),
+    [("group", True), ("GROUP", True), ("Dynamic", True), (True, True), ("static", False),
+     ("weight", False), (False, False), (None, False)],
+)  # fmt: skip
+def test_orders_of_compressed_tensors(order: object, reordered: bool, tmp_path: Path) -> None:
+    settings = made.compressed(4, "int", 32, actorder=order)
+    made.write_folder(tmp_path, {**made.CONFIG, "quantization_config": settings}, {})
+    packing = packing_of(open_config(tmp_path))
+    assert packing is not None
+    assert packing.reordered == reordered
 
 
 def test_packed_weights_without_a_word_in_the_config(tmp_path: Path) -> None:

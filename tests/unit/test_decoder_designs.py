@@ -58,7 +58,7 @@ def experts(config: DecoderConfig, index: int = -1) -> ExpertsDesign:
 
 
 def test_mixtral(tmp_path: Path) -> None:
-    config = decoder(tmp_path, "mixtral", sliding_window=100, norm_topk_prob=False)
+    config = decoder(tmp_path, "mixtral", sliding_window=100)
     assert not config.ordinary
     assert [grouped(config, i).window for i in range(4)] == [100] * 4
     assert grouped(config).rope == Rope(theta=1e6)
@@ -66,6 +66,8 @@ def test_mixtral(tmp_path: Path) -> None:
     assert found.routing == Routing(2, normalised=True)
     assert (found.module, found.matrices) == ("block_sparse_moe", ("w1", "w3", "w2"))
     assert (found.num_experts, found.size, config.rms_norm_eps) == (8, 768, 1e-5)
+    said = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    assert decoder(tmp_path, "mixtral", sliding_window=100, **said).layers == config.layers
 
 
 def test_qwen2_moe(tmp_path: Path) -> None:
@@ -255,6 +257,24 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
     ("kimi_k2", {}, "model_type", "'kimi_k2' is described but not computed. With real tokens:"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention", "is true"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping", "holds no scores"),
+    ("gemma", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping", "holds no scores"),
+    ("gemma", {"final_logit_softcapping": 30.0}, "final_logit_softcapping", "holds no logits"),
+    ("gemma", {"query_pre_attn_scalar": 144}, "query_pre_attn_scalar", "by the size of a head"),
+    (
+        "gemma", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}, "layer_types",
+        'has "sliding_attention". Supported: full_attention',
+    ),
+    ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob", "is false. The weights of the chosen"),
+    ("mixtral", {"decoder_sparse_step": 2}, "decoder_sparse_step", 'not an ordinary "mixtral"'),
+    ("mixtral", {"mlp_only_layers": [1]}, "mlp_only_layers", 'not an ordinary "mixtral"'),
+    ("mixtral", {"scoring_func": "sigmoid"}, "scoring_func", "picked by their softmax"),
+    ("gpt_oss", {"norm_topk_prob": False}, "norm_topk_prob", "is false. The weights of the chosen"),
+    ("gpt_oss", {"decoder_sparse_step": 2}, "decoder_sparse_step", 'not an ordinary "gpt_oss"'),
+    ("llama", {"mlp_only_layers": [1]}, "mlp_only_layers", 'not an ordinary "llama" decoder'),
+    ("qwen3_moe", {"scoring_func": "sigmoid"}, "scoring_func", "picked by their softmax"),
+    ("qwen3_moe", {"n_group": 4}, "n_group", "is 4. Experts are picked among all"),
+    ("qwen3_moe", {"topk_method": "noaux_tc"}, "topk_method", "picked by their softmax"),
+    ("qwen2_moe", {"routed_scaling_factor": 2.5}, "routed_scaling_factor", "no other factor"),
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func", "Only sigmoid scores"),
     ("deepseek_v3", {"topk_method": "greedy"}, "topk_method", "Only noaux_tc"),
     ("deepseek_v3", {"n_group": 3}, "n_group", "is 3. It must divide the 8 experts"),

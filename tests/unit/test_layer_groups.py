@@ -305,6 +305,12 @@ def test_experts_in_some_layers(tmp_path: Path) -> None:
     model = read(tmp_path, model_type="qwen3_moe", mlp_only_layers=[0], **moe)
     assert model.stack is not UNSET
     assert model.stack.order == (0, 1, 1, 1)
+    # Others have experts in every layer: transformers knows these keys of Qwen's alone.
+    for family in ("mixtral", "qwen3_5_moe_text", "glm4_moe", "qwen3"):
+        for key, value in (("decoder_sparse_step", 2), ("mlp_only_layers", [0])):
+            with pytest.raises(InputError, match="not an ordinary") as caught:
+                read(tmp_path, model_type=family, **{key: value})
+            assert caught.value.field == key
 
 
 def test_quantised_experts_of_gpt_oss_are_only_the_experts() -> None:

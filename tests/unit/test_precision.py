@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ import pytest
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import UsageError
-from nexusbench.core.kernel_constants import SmallKvConstants
+from nexusbench.core.kernel_constants import EXPERTS, PRODUCTS, SmallKvConstants
+from nexusbench.core.layers import DTYPE_BYTES
 from nexusbench.core.specs import GpuSpec, ModelSpec, with_used_kernels
 from nexusbench.models.config import caveats, load_model
 from nexusbench.models.precision import Precision, computed_model_of, served_model_of
 from nexusbench.physics.attention import Attention
 from nexusbench.physics.gemm import ScaledGemm
-from nexusbench.physics.gpus import load_gpu
+from nexusbench.physics.gpus import gpu_names, load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.precisions import (
+    experts_kernel,
     product_constants,
     product_kernel,
     small_kv_constants,
@@ -158,6 +162,15 @@ def test_a_v100_computes_in_float16_and_refuses_small_floats() -> None:
         model_on_device(run(device="sim:v100", kv_cache_dtype="fp8"))
     with pytest.raises(UsageError, match="--dtype bfloat16: this GPU computes in float16"):
         model_on_device(run(device="sim:v100", dtype="bfloat16"))
+
+
+def test_a_model_that_is_given_is_checked_and_spoken_of_alike() -> None:
+    found = model_on_device(run(device="sim:a100", quantization="fp8"))
+    again = model_on_device(run(device="sim:a100"), found.model)
+    assert set(again.caveats) < set(found.caveats)  # all but what the option says
+    assert any("computed in 16 bit" in one for one in again.caveats)
+    with pytest.raises(UsageError, match=r"weights in fp8, which NVIDIA V100.* has no kernels for"):
+        model_on_device(run(device="sim:v100"), found.model)
 
 
 def test_steps_follow_from_the_types() -> None:
@@ -323,3 +336,22 @@ def test_prompts_and_decodes_have_constants_of_their_own() -> None:
 def test_what_an_fp8_cache_rests_on_is_said(name: str, words: str) -> None:
     said = caveats(served_model_of(name, Precision(kv_cache_dtype="fp8")).model)
     assert any(one.startswith(f"fp8 KV cache: {words}") for one in said)
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_every_kernel_is_of_a_known_kind(name: str) -> None:
+    """Or is refused, where a GPU has none (CDNA 3)."""
+    gpu = load_gpu(name)
+    for weights, activations in itertools.product(DTYPE_BYTES, ("bfloat16", "int8", "mxfp8")):
+        for found, kinds in ((product_kernel, PRODUCTS), (experts_kernel, EXPERTS)):
+            with suppress(UsageError):
+                assert found(gpu, weights, activations).kind in ("bf16", *kinds)
+
+
+def test_a_product_of_mxfp4_is_in_16_bit_whatever_its_activations() -> None:
+    for name in ("h200", "b200"):
+        gpu = load_gpu(name)
+        wide = product_kernel(gpu, "mxfp4")
+        assert wide.kind == "w4a16"
+        assert product_kernel(gpu, "mxfp4", "mxfp8") == wide
+    assert experts_kernel(load_gpu("h200"), "mxfp4", "mxfp8").kind == "mxfp4"

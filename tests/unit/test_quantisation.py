@@ -215,6 +215,9 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"quant_method": "gptq", "bits": 4, "group_size": "big"}, "group_size", "big"),
     ({"quant_method": "awq", "bits": True}, "quant_method", "bits true"),
     ({"quant_method": BNB}, "load_in_4bit", "Exactly one"),
+    ({"quant_method": BNB, "load_in_4bit": True, "bnb_4bit_use_double_quant": 1},
+     "bnb_4bit_use_double_quant", "is 1. Write true or false"),
+    ({"quant_method": "gptq", "bits": 4, "lm_head": "yes"}, "lm_head", "Write true or false"),
     ({"quant_method": CT}, "config_groups", "null"),
     ({"quant_method": CT, "config_groups": group(3, "int")}, "config_groups.weights", "of 3 bits"),
     ({"quant_method": CT, "config_groups": group([], {})}, "config_groups.weights", "of [] bits"),
@@ -315,6 +318,61 @@ def test_two_files_that_disagree(tmp_path: Path) -> None:
         load_model(made)
     folder(tmp_path, {**FP8, "kv_cache_scheme": "FP8"})
     assert load_model(made).dtypes.kv == "fp8"
+
+
+DISAGREEING: list[tuple[dict[str, object], dict[str, object], str, str]] = [
+    (
+        {"quant_method": "gptq", "bits": 4, "group_size": 1024},
+        {"bits": 4, "group_size": -1}, "quantize_config.group_size",
+        "is -1, but of quantization_config of .* it is 1024",
+    ),
+    (
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True},
+        {"bits": 4, "group_size": 128, "desc_act": False}, "quantize_config.desc_act",
+        "is false, but of quantization_config of .* it is true",
+    ),
+    (
+        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}, {"bits": 4},
+        "quantize_config.checkpoint_format", 'is "gptq", but .* it is "gptq_v2"',
+    ),
+    (
+        {"quant_method": "awq", "bits": 4, "group_size": 512},
+        {"w_bit": 4, "q_group_size": 1024, "zero_point": True}, "quant_config.q_group_size",
+        "is 1024, but .* it is 512",
+    ),
+    (
+        {**FP8, "weight_block_size": [128, 128]},
+        {**MODELOPT, "quant_algo": "FP8_PB_WO", "weight_block_size": [64, 64],
+         "kv_cache_quant_algo": None}, "hf_quant_config.quantization.weight_block_size",
+        r"is \[64, 64\], but .* it is \[128, 128\]",
+    ),
+    (
+        {"quant_method": CT, "ignore": ["lm_head"], "config_groups": group(4, "int", 256)},
+        {"quant_algo": "W4A16_AWQ", "group_size": 512, "exclude_modules": ["lm_head"]},
+        "hf_quant_config.quantization.group_size", "is 512, but .* it is 256",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "beside", "place", "words"), DISAGREEING)
+def test_two_files_that_disagree_on_how_weights_are_stored(
+    tmp_path: Path, config: dict[str, object], beside: dict[str, object], place: str, words: str
+) -> None:
+    file, _, field = place.partition(".")
+    written = beside_config(beside) if file == "hf_quant_config" else beside
+    made = folder(tmp_path, config, **{file: written})
+    with pytest.raises(InputError, match=words) as caught:
+        load_model(made)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{made / file}.json:")
+    # One that says nothing of it, or the same, agrees.
+    key = field.rpartition(".")[2]
+    same = {"quant_method": "x", **config}.get(key)
+    less = {name: value for name, value in beside.items() if name != key}
+    quiet = () if key == "checkpoint_format" else (less,)
+    for other in (*quiet, {**less, key: same}) if same is not None else quiet:
+        written = beside_config(other) if file == "hf_quant_config" else other
+        load_model(folder(tmp_path, config, **{file: written}))
 
 
 def test_what_one_of_two_files_is_silent_about(tmp_path: Path) -> None:

@@ -46,6 +46,17 @@ STATE = 4 * 64 * 128 * 4.0
 CHUNK = 2 * 64 * (3 * 64 * 128 + 64 * 128) / 500  # ns of 64 tokens of a head
 
 
+def test_a_convolution_alone_takes_its_time_and_no_other():
+    alone = replace(DELTA, kind="conv", heads=0, key_dim=0, value_dim=0, conv_values=3 * 1024)
+    scan = StateScan(SMALL, alone)
+    chunks = ((130, 77), (9, 0))
+    prompts = scan.convolution(139, 2, 10, 100.0)
+    assert scan.time(chunks, 0, 0, 10, 100.0) == prompts
+    assert scan.time((), 8, 800, 10, 100.0) == scan.step_convolution(8, 10, 100.0, 0)
+    assert prompts.time > 0
+    assert scan.scan(chunks, 10, 100.0) == scan.step(8, 10, 100.0, 0) == NOTHING
+
+
 def test_chunks_of_a_head_follow_one_another():
     made = StateScan(SMALL, DELTA).scan(((130, 77),), 10, 100.0)
     # 4 heads on 10 SMs: each walks through 3 chunks; a quarter as much is done on all SMs.

@@ -17,7 +17,12 @@ from nexusbench.core.specs import ModelSpec
 from nexusbench.kernels.gates import Gate
 from nexusbench.kernels.routing import Routing
 from nexusbench.models.context import context_of
-from nexusbench.models.design_reading import gate_of, grouped_design, mlp_design
+from nexusbench.models.design_reading import (
+    gate_of,
+    grouped_design,
+    mlp_design,
+    refuse_other_routing,
+)
 from nexusbench.models.designs import (
     DenseDesign,
     Edges,
@@ -78,8 +83,10 @@ _UNLIKE = (
     "attn_output_gate", "attention_output_gate", "hidden_size_per_layer_input", "hc_mult",
     "compress_ratios", "attn_res_block_size", "hybrid_layer_pattern", "mamba_num_heads",
     "mamba_d_state", "ssm_state_size", "index_head_dim", "attention_k_eq_v", "enable_moe_block",
-    "linear_num_value_heads", "moe_layers_enum", "attention_other_setting",
+    "linear_num_value_heads", "moe_layers_enum", "attention_other_setting", "mlp_only_layers",
+    "decoder_sparse_step",
 )  # fmt: skip
+_USUAL = {"decoder_sparse_step": 1}  # values of such keys that are off, too
 _EXPERT_KEYS = (
     "num_experts", "num_local_experts", "moe_intermediate_size", "num_experts_per_tok",
     "shared_expert_intermediate_size",
@@ -245,6 +252,8 @@ class ModelFamily(ABC):
 
     def routing(self, config: ConfigDocument) -> Routing:
         """How experts are picked; how many is in their description."""
+        if self.expert_size:
+            refuse_other_routing(config)
         return Routing(0, normalised=config.flag("norm_topk_prob"))
 
     def edges(self, config: ConfigDocument) -> Edges:
@@ -320,9 +329,10 @@ class ModelFamily(ABC):
         """
         keys = _UNLIKE if self.expert_size else (*_UNLIKE, *_EXPERT_KEYS)
         for key in keys:
-            if config.data.get(key) and key not in self.reads:
+            value = config.data.get(key)
+            if value and value != _USUAL.get(key) and key not in self.reads:
                 kind = config.data.get("model_type")
-                problem = f"is {shown(config.data[key])}: not an ordinary {shown(kind)} decoder"
+                problem = f"is {shown(value)}: not an ordinary {shown(kind)} decoder"
                 raise config.error(key, problem, "This family has no such layers")
         for key in ("hidden_act", "hidden_activation"):
             activation = config.data.get(key)

@@ -10,7 +10,7 @@ from nexusbench.core.layers import ExpertsMlp
 from nexusbench.core.mixers import FullAttention, Mixer
 from nexusbench.kernels.gates import Gate
 from nexusbench.kernels.routing import Routing
-from nexusbench.models.design_reading import grouped_design
+from nexusbench.models.design_reading import grouped_design, refuse_other_routing
 from nexusbench.models.designs import ExpertsDesign, GroupedDesign
 from nexusbench.models.document import ConfigDocument, shown
 from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
@@ -87,4 +87,5 @@ class GptOssFamily(ModelFamily):
 
     def routing(self, config: ConfigDocument) -> Routing:
         """The softmax of the chosen experts' scores."""
+        refuse_other_routing(config, normalised=True)
         return Routing(0, scores="chosen")

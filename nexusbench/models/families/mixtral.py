@@ -7,6 +7,7 @@ from typing import ClassVar
 from msgspec import structs
 
 from nexusbench.kernels.routing import Routing
+from nexusbench.models.design_reading import refuse_other_routing
 from nexusbench.models.designs import ExpertsDesign
 from nexusbench.models.document import ConfigDocument
 from nexusbench.models.families.base import LAYOUT, Biases, Layout, ModelFamily
@@ -28,6 +29,7 @@ class MixtralFamily(ModelFamily):
 
     def routing(self, config: ConfigDocument) -> Routing:
         """The weights of the chosen experts sum up to 1."""
+        refuse_other_routing(config, normalised=True)
         return Routing(0, normalised=True)
 
     def experts_design(self, config: ConfigDocument, made: ExpertsDesign) -> ExpertsDesign:

@@ -17,6 +17,7 @@ class Qwen2MoeFamily(ModelFamily):
     architecture: ClassVar[str] = "Qwen2MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2407.10671; transformers, models/qwen2_moe"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    reads: ClassVar[tuple[str, ...]] = ("decoder_sparse_step", "mlp_only_layers")
     biases: ClassVar[Biases | None] = Biases(qkv=True)
     shared_expert: ClassVar[int | None] = 5632
     sample: ClassVar[Layout] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nexusbench.models.families.base import LAYOUT, Layout
-from nexusbench.models.families.qwen3_next import Qwen3NextFamily
+from nexusbench.models.families.qwen3_next import OF_DELTA_NETS, Qwen3NextFamily
 
 
 class Qwen35TextFamily(Qwen3NextFamily):
@@ -15,6 +15,7 @@ class Qwen35TextFamily(Qwen3NextFamily):
     source: ClassVar[str] = "transformers, models/qwen3_5"
     expert_size: ClassVar[str] = ""
     fused: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = OF_DELTA_NETS
     defaults: ClassVar[Layout] = {
         "vocab_size": 248320, "hidden_size": 4096, "intermediate_size": 12288,
         "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4,

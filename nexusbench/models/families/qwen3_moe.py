@@ -13,6 +13,7 @@ class Qwen3MoeFamily(ModelFamily):
     architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
     source: ClassVar[str] = "arXiv 2505.09388; transformers, models/qwen3_moe"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    reads: ClassVar[tuple[str, ...]] = ("decoder_sparse_step", "mlp_only_layers")
     biases: ClassVar[Biases | None] = Biases(qkv=None, output=None)
     qk_norm: ClassVar[bool] = True
     sample: ClassVar[Layout] = {

@@ -15,6 +15,9 @@ from nexusbench.models.reading import FULL, LINEAR, layer_kinds, routed
 from nexusbench.models.stacking import LayerPlan
 from nexusbench.models.states import state_dtype
 
+# Keys of decoders with such layers.
+OF_DELTA_NETS = ("full_attention_interval", "attn_output_gate", "linear_num_value_heads")
+
 
 class Qwen3NextFamily(ModelFamily):
     """Qwen3-Next: three layers of gated delta nets for each of full attention, whose output is
@@ -36,9 +39,7 @@ class Qwen3NextFamily(ModelFamily):
         "state_a": (("linear_attn.in_proj_a", "linear_attn.in_proj_ba"),),
         "state_out": (("linear_attn.out_proj",),),
     }
-    reads: ClassVar[tuple[str, ...]] = (
-        "full_attention_interval", "attn_output_gate", "linear_num_value_heads"
-    )  # fmt: skip
+    reads: ClassVar[tuple[str, ...]] = (*OF_DELTA_NETS, "decoder_sparse_step", "mlp_only_layers")
     defaults: ClassVar[Layout] = {
         "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
         "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 2,

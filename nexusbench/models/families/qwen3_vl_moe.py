@@ -14,6 +14,7 @@ class Qwen3VlMoeFamily(ModelFamily):
     source: ClassVar[str] = "arXiv 2511.21631; transformers, models/qwen3_vl_moe"
     inner: ClassVar[str] = "text_config"
     expert_size: ClassVar[str] = "moe_intermediate_size"
+    reads: ClassVar[tuple[str, ...]] = ("decoder_sparse_step", "mlp_only_layers")
     qk_norm: ClassVar[bool] = True
     defaults: ClassVar[Layout] = {
         "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
