@@ -72,7 +72,9 @@ class QuantiseConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class ExpertConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Experts of one layer (physics/experts.py): two grouped products and what stands around them.
 
-    ``tile_shares`` are those of tiles of 8, 16, 32, 64 and 128 rows; 0: not built.
+    ``tile_shares`` are those of tiles of 8, 16, 32, 64 and 128 rows; 0: not built. Of these a
+    kernel takes the ``fastest``, or by the ``mean`` of rows: all tokens' choices over the experts
+    on this GPU, rounded up to a height.
     """
 
     rate: PeakRatio
@@ -92,6 +94,7 @@ class ExpertConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     elementwise: Factor  # passes over rows in and out, over those counted
     l2_gbps: Throughput = 2000.0
     l2_share: L2Share = 0.5
+    tile: Literal["fastest", "mean"] = "fastest"
 
 
 class WindowConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

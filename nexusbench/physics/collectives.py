@@ -11,6 +11,8 @@ fastest one is taken, as tuned libraries do.
 * An engine's own all-reduce for small sizes: one-shot (each GPU reads all of every other's buffer)
   and two-shot (a reduce-scatter, then an all-gather), where GPUs can read each other's memory;
   multimem where the switch adds up. Source: vLLM's csrc/custom_all_reduce.cuh and symm_mem.py.
+  The first two need GPUs of one node (custom_all_reduce.py). A rack with one switch for all nodes
+  adds up ``across`` them, for up to 8 GPUs.
 
 Over PCIe more GPUs than a pair share the path through the host, and beyond a socket the one between
 sockets: each byte waits for as many bytes as there are GPUs. What was fitted on what:
@@ -55,6 +57,8 @@ class Collectives:
                 self._engine.append(self._line(kind.two_shot, 2 * steps, 2.0 * part))
             if switch and kind.multimem is not None:
                 self._engine.append(self._line(kind.multimem, 0, 1.0))
+        elif gpus <= kind.across_gpus and kind.across is not None:
+            self._engine.append(self._line(kind.across, 0, 1.0))
 
     def all_reduce(self, size: float) -> float:
         """Ns of an engine's all-reduce of ``size`` bytes, launched from a CUDA graph."""

@@ -5,6 +5,11 @@ of one expert, so that every expert that has any costs at least one, and its wei
 One kernel computes gate and up for all experts, one the activation, one down, one sums the outputs
 of each token, weighted. What was measured (docs/fidelity.md) is explained by the number of experts
 that have tokens, how unequal their shares are, and the tiles that follow.
+
+Most libraries' tiles are the fastest ones, as a tuner finds them. TensorRT-LLM's kernels in
+FlashInfer take them by a rule (computeSelectedTileN in its trtllm_fused_moe_kernel_launcher.cu):
+the height is tokens times chosen experts, wherever those are, over the experts on this GPU, rounded
+up to a power of two.
 """
 
 from __future__ import annotations
@@ -124,6 +129,8 @@ class Experts:
     def __init__(self, gpu: GpuSpec, constants: ExpertConstants, shape: ExpertShape) -> None:
         self._own, self._shape = constants, shape
         own = constants
+        shares = enumerate(zip(HEIGHTS, own.tile_shares, strict=True))
+        self._built = [(at, height, share) for at, (height, share) in shares if share > 0.0]
         self._rate = gpu.peak_tflops * own.rate * 1e3 / gpu.num_sms * own.efficiency
         self._reads = own.bandwidth_efficiency / gpu.sim.bandwidth_efficiency
         self._streams = _STREAMED / gpu.sim.bandwidth_efficiency
@@ -177,10 +184,8 @@ class Experts:
         fixed = own.depth_us * inputs  # us per 1,000: ns each
         columns = -(-outputs // _WIDTH)
         best = None
-        for height, share, high in zip(HEIGHTS, own.tile_shares, routing.tiles, strict=True):
-            if share <= 0.0:
-                continue
-            tiles = high * columns
+        for at, height, share in self._candidates(routing):
+            tiles = routing.tiles[at] * columns
             waves = max(1.0, tiles / sms)
             waves += own.wave_share * (-(-tiles // sms) - waves)
             tile = max(2.0 * height * _WIDTH * inputs / (rate * share), feed)
@@ -190,3 +195,10 @@ class Experts:
                 best = kernel
         assert best is not None  # a file has at least one tile
         return best
+
+    def _candidates(self, routing: Routing) -> list[tuple[int, int, float]]:
+        """(number, height, share of the rate) of the tiles that the kernel may take."""
+        if self._own.tile == "fastest":
+            return self._built
+        mean = routing.assigned / routing.held
+        return [next((one for one in self._built if one[1] >= mean), self._built[-1])]

@@ -39,12 +39,14 @@ class LinkKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring: tuple[LinkAlgorithm, ...]
     pairwise: tuple[LinkAlgorithm, ...]
     copy_gbps: float | None = None  # each GPU's own pass over the whole buffer
-    direct_gpus: int = 0  # up to so many GPUs read each other's memory
+    direct_gpus: int = 0  # up to so many GPUs, all of one node, read each other's memory
     one_shot: LinkAlgorithm | None = None
     two_shot: LinkAlgorithm | None = None
     switch_gpus: int = 0  # from so many GPUs on the switch adds up (NVLS)
     in_switch: LinkAlgorithm | None = None
     multimem: LinkAlgorithm | None = None
+    across_gpus: int = 0  # up to so many GPUs, of several nodes, the switch adds up for engines
+    across: LinkAlgorithm | None = None
     pair_gpus: int = 0  # more GPUs than that share the path through the host
     host_gbps: float | None = None
     socket_gpus: int = 0  # more GPUs than that share the path between two sockets as well

@@ -167,11 +167,17 @@ LOW_PRECISION = {
     "b200": {
         "gemm": 8, "gemm-fp8": 10, "gemm-fp8_block": 10, "gemm-nvfp4": 15, "experts": 15,
         "experts-fp8": 15, "experts-fp8_block": 15, "experts-nvfp4": 15, "experts-mxfp4": 15,
-        "experts-w4a16": 15, "attention prefill": 12, "attention decode": 12,
-        "window prefill": 12, "window decode": 12,
+        "experts-mxfp4_mxfp8": 12, "experts-w4a16": 15, "attention prefill": 12,
+        "attention decode": 12, "window prefill": 12, "window decode": 12,
     },
-    "b300": {"gemm": 8, "gemm-fp8": 10, "gemm-nvfp4": 15},
-    "gb200": {"gemm": 10, "gemm-fp8": 10, "gemm-nvfp4": 15},
+    "b300": {"gemm": 8, "gemm-fp8": 10, "gemm-nvfp4": 15, "experts-mxfp4_mxfp8": 12},
+    "gb200": {"gemm": 10, "gemm-fp8": 10, "gemm-nvfp4": 15, "experts-mxfp4_mxfp8": 12},
+    # The B300's constants: the whole table is held out.
+    "gb300": {
+        "gemm": 8, "gemm-fp8": 10, "gemm-nvfp4": 10, "experts": 12, "experts-nvfp4": 15,
+        "experts-mxfp4_mxfp8": 12, "attention prefill": 13, "attention decode": 13,
+        "all-reduce": 15,
+    },
     "rtxpro6000": {"gemm": 8, "gemm-fp8": 10, "gemm-nvfp4": 15, "experts": 16,
                    "experts-nvfp4": 15, "attention": 12},
 }  # fmt: skip

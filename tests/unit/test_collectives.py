@@ -70,6 +70,15 @@ def test_an_engine_takes_the_fastest_way_to_reduce(of: Any) -> None:
     assert of(4, replace(KIND, direct_gpus=2)).all_reduce(10) == four.library_all_reduce(10)
 
 
+def test_beyond_a_node_the_switch_of_a_rack_adds_up(of: Any) -> None:
+    rack = replace(KIND, direct_gpus=4, across_gpus=8, across=A(7.0, 0.0, 80.0))
+    four, eight, more = (of(gpus, rack) for gpus in (4, 8, 16))
+    assert four.all_reduce(1e4) == near(1_000 + 3 * 250 + 3e4 / 50)  # one-shot
+    assert eight.all_reduce(1e4) == near(7_000 + 1e4 / 80)
+    assert eight.library_all_reduce(1e4) > eight.all_reduce(1e4)
+    assert more.all_reduce(1e4) == more.library_all_reduce(1e4)
+
+
 def test_more_gpus_than_a_pair_share_the_path_through_the_host(of: Any) -> None:
     size = 1e9
     # Every byte on the wire of a GPU waits for one of each, and between sockets again.
@@ -140,7 +149,10 @@ def test_shipped_kinds(name: str) -> None:
     importlib.util.find_spec("aiconfigurator_core") is None,
     reason="aiconfigurator is not installed (pip install nexusbench[validate])",
 )
-@pytest.mark.parametrize(("gpu", "most"), [("h200", 9.0), ("h100", 11.0), ("l40s", 15.0)])
+@pytest.mark.parametrize(
+    ("gpu", "most"),
+    [("h200", 9.0), ("h100", 11.0), ("l40s", 15.0), ("gb200", 13.0), ("gb300", 8.0)],
+)
 def test_measured_collectives(gpu: str, most: float) -> None:
     found = read_collectives(installed(gpu), load_gpu(gpu), gpu)
     assert any(s.fitted for s in found) == (gpu in link_of(load_gpu(gpu))[1].fitted_on)
@@ -149,7 +161,7 @@ def test_measured_collectives(gpu: str, most: float) -> None:
     ):  # fmt: skip
         own = [s for s in found if s.operator == operator and not s.fitted]
         errors = [s.physics_us / s.measured_us - 1 for s in own]
-        assert len(own) > 30
+        assert len(own) > 20
         assert 100 * np.abs(errors).mean() < most, operator
 
 

@@ -20,9 +20,9 @@ from nexusbench.physics.gpus import OPTIONAL, gpu_names, legal_splits, load_gpu
 from nexusbench.physics.launches import Physics
 
 NAMES = [
-    "a100", "a10g", "a40", "a6000", "b200", "b300", "gb200", "h100", "h200", "l20", "l4", "l40s",
-    "mi300x", "orin", "rtx3090", "rtx4090", "rtx5070ti", "rtx5090", "rtx6000ada", "rtxpro6000",
-    "v100",
+    "a100", "a10g", "a40", "a6000", "b200", "b300", "gb200", "gb300", "h100", "h200", "l20", "l4",
+    "l40s", "mi300x", "orin", "rtx3090", "rtx4090", "rtx5070ti", "rtx5090", "rtx6000ada",
+    "rtxpro6000", "v100",
 ]  # fmt: skip
 L20 = (files("nexusbench.data") / "gpus" / "l20.toml").read_text(encoding="utf-8")
 
@@ -63,6 +63,7 @@ def test_the_shipped_gpus_are_found_in_any_case() -> None:
         ("b200", 148, 2250, 183359 / 1024, 8000, 126, (8, 8)),
         ("b300", 148, 2250, 275040 / 1024, 8000, 126, (8, 8)),
         ("gb200", 152, 2500, 189471 / 1024, 8000, 126, (8, 8)),
+        ("gb300", 152, 2500, 284208 / 1024, 8000, 126, (8, 8)),
         ("rtxpro6000", 188, 503.8, 97887 / 1024, 1792, 128, (8, 8)),
     ],
 )

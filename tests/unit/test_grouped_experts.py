@@ -111,6 +111,54 @@ def test_one_expert_more_costs_its_weights() -> None:
     assert times[2] - times[1] == pytest.approx(2 * (times[1] - times[0]), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "gpus", "at"),
+    # 4 of 128 experts: up to 8 tokens an expert and one more, the same on half of them, and many.
+    [(1, 1, 0), (256, 1, 0), (257, 1, 1), (1024, 1, 2), (128, 2, 0), (129, 2, 1), (90000, 1, 4)],
+)
+def test_a_kernel_takes_the_tile_of_the_mean(tokens: int, gpus: int, at: int) -> None:
+    own = expert_constants(B200, "mxfp4_mxfp8")
+    shape = ExpertShape(2880, 2880, True, 0.53125, 1.03125)
+    bandwidth = B200.hbm_gbps * B200.sim.bandwidth_efficiency
+
+    def time(shares: list[float], tile: str) -> float:
+        made = msgspec.structs.replace(own, tile_shares=tuple(shares), tile=tile)
+        sent = uniform(tokens, 128, 4, gpus)
+        return Experts(B200, made, shape).time(sent, B200.num_sms, bandwidth).time
+
+    assert own.tile == "mean"
+    shares = list(own.tile_shares)
+    alone = [share if each == at else 0.0 for each, share in enumerate(shares)]
+    assert time(shares, "mean") == time(alone, "fastest") >= time(shares, "fastest")
+    # Of heights that are not built the next one, or the largest.
+    lacks = [0.0 if each == at else share for each, share in enumerate(shares)]
+    near = min(at + 1, 4) if at < 4 else 3
+    alone = [share if each == near else 0.0 for each, share in enumerate(shares)]
+    assert time(lacks, "mean") == time(alone, "fastest")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "held", "measured"),
+    [
+        (16, 128, 155), (256, 128, 298), (8192, 128, 800), (16384, 128, 1581), (256, 32, 93),
+        (8192, 32, 257),
+    ],
+)  # fmt: skip
+def test_experts_with_quantised_activations_as_measured(
+    tokens: int, held: int, measured: float
+) -> None:
+    """aiconfigurator 0.12.0, SGLang 0.5.14, gpt-oss-120b's experts in MXFP4 on a B200, tokens
+    spread evenly.
+    """
+    experts = Experts(
+        B200, expert_constants(B200, "mxfp4_mxfp8"), ExpertShape(2880, 2880, True, 0.53125, 1.03125)
+    )
+    bandwidth = B200.hbm_gbps * B200.sim.bandwidth_efficiency
+    sent = routing(tokens, 128, 4, 128 // held, 0.0)
+    made = experts.time(sent, B200.num_sms, bandwidth, copies=1).time / 1e3
+    assert made == pytest.approx(measured, rel=0.2)
+
+
 def test_unequal_shares_cost_more_tiles() -> None:
     sent = [routing(2048, 128, 8, 1, exponent) for exponent in (0.0, 1.2)]
     assert sent[1].tiles[1] > 1.02 * sent[0].tiles[1]

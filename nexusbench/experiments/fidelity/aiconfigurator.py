@@ -28,12 +28,14 @@ from nexusbench.physics.windows import WindowedAttention
 
 SYSTEMS = {
     "h200": "h200_sxm", "h100": "h100_sxm", "a100": "a100_sxm", "l40s": "l40s",
-    "b200": "b200_sxm", "b300": "b300_sxm", "gb200": "gb200", "rtxpro6000": "rtx_pro_6000_server",
+    "b200": "b200_sxm", "b300": "b300_sxm", "gb200": "gb200", "gb300": "gb300",
+    "rtxpro6000": "rtx_pro_6000_server",
 }  # fmt: skip
 # Its vLLM collector goes round six weights of a product (collect_gemm.py, outside_loop_count), and
 # repeats attention on one set of operands.
 GEMM_COPIES, ATTENTION_COPIES = 6, 1
 ATTENTION_TAKEN_OVER = ("b300", "gb200")  # from the B200
+TAKEN_OVER = ("gb300",)  # everything but the link, from the B300
 NOT_SMALL = ("a100",)  # whose fit took no small products in
 KERNELS = ("flash_attn", "trtllm")  # of attention, by a part of their names
 SMALLEST = 1024  # N and K of the products that decoder layers have; smaller ones are scored apart
@@ -87,7 +89,7 @@ def read(
     "attention", "gemm-fp8", "experts" ...) alone if it is given. Raises InputError if there are
     none.
     """
-    fitted = gpu_name.lower() in SYSTEMS
+    fitted = gpu_name.lower() in SYSTEMS and gpu_name.lower() not in TAKEN_OVER
     samples = KernelSamples([])
     bandwidth = gpu.hbm_gbps * gpu.sim.bandwidth_efficiency
     small = fitted and gpu_name.lower() not in NOT_SMALL
