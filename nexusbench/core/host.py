@@ -28,7 +28,8 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     The same process streams every token that a step makes: a request waits ``stream_us`` for each
     request that is served when it arrives, on its way in and out together. With ``asynchronous``
     scheduling the next step is planned when the one before begins, so a request that arrives while
-    the GPU is busy waits for one step more.
+    the GPU is busy waits for one step more; so it is where steps are ``overlapped``, though not all
+    of their host work is hidden.
 
     ``scheduler`` names the policy here whose rules are nearest to the engine's: what replays
     of it run under where nothing else is asked.
@@ -46,6 +47,12 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     reply_us: HostMicros
     stream_us: HostMicros = 0.0
     prompt_layer_us: HostMicros = 0.0
+    overlapped: bool = False
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the next step is planned when the one before begins."""
+        return self.asynchronous or self.overlapped
 
     def work_ns(self, sequences: int, prompt_layers: int) -> float:
         """Ns of host work for a step of so many ``sequences``, with prompt tokens in so many

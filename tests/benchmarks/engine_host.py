@@ -34,6 +34,7 @@ from nexusbench.experiments.fidelity.serving_runs import replay_points, trace_of
 from nexusbench.experiments.fidelity.serving_table import ServingPoint, read_points
 from nexusbench.experiments.keys import run_key
 from nexusbench.physics.host import load_engine
+from nexusbench.results.resolved import ServedModel
 from nexusbench.serving.runner import run
 
 GRAIN_NS = 10_000.0  # steps whose times agree to this count together
@@ -73,11 +74,12 @@ def steps_of(point: ServingPoint, config: RunConfig, cache: Path) -> Measured:
     if not path.is_file():
         with without_warnings():
             result = run(config)
-        events, layers = result.events, result.resolved.model.num_layers
+        events, model = result.events, result.resolved.model
+        assert isinstance(model, ServedModel)
         submitted, done = events.tables["submitted"], events.tables["step_done"]
         spent = np.round((done["time"] - submitted["time"]) / GRAIN_NS)
         decodes = submitted["decodes"]
-        prompted = np.where(submitted["chunks"] > 0, layers, 0)
+        prompted = np.where(submitted["chunks"] > 0, model.num_layers, 0)
         rows = np.stack([spent, decodes + submitted["chunks"], prompted, decodes])
         kinds, counts = np.unique(rows[:, decodes > 0], axis=1, return_counts=True)
         path.parent.mkdir(parents=True, exist_ok=True)

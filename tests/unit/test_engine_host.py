@@ -88,8 +88,11 @@ def test_a_host_that_plans_ahead_sees_a_request_one_launch_later(tmp_path: Path)
         ("gap_us", "step_us", "sequence_us", "request_us", "prompt_token_us", "reply_us"), "0"
     )
     begun = {}
-    for ahead in ("true", "false"):
-        path.write_text(text(asynchronous=ahead, **zero))
+    for ahead, how in (
+        ("true", {"asynchronous": "true"}), ("false", {"asynchronous": "false"}),
+        ("overlapped", {"asynchronous": "false", "overlapped": "true"}),
+    ):  # fmt: skip
+        path.write_text(text(**how, **zero))
         config = RunConfig(
             trace=str(trace(tmp_path / "t.jsonl", 2, gap_ms=1)), device="sim:h100",
             scheduler="vllm", engine=str(path),
@@ -102,6 +105,7 @@ def test_a_host_that_plans_ahead_sees_a_request_one_launch_later(tmp_path: Path)
     assert begun["true"][1][0] == begun["false"][1][0]
     assert begun["true"][1][1] > begun["false"][1][1]
     assert begun["true"][0][2] <= begun["true"][1][1]
+    assert begun["overlapped"] == begun["true"]
 
 
 def test_a_user_who_comes_back_queues_at_the_front_end_again() -> None:
