@@ -225,7 +225,8 @@ def _engines() -> list[CatalogueEntry]:
         how = "hidden behind the GPU's" if host.asynchronous else "before the GPU's"
         facts = [
             f"a step: {host.step_us:g} us and {host.sequence_us:g} for each sequence, {how}, and "
-            f"{host.gap_us:g} in any case",
+            f"{host.gap_us:g} in any case; {host.prompt_layer_us:g} for each layer of one with "
+            "prompt tokens",
             f"a request: {host.request_us:g} us and {host.prompt_token_us:g} for each token of its "
             f"prompt, one after the other, {host.reply_us:g} besides, and {host.stream_us:g} for "
             f"each request that is served; use --engine {name}",

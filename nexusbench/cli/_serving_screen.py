@@ -12,6 +12,7 @@ import msgspec
 from nexusbench.cli._console import counted, print_whole, results_console, say
 from nexusbench.cli._countdown import Countdown
 from nexusbench.experiments.fidelity.serving_configs import ServingPlan
+from nexusbench.experiments.fidelity.serving_contradictions import contradicted
 from nexusbench.experiments.fidelity.serving_peer import estimates
 from nexusbench.experiments.fidelity.serving_runs import ServingResult, replay_points
 from nexusbench.experiments.fidelity.serving_scores import (
@@ -41,6 +42,7 @@ class AskedServing(msgspec.Struct, frozen=True, kw_only=True):
     plan: ServingPlan
     model: str | None
     only: list[str]
+    every: int
     cache: Path
     jobs: int | None
     fresh: bool
@@ -52,8 +54,10 @@ def show_serving(asked: AskedServing) -> ServingValidation:
     """Replay and score the points, and print it."""
     if asked.plan.engine is not None:
         load_engine(asked.plan.engine)  # a name that there is not is no refusal of points
-    points = chosen(read_points(asked.table), asked.model, asked.only)
-    results = _replayed(points, asked)
+    table = read_points(asked.table)
+    points = chosen(table, asked.model, asked.only)[:: asked.every]
+    # The whole table is asked, whatever is chosen of it.
+    results = _replayed(points, contradicted(table), asked)
     peers = estimates(results)
     made = validate_points(results, peers, steady=asked.plan.steady)
     if asked.as_json:
@@ -63,7 +67,9 @@ def show_serving(asked: AskedServing) -> ServingValidation:
     return made
 
 
-def _replayed(points: list[ServingPoint], asked: AskedServing) -> list[ServingResult]:
+def _replayed(
+    points: list[ServingPoint], refused: dict[int, str], asked: AskedServing
+) -> list[ServingResult]:
     jobs = asked.jobs or cores()
     countdown: list[Countdown] = []
 
@@ -78,7 +84,9 @@ def _replayed(points: list[ServingPoint], asked: AskedServing) -> list[ServingRe
         if done == todo:
             countdown[0].end(counted(todo, "run"))
 
-    return replay_points(points, asked.plan, asked.cache, jobs=jobs, fresh=asked.fresh, step=step)
+    return replay_points(
+        points, asked.plan, asked.cache, jobs=jobs, fresh=asked.fresh, refused=refused, step=step
+    )
 
 
 def _document(asked: AskedServing, made: ServingValidation, count: int) -> dict[str, object]:

@@ -33,6 +33,9 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="COLUMN=VALUE", help="Only such points (repeatable)."),
 ]
+Every = Annotated[
+    int, typer.Option("--every", min=1, metavar="N", help="Only every Nth of these points.")
+]
 Configs = Annotated[
     Path | None,
     typer.Option("--configs", metavar="DIR", help="Further models: a folder OWNER--NAME for each."),
@@ -231,6 +234,7 @@ def serving(
     ] = None,
     model: PointsOf = None,
     only: Only = None,
+    every: Every = 1,
     configs: Configs = None,
     rounds: Rounds = 10,
     steady: Steady = False,
@@ -248,7 +252,8 @@ def serving(
     nexusbench validate serving points.csv --configs CONFIGS --bound tpot:10
 
     Bounds name 'ttft' or 'tpot' (MAPE of all points), 'tpot bias', or 'MODEL tpot'. Points that
-    cannot be simulated are refused with the reason, counted, and not scored.
+    cannot be simulated, or that the table itself contradicts, are refused with the reason,
+    counted, and not scored.
     """
     from nexusbench.cli._serving_screen import AskedServing, show_serving
     from nexusbench.experiments.fidelity.errors import parse_bounds
@@ -260,8 +265,8 @@ def serving(
         budget=budget,
     )  # fmt: skip
     asked = AskedServing(
-        table=table, plan=plan, model=model, only=only or [], cache=cache, jobs=jobs, fresh=fresh,
-        as_json=as_json, quiet=no_progress,
+        table=table, plan=plan, model=model, only=only or [], every=every, cache=cache, jobs=jobs,
+        fresh=fresh, as_json=as_json, quiet=no_progress,
     )  # fmt: skip
     _hold(bounds, show_serving(asked).reached)
 

@@ -19,7 +19,8 @@ HostMicros = Annotated[float, Meta(ge=0, le=1e6)]  # up to a second, as in a GPU
 class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The host of one version of a serving engine; times in microseconds.
 
-    Of a step: ``step_us`` and ``sequence_us`` (for each sequence of the batch) are host work, which
+    Of a step: ``step_us``, ``sequence_us`` (for each sequence of the batch) and ``prompt_layer_us``
+    (for each layer of a step with prompt tokens, which no CUDA graph holds) are host work, which
     ``asynchronous`` scheduling does while the GPU computes the step before; ``gap_us`` is what the
     GPU waits for between two steps in any case (launch, sampled tokens). Of a request: one process
     takes ``request_us`` and ``prompt_token_us`` for each of its tokens, one request after the other
@@ -27,7 +28,8 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     The same process streams every token that a step makes: a request waits ``stream_us`` for each
     request that is served when it arrives, on its way in and out together. With ``asynchronous``
     scheduling the next step is planned when the one before begins, so a request that arrives while
-    the GPU is busy waits for one step more.
+    the GPU is busy waits for one step more; so it is where steps are ``overlapped``, though not all
+    of their host work is hidden.
 
     ``scheduler`` names the policy here whose rules are nearest to the engine's: what replays
     of it run under where nothing else is asked.
@@ -44,10 +46,24 @@ class EngineHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     prompt_token_us: HostMicros
     reply_us: HostMicros
     stream_us: HostMicros = 0.0
+    prompt_layer_us: HostMicros = 0.0
+    overlapped: bool = False
 
-    def step_ns(self, gpu_ns: float, sequences: int) -> float:
-        """Ns from one step to the next: of ``gpu_ns`` of kernels over so many ``sequences``."""
-        host = (self.step_us + self.sequence_us * sequences) * US
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the next step is planned when the one before begins."""
+        return self.asynchronous or self.overlapped
+
+    def work_ns(self, sequences: int, prompt_layers: int) -> float:
+        """Ns of host work for a step of so many ``sequences``, with prompt tokens in so many
+        layers (0: it has none).
+        """
+        made = self.step_us + self.sequence_us * sequences + self.prompt_layer_us * prompt_layers
+        return made * US
+
+    def step_ns(self, gpu_ns: float, sequences: int, prompt_layers: int = 0) -> float:
+        """Ns from one step to the next: of ``gpu_ns`` of kernels, of such a step."""
+        host = self.work_ns(sequences, prompt_layers)
         gpu = gpu_ns + self.gap_us * US
         if self.asynchronous:
             return gpu if gpu > host else host

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nexusbench.core.batch import Batch
+from nexusbench.core.batch import Batch, BatchShape
 from nexusbench.core.errors import UsageError
 from nexusbench.core.host import US, EngineHost
 from nexusbench.core.parallelism import Parallelism
@@ -52,7 +52,7 @@ class Pipeline:
                 "vllm, or leave --pipeline-parallel-size away"
             )
         now, jitter = sim.now(), sim.gpu.sim.jitter
-        ready = self._plan(now, shape.num_decodes + len(shape.chunks))
+        ready = self._plan(now, shape)
         handed = self._handed(shape.num_tokens)
         for stage, layers in enumerate(self._stages):
             load = sim.physics.load(msgspec.structs.replace(shape, layers=layers), sim.gpu.num_sms)
@@ -62,12 +62,13 @@ class Pipeline:
         # It waits for others on each stage: what it takes alone is not the time from here to there.
         sim.launch(step, batch, load, ready - now).solo_ns = -1
 
-    def _plan(self, now: int, sequences: int) -> float:
-        """When the host has planned and launched a batch of so many sequences."""
+    def _plan(self, now: int, shape: BatchShape) -> float:
+        """When the host has planned and launched the batch."""
         host = self._host
         if host is None:
             return float(now)
-        work = (host.step_us + host.sequence_us * sequences) * US
+        prompted = self._sim.physics.model.num_layers if shape.chunks else 0
+        work = host.work_ns(shape.num_decodes + len(shape.chunks), prompted)
         if host.asynchronous:
             self._planned = max(float(now), self._planned + work)
         else:

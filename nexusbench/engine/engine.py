@@ -97,7 +97,7 @@ class Engine(Served):
         self._stopwatch, self._observer = stopwatch, observer
         self._wake_at: int | None = None
         self._staged, self._launched = device.spec.stages > 1, False
-        self._ahead = config.host is not None and config.host.asynchronous and not self._staged
+        self._ahead = config.host is not None and config.host.plans_ahead and not self._staged
         self._unseen: list[tuple[int, Request]] = []  # since when each is there
         self._planned_ns = 0  # when the last launch began
         self._fruitless = 0  # decisions in a row after which nothing was in flight

@@ -138,7 +138,8 @@ class Physics:
         if self.tensor_parallel > 1:
             solo += share * self._all_reduce(tokens)
         if self._host is not None:
-            solo = self._host.step_ns(solo, sequences)
+            first, last = shape.layers or (0, layers)
+            solo = self._host.step_ns(solo, sequences, last - first if shape.chunks else 0)
         return LaunchLoad(solo, sms, dense, attention)
 
     def _within(

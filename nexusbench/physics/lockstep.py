@@ -63,7 +63,7 @@ class Lockstep:
         Raises UsageError for a launch of some layers or of several steps.
         """
         physics, sms = self._physics, self._gpu.num_sms
-        most = tokens = sequences = 0
+        most = tokens = sequences = prompted = 0
         for shape in shapes:
             if shape is None:
                 shape = _DUMMY
@@ -75,6 +75,7 @@ class Lockstep:
             tokens += shape.num_tokens
             most = max(most, shape.num_tokens)
             sequences = max(sequences, shape.num_decodes + len(shape.chunks))
+            prompted = physics.model.num_layers if shape.chunks else prompted
         slowest = None
         for shape in shapes:
             load = physics.load(shape or _DUMMY, sms)
@@ -88,7 +89,7 @@ class Lockstep:
         if self._host is None:
             solo += self._gpu.sim.step_overhead_us * 1e3
         else:
-            solo = self._host.step_ns(solo, sequences)
+            solo = self._host.step_ns(solo, sequences, prompted)
         return LaunchLoad(solo, sms, scaled_sum(routed, 1.0, slowest.dense), slowest.attention)
 
     def _exchanged(self, tokens: int) -> float:

@@ -34,31 +34,36 @@ from nexusbench.experiments.fidelity.serving_runs import replay_points, trace_of
 from nexusbench.experiments.fidelity.serving_table import ServingPoint, read_points
 from nexusbench.experiments.keys import run_key
 from nexusbench.physics.host import load_engine
+from nexusbench.results.resolved import ServedModel
 from nexusbench.serving.runner import run
 
 GRAIN_NS = 10_000.0  # steps whose times agree to this count together
-UNIT_US = np.array([1000.0, 1000.0, 20.0])  # of gap_us, step_us, sequence_us in a fit
+# Of gap_us, step_us, sequence_us and prompt_layer_us in a fit.
+UNIT_US = np.array([1000.0, 1000.0, 20.0, 100.0])
 FRONT_ENDS = ((0, 2000), (0.0, 2.0), (0, 10000))  # request, prompt token, reply; us
 
 
 class Measured(msgspec.Struct, eq=False):
     """A point without a host: its TPOT, and its steps with decodes: ns of kernels, sequences,
-    tokens made (times steps).
+    layers (0 of a step without prompt tokens), tokens made (times steps).
     """
 
     point: ServingPoint
     bare_ms: float
     gpu_ns: np.ndarray
     sequences: np.ndarray
+    prompted: np.ndarray
     tokens: np.ndarray
 
     def tpot_ms(self, host: EngineHost) -> float:
         """TPOT with ``host``."""
         # EngineHost.step_ns of all steps at once; the first of them holds the two together.
-        work = (host.step_us + host.sequence_us * self.sequences) * US
+        work = host.step_us + host.sequence_us * self.sequences
+        work = (work + host.prompt_layer_us * self.prompted) * US
         gpu = self.gpu_ns + host.gap_us * US
         spent = np.maximum(gpu, work) if host.asynchronous else gpu + work
-        assert spent[0] == host.step_ns(float(self.gpu_ns[0]), int(self.sequences[0]))
+        first = float(self.gpu_ns[0]), int(self.sequences[0]), int(self.prompted[0])
+        assert spent[0] == host.step_ns(*first)
         added = spent - self.gpu_ns
         return self.bare_ms + float(np.dot(added, self.tokens) / self.tokens.sum() / 1e6)
 
@@ -68,27 +73,32 @@ def steps_of(point: ServingPoint, config: RunConfig, cache: Path) -> Measured:
     path = cache / "steps" / f"{run_key(config)}.npz"
     if not path.is_file():
         with without_warnings():
-            events = run(config).events
+            result = run(config)
+        events, model = result.events, result.resolved.model
+        assert isinstance(model, ServedModel)
         submitted, done = events.tables["submitted"], events.tables["step_done"]
         spent = np.round((done["time"] - submitted["time"]) / GRAIN_NS)
         decodes = submitted["decodes"]
-        rows = np.stack([spent, decodes + submitted["chunks"], decodes])
+        prompted = np.where(submitted["chunks"] > 0, model.num_layers, 0)
+        rows = np.stack([spent, decodes + submitted["chunks"], prompted, decodes])
         kinds, counts = np.unique(rows[:, decodes > 0], axis=1, return_counts=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         bare = (events.last_token - events.first_token).mean() / (point.osl - 1) / 1e6
         np.savez(
-            path, bare=bare, gpu=kinds[0] * GRAIN_NS, sequences=kinds[1], tokens=kinds[2] * counts
+            path, bare=bare, gpu=kinds[0] * GRAIN_NS, sequences=kinds[1], prompted=kinds[2],
+            tokens=kinds[3] * counts,
         )  # fmt: skip
     with np.load(path) as kept:
-        return Measured(point, float(kept["bare"]), kept["gpu"], kept["sequences"], kept["tokens"])
+        names = ("gpu", "sequences", "prompted", "tokens")
+        return Measured(point, float(kept["bare"]), *(kept[name] for name in names))
 
 
 def host_of(values: np.ndarray, *, asynchronous: bool) -> EngineHost:
     """The engine of a fit's point; negative times are 0."""
-    gap, step, sequence = np.maximum(values * UNIT_US, 0.0)
+    gap, step, sequence, layer = np.maximum(values * UNIT_US, 0.0)
     return msgspec.structs.replace(
         load_engine("ideal"), asynchronous=asynchronous, gap_us=float(gap), step_us=float(step),
-        sequence_us=float(sequence),
+        sequence_us=float(sequence), prompt_layer_us=float(layer),
     )  # fmt: skip
 
 
@@ -106,8 +116,8 @@ def fitted(points: list[Measured], *, asynchronous: bool) -> tuple[EngineHost, f
         return float(np.abs(errors_of(points, host)).mean()) - 10.0 * below
 
     found = [
-        nelder_mead(loss, np.array(start), 250)
-        for start in ((0.3, 1.0, 1.0), (0.1, 3.0, 0.2), (0.5, 0.2, 3.0))
+        nelder_mead(loss, np.array(start), 400)
+        for start in ((0.3, 1.0, 1.0, 1.0), (0.1, 3.0, 0.2, 0.1), (0.5, 0.2, 3.0, 3.0))
     ]
     best, least = min(found, key=lambda one: one[1])
     return host_of(best, asynchronous=asynchronous), least
@@ -134,16 +144,22 @@ def fit_steps(backend: str, points: list[Measured]) -> None:
     for asynchronous in (True, False):
         host, _ = fitted(points, asynchronous=asynchronous)
         kind = "hidden" if asynchronous else "added"
-        print(
-            f"  {kind}: gap_us {host.gap_us:.0f}  step_us {host.step_us:.0f}  sequence_us "
-            f"{host.sequence_us:.2f}"
-        )
+        print(f"  {kind}: {constants(host)}")
         say(f"{kind}, fitted on all", points, host)
         for degree in sorted({m.point.tp for m in points}):
             say(f"{kind}, TP {degree}", [m for m in points if m.point.tp == degree], host)
         for name, out in held_out(points):
             held, _ = fitted([m for m in points if m not in out], asynchronous=asynchronous)
+            print(f"  {kind}: {constants(held)}")
             say(f"{kind}, held out: {name}", out, held)
+
+
+def constants(host: EngineHost) -> str:
+    """The constants of a step, in words."""
+    return (
+        f"gap_us {host.gap_us:.0f}  step_us {host.step_us:.0f}  sequence_us {host.sequence_us:.2f}"
+        f"  prompt_layer_us {host.prompt_layer_us:.1f}"
+    )
 
 
 def held_out(points: list[Measured]) -> list[tuple[str, list[Measured]]]:

@@ -316,6 +316,18 @@ def test_host_time_is_that_of_the_rank_with_most_sequences() -> None:
     assert made - free == pytest.approx(1e6 + 20 * 1e5)
 
 
+def test_host_time_of_a_step_in_which_one_rank_has_prompts() -> None:
+    ideal = load_engine("ideal")
+    host = msgspec.structs.replace(ideal, asynchronous=False, prompt_layer_us=100.0)
+    prompts, decodes = BatchShape(3, 300, ((50, 0),)), BatchShape(20, 2000)
+    for shapes, layers in (
+        ([prompts, decodes], 48), ([decodes, prompts], 48), ([decodes, decodes], 0)
+    ):  # fmt: skip
+        free = lockstep(Parallelism(1, 2, True), ideal)[0].load(shapes).solo
+        made = lockstep(Parallelism(1, 2, True), host)[0].load(shapes).solo
+        assert made - free == pytest.approx(layers * 1e5)
+
+
 def test_whole_experts_and_shares_of_all_of_them_read_the_same_weights() -> None:
     # At many tokens each GPU reads all that it has: half of the experts, or half of each.
     traffic = []

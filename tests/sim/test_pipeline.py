@@ -107,6 +107,15 @@ def test_the_host_plans_one_batch_after_the_other() -> None:
     assert found == [pytest.approx(free[0] + work, abs=2), pytest.approx(free[0] + 2 * work, abs=2)]
 
 
+def test_the_host_takes_longer_for_a_batch_with_prompts() -> None:
+    ideal = load_engine("ideal")
+    host = msgspec.structs.replace(ideal, asynchronous=False, prompt_layer_us=100.0)
+    prompts = BatchShape(40, 40_000, ((500, 0),))
+    for shape, work in ((SHAPE, 0.0), (prompts, 32 * 1e5)):
+        free, slow = ends(pipeline(2, host=ideal), shape), ends(pipeline(2, host=host), shape)
+        assert slow == [pytest.approx(free[0] + work, abs=2)]
+
+
 def test_a_host_that_plans_ahead_has_planned_while_others_computed() -> None:
     host = msgspec.structs.replace(load_engine("ideal"), step_us=1000.0)
     for asynchronous, waits in ((True, 0.0), (False, 1e6)):

@@ -53,6 +53,9 @@ def test_a_step_waits_for_the_longer_of_both_or_for_their_sum() -> None:
     assert host.step_ns(1 * MS, 20) == 2.2 * MS
     added = msgspec.structs.replace(host, asynchronous=False)
     assert added.step_ns(5 * MS, 20) == 7.3 * MS
+    prompts = msgspec.structs.replace(host, prompt_layer_us=50.0)
+    assert prompts.step_ns(5 * MS, 20) == 5.1 * MS
+    assert prompts.step_ns(5 * MS, 20, 100) == 7.2 * MS
 
 
 def test_one_front_end_takes_one_request_after_the_other() -> None:
@@ -85,8 +88,11 @@ def test_a_host_that_plans_ahead_sees_a_request_one_launch_later(tmp_path: Path)
         ("gap_us", "step_us", "sequence_us", "request_us", "prompt_token_us", "reply_us"), "0"
     )
     begun = {}
-    for ahead in ("true", "false"):
-        path.write_text(text(asynchronous=ahead, **zero))
+    for ahead, how in (
+        ("true", {"asynchronous": "true"}), ("false", {"asynchronous": "false"}),
+        ("overlapped", {"asynchronous": "false", "overlapped": "true"}),
+    ):  # fmt: skip
+        path.write_text(text(**how, **zero))
         config = RunConfig(
             trace=str(trace(tmp_path / "t.jsonl", 2, gap_ms=1)), device="sim:h100",
             scheduler="vllm", engine=str(path),
@@ -99,6 +105,7 @@ def test_a_host_that_plans_ahead_sees_a_request_one_launch_later(tmp_path: Path)
     assert begun["true"][1][0] == begun["false"][1][0]
     assert begun["true"][1][1] > begun["false"][1][1]
     assert begun["true"][0][2] <= begun["true"][1][1]
+    assert begun["overlapped"] == begun["true"]
 
 
 def test_a_user_who_comes_back_queues_at_the_front_end_again() -> None:
@@ -155,6 +162,26 @@ def test_host_time_of_a_launch_follows_its_sequences(tmp_path: Path) -> None:
         run.tables["step_done"]["time"] - run.tables["submitted"]["time"] for run in (bare, slow)
     ]
     assert abs(spent[1] - spent[0] - 1.4 * MS).max() < 0.03 * MS  # the noise of 2 %
+
+
+def test_host_time_of_a_step_with_prompts_follows_its_layers(tmp_path: Path) -> None:
+    path = tmp_path / "slow.toml"
+    path.write_text(
+        text(asynchronous="false", gap_us="0", step_us="0", sequence_us="0", request_us="0",
+             prompt_token_us="0", reply_us="0", prompt_layer_us="100")
+    )  # fmt: skip
+    config = RunConfig(trace=str(trace(tmp_path / "t.jsonl", 4)), device="sim:h100",
+                       scheduler="vllm", model="llama-3.1-8b")  # fmt: skip
+    bare, slow = (run(msgspec.structs.replace(config, engine=name)).events
+                  for name in ("ideal", str(path)))  # fmt: skip
+    chunks = slow.tables["submitted"]["chunks"]
+    assert list(chunks > 0) == [True, False, False, False]
+    spent = [
+        run.tables["step_done"]["time"] - run.tables["submitted"]["time"] for run in (bare, slow)
+    ]
+    added = spent[1] - spent[0]
+    assert added[0] == pytest.approx(32 * 0.1 * MS, rel=0.03)  # the noise of 2 %
+    assert not added[1:].any()
 
 
 def test_gates_and_profiles_tell_engines_apart_by_their_constants(tmp_path: Path) -> None:

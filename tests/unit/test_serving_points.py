@@ -21,6 +21,7 @@ from nexusbench.experiments.fidelity.serving_configs import (
     engine_of,
     model_of,
 )
+from nexusbench.experiments.fidelity.serving_contradictions import contradicted
 from nexusbench.experiments.fidelity.serving_peer import PeerEstimate
 from nexusbench.experiments.fidelity.serving_runs import ServingResult, ServingRun, replay_points
 from nexusbench.experiments.fidelity.serving_scores import validate_points
@@ -203,12 +204,35 @@ def test_lengths_and_budget_are_those_of_the_runner_that_measured(tmp_path: Path
         assert ServingPlan().range_of(point) == ratio
         assert ServingPlan(range_ratio=0.5).range_of(point) == 0.5
         assert config_of(point, ServingPlan()).max_num_batched_tokens == budget
-    (point,) = points(tmp_path, {"attention_dp_size": 1, "backend": "trtllm"})
+
+
+def test_servers_of_inferencex_start_as_its_scripts_do(tmp_path: Path) -> None:
+    inferencex = {"attention_dp_size": 1}
+    for backend, row, budget in (
+        ("trtllm", {}, 8192), ("trtllm", {"isl": 9000}, 9002), ("sglang", {}, 16_384),
+        ("vllm", {"isl": 9000}, 8192),
+    ):  # fmt: skip
+        (point,) = points(tmp_path, {"backend": backend} | row | inferencex)
+        assert ServingPlan().budget_of(point) == budget
+    (point,) = points(tmp_path, {"backend": "trtllm"})
     assert ServingPlan().budget_of(point) == 1702
-    for users, interval in ((15, 10), (16, 30)):
-        row = {"attention_dp_size": 1, "backend": "sglang", "batch_size": users}
-        (point,) = points(tmp_path, row)
-        assert config_of(point, ServingPlan()).scheduler == f"sglang:receive_interval={interval}"
+    # Blackwell: fewer looks for requests, and the keys and values of a quantised model in fp8.
+    for system, users, rules in (
+        ("b200_sxm", 15, "sglang:receive_interval=10"),
+        ("b200_sxm", 16, "sglang:receive_interval=30"),
+        ("h200_sxm", 16, "sglang"),
+    ):
+        row = {"backend": "sglang", "batch_size": users, "system": system}
+        (point,) = points(tmp_path, row | inferencex)
+        assert config_of(point, ServingPlan()).scheduler == rules
+    for system, precision, other, kept in (
+        ("b300_sxm", "fp8", inferencex, "fp8"),
+        ("h200_sxm", "fp8", inferencex, None),
+        ("b300_sxm", "", inferencex, None),
+        ("b300_sxm", "fp8", {}, None),
+    ):
+        (point,) = points(tmp_path, {"system": system, "precision": precision} | other)
+        assert config_of(point, ServingPlan()).kv_cache_dtype == kept
 
 
 def test_a_description_is_found_by_name_and_precision(tmp_path: Path) -> None:
@@ -264,6 +288,44 @@ def test_the_same_point_runs_once_and_a_kept_one_not_again(
     assert len(asked) == 4
     replay_points(some, ServingPlan(rounds=2), tmp_path / "kept", jobs=1)
     assert len(asked) == 6
+
+
+def test_lines_that_a_table_contradicts_are_told_by_their_measurements_alone(
+    tmp_path: Path,
+) -> None:
+    def lines(*rows: tuple[int, float]) -> list[int]:
+        made = [{"batch_size": users, "silicon_tpot_ms": tpot} for users, tpot in rows]
+        return sorted(contradicted(points(tmp_path, *made)))
+
+    # Equal settings, whatever the order; and more users that get tokens faster.
+    assert lines((4, 5.0), (4, 6.6)) == lines((4, 6.6), (4, 5.0)) == [2, 3]
+    assert lines((4, 6.6), (8, 5.0)) == lines((8, 5.0), (4, 6.6)) == [2, 3]
+    # As lines scatter, and as more users are slower.
+    assert lines((4, 5.0), (4, 6.4)) == lines((4, 5.0), (8, 50.0)) == []
+    # A line between the two is fine with both; one beyond is not with the slow one.
+    assert lines((1, 5.0), (1, 6.6), (2, 5.8)) == [2, 3]
+    assert lines((1, 9.0), (2, 9.5), (4, 6.0), (8, 20.0)) == [2, 3, 4]
+    # What differs in a setting, or in TTFT alone, is no contradiction.
+    for other in (
+        {"isl": 201},
+        {"tp_size": 2},
+        {"backend_version": "0.18.0"},
+        {"precision": "fp8"},
+    ):
+        assert not contradicted(points(tmp_path, {}, {"silicon_tpot_ms": 50.0} | other))
+    assert not contradicted(points(tmp_path, {}, {"silicon_ttft_ms": 900.0}))
+
+
+def test_contradicted_lines_are_refused_with_the_reason_and_not_run(tmp_path: Path) -> None:
+    some = points(tmp_path, {}, {"silicon_tpot_ms": 50.0}, {"osl": 9})
+    plan = ServingPlan(rounds=2)
+    results = replay_points(some, plan, tmp_path, jobs=1, refused=contradicted(some))
+    assert [result.run is None for result in results] == [True, True, False]
+    made = validate_points(results, [None] * 3, steady=False)
+    ((reason, count),) = made.refused.items()
+    assert count == 2
+    assert "contradict each other" in reason
+    assert made.scores[-1].points == 1
 
 
 def test_means_are_over_all_rounds_and_over_the_middle(tmp_path: Path) -> None:
@@ -350,6 +412,8 @@ def test_the_command_scores_refuses_and_holds_bounds(
         "Qwen3-4B", "vllm", "bf16", 1,
     )  # fmt: skip
     assert whole["model"] == "all"
+    every = serving(path, *kept, "--every", 2, "--json")
+    assert json.loads(every.stdout)["points"] == 1
     shown = serving(path, *kept, "--no-progress")
     assert "simulated: 1 of 2 points" in shown.stdout
     assert "1 point refused" in shown.stdout
@@ -358,6 +422,19 @@ def test_the_command_scores_refuses_and_holds_bounds(
     unknown = serving(path, *kept, "--bound", "speed:1")
     assert isinstance(unknown.exception, UsageError)
     assert isinstance(serving(path, *kept, "--engine", "vlm").exception, InputError)
+
+
+def test_the_whole_table_is_asked_for_contradictions_whatever_is_chosen_of_it(
+    tmp_path: Path,
+) -> None:
+    path = table(tmp_path / "points.csv", {}, {"silicon_tpot_ms": 50.0, "batch_size": 1})
+    for chosen_by in (("--every", 2), ("--only", "batch_size=2"), ()):
+        made = serving(path, "--cache", tmp_path / "kept", "--json", *chosen_by)
+        assert made.exit_code == 0, made.output
+        document = json.loads(made.stdout)
+        assert document["rows"] == []
+        ((reason, count),) = document["refused"].items()
+        assert (count, "over 1.3 times" in reason) == (document["points"], True)
 
 
 def test_without_a_point_that_can_be_simulated_nothing_is_scored(tmp_path: Path) -> None:

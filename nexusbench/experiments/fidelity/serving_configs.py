@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from nexusbench.core.config import RunConfig
 from nexusbench.core.errors import NexusbenchError, UsageError
@@ -20,7 +21,7 @@ from nexusbench.experiments.fidelity.serving_table import ServingPoint
 from nexusbench.models.config import model_names
 from nexusbench.models.document import open_config
 from nexusbench.models.families.base import family_of
-from nexusbench.physics.gpus import gpu_names
+from nexusbench.physics.gpus import gpu_names, load_gpu
 from nexusbench.physics.host import engine_names, engine_since, load_engine
 from nexusbench.serving.opening import check_run
 
@@ -30,8 +31,19 @@ BUDGET_BEYOND_PROMPT = 1500
 # InferenceX (github.com/SemiAnalysisAI/InferenceX, Apache-2.0): random-range-ratio of its client,
 # and vLLM's own default of max-num-batched-tokens, which its scripts leave or repeat.
 INFERENCEX_RANGE, INFERENCEX_BUDGET = 0.8, 8192
-# Its scripts for SGLang: scheduler-recv-interval below, and from so many users on.
+# Its scripts for SGLang: chunked-prefill-size (the least of them), and on Blackwell GPUs
+# scheduler-recv-interval below, and from so many users on.
+INFERENCEX_CHUNK = 16_384
 INFERENCEX_INTERVALS, INFERENCEX_BUSY = (10, 30), 16
+# Its scripts for TensorRT-LLM: max_num_tokens, where a prompt is not longer.
+INFERENCEX_LEAST = 8192
+_INFERENCEX_BUDGETS = {
+    "vllm": (INFERENCEX_BUDGET, False), "sglang": (INFERENCEX_CHUNK, False),
+    "trtllm": (INFERENCEX_LEAST, True),
+}  # fmt: skip
+# Its scripts for Blackwell GPUs keep keys and values of quantised models in fp8, whatever backend.
+INFERENCEX_KV = "fp8"
+_BLACKWELL = ("blackwell", "blackwell-rtx")
 _BUDGETED = ("vllm", "trtllm")  # SGLang's chunks have their own size there
 _OTHER_NAMES = {"rtx_pro_6000_server": "rtxpro6000", "rtx_pro_6000": "rtxpro6000"}
 _FORM_FACTORS = ("_sxm", "_nvl")
@@ -65,11 +77,13 @@ class ServingPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def budget_of(self, point: ServingPoint) -> int | None:
         """Tokens of a batch of the point's server; None: the scheduler's own default."""
-        if self.budget is not None or point.backend.lower() not in _BUDGETED:
+        backend = point.backend.lower()
+        if self.budget is not None:
             return self.budget
-        if point.of_inferencex and point.backend.lower() == "vllm":
-            return INFERENCEX_BUDGET
-        return point.users + point.isl + BUDGET_BEYOND_PROMPT
+        if point.of_inferencex and backend in _INFERENCEX_BUDGETS:
+            least, prompt = _INFERENCEX_BUDGETS[backend]
+            return max(least, point.users + point.isl) if prompt else least
+        return point.users + point.isl + BUDGET_BEYOND_PROMPT if backend in _BUDGETED else None
 
 
 def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
@@ -83,11 +97,14 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     device = f"sim:{gpu_of(point.system)}"
     spread = deployment_of(point)
     engine, scheduler = _engine_and_rules(point, plan.engine)
-    if scheduler == "sglang" and point.of_inferencex and point.dp == 1:
+    blackwell = point.of_inferencex and _is_blackwell(device)
+    if scheduler == "sglang" and blackwell and point.dp == 1:
         interval = INFERENCEX_INTERVALS[point.users >= INFERENCEX_BUSY]
         scheduler = f"sglang:receive_interval={interval}"
     budget = plan.budget_of(point)
     model, quantised = model_of(point, plan.configs)
+    if blackwell and point.precision:
+        quantised = {**quantised, "kv_cache_dtype": INFERENCEX_KV}
     fields: dict[str, Any] = {
         "device": device, "model": model, "scheduler": scheduler, "engine": engine,
         "tensor_parallel_size": spread.tensor, "data_parallel_size": spread.data,
@@ -102,6 +119,12 @@ def config_of(point: ServingPoint, plan: ServingPlan) -> RunConfig:
     if problem:
         raise Refused(f"{point.name}: {problem}")
     return config
+
+
+def _is_blackwell(device: str) -> bool:
+    """Whether the simulated GPU is of that generation."""
+    kernels = load_gpu(device.removeprefix("sim:")).kernels
+    return kernels is not UNSET and kernels.architecture in _BLACKWELL
 
 
 def _engine_and_rules(point: ServingPoint, asked: str | None) -> tuple[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -64,18 +65,22 @@ def replay_points(
     *,
     jobs: int,
     fresh: bool = False,
+    refused: Mapping[int, str] = MappingProxyType({}),
     step: Callable[[int, int], None] = lambda done, todo: None,
 ) -> list[ServingResult]:
     """Replay every point that can be, in the order of ``points``; equal ones once.
 
-    ``folder`` keeps traces and results: what is there is not run again. ``step`` is called with the
-    runs that are done and those to do. Raises Interrupted after Ctrl-C; what was finished is kept.
+    ``refused`` says by line why a point is not to be. ``folder`` keeps traces and results: what is
+    there is not run again. ``step`` is called with the runs that are done and those to do. Raises
+    Interrupted after Ctrl-C; what was finished is kept.
     """
     store = Store(folder, ".json", fresh=fresh)
     configs: list[RunConfig | None] = []
     refusals: list[str] = []
     for point in points:
         try:
+            if point.line in refused:
+                raise Refused(refused[point.line])
             config = config_of(point, plan)
             trace = trace_of(point, plan, folder)
             configs.append(msgspec.structs.replace(config, trace=str(trace)))
@@ -99,8 +104,8 @@ def replay_points(
             store.put(names[index], msgspec.json.encode(made))
         step(done, len(todo))
     return [
-        _result(point, config, found[key] if key else None, refused)
-        for point, config, key, refused in zip(points, configs, keys, refusals, strict=True)
+        _result(point, config, found[key] if key else None, reason)
+        for point, config, key, reason in zip(points, configs, keys, refusals, strict=True)
     ]
 
 
