@@ -251,9 +251,6 @@ class SimConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # split them.
     attention_sm_gbps: Throughput = 1e6
     attention_unsplit_gbps: Throughput = 1e6
-    # GB/s that one of its thread blocks takes while few are left; UNSET: the kernel evens decodes
-    # of unequal lengths out (physics/unequal.py).
-    attention_straggler_gbps: Throughput | UnsetType = UNSET
     # Only for kernels that a benchmark repeats on the same operands; in a step the other layers
     # evict them. The rate at which operands in L2 are read, and the share of L2 that holds them.
     l2_gbps: Throughput = 2000.0

@@ -68,9 +68,7 @@ _PCIE_LATENCY_US = 10.0  # as GPU files assume it; NVLink's is half of it
 _NVLINK_GBPS = 60.0  # more than PCIe 5.0 x16 carries in one direction on paper: no PCIe link
 _NVLINK_LATENCY_US = 5.0
 # What an SM does in a cycle: a rate grows with the clock, a time shrinks.
-_SM_RATES = (
-    "attention_sm_gbps", "attention_unsplit_gbps", "attention_straggler_gbps",
-)  # fmt: skip
+_SM_RATES = ("attention_sm_gbps", "attention_unsplit_gbps")
 _SM_TIMES = (
     "dense_depth_us", "dense_epilogue_us", "attention_tile_us", "attention_block_us",
     "attention_empty_us", "attention_write_us",

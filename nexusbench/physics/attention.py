@@ -221,6 +221,19 @@ class Attention:
             return 1
         return max(1, min(-(-context // (count * self._keys)), self._slots // tiles))
 
+    @property
+    def balances(self) -> bool:
+        """Whether the kernel hands tiles of unequal lengths out as SMs become free."""
+        return self._packs
+
+    def key_ns(self, *, beside: bool) -> float:
+        """Ns that a thread block takes for a key of a decode whose keys are not split: alone, or
+        ``beside`` chunks.
+        """
+        if beside:
+            return self._block / self._keys
+        return (self._unsplit_block if self._contiguous else self._small_block) / self._keys
+
     def _decode(self, count: int, context: int, sms: int) -> tuple[float, float, int, float]:
         """(compute, fixed) ns of decodes without chunks, tiles, how many times a key is read."""
         tiles = count * self.decode_tiles

@@ -45,7 +45,7 @@ _SHIPPED = "nexusbench.data"
 PLUGINS = "nexusbench.data.gpus"  # the entry-point group of further GPUs
 _NESTED = ("sim", "ranges", "sources", "kernels")  # tables in a GPU's own
 # Keys that a file may leave out.
-OPTIONAL = ("link", "caveats", "attention_write_us", "attention_straggler_gbps")
+OPTIONAL = ("link", "caveats", "attention_write_us")
 _ARCHITECTURE = "architecture"  # a key of a file that stands in [kernels] of a spec
 _HOW_TO_FILL = (
     f"A GPU file has {', '.join(REQUIRED)} and {_ARCHITECTURE} ({', '.join(ARCHITECTURES)}), whose "

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
 from nexusbench.core.mixer_work import MixerWork, pieces
@@ -164,10 +163,10 @@ def _unequal(
     """What unequal lengths cost ``kernel``; None where nothing, or nothing is known of it: another
     kernel reads a cache of 8-bit values.
     """
-    if of.gpu.sim.attention_straggler_gbps is UNSET or not isinstance(kernel, Attention):
+    if not isinstance(kernel, Attention) or kernel.balances:
         return None
     heads, _, size = _heads(mixer)
-    return UnequalDecodes(of.gpu, kernel, heads, size, of.types[0], of.layers, window)
+    return UnequalDecodes(kernel, heads, size, of.types[0], of.layers, window)
 
 
 def _over_cache(

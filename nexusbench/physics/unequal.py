@@ -12,7 +12,6 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from nexusbench.core.batch import BatchShape
-from nexusbench.core.specs import GpuSpec
 from nexusbench.physics.attention import Attention
 
 
@@ -31,13 +30,13 @@ def two_lengths(count: int, total: int, longest: int, squares: int) -> tuple[flo
 class UnequalDecodes:
     """How much longer the attention of ``layers`` layers takes for its decodes' unequal lengths.
 
-    ``kernel`` times them as equal ones. ``window``: keys of a sequence that its layers see, 0 for
-    all. A kernel with a window splits no keys.
+    ``kernel`` times them as equal ones; ``num_heads`` query heads of ``head_dim`` values of
+    ``kv_bytes`` each. ``window``: keys of a sequence that its layers see, 0 for all. A kernel with
+    a window splits no keys.
     """
 
     def __init__(
         self,
-        gpu: GpuSpec,
         kernel: Attention,
         num_heads: int,
         head_dim: int,
@@ -45,10 +44,9 @@ class UnequalDecodes:
         layers: int,
         window: int = 0,
     ) -> None:
-        alone = gpu.sim.attention_straggler_gbps
-        assert alone is not UNSET
-        self._kernel, self._gbps, self._layers, self._window = kernel, alone, layers, window
+        self._kernel, self._layers, self._window = kernel, layers, window
         self._heads, self._key_bytes = num_heads, 2.0 * head_dim * kv_bytes
+        self._alone, self._beside = kernel.key_ns(beside=False), kernel.key_ns(beside=True)
 
     def ns(self, shape: BatchShape, bandwidth: float) -> float:
         """Of a launch on SMs that draw ``bandwidth`` bytes per ns; 0 where lengths are not known.
@@ -60,14 +58,14 @@ class UnequalDecodes:
         count, total = shape.num_decodes, shape.decode_context
         if shape.remote is not None:
             count, total = count - shape.remote[0], total - shape.remote[1]
-        heads, window = self._heads, self._window
+        heads, window, key_ns = self._heads, self._window, self._beside
         if not shape.chunks and not window:
             if self._kernel.key_splits(count, total + count) > 1:
                 return 0.0
-            heads = self._kernel.decode_tiles
+            heads, key_ns = self._kernel.decode_tiles, self._alone
         long, more = two_lengths(count, total, *shape.unequal)
         if window:
             longest = shape.unequal[0]
             more = max(0.0, min(longest, window) - min(max(0.0, longest - more), window))
-        each = more * self._key_bytes / self._gbps
-        return self._layers * each / (1.0 + long * heads * self._gbps / bandwidth)
+        drawn = long * heads * self._key_bytes / key_ns  # bytes per ns, if nothing held them up
+        return self._layers * more * key_ns / (1.0 + drawn / bandwidth)

@@ -80,7 +80,7 @@ def test_what_was_filled_in_is_said(tmp_path: Path) -> None:
     (said,) = gpu.warnings
     assert said.startswith(ANALOGY)
     for words in ("architecture ada", "clock_mhz = 2520", "sm_minimum = 4", "link_gbps = 25",
-                  "all 34 constants of [sim], those of the NVIDIA L40S"):  # fmt: skip
+                  "all 33 constants of [sim], those of the NVIDIA L40S"):  # fmt: skip
         assert words in said
     names = {*SimConstants.__struct_fields__, "ranges", "clock_mhz", "sm_minimum", "link_gbps"}
     assert names - {"attention_write_us"} <= set(gpu.sources)  # which an L40S does not have
@@ -95,7 +95,7 @@ def test_what_a_file_gives_wins(tmp_path: Path) -> None:
     assert "clock_gain" in gpu.ranges
     assert (gpu.link_gbps, gpu.link_latency_us) == (300.0, 5.0)
     (said,) = gpu.warnings
-    assert "32 of 34 constants of [sim] (attention_efficiency, " in said
+    assert "31 of 33 constants of [sim] (attention_efficiency, " in said
     assert "link_gbps" not in said
     assert "dense_efficiency" not in gpu.sources
 
