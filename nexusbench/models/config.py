@@ -28,7 +28,7 @@ _LOG = logging.getLogger("nexusbench")
 _EXPERTS = (
     "NOT VALIDATED: a mixture of experts. Its kernels follow measured ones, but every token is "
     "assumed to pick its experts at random; in the one recorded run of such a model that was "
-    "compared, TPOT comes out 5 % too low; means of servers in closed loops: docs/fidelity.md"
+    "compared, TPOT comes out 8 % too low; means of servers in closed loops: docs/fidelity.md"
 )
 _PICKED = (
     "attention to chosen tokens or compressed entries: kernels as vLLM's modules of DeepSeek-V3.2, "

@@ -288,7 +288,7 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
 @pytest.mark.parametrize(
     ("table", "bounds"),
     [
-        (None, {"makespan": 6, "tpot": 7, "scheduled_to_first_token": 16}),
+        (None, {"makespan": 8, "tpot": 9, "scheduled_to_first_token": 16}),
         ("rtxpro6000-qwen3-30b-a3b-tp1", {"makespan": 5, "tpot": 5}),
     ],
 )
