@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nexusbench.core.batch import BatchShape
+from nexusbench.core.batch import BatchShape, spread_of
 from nexusbench.core.errors import InputError
 from nexusbench.core.specs import Dtypes, ModelSpec, MoeSpec
 from nexusbench.experiments.fidelity.kernels import read_samples
@@ -69,6 +69,60 @@ def write(folder: Path, slower: float = 2.0) -> Path:
 
 def table(folder: Path) -> KernelTable:
     return load_table(folder, GPU, LLAMA, 1)
+
+
+def unequal(long: int, chunks: tuple[tuple[int, int], ...] = ()) -> BatchShape:
+    """64 decodes, ``long`` of them over 4,096 tokens and the others over 512."""
+    lengths = [4096] * long + [512] * (64 - long)
+    return BatchShape(64, sum(lengths), chunks, unequal=spread_of(lengths))
+
+
+def test_what_unequal_decodes_cost_is_not_stretched(tmp_path: Path) -> None:
+    """The table's kernels take twice as long; it has rows of equal lengths alone."""
+    physics = Physics(GPU, LLAMA)
+    measured = MeasuredPhysics(GPU, LLAMA, table(write(tmp_path)))
+    for shape in (unequal(3), unequal(3, ((16, 0),))):
+        equal = msgspec.structs.replace(shape, unequal=msgspec.UNSET)
+        more = physics.attention(shape, 128).time - physics.attention(equal, 128).time
+        assert more > 0.0
+        found = measured.attention(shape, 128).time - measured.attention(equal, 128).time
+        assert found == pytest.approx(more, rel=1e-9)
+
+
+SKEW = "regime,n,nb,pc,kp,kvs,kv_big,t_skew_us\n"
+
+
+def test_batches_of_unequal_decodes_are_scored(tmp_path: Path) -> None:
+    """Times in such a table are sums of three launches of one layer."""
+    physics = Physics(GPU, LLAMA)
+    rows = []
+    for long, chunks in ((3, ()), (8, ((16, 0),))):
+        us = 3 * physics.attention(unequal(long, chunks), 128).time / 32 / 1e3
+        rows.append(f"x,64,{long},{sum(c for c, _ in chunks)},0,512,4096,{us}\n")
+    (write(tmp_path) / "skew.csv").write_text(SKEW + "".join(rows))
+    samples = read_samples(GPU, "rtx4090", LLAMA, str(tmp_path)).samples[-2:]
+    assert [sample.operator for sample in samples] == ["unequal decode", "unequal mixed"]
+    for sample in samples:
+        assert sample.physics_us == pytest.approx(sample.measured_us, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("x,64,3,0,0,512,4096,0", r"skew\.csv:2: field 't_skew_us': is 0, not above 0"),
+        ("x,64,3.5,0,0,512,4096,9", r"skew\.csv:2: field 'nb': is 3\.5, not a count"),
+        ("x,64,64,0,0,512,4096,9", r"skew\.csv:2: field 'nb': has 64 of 64 sequences at 4096"),
+        ("x,64,3,0,0,4096,512,9", r"skew\.csv:2: field 'nb': has 3 of 64 sequences at 512"),
+        ("x,64,3,0,0,512,-1,9", r"skew\.csv:2: field 'kv_big': is -1, not a count"),
+        ("x,64,3,0,0,512,y,9", r"skew\.csv:2: field 'kv_big': is 'y'"),
+    ],
+)
+def test_a_damaged_table_of_unequal_decodes_is_refused(
+    tmp_path: Path, row: str, words: str
+) -> None:
+    (write(tmp_path) / "skew.csv").write_text(f"{SKEW}{row}\n")
+    with pytest.raises(InputError, match=words):
+        read_samples(GPU, "rtx4090", LLAMA, str(tmp_path))
 
 
 def test_curves_and_grids_go_through_their_points() -> None:
