@@ -93,8 +93,8 @@ class MeasuredPhysics(Physics):
         return known
 
     def attention(self, shape: BatchShape, sms: int) -> OperatorClass:
-        """The physics' time of this very batch, stretched as measured near it of decodes of equal
-        lengths. What unequal ones cost was measured in absolute time, and is not stretched.
+        """The physics' time of this very batch, its decodes taken as equally long, stretched as
+        measured near it.
         """
         assert self._attention is not None  # no table is of layers of several kinds
         return self._attention.time(shape, sms, self._bandwidth[sms], self._stretch(shape))

@@ -64,16 +64,18 @@ class Mixing(msgspec.Struct, frozen=True):
     unequal: UnequalDecodes | None = None
 
     def time(
-        self, shape: BatchShape, sms: int, bandwidth: float, stretch: float = 1.0
+        self, shape: BatchShape, sms: int, bandwidth: float, measured: float | None = None
     ) -> OperatorClass:
         """All of its layers for a launch on ``sms`` SMs that draw ``bandwidth`` bytes per ns.
-        Decodes of equal lengths take ``stretch`` times the kernel's time, as measured.
+
+        ``measured``: what a kernel table gives for a batch like it, over the kernel's own time. A
+        table's batches have decodes of equal lengths, and so has this one then (decisions/0017).
         """
         decodes = shape.num_decodes
         keys = shape.decode_context + decodes
         made = self.kernel.time(shape.chunks, decodes, keys, sms, bandwidth)
-        if stretch != 1.0:
-            made = scaled(made, stretch)
+        if measured is not None:
+            return scaled(made, measured)
         if self.unequal is None or decodes < 2:
             return made
         return later(made, self.unequal.ns(shape, bandwidth))

@@ -210,7 +210,7 @@ UNOPENED = {
     "validate run . --device sim:l20": ("--seed",),
     "validate fit l20 .": ("--evaluations",),
     "validate serving points.csv": (
-        "--rounds", "--range-ratio", "--max-num-batched-tokens", "--jobs",
+        "--rounds", "--range-ratio", "--max-num-batched-tokens", "--jobs", "--every",
     ),
     "serve-trace four.jsonl --endpoint http://127.0.0.1:1": ("--vocab-size", "--timeout"),
 }  # fmt: skip

@@ -447,9 +447,9 @@ def test_paper_table_marks_what_was_put_in(call):
     saved = rows["prefill: 30 to 40 % of SMs saves"]
     assert (saved["verdict"], saved["agrees"]) == ("found", "yes")
     assert 20 < saved["ours"] < 27
-    # What is found may contradict the paper: that is another column.
+    # What was put in may contradict the paper: that is another column.
     flat = rows["16 decodes: best 10 % beyond 50"]
-    assert (flat["verdict"], flat["agrees"]) == ("found", "no")
+    assert (flat["verdict"], flat["agrees"]) == ("follows", "no")
     assert rows["mixed iterations: mean"]["agrees"] == ""
     assert rows["mixed iterations: mean"]["verdict"] == "no trace (--trace)"
     shown = call("profile", "paper")

@@ -250,19 +250,18 @@ def replayed(**config: object) -> ReplayValidation:
 @needs_data
 @pytest.mark.parametrize("seed", [0, *slow(1)])
 def test_a_recorded_vllm_run_with_its_kernel_table(seed: int) -> None:
-    """Slower than recorded: its kernels were timed one by one, without a graph (fidelity.md)."""
     made = replayed(kernel_table=str(data("kernels", RTX4090)), seed=seed)
     reached = made.reached
     for name, bound in (
-        ("makespan", 6), ("output_throughput", 6), ("tpot", 6), ("tpot.p50", 6), ("tpot.p99", 6),
-        ("tbt", 6), ("scheduled_to_first_token", 8), ("scheduled_to_first_token.p99", 8),
-        ("ttft", 8), ("queue_growth", 25),
+        ("makespan", 3), ("output_throughput", 3), ("tpot", 3), ("tpot.p50", 3), ("tpot.p99", 3),
+        ("tbt", 3), ("scheduled_to_first_token", 8), ("scheduled_to_first_token.p99", 8),
+        ("ttft", 5), ("queue_growth", 25),
     ):  # fmt: skip
         assert abs(reached[name]) <= bound, name
     curves = {curve.name: curve.error for curve in made.curves}
-    assert curves["running"] < 5.0
-    assert curves["waiting"] < 9.0
-    assert curves["kv_cache_pct"] < 6.0
+    assert curves["running"] < 3.0
+    assert curves["waiting"] < 6.0
+    assert curves["kv_cache_pct"] < 5.0
 
 
 @pytest.mark.slow
@@ -289,7 +288,7 @@ def test_a_recorded_vllm_run_with_physics_alone() -> None:
     ("table", "bounds"),
     [
         (None, {"makespan": 8, "tpot": 9, "scheduled_to_first_token": 16}),
-        ("rtxpro6000-qwen3-30b-a3b-tp1", {"makespan": 5, "tpot": 5}),
+        ("rtxpro6000-qwen3-30b-a3b-tp1", {"makespan": 8, "tpot": 10}),
     ],
 )
 def test_a_recorded_run_of_two_engines_with_experts_over_both(
