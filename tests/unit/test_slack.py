@@ -48,10 +48,10 @@ def watched(name, requests=LOAD, setting=WIDE):
 def test_prompts_fill_a_decode_step_up_to_its_bound_and_no_further(tbt_ms):
     _, seen = watched(f"slack:tbt_ms={tbt_ms}")
     mixed = [(time, longer) for batch, time, longer in seen if batch.decodes and batch.chunks]
-    assert len(mixed) > 8
+    assert len(mixed) > 5
     assert all(time <= tbt_ms * MS for time, _ in mixed)
     cut = [longer for _, longer in mixed if longer is not None]
-    assert len(cut) > 4
+    assert len(cut) > 3
     assert all(longer > tbt_ms * MS for longer in cut)
 
 
