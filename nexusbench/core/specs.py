@@ -351,6 +351,8 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     host_bytes: float = 0.0  # host memory for swapped KV; 0: this device does not swap
     # Whether blocks of layers with a window are freed once it has passed them; else they keep all.
     frees_windows: bool = False
+    # Whether decodes of unequal lengths take longer: then batches say what they know of lengths.
+    times_lengths: bool = False
     kv_token_bytes: float = 0.0  # what it keeps of a token; 0: as the model says
     longest_context: int = 0  # tokens of a sequence that it can compute; 0: all of the model's
 

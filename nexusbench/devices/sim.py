@@ -87,6 +87,7 @@ class Sim(Device):
             pool_of={"prefill": 0, "decode": 1, "remote": 0} if count == 2 else {},
             host_bytes=options.swap_bytes * options.tensor_parallel * count,
             frees_windows=True,
+            times_lengths=self.physics.times_lengths,
         )
         # Times launches, where not each is timed by itself: ranks in lockstep, a pipeline.
         self.taker: Callable[[int, Batch], None] | None = None

@@ -117,6 +117,11 @@ class Physics:
         self._attention = self.mixing[0] if len(self.mixing) == 1 else None
         self._by_context = tuple(one for one in self.mixing if one.products is not None)
 
+    @property
+    def times_lengths(self) -> bool:
+        """Whether decodes of unequal lengths take longer than equal ones."""
+        return any(one.unequal is not None for one in self.mixing)
+
     def load(self, shape: BatchShape, sms: int) -> LaunchLoad:
         """One repetition of ``shape`` on ``sms`` SMs, alone (``shape.repeat`` is not applied)."""
         tokens = shape.num_decodes

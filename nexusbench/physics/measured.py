@@ -38,6 +38,11 @@ class MeasuredPhysics(Physics):
         self._dense_known: dict[tuple[int, int], OperatorClass] = {}
         self._head_known: dict[tuple[int, int], OperatorClass] = {}
 
+    @property
+    def times_lengths(self) -> bool:
+        """No: a table's batches have decodes of equal lengths."""
+        return False
+
     def dense(self, tokens: int, sms: int) -> OperatorClass:
         """As measured for ``tokens``, interpolated between the measured counts; on fewer SMs in the
         proportion of the physics.

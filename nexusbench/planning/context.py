@@ -196,12 +196,12 @@ class SchedulerContext:
                 homes.add(draft.remote)
             ready = [r for r in ready if r.pool in homes]
         ready = self._make_room(ready[:room], victim, repeat)
+        context = 0
         for request in ready:
             request.in_flight = True
-        lengths = [request.num_computed_tokens for request in ready]
+            context += request.num_computed_tokens
         draft.decodes.extend(ready)
-        draft.lengths.extend(lengths)
-        draft.context += sum(lengths)
+        draft.context += context
         draft.tokens += len(ready)
         draft.repeat = repeat
         self._journal.entries.append(Decodes(ready))
@@ -359,8 +359,9 @@ class SchedulerContext:
 
     def plan(self, *, wake_at: int | None = None) -> Plan:
         """What was scheduled since the instant began, as a value for the engine."""
+        lengths = self._state.device.times_lengths
         batches = [
-            draft.batch(partition)
+            draft.batch(partition, lengths)
             for partition, draft in self._drafts.items()
             if draft.decodes or draft.chunks
         ]

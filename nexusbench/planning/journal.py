@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from nexusbench.core.batch import (
     Batch,
@@ -16,7 +17,7 @@ from nexusbench.core.batch import (
     Preemption,
     Transfer,
     spread_of,
-)
+)  # fmt: skip
 from nexusbench.core.errors import PlanRefused
 from nexusbench.core.request import Request, RequestView
 from nexusbench.core.state import EngineState
@@ -27,33 +28,36 @@ from nexusbench.planning.order import CacheOrder, Ranking
 class Draft:
     """One batch being put together."""
 
-    __slots__ = ("chunks", "context", "decodes", "layers", "lengths", "remote", "repeat", "tokens")
+    __slots__ = ("chunks", "context", "decodes", "layers", "remote", "repeat", "tokens")
 
     def __init__(self) -> None:
         self.decodes: list[Request] = []
-        self.lengths: list[int] = []  # their contexts
-        self.context = 0  # the sum of these
+        self.context = 0
         self.chunks: list[Chunk] = []
         self.tokens = 0
         self.layers: tuple[int, int] | None = None
         self.repeat = 1
         self.remote: int | None = None  # pool of the decodes whose attention is computed there
 
-    def batch(self, partition: str) -> Batch:
-        """What was drafted, as a launch on ``partition``."""
-        remote, lengths, decodes = None, self.lengths, self.decodes
+    def batch(self, partition: str, times_lengths: bool) -> Batch:
+        """What was drafted, as a launch on ``partition`` of a device that does so or not."""
+        remote: tuple[int, int] | None = None
+        unequal: tuple[int, int] | UnsetType = UNSET
+        if times_lengths:
+            unequal = spread_of(
+                [r.num_computed_tokens for r in self.decodes if r.pool != self.remote]
+            )
         if self.remote is not None:
-            away = [r.num_computed_tokens for r in decodes if r.pool == self.remote]
+            away = [r.num_computed_tokens for r in self.decodes if r.pool == self.remote]
             remote = (len(away), sum(away)) if away else None
-            lengths = [r.num_computed_tokens for r in decodes if r.pool != self.remote]
         shape = BatchShape(
-            len(decodes),
+            len(self.decodes),
             self.context,
             tuple([(c.num_tokens, c.context) for c in self.chunks]),
             self.layers,
             self.repeat,
             remote,
-            spread_of(lengths),
+            unequal,
         )
         return Batch(partition, self.decodes, self.chunks, shape, self.layers, self.repeat)
 
@@ -268,9 +272,8 @@ class Journal:
         for draft in self.drafts.values():
             if decodes and decodes[0] in draft.decodes:
                 draft.decodes = [r for r in draft.decodes if r not in decodes]
-                draft.lengths = [r.num_computed_tokens for r in draft.decodes]
                 draft.tokens -= len(decodes)
-                draft.context = sum(draft.lengths)
+                draft.context -= sum(r.num_computed_tokens for r in decodes)
         for request in decodes:
             request.in_flight = False
 

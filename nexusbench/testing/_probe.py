@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec import UNSET
+
 from nexusbench.core.batch import Batch, Chunk, Plan, PreemptionKind, spread_of
 from nexusbench.core.registry import overridden
 from nexusbench.core.request import Request, RequestView
@@ -151,6 +153,11 @@ class WatchedContext(SchedulerContext):
         return self._journal.entries
 
     @property
+    def times_lengths(self) -> bool:
+        """Whether the device's batches say what they know of lengths."""
+        return self._state.device.times_lengths
+
+    @property
     def drafts(self) -> dict[str, Draft]:
         """The batches that it put together."""
         return self._drafts
@@ -249,7 +256,7 @@ class CheckedScheduler(Scheduler):
             most = ctx.limits.max_num_batched_tokens
             if rows > most:
                 raise ConformanceError("contract", f"launches {rows} tokens; the budget is {most}")
-            self._check_batch(batch, ctx.drafts.get(batch.partition))
+            self._check_batch(batch, ctx.drafts.get(batch.partition), ctx.times_lengths)
         planned = {batch.partition for batch in plan.batches}
         for partition, draft in ctx.drafts.items():
             if (draft.decodes or draft.chunks) and partition not in planned:
@@ -266,7 +273,7 @@ class CheckedScheduler(Scheduler):
         if [preemption.request for preemption in plan.preemptions] != evicted:
             raise ConformanceError("contract", "the plan's preemptions are not those it made")
 
-    def _check_batch(self, batch: Batch, draft: Draft | None) -> None:
+    def _check_batch(self, batch: Batch, draft: Draft | None, times_lengths: bool) -> None:
         known = [] if draft is None else [*draft.decodes, *(c.request for c in draft.chunks)]
         for request, _ in batch.items:
             if request not in known:
@@ -276,7 +283,8 @@ class CheckedScheduler(Scheduler):
             raise ConformanceError("contract", "leaves out of its plan what it scheduled")
         here = [r.num_computed_tokens for r in batch.decodes if r.pool != draft.remote]
         context = sum(r.num_computed_tokens for r in batch.decodes)
+        unequal = spread_of(here) if times_lengths else UNSET
         if (batch.shape.num_tokens, batch.shape.decode_context, batch.shape.unequal) != (
-            sum(count for _, count in batch.items), context, spread_of(here)
+            sum(count for _, count in batch.items), context, unequal
         ):  # fmt: skip
             raise ConformanceError("contract", "gives its batch a shape that is not its items'")

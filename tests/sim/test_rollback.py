@@ -35,7 +35,6 @@ class Books:
                 list(draft.chunks),
                 draft.tokens,
                 draft.context,
-                list(draft.lengths),
                 draft.remote if draft.decodes else None,
             )
             for name, draft in journal.drafts.items()
