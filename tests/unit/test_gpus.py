@@ -224,6 +224,12 @@ BROKEN = [
     ("sm_minimum = 4", "sm_minimum = 93", "sm_minimum", "exceeds num_sms 92"),
     ("sm_multiple = 2", "sm_multiple = 0", "sm_multiple", "above 0"),
     ("sm_multiple = 2", "sm_multiple = 200", "sm_multiple", "exceeds num_sms 92"),
+    (
+        "attention_tile_us = 1.45",
+        "attention_tile_us = 1.45\nattention_write_us = -1.0",
+        "sim.attention_write_us",
+        "at least 0",
+    ),
     ("clock_mhz = 2520.0", "clock_mhz = nan", "clock_mhz", "is nan"),
     ("hbm_gib = 44.988", "hbm_gib = inf", "hbm_gib", "is inf"),
     ("hbm_gbps = 864.0", "hbm_gbps = -864.0", "hbm_gbps", "above 0"),
@@ -301,6 +307,7 @@ def test_a_file_of_the_users_own_needs_no_ranges(tmp_path: Path) -> None:
         ("jitter = [0.03, 0.05]", "jitter", "leaves out the value in use, 0.02"),
         ("bandwidth_curve = [0, 2]", "bandwidth_curve", "above 0.01"),
         ("bandwidth_curve = [1.1, 2]", "bandwidth_curve", "A factor of 1 is the curve in use"),
+        ("attention_write_us = [0.1, 2]", "attention_write_us", "has no value in use"),
         ("weights_curve = [0.5, 2]", "weights_curve", "is no constant of [sim] with a range"),
     ],
 )

@@ -8,12 +8,15 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from nexusbench.core.batch import BatchShape, spread_of
+from nexusbench.core.batch import Batch, BatchShape, spread_of
+from nexusbench.devices.base import DeviceOptions
+from nexusbench.devices.sim import Sim
 from nexusbench.models.config import load_model
 from nexusbench.physics.attention import Attention
 from nexusbench.physics.gpus import gpu_names, load_gpu
 from nexusbench.physics.launches import Physics
 from nexusbench.physics.unequal import UnequalDecodes, two_lengths
+from nexusbench.testing import offer, serve
 
 L20, LLAMA = load_gpu("l20"), load_model("llama-3.1-8b")
 LENGTHS = [1000] * 60 + [5000] * 4  # 64 decodes of 8 KV heads: L20's kernel splits no keys
@@ -87,6 +90,22 @@ def test_only_kernels_that_do_not_balance_wait_for_the_longest(gpu: str) -> None
     waits = spec.sim.attention_kernel in ("fa2", "contiguous")
     lengths = [1000] * 252 + [5000] * 4
     assert (added(Physics(spec, LLAMA), shape_of(lengths), spec.num_sms) > 0.0) == waits
+
+
+@pytest.mark.parametrize(("gpu", "told"), [("l20", True), ("h100", False)])
+def test_batches_say_their_lengths_where_they_count(gpu: str, told: bool) -> None:
+    device = Sim(load_gpu(gpu), LLAMA, DeviceOptions(max_num_seqs=8, max_num_batched_tokens=512))
+    submit, seen = device.submit, []
+
+    def watched(step: int, batch: Batch, sms: int) -> None:
+        seen.append((batch.shape.unequal, [r.num_computed_tokens for r in batch.decodes]))
+        submit(step, batch, sms)
+
+    device.submit = watched  # type: ignore[method-assign]
+    serve([offer(i, 3.0 * i, 40 + 90 * i, 20) for i in range(8)], "vllm", device=device)
+    assert max(len(lengths) for _, lengths in seen) > 4
+    for unequal, lengths in seen:
+        assert unequal == (spread_of(lengths) if told else UNSET)
 
 
 def test_a_window_bounds_what_the_longest_have_more() -> None:
